@@ -1,0 +1,299 @@
+"""The command line: one command a verb. It parses, calls, prints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Recipe
+    from tunesmith.run import Run
+
+app = typer.Typer(
+    help="A table of examples becomes a measured, deployable writing model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, a shipped recipe's name, or a run's folder.")
+]
+Small = Annotated[bool, typer.Option("--small", help="Apply the recipe's 'small' section: a laptop, offline, minutes.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. train.epochs=3.")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that runs are kept in.")]
+Again = Annotated[bool, typer.Option("--again", help="Train anew; the old adapter is kept aside.")]
+
+
+@app.command()
+def run(
+    name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
+) -> None:
+    """Everything: check, prepare, train, evaluate, report."""
+    from tunesmith import verbs
+
+    with _opened(name, small, set, runs) as (recipe, folder):
+        _check(recipe, folder)
+        verbs.prepare(recipe, folder, _say)
+        with _training() as watch:
+            verbs.train(recipe, folder, _say, watch, again=again)
+        with _answering() as tell:
+            verbs.evaluate(recipe, folder, _say, tell)
+        verbs.report(recipe, folder, _say, command=_command())
+
+
+@app.command()
+def check(name: RecipeName, small: Small = False, set: Set = None) -> None:
+    """Read recipe and rows, report everything wrong at once, show the first example as the model sees it."""
+    from tunesmith import verbs
+
+    recipe = _read(name, small, set)
+    _show(verbs.check(recipe, _say))
+
+
+@app.command()
+def prepare(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
+    """Check and split the rows; write the audit page."""
+    from tunesmith import verbs
+
+    with _opened(name, small, set, runs) as (recipe, folder):
+        verbs.prepare(recipe, folder, _say)
+
+
+@app.command()
+def train(
+    name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
+) -> None:
+    """Fine-tune on the prepared rows. Stopped or killed, the same command goes on."""
+    from tunesmith import verbs
+
+    with _opened(name, small, set, runs) as (recipe, folder), _training() as watch:
+        verbs.train(recipe, folder, _say, watch, again=again)
+
+
+@app.command()
+def evaluate(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
+    """Let the base model and the tuned one answer the held-out rows, and compare."""
+    from tunesmith import verbs
+
+    with _opened(name, small, set, runs) as (recipe, folder), _answering() as tell:
+        verbs.evaluate(recipe, folder, _say, tell)
+
+
+@app.command()
+def report(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
+    """Write the page that says whether the tuning helped."""
+    from tunesmith import verbs
+
+    with _opened(name, small, set, runs) as (recipe, folder):
+        verbs.report(recipe, folder, _say, command=_command())
+
+
+@app.command()
+def chat(
+    name: RecipeName,
+    small: Small = False,
+    set: Set = None,
+    runs: Runs = Path("runs"),
+    base: Annotated[bool, typer.Option("--base", help="Talk to the base model instead of the tuned one.")] = False,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Longest reply.")] = 512,
+) -> None:
+    """Talk to the tuned model (or the base) in the terminal. An empty line ends it; /new forgets what was said."""
+    from tunesmith import verbs
+    from tunesmith.data.conversation import Turn
+
+    recipe = _read(name, small, set)
+    model = verbs.chat(recipe, verbs.open_run(recipe, runs), _say, tuned=not base)
+    start = [Turn("system", recipe.prompt.system)] if recipe.prompt.system else []
+    turns = list(start)
+    while line := _ask():
+        if line == "/new":
+            turns = list(start)
+            continue
+        turns.append(Turn("user", line))
+        written = ""
+        for piece in model.stream(turns, max_new_tokens=tokens):
+            print(piece, end="", flush=True)
+            written += piece
+        print()
+        turns.append(Turn("assistant", written))
+
+
+@app.command()
+def recipes() -> None:
+    """The shipped recipes."""
+    from tunesmith.recipe import SHIPPED, read_recipe
+
+    for folder in SHIPPED:
+        for file in sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
+            recipe = read_recipe(str(file))
+            print(f"{recipe.name:16} {recipe.about}  ({recipe.base.model})")
+
+
+@app.command()
+def schema() -> None:
+    """The recipe's JSON schema, for editors."""
+    import json
+
+    from tunesmith.recipe import schema as make
+
+    print(json.dumps(make(), indent=1))
+
+
+# --- printing ----------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The command's entry: errors become one message and an exit code."""
+    from tunesmith.errors import TunesmithError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a fork of the tokenizer's threads would warn
+    try:
+        app()
+    except TunesmithError as error:
+        print(f"\ntunesmith: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        print("\ntunesmith: memory is full. Close other programs, or choose a smaller base.model.", file=sys.stderr)
+        sys.exit(6)
+    except KeyboardInterrupt:
+        print("\ntunesmith: stopped. What was finished is kept; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _command() -> str:
+    return shlex.join(["tunesmith", *sys.argv[1:]])
+
+
+def _read(name: str, small: bool, settings: list[str] | None) -> Recipe:
+    from tunesmith.recipe import parse_setting, read_recipe
+
+    return read_recipe(name, small=small, settings=dict(parse_setting(text) for text in settings or []))
+
+
+@contextlib.contextmanager
+def _opened(name: str, small: bool, settings: list[str] | None, runs: Path) -> Iterator[tuple[Recipe, Run]]:
+    from tunesmith import verbs
+
+    recipe = _read(name, small, settings)
+    folder = verbs.open_run(recipe, runs)
+    with folder.lock():
+        folder.log(_command())
+        try:
+            yield recipe, folder
+        except Exception as error:
+            folder.log(f"{type(error).__name__}: {error}")
+            raise
+
+
+def _check(recipe: Recipe, folder: Run) -> None:
+    """In `run`, checks only what was not prepared before."""
+    from tunesmith import verbs
+
+    if folder.read_seal("prepare") is None:
+        _show(verbs.check(recipe, _say))
+
+
+def _show(found: Any) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(f"check: {found.rows} rows, the longest has {found.longest} tokens; {found.template}. The first row:")
+    text = Text()
+    for piece, learnt in found.pieces:
+        text.append(piece, style="bold green" if learnt else "dim")
+    if not console.is_terminal:  # without colour the learnt part stands in brackets
+        text = Text("".join(f"⟦{piece}⟧" if learnt else piece for piece, learnt in found.pieces))
+    console.print(text)
+    marked = "in green" if console.is_terminal else "in ⟦brackets⟧"
+    console.print(f"check: the part {marked} is learnt, its stop token is {found.stop}", markup=False)
+    for warning in found.warnings:
+        console.print(f"check: {warning}", markup=False)
+
+
+@contextlib.contextmanager
+def _training() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A line that is drawn anew at each step on a terminal; a line now and then elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    state: dict[str, Any] = {}
+    with (
+        Live(console=console, auto_refresh=False, transient=True)
+        if console.is_terminal
+        else contextlib.nullcontext() as live
+    ):
+
+        def watch(event: dict[str, Any]) -> None:
+            if event["kind"] == "step":
+                state.update(event)
+                line = _progress(state)
+                if live:
+                    live.update(Text(line), refresh=True)
+                elif event["step"] % 10 == 0 or event["step"] == event["total"]:
+                    console.print(line, markup=False, soft_wrap=True)
+            elif event["kind"] == "valid":
+                state["valid"] = event["loss"]
+                console.print(f"train: step {event['step']}, validation loss {event['loss']:.4f}", markup=False)
+            elif event["kind"] in ("note", "resume"):
+                text = event.get("text") or f"going on after step {event['step']} of {event['total']}"
+                console.print(f"train: {text}", markup=False, soft_wrap=True)
+
+        yield watch
+
+
+def _progress(event: dict[str, Any]) -> str:
+    speed = f", {event['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in event else ""
+    left = f", {_minutes(event['eta'])} left" if "eta" in event else ""
+    valid = f", validation {event['valid']:.3f}" if "valid" in event else ""
+    return f"train: step {event['step']} of {event['total']}, loss {event['loss']:.3f}{valid}{speed}{left}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+
+    def tell(which: str, done: int, of: int) -> None:
+        if done == of or (console.is_terminal and done % 4 == 0):
+            console.print(
+                f"evaluate: {which} has answered {done} of {of}", markup=False, end="\n" if done == of else "\r"
+            )
+
+    yield tell
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Rows in, conversations out: sources, formats, checks, split."""

@@ -1,0 +1,96 @@
+"""A row, whatever its origin, as turns of a conversation."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One speaker's words."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row stands: file and line (or, in formats without lines, its number from 1)."""
+
+    file: str
+    line: int
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.unit} {self.line}"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A row as turns; the last turn is the answer to learn. `fields` are the row's own values."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    origin: Origin
+    group: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> tuple[Turn, ...]:
+        """Every turn before the last answer."""
+        return self.turns[:-1]
+
+    @property
+    def answer(self) -> str:
+        """The last turn's text."""
+        return self.turns[-1].text
+
+    @property
+    def question(self) -> str:
+        """What the user last said."""
+        return next((turn.text for turn in reversed(self.prompt) if turn.role == "user"), "")
+
+    def with_system(self, system: str | None) -> Conversation:
+        """The same with a system message in front, unless it has one."""
+        if not system or self.turns[0].role == "system":
+            return self
+        return replace(self, turns=(Turn("system", system), *self.turns))
+
+
+def normalise(text: str) -> str:
+    """Letters and digits only, case and accents folded: equal for texts that people call the same."""
+    folded = unicodedata.normalize("NFKD", text).casefold()
+    words = re.sub(r"[\W_]+", " ", "".join(c for c in folded if not unicodedata.combining(c))).strip()
+    return words or folded.strip()  # signs alone: '+' is not '-'
+
+
+def to_plain(row: Conversation) -> dict[str, Any]:
+    """Plain values, for JSON lines."""
+    return {
+        "id": row.id,
+        "group": row.group,
+        "messages": [{"role": turn.role, "content": turn.text} for turn in row.turns],
+        "origin": asdict(row.origin),
+        "fields": dict(row.fields),
+    }
+
+
+def from_plain(plain: Mapping[str, Any]) -> Conversation:
+    """The inverse of `to_plain`."""
+    turns = tuple(Turn(cast(Role, turn["role"]), turn["content"]) for turn in plain["messages"])
+    return Conversation(plain["id"], turns, Origin(**plain["origin"]), plain["group"], plain["fields"])
+
+
+def read_rows(path: Path) -> list[Conversation]:
+    """The conversations of a prepared file."""
+    import json
+
+    text = path.read_text(encoding="utf-8")  # not splitlines(): an answer may hold U+2028, which JSON leaves as it is
+    return [from_plain(json.loads(line)) for line in text.split("\n") if line]

@@ -1,0 +1,123 @@
+"""What a row's columns mean. Each function turns a row's values into turns and the row's group.
+
+Keyword-only parameters are the options a recipe may give. A function raises DataError, without a place, for a
+row that does not fit; the caller adds file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.data.conversation import Role, Turn
+from tunesmith.errors import DataError
+
+Parsed = tuple[tuple[Turn, ...], str]
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+
+
+def columns(
+    values: Mapping[str, Any],
+    *,
+    prompt: str = "prompt",
+    answer: str = "answer",
+    system: str | None = None,
+    group: str | None = None,
+) -> Parsed:
+    """Named columns: what is asked, what is answered, and optionally a system message and a group."""
+    turns = [Turn("user", _cell(values, prompt, "prompt")), Turn("assistant", _cell(values, answer, "answer"))]
+    if system is not None:
+        turns.insert(0, Turn("system", _cell(values, system, "system")))
+    return tuple(turns), _cell(values, group, "group").strip() if group is not None else ""
+
+
+def alpaca(
+    values: Mapping[str, Any],
+    *,
+    instruction: str = "instruction",
+    input: str = "input",
+    output: str = "output",
+    group: str | None = None,
+) -> Parsed:
+    """Alpaca rows: instruction, input (may be missing or empty), output."""
+    asked = _cell(values, instruction, "instruction")
+    context = _cell(values, input, "input").strip() if values.get(input) is not None else ""
+    question = f"{asked.rstrip()}\n\n{context}" if context else asked
+    turns = (Turn("user", question), Turn("assistant", _cell(values, output, "output")))
+    return turns, _cell(values, group, "group").strip() if group is not None else ""
+
+
+def chat(
+    values: Mapping[str, Any],
+    *,
+    messages: str = "messages",
+    role: str = "role",
+    content: str = "content",
+    group: str | None = None,
+) -> Parsed:
+    """A list of messages, each with its role and content; must end with the assistant."""
+    listed = values.get(messages)
+    if not isinstance(listed, list):
+        raise _missing(values, messages, "messages")
+    turns = tuple(_turn(message, role, content, number) for number, message in enumerate(listed, start=1))
+    _check_order(turns)
+    return turns, _cell(values, group, "group").strip() if group is not None else ""
+
+
+def sharegpt(values: Mapping[str, Any], *, conversations: str = "conversations", group: str | None = None) -> Parsed:
+    """ShareGPT rows: a list of {from: human | gpt | system, value}."""
+    return chat(values, messages=conversations, role="from", content="value", group=group)
+
+
+def _cell(values: Mapping[str, Any], name: str, option: str) -> str:
+    value = values.get(name)
+    if value is None:
+        if name not in values:
+            raise _missing(values, name, option)
+        return ""
+    if isinstance(value, bool | bytes | dict | list):
+        raise DataError(f"'{name}' holds {type(value).__name__}, not text", next=f"Name a text column as '{option}'")
+    return str(value)
+
+
+def _missing(values: Mapping[str, Any], name: str, option: str) -> DataError:
+    has = ", ".join(map(str, values)) or "nothing"
+    return DataError(f"no column '{name}'. It has: {has}", next=f"Set {option} in data.format to one of them")
+
+
+def _turn(message: Any, role: str, content: str, number: int) -> Turn:
+    if not isinstance(message, dict) or role not in message or content not in message:
+        raise DataError(f"message {number} lacks '{role}' or '{content}'", next="Each message needs both")
+    name, text = message[role], message[content]
+    if message.get("tool_calls") or name in ("tool", "function", "function_call", "observation"):
+        raise DataError(f"message {number} is a tool call", next="Tool use cannot be learnt yet; remove the row")
+    if not isinstance(name, str) or name not in ROLES:
+        raise DataError(f"message {number} has the unknown role {name!r}", next=f"Use one of: {', '.join(ROLES)}")
+    if not isinstance(text, str):
+        raise DataError(f"message {number} holds {type(text).__name__}, not text", next="Only text can be learnt")
+    return Turn(ROLES[name], text)
+
+
+def _check_order(turns: tuple[Turn, ...]) -> None:
+    spoken = turns[1:] if turns and turns[0].role == "system" else turns
+    if len(spoken) < 2:
+        raise DataError("has no question with an answer", next="A conversation needs a user and an assistant message")
+    for number, turn in enumerate(spoken):
+        expected: Role = "assistant" if number % 2 else "user"
+        if turn.role != expected:
+            raise DataError(
+                f"message {number + 1 + len(turns) - len(spoken)} is by the {turn.role} where the {expected} is due",
+                next="User and assistant must take turns, the user first",
+            )
+    if spoken[-1].role != "assistant":
+        raise DataError("ends with the user", next="The last message must be the assistant's answer")

@@ -1,0 +1,133 @@
+"""Rows in, conversations out: read, parse, check, split, and count what became of every row."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.checks import AFTER_SPLIT, Context, Finding
+from tunesmith.data.conversation import Conversation
+from tunesmith.data.profile import profile
+from tunesmith.data.sources import locate, read
+from tunesmith.data.split import PARTS, split
+from tunesmith.errors import DataError, Several, TunesmithError
+from tunesmith.find import find
+from tunesmith.recipe import Data, Named
+
+SHOWN_ERRORS = 20  # more hide the first
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked, split rows and what was found on the way."""
+
+    parts: Mapping[str, list[Conversation]]
+    findings: Sequence[Finding]
+    audit: dict[str, Any]
+
+
+def source_files(sources: str | list[str], folder: Path) -> list[Path]:
+    """The files that a recipe's data.source names."""
+    return [path for source in ([sources] if isinstance(sources, str) else sources) for path in locate(source, folder)]
+
+
+def load(files: Sequence[Path], wanted: Named, system: str | None) -> list[Conversation]:
+    """Every row of `files` as a conversation.
+
+    Raises Several with each row that does not fit (the first 20), naming file and line.
+    """
+    parse = find("tunesmith.data.formats", wanted.name)
+    rows: list[Conversation] = []
+    wrong: list[TunesmithError] = []
+    seen: Counter[str] = Counter()
+    for row in _rows(files, wrong):
+        try:
+            turns, group = parse(row.values, **wanted.options)
+        except DataError as error:
+            wrong.append(DataError(error.what, where=str(row.origin), next=error.next))
+            continue
+        name = _id(turns, seen)
+        rows.append(Conversation(name, turns, row.origin, group, _plain(row.values)).with_system(system))
+    if wrong:
+        shown, more = wrong[:SHOWN_ERRORS], len(wrong) - SHOWN_ERRORS
+        if more > 0:
+            shown.append(DataError(f"{more} more rows do not fit", where=str(files[0])))
+        raise Several(shown)
+    if not rows:
+        raise DataError("there are no rows", where=", ".join(map(str, files)), next="Check data.source")
+    return rows
+
+
+def prepare(rows: Sequence[Conversation], data: Data, seed: int, context: Context) -> Prepared:
+    """Checks the rows, drops what the checks propose to drop, splits the rest, and accounts for every row."""
+    before = [check for check in data.checks if check.name not in AFTER_SPLIT]
+    after = [check for check in data.checks if check.name in AFTER_SPLIT]
+    findings = list(_look(rows, before, context))
+    kept = _keep(rows, findings)
+    if not kept:
+        raise DataError("the checks leave no row", next="Read audit.html, or ask for fewer checks in data.checks")
+    options = data.split.model_dump()
+    parts = split(kept, seed=seed, **options)
+    leaks = list(_look(kept, after, Context(context.count_tokens, context.max_tokens, parts)))
+    findings += leaks
+    kept = _keep(kept, leaks)
+    by_part = {part: [row for row in kept if parts[row.id] == part] for part in PARTS}
+    if not by_part["train"]:
+        raise DataError("every training row leaks into the test", next="Split by group, or remove repeated prompts")
+    return Prepared(by_part, findings, _account(rows, by_part, findings, context))
+
+
+def _rows(files: Sequence[Path], wrong: list[TunesmithError]) -> Iterator[Any]:
+    for file in files:
+        try:
+            yield from read(file)
+        except DataError as error:
+            wrong.append(error)
+
+
+def _id(turns: Sequence[Any], seen: Counter[str]) -> str:
+    text = "\x1f".join(f"{turn.role}\x1e{turn.text}" for turn in turns)
+    name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    seen[name] += 1
+    return name if seen[name] == 1 else f"{name}-{seen[name]}"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in values.items() if isinstance(value, str | int | float | bool)}
+
+
+def _look(rows: Sequence[Conversation], checks: Sequence[Named], context: Context) -> Iterator[Finding]:
+    for check in checks:
+        yield from find("tunesmith.data.checks", check.name)(rows, context, **check.options)
+
+
+def _keep(rows: Sequence[Conversation], findings: Sequence[Finding]) -> list[Conversation]:
+    dropped = {finding.row for finding in findings if finding.proposal == "drop"}
+    return [row for row in rows if row.id not in dropped]
+
+
+def _account(
+    rows: Sequence[Conversation],
+    parts: Mapping[str, list[Conversation]],
+    findings: Sequence[Finding],
+    context: Context,
+) -> dict[str, Any]:
+    reasons: dict[str, str] = {}
+    for finding in findings:
+        if finding.proposal == "drop":
+            reasons.setdefault(finding.row, finding.check)  # a row is counted under the first check that drops it
+    used = sum(len(members) for members in parts.values())
+    if used + len(reasons) != len(rows):
+        raise AssertionError(f"{len(rows)} rows came in, {used} went out, {len(reasons)} were dropped")
+    return {
+        "read": len(rows),
+        "dropped": dict(Counter(reasons.values())),
+        "parts": {part: len(members) for part, members in parts.items()},
+        "groups": {part: sorted({row.group for row in members}) for part, members in parts.items()},
+        "findings": [asdict(finding) for finding in findings],
+        "profile": profile([row for members in parts.values() for row in members], context.count_tokens),
+    }

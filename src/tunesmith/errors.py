@@ -1,0 +1,83 @@
+"""Every error a user can meet, as one tree.
+
+An error has three parts: what is wrong, where, and what to do next. Nothing else in the package
+raises a bare exception for something a user did or can mend.
+"""
+
+from __future__ import annotations
+
+
+class TunesmithError(Exception):
+    """Something a user can mend. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", next: str = "") -> None:
+        """`what` is wrong, `where` it is (file, line, key), what to do `next`."""
+        self.what, self.where, self.next = what.rstrip("."), where, next.rstrip(".")
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}." if self.where else f"{self.what}."
+        return f"{text} {self.next}." if self.next else text
+
+
+class Several(TunesmithError):
+    """Everything that is wrong, at once."""
+
+    def __init__(self, errors: list[TunesmithError]) -> None:
+        """`errors`: at least one; the first decides the exit code."""
+        self.errors = errors
+        self.exit_code = errors[0].exit_code
+        super().__init__("\n".join(str(error) for error in errors))
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+
+class RecipeError(TunesmithError):
+    """The recipe asks for something that does not exist or cannot be."""
+
+    exit_code = 2
+
+
+class DataError(TunesmithError):
+    """A row or a file cannot be read as the recipe says."""
+
+    exit_code = 3
+
+
+class ModelError(TunesmithError):
+    """The base model is missing, unsafe to load or of a kind that cannot be tuned."""
+
+    exit_code = 4
+
+
+class RunError(TunesmithError):
+    """The run's folder is locked, damaged, or made from something else."""
+
+    exit_code = 5
+
+
+class ResourceError(TunesmithError):
+    """Memory, disk or device do not suffice. What was done so far is kept."""
+
+    exit_code = 6
+
+
+class MissingExtra(TunesmithError):
+    """A part that comes with an optional extra is not installed."""
+
+    exit_code = 7
+
+
+class TrainingDiverged(TunesmithError):
+    """The loss or the gradient is no longer a number."""
+
+    exit_code = 8
+
+
+class Paused(TunesmithError):
+    """The user stopped the run. The same command goes on."""
+
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""Text models and test rows in, scores out."""

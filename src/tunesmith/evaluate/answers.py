@@ -1,0 +1,28 @@
+"""A model's loss on given answers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+
+from tunesmith.data.conversation import Conversation
+from tunesmith.generate.from_weights import FromWeights
+from tunesmith.prompt import pack
+from tunesmith.prompt.tokens import encode
+from tunesmith.train.loss import summed_loss
+
+
+def losses(text: FromWeights, rows: Sequence[Conversation], *, learn: str) -> list[float]:
+    """Nats a learnt token for each row's answer, under the base or the tuned model."""
+    found = []
+    off = contextlib.nullcontext() if text.tuned else text.model.base()
+    text.model.network.eval()
+    with torch.no_grad(), off:
+        for row in rows:
+            batch = pack.collate(
+                [encode(row, text.template, "everything" if learn == "everything" else "answer")], text.pad
+            )
+            found.append(summed_loss(text.model, batch).item() / batch.learnt)
+    return found

@@ -1,0 +1,113 @@
+"""What a fine-tune needs, by arithmetic, before anything is loaded; and the micro-batch that fits."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tunesmith.errors import ResourceError
+from tunesmith.hardware import Machine
+from tunesmith.model.shape import ModelShape
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # codes, one 8-bit scale for 64, one 32-bit scale for 256 scales
+RUNTIME = {"cuda": 600 << 20, "cpu": 900 << 20}  # context and libraries before any weight, as measured
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1}
+SHARE = 0.9  # of the free memory; the rest is for what the arithmetic leaves out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fits: bytes by part, padded tokens of a micro-batch, whether activations are recomputed."""
+
+    budget: int
+    parts: dict[str, int]
+    micro_tokens: int
+    recompute: bool
+    dense: bool
+    why: str
+
+    @property
+    def peak(self) -> int:
+        """Predicted peak in bytes."""
+        return sum(self.parts.values())
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for plan.json."""
+        return {**asdict(self), "peak": self.peak}
+
+
+def plan(
+    shape: ModelShape,
+    machine: Machine,
+    *,
+    bits: int,
+    rank: int,
+    optimizer: str,
+    longest: int,
+    step_tokens: int,
+    memory: str,
+    recompute: str,
+) -> Plan:
+    """The largest micro-batch, of at most `step_tokens`, that fits the budget; recomputing only when it must.
+
+    `longest` is the longest row in tokens. Raises ResourceError when not even one row fits.
+    """
+    budget = parse_bytes(memory) if memory != "auto" else int(machine.memory_free * SHARE)
+    number = 4 if machine.precision == "float32" else 2
+    fixed = {
+        "runtime": RUNTIME[machine.device],
+        "base": int(shape.linear * (NF4_BYTES if bits == 4 else number) + shape.rest * number),
+        "adapter": int(shape.adapter(rank) * (8 + OPTIMIZER_BYTES.get(optimizer, 8.0))),  # float32, gradient, state
+    }
+    dense_bytes = shape.linear * number if bits == 4 else 0
+    best: Plan | None = None
+    for again in {"auto": (False, True), "yes": (True,), "no": (False,)}[recompute]:
+        room = budget - sum(fixed.values())
+        token = token_bytes(shape, number, again)
+        logits = min(step_tokens, 1024) * shape.vocabulary * 10  # one chunk: 16-bit and two 32-bit copies
+        micro = min(int((room - logits) / token) if room > logits else 0, max(step_tokens, longest))
+        if micro >= longest:
+            parts = {**fixed, "logits": logits, "activations": int(micro * token)}
+            dense = machine.device == "cpu" and bits == 4 and sum(parts.values()) + dense_bytes < budget // 2
+            if dense:
+                parts["dense copy"] = dense_bytes
+            why = "fits" if not again else "activations are recomputed to fit"
+            best = Plan(budget, parts, micro, again, dense, why)
+            if micro >= step_tokens or recompute != "auto" or not again:
+                return best
+    if best is None:
+        need = sum(fixed.values()) + logits + int(longest * token)
+        raise ResourceError(
+            f"training needs about {show_bytes(need)} and {show_bytes(budget)} may be used",
+            where=f"train.memory {memory}",
+            next="Choose a smaller base.model, base.bits 4, a smaller adapter.rank or prompt.max_tokens",
+        )
+    return best
+
+
+def token_bytes(shape: ModelShape, number: int, recompute: bool) -> float:
+    """Bytes of saved activations for one padded token: `number` bytes an element.
+
+    Per layer: norms keep their input twice in 32 bits, the linear layers theirs once, attention its three inputs
+    and output, the gated product its three factors.
+    """
+    wide = shape.hidden * (2 * 8 + 3 * number)
+    attention = (2 * shape.queries + 2 * shape.keys) * number * 2
+    inner = shape.intermediate * number * (4 if shape.gated else 2)
+    layer = wide + attention + inner
+    return shape.layers * shape.hidden * number + 2 * layer if recompute else shape.layers * layer
+
+
+def parse_bytes(text: str) -> int:
+    """'6GB' as bytes (a GB is 10^9, a GiB 2^30)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", text)
+    if not match:
+        raise ValueError(text)
+    power = {"M": 2, "G": 3}[match[2]]
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def show_bytes(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

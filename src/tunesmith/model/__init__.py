@@ -1,0 +1,1 @@
+"""Weights in, a trainable model out: weights, shape, qlora, adapter, build."""

@@ -1,0 +1,72 @@
+"""A model's shape, read from its configuration before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.errors import ModelError
+from tunesmith.model.weights import read_config
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder, in elements. `linear` counts the decoder's linear weights, `rest` all others."""
+
+    family: str
+    layers: int
+    hidden: int
+    intermediate: int
+    queries: int  # width of all query heads together
+    keys: int  # width of all key heads together
+    vocabulary: int
+    tied: bool
+    context: int
+    gated: bool
+
+    @property
+    def linear(self) -> int:
+        """Elements of the linear layers of all decoder layers."""
+        attention = self.hidden * (2 * self.queries + 2 * self.keys)
+        return self.layers * (attention + (3 if self.gated else 2) * self.hidden * self.intermediate)
+
+    @property
+    def rest(self) -> int:
+        """Elements of embeddings, head and norms."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + (2 * self.layers + 1) * self.hidden
+
+    def adapter(self, rank: int) -> int:
+        """Elements of a LoRA adapter of `rank` on all linear layers."""
+        attention = (self.hidden + self.queries) * 2 + (self.hidden + self.keys) * 2
+        return rank * self.layers * (attention + (3 if self.gated else 2) * (self.hidden + self.intermediate))
+
+
+def read_shape(folder: Path, name: str) -> ModelShape:
+    """The shape that `folder`'s config.json tells.
+
+    Raises ModelError for a configuration that is no decoder's.
+    """
+    config = read_config(folder, name)
+    config = {**config, **config.get("text_config", {})}
+
+    def take(*keys: str) -> int:
+        for key in keys:
+            if isinstance(config.get(key), int):
+                return int(config[key])
+        raise ModelError(f"config.json has no '{keys[0]}'", where=name, next="Choose a causal language model")
+
+    hidden, heads = take("hidden_size", "n_embd"), take("num_attention_heads", "n_head")
+    head = config.get("head_dim") or hidden // heads
+    family = str(config.get("model_type", ""))
+    return ModelShape(
+        family=family,
+        layers=take("num_hidden_layers", "n_layer"),
+        hidden=hidden,
+        intermediate=int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
+        queries=heads * head,
+        keys=int(config.get("num_key_value_heads") or heads) * head,
+        vocabulary=take("vocab_size"),
+        tied=bool(config.get("tie_word_embeddings", family in ("gpt2", "gemma", "gemma2", "gemma3_text"))),
+        context=take("max_position_embeddings", "n_positions", "n_ctx"),
+        gated=family != "gpt2",
+    )

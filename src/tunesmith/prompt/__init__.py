@@ -1,0 +1,1 @@
+"""Conversations in, batches of tokens out: template, tokens, pack."""

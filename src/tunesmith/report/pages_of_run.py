@@ -1,0 +1,166 @@
+"""The audit page and the report, from what lies in a run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.data.conversation import Conversation
+from tunesmith.evaluate.compare import PARTS
+from tunesmith.find import entries, find
+from tunesmith.memory import show_bytes
+from tunesmith.recipe import Recipe
+from tunesmith.report import plots
+from tunesmith.report.page import render
+from tunesmith.train.journal import read_journal
+
+
+def audit_page(recipe: Recipe, audit: dict[str, Any], example: list[tuple[str, bool]], stop: str, template: str) -> str:
+    """The page about the data."""
+    profile = audit["profile"]
+    groups = [item for item in profile["groups"].items() if item[0]]
+    drawn = {
+        "prompts": plots.histogram(profile["prompt_words"], "words in the prompt"),
+        "answers": plots.histogram(profile["answer_words"], "words in the answer"),
+        "tokens": plots.histogram(profile["tokens"], "tokens in the row"),
+        "groups": plots.bars(sorted(groups, key=lambda item: -item[1])[:40], "rows") if groups else "",
+        "prompt_ngrams": plots.bars(profile["prompt_ngrams"], "prompts") if profile["prompt_ngrams"] else "",
+        "answer_ngrams": plots.bars(profile["answer_ngrams"], "answers") if profile["answer_ngrams"] else "",
+    }
+    return render(
+        "audit.html",
+        name=recipe.name,
+        audit=audit,
+        example=example,
+        stop=stop,
+        template=template,
+        plots=drawn,
+        longest=max(profile["tokens"]),
+        limit=recipe.prompt.max_tokens,
+        checks=[check.name for check in recipe.data.checks],
+    )
+
+
+def report_page(
+    recipe: Recipe,
+    folder: Path,
+    rows: Mapping[str, Sequence[Conversation]],
+    *,
+    command: str,
+    seals: Mapping[str, dict[str, Any]],
+) -> str:
+    """The page about the run: `rows` are the rows that were asked, by part."""
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+    events = read_journal(folder / "journal.jsonl")
+    training = seals["train"]["summary"]
+    first = next(iter(scores["sections"].values()))
+    chosen = [name for name in first if first[name]["better"] != "neither"]
+    return render(
+        "report.html",
+        name=recipe.name,
+        about=recipe.about.rstrip("."),
+        base=recipe.base.model,
+        scores=scores,
+        plot=plots.intervals(
+            [(n.replace("_", " "), first[n]["low"], first[n]["difference"], first[n]["high"]) for n in chosen]
+        ),
+        meanings=_meanings(recipe),
+        audit=audit,
+        curves=plots.curves(_points(events, "step"), _points(events, "valid"), training.get("best_step")),
+        training=training,
+        notes=[event for event in events if event["kind"] == "note"],
+        replies=_replies(folder, rows, scores),
+        limits=_limits(scores, audit, recipe),
+        used=_used(recipe, folder, seals),
+        command=command,
+        recipe=yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True),
+    )
+
+
+def _points(events: Sequence[dict[str, Any]], kind: str) -> list[tuple[int, float]]:
+    return [(event["step"], event["loss"]) for event in events if event["kind"] == kind]
+
+
+def _meanings(recipe: Recipe) -> dict[str, str]:
+    found = {}
+    for metric in recipe.evaluate.metrics:
+        if metric.name in entries("tunesmith.evaluate.metrics"):
+            found[metric.name] = (find("tunesmith.evaluate.metrics", metric.name).__doc__ or "").split("\n\n")[0]
+    return found
+
+
+def _replies(
+    folder: Path, rows: Mapping[str, Sequence[Conversation]], scores: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    texts = {
+        which: {(item["part"], item["id"]): item for item in _lines(folder / "replies" / f"{which}.jsonl")}
+        for which in ("base", "tuned")
+    }
+    values = {(item["part"], item["id"]): item for item in scores["rows"]}
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for part, members in rows.items():
+        for row in members:
+            key = (part, row.id)
+            wanted = row.answer or str(row.fields.get("good_reply", ""))
+            shown.setdefault(PARTS.get(part, part), []).append(
+                {
+                    "question": row.question,
+                    "group": row.group,
+                    "base": texts["base"][key],
+                    "tuned": texts["tuned"][key],
+                    "base_scores": values[key]["base"],
+                    "tuned_scores": values[key]["tuned"],
+                    "wanted": wanted,
+                    "wanted_title": "The row's own answer" if row.answer else "What a good reply does",
+                }
+            )
+    return shown
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> list[str]:
+    first = next(iter(scores["sections"].values()))
+    primary = first.get(scores["primary"]) or next(iter(first.values()))
+    said = [
+        f"{primary['rows']} questions in {primary['groups']} groups were asked. Smaller changes than the interval's "
+        "width would stay unseen.",
+        "The scores look at form and at likeness to the rows' own answers. Whether an answer is true, only people can say.",
+        "Replies were written with greedy decoding; other settings give other replies.",
+    ]
+    if not audit["parts"]["unseen"]:
+        said.append("No whole group was held out, so nothing is known about topics that the rows do not cover.")
+    outside = scores["sections"].get("outside the domain", {}).get("as_expected")
+    if outside and outside["tuned"] < 0.5:
+        said.append(
+            f"Asked about other things, the tuned model did what it should in {100 * outside['tuned']:.0f} % of the prompts "
+            f"(base: {100 * outside['base']:.0f} %). Keep such questions away from it, or add rows that decline."
+        )
+    return said
+
+
+def _used(recipe: Recipe, folder: Path, seals: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    machine = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    used = {
+        "Machine": f"{machine['name']} ({machine['device']}), {machine['cores']} cores",
+        "Number type": f"{machine['precision']} ({machine['why']})",
+        "Base weights": f"{recipe.base.bits} bit, fingerprint {seals['train']['weights'][:16]}",
+        "Seed": str(recipe.seed),
+        "Memory": f"planned {show_bytes(plan['peak'])}, measured {show_bytes(plan['measured'])} while training",
+        "Versions": versions,
+    }
+    for product in ("prepare", "train", "evaluate"):
+        seconds = seals[product].get("seconds")
+        used[f"Time to {product}"] = f"{seconds:.0f} s" if seconds is not None else "–"
+    adapter = seals["train"]["files"].get("adapter", "")
+    used["Adapter"] = f"fingerprint {adapter[:16]}"
+    return used

@@ -1,0 +1,91 @@
+"""Plots as inline SVG, readable without colour."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+INK, GREY, FIRST, SECOND = "#1f2933", "#7b8794", "#0b5cad", "#b44d12"
+
+
+def curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]], best: int | None) -> str:
+    """Loss over steps: training thin, validation with marks, the step that was kept."""
+    figure, axes = _axes(6.4, 2.9)
+    if train:
+        axes.plot(*zip(*train, strict=True), color=FIRST, linewidth=1.3, label="training rows")
+    if valid:
+        axes.plot(
+            *zip(*valid, strict=True), color=SECOND, linestyle="--", marker="o", markersize=4, label="validation rows"
+        )
+    if best:
+        axes.axvline(best, color=GREY, linewidth=1, linestyle=":")
+        axes.annotate(f"kept: step {best}", (best, axes.get_ylim()[1]), ha="right", va="top", fontsize=8, color=INK)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure, "Loss falling over training steps")
+
+
+def histogram(values: Sequence[int], label: str) -> str:
+    """How many rows have which length."""
+    figure, axes = _axes(3.4, 2.1)
+    axes.hist(values, bins=min(24, max(4, len(set(values)))), color=FIRST, edgecolor="white", linewidth=0.6)
+    axes.set_xlabel(label)
+    axes.set_ylabel("rows")
+    return _svg(figure, f"Histogram of {label}")
+
+
+def bars(items: Sequence[tuple[str, int]], label: str) -> str:
+    """One horizontal bar a name, longest on top."""
+    figure, axes = _axes(6.4, 0.45 + 0.21 * max(2, len(items)))
+    names, counts = [name for name, _ in items][::-1], [count for _, count in items][::-1]
+    axes.barh(range(len(names)), counts, color=FIRST, height=0.7)
+    axes.set_yticks(range(len(names)), [_label(name) for name in names], fontsize=8)
+    for place, count in enumerate(counts):
+        axes.annotate(str(count), (count, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.set_xlabel(label)
+    axes.margins(x=0.08, y=0.01)
+    return _svg(figure, f"Bars of {label}")
+
+
+def intervals(items: Sequence[tuple[str, float, float, float]]) -> str:
+    """Differences with their intervals against zero: (name, low, middle, high)."""
+    figure, axes = _axes(6.4, 0.6 + 0.3 * len(items))
+    for place, (_, low, middle, high) in enumerate(reversed(items)):
+        axes.plot([low, high], [place, place], color=FIRST, linewidth=2)
+        axes.plot([middle], [place], marker="D", color=FIRST, markersize=5)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks(range(len(items)), [_label(name) for name, *_ in reversed(items)], fontsize=8)
+    axes.set_ylim(-0.6, len(items) - 0.4)
+    axes.set_xlabel("tuned minus base")
+    return _svg(figure, "Differences with 95 % intervals")
+
+
+def _label(text: str) -> str:
+    return (text if len(text) < 48 else text[:45] + "…").replace("$", r"\$")  # a bare $ would start a formula
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.xaxis.label.set_size(8)
+    axes.yaxis.label.set_size(8)
+    return figure, axes
+
+
+def _svg(figure: Any, title: str) -> str:
+    import matplotlib
+
+    sink = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    drawn = sink.getvalue()
+    start = drawn.index("<svg")
+    tag_end = drawn.index(">", start)
+    return f'{drawn[start:tag_end]} role="img" aria-label="{title}">{drawn[tag_end + 1 :]}'

@@ -1,0 +1,215 @@
+"""The folder of one run: where each product lies, what it was made from, the lock, atomic writes, the log.
+
+A product is written under a temporary name, flushed and renamed. Beside it stands a seal: the fingerprints of
+what it was made from. A product whose seal agrees is fresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import ResourceError, RunError
+
+
+def hash_bytes(data: bytes) -> str:
+    """SHA-256 of `data`, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_plain(value: Any) -> str:
+    """SHA-256 of plain values, independent of the order of keys."""
+    return hash_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+
+
+def hash_path(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's names and contents."""
+    if path.is_file():
+        return hash_file(path)
+    return hash_plain({str(f.relative_to(path)): hash_file(f) for f in sorted(path.rglob("*")) if f.is_file()})
+
+
+@contextlib.contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Turns a full disk into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ResourceError(
+            "the disk is full; what was finished before is kept",
+            where=str(path),
+            next="Free some space and give the same command again: it goes on",
+        ) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames inside `path` survive a loss of power."""
+    if os.name != "posix":  # Windows has no folder handles to flush
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Writes `path` so that it is either as before or whole. Raises ResourceError when the disk is full."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block ends well, and goes when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    with disk(path):
+        try:
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            if path.exists():
+                path.rename(old)
+            try:
+                temporary.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+            sync_folder(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Run:
+    """One run's folder. Nothing else keeps state."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens `path`, creating it if need be."""
+        self.path = path
+        with disk(path):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps a second process from writing here. Raises RunError while another holds it."""
+        from filelock import FileLock, Timeout
+
+        lock, owner = FileLock(self / ".lock", timeout=0), self / ".lock.owner"
+        try:
+            lock.acquire()
+        except Timeout as error:
+            who = owner.read_text() if owner.exists() else "unknown"
+            raise RunError(
+                f"another process ({who}) works on this run",
+                where=str(self.path),
+                next="Wait for it to end, or stop it",
+            ) from error
+        try:
+            with disk(self.path):
+                owner.write_text(f"pid {os.getpid()}")
+            yield
+        finally:
+            lock.release()
+
+    def log(self, text: str) -> None:
+        """One dated line in run.log."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with disk(self.path), (self / "run.log").open("a", encoding="utf-8") as file:
+            file.write(f"{stamp} {text}\n")
+
+    def write(self, name: str, data: str | bytes) -> Path:
+        """Writes a product's file atomically."""
+        write_atomic(self / name, data)
+        return self / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Writes plain values, readably."""
+        return self.write(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Plain values of a product.
+
+        Raises RunError when it is missing or damaged.
+        """
+        try:
+            return json.loads((self / name).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunError(f"there is no {name} yet", where=str(self.path), next="Run the stage before it") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(
+                f"{name} is damaged", where=str(self.path), next="Delete it and run its stage again"
+            ) from error
+
+    def seal(self, product: str, made_from: Mapping[str, str], files: list[str], **notes: Any) -> None:
+        """Says that `product` is finished: its `files`, what it was made from, and notes worth keeping."""
+        hashes = {name: hash_path(self / name) for name in files}
+        record = {"product": product, "made_from": dict(made_from), "files": hashes, **notes}
+        self.write_json(f".seals/{product}.json", record)
+
+    def read_seal(self, product: str) -> dict[str, Any] | None:
+        """The seal of a finished product, or None."""
+        try:
+            seal = json.loads((self / f".seals/{product}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return seal if isinstance(seal, dict) and {"made_from", "files"} <= seal.keys() else None
+
+    def changed(self, product: str, made_from: Mapping[str, str]) -> list[str] | None:
+        """Why `product` must be made (again): None for never made, [] for fresh, else what changed."""
+        seal = self.read_seal(product)
+        if seal is None:
+            return None
+        before = seal["made_from"]
+        keys = sorted({*before, *made_from})
+        reasons = [f"{key} changed" for key in keys if before.get(key) != made_from.get(key)]
+        for name, stored in seal["files"].items():
+            path = self / name
+            if not path.exists():
+                reasons.append(f"{name} is gone")
+            elif hash_path(path) != stored:
+                reasons.append(f"{name} was changed by hand or damaged")
+        return reasons
+
+    def fingerprint(self, product: str) -> str:
+        """A finished product's own fingerprint, for the seal of what is made from it."""
+        seal = self.read_seal(product)
+        if seal is None:
+            raise RunError(f"{product} is not finished", where=str(self.path), next=f"Run: tunesmith {product}")
+        return hash_plain(seal["files"])

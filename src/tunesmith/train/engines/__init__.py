@@ -1,0 +1,1 @@
+"""Training loops. Each module defines `train(job)` and writes the same products."""

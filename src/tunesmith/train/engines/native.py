@@ -1,0 +1,304 @@
+"""Our training loop. Killed at any moment, the same call goes on and ends with the same adapter."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from tunesmith.errors import Paused, ResourceError, RunError, TrainingDiverged
+from tunesmith.find import find
+from tunesmith.model.adapter import peft_config
+from tunesmith.model.build import add_adapter
+from tunesmith.prompt import pack
+from tunesmith.prompt.tokens import Example
+from tunesmith.train import checkpoint
+from tunesmith.train.job import Job, Outcome
+from tunesmith.train.journal import Journal, opened
+from tunesmith.train.loss import check_head, summed_loss
+from tunesmith.train.rate import factor
+from tunesmith.train.stop import listening
+
+
+@dataclass
+class Progress:
+    """Where a run is. Kept in each checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = 0
+    waited: int = 0  # validations since the best
+    micro_tokens: int = 0
+    scale: float = 65536.0  # of the loss, for float16 only
+    ended: bool = False
+
+
+def train(job: Job) -> Outcome:
+    """Fine-tunes and returns the best adapter.
+
+    Raises Paused on Ctrl-C, ResourceError when memory or disk run out, TrainingDiverged when the loss is no number.
+    """
+    return _Loop(job).run()
+
+
+class _Loop:
+    def __init__(self, job: Job) -> None:
+        self.job, self.model, self.settings = job, job.model, job.settings
+        self.folder = job.folder / "checkpoints"
+        adapter = job.adapter
+        add_adapter(
+            job.model,
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            layers=adapter.layers,
+            dropout=adapter.dropout,
+            seed=job.seed,
+        )
+        if job.recompute:
+            job.model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            job.model.network.enable_input_require_grads()
+        self.parameters = job.model.trainable()
+        make = find("tunesmith.train.optimizers", self.settings.optimizer.name)
+        self.optimizer: torch.optim.Optimizer = make(
+            list(self.parameters.values()),
+            self.settings.learning_rate,
+            self.settings.weight_decay,
+            **self.settings.optimizer.options,
+        )
+        self.schedule = find("tunesmith.train.schedules", self.settings.schedule.name)
+        self.lengths = [len(example) for example in job.train]
+        self.plan = [
+            rows
+            for epoch in range(self.settings.epochs)
+            for rows in pack.steps(self.lengths, self.settings.batch, job.seed, epoch)
+        ]
+        self.progress = Progress(micro_tokens=job.micro_tokens)
+        torch.manual_seed(job.seed)
+
+    # --- the loop -------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        damaged = self._resume()
+        with opened(
+            self.job.folder / "journal.jsonl",
+            self.job.folder / "tensorboard",
+            self.job.watcher,
+            from_step=self.progress.step,
+        ) as journal:
+            self._begin(journal, damaged)
+            with listening() as wish:
+                while not self.progress.ended:
+                    self._step(journal)
+                    if self._due(self.settings.evaluate_every) or self.progress.ended:
+                        self._validate(journal)
+                    if self._due(self.settings.checkpoint_every or self.settings.evaluate_every) or self.progress.ended:
+                        self._save(journal)
+                    if wish.stop and not self.progress.ended:
+                        self._save(journal)
+                        raise Paused(
+                            f"stopped after step {self.progress.step} of {len(self.plan)}; everything is kept",
+                            where=str(self.job.folder),
+                            next="Give the same command again to go on",
+                        )
+            return self._end(journal)
+
+    def _begin(self, journal: Journal, damaged: list[int]) -> None:
+        for step in damaged:
+            journal.tell("note", self.progress.step, text=f"checkpoint {step} is damaged and was passed over")
+        total = {"total": len(self.plan), "epochs": self.settings.epochs}
+        if self.progress.step:
+            journal.tell("resume", self.progress.step, **total)
+            return
+        check_head(self.model, self._collate(self.job.train[:1]))
+        journal.tell(
+            "start", 0, **total, rows=len(self.job.train), trained=sum(p.numel() for p in self.parameters.values())
+        )
+        self._validate(journal)
+
+    def _step(self, journal: Journal) -> None:
+        began = time.perf_counter()
+        progress, rows = self.progress, self.plan[self.progress.step]
+        rate = self.settings.learning_rate * factor(progress.step, len(self.plan), self.settings.warmup, self.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, tokens, learnt = self._gradients(rows, journal)
+        norm = self._clip()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            if self.job.precision == "float16" and math.isfinite(loss) and progress.scale > 1:
+                progress.scale /= 2  # an overflow in the scaled gradient: this step is skipped
+                journal.tell("note", progress.step + 1, text=f"gradient overflow; loss scale is now {progress.scale:g}")
+            else:
+                raise TrainingDiverged(
+                    f"the loss is {loss:g} and the gradient's norm {norm:g} at step {progress.step + 1}",
+                    where=str(self.job.folder),
+                    next="Lower train.learning_rate, or set train.precision to float32; the last checkpoint is kept",
+                )
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.tokens += tokens
+        seconds = time.perf_counter() - began
+        progress.seconds += seconds
+        progress.ended = progress.step >= len(self.plan)
+        journal.tell(
+            "step",
+            progress.step,
+            total=len(self.plan),
+            epoch=round(self.settings.epochs * progress.step / len(self.plan), 3),
+            loss=loss,
+            rate=rate,
+            grad_norm=norm,
+            tokens=tokens,
+            learnt=learnt,
+            tokens_per_second=round(tokens / seconds, 1),
+            eta=round(progress.seconds / progress.step * (len(self.plan) - progress.step), 1),
+        )
+
+    def _gradients(self, rows: Sequence[int], journal: Journal) -> tuple[float, int, int]:
+        """Leaves the gradient of the mean loss over the step's learnt tokens, whatever the micro-batches are."""
+        while True:
+            try:
+                return self._accumulate(rows)
+            except torch.OutOfMemoryError as error:
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                longest = max(self.lengths[row] for row in rows)
+                if self.progress.micro_tokens <= longest:
+                    raise ResourceError(
+                        f"a row of {longest} tokens does not fit into the card's memory",
+                        where=str(self.job.folder),
+                        next="Set train.recompute to yes, lower prompt.max_tokens, or choose a smaller base.model",
+                    ) from error
+                self.progress.micro_tokens = max(longest, self.progress.micro_tokens // 2)
+                text = (
+                    f"out of memory: micro-batches now hold {self.progress.micro_tokens} tokens, the step is the same"
+                )
+                journal.tell("note", self.progress.step, text=text)
+
+    def _accumulate(self, rows: Sequence[int]) -> tuple[float, int, int]:
+        self.model.network.train()
+        parts = pack.micro_batches(rows, self.lengths, self.progress.micro_tokens)
+        batches = [self._collate([self.job.train[row] for row in part]) for part in parts]
+        learnt = sum(batch.learnt for batch in batches)
+        scale = self.progress.scale if self.job.precision == "float16" else 1.0
+        loss = 0.0
+        for batch in batches:
+            summed = summed_loss(self.model, batch) / learnt
+            (summed * scale).backward()  # type: ignore[no-untyped-call]
+            loss += summed.item()
+        return loss, sum(batch.tokens for batch in batches), learnt
+
+    def _clip(self) -> float:
+        if self.job.precision == "float16":
+            for parameter in self.parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad /= self.progress.scale
+        return float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip))
+
+    def _due(self, every: int) -> bool:
+        return self.progress.step % every == 0
+
+    # --- validation, checkpoints ----------------------------------------------------------------------------
+
+    def _validate(self, journal: Journal) -> None:
+        progress = self.progress
+        if not self.job.valid:
+            progress.best_step = progress.step
+            return
+        loss = validation_loss(self)
+        journal.tell("valid", progress.step, loss=loss)
+        if not progress.step:
+            return  # the base's own loss is where the curve starts, not a candidate
+        if loss < progress.best_loss:
+            progress.best_loss, progress.best_step, progress.waited = loss, progress.step, 0
+            if not self._due(self.settings.checkpoint_every or self.settings.evaluate_every):
+                self._save(journal)
+            return
+        progress.waited += 1
+        if self.settings.patience and progress.waited >= self.settings.patience and not progress.ended:
+            progress.ended = True
+            journal.tell("note", progress.step, text=f"no better loss in {progress.waited} validations: stopped early")
+
+    def _save(self, journal: Journal) -> None:
+        if self.progress.step in checkpoint.steps(self.folder)[:1]:
+            return
+        tensors: dict[str, Tensor] = {f"adapter.{name}": value.data for name, value in self.parameters.items()}
+        optimizer, plain = checkpoint.pack_optimizer(self.optimizer)
+        state = {"progress": asdict(self.progress), "optimizer": plain, "fingerprint": self.job.fingerprint}
+        checkpoint.save(self.folder, self.progress.step, tensors | optimizer | checkpoint.random_state(), state)
+        checkpoint.prune(self.folder, self.settings.keep, self.progress.best_step)
+        journal.tell("saved", self.progress.step)
+
+    def _resume(self) -> list[int]:
+        found, damaged = checkpoint.newest(self.folder)
+        if found is None:
+            return damaged
+        if found.state["fingerprint"] != self.job.fingerprint:
+            raise RunError(
+                "the checkpoints were made from other data, settings or weights",
+                where=str(self.folder),
+                next="Undo the change, or give --again to begin anew (the old run is kept aside)",
+            )
+        _fill(self.parameters, found.tensors)
+        checkpoint.unpack_optimizer(self.optimizer, found.tensors, found.state["optimizer"])
+        checkpoint.set_random_state(found.tensors)
+        self.progress = Progress(**found.state["progress"])
+        return damaged
+
+    def _end(self, journal: Journal) -> Outcome:
+        progress = self.progress
+        if progress.best_step and progress.best_step != progress.step:
+            best = checkpoint.load(self.folder, progress.best_step)
+            if best is None:
+                raise RunError(f"the best checkpoint ({progress.best_step}) is damaged", where=str(self.folder))
+            _fill(self.parameters, best.tensors)
+        config = peft_config(
+            self.model,
+            rank=self.job.adapter.rank,
+            alpha=self.job.adapter.alpha,
+            dropout=self.job.adapter.dropout,
+            names=list(self.model.lora),
+        )
+        summary = {
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "best_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 1),
+        }
+        journal.tell("end", progress.step, **summary)
+        return Outcome({name: value.data for name, value in self.parameters.items()}, config, summary)
+
+    def _collate(self, examples: Sequence[Example]) -> pack.Batch:
+        return pack.collate(examples, self.job.pad)
+
+
+def validation_loss(loop: _Loop) -> float:
+    """Mean loss over the validation rows' learnt tokens."""
+    total, learnt = 0.0, 0
+    loop.model.network.eval()
+    with torch.no_grad():
+        for batch in _valid_batches(loop):
+            total += summed_loss(loop.model, batch).item()
+            learnt += batch.learnt
+    return total / learnt
+
+
+def _valid_batches(loop: _Loop) -> Iterator[pack.Batch]:
+    valid = loop.job.valid
+    lengths = [len(example) for example in valid]
+    for part in pack.micro_batches(range(len(valid)), lengths, max(loop.job.micro_tokens, max(lengths))):
+        yield loop._collate([valid[row] for row in part])
+
+
+def _fill(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"adapter.{name}"])

@@ -1,0 +1,42 @@
+"""What an engine is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith.model.build import Model
+from tunesmith.prompt.tokens import Example
+from tunesmith.recipe import Adapter, Train
+from tunesmith.train.journal import Watcher
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fine-tune to be done. `fingerprint` names everything that the adapter depends on."""
+
+    model: Model  # without an adapter
+    tokenizer: Any
+    train: Sequence[Example]
+    valid: Sequence[Example]
+    adapter: Adapter
+    settings: Train
+    seed: int
+    pad: int
+    micro_tokens: int
+    recompute: bool
+    precision: str
+    folder: Path
+    fingerprint: str
+    watcher: Watcher | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out: the adapter's tensors and configuration, and how it went."""
+
+    tensors: dict[str, Any]
+    config: dict[str, object]
+    summary: dict[str, Any] = field(default_factory=dict)

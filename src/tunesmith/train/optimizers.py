@@ -1,0 +1,73 @@
+"""Optimizers by name. Each function takes parameters, peak rate and weight decay, and returns torch's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tunesmith.errors import RecipeError
+
+
+def adamw(
+    parameters: Sequence[torch.nn.Parameter],
+    rate: float,
+    weight_decay: float,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """AdamW with 32-bit state (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
+    fused = parameters[0].is_cuda
+    return torch.optim.AdamW(
+        parameters, lr=rate, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused or None
+    )
+
+
+def adamw_8bit(
+    parameters: Sequence[torch.nn.Parameter],
+    rate: float,
+    weight_decay: float,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """AdamW with blockwise 8-bit state (Dettmers et al. 2021, arXiv:2110.02861), by bitsandbytes."""
+    return _eight_bit("AdamW8bit", parameters, rate, weight_decay, (beta1, beta2), eps)
+
+
+def paged_adamw_8bit(
+    parameters: Sequence[torch.nn.Parameter],
+    rate: float,
+    weight_decay: float,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """The same with its state in memory that CUDA pages out to the host when the card is full.
+
+    Raises RecipeError without a CUDA device.
+    """
+    if not parameters[0].is_cuda:
+        raise RecipeError(
+            "paged_adamw_8bit needs a CUDA device", where="train.optimizer", next="Set it to adamw_8bit or adamw"
+        )
+    return _eight_bit("PagedAdamW8bit", parameters, rate, weight_decay, (beta1, beta2), eps)
+
+
+def _eight_bit(
+    kind: str,
+    parameters: Sequence[torch.nn.Parameter],
+    rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> torch.optim.Optimizer:
+    import bitsandbytes as bnb
+
+    made: Any = getattr(bnb.optim, kind)(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay)
+    return made  # type: ignore[no-any-return]

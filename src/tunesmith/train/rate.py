@@ -1,0 +1,22 @@
+"""The learning rate of a step: warm-up, then the schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+
+def factor(step: int, total: int, warmup: float, schedule: Callable[[float], float]) -> float:
+    """The share of the peak rate for step `step` (from 0) of `total`.
+
+    `warmup` below 1 is a share of all steps, otherwise a number of steps; its last step has the peak rate.
+    """
+    warm = warm_steps(warmup, total)
+    if step < warm:
+        return (step + 1) / warm
+    return schedule((step - warm) / max(1, total - warm))
+
+
+def warm_steps(warmup: float, total: int) -> int:
+    """The number of warm-up steps."""
+    return min(total, math.ceil(warmup * total) if warmup < 1 else int(warmup))

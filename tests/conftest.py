@@ -1,0 +1,93 @@
+"""Shared fixtures: tiny models, rows, recipes. Everything offline."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tiny import make_model
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """tiny(family) -> the folder of a tiny random model, made once a session."""
+    made: dict[str, Path] = {}
+
+    def get(family: str = "llama", **changes: Any) -> Path:
+        key = json.dumps([family, changes], sort_keys=True)
+        if key not in made:
+            made[key] = make_model(tmp_path_factory.mktemp(f"{family}-model"), family, **changes)
+        return made[key]
+
+    return get
+
+
+def toy_rows(topics: int = 6, phrasings: int = 6) -> list[dict[str, str]]:
+    """Rows in the shape of shopsphere, short enough for a byte-level tokenizer."""
+    return [
+        {"topic": f"t{t}", "prompt": f"how to do {t} way {p}?", "completion": f"1. Open {t}.\n2. Tap Save."}
+        for t in range(topics)
+        for p in range(phrasings)
+    ]
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    """A .jsonl of toy rows."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in toy_rows()))
+    return path
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, rows_file: Path, tiny: Callable[..., Path]) -> Callable[..., Path]:
+    """recipe_file(**dotted changes with __ for dots) -> a small valid recipe's path; `family` picks the tiny model."""
+
+    def write(family: str = "llama", **changes: Any) -> Path:
+        plain: dict[str, Any] = {
+            "name": "toy",
+            "seed": 3,
+            "base": {"model": str(tiny(family)), "bits": 4},
+            "data": {
+                "source": rows_file.name,
+                "format": {"columns": {"prompt": "prompt", "answer": "completion", "group": "topic"}},
+                "split": {"by": "group", "test": 0.15, "valid": 0.15, "unseen_groups": 1},
+            },
+            "prompt": {"max_tokens": 256},
+            "adapter": {"rank": 4, "alpha": 8},
+            "train": {
+                "epochs": 2,
+                "batch": "4 rows",
+                "learning_rate": 1e-2,
+                "evaluate_every": 5,
+                "precision": "float32",
+            },
+            "evaluate": {
+                "metrics": ["numbered_steps", "stops", "loss", "rouge", "length"],
+                "primary": "loss",
+                "max_new_tokens": 12,
+                "rows": 8,
+            },
+        }
+        for key, value in changes.items():
+            *sections, last = key.split("__")
+            place = plain
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+        path = tmp_path / "toy.yaml"
+        path.write_text(yaml.safe_dump(plain, sort_keys=False))
+        return path
+
+    return write

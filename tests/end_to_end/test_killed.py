@@ -1,0 +1,51 @@
+"""SIGKILL at random moments: the same command goes on, and the adapter is the undisturbed run's, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tunesmith import verbs
+from tunesmith.recipe import read_recipe
+from tunesmith.run import hash_file
+from tunesmith.train.journal import read_journal
+
+KILLS = 5
+
+
+def test_killed_at_five_random_moments(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = recipe_file(train__epochs=12, train__evaluate_every=3, train__batch="2 rows", adapter__dropout=0.1)
+    recipe = read_recipe(str(path))
+    whole, run = (verbs.open_run(recipe, tmp_path / name) for name in ("whole", "killed"))
+    for each in (whole, run):
+        verbs.prepare(recipe, each)
+    began = time.time()
+    verbs.train(recipe, whole)
+    lasted = time.time() - began
+    chance = random.Random(time.time_ns())
+    command = [str(Path(sys.executable).with_name("tunesmith")), "train", str(path), "--runs", str(tmp_path / "killed")]
+    stopped_at = []
+    for _ in range(KILLS):
+        known = (run / "journal.jsonl").stat().st_size if (run / "journal.jsonl").exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:  # wait until this attempt trains, then strike somewhere in its next stretch
+            journal = run / "journal.jsonl"
+            if journal.exists() and journal.stat().st_size != known:
+                break
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, lasted / (KILLS + 2)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        stopped_at.append(max((e["step"] for e in read_journal(run / "journal.jsonl")), default=0))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found, wanted = (hash_file(r / "adapter/adapter_model.safetensors") for r in (run, whole))
+    assert found == wanted, f"killed at steps {stopped_at}"
+    steps = [e["step"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "step"]
+    assert steps == list(range(1, max(steps) + 1))
+    assert not list((run / "checkpoints").glob(".*.old"))

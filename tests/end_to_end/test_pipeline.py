@@ -1,0 +1,166 @@
+"""The whole pipeline on tiny models of every family, through the command line where a user would use it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tiny import FAMILIES
+from tunesmith import verbs
+from tunesmith.recipe import read_recipe
+from tunesmith.run import Run
+from tunesmith.train.journal import read_journal
+
+TUNESMITH = str(Path(sys.executable).with_name("tunesmith"))
+
+
+def everything(path: Path, folder: Path) -> Run:
+    recipe = read_recipe(str(path))
+    run = verbs.open_run(recipe, folder)
+    verbs.check(recipe)
+    verbs.prepare(recipe, run)
+    verbs.train(recipe, run)
+    verbs.evaluate(recipe, run)
+    verbs.report(recipe, run)
+    return run
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_and_is_compared(recipe_file: Callable[..., Path], tmp_path: Path, family: str) -> None:
+    run = everything(recipe_file(family), tmp_path / "runs")
+    losses = [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]
+    assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.3
+    scores = run.read_json("scores.json")
+    held = scores["sections"]["all held-out rows"]["loss"]
+    assert held["tuned"] < held["base"]
+    assert held["verdict"] == "better"
+    assert scores["verdict"].startswith("Tuning helped: loss went from")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Tuning helped" in page
+
+
+def test_sixteen_bits_and_chosen_layers(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    run = everything(recipe_file(base__bits=16, adapter__layers=["q_proj", "v_proj"]), tmp_path / "runs")
+    config = json.loads((run / "adapter/adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_recomputing_activations_changes_nothing(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    losses = []
+    for choice in ("no", "yes"):
+        recipe = read_recipe(str(recipe_file(train__recompute=choice, train__epochs=1)))
+        run = verbs.open_run(recipe, tmp_path / choice)
+        verbs.prepare(recipe, run)
+        verbs.train(recipe, run)
+        losses.append([e["loss"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_trl_writes_the_same_products_and_goes_on(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    native = everything(recipe_file(name="native"), tmp_path / "runs")
+    path = recipe_file(name="trl", train__engine="trl")
+    recipe = read_recipe(str(path))
+    run = verbs.open_run(recipe, tmp_path / "runs")
+    verbs.prepare(recipe, run)
+
+    def crash(event: dict[str, object]) -> None:
+        if event["kind"] == "step" and event["step"] == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verbs.train(recipe, run, watch=crash)
+    everything(path, tmp_path / "runs")
+    resumed = [e["step"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "resume"]
+    assert resumed == [5]
+
+    def products(which: Run) -> set[str]:
+        found = {p.relative_to(which.path).as_posix() for p in which.path.rglob("*") if p.is_file()}
+        return {p for p in found if not p.startswith(("checkpoints/", "tensorboard/"))}
+
+    assert products(run) == products(native)
+
+
+def test_again_is_at_once_and_says_so(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = recipe_file(train__epochs=1)
+    run = everything(path, tmp_path / "runs")
+    recipe = read_recipe(str(path))
+    said: list[str] = []
+    verbs.prepare(recipe, run, said.append)
+    verbs.train(recipe, run, said.append)
+    verbs.evaluate(recipe, run, said.append)
+    verbs.report(recipe, run, said.append)
+    assert [text.split(":")[1].split(",")[0].strip() for text in said] == ["fresh"] * 4
+
+
+def test_what_changed_is_said(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    run = everything(recipe_file(train__epochs=1), tmp_path / "runs")
+    recipe = read_recipe(str(recipe_file(train__epochs=1, evaluate__rows=4)))
+    said: list[str] = []
+    verbs.evaluate(recipe, run, said.append)
+    verbs.report(recipe, run, said.append)
+    assert said[0] == "evaluate: made again, because evaluate changed"
+    assert said[-2] == "report: made again, because scores changed"
+    (run / "scores.json").write_text("{}")
+    said.clear()
+    verbs.evaluate(recipe, run, said.append)
+    assert said[0] == "evaluate: made again, because scores.json was changed by hand or damaged"
+
+
+def test_the_command_line_from_recipe_to_chat(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = recipe_file(train__epochs=1)
+    runs = ["--runs", str(tmp_path / "runs")]
+
+    def call(*words: str, said: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run([TUNESMITH, *words], capture_output=True, text=True, input=said, cwd=tmp_path)
+
+    done = call("run", str(path), *runs)
+    assert done.returncode == 0, done.stderr
+    assert "⟦1. Open 0.\n2. Tap Save.<|im_end|>⟧" in done.stdout
+    assert "stop token is <|im_end|>" in done.stdout
+    assert "report:" in done.stdout
+    assert "Traceback" not in done.stderr
+    for words in (["chat", str(path), *runs], ["chat", str(tmp_path / "runs/toy"), "--base", "--tokens", "8"]):
+        talked = call(*words, said="how to do 1?\n\n")
+        assert talked.returncode == 0, talked.stderr
+        assert talked.stdout.startswith("> ")
+    log = (tmp_path / "runs/toy/run.log").read_text()
+    assert "tunesmith run" in log
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "code"),
+    [
+        ({"train__lerning_rate": 1}, "unknown key 'lerning_rate'. Did you mean 'learning_rate'?", 2),
+        (
+            {"data__format": {"columns": {"answer": "response"}}},
+            "no column 'response'. It has: topic, prompt, completion",
+            3,
+        ),
+        ({"base__model": "./nowhere"}, "./nowhere: no such folder", 4),
+        ({"train__memory": "5MB"}, "training needs about", 6),
+    ],
+)
+def test_errors_say_what_where_and_what_next(
+    recipe_file: Callable[..., Path], tmp_path: Path, change: dict[str, object], message: str, code: int
+) -> None:
+    done = subprocess.run(
+        [TUNESMITH, "run", str(recipe_file(**change)), "--runs", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_everything_wrong_is_reported_at_once(recipe_file: Callable[..., Path], rows_file: Path) -> None:
+    rows_file.write_text(rows_file.read_text() + '{"topic": "x"}\nnot json\n')
+    done = subprocess.run(
+        [TUNESMITH, "check", str(recipe_file(base__model="./nowhere"))], capture_output=True, text=True
+    )
+    assert "line 37: no column 'prompt'" in done.stderr
+    assert "line 38 column 1: is not JSON" in done.stderr
+    assert "no such folder" in done.stderr

@@ -1,0 +1,171 @@
+"""Paired differences, against a slow bootstrap in plain Python, scipy's, and the truth."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from tunesmith.evaluate.score import Better
+from tunesmith.evaluate.statistics import RESAMPLES, Difference, paired
+
+UNEVEN = ["b"] * 5 + ["a"] * 2 + ["d"] * 1 + ["c"] * 4
+
+
+def draw(rows: int, gain: float = 0.0, *, seed: int = 5) -> tuple[list[float], list[float]]:
+    """Scores of a base and of a tuned model that is better by `gain`."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=rows).tolist(), rng.normal(gain, 1, rows).tolist()
+
+
+def slow(base: Sequence[float], tuned: Sequence[float], groups: Sequence[str], seed: int) -> tuple[float, float]:
+    """The cluster bootstrap's interval, a resample at a time, on the same draws."""
+    members: dict[str, list[float]] = defaultdict(list)
+    for before, after, group in zip(base, tuned, groups, strict=True):
+        members[group].append(after - before)
+    names = sorted(members)
+    means = []
+    for draw in np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names))).tolist():
+        gains = [gain for index in draw for gain in members[names[index]]]
+        means.append(sum(gains) / len(gains))
+    means.sort()
+    return percentile(means, 0.025), percentile(means, 0.975)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    return ordered[below] + (place - below) * (ordered[below + 1] - ordered[below])
+
+
+@pytest.mark.parametrize("better", ["higher", "lower", "neither"])
+def test_the_interval_is_that_of_a_slow_cluster_bootstrap(better: Better) -> None:
+    base, tuned = draw(12, 0.4)
+    found = paired(base, tuned, UNEVEN, better=better, seed=11)
+    assert (found.low, found.high) == pytest.approx(slow(base, tuned, UNEVEN, 11), abs=1e-12)
+    assert found.difference == pytest.approx(sum(tuned) / 12 - sum(base) / 12)
+    assert (found.base, found.tuned) == pytest.approx((sum(base) / 12, sum(tuned) / 12))
+    assert (found.rows, found.groups, found.better) == (12, 4, better)
+
+
+def test_the_interval_is_scipys_when_each_row_is_a_group() -> None:
+    base, tuned = draw(40, 0.3)
+    found = paired(base, tuned, [""] * 40, better="higher", seed=1)
+    options = {"n_resamples": 50_000, "method": "percentile", "rng": np.random.default_rng(2)}
+    own = scipy.stats.bootstrap((np.subtract(tuned, base),), np.mean, **options).confidence_interval
+    width = own.high - own.low
+    assert found.groups == 40
+    assert (found.low, found.high) == pytest.approx((own.low, own.high), abs=0.02 * width)
+
+
+def test_the_seed_decides_the_draw_and_the_rows_order_does_not() -> None:
+    (base, tuned), names = draw(24), [f"t{n // 2}" for n in range(24)]
+    first = paired(base, tuned, names, better="higher", seed=3)
+    assert first == paired(base, tuned, names, better="higher", seed=3)
+    assert first != paired(base, tuned, names, better="higher", seed=4)
+    turned = paired(base[::-1], tuned[::-1], names[::-1], better="higher", seed=3)
+    assert (turned.low, turned.high) == pytest.approx((first.low, first.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("better", "step", "verdict", "wins", "losses"),
+    [
+        ("higher", 1.0, "better", 6, 0),
+        ("higher", -1.0, "worse", 0, 6),
+        ("lower", 1.0, "worse", 0, 6),
+        ("lower", -1.0, "better", 6, 0),
+        ("neither", 1.0, "higher", 6, 0),
+        ("neither", -1.0, "lower", 0, 6),
+        ("higher", 0.0, "no detectable change", 0, 0),
+        ("lower", 0.0, "no detectable change", 0, 0),
+        ("neither", 0.0, "no detectable change", 0, 0),
+    ],
+)
+def test_the_sign_is_tuned_minus_base_and_the_verdict_knows_what_is_good(
+    better: Better, step: float, verdict: str, wins: int, losses: int
+) -> None:
+    base = [2.0, 2.5, 1.0, 3.0, 2.0, 0.0]
+    found = paired(base, [value + step for value in base], list("aabbcc"), better=better, seed=1)
+    assert (found.difference, found.low, found.high) == pytest.approx((step, step, step))
+    assert found.verdict == verdict
+    assert (found.wins, found.ties, found.losses) == (wins, 6 - wins - losses, losses)
+
+
+@pytest.mark.parametrize(("better", "counts"), [("higher", (2, 3, 1)), ("lower", (1, 3, 2)), ("neither", (2, 3, 1))])
+def test_wins_ties_and_losses(better: Better, counts: tuple[int, int, int]) -> None:
+    base, tuned = [0, 0, 1, 1, 0.5, 0.3], [1, 0, 1, 0, 0.6, 0.1 + 0.2]
+    found = paired(base, tuned, [""] * 6, better=better, seed=1)
+    assert (found.wins, found.ties, found.losses) == counts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(-0.1, 0.3, "no detectable change"), (0.0, 0.3, "no detectable change"), (-0.2, 0.0, "no detectable change")]
+    + [(0.01, 0.3, "better"), (-0.3, -0.01, "worse")],
+)
+def test_an_interval_that_touches_zero_shows_nothing(low: float, high: float, verdict: str) -> None:
+    found = Difference("higher", 0, 0, (low + high) / 2, low, high, 1, 1, 1, 9, 9)
+    assert found.verdict == verdict
+    assert found.describe()["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("groups", "few"), [(1, True), (4, True), (5, False), (30, False)])
+def test_few_groups_are_marked(groups: int, few: bool) -> None:
+    found = paired([0.0, 1.0], [1.0, 1.0], ["a", "b"], better="higher", seed=1)
+    assert replace(found, groups=groups).describe()["few_groups"] is few
+
+
+def test_rows_that_go_together_widen_the_interval() -> None:
+    rng = np.random.default_rng(5)
+    topic = np.repeat(rng.normal(0.3, 1, 20), 8)  # a topic's rows gain alike
+    tuned = (topic + rng.normal(0, 0.2, 160)).tolist()
+    names = [f"t{index // 8}" for index in range(160)]
+    grouped = paired([0.0] * 160, tuned, names, better="higher", seed=1)
+    single = paired([0.0] * 160, tuned, [""] * 160, better="higher", seed=1)
+    assert grouped.difference == single.difference
+    # the spread of a mean grows by sqrt(1 + (8 - 1) ICC) = sqrt(1 + 7 x 1 / 1.04), about 2.8
+    assert (grouped.high - grouped.low) / (single.high - single.low) == pytest.approx(2.8, rel=0.2)
+    assert (grouped.groups, single.groups) == (20, 160)
+
+
+def test_the_same_replies_in_another_order_show_no_change() -> None:
+    base, _ = draw(120)
+    verdicts = [
+        paired(
+            base,
+            np.random.default_rng(seed).permutation(base).tolist(),
+            [f"t{n % 30}" for n in range(120)],
+            better="higher",
+            seed=seed,
+        ).verdict
+        for seed in range(20)
+    ]
+    assert verdicts == ["no detectable change"] * 20  # the mean is the same to the last row
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "groups"),
+    [([], [], []), ([1.0], [1.0, 2.0], ["a"]), ([1.0], [1.0], ["a", "b"]), ([1.0, 2.0], [1.0], ["a"])],
+)
+def test_lists_that_do_not_pair_are_refused(base: list[float], tuned: list[float], groups: list[str]) -> None:
+    with pytest.raises(ValueError, match="equal, non-empty"):
+        paired(base, tuned, groups, better="higher", seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9], ids=lambda share: f"ICC {share}")
+def test_95_percent_intervals_hold_the_truth_93_to_97_times_in_100(share: float) -> None:
+    rng, truth, rows, trials = np.random.default_rng(20), 0.3, 4, 3000
+    names = [f"t{index // rows}" for index in range(30 * rows)]
+    held = 0
+    for seed in range(trials):
+        topic = np.repeat(rng.normal(0, share**0.5, 30), rows)
+        gain = truth + topic + rng.normal(0, (1 - share) ** 0.5, len(names))
+        found = paired([0.0] * len(names), gain.tolist(), names, better="higher", seed=seed)
+        held += found.low <= truth <= found.high
+    assert 0.93 <= held / trials <= 0.97, f"{held / trials:.3f}"

@@ -1,0 +1,132 @@
+"""What only a CUDA device can show. Run by name: pytest -m gpu tests/gpu."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tiny import FAMILIES
+from tunesmith import verbs
+from tunesmith.errors import Paused, ResourceError
+from tunesmith.recipe import Recipe, read_recipe
+from tunesmith.run import Run
+from tunesmith.train.journal import read_journal
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def prepared(path: Path, folder: Path) -> tuple[Recipe, Run]:
+    recipe = read_recipe(str(path))
+    run = verbs.open_run(recipe, folder)
+    verbs.prepare(recipe, run)
+    return recipe, run
+
+
+def losses(run: Run) -> list[float]:
+    return [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_in_bfloat16(recipe_file: Callable[..., Path], tmp_path: Path, family: str) -> None:
+    recipe, run = prepared(recipe_file(family, train__precision="auto", train__epochs=3), tmp_path)
+    verbs.train(recipe, run)
+    verbs.evaluate(recipe, run)
+    assert run.read_json("machine.json")["precision"] == "bfloat16"
+    found = losses(run)
+    assert sum(found[-3:]) < sum(found[:3]) - 0.9
+    assert run.read_json("scores.json")["sections"]["all held-out rows"]["loss"]["verdict"] == "better"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+def test_optimizers_and_going_on(recipe_file: Callable[..., Path], tmp_path: Path, optimizer: str) -> None:
+    path = recipe_file(train__optimizer=optimizer, train__epochs=3, adapter__dropout=0.1)
+    recipe, whole = prepared(path, tmp_path / "whole")
+    verbs.train(recipe, whole)
+    _, run = prepared(path, tmp_path / "stopped")
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["kind"] == "step" and event["step"] == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Paused):
+        verbs.train(recipe, run, watch=stop)
+    verbs.train(recipe, run)
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
+    assert losses(run)[-1] < losses(run)[0] - 0.5
+
+
+def test_float16_with_loss_scaling(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    recipe, run = prepared(recipe_file(train__precision="float16", train__epochs=3), tmp_path)
+    verbs.train(recipe, run)
+    assert losses(run)[-1] < losses(run)[0] - 0.5
+
+
+def test_cuda_and_processor_agree_in_float32(
+    recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, run = prepared(recipe_file(train__learning_rate=1e-3), tmp_path / "cuda")
+    verbs.train(recipe, run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    _, other = prepared(recipe_file(train__learning_rate=1e-3), tmp_path / "cpu")
+    verbs.train(recipe, other)
+    assert losses(run) == pytest.approx(losses(other), abs=2e-3)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
+    recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunesmith.train.engines import native
+
+    recipe, whole = prepared(recipe_file(train__epochs=1), tmp_path / "whole")
+    verbs.train(recipe, whole)
+    _, run = prepared(recipe_file(train__epochs=1), tmp_path / "tight")
+    real, limit = native.summed_loss, 200
+
+    def greedy(model: Any, batch: Any) -> Any:
+        if torch.is_grad_enabled() and len(batch.ids) * len(batch.ids[0]) > limit:
+            torch.empty(1 << 44, device="cuda")  # a real out-of-memory error of the real allocator
+        return real(model, batch)
+
+    monkeypatch.setattr(native, "summed_loss", greedy)
+    verbs.train(recipe, run)
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
+    notes = [e["text"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "note"]
+    assert notes and all(note.startswith("out of memory: micro-batches now hold") for note in notes)
+    limit = 3
+    _, hopeless = prepared(recipe_file(train__epochs=1), tmp_path / "hopeless")
+    with pytest.raises(ResourceError, match="does not fit into the card's memory"):
+        verbs.train(recipe, hopeless)
+
+
+@pytest.mark.parametrize("recompute", ["no", "yes"])
+def test_planned_memory_beside_measured(recipe_file: Callable[..., Path], tmp_path: Path, recompute: str) -> None:
+    shape = {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+    }
+    from tiny import make_model
+
+    folder = make_model(tmp_path / "wide", "llama", **shape)
+    path = recipe_file(
+        base__model=str(folder),
+        train__precision="bfloat16",
+        train__recompute=recompute,
+        train__batch="32 rows",
+        train__epochs=1,
+    )
+    recipe, run = prepared(path, tmp_path / "runs")
+    verbs.train(recipe, run)
+    plan = run.read_json("plan.json")
+    planned = plan["peak"] - plan["parts"]["runtime"]
+    print(f"recompute {recompute}: planned {planned / 2**20:.0f} MiB, measured {plan['measured'] / 2**20:.0f} MiB")
+    assert plan["measured"] < 1.15 * planned
+    assert plan["measured"] > 0.5 * planned

@@ -1,0 +1,123 @@
+"""Batches, steps and micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.errors import ModelError
+from tunesmith.prompt.pack import IGNORED, Batch, check_batch, collate, micro_batches, steps
+from tunesmith.prompt.tokens import Example
+
+X, STOP, PAD = IGNORED, 9, 0
+SHORT = Example("a", (1, 2, STOP), (False, True, True), STOP)
+LONG = Example("b", (3, 4, 5, 6, STOP, 7), (False, False, False, True, True, False), STOP)
+ALL = Example("c", (1, 2, STOP), (True, True, True), STOP)
+LENGTHS = st.lists(st.integers(1, 40), max_size=60)
+
+
+def test_rows_are_padded_on_the_right_to_the_longest() -> None:
+    batch = collate([SHORT, LONG], PAD)
+    assert batch.ids == [[1, 2, STOP, PAD, PAD, PAD], [3, 4, 5, 6, STOP, 7]]
+    assert batch.mask == [[1, 1, 1, 0, 0, 0], [1] * 6]
+    assert batch.labels == [[X, 2, STOP, X, X, X], [X, X, X, 6, STOP, X]]
+    assert (batch.learnt, batch.tokens) == (4, 9)
+
+
+@pytest.mark.parametrize(("multiple", "width"), [(1, 6), (4, 8), (6, 6), (7, 7), (16, 16)])
+def test_the_width_is_the_next_multiple(multiple: int, width: int) -> None:
+    batch = collate([SHORT, LONG], PAD, multiple=multiple)
+    assert {len(row) for part in (batch.ids, batch.mask, batch.labels) for row in part} == {width}
+    assert (batch.learnt, batch.tokens) == (4, 9)
+
+
+def test_a_rows_first_token_is_never_counted_as_learnt() -> None:
+    batch = collate([ALL], PAD)
+    assert batch.labels == [[1, 2, STOP]]
+    assert batch.learnt == 2
+
+
+def test_padding_with_a_learnt_token_is_not_learnt() -> None:
+    batch = collate([SHORT, LONG], STOP)
+    assert batch.labels[0] == [X, 2, STOP, X, X, X]
+    check_batch(batch, STOP)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (Batch([[1, 2, STOP, PAD]], [[1, 1, 1, 0]], [[X, 2, STOP, PAD]]), "padding would be learnt"),
+        (Batch([[1, 2, STOP, STOP]], [[1, 1, 1, 0]], [[X, 2, STOP, STOP]]), "padding would be learnt"),
+        (Batch([[1, 2, STOP]], [[1, 1, 1]], [[X, 2, X]]), "stop token would not be learnt"),
+        (Batch([[1, 2, 3]], [[1, 1, 1]], [[X, 2, STOP]]), "stop token would not be learnt"),
+        (
+            Batch([[1, 2, STOP], [1, 2, STOP]], [[1, 1, 1]] * 2, [[X, 2, STOP], [X, 2, X]]),
+            "stop token would not be learnt",
+        ),
+    ],
+    ids=["padding", "padding that is the stop", "stop left out", "another label", "second row"],
+)
+def test_a_batch_that_teaches_wrongly_is_refused(batch: Batch, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        check_batch(batch, STOP)
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes"), [("4 rows", [4, 4, 2]), ("1 rows", [1] * 10), ("10 rows", [10]), ("64 rows", [10])]
+)
+def test_rows_a_step(batch: str, sizes: list[int]) -> None:
+    made = steps([5] * 10, batch, seed=1, epoch=0)
+    assert [len(step) for step in made] == sizes
+    assert sorted(row for step in made for row in step) == list(range(10))
+
+
+def test_tokens_a_step() -> None:
+    assert [len(step) for step in steps([5] * 10, "17 tokens", seed=1, epoch=0)] == [3, 3, 3, 1]
+    assert [len(step) for step in steps([5] * 10, "4 tokens", seed=1, epoch=0)] == [1] * 10  # at least one
+    assert steps([], "17 tokens", seed=1, epoch=0) == steps([], "3 rows", seed=1, epoch=0) == []
+
+
+@pytest.mark.parametrize("batch", ["3 rows", "50 tokens"])
+def test_the_order_follows_seed_and_epoch(batch: str) -> None:
+    lengths = [10] * 40
+    first = steps(lengths, batch, seed=7, epoch=0)
+    assert first == steps(lengths, batch, seed=7, epoch=0)
+    others = [steps(lengths, batch, seed=seed, epoch=epoch) for seed, epoch in [(7, 1), (8, 0), (1, 7), (71, 0)]]
+    assert first not in others
+    assert len({str(other) for other in others}) == 4
+
+
+def test_the_order_is_the_one_that_runs_so_far_had() -> None:
+    assert steps([1] * 8, "4 rows", seed=7, epoch=0) == [[6, 3, 2, 1], [7, 0, 4, 5]]
+
+
+@given(LENGTHS, st.integers(1, 60), st.sampled_from(["rows", "tokens"]), st.integers(0, 9), st.integers(0, 9))
+def test_every_row_stands_in_one_step_and_steps_are_full(
+    lengths: list[int], size: int, unit: str, seed: int, epoch: int
+) -> None:
+    made = steps(lengths, f"{size} {unit}", seed, epoch)
+    assert sorted(row for step in made for row in step) == list(range(len(lengths)))
+    weights = lengths if unit == "tokens" else [1] * len(lengths)
+    sums = [sum(weights[row] for row in step) for step in made]
+    assert all(weight <= size or len(step) == 1 for weight, step in zip(sums, made, strict=True))
+    for weight, after in zip(sums, made[1:], strict=False):
+        assert weight + weights[after[0]] > size  # the next row had no room
+
+
+@given(LENGTHS, st.integers(1, 200))
+def test_micro_batches_hold_each_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
+    rows = list(range(len(lengths)))[::-1]
+    made = micro_batches(rows, lengths, limit)
+    assert sorted(row for part in made for row in part) == sorted(rows)
+    for part in made:
+        assert part
+        assert len(part) * max(lengths[row] for row in part) <= limit or len(part) == 1
+    assert made == micro_batches(rows[::-1], lengths, limit)  # the rows' order does not matter
+
+
+def test_micro_batches_join_like_lengths() -> None:
+    lengths = [9, 2, 9, 3, 2, 100]
+    assert micro_batches([0, 1, 3, 4, 2], lengths, 18) == [[1, 4, 3], [0, 2]]
+    assert micro_batches([5, 1], lengths, 18) == [[1], [5]]  # a row longer than the limit stands alone
+    assert micro_batches([], lengths, 18) == []

@@ -1,0 +1,274 @@
+"""What is learnt, under templates as the families write them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from tiny import CHATML, make_tokenizer
+from tunesmith.data.conversation import Conversation, Origin, Turn
+from tunesmith.errors import ModelError, RecipeError
+from tunesmith.prompt.pack import IGNORED, check_batch, collate
+from tunesmith.prompt.template import PLAIN, Template, load_template
+from tunesmith.prompt.tokens import Example, encode, encode_prompt, show, stop_ids
+
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system_message = messages[0]['content'] %}"
+    "{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
+    "{% for message in loop_messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if loop.index0 == 0 and system_message != false %}"
+    "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+PHI3 = (  # as Phi-3-mini has it: eos_token once, behind the whole text
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ '<|system|>\n' + message['content'] + '<|end|>\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '<|end|>\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>\n' + message['content'] + '<|end|>\n' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+FAMILIES: dict[str, tuple[str, list[str]]] = {
+    "chatml": (CHATML, []),
+    "llama2": (LLAMA2, []),
+    "gemma": (GEMMA, ["<start_of_turn>", "<end_of_turn>"]),
+    "phi3": (PHI3, ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]),
+    "plain": (PLAIN, []),
+}
+STOPS = {  # the template's end of answer, then the tokenizer's end of text
+    "chatml": ["<|im_end|>"],
+    "llama2": ["</s>"],
+    "gemma": ["<end_of_turn>", "</s>"],
+    "phi3": ["<|end|>", "</s>"],
+    "plain": ["</s>"],
+}
+PIECES = {  # TWO below, by hand: what is read, what is learnt, in turns
+    "chatml": (
+        "<|im_start|>user\nhi é<|im_end|>\n<|im_start|>assistant\n",
+        "Aye.<|im_end|>",
+        "\n<|im_start|>user\nbye<|im_end|>\n<|im_start|>assistant\n",
+        "1. Go\n2. 日<|im_end|>",
+        "\n",
+    ),
+    "llama2": ("<s>[INST] hi é [/INST]", " Aye. </s>", "<s>[INST] bye [/INST]", " 1. Go\n2. 日 </s>"),
+    "gemma": (
+        "<s><start_of_turn>user\nhi é<end_of_turn>\n<start_of_turn>model\n",
+        "Aye.<end_of_turn>",
+        "\n<start_of_turn>user\nbye<end_of_turn>\n<start_of_turn>model\n",
+        "1. Go\n2. 日<end_of_turn>",
+        "\n",
+    ),
+    "phi3": (
+        "<|user|>\nhi é<|end|>\n<|assistant|>\n",
+        "Aye.<|end|>",
+        "\n<|user|>\nbye<|end|>\n<|assistant|>\n",
+        "1. Go\n2. 日<|end|>",
+        "\n</s>",
+    ),
+    "plain": (
+        "### Instruction:\nhi é\n\n### Response:\n",
+        "Aye.</s>",
+        "\n\n### Instruction:\nbye\n\n### Response:\n",
+        "1. Go\n2. 日</s>",
+        "\n\n",
+    ),
+}
+
+
+def conversation(*texts: str, system: str = "") -> Conversation:
+    turns = [Turn("user" if n % 2 == 0 else "assistant", text) for n, text in enumerate(texts)]
+    return Conversation("r", (*([Turn("system", system)] if system else []), *turns), Origin("rows.jsonl", 1))
+
+
+ONE = conversation("how?", "Aye.")
+TWO = conversation("hi é", "Aye.", "bye", "1. Go\n2. 日")
+
+
+def template(family: str) -> Template:
+    text, added = FAMILIES[family]
+    return given(text, added)
+
+
+def given(text: str, added: list[str] | None = None) -> Template:
+    tokenizer = make_tokenizer(CHATML if text == CHATML else None)
+    if added:
+        tokenizer.add_special_tokens({"additional_special_tokens": added})
+    return Template(tokenizer, text, "test.jinja")
+
+
+def pieces(example: Example, made: Template) -> tuple[tuple[str, bool], ...]:
+    runs = itertools.groupby(zip(example.ids, example.learnt, strict=True), key=lambda pair: pair[1])
+    return tuple((made.tokenizer.decode([index for index, _ in run]), learnt) for learnt, run in runs)
+
+
+def names(made: Template, ids: list[int]) -> list[str]:
+    return list(made.tokenizer.convert_ids_to_tokens(ids))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_answer_and_its_stop_token_is_learnt_and_nothing_else(family: str) -> None:
+    made = template(family)
+    example = encode(TWO, made)
+    expected = tuple((text, place % 2 == 1) for place, text in enumerate(PIECES[family]))
+    assert pieces(example, made) == expected
+    assert tuple(show(example, made)) == expected
+    assert names(made, [example.stop]) == STOPS[family][:1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_learning_everything_ends_at_the_last_stop_token(family: str) -> None:
+    made = template(family)
+    parts = PIECES[family]
+    expected = [("".join(parts[:4]), True)] + [(text, False) for text in parts[4:]]
+    assert list(pieces(encode(TWO, made, "everything"), made)) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_templates_stop_comes_first_then_the_tokenizers(family: str) -> None:
+    made = template(family)
+    assert names(made, stop_ids(made)) == STOPS[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("row", [ONE, TWO], ids=["one turn", "two turns"])
+def test_a_prompt_is_the_unlearnt_beginning_of_its_example(family: str, row: Conversation) -> None:
+    made = template(family)
+    example, prompt = encode(row, made), encode_prompt(row.prompt, made)
+    assert example.ids[: len(prompt)] == tuple(prompt)
+    assert example.learnt[len(prompt)]
+    assert not example.learnt[len(prompt) - 1]
+
+
+@pytest.mark.parametrize("answer", ["\nAye.", "\n\nAye.", "Aye.", "  Aye."])
+def test_a_tokenizer_that_joins_line_breaks_gives_the_prompt_the_same_tokens(answer: str) -> None:
+    alphabet = ["<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ĊĊ", "ĠĠ"]
+    inner = Tokenizer(models.BPE({token: n for n, token in enumerate(alphabet)}, [("Ċ", "Ċ"), ("Ġ", "Ġ")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+    )
+    made = Template(tokenizer, CHATML, "test.jinja")
+    row = conversation("how?", answer)
+    example, prompt = encode(row, made), encode_prompt(row.prompt, made)
+    assert example.ids[: len(prompt)] == tuple(prompt)
+    head = "<|im_start|>user\nhow?<|im_end|>\n<|im_start|>assistant\n"
+    assert pieces(example, made) == ((head, False), (f"{answer}<|im_end|>", True), ("\n", False))
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama2", "phi3", "plain"])
+def test_a_system_message_is_read_and_not_learnt(family: str) -> None:
+    made = template(family)
+    (before, first), (after, second), *_ = pieces(encode(conversation("how?", "Aye.", system="Be kind."), made), made)
+    assert (first, second) == (False, True)
+    assert "Be kind." in before and "Be kind." not in after
+
+
+def test_padding_with_the_stop_token_leaves_the_stop_learnt_and_the_padding_not() -> None:
+    made = template("chatml")
+    made.tokenizer.pad_token = "<|im_end|>"
+    stop = made.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    short, long = encode(ONE, made), encode(TWO, made)
+    batch = collate([short, long], made.tokenizer.pad_token_id)
+    gap = len(long) - len(short)
+    assert gap > 0 and batch.ids[0][-gap:] == [stop] * gap
+    assert batch.labels[0][-gap:] == [IGNORED] * gap and batch.mask[0][-gap:] == [0] * gap
+    assert [n for n, label in enumerate(batch.labels[0]) if label == stop] == [len(short) - 2]
+    assert (batch.labels[1].count(stop), batch.ids[1].count(stop)) == (2, 4)  # two users' turns end with it too
+    check_batch(batch, stop)
+
+
+CHAT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "message"),
+    [
+        (
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}",
+            ONE,
+            "no stop token follows",
+        ),
+        (  # ends only the last answer
+            "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if not add_generation_prompt %}</s>{% endif %}",
+            TWO,
+            "no stop token follows",
+        ),
+        (CHATML.replace("assistant\n", "assistant\n<think>\n"), ONE, "before the answer differs"),
+        ("{{ messages | length }}" + CHAT, ONE, "before the answer differs"),
+        ("{{ bos_token }}{{ bos_token }}" + CHAT, ONE, "two start tokens"),
+        (GEMMA, conversation("how?", "Aye.", system="Be kind."), "System role not supported"),
+        (LLAMA2, Conversation("r", (Turn("assistant", "Aye."),), Origin("f", 1)), "refuses the conversation"),
+        ("{{ messages[0].nothing.at_all }}", ONE, "refuses the conversation"),
+        ("{% for m in messages %}", ONE, "refuses the conversation"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}" + CHAT, ONE, "'__class__' of 'str' object is unsafe"),
+        ("{{ cycler.__init__.__globals__.os.popen('id').read() }}" + CHAT, ONE, "object is unsafe"),
+        ("{{ '{0.__class__.__mro__}'.format('a') }}" + CHAT, ONE, "'__class__' of 'str' object is unsafe"),
+        ("{{ messages.append(1) }}" + CHAT, ONE, "'append' of 'list' object is unsafe"),
+        ("{% import 'os' as os %}{{ os.getcwd() }}" + CHAT, ONE, "no loader"),
+        ("{% include '/etc/passwd' %}" + CHAT, ONE, "no loader"),
+        ("{% for n in range(10 ** 9) %}a{% endfor %}" + CHAT, ONE, "Range too big"),
+    ],
+)
+def test_a_template_that_cannot_teach_is_refused(text: str, row: Conversation, message: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        encode(row, given(text))
+    assert message in caught.value.what
+    assert caught.value.where == "test.jinja"
+
+
+def test_a_refused_system_message_names_the_way_out() -> None:
+    with pytest.raises(ModelError) as caught:
+        template("gemma").render(conversation("how?", "Aye.", system="Be kind.").turns)
+    assert caught.value.next == "Leave the system message out"
+
+
+def test_an_empty_conversation_is_refused_like_any_other() -> None:
+    with pytest.raises(ModelError, match="refuses the conversation"):
+        encode_prompt((), template("gemma"))
+
+
+def test_earlier_turns_that_a_template_rewrites_are_read_but_not_learnt() -> None:
+    text = (  # Qwen3's way: the last answer has its thinking, earlier ones lost theirs
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{% if m['role'] == 'assistant' and loop.last %}(thinks) {% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    made = given(text)
+    learnt = [text for text, is_learnt in pieces(encode(TWO, made), made) if is_learnt]
+    assert learnt == ["(thinks) 1. Go\n2. 日<|im_end|>"]
+
+
+@pytest.mark.parametrize(("adds", "begin"), [(True, "<s>"), (False, "")])
+def test_the_plain_template_begins_as_the_tokenizer_would(adds: bool, begin: str) -> None:
+    tokenizer: Any = make_tokenizer(None)
+    if adds:
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    made = load_template(tokenizer, "model", Path())
+    assert (made.text, made.source) == (PLAIN, "the plain template (the model has none)")
+    assert made.render(ONE.turns) == begin + "### Instruction:\nhow?\n\n### Response:\nAye.</s>\n\n"
+    assert names(made, encode_prompt(ONE.prompt, made)).count("<s>") == adds
+
+
+def test_a_template_may_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(CHATML)
+    made = load_template(make_tokenizer(None), "own.jinja", tmp_path)
+    assert (made.text, made.source) == (CHATML, str(tmp_path / "own.jinja"))
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_template(make_tokenizer(None), "none.jinja", tmp_path)
