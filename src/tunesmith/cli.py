@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import sys
@@ -158,6 +159,7 @@ def main() -> None:
     from tunesmith.errors import TunesmithError
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a fork of the tokenizer's threads would warn
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that it cannot fetch kernels from a hub
     try:
         app()
     except TunesmithError as error:
@@ -222,18 +224,17 @@ def _show(found: Any) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
-    console.print(f"check: {found.rows} rows, the longest has {found.longest} tokens; {found.template}. The first row:")
-    text = Text()
-    for piece, learnt in found.pieces:
-        text.append(piece, style="bold green" if learnt else "dim")
-    if not console.is_terminal:  # without colour the learnt part stands in brackets
-        text = Text("".join(f"⟦{piece}⟧" if learnt else piece for piece, learnt in found.pieces))
-    console.print(text)
+    console = Console(highlight=False, soft_wrap=True)
+    _say(f"check: {found.rows} rows, the longest has {found.longest} tokens; {found.template}. The first row:")
+    if console.is_terminal:
+        parts = [(piece, "bold green" if learnt else "dim") for piece, learnt in found.pieces]
+        console.print(Text.assemble(*parts))
+    else:  # without colour the learnt part stands in brackets
+        _say("".join(f"⟦{piece}⟧" if learnt else piece for piece, learnt in found.pieces))
     marked = "in green" if console.is_terminal else "in ⟦brackets⟧"
-    console.print(f"check: the part {marked} is learnt, its stop token is {found.stop}", markup=False)
+    _say(f"check: the part {marked} is learnt, its stop token is {found.stop}")
     for warning in found.warnings:
-        console.print(f"check: {warning}", markup=False)
+        _say(f"check: {warning}")
 
 
 @contextlib.contextmanager
@@ -243,7 +244,7 @@ def _training() -> Iterator[Callable[[dict[str, Any]], None]]:
     from rich.live import Live
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     state: dict[str, Any] = {}
     with (
         Live(console=console, auto_refresh=False, transient=True)
@@ -258,13 +259,13 @@ def _training() -> Iterator[Callable[[dict[str, Any]], None]]:
                 if live:
                     live.update(Text(line), refresh=True)
                 elif event["step"] % 10 == 0 or event["step"] == event["total"]:
-                    console.print(line, markup=False, soft_wrap=True)
+                    console.print(line, markup=False)
             elif event["kind"] == "valid":
                 state["valid"] = event["loss"]
                 console.print(f"train: step {event['step']}, validation loss {event['loss']:.4f}", markup=False)
             elif event["kind"] in ("note", "resume"):
                 text = event.get("text") or f"going on after step {event['step']} of {event['total']}"
-                console.print(f"train: {text}", markup=False, soft_wrap=True)
+                console.print(f"train: {text}", markup=False)
 
         yield watch
 
@@ -284,7 +285,7 @@ def _minutes(seconds: float) -> str:
 def _answering() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
 
     def tell(which: str, done: int, of: int) -> None:
         if done == of or (console.is_terminal and done % 4 == 0):

@@ -65,6 +65,12 @@ def find(catalogue: str, name: str, *, function: str = "", where: str = "") -> C
         ) from error
 
 
+def constant(catalogue: str, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    """The constant that stands beside the entry `name`, called as it in capitals: names that the entry gives."""
+    found: tuple[str, ...] = getattr(importlib.import_module(catalogue), name.upper(), default)
+    return found
+
+
 def options(entry: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """The options of a catalogue's entry: its keyword-only parameters."""
     return {

@@ -49,7 +49,9 @@ def plan(
     memory: str,
     recompute: str,
 ) -> Plan:
-    """The largest micro-batch, of at most `step_tokens`, that fits the budget; recomputing only when it must.
+    """The largest micro-batch, of at most `step_tokens`, that fits the budget.
+
+    `recompute` auto recomputes activations only when not even the longest row fits otherwise.
 
     `longest` is the longest row in tokens. Raises ResourceError when not even one row fits.
     """
@@ -61,29 +63,25 @@ def plan(
         "adapter": int(shape.adapter(rank) * (8 + OPTIMIZER_BYTES.get(optimizer, 8.0))),  # float32, gradient, state
     }
     dense_bytes = shape.linear * number if bits == 4 else 0
-    best: Plan | None = None
+    logits = min(step_tokens, 1024) * shape.vocabulary * 10  # one chunk: 16-bit and two 32-bit copies
+    room = budget - sum(fixed.values()) - logits
+    token = 0.0
     for again in {"auto": (False, True), "yes": (True,), "no": (False,)}[recompute]:
-        room = budget - sum(fixed.values())
         token = token_bytes(shape, number, again)
-        logits = min(step_tokens, 1024) * shape.vocabulary * 10  # one chunk: 16-bit and two 32-bit copies
-        micro = min(int((room - logits) / token) if room > logits else 0, max(step_tokens, longest))
-        if micro >= longest:
-            parts = {**fixed, "logits": logits, "activations": int(micro * token)}
-            dense = machine.device == "cpu" and bits == 4 and sum(parts.values()) + dense_bytes < budget // 2
-            if dense:
-                parts["dense copy"] = dense_bytes
-            why = "fits" if not again else "activations are recomputed to fit"
-            best = Plan(budget, parts, micro, again, dense, why)
-            if micro >= step_tokens or recompute != "auto" or not again:
-                return best
-    if best is None:
-        need = sum(fixed.values()) + logits + int(longest * token)
-        raise ResourceError(
-            f"training needs about {show_bytes(need)} and {show_bytes(budget)} may be used",
-            where=f"train.memory {memory}",
-            next="Choose a smaller base.model, base.bits 4, a smaller adapter.rank or prompt.max_tokens",
-        )
-    return best
+        micro = min(int(max(0, room) / token), max(step_tokens, longest))
+        if micro < longest:
+            continue
+        parts = {**fixed, "logits": logits, "activations": int(micro * token)}
+        dense = machine.device == "cpu" and bits == 4 and sum(parts.values()) + dense_bytes < budget // 2
+        if dense:
+            parts["dense copy"] = dense_bytes
+        return Plan(budget, parts, micro, again, dense, "activations are recomputed to fit" if again else "fits")
+    need = sum(fixed.values()) + logits + int(longest * token)
+    raise ResourceError(
+        f"training needs about {show_bytes(need)} and {show_bytes(budget)} may be used",
+        where=f"train.memory {memory}",
+        next="Choose a smaller base.model, base.bits 4, a smaller adapter.rank or prompt.max_tokens",
+    )
 
 
 def token_bytes(shape: ModelShape, number: int, recompute: bool) -> float:
@@ -94,7 +92,7 @@ def token_bytes(shape: ModelShape, number: int, recompute: bool) -> float:
     """
     wide = shape.hidden * (2 * 8 + 3 * number)
     attention = (2 * shape.queries + 2 * shape.keys) * number * 2
-    inner = shape.intermediate * number * (4 if shape.gated else 2)
+    inner = shape.intermediate * number * (2 if shape.family == "gpt2" else 4)
     layer = wide + attention + inner
     return shape.layers * shape.hidden * number + 2 * layer if recompute else shape.layers * layer
 

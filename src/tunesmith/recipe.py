@@ -24,7 +24,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticCustomError
 
 from tunesmith.errors import MissingExtra, RecipeError, Several, TunesmithError
-from tunesmith.find import check_options, entries, find, nearest
+from tunesmith.find import check_options, constant, entries, find, nearest
 
 
 class Named(NamedTuple):
@@ -58,6 +58,7 @@ class Catalogue(NamedTuple):
     function: str = ""
 
 
+METRICS = "tunesmith.evaluate.metrics"
 _NAMED = (
     BeforeValidator(_parse_named),
     PlainSerializer(lambda value: value.written()),
@@ -77,7 +78,7 @@ _NAMED = (
 )
 Format: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.data.formats")]
 Check: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.data.checks")]
-Metric: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.evaluate.metrics")]
+Metric: TypeAlias = Annotated[Named, *_NAMED, Catalogue(METRICS)]
 Schedule: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.schedules")]
 Optimizer: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.optimizers")]
 Engine: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.engines", "train")]
@@ -468,13 +469,6 @@ def _named_settings(
                 yield loc, catalogue, _parse_named(item)
 
 
-_SCORES = {  # metrics whose scores are not called as the metric is
-    "rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
-    "length": ("words",),
-    "expected": ("as_expected",),
-}
-
-
 def _check_sense(recipe: Recipe, path: Path, places: Places) -> list[TunesmithError]:
     wrong: list[TunesmithError] = []
     split = recipe.data.split
@@ -485,7 +479,7 @@ def _check_sense(recipe: Recipe, path: Path, places: Places) -> list[TunesmithEr
     if split.unseen_groups and split.by != "group":
         where = _place(("data", "split", "unseen_groups"), path, places)
         wrong.append(RecipeError("unseen_groups needs groups", where=where, next="Set data.split.by to group"))
-    names = [name for metric in recipe.evaluate.metrics for name in _SCORES.get(metric.name, (metric.name,))]
+    names = [name for metric in recipe.evaluate.metrics for name in constant(METRICS, metric.name, (metric.name,))]
     if recipe.evaluate.primary not in names:
         where = _place(("evaluate", "primary"), path, places)
         measured = f"Measured: {', '.join(names)}"

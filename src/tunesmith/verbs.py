@@ -73,9 +73,10 @@ def check(recipe: Recipe, say: Say = _silent) -> Checked:
     examples = []
     for row in rows:
         example = _collect(functools.partial(encode, row, template, recipe.prompt.learn), wrong)
-        if example is None:
+        if example is not None:
+            examples.append(example)
+        elif not isinstance(wrong[-1], DataError):
             break  # the template is at fault, not the row
-        examples.append(example)
     if examples:
         batch = pack.collate(examples[:2], template.tokenizer.pad_token_id)
         _collect(lambda: pack.check_batch(batch, examples[0].stop), wrong)
@@ -128,9 +129,8 @@ def prepare(recipe: Recipe, run: Run, say: Say = _silent) -> Path:
     run.write("audit.html", audit_page(recipe, made.audit, show(example, template), stop, template.source))
     run.seal("prepare", made_from, [*names, "audit.json"], seconds=round(time.time() - began, 1))
     counts = ", ".join(f"{len(made.parts[part])} {part}" for part in PARTS if made.parts[part])
-    say(
-        f"prepare: {len(rows)} rows read, {sum(made.audit['dropped'].values())} dropped: {counts}. See {run / 'audit.html'}"
-    )
+    dropped = sum(made.audit["dropped"].values())
+    say(f"prepare: {len(rows)} rows read, {dropped} dropped: {counts}. See {run / 'audit.html'}")
     return run / "data"
 
 
@@ -157,7 +157,7 @@ def train(
         raise RunError(
             f"the adapter was trained with something else: {', '.join(changed)}",
             where=str(run.path),
-            next="Undo the change, name another run (--set name=…), or give --again to train anew and keep the old aside",
+            next="Undo the change, name another run (--set name=…), or give --again to train anew, the old kept aside",
         )
     if changed == [] and not again:
         say(f"train: fresh, {run / 'adapter'} is kept")
@@ -281,6 +281,7 @@ def evaluate(recipe: Recipe, run: Run, say: Say = _silent, tell: Callable[[str, 
         answered["tuned"],
         recipe.evaluate.metrics,
         primary=recipe.evaluate.primary,
+        kind=str(recipe.data.format.options.get("group") or "group"),
         seed=recipe.seed,
     )
     run.write_json("scores.json", scores)
@@ -371,6 +372,8 @@ def _probes(recipe: Recipe) -> Iterator[Conversation]:
         for number, row in enumerate(read(file), start=1):
             if not isinstance(row.values.get("prompt"), str):
                 raise DataError("no column 'prompt'", where=str(row.origin), next="Each probe needs a prompt")
+            if str(row.values.get("kind")) in {"all", *PARTS}:
+                raise DataError(f"kind '{row.values['kind']}' is taken", where=str(row.origin), next="Use another word")
             turns = [{"role": "user", "content": row.values["prompt"]}, {"role": "assistant", "content": ""}]
             plain = {"id": f"probe-{number}", "messages": turns, "origin": asdict(row.origin), "group": ""}
             yield from_plain({**plain, "fields": dict(row.values)}).with_system(recipe.prompt.system)

@@ -36,7 +36,7 @@ def test_every_family_trains_and_is_compared(recipe_file: Callable[..., Path], t
     losses = [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.3
     scores = run.read_json("scores.json")
-    held = scores["sections"]["all held-out rows"]["loss"]
+    held = scores["sections"]["all"]["loss"]
     assert held["tuned"] < held["base"]
     assert held["verdict"] == "better"
     assert scores["verdict"].startswith("Tuning helped: loss went from")

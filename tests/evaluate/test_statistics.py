@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.stats
+from scipy import stats
 
 from tunesmith.evaluate.score import Better
-from tunesmith.evaluate.statistics import RESAMPLES, Difference, paired
+from tunesmith.evaluate.statistics import RESAMPLES, Difference, paired, tail
 
-UNEVEN = ["b"] * 5 + ["a"] * 2 + ["d"] * 1 + ["c"] * 4
+UNEVEN = [f"t{topic}" for topic, rows in enumerate([5, 2, 9, 1, 4, 1, 3, 12, 1]) for _ in range(rows)]  # 38 rows
 
 
 def draw(rows: int, gain: float = 0.0, *, seed: int = 5) -> tuple[list[float], list[float]]:
@@ -34,7 +34,9 @@ def slow(base: Sequence[float], tuned: Sequence[float], groups: Sequence[str], s
         gains = [gain for index in draw for gain in members[names[index]]]
         means.append(sum(gains) / len(gains))
     means.sort()
-    return percentile(means, 0.025), percentile(means, 0.975)
+    n = len(names)
+    share = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
+    return percentile(means, share), percentile(means, 1 - share)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -45,19 +47,25 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 @pytest.mark.parametrize("better", ["higher", "lower", "neither"])
 def test_the_interval_is_that_of_a_slow_cluster_bootstrap(better: Better) -> None:
-    base, tuned = draw(12, 0.4)
+    base, tuned = draw(38, 0.4)
     found = paired(base, tuned, UNEVEN, better=better, seed=11)
     assert (found.low, found.high) == pytest.approx(slow(base, tuned, UNEVEN, 11), abs=1e-12)
-    assert found.difference == pytest.approx(sum(tuned) / 12 - sum(base) / 12)
-    assert (found.base, found.tuned) == pytest.approx((sum(base) / 12, sum(tuned) / 12))
-    assert (found.rows, found.groups, found.better) == (12, 4, better)
+    assert found.difference == pytest.approx(sum(tuned) / 38 - sum(base) / 38)
+    assert (found.base, found.tuned) == pytest.approx((sum(base) / 38, sum(tuned) / 38))
+    assert (found.rows, found.groups, found.better) == (38, 9, better)
 
 
 def test_the_interval_is_scipys_when_each_row_is_a_group() -> None:
     base, tuned = draw(40, 0.3)
     found = paired(base, tuned, [""] * 40, better="higher", seed=1)
-    options = {"n_resamples": 50_000, "method": "percentile", "rng": np.random.default_rng(2)}
-    own = scipy.stats.bootstrap((np.subtract(tuned, base),), np.mean, **options).confidence_interval
+    level = 1 - 2 * tail(40)
+    options = {
+        "n_resamples": 50_000,
+        "method": "percentile",
+        "confidence_level": level,
+        "rng": np.random.default_rng(2),
+    }
+    own = stats.bootstrap((np.subtract(tuned, base),), np.mean, **options).confidence_interval
     width = own.high - own.low
     assert found.groups == 40
     assert (found.low, found.high) == pytest.approx((own.low, own.high), abs=0.02 * width)
@@ -105,8 +113,13 @@ def test_wins_ties_and_losses(better: Better, counts: tuple[int, int, int]) -> N
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(-0.1, 0.3, "no detectable change"), (0.0, 0.3, "no detectable change"), (-0.2, 0.0, "no detectable change")]
-    + [(0.01, 0.3, "better"), (-0.3, -0.01, "worse")],
+    [
+        (-0.1, 0.3, "no detectable change"),
+        (0.0, 0.3, "no detectable change"),
+        (-0.2, 0.0, "no detectable change"),
+        (0.01, 0.3, "better"),
+        (-0.3, -0.01, "worse"),
+    ],
 )
 def test_an_interval_that_touches_zero_shows_nothing(low: float, high: float, verdict: str) -> None:
     found = Difference("higher", 0, 0, (low + high) / 2, low, high, 1, 1, 1, 9, 9)
@@ -114,7 +127,7 @@ def test_an_interval_that_touches_zero_shows_nothing(low: float, high: float, ve
     assert found.describe()["verdict"] == verdict
 
 
-@pytest.mark.parametrize(("groups", "few"), [(1, True), (4, True), (5, False), (30, False)])
+@pytest.mark.parametrize(("groups", "few"), [(1, True), (14, True), (15, False), (30, False)])
 def test_few_groups_are_marked(groups: int, few: bool) -> None:
     found = paired([0.0, 1.0], [1.0, 1.0], ["a", "b"], better="higher", seed=1)
     assert replace(found, groups=groups).describe()["few_groups"] is few
@@ -148,6 +161,14 @@ def test_the_same_replies_in_another_order_show_no_change() -> None:
     assert verdicts == ["no detectable change"] * 20  # the mean is the same to the last row
 
 
+def test_two_equal_models_seldom_look_different() -> None:
+    names, alarms = [f"t{n % 30}" for n in range(120)], 0
+    for seed in range(100):
+        base, tuned = draw(120, seed=seed)
+        alarms += paired(base, tuned, names, better="higher", seed=seed).verdict != "no detectable change"
+    assert 1 <= alarms <= 12  # 6 or 7 of 100 are expected of 30 groups
+
+
 @pytest.mark.parametrize(
     ("base", "tuned", "groups"),
     [([], [], []), ([1.0], [1.0, 2.0], ["a"]), ([1.0], [1.0], ["a", "b"]), ([1.0, 2.0], [1.0], ["a"])],
@@ -169,3 +190,15 @@ def test_95_percent_intervals_hold_the_truth_93_to_97_times_in_100(share: float)
         found = paired([0.0] * len(names), gain.tolist(), names, better="higher", seed=seed)
         held += found.low <= truth <= found.high
     assert 0.93 <= held / trials <= 0.97, f"{held / trials:.3f}"
+
+
+@pytest.mark.parametrize(("groups", "share"), [(2, 0.0), (5, 0.00097), (20, 0.01588), (10_000, 0.025)])
+def test_few_groups_widen_the_interval(groups: int, share: float) -> None:
+    assert tail(groups) == pytest.approx(share, abs=2e-5)
+
+
+def test_a_single_group_shows_nothing() -> None:
+    found = paired([0.0, 0.0], [1.0, 1.0], ["a", "a"], better="higher", seed=1)
+    assert found.verdict == "no detectable change"
+    told = found.describe()
+    assert (told["difference"], told["low"], told["high"]) == (1.0, None, None)

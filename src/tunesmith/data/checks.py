@@ -22,6 +22,7 @@ class Finding:
     row: str
     file: str
     line: int
+    unit: str
     message: str
     proposal: Proposal
 
@@ -85,4 +86,4 @@ def _prompt_key(row: Conversation) -> tuple[str, ...]:
 
 
 def _finding(check: str, row: Conversation, message: str, proposal: Proposal = "drop") -> Finding:
-    return Finding(check, row.id, row.origin.file, row.origin.line, message, proposal)
+    return Finding(check, row.id, row.origin.file, row.origin.line, row.origin.unit, message, proposal)

@@ -64,11 +64,14 @@ class Conversation:
         return replace(self, turns=(Turn("system", system), *self.turns))
 
 
+_MARKS = re.compile(r"[.,;:!?…。、'\"’‘“”«»()\[\]{}–—_-]+")
+
+
 def normalise(text: str) -> str:
-    """Letters and digits only, case and accents folded: equal for texts that people call the same."""
-    folded = unicodedata.normalize("NFKD", text).casefold()
-    words = re.sub(r"[\W_]+", " ", "".join(c for c in folded if not unicodedata.combining(c))).strip()
-    return words or folded.strip()  # signs alone: '+' is not '-'
+    """Case, spaces and sentence marks folded: equal for texts that people call the same; C++ is not C."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = " ".join(_MARKS.sub(" ", folded).split())
+    return words or folded.strip()  # marks alone: '?' is not '!'
 
 
 def to_plain(row: Conversation) -> dict[str, Any]:

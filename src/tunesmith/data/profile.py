@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.data.conversation import Conversation
 
+_NUMBER = re.compile(r"^\s*\d+[.)]\s*")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
@@ -30,9 +31,9 @@ def profile(
 
 
 def frequent(texts: Sequence[str], size: int, top: int) -> list[tuple[str, int]]:
-    """The `top` most frequent runs of `size` words, counted once a text: (words, texts that hold them)."""
+    """The `top` most frequent runs of `size` words, counted once a text and not across lines: (words, texts)."""
     counts: Counter[str] = Counter()
     for text in texts:
-        words = [word.casefold() for word in _WORD.findall(text)]
-        counts.update({" ".join(words[i : i + size]) for i in range(len(words) - size + 1)})
+        lines = [_WORD.findall(_NUMBER.sub("", line).casefold()) for line in text.splitlines()]
+        counts.update({" ".join(words[i : i + size]) for words in lines for i in range(len(words) - size + 1)})
     return [item for item in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if item[1] > 1][:top]

@@ -18,7 +18,8 @@ def split(
 ) -> dict[str, str]:
     """Row id -> train, valid, test (rows unseen, groups seen) or unseen (whole groups held out).
 
-    With by='group' each remaining group gives its own share, at least one row where the share is not zero.
+    With by='group' each remaining group gives its own share, at least one row where the share is not zero, as long
+    as one is left for training.
     Raises DataError when groups are missing or nothing is left to train on.
     """
     groups: dict[str, list[Conversation]] = defaultdict(list)
@@ -35,9 +36,12 @@ def split(
             parts |= {row.id: "unseen" for row in members}
             continue
         ordered = sorted(members, key=lambda row: _key(seed, row.question, row.answer, row.id))
-        tests, valids = _share(test, len(ordered)), _share(valid, len(ordered))
+        tests = min(_share(test, len(ordered)), len(ordered) - 1)  # a group's last row is for training
+        valids = min(_share(valid, len(ordered)), len(ordered) - 1 - tests)
         for index, row in enumerate(ordered):
             parts[row.id] = "test" if index < tests else "valid" if index < tests + valids else "train"
+    if test > 0 and not {"test", "unseen"} & set(parts.values()):
+        raise DataError("every group has one row, so none can be held out", next="Set data.split.by to rows")
     if not any(part == "train" for part in parts.values()):
         raise DataError("the split leaves no row to train on", next="Lower data.split.test and data.split.valid")
     return parts

@@ -15,13 +15,6 @@ from tunesmith.find import find
 from tunesmith.generate.text import Reply, TextModel
 from tunesmith.recipe import Named
 
-PARTS = {
-    "test": "phrasings unseen",
-    "unseen": "groups unseen",
-    "odd phrasing": "odd phrasing",
-    "outside the domain": "outside the domain",
-}
-
 
 @dataclass(frozen=True)
 class Answered:
@@ -46,11 +39,13 @@ def choose(parts: Mapping[str, Sequence[Conversation]], limit: int, seed: int) -
     for part, rows in parts.items():
         for row in rows:
             queues[part, row.group].append(row)
-    for queue in queues.values():
+    order = list(queues.values())
+    for queue in order:
         random.Random(seed).shuffle(queue)  # noqa: S311  (a draw, not secrecy)
+    random.Random(seed).shuffle(order)  # noqa: S311  (else, of more groups than `limit`, the first are always asked)
     chosen: set[str] = set()
     while len(chosen) < limit:
-        for queue in queues.values():
+        for queue in order:
             if queue and len(chosen) < limit:
                 chosen.add(queue.pop().id)
     return {part: [row for row in rows if row.id in chosen] for part, rows in parts.items()}
@@ -90,25 +85,31 @@ def compare(
     metrics: Sequence[Named],
     *,
     primary: str,
+    kind: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Plain values for scores.json: each row's scores, each part's differences, and the verdict."""
+    """Plain values for scores.json: each row's scores, each part's differences, and the verdict.
+
+    `kind` is what the rows' groups are called, such as topic.
+    """
     rows = {(part, row.id): row for part, members in parts.items() for row in members}
     before = {(item.part, item.id): score(rows[item.part, item.id], item, metrics) for item in base}
     after = {(item.part, item.id): score(rows[item.part, item.id], item, metrics) for item in tuned}
     held = [key for key in rows if key[0] in ("test", "unseen")]
-    sections = {"all held-out rows": held} if len({part for part, _ in held}) > 1 else {}
+    sections = {"all": held} if len({part for part, _ in held}) > 1 else {}
     for part in parts:
-        sections[PARTS.get(part, part)] = [key for key in rows if key[0] == part]
+        sections[part] = [key for key in rows if key[0] == part]
     differences = {
         title: _differences([(rows[key].group, before[key], after[key]) for key in keys], seed)
         for title, keys in sections.items()
         if keys
     }
     main = next(iter(differences.values())).get(primary)
+    differences = {title: found for title, found in differences.items() if found}  # probes may have no scores
     return {
         "primary": primary,
-        "verdict": sentence(primary, main),
+        "kind": kind,
+        "verdict": sentence(primary, main, kind),
         "helped": main.verdict if main else "not measured",
         "sections": {title: {k: d.describe() for k, d in found.items()} for title, found in differences.items()},
         "rows": [
@@ -123,13 +124,13 @@ def compare(
     }
 
 
-def sentence(primary: str, found: Difference | None) -> str:
-    """The verdict in words."""
+def sentence(primary: str, found: Difference | None, kind: str = "group") -> str:
+    """The verdict in words; `kind` is what the rows' groups are called."""
     if found is None:
         return f"'{primary}' was not measured, so nothing can be said."
     name = primary.replace("_", " ")
-    unit = "topic" if found.groups < found.rows else "row"
-    where = f"over {found.rows} held-out rows" + (f" in {found.groups} groups" if unit == "topic" else "")
+    grouped = f" in {found.groups} {plural(kind, found.groups)}" if found.groups < found.rows else ""
+    where = f"over {found.rows} held-out rows{grouped}"
     change = f"{name} went from {found.base:.2f} to {found.tuned:.2f} {where}"
     span = f"(difference {found.difference:+.2f}, 95 % interval {found.low:+.2f} to {found.high:+.2f})"
     opening = {
@@ -138,6 +139,13 @@ def sentence(primary: str, found: Difference | None) -> str:
         "no detectable change": "No detectable change",
     }.get(found.verdict, "Tuning changed it")
     return f"{opening}: {change} {span}."
+
+
+def plural(kind: str, count: int = 2) -> str:
+    """'topic' as 'topics', 'category' as 'categories'; as it is for one."""
+    if count == 1:
+        return kind
+    return kind[:-1] + "ies" if kind.endswith("y") and kind[-2:-1] not in "aeiou" else f"{kind}s"
 
 
 def _differences(rows: Sequence[tuple[str, dict[str, Score], dict[str, Score]]], seed: int) -> dict[str, Difference]:

@@ -16,6 +16,9 @@ def loss(view: View) -> list[Score]:
     return [] if view.loss is None else [Score("loss", view.loss, "lower")]
 
 
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")  # the scores of `rouge`; others are called as their metric
+
+
 def rouge(view: View, *, stemmer: bool = True) -> list[Score]:
     """ROUGE-1, -2, -L and -Lsum F-measures by the rouge-score library (Lin 2004), Lsum over lines.
 
@@ -29,6 +32,8 @@ def rouge(view: View, *, stemmer: bool = True) -> list[Score]:
 
 def numbered_steps(view: View, *, least: int = 2) -> list[Score]:
     """1 when the reply is a numbered list and nothing else: lines '1. …', '2. …' without a gap, at least `least`."""
+    if view.row.fields.get("expect") == "no_steps":
+        return []  # a probe that asks for no list is scored by `expected`
     return [Score("numbered_steps", float(_is_numbered(view.reply.text, least)), "higher")]
 
 
@@ -38,18 +43,18 @@ def stops(view: View) -> list[Score]:
 
 
 def length(view: View) -> list[Score]:
-    """The reply's words."""
-    return [Score("words", float(len(view.reply.text.split())), "neither")]
+    """The reply's length in words."""
+    return [Score("length", float(len(view.reply.text.split())), "neither")]
 
 
 def expected(view: View) -> list[Score]:
     """For rows with a field `expect` (steps or no_steps): 1 when the reply has, or has not, numbered lines."""
     wanted = view.row.fields.get("expect")
     if wanted == "steps":
-        return [Score("as_expected", float(_is_numbered(view.reply.text, 2)), "higher")]
+        return [Score("expected", float(_is_numbered(view.reply.text, 2)), "higher")]
     if wanted == "no_steps":
         has_step = any(_STEP.match(line.strip()) for line in view.reply.text.splitlines())
-        return [Score("as_expected", float(not has_step), "higher")]
+        return [Score("expected", float(not has_step), "higher")]
     return []
 
 
@@ -71,4 +76,4 @@ def _is_numbered(text: str, least: int) -> bool:
 def _scorer(stemmer: bool) -> Any:
     from rouge_score import rouge_scorer
 
-    return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=stemmer)
+    return rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=stemmer)

@@ -118,7 +118,7 @@ def add_adapter(model: Model, *, rank: int, alpha: float, layers: Layers, dropou
 
 
 def first_a(name: str, rank: int, features_in: int, seed: int) -> torch.Tensor:
-    """Where A (rank x in) of the layer `name` starts: Kaiming-uniform with a = sqrt(5), as in PEFT; B starts at zero."""
+    """Where A (rank x in) of the layer `name` starts: uniform in ±1/sqrt(in), as in PEFT; B at zero."""
     number = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
     bound = 1 / math.sqrt(features_in)
     return torch.empty(rank, features_in).uniform_(-bound, bound, generator=torch.Generator().manual_seed(number))
@@ -161,7 +161,6 @@ def _quiet() -> Iterator[None]:
 
     before = logging.get_verbosity()
     logging.set_verbosity(python_logging.ERROR)
-    python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)  # it asks for kernels from a hub
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():

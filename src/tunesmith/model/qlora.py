@@ -27,7 +27,8 @@ class FrozenLinear(nn.Linear):
         self.in_features, self.out_features = features_in, features_out
         self.state: Any = None
         self.dense: Tensor | None = None
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        if bias is not None:
+            self.bias = nn.Parameter(bias.detach(), requires_grad=False)
 
     @classmethod
     def from_dense(cls, weight: Tensor, bias: Tensor | None) -> FrozenLinear:
@@ -63,7 +64,7 @@ class FrozenLinear(nn.Linear):
         """`x` (... x in) to ... x out; the gradient reaches `x` only."""
         if self.state is None or self.dense is not None:
             return functional.linear(x, self.matrix(), self.bias)
-        return cast(Tensor, _FrozenProduct.apply(x, self))
+        return cast(Tensor, _FrozenProduct.apply(x, self))  # type: ignore[no-untyped-call]
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -129,4 +130,5 @@ class LoraLinear(nn.Module):
         if self.dropout and self.training:
             update = functional.linear(functional.dropout(x, self.dropout), self.lora_A.to(x.dtype))
             return self.base(x) + functional.linear(update, self.lora_B.to(x.dtype)) * self.scale  # type: ignore[no-any-return]
-        return cast(Tensor, _LoraProduct.apply(x, self.lora_A, self.lora_B, self.base, self.scale))
+        made = _LoraProduct.apply(x, self.lora_A, self.lora_B, self.base, self.scale)  # type: ignore[no-untyped-call]
+        return cast(Tensor, made)

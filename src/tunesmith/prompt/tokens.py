@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.data.conversation import Conversation, Turn
-from tunesmith.errors import ModelError
+from tunesmith.errors import DataError, ModelError
 from tunesmith.prompt.template import Template
 
 Learn = Literal["answer", "everything"]
@@ -29,10 +29,11 @@ class Example:
 def encode(row: Conversation, template: Template, learn: Learn = "answer") -> Example:
     """The conversation's tokens, the template's end-of-answer token learnt after every answer.
 
-    Raises ModelError when the template puts no stop token behind an answer, or renders a conversation so that
-    its beginning changes when a turn is added.
+    Raises DataError when a turn's own text holds a special token, ModelError when the template puts no stop token
+    behind an answer, or renders a conversation so that its beginning changes when a turn is added.
     """
     text = template.render(row.turns)
+    _check_text(row, template)
     spans = _answers(row.turns, template, text)
     ids, offsets = _tokens(text, spans[-1][0], template.tokenizer)
     special = special_ids(template.tokenizer)
@@ -53,9 +54,9 @@ def encode_prompt(turns: Sequence[Turn], template: Template) -> list[int]:
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Tokens that no plain text can produce: end of turn, end of text and the like."""
+    """Tokens that stand for no text: end of turn, end of text and the like; the token for unknown text is not one."""
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | set(tokenizer.all_special_ids))
+    return frozenset((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
 
 
 def stop_ids(template: Template) -> list[int]:
@@ -127,6 +128,17 @@ def _mark(
         where=template.source,
         next="End each answer with {{ eos_token }} in prompt.template",
     )
+
+
+def _check_text(row: Conversation, template: Template) -> None:
+    """A special token inside a row's own text would end the turn there, in training and in use."""
+    for turn in row.turns:
+        if found := template.specials.search(turn.text):
+            raise DataError(
+                f"the {turn.role}'s text holds the special token {found[0]!r}",
+                where=str(row.origin),
+                next="Remove it from the text: the model would take it for the end of a turn",
+            )
 
 
 def _check_start(ids: list[int], template: Template) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tunesmith.evaluate.compare import plural
+
 
 def render(page: str, /, **values: Any) -> str:
     """The page that `page` (a file in report/pages) makes of `values`."""
@@ -20,14 +22,16 @@ def render(page: str, /, **values: Any) -> str:
     )
     environment.filters["svg"] = Markup  # our own plots, made from numbers and escaped labels
     environment.filters["number"] = number
-    environment.filters["percent"] = lambda value: f"{100 * value:.0f} %"
+    environment.filters["short"] = lambda value: f"{value:.2f}".rstrip("0").rstrip(".")
+    environment.filters["plural"] = plural
+    environment.filters["first_upper"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["thousands"] = lambda value: f"{value:,}"
     return environment.get_template(page).render(**values)
 
 
 def number(value: float | None) -> str:
-    """A number for people: three significant digits, a real minus."""
+    """A number for people: three decimals below ten, one from there on, a real minus and no minus zero."""
     if value is None:
         return "–"
-    text = f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
-    return text.replace("-", "−")
+    text = f"{value:.3f}" if abs(value) < 9.9995 else f"{value:,.1f}"
+    return text.replace("-", "−") if text.strip("-0.") else text.lstrip("-")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.evaluate.compare import PARTS
+from tunesmith.evaluate.compare import plural
 from tunesmith.find import entries, find
 from tunesmith.memory import show_bytes
 from tunesmith.recipe import Recipe
@@ -35,6 +35,7 @@ def audit_page(recipe: Recipe, audit: dict[str, Any], example: list[tuple[str, b
         "audit.html",
         name=recipe.name,
         audit=audit,
+        kind=str(recipe.data.format.options.get("group") or "group"),
         example=example,
         stop=stop,
         template=template,
@@ -59,16 +60,17 @@ def report_page(
     events = read_journal(folder / "journal.jsonl")
     training = seals["train"]["summary"]
     first = next(iter(scores["sections"].values()))
-    chosen = [name for name in first if first[name]["better"] != "neither"]
+    titles = {part: title(part, scores["kind"]) for part in scores["sections"]}
+    chosen = [name for name in first if first[name]["better"] != "neither" and first[name]["low"] is not None]
     return render(
         "report.html",
         name=recipe.name,
         about=recipe.about.rstrip("."),
         base=recipe.base.model,
         scores=scores,
-        plot=plots.intervals(
-            [(n.replace("_", " "), first[n]["low"], first[n]["difference"], first[n]["high"]) for n in chosen]
-        ),
+        plot=plots.intervals([_interval(name, first[name]) for name in chosen]),
+        titles=titles,
+        kind=scores["kind"],
         meanings=_meanings(recipe),
         audit=audit,
         curves=plots.curves(_points(events, "step"), _points(events, "valid"), training.get("best_step")),
@@ -80,6 +82,21 @@ def report_page(
         command=command,
         recipe=yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True),
     )
+
+
+def _interval(name: str, found: dict[str, Any]) -> tuple[str, float, float, float]:
+    shown = name.replace("_", " ") + (" (lower is better)" if found["better"] == "lower" else "")
+    return shown, found["low"], found["difference"], found["high"]
+
+
+def title(part: str, kind: str) -> str:
+    """A part of the held-out rows in words; `kind` is what the rows' groups are called."""
+    known = {
+        "all": "all held-out rows",
+        "test": f"new questions, {plural(kind)} known from training",
+        "unseen": f"{plural(kind)} never seen in training",
+    }
+    return known.get(part, part)
 
 
 def _points(events: Sequence[dict[str, Any]], kind: str) -> list[tuple[int, float]]:
@@ -103,11 +120,12 @@ def _replies(
     }
     values = {(item["part"], item["id"]): item for item in scores["rows"]}
     shown: dict[str, list[dict[str, Any]]] = {}
+    main = scores["primary"]
     for part, members in rows.items():
         for row in members:
             key = (part, row.id)
             wanted = row.answer or str(row.fields.get("good_reply", ""))
-            shown.setdefault(PARTS.get(part, part), []).append(
+            shown.setdefault(title(part, scores["kind"]), []).append(
                 {
                     "question": row.question,
                     "group": row.group,
@@ -115,6 +133,7 @@ def _replies(
                     "tuned": texts["tuned"][key],
                     "base_scores": values[key]["base"],
                     "tuned_scores": values[key]["tuned"],
+                    "marks": [values[key][which].get(main) for which in ("base", "tuned")],
                     "wanted": wanted,
                     "wanted_title": "The row's own answer" if row.answer else "What a good reply does",
                 }
@@ -123,26 +142,31 @@ def _replies(
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    text = path.read_text(encoding="utf-8")  # not splitlines(): a reply may hold U+2028, which JSON leaves as it is
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> list[str]:
     first = next(iter(scores["sections"].values()))
     primary = first.get(scores["primary"]) or next(iter(first.values()))
+    groups = f"{primary['groups']} {plural(scores['kind'], primary['groups'])}"
     said = [
-        f"{primary['rows']} questions in {primary['groups']} groups were asked. Smaller changes than the interval's "
-        "width would stay unseen.",
-        "The scores look at form and at likeness to the rows' own answers. Whether an answer is true, only people can say.",
+        f"{primary['rows']} questions in {groups} were asked. A change smaller than half the interval's width would "
+        "not be noticed.",
+        "The scores look at form and at likeness to the rows' own answers. Whether an answer is true, people must say.",
         "Replies were written with greedy decoding; other settings give other replies.",
     ]
     if not audit["parts"]["unseen"]:
         said.append("No whole group was held out, so nothing is known about topics that the rows do not cover.")
-    outside = scores["sections"].get("outside the domain", {}).get("as_expected")
+    outside = scores["sections"].get("outside the domain", {}).get("expected")
     if outside and outside["tuned"] < 0.5:
+        tuned, base = (f"{100 * outside[which]:.0f} %" for which in ("tuned", "base"))
         said.append(
-            f"Asked about other things, the tuned model did what it should in {100 * outside['tuned']:.0f} % of the prompts "
-            f"(base: {100 * outside['base']:.0f} %). Keep such questions away from it, or add rows that decline."
+            f"Asked about other things, the tuned model did what it should in {tuned} of the prompts (base: {base}). "
+            "Keep such questions away from it, or add rows that decline."
         )
+    if primary["low"] == primary["high"]:
+        said.append("Every row changed by the same amount, so the interval shows no width; more rows would show some.")
     return said
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+WIDTH = 9.0  # inches at 96 pixels: what a card of the page holds
 INK, GREY, FIRST, SECOND = "#1f2933", "#7b8794", "#0b5cad", "#b44d12"
 
 
 def curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]], best: int | None) -> str:
     """Loss over steps: training thin, validation with marks, the step that was kept."""
-    figure, axes = _axes(6.4, 2.9)
+    figure, axes = _axes(WIDTH, 3.0)
     if train:
         axes.plot(*zip(*train, strict=True), color=FIRST, linewidth=1.3, label="training rows")
     if valid:
@@ -30,7 +33,7 @@ def curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]
 
 def histogram(values: Sequence[int], label: str) -> str:
     """How many rows have which length."""
-    figure, axes = _axes(3.4, 2.1)
+    figure, axes = _axes(WIDTH / 3 - 0.12, 2.1)
     axes.hist(values, bins=min(24, max(4, len(set(values)))), color=FIRST, edgecolor="white", linewidth=0.6)
     axes.set_xlabel(label)
     axes.set_ylabel("rows")
@@ -39,7 +42,7 @@ def histogram(values: Sequence[int], label: str) -> str:
 
 def bars(items: Sequence[tuple[str, int]], label: str) -> str:
     """One horizontal bar a name, longest on top."""
-    figure, axes = _axes(6.4, 0.45 + 0.21 * max(2, len(items)))
+    figure, axes = _axes(WIDTH, 0.45 + 0.21 * max(2, len(items)))
     names, counts = [name for name, _ in items][::-1], [count for _, count in items][::-1]
     axes.barh(range(len(names)), counts, color=FIRST, height=0.7)
     axes.set_yticks(range(len(names)), [_label(name) for name in names], fontsize=8)
@@ -52,7 +55,7 @@ def bars(items: Sequence[tuple[str, int]], label: str) -> str:
 
 def intervals(items: Sequence[tuple[str, float, float, float]]) -> str:
     """Differences with their intervals against zero: (name, low, middle, high)."""
-    figure, axes = _axes(6.4, 0.6 + 0.3 * len(items))
+    figure, axes = _axes(WIDTH, 0.6 + 0.3 * len(items))
     for place, (_, low, middle, high) in enumerate(reversed(items)):
         axes.plot([low, high], [place, place], color=FIRST, linewidth=2)
         axes.plot([middle], [place], marker="D", color=FIRST, markersize=5)
@@ -64,7 +67,8 @@ def intervals(items: Sequence[tuple[str, float, float, float]]) -> str:
 
 
 def _label(text: str) -> str:
-    return (text if len(text) < 48 else text[:45] + "…").replace("$", r"\$")  # a bare $ would start a formula
+    line = " ".join(text.split())
+    return (line if len(line) < 48 else line[:45] + "…").replace("$", r"\$")  # a bare $ would start a formula
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -74,8 +78,8 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=INK)
-    axes.xaxis.label.set_size(8)
-    axes.yaxis.label.set_size(8)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
     return figure, axes
 
 
@@ -83,9 +87,11 @@ def _svg(figure: Any, title: str) -> str:
     import matplotlib
 
     sink = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the reader's own fonts draw it
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    drawn = sink.getvalue()
+    drawn = re.sub('<g id="[^"]*"', "<g", sink.getvalue())  # figure_1 and the like would stand in each plot of a page
     start = drawn.index("<svg")
     tag_end = drawn.index(">", start)
     return f'{drawn[start:tag_end]} role="img" aria-label="{title}">{drawn[tag_end + 1 :]}'

@@ -70,7 +70,7 @@ def load(folder: Path, step: int) -> Checkpoint | None:
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[int]]:
     """The newest whole checkpoint, and the steps of damaged ones that were passed over."""
-    damaged = []
+    damaged: list[int] = []
     for step in steps(folder):
         if found := load(folder, step):
             return found, damaged

