@@ -114,7 +114,7 @@ def chat(
     from tunesmith.data.conversation import Turn
 
     recipe = _read(name, small, set)
-    model = verbs.chat(recipe, verbs.open_run(recipe, runs), _say, tuned=not base)
+    model = verbs.chat(recipe, verbs.open_run(recipe, runs, create=False), _say, tuned=not base)
     start = [Turn("system", recipe.prompt.system)] if recipe.prompt.system else []
     turns = list(start)
     while line := _ask():

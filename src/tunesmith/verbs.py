@@ -47,10 +47,16 @@ class Checked:
     warnings: list[str]
 
 
-def open_run(recipe: Recipe, runs: Path) -> Run:
-    """The run's folder for `recipe`, its recipe.yaml written with every default."""
+def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
+    """The run's folder for `recipe`, its recipe.yaml written with every default.
+
+    Raises RunError when there is none and `create` is False.
+    """
     own = recipe.folder if (recipe.folder / "recipe.yaml").is_file() and (recipe.folder / ".lock").exists() else None
-    run = Run(own or runs / recipe.name)
+    path = own or runs / recipe.name
+    if not create and not path.is_dir():
+        raise RunError("there is no such run yet", where=str(path), next="Make it: tunesmith run RECIPE")
+    run = Run(path)
     text = yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True)
     if not (run / "recipe.yaml").exists() or (run / "recipe.yaml").read_text(encoding="utf-8") != text:
         run.write("recipe.yaml", text)
@@ -412,6 +418,8 @@ def _speakers(recipe: Recipe, run: Run, say: Say, *, only: str = "") -> Iterator
     from tunesmith.model.adapter import fill, read_adapter
     from tunesmith.model.build import add_adapter, load
 
+    if only != "base":
+        run.fingerprint("train")  # raises when the adapter is not finished
     weights = _weights(recipe, say)
     machine = look(recipe.train.precision)
     model = load(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
@@ -419,7 +427,6 @@ def _speakers(recipe: Recipe, run: Run, say: Say, *, only: str = "") -> Iterator
         model.keep_dense()
     template = _template(recipe, weights)
     if only != "base":
-        run.fingerprint("train")  # raises when the adapter is not finished
         _, tensors = read_adapter(run / "adapter")
         adapter = recipe.adapter
         add_adapter(

@@ -109,3 +109,47 @@ def test_micro_batches_do_not_change_the_gradient(recipe_file: Callable[..., Pat
     run, parts = trained(tight, tmp_path / "b")
     assert run.read_json("plan.json")["micro_tokens"] < 300  # the budget really splits the step
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "phi3"])
+def test_the_whole_models_gradient_against_float64(tiny: Callable[..., Path], family: str) -> None:
+    """Our float32 gradient of every adapter tensor, judged beside what plain autograd in float32 gets."""
+    from torch.nn import functional
+
+    from tunesmith.model.qlora import LoraLinear
+    from tunesmith.train.loss import summed_loss
+
+    model = load(fetch(str(tiny(family))), bits=4, device="cpu", precision="float32")
+    add_adapter(model, rank=4, alpha=8, layers="all", dropout=0, seed=2)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    ids = [[index % 250 + 5 for index in range(start, start + 24)] for start in (3, 90)]
+    labels = [[-100] * 9 + row[9:] for row in ids]
+    summed_loss(model, pack.Batch(ids, [[1] * 24] * 2, labels)).backward()
+    ours = {name: p.grad.double() for name, p in model.trainable().items() if p.grad is not None}
+    matrices = {name: (layer.base.matrix(), layer.base.bias) for name, layer in model.lora.items()}
+
+    def plain(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        model.network.zero_grad()
+        model.network.to(dtype)
+        for name, layer in model.lora.items():
+            matrix, bias = (None if part is None else part.to(dtype) for part in matrices[name])
+
+            def forward(x: torch.Tensor, own: LoraLinear = layer, w: Any = matrix, b: Any = bias) -> torch.Tensor:
+                return functional.linear(x, w, b) + functional.linear(x @ own.lora_A.T, own.lora_B) * own.scale
+
+            layer.forward = forward  # type: ignore[method-assign]
+        logits = model.network(input_ids=torch.tensor(ids)).logits[:, :-1].to(dtype)
+        functional.cross_entropy(
+            logits.flatten(0, 1), torch.tensor(labels)[:, 1:].flatten(), reduction="sum"
+        ).backward()
+        return {name: p.grad.double().clone() for name, p in model.trainable().items() if p.grad is not None}
+
+    single, exact = plain(torch.float32), plain(torch.float64)
+    assert ours.keys() == exact.keys() == model.trainable().keys()
+    for name, wanted in exact.items():
+        error, other = ((found[name] - wanted).norm() / wanted.norm() for found in (ours, single))
+        assert error <= 2 * other + 1e-6, name
+        assert error < 1e-4, name

@@ -71,6 +71,7 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
 
     Raises ModelError for files that are no causal language model, ResourceError when memory does not suffice.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype = getattr(torch, precision)
@@ -88,7 +89,7 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     except (torch.OutOfMemoryError, MemoryError) as error:
         advice = "Choose a smaller base.model, base.bits 4, or free some memory"
         raise ResourceError("the model does not fit into memory", where=weights.name, next=advice) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot be loaded: {error}", where=weights.name, next="Choose another base.model") from error
     network.requires_grad_(False)
     transposed = _freeze(network)
@@ -96,7 +97,7 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     for attribute in ("is_loaded_in_4bit", "is_quantized"):  # the layers are ours now; nothing else may repack them
         if getattr(network, attribute, False):
             setattr(network, attribute, False)
-    network.hf_quantizer = None
+    network.hf_quantizer = network.quantization_method = None
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
     network.eval()
