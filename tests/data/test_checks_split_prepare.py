@@ -313,19 +313,27 @@ def test_rows_are_loaded_with_place_group_and_fields(here: Path) -> None:
     assert [each.id for each in load(files, COLUMNS, None)] == [each.id for each in rows]  # a name is of the row's own
 
 
-@pytest.mark.parametrize("bad", [1, SHOWN_ERRORS, SHOWN_ERRORS + 1, SHOWN_ERRORS + 7])
-def test_every_bad_row_is_named_and_the_rest_counted(here: Path, bad: int) -> None:
+@pytest.mark.parametrize(("bad", "where"), [(1, ["2"]), (2, ["2", "3"]), (3, ["2 (and 2 more rows)"])])
+def test_rows_wrong_in_the_same_way_are_one_error(here: Path, bad: int, where: list[str]) -> None:
     good = {"prompt": "q", "answer": "a", "topic": "t"}
     path = write(here / "rows.jsonl", [good, *[{"prompt": "q", "topic": "t"}] * bad, good])
     with pytest.raises(Several) as caught:
         load([path], COLUMNS, None)
-    shown = min(bad, SHOWN_ERRORS)
-    lines = [
-        f"rows.jsonl line {n + 2}: no column 'answer'. It has: prompt, topic. Set answer in data.format to one of them."
-        for n in range(shown)
+    what = "no column 'answer'. It has: prompt, topic. Set answer in data.format to one of them."
+    assert str(caught.value).split("\n") == [f"rows.jsonl line {place}: {what}" for place in where]
+
+
+@pytest.mark.parametrize("ways", [SHOWN_ERRORS, SHOWN_ERRORS + 7])
+def test_many_ways_to_be_wrong_are_cut_and_counted(here: Path, ways: int) -> None:
+    path = write(here / "rows.jsonl", [{"prompt": "q", f"c{n}": "x", "topic": "t"} for n in range(ways)])
+    with pytest.raises(Several) as caught:
+        load([path], COLUMNS, None)
+    lines = str(caught.value).split("\n")
+    assert [line.split(":")[0] for line in lines[:SHOWN_ERRORS]] == [
+        f"rows.jsonl line {n + 1}" for n in range(SHOWN_ERRORS)
     ]
-    rest = [f"{path}: {bad - SHOWN_ERRORS} more rows do not fit."] if bad > SHOWN_ERRORS else []
-    assert str(caught.value).split("\n") == lines + rest
+    rest = [f"rows.jsonl line 1: rows are wrong in {ways - SHOWN_ERRORS} more ways."]
+    assert lines[SHOWN_ERRORS:] == (rest if ways > SHOWN_ERRORS else [])
 
 
 def test_errors_of_several_files_come_together(here: Path) -> None:

@@ -53,10 +53,7 @@ def load(files: Sequence[Path], wanted: Named, system: str | None) -> list[Conve
         name = _id(turns, seen)
         rows.append(Conversation(name, turns, row.origin, group, _plain(row.values)).with_system(system))
     if wrong:
-        shown, more = wrong[:SHOWN_ERRORS], len(wrong) - SHOWN_ERRORS
-        if more > 0:
-            shown.append(DataError(f"{more} more rows do not fit", where=str(files[0])))
-        raise Several(shown)
+        raise Several(_shorten(wrong))
     if not rows:
         raise DataError("there are no rows", where=", ".join(map(str, files)), next="Check data.source")
     return rows
@@ -79,6 +76,21 @@ def prepare(rows: Sequence[Conversation], data: Data, seed: int, context: Contex
     if not by_part["train"]:
         raise DataError("every training row leaks into the test", next="Split by group, or remove repeated prompts")
     return Prepared(by_part, findings, _account(rows, by_part, findings, context))
+
+
+def _shorten(wrong: list[TunesmithError]) -> list[TunesmithError]:
+    """One error for rows that are wrong in the same way, and at most 20 of them."""
+    alike: dict[tuple[str, str], list[TunesmithError]] = {}
+    for error in wrong:
+        alike.setdefault((error.what, error.next), []).append(error)
+    shown: list[TunesmithError] = []
+    for same in alike.values():
+        others = f" (and {len(same) - 1} more rows)" if len(same) > 2 else ""
+        told = same[:1] if others else same
+        shown += [DataError(error.what, where=f"{error.where}{others}", next=error.next) for error in told]
+    more = len(shown) - SHOWN_ERRORS
+    rest = [DataError(f"rows are wrong in {more} more ways", where=wrong[0].where)] if more > 0 else []
+    return [*shown[:SHOWN_ERRORS], *rest]
 
 
 def _rows(files: Sequence[Path], wrong: list[TunesmithError]) -> Iterator[Any]:

@@ -132,7 +132,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
     except HFValidationError as error:
         raise ModelError("is neither a folder nor a hub name", where=model, next="Check base.model") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        short = str(error).strip().splitlines()[0][:160]
+        short = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
         raise ModelError(f"the hub cannot give this model: {short}", where=model, next=advice) from error
 
 
