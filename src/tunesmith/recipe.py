@@ -156,7 +156,9 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     evaluate_every: int = Field(50, ge=1, description="steps between validations")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; none: at each validation")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; none: at each validation. Also saved: every two minutes"
+    )
     keep: int = Field(2, ge=1, description="newest checkpoints kept beside the best")
     patience: int | None = Field(None, ge=1, description="stop after so many validations without a better loss")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(

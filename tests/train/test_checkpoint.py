@@ -242,3 +242,14 @@ def test_early_stopping_keeps_the_best(recipe_file: Callable[..., Path], tmp_pat
     assert best is not None
     _, kept = read_adapter(run / "adapter")
     assert all(torch.equal(best.tensors[f"adapter.{name}"], tensor) for name, tensor in kept.items())
+
+
+def test_slow_steps_are_saved_by_the_clock(
+    recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunesmith.train.engines import native
+
+    monkeypatch.setattr(native, "SAVE_SECONDS", 0.0)
+    recipe, run = prepared(recipe_file(train__evaluate_every=100, train__keep=100), tmp_path)
+    verbs.train(recipe, run)
+    assert checkpoint.steps(run / "checkpoints") == list(range(10, 0, -1))

@@ -23,6 +23,8 @@ from tunesmith.train.loss import check_head, summed_loss
 from tunesmith.train.rate import factor
 from tunesmith.train.stop import listening
 
+SAVE_SECONDS = 120.0  # a kill costs no more than this, however slow the steps are
+
 
 @dataclass
 class Progress:
@@ -79,6 +81,7 @@ class _Loop:
             for rows in pack.steps(self.lengths, self.settings.batch, job.seed, epoch)
         ]
         self.progress = Progress(micro_tokens=job.micro_tokens)
+        self.saved = time.monotonic()
         torch.manual_seed(job.seed)
 
     # --- the loop -------------------------------------------------------------------------------------------
@@ -97,7 +100,7 @@ class _Loop:
                     self._step(journal)
                     if self._due(self.settings.evaluate_every) or self.progress.ended:
                         self._validate(journal)
-                    if self._due(self.settings.checkpoint_every or self.settings.evaluate_every) or self.progress.ended:
+                    if self._saving_is_due() or self.progress.ended:
                         self._save(journal)
                     if wish.stop and not self.progress.ended:
                         self._save(journal)
@@ -205,6 +208,10 @@ class _Loop:
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
 
+    def _saving_is_due(self) -> bool:
+        late = time.monotonic() - self.saved > SAVE_SECONDS
+        return late or self._due(self.settings.checkpoint_every or self.settings.evaluate_every)
+
     # --- validation, checkpoints ----------------------------------------------------------------------------
 
     def _validate(self, journal: Journal) -> None:
@@ -218,7 +225,7 @@ class _Loop:
             return  # the base's own loss is where the curve starts, not a candidate
         if loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.waited = loss, progress.step, 0
-            if not self._due(self.settings.checkpoint_every or self.settings.evaluate_every):
+            if not self._saving_is_due():
                 self._save(journal)
             return
         progress.waited += 1
@@ -234,6 +241,7 @@ class _Loop:
         state = {"progress": asdict(self.progress), "optimizer": plain, "fingerprint": self.job.fingerprint}
         checkpoint.save(self.folder, self.progress.step, tensors | optimizer | checkpoint.random_state(), state)
         checkpoint.prune(self.folder, self.settings.keep, self.progress.best_step)
+        self.saved = time.monotonic()
         journal.tell("saved", self.progress.step)
 
     def _resume(self) -> list[int]:
