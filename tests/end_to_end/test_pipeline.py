@@ -97,6 +97,19 @@ def test_again_is_at_once_and_says_so(recipe_file: Callable[..., Path], tmp_path
     assert [text.split(":")[1].split(",")[0].strip() for text in said] == ["fresh"] * 4
 
 
+def test_tensorboard_shows_the_journal(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = everything(recipe_file(train__epochs=1), tmp_path / "runs")
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    for kind, tag in (("step", "train/loss"), ("valid", "valid/loss")):
+        journal = [(e["step"], e["loss"]) for e in read_journal(run / "journal.jsonl") if e["kind"] == kind]
+        shown = [(scalar.step, scalar.value) for scalar in board.Scalars(tag)]
+        assert [step for step, _ in shown] == [step for step, _ in journal]
+        assert [loss for _, loss in shown] == pytest.approx([loss for _, loss in journal], rel=1e-6)
+
+
 def test_what_changed_is_said(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     run = everything(recipe_file(train__epochs=1), tmp_path / "runs")
     recipe = read_recipe(str(recipe_file(train__epochs=1, evaluate__rows=4)))

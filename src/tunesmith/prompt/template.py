@@ -85,6 +85,8 @@ def load_template(tokenizer: Any, wanted: str, folder: Path) -> Template:
     """The template `wanted`: 'model', or a .jinja file relative to `folder`."""
     if wanted == "model":
         own = tokenizer.chat_template
+        if isinstance(own, dict):  # several templates by name; the others are for tools and retrieval
+            own = own.get("default")
         if isinstance(own, str) and own:
             return Template(tokenizer, own, "the model's own template")
         return Template(tokenizer, PLAIN, "the plain template (the model has none)")

@@ -86,7 +86,9 @@ def _wrap(job: Job, names: list[str]) -> Any:
         target_modules=names,
         task_type="CAUSAL_LM",
     )
-    network = get_peft_model(job.model.network, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT asks transformers for a name that is going away
+        network = get_peft_model(job.model.network, config)
     with torch.no_grad():
         for name in names:
             layer = network.base_model.model.get_submodule(name)
