@@ -15,6 +15,7 @@ from tiny import make_model
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["GOMP_SPINCOUNT"] = "1000"  # as the command line does
 
 ROOT = Path(__file__).parents[1]
 
