@@ -115,7 +115,7 @@ class Data(Section):
     """The rows: where they lie, what they mean, what is checked, how they are split."""
 
     source: str | list[str] = Field(description="a file, folder or glob, relative to the recipe; or a list of them")
-    format: Format = Field(description="how a row becomes a conversation: columns, alpaca, chat or sharegpt")
+    format: Format = Field(description="how a row becomes a conversation")
     checks: list[Check] = Field(
         [_name("empty"), _name("duplicate"), _name("leak"), _name("too_long")],
         description="what is looked for in the rows",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunesmith.data.conversation import Conversation, Origin, Turn, from_plain, read_rows, to_plain
-from tunesmith.data.formats import ROLES, alpaca, chat, columns, sharegpt
+from tunesmith.data.formats import ROLES, alpaca, chat, columns, fields, lines, sharegpt
 from tunesmith.errors import DataError
 
 Pair = tuple[str, str]
@@ -220,3 +220,58 @@ def test_rows_come_back_from_a_file_whatever_they_hold(tmp_path: Any) -> None:
     assert read_rows(path) == rows
     assert [from_plain(to_plain(row)) for row in rows] == rows
     assert to_plain(rows[1])["messages"] == said(*TALK)
+
+
+# --- templates, fields, lines --------------------------------------------------------------------------------
+
+
+def test_columns_may_be_templates_over_columns() -> None:
+    values = {"topic": "tea", "reader": "a child", "n": 3, "out": "Tea is hot.", "{odd}": "itself"}
+    turns, _ = columns(values, prompt="Write {n} lines on {topic} for {reader}, {{so}}.", answer="out")
+    assert [turn.text for turn in turns] == ["Write 3 lines on tea for a child, {so}.", "Tea is hot."]
+    assert columns(values, prompt="{odd}", answer="out")[0][0].text == "itself"
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        ("on {theme}", "no column 'theme'. It has: topic, out"),
+        ("on {topic", "'on {topic' is no template: expected '}' before end of string"),
+        ("on {topic!r}", "'on {topic!r}' asks for a format"),
+        ("on {topic:>9}", "'on {topic:>9}' asks for a format"),
+        ("on {topic.__class__}", "no column 'topic.__class__'. It has: topic, out"),
+        ("on {}", "no column ''. It has: topic, out"),
+    ],
+)
+def test_a_template_that_cannot_be_filled_is_refused(template: str, what: str) -> None:
+    with pytest.raises(DataError) as caught:
+        columns({"topic": "tea", "out": "x"}, prompt=template, answer="out")
+    assert caught.value.what == what
+
+
+def test_fields_are_listed_under_their_names_and_empty_ones_left_out() -> None:
+    values = {"Job": "Baker", "Skills": " dough,\n ovens ", "Note": " ", "Letter": "Dear …", "Firm": "Crumb"}
+    options: dict[str, Any] = {"fields": ["Job", "Firm", "Note", "Skills"], "answer": "Letter", "group": "Firm"}
+    turns, group = fields(values, instruction="Write a letter.", **options)
+    assert turns[0].text == "Write a letter.\n\nJob: Baker\nFirm: Crumb\nSkills: dough, ovens"
+    assert (turns[1].text, group) == ("Dear …", "Crumb")
+    assert fields(values, **options)[0][0].text == "Job: Baker\nFirm: Crumb\nSkills: dough, ovens"
+    with pytest.raises(DataError, match="no column 'Age'"):
+        fields(values, fields=["Age"], answer="Letter")
+
+
+def test_lines_answer_their_prompt_or_a_question_drawn_by_their_text() -> None:
+    ask = ["How are you?", "What now?", "And the weather?"]
+    found = [lines({"line": f"Line {n}."}, ask=ask)[0] for n in range(40)]
+    assert [turns[1].text for turns in found] == [f"Line {n}." for n in range(40)]
+    assert {turns[0].text for turns in found} == set(ask)
+    assert found == [lines({"line": f"Line {n}."}, ask=ask)[0] for n in range(40)]
+    assert lines({"line": "No.", "asked": "Dance?"}, prompt="asked", ask=ask)[0][0].text == "Dance?"
+    assert lines({"line": "No.", "asked": " "}, prompt="asked", ask=ask)[0][0].text in ask
+    with pytest.raises(DataError, match="the line has no prompt"):
+        lines({"line": "No."})
+
+
+def test_a_preference_pair_is_refused_with_its_reason() -> None:
+    with pytest.raises(DataError, match="is a preference pair"):
+        columns({"prompt": "q", "chosen": "a", "rejected": "b"})

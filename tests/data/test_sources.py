@@ -47,12 +47,22 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
     return file.getvalue()
 
 
+def arrow_stream(rows: list[dict[str, str]], *, whole: bool = False) -> bytes:
+    import pyarrow
+
+    table, file = pyarrow.Table.from_pylist(rows), io.BytesIO()
+    with (pyarrow.ipc.new_file if whole else pyarrow.ipc.new_stream)(file, table.schema) as sink:
+        sink.write_table(table)
+    return file.getvalue()
+
+
 WRITERS: dict[str, Callable[[list[dict[str, str]]], bytes]] = {
     ".csv": lambda rows: separated(rows, ","),
     ".tsv": lambda rows: separated(rows, "\t"),
     ".json": lambda rows: json.dumps(rows).encode(),
     ".jsonl": lambda rows: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(),
     ".parquet": parquet,
+    ".arrow": arrow_stream,
 }
 
 
@@ -85,7 +95,7 @@ def test_every_kind_gives_the_same_rows(kind: str) -> None:
     assert [row.origin.file for row in found] == ["rows" + kind.upper()] * 3
     lines = {".csv": [2, 4, 5], ".tsv": [2, 4, 5]}.get(kind, [1, 2, 3])  # the first answer has two lines
     assert [row.origin.line for row in found] == lines
-    assert {row.origin.unit for row in found} == {"row" if kind in (".json", ".parquet") else "line"}
+    assert {row.origin.unit for row in found} == {"row" if kind in (".json", ".parquet", ".arrow") else "line"}
 
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".json", ".jsonl"])
@@ -154,7 +164,7 @@ MEND = "Mend it, or remove the row"
         ("a.csv", 'a,b\n1,"2"x\n', "a.csv line 2", "is not well formed: ',' expected after '\"'", QUOTES),
         ("a.csv", "a,b\n1,2\nñ,1\n".encode("latin-1"), "a.csv line 3", "is not UTF-8 text", "Save the file as UTF-8"),
         ("a.json", b'[\n"\xe9"]', "a.json line 2", "is not UTF-8 text", "Save the file as UTF-8"),
-        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "a.jsonl line 1", "is not UTF-8 text", "Save the file as UTF-8"),
+        ("a.jsonl", b"\xff\xfe{", "a.jsonl line 1", "is not UTF-8 text", "Save the file as UTF-8"),
         ("a.jsonl", '{"a": 1}\n\n{"a": }\n', "a.jsonl line 3 column 7", "is not JSON: Expecting value", MEND),
         ("a.jsonl", '{"a": 1}\n{"a":\n1}\n', "a.jsonl line 2 column 6", "is not JSON: Expecting value", MEND),
         ("a.jsonl", '{"a": 1} {"a": 2}\n', "a.jsonl line 1 column 10", "is not JSON: Extra data", MEND),
@@ -259,7 +269,7 @@ def test_files_folders_and_globs(tree: Path, source: str, expected: list[str], m
     assert locate(f"~/{source}", Path("/")) == wanted
 
 
-KINDS = ".csv, .json, .jsonl, .parquet, .tsv"
+KINDS = ".arrow, .csv, .json, .jsonl, .parquet, .tsv, each also as .gz"
 NO_FILE = ("no such file", f"data.source may be a file, folder or glob of {KINDS}")
 
 
@@ -325,3 +335,46 @@ def test_damaged_files_raise_our_errors_alone(valid: tuple[str, bytes], edits: l
         assert str(error).endswith(".")
     else:
         json.dumps([dict(row.values) for row in found], ensure_ascii=False).encode()  # rows that can be kept
+
+
+# --- packed, wide and saved ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_packed_file_gives_the_same_rows(kind: str) -> None:
+    import gzip
+
+    found = list(read(put(f"rows{kind}.gz", gzip.compress(WRITERS[kind](ROWS)))))
+    assert [dict(row.values) for row in found] == ROWS
+    assert found[0].origin.file == f"rows{kind}.gz"
+
+
+def test_a_packed_file_that_is_cut_or_no_gzip_is_said() -> None:
+    import gzip
+
+    whole = gzip.compress(WRITERS[".csv"](ROWS))
+    for data in (whole[:-12], b"prompt,answer\n"):
+        where, what, _ = refused("a.csv.gz", data)
+        assert where == "a.csv.gz"
+        assert what.startswith("is no whole .gz file")
+
+
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+def test_wide_text_is_known_by_its_mark(order: str) -> None:
+    text = "\ufeff" + WRITERS[".csv"](ROWS).decode()
+    assert [dict(row.values) for row in read(put("wide.csv", text.encode(order)))] == ROWS
+
+
+def test_an_arrow_file_with_an_index_is_read_too() -> None:
+    assert [dict(row.values) for row in read(put("a.arrow", arrow_stream(ROWS, whole=True)))] == ROWS
+    where, what, _ = refused("b.arrow", b"ARROW1" + b"\0" * 40)
+    assert (where, what[:16]) == ("b.arrow", "is no Arrow file")
+
+
+def test_a_folder_that_datasets_saved_is_its_arrow_files(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    files = locate("saved", tmp_path)
+    assert [file.suffix for file in files] == [".arrow"]
+    assert [dict(row.values) for file in files for row in read(file)] == ROWS

@@ -167,7 +167,7 @@ ONE: dict[str, tuple[str, Wrong]] = {
         (
             "toy.yaml line 6, data.format",
             "unknown name 'colums'",
-            "Did you mean 'columns'? Choose from: alpaca, chat, columns, sharegpt",
+            "Did you mean 'columns'? Choose from: alpaca, chat, columns, fields, lines, sharegpt",
         ),
     ),
     "unknown catalogue name, nothing near": (

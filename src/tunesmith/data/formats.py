@@ -6,6 +6,8 @@ row that does not fit; the caller adds file and line.
 
 from __future__ import annotations
 
+import hashlib
+import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,11 +36,47 @@ def columns(
     system: str | None = None,
     group: str | None = None,
 ) -> Parsed:
-    """Named columns: what is asked, what is answered, and optionally a system message and a group."""
-    turns = [Turn("user", _cell(values, prompt, "prompt")), Turn("assistant", _cell(values, answer, "answer"))]
+    """Named columns: what is asked, what is answered, and optionally a system message and a group.
+
+    Each may also be a text with columns in braces, such as 'Write about {topic} for {reader}.'
+    """
+    turns = [Turn("user", _fill(values, prompt, "prompt")), Turn("assistant", _fill(values, answer, "answer"))]
     if system is not None:
-        turns.insert(0, Turn("system", _cell(values, system, "system")))
-    return tuple(turns), _cell(values, group, "group").strip() if group is not None else ""
+        turns.insert(0, Turn("system", _fill(values, system, "system")))
+    return tuple(turns), _group(values, group)
+
+
+def fields(
+    values: Mapping[str, Any],
+    *,
+    fields: list,  # type: ignore[type-arg]
+    answer: str,
+    instruction: str | None = None,
+    group: str | None = None,
+) -> Parsed:
+    """Named fields to a document: the prompt lists 'Name: value' for each filled field under an instruction."""
+    listed = [f"{name}: {text}" for name in fields if (text := " ".join(_cell(values, str(name), "fields").split()))]
+    asked = "\n".join(listed)
+    question = f"{instruction}\n\n{asked}" if instruction else asked
+    return (Turn("user", question), Turn("assistant", _cell(values, answer, "answer"))), _group(values, group)
+
+
+def lines(
+    values: Mapping[str, Any],
+    *,
+    line: str = "line",
+    prompt: str | None = None,
+    ask: list | None = None,  # type: ignore[type-arg]
+    group: str | None = None,
+) -> Parsed:
+    """A persona's lines: each answers its own `prompt` column, or one of the questions in `ask`, drawn by its text."""
+    said = _cell(values, line, "line")
+    if prompt is not None and (asked := _cell(values, prompt, "prompt").strip()):
+        return (Turn("user", asked), Turn("assistant", said)), _group(values, group)
+    if not ask:
+        raise DataError("the line has no prompt", next="Set prompt to a column, or ask to a list of questions")
+    place = int.from_bytes(hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()[:4], "big") % len(ask)
+    return (Turn("user", str(ask[place])), Turn("assistant", said)), _group(values, group)
 
 
 def alpaca(
@@ -54,7 +92,7 @@ def alpaca(
     context = _cell(values, input, "input").strip() if values.get(input) is not None else ""
     question = f"{asked.rstrip()}\n\n{context}" if context else asked
     turns = (Turn("user", question), Turn("assistant", _cell(values, output, "output")))
-    return turns, _cell(values, group, "group").strip() if group is not None else ""
+    return turns, _group(values, group)
 
 
 def chat(
@@ -71,12 +109,32 @@ def chat(
         raise _missing(values, messages, "messages")
     turns = tuple(_turn(message, role, content, number) for number, message in enumerate(listed, start=1))
     _check_order(turns)
-    return turns, _cell(values, group, "group").strip() if group is not None else ""
+    return turns, _group(values, group)
 
 
 def sharegpt(values: Mapping[str, Any], *, conversations: str = "conversations", group: str | None = None) -> Parsed:
     """ShareGPT rows: a list of {from: human | gpt | system, value}."""
     return chat(values, messages=conversations, role="from", content="value", group=group)
+
+
+def _group(values: Mapping[str, Any], group: str | None) -> str:
+    return _cell(values, group, "group").strip() if group is not None else ""
+
+
+def _fill(values: Mapping[str, Any], wanted: str, option: str) -> str:
+    """A column's text, or a template's with the columns in its braces; '{{' stands for a brace."""
+    if wanted in values or "{" not in wanted:
+        return _cell(values, wanted, option)
+    try:
+        parts = list(string.Formatter().parse(wanted))
+    except ValueError as error:
+        raise DataError(f"'{wanted}' is no template: {error}", next="Close each brace; write {{ for a brace") from error
+    pieces = []
+    for text, name, form, conversion in parts:
+        if form or conversion:
+            raise DataError(f"'{wanted}' asks for a format", next="Only {column} may stand in braces")
+        pieces += [text, "" if name is None else _cell(values, name, option)]
+    return "".join(pieces)
 
 
 def _cell(values: Mapping[str, Any], name: str, option: str) -> str:
@@ -91,6 +149,8 @@ def _cell(values: Mapping[str, Any], name: str, option: str) -> str:
 
 
 def _missing(values: Mapping[str, Any], name: str, option: str) -> DataError:
+    if {"chosen", "rejected"} <= values.keys():
+        return DataError("is a preference pair", next="Preferences cannot be learnt here; give rows with one answer")
     has = ", ".join(map(str, values)) or "nothing"
     return DataError(f"no column '{name}'. It has: {has}", next=f"Set {option} in data.format to one of them")
 

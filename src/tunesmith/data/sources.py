@@ -1,10 +1,12 @@
-"""Files in, rows out, each with its file and line. A reader is chosen by the file's ending."""
+"""Files in, rows out, each with its file and line. A reader is chosen by the file's ending, .gz or not."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +33,7 @@ def locate(source: str, folder: Path) -> list[Path]:
     """
     try:
         path = (folder / Path(source).expanduser()).resolve()
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in READERS)
-        else:
-            files = [path] if path.is_file() else _glob(path)
+        files = _folder(path) if path.is_dir() else [path] if path.is_file() else _glob(path)
     except (ValueError, RuntimeError) as error:  # a zero byte, three stars, an unknown ~user
         raise DataError(f"is no path: {error}", where=repr(source), next="Check data.source") from error
     if not files:
@@ -42,9 +41,22 @@ def locate(source: str, folder: Path) -> list[Path]:
             "no such file", where=str(path), next=f"data.source may be a file, folder or glob of {_kinds()}"
         )
     for file in files:
-        if file.suffix.lower() not in READERS:
+        if _ending(file) not in READERS:
             raise DataError(f"files ending in '{file.suffix}' cannot be read", where=str(file), next=f"Use {_kinds()}")
     return files
+
+
+def _folder(folder: Path) -> list[Path]:
+    """A folder's tables; of a folder that `datasets` saved, its Arrow files and not the JSON that describes them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and _ending(file) in READERS)
+    saved = [file for file in files if file.suffix == ".arrow"]
+    return saved or files
+
+
+def _ending(path: Path) -> str:
+    """The file's kind: its last ending that is not .gz, in small letters."""
+    endings = [ending.lower() for ending in path.suffixes]
+    return next((ending for ending in reversed(endings[-2:]) if ending != ".gz"), "")
 
 
 def _glob(pattern: Path) -> list[Path]:
@@ -57,7 +69,9 @@ def read(path: Path) -> Iterator[Row]:
     """The rows of one file. Raises DataError, naming the line, for what cannot be read."""
     shown = _shown(path)
     try:
-        yield from READERS[path.suffix.lower()](path, shown)
+        yield from READERS[_ending(path)](path, shown)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"is no whole .gz file: {error}", where=shown, next="Pack or fetch it again") from error
     except OSError as error:
         raise DataError(
             f"cannot be read: {error.strerror or error}", where=shown, next="Check the path and its rights"
@@ -65,7 +79,7 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def _kinds() -> str:
-    return ", ".join(sorted(READERS))
+    return f"{', '.join(sorted(READERS))}, each also as .gz"
 
 
 def _shown(path: Path) -> str:
@@ -73,10 +87,18 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
+def _bytes(path: Path) -> bytes:
+    if path.suffix.lower() != ".gz":
+        return path.read_bytes()
+    with gzip.open(path) as file:
+        return file.read()
+
+
 def _text(path: Path, shown: str) -> str:
-    data = path.read_bytes()
+    data = _bytes(path)
     try:
-        return data.decode("utf-8-sig")
+        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # what spreadsheets call Unicode text
+        return data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError("is not UTF-8 text", where=f"{shown} line {line}", next="Save the file as UTF-8") from error
@@ -141,12 +163,41 @@ def _parquet(path: Path, shown: str) -> Iterator[Row]:
 
     try:
         number = 0
-        for batch in parquet.ParquetFile(path).iter_batches():
+        source = io.BytesIO(_bytes(path)) if path.suffix.lower() == ".gz" else path
+        for batch in parquet.ParquetFile(source).iter_batches():
             for values in batch.to_pylist():
                 number += 1
                 yield Row(values, Origin(shown, number, "row"))
     except (arrow.ArrowException, ValueError) as error:  # ValueError: text that is not UTF-8, dates out of range
         raise DataError(f"is no parquet file: {error}", where=shown, next="Write it again") from error
+
+
+def _arrow(path: Path, shown: str) -> Iterator[Row]:
+    """An Arrow file or stream, mapped into memory when it is not packed."""
+    import pyarrow as arrow
+
+    try:
+        packed = path.suffix.lower() == ".gz"
+        with arrow.BufferReader(_bytes(path)) if packed else arrow.memory_map(str(path)) as source:
+            number = 0
+            for batch in _record_batches(source):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(values, Origin(shown, number, "row"))
+    except (arrow.ArrowException, ValueError) as error:
+        raise DataError(f"is no Arrow file: {error}", where=shown, next="Write it again") from error
+
+
+def _record_batches(source: Any) -> Iterator[Any]:
+    import pyarrow as arrow
+
+    try:
+        yield from arrow.ipc.open_stream(source)
+    except arrow.ArrowInvalid:  # the file format has its index at the end
+        source.seek(0)
+        opened = arrow.ipc.open_file(source)
+        for index in range(opened.num_record_batches):
+            yield opened.get_batch(index)
 
 
 def _load(text: str, where: str) -> Any:
@@ -176,4 +227,5 @@ READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".json": _json,
     ".jsonl": _jsonl,
     ".parquet": _parquet,
+    ".arrow": _arrow,
 }
