@@ -111,16 +111,26 @@ class Split(Section):
     unseen_groups: int = Field(0, ge=0, description="whole groups that only the test sees")
 
 
+class Sample(Section):
+    """How many rows of each part are drawn. Whoever gives a number gets that many rows, or an error."""
+
+    train: int | None = Field(None, ge=1, description="rows to learn from; none: all")
+    valid: int | None = Field(None, ge=1, description="rows for validation; none: all")
+    test: int | None = Field(None, ge=1, description="test rows whose groups training knows; none: all")
+    unseen: int | None = Field(None, ge=1, description="test rows of unseen groups; none: all")
+
+
 class Data(Section):
     """The rows: where they lie, what they mean, what is checked, how they are split."""
 
     source: str | list[str] = Field(description="a file, folder or glob, relative to the recipe; or a list of them")
-    format: Format = Field(description="how a row becomes a conversation")
+    format: Format = Field(_name("auto"), description="how a row becomes a conversation; auto looks at the columns")
     checks: list[Check] = Field(
         [_name("empty"), _name("duplicate"), _name("leak"), _name("too_long")],
         description="what is looked for in the rows",
     )
     split: Split = Field(default_factory=lambda: Split.model_validate({}), description="test and validation rows")
+    sample: Sample = Field(default_factory=lambda: Sample.model_validate({}), description="rows drawn of each part")
 
 
 class Prompt(Section):

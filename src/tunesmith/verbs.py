@@ -20,6 +20,8 @@ from tunesmith.data.conversation import Conversation, from_plain, read_rows, to_
 from tunesmith.data.prepare import load as load_rows
 from tunesmith.data.prepare import prepare as prepare_rows
 from tunesmith.data.prepare import source_files
+from tunesmith.data.recognise import recognise
+from tunesmith.data.sources import locate, read
 from tunesmith.errors import DataError, RunError, Several, TunesmithError
 from tunesmith.find import find
 from tunesmith.model.weights import Weights, fetch
@@ -88,6 +90,10 @@ def check(recipe: Recipe, say: Say = _silent) -> Checked:
         _collect(lambda: pack.check_batch(batch, examples[0].stop), wrong)
     if wrong:
         raise Several(wrong)
+    if recipe.data.format.name == "auto":
+        files = source_files(recipe.data.source, recipe.folder)
+        found = recognise(next(read(files[0])).values)
+        say(f"check: the format is {found.name}, because {found.why}")
     lengths = list(map(len, examples))
     limit = recipe.prompt.max_tokens
     long = sum(length > limit for length in lengths)
@@ -372,8 +378,6 @@ def _rows(recipe: Recipe) -> list[Conversation]:
 
 
 def _probes(recipe: Recipe) -> Iterator[Conversation]:
-    from tunesmith.data.sources import locate, read
-
     for file in locate(recipe.evaluate.probes or "", recipe.folder):
         for number, row in enumerate(read(file), start=1):
             if not isinstance(row.values.get("prompt"), str):

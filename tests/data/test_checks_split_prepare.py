@@ -21,7 +21,7 @@ from tunesmith.data.profile import frequent, profile
 from tunesmith.data.split import PARTS, split
 from tunesmith.errors import DataError, Several
 from tunesmith.find import entries, find
-from tunesmith.recipe import Data, Named
+from tunesmith.recipe import Data, Named, Sample
 
 
 def row(number: int, question: str, answer: str = "an answer", *, group: str = "", system: str = "") -> Conversation:
@@ -439,6 +439,21 @@ def test_options_reach_the_checks() -> None:
         prepared(rows, wanted([{"too_long": {"max_tokens": 4}}]))
     assert caught.value.what == "the checks leave no row"
     assert caught.value.next == "Read audit.html, or ask for fewer checks in data.checks"
+
+
+def test_a_sample_is_drawn_by_content_and_the_rest_is_counted() -> None:
+    rows, data = many(), wanted()
+    whole = prepared(rows, data)
+    asked = data.model_copy(update={"sample": Sample(train=20, test=7)})
+    made, turned = (prepare(order, asked, 1, context()) for order in (rows, rows[::-1]))
+    assert made.audit["parts"] == {"train": 20, "valid": 5, "test": 7, "unseen": 10}
+    assert made.audit["not_drawn"] == 60 - 42
+    for part in PARTS:
+        drawn = [each.id for each in made.parts[part]]
+        assert drawn == [each.id for each in whole.parts[part] if each.id in set(drawn)]
+        assert set(drawn) == {each.id for each in turned.parts[part]}
+    with pytest.raises(DataError, match=r"data\.sample\.test asks for 11 rows, and the split gives 10"):
+        prepare(rows, data.model_copy(update={"sample": Sample(test=11)}), 1, context())
 
 
 def test_no_checks_keep_everything() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tunesmith.data.conversation import Conversation, Origin, Turn, from_plain, read_rows, to_plain
-from tunesmith.data.formats import ROLES, alpaca, chat, columns, fields, lines, sharegpt
+from tunesmith.data.formats import ROLES, alpaca, auto, chat, columns, fields, lines, sharegpt
+from tunesmith.data.recognise import recognise
 from tunesmith.errors import DataError
 
 Pair = tuple[str, str]
@@ -275,3 +276,38 @@ def test_lines_answer_their_prompt_or_a_question_drawn_by_their_text() -> None:
 def test_a_preference_pair_is_refused_with_its_reason() -> None:
     with pytest.raises(DataError, match="is a preference pair"):
         columns({"prompt": "q", "chosen": "a", "rejected": "b"})
+
+
+# --- recognised ----------------------------------------------------------------------------------------------
+
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+SPOKEN = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "options"),
+    [
+        ({"messages": TURNS}, "chat", {}),
+        ({"Turns": TURNS}, "chat", {"messages": "Turns"}),
+        ({"conversations": SPOKEN}, "sharegpt", {}),
+        ({"conversation": SPOKEN, "output": "x"}, "sharegpt", {"conversations": "conversation"}),
+        ({"instruction": "q", "input": "", "output": "a"}, "alpaca", {}),
+        ({"Instruction": "q", "Output": "a"}, "alpaca", {"instruction": "Instruction", "output": "Output"}),
+        ({"id": 1, "Question": "q", "Answer": "a"}, "columns", {"prompt": "Question", "answer": "Answer"}),
+        ({"prompt": "q", "response": "x", "completion": "a"}, "columns", {"prompt": "prompt", "answer": "completion"}),
+    ],
+)
+def test_a_rows_format_is_recognised(values: dict[str, Any], name: str, options: dict[str, str]) -> None:
+    found = recognise(values)
+    assert (found.name, found.options) == (name, options)
+    assert found.why
+    turns, _ = auto(values)
+    assert [(turn.role, turn.text) for turn in turns] == [("user", "q"), ("assistant", "a")]
+    assert auto({**values, "topic": "t"}, group="topic")[1] == "t"
+
+
+def test_what_is_not_recognised_is_refused_with_what_it_has() -> None:
+    with pytest.raises(DataError, match=r"its format is not known\. It has: a, b"):
+        auto({"a": "1", "b": "2"})
+    with pytest.raises(DataError, match="is a preference pair"):
+        auto({"prompt": "q", "chosen": "a", "rejected": "b"})

@@ -159,15 +159,15 @@ ONE: dict[str, tuple[str, Wrong]] = {
         ("toy.yaml, name", "'name' is missing", "Add name: …"),
     ),
     "missing nested key": (
-        changed("  format: columns\n", ""),
-        ("toy.yaml line 4, data.format", "'format' is missing", "Add format: …"),
+        changed("  source: rows.jsonl\n", ""),
+        ("toy.yaml line 4, data.source", "'source' is missing", "Add source: …"),
     ),
     "unknown catalogue name": (
         changed("columns", "colums"),
         (
             "toy.yaml line 6, data.format",
             "unknown name 'colums'",
-            "Did you mean 'columns'? Choose from: alpaca, chat, columns, fields, lines, sharegpt",
+            "Did you mean 'columns'? Choose from: alpaca, auto, chat, columns, fields, lines, sharegpt",
         ),
     ),
     "unknown catalogue name, nothing near": (
@@ -359,7 +359,7 @@ def test_bad_settings(text: str, where: str, what: str) -> None:
         ({"train.epcohs": 3}, "--set, train.epcohs", "unknown key 'epcohs'"),
         ({"train.epochs": "x"}, "--set, train.epochs", "input should be a valid integer, not 'x'"),
         ({"data.format": "colums"}, "--set, data.format", "unknown name 'colums'"),
-        ({"data": {"source": "x"}}, "--set, data.format", "'format' is missing"),
+        ({"data": {"format": "auto"}}, "--set, data.source", "'source' is missing"),
         ({"name.x": 1}, "--set", "'name.x' goes into a value"),
         ({"": 1}, "--set, ", "unknown key ''"),
     ],
@@ -563,7 +563,13 @@ def test_schema_takes_recipes_and_refuses_mistakes() -> None:
     shipped = parse_yaml(locate("shopsphere").read_text(), "")[0]
     good = [shipped, read(MINIMAL + SMALL).dump(), yaml.safe_load(MINIMAL)]
     assert [fits(plain, written, written["$defs"]) for plain in good] == [True, True, True]
-    for changes in ({"trian": 1}, {"name": "A B"}, {"data": {"source": "x"}}, {"train": {"epochs": 0}}, {"seed": "7"}):
+    for changes in (
+        {"trian": 1},
+        {"name": "A B"},
+        {"data": {"format": "auto"}},
+        {"train": {"epochs": 0}},
+        {"seed": "7"},
+    ):
         assert not fits(yaml.safe_load(MINIMAL) | changes, written, written["$defs"]), changes
     for named in (5, ["columns", {}], {"columns": {}, "chat": {}}, {}, {"columns": 5}):
         plain = yaml.safe_load(MINIMAL)

@@ -92,6 +92,7 @@ def account(**changes: Any) -> dict[str, Any]:
     return {
         "read": 1234,
         "dropped": {"too_long": 1},
+        "not_drawn": 0,
         "parts": {"train": 1000, "valid": 9, "test": 4, "unseen": 2},
         "groups": {"train": [TOPIC, MONEY], "valid": [], "test": [TOPIC], "unseen": [f"unseen {TOPIC}"]},
         "findings": [finding],

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tunesmith.data.conversation import Role, Turn
+from tunesmith.data.recognise import recognise
 from tunesmith.errors import DataError
 
 Parsed = tuple[tuple[Turn, ...], str]
@@ -26,6 +27,13 @@ ROLES: dict[str, Role] = {
     "bot": "assistant",
     "model": "assistant",
 }
+
+
+def auto(values: Mapping[str, Any], *, group: str | None = None) -> Parsed:
+    """Whatever the row looks like: chat, sharegpt, alpaca, or a known pair of columns; `check` says which and why."""
+    found = recognise(values)
+    known: dict[str, Callable[..., Parsed]] = {"alpaca": alpaca, "chat": chat, "columns": columns, "sharegpt": sharegpt}
+    return known[found.name](values, **found.options, group=group)
 
 
 def columns(

@@ -16,7 +16,7 @@ from tunesmith.data.sources import locate, read
 from tunesmith.data.split import PARTS, split
 from tunesmith.errors import DataError, Several, TunesmithError
 from tunesmith.find import find
-from tunesmith.recipe import Data, Named
+from tunesmith.recipe import Data, Named, Sample
 
 SHOWN_ERRORS = 20  # more hide the first
 
@@ -75,7 +75,8 @@ def prepare(rows: Sequence[Conversation], data: Data, seed: int, context: Contex
     by_part = {part: [row for row in kept if parts[row.id] == part] for part in PARTS}
     if not by_part["train"]:
         raise DataError("every training row leaks into the test", next="Split by group, or remove repeated prompts")
-    return Prepared(by_part, findings, _account(rows, by_part, findings, context))
+    drawn = {part: _draw(members, data.sample, part, seed) for part, members in by_part.items()}
+    return Prepared(drawn, findings, _account(rows, drawn, findings, context, sum(map(len, by_part.values()))))
 
 
 def _shorten(wrong: list[TunesmithError]) -> list[TunesmithError]:
@@ -122,22 +123,38 @@ def _keep(rows: Sequence[Conversation], findings: Sequence[Finding]) -> list[Con
     return [row for row in rows if row.id not in dropped]
 
 
+def _draw(rows: list[Conversation], sample: Sample, part: str, seed: int) -> list[Conversation]:
+    """As many rows as the recipe asks for, drawn by seed and content, in the order they came."""
+    wanted: int | None = getattr(sample, part)
+    if wanted is None:
+        return rows
+    if len(rows) < wanted:
+        raise DataError(
+            f"data.sample.{part} asks for {wanted} rows, and the split gives {len(rows)}",
+            next="Ask for fewer, or change data.split",
+        )
+    order = sorted(rows, key=lambda row: hashlib.sha256(f"{seed}/sample/{row.id}".encode()).digest())
+    chosen = {row.id for row in order[:wanted]}
+    return [row for row in rows if row.id in chosen]
+
+
 def _account(
     rows: Sequence[Conversation],
     parts: Mapping[str, list[Conversation]],
     findings: Sequence[Finding],
     context: Context,
+    kept: int,
 ) -> dict[str, Any]:
     reasons: dict[str, str] = {}
     for finding in findings:
         if finding.proposal == "drop":
             reasons.setdefault(finding.row, finding.check)  # a row is counted under the first check that drops it
-    used = sum(len(members) for members in parts.values())
-    if used + len(reasons) != len(rows):
-        raise AssertionError(f"{len(rows)} rows came in, {used} went out, {len(reasons)} were dropped")
+    if kept + len(reasons) != len(rows):
+        raise AssertionError(f"{len(rows)} rows came in, {kept} were kept, {len(reasons)} were dropped")
     return {
         "read": len(rows),
         "dropped": dict(Counter(reasons.values())),
+        "not_drawn": kept - sum(map(len, parts.values())),
         "parts": {part: len(members) for part, members in parts.items()},
         "groups": {part: sorted({row.group for row in members}) for part, members in parts.items()},
         "findings": [asdict(finding) for finding in findings],
