@@ -17,9 +17,9 @@ import yaml
 
 from tunesmith.data.checks import Context
 from tunesmith.data.conversation import Conversation, from_plain, read_rows, to_plain
+from tunesmith.data.prepare import Loaded, source_files
 from tunesmith.data.prepare import load as load_rows
 from tunesmith.data.prepare import prepare as prepare_rows
-from tunesmith.data.prepare import source_files
 from tunesmith.data.recognise import recognise
 from tunesmith.data.sources import locate, read
 from tunesmith.errors import DataError, RunError, Several, TunesmithError
@@ -74,10 +74,11 @@ def check(recipe: Recipe, say: Say = _silent) -> Checked:
     from tunesmith.prompt.tokens import encode, show
 
     wrong: list[TunesmithError] = []
-    rows = _collect(lambda: _rows(recipe), wrong)
+    loaded = _collect(lambda: _rows(recipe), wrong)
     template = _collect(lambda: _template(recipe, _weights(recipe, say)), wrong)
-    if rows is None or template is None:
+    if loaded is None or template is None:
         raise Several(wrong)
+    rows = loaded.rows
     examples = []
     for row in rows:
         example = _collect(functools.partial(encode, row, template, recipe.prompt.learn), wrong)
@@ -98,6 +99,8 @@ def check(recipe: Recipe, say: Say = _silent) -> Checked:
     limit = recipe.prompt.max_tokens
     long = sum(length > limit for length in lengths)
     warnings = [f"{long} of {len(rows)} rows are longer than {limit} tokens and will be dropped"] if long else []
+    if loaded.broken:
+        warnings.append(f"{len(loaded.broken)} rows are no conversations and will be dropped; audit.html names them")
     stop = template.tokenizer.convert_ids_to_tokens(examples[0].stop)
     return Checked(len(rows), show(examples[0], template), str(stop), template.source, max(lengths), long, warnings)
 
@@ -121,14 +124,15 @@ def prepare(recipe: Recipe, run: Run, say: Say = _silent) -> Path:
 
     began = time.time()
     template = _template(recipe, weights)
-    rows = _rows(recipe)
+    loaded = _rows(recipe)
+    rows = loaded.rows
 
     @functools.cache
     def count(name: str) -> int:
         return len(encode(by_id[name], template, recipe.prompt.learn))
 
     by_id = {row.id: row for row in rows}
-    context = Context(lambda row: count(row.id), recipe.prompt.max_tokens, {})
+    context = Context(lambda row: count(row.id), recipe.prompt.max_tokens, {}, loaded.broken)
     made = prepare_rows(rows, recipe.data, recipe.seed, context)
     names = []
     for part in PARTS:
@@ -142,7 +146,7 @@ def prepare(recipe: Recipe, run: Run, say: Say = _silent) -> Path:
     run.seal("prepare", made_from, [*names, "audit.json"], seconds=round(time.time() - began, 1))
     counts = ", ".join(f"{len(made.parts[part])} {part}" for part in PARTS if made.parts[part])
     dropped = sum(made.audit["dropped"].values())
-    say(f"prepare: {len(rows)} rows read, {dropped} dropped: {counts}. See {run / 'audit.html'}")
+    say(f"prepare: {made.audit['read']} rows read, {dropped} dropped: {counts}. See {run / 'audit.html'}")
     return run / "data"
 
 
@@ -373,8 +377,10 @@ def _template_hash(recipe: Recipe) -> str:
     return hash_file(path) if recipe.prompt.template != "model" and path.is_file() else "model"
 
 
-def _rows(recipe: Recipe) -> list[Conversation]:
-    return load_rows(source_files(recipe.data.source, recipe.folder), recipe.data.format, recipe.prompt.system)
+def _rows(recipe: Recipe) -> Loaded:
+    files = source_files(recipe.data.source, recipe.folder)
+    drop = any(check.name == "broken" for check in recipe.data.checks)
+    return load_rows(files, recipe.data.format, recipe.prompt.system, drop_broken=drop)
 
 
 def _probes(recipe: Recipe) -> Iterator[Conversation]:

@@ -302,7 +302,7 @@ def write(path: Path, rows: Sequence[Any]) -> Path:
 def test_rows_are_loaded_with_place_group_and_fields(here: Path) -> None:
     plain = {"prompt": "q", "answer": "a", "topic": " t ", "n": 1, "tags": ["x"], "none": None}
     files = [write(here / "a.jsonl", [plain]), write(here / "b.jsonl", ["", {**plain, "answer": "b"}, plain])]
-    rows = load(files, COLUMNS, "be kind")
+    rows = load(files, COLUMNS, "be kind").rows
     assert [str(each.origin) for each in rows] == ["a.jsonl line 1", "b.jsonl line 2", "b.jsonl line 3"]
     assert [each.answer for each in rows] == ["a", "b", "a"]
     assert {each.group for each in rows} == {"t"}
@@ -310,7 +310,9 @@ def test_rows_are_loaded_with_place_group_and_fields(here: Path) -> None:
     assert [turn.text for turn in rows[0].turns] == ["be kind", "q", "a"]
     assert rows[2].id == f"{rows[0].id}-2"
     assert rows[1].id not in {rows[0].id, rows[2].id}
-    assert [each.id for each in load(files, COLUMNS, None)] == [each.id for each in rows]  # a name is of the row's own
+    assert [each.id for each in load(files, COLUMNS, None).rows] == [
+        each.id for each in rows
+    ]  # a name is of the row's own
 
 
 @pytest.mark.parametrize(("bad", "where"), [(1, ["2"]), (2, ["2", "3"]), (3, ["2 (and 2 more rows)"])])
@@ -320,7 +322,24 @@ def test_rows_wrong_in_the_same_way_are_one_error(here: Path, bad: int, where: l
     with pytest.raises(Several) as caught:
         load([path], COLUMNS, None)
     what = "no column 'answer'. It has: prompt, topic. Set answer in data.format to one of them."
-    assert str(caught.value).split("\n") == [f"rows.jsonl line {place}: {what}" for place in where]
+    advice = "Mend them, or add broken to data.checks: such rows are then dropped and counted."
+    count = f"{bad} of {bad + 2} rows do not fit. {advice}"
+    assert str(caught.value).split("\n") == [*(f"rows.jsonl line {place}: {what}" for place in where), count]
+
+
+def test_rows_that_are_no_conversations_are_dropped_when_asked_and_counted(here: Path) -> None:
+    good = [{"prompt": f"q{n}", "answer": "a", "topic": f"t{n % 3}"} for n in range(12)]
+    path = write(here / "rows.jsonl", [*good, {"prompt": "q"}, {"prompt": "q", "answer": ["a"], "topic": "t"}])
+    loaded = load([path], COLUMNS, None, drop_broken=True)
+    assert [(f.check, f.line, f.message[:11], f.proposal) for f in loaded.broken] == [
+        ("broken", 13, "no column '", "drop"),
+        ("broken", 14, "'answer' ho", "drop"),
+    ]
+    made = prepare(loaded.rows, wanted(["broken"]), 1, replace(context(), broken=loaded.broken))
+    assert (made.audit["read"], made.audit["dropped"]) == (14, {"broken": 2})
+    assert sum(made.audit["parts"].values()) == 12
+    with pytest.raises(Several, match="no column 'answer'"):  # nothing fits: that is the recipe's fault, not the rows'
+        load([write(here / "all.jsonl", [{"prompt": "q"}] * 3)], COLUMNS, None, drop_broken=True)
 
 
 @pytest.mark.parametrize("ways", [SHOWN_ERRORS, SHOWN_ERRORS + 7])

@@ -31,6 +31,8 @@ from tunesmith.recipe import (
     schema,
 )
 
+FORMATS, CHECKS = (", ".join(entries(f"tunesmith.data.{room}")) for room in ("formats", "checks"))
+
 MINIMAL = """\
 name: toy
 base:
@@ -78,7 +80,7 @@ def changed(old: str, new: str) -> str:
     return MINIMAL.replace(old, new)
 
 
-CHECKS = "Choose from: duplicate, empty, leak, too_long"
+CHECKS = f"Choose from: {CHECKS}"
 METRICS = f"Choose from: {', '.join(entries('tunesmith.evaluate.metrics'))}"
 NAMED = "must be written 'name' or '{name: {its options}}'"
 ONE: dict[str, tuple[str, Wrong]] = {
@@ -167,7 +169,7 @@ ONE: dict[str, tuple[str, Wrong]] = {
         (
             "toy.yaml line 6, data.format",
             "unknown name 'colums'",
-            "Did you mean 'columns'? Choose from: alpaca, auto, chat, columns, fields, lines, sharegpt",
+            f"Did you mean 'columns'? Choose from: {FORMATS}",
         ),
     ),
     "unknown catalogue name, nothing near": (

@@ -34,6 +34,12 @@ class Context:
     count_tokens: Callable[[Conversation], int]
     max_tokens: int
     parts: Mapping[str, str]  # row id -> train, valid, test or unseen; empty before the split
+    broken: Sequence[Finding] = ()  # rows that could not be read as conversations
+
+
+def broken(rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:
+    """Rows that are no conversation: turns out of order, no answer, tool calls. Without this check they are errors."""
+    yield from context.broken
 
 
 def empty(rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +35,42 @@ def source_files(sources: str | list[str], folder: Path) -> list[Path]:
     return [path for source in ([sources] if isinstance(sources, str) else sources) for path in locate(source, folder)]
 
 
-def load(files: Sequence[Path], wanted: Named, system: str | None) -> list[Conversation]:
+@dataclass(frozen=True)
+class Loaded:
+    """The rows of the files: those that are conversations, and a finding for each that is not."""
+
+    rows: list[Conversation]
+    broken: list[Finding]
+
+
+def load(files: Sequence[Path], wanted: Named, system: str | None, *, drop_broken: bool = False) -> Loaded:
     """Every row of `files` as a conversation.
 
-    Raises Several with each row that does not fit (the first 20), naming file and line.
+    Raises Several with each row that does not fit (alike ones once, at most 20), naming file and line; with
+    `drop_broken` such rows are findings, as long as others fit.
     """
     parse = find("tunesmith.data.formats", wanted.name)
     rows: list[Conversation] = []
     wrong: list[TunesmithError] = []
+    broken: list[Finding] = []
     seen: Counter[str] = Counter()
     for row in _rows(files, wrong):
         try:
             turns, group = parse(row.values, **wanted.options)
         except DataError as error:
             wrong.append(DataError(error.what, where=str(row.origin), next=error.next))
+            place = row.origin
+            broken.append(Finding("broken", str(place), place.file, place.line, place.unit, error.what, "drop"))
             continue
         name = _id(turns, seen)
         rows.append(Conversation(name, turns, row.origin, group, _plain(row.values)).with_system(system))
-    if wrong:
-        raise Several(_shorten(wrong))
+    if len(wrong) > len(broken) or (broken and not (drop_broken and rows)):
+        advice = "Mend them, or add broken to data.checks: such rows are then dropped and counted"
+        told = DataError(f"{len(broken)} of {len(broken) + len(rows)} rows do not fit", next=advice)
+        raise Several([*_shorten(wrong), *([told] if broken and rows else [])])
     if not rows:
         raise DataError("there are no rows", where=", ".join(map(str, files)), next="Check data.source")
-    return rows
+    return Loaded(rows, broken)
 
 
 def prepare(rows: Sequence[Conversation], data: Data, seed: int, context: Context) -> Prepared:
@@ -69,7 +83,7 @@ def prepare(rows: Sequence[Conversation], data: Data, seed: int, context: Contex
         raise DataError("the checks leave no row", next="Read audit.html, or ask for fewer checks in data.checks")
     options = data.split.model_dump()
     parts = split(kept, seed=seed, **options)
-    leaks = list(_look(kept, after, Context(context.count_tokens, context.max_tokens, parts)))
+    leaks = list(_look(kept, after, replace(context, parts=parts)))
     findings += leaks
     kept = _keep(kept, leaks)
     by_part = {part: [row for row in kept if parts[row.id] == part] for part in PARTS}
@@ -149,10 +163,11 @@ def _account(
     for finding in findings:
         if finding.proposal == "drop":
             reasons.setdefault(finding.row, finding.check)  # a row is counted under the first check that drops it
-    if kept + len(reasons) != len(rows):
-        raise AssertionError(f"{len(rows)} rows came in, {kept} were kept, {len(reasons)} were dropped")
+    read = len(rows) + sum(finding.check == "broken" for finding in findings)
+    if kept + len(reasons) != read:
+        raise AssertionError(f"{read} rows came in, {kept} were kept, {len(reasons)} were dropped")
     return {
-        "read": len(rows),
+        "read": read,
         "dropped": dict(Counter(reasons.values())),
         "not_drawn": kept - sum(map(len, parts.values())),
         "parts": {part: len(members) for part, members in parts.items()},

@@ -39,18 +39,20 @@ def recognise(values: Mapping[str, Any]) -> Recognised:
     Raises DataError when nothing fits, or when the row is of a kind that cannot be learnt.
     """
     names = {str(name).strip().casefold(): str(name) for name in values}
+    if {"chosen", "rejected"} <= names.keys():
+        raise DataError("is a preference pair", next="Preferences cannot be learnt here; give rows with one answer")
     for column in ("messages", "conversations", "conversation", "turns"):
         if isinstance(values.get(names.get(column, "")), list):
             return _talk(names[column], values[names[column]])
-    if {"chosen", "rejected"} <= names.keys():
-        raise DataError("is a preference pair", next="Preferences cannot be learnt here; give rows with one answer")
     if {"instruction", "output"} <= names.keys():
         options = {key: names[key] for key in ("instruction", "input", "output") if names.get(key, key) != key}
         return Recognised("alpaca", options, f"it has the columns {names['instruction']} and {names['output']}")
     for prompt, answer in PAIRS:
         if prompt in names and answer in names:
             options = {"prompt": names[prompt], "answer": names[answer]}
-            return Recognised("columns", options, f"the columns {names[prompt]} and {names[answer]} are a pair")
+            left = [str(name) for name in values if str(name) not in options.values()]
+            unused = f" (not used: {', '.join(left)})" if left else ""
+            return Recognised("columns", options, f"the columns {names[prompt]} and {names[answer]} are a pair{unused}")
     has = ", ".join(map(str, values)) or "nothing"
     raise DataError(
         f"its format is not known. It has: {has}", next="Write data.format: {columns: {prompt: …, answer: …}}"
