@@ -19,7 +19,7 @@ from tunesmith.data.conversation import Conversation, Origin, Turn, normalise
 from tunesmith.data.prepare import SHOWN_ERRORS, Prepared, load, prepare, source_files
 from tunesmith.data.profile import frequent, profile
 from tunesmith.data.split import PARTS, split
-from tunesmith.errors import DataError, Several
+from tunesmith.errors import DataError, RecipeError, Several
 from tunesmith.find import entries, find
 from tunesmith.recipe import Data, Named, Sample
 
@@ -521,3 +521,69 @@ def test_frequent_counts_a_text_once() -> None:
     assert frequent(texts, 2, 10) == [("tap the", 3), ("the save", 2)]
     assert frequent(texts, 2, 1) == [("tap the", 3)]
     assert frequent([], 3, 10) == []
+
+
+def test_personal_data_is_named_by_kind_and_place_and_never_repeated() -> None:
+    rows = [
+        row(1, "Mail sam@example.org please.", "Call 212-555-0123."),
+        replace(row(2, "Who is Mira?", "Mira Quill bakes."), fields={"Applicant": "Mira Quill"}),
+        row(3, "What is 2 + 2?", "4"),
+    ]
+    told = [(finding.row, finding.message) for finding in look("personal", rows, names=["Applicant"])]
+    assert told == [
+        ("r1", "email in the user's text, characters 5 to 20"),
+        ("r1", "phone in the assistant's text, characters 5 to 17"),
+        ("r2", "name in the user's text, characters 7 to 11"),
+        ("r2", "name in the assistant's text, characters 0 to 10"),
+    ]
+    assert {finding.proposal for finding in look("personal", rows)} == {"keep"}
+    assert {finding.proposal for finding in look("personal", rows, drop=True)} == {"drop"}
+    assert [finding.row for finding in look("personal", rows, kinds=["phone"])] == ["r1"]
+
+
+def test_secrets_cost_their_row() -> None:
+    key = "AKIA" + "ABCDEFGHIJKLMNOP"
+    findings = look("secrets", [row(1, "fine"), row(2, f"my key is {key}", "never share it")])
+    assert [(f.row, f.proposal, f.message) for f in findings] == [
+        ("r2", "drop", "aws key in the user's text, characters 10 to 30")
+    ]
+    assert key not in str(findings)
+
+
+LONG = (
+    "Please tell me in plain words how the small blue lamp in the hall of our old house is switched {} at night by hand"
+)
+
+
+def test_near_duplicates_stay_once() -> None:
+    rows = [row(1, LONG.format("on"), "a"), row(2, "What?", "b"), row(3, LONG.format("off"), "a"), row(4, "What!", "b")]
+    assert found(look("near_duplicate", rows)) == [
+        ("r3", "nearly repeats rows.csv line 2"),
+        ("r4", "nearly repeats rows.csv line 3"),
+    ]
+    assert found(look("near_duplicate", rows, threshold=1.0)) == [("r4", "nearly repeats rows.csv line 3")]
+
+
+def test_near_leaks_cost_the_training_row() -> None:
+    rows = [row(1, LONG.format("on")), row(2, LONG.format("off")), row(3, "Something else altogether")]
+    parts = {"r1": "test", "r2": "train", "r3": "train"}
+    (finding,) = look("near_leak", rows, context(parts))
+    assert (finding.row, finding.proposal) == ("r2", "drop")
+    assert finding.message.endswith("% that of rows.csv line 2 in test")
+    assert look("near_leak", rows, context(dict.fromkeys(parts, "train"))) == []
+
+
+def test_defects_are_told_by_kind_and_place() -> None:
+    rows = [
+        row(1, "How?", "1. Open the tab. 2. Tap the cart. 3. Tap the button."),
+        row(2, "Who?", "Dear [Your Name], thank you for writing to us about the lamp."),
+        row(3, "Why?", "Because the lamp is old and the switch is loose."),
+    ]
+    told = look("defects", rows)
+    assert [(f.row, f.message.split(" at ")[0], f.proposal) for f in told] == [
+        ("r1", "collapsed list", "keep"),
+        ("r2", "placeholders", "keep"),
+    ]
+    assert [f.row for f in look("defects", rows, kinds=["placeholders"], drop=True) if f.proposal == "drop"] == ["r2"]
+    with pytest.raises(RecipeError, match=r"unknown name 'placeholder'.*Did you mean 'placeholders'"):
+        look("defects", rows, kinds=["placeholder"])

@@ -48,6 +48,7 @@ HEAVY = {  # package -> the only places that may import it
     "rouge_score": {"evaluate"},
     "pyarrow": {"data"},
     "scipy": {"evaluate"},
+    "ftfy": {"data"},
     "huggingface_hub": {"model"},
     "tensorboard": set(),
 }

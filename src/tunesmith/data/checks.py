@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunesmith.data.conversation import Conversation, Turn, normalise
+from tunesmith.data.defects import Defect, Language
+from tunesmith.data.privacy import KINDS, find_personal, find_secrets
+from tunesmith.find import entries, find
 
 Proposal = Literal["keep", "drop"]
 
@@ -80,7 +83,83 @@ def too_long(rows: Sequence[Conversation], context: Context, *, max_tokens: int 
             yield _finding("too_long", row, f"{count} tokens, limit {limit}")
 
 
-AFTER_SPLIT = ("leak",)
+def personal(
+    rows: Sequence[Conversation],
+    context: Context,
+    *,
+    kinds: list | None = None,  # type: ignore[type-arg]
+    names: list | None = None,  # type: ignore[type-arg]
+    drop: bool = False,
+) -> Iterator[Finding]:
+    """Personal data: e-mail, phone, card, iban, ssn, ip, url by pattern and checksum, names from the row's own columns.
+
+    Found rows are named and kept, or dropped with `drop`. The value itself is never written down.
+    """
+    wanted = tuple(kinds or [kind for kind in KINDS if kind != "url"])
+    for row in rows:
+        own = [str(row.fields[name]) for name in names or () if row.fields.get(name)]
+        for turn in row.turns:
+            for span in find_personal(turn.text, names=own, kinds=wanted):
+                message = f"{_kind(span.kind)} in the {turn.role}'s text, characters {span.start} to {span.end}"
+                yield _finding("personal", row, message, "drop" if drop else "keep")
+
+
+def secrets(rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:
+    """Keys, tokens and passwords: a model can repeat them to anybody, so such rows are dropped."""
+    for row in rows:
+        for turn in row.turns:
+            for span in find_secrets(turn.text):
+                message = f"{_kind(span.kind)} in the {turn.role}'s text, characters {span.start} to {span.end}"
+                yield _finding("secrets", row, message)
+
+
+def near_duplicate(rows: Sequence[Conversation], context: Context, *, threshold: float = 0.8) -> Iterator[Finding]:
+    """Rows whose prompt and answer nearly repeat an earlier row's: exact Jaccard of 3-word or 4-letter shingles."""
+    from tunesmith.data.duplicates import clusters, near_pairs
+
+    texts = ["\n".join(turn.text for turn in row.turns if turn.role != "system") for row in rows]
+    for group in clusters(len(rows), near_pairs(texts, threshold=threshold)):
+        for place in group[1:]:
+            yield _finding("near_duplicate", rows[place], f"nearly repeats {rows[group[0]].origin}")
+
+
+def near_leak(rows: Sequence[Conversation], context: Context, *, threshold: float = 0.8) -> Iterator[Finding]:
+    """Training rows whose prompt nearly repeats a test or validation prompt; 0.6 suits short questions."""
+    from tunesmith.data.duplicates import leaks
+
+    train = [row for row in rows if context.parts.get(row.id) == "train"]
+    held = [row for row in rows if context.parts.get(row.id, "train") != "train"]
+    found = leaks([_asked(row) for row in train], [_asked(row) for row in held], threshold=threshold)
+    for place, other, share in {pair.first: (pair.first, pair.second, pair.similarity) for pair in found}.values():
+        part = context.parts[held[other].id]
+        yield _finding("near_leak", train[place], f"its prompt is {share:.0%} that of {held[other].origin} in {part}")
+
+
+def defects(
+    rows: Sequence[Conversation],
+    context: Context,
+    *,
+    kinds: list | None = None,  # type: ignore[type-arg]
+    drop: bool = False,
+) -> Iterator[Finding]:
+    """Damage in answers: collapsed lists, placeholders, machine tells, mojibake, markup, cut or repeated text.
+
+    Kinds are named as in tunesmith.data.defects; all but notes are told. Found rows are kept, or dropped with `drop`.
+    """
+    catalogue = "tunesmith.data.defects"
+    wanted = kinds or entries(catalogue)
+    main = Language.of([row.answer for row in rows]) if "wrong_language" in wanted else None
+    for row in rows:
+        for kind in wanted:
+            options = {"script": main.script, "language": main.code} if kind == "wrong_language" and main else {}
+            found: list[Defect] = list(find(catalogue, kind, where="data.checks.defects")(row.answer, **options))
+            for defect in found:
+                if defect.severity != "note":
+                    message = f"{_kind(kind)} at characters {defect.start} to {defect.end}: {defect.why}"
+                    yield _finding("defects", row, message, "drop" if drop else "keep")
+
+
+AFTER_SPLIT = ("leak", "near_leak")
 
 
 def _key(turns: Sequence[Turn]) -> tuple[str, ...]:
@@ -89,6 +168,14 @@ def _key(turns: Sequence[Turn]) -> tuple[str, ...]:
 
 def _prompt_key(row: Conversation) -> tuple[str, ...]:
     return _key([turn for turn in row.prompt if turn.role != "system"])
+
+
+def _asked(row: Conversation) -> str:
+    return "\n".join(turn.text for turn in row.prompt if turn.role != "system")
+
+
+def _kind(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def _finding(check: str, row: Conversation, message: str, proposal: Proposal = "drop") -> Finding:
