@@ -587,3 +587,26 @@ def test_defects_are_told_by_kind_and_place() -> None:
     assert [f.row for f in look("defects", rows, kinds=["placeholders"], drop=True) if f.proposal == "drop"] == ["r2"]
     with pytest.raises(RecipeError, match=r"unknown name 'placeholder'.*Did you mean 'placeholders'"):
         look("defects", rows, kinds=["placeholder"])
+
+
+def test_ungrounded_answers_are_told_with_the_claim_and_its_reason() -> None:
+    fields = {
+        "Job Title": "Baker",
+        "Hiring Company": "Crumb Lane Bakery",
+        "Preferred Qualifications": "Experience with Excel",
+        "Past Working Experience": "Baker at Morning Oven for 3 years",
+        "Skillsets": "sourdough, ovens",
+    }
+    honest = "I am writing about the position of Baker at Crumb Lane Bakery. I worked for Morning Oven for three years."
+    invented = honest.replace("three years", "eight years") + " I have long experience with Excel."
+    rows = [
+        replace(row(1, "Write.", honest), fields={**fields, "Letter": honest}),
+        replace(row(2, "Write.", invented), fields={**fields, "Letter": invented}),
+        row(3, "no fields", "I worked for Morning Oven for nine years."),
+    ]
+    told = look("ungrounded", rows)
+    assert {f.row for f in told} == {"r2"}
+    assert {f.message.split("'")[1] for f in told} == {"eight years", "Excel"}
+    assert {f.proposal for f in told} == {"keep"}
+    assert {f.proposal for f in look("ungrounded", rows, drop=True)} == {"drop"}
+    assert {f.message.split("'")[1] for f in look("ungrounded", rows, fields=["Past Working Experience"])} >= {"Excel"}

@@ -159,6 +159,32 @@ def defects(
                     yield _finding("defects", row, message, "drop" if drop else "keep")
 
 
+def ungrounded(
+    rows: Sequence[Conversation],
+    context: Context,
+    *,
+    fields: list | None = None,  # type: ignore[type-arg]
+    drop: bool = False,
+) -> Iterator[Finding]:
+    """Answers that state facts which the row's fields do not: wrong numbers, employers, degrees, added skills.
+
+    A statement about the writer must come from the writer's fields, never from the advert. `fields` names the columns;
+    none takes all but the answer's. Found rows are kept, or dropped with `drop`.
+    """
+    from tunesmith.claims.match import check
+
+    for row in rows:
+        own = {
+            name: str(value)
+            for name, value in row.fields.items()
+            if str(value).strip() and str(value) != row.answer and (fields is None or name in fields)
+        }
+        for found in check(row.answer, own) if own else []:
+            if found.verdict != "supported":
+                message = f"{found.verdict} {found.claim.kind} '{found.claim.text}': {found.reason}"
+                yield _finding("ungrounded", row, message, "drop" if drop else "keep")
+
+
 AFTER_SPLIT = ("leak", "near_leak")
 
 

@@ -1,0 +1,75 @@
+"""The frozen types of this room: what a text states, and what its fields say to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal[
+    "number", "date", "duration", "money", "percentage",
+    "employer", "organisation", "title", "degree", "skill", "name",
+]  # fmt: skip
+Verdict = Literal["supported", "contradicted", "unsupported"]
+Side = Literal["writer", "reader", "both"]
+Bound = Literal["exact", "over", "under", "nearly", "about"]
+
+QUANTITIES: frozenset[Kind] = frozenset({"number", "duration", "money", "percentage"})
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A measured amount: durations in months, percentages in per cent, money in `unit` (an ISO 4217 code or '').
+
+    `upper` is the other end of a range (2-3 years), else the amount itself. `nouns` are the stems of what is counted.
+    """
+
+    amount: float
+    upper: float
+    bound: Bound = "exact"
+    unit: str = ""
+    nouns: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Period:
+    """A date as months since year 0, first to last month meant: 2019 is 24228 to 24239.
+
+    A range has the months of its end in `until`; `since` is a range without an end.
+    """
+
+    first: int
+    last: int
+    until: tuple[int, int] | None = None
+    since: bool = False
+
+
+@dataclass(frozen=True)
+class Degree:
+    """A degree's level (bachelor, master, ...) and the folded words of its subject, if stated."""
+
+    level: str
+    subject: tuple[str, ...] = ()
+
+
+Value = Quantity | Period | Degree | tuple[str, ...]  # words folded by `fold.words`
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a text: characters start to end (end not included), and its normalised value."""
+
+    kind: Kind
+    start: int
+    end: int
+    text: str
+    value: Value
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A claim with its verdict, the field that decided it, and a reason a person can read."""
+
+    claim: Claim
+    verdict: Verdict
+    field: str | None
+    reason: str

@@ -1,0 +1,62 @@
+"""Degrees with their level and subject: Bachelor's in Computer Science, BSc, MBA, Level 3 Diploma in Welding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tunesmith.claims.claim import Claim, Degree
+from tunesmith.claims.fold import words
+
+_LEVELS = {  # order matters: the first that matches names the level
+    "doctorate": r"Ph\.?\s?D\b\.?|D\.?Phil\b|[Dd]octorate|[Dd]octoral degree|Doctor of|Pharm\.?D\b",
+    "master": (
+        r"Masters? of|M\.?B\.?A\b\.?|M\.\s?S[Cc]?\b\.?|MSc\b|M\.?Eng\b\.?|M\.?F\.?A\b|"
+        r"M\.A\.|MA(?= in\b)|MS(?= in\b)|M\.?Ed\b|M\.?Phil\b|"
+        r"M\.?[Tt]ech\b|[Mm]aster[’']?s?(?= degree| in )|[Mm]aster[’']s|[Mm]asters? [Dd]egree"
+    ),
+    "bachelor": (
+        r"Bachelors? of|B\.?\s?S[Cc]\b\.?|B\.S\.|BS(?= in\b)|B\.?Eng\b\.?|B\.?F\.?A\b|B\.A\.|BA\b|"
+        r"B\.?B\.?A\b|B\.?[Tt]ech\b|B\.?Com\b|LL\.?B\b|"
+        r"B\.?Ed\b|BE(?= in\b)|[Bb]achelor[’']?s?(?= degree| in )|"
+        r"[Bb]achelor[’']?s|[Bb]achelors?\b"
+    ),
+    "associate": r"[Aa]ssociate[’']?s?(?= degree)|Associate of|[Aa]ssociate[’']s",
+    "school": r"[Hh]igh[- ][Ss]chool (?:diploma|Diploma|degree)|GED\b|A[- ][Ll]evels\b",
+    "certificate": r"PGCE\b|NVQ\b|GCSEs?\b|[Cc]ertificate(?= in\b)",
+    "diploma": r"[Dd]iploma\b",
+}
+_IMPLIED = {"mba": "business administration", "bba": "business administration", "pharmd": "pharmacy", "llb": "law",
+            "mfa": "fine arts", "bfa": "fine arts", "bcom": "commerce"}  # fmt: skip
+_NO_SUBJECT = {("science",), ("art",), ("philosophy",)}  # 'Bachelor of Science' says no more than BSc
+_LEVEL = "|".join(f"(?P<{level}>{pattern})" for level, pattern in _LEVELS.items())
+_STOP = (
+    r"(?:and|or|from|at|with|which|who|where|to|as|for|have|has|is|was|that|a|an|the|my|i|plus|along|by|but|while|"
+    r"combined|coupled|required|preferred|degree|equivalent|related|will|make|minimum|among|in|of)\b"
+)
+_WORD = rf"(?!{_STOP})[A-Za-z][\w’'-]*"
+_CAP = r"(?!(?:Master|Bachelor|Doctor|MBA|BSc|MSc|PhD|BA|PGCE|I)\b)[A-Z][\w’'-]*"
+_SUBJECT = rf"(?P<subject>{_WORD}(?:\s+(?:(?:and|&|of)\s+)?{_CAP}|[ ](?!(?i:{_STOP}))[a-z][\w’'-]*){{0,4}})"
+_TAIL = (
+    r"(?:\s+Level\s+\d+)?(?:\s+(?:[Dd]egrees?|[Hh]onours))?(?:\s*\([^)]{1,12}\))?"
+    rf"(?:\s+(?:in|of)\s+(?:the\s+)?{_SUBJECT})?"
+)
+DEGREE = re.compile(rf"(?<![\w.])(?:Level\s+\d+\s+)?(?:{_LEVEL}){_TAIL}")
+_OF = re.compile(rf"\s*{_SUBJECT}")
+_IN = re.compile(rf"\s+in\s+(?:the\s+)?{_SUBJECT}")
+
+
+def degrees(text: str) -> Iterator[Claim]:
+    """Every degree of a text. 'Scrum Master' and 'to master' are none."""
+    for match in DEGREE.finditer(text):
+        level = match.lastgroup if match.lastgroup != "subject" else None
+        level = level or next(name for name in _LEVELS if match[name])
+        named, end = match["subject"], match.end()
+        if match[level].endswith(" of") and (first := _OF.match(text, match.end(level))):
+            named, end = first["subject"], first.end()
+            if second := _IN.match(text, end):
+                named, end = second["subject"], second.end()
+        short = match[level].lower().replace(".", "").replace(" ", "")
+        subject = words(named or _IMPLIED.get(short, ""))
+        value = Degree(level, () if subject in _NO_SUBJECT else subject)
+        yield Claim("degree", match.start(), end, text[match.start() : end], value)

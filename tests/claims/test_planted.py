@@ -1,0 +1,68 @@
+"""The detector finds planted errors in original letters and lets the clean letters pass; pytest -s shows the tables."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from claims.planted import DEVELOPMENT, HELD_OUT, ROWS, errors, fields_of, look, measure
+from tunesmith.claims.score import score
+
+
+@pytest.mark.parametrize("rows", [DEVELOPMENT, HELD_OUT], ids=["development", "held-out"])
+def test_planted_errors_are_found(rows: list[dict[str, Any]]) -> None:
+    figures = measure(rows)
+    print(f"\n{figures.table()}")
+    assert figures.recall >= 0.95
+    assert figures.precision >= 0.9, figures.false_alarms
+    assert figures.clean_supported >= 0.95 * figures.clean
+
+
+def test_there_are_enough_letters_and_every_error_is_one() -> None:
+    assert len(ROWS) >= 12
+    for row in ROWS:
+        for kind, text, start, end in errors(row):
+            assert text != row["letter"], kind
+            assert 0 <= start < end <= len(text)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["fields"].get("Job Title", "position"))
+def test_spans_are_the_texts_own_and_never_overlap(row: dict[str, Any]) -> None:
+    end = 0
+    for each in look(row["letter"], row):
+        claim = each.claim
+        assert row["letter"][claim.start : claim.end] == claim.text
+        assert claim.start >= end
+        assert each.reason
+        assert each.field is None or each.field in fields_of(row)
+        end = claim.end
+
+
+def test_a_clean_letter_scores_full_and_a_silent_one_nothing() -> None:
+    row = ROWS[0]
+    good = score(row["letter"], fields_of(row), look(row["letter"], row))
+    assert (good.precision, good.coverage, good.contradictions) == (1.0, 1.0, 0)
+    silent = "I would like to work with you. I am diligent and friendly."
+    none = score(silent, fields_of(row), look(silent, row))
+    assert (none.precision, none.coverage, none.claims) == (None, 0.0, 0)
+    assert score("", {}, []).coverage is None
+
+
+def test_planted_errors_lower_precision() -> None:
+    row = ROWS[0]
+    clean = score(row["letter"], fields_of(row), look(row["letter"], row)).precision
+    for _, text, _, _ in errors(row):
+        found = score(text, fields_of(row), look(text, row)).precision
+        assert clean is not None
+        assert found is not None
+        assert found < clean
+
+
+def test_an_error_elsewhere_does_not_move_the_other_verdicts() -> None:
+    row = ROWS[2]
+    before = {c.claim.text: c.verdict for c in look(row["letter"], row)}
+    changed = re.sub("seven years", "twelve years", row["letter"])
+    after = {c.claim.text: c.verdict for c in look(changed, row)}
+    assert {text for text in before.keys() & after.keys() if before[text] != after[text]} == set()
