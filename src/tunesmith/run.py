@@ -19,6 +19,8 @@ from typing import Any
 
 from tunesmith.errors import ResourceError, RunError
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+
 
 def hash_bytes(data: bytes) -> str:
     """SHA-256 of `data`, in hex."""
@@ -69,13 +71,17 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Writes `path` so that it is either as before or whole. Raises ResourceError when the disk is full."""
+def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
+    """Writes `path` so that it is either as before or whole, made with `mode` (less the umask).
+
+    Raises ResourceError when the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk(path):
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)  # a crashed process of this number may have left one of another mode
+            with os.fdopen(os.open(temporary, _NEW, mode), "wb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from tunesmith.data.conversation import Conversation, Turn, normalise
 from tunesmith.data.defects import Defect, Language
 from tunesmith.data.privacy import KINDS, find_personal, find_secrets
+from tunesmith.data.privacy_patterns import Span
 from tunesmith.find import entries, find
 
 Proposal = Literal["keep", "drop"]
@@ -100,8 +102,7 @@ def personal(
         own = [str(row.fields[name]) for name in names or () if row.fields.get(name)]
         for turn in row.turns:
             for span in find_personal(turn.text, names=own, kinds=wanted):
-                message = f"{_kind(span.kind)} in the {turn.role}'s text, characters {span.start} to {span.end}"
-                yield _finding("personal", row, message, "drop" if drop else "keep")
+                yield _finding("personal", row, _place(span, turn), _wish(drop))
 
 
 def secrets(rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:
@@ -109,15 +110,14 @@ def secrets(rows: Sequence[Conversation], context: Context) -> Iterator[Finding]
     for row in rows:
         for turn in row.turns:
             for span in find_secrets(turn.text):
-                message = f"{_kind(span.kind)} in the {turn.role}'s text, characters {span.start} to {span.end}"
-                yield _finding("secrets", row, message)
+                yield _finding("secrets", row, _place(span, turn))
 
 
 def near_duplicate(rows: Sequence[Conversation], context: Context, *, threshold: float = 0.8) -> Iterator[Finding]:
     """Rows whose prompt and answer nearly repeat an earlier row's: exact Jaccard of 3-word or 4-letter shingles."""
     from tunesmith.data.duplicates import clusters, near_pairs
 
-    texts = ["\n".join(turn.text for turn in row.turns if turn.role != "system") for row in rows]
+    texts = [_spoken(row.turns) for row in rows]
     for group in clusters(len(rows), near_pairs(texts, threshold=threshold)):
         for place in group[1:]:
             yield _finding("near_duplicate", rows[place], f"nearly repeats {rows[group[0]].origin}")
@@ -129,10 +129,11 @@ def near_leak(rows: Sequence[Conversation], context: Context, *, threshold: floa
 
     train = [row for row in rows if context.parts.get(row.id) == "train"]
     held = [row for row in rows if context.parts.get(row.id, "train") != "train"]
-    found = leaks([_asked(row) for row in train], [_asked(row) for row in held], threshold=threshold)
-    for place, other, share in {pair.first: (pair.first, pair.second, pair.similarity) for pair in found}.values():
-        part = context.parts[held[other].id]
-        yield _finding("near_leak", train[place], f"its prompt is {share:.0%} that of {held[other].origin} in {part}")
+    found = leaks([_spoken(row.prompt) for row in train], [_spoken(row.prompt) for row in held], threshold=threshold)
+    for pair in {pair.first: pair for pair in found}.values():  # a training row is told once
+        other = held[pair.second]
+        message = f"its prompt is {pair.similarity:.0%} that of {other.origin} in {context.parts[other.id]}"
+        yield _finding("near_leak", train[pair.first], message)
 
 
 def defects(
@@ -147,16 +148,18 @@ def defects(
     Kinds are named as in tunesmith.data.defects; all but notes are told. Found rows are kept, or dropped with `drop`.
     """
     catalogue = "tunesmith.data.defects"
-    wanted = kinds or entries(catalogue)
-    main = Language.of([row.answer for row in rows]) if "wrong_language" in wanted else None
+    wanted: dict[str, Callable[..., Iterator[Defect]]] = {
+        kind: find(catalogue, kind, where="data.checks.defects") for kind in kinds or entries(catalogue)
+    }
+    if "wrong_language" in wanted:
+        main = Language.of(row.answer for row in rows)
+        wanted["wrong_language"] = partial(wanted["wrong_language"], script=main.script, language=main.code)
     for row in rows:
-        for kind in wanted:
-            options = {"script": main.script, "language": main.code} if kind == "wrong_language" and main else {}
-            found: list[Defect] = list(find(catalogue, kind, where="data.checks.defects")(row.answer, **options))
-            for defect in found:
+        for kind, look in wanted.items():
+            for defect in look(row.answer):
                 if defect.severity != "note":
-                    message = f"{_kind(kind)} at characters {defect.start} to {defect.end}: {defect.why}"
-                    yield _finding("defects", row, message, "drop" if drop else "keep")
+                    message = f"{_words(kind)} at characters {defect.start} to {defect.end}: {defect.why}"
+                    yield _finding("defects", row, message, _wish(drop))
 
 
 def ungrounded(
@@ -182,7 +185,7 @@ def ungrounded(
         for found in check(row.answer, own) if own else []:
             if found.verdict != "supported":
                 message = f"{found.verdict} {found.claim.kind} '{found.claim.text}': {found.reason}"
-                yield _finding("ungrounded", row, message, "drop" if drop else "keep")
+                yield _finding("ungrounded", row, message, _wish(drop))
 
 
 AFTER_SPLIT = ("leak", "near_leak")
@@ -196,12 +199,20 @@ def _prompt_key(row: Conversation) -> tuple[str, ...]:
     return _key([turn for turn in row.prompt if turn.role != "system"])
 
 
-def _asked(row: Conversation) -> str:
-    return "\n".join(turn.text for turn in row.prompt if turn.role != "system")
+def _spoken(turns: Sequence[Turn]) -> str:
+    return "\n".join(turn.text for turn in turns if turn.role != "system")
 
 
-def _kind(kind: str) -> str:
+def _words(kind: str) -> str:
     return kind.replace("_", " ")
+
+
+def _place(span: Span, turn: Turn) -> str:
+    return f"{_words(span.kind)} in the {turn.role}'s text, characters {span.start} to {span.end}"
+
+
+def _wish(drop: bool) -> Proposal:
+    return "drop" if drop else "keep"
 
 
 def _finding(check: str, row: Conversation, message: str, proposal: Proposal = "drop") -> Finding:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tunesmith.data.conversation import Role, Turn
-from tunesmith.data.recognise import recognise
+from tunesmith.data.recognise import preference_pair, recognise
 from tunesmith.errors import DataError
 
 Parsed = tuple[tuple[Turn, ...], str]
@@ -158,7 +158,7 @@ def _cell(values: Mapping[str, Any], name: str, option: str) -> str:
 
 def _missing(values: Mapping[str, Any], name: str, option: str) -> DataError:
     if {"chosen", "rejected"} <= values.keys():
-        return DataError("is a preference pair", next="Preferences cannot be learnt here; give rows with one answer")
+        return preference_pair()
     has = ", ".join(map(str, values)) or "nothing"
     return DataError(f"no column '{name}'. It has: {has}", next=f"Set {option} in data.format to one of them")
 

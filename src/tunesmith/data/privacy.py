@@ -7,9 +7,7 @@ into a run's folder nor beside the rows.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from pathlib import Path
 from tunesmith.data import privacy_patterns as patterns
 from tunesmith.data.privacy_patterns import Span
 from tunesmith.errors import DataError
-from tunesmith.run import disk, sync_folder
+from tunesmith.run import write_atomic
 
 KINDS = ("email", "phone", "card", "iban", "ssn", "ip", "url", "name")
 CERTAIN: tuple[tuple[str, Callable[[str], Iterator[Span]]], ...] = (  # the most specific first: it wins a tie
@@ -127,20 +125,9 @@ class Pseudonyms:
 
     def save(self, path: Path) -> None:
         """Writes the book as JSON, whole or not at all, readable by its owner only (mode 0600)."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         entries = [[kind, value, stand_in] for (kind, value), stand_in in self._stand_ins.items()]
         plain = {"version": 1, "numbers": self._numbers, "reserved": sorted(self._reserved), "entries": entries}
-        with disk(path):
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(plain, file, indent=1)  # in ASCII: a value may hold half a surrogate pair
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(name).replace(path)
-                sync_folder(path.parent)
-            finally:
-                Path(name).unlink(missing_ok=True)
+        write_atomic(path, json.dumps(plain, indent=1), mode=0o600)  # in ASCII: a value may hold half a surrogate pair
 
     @classmethod
     def load(cls, path: Path) -> Pseudonyms:

@@ -33,6 +33,11 @@ class Recognised:
     why: str
 
 
+def preference_pair() -> DataError:
+    """The refusal of a row with a chosen and a rejected answer."""
+    return DataError("is a preference pair", next="Preferences cannot be learnt here; give rows with one answer")
+
+
 def recognise(values: Mapping[str, Any]) -> Recognised:
     """The format of a row.
 
@@ -40,7 +45,7 @@ def recognise(values: Mapping[str, Any]) -> Recognised:
     """
     names = {str(name).strip().casefold(): str(name) for name in values}
     if {"chosen", "rejected"} <= names.keys():
-        raise DataError("is a preference pair", next="Preferences cannot be learnt here; give rows with one answer")
+        raise preference_pair()
     for column in ("messages", "conversations", "conversation", "turns"):
         if isinstance(values.get(names.get(column, "")), list):
             return _talk(names[column], values[names[column]])
