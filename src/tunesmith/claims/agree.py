@@ -25,6 +25,8 @@ def quantity(said: Quantity, known: Quantity) -> bool:
     low, high = known.amount, known.upper
     if _same(said.amount, low) and _same(said.upper, high):
         return not (said.bound == "over" and known.bound in {"under", "nearly"})
+    if said.pair and known.pair:
+        return False  # 8 of 16 is not borne out by 9 of 16, as a range of 8 to 16 would be
     if said.bound == "over":
         return high >= said.amount and known.bound != "under"  # 2018 to 2023 may be more than five years
     if said.bound == "under":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tunesmith.claims.claim import Bound, Claim, Kind, Period, Quantity
 from tunesmith.claims.fold import WORD, fold, listed
@@ -38,6 +39,7 @@ DATE = re.compile(
     rf"(?P<to>{_DATE}|present|now|today|current(?:ly)?|date)\b)?(?![\w/])",
     re.IGNORECASE,
 )
+MOST_ITEMS = 30  # a list's marks; 'It was 2019. ' is none
 COUNTED = re.compile(r"^\s+(?P<noun>[a-z]{3,}s)\b")  # '2000 customers' is no year
 _BEFORE = re.compile(
     rf"(?P<bound>\b(?:{'|'.join(map(re.escape, BOUNDS))})\s+)?(?P<sign>[$€£¥₹]|"
@@ -52,6 +54,14 @@ _AFTER_TIME = re.compile(
     re.IGNORECASE,
 )
 _JOIN = re.compile(r"[ ]*(?:-|–|—|to|or)[ ]*", re.I)
+_PAIR = re.compile(r"[ ]*(?:-|–|—|-(?:of|for)-|(?<=[ ])(?:of|for)(?=[ ])|of|for)[ ]*", re.I)
+_FOUR = re.compile(r"\d{4}")  # every date has a year
+_SINGLE_TIME = re.compile(r"\ban?\s+(?:year|decade|month)\b", re.I)
+_MARK = re.compile(r"[.)][ \t]")
+_HOUR_AFTER = re.compile(
+    r"\s?(?:o['’]clock|[ap]\.?m\b)|\s(?:in the (?:morning|afternoon|evening)|at night|past [a-z\d]+)\b", re.I
+)
+_HOUR_BEFORE = re.compile(r"\b(?:half|quarter|minutes|ten|twenty|five) (?:past|to)\s$", re.I)
 _BARE_TIME = re.compile(
     r"\b(?P<bound>over|more than|at least|nearly|almost|about|around)?\s*\b(?:(?P<half>half)\s+an?|an?)\s+"
     r"(?P<unit>year|decade|month)\b(?P<more>\s+and\s+a\s+half)?", re.I)  # fmt: skip
@@ -67,6 +77,8 @@ STOP = frozenset(
 
 def dates(text: str) -> Iterator[Claim]:
     """Dates and ranges of dates; a four-digit number in front of what it counts is none."""
+    if not _FOUR.search(text):
+        return
     for match in DATE.finditer(text):
         if re.fullmatch(_YEAR, match["from"]) and not match["to"] and COUNTED.match(text[match.end() :]):
             continue
@@ -89,14 +101,24 @@ def _months(date: str) -> tuple[int, int]:
     return (year * 12, year * 12 + 11) if month is None else (year * 12 + month - 1,) * 2
 
 
-def quantities(text: str, taken: list[tuple[int, int]]) -> Iterator[Claim]:
-    """Durations, money, percentages and counted numbers outside the `taken` characters."""
-    found = [each for each in numbers(text) if not any(each.start < end and start < each.end for start, end in taken)]
+def quantities(text: str, taken: list[tuple[int, int]], pairs: bool = False) -> Iterator[Claim]:
+    """Durations, money, percentages and counted numbers outside the `taken` characters.
+
+    With `pairs` '31-12' is a score and '7-for-12' and '7 of 12' are shares, each one claim with two numbers.
+    """
+    free = (each for each in numbers(text) if not any(each.start < end and start < each.end for start, end in taken))
+    found = [each for each in free if not _mark(text, each) and (pairs or not _hour(text, each))]
     skip = -1
     for at, number in enumerate(found):
         if at == skip:
             continue
         following = found[at + 1] if at + 1 < len(found) else None
+        if pairs and following and _PAIR.fullmatch(text[number.end : following.start]):
+            both = _quantity(text, following, lower=number)
+            if both and both.kind == "number" and isinstance(both.value, Quantity):
+                skip = at + 1
+                yield replace(both, value=replace(both.value, pair=True))
+                continue
         if following and _JOIN.fullmatch(text[number.end : following.start]):
             ranged = _quantity(text, following, lower=number)
             if ranged:
@@ -106,6 +128,26 @@ def quantities(text: str, taken: list[tuple[int, int]]) -> Iterator[Claim]:
         if claim := _quantity(text, number):
             yield claim
     yield from _articles(text)
+
+
+def _mark(text: str, number: Number) -> bool:
+    """Whether a number marks an item of a list: '2. ' or '3) ' at a line's start, or in a run of such marks."""
+    if number.spelled or number.value > MOST_ITEMS or not _MARK.match(text, number.end):
+        return False
+    before = text[max(0, number.start - 4) : number.start].rstrip(" \t(")
+    if not before or before[-1] == "\n":
+        return True
+    sign = text[number.end]
+    return before[-1] in ".:;!?" and any(f"{number.value + step:.0f}{sign} " in text for step in (-1, 1))
+
+
+def _hour(text: str, number: Number) -> bool:
+    """Whether a number is a time of day: 'half past nine', 'six in the morning'."""
+    if number.value > 60:
+        return False
+    return bool(
+        _HOUR_AFTER.match(text, number.end) or _HOUR_BEFORE.search(text, max(0, number.start - 16), number.start)
+    )
 
 
 def _quantity(text: str, number: Number, lower: Number | None = None) -> Claim | None:
@@ -123,7 +165,9 @@ def _quantity(text: str, number: Number, lower: Number | None = None) -> Claim |
         kind, unit = "money", CURRENCIES[sign]
     elif percent := _AFTER_PERCENT.match(rest):
         kind, end = "percentage", end + percent.end()
-    elif time := _AFTER_TIME.match(rest):
+    elif (time := _AFTER_TIME.match(rest)) and number.group:
+        return None  # 'a couple of years' is no exact number
+    elif time:
         kind, end = "duration", end + time.end()
         factor, half = UNITS[time["unit"].lower().rstrip("s")], 0.5 * bool(time["half"])
         bound = "over" if "+" in time[0] else bound
@@ -131,7 +175,7 @@ def _quantity(text: str, number: Number, lower: Number | None = None) -> Claim |
         kind = "number"
         if rest.startswith("+"):
             bound, end = "over", end + 1
-        if number.spelled and number.value <= 1 and not re.match(r"\s+[a-z]{3,}", rest):
+        if number.spelled and number.value <= 1 and not re.match(r"(?:\s+|-)[a-z]{3,}", rest):
             return None  # 'no one', 'one of the': a pronoun
     if money and sign:
         begin -= 1
@@ -161,6 +205,8 @@ def counted(text: str, start: int, end: int) -> frozenset[str]:
 
 def _articles(text: str) -> Iterator[Claim]:
     """'a year and a half', 'more than a decade', 'half a year'; a plain 'a year' is a rate."""
+    if not _SINGLE_TIME.search(text):
+        return  # the full pattern takes ten times as long
     for match in _BARE_TIME.finditer(text):
         if match["bound"] or match["half"] or match["more"]:
             amount = UNITS[match["unit"].lower()] * (0.5 if match["half"] else 1.5 if match["more"] else 1.0)

@@ -20,7 +20,8 @@ QUANTITIES: frozenset[Kind] = frozenset({"number", "duration", "money", "percent
 class Quantity:
     """A measured amount: durations in months, percentages in per cent, money in `unit` (an ISO 4217 code or '').
 
-    `upper` is the other end of a range (2-3 years), else the amount itself. `nouns` are the stems of what is counted.
+    `upper` is the other end of a range (2-3 years), else the amount itself. In a `pair` (a score of 31-12, 7 of 12
+    shots) it is the second number. `nouns` are the stems of what is counted.
     """
 
     amount: float
@@ -28,6 +29,7 @@ class Quantity:
     bound: Bound = "exact"
     unit: str = ""
     nouns: frozenset[str] = frozenset()
+    pair: bool = False
 
 
 @dataclass(frozen=True)

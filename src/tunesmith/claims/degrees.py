@@ -9,7 +9,9 @@ from tunesmith.claims.claim import Claim, Degree
 from tunesmith.claims.fold import words
 
 _LEVELS = {  # order matters: the first that matches names the level
-    "doctorate": r"Ph\.?\s?D\b\.?|D\.?Phil\b|[Dd]octorate|[Dd]octoral degree|Doctor of|Pharm\.?D\b",
+    "doctorate": (
+        r"Ph\.?\s?D\b\.?|D\.?Phil\b|[Dd]octorate|[Dd]octor[’']s(?= degree)|[Dd]octoral degree|Doctor of|Pharm\.?D\b"
+    ),
     "master": (
         r"Masters? of|M\.?B\.?A\b\.?|M\.\s?S[Cc]?\b\.?|MSc\b|M\.?Eng\b\.?|M\.?F\.?A\b|"
         r"M\.A\.|MA(?= in\b)|MS(?= in\b)|M\.?Ed\b|M\.?Phil\b|"
@@ -41,7 +43,8 @@ _TAIL = (
     r"(?:\s+Level\s+\d+)?(?:\s+(?:[Dd]egrees?|[Hh]onours))?(?:\s*\([^)]{1,12}\))?"
     rf"(?:\s+(?:in|of)\s+(?:the\s+)?{_SUBJECT})?"
 )
-DEGREE = re.compile(rf"(?<![\w.])(?:Level\s+\d+\s+)?(?:{_LEVEL}){_TAIL}")
+_FIRST = "(?=[ABCDGHLMNPabcdhm])"  # the first letters of all levels: most words are passed over at once
+DEGREE = re.compile(rf"(?<![\w.]){_FIRST}(?:Level\s+\d+\s+)?(?:{_LEVEL}){_TAIL}")
 _OF = re.compile(rf"\s*{_SUBJECT}")
 _IN = re.compile(rf"\s+in\s+(?:the\s+)?{_SUBJECT}")
 
@@ -58,5 +61,6 @@ def degrees(text: str) -> Iterator[Claim]:
                 named, end = second["subject"], second.end()
         short = match[level].lower().replace(".", "").replace(" ", "")
         subject = words(named or _IMPLIED.get(short, ""))
-        value = Degree(level, () if subject in _NO_SUBJECT else subject)
+        empty = match[level].endswith(" of") and subject in _NO_SUBJECT
+        value = Degree(level, () if empty else subject)
         yield Claim("degree", match.start(), end, text[match.start() : end], value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 
@@ -29,6 +29,7 @@ SHORT = {
     "vue.js": "vue",
     "analytic": "analytics", "colour": "color", "counsellor": "counselor",
 }  # fmt: skip
+PHRASE = 40  # characters: what is longer hardly ever comes again in another row
 ALIKE = 90.0  # rapidfuzz's 0 to 100: one typing error in a name of ten letters or more
 
 
@@ -53,17 +54,37 @@ def fold(word: str) -> str:
     return SHORT.get(plain, plain)
 
 
-def located(text: str) -> Iterator[tuple[str, int, int]]:
+@lru_cache(maxsize=20_000)
+def parts(word: str) -> Words:
+    """The folded words of one word: an abbreviation may stand for several."""
+    return tuple(fold(word).split())
+
+
+@lru_cache(maxsize=256)
+def located(text: str) -> tuple[tuple[str, int, int], ...]:
     """Each word of a text as written, with its first character and the one behind its last."""
-    return ((match[0], match.start(), match.end()) for match in WORD.finditer(text))
+    return tuple((match[0], match.start(), match.end()) for match in WORD.finditer(text))
 
 
 def words(text: str) -> Words:
     """The folded words of a text; an abbreviation may give several."""
-    return tuple(part for match in WORD.finditer(text) for part in fold(match[0]).split())
+    return _phrase(text) if len(text) <= PHRASE else _passage(text)
 
 
-def bare(name: Iterable[str]) -> Words:
+@lru_cache(maxsize=64)
+def _passage(text: str) -> Words:
+    """The folded words of a longer text: the entries of a field are looked at once a claim."""
+    return tuple(part for word, _, _ in located(text) for part in parts(word))
+
+
+@lru_cache(maxsize=20_000)
+def _phrase(text: str) -> Words:
+    """The folded words of a short text: titles, skills and employers come again in row after row."""
+    return tuple(part for match in WORD.finditer(text) for part in parts(match[0]))
+
+
+@lru_cache(maxsize=256)
+def bare(name: Words) -> Words:
     """An organisation's words without legal form, article and ampersand: 'The Foo Co. Ltd' is 'foo'."""
     every = [word for word in name if word not in {"the", "and"}]
     core = tuple(word for word in every if word.strip(".") not in LEGAL)
@@ -72,8 +93,15 @@ def bare(name: Iterable[str]) -> Words:
 
 def holds(many: Sequence[str], few: Sequence[str]) -> bool:
     """Whether `few` stand in `many` side by side and in this order."""
-    size = len(few)
-    return bool(few) and any(tuple(many[at : at + size]) == tuple(few) for at in range(len(many) - size + 1))
+    whole, part = tuple(many), tuple(few)
+    if not part:
+        return False
+    start = -1
+    for _ in range(whole.count(part[0])):
+        start = whole.index(part[0], start + 1)
+        if whole[start : start + len(part)] == part:
+            return True
+    return False
 
 
 def alike(one: Sequence[str], other: Sequence[str]) -> bool:

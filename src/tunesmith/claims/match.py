@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal
 
 from tunesmith.claims import agree, stance
-from tunesmith.claims.claim import QUANTITIES, Checked, Claim, Degree, Period, Quantity, Side
-from tunesmith.claims.extract import extract
-from tunesmith.claims.fields import Fact, Known, Source, read
-from tunesmith.claims.fold import Words, alike, bare, holds, words
-from tunesmith.claims.subject import Subjects
+from tunesmith.claims import sides as whose
+from tunesmith.claims.abilities import content, stem
+from tunesmith.claims.attribution import reattributed
+from tunesmith.claims.claim import Checked, Claim, Degree, Period, Quantity, Side
+from tunesmith.claims.evidence import Evidence, against, demand, supported, unknown, worded
+from tunesmith.claims.extract import FIRST_PERSON, extract
+from tunesmith.claims.fields import Known, read
+from tunesmith.claims.fold import alike, bare, holds, words
+from tunesmith.claims.idle import acts
+from tunesmith.claims.measured import quantity
+from tunesmith.claims.phrases import Phrases, Report
+from tunesmith.claims.relations import members, misplaced
+from tunesmith.claims.reported import reported
+from tunesmith.claims.skills import vocabulary
+from tunesmith.claims.subject import Names, Subjects
 
 About = Literal["sentence", "writer", "reader", "both"]
-FEW = 3  # 'two schools', 'three reasons': so small a number in words is a claim only where a field counts the same noun
 
 
 def check(
@@ -27,6 +35,8 @@ def check(
     sides: Mapping[str, Side] | None = None,
     skills: Iterable[str] = (),
     subjects: Collection[str] = (),
+    synonyms: Mapping[str, str] | None = None,
+    proper: bool = False,
     today: date | None = None,
 ) -> list[Checked]:
     """Every claim of a text with the fields' verdict on it, in the text's order.
@@ -35,30 +45,55 @@ def check(
     'both' lets any field support anything. `sides` maps a field to whose facts it holds; the others are guessed by
     `fields.guess_side`. `skills` are phrases to know beside the built-in list. `subjects` are fields whose names are
     things that the text speaks of (a player, a product): a number behind such a name is looked up in that field only.
+    With subjects '31-12' is a score, 'a steal' is one where a field counts steals, and figures that the fields imply
+    (a margin, a sum) count as stated. `synonyms` are phrases of the text and what they mean in the fields ('boards':
+    'rebounds', 'from the field': 'field goals', a nickname: its subject). With `proper` every capitalised name of the
+    text is a claim, and the name is wrong where the numbers said of it are all another subject's.
     `today` (default: the clock's) is the end of 'since 2019'.
     """
-    known = read(fields, sides or {}, frozenset(skills))
-    claims = extract(text, known.skills, known.organisations)
-    judge = _Judge(text, known, claims, Subjects(text, subjects), stance.stops(text), today or date.today())
-    return [checked for claim in claims if (checked := judge.verdict(claim, about))]
+    nouns = {phrase: meaning for phrase, meaning in (synonyms or {}).items() if meaning not in subjects}
+    report = Report(Phrases.of(nouns), scores=bool(subjects)) if subjects or nouns or proper else None
+    known = read(fields, sides or {}, frozenset(skills), report)
+    if report:
+        report = replace(report, nouns=_counted(known) if subjects else frozenset(), names=proper)
+    claims = extract(text, known.skills, known.organisations, report)
+    things = Names(subjects, synonyms)
+    strange = [each for each in claims if each.kind == "name" and not things.called(worded(each))] if subjects else []
+    found = Subjects(text, things, strange)
+    letter = report is None and bool(FIRST_PERSON.search(text))
+    given = Evidence(text, known, claims, found, today or date.today(), letter)
+    wrong = {one.start: why for one, why in misplaced(text, found, members(known, subjects))}
+    judge = _Judge(given, stance.stops(text), wrong)
+    checked = [each for claim in claims if (each := judge.verdict(claim, about))]
+    if not subjects:
+        return checked
+    return reattributed(checked, text, found, tuple(subjects), judge.number)
+
+
+def _counted(known: Known) -> frozenset[str]:
+    """The nouns that fields count by themselves: 'steal', no 'field' of 'field goals'."""
+    values = [fact.claim.value for fact in known.facts]
+    return frozenset(
+        next(iter(v.nouns)) for v in values if isinstance(v, Quantity) and len(v.nouns) == 1 and not v.unit
+    )
 
 
 @dataclass(frozen=True)
 class _Judge:
-    text: str
-    known: Known
-    claims: list[Claim]
-    subjects: Subjects
+    given: Evidence
     stops: tuple[list[int], list[int]]
-    today: date
+    misplaced: Mapping[int, str]
 
     def verdict(self, claim: Claim, about: About) -> Checked | None:
         """The verdict on a claim; None where the text does not state it (a denial, a wish, a rhetorical 'two')."""
-        start, end = stance.sentence(self.text, claim, self.stops)
-        before, after = self.text[start : claim.start], self.text[claim.end : end]
-        if not stance.states(before, after):
+        start, end = stance.sentence(self.given.text, claim, self.stops)
+        before, after = self.given.text[start : claim.start], self.given.text[claim.end : end]
+        report = bool(self.given.subjects.mentions)
+        if not stance.states(before, after, report) or (self.given.letter and stance.supposed(before)):
             return None
-        side = stance.about(claim, before, after) if about == "sentence" else about
+        side: Side = about if about != "sentence" else whose.about(claim, before, after, self._following(end))
+        if self.given.letter and not self._spoken(claim, side, end):
+            return None
         if claim.kind == "skill":
             return self._skill(claim, side)
         if claim.kind == "name":
@@ -67,216 +102,139 @@ class _Judge:
             return self._title(claim, side, start, end)
         if claim.kind in {"employer", "organisation"}:
             return self._employer(claim, side, start, end)
+        if side == "writer" and (demanded := self._wished(claim, end)):
+            return demanded
         if isinstance(claim.value, Degree):
             return self._degree(claim, claim.value, side)
         if isinstance(claim.value, Period):
             return self._date(claim, claim.value, side, start, end)
-        return self._quantity(claim, side, start, end)
+        if report and (subject := self.given.subjects.of(self.given.text, claim.start)):
+            return self.number(claim, subject.name) if subject.name else None
+        return quantity(self.given, claim, side, start, end)
 
-    # --- what may speak for a claim ------------------------------------------------------------------------
+    def number(self, claim: Claim, subject: str) -> Checked | None:
+        """The verdict on a number said of a subject."""
+        return reported(self.given, claim, subject, stance.sentence(self.given.text, claim, self.stops))
 
-    def _sources(self, side: Side) -> list[Source]:
-        return [each for each in self.known.sources if _may(each.side, side)]
+    def _following(self, end: int) -> str:
+        return stance.following(self.given.text, end, self.stops)
 
-    def _facts(self, side: Side, *kinds: str) -> list[Fact]:
-        return [each for each in self.known.facts if each.claim.kind in kinds and _may(each.side, side)]
+    def _spoken(self, claim: Claim, side: Side, end: int) -> bool:
+        """Whether the fields say anything of a claim's kind for its side; where the side is open, for the reader's."""
+        known = self.given.known
+        if claim.kind == "name":
+            greets = self.given.text[:end].count("\n") == 0
+            return known.speaks("reader" if greets else "writer", "name")
+        if claim.kind not in {"title", "employer", "organisation"} or not known.sources:
+            return True
+        kinds = ("title",) if claim.kind == "title" else ("employer", "organisation")
+        if known.speaks("writer" if side == "writer" else "reader", *kinds):
+            return True
+        return side == "both" and any(holds(bare(each.words), bare(worded(claim))) for each in known.sources)
 
-    def _near(self, claim: Claim, start: int, end: int, *kinds: str) -> list[Claim]:
-        """Claims of the kinds that go with this one: behind it up to a comma or 'and', else before it.
-
-        'two years as a Cook at X and three years as a Chef at Y': each duration has its own employer.
-        """
-        there = [each for each in self.claims if start <= each.start and each.end <= end and each is not claim]
-        same = [each for each in there if each.kind == claim.kind]
-        until = min([each.start for each in same if each.start >= claim.end], default=end)
-        for mark in (",", " and ", " but "):
-            cut = self.text.find(mark, claim.end, until)
-            until = cut if cut >= 0 else until
-        found = [each for each in there if each.kind in kinds and claim.end <= each.start < until]
-        since = max([each.end for each in same if each.end <= claim.start], default=start)
-        return found or [each for each in there if each.kind in kinds and since <= each.start < claim.start]
-
-    def _anchored(self, facts: list[Fact], claim: Claim, start: int, end: int) -> list[Fact]:
-        """The facts whose piece names the employer, else the title, else the skill that goes with the claim."""
-        for kind in ("employer", "title", "skill"):
-            for near in self._near(claim, start, end, kind):
-                some = [each for each in facts if holds(bare(words(each.piece)), bare(_words(near)))]
-                if some:
-                    return some
-        return []
+    def _wished(self, claim: Claim, end: int) -> Checked | None:
+        """The verdict on an amount in the very words of the advert's wish: '8 years with electric cars'."""
+        said = words(self.given.text[claim.start : min(end, claim.end + 60)])
+        for source, wish in self.given.known.wishes:
+            if len(wish) > 2 and said[: len(wish)] == wish and not content(wish[2:]) <= self.given.own:
+                return demand(claim, source)
+        return None
 
     # --- the kinds -----------------------------------------------------------------------------------------
 
-    def _skill(self, claim: Claim, side: Side) -> Checked:
-        wanted = _words(claim)
-        for source in self._sources("both" if side == "reader" else side):
+    def _skill(self, claim: Claim, side: Side) -> Checked | None:
+        wanted = worded(claim)
+        for source in self.given.sources("both" if side == "reader" else side):
             if holds(source.words, wanted):
-                return _supported(claim, source.name)
-        return self._elsewhere(claim, wanted, side) or _unknown(claim, f"no field names {claim.text}")
+                return supported(claim, source.name)
+        if not self.given.letter:
+            return self.given.elsewhere(claim, wanted, side) or unknown(claim, f"no field names {claim.text}")
+        own = content(wanted) & self.given.own
+        if side != "reader" and own == content(wanted):
+            return supported(claim, self.given.naming(own))
+        if demanded := self.given.elsewhere(claim, wanted, side):
+            return demanded
+        listed = vocabulary(self.given.known.skills).has(wanted)
+        unsure = (
+            bool(content(wanted) & self.given.skilled) if not listed else acts(self.given.text, claim.start, claim.end)
+        )
+        if unsure or (side == "reader" and not (listed and self.given.known.speaks("reader", "skill"))):
+            return None
+        return unknown(claim, f"no field names {claim.text}")
 
     def _name(self, claim: Claim) -> Checked:
-        wanted = set(_words(claim))
-        facts = self._facts("both", "name")
+        if claim.start in self.misplaced:
+            return Checked(claim, "contradicted", None, self.misplaced[claim.start])
+        wanted = set(worded(claim))
+        facts = self.given.facts("both", "name")
         for fact in facts:
-            have = set(_words(fact.claim))
+            have = set(worded(fact.claim))
             if wanted <= have or have <= wanted:
-                return _supported(claim, fact.field)
-        for source in self.known.sources:
-            if holds(source.words, _words(claim)):
-                return _supported(claim, source.name)
+                return supported(claim, fact.field)
+        for source in self.given.known.sources:
+            if holds(source.words, worded(claim)):
+                return supported(claim, source.name)
+        if named := self.given.subjects.names.called(worded(claim)):
+            return supported(claim, named)
         signed = next((fact for fact in facts if fact.side != "reader"), None)
-        if signed and claim.start > len(self.text) // 2:
-            return _against(claim, signed)
-        return _unknown(claim, "no field gives this name")
+        if signed and claim.start > len(self.given.text) // 2:
+            return against(claim, signed)
+        return unknown(claim, "no field gives this name")
 
     def _title(self, claim: Claim, side: Side, start: int, end: int) -> Checked:
-        wanted = _words(claim)
-        for source in self._sources(side):
+        wanted = worded(claim)
+        for source in self.given.sources(side):
             if holds(source.words, wanted):
-                return _supported(claim, source.name)
-        for fact in self._facts(side, "title"):
-            if set(wanted) <= set(_words(fact.claim)) or alike(wanted, _words(fact.claim)):
-                return _supported(claim, fact.field)
-        facts = self._facts(side, "title")
+                return supported(claim, source.name)
+        for fact in self.given.facts(side, "title"):
+            if set(wanted) <= set(worded(fact.claim)) or alike(wanted, worded(fact.claim)):
+                return supported(claim, fact.field)
+        if len(wanted) == 1 and claim.text.islower() and stem(wanted[0]) in self.given.own:
+            return supported(claim, self.given.naming(frozenset({stem(wanted[0])})))  # 'stewarded 60 concerts'
+        facts = self.given.facts(side, "title")
         if side == "reader":
             own = [fact for fact in facts if fact.side == "reader" and fact.claim.text == fact.piece]
-            return _against(claim, own[0]) if own else _unknown(claim, "the advert's fields do not name this title")
-        if anchored := self._anchored(facts, claim, start, end):
-            return _against(claim, anchored[0])
-        return self._elsewhere(claim, wanted, side) or _unknown(claim, "no field names this title")
+            return against(claim, own[0]) if own else unknown(claim, "the advert's fields do not name this title")
+        if anchored := self.given.anchored(facts, claim, start, end):
+            return against(claim, anchored[0])
+        return self.given.elsewhere(claim, wanted, side) or unknown(claim, "no field names this title")
 
     def _employer(self, claim: Claim, side: Side, start: int, end: int) -> Checked:
-        wanted = bare(_words(claim))
-        for source in self._sources(side):
+        wanted = bare(worded(claim))
+        for source in self.given.sources(side):
             if holds(bare(source.words), wanted):
-                return _supported(claim, source.name)
-        facts = self._facts(side, "employer", "organisation")
+                return supported(claim, source.name)
+        facts = self.given.facts(side, "employer", "organisation")
         for fact in facts:
-            if alike(wanted, bare(_words(fact.claim))):
-                return _supported(claim, fact.field)
+            if alike(wanted, bare(worded(fact.claim))):
+                return supported(claim, fact.field)
         if side == "reader":
             own = [fact for fact in facts if fact.side == "reader" and fact.claim.text == fact.piece]
-            return _against(claim, own[0]) if own else _unknown(claim, "the advert's fields do not name this employer")
-        for near in self._near(claim, start, end, "title"):
-            if same := [each for each in facts if holds(words(each.piece), _words(near))]:
-                return _against(claim, same[0])
-        return self._elsewhere(claim, wanted, side) or _unknown(claim, "no field names this organisation")
+            return against(claim, own[0]) if own else unknown(claim, "the advert's fields do not name this employer")
+        for near in self.given.near(claim, start, end, "title"):
+            if same := [each for each in facts if holds(words(each.piece), worded(near))]:
+                return against(claim, same[0])
+        return self.given.elsewhere(claim, wanted, side) or unknown(claim, "no field names this organisation")
 
     def _degree(self, claim: Claim, said: Degree, side: Side) -> Checked:
-        facts = [each for each in self._facts(side, "degree") if isinstance(each.claim.value, Degree)]
+        facts = [each for each in self.given.facts(side, "degree") if isinstance(each.claim.value, Degree)]
         for fact in facts:
             if isinstance(fact.claim.value, Degree) and agree.degree(said, fact.claim.value):
-                return _supported(claim, fact.field)
-        for source in self._sources(side):
+                return supported(claim, fact.field)
+        for source in self.given.sources(side):
             if holds(source.words, words(claim.text)):
-                return _supported(claim, source.name)
+                return supported(claim, source.name)
         if facts:
-            return _against(claim, facts[0])
-        for fact in self._facts("both", "degree"):
+            return against(claim, facts[0])
+        for fact in self.given.facts("both", "degree"):
             if isinstance(fact.claim.value, Degree) and agree.degree(said, fact.claim.value):
-                return _demand(claim, fact.field)
-        return _unknown(claim, "no field states this degree")
+                return demand(claim, fact.field)
+        return unknown(claim, "no field states this degree")
 
     def _date(self, claim: Claim, said: Period, side: Side, start: int, end: int) -> Checked:
-        facts = self._facts(side, "date")
-        anchored = self._anchored(facts, claim, start, end)
+        facts = self.given.facts(side, "date")
+        anchored = self.given.anchored(facts, claim, start, end)
         for fact in anchored or facts:
             if isinstance(fact.claim.value, Period) and agree.period(said, fact.claim.value):
-                return _supported(claim, fact.field)
-        return _against(claim, anchored[0]) if anchored else _unknown(claim, "no field states this date")
-
-    def _quantity(self, claim: Claim, side: Side, start: int, end: int) -> Checked | None:
-        subject = self.subjects.before(claim.start)
-        facts = self._facts("both", *self._comparable(claim))
-        if subject:
-            facts = [each for each in facts if each.field == subject]
-        mine = facts if subject else [each for each in facts if _may(each.side, side)]
-        close = self._anchored(mine, claim, start, end) if claim.kind == "duration" else []
-        close = close or [each for each in mine if agree.related(claim, each.claim)]
-        if fact := self._equal(claim, close or mine, one=bool(subject)):
-            return _supported(claim, fact.field)
-        named = re.match(r"\s*(?:as|at|with)\b", self.text[claim.end :])
-        if close and not named and (fact := self._sum(claim, mine)):
-            return _supported(claim, fact.field)  # 'in ten years I was a Cook at X for two': ten is all jobs together
-        if close:
-            return _against(claim, close[0])
-        if not subject and claim.kind == "number" and claim.text.isalpha() and _amount(claim) <= FEW:
-            return None
-        theirs = [each for each in facts if each not in mine]
-        if claim.kind == "number":
-            theirs = [each for each in theirs if agree.related(claim, each.claim)]
-        other = self._equal(claim, theirs)
-        if other and side == "writer":
-            return _demand(claim, other.field)
-        return _unknown(claim, f"{subject or 'no field'} states {'no such' if subject else 'this'} {claim.kind}")
-
-    def _comparable(self, claim: Claim) -> tuple[str, ...]:
-        if claim.kind == "duration":
-            return ("duration", "date")
-        elliptic = isinstance(claim.value, Quantity) and not claim.value.nouns  # 'two years here and eight there'
-        return ("number", "duration") if claim.kind == "number" and elliptic else (claim.kind,)
-
-    def _equal(self, claim: Claim, facts: list[Fact], one: bool = False) -> Fact | None:
-        """The first fact that bears out a quantity, or the first of several that add up to it."""
-        said = claim.value
-        if not isinstance(said, Quantity):
-            return None
-        if claim.kind == "number" and any(each.claim.kind == "duration" for each in facts):
-            yearly = Quantity(said.amount * 12, said.upper * 12, said.bound)
-        else:
-            yearly = said
-        held = [(each, value) for each in facts if (value := self._value(each.claim))]
-        for fact, value in held:
-            if agree.quantity(yearly if fact.claim.kind == "duration" else said, value):
-                return fact
-        return None if one else self._sum(claim, facts)
-
-    def _sum(self, claim: Claim, facts: list[Fact]) -> Fact | None:
-        """The first of several jobs whose durations add up to the claim's; years of two skills do not."""
-        jobs = {(each.field, each.piece) for each in self.known.facts if each.claim.kind in {"employer", "title"}}
-        some = [each for each in facts if each.side != "reader" and (each.field, each.piece) in jobs]
-        own = [(each, value) for each in some if (value := self._value(each.claim))]
-        said = claim.value
-        if claim.kind == "duration" and isinstance(said, Quantity) and agree.total(said, [value for _, value in own]):
-            return own[0][0]
-        return None
-
-    def _value(self, known: Claim) -> Quantity | None:
-        if isinstance(known.value, Period):
-            return agree.lasted(known.value, self.today.year * 12 + self.today.month - 1)
-        return known.value if isinstance(known.value, Quantity) and known.kind in QUANTITIES else None
-
-    def _elsewhere(self, claim: Claim, wanted: Words, side: Side) -> Checked | None:
-        """The verdict on what only the other side's fields say."""
-        for source in self.known.sources:
-            if side == "writer" and source.side == "reader" and holds(bare(source.words), bare(wanted)):
-                return _demand(claim, source.name)
-        return None
-
-
-def _may(field: Side, side: Side) -> bool:
-    return "both" in {field, side} or field == side
-
-
-def _words(claim: Claim) -> Words:
-    return claim.value if isinstance(claim.value, tuple) else words(claim.text)
-
-
-def _amount(claim: Claim) -> float:
-    return claim.value.amount if isinstance(claim.value, Quantity) else 0.0
-
-
-def _supported(claim: Claim, field: str) -> Checked:
-    return Checked(claim, "supported", field, f"{field} states it")
-
-
-def _against(claim: Claim, fact: Fact) -> Checked:
-    return Checked(claim, "contradicted", fact.field, f"{fact.field} says {fact.claim.text!r}")
-
-
-def _demand(claim: Claim, field: str) -> Checked:
-    return Checked(claim, "unsupported", field, f"only {field} names it: the advert's demand, not the applicant's fact")
-
-
-def _unknown(claim: Claim, reason: str) -> Checked:
-    return Checked(claim, "unsupported", None, reason)
+                return supported(claim, fact.field)
+        return against(claim, anchored[0]) if anchored else unknown(claim, "no field states this date")
