@@ -72,6 +72,74 @@ def prepare(name: RecipeName, small: Small = False, set: Set = None, runs: Runs 
 
 
 @app.command()
+def audit(
+    what: Annotated[str, typer.Argument(help="A data file, folder or hub:OWNER/NAME; or a recipe, for its data.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The folder to write into; audits/NAME by default.")] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Also write cleaned rows, and a diff that undo takes back.")
+    ] = False,
+    checks: Annotated[str, typer.Option("--checks", help="Only these, with commas between; all by default.")] = "",
+    pseudonyms: Annotated[
+        Path | None,
+        typer.Option("--pseudonyms", help="With --fix: replace personal data; the key is kept in this file."),
+    ] = None,
+    small: Small = False,
+    set: Set = None,
+) -> None:
+    """Look for what is wrong with rows, and write a page about it. Needs no model and changes nothing."""
+    from tunesmith import verbs
+
+    chosen = [name.strip() for name in checks.split(",") if name.strip()]
+    name, data, base, recipe = verbs.to_audit(what, chosen, small=small, settings=_settings(set))
+    keep_apart = {"pseudonyms": str(pseudonyms.resolve())} if pseudonyms else {}
+    data = data.model_copy(update={"repair": data.repair or fix, **keep_apart})
+    found = verbs.audit(
+        name, data, base, out or Path("audits") / name, _say, recipe=recipe, fix=fix, processes=verbs.processes()
+    )
+    _show_audit(found)
+
+
+@app.command()
+def undo(
+    diff: Annotated[Path, typer.Argument(help="The …cleaned.diff.jsonl that audit --fix wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="The file for the rows as they were, .csv, .tsv or .jsonl.")],
+) -> None:
+    """Take a cleaning back: the rows as they were before audit --fix."""
+    from tunesmith import verbs
+
+    if out.exists():
+        from tunesmith.errors import DataError
+
+        raise DataError("there is a file already", where=str(out), next="Name another with --out")
+    _say(f"undo: {verbs.undo(diff, out)} rows as they were, in {out}")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The recipe's name; the file is NAME.yaml.")],
+    source: Annotated[str, typer.Option("--from", metavar="SOURCE", help="A data file, folder or hub:OWNER/NAME.")],
+    folder: Annotated[Path, typer.Option("--into", help="The folder for the recipe.")] = Path(),
+) -> None:
+    """Write a commented recipe for a table of your own: format, checks, a base that fits, each guess explained."""
+    from tunesmith import verbs
+
+    verbs.new(name, source, folder / f"{name}.yaml", _say)
+
+
+@app.command()
+def synthesize(
+    plan: Annotated[str, typer.Argument(help="A plan file, or a shipped plan's name.")],
+    folder: Annotated[Path, typer.Option("--into", help="The folder that the plan's rows are written into.")] = Path(),
+    again: Annotated[bool, typer.Option("--again", help="Write anew; the old rows are kept aside.")] = False,
+) -> None:
+    """Write rows from a plan: from templates and lists, or through any server with OpenAI's chat completions."""
+    from tunesmith import verbs
+
+    for line in verbs.synthesize(plan, folder, _say, again=again).describe():
+        _say(f"synthesize: {line}")
+
+
+@app.command()
 def train(
     name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
 ) -> None:
@@ -190,15 +258,43 @@ def _command() -> str:
     return shlex.join(["tunesmith", *sys.argv[1:]])
 
 
+def _settings(given: list[str] | None) -> dict[str, Any]:
+    from tunesmith.recipe import parse_setting
+
+    return dict(parse_setting(text) for text in given or [])
+
+
+def _show_audit(found: Any) -> None:
+    """The findings as a table, the gravest first, and where the page is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("check", "rows", "drop", "set aside", "mend", "look at", box=None, pad_edge=False)
+    for check, facts in found.account["checks"].items():
+        if facts["found"]:
+            wishes = [facts["proposals"].get(each, 0) for each in ("drop", "quarantine", "repair", "keep")]
+            cells = [f"{count:,}" if count else "" for count in (facts["rows"], *wishes)]
+            table.add_row(check.replace("_", " "), *cells)
+    console = Console(highlight=False)
+    if table.row_count:
+        console.print(table)
+    else:
+        _say("audit: nothing was found")
+    for file in found.cleaned:
+        _say(f"audit: {file.kept} rows in {file.file}, {file.changed} of them changed; {file.left_out} left out")
+        _say(f"audit: to take it back: tunesmith undo {file.diff} --out FILE")
+    _say(f"audit: see {found.folder / 'audit.html'}")
+
+
 def _read(name: str, small: bool, settings: list[str] | None) -> Recipe:
-    from tunesmith.recipe import parse_setting, read_recipe
+    from tunesmith.recipe import read_recipe
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a fork of the tokenizer's threads would warn
     # Threads that wait at a barrier spin. With another busy program on a processor the default costs 4/5 of the speed
     # (66 tokens/s against 175, two trainings on two cores), alone it gains at most 5 % (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-    return read_recipe(name, small=small, settings=dict(parse_setting(text) for text in settings or []))
+    return read_recipe(name, small=small, settings=_settings(settings))
 
 
 @contextlib.contextmanager

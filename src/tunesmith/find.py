@@ -11,11 +11,12 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tunesmith.errors import MissingExtra, RecipeError
 
-EXTRAS = {"trl": "trl", "datasets": "trl"}  # import name -> the extra that brings it
+EXTRAS = {"trl": "trl", "datasets": "trl", "spacy": "ner"}  # import name -> the extra that brings it
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -58,17 +59,27 @@ def find(catalogue: str, name: str, *, function: str = "", where: str = "") -> C
         missing = (error.name or "").split(".")[0]
         if missing not in EXTRAS:
             raise
-        raise MissingExtra(
-            f"'{name}' needs the package '{missing}', which is not installed",
-            where=where,
-            next=f"pip install 'tunesmith[{EXTRAS[missing]}]'",
-        ) from error
+        raise missing_extra(missing, name, where=where) from error
+
+
+def missing_extra(package: str, name: str, *, where: str = "") -> MissingExtra:
+    """The error that `package`, one of EXTRAS, is not installed, which the recipe's `name` needs."""
+    return MissingExtra(
+        f"'{name}' needs the package '{package}', which is not installed",
+        where=where,
+        next=f"pip install 'tunesmith[{EXTRAS[package]}]'",
+    )
 
 
 def constant(catalogue: str, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
     """The constant that stands beside the entry `name`, called as it in capitals: names that the entry gives."""
     found: tuple[str, ...] = getattr(importlib.import_module(catalogue), name.upper(), default)
     return found
+
+
+def attribute(catalogue: str, name: str, attribute: str) -> Any:
+    """A constant of the entry `name` in a catalogue that is a folder."""
+    return getattr(importlib.import_module(f"{catalogue}.{name}"), attribute)
 
 
 def options(entry: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -91,6 +102,9 @@ def check_options(
     for name, value in given.items():
         if name not in known:
             wrong.append(RecipeError(f"unknown option '{name}'", where=where(name), next=nearest(name, known)))
+        elif (words := _words(entry, name)) and value not in words:
+            choices = ", ".join("null" if word is None else str(word) for word in words)
+            wrong.append(RecipeError(f"'{name}' must be one of {choices}, not {value!r}", where=where(name)))
         elif (expected := _expected(known[name])) and not _fits(value, expected):
             kinds = " or ".join("null" if kind is type(None) else kind.__name__ for kind in expected)
             wrong.append(RecipeError(f"'{name}' must be {kinds}, not {value!r}", where=where(name)))
@@ -98,6 +112,14 @@ def check_options(
         if parameter.default is inspect.Parameter.empty and name not in given:
             wrong.append(RecipeError(f"option '{name}' is missing", where=where(name), next=f"Add {name}: …"))
     return wrong
+
+
+def _words(entry: Callable[..., Any], name: str) -> tuple[Any, ...]:
+    """The words that an option may be, where its type lists them (a Literal, or that and None)."""
+    kind = get_type_hints(entry).get(name)
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = tuple(word for each in kinds if get_origin(each) is Literal for word in get_args(each))
+    return (*words, None) if words and type(None) in kinds else words
 
 
 def _expected(parameter: inspect.Parameter) -> tuple[type, ...]:

@@ -58,6 +58,7 @@ class Catalogue(NamedTuple):
     function: str = ""
 
 
+CHECKS = "tunesmith.data.checks"
 METRICS = "tunesmith.evaluate.metrics"
 _NAMED = (
     BeforeValidator(_parse_named),
@@ -77,7 +78,7 @@ _NAMED = (
     ),
 )
 Format: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.data.formats")]
-Check: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.data.checks")]
+Check: TypeAlias = Annotated[Named, *_NAMED, Catalogue(CHECKS, "look")]
 Metric: TypeAlias = Annotated[Named, *_NAMED, Catalogue(METRICS)]
 Schedule: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.schedules")]
 Optimizer: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.optimizers")]
@@ -105,10 +106,18 @@ class Base(Section):
 class Split(Section):
     """Which rows are kept away from training, and how."""
 
-    by: Literal["group", "rows"] = Field("rows", description="group: each group gives its share; rows: all rows alike")
+    by: Literal["group", "rows", "whole_groups", "given"] = Field(
+        "rows",
+        description="rows: all alike; group: each group gives its share; whole_groups: a group stays together; "
+        "given: `column` says it",
+    )
+    column: str | None = Field(None, description="for by: given, the column that says train, valid, test or unseen")
     test: float = Field(0.1, ge=0, lt=1, description="share of the rows (of each group) that only the test sees")
     valid: float = Field(0.1, ge=0, lt=1, description="share of the rows (of each group) for validation")
     unseen_groups: int = Field(0, ge=0, description="whole groups that only the test sees")
+    together: float | None = Field(
+        0.8, gt=0, le=1, description="rows whose prompts are so much alike stay on one side; null: each row for itself"
+    )
 
 
 class Sample(Section):
@@ -123,12 +132,20 @@ class Sample(Section):
 class Data(Section):
     """The rows: where they lie, what they mean, what is checked, how they are split."""
 
-    source: str | list[str] = Field(description="a file, folder or glob, relative to the recipe; or a list of them")
+    source: str | list[str] = Field(
+        description="a file, folder, glob (from the recipe's folder) or hub:OWNER/NAME@REVISION?split=…; or a list"
+    )
+    encoding: str | None = Field(None, description="of text files; null: as recognised, and said")
     format: Format = Field(_name("auto"), description="how a row becomes a conversation; auto looks at the columns")
     checks: list[Check] = Field(
-        [_name("empty"), _name("duplicate"), _name("leak"), _name("too_long")],
+        [_name("empty"), _name("broken_turns"), _name("duplicate"), _name("leak"), _name("too_long")],
         description="what is looked for in the rows",
     )
+    repair: bool = Field(False, description="mend encoding, blanks, entities, collapsed lists, certain placeholders")
+    pseudonyms: str | None = Field(
+        None, description="a file for the book of stand-ins; with it personal data is replaced. Keep it apart"
+    )
+    allow_leaks: bool = Field(False, description="train although test prompts stand in the training rows")
     split: Split = Field(default_factory=lambda: Split.model_validate({}), description="test and validation rows")
     sample: Sample = Field(default_factory=lambda: Sample.model_validate({}), description="rows drawn of each part")
 
@@ -222,7 +239,9 @@ class Recipe(Section):
         """Plain values with every default filled in, paths made absolute."""
         plain = self.model_dump(mode="json")
         sources = [self.data.source] if isinstance(self.data.source, str) else self.data.source
-        plain["data"]["source"] = [str(self.path(item)) for item in sources]
+        plain["data"]["source"] = [item if item.startswith("hub:") else str(self.path(item)) for item in sources]
+        if self.data.pseudonyms:
+            plain["data"]["pseudonyms"] = str(self.path(self.data.pseudonyms))
         if self.evaluate.probes:
             plain["evaluate"]["probes"] = str(self.path(self.evaluate.probes))
         if self.prompt.template != "model":
@@ -251,6 +270,14 @@ def locate(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     raise RecipeError(f"no recipe is called '{name}'", next=f"Give a .yaml file. {nearest(name, shipped)}")
+
+
+def is_recipe(name: str) -> bool:
+    """Whether `name` means a recipe: a .yaml file, a run's folder, or a shipped recipe's name."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file():
+        return True
+    return any((folder / f"{name}.yaml").is_file() for folder in SHIPPED) and not path.exists()
 
 
 def read_recipe(name: str, *, small: bool = False, settings: Mapping[str, Any] | None = None) -> Recipe:
@@ -488,9 +515,12 @@ def _check_sense(recipe: Recipe, path: Path, places: Places) -> list[TunesmithEr
         wrong.append(
             RecipeError("test and valid leave no row to train on", where=_place(("data", "split"), path, places))
         )
-    if split.unseen_groups and split.by != "group":
+    if split.unseen_groups and split.by == "rows":
         where = _place(("data", "split", "unseen_groups"), path, places)
         wrong.append(RecipeError("unseen_groups needs groups", where=where, next="Set data.split.by to group"))
+    if split.by == "given" and not split.column:
+        where = _place(("data", "split", "by"), path, places)
+        wrong.append(RecipeError("by: given needs a column", where=where, next="Add column: to data.split"))
     names = [name for metric in recipe.evaluate.metrics for name in constant(METRICS, metric.name, (metric.name,))]
     if recipe.evaluate.primary not in names:
         where = _place(("evaluate", "primary"), path, places)

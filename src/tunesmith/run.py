@@ -13,9 +13,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tunesmith.errors import ResourceError, RunError
 
@@ -120,6 +120,10 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _line(file: IO[str], value: Any) -> None:
+    file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
 class Run:
     """One run's folder. Nothing else keeps state."""
 
@@ -164,6 +168,23 @@ class Run:
         """Writes a product's file atomically."""
         write_atomic(self / name, data)
         return self / name
+
+    @contextlib.contextmanager
+    def lines(self, name: str) -> Iterator[Callable[[Any], None]]:
+        """A function that writes plain values as JSON lines; the file appears when the block ends well."""
+        path = self / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with disk(path):
+            try:
+                with temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+                    yield lambda value: _line(file, value)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+                sync_folder(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Writes plain values, readably."""

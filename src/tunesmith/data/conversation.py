@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -56,6 +56,14 @@ class Conversation:
     def question(self) -> str:
         """What the user last said."""
         return next((turn.text for turn in reversed(self.prompt) if turn.role == "user"), "")
+
+    def own_fields(self, names: Sequence[str] | None = None) -> dict[str, str]:
+        """What the row's columns say, the answer's apart; of `names` alone where they are given."""
+        return {
+            name: str(value)
+            for name, value in self.fields.items()
+            if str(value).strip() and str(value) != self.answer and (names is None or name in names)
+        }
 
     def with_system(self, system: str | None) -> Conversation:
         """The same with a system message in front, unless it has one."""

@@ -14,31 +14,46 @@ from pathlib import Path
 
 from tunesmith.data import privacy_patterns as patterns
 from tunesmith.data.privacy_patterns import Span
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.find import nearest
 from tunesmith.run import write_atomic
 
 KINDS = ("email", "phone", "card", "iban", "ssn", "ip", "url", "name")
-CERTAIN: tuple[tuple[str, Callable[[str], Iterator[Span]]], ...] = (  # the most specific first: it wins a tie
-    ("iban", patterns.ibans),
-    ("card", patterns.cards),
-    ("ssn", patterns.ssns),
-    ("email", patterns.emails),
-    ("ip", patterns.ips),
-    ("url", patterns.urls),
+FEW_DIGITS = 7  # no phone has fewer
+CERTAIN: tuple[tuple[str, int, Callable[[str], Iterator[Span]]], ...] = (  # the most specific first: it wins a tie
+    ("iban", 2, patterns.ibans),  # the second is how many digits a text must hold for one: most texts have none
+    ("card", FEW_DIGITS, patterns.cards),
+    ("ssn", FEW_DIGITS, patterns.ssns),
+    ("email", 0, patterns.emails),
+    ("ip", 1, patterns.ips),
+    ("url", 0, patterns.urls),
 )
 
 
-def find_personal(text: str, *, names: Sequence[str] = (), kinds: Sequence[str] = KINDS) -> list[Span]:
+def check_kinds(kinds: Iterable[str]) -> None:
+    """Raises RecipeError for a kind of personal data that a recipe asks for and nobody knows."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise RecipeError(f"unknown kind '{kind}'", where="data.checks, personal.kinds", next=nearest(kind, KINDS))
+
+
+def find_personal(
+    text: str, *, names: Sequence[str] = (), kinds: Sequence[str] = KINDS, people: Sequence[Span] = ()
+) -> list[Span]:
     """Personal data in `text`, in order, without overlaps; `names` are the row's own, from its fields.
 
-    Of two that overlap the longer wins, then the more specific. A phone is the vaguest shape: it is looked for in what
-    the others leave. Every kind is looked for, whatever `kinds` asks for: a card never is a phone.
+    `people` are names found in the text by other means; they give way to every other kind. Of two that overlap the
+    longer wins, then the more specific. A phone is the vaguest shape: it is looked for in what the others leave. Every
+    kind is looked for, whatever `kinds` asks for: a card never is a phone.
     """
     if unknown := sorted(set(kinds) - set(KINDS)):
         raise ValueError(f"unknown kinds {unknown}; there are {KINDS}")
-    found = [span for _, find in CERTAIN for span in find(text)]
-    found = resolve([*found, *patterns.names(text, names)])
-    found += patterns.phones(_without(text, resolve([*found, *find_secrets(text)])))
+    digits = len(patterns.DIGIT.findall(text))
+    found = [span for _, least, find in CERTAIN if digits >= least for span in find(text)]
+    apart = [each for each in people if not any(each.start < span.end and span.start < each.end for span in found)]
+    found = resolve([*found, *patterns.names(text, names), *apart])
+    if digits >= FEW_DIGITS:
+        found += patterns.phones(_without(text, resolve([*found, *find_secrets(text)])))
     return [span for span in sorted(found, key=lambda span: span.start) if span.kind in kinds]
 
 

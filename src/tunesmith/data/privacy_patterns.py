@@ -25,19 +25,21 @@ class Span:
     text: str
 
 
+DIGIT = re.compile(r"\d")
+
 # --- e-mail, URL, IP -------------------------------------------------------------------------------------------
 
 EMAIL = re.compile(r"(?<![\w.%+'-])[\w.%+'-]{1,64}@[\w.-]{4,253}(?!\w)")  # the lengths are RFC 5321's
 URL = re.compile(r"(?<![\w@.-])(?:(?:https?|ftp)://|www\.)[^\s<>\"`{}|\\^]+", re.IGNORECASE)
 IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d|-[A-Za-z])")
 IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f:.]{2,45}(?![\w:])")
-VERSION = re.compile(r"(?:version|release|build|ver\.?)\s{0,2}$", re.IGNORECASE)
+VERSION = re.compile(r"\b(?:version|release|build|ver\.?)\s{0,2}$", re.IGNORECASE)
 DOMAIN_LABEL = re.compile(r"[^\W_](?:[\w-]{0,61}[^\W_])?")
 
 
 def emails(text: str) -> Iterator[Span]:
     """E-mail addresses with a dotted domain; addresses in other alphabets too."""
-    for match in EMAIL.finditer(text):
+    for match in EMAIL.finditer(text) if "@" in text else ():
         start = match.end() - len(match[0].lstrip(".'-%+"))
         value = text[start : match.end()].rstrip(".-_")
         local, _, domain = value.partition("@")
@@ -47,7 +49,7 @@ def emails(text: str) -> Iterator[Span]:
 
 def urls(text: str) -> Iterator[Span]:
     """Addresses that begin with http, https, ftp or www; the sentence's punctuation stays outside."""
-    for match in URL.finditer(text):
+    for match in URL.finditer(text) if "://" in text or "www." in text.lower() else ():
         value = _without_punctuation(match[0])
         try:
             host = urlsplit(value if "://" in value else f"//{value}").hostname or ""
@@ -59,10 +61,10 @@ def urls(text: str) -> Iterator[Span]:
 
 def ips(text: str) -> Iterator[Span]:
     """IPv4 and IPv6 addresses, as `ipaddress` reads them; loopback and unspecified addresses name nobody."""
-    for match in IPV4.finditer(text):
+    for match in IPV4.finditer(text) if DIGIT.search(text) else ():
         if _names_a_machine(match[0]) and not VERSION.search(text[max(0, match.start() - 10) : match.start()]):
             yield Span(match.start(), match.end(), "ip", match[0])
-    for match in IPV6.finditer(text):
+    for match in IPV6.finditer(text) if text.count(":") > 1 and DIGIT.search(text) else ():
         for value in (match[0], match[0].rstrip("."), match[0].rstrip(".:")):
             groups = [group for group in value.split(":") if group]
             if value.count(":") > 1 and len(groups) > 1 and re.search(r"\d", value) and _names_a_machine(value):
@@ -158,7 +160,8 @@ def cards(text: str) -> Iterator[Span]:
         lengths = tuple(group.end() - group.start() for group in groups)
         first = 0
         while first < len(groups):
-            stops = [first + size for size in (1, 3, 4, 5)]
+            sizes = (1, 4, 3, 5)  # four before three: the start of a card in four groups may pass as a shorter card
+            stops = [first + size for size in sizes if first + size <= len(groups)]
             stop = next((s for s in stops if _is_card(groups[first:s], lengths[first:s])), 0)
             if stop:
                 start, end = run.start() + groups[first].start(), run.start() + groups[stop - 1].end()
@@ -331,17 +334,29 @@ def _forms(name: str) -> Iterator[str]:
 # --- secrets ---------------------------------------------------------------------------------------------------
 
 _B, _E = r"(?<![\w-])", r"(?![^\W_])"
-SECRETS = (  # kind, shape: the issuers' documented prefixes
-    ("aws_key", re.compile(rf"{_B}(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{{16}}{_E}")),
-    ("github_token", re.compile(rf"{_B}(?:gh[pousr]_[A-Za-z0-9]{{36,255}}|github_pat_[A-Za-z0-9_]{{22,255}}){_E}")),
-    ("slack_token", re.compile(rf"{_B}(?:xox[abeoprs]|xapp)-[A-Za-z0-9-]{{10,250}}{_E}")),
-    ("openai_key", re.compile(rf"{_B}sk-(?=[a-z_-]{{0,200}}[A-Z0-9])[A-Za-z0-9_-]{{20,250}}{_E}")),
-    ("google_key", re.compile(rf"{_B}AIza[A-Za-z0-9_-]{{35}}{_E}")),
-    ("huggingface_token", re.compile(rf"{_B}hf_[A-Za-z0-9]{{30,60}}{_E}")),
-    ("stripe_key", re.compile(rf"{_B}[rs]k_(?:live|test)_[A-Za-z0-9]{{16,250}}{_E}")),
-    ("jwt", re.compile(r"(?<![\w.-])eyJ[\w-]{8,4000}\.eyJ[\w-]{8,8000}\.[\w-]{0,4000}(?![^\W_])")),  # RFC 7519
+SECRETS = (  # kind, signs of which a text must hold one, shape: the issuers' documented prefixes
+    ("aws_key", ("AKIA", "ASIA", "ABIA", "ACCA"), re.compile(rf"{_B}(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{{16}}{_E}")),
+    (
+        "github_token",
+        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+        re.compile(rf"{_B}(?:gh[pousr]_[A-Za-z0-9]{{36,255}}|github_pat_[A-Za-z0-9_]{{22,255}}){_E}"),
+    ),
+    ("slack_token", ("xox", "xapp-"), re.compile(rf"{_B}(?:xox[abeoprs]|xapp)-[A-Za-z0-9-]{{10,250}}{_E}")),
+    ("openai_key", ("sk-",), re.compile(rf"{_B}sk-(?=[a-z_-]{{0,200}}[A-Z0-9])[A-Za-z0-9_-]{{20,250}}{_E}")),
+    ("google_key", ("AIza",), re.compile(rf"{_B}AIza[A-Za-z0-9_-]{{35}}{_E}")),
+    ("huggingface_token", ("hf_",), re.compile(rf"{_B}hf_[A-Za-z0-9]{{30,60}}{_E}")),
+    ("stripe_key", ("k_live_", "k_test_"), re.compile(rf"{_B}[rs]k_(?:live|test)_[A-Za-z0-9]{{16,250}}{_E}")),
+    ("gitlab_token", ("glpat-",), re.compile(rf"{_B}glpat-[A-Za-z0-9_-]{{20,100}}{_E}")),
+    ("npm_token", ("npm_",), re.compile(rf"{_B}npm_[A-Za-z0-9]{{36}}{_E}")),
+    ("sendgrid_key", ("SG.",), re.compile(rf"{_B}SG\.[A-Za-z0-9_-]{{22}}\.[A-Za-z0-9_-]{{43}}{_E}")),
+    (
+        "jwt",
+        ("eyJ",),
+        re.compile(r"(?<![\w.-])eyJ[\w-]{8,4000}\.eyJ[\w-]{8,8000}\.[\w-]{0,4000}(?![^\W_])"),
+    ),  # RFC 7519
     (
         "private_key",  # RFC 7468; one cut off before its end is a secret still
+        ("PRIVATE KEY",),
         re.compile(
             r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----(?:[^-]|-(?!----))*+"
             r"(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?"
@@ -353,16 +368,28 @@ CREDENTIAL = re.compile(
     r"[\w-]{0,20}[\"']?\s{0,3}(?:=>|:=|[=:]|(?<=bearer)\s)\s{0,3}[\"']?(?P<value>[^\s\"'<>,;]{12,400})(?![^\W_])",
     re.IGNORECASE,
 )
+SPOKEN = re.compile(  # 'the key ab12…', 'its password is ab12…': the value must look random all the more
+    r"(?<!\w)(?:key|secret|token|pass(?:word|phrase|code)|login|credentials?)(?!\w)[^.!?\n]{0,30}?(?<=\s)[\"'`“‘]?"
+    r"(?P<value>(?=[A-Za-z_+/=-]{0,60}\d)[A-Za-z0-9_+/=-]{20,200})(?![^\W_])",
+    re.IGNORECASE,
+)
+NAMED = ("login", "key", "secret", "token", "passw", "passphrase", "pwd", "credential", "bearer")
+WORDY = re.compile(r"[a-z]{8,}|[_/=-].{0,20}[_/=-]|[A-Z]{14,}")  # an identifier or a path, not random characters
 LEAST_BITS = 3.0  # Shannon bits a character; detect-secrets' limit for hexadecimal strings
 
 
 def secrets(text: str) -> Iterator[Span]:
     """Keys by their issuers' shapes, and values of high entropy that are assigned to a key, token or password."""
-    for kind, pattern in SECRETS:
-        for match in pattern.finditer(text):
+    for kind, signs, pattern in SECRETS:
+        for match in pattern.finditer(text) if any(sign in text for sign in signs) else ():
             value = match[0].rstrip() if kind == "private_key" else match[0]
             yield Span(match.start(), match.start() + len(value), kind, value)
-    for match in CREDENTIAL.finditer(text):
+    plain = text.lower()
+    named = any(word in plain for word in NAMED) and DIGIT.search(text)  # without a digit nothing looks random
+    for match in SPOKEN.finditer(text) if named else ():
+        if _looks_random(match["value"]) and not WORDY.search(match["value"]):
+            yield Span(match.start("value"), match.end("value"), "assigned_secret", match["value"])
+    for match in CREDENTIAL.finditer(text) if named else ():
         value = match["value"].rstrip(".:!?)]}`*")
         if _looks_random(value):
             yield Span(match.start("value"), match.start("value") + len(value), "assigned_secret", value)

@@ -1,32 +1,93 @@
-"""What the rows look like, in numbers: lengths, groups, frequent phrases."""
+"""What the rows look like, in numbers: lengths, groups, fields, languages, copies, frequent phrases. One pass."""
 
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tunesmith.data.conversation import Conversation
+import numpy as np
 
+from tunesmith.data.conversation import Conversation, normalise
+from tunesmith.data.defects import Language
+from tunesmith.data.finding import prompt_key
+
+BINS = 30
+READ = 20_000  # rows that n-grams are counted in, at even steps: each of 60 words brings 58 of them
+JUDGED = 5_000  # answers whose language is told, at even steps
 _NUMBER = re.compile(r"^\s*\d+[.)]\s*")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def profile(
-    rows: Sequence[Conversation], count_tokens: Callable[[Conversation], int], *, top: int = 15
+    rows: Sequence[Conversation], count_tokens: Callable[[Conversation], int] | None = None, *, top: int = 15
 ) -> dict[str, Any]:
-    """Plain values: rows, lengths in words and tokens (one number a row), rows by group, frequent n-grams."""
-    prompts = [len(_WORD.findall(row.question)) for row in rows]
-    answers = [len(_WORD.findall(row.answer)) for row in rows]
+    """Plain values.
+
+    `lengths`: of prompt and answer in characters and words, and of the row in tokens, each as `spread` gives it.
+    `groups`: rows by group. `fields`: rows that have each field, and rows that leave it blank. `languages`: rows by
+    script and language. `distinct`: prompts, answers, pairs. `exchanges`: rows by the number of answers.
+    """
+    lengths: dict[str, array[int]] = {}
+    groups: Counter[str] = Counter()
+    exchanges: Counter[int] = Counter()
+    languages: Counter[str] = Counter()
+    filled: Counter[str] = Counter()
+    blank: Counter[str] = Counter()
+    distinct: dict[str, set[int]] = {"prompts": set(), "answers": set(), "pairs": set()}
+    read: tuple[list[str], list[str]] = [], []
+    every, judge = max(1, len(rows) // READ), max(1, len(rows) // JUDGED)
+    for place, row in enumerate(rows):
+        _measure(lengths, row, count_tokens)
+        groups[row.group] += 1
+        exchanges[sum(turn.role == "assistant" for turn in row.turns)] += 1
+        for name, value in row.fields.items():
+            (filled if str(value).strip() else blank)[name] += 1
+        prompt, answer = hash(prompt_key(row)), hash(normalise(row.answer))
+        distinct["prompts"].add(prompt)
+        distinct["answers"].add(answer)
+        distinct["pairs"].add(hash((prompt, answer)))
+        if place % every == 0:
+            read[0].append(row.question)
+            read[1].append(row.answer)
+        if place % judge == 0:
+            languages[_language(row.answer)] += 1
     return {
         "rows": len(rows),
-        "prompt_words": prompts,
-        "answer_words": answers,
-        "tokens": [count_tokens(row) for row in rows],
-        "groups": dict(sorted(Counter(row.group for row in rows).items())),
-        "prompt_ngrams": frequent([row.question for row in rows], 3, top),
-        "answer_ngrams": frequent([row.answer for row in rows], 3, top),
+        "lengths": {name: spread(values) for name, values in lengths.items()},
+        "groups": dict(sorted(groups.items())),
+        "exchanges": {str(number): count for number, count in sorted(exchanges.items())},
+        "fields": {
+            name: {"filled": filled[name], "blank": blank[name], "missing": len(rows) - filled[name] - blank[name]}
+            for name in dict.fromkeys([*filled, *blank])
+        },
+        "languages": dict(languages.most_common()),
+        "distinct": {name: len(members) for name, members in distinct.items()},
+        "read": {"ngrams": len(read[0]), "languages": languages.total()},
+        "prompt_ngrams": frequent(read[0], 3, top),
+        "answer_ngrams": frequent(read[1], 3, top),
+    }
+
+
+def spread(values: Iterable[int]) -> dict[str, Any]:
+    """Smallest, 5 %, median, mean, 95 %, largest, and a histogram of at most 30 bins (its edges, its counts)."""
+    numbers = np.fromiter(values, dtype=np.int64)
+    if not len(numbers):
+        return {}
+    low, middle, high = np.quantile(numbers, [0.05, 0.5, 0.95])
+    bins = min(BINS, max(1, int(numbers.max() - numbers.min())))
+    counts, edges = np.histogram(numbers, bins=bins)
+    return {
+        "min": int(numbers.min()),
+        "p5": round(float(low), 1),
+        "median": round(float(middle), 1),
+        "mean": round(float(numbers.mean()), 1),
+        "p95": round(float(high), 1),
+        "max": int(numbers.max()),
+        "edges": [round(float(edge), 2) for edge in edges],
+        "counts": counts.tolist(),
     }
 
 
@@ -37,3 +98,20 @@ def frequent(texts: Sequence[str], size: int, top: int) -> list[tuple[str, int]]
         lines = [_WORD.findall(_NUMBER.sub("", line).casefold()) for line in text.splitlines()]
         counts.update({" ".join(words[i : i + size]) for words in lines for i in range(len(words) - size + 1)})
     return [item for item in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if item[1] > 1][:top]
+
+
+def _measure(
+    lengths: dict[str, array[int]], row: Conversation, count_tokens: Callable[[Conversation], int] | None
+) -> None:
+    for name, text in (("prompt", row.question), ("answer", row.answer)):
+        lengths.setdefault(f"{name}_characters", array("q")).append(len(text))
+        lengths.setdefault(f"{name}_words", array("q")).append(len(_WORD.findall(text)))
+    if count_tokens:
+        lengths.setdefault("tokens", array("q")).append(count_tokens(row))
+
+
+def _language(text: str) -> str:
+    found = Language.judged(text)
+    if found is None:
+        return "too short to tell"
+    return found.code or ("Latin script, language not clear" if found.script == "Latin" else found.script)

@@ -39,13 +39,15 @@ class Repaired:
     edits: tuple[Edit, ...] = ()
 
 
-def repair(text: str, fields: Mapping[str, Any] | None = None) -> Repaired:
+def repair(text: str, fields: Mapping[str, Any] | None = None, *, base: bool = False) -> Repaired:
     """Mends encoding, blanks, entities, lists run together, and slots that a value of `fields` certainly fills.
 
-    `repair(repair(x).text)` changes nothing, and `undo` gives x back.
+    With `base` only the first three. `repair(repair(x).text)` changes nothing, and `undo` gives x back.
     """
     done = Repaired(text)
-    passes = (*map(_fixes, (mojibake, broken_whitespace, markup)), _filler(fields), _fixes(collapsed_list))
+    passes = (*map(_fixes, (mojibake, broken_whitespace, markup)),)
+    if not base:
+        passes += (_filler(fields), _fixes(collapsed_list))
     for _ in range(_ROUNDS):
         before = done.text
         for found in passes:

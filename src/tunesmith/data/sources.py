@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
-import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tunesmith.data.conversation import Origin
+from tunesmith.data.columnar import arrow, parquet
+from tunesmith.data.encoding import Encoding, recognise
+from tunesmith.data.json_rows import json_rows, jsonl
+from tunesmith.data.rows import BadRow, Reader, Row
+from tunesmith.data.separated import separated, separator_of
+from tunesmith.data.stream import is_packed
 from tunesmith.errors import DataError
 
-csv.field_size_limit(1 << 27)  # the library's 128 KiB cuts long documents
+__all__ = ["READERS", "BadRow", "Row", "SourceFacts", "describe", "locate", "read", "read_all"]
+
+READERS: dict[str, Reader] = {
+    ".csv": separated(","),
+    ".tsv": separated("\t"),
+    ".json": json_rows,
+    ".jsonl": jsonl,
+    ".parquet": parquet,
+    ".arrow": arrow,
+}
+_USUAL = {".csv": ",", ".tsv": "\t"}
+_BINARY = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row as it stands in a file."""
+class SourceFacts:
+    """What a file is, before its rows are read.
 
-    values: Mapping[str, Any]
-    origin: Origin
+    `bytes`: as it lies on disk; `kind`: its ending without .gz; `encoding`: None for what is no text; `delimiter`:
+    None unless a separated table, with `delimiter_why` when it is not what the ending says.
+    """
+
+    file: str
+    bytes: int
+    kind: str
+    packed: bool
+    encoding: Encoding | None
+    delimiter: str | None = None
+    delimiter_why: str = ""
 
 
 def locate(source: str, folder: Path) -> list[Path]:
@@ -66,10 +88,48 @@ def _glob(pattern: Path) -> list[Path]:
 
 
 def read(path: Path) -> Iterator[Row]:
-    """The rows of one file. Raises DataError, naming the line, for what cannot be read."""
+    """The rows of one file, up to the first that cannot be read. Raises DataError, naming its line."""
+    for row in read_all(path):
+        if isinstance(row, BadRow):
+            raise row.error
+        yield row
+
+
+def read_all(path: Path, encoding: str | None = None) -> Iterator[Row | BadRow]:
+    """The rows of one file, and a BadRow for each that cannot be read; never the whole file in memory.
+
+    `encoding` None: what the file's byte-order mark says, else UTF-8; nothing is guessed here, `describe` guesses and
+    says why. Files of Parquet and Arrow have none. Raises DataError for what ends the file: a header or a packing that
+    cannot be read, an unknown encoding. Two things end a file after a BadRow, because nothing behind them can be told
+    apart: a quote or a bracket that is never closed.
+    """
+    with _said(path) as shown:
+        yield from READERS[_ending(path)](path, shown, encoding)
+
+
+def describe(path: Path, encoding: str | None = None) -> SourceFacts:
+    """What one file is: size, kind, encoding (the one given, or recognised), delimiter. It is read once.
+
+    Raises DataError when it cannot be read, or the encoding is unknown.
+    """
+    kind = _ending(path)
+    with _said(path) as shown:
+        size = path.stat().st_size
+        if kind in _BINARY:
+            return SourceFacts(shown, size, kind, is_packed(path), None)
+        found = recognise(path, encoding)
+        if kind not in _USUAL:
+            return SourceFacts(shown, size, kind, is_packed(path), found)
+        separator = separator_of(path, _USUAL[kind], found.name)
+        return SourceFacts(shown, size, kind, is_packed(path), found, separator.character, separator.why)
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[str]:
+    """The file's name for messages. What the file system and the packing raise becomes a DataError."""
     shown = _shown(path)
     try:
-        yield from READERS[_ending(path)](path, shown)
+        yield shown
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"is no whole .gz file: {error}", where=shown, next="Pack or fetch it again") from error
     except OSError as error:
@@ -85,147 +145,3 @@ def _kinds() -> str:
 def _shown(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def _bytes(path: Path) -> bytes:
-    if path.suffix.lower() != ".gz":
-        return path.read_bytes()
-    with gzip.open(path) as file:
-        return file.read()
-
-
-def _text(path: Path, shown: str) -> str:
-    data = _bytes(path)
-    try:
-        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # what spreadsheets call Unicode text
-        return data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError("is not UTF-8 text", where=f"{shown} line {line}", next="Save the file as UTF-8") from error
-
-
-def _separated(delimiter: str) -> Callable[[Path, str], Iterator[Row]]:
-    def read_separated(path: Path, shown: str) -> Iterator[Row]:
-        reader = csv.reader(io.StringIO(_text(path, shown), newline=""), delimiter=delimiter, strict=True)
-        header: list[str] | None = None
-        line = 1
-        try:
-            for cells in reader:
-                start, line = line, reader.line_num + 1
-                if header is None:
-                    header = [cell.strip() for cell in cells]
-                    _check_header(header, shown)
-                elif cells and len(cells) != len(header):
-                    raise DataError(
-                        f"has {len(cells)} cells where the header has {len(header)}",
-                        where=f"{shown} line {start}",
-                        next="Put text that contains the separator into double quotes",
-                    )
-                elif cells:
-                    yield Row(dict(zip(header, cells, strict=True)), Origin(shown, start))
-        except csv.Error as error:
-            raise DataError(
-                f"is not well formed: {error}", where=f"{shown} line {line}", next="Mend the quotes"
-            ) from error
-
-    return read_separated
-
-
-def _check_header(header: list[str], shown: str) -> None:
-    twice = {name for name in header if header.count(name) > 1}
-    if twice or not any(header):
-        what = f"names the column '{sorted(twice)[0]}' twice" if twice else "has no header"
-        raise DataError(what, where=f"{shown} line 1", next="The first line must name each column once")
-
-
-def _jsonl(path: Path, shown: str) -> Iterator[Row]:
-    for number, line in enumerate(_text(path, shown).split("\n"), start=1):
-        if line.strip():
-            origin = Origin(shown, number)
-            yield Row(_mapping(_load(line, str(origin)), str(origin)), origin)
-
-
-def _json(path: Path, shown: str) -> Iterator[Row]:
-    value = _load(_text(path, shown), shown)
-    if isinstance(value, dict):  # {"data": [...]}: the one list in it is the table
-        lists = [item for item in value.values() if isinstance(item, list)]
-        value = lists[0] if len(lists) == 1 else value
-    if not isinstance(value, list):
-        raise DataError("holds no list of rows", where=shown, next="Write it as a list of objects, or as .jsonl")
-    for number, item in enumerate(value, start=1):
-        origin = Origin(shown, number, "row")
-        yield Row(_mapping(item, str(origin)), origin)
-
-
-def _parquet(path: Path, shown: str) -> Iterator[Row]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    try:
-        number = 0
-        source = io.BytesIO(_bytes(path)) if path.suffix.lower() == ".gz" else path
-        for batch in parquet.ParquetFile(source).iter_batches():
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(values, Origin(shown, number, "row"))
-    except (arrow.ArrowException, ValueError) as error:  # ValueError: text that is not UTF-8, dates out of range
-        raise DataError(f"is no parquet file: {error}", where=shown, next="Write it again") from error
-
-
-def _arrow(path: Path, shown: str) -> Iterator[Row]:
-    """An Arrow file or stream, mapped into memory when it is not packed."""
-    import pyarrow as arrow
-
-    try:
-        packed = path.suffix.lower() == ".gz"
-        with arrow.BufferReader(_bytes(path)) if packed else arrow.memory_map(str(path)) as source:
-            number = 0
-            for batch in _record_batches(source):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, Origin(shown, number, "row"))
-    except (arrow.ArrowException, ValueError) as error:
-        raise DataError(f"is no Arrow file: {error}", where=shown, next="Write it again") from error
-
-
-def _record_batches(source: Any) -> Iterator[Any]:
-    import pyarrow as arrow
-
-    try:
-        yield from arrow.ipc.open_stream(source)
-    except arrow.ArrowInvalid:  # the file format has its index at the end
-        source.seek(0)
-        opened = arrow.ipc.open_file(source)
-        for index in range(opened.num_record_batches):
-            yield opened.get_batch(index)
-
-
-def _load(text: str, where: str) -> Any:
-    try:
-        value = json.loads(text)
-        if "\\u" in text:  # \ud83d without its other half is no text and cannot be saved
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except json.JSONDecodeError as error:
-        place = f"{where} line {error.lineno}" if "\n" in text else f"{where} column {error.colno}"
-        raise DataError(f"is not JSON: {error.msg}", where=place, next="Mend it, or remove the row") from error
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"is not JSON: {error}", where=where, next="Mend it, or remove the row") from error
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(
-            f"is a {type(value).__name__}, not an object", where=where, next='Write it as {"column": value}'
-        )
-    return value
-
-
-READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
-    ".csv": _separated(","),
-    ".tsv": _separated("\t"),
-    ".json": _json,
-    ".jsonl": _jsonl,
-    ".parquet": _parquet,
-    ".arrow": _arrow,
-}

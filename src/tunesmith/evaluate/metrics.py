@@ -47,6 +47,26 @@ def length(view: View) -> list[Score]:
     return [Score("length", float(len(view.reply.text.split())), "neither")]
 
 
+GROUNDED = ("grounded", "coverage")
+
+
+def grounded(view: View, *, fields: list | None = None) -> list[Score]:  # type: ignore[type-arg]
+    """How much of what the reply states its fields support (of 1), and how many of the fields' key facts it names.
+
+    A statement about the writer must come from the writer's fields. `fields` names the columns; none takes all but the
+    answer's. A reply that states nothing has no `grounded`; `coverage` is there to show it.
+    """
+    from tunesmith.claims.match import check
+    from tunesmith.claims.score import score
+
+    own = view.row.own_fields(fields)
+    if not own:
+        return []
+    found = score(view.reply.text, own, check(view.reply.text, own))
+    told = (("grounded", found.precision), ("coverage", found.coverage))
+    return [Score(name, value, "higher") for name, value in told if value is not None]
+
+
 def expected(view: View) -> list[Score]:
     """For rows with a field `expect` (steps or no_steps): 1 when the reply has, or has not, numbered lines."""
     wanted = view.row.fields.get("expect")

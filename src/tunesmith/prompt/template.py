@@ -32,6 +32,11 @@ class Template:
     source: str
 
     @functools.cached_property
+    def starts_with_bos(self) -> bool:
+        """Whether the tokenizer itself would put its start token before a text."""
+        return _adds_bos(self.tokenizer)
+
+    @functools.cached_property
     def specials(self) -> re.Pattern[str]:
         """Finds special tokens written out in a text."""
         known = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
@@ -50,7 +55,7 @@ class Template:
                 chat_template=self.text,
                 tokenize=False,
                 add_generation_prompt=generate,
-                starts_with_bos=_adds_bos(self.tokenizer),
+                starts_with_bos=self.starts_with_bos,
             )
         except Exception as error:  # a template is foreign code: whatever it raises is its refusal
             has_system = any(turn.role == "system" for turn in turns)

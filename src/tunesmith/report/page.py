@@ -25,8 +25,19 @@ def render(page: str, /, **values: Any) -> str:
     environment.filters["short"] = lambda value: f"{value:.2f}".rstrip("0").rstrip(".")
     environment.filters["plural"] = plural
     environment.filters["first_upper"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["code"] = code
     environment.filters["thousands"] = lambda value: f"{value:,}"
     return environment.get_template(page).render(**values)
+
+
+def code(text: str) -> Any:
+    """Words between backticks as code; everything escaped."""
+    from markupsafe import Markup, escape
+
+    pieces = (
+        Markup("<code>{}</code>").format(part) if odd % 2 else escape(part) for odd, part in enumerate(text.split("`"))
+    )
+    return Markup("").join(pieces)
 
 
 def number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The audit page and the report, from what lies in a run's folder."""
+"""The report, from what lies in a run's folder."""
 
 from __future__ import annotations
 
@@ -17,33 +17,6 @@ from tunesmith.recipe import Recipe
 from tunesmith.report import plots
 from tunesmith.report.page import render
 from tunesmith.train.journal import read_journal
-
-
-def audit_page(recipe: Recipe, audit: dict[str, Any], example: list[tuple[str, bool]], stop: str, template: str) -> str:
-    """The page about the data."""
-    profile = audit["profile"]
-    groups = [item for item in profile["groups"].items() if item[0]]
-    drawn = {
-        "prompts": plots.histogram(profile["prompt_words"], "words in the prompt"),
-        "answers": plots.histogram(profile["answer_words"], "words in the answer"),
-        "tokens": plots.histogram(profile["tokens"], "tokens in the row"),
-        "groups": plots.bars(sorted(groups, key=lambda item: -item[1])[:40], "rows") if groups else "",
-        "prompt_ngrams": plots.bars(profile["prompt_ngrams"], "prompts") if profile["prompt_ngrams"] else "",
-        "answer_ngrams": plots.bars(profile["answer_ngrams"], "answers") if profile["answer_ngrams"] else "",
-    }
-    return render(
-        "audit.html",
-        name=recipe.name,
-        audit=audit,
-        kind=str(recipe.data.format.options.get("group") or "group"),
-        example=example,
-        stop=stop,
-        template=template,
-        plots=drawn,
-        longest=max(profile["tokens"]),
-        limit=recipe.prompt.max_tokens,
-        checks=[check.name for check in recipe.data.checks],
-    )
 
 
 def report_page(
@@ -156,6 +129,8 @@ def _limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> li
         "The scores look at form and at likeness to the rows' own answers. Whether an answer is true, people must say.",
         "Replies were written with greedy decoding; other settings give other replies.",
     ]
+    if leaks := _leaks(audit.get("leaks")):
+        said.append(leaks)
     if not audit["parts"]["unseen"]:
         said.append("No whole group was held out, so nothing is known about topics that the rows do not cover.")
     outside = scores["sections"].get("outside the domain", {}).get("expected")
@@ -168,6 +143,17 @@ def _limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> li
     if primary["low"] == primary["high"]:
         said.append("Every row changed by the same amount, so the interval shows no width; more rows would show some.")
     return said
+
+
+def _leaks(found: dict[str, Any] | None) -> str:
+    """What was counted of training rows among the held-out ones."""
+    if not found:
+        return ""
+    if leaking := max(found["prompts"], found.get("near_prompts", 0)):
+        return f"{leaking} training rows have a held-out row's prompt, or nearly: the scores are partly memory."
+    near = f", and none is {found['threshold']:.0%} alike" if "threshold" in found else ""
+    same = f" {found['answers']} training rows have the same answer as a held-out row." if found["answers"] else ""
+    return f"No training row has the prompt of a held-out row{near}.{same}"
 
 
 def _used(recipe: Recipe, folder: Path, seals: Mapping[str, dict[str, Any]]) -> dict[str, str]:

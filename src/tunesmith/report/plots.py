@@ -31,10 +31,11 @@ def curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]
     return _svg(figure, "Loss falling over training steps")
 
 
-def histogram(values: Sequence[int], label: str) -> str:
-    """How many rows have which length."""
+def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> str:
+    """How many rows have which length: bin edges, one more than counts."""
     figure, axes = _axes(WIDTH / 3 - 0.12, 2.1)
-    axes.hist(values, bins=min(24, max(4, len(set(values)))), color=FIRST, edgecolor="white", linewidth=0.6)
+    axes.stairs(counts, edges, fill=True, color=FIRST, edgecolor="white", linewidth=0.6)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
     axes.set_ylabel("rows")
     return _svg(figure, f"Histogram of {label}")

@@ -1,0 +1,24 @@
+"""Letters read in the wrong encoding, and letters that were lost.
+
+Why it hurts: the model learns to write the damage, and its tokenizer spends several tokens on each broken letter.
+
+Example: "the cafÃ©â€™s menu" for "the café’s menu".
+
+What to do: let it be repaired where the letters can be had back; where they are lost, correct the row by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tunesmith.data import defects
+from tunesmith.data.checks._damage import damage
+from tunesmith.data.conversation import Conversation
+from tunesmith.data.finding import Context, Finding, Proposal
+
+SCOPE = "row"
+
+
+def look(rows: Sequence[Conversation], context: Context, *, do: Proposal | None = None) -> Iterator[Finding]:
+    """Letters read in the wrong encoding, and letters lost."""
+    yield from damage("mojibake", rows, defects.mojibake, do, prompts=True)

@@ -1,0 +1,36 @@
+"""HTML left in prose."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+
+from tunesmith.data.defects._code import SPEAKS_OF_CODE, line_end, mask
+from tunesmith.data.defects._defect import Defect, at
+
+_TAG = re.compile(
+    r"</?(?:p|br|div|span|b|i|u|em|strong|a|ul|ol|li|h[1-6]|table|tr|td|th|img|font|center|blockquote|hr|pre"
+    r"|section|article|main|nav|header|footer|textarea|form|button|small|su[bp]|tbody|thead)(?:\s[^<>\n]{0,300})?/?>"
+    r"|</(?:html|body|head|script|style|input|label|select|option|code)>|<!--(?:[^-\n]|-(?!->)){0,300}-->",
+    re.IGNORECASE,
+)
+_ENTITY = re.compile(r"&(?:amp;)*(?P<last>#\d{2,6};|#[xX][0-9a-fA-F]{2,5};|[A-Za-z]{2,10};)")
+_ESCAPED_TAG = re.compile(r"&lt;[/!A-Za-z]")
+_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
+
+
+def markup(text: str) -> Iterator[Defect]:
+    """HTML tags and entities left in prose, and a code fence nobody closed. A text that speaks of HTML has none."""
+    fences = [fence.start() for fence in _FENCE.finditer(text)]
+    if len(fences) % 2:
+        yield at("markup", text, fences[-1], line_end(text, fences[-1]), "a code fence without an end")
+    if not ("<" in text or "&" in text) or SPEAKS_OF_CODE.search(text) or _ESCAPED_TAG.search(text):
+        return
+    masked = mask(text)
+    for tag in _TAG.finditer(masked):
+        yield at("markup", text, *tag.span(), "an HTML tag in prose")
+    for entity in _ENTITY.finditer(masked):
+        plain = html.unescape(f"&{entity['last']}").replace("\xa0", " ")
+        if len(plain) == 1 and plain.isprintable():  # '&unknown;' stays as it is
+            yield at("markup", text, *entity.span(), "an HTML entity in prose", fix=plain)

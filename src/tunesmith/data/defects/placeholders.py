@@ -1,0 +1,92 @@
+"""Slots that nobody filled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from tunesmith.data.defects._code import mask
+from tunesmith.data.defects._defect import Defect, at
+
+_LEADS = "your my insert enter add recipient recipient's employer hiring applicant candidate customer client company"
+_LEADS += " sender state specify name date job position company's"
+_LEADS += (
+    " mention describe include provide list explain attach brief briefly specific relevant previous opening closing"
+)
+_NOUNS = "name company date position title address city zip phone number email e-mail manager employer organization"
+_NOUNS += " organisation institution school university product service website url location country department"
+_NOUNS += " industry signature amount skill skills job role field year month author brand link username client"
+_NOUNS += " contractor hours recipient time topic genre representative source award achievement venue degree event"
+_NOUNS += " reference paragraph sentence greeting"
+_TAGS = "address title link time data summary details button label input form body head name date url email number"
+_LEAD_WORDS, _NOUN_WORDS = frozenset(_LEADS.split()), frozenset(_NOUNS.split())
+_NAMES = "name title address number date email e-mail phone position signature"
+_NAMED_WORDS = frozenset(_NAMES.split())
+_XML_WORDS = frozenset(_TAGS.split())
+_SLOT = re.compile(
+    r"\{\{\s*(?P<double>[^{}\n]{1,60}?)\s*\}\}"
+    r"|(?<![\w\])!])\[(?P<square>[^\W\d_][^\[\]\n]{1,60})\](?![(\[:\w])"
+    r"|(?<![\w$<{\\])(?P<sign>[<{])(?P<other>[^\W\d_][\w' /-]{1,50})[>}](?![\w>}])"
+)
+_STAND_IN = re.compile(
+    r"(?i:\blorem ipsum\b)|(?i:\binsert (?:(?:your|the|an?|name|text|link|date|image|company)\b[\w' ]{0,40}?) here\b)"
+    r"|(?<![\w+-])(?<!Bowl )(?<!Chapter )(?<!Part )(?<!Psalm )X{3,}(?![\w])"
+    r"|\b(?:TODO|FIXME)(?=[:(])|\[(?:TODO|TBD|X{2,})\]|(?<![\w/-])TB[DC](?![\w/-])"
+    r"|(?<![-*+] )\[[XYZN]\](?=%| [a-z]{3,})|(?<![\w-])(?:\$XX\b|XX?(?=\+? (?:years|months|people|per ?cent)\b|%))"
+)
+_LINE = re.compile(r"(?<![^\s(\"'“‘*>])(?:_{4,}+|\.{7,}+|…{3,}+)(?=[\s,.;:!?)'’\"”*]|\Z)(?!\s*\d)")  # to be written on
+_WORDS = re.compile(  # '(your name)', 'YOUR NAME', '$NAME', '%COMPANY%'
+    r"\((?P<round>[^\W\d_][\w' /-]{1,40})\)|(?P<capital>(?<![\w:-])(?:YOUR|INSERT|ENTER|COMPANY|APPLICANT|CANDIDATE"
+    r"|HIRING|EMPLOYER|RECIPIENT|CLIENT|CUSTOMER|JOB)(?:[ _][A-Z]{3,}){1,3})(?![\w:-])"
+    r"|(?<![\w$\\])\$(?P<shell>[A-Z]{3,}(?:_[A-Z]{3,})*)(?!\w)|(?<![\w%])%(?P<percent>[A-Z]{3,}(?:_[A-Z]{3,})*)%(?!\w)"
+    r"|@@(?P<at>[A-Z]{3,}(?:_[A-Z]{3,})*)@@|<<(?P<angle>[A-Za-z]{3,}(?:[ _][A-Za-z]{3,})*)>>"
+)
+_CAPITALS = "YOUR INSERT ENTER COMPANY APPLICANT CANDIDATE HIRING EMPLOYER RECIPIENT CLIENT CUSTOMER JOB"
+_SIGNS = (*"($%@<", *_CAPITALS.split())  # a text without any has none of these
+_EMPLOYER = re.compile(
+    r"\b(?:ABC|XYZ|DEF|GHI|PQR) (?:Tech(?:nolog(?:y|ies))? (?:Solutions|Compan(?:y|ies)|Inc|Corp)|Compan(?:y|ies)"
+    r"|Corp(?:oration)?|Inc|Ltd|LLC|Tech(?:nologies)?|Solutions|Bank|University|Industries|Enterprises|Firm|Agency)\b"
+)
+
+
+def placeholders(text: str) -> Iterator[Defect]:
+    """Slots nobody filled: [Your Name], {{name}}, <company>, (your name), YOUR NAME, $NAME, XXX, TBD, '____'.
+
+    Made-up employers such as a company called ABC are a note: some texts mean them. Links, JSON, tags are none.
+    """
+    masked = mask(text)
+    for slot in _SLOT.finditer(masked) if any(map(masked.__contains__, "[{<")) else ():
+        if slot["double"] or _is_slot((slot["square"] or slot["other"]), slot["sign"] or "", masked):
+            yield at("placeholders", text, *slot.span(), "a slot nobody filled", "error")
+    for slot in _WORDS.finditer(masked) if any(map(masked.__contains__, _SIGNS)) else ():
+        if _is_named(slot):
+            yield at("placeholders", text, *slot.span(), "a slot nobody filled", "error")
+    for line in _LINE.finditer(masked) if "____" in masked or "......." in masked or "………" in masked else ():
+        yield at("placeholders", text, *line.span(), "a line nobody filled", "error")
+    for found in _STAND_IN.finditer(masked):
+        yield at("placeholders", text, *found.span(), "stands for a text to come", "error")
+    for found in _EMPLOYER.finditer(masked):
+        yield at("placeholders", text, *found.span(), "a made-up name", "note")
+
+
+def _is_named(slot: re.Match[str]) -> bool:
+    """Whether a slot in round brackets, capitals or signs of a script is made of a slot's words alone."""
+    words = slot[str(slot.lastgroup)].replace("_", " ").lower().split()
+    if not (slot["round"] or slot["capital"]):
+        return words[-1] in _NOUN_WORDS
+    ends = _NAMED_WORDS if slot["round"] else _NOUN_WORDS  # '(your employer)' explains; '(your name)' waits for one
+    return 2 <= len(words) <= 4 and words[0] in _LEAD_WORDS and words[-1] in ends and _fits(words)
+
+
+def _fits(words: Sequence[str]) -> bool:
+    return all(word in _LEAD_WORDS or word in _NOUN_WORDS or len(word) < 5 for word in words)
+
+
+def _is_slot(inside: str, sign: str, masked: str) -> bool:
+    words = inside.replace("_", " ").rstrip(" 0123456789").lower().split()
+    if sign == "<" and ((len(words) == 1 and words[0] in _XML_WORDS) or f"</{inside}" in masked):
+        return False  # an element of HTML or XML
+    if not words or len(words) > 7:
+        return False
+    noun = not _NOUN_WORDS.isdisjoint({words[-1], words[-1].removesuffix("s")})
+    return (noun and len(words) < 5) or (len(words) > 1 and words[0] in _LEAD_WORDS)

@@ -1,0 +1,177 @@
+"""Files in, conversations out: read, parsed, mended where that is asked for, and laid down as a table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.conversation import Conversation, Turn
+from tunesmith.data.finding import Finding, hidden
+from tunesmith.data.mend import Change, Mend, kinds
+from tunesmith.data.opened import Opened
+from tunesmith.data.rows import BadRow, Row
+from tunesmith.data.table import Table
+from tunesmith.errors import DataError, Several, TunesmithError
+from tunesmith.find import find
+from tunesmith.recipe import Named
+
+SHOWN_ERRORS = 20  # more hide the first
+SHOWN_CHANGES = 40
+
+
+@dataclass
+class Repairs:
+    """What was mended on the way in."""
+
+    rows: int = 0
+    stand_ins: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def enter(self, row: Row, changes: Sequence[Change], stand_ins: int) -> None:
+        """Counts a row's changes, and keeps the first ones of each kind to show; none of a row that got stand-ins."""
+        self.rows += 1
+        self.stand_ins += stand_ins
+        for change in changes if not stand_ins else ():  # what was personal stands in the text before
+            for edit in change.edits:
+                if self.kinds[edit.kind] < SHOWN_CHANGES:
+                    column = ".".join(map(str, change.path))
+                    shown = {"before": hidden(edit.before)[:300], "after": hidden(edit.after)[:300], "kind": edit.kind}
+                    self.examples.append({"where": str(row.origin), "column": column, **shown})
+        self.kinds.update(kinds(changes))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The rows of the sources: those that are conversations, a finding for each that is not, and what was mended."""
+
+    rows: Table
+    broken: list[Finding]
+    repairs: Repairs
+    sources: list[dict[str, Any]]  # facts about each file: encoding, bytes, rows
+
+
+Sink = Callable[[Row, Sequence[Change]], None]
+
+
+def load(
+    sources: Sequence[Opened],
+    wanted: Named,
+    system: str | None,
+    *,
+    into: Path,
+    drop_broken: bool = False,
+    mend: Mend | None = None,
+    changed: Sink | None = None,
+) -> Loaded:
+    """Every row of `sources` as a conversation, in a table at `into`. `changed` is told of each row that was mended.
+
+    Raises Several with each row that does not fit (alike ones once, at most 20), naming file and line; with
+    `drop_broken` such rows are findings, as long as others fit.
+    """
+    reader = _Reader(find("tunesmith.data.formats", wanted.name), wanted.options, system, mend or Mend(), changed)
+    table = Table.write(into, reader.conversations(sources))
+    broken = reader.broken
+    if reader.fatal or (broken and not (drop_broken and len(table))):
+        advice = "Mend them, or add broken to data.checks: such rows are then dropped and counted"
+        told = DataError(f"{len(broken)} of {len(broken) + len(table)} rows do not fit", next=advice)
+        raise Several([*reader.fatal, *_shorten(reader.wrong), *([told] if broken and len(table) else [])])
+    if not len(table):
+        raise DataError(
+            "there are no rows", where=", ".join(source.name for source in sources), next="Check data.source"
+        )
+    return Loaded(table, broken, reader.repairs, reader.facts)
+
+
+class _Reader:
+    """Turns rows into conversations and remembers what could not be turned."""
+
+    def __init__(
+        self,
+        parse: Callable[..., Any],
+        options: Mapping[str, Any],
+        system: str | None,
+        mend: Mend,
+        changed: Sink | None,
+    ) -> None:
+        self._parse, self._options, self._system = parse, options, system
+        self._mend, self._changed = mend, changed
+        self._seen: Counter[str] = Counter()
+        self.fatal: list[TunesmithError] = []
+        self.wrong: list[TunesmithError] = []
+        self.broken: list[Finding] = []
+        self.repairs = Repairs()
+        self.facts: list[dict[str, Any]] = []
+
+    def conversations(self, sources: Iterable[Opened]) -> Iterator[Conversation]:
+        for source in sources:
+            self.facts.append(facts := source.facts())
+            facts["rows"] = 0
+            try:
+                for item in source.rows():
+                    facts["rows"] += 1
+                    if made := self._conversation_or_none(item):
+                        yield made
+            except DataError as error:  # what ends a file; the other files are looked at all the same
+                self.fatal.append(error)
+
+    def _conversation_or_none(self, item: Row | BadRow) -> Conversation | None:
+        if isinstance(item, BadRow):
+            self._refuse(item, item.error)
+            return None
+        try:
+            return self._conversation(item)
+        except DataError as error:
+            self._refuse(item, DataError(error.what, where=str(item.origin), next=error.next))
+            return None
+
+    def _conversation(self, row: Row) -> Conversation:
+        turns, group = self._parse(row.values, **self._options)
+        values = row.values
+        if self._mend:
+            mended = self._mend.row(values, turns)
+            if mended.changes or mended.stand_ins:
+                self.repairs.enter(row, mended.changes, mended.stand_ins)
+                values = mended.values
+                turns, group = self._parse(values, **self._options)
+                if self._changed:
+                    self._changed(row, mended.changes)
+        name = self._id(turns)
+        return Conversation(name, turns, row.origin, group, _plain(values)).with_system(self._system)
+
+    def _refuse(self, item: Row | BadRow, error: DataError) -> None:
+        place = item.origin
+        if (
+            len(self.wrong) < 10_000
+        ):  # they are told by kind: a file of another kind altogether must not fill the memory
+            self.wrong.append(error)
+        self.broken.append(Finding("broken", str(place), place.file, place.line, place.unit, error.what, "drop"))
+
+    def _id(self, turns: Sequence[Turn]) -> str:
+        text = "\x1f".join(f"{turn.role}\x1e{turn.text}" for turn in turns)
+        name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        self._seen[name] += 1
+        return name if self._seen[name] == 1 else f"{name}-{self._seen[name]}"
+
+
+def _shorten(wrong: list[TunesmithError]) -> list[TunesmithError]:
+    """One error for rows that are wrong in the same way, and at most 20 of them."""
+    alike: dict[tuple[str, str], list[TunesmithError]] = {}
+    for error in wrong:
+        alike.setdefault((error.what, error.next), []).append(error)
+    shown: list[TunesmithError] = []
+    for same in alike.values():
+        others = f" (and {len(same) - 1} more rows)" if len(same) > 2 else ""
+        told = same[:1] if others else same
+        shown += [DataError(error.what, where=f"{error.where}{others}", next=error.next) for error in told]
+    more = len(shown) - SHOWN_ERRORS
+    rest = [DataError(f"rows are wrong in {more} more ways", where=wrong[0].where)] if more > 0 else []
+    return [*shown[:SHOWN_ERRORS], *rest]
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in values.items() if isinstance(value, str | int | float | bool)}

@@ -1,0 +1,31 @@
+"""The verbs: each takes a recipe, writes its product into the run's folder and returns it.
+
+A verb that finds its product fresh says so and returns. This is the only place where rooms meet.
+"""
+
+from tunesmith.verbs.comparing import asked, chat, evaluate, report
+from tunesmith.verbs.rows import Audited, Checked, audit, check, prepare, processes, to_audit, undo
+from tunesmith.verbs.shared import PARTS, Say, open_run
+from tunesmith.verbs.tuning import train
+from tunesmith.verbs.writing import new, synthesize
+
+__all__ = [
+    "PARTS",
+    "Audited",
+    "Checked",
+    "Say",
+    "asked",
+    "audit",
+    "chat",
+    "check",
+    "evaluate",
+    "new",
+    "open_run",
+    "prepare",
+    "processes",
+    "report",
+    "synthesize",
+    "to_audit",
+    "train",
+    "undo",
+]

@@ -1,0 +1,145 @@
+"""The verbs that compare, tell and talk: evaluate, report, chat."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.conversation import Conversation, from_plain, read_rows
+from tunesmith.data.sources import locate, read
+from tunesmith.errors import DataError
+from tunesmith.recipe import Recipe
+from tunesmith.run import Run, hash_file, hash_plain
+from tunesmith.verbs.shared import PARTS, Say, is_fresh, load_template_of, load_weights, silent
+
+
+def evaluate(recipe: Recipe, run: Run, say: Say = silent, tell: Callable[[str, int, int], None] | None = None) -> Path:
+    """Base and tuned answer the held-out rows; writes replies/*.jsonl and scores.json."""
+    probes = recipe.path(recipe.evaluate.probes) if recipe.evaluate.probes else None
+    made_from = {
+        "adapter": run.fingerprint("train"),
+        "data": run.fingerprint("prepare"),
+        "evaluate": hash_plain(recipe.evaluate.model_dump(mode="json", exclude={"probes"})),
+        "probes": hash_file(probes) if probes and probes.is_file() else "",
+        "seed": str(recipe.seed),
+    }
+    if is_fresh(run, "evaluate", made_from, say):
+        return run / "scores.json"
+    from tunesmith.evaluate.answers import losses
+    from tunesmith.evaluate.compare import Answered, answer, compare
+
+    began = time.time()
+    parts = asked(recipe, run)
+    wants_loss = any(metric.name == "loss" for metric in recipe.evaluate.metrics)
+    answered: dict[str, list[Answered]] = {}
+    for which, text in _speakers(recipe, run, say):
+        answered[which] = answer(
+            text,
+            parts,
+            max_new_tokens=recipe.evaluate.max_new_tokens,
+            batch=recipe.evaluate.batch,
+            losses=functools.partial(losses, text, learn=recipe.prompt.learn) if wants_loss else None,
+            tell=functools.partial(tell or (lambda name, done, of: None), which),
+        )
+        lines = "".join(json.dumps(item.describe(), ensure_ascii=False) + "\n" for item in answered[which])
+        run.write(f"replies/{which}.jsonl", lines)
+    scores = compare(
+        parts,
+        answered["base"],
+        answered["tuned"],
+        recipe.evaluate.metrics,
+        primary=recipe.evaluate.primary,
+        kind=str(recipe.data.format.options.get("group") or "group"),
+        seed=recipe.seed,
+    )
+    run.write_json("scores.json", scores)
+    files = ["scores.json", "replies/base.jsonl", "replies/tuned.jsonl"]
+    run.seal("evaluate", made_from, files, seconds=round(time.time() - began, 1))
+    say(f"evaluate: {scores['verdict']}")
+    return run / "scores.json"
+
+
+def report(recipe: Recipe, run: Run, say: Say = silent, *, command: str = "") -> Path:
+    """Writes report.html: one offline page that says whether the tuning helped."""
+    made_from = {
+        "scores": run.fingerprint("evaluate"),
+        "adapter": run.fingerprint("train"),
+        "about": recipe.about,
+        "command": command,
+    }
+    if is_fresh(run, "report", made_from, say):
+        return run / "report.html"
+    from tunesmith.report.pages_of_run import report_page
+
+    seals = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate")}
+    run.write("report.html", report_page(recipe, run.path, asked(recipe, run), command=command, seals=seals))
+    run.seal("report", made_from, ["report.html"])
+    say(f"report: {run / 'report.html'}")
+    return run / "report.html"
+
+
+def chat(recipe: Recipe, run: Run, say: Say = silent, *, tuned: bool = True) -> Any:
+    """The run's model, ready to `stream` replies: tuned, or the base it came from."""
+    return next(text for which, text in _speakers(recipe, run, say, only="tuned" if tuned else "base"))
+
+
+def asked(recipe: Recipe, run: Run) -> dict[str, list[Conversation]]:
+    """The rows that models are compared on, by part: test, unseen, and each kind of probe."""
+    from tunesmith.evaluate.compare import choose
+
+    held = {part: read_rows(run / f"data/{part}.jsonl") for part in ("test", "unseen")}
+    parts = choose({part: rows for part, rows in held.items() if rows}, recipe.evaluate.rows, recipe.seed)
+    if recipe.evaluate.probes:
+        for row in _probes(recipe):
+            parts.setdefault(str(row.fields.get("kind", "probes")), []).append(row)
+    if not parts:
+        raise DataError("no row was held out, so nothing can be compared", next="Set data.split.test above 0")
+    return parts
+
+
+def _probes(recipe: Recipe) -> Iterator[Conversation]:
+    for file in locate(recipe.evaluate.probes or "", recipe.folder):
+        for number, row in enumerate(read(file), start=1):
+            if not isinstance(row.values.get("prompt"), str):
+                raise DataError("no column 'prompt'", where=str(row.origin), next="Each probe needs a prompt")
+            if str(row.values.get("kind")) in {"all", *PARTS}:
+                raise DataError(f"kind '{row.values['kind']}' is taken", where=str(row.origin), next="Use another word")
+            turns = [{"role": "user", "content": row.values["prompt"]}, {"role": "assistant", "content": ""}]
+            plain = {"id": f"probe-{number}", "messages": turns, "origin": asdict(row.origin), "group": ""}
+            yield from_plain({**plain, "fields": dict(row.values)}).with_system(recipe.prompt.system)
+
+
+def _speakers(recipe: Recipe, run: Run, say: Say, *, only: str = "") -> Iterator[tuple[str, Any]]:
+    """The base and the tuned model on the same loaded weights, the adapter read back from disk."""
+    from tunesmith.generate.from_weights import FromWeights
+    from tunesmith.hardware import look
+    from tunesmith.model.adapter import fill, read_adapter
+    from tunesmith.model.build import add_adapter, load
+
+    if only != "base":
+        run.fingerprint("train")  # raises when the adapter is not finished
+    weights = load_weights(recipe, say)
+    machine = look(recipe.train.precision)
+    model = load(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
+    if machine.device == "cpu":
+        model.keep_dense()
+    template = load_template_of(recipe, weights)
+    if only != "base":
+        _, tensors = read_adapter(run / "adapter")
+        adapter = recipe.adapter
+        add_adapter(
+            model,
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            layers=adapter.layers,
+            dropout=adapter.dropout,
+            seed=recipe.seed,
+        )
+        fill(model, tensors)
+    for which in ("base", "tuned") if not only else (only,):
+        yield which, FromWeights(model, template, tuned=which == "tuned")

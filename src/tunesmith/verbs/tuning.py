@@ -1,0 +1,160 @@
+"""The verb that trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.conversation import read_rows
+from tunesmith.errors import DataError, RunError
+from tunesmith.find import find
+from tunesmith.model.weights import Weights
+from tunesmith.recipe import Recipe
+from tunesmith.run import Run, hash_plain
+from tunesmith.verbs.shared import Say, load_template_of, load_weights, silent
+
+
+def train(
+    recipe: Recipe,
+    run: Run,
+    say: Say = silent,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    again: bool = False,
+) -> Path:
+    """Fine-tunes on data/train.jsonl and writes adapter/. Goes on where a stopped or killed run was."""
+    weights = load_weights(recipe, say)
+    prepared = run.fingerprint("prepare")  # raises when the rows are not prepared
+    _refuse_leaks(recipe, run)
+    made_from = {
+        "data": prepared,
+        "base": hash_plain([weights.fingerprint, recipe.base.bits]),
+        "prompt": hash_plain(recipe.prompt.model_dump(mode="json")),
+        "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
+        **{f"train.{key}": hash_plain(value) for key, value in recipe.train.model_dump(mode="json").items()},
+        "seed": str(recipe.seed),
+    }
+    changed = run.changed("train", made_from)
+    if changed and not again:
+        raise RunError(
+            f"the adapter was trained with something else: {', '.join(changed)}",
+            where=str(run.path),
+            next="Undo the change, name another run (--set name=…), or give --again to train anew, the old kept aside",
+        )
+    if changed == [] and not again:
+        say(f"train: fresh, {run / 'adapter'} is kept")
+        return run / "adapter"
+    if again and (changed is not None or (run / "checkpoints").exists()):
+        _set_aside(run, say)
+    return _train(recipe, run, weights, made_from, say, watch)
+
+
+def _refuse_leaks(recipe: Recipe, run: Run) -> None:
+    """Raises DataError when training rows stand in the test, where scores would be memory; RunError if none counted."""
+    found = run.read_json("audit.json").get("leaks")
+    if found is None:
+        raise RunError("the rows were prepared by an older version", where=str(run.path), next="Run: tunesmith prepare")
+    leaking = max(found["prompts"], found.get("near_prompts", 0))
+    if leaking and not recipe.data.allow_leaks:
+        where = f" ({found['example']})" if "example" in found else ""
+        raise DataError(
+            f"{leaking} training rows have a prompt that is also, or nearly, a held-out row's{where}",
+            where=str(run / "audit.html"),
+            next="Add leak and near_leak to data.checks, or set data.allow_leaks to train all the same",
+        )
+
+
+def _train(
+    recipe: Recipe,
+    run: Run,
+    weights: Weights,
+    made_from: Mapping[str, str],
+    say: Say,
+    watch: Callable[[dict[str, Any]], None] | None,
+) -> Path:
+    import torch
+
+    from tunesmith.hardware import look, peak_memory, versions
+    from tunesmith.memory import plan, show_bytes
+    from tunesmith.model.adapter import write_adapter
+    from tunesmith.model.build import load
+    from tunesmith.model.shape import read_shape
+    from tunesmith.prompt import pack
+    from tunesmith.prompt.tokens import encode
+    from tunesmith.run import new_folder
+    from tunesmith.train.job import Job
+
+    began = time.time()
+    machine = look(recipe.train.precision)
+    run.write_json("machine.json", {**machine.describe(), "versions": versions()})
+    template = load_template_of(recipe, weights)
+    examples = {
+        part: [encode(row, template, recipe.prompt.learn) for row in read_rows(run / f"data/{part}.jsonl")]
+        for part in ("train", "valid")
+    }
+    pack.check_batch(pack.collate(examples["train"][:2], template.tokenizer.pad_token_id), examples["train"][0].stop)
+    lengths = list(map(len, examples["train"] + examples["valid"]))
+    made = plan(
+        read_shape(weights.folder, weights.name),
+        machine,
+        bits=recipe.base.bits,
+        rank=recipe.adapter.rank,
+        optimizer=recipe.train.optimizer.name,
+        longest=max(lengths),
+        step_tokens=_step_tokens(recipe.train.batch, lengths),
+        memory=recipe.train.memory,
+        recompute=recipe.train.recompute,
+    )
+    say(
+        f"train: {machine.name}, {machine.precision} ({machine.why}); about {show_bytes(made.peak)} of "
+        f"{show_bytes(made.budget)}, micro-batches of {made.micro_tokens} tokens"
+    )
+    model = load(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
+    if made.dense:
+        model.keep_dense()
+    job = Job(
+        model=model,
+        tokenizer=template.tokenizer,
+        train=examples["train"],
+        valid=examples["valid"],
+        adapter=recipe.adapter,
+        settings=recipe.train,
+        seed=recipe.seed,
+        pad=template.tokenizer.pad_token_id,
+        micro_tokens=made.micro_tokens,
+        recompute=made.recompute,
+        precision=machine.precision,
+        folder=run.path,
+        fingerprint=hash_plain([dict(made_from), machine.precision]),
+        watcher=watch,
+    )
+    engine = find("tunesmith.train.engines", recipe.train.engine.name, function="train", where="train.engine")
+    if machine.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    outcome = engine(job, **recipe.train.engine.options)
+    with new_folder(run / "adapter") as folder:
+        write_adapter(folder, outcome.config, outcome.tensors)
+    measured = torch.cuda.max_memory_allocated() if machine.device == "cuda" else peak_memory()
+    run.write_json("plan.json", {**made.describe(), "measured": measured})
+    seconds = round(time.time() - began, 1)
+    run.seal("train", made_from, ["adapter"], seconds=seconds, summary=outcome.summary, weights=weights.fingerprint)
+    say(f"train: {outcome.summary['steps']} steps in {seconds:.0f} s. The adapter is {run / 'adapter'}")
+    return run / "adapter"
+
+
+def _set_aside(run: Run, say: Say) -> None:
+    aside = run / f"old/{time.strftime('%Y%m%d-%H%M%S')}"
+    aside.mkdir(parents=True)
+    for name in ("checkpoints", "adapter", "journal.jsonl", "tensorboard", "replies", "scores.json", "report.html"):
+        if (run / name).exists():
+            (run / name).rename(aside / name)
+    for product in ("train", "evaluate", "report"):
+        (run / f".seals/{product}.json").unlink(missing_ok=True)
+    say(f"train: the old adapter and scores are now in {aside}")
+
+
+def _step_tokens(batch: str, lengths: Sequence[int]) -> int:
+    size, unit = batch.split()
+    return int(size) if unit == "tokens" else int(size) * max(lengths)
