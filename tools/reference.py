@@ -1,17 +1,24 @@
-"""Writes docs/recipe.md from the code: every setting with its type, default, limits and help."""
+"""Writes docs/recipe.md and docs/checks from the code: every setting, and a page for each check."""
 
 from __future__ import annotations
 
+import importlib
+import textwrap
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from tunesmith.find import entries, find, options
-from tunesmith.recipe import Catalogue, Named, Recipe
+from tunesmith.data.finding import Proposal
+from tunesmith.find import attribute, entries, find, options
+from tunesmith.recipe import CHECKS, Catalogue, Named, Recipe
+
+DOCS = Path(__file__).parents[1] / "docs"
+FOLDERS = {"data.checks": "look", "train.engines": "train"}  # catalogues whose entries are files, and their function
 
 HEAD = """# The recipe
 
@@ -97,16 +104,109 @@ def _catalogues() -> list[str]:
     ):
         lines += [f"## {module.rsplit('.', 1)[-1]}", ""]
         for name in entries(f"tunesmith.{module}"):
-            entry = find(f"tunesmith.{module}", name, function="train" if module == "train.engines" else "")
-            source = __import__(f"tunesmith.{module}.{name}", fromlist=["x"]) if module == "train.engines" else entry
+            entry = find(f"tunesmith.{module}", name, function=FOLDERS.get(module, ""))
+            source = importlib.import_module(f"tunesmith.{module}.{name}") if module in FOLDERS else entry
             doc = " ".join((source.__doc__ or "").split("\n\n")[0].split())
             given = ", ".join(
                 f"`{key}`" if p.default is p.empty else f"`{key}` ({p.default})" for key, p in options(entry).items()
             )
-            lines.append(f"- **{name}**: {doc}" + (f" Options: {given}." if given else ""))
+            shown = f"[{name}](checks/{name}.md)" if module == "data.checks" else name
+            lines.append(f"- **{shown}**: {doc}" + (f" Options: {given}." if given else ""))
         lines.append("")
     return lines
 
 
+# --- the checks' pages ---------------------------------------------------------------------------------------
+
+WRITTEN = "<!-- Written by `make docs` from src/tunesmith/data/checks. Change it there. -->"
+INDEX = f"""# The checks
+
+{WRITTEN}
+
+A check looks for one thing that is wrong with rows and proposes what to do with those it finds: **keep** (told only),
+**repair**, **quarantine** (set aside for a person to read) or **drop**. Of several proposals for a row the last of
+these wins. `tunesmith audit` makes all that suit the data; a recipe names those it wants in `data.checks`, and `do`
+overrules what a check proposes: `checks: [empty, {{too_short: {{do: drop}}}}]`.
+
+| check | what it finds | proposes |
+|---|---|---|
+"""
+SEES = {
+    "row": "It looks at each row alone.",
+    "table": "It looks at all rows together.",
+    "split": "It looks at all rows after the split; `tunesmith audit`, which does not split, leaves it out.",
+}
+BY_FINDING = "by what is found, as said above"
+
+
+def check_pages() -> dict[str, str]:
+    """The pages below docs/checks, by file name."""
+    names = entries(CHECKS)
+    rows = [f"| [{name}]({name}.md) | {_paragraphs(name)[0]} | {_proposes(name)} |" for name in names]
+    return {"README.md": INDEX + "\n".join(rows) + "\n", **{f"{name}.md": check_page(name) for name in names}}
+
+
+def check_page(name: str) -> str:
+    """The page of one check: its module's docstring, and the options that its `look` takes."""
+    first, *others = _paragraphs(name)
+    parts = [f"# {name}", WRITTEN, _wrapped(first), _wrapped(SEES[attribute(CHECKS, name, "SCOPE")])]
+    for paragraph in others:
+        title, _, text = paragraph.partition(": ")
+        parts += [f"## {title}", _wrapped(text[:1].upper() + text[1:])]
+    given = options(find(CHECKS, name, function="look"))
+    if given:
+        table = ["| option | type | default |", "|---|---|---|"]
+        table += [f"| `{key}` | {_option_type(p.annotation)} | {_option_default(key, p)} |" for key, p in given.items()]
+        parts += ["## Options", "\n".join(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _paragraphs(name: str) -> list[str]:
+    words = importlib.import_module(f"{CHECKS}.{name}").__doc__ or ""
+    return ["".join(_escaped(" ".join(text.split()))) for text in words.strip().split("\n\n")]
+
+
+def _escaped(text: str) -> Iterator[str]:
+    """`text` as Markdown shows it letter by letter; words between backticks are left."""
+    for place, piece in enumerate(text.split("`")):
+        yield f"`{piece}`" if place % 2 else piece.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _proposes(name: str) -> str:
+    do = options(find(CHECKS, name, function="look")).get("do")
+    if do is None:
+        return "drop" if name == "broken" else "keep"
+    return str(do.default or "by what is found")
+
+
+def _option_type(annotation: Any) -> str:
+    kinds = {"str": "text", "int": "whole number", "float": "number", "bool": "yes or no", "list": "list"}
+    words = [word for word in str(annotation).replace("|", " ").split() if word != "None"]
+    kinds["Proposal"] = ", ".join(f"`{word}`" for word in typing.get_args(Proposal))
+    return " or ".join(kinds[word] for word in words)
+
+
+def _option_default(key: str, parameter: Any) -> str:
+    if parameter.default is None:
+        return BY_FINDING if key == "do" else "none"
+    return f"`{parameter.default}`"
+
+
+def write() -> None:
+    """Writes everything, and removes pages of checks that are no more."""
+    (DOCS / "recipe.md").write_text(recipe_reference(), encoding="utf-8")
+    pages = check_pages()
+    (DOCS / "checks").mkdir(exist_ok=True)
+    for file in (DOCS / "checks").glob("*.md"):
+        if file.name not in pages:
+            file.unlink()
+    for name, text in pages.items():
+        (DOCS / "checks" / name).write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    (Path(__file__).parents[1] / "docs" / "recipe.md").write_text(recipe_reference(), encoding="utf-8")
+    write()
