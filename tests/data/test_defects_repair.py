@@ -61,6 +61,10 @@ def test_the_catalogue_holds_the_kinds() -> None:
         ("You need: - a pan - oil - salt", "You need:\n- a pan\n- oil\n- salt"),
         ("You need: * a pan * oil * salt\nEnjoy!", "You need:\n* a pan\n* oil\n* salt\nEnjoy!"),
         ("Before\n1. x-ray 2. wait 3. go home\nAfter", "Before\n1. x-ray\n2. wait\n3. go home\nAfter"),
+        ("1. Two runs a week 2. One day 3. Rest", "1. Two runs a week\n2. One day\n3. Rest"),  # 'week 2.' is no label
+        ("I know: * Ovens* Yeast* Rye", "I know:\n* Ovens\n* Yeast\n* Rye"),
+        ("1. I bake.2. I sell.3. I rest.", "1. I bake.\n2. I sell.\n3. I rest."),
+        ("I know: • Ovens, • Yeast, • Rye", "I know:\n• Ovens,\n• Yeast,\n• Rye"),
     ],
 )
 def test_a_list_in_one_line_is_found_and_put_back_into_lines(text: str, mended: str) -> None:
@@ -83,6 +87,9 @@ def test_a_list_in_one_line_is_found_and_put_back_into_lines(text: str, mended: 
         "Open 9 - 12 and 14 - 18 and 19 - 20.",
         "We went - as usual - to the shop - too late.",
         "There are three: 1) open it, 2) wait, and 3) go.",
+        "There are three: 1) Open it, 2) Wait, and 3) Go.",
+        "Look in column A1. Then in A2. Then in A3. That is all.",
+        "A- Levels, B- Movies, C- Parts",
         "1. e4 e5 2. Nf3 Nc6 3. Bb5 a6",
         "2 * 3 * 4 * 5 is 120.",
         "Red • Green • Blue • Black",
@@ -112,6 +119,10 @@ def test_what_is_no_list_in_one_line(text: str) -> None:
         ("Lorem ipsum dolor sit amet.", ["Lorem ipsum"]),
         ("Please insert your name here.", ["insert your name here"]),
         ("TODO: write the end. [TBD]", ["TODO", "[TBD]"]),
+        ("Signed: ________, (your full name), YOUR TITLE", ["(your full name)", "YOUR TITLE", "________"]),
+        ("I, .........., saw the $NAME and %COMPANY% of @@PLACE@@", ["$NAME", "%COMPANY%", ".........."]),
+        ("The day is TBD. I baked for [X] years at [specific shop].", ["[specific shop]", "TBD", "[X]"]),
+        ("[Describe one success here.]", ["[Describe one success here.]"]),
         ("I worked at ABC Company.", ["ABC Company"]),
     ],
 )
@@ -134,6 +145,12 @@ def test_slots_nobody_filled(text: str, slots: list[str]) -> None:
         "Put it on your to-do list: TODO lists help.",
         "x[date] = y[name]",
         "The ABC reported that XYZ is an axis.",
+        "Drive to site A (your employer) and back.",
+        "Well...... I do not know. And so on ...",
+        "Chapter 1 ............ 5",
+        "echo $HOME and $PATH; 100% of it",
+        "The IBAN is DE00+XXX.",
+        "YOUR turn now, and JOB done.",
     ],
 )
 def test_what_is_no_slot(text: str) -> None:
@@ -163,6 +180,23 @@ def test_a_made_up_name_is_only_a_note() -> None:
         ("Assistant: Gladly.", "error"),
         ("[INST] Say yes [/INST] Yes.", "error"),
         ("Yes.</s>", "error"),
+        ("Sure! Here is a letter for the job:\n\nDear all,", "warning"),
+        ("Here's the draft that you wanted:\n\nDear all,", "warning"),
+        ("**Draft**\n\nHere is a first version:\n\nDear all,", "warning"),
+        ("As requested, I have written a note.\n\nDear all,", "warning"),
+        ("Dear all,\n\nYes.\n\nFeel free to adapt the text.", "warning"),
+        ("Yes.\n\nWould you like me to make it longer?", "warning"),
+        ("Yes.\n\nLet me know if you need any further changes.", "warning"),
+        ("Yes.\n\nSincerely,\nIda Fenn\n\nI hope this helps!", "warning"),
+        ("Yes.\n\n(This text was created by ChatGPT.)", "warning"),
+        ("Yes.\n\n[End of letter]", "warning"),
+        ("I am unable to write this letter, since I know no names.", "warning"),
+        ("Great question! It is blue.", "warning"),
+        ("Time to shine, then.\n\nDear Ms Orme,\n\nI bake.", "warning"),  # a letter begins with its salutation
+        (
+            "I bake.\n\nWith kind regards,\nIda Fenn\n\nThis has 140 words in all.",
+            "warning",
+        ),  # and ends with its signature
         ("Let us delve into the matter.", "note"),
         ("In today’s fast-paced world we hurry.", "note"),
     ],
@@ -183,6 +217,17 @@ def test_traces_of_the_machine(text: str, severity: str) -> None:
         "The language model was trained in May.",
         "### Response times",
         "The token `<|im_end|>` ends a turn.",
+        "Sell it. I hope this helps!",
+        "Let me know if you have any questions.",
+        "Feel free to call me at any time.",
+        "Of course! I'd be happy to help you with your order. Here are the steps:\n\n1. Open it.",
+        "Here is the church, and here is the steeple.",
+        "Sure, I will come.",
+        "What do you want me to do?",
+        "Subject: The baker's post.\n\nDear Ms Orme,\n\nI bake.",
+        "14 May 2024.\n\nDear Ms Orme,\n\nI bake.",
+        "I bake.\n\nKind regards,\nIda Fenn\n\nP.S. I sell rye bread, too.",
+        "I bake.\n\nKind regards,\nIda Fenn\n\nPhone: 555-0100 or by mail.",
         "The world is fast.",
     ],
 )
@@ -223,6 +268,14 @@ def test_letters_in_the_wrong_encoding(text: str, places: list[str], mended: str
         ("\n\n  one  ", "  one"),
         ("one  \n\ntwo", "one\n\ntwo"),
         (" \r\n ", ""),
+        ("I\u200b bake\u2060 rye", "I bake rye"),
+        ("I\xa0bake\xa0rye\xa0bread", "I bake rye bread"),
+        ("I bake rye.\tI sell it.", "I bake rye. I sell it."),
+        (
+            "I  bake rye  bread for the  whole town and  like it much",
+            "I bake rye bread for the whole town and like it much",
+        ),
+        ("Dear all,\n\n   I bake rye.\n\n   I sell it.", "Dear all,\n\nI bake rye.\n\nI sell it."),
         ("```\nx = 1 \n\n\n\n\ny\n```\r\nend \nof it", "```\nx = 1 \n\n\n\n\ny\n```\nend\nof it"),
     ],
 )
@@ -231,9 +284,29 @@ def test_broken_blanks(text: str, mended: str) -> None:
     assert repair(text).text == mended
 
 
-@pytest.mark.parametrize("text", ["a line  \nbroken as in Markdown", "one\n\n\ntwo", "    indented", "a\tb", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a line  \nbroken as in Markdown", "one\n\n\ntwo", "    indented", "a\tb", ""),
+        "I said.  Then I went.  So did she.",  # a typist's two blanks
+        "Name    Age    Town\nAda     36     Bath",
+        "One.\tTwo.\nThree.\tFour.",  # columns
+        "1.\tMix.\n2.\tBake.",
+        "Dix\xa0% de plus, dit-il\xa0; et il partit vers la ville.",
+        "می\u200cخواهم، \u200fسلام",
+        "1. Mix\n\n   and stir\n\n   well",  # a list's item goes on
+        "👩\u200d🍳 bakes",
+    ],
+)
 def test_sound_blanks(text: str) -> None:
     assert not look("broken_whitespace", text)
+
+
+def test_a_slip_is_mended_but_only_a_note() -> None:
+    slip = "one \ntwo  three is all that I wanted to say\n"
+    assert {defect.severity for defect in look("broken_whitespace", slip)} == {"note"}
+    assert repair(slip).text == "one\ntwo three is all that I wanted to say"
+    assert {d.severity for d in look("broken_whitespace", "one    \ntwo")} == {"warning"}
 
 
 # --- markup --------------------------------------------------------------------------------------------------
@@ -333,6 +406,28 @@ def test_another_script(text: str, script: str) -> None:
     assert [defect.why for defect in look("wrong_language", text)] == [f"written in {script}, not Latin"]
     assert not look("wrong_language", text, script=script, language="")
     assert len(look("wrong_language", SAID["en"], script=script, language="")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (SAID["en"] + " I have baked for you.\n\n" + SAID["de"], "goes on as 'de', not 'en'"),
+        (
+            "Jag söker ett arbete på ert bageri. Jag har bakat bröd i många år och trivs när dagen börjar så tidigt.",
+            "does not read as 'en'",
+        ),
+    ],
+)
+def test_a_part_in_another_language_and_an_unknown_language(text: str, why: str) -> None:
+    (defect,) = look("wrong_language", text)
+    assert defect.why == why
+
+
+def test_a_quotation_and_a_list_of_names_are_no_other_language() -> None:
+    quoted = "In her speech she said this and no more: \n" + SAID["fr"] + "\n" + 6 * (SAID["en"] + " ")
+    names = "Zoë, Chloë, Renée, José, Søren, Jürgen, Håkan, Łukasz, Dvořák, Gödel, Erdős, Poincaré, Noël, Málaga, Köln."
+    assert not look("wrong_language", quoted)
+    assert not look("wrong_language", names)
 
 
 @pytest.mark.parametrize(
@@ -490,6 +585,7 @@ PIECES: Sequence[str] = (
         ",",
         ".",
     ),
+    *("\u200b", "\xa0\xa0", "  ", ".\tNow", "\n\n  ", "a* B", "a2. B", "____", "(your name)"),
 )
 DIRTY = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
 SOUND = (

@@ -63,6 +63,7 @@ TAKEN = {
         "5555-5555-5555-4444": "5555-5555-5555-4444",
         "3782 822463 10005": "3782 822463 10005",
         "4111 1111 1111 1111 123": "4111 1111 1111 1111",
+        "6011 0000 0004 0000": "6011 0000 0004 0000",
         "6011111111111117 and so on": "6011111111111117",
     },
     "iban": {
@@ -78,6 +79,7 @@ TAKEN = {
         "[2001:db8::8a2e:370:7334]:443": "2001:db8::8a2e:370:7334",
         "2001:DB8:0:0:8:800:200C:417A": "2001:DB8:0:0:8:800:200C:417A",
         "fe80::1 is down": "fe80::1",
+        "The server 192.0.2.44 answers": "192.0.2.44",
     },
     "url": {
         "See https://www.example.org/a?b=c#d.": "https://www.example.org/a?b=c#d",
@@ -366,7 +368,7 @@ def test_a_file_that_is_no_book_is_refused(tmp_path: Path, content: str | None) 
 # --- time ------------------------------------------------------------------------------------------------------
 
 ALL = [value for value in vars(patterns).values() if isinstance(value, re.Pattern)]
-ALL += [pattern for _, pattern in patterns.SECRETS] + list(patterns.IBAN_SHAPES.values())
+ALL += [pattern for *_, pattern in patterns.SECRETS] + list(patterns.IBAN_SHAPES.values())
 REPEATS = {codes.MAX_REPEAT, codes.MIN_REPEAT}  # a possessive repeat never goes back
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.sources import READERS, locate, read
+from tunesmith.data import rows as limits
+from tunesmith.data.sources import READERS, BadRow, Row, SourceFacts, describe, locate, read, read_all
 from tunesmith.errors import DataError, TunesmithError
 
 ROWS = [
@@ -342,16 +345,12 @@ def test_damaged_files_raise_our_errors_alone(valid: tuple[str, bytes], edits: l
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_packed_file_gives_the_same_rows(kind: str) -> None:
-    import gzip
-
     found = list(read(put(f"rows{kind}.gz", gzip.compress(WRITERS[kind](ROWS)))))
     assert [dict(row.values) for row in found] == ROWS
     assert found[0].origin.file == f"rows{kind}.gz"
 
 
 def test_a_packed_file_that_is_cut_or_no_gzip_is_said() -> None:
-    import gzip
-
     whole = gzip.compress(WRITERS[".csv"](ROWS))
     for data in (whole[:-12], b"prompt,answer\n"):
         where, what, _ = refused("a.csv.gz", data)
@@ -378,3 +377,284 @@ def test_a_folder_that_datasets_saved_is_its_arrow_files(tmp_path: Path) -> None
     files = locate("saved", tmp_path)
     assert [file.suffix for file in files] == [".arrow"]
     assert [dict(row.values) for file in files for row in read(file)] == ROWS
+
+
+# --- what is broken costs itself alone -----------------------------------------------------------------------
+
+
+def all_of(name: str, data: str | bytes, encoding: str | None = None) -> list[Any]:
+    """Each row's values; of a bad one its origin, and where and what is wrong."""
+    found = read_all(put(name, data), encoding)
+    return [
+        (str(row.origin), row.error.where, row.error.what) if isinstance(row, BadRow) else dict(row.values)
+        for row in found
+    ]
+
+
+A1, A2, A3 = {"a": 1}, {"a": 2}, {"a": 3}
+COMMA = "is not JSON: Expecting ',' delimiter"
+VALUE = "is not JSON: Expecting value"
+ENDS = "is not well formed: unexpected end of data"
+DEEP = "maximum recursion depth exceeded while decoding a JSON array from a unicode string"
+CELLS = "has 1 cells where the header has 2"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        (
+            "a.jsonl",
+            b'{"a": 1}\n{"a": \n{"a": "\xff"}\n{"a": 1, "a": 2}\n7\n\n{"a": "\\ud800"}\n{"a": 2}',
+            [
+                A1,
+                ("a.jsonl line 2", "a.jsonl line 2 column 7", VALUE),
+                ("a.jsonl line 3", "a.jsonl line 3", "is not UTF-8 text"),
+                ("a.jsonl line 4", "a.jsonl line 4", "is not JSON: the key 'a' stands twice"),
+                ("a.jsonl line 5", "a.jsonl line 5", "is a int, not an object"),
+                (
+                    "a.jsonl line 7",
+                    "a.jsonl line 7",
+                    r"is not JSON: 'utf-8' codec can't encode character '\ud800' in position 7: surrogates not allowed",
+                ),
+                A2,
+            ],
+        ),
+        (
+            "a.csv",
+            b'a,b\n1\n"x\ny\xff",2\n   \n"q"z,3\n4,5\n',
+            [
+                ("a.csv line 2", "a.csv line 2", CELLS),
+                ("a.csv line 3", "a.csv line 4", "is not UTF-8 text"),
+                ("a.csv line 6", "a.csv line 6", "is not well formed: ',' expected after '\"'"),
+                {"a": "4", "b": "5"},
+            ],
+        ),
+        (
+            "a.csv",
+            'a,b\n1,2\n"3\n4","x ""y""\nz\n5,6\n',
+            [
+                {"a": "1", "b": "2"},
+                ("a.csv line 3", "a.csv line 4", ENDS),
+            ],
+        ),
+        (
+            "a.csv",
+            'a,b\n1,""\n"""2"",\n"" ","x\n""\ny\n',
+            [
+                {"a": "1", "b": ""},
+                ("a.csv line 3", "a.csv line 4", ENDS),
+            ],
+        ),
+        ("a.csv", 'a,b\n1,2" x\n"', [{"a": "1", "b": '2" x'}, ("a.csv line 3", "a.csv line 3", ENDS)]),
+        (
+            "a.json",
+            '[{"a": 1},\n {"a": },\n {"a": "x\n"},\n 7,\n {"a": 2, "a": 2},\n {"a": 3}]',
+            [
+                A1,
+                ("a.json row 2", "a.json line 2", VALUE),
+                ("a.json row 3", "a.json line 3", "is not JSON: Invalid control character at"),
+                ("a.json row 4", "a.json row 4", "is a int, not an object"),
+                ("a.json row 5", "a.json row 5", "is not JSON: the key 'a' stands twice"),
+                A3,
+            ],
+        ),
+        (
+            "a.json",
+            '[\n  {"a": "x},\n  {"a": 2},\n  {"a": [{"b": 1}},\n  {"a": 3}\n]',
+            [
+                ("a.json row 1", "a.json line 2", "is not JSON: Invalid control character at"),
+                A2,
+                ("a.json row 3", "a.json line 4", COMMA),
+                A3,
+            ],
+        ),
+        (
+            "a.json",
+            '[{"a": 1} {"a": 7}, {"a": ' + "[" * 5000 + "]" * 5000 + '}, {"a": 3},]x',
+            [
+                A1,
+                ("a.json row 2", "a.json line 1", COMMA),
+                ("a.json row 3", "a.json row 3", f"is not JSON: {DEEP}"),
+                A3,
+                ("a.json row 5", "a.json row 5", VALUE),
+                ("a.json row 6", "a.json line 1", "is not JSON: Extra data"),
+            ],
+        ),
+        ("a.json", '[{"a": 1}', [A1, ("a.json row 2", "a.json line 1", "is not JSON: the list is not closed")]),
+        ("a.json", b'[{"a": "\xc3"}, {"a": 2}]', [("a.json row 1", "a.json line 1", "is not UTF-8 text"), A2]),
+    ],
+)  # fmt: skip
+def test_what_is_broken_costs_itself_alone(name: str, data: str | bytes, expected: list[Any]) -> None:
+    assert all_of(name, data) == expected
+    packed = gzip.compress(data if isinstance(data, bytes) else data.encode())
+    said = str(all_of(f"{name}.gz", packed)).replace(f"{name}.gz", name)
+    assert said == str(expected)
+
+
+def test_lines_of_json_under_the_wrong_name_are_said() -> None:
+    assert refused("a.json", '{"a": 1}\n{"a": 2}\n')[1:] == (
+        "is not JSON: Extra data",
+        "Name it .jsonl if each line is an object",
+    )
+
+
+LAYOUTS: dict[str, Callable[[list[str]], str]] = {
+    "one line": lambda rows: "[" + ", ".join(rows) + "]",
+    "a row a line": lambda rows: "[\n" + ",\n".join(rows) + "\n]\n",
+    "indented": lambda rows: "[\n" + ",\n".join("  " + json.dumps(json.loads(row), indent=2) for row in rows) + "\n]",
+    "nothing indented": lambda rows: json.dumps([json.loads(row) for row in rows], indent=0),
+}
+
+
+parts = texts | st.lists(st.fixed_dictionaries({"a": texts}), max_size=2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(quick, max_examples=25)
+@given(st.lists(st.fixed_dictionaries({"a": texts, "b": parts}), min_size=3, max_size=5), st.data())
+def test_a_list_with_one_broken_row_gives_the_others(layout: str, rows: list[Any], data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(rows) - 1))
+    rows[place] = {**rows[place], "broken": "HERE"}
+    text = LAYOUTS[layout]([json.dumps(row) for row in rows])
+    assert all_of("a.json", text) == rows
+    found = all_of("a.json", text.replace('"HERE"', data.draw(st.sampled_from(["nul", "1 2", "{", '"a" "b"', ": 3"]))))
+    whole = [row for number, row in enumerate(rows) if number != place]
+    if len(found) == len(rows):
+        assert isinstance(found[place], tuple)
+        assert [row for number, row in enumerate(found) if number != place] == whole
+    else:  # a bracket that is never closed: what follows it cannot be told apart
+        assert layout in ("one line", "nothing indented")
+        assert found[:place] == rows[:place]
+        assert len(found) == place + 1
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".json"])
+def test_a_long_file_is_never_whole_in_memory(kind: str) -> None:
+    row = {"prompt": "How is tea made?", "answer": "Boil water.\n" * 80}
+    data = WRITERS[kind]([row] * 5_000)
+    assert len(data) > 4 << 20
+    for path in (put(f"long{kind}", data), put(f"long{kind}.gz", gzip.compress(data, 1))):
+        tracemalloc.start()
+        count = sum(isinstance(found, Row) for found in read_all(path))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert count == 5_000
+        assert peak < 7 << 19
+
+
+def test_a_row_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunesmith.data import json_rows, separated, stream
+
+    for module in (limits, json_rows, separated, stream):
+        monkeypatch.setattr(module, "LONGEST", 1 << 20)
+    long = "x" * (5 << 19)
+    told = "is longer than 1 MiB"
+    assert all_of("a.jsonl", f'{{"a": 1}}\n{{"a": "{long}"}}\n{{"a": 2}}') == [
+        A1,
+        ("a.jsonl line 2", "a.jsonl line 2", told),
+        A2,
+    ]
+    assert all_of("a.csv", f"a,b\n1,{long}\n1,2\n") == [("a.csv line 2", "a.csv line 2", told), {"a": "1", "b": "2"}]
+    assert all_of("a.json", f'[{{"a": 1}}, {{"a": "{long}"}}, {{"a": 2}}]') == [
+        A1,
+        ("a.json row 2", "a.json row 2", told),
+    ]
+    monkeypatch.setattr(json_rows, "WHOLE", 1 << 20)
+    assert refused("a.json", f'{{"a": "{long}"}}')[1] == "is an object of more than 1 MiB"
+
+
+def test_a_quote_that_never_closes_is_bounded() -> None:
+    limit = csv.field_size_limit(1 << 16)
+    try:
+        found = all_of("a.csv", 'a,b\n1,"x\n' + "y,z\n" * (1 << 16))
+        long = "x" * (1 << 17)
+        wide = all_of("a.csv", f'a,b\n1,{long}\n2,"{long}"\n3,4\n')
+    finally:
+        csv.field_size_limit(limit)
+    assert limit == 1 << 25
+    assert wide[2:] == [{"a": "3", "b": "4"}]
+    assert [where for _, where, _ in wide[:2]] == ["a.csv line 2", "a.csv line 3"]
+    assert found == [("a.csv line 2", "a.csv line 2", "is not well formed: field larger than field limit (65536)")]
+
+
+# --- encodings, delimiters, facts ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".json", ".jsonl"])
+@pytest.mark.parametrize("name", ["windows-1251", "utf-16-le", "UTF-32", "koi8-r", "utf-7", "gb18030", "mac-cyrillic"])
+def test_an_encoding_that_is_given_wins(kind: str, name: str) -> None:
+    rows = [{"a": "чай с мёдом", "b": "да"}, {"a": "три\nложки", "b": ""}]
+    text = json.dumps(rows, ensure_ascii=False) if kind == ".json" else WRITERS[kind](rows).decode()
+    assert all_of(f"a{kind}", text.encode(name), name) == rows
+
+
+def test_bytes_that_are_not_the_encoding_given_are_said() -> None:
+    data = "a\nчай\n".encode("utf-16-le") + b"\x00\xd8" + "x\nда\n".encode("utf-16-le")
+    assert all_of("a.csv", data, "utf-16-le") == [
+        {"a": "чай"},
+        ("a.csv line 3", "a.csv line 3", "is not utf-16-le text"),
+        {"a": "да"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["utf-9", "base64", "rot13", "", "idna", "x\0y", "unicode_escape"])
+def test_an_encoding_that_does_not_exist_is_said(name: str) -> None:
+    for ask in (read_all, describe):
+        with pytest.raises(DataError) as caught:
+            list(ask(put("a.csv", "a\n1\n"), name))  # type: ignore[call-overload]
+        told = (caught.value.where, caught.value.what, caught.value.next)
+        assert told == (repr(name), "no such encoding", "Write utf-8, windows-1252 or the like")
+
+
+BY = "the header and the rows below it are cut by "
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "delimiter", "why", "expected"),
+    [
+        ("a.csv", "a;b\n1,5;2\n", ";", BY + "';', not by ','", [{"a": "1,5", "b": "2"}]),
+        ("a.csv", "a\tb\n1\t2\n", "\t", BY + "'\\t', not by ','", [{"a": "1", "b": "2"}]),
+        ("a.csv", 'a;b\n"1;\n2";3\n', ";", BY + "';', not by ','", [{"a": "1;\n2", "b": "3"}]),
+        ("a.tsv", "a,b\n1,2\n", ",", BY + "',', not by '\\t'", [{"a": "1", "b": "2"}]),
+        ("a.csv", "sep=;\r\na;b\r\n1;2\r\n", ";", "the first line says 'sep=;'", [{"a": "1", "b": "2"}]),
+        ("a.csv", "sep=,\na,b\n1,2\n", ",", "the first line says 'sep=,'", [{"a": "1", "b": "2"}]),
+        ("a.csv", "a, b;c\n1,2\n", ",", "", [{"a": "1", "b;c": "2"}]),
+        ("a.csv", "a;b\none\ntwo; three\n", ",", "", [{"a;b": "one"}, {"a;b": "two; three"}]),
+        ("a.csv", "a;\n1;\n", ",", "", [{"a;": "1;"}]),
+        ("a.csv", "a;a\n1;2\n", ",", "", [{"a;a": "1;2"}]),
+        ("a.csv", "a|b;c\n1|2;3\n", ",", "", [{"a|b;c": "1|2;3"}]),
+        ("a.csv", "", ",", "", []),
+    ],
+)
+def test_another_delimiter_is_seen_and_said(
+    name: str, data: str, delimiter: str, why: str, expected: list[Any]
+) -> None:
+    assert all_of(name, data) == expected
+    facts = describe(put(name, data))
+    assert (facts.delimiter, facts.delimiter_why) == (delimiter, why)
+    wide = put("wide.csv" if name == "a.csv" else "wide.tsv", data.encode("utf-16"))
+    assert describe(wide).delimiter == delimiter or not data
+
+
+def test_zero_bytes_in_a_header_are_refused() -> None:
+    assert refused("a.csv", "a,b\n1,2\n".encode("utf-16-le"))[1] == "has zero bytes in its header"
+    assert all_of("a.csv", "a,b\n1\0,2\n") == [{"a": "1\0", "b": "2"}]
+
+
+def test_facts_about_a_file() -> None:
+    data = "frage;antwort\r\nGrün?;Schön, süß\r\n".encode("windows-1252")
+    facts = describe(put("a.csv.gz", gzip.compress(data)))
+    assert isinstance(facts, SourceFacts)
+    assert (facts.file, facts.kind, facts.packed, facts.delimiter) == ("a.csv.gz", ".csv", True, ";")
+    assert facts.bytes == len(gzip.compress(data))
+    assert facts.encoding
+    assert facts.encoding.why == "windows-1252, guessed from 1 line with letters such as 'ü', 'ö', 'ß'"
+    rows = read_all(Path("a.csv.gz"), facts.encoding.name)
+    assert [row.values for row in rows if isinstance(row, Row)] == [{"frage": "Grün?", "antwort": "Schön, süß"}]
+    plain = describe(put("a.parquet", parquet(ROWS)))
+    assert (plain.kind, plain.packed, plain.encoding, plain.delimiter) == (".parquet", False, None, None)
+    assert describe(put("a.jsonl", "{}")).delimiter is None
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        describe(Path.cwd() / "gone.csv")
+    with pytest.raises(DataError, match="is no whole"):
+        describe(put("b.csv.gz", gzip.compress(data)[:-9]))

@@ -129,5 +129,6 @@ def test_every_metric_says_what_it_means_and_gives_scores() -> None:
     for name in names:
         metric = find("tunesmith.evaluate.metrics", name)
         assert len(metric.__doc__ or "") > 15
-        scores = metric(view("1. Go.\n2. Stay.", loss=2.0, expect="steps"))
+        text = "1. Go to 3 doors.\n2. I have baked for 5 years."
+        scores = metric(view(text, loss=2.0, expect="steps", **{"My Experience": "baker for 5 years"}))
         assert scores and all(isinstance(each, Score) and isinstance(each.value, float) for each in scores)

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -15,7 +15,7 @@ import yaml
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import MissingExtra, RecipeError, Several, TunesmithError
 from tunesmith.evaluate.score import View
-from tunesmith.find import check_options, entries, find, nearest
+from tunesmith.find import attribute, check_options, entries, find, nearest
 from tunesmith.generate.text import Reply
 from tunesmith.recipe import (
     Adapter,
@@ -24,6 +24,7 @@ from tunesmith.recipe import (
     Section,
     Split,
     Train,
+    is_recipe,
     locate,
     parse_setting,
     parse_yaml,
@@ -204,6 +205,22 @@ ONE: dict[str, tuple[str, Wrong]] = {
         MINIMAL + "train: {engine: {native: {x: 1}}}\n",
         ("toy.yaml line 7, train.engine.native.x", "unknown option 'x'", "There is none to choose"),
     ),
+    "a proposal nobody makes": (
+        MINIMAL + "  checks: [empty, {leak: {do: delete}}]\n",
+        (
+            "toy.yaml line 7, data.checks.1.leak.do",
+            "'do' must be one of keep, repair, quarantine, drop, not 'delete'",
+            "",
+        ),
+    ),
+    "an unknown option of a check": (
+        MINIMAL + "  checks: [{near_leak: {treshold: 0.5}}]\n",
+        (
+            "toy.yaml line 7, data.checks.0.near_leak.treshold",
+            "unknown option 'treshold'",
+            "Did you mean 'threshold'? Choose from: do, threshold",
+        ),
+    ),
     "wrong type of an option": (
         MINIMAL + "  checks: [{too_long: {max_tokens: many}}]\n",
         ("toy.yaml line 7, data.checks.0.too_long.max_tokens", "'max_tokens' must be int or null, not 'many'", ""),
@@ -256,6 +273,10 @@ ONE: dict[str, tuple[str, Wrong]] = {
     "nothing left to train on": (
         MINIMAL + "  split: {test: 0.5, valid: 0.5}\n",
         ("toy.yaml line 7, data.split", "test and valid leave no row to train on", ""),
+    ),
+    "a given split without its column": (
+        MINIMAL + "  split: {by: given}\n",
+        ("toy.yaml line 7, data.split.by", "by: given needs a column", "Add column: to data.split"),
     ),
     "primary not measured": (
         MINIMAL + "evaluate:\n  metrics: [loss, stops]\n  primary: numbered_steps\n",
@@ -479,6 +500,30 @@ def test_dump_reads_back_to_an_equal_recipe(here: Path) -> None:
     assert read_recipe(str(here / "again.yaml")) == absolute
 
 
+def test_a_dump_keeps_data_sets_of_the_hub_and_says_where_the_book_lies(here: Path) -> None:
+    sources = ["hub:owner/name@main?split=train", "a.csv"]
+    recipe = read(MINIMAL, settings={"data.source": sources, "data.pseudonyms": "apart/book.json"})
+    plain = recipe.dump()["data"]
+    assert plain["source"] == [sources[0], str(here / "a.csv")]
+    assert plain["pseudonyms"] == str(here / "apart/book.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("shopsphere", True), ("x.yaml", True), ("x.yml", True), ("runs/toy", True), ("rows.csv", False), ("rows", False)],
+)
+def test_a_recipe_is_told_from_a_file_of_rows(here: Path, name: str, expected: bool) -> None:
+    (here / "runs/toy").mkdir(parents=True)
+    (here / "runs/toy/recipe.yaml").touch()
+    (here / "rows").mkdir()
+    assert is_recipe(name) is expected
+
+
+def test_a_folder_called_like_a_recipe_is_the_folder(here: Path) -> None:
+    (here / "shopsphere").mkdir()
+    assert not is_recipe("shopsphere")
+
+
 def test_a_dumped_glob_still_finds_its_files(here: Path) -> None:
     from tunesmith.data.sources import locate as find_files
 
@@ -513,7 +558,9 @@ def fits(value: Any, part: dict[str, Any], defs: dict[str, Any]) -> bool:
     notes = {"title", "description", "default", "$defs", "type", "properties", "required", "additionalProperties"}
     if "type" in part:
         names = [part["type"]] if isinstance(part["type"], str) else part["type"]
-        if isinstance(value, bool) or not any(isinstance(value, kinds[name]) for name in names):
+        if isinstance(value, bool):  # to Python a bool is an int, to JSON it is not
+            return "boolean" in names
+        if not any(isinstance(value, kinds[name]) for name in names if name != "boolean"):
             return False
     for word, wanted in part.items():
         if word in notes:
@@ -555,7 +602,7 @@ def test_schema_describes_every_setting_once() -> None:
     assert list(found) == list(settings(Recipe))
     assert [key for key, value in found.items() if not value.get("description", "").strip()] == []
     assert found["train.optimizer"]["default"] == "adamw"  # as a recipe writes it
-    assert found["data.checks"]["default"] == ["empty", "duplicate", "leak", "too_long"]
+    assert found["data.checks"]["default"] == ["empty", "broken_turns", "duplicate", "leak", "too_long"]
     used = set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(written)))
     assert used == set(written["$defs"])
 
@@ -571,6 +618,8 @@ def test_schema_takes_recipes_and_refuses_mistakes() -> None:
         {"data": {"format": "auto"}},
         {"train": {"epochs": 0}},
         {"seed": "7"},
+        {"seed": True},
+        {"data": {"source": "a.csv", "repair": 1}},
     ):
         assert not fits(yaml.safe_load(MINIMAL) | changes, written, written["$defs"]), changes
     for named in (5, ["columns", {}], {"columns": {}, "chat": {}}, {}, {"columns": 5}):
@@ -583,7 +632,7 @@ def test_schema_takes_recipes_and_refuses_mistakes() -> None:
 
 CONTRACTS = {  # catalogue -> (function of its modules, the arguments every entry takes, some entries)
     "data.formats": ("", ["values"], {"alpaca", "chat", "columns", "sharegpt"}),
-    "data.checks": ("", ["rows", "context"], {"duplicate", "empty", "leak", "too_long"}),
+    "data.checks": ("look", ["rows", "context"], {"duplicate", "empty", "leak", "too_long"}),
     "evaluate.metrics": ("", ["view"], {"expected", "length", "loss", "numbered_steps", "rouge", "stops"}),
     "train.schedules": ("", ["progress"], {"constant", "cosine", "linear"}),
     "train.optimizers": ("", ["parameters", "rate", "weight_decay"], {"adamw", "adamw_8bit", "paged_adamw_8bit"}),
@@ -597,9 +646,11 @@ def test_a_catalogue_lists_its_entries_and_no_helpers(name: str) -> None:
     assert found == sorted(found)
     assert some <= set(found)
     for entry in found:
-        parameters = inspect.signature(find(f"tunesmith.{name}", entry, function=function)).parameters.values()
+        made = find(f"tunesmith.{name}", entry, function=function)
+        parameters = inspect.signature(made).parameters.values()
         assert [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY] == arguments, entry
-        assert find(f"tunesmith.{name}", entry).__doc__, entry
+        assert made.__doc__, entry
+        assert not function or attribute(f"tunesmith.{name}", entry, "__doc__"), entry  # its page
 
 
 def test_a_folder_is_a_catalogue_of_its_files(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -632,7 +683,7 @@ def test_a_folder_is_a_catalogue_of_its_files(here: Path, monkeypatch: pytest.Mo
     assert caught.value.exit_code == 7
 
 
-SHARE = "Did you mean 'share'? Choose from: count, names, note, share"
+SHARE = "Did you mean 'share'? Choose from: count, names, note, share, way, wish"
 
 
 @pytest.mark.parametrize(
@@ -645,11 +696,22 @@ SHARE = "Did you mean 'share'? Choose from: count, names, note, share"
         ({"count": 1.0}, [("count", "'count' must be int, not 1.0", "")]),
         ({"count": 1, "note": 2}, [("note", "'note' must be str or null, not 2", "")]),
         ({"count": 1, "shaer": 1}, [("shaer", "unknown option 'shaer'", SHARE)]),
+        ({"count": 1, "way": "up", "wish": None}, []),
+        ({"count": 1, "way": "left"}, [("way", "'way' must be one of up, down, not 'left'", "")]),
+        ({"count": 1, "way": None}, [("way", "'way' must be one of up, down, not None", "")]),
+        ({"count": 1, "wish": "left"}, [("wish", "'wish' must be one of up, down, null, not 'left'", "")]),
     ],
 )
 def test_options_are_the_keyword_only_parameters(given: dict[str, Any], expected: list[Wrong]) -> None:
     def entry(
-        rows: object, *, count: int, share: float = 0.5, names: list[str] | str = "", note: str | None = None
+        rows: object,
+        *,
+        count: int,
+        share: float = 0.5,
+        names: list[str] | str = "",
+        note: str | None = None,
+        way: Literal["up", "down"] = "up",
+        wish: Literal["up", "down"] | None = None,
     ) -> None:
         pass
 
@@ -666,8 +728,9 @@ def test_nearest() -> None:
 @pytest.mark.parametrize("metric", entries("tunesmith.evaluate.metrics"))
 def test_primary_may_be_any_score_that_a_metric_gives(metric: str) -> None:
     turns = (Turn("user", "q"), Turn("assistant", "1. a\n2. b"))
-    row = Conversation("id", turns, Origin("f", 1), fields={"expect": "steps"})
-    reply = Reply(**{name: {"text": "1. a\n2. b", "stopped": True}.get(name, 1) for name in Reply.__dataclass_fields__})
+    row = Conversation("id", turns, Origin("f", 1), fields={"expect": "steps", "Experience": "3 years as a baker"})
+    text = "1. I have 3 years of experience.\n2. b"
+    reply = Reply(**{name: {"text": text, "stopped": True}.get(name, 1) for name in Reply.__dataclass_fields__})
     scores: Callable[..., Any] = find("tunesmith.evaluate.metrics", metric)
     names = [score.name for score in scores(View(row, reply, 1.0))]
     assert names

@@ -5,114 +5,34 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from strict_pages import (
+    EVIL,
+    LINE,
+    TOPIC,
+    Page,
+    account,
+    check_foreign_text,
+    check_nothing_is_fetched,
+    check_plots_and_ids,
+    toy_recipe,
+)
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.evaluate.compare import Answered, compare
 from tunesmith.generate.text import Reply
 from tunesmith.recipe import Recipe
 from tunesmith.report import plots
-from tunesmith.report.page import number
-from tunesmith.report.pages_of_run import audit_page, report_page
-
-TOPIC = "<img onerror>"
-MONEY = 'costs $5 & $6 "a\'b"'
-EVIL = f"</pre></code></style><script>alert(1)</script> {MONEY} <b onclick=x> {{{{ 7*7 }}}} --> http://evil.example/x"
-LINE = "two\u2028lines"  # JSON leaves this line separator as it is
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-
-
-class Page(HTMLParser):
-    """Reads a page strictly: every tag must close in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.texts: list[str] = []
-        self.styles: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        (self.styles if self.open and self.open[-1] == "style" else self.texts).append(data)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+from tunesmith.report.page import code, number
+from tunesmith.report.pages_of_run import report_page
 
 
 @pytest.fixture
 def recipe() -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "toy",
-            "about": f"{EVIL}.",
-            "base": {"model": f"{EVIL}/base"},
-            "data": {
-                "source": "rows.jsonl",
-                "format": {"columns": {"group": "topic"}},
-                "checks": ["empty", "too_long"],
-            },
-            "evaluate": {"metrics": ["numbered_steps", "loss", "length", "expected"], "primary": "numbered_steps"},
-        }
-    )
-
-
-def account(**changes: Any) -> dict[str, Any]:
-    finding = {
-        "check": "too_long",
-        "row": "r",
-        "file": EVIL,
-        "line": 3,
-        "unit": "line",
-        "message": EVIL,
-        "proposal": "drop",
-    }
-    return {
-        "read": 1234,
-        "dropped": {"too_long": 1},
-        "not_drawn": 0,
-        "parts": {"train": 1000, "valid": 9, "test": 4, "unseen": 2},
-        "groups": {"train": [TOPIC, MONEY], "valid": [], "test": [TOPIC], "unseen": [f"unseen {TOPIC}"]},
-        "findings": [finding],
-        "profile": {
-            "rows": 3,
-            "prompt_words": [3, 4, 9],
-            "answer_words": [5, 5, 5],
-            "tokens": [30, 41, 1057],
-            "groups": {"": 1, TOPIC: 2, MONEY: 1, "返品 <b>": 3},
-            "prompt_ngrams": [("how do <i>", 4), (EVIL, 2)],
-            "answer_ngrams": [("tap & go", 3)],
-        },
-        **changes,
-    }
-
-
-def audited(recipe: Recipe, **changes: Any) -> str:
-    return audit_page(
-        recipe, account(**changes), [(f"<s>[INST] {EVIL}", False), (f"{EVIL}</s>", True)], "</s>", f"{EVIL}.jinja"
-    )
+    return toy_recipe()
 
 
 ROWS = {
@@ -190,91 +110,16 @@ def reported(recipe: Recipe, tmp_path: Path) -> Callable[..., str]:
     return make
 
 
-@pytest.fixture(params=["audit", "report"])
-def page(request: pytest.FixtureRequest, recipe: Recipe, reported: Callable[..., str]) -> str:
-    return audited(recipe) if request.param == "audit" else reported()
+def test_the_report_holds_foreign_text_as_text(reported: Callable[..., str]) -> None:
+    check_foreign_text(reported())
 
 
-def test_foreign_text_is_text_and_never_markup(page: str) -> None:
-    read = Page(page)
-    names = {name for name, _ in read.tags}
-    assert not names & {"script", "img", "iframe", "object", "embed", "link", "form", "base", "b onclick=x"}
-    assert all(attributes == {} for attributes in read.named("b"))  # ours; the foreign <b onclick> would have one
-    assert not [key for _, attributes in read.tags for key in attributes if key.startswith("on")]
-    assert read.text.count(EVIL) >= 4  # whole, character by character
-    assert TOPIC in read.text
-    assert "<script" not in page and "<img" not in page
+def test_the_report_fetches_nothing(reported: Callable[..., str]) -> None:
+    check_nothing_is_fetched(reported())
 
 
-def test_nothing_is_fetched(page: str) -> None:
-    read = Page(page)
-    places = {"src", "href", "xlink:href", "action", "poster", "srcset", "data", "background", "formaction", "cite"}
-    links = {value for _, attributes in read.tags for key, value in attributes.items() if key in places}
-    assert all(re.fullmatch(r"#\w+|audit\.html", str(link)) for link in links)
-    styles = [*read.styles, *(str(a.get("style") or "") for _, a in read.tags)]
-    assert len(read.styles) > 1
-    assert not [style for style in styles if "@import" in style or "http" in style]
-    urls = [url for _, a in read.tags for value in a.values() for url in re.findall(r"url\((.*?)\)", value or "")]
-    assert urls and all(re.fullmatch(r"#\w+", url) for url in urls)
-    policies = [meta["content"] for meta in read.named("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
-
-
-def test_plots_say_what_they_show_and_ids_are_unique(page: str) -> None:
-    read = Page(page)
-    plotted = read.named("svg")
-    assert len(plotted) >= 2
-    assert all(svg["role"] == "img" and len(svg["aria-label"] or "") > 10 for svg in plotted)
-    ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
-    assert sorted(ids, key=str) == sorted(set(ids), key=str)
-    wanted = {attributes["aria-labelledby"] for attributes in read.named("section")}
-    assert wanted and wanted <= set(ids)
-    used = {(attributes["xlink:href"] or "")[1:] for attributes in read.named("use")}
-    assert used and used <= set(ids)
-
-
-def test_the_audit_page_accounts_for_the_rows(recipe: Recipe) -> None:
-    read = Page(audited(recipe))
-    items = [" ".join(item.split()) for item in re.findall(r"<li>(.*?)</li>", audited(recipe))]
-    assert items == [
-        "<b>1,234</b> rows read",
-        "<b>−1</b> too long",
-        "<b>1,000</b> to learn from",
-        "<b>9</b> to watch the training",
-        "<b>4</b> to test, topics known",
-        "<b>2</b> to test, topics never seen",
-    ]
-    assert "Longest row: 1057 tokens, of 1024 allowed." in read.text
-    assert f"Held out as a whole: unseen {TOPIC}." in read.text
-    assert f"{EVIL} line 3" in read.text
-    (start,) = [n for n, (name, _) in enumerate(read.tags) if name == "mark"]
-    assert read.tags[start - 1][0] == "pre"
-    assert [svg["aria-label"] for svg in read.named("svg")] == [
-        "Histogram of words in the prompt",
-        "Histogram of words in the answer",
-        "Histogram of tokens in the row",
-        "Bars of rows",
-        "Bars of prompts",
-        "Bars of answers",
-    ]
-    assert MONEY in read.text and "返品 <b>" in read.text  # labels of bars too, $ included
-
-
-def test_an_audit_without_groups_findings_or_repeats(recipe: Recipe) -> None:
-    profile = {**account()["profile"], "groups": {"": 3}, "prompt_ngrams": [], "answer_ngrams": []}
-    parts = {"train": 3, "valid": 0, "test": 0, "unseen": 0}
-    groups = {part: [] for part in parts}
-    read = Page(audited(recipe, profile=profile, findings=[], dropped={}, parts=parts, groups=groups))
-    assert len(read.named("svg")) == 3
-    assert "The checks (empty, too long) found nothing." in read.text
-    assert "No row was dropped." in read.text and "never seen" not in read.text
-
-
-def test_more_findings_than_a_page_holds_are_counted(recipe: Recipe) -> None:
-    findings = [{**account()["findings"][0], "line": n, "proposal": "keep"} for n in range(700)]
-    read = Page(audited(recipe, findings=findings))
-    assert "The first 500 of 700; all are in audit.json." in read.text
-    assert len(read.named("tr")) == 501
+def test_the_reports_plots_say_what_they_show(reported: Callable[..., str]) -> None:
+    check_plots_and_ids(reported())
 
 
 def test_the_report_says_what_was_found(reported: Callable[..., str]) -> None:
@@ -322,6 +167,35 @@ def test_a_report_without_held_out_groups_says_so(reported: Callable[..., str]) 
 
 
 @pytest.mark.parametrize(
+    ("leaks", "words"),
+    [
+        (
+            {"prompts": 0, "near_prompts": 0, "threshold": 0.8, "answers": 0},
+            "No training row has the prompt of a held-out row, and none is 80% alike.",
+        ),
+        (
+            {"prompts": 0, "answers": 7},
+            "No training row has the prompt of a held-out row. 7 training rows have the same answer as a held-out row.",
+        ),
+        (
+            {"prompts": 2, "near_prompts": 5, "threshold": 0.8, "answers": 0},
+            "5 training rows have a held-out row's prompt, or nearly: the scores are partly memory.",
+        ),
+    ],
+)
+def test_the_report_tells_of_leaks(reported: Callable[..., str], leaks: dict[str, Any], words: str) -> None:
+    assert words in Page(reported(audit=account(leaks={"held": 4, "pairs": 0, **leaks}))).text
+
+
+def test_a_report_of_a_run_that_counted_no_leaks_is_silent_about_them(reported: Callable[..., str]) -> None:
+    assert "held-out row's prompt" not in Page(reported(audit=account(leaks=None))).text
+
+
+def test_words_between_backticks_are_code_and_nothing_else_is() -> None:
+    assert str(code("write `too_short: {do: <b>}` & go")) == ("write <code>too_short: {do: &lt;b&gt;}</code> &amp; go")
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [
         (None, "–"),
@@ -364,7 +238,7 @@ def test_labels_are_drawn_as_they_stand(label: str, shown: str) -> None:
 
 
 def test_a_plot_is_the_same_each_time() -> None:
-    assert plots.histogram([1, 2, 2], "words") == plots.histogram([1, 2, 2], "words")
+    assert plots.histogram([1, 2, 3], [1, 2], "words") == plots.histogram([1, 2, 3], [1, 2], "words")
     assert plots.curves([(1, 2.0)], [(1, 2.5)], 1) == plots.curves([(1, 2.0)], [(1, 2.5)], 1)
 
 

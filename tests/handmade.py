@@ -1,0 +1,83 @@
+"""Rows made by hand, and the short words that tests of the data room share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.conversation import Conversation, Origin, Turn
+from tunesmith.data.finding import Context, Finding
+from tunesmith.data.load import Loaded, Repairs
+from tunesmith.data.mend import Mend
+from tunesmith.data.opened import open_sources
+from tunesmith.data.table import Table
+from tunesmith.find import find
+from tunesmith.recipe import CHECKS
+
+
+def row(
+    number: int, question: str, answer: str = "an answer", *, group: str = "", system: str = "", **fields: Any
+) -> Conversation:
+    turns = (Turn("system", system),) * bool(system) + (Turn("user", question), Turn("assistant", answer))
+    return Conversation(f"r{number}", turns, Origin("rows.csv", number + 1), group, fields)
+
+
+def talk(number: int, *texts: str) -> Conversation:
+    """A row whose turns are the user's and the assistant's by turns."""
+    turns = tuple(Turn("assistant" if place % 2 else "user", text) for place, text in enumerate(texts))
+    return Conversation(f"r{number}", turns, Origin("rows.csv", number + 1))
+
+
+def many(groups: int = 6, each: int = 10) -> list[Conversation]:
+    """Rows of several groups whose prompts differ in a number alone."""
+    pairs = [(group, number) for group in range(groups) for number in range(each)]
+    return [row(i, f"how {g} {n}", f"so {n}", group=f"g{g}") for i, (g, n) in enumerate(pairs)]
+
+
+def words(each: Conversation) -> int:
+    return sum(len(turn.text.split()) for turn in each.turns)
+
+
+def context(parts: dict[str, str] | None = None, max_tokens: int = 8, **more: Any) -> Context:
+    return Context(words, max_tokens, parts or {}, **more)
+
+
+def look(name: str, rows: Sequence[Conversation], given: Context | None = None, **options: Any) -> list[Finding]:
+    """What one check finds."""
+    return list(find(CHECKS, name, function="look")(rows, given or context(), **options))
+
+
+def spans(findings: Sequence[Finding], rows: Sequence[Conversation]) -> list[tuple[str, str]]:
+    """(row, the words that prove the finding); the excerpt shows exactly these words, if any."""
+    by_id = {each.id: each for each in rows}
+    told = []
+    for finding in findings:
+        text = by_id[finding.row].turns[finding.turn].text
+        assert 0 <= finding.start <= finding.end <= len(text)
+        place = text[finding.start : finding.end]
+        if finding.excerpt and len(place) <= 120:
+            assert f"⟦{place}⟧" in finding.excerpt
+        told.append((finding.row, place))
+    return told
+
+
+def loaded(rows: Sequence[Conversation], folder: Path, broken: Sequence[Finding] = ()) -> Loaded:
+    """The rows as `load` would hand them on."""
+    return Loaded(Table.write(folder / "rows.arrow", rows), list(broken), Repairs(), [])
+
+
+def write(path: Path, rows: Sequence[Any]) -> Path:
+    """JSON lines; a text is written as it stands."""
+    path.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in rows))
+    return path
+
+
+def opened(*files: Path) -> list[Any]:
+    return open_sources([str(file) for file in files], Path())
+
+
+def mended(values: dict[str, Any], answers: Sequence[str] = (), **options: Any) -> Any:
+    """`values` mended; `answers` are the texts that the format took as answers."""
+    return Mend(**{"damage": True, **options}).row(values, [Turn("assistant", text) for text in answers])
