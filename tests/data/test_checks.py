@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -651,3 +652,27 @@ def test_options_reach_the_checks_in_portions(tmp_path: Path) -> None:
     table = Table.write(tmp_path / "t", [row(1, "", "x")])
     wish: dict[str, Any] = {"do": "quarantine"}
     assert [f.proposal for f in look_all(table, [Named("empty", wish)], context(), scopes=("row",))] == ["quarantine"]
+
+
+# --- special tokens ------------------------------------------------------------------------------------------
+
+
+def test_special_tokens_known_and_the_models_own() -> None:
+    rows = [
+        row(1, "how do I pay?", "Tap Pay.<|im_end|>"),
+        row(2, "[INST] how do I pay? [/INST]", "Tap Pay."),
+        row(3, "how do I pay?", "Tap <pay>, a < b, [a] and </span>."),
+        row(4, "how do I pay?", "Tap ⁂stop⁂ Pay."),
+    ]
+    found = look("special_token", rows)
+    assert [
+        (each.row, each.turn, rows[int(each.row[1:]) - 1].turns[each.turn].text[each.start : each.end])
+        for each in found
+    ] == [
+        ("r1", 1, "<|im_end|>"),
+        ("r2", 0, "[INST]"),
+        ("r2", 0, "[/INST]"),
+    ]
+    assert wishes(found) == {"quarantine"}
+    own = replace(context(), specials=re.compile("⁂stop⁂"))
+    assert [each.row for each in look("special_token", rows, own)] == ["r1", "r2", "r2", "r4"]
