@@ -92,6 +92,26 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[tuple[IO[str], Path]]:
+    """A text file that takes its name when the block ends well, and the name it has until then.
+
+    Lines end as they are written. Raises ResourceError when the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk(path):
+        try:
+            with temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+                yield file, temporary
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the block ends well, and goes when it does not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -172,19 +192,8 @@ class Run:
     @contextlib.contextmanager
     def lines(self, name: str) -> Iterator[Callable[[Any], None]]:
         """A function that writes plain values as JSON lines; the file appears when the block ends well."""
-        path = self / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with disk(path):
-            try:
-                with temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
-                    yield lambda value: _line(file, value)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
-                sync_folder(path.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with writing(self / name) as (file, _):
+            yield lambda value: _line(file, value)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Writes plain values, readably."""

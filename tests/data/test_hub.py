@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tunesmith.data.hub import HubSource, parse, read_hub
-from tunesmith.errors import DataError, MissingExtra
+from tunesmith.data.hub import HubSource, parse
+from tunesmith.errors import DataError
 
 FORM = "Write it as hub:owner/name@REVISION?config=NAME&split=NAME; all behind the name may be left out"
 
@@ -59,12 +59,6 @@ def test_sources_that_are_written_otherwise(source: str, what: str) -> None:
         parse(source)
     assert (caught.value.where, caught.value.what) == (source, what)
     assert caught.value.next == ("Did you mean 'split'? Choose from: config, split" if "splt" in source else FORM)
-
-
-def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'tunesmith\[trl\]'"):
-        list(read_hub("hub:tea/recipes"))
 
 
 # --- a cache, and a hub ----------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli import main
 from tunesmith.data.sources import read
 from tunesmith.find import attribute, entries
 from tunesmith.recipe import CHECKS
@@ -34,21 +33,6 @@ ROWS = [
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def call(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """call(words) -> exit code, what was said, what went to stderr."""
-
-    def calling(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tunesmith", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return calling
 
 
 @pytest.fixture

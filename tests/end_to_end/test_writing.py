@@ -4,32 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from tunesmith.cli import main
 from tunesmith.recipe import read_recipe
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """call(words) -> exit code, what was said, what went to stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def calling(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tunesmith", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return calling
 
 
 def test_new_writes_a_recipe_that_reads_and_overwrites_nothing(call: Call, tmp_path: Path) -> None:

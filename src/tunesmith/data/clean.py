@@ -7,7 +7,6 @@ source, and at its end what the file was.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import json
@@ -25,7 +24,7 @@ from tunesmith.data.table import Table
 from tunesmith.errors import DataError
 from tunesmith.find import find
 from tunesmith.recipe import Named
-from tunesmith.run import disk, hash_file
+from tunesmith.run import hash_file, writing
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -56,7 +55,7 @@ def write_clean(
     for source, stem in zip(sources, _stems(sources), strict=True):
         ending = source.kind if source.kind in SEPARATORS else ".jsonl"
         file, diff = out / f"{stem}.cleaned{ending}", out / f"{stem}.cleaned.diff.jsonl"
-        with _writing(file) as (sink, temporary), _writing(diff) as (log, _):
+        with writing(file) as (sink, temporary), writing(diff) as (log, _):
             writer = _Writer(sink, SEPARATORS.get(ending))
             counts = {"kept": 0, "changed": 0, "left_out": 0}
             lines: list[dict[str, Any]] = []
@@ -124,7 +123,7 @@ def undo_clean(diff: Path, out: Path) -> int:
         raise DataError(
             "the cleaned file is gone or was changed", where=str(file), next="Undo needs it as it was written"
         )
-    with _writing(out) as (sink, _):
+    with writing(out) as (sink, _):
         writer = _Writer(sink, SEPARATORS.get(out.suffix))
         count = 0
         for values in _before(file, by_number, total):
@@ -187,20 +186,6 @@ class _Writer:
             quoting=csv.QUOTE_ALL if any("\r" in cell for cell in cells) else csv.QUOTE_MINIMAL,
         )
         writer.writerow(cells)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[tuple[IO[str], Path]]:
-    """A file that takes its name when the block ends well, and the name it has until then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with disk(path):
-        try:
-            with temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="") as sink:
-                yield sink, temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _log(sink: IO[str], lines: list[dict[str, Any]]) -> None:

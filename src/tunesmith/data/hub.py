@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from tunesmith.data.conversation import Origin
 from tunesmith.data.rows import Row
-from tunesmith.errors import DataError, MissingExtra
+from tunesmith.errors import DataError
 from tunesmith.find import nearest
 
 BATCH = 1000  # rows as Python values at once
@@ -81,7 +81,7 @@ def read_hub(source: str) -> Iterator[Row]:
 
     Labels that are kept as numbers come out as their names. Raises DataError when the data set, revision, config or
     split is missing, when the hub wants its terms accepted first, when there is neither a network nor a copy in the
-    cache, and when its files cannot be read; MissingExtra without `datasets`.
+    cache, and when its files cannot be read.
     """
     wanted = parse(source)
     part = _open(wanted)
@@ -134,7 +134,8 @@ def _named(values: dict[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[
 
 
 def _open(source: HubSource) -> _Part:
-    datasets = _datasets(source)
+    import datasets  # here: it takes a second
+
     folder, config = _snapshot(source)
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(CRITICAL)  # what it logs as an error it raises too
@@ -238,18 +239,6 @@ def _fetch(source: HubSource, patterns: list[str]) -> Path:
         raise DataError(what, where=where, next=_ONLINE) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise DataError(f"the hub cannot give it: {_short(error)}", where=where, next="Try again later") from error
-
-
-def _datasets(source: HubSource) -> Any:
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            "data sets from the hub need the package 'datasets', which is not installed",
-            where=str(source),
-            next="pip install 'tunesmith[trl]'",
-        ) from error
-    return datasets
 
 
 @contextmanager
