@@ -17,7 +17,7 @@ from tunesmith.data.privacy import Pseudonyms, find_personal, restore
 from tunesmith.data.privacy_patterns import Span
 from tunesmith.errors import MissingExtra, RecipeError
 from tunesmith.recipe import Data
-from tunesmith.verbs.rows import _mend
+from tunesmith.verbs.reading import mending
 
 TERN = "en_tern"
 
@@ -127,7 +127,7 @@ def test_texts_are_cut_at_blanks_and_nothing_is_lost() -> None:
 def test_a_recipe_hands_the_pipeline_to_the_mender(tmp_path: Path) -> None:
     checks = [{"personal": {"ner": TERN, "names": ["Applicant"]}}]
     data = Data.model_validate({"source": "rows.csv", "pseudonyms": "book.json", "checks": checks})
-    _, mend = _mend(data, tmp_path)
+    _, mend = mending(data, tmp_path)
     assert (mend.ner, list(mend.names)) == (TERN, ["Applicant"])
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tunesmith.data.formats import auto
-from tunesmith.data.recognise import Recognised, guess, recognise
+from tunesmith.data.guess import guess
+from tunesmith.data.recognise import Recognised, recognise
 from tunesmith.errors import DataError
 from tunesmith.find import find
 

@@ -12,7 +12,8 @@ from typing import Any
 from tunesmith.data.conversation import Conversation, Origin, normalise
 from tunesmith.data.defects import Language
 from tunesmith.data.finding import Context, prompt_key
-from tunesmith.data.recognise import Recognised, guess
+from tunesmith.data.guess import guess
+from tunesmith.data.recognise import Recognised
 from tunesmith.errors import DataError
 from tunesmith.find import find
 from tunesmith.recipe import CHECKS

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from tunesmith.data.recognise import REPEATS, Recognised
+from tunesmith.data.guess import REPEATS
+from tunesmith.data.recognise import Recognised
 from tunesmith.draft.bases import BASES, CARD, PACKAGED, RANK, Choice, choose, needs
 from tunesmith.draft.survey import LOOKED_FOR, Survey, percentile, survey, too_many
 from tunesmith.errors import RecipeError, ResourceError

@@ -3,8 +3,10 @@
 A verb that finds its product fresh says so and returns. This is the only place where rooms meet.
 """
 
+from tunesmith.verbs.auditing import Audited, audit, to_audit, undo
 from tunesmith.verbs.comparing import asked, chat, evaluate, report
-from tunesmith.verbs.rows import Audited, Checked, audit, check, prepare, processes, to_audit, undo
+from tunesmith.verbs.reading import processes
+from tunesmith.verbs.rows import Checked, check, prepare
 from tunesmith.verbs.shared import PARTS, Say, open_run
 from tunesmith.verbs.tuning import train
 from tunesmith.verbs.writing import new, synthesize
