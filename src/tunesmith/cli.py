@@ -235,7 +235,9 @@ def main() -> None:
     except MemoryError:
         print("\ntunesmith: memory is full. Close other programs, or choose a smaller base.model.", file=sys.stderr)
         sys.exit(6)
-    except KeyboardInterrupt:
+    except SystemExit as ended:
+        if ended.code != 130:  # what typer makes of Ctrl-C
+            raise
         print("\ntunesmith: stopped. What was finished is kept; the same command goes on.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

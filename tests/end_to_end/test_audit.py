@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tunesmith.data.sources import read
@@ -189,3 +192,24 @@ def test_many_rows_are_looked_at_by_several_processes_as_by_one(table: Path, her
     assert (done.returncode, done.stderr) == (0, "")
     told = [json.loads(line) for line in (here / "audits/large/findings.jsonl").read_text().split("\n") if line]
     assert [each["line"] for each in told] == [n + 1 for n in range(0, 4100, 9)]
+
+
+def test_ctrl_c_ends_every_process_with_one_line(here: Path) -> None:
+    path = here / "many.jsonl"
+    with path.open("w") as sink:
+        for number in range(60_000):
+            words = " ".join(f"word{number * 7 + place}" for place in range(30))
+            sink.write(json.dumps({"prompt": f"What of {number}?", "answer": f"It is {words}."}) + "\n")
+    command = [sys.executable, "-m", "tunesmith.cli", "audit", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        pool: list[psutil.Process] = []
+        while len(pool) < 3 and process.poll() is None:  # two that look and the one that tracks what they share
+            time.sleep(0.05)
+            pool = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in out + err and "tunesmith: stopped." in err
+    assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in pool)
+    assert not list(here.glob("audits/many/*.jsonl"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -61,10 +63,8 @@ def _side_by_side(
     import multiprocessing
 
     shared = replace(context, count_tokens=None, broken=(), parts={})
-    method = multiprocessing.get_context(
-        "spawn"
-    )  # a fork would copy the tokenizer's threads in whatever state they are
-    with ProcessPoolExecutor(processes, mp_context=method) as pool:
+    method = multiprocessing.get_context("spawn")  # a fork would copy the tokenizer's threads as they happen to be
+    with ProcessPoolExecutor(processes, mp_context=method, initializer=_ignore_ctrl_c) as pool, _ended(pool):
         waiting = [
             None if check.name in LOCAL else pool.submit(_whole_at, rows.path, check, shared, rows.places)
             for check in whole
@@ -72,6 +72,24 @@ def _side_by_side(
         yield from _in_order(pool, rows, alone, shared, AHEAD * processes)
         for check, found in zip(whole, waiting, strict=True):  # a check may stand twice, with other options
             yield from _run(check, rows, context) if found is None else found.result()
+
+
+def _ignore_ctrl_c() -> None:
+    """In a process of the pool: the one that started it ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _ended(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Ends the pool's processes at once when the block is left by an error, Ctrl-C or a reader who wants no more."""
+    try:
+        yield
+    except BaseException:
+        members = list((pool._processes or {}).values())  # no public way to them before Python 3.14
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in members:
+            process.terminate()
+        raise
 
 
 def _in_order(pool: Executor, rows: Table, alone: Sequence[Named], context: Context, ahead: int) -> Iterator[Finding]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tunesmith.data.conversation import Conversation
 from tunesmith.data.finding import Context, Finding
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.load import Loaded
@@ -39,18 +42,20 @@ def audit(
 ) -> tuple[Ledger, dict[str, Any]]:
     """Looks at the rows without splitting or dropping any: the ledger, and plain values for the page."""
     ledger = Ledger([check.name for check in checks if _scope(check) != "split"], sink)
-    with ThreadPoolExecutor(1) as beside:  # the profile is counted here while other processes look
-        looking = beside.submit(
-            ledger.enter, look(loaded.rows, checks, context, scopes=("row", "table"), processes=processes)
-        )
-        shape = profile(loaded.rows, context.count_tokens)
-        looking.result()
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as beside:  # the profile is counted in this process while others look
+        shape = beside.submit(profile, _Stoppable(loaded.rows, stop), context.count_tokens)
+        try:
+            ledger.enter(look(loaded.rows, checks, context, scopes=("row", "table"), processes=processes))
+        except BaseException:  # Ctrl-C too: the profile is no longer wanted
+            stop.set()
+            raise
     plain = {
         "read": len(loaded.rows) + len(loaded.broken),
         "unread": len(loaded.broken),
         "kept": sum(ledger.fate(row.id) in ("keep", "repair") for row in loaded.rows),
         **_told(ledger, loaded),
-        "profile": shape,
+        "profile": shape.result(),
     }
     return ledger, plain
 
@@ -80,6 +85,22 @@ def prepare(
         "profile": profile(_all(drawn, rows), context.count_tokens),
     }
     return Prepared(drawn, aside, account)
+
+
+class _Stoppable(Sequence[Conversation]):
+    """Rows that end where they are when `stop` is set."""
+
+    def __init__(self, rows: Table, stop: threading.Event) -> None:
+        self._rows, self._stop = rows, stop
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._rows[place]
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return itertools.takewhile(lambda _: not self._stop.is_set(), self._rows)
 
 
 def _scope(check: Named) -> str:
