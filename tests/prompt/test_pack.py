@@ -105,19 +105,48 @@ def test_every_row_stands_in_one_step_and_steps_are_full(
         assert weight + weights[after[0]] > size  # the next row had no room
 
 
-@given(LENGTHS, st.integers(1, 200))
-def test_micro_batches_hold_each_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
+def cost(parts: list[list[int]], lengths: list[int], overhead: int) -> int:
+    return sum(len(part) * max(lengths[row] for row in part) + overhead for part in parts)
+
+
+def divisions(rows: list[int]) -> list[list[list[int]]]:
+    """Every way to divide rows into parts."""
+    if not rows:
+        return [[]]
+    first, *rest = rows
+    found = []
+    for parts in divisions(rest):
+        found.append([[first], *parts])
+        found += [[*parts[:place], [first, *part], *parts[place + 1 :]] for place, part in enumerate(parts)]
+    return found
+
+
+@given(LENGTHS, st.integers(1, 200), st.integers(0, 50))
+def test_micro_batches_hold_each_row_once_within_the_limit(lengths: list[int], limit: int, overhead: int) -> None:
     rows = list(range(len(lengths)))[::-1]
-    made = micro_batches(rows, lengths, limit)
+    made = micro_batches(rows, lengths, limit, overhead=overhead)
     assert sorted(row for part in made for row in part) == sorted(rows)
     for part in made:
         assert part
         assert len(part) * max(lengths[row] for row in part) <= limit or len(part) == 1
-    assert made == micro_batches(rows[::-1], lengths, limit)  # the rows' order does not matter
+    assert made == micro_batches(rows[::-1], lengths, limit, overhead=overhead)  # the rows' order does not matter
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 120), st.integers(0, 50))
+def test_no_other_division_costs_less(lengths: list[int], limit: int, overhead: int) -> None:
+    made = micro_batches(range(len(lengths)), lengths, limit, overhead=overhead)
+    allowed = [
+        parts
+        for parts in divisions(list(range(len(lengths))))
+        if all(len(part) == 1 or len(part) * max(lengths[row] for row in part) <= limit for part in parts)
+    ]
+    assert cost(made, lengths, overhead) == min(cost(parts, lengths, overhead) for parts in allowed)
 
 
 def test_micro_batches_join_like_lengths() -> None:
     lengths = [9, 2, 9, 3, 2, 100]
-    assert micro_batches([0, 1, 3, 4, 2], lengths, 18) == [[1, 4, 3], [0, 2]]
-    assert micro_batches([5, 1], lengths, 18) == [[1], [5]]  # a row longer than the limit stands alone
-    assert micro_batches([], lengths, 18) == []
+    assert micro_batches([0, 1, 3, 4, 2], lengths, 18, overhead=5) == [[1, 4, 3], [0, 2]]
+    assert micro_batches([5, 1], lengths, 18, overhead=5) == [[1], [5]]  # a row longer than the limit stands alone
+    assert micro_batches([], lengths, 18, overhead=5) == []
+    assert micro_batches([0, 1, 3, 4, 2], lengths, 1000, overhead=1) == [[1, 4], [3], [0, 2]]  # no padding at all
+    assert micro_batches([0, 1, 3, 4, 2], lengths, 1000, overhead=1000) == [[1, 4, 3, 0, 2]]

@@ -80,11 +80,27 @@ def steps(lengths: Sequence[int], batch: str, seed: int, epoch: int) -> list[lis
     return made
 
 
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Splits a step's rows into micro-batches of like lengths with at most `max_tokens` padded tokens each."""
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], max_tokens: int, *, overhead: int) -> list[list[int]]:
+    """Splits a step's rows into the micro-batches that cost least, each of at most `max_tokens` padded tokens.
+
+    A micro-batch costs its padded tokens and `overhead`, what starting it costs in tokens. A row longer than the limit
+    stands alone. Of rows in ascending length an optimal division has neighbours together, so it is found by dynamic
+    programming over the places to cut: n^2 for n rows.
+    """
+    order = sorted(rows, key=lambda row: (lengths[row], row))
+    best = [0.0] + [float("inf")] * len(order)  # the cost of the first n rows
+    cut = [0] * (len(order) + 1)  # and where their last micro-batch begins
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        for start in range(end - 1, -1, -1):
+            padded = (end - start) * longest
+            if padded > max_tokens and start < end - 1:
+                break
+            if best[start] + padded + overhead < best[end]:
+                best[end], cut[end] = best[start] + padded + overhead, start
     made: list[list[int]] = []
-    for index in sorted(rows, key=lambda row: (lengths[row], row)):
-        if not made or (len(made[-1]) + 1) * lengths[index] > max_tokens:
-            made.append([])
-        made[-1].append(index)
-    return made
+    end = len(order)
+    while end:
+        made.append(order[cut[end] : end])
+        end = cut[end]
+    return made[::-1]

@@ -13,7 +13,7 @@ from torch import Tensor
 from tunesmith.errors import Paused, ResourceError, RunError, TrainingDiverged
 from tunesmith.find import find
 from tunesmith.model.adapter import peft_config
-from tunesmith.model.build import add_adapter
+from tunesmith.model.build import Model, add_adapter
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
 from tunesmith.train import checkpoint
@@ -23,6 +23,7 @@ from tunesmith.train.loss import check_head, summed_loss
 from tunesmith.train.rate import factor
 from tunesmith.train.stop import listening
 
+OVERHEAD = {"cpu": 100, "cuda": 3000}  # tokens; measured, see docs/log.md
 SAVE_SECONDS = 120.0  # a kill costs no more than this, however slow the steps are
 
 
@@ -187,7 +188,7 @@ class _Loop:
 
     def _accumulate(self, rows: Sequence[int]) -> tuple[float, int, int]:
         self.model.network.train()
-        parts = pack.micro_batches(rows, self.lengths, self.progress.micro_tokens)
+        parts = pack.micro_batches(rows, self.lengths, self.progress.micro_tokens, overhead=overhead(self.model))
         batches = [self._collate([self.job.train[row] for row in part]) for part in parts]
         learnt = sum(batch.learnt for batch in batches)
         scale = self.progress.scale if self.job.precision == "float16" else 1.0
@@ -288,6 +289,11 @@ class _Loop:
         return pack.collate(examples, self.job.pad)
 
 
+def overhead(model: Model) -> int:
+    """What starting a micro-batch costs, in tokens."""
+    return OVERHEAD[model.device.type]
+
+
 def validation_loss(loop: _Loop) -> float:
     """Mean loss over the validation rows' learnt tokens."""
     total, learnt = 0.0, 0
@@ -302,7 +308,8 @@ def validation_loss(loop: _Loop) -> float:
 def _valid_batches(loop: _Loop) -> Iterator[pack.Batch]:
     valid = loop.job.valid
     lengths = [len(example) for example in valid]
-    for part in pack.micro_batches(range(len(valid)), lengths, max(loop.job.micro_tokens, max(lengths))):
+    limit = max(loop.job.micro_tokens, max(lengths))
+    for part in pack.micro_batches(range(len(valid)), lengths, limit, overhead=overhead(loop.model)):
         yield loop._collate([valid[row] for row in part])
 
 
