@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tunesmith.errors import RunError
-from tunesmith.model.build import Model
+from tunesmith.model.build import Bias, Model, add_adapter
 
 _PREFIX = "base_model.model."
+_AS_THEY_ARE = (".bias", ".lora_magnitude_vector")  # PEFT writes these without ".weight" behind them
+_NOT_READ = ("rank_pattern", "alpha_pattern", "trainable_token_indices", "lora_bias", "layers_to_transform")
 
 
-def peft_config(model: Model, *, rank: int, alpha: float, dropout: float, names: list[str]) -> dict[str, object]:
-    """adapter_config.json for LoRA on the layers `names`."""
+def peft_config(
+    model: Model,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    names: list[str],
+    rs: bool = False,
+    dora: bool = False,
+    train_also: Sequence[str] = (),
+    bias: Bias = "none",
+    doubled: bool = False,
+) -> dict[str, object]:
+    """adapter_config.json for LoRA on the layers `names`.
+
+    `doubled`: PiSSA's start stands beside what was trained, so the rank is twice `rank`, and alpha grows with it so
+    that the scale stays.
+    """
     from peft import LoraConfig
 
+    if doubled:
+        rank, alpha = 2 * rank, alpha * (math.sqrt(2) if rs else 2)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=sorted({name.rsplit(".", 1)[-1] for name in names}),
-        bias="none",
+        target_modules=sorted({_leaf(name) for name in names}),
+        bias=bias,
+        use_rslora=rs,
+        use_dora=dora,
+        modules_to_save=[_leaf(model.outer(which)) for which in train_also] or None,
+        ensure_weight_tying=bool(train_also) and model.tied,
         task_type="CAUSAL_LM",
         fan_in_fan_out=model.transposed,
         base_model_name_or_path=model.weights.name,
@@ -36,12 +62,38 @@ def peft_config(model: Model, *, rank: int, alpha: float, dropout: float, names:
     return dict(sorted(plain.items()))
 
 
+def finished(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The configuration and the tensors of the model's adapter, as `write_adapter` takes them.
+
+    An update that started from a part of the base (PiSSA) becomes a plain one of twice the rank: A over A₀, B beside
+    -B₀, alpha raised so that the scale stays. So the adapter fits the base as it came, and whoever loads it, the
+    comparison included, multiplies by the same numbers that training did.
+    """
+    variant = model.variant
+    if variant is None:
+        raise AssertionError("the model has no adapter")
+    doubled = any(layer.start_A is not None for layer in model.lora.values())
+    config = peft_config(
+        model, rank=variant.rank, alpha=variant.alpha, dropout=variant.dropout, names=list(model.lora),
+        rs=variant.rs, dora=variant.dora, train_also=variant.train_also, bias=variant.bias, doubled=doubled,
+    )  # fmt: skip
+    tensors = {name: value.detach() for name, value in model.trainable().items()}
+    for name, layer in model.lora.items():
+        tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"] = (part.detach() for part in layer.factors())
+    if variant.train_also and model.tied:  # PEFT looks for both
+        tensors[model.outer("head")] = tensors[model.outer("embeddings")]
+    return config, tensors
+
+
 def write_adapter(folder: Path, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors; `tensors` are named layer.lora_A and layer.lora_B."""
+    """Writes adapter_config.json and adapter_model.safetensors, in float32; `tensors` as `finished` gives them."""
     from safetensors.torch import save_file
 
-    named = {f"{_PREFIX}{name}.weight": tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    own = {  # a copy each: safetensors refuses two names for one memory
+        _key(name): tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    save_file(own, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
@@ -58,12 +110,54 @@ def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"the adapter cannot be read: {error}", where=str(folder), next="Train again") from error
-    return config, {name.removeprefix(_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
+    return config, named(tensors)
+
+
+def named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """PEFT's tensors (of its files, or of get_peft_model_state_dict) by the names that are used here."""
+    return {name.removeprefix(_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
+
+
+def attach(model: Model, folder: Path) -> None:
+    """Puts the adapter in `folder` over the base `model`, as its own configuration says, and fills it.
+
+    Raises RunError when it is missing, damaged, of a kind that is not read here, or does not fit the model.
+    """
+    config, tensors = read_adapter(folder)
+    odd = [key for key in _NOT_READ if config.get(key)]
+    if config.get("peft_type") != "LORA" or odd or config.get("init_lora_weights", True) is not True:
+        what = odd[0] if odd else f"{config.get('peft_type')}, {config.get('init_lora_weights')}"
+        raise RunError(f"an adapter of this kind is not read ({what})", where=str(folder), next="Train again")
+    saved = {_leaf(str(name)) for name in _listed(config.get("modules_to_save"))}
+    train_also = [which for which in ("embeddings", "head") if saved and _leaf(model.outer(which)) in saved]
+    if train_also and model.tied:
+        train_also = ["embeddings", "head"]
+    try:
+        rank, alpha, dropout = int(str(config["r"])), float(str(config["lora_alpha"])), config["lora_dropout"]
+        add_adapter(
+            model,
+            rank=rank,
+            alpha=alpha,
+            layers=[str(name) for name in _listed(config["target_modules"])],
+            dropout=float(str(dropout)),
+            seed=0,
+            scaling="rs" if config.get("use_rslora") else "standard",
+            dora=bool(config.get("use_dora")),
+            train_also=train_also,
+            bias=_bias(config.get("bias")),
+        )
+    except (KeyError, ValueError) as error:
+        raise RunError(
+            f"the adapter's configuration is damaged: {error}", where=str(folder), next="Train again"
+        ) from error
+    fill(model, tensors)
 
 
 def fill(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Copies `tensors` into the model's LoRA layers. Raises RunError when a name or a shape does not fit."""
+    """Copies `tensors` into the model's adapter. Raises RunError when a name or a shape does not fit."""
     parameters = model.trainable()
+    if model.whole and model.tied:
+        tensors = {name: tensor for name, tensor in tensors.items() if name != model.outer("head")}
     if parameters.keys() != tensors.keys():
         odd = sorted(parameters.keys() ^ tensors.keys())[0]
         raise RunError(f"the adapter and the model differ at '{odd}'", next="Was it trained on another base?")
@@ -72,3 +166,21 @@ def fill(model: Model, tensors: dict[str, Tensor]) -> None:
             if parameter.shape != tensors[name].shape:
                 raise RunError(f"'{name}' is {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
             parameter.copy_(tensors[name])
+
+
+def _key(name: str) -> str:
+    return f"{_PREFIX}{name}" if name.endswith(_AS_THEY_ARE) else f"{_PREFIX}{name}.weight"
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _bias(value: object) -> Bias:
+    if value in ("none", "lora_only", "all"):
+        return value
+    raise ValueError(f"bias is {value!r}")

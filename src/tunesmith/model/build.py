@@ -8,17 +8,37 @@ import logging as python_logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from tunesmith.errors import ModelError, ResourceError
-from tunesmith.find import nearest
-from tunesmith.model.qlora import FrozenLinear, LoraLinear
+from tunesmith.find import find, nearest
+from tunesmith.model.original import Original
+from tunesmith.model.qlora import FrozenLinear, LoraLinear, Trained, copy_of
+from tunesmith.model.starts import Place, Start
 from tunesmith.model.weights import Weights
+from tunesmith.recipe import Named
 
 Layers = Literal["all"] | list[str]
+Bias = Literal["none", "lora_only", "all"]
+STARTS = "tunesmith.model.starts"
+ZERO = Named("zero", {})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How an adapter was built: what PEFT's configuration needs to know."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    rs: bool = False
+    dora: bool = False
+    train_also: tuple[str, ...] = ()
+    bias: Bias = "none"
 
 
 class Model:
@@ -28,11 +48,28 @@ class Model:
         """`network` is transformers' model; `transposed` says that the family stores its weights in x out (GPT-2)."""
         self.network, self.weights, self.transposed = network, weights, transposed
         self.lora: dict[str, LoraLinear] = {}
+        self.whole: dict[str, Trained] = {}
+        self.variant: Variant | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the inputs belong."""
-        return cast(torch.device, self.network.get_input_embeddings().weight.device)
+        embeddings = self.network.get_input_embeddings()
+        embeddings = embeddings.base if isinstance(embeddings, Trained) else embeddings
+        return cast(torch.device, embeddings.weight.device)
+
+    @property
+    def tied(self) -> bool:
+        """Whether embeddings and head are one matrix."""
+        pair = [self.network.get_input_embeddings(), self.network.get_output_embeddings()]
+        inner, head = (module.base if isinstance(module, Trained) else module for module in pair)
+        return head is not None and inner.weight is head.weight
+
+    def outer(self, which: str) -> str:
+        """The name of the module that is the model's `embeddings` or `head`."""
+        read = self.network.get_input_embeddings if which == "embeddings" else self.network.get_output_embeddings
+        wanted = read()
+        return next(str(name) for name, module in self.network.named_modules() if module is wanted)
 
     def frozen(self) -> dict[str, FrozenLinear]:
         """Frozen layers without a LoRA update around them, by name."""
@@ -48,22 +85,48 @@ class Model:
         return len(layers)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The adapter's parameters by name, in a fixed order."""
-        return {
-            f"{name}.{part}": getattr(layer, part) for name, layer in self.lora.items() for part in ("lora_A", "lora_B")
-        }
+        """Every trained parameter by name, in a fixed order: the updates layer by layer, then what is trained whole.
+
+        Names are PEFT's, without its prefix and without ".weight"; a parameter with two places has one name.
+        """
+        made: dict[str, nn.Parameter] = {}
+        for name, layer in self.lora.items():
+            made |= {f"{name}.lora_A": layer.lora_A, f"{name}.lora_B": layer.lora_B}
+            if layer.lora_magnitude_vector is not None:
+                made[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+            if layer.trained_bias is not None:
+                made[f"{name}.base_layer.bias"] = layer.trained_bias
+        for name, module in self.whole.items():
+            for part, copy in module.copies.items():
+                if not any(copy is other for other in made.values()):
+                    made[name if part == "weight" else f"{name}.{part}"] = copy
+        return made
+
+    def fast_path(self) -> list[str]:
+        """Why this adapter cannot be trained by the fused engine, in words; empty when it can.
+
+        PiSSA, LoftQ, rsLoRA and LoRA+ can: a layer's whole update is `LoraLinear.factors()`, whatever it started from.
+        """
+        variant = self.variant
+        if variant is None:
+            return []
+        found = ["adapter.dropout is above 0"] if variant.dropout else []
+        found += ["adapter.dora takes each weight's norm anew at every step"] if variant.dora else []
+        found += [f"adapter.train_also trains the {which}" for which in variant.train_also]
+        return found + (["adapter.bias trains biases"] if variant.bias != "none" else [])
 
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
         """Inside the block the adapter is off: the same loaded weights answer as the base model."""
-        before = {name: layer.enabled for name, layer in self.lora.items()}
-        for layer in self.lora.values():
+        layers: list[LoraLinear | Trained] = [*self.lora.values(), *self.whole.values()]
+        before = [layer.enabled for layer in layers]
+        for layer in layers:
             layer.enabled = False
         try:
             yield
         finally:
-            for name, layer in self.lora.items():
-                layer.enabled = before[name]
+            for layer, enabled in zip(layers, before, strict=True):
+                layer.enabled = enabled
 
 
 def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
@@ -104,18 +167,126 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     return Model(network, weights, transposed)
 
 
-def add_adapter(model: Model, *, rank: int, alpha: float, layers: Layers, dropout: float, seed: int) -> None:
-    """Puts a LoRA update over the wanted layers; each starts from `seed` and its own name.
+def add_adapter(
+    model: Model,
+    *,
+    rank: int,
+    alpha: float,
+    layers: Layers,
+    dropout: float,
+    seed: int,
+    scaling: Literal["standard", "rs"] = "standard",
+    dora: bool = False,
+    start: Named = ZERO,
+    train_also: Sequence[str] = (),
+    bias: Bias = "none",
+) -> None:
+    """Puts a LoRA update over the wanted layers; each starts as `start` says, from `seed` and its own name.
 
-    Raises ModelError when a name in `layers` fits no layer.
+    See the recipe's section `adapter` for the settings. Raises ModelError when a name in `layers` fits no layer, when
+    only one of tied embeddings and head is to be trained, when there is no bias to train, or when a start cannot be
+    made; RecipeError for a start's wrong options.
     """
     frozen = model.frozen()
-    for name in wanted(frozen, layers):
-        layer = LoraLinear(frozen[name], rank, alpha, dropout)
+    names = wanted(frozen, layers)
+    check_wishes(model, names, train_also, bias)
+    original = Original(model.weights, model.network.base_model_prefix)
+    for name in names:
+        layer = LoraLinear(frozen[name], rank, alpha, dropout, rs=scaling == "rs")
+        begun = begin(start, name, layer.base, rank, layer.scale, seed, original, transposed=model.transposed)
         with torch.no_grad():
-            layer.lora_A.copy_(first_a(name, rank, layer.base.in_features, seed))
+            layer.lora_A.copy_(begun.a)
+            layer.lora_B.copy_(begun.b)
+        if begun.taken:
+            layer.take_from_base()
+        if dora:
+            layer.train_magnitude()
+        if bias != "none" and layer.base.bias is not None:
+            layer.train_bias()
         model.network.set_submodule(name, layer)
         model.lora[name] = layer
+    if bias == "all":
+        _train_biases(model)
+    _train_outer(model, train_also)
+    also = tuple(which for which in ("embeddings", "head") if which in train_also)
+    model.variant = Variant(rank, alpha, dropout, scaling == "rs", dora, also, bias)
+
+
+def begin(
+    start: Named,
+    name: str,
+    layer: FrozenLinear,
+    rank: int,
+    scale: float,
+    seed: int,
+    original: Original,
+    *,
+    transposed: bool,
+) -> Start:
+    """The first A and B of the layer `name`, made by the function of model/starts.py that `start` names.
+
+    Raises what that function raises.
+    """
+    place = Place(
+        name, layer, rank, scale, seed,
+        usual=first_a(name, rank, layer.in_features, seed),
+        original=lambda: original.matrix(name, (layer.out_features, layer.in_features), transposed=transposed),
+    )  # fmt: skip
+    made: Start = find(STARTS, start.name, where="adapter.start")(place, **start.options)
+    return made
+
+
+def check_wishes(model: Model, names: Sequence[str], train_also: Sequence[str], bias: Bias) -> None:
+    """Raises ModelError when `train_also` or `bias` cannot be had of this model, with updates on the layers `names`."""
+    if model.tied and len(set(train_also)) == 1:
+        raise ModelError(
+            f"embeddings and head of this model are one matrix, so the {train_also[0]} cannot be trained alone",
+            where="adapter.train_also",
+            next="Name both: [embeddings, head]",
+        )
+    if "head" in train_also and model.network.get_output_embeddings() is None:
+        raise ModelError("this model has no head", where="adapter.train_also", next="Leave it out")
+    frozen = model.frozen()
+    own = bias == "lora_only" and any(frozen[name].bias is not None for name in names)
+    if bias != "none" and not own and not (bias == "all" and _biases(model)):
+        what = "no layer with an update has a bias" if bias == "lora_only" else "this model has no bias"
+        raise ModelError(f"{what} to train", where="adapter.bias", next="Set it to none")
+
+
+def _biases(model: Model) -> list[str]:
+    """The modules with a bias of their own, but for the frozen layers inside an update."""
+    inside = {layer.base for layer in model.lora.values()}
+    return [
+        name
+        for name, module in model.network.named_modules()
+        if "bias" in module._parameters and module.bias is not None and module not in inside
+    ]
+
+
+def _train_biases(model: Model) -> None:
+    for name in _biases(model):
+        _wrap(model, name, copy_of(model.network.get_submodule(name), ["bias"]))
+
+
+def _train_outer(model: Model, train_also: Sequence[str]) -> None:
+    """Trains embeddings and head whole; tied ones stay one matrix."""
+    tied, shared = model.tied, dict[str, nn.Parameter]()
+    for which in ("embeddings", "head"):
+        if which not in train_also:
+            continue
+        name = model.outer(which)
+        module = model.network.get_submodule(name)
+        before = dict(module.copies.items()) if isinstance(module, Trained) else {}  # its bias, by `bias: all`
+        module = module.base if isinstance(module, Trained) else module
+        copies = copy_of(module, [part for part in ("weight", "bias") if part not in {*before, *shared}])
+        _wrap(model, name, {**before, **shared, **copies})
+        shared = {"weight": model.whole[name].copies["weight"]} if tied else {}
+
+
+def _wrap(model: Model, name: str, copies: dict[str, nn.Parameter]) -> None:
+    module = model.network.get_submodule(name)
+    model.whole[name] = Trained(module.base if isinstance(module, Trained) else module, copies)
+    model.network.set_submodule(name, model.whole[name])
 
 
 def first_a(name: str, rank: int, features_in: int, seed: int) -> torch.Tensor:

@@ -1,17 +1,22 @@
-"""Optimizers by name. Each function takes parameters, peak rate and weight decay, and returns torch's interface."""
+"""Optimizers by name. Each function takes parameters (or groups of them, see groups.py), peak rate and weight decay.
+
+A group's own rate and weight decay come before those given for all. Each returns torch's interface.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from tunesmith.errors import RecipeError
 
+Parameters: TypeAlias = Sequence[torch.nn.Parameter] | Sequence[dict[str, Any]]
+
 
 def adamw(
-    parameters: Sequence[torch.nn.Parameter],
+    parameters: Parameters,
     rate: float,
     weight_decay: float,
     *,
@@ -20,14 +25,14 @@ def adamw(
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
     """AdamW with 32-bit state (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
-    fused = parameters[0].is_cuda
+    fused = _on_card(parameters)
     return torch.optim.AdamW(
         parameters, lr=rate, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused or None
     )
 
 
 def adamw_8bit(
-    parameters: Sequence[torch.nn.Parameter],
+    parameters: Parameters,
     rate: float,
     weight_decay: float,
     *,
@@ -40,7 +45,7 @@ def adamw_8bit(
 
 
 def paged_adamw_8bit(
-    parameters: Sequence[torch.nn.Parameter],
+    parameters: Parameters,
     rate: float,
     weight_decay: float,
     *,
@@ -52,16 +57,21 @@ def paged_adamw_8bit(
 
     Raises RecipeError without a CUDA device.
     """
-    if not parameters[0].is_cuda:
+    if not _on_card(parameters):
         raise RecipeError(
             "paged_adamw_8bit needs a CUDA device", where="train.optimizer", next="Set it to adamw_8bit or adamw"
         )
     return _eight_bit("PagedAdamW8bit", parameters, rate, weight_decay, (beta1, beta2), eps)
 
 
+def _on_card(parameters: Parameters) -> bool:
+    first = parameters[0]
+    return bool((first["params"][0] if isinstance(first, dict) else first).is_cuda)
+
+
 def _eight_bit(
     kind: str,
-    parameters: Sequence[torch.nn.Parameter],
+    parameters: Parameters,
     rate: float,
     weight_decay: float,
     betas: tuple[float, float],
