@@ -1,0 +1,1 @@
+"""Training engines side by side on one machine: python -m benchmarks.training --help."""
