@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tunesmith.memory import Plan
     from tunesmith.recipe import Recipe, read_recipe
     from tunesmith.run import Run
-    from tunesmith.verbs import chat, check, evaluate, open_run, prepare, report, train
+    from tunesmith.verbs import chat, check, evaluate, open_run, plan, prepare, report, train
 
 _HOMES = {
     "Conversation": "tunesmith.data.conversation",
@@ -29,6 +29,7 @@ _HOMES = {
     "check": "tunesmith.verbs",
     "evaluate": "tunesmith.verbs",
     "open_run": "tunesmith.verbs",
+    "plan": "tunesmith.verbs",
     "prepare": "tunesmith.verbs",
     "read_recipe": "tunesmith.recipe",
     "report": "tunesmith.verbs",
@@ -47,6 +48,7 @@ __all__ = [
     "check",
     "evaluate",
     "open_run",
+    "plan",
     "prepare",
     "read_recipe",
     "report",

@@ -140,6 +140,15 @@ def synthesize(
 
 
 @app.command()
+def plan(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
+    """Say what training the prepared rows needs here, how long it takes and why; load and write nothing."""
+    from tunesmith import verbs
+
+    with _opened(name, small, set, runs) as (recipe, folder):
+        verbs.plan(recipe, folder, _say)
+
+
+@app.command()
 def train(
     name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,14 +28,66 @@ class Machine:
     memory_free: int
     precision: str
     why: str
+    eight: bool = False  # whether it multiplies 8-bit floating point numbers with a scale a row
 
     def describe(self) -> dict[str, Any]:
         """Plain values for machine.json."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Speed:
+    """What a device does: FLOP/s of products in its number type and in 8 bits, bytes/s moved, seconds a launch."""
+
+    products: float
+    eight: float
+    bandwidth: float
+    launch: float
+
+
+def measure(machine: Machine) -> Speed:
+    """Times a large product, an 8-bit one where the card has them, and a copy: half a second in all."""
+    import torch
+
+    dtype = getattr(torch, machine.precision)
+    card = machine.device == "cuda"
+    many, inner, out = (2048, 4096, 12288) if card else (512, 1024, 2048)
+    x, w = (torch.randn(rows, inner, device=machine.device).to(dtype) for rows in (many, out))
+    flops = 2.0 * many * inner * out
+    products = flops / _seconds(lambda: x @ w.T, card) * (0.93 if card else 1.0)  # a long run is warmer than a test
+    eight = products
+    if card and machine.eight:
+        left, right = x.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn)
+        scales = torch.ones(many, 1, device="cuda"), torch.ones(1, out, device="cuda")
+        eight = flops / _seconds(
+            lambda: torch._scaled_mm(left, right.T, scale_a=scales[0], scale_b=scales[1], out_dtype=dtype), card
+        )
+    block = torch.empty((256 if card else 64) << 20, dtype=torch.uint8, device=machine.device)
+    other = torch.empty_like(block)
+    bandwidth = 2 * block.numel() / _seconds(lambda: other.copy_(block), card)
+    return Speed(products, eight, bandwidth, 2.5e-6 if card else 5e-6)
+
+
+def _seconds(work: Callable[[], object], card: bool) -> float:
+    import torch
+
+    for _ in range(3):
+        work()
+    times = []
+    for _ in range(5):
+        if card:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(4):
+            work()
+        if card:
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - began) / 4)
+    return sorted(times)[2]
+
+
 def look(precision: str = "auto") -> Machine:
-    """The machine that this process runs on; `precision` is a wish (`auto`, `float32`, `bfloat16`, `float16`).
+    """The machine that this process runs on; `precision` is a wish (`auto`, `float32`, `bfloat16`, `float16`, `fast`).
 
     Raises RecipeError when the wish cannot be honoured here.
     """
@@ -44,7 +98,10 @@ def look(precision: str = "auto") -> Machine:
         properties = torch.cuda.get_device_properties(0)
         has_bf16 = properties.major >= 8  # Ampere and newer multiply bfloat16 on their matrix units
         kind, why = ("bfloat16", "the card has bfloat16 units") if has_bf16 else ("float16", "the card has no bfloat16")
-        device, name = "cuda", properties.name
+        device, name, eight = "cuda", properties.name, properties.major >= 9
+        if precision == "fast" and not eight:
+            advice = "Set it to auto; 8-bit products need an H100, H200 or newer"
+            raise RecipeError(f"{name} has no 8-bit products", where="train.precision", next=advice)
         if precision == "bfloat16" and not has_bf16:
             raise RecipeError(f"{name} has no bfloat16", where="train.precision", next="Set it to auto or float16")
     else:
@@ -52,14 +109,20 @@ def look(precision: str = "auto") -> Machine:
         has_bf16 = _fast_bfloat16()
         kind = "bfloat16" if has_bf16 else "float32"
         why = "the processor has bfloat16 products" if has_bf16 else "the processor has no bfloat16 products"
-        device, name = "cpu", processor()
+        device, name, eight = "cpu", processor(), False
+        if precision == "fast":
+            raise RecipeError(
+                "fast needs a card with 8-bit products", where="train.precision", next="Set it to auto or bfloat16"
+            )
         if precision == "float16":
             raise RecipeError(
                 "float16 is not for training on a processor", where="train.precision", next="Set it to auto"
             )
-    if precision != "auto":
+    if precision == "fast":
+        why = "and frozen products in 8 bits, as the recipe says"
+    elif precision != "auto":
         kind, why = precision, "the recipe says so"
-    return Machine(device, name, cores(), total, free, kind, why)
+    return Machine(device, name, cores(), total, free, kind, why, eight)
 
 
 def cores() -> int:
@@ -86,6 +149,19 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def watch_memory(device: str, budget: int | None) -> Callable[[], int]:
+    """From now on torch takes no more than `budget` bytes of the card; the function returned gives the peak so far."""
+    if device != "cuda":
+        return peak_memory
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    if budget is not None:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total))
+    return torch.cuda.max_memory_allocated
 
 
 def peak_memory() -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine
+from tunesmith.kernels.block import Keep
+from tunesmith.kernels.product import BaseForm
 from tunesmith.model.shape import ModelShape
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # codes, one 8-bit scale for 64, one 32-bit scale for 256 scales
@@ -26,6 +28,12 @@ class Plan:
     recompute: bool
     dense: bool
     why: str
+    forms: tuple[BaseForm, ...] = ()  # of each block's base, where the decoder is fused
+    keeps: tuple[Keep, ...] = ()  # of each block's forward
+    chunk: int = 1024
+    step_seconds: float | None = None
+    total_seconds: float | None = None
+    better: str = ""
 
     @property
     def peak(self) -> int:

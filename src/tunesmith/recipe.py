@@ -82,6 +82,7 @@ Check: TypeAlias = Annotated[Named, *_NAMED, Catalogue(CHECKS, "look")]
 Metric: TypeAlias = Annotated[Named, *_NAMED, Catalogue(METRICS)]
 Schedule: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.schedules")]
 Optimizer: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.optimizers")]
+Start: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.model.starts")]
 Engine: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.engines", "train")]
 
 
@@ -163,9 +164,23 @@ class Adapter(Section):
     """The LoRA adapter."""
 
     rank: int = Field(16, ge=1, le=1024, description="rank of the update")
-    alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank")
+    alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank, or as `scaling` says")
     layers: Literal["all"] | list[str] = Field("all", description="all linear layers of the decoder, or their names")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    scaling: Literal["standard", "rs"] = Field(
+        "standard", description="standard: by alpha / rank; rs: by alpha / sqrt(rank) (rsLoRA), for high ranks"
+    )
+    dora: bool = Field(False, description="train the size of each output's weights apart (DoRA); slower")
+    start: Start = Field(
+        _name("zero"), description="where the update starts: zero, pissa (principal part) or loftq (NF4's error)"
+    )
+    rate_ratio: float = Field(1.0, gt=0, le=1024, description="learning rate of B over that of A (LoRA+); 1: the same")
+    train_also: list[Literal["embeddings", "head"]] = Field(
+        [], description="trained whole beside the adapter: embeddings, head; tied ones are named together"
+    )
+    bias: Literal["none", "lora_only", "all"] = Field(
+        "none", description="trained biases: none, those of layers with an update, or all of the model"
+    )
 
 
 class Train(Section):
@@ -188,8 +203,9 @@ class Train(Section):
     )
     keep: int = Field(2, ge=1, description="newest checkpoints kept beside the best")
     patience: int | None = Field(None, ge=1, description="stop after so many validations without a better loss")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="number type of the products; auto takes what the machine does fast"
+    precision: Literal["auto", "float32", "bfloat16", "float16", "fast"] = Field(
+        "auto",
+        description="number type of the products; auto: what the machine does fast; fast: frozen products in 8 bits",
     )
     memory: str = Field("auto", pattern=r"^(auto|\d+(\.\d+)?\s?[MG]i?B)$", description="auto, or a budget such as 6GB")
     recompute: Literal["auto", "yes", "no"] = Field("auto", description="recompute activations to save memory")
@@ -526,4 +542,24 @@ def _check_sense(recipe: Recipe, path: Path, places: Places) -> list[TunesmithEr
         where = _place(("evaluate", "primary"), path, places)
         measured = f"Measured: {', '.join(names)}"
         wrong.append(RecipeError(f"'{recipe.evaluate.primary}' is not measured", where=where, next=measured))
+    return [*wrong, *_check_adapter(recipe, path, places)]
+
+
+def _check_adapter(recipe: Recipe, path: Path, places: Places) -> list[TunesmithError]:
+    wrong: list[TunesmithError] = []
+    adapter = recipe.adapter
+    if adapter.start.name == "loftq" and recipe.base.bits != 4:
+        where = _place(("adapter", "start"), path, places)
+        advice = "Set base.bits to 4, or start to zero or pissa"
+        wrong.append(
+            RecipeError("loftq answers the error of 4 bits, which this base has not", where=where, next=advice)
+        )
+    iterations = adapter.start.options.get("iterations")
+    if isinstance(iterations, int) and iterations < 0:
+        where = _place(("adapter", "start", adapter.start.name, "iterations"), path, places)
+        wrong.append(RecipeError("'iterations' must be 0 or more", where=where, next="Or null, for the exact SVD"))
+    twice = [name for name in ("embeddings", "head") if adapter.train_also.count(name) > 1]
+    if twice:
+        where = _place(("adapter", "train_also"), path, places)
+        wrong.append(RecipeError(f"'{twice[0]}' is named twice", where=where, next="Name it once"))
     return wrong

@@ -28,8 +28,10 @@ ROOMS = [  # in the data's order; a room imports from itself and from the rooms 
     "claims",
     "data",
     "prompt",
+    "kernels",
     "model",
     "memory",
+    "fit",
     "draft",
     "train",
     "generate",
@@ -39,7 +41,8 @@ ROOMS = [  # in the data's order; a room imports from itself and from the rooms 
     "cli",
 ]
 HEAVY = {  # package -> the only places that may import it
-    "bitsandbytes": {"model", "train/optimizers"},
+    "bitsandbytes": {"kernels/nf4", "model", "train/optimizers"},
+    "triton": {"kernels/triton_parts"},
     "trl": {"train/engines/trl"},
     "datasets": {"train/engines/trl", "data/hub"},
     "peft": {"model", "train/engines/trl"},

@@ -53,7 +53,7 @@ def _shape(
     queries, keys = heads[0] * heads[2], heads[1] * heads[2]
     attention = (hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)
     linears = (*attention, (hidden, inner), (hidden, inner), (inner, hidden))
-    return ModelShape(family, layers, hidden, inner, queries, keys, vocabulary, tied, context, linears)
+    return ModelShape(family, layers, hidden, inner, queries, keys, heads[2], vocabulary, tied, context, linears)
 
 
 # The numbers stand in each model's config.json on the hub; from the smallest to the largest. The unsloth names are

@@ -19,10 +19,20 @@ class ModelShape:
     intermediate: int
     queries: int  # width of all query heads together
     keys: int  # width of all key heads together
+    head: int  # width of one head
     vocabulary: int
     tied: bool
     context: int
     linears: tuple[tuple[int, int], ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The last parts of the linear layers' names, in the order of `linears`."""
+        if self.family == "gpt2":
+            return "c_attn", "c_proj", "c_fc", "c_proj"
+        if self.family == "phi3":
+            return "qkv_proj", "o_proj", "gate_up_proj", "down_proj"
+        return "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
 
     @property
     def linear(self) -> int:
@@ -65,6 +75,7 @@ def read_shape(folder: Path, name: str) -> ModelShape:
         intermediate=intermediate,
         queries=queries,
         keys=keys,
+        head=int(head),
         vocabulary=take("vocab_size"),
         tied=bool(config.get("tie_word_embeddings", family in ("gpt2", "gemma", "gemma2", "gemma3_text"))),
         context=take("max_position_embeddings", "n_positions", "n_ctx"),

@@ -44,6 +44,126 @@ def collate(examples: Sequence[Example], pad: int, *, multiple: int = 1) -> Batc
     return Batch(ids, mask, labels)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Examples one behind the other in one flat row, none of them seeing another.
+
+    `places` count from 0 in each example; `starts` are where the examples begin, and the row's length; `chosen` are the
+    tokens whose successor is learnt, `targets` those successors. Padding stands at the end as examples that learn
+    nothing; a padded `chosen` has the target -100.
+    """
+
+    ids: list[int]
+    places: list[int]
+    starts: list[int]
+    chosen: list[int]
+    targets: list[int]
+    tokens: int  # that are not padding
+
+    @property
+    def learnt(self) -> int:
+        """Tokens that the loss is taken on."""
+        return sum(target != IGNORED for target in self.targets)
+
+
+def packed(examples: Sequence[Example], pad: int, *, size: Size | None = None) -> Packed:
+    """`examples` in one flat row; with a `size`, padded to it."""
+    ids: list[int] = []
+    places: list[int] = []
+    starts, chosen, targets = [0], [], []
+    for example in examples:
+        first = len(ids)
+        ids += example.ids
+        places += range(len(example))
+        starts.append(len(ids))
+        wanted = [place for place in range(1, len(example)) if example.learnt[place]]
+        chosen += [first + place - 1 for place in wanted]
+        targets += [example.ids[place] for place in wanted]
+    tokens = len(ids)
+    if size is not None:
+        while len(ids) < size.tokens:
+            gap = min(size.longest, size.tokens - len(ids))
+            ids += [pad] * gap
+            places += range(gap)
+            starts.append(len(ids))
+        starts += [len(ids)] * (size.examples + 1 - len(starts))
+        gap = size.learnt - len(chosen)
+        chosen, targets = chosen + [0] * gap, targets + [IGNORED] * gap
+        if (len(ids), len(starts), len(chosen)) != (size.tokens, size.examples + 1, size.learnt):
+            raise AssertionError("a micro-batch is larger than its size")
+    return Packed(ids, places, starts, chosen, targets, tokens)
+
+
+@dataclass(frozen=True)
+class Size:
+    """The constant shape of packed micro-batches: tokens, examples (padding's too), learnt tokens, longest example."""
+
+    tokens: int
+    examples: int
+    learnt: int
+    longest: int
+
+    def holds(self, packed: Packed) -> bool:
+        """Whether `packed`, made without padding, fits."""
+        gaps = -(-(self.tokens - packed.tokens) // self.longest) if packed.tokens <= self.tokens else 0
+        examples = len(packed.starts) - 1 + gaps
+        return packed.tokens <= self.tokens and examples <= self.examples and len(packed.chosen) <= self.learnt
+
+
+def sizes(shapes: Sequence[tuple[int, int, int]], longest: int, many: int, *, step: int = 64) -> list[Size]:
+    """At most `many` sizes, ascending, that hold micro-batches of the given (tokens, examples, learnt tokens).
+
+    They are chosen so that all micro-batches together have the least padding: of token counts in ascending order each
+    size takes neighbours, so the division is found by dynamic programming over counts rounded up to `step`.
+    """
+    held: dict[int, list[tuple[int, int, int]]] = {}
+    for shape in shapes:
+        held.setdefault(-(-shape[0] // step) * step, []).append(shape)
+    tops = sorted(held)
+    weight = [len(held[top]) for top in tops]
+    best = [[0.0] * (len(tops) + 1)] + [[float("inf")] * (len(tops) + 1) for _ in range(many)]
+    best[0][1:] = [float("inf")] * len(tops)
+    cut = [[0] * (len(tops) + 1) for _ in range(many + 1)]
+    for count in range(1, many + 1):
+        for end in range(1, len(tops) + 1):
+            rows = 0
+            for start in range(end - 1, -1, -1):
+                rows += weight[start]
+                cost = best[count - 1][start] + rows * tops[end - 1]
+                if cost < best[count][end]:
+                    best[count][end], cut[count][end] = cost, start
+    count = min(range(1, many + 1), key=lambda each: (best[each][-1], each))
+    made, end = [], len(tops)
+    while end:
+        start = cut[count][end]
+        inside = [shape for top in tops[start:end] for shape in held[top]]
+        tokens = tops[end - 1]
+        gaps = -(-(tokens - min(shape[0] for shape in inside)) // longest)
+        learnt = max(shape[2] for shape in inside)
+        made.append(Size(tokens, max(shape[1] for shape in inside) + gaps, -(-learnt // step) * step, longest))
+        end, count = start, count - 1
+    return made[::-1]
+
+
+def bins(rows: Sequence[int], lengths: Sequence[int], room: int) -> list[list[int]]:
+    """A step's rows in micro-batches of at most `room` tokens, best fit, longest first (at most 11/9 of the fewest + 1,
+    Johnson 1973). A row longer than `room` stands alone. Rows keep their order within a micro-batch.
+    """
+    made: list[list[int]] = []
+    left: list[int] = []
+    for row in sorted(rows, key=lambda row: (-lengths[row], row)):
+        fits = [index for index, gap in enumerate(left) if gap >= lengths[row]]
+        if fits:
+            place = min(fits, key=lambda index: (left[index], index))
+            made[place].append(row)
+            left[place] -= lengths[row]
+        else:
+            made.append([row])
+            left.append(room - lengths[row])
+    order = {row: place for place, row in enumerate(rows)}
+    return [sorted(each, key=order.__getitem__) for each in made]
+
+
 def check_batch(batch: Batch, stop: int) -> None:
     """Refuses a batch in which padding is learnt or an answer's stop token is not.
 

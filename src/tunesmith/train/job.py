@@ -7,10 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunesmith.kernels.block import Keep
+from tunesmith.kernels.product import BaseForm
 from tunesmith.model.build import Model
 from tunesmith.prompt.tokens import Example
 from tunesmith.recipe import Adapter, Train
 from tunesmith.train.journal import Watcher
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the fused decoder stands in memory: of each block the base's form and what is kept of its forward.
+
+    `chunk` is the number of learnt tokens whose logits exist at one time. Empty `forms`: it is not fused.
+    """
+
+    forms: tuple[BaseForm, ...] = ()
+    keeps: tuple[Keep, ...] = ()
+    chunk: int = 1024
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,7 @@ class Job:
     folder: Path
     fingerprint: str
     watcher: Watcher | None = None
+    layout: Layout = Layout()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A verb that finds its product fresh says so and returns. This is the only place 
 
 from tunesmith.verbs.auditing import Audited, audit, to_audit, undo
 from tunesmith.verbs.comparing import asked, chat, evaluate, report
+from tunesmith.verbs.planning import plan
 from tunesmith.verbs.reading import processes
 from tunesmith.verbs.rows import Checked, check, prepare
 from tunesmith.verbs.shared import PARTS, Say, open_run
@@ -23,6 +24,7 @@ __all__ = [
     "evaluate",
     "new",
     "open_run",
+    "plan",
     "prepare",
     "processes",
     "report",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.conversation import read_rows
 from tunesmith.errors import DataError, RunError
 from tunesmith.find import find
 from tunesmith.model.weights import Weights
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, hash_plain
-from tunesmith.verbs.shared import Say, load_template_of, load_weights, silent
+from tunesmith.verbs.planning import describe, set_up
+from tunesmith.verbs.shared import Say, load_weights, silent
+
+CHECKPOINTS = 2  # how a checkpoint is written; one of another kind is not read
 
 
 def train(
@@ -74,43 +76,21 @@ def _train(
     say: Say,
     watch: Callable[[dict[str, Any]], None] | None,
 ) -> Path:
-    import torch
-
-    from tunesmith.hardware import look, peak_memory, versions
-    from tunesmith.memory import plan, show_bytes
+    from tunesmith.hardware import versions, watch_memory
     from tunesmith.model.adapter import write_adapter
     from tunesmith.model.build import load
-    from tunesmith.model.shape import read_shape
     from tunesmith.prompt import pack
-    from tunesmith.prompt.tokens import encode
     from tunesmith.run import new_folder
-    from tunesmith.train.job import Job
+    from tunesmith.train.job import Job, Layout
 
     began = time.time()
-    machine = look(recipe.train.precision)
+    setup = set_up(recipe, run, weights)
+    machine, template, examples, made = setup.machine, setup.template, setup.examples, setup.plan
     run.write_json("machine.json", {**machine.describe(), "versions": versions()})
-    template = load_template_of(recipe, weights)
-    examples = {
-        part: [encode(row, template, recipe.prompt.learn) for row in read_rows(run / f"data/{part}.jsonl")]
-        for part in ("train", "valid")
-    }
     pack.check_batch(pack.collate(examples["train"][:2], template.tokenizer.pad_token_id), examples["train"][0].stop)
-    lengths = list(map(len, examples["train"] + examples["valid"]))
-    made = plan(
-        read_shape(weights.folder, weights.name),
-        machine,
-        bits=recipe.base.bits,
-        rank=recipe.adapter.rank,
-        optimizer=recipe.train.optimizer.name,
-        longest=max(lengths),
-        step_tokens=_step_tokens(recipe.train.batch, lengths),
-        memory=recipe.train.memory,
-        recompute=recipe.train.recompute,
-    )
-    say(
-        f"train: {machine.name}, {machine.precision} ({machine.why}); about {show_bytes(made.peak)} of "
-        f"{show_bytes(made.budget)}, micro-batches of {made.micro_tokens} tokens"
-    )
+    for line in describe(setup):
+        say(f"train: {line}")
+    measure = watch_memory(machine.device, made.budget if recipe.train.memory != "auto" else None)
     model = load(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
     if made.dense:
         model.keep_dense()
@@ -127,17 +107,16 @@ def _train(
         recompute=made.recompute,
         precision=machine.precision,
         folder=run.path,
-        fingerprint=hash_plain([dict(made_from), machine.precision]),
+        fingerprint=hash_plain([dict(made_from), machine.precision, CHECKPOINTS]),
         watcher=watch,
+        layout=Layout(made.forms, made.keeps, made.chunk),
     )
     engine = find("tunesmith.train.engines", recipe.train.engine.name, function="train", where="train.engine")
-    if machine.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     outcome = engine(job, **recipe.train.engine.options)
     with new_folder(run / "adapter") as folder:
         write_adapter(folder, outcome.config, outcome.tensors)
-    measured = torch.cuda.max_memory_allocated() if machine.device == "cuda" else peak_memory()
-    run.write_json("plan.json", {**made.describe(), "measured": measured})
+    per_step = outcome.summary["seconds"] / outcome.summary["steps"] if outcome.summary.get("seconds") else None
+    run.write_json("plan.json", {**made.describe(), "measured": measure(), "measured_step_seconds": per_step})
     seconds = round(time.time() - began, 1)
     run.seal("train", made_from, ["adapter"], seconds=seconds, summary=outcome.summary, weights=weights.fingerprint)
     say(f"train: {outcome.summary['steps']} steps in {seconds:.0f} s. The adapter is {run / 'adapter'}")
@@ -153,8 +132,3 @@ def _set_aside(run: Run, say: Say) -> None:
     for product in ("train", "evaluate", "report"):
         (run / f".seals/{product}.json").unlink(missing_ok=True)
     say(f"train: the old adapter and scores are now in {aside}")
-
-
-def _step_tokens(batch: str, lengths: Sequence[int]) -> int:
-    size, unit = batch.split()
-    return int(size) if unit == "tokens" else int(size) * max(lengths)

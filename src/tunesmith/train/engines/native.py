@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from tunesmith.errors import Paused, ResourceError, RunError, TrainingDiverged
+from tunesmith.errors import Paused, RunError, TrainingDiverged
 from tunesmith.find import find
-from tunesmith.model.adapter import peft_config
-from tunesmith.model.build import Model, add_adapter
+from tunesmith.model.adapter import finished
+from tunesmith.model.build import add_adapter
+from tunesmith.model.fuse import reasons
 from tunesmith.prompt import pack
-from tunesmith.prompt.tokens import Example
-from tunesmith.train import checkpoint
+from tunesmith.train import by_autograd, by_hand, checkpoint
+from tunesmith.train.groups import groups
 from tunesmith.train.job import Job, Outcome
 from tunesmith.train.journal import Journal, opened
-from tunesmith.train.loss import check_head, summed_loss
+from tunesmith.train.loss import check_head
 from tunesmith.train.rate import factor
 from tunesmith.train.stop import listening
 
-OVERHEAD = {"cpu": 100, "cuda": 3000}  # tokens; measured, see docs/log.md
+Gradients: TypeAlias = by_autograd.Gradients | by_hand.Gradients
 SAVE_SECONDS = 120.0  # a kill costs no more than this, however slow the steps are
 
 
@@ -62,24 +64,29 @@ class _Loop:
             layers=adapter.layers,
             dropout=adapter.dropout,
             seed=job.seed,
+            scaling=adapter.scaling,
+            dora=adapter.dora,
+            start=adapter.start,
+            train_also=adapter.train_also,
+            bias=adapter.bias,
         )
-        if job.recompute:
-            job.model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            job.model.network.enable_input_require_grads()
         self.parameters = job.model.trainable()
+        fused = bool(job.layout.forms) and not reasons(job.model)
+        self.gradients: Gradients = (by_hand if fused else by_autograd).Gradients(job, job.micro_tokens)
+        trained = self.gradients.trained
         make = find("tunesmith.train.optimizers", self.settings.optimizer.name)
         self.optimizer: torch.optim.Optimizer = make(
-            list(self.parameters.values()),
+            groups(trained, self.settings.learning_rate, job.adapter.rate_ratio),
             self.settings.learning_rate,
             self.settings.weight_decay,
             **self.settings.optimizer.options,
         )
+        self.peaks = [group["peak"] for group in self.optimizer.param_groups]
         self.schedule = find("tunesmith.train.schedules", self.settings.schedule.name)
-        self.lengths = [len(example) for example in job.train]
         self.plan = [
             rows
             for epoch in range(self.settings.epochs)
-            for rows in pack.steps(self.lengths, self.settings.batch, job.seed, epoch)
+            for rows in pack.steps([len(example) for example in job.train], self.settings.batch, job.seed, epoch)
         ]
         self.progress = Progress(micro_tokens=job.micro_tokens)
         self.saved = time.monotonic()
@@ -96,6 +103,7 @@ class _Loop:
             from_step=self.progress.step,
         ) as journal:
             self._begin(journal, damaged)
+            self._prepare(journal)
             with listening() as wish:
                 while not self.progress.ended:
                     self._step(journal)
@@ -119,18 +127,27 @@ class _Loop:
         if self.progress.step:
             journal.tell("resume", self.progress.step, **total)
             return
-        check_head(self.model, self._collate(self.job.train[:1]))
+        check_head(self.model, pack.collate(self.job.train[:1], self.job.pad))
         journal.tell(
             "start", 0, **total, rows=len(self.job.train), trained=sum(p.numel() for p in self.parameters.values())
         )
         self._validate(journal)
 
+    def _prepare(self, journal: Journal) -> None:
+        """Records the steps still to come, where the gradients are made by graphs."""
+        while isinstance(self.gradients, by_hand.Gradients) and not self.progress.ended:
+            try:
+                return self.gradients.prepare(self.plan[self.progress.step :])
+            except torch.OutOfMemoryError:
+                self._shrink([], journal)
+
     def _step(self, journal: Journal) -> None:
         began = time.perf_counter()
         progress, rows = self.progress, self.plan[self.progress.step]
-        rate = self.settings.learning_rate * factor(progress.step, len(self.plan), self.settings.warmup, self.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = factor(progress.step, len(self.plan), self.settings.warmup, self.schedule)
+        rate = self.settings.learning_rate * share
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * share
         loss, tokens, learnt = self._gradients(rows, journal)
         norm = self._clip()
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -145,7 +162,8 @@ class _Loop:
                 )
         else:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            self.gradients.updated()
+        self.gradients.clear()
         progress.step += 1
         progress.tokens += tokens
         seconds = time.perf_counter() - began
@@ -167,44 +185,25 @@ class _Loop:
 
     def _gradients(self, rows: Sequence[int], journal: Journal) -> tuple[float, int, int]:
         """Leaves the gradient of the mean loss over the step's learnt tokens, whatever the micro-batches are."""
+        scale = self.progress.scale if self.job.precision == "float16" else 1.0
         while True:
             try:
-                return self._accumulate(rows)
-            except torch.OutOfMemoryError as error:
-                self.optimizer.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                longest = max(self.lengths[row] for row in rows)
-                if self.progress.micro_tokens <= longest:
-                    raise ResourceError(
-                        f"a row of {longest} tokens does not fit into the card's memory",
-                        where=str(self.job.folder),
-                        next="Set train.recompute to yes, lower prompt.max_tokens, or choose a smaller base.model",
-                    ) from error
-                self.progress.micro_tokens = max(longest, self.progress.micro_tokens // 2)
-                text = (
-                    f"out of memory: micro-batches now hold {self.progress.micro_tokens} tokens, the step is the same"
-                )
-                journal.tell("note", self.progress.step, text=text)
+                return self.gradients.step(rows, scale)
+            except torch.OutOfMemoryError:
+                self._shrink(rows, journal)
 
-    def _accumulate(self, rows: Sequence[int]) -> tuple[float, int, int]:
-        self.model.network.train()
-        parts = pack.micro_batches(rows, self.lengths, self.progress.micro_tokens, overhead=overhead(self.model))
-        batches = [self._collate([self.job.train[row] for row in part]) for part in parts]
-        learnt = sum(batch.learnt for batch in batches)
-        scale = self.progress.scale if self.job.precision == "float16" else 1.0
-        loss = 0.0
-        for batch in batches:
-            summed = summed_loss(self.model, batch) / learnt
-            (summed * scale).backward()  # type: ignore[no-untyped-call]
-            loss += summed.item()
-        return loss, sum(batch.tokens for batch in batches), learnt
+    def _shrink(self, rows: Sequence[int], journal: Journal) -> None:
+        self.progress.micro_tokens = self.gradients.shrink(rows)
+        text = f"out of memory: micro-batches now hold {self.progress.micro_tokens} tokens, the step is the same"
+        journal.tell("note", self.progress.step, text=text)
 
     def _clip(self) -> float:
+        trained = list(self.gradients.trained.values())
         if self.job.precision == "float16":
-            for parameter in self.parameters.values():
+            for parameter in trained:
                 if parameter.grad is not None:
                     parameter.grad /= self.progress.scale
-        return float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip))
+        return float(torch.nn.utils.clip_grad_norm_(trained, self.settings.clip))
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
@@ -220,7 +219,7 @@ class _Loop:
         if not self.job.valid:
             progress.best_step = progress.step
             return
-        loss = validation_loss(self)
+        loss = self.gradients.validation()
         journal.tell("valid", progress.step, loss=loss)
         if not progress.step:
             return  # the base's own loss is where the curve starts, not a candidate
@@ -259,6 +258,9 @@ class _Loop:
         checkpoint.unpack_optimizer(self.optimizer, found.tensors, found.state["optimizer"])
         checkpoint.set_random_state(found.tensors)
         self.progress = Progress(**found.state["progress"])
+        self.progress.micro_tokens = min(self.progress.micro_tokens, self.job.micro_tokens)
+        self.gradients.micro_tokens = self.progress.micro_tokens
+        self.gradients.updated()
         return damaged
 
     def _end(self, journal: Journal) -> Outcome:
@@ -268,13 +270,8 @@ class _Loop:
             if best is None:
                 raise RunError(f"the best checkpoint ({progress.best_step}) is damaged", where=str(self.folder))
             _fill(self.parameters, best.tensors)
-        config = peft_config(
-            self.model,
-            rank=self.job.adapter.rank,
-            alpha=self.job.adapter.alpha,
-            dropout=self.job.adapter.dropout,
-            names=list(self.model.lora),
-        )
+            self.gradients.updated()
+        config, tensors = finished(self.model)
         summary = {
             "steps": progress.step,
             "best_step": progress.best_step,
@@ -283,34 +280,7 @@ class _Loop:
             "seconds": round(progress.seconds, 1),
         }
         journal.tell("end", progress.step, **summary)
-        return Outcome({name: value.data for name, value in self.parameters.items()}, config, summary)
-
-    def _collate(self, examples: Sequence[Example]) -> pack.Batch:
-        return pack.collate(examples, self.job.pad)
-
-
-def overhead(model: Model) -> int:
-    """What starting a micro-batch costs, in tokens."""
-    return OVERHEAD[model.device.type]
-
-
-def validation_loss(loop: _Loop) -> float:
-    """Mean loss over the validation rows' learnt tokens."""
-    total, learnt = 0.0, 0
-    loop.model.network.eval()
-    with torch.no_grad():
-        for batch in _valid_batches(loop):
-            total += summed_loss(loop.model, batch).item()
-            learnt += batch.learnt
-    return total / learnt
-
-
-def _valid_batches(loop: _Loop) -> Iterator[pack.Batch]:
-    valid = loop.job.valid
-    lengths = [len(example) for example in valid]
-    limit = max(loop.job.micro_tokens, max(lengths))
-    for part in pack.micro_batches(range(len(valid)), lengths, limit, overhead=overhead(loop.model)):
-        yield loop._collate([valid[row] for row in part])
+        return Outcome(dict(tensors), config, summary)
 
 
 def _fill(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:

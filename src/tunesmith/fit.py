@@ -1,0 +1,337 @@
+"""How the fused decoder is laid out in a budget: which base forms, what is kept, which micro-batch; how long it takes.
+
+Bytes are counted as the fused step allocates them (kernels/block_cuda.py); seconds are products over the measured rate,
+passes over memory over the measured bandwidth, and launches. docs/performance.md shows both beside what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from tunesmith.errors import ResourceError
+from tunesmith.hardware import Machine, Speed
+from tunesmith.kernels.block import Keep
+from tunesmith.kernels.product import BaseForm
+from tunesmith.memory import NF4_BYTES, OPTIMIZER_BYTES, SHARE, Plan, parse_bytes, show_bytes
+from tunesmith.model.shape import ModelShape
+
+CHUNK = 1024  # learnt tokens whose logits exist at one time
+WORKSPACE = 96 << 20  # of cuBLAS, on the streams that are used
+CAPTURES = 1 / 64  # of everything: what a graph's blocks lose to rounding
+LAUNCH = 2.5e-6  # seconds a kernel, launched from a graph on an H200
+KERNELS = 50  # of a block, both directions
+TRAFFIC = 13  # passes over what a block keeps, beside its products; fitted to profiles on an H200 (docs/log.md)
+ATTENTION = 0.17  # of the products' rate that torch's flash attention reaches at 512 tokens
+DEQUANTISE = 0.68  # of the bandwidth
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be trained: tokens of the largest and of the mean step, the longest row, steps, share learnt."""
+
+    largest_step: int
+    mean_step: float
+    longest: int
+    steps: int
+    learnt: float = 1.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The settings that bytes and seconds depend on. `layers` as in the recipe's adapter section."""
+
+    bits: int
+    rank: int
+    layers: str | tuple[str, ...]
+    optimizer: str
+    fast: bool = False
+    recompute: str = "auto"
+
+
+def fit(shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wish, memory: str) -> Plan:
+    """The fastest layout that fits. Raises ResourceError when none does."""
+    budget = parse_bytes(memory) if memory != "auto" else int(machine.memory_free * SHARE)
+    count = _Count(shape, machine, speed, work, wish)
+    found = [made for tokens in _sizes(work) if (made := count.best(tokens, budget)) is not None]
+    if not found:
+        need = count.least(min(_sizes(work)))
+        raise ResourceError(
+            f"training needs about {show_bytes(need)} and {show_bytes(budget)} may be used",
+            where=f"train.memory {memory}",
+            next="Choose a smaller base.model, base.bits 4, a smaller adapter.rank or prompt.max_tokens",
+        )
+    best = min(found, key=lambda layout: count.step_seconds(layout))
+    return _plan(count, best, budget)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Micro-batch and counts of blocks: those kept whole, those whose gate is made again, those in another form."""
+
+    tokens: int
+    whole: int
+    gateless: int
+    other: int
+
+
+class _Count:
+    """Bytes and seconds of a layout."""
+
+    def __init__(self, shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wish) -> None:
+        self.shape, self.machine, self.speed, self.work, self.wish = shape, machine, speed, work, wish
+        self.number = 4 if machine.precision == "float32" else 2
+        self.card = machine.device == "cuda"
+        trained = [wish.layers == "all" or name in wish.layers for name in shape.names]
+        self.ranks = [wish.rank if each else 0 for each in trained]
+        self.adapter = shape.layers * sum(
+            rank * (inner + out) for rank, (inner, out) in zip(self.ranks, shape.linears, strict=True)
+        )
+        self.other: BaseForm = "fp8" if wish.fast else "dense"
+
+    # --- bytes -----------------------------------------------------------------------------------------------
+
+    def block_linear(self) -> int:
+        """Elements of one block's linear layers."""
+        return self.shape.linear // self.shape.layers
+
+    def other_bytes(self) -> float:
+        """What a block costs more in the other form: beside or instead of its codes."""
+        if self.other == "fp8":
+            return 2.0 * self.block_linear()  # codes for both directions; the NF4 codes stay for exact scoring
+        if self.wish.bits == 16:
+            return 0.0
+        return self.block_linear() * (self.number - NF4_BYTES)
+
+    def fixed(self, layout: _Layout) -> dict[str, int]:
+        """Bytes that are there all the time."""
+        stored = NF4_BYTES if self.wish.bits == 4 else self.number
+        state = 4 + 4 + self.number + OPTIMIZER_BYTES.get(self.wish.optimizer, 8.0)  # master, gradient, copy, moments
+        base = self.shape.linear * stored + self.shape.rest * self.number
+        parts = {
+            "base": int(base),
+            "adapter": int(self.adapter * state) + self._diagonals(),
+            "workspace": WORKSPACE if self.card else 900 << 20,  # on a processor: Python and its libraries
+        }
+        if layout.other and self.other_bytes():
+            parts[f"{self.other} copy"] = int(layout.other * self.other_bytes())
+        return parts
+
+    def _diagonals(self) -> int:
+        """The joined B: their blocks stand on diagonals."""
+        s, r = self.shape, self.wish.rank
+        wide = (s.queries + 2 * s.keys) * 3 * r + 2 * s.intermediate * 2 * r
+        return s.layers * wide * self.number if self.adapter else 0
+
+    def kept(self, keep: Keep) -> int:
+        """Bytes of one token in one block."""
+        s, n = self.shape, self.number
+        if keep == "input":
+            return s.hidden * n
+        heads = s.queries // max(1, s.head)
+        small = sum(self.ranks) * n + 4 * heads
+        whole = (2 * s.hidden + 2 * s.queries + 2 * s.keys) * n + small
+        return whole + (2 * s.intermediate * n if keep == "all" else 0)
+
+    def working(self, keep: Keep, form: BaseForm, tokens: int) -> int:
+        """The most that one block's backward has beside what was kept."""
+        s, n = self.shape, self.number
+        rank = self.wish.rank
+        gate = (s.hidden + s.intermediate + rank + 3 * s.intermediate) * n
+        up = (s.hidden + 2 * s.intermediate + 2 * s.hidden + 2 * rank) * n
+        eight = 2 * s.intermediate if form == "fp8" else 0
+        weight = 2 * s.intermediate * (s.hidden + 2 * rank) * n if form == "stored" and self.wish.bits == 4 else 0
+        again = {"all": 0, "attention": 2 * s.intermediate * n, "input": self.kept("all") - s.hidden * n}[keep]
+        wide = 1 if self.card else 3  # the plain functions hold a few of these in 32 bits
+        return tokens * again + max(wide * tokens * (gate + eight), wide * tokens * (up + eight) + weight)
+
+    def head(self, tokens: int) -> int:
+        """The head's step: hidden states, their gradients, the logits of a chunk."""
+        s, n = self.shape, self.number
+        learnt = int(tokens * self.work.learnt) + 1
+        chunk = min(CHUNK, learnt)
+        logits = chunk * s.vocabulary * (n if self.card else 8)
+        return (2 * tokens + 3 * learnt) * s.hidden * n + logits
+
+    def keeps(self, layout: _Layout) -> list[Keep]:
+        """What each block keeps; blocks near the end keep more, for their backward comes first."""
+        first = self.shape.layers - layout.whole - layout.gateless
+        counted: list[tuple[Keep, int]] = [("input", first), ("attention", layout.gateless), ("all", layout.whole)]
+        return [keep for keep, many in counted for _ in range(many)]
+
+    def forms(self, layout: _Layout) -> list[BaseForm]:
+        """The form of each block's base."""
+        plain: BaseForm = "stored"
+        return [self.other] * layout.other + [plain] * (self.shape.layers - layout.other)
+
+    def activations(self, layout: _Layout) -> int:
+        """The most that forward and backward need at one time."""
+        keeps, forms = self.keeps(layout), self.forms(layout)
+        sums, most = 0, 0
+        for keep, form in zip(keeps, forms, strict=True):
+            sums += self.kept(keep) * layout.tokens
+            most = max(most, sums + self.working(keep, form, layout.tokens))
+        return max(most, sums + self.head(layout.tokens))
+
+    def peak(self, layout: _Layout) -> int:
+        """Everything."""
+        return sum(self.parts(layout).values())
+
+    def parts(self, layout: _Layout) -> dict[str, int]:
+        """Everything, by part."""
+        made = {**self.fixed(layout), "activations": self.activations(layout)}
+        if self.card:
+            made["rounding"] = int(made["activations"] * CAPTURES)
+        return made
+
+    def least(self, tokens: int) -> int:
+        """The smallest peak that can be had."""
+        return self.peak(_Layout(tokens, *self._floor()))
+
+    def _floor(self) -> tuple[int, int, int]:
+        whole = self.shape.layers if self.wish.recompute == "no" else 0
+        dense = self.shape.layers if self.wish.bits == 16 and not self.wish.fast else 0
+        return whole, 0, dense
+
+    def best(self, tokens: int, budget: int) -> _Layout | None:
+        """The fastest layout of micro-batches of `tokens`, by what each byte saves; None when none fits."""
+        layout = _Layout(tokens, *self._floor())
+        if self.peak(layout) > budget:
+            return None
+        layers = self.shape.layers
+        for step in self._steps(tokens):
+            low, high = 0, layers  # the most blocks for which the step still fits
+            while low < high:
+                middle = (low + high + 1) // 2
+                if self.peak(step(layout, middle)) <= budget:
+                    low = middle
+                else:
+                    high = middle - 1
+            layout = step(layout, low)
+        return layout
+
+    def _steps(self, tokens: int) -> list[Callable[[_Layout, int], _Layout]]:
+        """Ways to spend memory, the one that saves most seconds a byte first."""
+        layers = self.shape.layers
+        made: list[tuple[float, float, Callable[[_Layout, int, int], _Layout]]] = []
+        if self.wish.recompute == "auto":
+            keeping = (self.kept("attention") - self.kept("input")) * tokens
+            made.append((self.again("input", tokens) - self.again("attention", tokens), keeping, _keep_attention))
+            gate = (self.kept("all") - self.kept("attention")) * tokens
+            made.append((self.again("attention", tokens), gate, _keep_all))
+        if self.wish.bits == 4 or self.wish.fast:
+            gain = self.product_seconds("stored", tokens) - self.product_seconds(self.other, tokens)
+            made.append((gain, self.other_bytes(), _other_form))
+        made.sort(key=lambda each: -each[0] / max(1.0, each[1]))
+        return [partial(_with_layers, how, layers) for _, _, how in made]
+
+    # --- seconds ---------------------------------------------------------------------------------------------
+
+    def product_seconds(self, form: BaseForm, tokens: int) -> float:
+        """The frozen products of one block, forward and backward, with what dequantising costs."""
+        flops = 4.0 * self.block_linear() * tokens
+        if form == "fp8":
+            return flops / self.speed.eight
+        unpacked = self.block_linear() * (NF4_BYTES + self.number) / (self.speed.bandwidth * DEQUANTISE)
+        return flops / self.speed.products + (2 * unpacked if form == "stored" and self.wish.bits == 4 else 0.0)
+
+    def again(self, keep: Keep, tokens: int) -> float:
+        """What is made again in one block's backward."""
+        if keep == "all":
+            return 0.0
+        s = self.shape
+        gate = s.hidden * 2 * s.intermediate
+        linear = gate if keep == "attention" else self.block_linear() - s.hidden * s.intermediate
+        rate = self.speed.eight if self.wish.fast else self.speed.products
+        moved = TRAFFIC / 4 * self.kept("all") * (gate / self.block_linear() if keep == "attention" else 1.0)
+        attention = self.attention(tokens) / 4.5 if keep == "input" else 0.0
+        unpacked = 0.0 if self.wish.fast else linear * (NF4_BYTES + self.number) / (self.speed.bandwidth * DEQUANTISE)
+        return 2.0 * linear * tokens / rate + tokens * moved / self.speed.bandwidth + attention + unpacked
+
+    def attention(self, tokens: int) -> float:
+        """Scores of one block, forward (2 products of a causal half) and backward (5 of them)."""
+        return tokens * 7.0 * self.work.longest * self.shape.queries / (self.speed.products * ATTENTION)
+
+    def micro_seconds(self, layout: _Layout, tokens: float) -> float:
+        """One micro-batch of so many tokens."""
+        whole = int(tokens)
+        blocks = 0.0
+        for keep, form in zip(self.keeps(layout), self.forms(layout), strict=True):
+            blocks += self.product_seconds(form, whole) + self.again(keep, whole) + self.attention(whole)
+            blocks += whole * TRAFFIC * self.kept("all") / self.speed.bandwidth + KERNELS * self.speed.launch
+        head = 4.0 * self.shape.vocabulary * self.shape.hidden * whole * self.work.learnt / self.speed.products
+        return blocks + head
+
+    def step_seconds(self, layout: _Layout) -> float:
+        """One optimizer step."""
+        many = max(1, -(-int(self.work.mean_step) // layout.tokens))
+        update = self.adapter * 44 / self.speed.bandwidth  # gradients cleared, normed, read; moments and copies
+        return many * self.micro_seconds(layout, self.work.mean_step / many) + update
+
+
+def _with_layers(how: Callable[[_Layout, int, int], _Layout], layers: int, layout: _Layout, many: int) -> _Layout:
+    return how(layout, many, layers)
+
+
+def _keep_attention(layout: _Layout, many: int, layers: int) -> _Layout:
+    return replace(layout, gateless=min(many, layers - layout.whole))
+
+
+def _keep_all(layout: _Layout, many: int, layers: int) -> _Layout:
+    return replace(layout, whole=many, gateless=min(layout.gateless, layers - many))
+
+
+def _other_form(layout: _Layout, many: int, layers: int) -> _Layout:
+    return replace(layout, other=many)
+
+
+def _sizes(work: Work) -> Sequence[int]:
+    """Micro-batches worth a look: the largest step in so many parts."""
+    return sorted({max(work.longest, -(-work.largest_step // parts)) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)})
+
+
+def _plan(count: _Count, layout: _Layout, budget: int) -> Plan:
+    seconds = count.step_seconds(layout)
+    return Plan(
+        budget=budget,
+        parts=count.parts(layout),
+        micro_tokens=layout.tokens,
+        recompute=layout.whole < count.shape.layers,
+        dense=False,
+        why=_why(count, layout),
+        forms=tuple(count.forms(layout)),
+        keeps=tuple(count.keeps(layout)),
+        chunk=CHUNK,
+        step_seconds=seconds,
+        total_seconds=seconds * count.work.steps,
+        better=_better(count, layout, budget),
+    )
+
+
+def _why(count: _Count, layout: _Layout) -> str:
+    layers = count.shape.layers
+    again = layers - layout.whole - layout.gateless
+    said = []
+    if layout.other:
+        what = "8-bit products" if count.other == "fp8" else "dequantised once"
+        said.append(f"{layout.other} of {layers} blocks {what}" if layout.other < layers else f"all blocks {what}")
+    elif count.wish.bits == 4:
+        said.append("the base is dequantised at each use")
+    if layout.gateless:
+        said.append(f"{layout.gateless} of {layers} blocks make their gate again")
+    if again:
+        said.append(f"{again} of {layers} blocks are made again in the backward")
+    return "; ".join(said) or "everything is kept"
+
+
+def _better(count: _Count, layout: _Layout, budget: int) -> str:
+    """The next faster layout and what it would need, or nothing when there is none."""
+    peak, seconds = count.peak(layout), count.step_seconds(layout)
+    for factor in (1.25, 1.5, 2.0, 3.0, 5.0, 10.0):
+        options = [made for size in _sizes(count.work) if (made := count.best(size, int(budget * factor))) is not None]
+        best = min(options, key=count.step_seconds)
+        if count.step_seconds(best) < 0.95 * seconds and count.peak(best) > peak:
+            gain = seconds / count.step_seconds(best)
+            return f"with {show_bytes(count.peak(best))} a step would be {gain:.2f} times as fast"
+    return ""

@@ -1,0 +1,203 @@
+"""The block of `block.py` on a card with Triton: the same contract, fewer passes over memory.
+
+Where a norm or the gated product feeds a product, its rows have room behind them for x Aᵀ, and the weight has the
+scaled B behind its rows: [x, x Aᵀ] [W, s B]ᵀ is the whole product with its adapter at once, and in the backward
+dy [W, s B] gives the gradients to both. On an H200 the wider product costs nothing that can be measured and spares two
+thin ones (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tunesmith.kernels import nf4
+from tunesmith.kernels import triton_parts as parts
+from tunesmith.kernels.attention import Bounds, attend, attend_back
+from tunesmith.kernels.block import Block, Form, Keep, Targets, Turns, given, heads
+from tunesmith.kernels.fp8 import Fp8
+from tunesmith.kernels.nf4 import Nf4
+from tunesmith.kernels.product import Joined, Target, gather
+
+
+class Kept(NamedTuple):
+    """What a forward left for its backward; None is made again from `h`."""
+
+    h: Tensor
+    qkv: Tensor | None = None  # as the product made it where queries are normed, otherwise turned
+    mixed: Tensor | None = None
+    total: Tensor | None = None
+    h2: Tensor | None = None
+    both: Tensor | None = None
+    inner: tuple[Tensor | None, ...] = (None, None, None, None)
+
+
+def forward(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form, keep: Keep) -> tuple[Tensor, Kept]:
+    """`h` (tokens x hidden) through the block; `turns` are the tables of cos and sin and each token's place."""
+    h2, both, kept = _until_gate(h, block, turns, bounds, form)
+    made, inner = _down(both, block, form)
+    if keep == "input":
+        return h2 + made, Kept(h)
+    kept = kept._replace(inner=(*kept.inner[:3], inner))
+    return h2 + made, kept._replace(both=None) if keep == "attention" else kept
+
+
+def backward(
+    dout: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form, targets: Targets
+) -> Tensor:
+    """The gradient to `h`; those to the adapter are added to `targets`."""
+    kept = _complete(kept, block, turns, bounds, form)
+    h2, both, mixed = given(kept.h2), given(kept.both), given(kept.mixed)
+    dactivated, dinner = _back(dout, block.down)
+    dboth, activated = parts.gated_back(dactivated, both, form.activation, dinner, block.down.a)
+    inner = kept.inner[3]
+    if activated is not None and inner is None:
+        inner = activated @ given(block.down.a).T
+    gather(targets[3], dout, activated, inner, dinner)
+    del dactivated, activated
+    dh2 = _back_norm(dboth, dout, h2, block.norm_2, kept.inner[2], block.gate_up, targets[2], form)
+    del dboth
+    dmixed, dinner = _back(dh2, block.out, with_b=False)
+    if dinner is not None:
+        dmixed.addmm_(dinner, given(block.out.a))
+    gather(targets[1], dh2, mixed, kept.inner[1], dinner)
+    dqkv = _mix_back(dmixed, kept, block, turns, bounds, form)
+    return _back_norm(dqkv, dh2, kept.h, block.norm_1, kept.inner[0], block.qkv, targets[0], form)
+
+
+# --- forward -------------------------------------------------------------------------------------------------
+
+
+def _until_gate(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form) -> tuple[Tensor, Tensor, Kept]:
+    _, wide, codes, scales = parts.norm(h, None, block.norm_1, form.eps, form.offset, _room(block.qkv), eight=_eight(block.qkv))  # noqa: E501  # fmt: skip
+    qkv, inner_qkv = _product(wide, codes, scales, block.qkv)
+    del wide, codes
+    q, k, v = _turned(qkv, block, turns, form)
+    mixed, total = attend(q, k, v, bounds, form.rule)
+    mixed = mixed.flatten(1)
+    codes, scales = parts.quantise(mixed) if _eight(block.out) else (None, None)
+    made, inner_out = _product(mixed, codes, scales, block.out)
+    h2, wide, codes, scales = parts.norm(h, made, block.norm_2, form.eps, form.offset, _room(block.gate_up), eight=_eight(block.gate_up))  # noqa: E501  # fmt: skip
+    del made
+    both, inner_gate = _product(wide, codes, scales, block.gate_up)
+    return h2, both, Kept(h, qkv, mixed, total, h2, both, (inner_qkv, inner_out, inner_gate, None))
+
+
+def _down(both: Tensor, block: Block, form: Form) -> tuple[Tensor, Tensor | None]:
+    wide, codes, scales = parts.gated(both, form.activation, _room(block.down), eight=_eight(block.down))
+    return _product(wide, codes, scales, block.down)
+
+
+def _room(joined: Joined) -> int:
+    """Columns behind each row of the input: the ranks, where the product takes them along."""
+    return 0 if joined.a is None or isinstance(joined.base, Fp8) else joined.a.shape[0]
+
+
+def _eight(joined: Joined) -> bool:
+    return isinstance(joined.base, Fp8)
+
+
+def _product(wide: Tensor, codes: Tensor | None, scales: Tensor | None, joined: Joined) -> tuple[Tensor, Tensor | None]:
+    """The joined product with its adapter, and x Aᵀ."""
+    base, a, b = joined.base, joined.a, joined.b
+    if isinstance(base, Fp8):
+        y = _scaled(given(codes), given(scales), base.forward, base.forward_scale, wide.dtype)
+        y = y if joined.bias is None else y.add_(joined.bias)
+        if a is None or b is None:
+            return y, None
+        inner = wide @ a.T
+        return y.addmm_(inner, b.T), inner
+    if a is None or b is None:
+        return functional.linear(wide, _dense(joined, with_b=False), joined.bias), None
+    width = a.shape[1]
+    inner = wide[:, :width] @ a.T
+    if wide.shape[1] == width:  # no room (attention's output)
+        y = functional.linear(wide, _dense(joined, with_b=False), joined.bias)
+        return y.addmm_(inner, b.T), inner
+    wide[:, width:] = inner
+    return functional.linear(wide, _dense(joined, with_b=True), joined.bias), inner
+
+
+def _dense(joined: Joined, *, with_b: bool) -> Tensor:
+    """The weight (out x in), with the scaled B behind its rows when asked; a dense one always has it there."""
+    base = joined.base
+    if isinstance(base, Nf4):
+        return nf4.matrix(base, joined.b if with_b else None)
+    if isinstance(base, Fp8):
+        raise AssertionError("an 8-bit weight has no dense form")
+    return base if with_b or joined.a is None else base[:, : joined.a.shape[1]]
+
+
+def _scaled(codes: Tensor, scales: Tensor, right: Tensor, right_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch._scaled_mm(codes, right.T, scale_a=scales, scale_b=right_scale, out_dtype=dtype, use_fast_accum=True)
+
+
+def _turned(qkv: Tensor, block: Block, turns: Turns, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+    turned = parts.turn(
+        qkv, turns.cos, turns.sin, turns.places, form.queries, form.keys, form.head,
+        block.norm_q, block.norm_k, form.eps, form.offset,
+    )  # fmt: skip
+    return _split(turned, qkv, form)
+
+
+def _split(turned: Tensor, qkv: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+    both = form.queries + form.keys
+    q, k, v = turned[:, : form.queries], turned[:, form.queries : both], qkv[:, both:]
+    return heads(q, form), heads(k, form), heads(v, form)
+
+
+# --- backward ------------------------------------------------------------------------------------------------
+
+
+def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Kept:
+    """Makes again what was not kept."""
+    if kept.h2 is None:
+        return _until_gate(kept.h, block, turns, bounds, form)[2]
+    if kept.both is None:
+        _, wide, codes, scales = parts.norm(kept.h2, None, block.norm_2, form.eps, form.offset, _room(block.gate_up), eight=_eight(block.gate_up))  # noqa: E501  # fmt: skip
+        both, _ = _product(wide, codes, scales, block.gate_up)
+        return kept._replace(both=both)
+    return kept
+
+
+def _back(dy: Tensor, joined: Joined, *, with_b: bool = True) -> tuple[Tensor, Tensor | None]:
+    """dy W (tokens x in; the adapter's share is still missing) and dy s B (tokens x ranks).
+
+    Made as one product (`with_b`), the rows of dy W lie apart.
+    """
+    base, a, b = joined.base, joined.a, joined.b
+    if isinstance(base, Fp8):
+        codes, scales = parts.quantise(dy)
+        dx = _scaled(codes, scales, base.backward, base.backward_scale, dy.dtype)
+        return dx, None if b is None else dy @ b
+    if a is None or b is None:
+        return dy @ _dense(joined, with_b=False), None
+    if not with_b:
+        return dy @ _dense(joined, with_b=False), dy @ b
+    wide = dy @ _dense(joined, with_b=True)
+    return wide[:, : a.shape[1]], wide[:, a.shape[1] :].contiguous()
+
+
+def _back_norm(
+    dy: Tensor, dresidual: Tensor, h: Tensor, weight: Tensor, inner: Tensor | None, joined: Joined, target: Target,
+    form: Form,
+) -> Tensor:  # fmt: skip
+    """Through a product and the norm before it, the residual's gradient added."""
+    dnormed, dinner = _back(dy, joined)
+    if dinner is not None:
+        dnormed.addmm_(dinner, given(joined.a))
+        _, normed, _, _ = parts.norm(h, None, weight, form.eps, form.offset, 0, eight=False)
+        gather(target, dy, normed, inner, dinner)
+    return parts.norm_back(dnormed, h, weight, form.eps, form.offset, dresidual)
+
+
+def _mix_back(dmixed: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Tensor:
+    qkv, mixed, total = given(kept.qkv), given(kept.mixed), given(kept.total)
+    q, k, v = _split(qkv, qkv, form) if block.norm_q is None else _turned(qkv, block, turns, form)
+    dq, dk, dv = attend_back(heads(dmixed, form), q, k, v, heads(mixed, form), total, bounds, form.rule)
+    return parts.turn_back(
+        dq, dk, dv, qkv, turns.cos, turns.sin, turns.places, block.norm_q, block.norm_k, form.eps, form.offset
+    )

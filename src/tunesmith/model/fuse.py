@@ -1,0 +1,374 @@
+"""A loaded model's decoder as hand-written functions: which layers are joined, in which form their weights stand.
+
+The fused decoder owns no weight of its own that the model could use as well: joined dense weights replace those of the
+layers (which become views of them), and the adapter's parameters become views of two flat arrays, one for A and one for
+B, so that a step is one product for the norm and one for the optimizer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.kernels import attention, block, fp8, head, nf4, norm
+from tunesmith.kernels.attention import Bounds
+from tunesmith.kernels.block import Block, Keep
+from tunesmith.kernels.product import BaseForm, Joined, Target
+from tunesmith.model.build import Model
+from tunesmith.model.qlora import FrozenLinear, LoraLinear
+from tunesmith.recipe import Adapter
+
+FAMILIES = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
+GROUPS = (
+    (("q_proj", "k_proj", "v_proj"), ("qkv_proj",)),
+    (("o_proj",),),
+    (("gate_proj", "up_proj"), ("gate_up_proj",)),
+    (("down_proj",),),
+)  # of each joined product the names of its layers: apart, or as the family already joins them
+
+
+def unfused_config(config: Mapping[str, Any]) -> list[str]:
+    """Why a model with this config.json cannot be fused, for people; empty when it can."""
+    family = str(config.get("model_type", ""))
+    if family not in FAMILIES:
+        return [f"the family {family} has no fused blocks"]
+    found = []
+    if any(config.get(key) for key in ("attention_dropout", "resid_pdrop", "embd_pdrop")):
+        found.append("the model has dropout of its own")
+    given = config.get("hidden_activation") or config.get("hidden_act") or ("gelu" if family == "gemma" else "silu")
+    if given not in ("silu", "gelu_pytorch_tanh", "gelu_tanh"):
+        found.append(f"its activation is {given}, neither silu nor tanh's gelu")
+    return found
+
+
+def unfused_adapter(adapter: Adapter) -> list[str]:
+    """Why an adapter with these settings cannot be fused, for people; empty when it can."""
+    found = ["adapter.dropout is above 0"] if adapter.dropout else []
+    found += ["adapter.dora takes each weight's norm anew at every step"] if adapter.dora else []
+    found += [f"adapter.train_also trains the {which}" for which in adapter.train_also]
+    found += ["adapter.bias trains biases"] if adapter.bias != "none" else []
+    return found + (["adapter.start pissa takes its start from the base"] if adapter.start.name == "pissa" else [])
+
+
+def reasons(model: Model) -> list[str]:
+    """Why this loaded model with its adapter cannot be fused, for people; empty when it can."""
+    found = unfused_config(model.network.config.to_dict()) + model.fast_path()
+    if any(layer.start_A is not None for layer in model.lora.values()):
+        found.append("the adapter's start was taken from the base")
+    if not found and _activation(_decoder(model).layers[0].mlp) is None:
+        found.append("its activation is neither silu nor tanh's gelu")
+    return found
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Packed examples on the device: ids, places in their example, and which tokens' successors are learnt.
+
+    `ids`, `places`: tokens; `chosen`, `targets`: learnt tokens (a target of -100 is padding).
+    """
+
+    ids: Tensor
+    places: Tensor
+    bounds: Bounds
+    chosen: Tensor
+    targets: Tensor
+
+
+class _Group:
+    """Linear layers with the same input: their joined weight, and where their adapter's parts lie."""
+
+    def __init__(self, layers: list[nn.Module], form: BaseForm, dtype: torch.dtype, *, behind: bool) -> None:
+        """`behind` puts the scaled B behind a dense weight's rows, as `block_cuda` wants it."""
+        self.bases = [layer.base if isinstance(layer, LoraLinear) else cast(FrozenLinear, layer) for layer in layers]
+        self.lora = [layer for layer in layers if isinstance(layer, LoraLinear)]
+        heights = [base.out_features for base in self.bases]
+        starts = [sum(heights[:index]) for index in range(len(heights))]
+        self.rows = [slice(s, s + h) for s, h, layer in zip(starts, heights, layers, strict=True) if layer in self.lora]
+        self.height, self.width, self.dtype = sum(heights), self.bases[0].in_features, dtype
+        self.ranks = sum(layer.lora_A.shape[0] for layer in self.lora)
+        self.a: Tensor | None = None  # ranks x in, a part of one flat array
+        self.b: Tensor | None = None  # out x ranks, blocks on the diagonal
+        self.target = Target(None, (), 1.0)
+        self.base = self._joined(form, self.ranks if behind else 0)
+        self.bias = self._bias()
+
+    def _joined(self, form: BaseForm, room: int) -> Tensor | nf4.Nf4 | fp8.Fp8:
+        packed = all(base.state is not None and base.dense is None for base in self.bases)
+        if packed and form == "stored":
+            return nf4.from_states([base.weight.data for base in self.bases], [b.state for b in self.bases], self.dtype)
+        if form == "fp8":
+            return fp8.from_dense(torch.cat([base.matrix() for base in self.bases]))
+        if len(self.bases) == 1 and not room:
+            self.bases[0].keep_dense()
+            if self.bases[0].state is not None:
+                self.bases[0].weight.data = torch.empty(0, dtype=torch.uint8, device=self.bases[0].weight.device)
+            return self.bases[0].matrix()
+        dense = torch.zeros(self.height, self.width + room, dtype=self.dtype, device=self.bases[0].weight.device)
+        start = 0
+        for base in self.bases:  # the layers' own weights become views of the joined one: nothing stands twice
+            part = dense[start : start + base.out_features, : self.width]
+            part.copy_(base.matrix())
+            start += base.out_features
+            if base.state is None:
+                base.weight.data = part
+            else:
+                base.dense = part
+                base.weight.data = torch.empty(0, dtype=torch.uint8, device=dense.device)  # the codes are not needed
+        if room:
+            self.b = dense[:, self.width :]
+        return dense
+
+    def _bias(self) -> Tensor | None:
+        if all(base.bias is None for base in self.bases):
+            return None
+        device = self.bases[0].weight.device
+        parts = [torch.zeros(base.out_features) if base.bias is None else base.bias.data for base in self.bases]
+        return torch.cat([part.to(device, self.dtype) for part in parts])
+
+    def joined(self) -> Joined:
+        return Joined(self.base, self.bias, self.a, self.b)
+
+
+class Fused:
+    """The decoder, its head and its loss. `step` adds to the adapter's gradients, `loss` only measures."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        longest: int,
+        forms: Sequence[BaseForm] | BaseForm = "stored",
+        keeps: Sequence[Keep] | Keep = "all",
+        chunk: int = 1024,
+    ) -> None:
+        """`forms` and `keeps` are one for all blocks or one a block; `longest` is the longest example in tokens.
+
+        `chunk` is the number of learnt tokens whose logits exist at one time.
+        """
+        self.model, self.chunk = model, chunk
+        decoder = _decoder(model)
+        self.layers = list(decoder.layers)
+        many = len(self.layers)
+        self.forms = [forms] * many if isinstance(forms, str) else list(forms)
+        self.keeps: list[Keep] = [keeps] * many if isinstance(keeps, str) else list(keeps)
+        self.dtype = model.network.get_input_embeddings().weight.dtype
+        self.cos, self.sin = _turns(decoder, longest, self.dtype, model.device)
+        self.shapes = [_form(model, layer, self.dtype, longest) for layer in self.layers]
+        self.kernels: Any = block
+        if self.shapes[0].rule.way == "packed" and _has_triton():
+            from tunesmith.kernels import block_cuda
+
+            self.kernels = block_cuda
+        self.own_kernels = self.kernels is not block
+        self.groups = [
+            _groups(layer, form, self.dtype, self.own_kernels)
+            for layer, form in zip(self.layers, self.forms, strict=True)
+        ]
+        self._flatten()
+        self.blocks = [_block(layer, groups) for layer, groups in zip(self.layers, self.groups, strict=True)]
+        self.targets = [tuple(group.target for group in groups) for groups in self.groups]
+        self.refresh()
+
+    # --- the adapter in flat arrays ---------------------------------------------------------------------------
+
+    def _flatten(self) -> None:
+        groups = [group for groups in self.groups for group in groups if group.lora]
+        device = self.model.device
+        size_a = sum(layer.lora_A.numel() for group in groups for layer in group.lora)
+        size_b = sum(layer.lora_B.numel() for group in groups for layer in group.lora)
+        number = groups[0].lora[0].lora_A.dtype if groups else torch.float32
+        self.flat_a, self.flat_b = (torch.empty(size, device=device, dtype=number) for size in (size_a, size_b))
+        self.grad_a, self.grad_b = (torch.zeros(size, device=device, dtype=number) for size in (size_a, size_b))
+        self.small_a = torch.empty(size_a, device=device, dtype=self.dtype)
+        self.small_b = torch.empty(size_b, device=device, dtype=self.dtype)
+        self.scale = groups[0].lora[0].scale if groups else 1.0
+        self._blocks_b: list[tuple[Tensor, Tensor]] = []  # (a block on a diagonal, the scaled B it takes)
+        at_a = at_b = 0
+        for group in groups:
+            at_a, at_b = self._place(group, at_a, at_b)
+
+    def _place(self, group: _Group, at_a: int, at_b: int) -> tuple[int, int]:
+        """Moves a group's adapter to its places in the flat arrays; returns the next places."""
+        first, ranks, gradients = at_a, 0, []
+        if group.b is None and len(group.bases) > 1:
+            group.b = torch.zeros(group.height, group.ranks, device=self.small_b.device, dtype=self.dtype)
+        for layer, rows in zip(group.lora, group.rows, strict=True):
+            of = slice(ranks, ranks + layer.lora_A.shape[0])
+            _move(layer.lora_A, self.flat_a, self.grad_a, at_a)
+            _move(layer.lora_B, self.flat_b, self.grad_b, at_b)
+            small = self.small_b[at_b : at_b + layer.lora_B.numel()].view(layer.lora_B.shape)
+            if group.b is None:
+                group.b = small
+            else:
+                self._blocks_b.append((group.b[rows, of], small))
+            gradients.append((cast(Tensor, layer.lora_B.grad), rows, of))
+            at_a, at_b, ranks = at_a + layer.lora_A.numel(), at_b + layer.lora_B.numel(), of.stop
+        group.a = self.small_a[first:at_a].view(group.ranks, group.width)
+        group.target = Target(self.grad_a[first:at_a].view(group.ranks, group.width), tuple(gradients), self.scale)
+        return at_a, at_b
+
+    def refresh(self) -> None:
+        """Copies the adapter into the number type of the products; to be called after each optimizer step."""
+        self.small_a.copy_(self.flat_a)
+        torch.mul(self.flat_b, self.scale, out=self.small_b)
+        if self._blocks_b:
+            torch._foreach_copy_([to for to, _ in self._blocks_b], [of for _, of in self._blocks_b])
+
+    def zero_gradients(self) -> None:
+        """To be called before the first micro-batch of a step."""
+        self.grad_a.zero_()
+        self.grad_b.zero_()
+
+    # --- forward, backward --------------------------------------------------------------------------------------
+
+    def step(self, flat: Flat, share: Tensor) -> Tensor:
+        """The summed cross-entropy in nats; adds `share` times its gradient to the adapter's gradients."""
+        with torch.no_grad():
+            turns = block.Turns(self.cos, self.sin, flat.places)
+            h = self._embed(flat.ids)
+            kept: list[Any] = []
+            for made, shape, keep in zip(self.blocks, self.shapes, self.keeps, strict=True):
+                h, each = self.kernels.forward(h, made, turns, flat.bounds, shape, keep)
+                kept.append(each)
+            total, dh = self._loss_and_gradient(h, flat, share)
+            del h, each
+            for index in range(len(self.blocks) - 1, -1, -1):
+                dh = self.kernels.backward(
+                    dh, kept.pop(), self.blocks[index], turns, flat.bounds, self.shapes[index], self.targets[index]
+                )
+            return total
+
+    def loss(self, flat: Flat) -> Tensor:
+        """The summed cross-entropy in nats."""
+        with torch.no_grad():
+            turns = block.Turns(self.cos, self.sin, flat.places)
+            h = self._embed(flat.ids)
+            for made, shape in zip(self.blocks, self.shapes, strict=True):
+                h, _ = self.kernels.forward(h, made, turns, flat.bounds, shape, "input")
+            hidden = norm.rms(h[flat.chosen], *self._final())
+            parts = zip(torch.split(hidden, self.chunk), torch.split(flat.targets, self.chunk), strict=True)
+            return torch.stack([self._chunk(part, wanted, None)[0] for part, wanted in parts]).sum()
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return cast(Tensor, self.model.network.get_input_embeddings()(ids))
+
+    def _final(self) -> tuple[Tensor, float, float]:
+        return _decoder(self.model).norm.weight, self.shapes[0].eps, self.shapes[0].offset
+
+    def _loss_and_gradient(self, h: Tensor, flat: Flat, share: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = h[flat.chosen]
+        normed = norm.rms(hidden, *self._final())
+        totals = []
+        for start in range(0, len(normed), self.chunk):
+            part = slice(start, start + self.chunk)
+            total, gradient = self._chunk(normed[part], flat.targets[part], share)
+            totals.append(total)
+            normed[part] = gradient
+        dhidden = norm.rms_back(normed, hidden, *self._final())
+        return torch.stack(totals).sum(), torch.zeros_like(h).index_add_(0, flat.chosen, dhidden)
+
+    def _chunk(self, hidden: Tensor, targets: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of some tokens, and its gradient where a `share` is given."""
+        layer = self.model.network.get_output_embeddings()
+        cap = float(getattr(self.model.network.config, "final_logit_softcapping", None) or 0.0)
+        weight, bias = layer.weight, getattr(layer, "bias", None)
+        if self.own_kernels:
+            from tunesmith.kernels import triton_parts
+
+            logits = nn.functional.linear(hidden, weight, bias)
+            total = triton_parts.head(logits, targets, cap, share).sum()
+            return total, hidden if share is None else logits @ weight
+        if share is None:
+            return head.loss(hidden, targets, weight, bias, cap), hidden
+        return head.loss_and_gradient(hidden, targets, weight, bias, cap, share)
+
+
+def _decoder(model: Model) -> Any:
+    return getattr(model.network, model.network.base_model_prefix)
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _move(parameter: nn.Parameter, flat: Tensor, gradient: Tensor, at: int) -> None:
+    part = slice(at, at + parameter.numel())
+    flat[part].copy_(parameter.data.reshape(-1))
+    parameter.data = flat[part].view(parameter.shape)
+    parameter.grad = gradient[part].view(parameter.shape)
+
+
+def _groups(layer: Any, form: BaseForm, dtype: torch.dtype, own_kernels: bool) -> list[_Group]:
+    found = []
+    for place, names in enumerate(GROUPS):
+        for choice in names:
+            owner = layer.self_attn if hasattr(layer.self_attn, choice[0]) else layer.mlp
+            if hasattr(owner, choice[0]):
+                behind = own_kernels and place != 1  # attention's output comes without room behind its rows
+                found.append(_Group([getattr(owner, name) for name in choice], form, dtype, behind=behind))
+                break
+    if len(found) != len(GROUPS):
+        raise AssertionError("a family that is listed as fused has other layers")
+    return found
+
+
+def _block(layer: Any, groups: Sequence[_Group]) -> Block:
+    sandwich = hasattr(layer, "pre_feedforward_layernorm")
+    second = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
+    qkv, out, gate_up, down = (group.joined() for group in groups)
+    inner = layer.self_attn
+    return Block(
+        norm_1=layer.input_layernorm.weight.data,
+        norm_2=second.weight.data,
+        qkv=qkv,
+        out=out,
+        gate_up=gate_up,
+        down=down,
+        after_1=layer.post_attention_layernorm.weight.data if sandwich else None,
+        after_2=layer.post_feedforward_layernorm.weight.data if sandwich else None,
+        norm_q=inner.q_norm.weight.data if hasattr(inner, "q_norm") else None,
+        norm_k=inner.k_norm.weight.data if hasattr(inner, "k_norm") else None,
+    )
+
+
+def _form(model: Model, layer: Any, dtype: torch.dtype, longest: int) -> block.Form:
+    config, inner = model.network.config, layer.self_attn
+    size = int(inner.head_dim)
+    cap = float(getattr(inner, "attn_logit_softcapping", None) or 0.0)
+    own = getattr(inner, "sliding_window", None)
+    if str(config.model_type) in ("mistral", "phi3"):
+        own = getattr(config, "sliding_window", None)
+    window = int(own) if own and own < longest else 0
+    packed = not cap and attention.has_flash(model.device, dtype, size)
+    return block.Form(
+        queries=int(config.num_attention_heads) * size,
+        keys=int(config.num_key_value_heads) * size,
+        head=size,
+        eps=float(config.rms_norm_eps),
+        offset=1.0 if str(config.model_type).startswith("gemma") else 0.0,
+        activation=cast(str, _activation(layer.mlp)),
+        rule=attention.Rule(float(inner.scaling), cap, window, "packed" if packed else "rows"),
+    )
+
+
+def _activation(mlp: Any) -> str | None:
+    """Which of our activations the module is, found by what it does."""
+    made = getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
+    x = torch.linspace(-4, 4, 65)
+    known = {"silu": nn.functional.silu(x), "gelu_tanh": nn.functional.gelu(x, approximate="tanh")}
+    if made is None:
+        return None
+    answer = made(x)
+    return next((name for name, value in known.items() if torch.allclose(answer, value, atol=1e-6)), None)
+
+
+def _turns(decoder: Any, longest: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of each place (longest x turned), as the family makes them."""
+    places = torch.arange(longest, device=device)[None]
+    cos, sin = decoder.rotary_emb(torch.empty(1, 1, 1, dtype=dtype, device=device), places)
+    return cos[0].contiguous(), sin[0].contiguous()

@@ -1,0 +1,90 @@
+"""Gradients by autograd through the model's own layers: every family, every adapter, padded micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tunesmith.errors import ResourceError
+from tunesmith.prompt import pack
+from tunesmith.prompt.tokens import Example
+from tunesmith.train.job import Job
+from tunesmith.train.loss import summed_loss
+
+OVERHEAD = {"cpu": 100, "cuda": 3000}  # what starting a micro-batch costs, in tokens; measured, see docs/log.md
+
+
+class Gradients:
+    """Leaves a step's gradient in the adapter's parameters. `scale` multiplies the loss (float16 only)."""
+
+    def __init__(self, job: Job, micro_tokens: int) -> None:
+        """`micro_tokens` is the most padded tokens of a micro-batch."""
+        self.job, self.micro_tokens = job, micro_tokens
+        self.lengths = [len(example) for example in job.train]
+        self.overhead = OVERHEAD[job.model.device.type]
+        self.trained = job.model.trainable()
+        if job.recompute:
+            job.model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            job.model.network.enable_input_require_grads()
+
+    def step(self, rows: Sequence[int], scale: float = 1.0) -> tuple[float, int, int]:
+        """The mean loss over the rows' learnt tokens, their tokens and learnt tokens, however they are divided."""
+        self.job.model.network.train()
+        parts = pack.micro_batches(rows, self.lengths, self.micro_tokens, overhead=self.overhead)
+        batches = [self._collate([self.job.train[row] for row in part]) for part in parts]
+        learnt = sum(batch.learnt for batch in batches)
+        loss = 0.0
+        for batch in batches:
+            summed = summed_loss(self.job.model, batch) / learnt
+            (summed * scale).backward()  # type: ignore[no-untyped-call]
+            loss += summed.item()
+        return loss, sum(batch.tokens for batch in batches), learnt
+
+    def clear(self) -> None:
+        """Forgets the gradients."""
+        for parameter in self.trained.values():
+            parameter.grad = None
+
+    def updated(self) -> None:
+        """To be called when the parameters have changed."""
+
+    def shrink(self, rows: Sequence[int]) -> int:
+        """Halves the micro-batches after memory ran out; returns their new size. Raises ResourceError."""
+        self.clear()
+        torch.cuda.empty_cache()
+        self.micro_tokens = halved(self.micro_tokens, max(self.lengths[row] for row in rows), str(self.job.folder))
+        return self.micro_tokens
+
+    def validation(self) -> float:
+        """Mean loss over the validation rows' learnt tokens."""
+        return validation_loss(self.job, self.micro_tokens)
+
+    def _collate(self, examples: Sequence[Example]) -> pack.Batch:
+        return pack.collate(examples, self.job.pad)
+
+
+def halved(micro_tokens: int, longest: int, where: str) -> int:
+    """Half of it, but room for the longest row. Raises ResourceError when that was all there is."""
+    if micro_tokens <= longest:
+        raise ResourceError(
+            f"a row of {longest} tokens does not fit into the card's memory",
+            where=where,
+            next="Set train.recompute to yes, lower prompt.max_tokens, or choose a smaller base.model",
+        )
+    return max(longest, micro_tokens // 2)
+
+
+def validation_loss(job: Job, micro_tokens: int) -> float:
+    """Mean loss over the validation rows' learnt tokens, with the model's own layers and exact products."""
+    total, learnt = 0.0, 0
+    lengths = [len(example) for example in job.valid]
+    limit = max(micro_tokens, max(lengths))
+    overhead = OVERHEAD[job.model.device.type]
+    job.model.network.eval()
+    with torch.no_grad():
+        for part in pack.micro_batches(range(len(job.valid)), lengths, limit, overhead=overhead):
+            batch = pack.collate([job.valid[row] for row in part], job.pad)
+            total += summed_loss(job.model, batch).item()
+            learnt += batch.learnt
+    return total / learnt

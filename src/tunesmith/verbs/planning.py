@@ -1,0 +1,139 @@
+"""The verb that says beforehand what fits and how long it takes, and what training takes over from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.conversation import read_rows
+from tunesmith.memory import Plan, show_bytes
+from tunesmith.model.weights import Weights
+from tunesmith.recipe import Recipe
+from tunesmith.run import Run
+from tunesmith.verbs.shared import Say, load_template_of, load_weights, silent
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is known before the model is loaded; `slow` are the reasons why the decoder is not fused."""
+
+    machine: Any
+    template: Any
+    examples: dict[str, list[Any]]
+    plan: Plan
+    slow: list[str]
+
+
+def plan(recipe: Recipe, run: Run, say: Say = silent) -> Plan:
+    """What a fine-tune of the prepared rows would need on this machine; loads no weights and writes nothing.
+
+    Raises RunError when the rows are not prepared, ResourceError when nothing fits.
+    """
+    run.fingerprint("prepare")
+    made = set_up(recipe, run, load_weights(recipe, say))
+    for line in describe(made):
+        say(line)
+    return made.plan
+
+
+def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
+    """Reads the run's rows as tokens, looks at the machine and plans. Raises ResourceError when nothing fits."""
+    from tunesmith.hardware import look
+    from tunesmith.model.shape import read_shape
+    from tunesmith.prompt.tokens import encode
+
+    machine = look(recipe.train.precision)
+    template = load_template_of(recipe, weights)
+    examples = {
+        part: [encode(row, template, recipe.prompt.learn) for row in read_rows(run / f"data/{part}.jsonl")]
+        for part in ("train", "valid")
+    }
+    slow = _slow(recipe, weights)
+    shape = read_shape(weights.folder, weights.name)
+    made = _autograd_plan(recipe, machine, shape, examples) if slow else _fused_plan(recipe, machine, shape, examples)
+    return Setup(machine, template, examples, made, slow)
+
+
+def _slow(recipe: Recipe, weights: Weights) -> list[str]:
+    """Why the fused decoder cannot be used, for people."""
+    from tunesmith.model.fuse import unfused_adapter, unfused_config
+    from tunesmith.model.weights import read_config
+
+    if recipe.train.engine.name != "native":
+        return [f"engine {recipe.train.engine.name} goes its own way"]
+    return unfused_config(read_config(weights.folder, weights.name)) + unfused_adapter(recipe.adapter)
+
+
+def _fused_plan(recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]]) -> Plan:
+    from tunesmith.fit import Wish, Work, fit
+    from tunesmith.hardware import measure
+
+    adapter, train = recipe.adapter, recipe.train
+    wish = Wish(
+        bits=recipe.base.bits,
+        rank=adapter.rank,
+        layers=adapter.layers if isinstance(adapter.layers, str) else tuple(adapter.layers),
+        optimizer=train.optimizer.name,
+        fast=train.precision == "fast",
+        recompute=train.recompute,
+    )
+    steps = _steps(recipe, examples["train"])
+    tokens = [sum(len(examples["train"][row]) for row in rows) for rows in steps]
+    every = [example for part in examples.values() for example in part]
+    learnt = sum(sum(example.learnt) for example in every) / sum(map(len, every))
+    work = Work(max(tokens), sum(tokens) / len(tokens), max(map(len, every)), len(steps) * train.epochs, learnt)
+    return fit(shape, machine, measure(machine), work, wish, train.memory)
+
+
+def _autograd_plan(recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]]) -> Plan:
+    from tunesmith.memory import plan as by_arithmetic
+
+    lengths = [len(example) for part in examples.values() for example in part]
+    return by_arithmetic(
+        shape,
+        machine,
+        bits=recipe.base.bits,
+        rank=recipe.adapter.rank,
+        optimizer=recipe.train.optimizer.name,
+        longest=max(lengths),
+        step_tokens=_step_tokens(recipe.train.batch, lengths),
+        memory=recipe.train.memory,
+        recompute=recipe.train.recompute,
+    )
+
+
+def _steps(recipe: Recipe, examples: Sequence[Any]) -> list[list[int]]:
+    from tunesmith.prompt import pack
+
+    return pack.steps([len(example) for example in examples], recipe.train.batch, recipe.seed, 0)
+
+
+def _step_tokens(batch: str, lengths: Sequence[int]) -> int:
+    size, unit = batch.split()
+    return int(size) if unit == "tokens" else int(size) * max(lengths)
+
+
+def describe(setup: Setup) -> list[str]:
+    """The plan in lines for people."""
+    made, machine = setup.plan, setup.machine
+    parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in made.parts.items())
+    lines = [
+        f"machine: {machine.name}, {machine.precision} ({machine.why})",
+        f"memory: about {show_bytes(made.peak)} of {show_bytes(made.budget)} ({parts})",
+        f"micro-batches: {made.micro_tokens} tokens; {made.why}",
+    ]
+    if setup.slow:
+        lines.append(f"not fused: {'; '.join(setup.slow)}")
+    if made.step_seconds is not None and made.total_seconds is not None:
+        lines.append(f"time: about {show_seconds(made.step_seconds)} a step, {show_seconds(made.total_seconds)} in all")
+    return lines + ([f"better: {made.better}"] if made.better else [])
+
+
+def show_seconds(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,129 @@
+"""The fused decoder's kernels on a card: against float64 on the processor, judged beside plain autograd's own error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tunesmith.kernels import block_cuda
+from tunesmith.model.build import Model, add_adapter, load
+from tunesmith.model.fuse import Fused
+from tunesmith.model.weights import fetch
+from tunesmith.prompt import pack
+from tunesmith.prompt.tokens import Example
+from tunesmith.train.captured import Captured, to_device
+from tunesmith.train.loss import summed_loss
+
+pytestmark = pytest.mark.gpu
+LENGTHS = (57, 130, 9, 1, 88)
+FUSED = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"]
+
+
+def examples() -> list[Example]:
+    made = []
+    for number, length in enumerate(LENGTHS):
+        ids = tuple((number * 31 + place * 7 + place * place) % 250 + 5 for place in range(length))
+        made.append(Example("r", ids, tuple(place >= min(5, length - 1) for place in range(length)), 4))
+    return made
+
+
+def ready(folder: Path, device: str, precision: str, bits: int) -> Model:
+    model = load(fetch(str(folder)), bits=bits, device=device, precision=precision)
+    add_adapter(model, rank=8, alpha=16, layers="all", dropout=0, seed=2)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        for name, parameter in model.network.named_parameters():
+            if "norm" in name:
+                parameter += (torch.randn(parameter.shape, generator=generator) * 0.1).to(device)
+    return model
+
+
+def plain(model: Model) -> tuple[float, dict[str, torch.Tensor]]:
+    loss = summed_loss(model, pack.collate(examples(), 0))
+    loss.backward()
+    found = {name: p.grad.double().cpu() for name, p in model.trainable().items() if p.grad is not None}
+    for parameter in model.trainable().values():
+        parameter.grad = None
+    return loss.item(), found
+
+
+def error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    """The relative error of all gradients as one vector."""
+    square = sum(((found[name] - wanted[name]) ** 2).sum().item() for name in wanted)
+    return float((square / sum((each**2).sum().item() for each in wanted.values())) ** 0.5)
+
+
+def exact_twin(model: Model, folder: Path) -> Model:
+    """The same model in float64 on the processor, its base the dequantised numbers."""
+    twin = load(fetch(str(folder)), bits=16, device="cpu", precision="float64")
+    bases = {**model.frozen(), **{name: layer.base for name, layer in model.lora.items()}}
+    for name, layer in twin.frozen().items():
+        layer.weight.data = bases[name].matrix().detach().double().cpu()
+    add_adapter(twin, rank=8, alpha=16, layers="all", dropout=0, seed=2)
+    for module in twin.network.modules():
+        module.to(torch.float64)
+    with torch.no_grad():
+        for name, parameter in twin.trainable().items():
+            parameter.copy_(model.trainable()[name])
+        others = dict(model.network.named_parameters())
+        for name, parameter in twin.network.named_parameters():
+            if "norm" in name or "embed" in name or "lm_head" in name:
+                parameter.copy_(others[name])
+    return twin
+
+
+@pytest.mark.parametrize("keep", ["all", "attention", "input"])
+@pytest.mark.parametrize("form", ["stored", "dense"])
+@pytest.mark.parametrize("family", FUSED)
+def test_families(tiny: Callable[..., Path], family: str, form: Any, keep: Any) -> None:
+    folder = tiny(family, hidden_size=128, intermediate_size=192)
+    model = ready(folder, "cuda", "bfloat16", 4)
+    loss, wanted = plain(exact_twin(model, folder))
+    own_loss, own = plain(model)
+    fused = Fused(model, longest=130, forms=form, keeps=keep, chunk=100)
+    assert (fused.kernels is block_cuda) == (family != "gemma2")
+    made = pack.packed(examples(), 0, size=pack.Size(384, 8, 300, 130))
+    flat = to_device(made, 130, model.device)
+    total = fused.step(flat, torch.tensor(1.0, device="cuda"))
+    found = {name: p.grad.double().cpu() for name, p in model.trainable().items() if p.grad is not None}
+    assert error(found, wanted) <= 1.5 * error(own, wanted) + 1e-4
+    assert abs(total.item() - loss) <= 1.5 * abs(own_loss - loss) + 2e-3 * loss
+    assert fused.loss(flat).item() == pytest.approx(total.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("keep", ["all", "input"])
+def test_fp8_is_near(tiny: Callable[..., Path], keep: Any) -> None:
+    folder = tiny("llama", hidden_size=128, intermediate_size=192)
+    model = ready(folder, "cuda", "bfloat16", 4)
+    loss, wanted = plain(exact_twin(model, folder))
+    fused = Fused(model, longest=130, forms="fp8", keeps=keep, chunk=100)
+    flat = to_device(pack.packed(examples(), 0, size=pack.Size(384, 8, 300, 130)), 130, model.device)
+    total = fused.step(flat, torch.tensor(1.0, device="cuda"))
+    found = {name: p.grad.double().cpu() for name, p in model.trainable().items() if p.grad is not None}
+    assert 1e-4 < error(found, wanted) < 0.2
+    assert total.item() == pytest.approx(loss, rel=0.02)
+
+
+def test_a_captured_step_is_the_launched_one(tiny: Callable[..., Path]) -> None:
+    model = ready(tiny("llama", hidden_size=128, intermediate_size=192), "cuda", "bfloat16", 4)
+    fused = Fused(model, longest=130)
+    size = pack.Size(384, 8, 300, 130)
+    share = torch.tensor(0.01, device="cuda")
+    captured = Captured(fused, size, share, None)
+    parts = [examples()[:2], examples()[2:]]
+    for _ in range(2):
+        fused.zero_gradients()
+        captured.total.zero_()
+        for part in parts:
+            captured.run(pack.packed(part, 0, size=size))
+    replayed, total = fused.grad_a.clone(), captured.total.item()
+    fused.zero_gradients()
+    launched = sum(fused.step(to_device(pack.packed(p, 0, size=size), 130, model.device), share).item() for p in parts)
+    assert total == pytest.approx(launched, rel=1e-5)
+    assert (replayed - fused.grad_a).norm() / replayed.norm() < 1e-3
