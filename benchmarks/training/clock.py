@@ -32,9 +32,10 @@ class Timed:
         return self.tokens / low, self.tokens / middle, self.tokens / high
 
 
-def timed(step: Callable[[], None], tokens: int, device: str) -> Timed:
-    """Runs whole optimizer steps and times those after the third."""
-    reset_peak(device)
+def timed(step: Callable[[], None], tokens: int, device: str, *, reset: bool = True) -> Timed:
+    """Runs whole optimizer steps and times those after the third. Without `reset` the peak counts from before."""
+    if reset:
+        reset_peak(device)
     taken: list[float] = []
     for number in range(WARM + STEPS):
         began = time.perf_counter()

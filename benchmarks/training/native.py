@@ -1,22 +1,27 @@
-"""This project's engine, as the harness drives it: a model, a plan for a budget, whole optimizer steps."""
+"""This project's engine, as the harness drives it: a plan for a budget, a model laid out by it, whole steps."""
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.training.clock import CLIP, RATE, Timed, random_ids, timed
+from benchmarks.training.clock import CLIP, RATE, Timed, random_ids, reset_peak, timed
 
-from tunesmith.hardware import look
-from tunesmith.memory import RUNTIME, Plan, plan
+from tunesmith.fit import Wish, Work, fit
+from tunesmith.hardware import Machine, Speed, look
+from tunesmith.hardware import measure as measure_speed
+from tunesmith.memory import Plan
 from tunesmith.model.build import Model, add_adapter, load
 from tunesmith.model.shape import read_shape
 from tunesmith.model.weights import fetch
-from tunesmith.prompt.pack import Batch
-from tunesmith.train.loss import summed_loss
+from tunesmith.prompt.tokens import Example
+from tunesmith.recipe import Adapter, Train
+from tunesmith.train.by_hand import Gradients
+from tunesmith.train.job import Job, Layout
 from tunesmith.train.optimizers import adamw
 
 PRECISIONS = {"native": "bfloat16", "native-fast": "fp8"}
@@ -24,86 +29,116 @@ PRECISIONS = {"native": "bfloat16", "native-fast": "fp8"}
 
 @dataclass(frozen=True)
 class Planned:
-    """How a step is run: rows of a micro-batch, whether activations are recomputed, the bytes that this takes.
+    """What the planner chose: two budgets with the same layout need one measurement."""
 
-    The bytes are those that torch allocates; the card's context is not among them. Two budgets with the same plan
-    need one measurement.
-    """
+    plan: Plan
 
-    rows: int
-    recompute: bool
-    dense: bool
-    peak: int
+    @property
+    def peak(self) -> int:
+        """Bytes that torch will allocate; the card's context is not among them."""
+        return self.plan.peak
+
+    @property
+    def name(self) -> str:
+        """The layout in a few words."""
+        made = self.plan
+        kept = ", ".join(
+            f"{made.keeps.count(keep)} {keep}" for keep in ("all", "attention", "input", "host") if keep in made.keeps
+        )
+        forms = ", ".join(
+            f"{made.forms.count(form)} {form}" for form in ("stored", "dense", "fp8") if form in made.forms
+        )
+        return f"micro-batches of {made.micro_tokens}; {forms}; {kept}"
 
 
-def planned(folder: Path, batch: int, length: int, *, budget_bytes: int | None, rank: int) -> Planned:
+@cache
+def _machine(precision: str) -> tuple[Machine, Speed]:
+    machine = look("fast" if precision == "fp8" else "auto")
+    return replace(machine, memory_free=machine.memory_total), measure_speed(machine)
+
+
+def planned(
+    folder: Path, batch: int, length: int, *, budget_bytes: int | None, rank: int, precision: str = "bfloat16"
+) -> Planned:
     """What the planner chooses for steps of `batch` rows of `length` tokens, `budget_bytes` being torch's share.
 
     Raises ResourceError when not even one row fits.
     """
-    machine = look()
-    context = RUNTIME[machine.device]
-    machine = replace(machine, memory_free=machine.memory_total)  # the model may lie in it already
-    memory = "auto" if budget_bytes is None else f"{(budget_bytes + context) / 1e6:.0f}MB"
-    made: Plan = plan(
-        read_shape(folder, str(folder)),
-        machine,
-        bits=4,
-        rank=rank,
-        optimizer="adamw",
-        longest=length,
-        step_tokens=batch * length,
-        memory=memory,
-        recompute="auto",
+    machine, speed = _machine(precision)
+    return Planned(
+        fit(
+            read_shape(folder, str(folder)),
+            machine,
+            speed,
+            Work(((length,) * batch,), length, 100),
+            Wish(bits=4, rank=rank, layers="all", optimizer="adamw", fast=precision == "fp8"),
+            "auto" if budget_bytes is None else f"{budget_bytes / 1e6:.1f}MB",
+        )
     )
-    rows = max(1, min(batch, made.micro_tokens // length))
-    return Planned(rows, made.recompute, made.dense, made.peak - context)
 
 
-@cache
-def make_model(folder: Path, precision: str, device: str, rank: int) -> tuple[Model, torch.optim.Optimizer]:
-    """The model of `folder` in NF4 with its adapter and optimizer; one a process."""
-    if precision != "bfloat16":
-        raise ValueError(f"the engine has no products in {precision}")
-    model = load(fetch(str(folder)), bits=4, device=device, precision=precision)
-    add_adapter(model, rank=rank, alpha=16, layers="all", dropout=0, seed=1)
-    model.network.train()
-    return model, adamw(list(model.trainable().values()), RATE, 0.0)
+_ready: dict[str, Any] = {}  # the forms of the model that is loaded, and what trains it
+
+
+def _gradients(folder: Path, rows: list[Example], how: Plan, device: str, rank: int) -> Gradients:
+    """The engine over a model in the plan's forms; loaded anew only where they differ from the last ones."""
+    if _ready.get("forms") != (how.forms, rank) or len(rows[0]) > _ready.get("longest", len(rows[0])):
+        _ready.clear()
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        model: Model = load(fetch(str(folder)), bits=4, device=device, precision="bfloat16")
+        add_adapter(model, rank=rank, alpha=16, layers="all", dropout=0, seed=1)
+        _ready.update(forms=(how.forms, rank), model=model)
+    job = Job(
+        model=_ready["model"],
+        tokenizer=None,
+        train=rows,
+        valid=[],
+        adapter=Adapter(rank=rank),
+        settings=Train(),
+        seed=1,
+        pad=0,
+        micro_tokens=how.micro_tokens,
+        recompute=False,
+        precision="bfloat16",
+        folder=folder,
+        fingerprint="",
+        layout=Layout(how.forms, how.keeps, how.chunk),
+    )
+    made: Gradients | None = _ready.get("gradients")
+    if made is None:
+        made = Gradients(job, how.micro_tokens)
+        optimizer = adamw(list(made.trained.values()), RATE, 0.0)
+        optimizer.step()  # over gradients of zero: its state is there before the graphs are recorded
+        _ready.update(gradients=made, optimizer=optimizer, longest=len(rows[0]))
+    made.fused.keeps = list(how.keeps)
+    made.job, made.micro_tokens, made.lengths = job, how.micro_tokens, [len(row) for row in rows]
+    made.graphs.clear()
+    return made
 
 
 def measure(
     folder: Path, batch: int, length: int, *, how: Planned, precision: str, device: str, rank: int = 16
 ) -> Timed:
-    """Times whole optimizer steps of `batch` rows of `length` random tokens, run as `how` says."""
-    model, optimizer = make_model(folder, precision, device, rank)
-    _recompute(model, how.recompute)
-    if how.dense:
-        model.keep_dense()
-    draw = random_ids(batch, length, model.network.config.vocab_size, device)
+    """Times whole optimizer steps of `batch` rows of `length` random tokens, laid out as `how` says."""
+    rows = [Example("row", (1,) * length, (True,) * length, 0)] * batch
+    gradients = _gradients(folder, rows, how.plan, device, rank)
+    optimizer = _ready["optimizer"]
+    parameters = list(gradients.trained.values())
+    draw = random_ids(batch, length, _ready["model"].network.config.vocab_size, device)
+    reset_peak(device)
+    gradients.prepare([list(range(batch))])  # a graph's memory is allocated when it is recorded
 
     def step() -> None:
-        _step(model, optimizer, draw().tolist(), how.rows)
+        drawn = [Example("row", tuple(ids), (True,) * length, 0) for ids in draw().tolist()]
+        gradients.job = replace(gradients.job, train=drawn)
+        gradients.step(range(batch))
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        gradients.updated()
+        gradients.clear()
 
-    return timed(step, batch * length, device)
-
-
-def _step(model: Model, optimizer: torch.optim.Optimizer, ids: list[list[int]], rows: int) -> None:
-    """Forward and backward a micro-batch at a time, then clip and AdamW."""
-    learnt = len(ids) * (len(ids[0]) - 1)
-    for start in range(0, len(ids), rows):
-        part = ids[start : start + rows]
-        batch = Batch(part, [[1] * len(row) for row in part], part)
-        loss: Any = summed_loss(model, batch) / learnt
-        loss.backward()
-    torch.nn.utils.clip_grad_norm_(list(model.trainable().values()), CLIP)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def _recompute(model: Model, wanted: bool) -> None:
-    if wanted and not model.network.is_gradient_checkpointing:
-        model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.network.enable_input_require_grads()
-    elif not wanted and model.network.is_gradient_checkpointing:
-        model.network.gradient_checkpointing_disable()
-        model.network.disable_input_require_grads()
+    made = timed(step, batch * length, device, reset=False)
+    gradients.graphs.clear()
+    return made

@@ -174,10 +174,11 @@ def _native(folder: Path, setting: Setting, job: Job) -> dict[str, str]:
     batch = int(setting.batch)
     budget = int(float(setting.budget) * GIB) if setting.budget else None
     try:
-        how = native.planned(folder, batch, setting.length, budget_bytes=budget, rank=setting.rank)
+        precision = native.PRECISIONS[setting.engine]
+        how = native.planned(folder, batch, setting.length, budget_bytes=budget, rank=setting.rank, precision=precision)
     except ResourceError as error:  # known before anything is loaded, so the process may go on
         return {"failure": reason(error)}
-    planned = {"planned_gib": f"{how.peak / GIB:.2f}", "note": describe(how)}
+    planned = {"planned_gib": f"{how.peak / GIB:.2f}", "note": how.name}
     for row in table.read(job.out):
         same = replace(row.setting, budget="") == replace(setting, budget="") and row.commit == job.commit
         if same and row.note == planned["note"] and not row.failure:  # the same plan needs no second measurement
@@ -188,17 +189,11 @@ def _native(folder: Path, setting: Setting, job: Job) -> dict[str, str]:
         batch,
         setting.length,
         how=how,
-        precision=native.PRECISIONS[setting.engine],
+        precision=precision,
         device=job.device,
         rank=setting.rank,
     )
     return {**figures(measured), **planned}
-
-
-def describe(how: Any) -> str:
-    """A plan in words, the same for plans that run alike."""
-    recomputed = ", recomputed" if how.recompute else ""
-    return f"micro-batches of {how.rows}{recomputed}{', dense copy' if how.dense else ''}"
 
 
 def figures(measured: Any) -> dict[str, str]:

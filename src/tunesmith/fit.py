@@ -16,26 +16,38 @@ from tunesmith.kernels.block import Keep
 from tunesmith.kernels.product import BaseForm
 from tunesmith.memory import NF4_BYTES, OPTIMIZER_BYTES, SHARE, Plan, parse_bytes, show_bytes
 from tunesmith.model.shape import ModelShape
+from tunesmith.prompt.pack import bins
 
 CHUNK = 1024  # learnt tokens whose logits exist at one time
-WORKSPACE = 96 << 20  # of cuBLAS, on the streams that are used
-CAPTURES = 1 / 64  # of everything: what a graph's blocks lose to rounding
 LAUNCH = 2.5e-6  # seconds a kernel, launched from a graph on an H200
 KERNELS = 50  # of a block, both directions
 TRAFFIC = 13  # passes over what a block keeps, beside its products; fitted to profiles on an H200 (docs/log.md)
 ATTENTION = 0.17  # of the products' rate that torch's flash attention reaches at 512 tokens
+HOST = 2.0  # what a copy to the host and back disturbs, in times of a copy on the card
 DEQUANTISE = 0.68  # of the bandwidth
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be trained: tokens of the largest and of the mean step, the longest row, steps, share learnt."""
+    """What is to be trained: the lengths of the rows of some steps, the longest row of all, steps, share learnt."""
 
-    largest_step: int
-    mean_step: float
+    sample: tuple[tuple[int, ...], ...]
     longest: int
     steps: int
     learnt: float = 1.0
+
+    @property
+    def mean_step(self) -> float:
+        """Tokens of a step."""
+        return sum(map(sum, self.sample)) / len(self.sample)
+
+    def micro_batches(self, room: int) -> tuple[int, float]:
+        """Tokens of the largest micro-batch that rows packed into `room` make, and how many a step has."""
+        made = [
+            [sum(lengths[row] for row in part) for part in bins(range(len(lengths)), lengths, room)]
+            for lengths in self.sample
+        ]
+        return max(self.longest, max(map(max, made))), sum(map(len, made)) / len(made)
 
 
 @dataclass(frozen=True)
@@ -54,9 +66,10 @@ def fit(shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wis
     """The fastest layout that fits. Raises ResourceError when none does."""
     budget = parse_bytes(memory) if memory != "auto" else int(machine.memory_free * SHARE)
     count = _Count(shape, machine, speed, work, wish)
-    found = [made for tokens in _sizes(work) if (made := count.best(tokens, budget)) is not None]
+    sizes = _sizes(work)
+    found = [made for size in sizes if (made := count.best(*size, budget)) is not None]
     if not found:
-        need = count.least(min(_sizes(work)))
+        need = count.least(*min(sizes))
         raise ResourceError(
             f"training needs about {show_bytes(need)} and {show_bytes(budget)} may be used",
             where=f"train.memory {memory}",
@@ -70,10 +83,12 @@ def fit(shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wis
 class _Layout:
     """Micro-batch and counts of blocks: those kept whole, those whose gate is made again, those in another form."""
 
-    tokens: int
+    tokens: int  # of the largest
+    many: float  # in a step
     whole: int
     gateless: int
     other: int
+    inputs: int = 0  # blocks whose input stays on the card; the rest of those made again wait on the host
 
 
 class _Count:
@@ -112,7 +127,7 @@ class _Count:
         parts = {
             "base": int(base),
             "adapter": int(self.adapter * state) + self._diagonals(),
-            "workspace": WORKSPACE if self.card else 900 << 20,  # on a processor: Python and its libraries
+            "runtime": (64 if self.card else 900) << 20,  # cuBLAS's workspaces; Python and its libraries
         }
         if layout.other and self.other_bytes():
             parts[f"{self.other} copy"] = int(layout.other * self.other_bytes())
@@ -127,8 +142,8 @@ class _Count:
     def kept(self, keep: Keep) -> int:
         """Bytes of one token in one block."""
         s, n = self.shape, self.number
-        if keep == "input":
-            return s.hidden * n
+        if keep in ("input", "host"):
+            return s.hidden * n if keep == "input" else 0
         heads = s.queries // max(1, s.head)
         small = sum(self.ranks) * n + 4 * heads
         whole = (2 * s.hidden + 2 * s.queries + 2 * s.keys) * n + small
@@ -138,13 +153,20 @@ class _Count:
         """The most that one block's backward has beside what was kept."""
         s, n = self.shape, self.number
         rank = self.wish.rank
-        gate = (s.hidden + s.intermediate + rank + 3 * s.intermediate) * n
-        up = (s.hidden + 2 * s.intermediate + 2 * s.hidden + 2 * rank) * n
+        gate = (s.hidden + 2 * s.intermediate + rank) * n  # the gate's gradient is written over the gate
+        up = (3 * s.hidden + 2 * rank) * n
+        mix = (s.hidden + s.queries + 2 * (s.queries + 2 * s.keys)) * n + 4 * s.queries - 2 * s.intermediate * n
         eight = 2 * s.intermediate if form == "fp8" else 0
         weight = 2 * s.intermediate * (s.hidden + 2 * rank) * n if form == "stored" and self.wish.bits == 4 else 0
-        again = {"all": 0, "attention": 2 * s.intermediate * n, "input": self.kept("all") - s.hidden * n}[keep]
+        again: dict[Keep, int] = {
+            "all": 0,
+            "attention": 2 * s.intermediate * n,
+            "input": self.kept("all") - s.hidden * n,
+        }
+        again["host"] = self.kept("all") + s.hidden * n  # two inputs are on the way at a time
         wide = 1 if self.card else 3  # the plain functions hold a few of these in 32 bits
-        return tokens * again + max(wide * tokens * (gate + eight), wide * tokens * (up + eight) + weight)
+        most = max(wide * tokens * (gate + eight), wide * tokens * (up + eight) + weight, wide * tokens * mix)
+        return tokens * again[keep] + most
 
     def head(self, tokens: int) -> int:
         """The head's step: hidden states, their gradients, the logits of a chunk."""
@@ -156,8 +178,10 @@ class _Count:
 
     def keeps(self, layout: _Layout) -> list[Keep]:
         """What each block keeps; blocks near the end keep more, for their backward comes first."""
-        first = self.shape.layers - layout.whole - layout.gateless
-        counted: list[tuple[Keep, int]] = [("input", first), ("attention", layout.gateless), ("all", layout.whole)]
+        again = self.shape.layers - layout.whole - layout.gateless
+        first = min(layout.inputs, again) if self.card else again
+        counted: list[tuple[Keep, int]] = [("host", again - first), ("input", first)]
+        counted += [("attention", layout.gateless), ("all", layout.whole)]
         return [keep for keep, many in counted for _ in range(many)]
 
     def forms(self, layout: _Layout) -> list[BaseForm]:
@@ -180,23 +204,20 @@ class _Count:
 
     def parts(self, layout: _Layout) -> dict[str, int]:
         """Everything, by part."""
-        made = {**self.fixed(layout), "activations": self.activations(layout)}
-        if self.card:
-            made["rounding"] = int(made["activations"] * CAPTURES)
-        return made
+        return {**self.fixed(layout), "activations": self.activations(layout)}
 
-    def least(self, tokens: int) -> int:
+    def least(self, tokens: int, many: float) -> int:
         """The smallest peak that can be had."""
-        return self.peak(_Layout(tokens, *self._floor()))
+        return self.peak(_Layout(tokens, many, *self._floor()))
 
-    def _floor(self) -> tuple[int, int, int]:
+    def _floor(self) -> tuple[int, int, int, int]:
         whole = self.shape.layers if self.wish.recompute == "no" else 0
         dense = self.shape.layers if self.wish.bits == 16 and not self.wish.fast else 0
-        return whole, 0, dense
+        return whole, 0, dense, self.shape.layers if self.wish.recompute == "no" else 0
 
-    def best(self, tokens: int, budget: int) -> _Layout | None:
+    def best(self, tokens: int, many: float, budget: int) -> _Layout | None:
         """The fastest layout of micro-batches of `tokens`, by what each byte saves; None when none fits."""
-        layout = _Layout(tokens, *self._floor())
+        layout = _Layout(tokens, many, *self._floor())
         if self.peak(layout) > budget:
             return None
         layers = self.shape.layers
@@ -216,7 +237,10 @@ class _Count:
         layers = self.shape.layers
         made: list[tuple[float, float, Callable[[_Layout, int, int], _Layout]]] = []
         if self.wish.recompute == "auto":
-            keeping = (self.kept("attention") - self.kept("input")) * tokens
+            if self.card:
+                moved = 2 * self.kept("input") * tokens
+                made.append((HOST * moved / self.speed.bandwidth, moved / 2, _keep_input))
+            keeping = (self.kept("attention") - self.kept("host" if self.card else "input")) * tokens
             made.append((self.again("input", tokens) - self.again("attention", tokens), keeping, _keep_attention))
             gate = (self.kept("all") - self.kept("attention")) * tokens
             made.append((self.again("attention", tokens), gate, _keep_all))
@@ -245,7 +269,7 @@ class _Count:
         linear = gate if keep == "attention" else self.block_linear() - s.hidden * s.intermediate
         rate = self.speed.eight if self.wish.fast else self.speed.products
         moved = TRAFFIC / 4 * self.kept("all") * (gate / self.block_linear() if keep == "attention" else 1.0)
-        attention = self.attention(tokens) / 4.5 if keep == "input" else 0.0
+        attention = 0.0 if keep == "attention" else self.attention(tokens) / 4.5
         unpacked = 0.0 if self.wish.fast else linear * (NF4_BYTES + self.number) / (self.speed.bandwidth * DEQUANTISE)
         return 2.0 * linear * tokens / rate + tokens * moved / self.speed.bandwidth + attention + unpacked
 
@@ -265,13 +289,17 @@ class _Count:
 
     def step_seconds(self, layout: _Layout) -> float:
         """One optimizer step."""
-        many = max(1, -(-int(self.work.mean_step) // layout.tokens))
+        many = layout.many
         update = self.adapter * 44 / self.speed.bandwidth  # gradients cleared, normed, read; moments and copies
         return many * self.micro_seconds(layout, self.work.mean_step / many) + update
 
 
 def _with_layers(how: Callable[[_Layout, int, int], _Layout], layers: int, layout: _Layout, many: int) -> _Layout:
     return how(layout, many, layers)
+
+
+def _keep_input(layout: _Layout, many: int, layers: int) -> _Layout:
+    return replace(layout, inputs=many)
 
 
 def _keep_attention(layout: _Layout, many: int, layers: int) -> _Layout:
@@ -286,9 +314,11 @@ def _other_form(layout: _Layout, many: int, layers: int) -> _Layout:
     return replace(layout, other=many)
 
 
-def _sizes(work: Work) -> Sequence[int]:
-    """Micro-batches worth a look: the largest step in so many parts."""
-    return sorted({max(work.longest, -(-work.largest_step // parts)) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)})
+def _sizes(work: Work) -> Sequence[tuple[int, float]]:
+    """Micro-batches worth a look: tokens of the largest and how many a step has, for the largest step in parts."""
+    largest = max(map(sum, work.sample))
+    rooms = {max(work.longest, -(-largest // parts)) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)}
+    return sorted({work.micro_batches(room) for room in rooms})
 
 
 def _plan(count: _Count, layout: _Layout, budget: int) -> Plan:
@@ -322,14 +352,16 @@ def _why(count: _Count, layout: _Layout) -> str:
         said.append(f"{layout.gateless} of {layers} blocks make their gate again")
     if again:
         said.append(f"{again} of {layers} blocks are made again in the backward")
+    if waiting := count.keeps(layout).count("host"):
+        said.append(f"{waiting} inputs wait in the host's memory")
     return "; ".join(said) or "everything is kept"
 
 
 def _better(count: _Count, layout: _Layout, budget: int) -> str:
     """The next faster layout and what it would need, or nothing when there is none."""
-    peak, seconds = count.peak(layout), count.step_seconds(layout)
+    peak, seconds, sizes = count.peak(layout), count.step_seconds(layout), _sizes(count.work)
     for factor in (1.25, 1.5, 2.0, 3.0, 5.0, 10.0):
-        options = [made for size in _sizes(count.work) if (made := count.best(size, int(budget * factor))) is not None]
+        options = [made for size in sizes if (made := count.best(*size, int(budget * factor))) is not None]
         best = min(options, key=count.step_seconds)
         if count.step_seconds(best) < 0.95 * seconds and count.peak(best) > peak:
             gain = seconds / count.step_seconds(best)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith.kernels.attention import Bounds
 from tunesmith.model.build import Model, add_adapter, load
 from tunesmith.model.fuse import Flat, Fused, reasons
 from tunesmith.model.weights import fetch
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
+from tunesmith.train.captured import to_device
 from tunesmith.train.loss import summed_loss
 
 FUSED = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"]
@@ -57,13 +57,7 @@ def reference(model: Model) -> tuple[float, dict[str, torch.Tensor]]:
 def flat(size: pack.Size | None = None) -> Flat:
     made = pack.packed(examples(), 0, size=size)
     longest = max(LENGTHS) if size is None else size.longest
-    return Flat(
-        torch.tensor(made.ids),
-        torch.tensor(made.places),
-        Bounds(torch.tensor(made.starts, dtype=torch.int32), longest, tuple(made.starts)),
-        torch.tensor(made.chosen),
-        torch.tensor(made.targets),
-    )
+    return to_device(made, longest, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("keep", ["all", "attention", "input"])

@@ -39,27 +39,28 @@ def forward(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form, k
     """`h` (tokens x hidden) through the block; `turns` are the tables of cos and sin and each token's place."""
     h2, both, kept = _until_gate(h, block, turns, bounds, form)
     made, inner = _down(both, block, form)
-    if keep == "input":
+    if keep in ("input", "host"):
         return h2 + made, Kept(h)
     kept = kept._replace(inner=(*kept.inner[:3], inner))
     return h2 + made, kept._replace(both=None) if keep == "attention" else kept
 
 
 def backward(
-    dout: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form, targets: Targets
+    dout: Tensor, stack: list[Kept], block: Block, turns: Turns, bounds: Bounds, form: Form, targets: Targets
 ) -> Tensor:
-    """The gradient to `h`; those to the adapter are added to `targets`."""
-    kept = _complete(kept, block, turns, bounds, form)
+    """The gradient to `h`; those to the adapter are added to `targets`. Takes what was kept from the `stack`'s top."""
+    kept = _complete(stack.pop(), block, turns, bounds, form)
     h2, both, mixed = given(kept.h2), given(kept.both), given(kept.mixed)
     dactivated, dinner = _back(dout, block.down)
-    dboth, activated = parts.gated_back(dactivated, both, form.activation, dinner, block.down.a)
+    dboth, activated = parts.gated_back(dactivated, both, form.activation, dinner, block.down.a)  # over `both`
     inner = kept.inner[3]
     if activated is not None and inner is None:
         inner = activated @ given(block.down.a).T
     gather(targets[3], dout, activated, inner, dinner)
-    del dactivated, activated
+    del dactivated, activated, both
+    kept = kept._replace(both=None)
     dh2 = _back_norm(dboth, dout, h2, block.norm_2, kept.inner[2], block.gate_up, targets[2], form)
-    del dboth
+    del dboth, h2
     dmixed, dinner = _back(dh2, block.out, with_b=False)
     if dinner is not None:
         dmixed.addmm_(dinner, given(block.out.a))

@@ -55,7 +55,7 @@ def norm(
 
 
 @triton.jit
-def _norm_back(dy, h, weight, add, out, eps, offset, width, dy_stride, BLOCK: tl.constexpr):
+def _norm_back(dy, h, weight, add, out, eps, offset, width, dy_stride, ADD: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     inside = cols < width
@@ -65,16 +65,17 @@ def _norm_back(dy, h, weight, add, out, eps, offset, width, dy_stride, BLOCK: tl
     inverse = tl.rsqrt(tl.sum(x * x, 0) / width + eps)
     n = x * inverse
     dx = inverse * (g - n * (tl.sum(g * n, 0) / width))
-    dx += tl.load(add + row * width + cols, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        dx += tl.load(add + row * width + cols, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * width + cols, dx.to(out.dtype.element_ty), mask=inside)
 
 
-def norm_back(dy: Tensor, h: Tensor, weight: Tensor, eps: float, offset: float, add: Tensor) -> Tensor:
-    """`add` and the gradient of the norm to `h`; the rows of `dy` may be longer than `h`'s."""
+def norm_back(dy: Tensor, h: Tensor, weight: Tensor, eps: float, offset: float, add: Tensor | None) -> Tensor:
+    """`add` (where given) and the gradient of the norm to `h`; the rows of `dy` may be longer than `h`'s."""
     out = torch.empty_like(h)
     width = h.shape[1]
     _norm_back[(len(h),)](
-        dy, h, weight, add, out, eps, offset, width, dy.stride(0),
+        dy, h, weight, add, out, eps, offset, width, dy.stride(0), ADD=add is not None,
         BLOCK=triton.next_power_of_2(width), num_warps=8 if width > 2048 else 4,
     )  # fmt: skip
     return out
@@ -247,23 +248,17 @@ def _gated(both, out, inner, room, GELU: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _gated_eight(both, out, codes, scales, inner, room, GELU: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, inner, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        inside = cols < inner
-        gate = tl.load(both + row * 2 * inner + cols, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(both + row * 2 * inner + inner + cols, mask=inside, other=0.0).to(tl.float32)
-        value, _ = _activate(gate, GELU)
-        short = (value * up).to(out.dtype.element_ty)
-        tl.store(out + row * (inner + room) + cols, short, mask=inside)
-        largest = tl.maximum(largest, tl.abs(short.to(tl.float32)))
-    scale = tl.maximum(tl.max(largest, 0), 1e-12) / 448.0
+    cols = tl.arange(0, BLOCK)
+    inside = cols < inner
+    gate = tl.load(both + row * 2 * inner + cols, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(both + row * 2 * inner + inner + cols, mask=inside, other=0.0).to(tl.float32)
+    value, _ = _activate(gate, GELU)
+    short = (value * up).to(out.dtype.element_ty)
+    tl.store(out + row * (inner + room) + cols, short, mask=inside)
+    y = short.to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / 448.0
     tl.store(scales + row, scale)
-    for start in range(0, inner, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        inside = cols < inner
-        y = tl.load(out + row * (inner + room) + cols, mask=inside, other=0.0).to(tl.float32)
-        tl.store(codes + row * inner + cols, (y / scale).to(tl.float8e4nv), mask=inside)
+    tl.store(codes + row * inner + cols, (y / scale).to(tl.float8e4nv), mask=inside)
 
 
 def gated(both: Tensor, activation: str, room: int, *, eight: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -276,7 +271,8 @@ def gated(both: Tensor, activation: str, room: int, *, eight: bool) -> tuple[Ten
         return out, None, None
     codes = both.new_empty(tokens, inner, dtype=torch.float8_e4m3fn)
     scales = both.new_empty(tokens, 1, dtype=torch.float32)
-    _gated_eight[(tokens,)](both, out, codes, scales, inner, room, GELU=gelu, BLOCK=2048, num_warps=8)
+    block = triton.next_power_of_2(inner)
+    _gated_eight[(tokens,)](both, out, codes, scales, inner, room, GELU=gelu, BLOCK=block, num_warps=_warps(block))
     return out, codes, scales
 
 
@@ -311,35 +307,27 @@ def _gated_back(dy, both, dinner, a, dboth, value_out, tokens, inner, dy_stride,
 def gated_back(
     dy: Tensor, both: Tensor, activation: str, dinner: Tensor | None, a: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient to `both` of dy + dinner a, and the gated product again (where there is an adapter)."""
+    """The gradient to `both` of dy + dinner a, written over it, and the gated product again (with an adapter)."""
     tokens, inner = both.shape[0], both.shape[1] // 2
-    dboth = torch.empty_like(both)
     value = None if a is None else both.new_empty(tokens, inner)
     ranks = 0 if a is None else a.shape[0]
-    grid = (triton.cdiv(tokens, 16), triton.cdiv(inner, 256))
+    grid = (triton.cdiv(tokens, 16), triton.cdiv(inner, 128))  # the fastest tile of nine on an H200
     _gated_back[grid](
-        dy, both, dinner, a, dboth, value, tokens, inner, dy.stride(0), ranks,
+        dy, both, dinner, a, both, value, tokens, inner, dy.stride(0), ranks,
         LORA=a is not None, GELU=activation == "gelu_tanh", RANKS=max(16, triton.next_power_of_2(ranks)),
-        ROWS=16, COLS=256, num_warps=8,
+        ROWS=16, COLS=128, num_warps=4,
     )  # fmt: skip
-    return dboth, value
+    return both, value
 
 
 @triton.jit
 def _quantise(x, codes, scales, width, stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, width, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        largest = tl.maximum(
-            largest, tl.abs(tl.load(x + row * stride + cols, mask=cols < width, other=0.0).to(tl.float32))
-        )
-    scale = tl.maximum(tl.max(largest, 0), 1e-12) / 448.0
+    cols = tl.arange(0, BLOCK)
+    y = tl.load(x + row * stride + cols, mask=cols < width, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / 448.0
     tl.store(scales + row, scale)
-    for start in range(0, width, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        y = tl.load(x + row * stride + cols, mask=cols < width, other=0.0).to(tl.float32)
-        tl.store(codes + row * width + cols, (y / scale).to(tl.float8e4nv), mask=cols < width)
+    tl.store(codes + row * width + cols, (y / scale).to(tl.float8e4nv), mask=cols < width)
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -347,9 +335,14 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     rows, width = x.shape
     codes = x.new_empty(rows, width, dtype=torch.float8_e4m3fn)
     scales = x.new_empty(rows, 1, dtype=torch.float32)
-    block = min(4096, triton.next_power_of_2(width))
-    _quantise[(rows,)](x, codes, scales, width, x.stride(0), BLOCK=block, num_warps=8)
+    block = triton.next_power_of_2(width)
+    _quantise[(rows,)](x, codes, scales, width, x.stride(0), BLOCK=block, num_warps=_warps(block))
     return codes, scales
+
+
+def _warps(block: int) -> int:
+    """A row stays in registers: 32 to 64 numbers a thread."""
+    return max(4, min(32, block // 1024))
 
 
 @triton.jit

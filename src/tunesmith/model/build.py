@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import logging as python_logging
 import math
@@ -156,6 +157,7 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
         raise ModelError(f"cannot be loaded: {error}", where=weights.name, next="Choose another base.model") from error
     network.requires_grad_(False)
     transposed = _freeze(network)
+    _own_storage(network)
     network.config.use_cache = False
     for attribute in ("is_loaded_in_4bit", "is_quantized"):  # the layers are ours now; nothing else may repack them
         if getattr(network, attribute, False):
@@ -324,7 +326,19 @@ def _freeze(network: Any) -> bool:
         else:
             frozen = FrozenLinear.from_dense(layer.weight.data, layer.bias)
         network.set_submodule(name, frozen)
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.weight.module = None  # a circle that would hold the codes until the collector comes
     return transposed or getattr(network.config, "model_type", "") == "gpt2"
+
+
+def _own_storage(network: Any) -> None:
+    """Gives each tensor memory of its own: a loader may cut them from a whole file's, which then cannot be freed."""
+    gc.collect()  # what the loader left holds weights
+    tensors = [*network.parameters(), *network.buffers()]
+    tensors += [layer.state.absmax for layer in network.modules() if getattr(layer, "state", None) is not None]
+    for tensor in tensors:
+        if tensor.untyped_storage().nbytes() > 1.5 * tensor.nbytes + 1024:
+            tensor.data = tensor.data.clone()
 
 
 @contextlib.contextmanager

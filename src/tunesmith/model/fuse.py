@@ -21,6 +21,7 @@ from tunesmith.kernels.block import Block, Keep
 from tunesmith.kernels.product import BaseForm, Joined, Target
 from tunesmith.model.build import Model
 from tunesmith.model.qlora import FrozenLinear, LoraLinear
+from tunesmith.model.shelf import Shelf
 from tunesmith.recipe import Adapter
 
 FAMILIES = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
@@ -131,7 +132,7 @@ class _Group:
         return torch.cat([part.to(device, self.dtype) for part in parts])
 
     def joined(self) -> Joined:
-        return Joined(self.base, self.bias, self.a, self.b)
+        return Joined(self.base, self.bias, self.a, self.b, tuple(part[1:] for part in self.target.b))
 
 
 class Fused:
@@ -169,6 +170,7 @@ class Fused:
             _groups(layer, form, self.dtype, self.own_kernels)
             for layer, form in zip(self.layers, self.forms, strict=True)
         ]
+        self.shelf: Shelf | None = None
         self._flatten()
         self.blocks = [_block(layer, groups) for layer, groups in zip(self.layers, self.groups, strict=True)]
         self.targets = [tuple(group.target for group in groups) for groups in self.groups]
@@ -232,16 +234,37 @@ class Fused:
             turns = block.Turns(self.cos, self.sin, flat.places)
             h = self._embed(flat.ids)
             kept: list[Any] = []
-            for made, shape, keep in zip(self.blocks, self.shapes, self.keeps, strict=True):
-                h, each = self.kernels.forward(h, made, turns, flat.bounds, shape, keep)
-                kept.append(each)
+            for index, keep in enumerate(self.keeps):
+                h, each = self.kernels.forward(h, self.blocks[index], turns, flat.bounds, self.shapes[index], keep)
+                kept.append(self._put(index, each, keep))
+                del each
             total, dh = self._loss_and_gradient(h, flat, share)
-            del h, each
+            del h
             for index in range(len(self.blocks) - 1, -1, -1):
+                self._take(index, kept, dh)
                 dh = self.kernels.backward(
-                    dh, kept.pop(), self.blocks[index], turns, flat.bounds, self.shapes[index], self.targets[index]
+                    dh, kept, self.blocks[index], turns, flat.bounds, self.shapes[index], self.targets[index]
                 )
             return total
+
+    def _put(self, index: int, kept: Any, keep: Keep) -> Any:
+        """Sends a block's input to the host where the layout says so."""
+        if keep != "host" or not self.own_kernels:
+            return kept
+        if self.shelf is None:
+            self.shelf = Shelf()
+        self.shelf.put(index, kept.h)
+        return None
+
+    def _take(self, index: int, kept: list[Any], like: Tensor) -> None:
+        """Waits for a block's input, and starts fetching that of the block before it."""
+        if self.shelf is None:
+            return
+        self.shelf.settle()
+        if kept[index] is None:
+            kept[index] = self.kernels.Kept(self.shelf.take(index, like))
+        if index and kept[index - 1] is None:
+            self.shelf.fetch(index - 1, like)
 
     def loss(self, flat: Flat) -> Tensor:
         """The summed cross-entropy in nats."""
@@ -250,7 +273,7 @@ class Fused:
             h = self._embed(flat.ids)
             for made, shape in zip(self.blocks, self.shapes, strict=True):
                 h, _ = self.kernels.forward(h, made, turns, flat.bounds, shape, "input")
-            hidden = norm.rms(h[flat.chosen], *self._final())
+            hidden = self._last_norm(h[flat.chosen])
             parts = zip(torch.split(hidden, self.chunk), torch.split(flat.targets, self.chunk), strict=True)
             return torch.stack([self._chunk(part, wanted, None)[0] for part, wanted in parts]).sum()
 
@@ -262,15 +285,31 @@ class Fused:
 
     def _loss_and_gradient(self, h: Tensor, flat: Flat, share: Tensor) -> tuple[Tensor, Tensor]:
         hidden = h[flat.chosen]
-        normed = norm.rms(hidden, *self._final())
+        normed = self._last_norm(hidden)
         totals = []
         for start in range(0, len(normed), self.chunk):
             part = slice(start, start + self.chunk)
             total, gradient = self._chunk(normed[part], flat.targets[part], share)
             totals.append(total)
             normed[part] = gradient
-        dhidden = norm.rms_back(normed, hidden, *self._final())
+        dhidden = self._last_norm_back(normed, hidden)
         return torch.stack(totals).sum(), torch.zeros_like(h).index_add_(0, flat.chosen, dhidden)
+
+    def _last_norm(self, hidden: Tensor) -> Tensor:
+        weight, eps, offset = self._final()
+        if not self.own_kernels:
+            return norm.rms(hidden, weight, eps, offset)
+        from tunesmith.kernels import triton_parts
+
+        return triton_parts.norm(hidden, None, weight, eps, offset, 0, eight=False)[1]
+
+    def _last_norm_back(self, dy: Tensor, hidden: Tensor) -> Tensor:
+        weight, eps, offset = self._final()
+        if not self.own_kernels:
+            return norm.rms_back(dy, hidden, weight, eps, offset)
+        from tunesmith.kernels import triton_parts
+
+        return triton_parts.norm_back(dy, hidden, weight, eps, offset, None)
 
     def _chunk(self, hidden: Tensor, targets: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of some tokens, and its gradient where a `share` is given."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.errors import ModelError
 from tunesmith.prompt.tokens import Example
 
+Numbers: TypeAlias = NDArray[np.int64]
 IGNORED = -100  # torch's cross_entropy skips this label
 
 
@@ -46,52 +51,50 @@ def collate(examples: Sequence[Example], pad: int, *, multiple: int = 1) -> Batc
 
 @dataclass(frozen=True)
 class Packed:
-    """Examples one behind the other in one flat row, none of them seeing another.
+    """Examples one behind the other in one flat row, none of them seeing another; arrays of 64-bit integers.
 
     `places` count from 0 in each example; `starts` are where the examples begin, and the row's length; `chosen` are the
     tokens whose successor is learnt, `targets` those successors. Padding stands at the end as examples that learn
     nothing; a padded `chosen` has the target -100.
     """
 
-    ids: list[int]
-    places: list[int]
-    starts: list[int]
-    chosen: list[int]
-    targets: list[int]
+    ids: Numbers
+    places: Numbers
+    starts: Numbers
+    chosen: Numbers
+    targets: Numbers
     tokens: int  # that are not padding
 
     @property
     def learnt(self) -> int:
         """Tokens that the loss is taken on."""
-        return sum(target != IGNORED for target in self.targets)
+        return int((self.targets != IGNORED).sum())
 
 
 def packed(examples: Sequence[Example], pad: int, *, size: Size | None = None) -> Packed:
     """`examples` in one flat row; with a `size`, padded to it."""
-    ids: list[int] = []
-    places: list[int] = []
-    starts, chosen, targets = [0], [], []
-    for example in examples:
-        first = len(ids)
-        ids += example.ids
-        places += range(len(example))
-        starts.append(len(ids))
-        wanted = [place for place in range(1, len(example)) if example.learnt[place]]
-        chosen += [first + place - 1 for place in wanted]
-        targets += [example.ids[place] for place in wanted]
-    tokens = len(ids)
+    ids = [np.array(example.ids, dtype=np.int64) for example in examples]
+    lengths = [len(each) for each in ids]
+    tokens = sum(lengths)
+    chosen, targets, first = [], [], 0
+    for example, each in zip(examples, ids, strict=True):
+        wanted = np.flatnonzero(np.array(example.learnt[1:], dtype=bool))
+        chosen.append(first + wanted)
+        targets.append(each[wanted + 1])
+        first += len(each)
+    learnt = sum(map(len, chosen))
     if size is not None:
-        while len(ids) < size.tokens:
-            gap = min(size.longest, size.tokens - len(ids))
-            ids += [pad] * gap
-            places += range(gap)
-            starts.append(len(ids))
-        starts += [len(ids)] * (size.examples + 1 - len(starts))
-        gap = size.learnt - len(chosen)
-        chosen, targets = chosen + [0] * gap, targets + [IGNORED] * gap
-        if (len(ids), len(starts), len(chosen)) != (size.tokens, size.examples + 1, size.learnt):
+        gap = size.tokens - tokens
+        ids.append(np.full(gap, pad, dtype=np.int64))
+        lengths += [min(size.longest, gap - start) for start in range(0, gap, size.longest)]
+        lengths += [0] * (size.examples - len(lengths))
+        chosen.append(np.zeros(size.learnt - learnt, dtype=np.int64))
+        targets.append(np.full(size.learnt - learnt, IGNORED, dtype=np.int64))
+        if len(lengths) > size.examples:
             raise AssertionError("a micro-batch is larger than its size")
-    return Packed(ids, places, starts, chosen, targets, tokens)
+    places = np.concatenate([np.arange(length) for length in lengths])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return Packed(np.concatenate(ids), places, starts, np.concatenate(chosen), np.concatenate(targets), tokens)
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,16 @@ from torch import Tensor
 
 from tunesmith.kernels.attention import Bounds
 from tunesmith.model.fuse import Flat, Fused
-from tunesmith.prompt.pack import Packed, Size
+from tunesmith.prompt.pack import Packed, Size, packed
 
 
-def to_device(packed: Packed, longest: int, device: torch.device) -> Flat:
-    """`packed` as tensors."""
-    long, short = torch.long, torch.int32
-    return Flat(
-        torch.tensor(packed.ids, dtype=long, device=device),
-        torch.tensor(packed.places, dtype=long, device=device),
-        Bounds(torch.tensor(packed.starts, dtype=short, device=device), longest, tuple(packed.starts)),
-        torch.tensor(packed.chosen, dtype=long, device=device),
-        torch.tensor(packed.targets, dtype=long, device=device),
+def to_device(batch: Packed, longest: int, device: torch.device) -> Flat:
+    """`batch` as tensors."""
+    starts = torch.from_numpy(batch.starts).to(device, torch.int32)
+    ids, places, chosen, targets = (
+        torch.from_numpy(each).to(device) for each in (batch.ids, batch.places, batch.chosen, batch.targets)
     )
+    return Flat(ids, places, Bounds(starts, longest, tuple(batch.starts.tolist())), chosen, targets)
 
 
 class Captured:
@@ -38,34 +35,27 @@ class Captured:
         """
         self.size = size
         device = fused.model.device
-        empty = Packed([0] * size.tokens, [0] * size.tokens, [0], [0] * size.learnt, [-100] * size.learnt, 0)
-        starts = [min(place * size.longest, size.tokens) for place in range(size.examples + 1)]
-        self.flat = to_device(empty, size.longest, device)
-        self.flat = Flat(
-            self.flat.ids,
-            self.flat.places,
-            Bounds(torch.tensor(starts, dtype=torch.int32, device=device), size.longest),
-            self.flat.chosen,
-            self.flat.targets,
-        )
+        self.flat = to_device(packed([], 0, size=size), size.longest, device)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             fused.step(self.flat, share)
         torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # the graph's own blocks come instead of the warm-up's, not beside them
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
             total += fused.step(self.flat, share)
 
-    def run(self, packed: Packed) -> None:
-        """Adds the gradients of `packed`, whose size is this graph's, and its summed loss."""
+    def run(self, batch: Packed) -> None:
+        """Adds the gradients of `batch`, whose size is this graph's, and its summed loss."""
         made = self.flat
         for static, values in (
-            (made.ids, packed.ids),
-            (made.places, packed.places),
-            (made.bounds.starts, packed.starts),
-            (made.chosen, packed.chosen),
-            (made.targets, packed.targets),
+            (made.ids, batch.ids),
+            (made.places, batch.places),
+            (made.bounds.starts, batch.starts),
+            (made.chosen, batch.chosen),
+            (made.targets, batch.targets),
         ):
-            static.copy_(torch.tensor(values, dtype=static.dtype).pin_memory(), non_blocking=True)
+            static.copy_(torch.from_numpy(values).to(static.dtype).pin_memory(), non_blocking=True)
         self.graph.replay()

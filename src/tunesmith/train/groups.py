@@ -16,7 +16,8 @@ def groups(parameters: dict[str, torch.nn.Parameter], rate: float, ratio: float)
     """
     made: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in parameters.items():
-        peak = rate * ratio if name.endswith(".lora_B") or parameter.dim() == 1 else rate
+        fast = name.endswith(".lora_B") or (parameter.dim() == 1 and not name.endswith(".lora_A"))  # A may lie flat
+        peak = rate * ratio if fast else rate
         decays = not name.endswith(".bias")
         group = made.setdefault((peak, decays), {"params": [], "lr": peak, "peak": peak})
         if not decays:
