@@ -20,7 +20,7 @@ from tunesmith.prompt.pack import bins
 
 CHUNK = 1024  # learnt tokens whose logits exist at one time
 LAUNCH = 2.5e-6  # seconds a kernel, launched from a graph on an H200
-KERNELS = 50  # of a block, both directions
+KERNELS = {"stored": 50, "dense": 50, "fp8": 80}  # of a block, both directions
 TRAFFIC = 13  # passes over what a block keeps, beside its products; fitted to profiles on an H200 (docs/log.md)
 ATTENTION = 0.17  # of the products' rate that torch's flash attention reaches at 512 tokens
 HOST = 2.0  # what a copy to the host and back disturbs, in times of a copy on the card
@@ -117,7 +117,7 @@ class _Count:
             return 2.0 * self.block_linear()  # codes for both directions; the NF4 codes stay for exact scoring
         if self.wish.bits == 16:
             return 0.0
-        return self.block_linear() * (self.number - NF4_BYTES)
+        return self.block_linear() * (self.number - 0.5)  # the codes go, their scales stay
 
     def fixed(self, layout: _Layout) -> dict[str, int]:
         """Bytes that are there all the time."""
@@ -127,7 +127,7 @@ class _Count:
         parts = {
             "base": int(base),
             "adapter": int(self.adapter * state) + self._diagonals(),
-            "runtime": (64 if self.card else 900) << 20,  # cuBLAS's workspaces; Python and its libraries
+            "runtime": (256 if self.card else 900) << 20,  # cuBLAS's workspaces; Python and its libraries
         }
         if layout.other and self.other_bytes():
             parts[f"{self.other} copy"] = int(layout.other * self.other_bytes())
@@ -283,7 +283,7 @@ class _Count:
         blocks = 0.0
         for keep, form in zip(self.keeps(layout), self.forms(layout), strict=True):
             blocks += self.product_seconds(form, whole) + self.again(keep, whole) + self.attention(whole)
-            blocks += whole * TRAFFIC * self.kept("all") / self.speed.bandwidth + KERNELS * self.speed.launch
+            blocks += whole * TRAFFIC * self.kept("all") / self.speed.bandwidth + KERNELS[form] * self.speed.launch
         head = 4.0 * self.shape.vocabulary * self.shape.hidden * whole * self.work.learnt / self.speed.products
         return blocks + head
 

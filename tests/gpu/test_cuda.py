@@ -80,19 +80,19 @@ def test_cuda_and_processor_agree_in_float32(
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
     recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tunesmith.train.engines import native
+    from tunesmith.train.captured import Captured
 
     recipe, whole = prepared(recipe_file(train__epochs=1), tmp_path / "whole")
     verbs.train(recipe, whole)
     _, run = prepared(recipe_file(train__epochs=1), tmp_path / "tight")
-    real, limit = native.summed_loss, 200
+    real, limit = Captured.__init__, 200
 
-    def greedy(model: Any, batch: Any) -> Any:
-        if torch.is_grad_enabled() and len(batch.ids) * len(batch.ids[0]) > limit:
+    def greedy(self: Any, fused: Any, size: Any, *others: Any) -> None:
+        if size.tokens > limit:
             torch.empty(1 << 44, device="cuda")  # a real out-of-memory error of the real allocator
-        return real(model, batch)
+        real(self, fused, size, *others)
 
-    monkeypatch.setattr(native, "summed_loss", greedy)
+    monkeypatch.setattr(Captured, "__init__", greedy)
     verbs.train(recipe, run)
     assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
     notes = [e["text"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "note"]

@@ -39,6 +39,7 @@ ROOMS = [  # in the data's order; a room imports from itself and from the rooms 
     "report",
     "verbs",
     "cli",
+    "__main__",
 ]
 HEAVY = {  # package -> the only places that may import it
     "bitsandbytes": {"kernels/nf4", "model", "train/optimizers"},
@@ -158,7 +159,7 @@ def test_help_answers_at_once() -> None:
 def test_public_names() -> None:
     assert set(tunesmith.__all__) == {
         "Conversation", "Plan", "Recipe", "Reply", "Run", "TextModel", "TunesmithError",
-        "chat", "check", "evaluate", "open_run", "prepare", "read_recipe", "report", "train",
+        "chat", "check", "evaluate", "open_run", "plan", "prepare", "read_recipe", "report", "train",
     }  # fmt: skip
     for name in tunesmith.__all__:
         assert getattr(tunesmith, name).__doc__

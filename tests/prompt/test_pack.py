@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.errors import ModelError
+from tunesmith.prompt import pack
 from tunesmith.prompt.pack import IGNORED, Batch, check_batch, collate, micro_batches, steps
 from tunesmith.prompt.tokens import Example
 
@@ -150,3 +151,56 @@ def test_micro_batches_join_like_lengths() -> None:
     assert micro_batches([], lengths, 18, overhead=5) == []
     assert micro_batches([0, 1, 3, 4, 2], lengths, 1000, overhead=1) == [[1, 4], [3], [0, 2]]  # no padding at all
     assert micro_batches([0, 1, 3, 4, 2], lengths, 1000, overhead=1000) == [[1, 4, 3, 0, 2]]
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 600))
+def test_bins_hold_each_row_once_and_no_more_than_their_room(lengths: list[int], room: int) -> None:
+    made = pack.bins(range(len(lengths)), lengths, room)
+    assert sorted(row for part in made for row in part) == list(range(len(lengths)))
+    for part in made:
+        assert part == sorted(part)
+        assert len(part) == 1 or sum(lengths[row] for row in part) <= room
+    fewest = -(-sum(lengths) // max(room, max(lengths)))
+    assert len(made) >= fewest
+    if max(lengths) <= room:
+        assert len(made) <= 11 / 9 * max(fewest, 1) * 1.7 + 1  # best fit: at most 1.7 times the fewest, plus one
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2000), st.integers(1, 9), st.integers(0, 900)), min_size=1, max_size=60),
+    st.integers(1, 6),
+)
+def test_sizes_hold_every_micro_batch(shapes: list[tuple[int, int, int]], many: int) -> None:
+    made = pack.sizes(shapes, 2048, many)
+    assert 1 <= len(made) <= many
+    assert [size.tokens for size in made] == sorted({size.tokens for size in made})
+    for tokens, examples, learnt in shapes:
+        size = next(size for size in made if size.tokens >= tokens)
+        assert size.examples >= examples + (size.tokens > tokens)
+        assert size.learnt >= learnt
+
+
+def test_more_sizes_pad_less_and_few_pad_least() -> None:
+    shapes = [(tokens, 4, tokens // 2) for tokens in (100, 110, 500, 510, 520, 1900, 2000)]
+
+    def padded(many: int) -> int:
+        sizes = pack.sizes(shapes, 512, many, step=10)
+        return sum(next(size.tokens for size in sizes if size.tokens >= shape[0]) for shape in shapes)
+
+    assert [padded(many) for many in (1, 2, 3, 4)] == [14000, 6600, 5780, 5680]
+
+
+def test_a_packed_row_by_hand() -> None:
+    first = Example("a", (5, 6, 7, 8), (False, False, True, True), 8)
+    second = Example("b", (9, 4), (False, True), 4)
+    made = pack.packed([first, second], 0, size=pack.Size(10, 5, 4, 3))
+    assert made.ids.tolist() == [5, 6, 7, 8, 9, 4, 0, 0, 0, 0]
+    assert made.places.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 0]
+    assert made.starts.tolist() == [0, 4, 6, 9, 10, 10]
+    assert made.chosen.tolist() == [1, 2, 4, 0]
+    assert made.targets.tolist() == [7, 8, 4, -100]
+    assert (made.tokens, made.learnt) == (6, 3)
+    assert pack.Size(10, 5, 4, 3).holds(pack.packed([first, second], 0))
+    assert not pack.Size(5, 5, 4, 3).holds(pack.packed([first, second], 0))
+    with pytest.raises(AssertionError):
+        pack.packed([first, second], 0, size=pack.Size(10, 2, 4, 3))

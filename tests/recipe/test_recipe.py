@@ -129,7 +129,7 @@ ONE: dict[str, tuple[str, Wrong]] = {
         MINIMAL + "train:\n\n  precision: bf16\n",
         (
             "toy.yaml line 9, train.precision",
-            "input should be 'auto', 'float32', 'bfloat16' or 'float16', not 'bf16'",
+            "input should be 'auto', 'float32', 'bfloat16', 'float16' or 'fast', not 'bf16'",
             helped(Train, "precision"),
         ),
     ),

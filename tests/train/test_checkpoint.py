@@ -209,17 +209,18 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 def test_a_loss_that_is_no_number_ends_the_run_and_is_never_kept(
     recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tunesmith.train.engines import native
+    from tunesmith.model.fuse import Fused
 
     recipe, run = prepared(recipe_file(train__evaluate_every=2), tmp_path)
-    real = native.summed_loss
+    real = Fused.step
     calls = iter(range(1000))
 
-    def poisoned(model: Any, batch: Any) -> Any:
-        value = real(model, batch)
-        return value * float("nan") if torch.is_grad_enabled() and next(calls) == 4 else value
+    def step(self: Any, flat: Any, share: Any) -> Any:
+        bad = next(calls) == 4
+        total = real(self, flat, share * float("nan") if bad else share)
+        return total * float("nan") if bad else total
 
-    monkeypatch.setattr(native, "summed_loss", poisoned)
+    monkeypatch.setattr(Fused, "step", step)
     with pytest.raises(TrainingDiverged, match=r"the loss is nan .* at step 5.*learning_rate"):
         verbs.train(recipe, run)
     assert checkpoint.steps(run / "checkpoints") == [4, 2]

@@ -1,0 +1,123 @@
+"""What the planner of the fused decoder chooses: never above the budget, never slower with more of it."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.errors import ResourceError
+from tunesmith.fit import Wish, Work, fit
+from tunesmith.hardware import Machine, Speed
+from tunesmith.memory import Plan
+from tunesmith.model.shape import ModelShape, read_shape
+
+GIB = 1 << 30
+CARD = Machine("cuda", "a card", 8, 150 * GIB, 140 * GIB, "bfloat16", "for the test", eight=True)
+CPU = Machine("cpu", "a processor", 2, 64 * GIB, 32 * GIB, "bfloat16", "for the test")
+H200 = Speed(720e12, 1450e12, 4.2e12, 2.5e-6)  # as measured there
+SLOW = Speed(3e11, 3e11, 1e10, 5e-6)
+SEVEN_B = {
+    "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False,
+    "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory: pytest.TempPathFactory) -> ModelShape:
+    folder = tmp_path_factory.mktemp("seven")
+    (Path(folder) / "config.json").write_text(json.dumps(SEVEN_B))
+    return read_shape(folder, "a shape")
+
+
+def planned(
+    shape: ModelShape, gib: float | None, *, rows: int = 16, length: int = 512, machine: Machine = CARD, **wish: Any
+) -> Plan:
+    settings = {"bits": 4, "rank": 16, "layers": "all", "optimizer": "adamw", **wish}
+    work = Work(((length,) * rows,), length, 100)
+    memory = "auto" if gib is None else f"{gib * GIB / 1e6:.0f}MB"
+    return fit(shape, machine, H200 if machine is CARD else SLOW, work, Wish(**settings), memory)
+
+
+# rows x tokens, budget, fast -> tokens/s and GiB as measured on an H200 (benchmarks/results/training.csv)
+MEASURED = [
+    (16, 5, False, 13_116, 5.18), (16, 6, False, 14_283, 6.19), (16, 8, False, 15_618, 8.00),
+    (16, 12, False, 17_574, 12.03), (16, 16, False, 18_492, 16.32), (16, 24, False, 19_465, 24.36),
+    (16, None, False, 19_654, 37.10), (1, 5, False, 9_515, 5.03), (1, None, False, 15_663, 15.14),
+    (1, None, True, 20_841, 18.02), (16, None, True, 28_730, 39.80),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "gib", "fast", "rate", "peak"), MEASURED)
+def test_the_forecast_is_near_what_was_measured(
+    shape: ModelShape, rows: int, gib: float | None, fast: bool, rate: int, peak: float
+) -> None:
+    made = planned(shape, gib, rows=rows, fast=fast)
+    assert made.step_seconds is not None
+    assert rows * 512 / made.step_seconds == pytest.approx(rate, rel=0.12)
+    if gib is None:
+        assert made.peak / GIB == pytest.approx(peak, rel=0.05)
+    else:
+        assert 0.9 * gib < made.peak / GIB <= gib
+
+
+def test_more_memory_is_never_slower_and_never_exceeded(shape: ModelShape) -> None:
+    times = []
+    for gib in (5, 5.5, 6, 7, 8, 10, 12, 16, 24, 40, 80, 140):
+        made = planned(shape, gib)
+        assert made.peak <= made.budget == pytest.approx(gib * GIB, rel=1e-3)
+        assert len(made.forms) == len(made.keeps) == 32
+        times.append(made.step_seconds)
+    assert all(after <= 1.02 * before for before, after in pairwise(times))
+    assert times[-1] < 0.7 * times[0]
+
+
+def test_what_a_plan_says(shape: ModelShape) -> None:
+    tight, wide = planned(shape, 5), planned(shape, 140)
+    assert "dequantised at each use" in tight.why and "wait in the host's memory" in tight.why
+    assert "a step would be" in tight.better
+    assert wide.why == "all blocks dequantised once" and wide.better == ""
+    assert set(wide.keeps) == {"all"} and set(tight.keeps) >= {"host"}
+    assert tight.total_seconds == pytest.approx(100 * tight.step_seconds)
+
+
+def test_too_little_is_refused_with_numbers(shape: ModelShape) -> None:
+    with pytest.raises(ResourceError, match=r"training needs about 4\.\d GiB and 2\.0 GiB may be used"):
+        planned(shape, 2)
+
+
+def test_fast_means_8_bits_where_there_is_room(shape: ModelShape) -> None:
+    assert set(planned(shape, 80, fast=True).forms) == {"fp8"}
+    assert set(planned(shape, 80).forms) == {"dense"}
+    assert "fp8" in planned(shape, 12, fast=True).forms and "stored" in planned(shape, 12, fast=True).forms
+
+
+def test_wishes_about_recomputation(shape: ModelShape) -> None:
+    assert set(planned(shape, 80, recompute="yes").keeps) <= {"input", "host"}
+    assert set(planned(shape, 80, recompute="no").keeps) == {"all"}
+    with pytest.raises(ResourceError):
+        planned(shape, 6, recompute="no")
+
+
+def test_an_adapter_on_some_layers_needs_less(shape: ModelShape) -> None:
+    some, every = (planned(shape, 80, layers=layers) for layers in (("q_proj", "v_proj"), "all"))
+    assert some.parts["adapter"] < 0.4 * every.parts["adapter"]
+
+
+def test_a_processor_has_no_second_memory(shape: ModelShape) -> None:
+    made = planned(shape, None, machine=CPU, rows=2)
+    assert "host" not in made.keeps
+    assert made.peak <= made.budget
+
+
+@pytest.mark.parametrize("lengths", [(100, 100, 100), (300, 20, 20, 200), (512,)])
+def test_micro_batches_are_those_that_packing_makes(lengths: tuple[int, ...]) -> None:
+    work = Work((lengths, lengths), max(lengths), 10)
+    assert work.micro_batches(10_000) == (sum(lengths), 1.0)
+    tokens, many = work.micro_batches(max(lengths))
+    assert tokens == max(lengths)
+    assert many >= sum(lengths) / max(lengths)
