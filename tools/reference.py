@@ -97,6 +97,7 @@ def _catalogues() -> list[str]:
     for module in (
         "data.formats",
         "data.checks",
+        "model.starts",
         "train.engines",
         "train.schedules",
         "train.optimizers",

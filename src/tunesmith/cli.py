@@ -150,12 +150,19 @@ def plan(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = P
 
 @app.command()
 def train(
-    name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
+    name: RecipeName,
+    small: Small = False,
+    set: Set = None,
+    runs: Runs = Path("runs"),
+    again: Again = False,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Train on so many cards of this machine.")] = 1,
 ) -> None:
     """Fine-tune on the prepared rows. Stopped or killed, the same command goes on."""
     from tunesmith import verbs
 
-    with _opened(name, small, set, runs) as (recipe, folder), _training() as watch:
+    if gpus > 1:
+        _several(gpus, name, small, set, runs, again)
+    with _opened(name, small, set, runs, together=True) as (recipe, folder), _training() as watch:
         verbs.train(recipe, folder, _say, watch, again=again)
 
 
@@ -245,7 +252,7 @@ def main() -> None:
         print("\ntunesmith: memory is full. Close other programs, or choose a smaller base.model.", file=sys.stderr)
         sys.exit(6)
     except SystemExit as ended:
-        if ended.code != 130:  # what typer makes of Ctrl-C
+        if ended.code != 130 or isinstance(ended, _Said):  # 130 is what typer makes of Ctrl-C
             raise
         print("\ntunesmith: stopped. What was finished is kept; the same command goes on.", file=sys.stderr)
         sys.exit(130)
@@ -308,19 +315,61 @@ def _read(name: str, small: bool, settings: list[str] | None) -> Recipe:
     return read_recipe(name, small=small, settings=_settings(settings))
 
 
+class _Said(SystemExit):
+    """The end of a command whose other processes have said why."""
+
+
+def _several(gpus: int, name: str, small: bool, settings: list[str] | None, runs: Path, again: bool) -> None:
+    """Ends this process with what the same command in `gpus` processes ends with."""
+    from tunesmith.errors import RunError
+    from tunesmith.run import processes
+    from tunesmith.train.launch import launch
+
+    if processes() > 1:
+        raise RunError("these processes train together already", where="--gpus", next="Leave it out under torchrun")
+    changes = [word for setting in settings or [] for word in ("--set", setting)]
+    flags = ["--small"] * small + ["--again"] * again
+    sys.stdout.flush()
+    raise _Said(launch(["train", name, *flags, *changes, "--runs", str(runs)], gpus))
+
+
 @contextlib.contextmanager
-def _opened(name: str, small: bool, settings: list[str] | None, runs: Path) -> Iterator[tuple[Recipe, Run]]:
+def _joined(together: bool) -> Iterator[None]:
+    """Inside the block the processes that torchrun started, if it did, know each other."""
+    from tunesmith.errors import RunError
+    from tunesmith.run import processes
+
+    if processes() == 1:
+        yield
+        return
+    from tunesmith.train.spread import joined
+
+    try:
+        with joined():
+            if not together:
+                raise RunError("only train is for several processes", where="torchrun", next="Start this one alone")
+            yield
+    except SystemExit as ended:  # another process has said why
+        raise _Said(ended.code) from None
+
+
+@contextlib.contextmanager
+def _opened(
+    name: str, small: bool, settings: list[str] | None, runs: Path, *, together: bool = False
+) -> Iterator[tuple[Recipe, Run]]:
+    """Recipe and run for a command; `together` says that several processes may give it as one."""
     from tunesmith import verbs
 
-    recipe = _read(name, small, settings)
-    folder = verbs.open_run(recipe, runs)
-    with folder.lock():
-        folder.log(_command())
-        try:
-            yield recipe, folder
-        except Exception as error:
-            folder.log(f"{type(error).__name__}: {error}")
-            raise
+    with _joined(together):
+        recipe = _read(name, small, settings)
+        folder = verbs.open_run(recipe, runs)
+        with folder.lock():
+            folder.log(_command())
+            try:
+                yield recipe, folder
+            except Exception as error:
+                folder.log(f"{type(error).__name__}: {error}")
+                raise
 
 
 def _check(recipe: Recipe, folder: Run) -> None:

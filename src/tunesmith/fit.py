@@ -24,6 +24,7 @@ KERNELS = {"stored": 50, "dense": 50, "fp8": 80}  # of a block, both directions
 TRAFFIC = 13  # passes over what a block keeps, beside its products; fitted to profiles on an H200 (docs/log.md)
 ATTENTION = 0.17  # of the products' rate that torch's flash attention reaches at 512 tokens
 HOST = 2.0  # what a copy to the host and back disturbs, in times of a copy on the card
+FRAGMENTS = 0.03  # of a budget that torch reserves beyond what it allocates; 2 to 6 % on an H200
 DEQUANTISE = 0.68  # of the bandwidth
 
 
@@ -65,9 +66,10 @@ class Wish:
 def fit(shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wish, memory: str) -> Plan:
     """The fastest layout that fits. Raises ResourceError when none does."""
     budget = parse_bytes(memory) if memory != "auto" else int(machine.memory_free * SHARE)
+    room = int(budget * (1 - FRAGMENTS)) if memory != "auto" and machine.device == "cuda" else budget
     count = _Count(shape, machine, speed, work, wish)
     sizes = _sizes(work)
-    found = [made for size in sizes if (made := count.best(*size, budget)) is not None]
+    found = [made for size in sizes if (made := count.best(*size, room)) is not None]
     if not found:
         need = count.least(*min(sizes))
         raise ResourceError(
@@ -126,18 +128,19 @@ class _Count:
         base = self.shape.linear * stored + self.shape.rest * self.number
         parts = {
             "base": int(base),
-            "adapter": int(self.adapter * state) + self._diagonals(),
-            "runtime": (256 if self.card else 900) << 20,  # cuBLAS's workspaces; Python and its libraries
+            "adapter": int(self.adapter * state) + self._diagonals(layout),
+            "runtime": (192 if self.card else 900) << 20,  # cuBLAS's workspaces; Python and its libraries
         }
         if layout.other and self.other_bytes():
             parts[f"{self.other} copy"] = int(layout.other * self.other_bytes())
         return parts
 
-    def _diagonals(self) -> int:
-        """The joined B: their blocks stand on diagonals."""
+    def _diagonals(self, layout: _Layout) -> int:
+        """The joined B, their blocks on diagonals; where codes are dequantised on a card, they are joined then."""
         s, r = self.shape, self.wish.rank
         wide = (s.queries + 2 * s.keys) * 3 * r + 2 * s.intermediate * 2 * r
-        return s.layers * wide * self.number if self.adapter else 0
+        layers = layout.other if self.card and self.wish.bits == 4 else s.layers
+        return layers * wide * self.number if self.adapter else 0
 
     def kept(self, keep: Keep) -> int:
         """Bytes of one token in one block."""
@@ -147,6 +150,8 @@ class _Count:
         heads = s.queries // max(1, s.head)
         small = sum(self.ranks) * n + 4 * heads
         whole = (2 * s.hidden + 2 * s.queries + 2 * s.keys) * n + small
+        if not self.card:  # the attention's weights are kept (kernels/attention_rows.py)
+            whole += heads * min(self.work.longest, 512) * n
         return whole + (2 * s.intermediate * n if keep == "all" else 0)
 
     def working(self, keep: Keep, form: BaseForm, tokens: int) -> int:

@@ -95,7 +95,7 @@ def look(precision: str = "auto") -> Machine:
 
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        properties = torch.cuda.get_device_properties(0)
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         has_bf16 = properties.major >= 8  # Ampere and newer multiply bfloat16 on their matrix units
         kind, why = ("bfloat16", "the card has bfloat16 units") if has_bf16 else ("float16", "the card has no bfloat16")
         device, name, eight = "cuda", properties.name, properties.major >= 9
@@ -106,6 +106,7 @@ def look(precision: str = "auto") -> Machine:
             raise RecipeError(f"{name} has no bfloat16", where="train.precision", next="Set it to auto or float16")
     else:
         total, free = _host_memory()
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes share it
         has_bf16 = _fast_bfloat16()
         kind = "bfloat16" if has_bf16 else "float32"
         why = "the processor has bfloat16 products" if has_bf16 else "the processor has no bfloat16 products"
@@ -159,7 +160,7 @@ def watch_memory(device: str, budget: int | None) -> Callable[[], int]:
 
     torch.cuda.reset_peak_memory_stats()
     if budget is not None:
-        total = torch.cuda.get_device_properties(0).total_memory
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total))
     return torch.cuda.max_memory_allocated
 

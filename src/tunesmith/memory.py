@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,31 +57,42 @@ def plan(
     step_tokens: int,
     memory: str,
     recompute: str,
+    pissa: bool = False,
+    dora: bool = False,
+    train_also: Sequence[str] = (),
+    shards: int = 1,
 ) -> Plan:
     """The largest micro-batch, of at most `step_tokens`, that fits the budget.
 
     `recompute` auto recomputes activations only when not even the longest row fits otherwise.
 
-    `longest` is the longest row in tokens. Raises ResourceError when not even one row fits.
+    `longest` is the longest row in tokens; `pissa` (a start that is taken off the base), `dora` and `train_also`
+    ("embeddings", "head") are the adapter's; trained biases are left out, less than 0.1 % of a model's parameters.
+    Of `shards` processes each holds a part of the linear layers. Raises ResourceError when not even one row fits.
     """
     budget = parse_bytes(memory) if memory != "auto" else int(machine.memory_free * SHARE)
     number = 4 if machine.precision == "float32" else 2
+    held = 1.0 if shards == 1 else min(1.0, 1 / shards + 2 / shape.layers)  # two layers are whole at a time
+    trained = 8 + OPTIMIZER_BYTES.get(optimizer, 8.0)  # bytes of a parameter: float32, its gradient, its state
     fixed = {
         "runtime": RUNTIME[machine.device],
-        "base": int(shape.linear * (NF4_BYTES if bits == 4 else number) + shape.rest * number),
-        "adapter": int(shape.adapter(rank) * (8 + OPTIMIZER_BYTES.get(optimizer, 8.0))),  # float32, gradient, state
+        "base": int(held * shape.linear * (NF4_BYTES if bits == 4 else number) + shape.rest * number),
+        "adapter": int(shape.adapter(rank) * trained),
+        **variant_bytes(shape, rank, number, trained, pissa=pissa, dora=dora, train_also=train_also),
     }
     dense_bytes = shape.linear * number if bits == 4 else 0
-    logits = min(step_tokens, 1024) * shape.vocabulary * 10  # one chunk: 16-bit and two 32-bit copies
+    copies = 18 if "head" in train_also else 10  # bytes a logit: 16-bit and two 32-bit copies, four by autograd
+    logits = min(step_tokens, 1024) * shape.vocabulary * copies  # one chunk
     room = budget - sum(fixed.values()) - logits
     token = 0.0
     for again in {"auto": (False, True), "yes": (True,), "no": (False,)}[recompute]:
-        token = token_bytes(shape, number, again)
+        token = token_bytes(shape, number, again, dora=dora)
         micro = min(int(max(0, room) / token), max(step_tokens, longest))
         if micro < longest:
             continue
         parts = {**fixed, "logits": logits, "activations": int(micro * token)}
-        dense = machine.device == "cpu" and bits == 4 and sum(parts.values()) + dense_bytes < budget // 2
+        dense = machine.device == "cpu" and bits == 4 and shards == 1
+        dense = dense and sum(parts.values()) + dense_bytes < budget // 2
         if dense:
             parts["dense copy"] = dense_bytes
         return Plan(budget, parts, micro, again, dense, "activations are recomputed to fit" if again else "fits")
@@ -92,16 +104,46 @@ def plan(
     )
 
 
-def token_bytes(shape: ModelShape, number: int, recompute: bool) -> float:
+def variant_bytes(
+    shape: ModelShape,
+    rank: int,
+    number: int,
+    trained: float,
+    *,
+    pissa: bool = False,
+    dora: bool = False,
+    train_also: Sequence[str] = (),
+) -> dict[str, int]:
+    """Bytes, by part, that an adapter's variants add; `trained` are those of a parameter, `number` of an activation.
+
+    PiSSA keeps its start, and of each layer the update of twice the rank until the backward: 4 + 8 bytes an element.
+    DoRA has a magnitude for each output, and once the largest layer's weight and its sum with the update in float32.
+    What is trained whole has, beside itself, a copy cast to the activations' type and two gradients on their way.
+    """
+    parts = {}
+    if pissa:
+        parts["start"] = 12 * shape.adapter(rank)
+    if dora:
+        outputs = shape.layers * sum(out for _, out in shape.linears)
+        largest = max(inner * out for inner, out in shape.linears)
+        parts["dora"] = int(outputs * trained) + largest * (4 if number == 4 else 8)
+    if train_also:
+        count = shape.vocabulary * shape.hidden * (1 if shape.tied else len(set(train_also)))
+        parts["trained whole"] = int(count * (trained + 2 * number + (number if number < 4 else 0)))
+    return parts
+
+
+def token_bytes(shape: ModelShape, number: int, recompute: bool, *, dora: bool = False) -> float:
     """Bytes of saved activations for one padded token: `number` bytes an element.
 
     Per layer: norms keep their input twice in 32 bits, the linear layers theirs once, attention its three inputs
-    and output, the gated product its three factors.
+    and output, the gated product its three factors. `dora` keeps each linear layer's output before its gain.
     """
     wide = shape.hidden * (2 * 8 + 3 * number)
     attention = (2 * shape.queries + 2 * shape.keys) * number * 2
     inner = shape.intermediate * number * (2 if shape.family == "gpt2" else 4)
-    layer = wide + attention + inner
+    gained = number * sum(out for _, out in shape.linears) if dora else 0
+    layer = wide + attention + inner + gained
     return shape.layers * shape.hidden * number + 2 * layer if recompute else shape.layers * layer
 
 

@@ -207,6 +207,10 @@ class Train(Section):
         "auto",
         description="number type of the products; auto: what the machine does fast; fast: frozen products in 8 bits",
     )
+    spread: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="over several cards: ddp, each has the whole base; fsdp, each keeps a part of it; auto: as it fits",
+    )
     memory: str = Field("auto", pattern=r"^(auto|\d+(\.\d+)?\s?[MG]i?B)$", description="auto, or a budget such as 6GB")
     recompute: Literal["auto", "yes", "no"] = Field("auto", description="recompute activations to save memory")
 

@@ -21,6 +21,24 @@ from tunesmith.errors import ResourceError, RunError
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
+_TORCHRUN = {
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+}  # some schedulers set a few of them alone
+
+
+def processes() -> int:
+    """How many processes work on this command together: those that torchrun started, or this one alone."""
+    return int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= _TORCHRUN else 1
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return processes() == 1 or os.environ["RANK"] == "0"
+
 
 def hash_bytes(data: bytes) -> str:
     """SHA-256 of `data`, in hex."""
@@ -158,8 +176,15 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps a second process from writing here. Raises RunError while another holds it."""
+        """Keeps a second process from writing here. Raises RunError while another holds it.
+
+        Of processes that work together the first one holds it for all.
+        """
         from filelock import FileLock, Timeout
+
+        if not first():
+            yield
+            return
 
         lock, owner = FileLock(self / ".lock", timeout=0), self / ".lock.owner"
         try:
@@ -179,7 +204,9 @@ class Run:
             lock.release()
 
     def log(self, text: str) -> None:
-        """One dated line in run.log."""
+        """One dated line in run.log, from the first process."""
+        if not first():
+            return
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with disk(self.path), (self / "run.log").open("a", encoding="utf-8") as file:
             file.write(f"{stamp} {text}\n")

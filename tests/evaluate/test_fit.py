@@ -62,7 +62,7 @@ def test_the_forecast_is_near_what_was_measured(
     if gib is None:
         assert made.peak / GIB == pytest.approx(peak, rel=0.05)
     else:
-        assert 0.9 * gib < made.peak / GIB <= gib
+        assert 0.85 * gib < made.peak / GIB <= 0.97 * gib + 0.01  # the rest is what the allocator loses
 
 
 def test_more_memory_is_never_slower_and_never_exceeded(shape: ModelShape) -> None:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine
-from tunesmith.memory import Plan, parse_bytes, plan, show_bytes, token_bytes
+from tunesmith.memory import Plan, parse_bytes, plan, show_bytes, token_bytes, variant_bytes
 from tunesmith.model.build import Model, add_adapter, load
 from tunesmith.model.shape import ModelShape, read_shape
 from tunesmith.model.weights import fetch
+from tunesmith.recipe import Named
 
 GB, MIB = 10**9, 1 << 20
 CPU = Machine("cpu", "a processor", 2, 64 * GB, 32 * GB, "float32", "for the test")
@@ -233,3 +235,74 @@ def test_a_processor_with_much_room_keeps_a_dense_copy(memory: str, machine: Mac
     assert made.dense is dense
     assert made.parts.get("dense copy", 0) == (6_476_005_376 * 4 if dense else 0)
     assert made.peak < made.budget / (2 if dense else 1)
+
+
+# --- the adapter's variants --------------------------------------------------------------------------------------
+
+
+def saved_bytes(model: Model, tokens: int) -> int:
+    """Bytes that a forward keeps for the backward, each storage once."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    model.network.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.network(input_ids=torch.ones(1, tokens, dtype=torch.long)).logits.sum()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_what_variants_keep_of_a_forward_is_counted(tiny: Callable[..., Path], family: str) -> None:
+    kept: dict[str, list[int]] = {}
+    for name, changes in {"plain": {}, "pissa": {"start": Named("pissa", {})}, "dora": {"dora": True}}.items():
+        model, shape = tiny_model(tiny, family)
+        add_adapter(model, rank=4, alpha=8, layers="all", dropout=0.0, seed=1, **changes)
+        kept[name] = [saved_bytes(model, tokens) for tokens in (32, 64)]
+    a_token = {name: (long - short) / 32 for name, (short, long) in kept.items()}
+    outputs = shape.layers * sum(out for _, out in shape.linears)
+    more = token_bytes(shape, 4, recompute=False, dora=True) - token_bytes(shape, 4, recompute=False)
+    assert a_token["dora"] - a_token["plain"] == more == 4 * outputs
+    assert a_token["pissa"] == a_token["plain"]
+    own = sum(layer.nbytes for layer in model.trainable().values() if layer.dim() == 2)
+    assert kept["pissa"][0] - kept["plain"][0] == 2 * own - own  # the joined update, twice as wide, in its place
+
+
+def test_what_is_trained_whole_is_counted_as_the_model_has_it(tiny: Callable[..., Path]) -> None:
+    for tied, also in ((True, ["embeddings", "head"]), (False, ["head"]), (False, ["embeddings", "head"])):
+        folder = tiny("llama", tie_word_embeddings=tied)
+        model, shape = load(fetch(str(folder)), bits=16, device="cpu", precision="float32"), read_shape(folder, "llama")
+        add_adapter(model, rank=4, alpha=8, layers="all", dropout=0.0, seed=1, train_also=also, dora=True)
+        sizes = [value.numel() for value in model.trainable().values()]
+        whole = variant_bytes(shape, 4, 4, 16.0, train_also=also)["trained whole"]
+        magnitudes = variant_bytes(shape, 4, 4, 16.0, dora=True)["dora"] - 4 * 64 * 128
+        assert sum(sizes) == shape.adapter(4) + whole / (16 + 8) + magnitudes / 16
+
+
+def test_variants_by_hand() -> None:
+    wide, outputs = 4096 * 11008, 32 * (5 * 4096 + 2 * 11008)
+    plain = planned("80GB").parts
+    assert planned("80GB", pissa=True).parts == {
+        **plain,
+        "start": 39_976_960 * 12,
+    }
+    assert planned("80GB", dora=True).parts["dora"] == outputs * 16 + wide * 8
+    assert planned("200GB", dora=True, machine=CPU).parts["dora"] == outputs * 16 + wide * 4
+    whole = planned("80GB", train_also=["head"], optimizer="adamw_8bit").parts
+    assert whole["trained whole"] == int(32000 * 4096 * (10.1 + 3 * 2))
+    assert whole["logits"] == 1024 * 32000 * 18
+    both = planned("80GB", train_also=["head", "embeddings"]).parts
+    assert both["trained whole"] == 2 * 32000 * 4096 * (16 + 3 * 2)
+    assert both["activations"] == planned("80GB").parts["activations"]
+    tied = planned("80GB", shape=GEMMA_2B, train_also=["head", "embeddings"]).parts
+    assert tied["trained whole"] == 256000 * 2048 * (16 + 3 * 2)
+
+
+@pytest.mark.parametrize("wish", [{"pissa": True}, {"dora": True}, {"train_also": ["head"]}])
+def test_a_variant_needs_a_larger_budget(wish: dict[str, Any]) -> None:
+    edge = f"{fewest('yes') + 0.01:.3f}MB"
+    assert planned(edge).micro_tokens == 512
+    with pytest.raises(ResourceError):
+        planned(edge, **wish)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from tunesmith.kernels import attention, head
+from tunesmith.kernels.attention import Bounds
 from tunesmith.model.build import Model, add_adapter, load
 from tunesmith.model.fuse import Flat, Fused, reasons
 from tunesmith.model.weights import fetch
@@ -75,3 +79,70 @@ def test_every_family_against_autograd(tiny: Callable[..., Path], family: str, k
         assert parameter.grad is not None
         error = (parameter.grad - wanted[name]).norm() / wanted[name].norm()
         assert error < 3e-6, name  # the reference makes its norms and sums in float32
+
+
+def ragged(heads: int, keys: int, lengths: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((sum(lengths), heads, 8), (sum(lengths), keys, 8), (sum(lengths), keys, 8), (sum(lengths), heads, 8))
+    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+
+
+@pytest.mark.parametrize("window", [0, 150])
+@pytest.mark.parametrize("keys", [1, 2, 6])
+def test_attention_of_short_and_long_examples(keys: int, window: int) -> None:
+    """Lengths of one token, of a whole stripe, of some stripes, and one that is beyond those kept."""
+    lengths = (1, 128, 300, attention.SHORT + 5)
+    q, k, v, dout = ragged(6, keys, lengths)
+    starts = (0, *itertools.accumulate(lengths))
+    bounds = Bounds(torch.tensor(starts, dtype=torch.int32), max(lengths), starts)
+    rule = attention.Rule(0.3, 0.0, window)
+    out, saved = attention.attend(q, k, v, bounds, rule)
+    found = attention.attend_back(dout, q, k, v, out, saved, bounds, rule)
+    for each in (q, k, v):
+        each.requires_grad_()
+    wanted = []
+    for start, end in itertools.pairwise(starts):
+        row, column = torch.meshgrid(torch.arange(end - start), torch.arange(end - start), indexing="ij")
+        seen = (column <= row) & (row - column < (window or end))
+        parts = [each[start:end].transpose(0, 1) for each in (q, k, v)]
+        made = nn.functional.scaled_dot_product_attention(*parts, attn_mask=seen, scale=0.3, enable_gqa=True)
+        wanted.append(made.transpose(0, 1))
+    torch.testing.assert_close(out, torch.cat(wanted), rtol=1e-9, atol=1e-12)
+    (torch.cat(wanted) * dout).sum().backward()
+    for each, gradient in zip((q, k, v), found, strict=True):
+        torch.testing.assert_close(gradient, each.grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("cap", [0.0, 3.0])
+def test_head_against_autograd(cap: float) -> None:
+    """More tokens than stand in 32 bits at one time, two of them padding."""
+    generator = torch.Generator().manual_seed(4)
+    many = 2 * head.ROWS + 5
+    hidden = torch.randn(many, 12, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 12, generator=generator, dtype=torch.float64) * 3
+    targets = torch.randint(0, 50, (many,), generator=generator)
+    targets[[3, many - 1]] = head.IGNORED
+    logits = hidden @ weight.T
+    wanted = nn.functional.cross_entropy(torch.tanh(logits / cap) * cap if cap else logits, targets, reduction="sum")
+    (wanted * 0.25).backward()
+    with torch.no_grad():
+        found, gradient = head.loss_and_gradient(hidden, targets, weight, None, cap, torch.tensor(0.25))
+        assert head.loss(hidden, targets, weight, None, cap).item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
+    torch.testing.assert_close(gradient, hidden.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_small_numbers_stay_near(tiny: Callable[..., Path], family: str) -> None:
+    """In bfloat16 the gradients lie about as near to float64's as autograd's in bfloat16 do."""
+    folder = tiny(family)
+    _, wanted = reference(ready(folder, "float64", 16))
+    model = ready(folder, "bfloat16", 16)
+    _, plain = reference(model)
+    Fused(model, longest=40, chunk=16).step(flat(), torch.tensor(1.0))
+    far, usual = 0.0, 0.0
+    for name, parameter in model.trainable().items():
+        assert parameter.grad is not None
+        far += float((parameter.grad.double() - wanted[name]).norm() ** 2)
+        usual += float((plain[name].double() - wanted[name]).norm() ** 2)
+    assert far**0.5 < 2 * usual**0.5

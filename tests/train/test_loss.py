@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from tiny import FAMILIES
 from tunesmith.errors import ModelError
-from tunesmith.model.build import load
+from tunesmith.model.build import add_adapter, load
 from tunesmith.model.weights import fetch
 from tunesmith.prompt.pack import Batch
 from tunesmith.train import loss
-from tunesmith.train.loss import _HeadLoss, check_head, summed_loss
+from tunesmith.train.loss import _HeadLoss, _trained_head_loss, check_head, summed_loss
 
 
 @pytest.mark.parametrize("cap", [0.0, 3.0])
@@ -38,6 +38,25 @@ def test_against_float64(monkeypatch: pytest.MonkeyPatch, cap: float, tokens: in
     assert (ours.grad.double() - exact.grad).norm() <= 1e-5 * exact.grad.norm()
 
 
+@pytest.mark.parametrize("cap", [0.0, 3.0])
+@pytest.mark.parametrize("tokens", [1, 8, 13])
+def test_a_trained_heads_gradients_against_float64(monkeypatch: pytest.MonkeyPatch, cap: float, tokens: int) -> None:
+    monkeypatch.setattr(loss, "CHUNK", 4)
+    torch.manual_seed(tokens)
+    given = torch.randn(tokens, 12), torch.randn(37, 12), torch.randn(37)
+    targets = torch.randint(0, 37, (tokens,))
+    hidden, weight, bias = exact = [part.double().requires_grad_() for part in given]
+    logits = functional.linear(hidden, weight, bias)
+    wanted = functional.cross_entropy(torch.tanh(logits / cap) * cap if cap else logits, targets, reduction="sum")
+    (wanted * 0.7).backward()
+    ours = [part.clone().requires_grad_() for part in given]
+    got = _trained_head_loss(ours[0], targets, ours[1], ours[2], cap)
+    (got * 0.7).backward()
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-6)
+    for mine, right in zip(ours, exact, strict=True):
+        assert (mine.grad.double() - right.grad).norm() <= 1e-5 * right.grad.norm()
+
+
 BATCH = Batch(
     [[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 0, 0]],
     [[1] * 6, [1] * 4 + [0] * 2],
@@ -56,6 +75,42 @@ def test_equals_the_models_own_loss(tiny: Callable[..., Path], family: str) -> N
         ).loss
         assert summed_loss(model, BATCH).item() / BATCH.learnt == pytest.approx(own.item(), rel=1e-5)
     check_head(model, BATCH)
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "also"),
+    [
+        ("llama", False, ["head"]),
+        ("llama", True, ["embeddings", "head"]),
+        ("llama", False, ["embeddings"]),
+        ("gemma2", True, ["embeddings", "head"]),  # its logits are capped
+        ("gpt2", True, ["embeddings", "head"]),
+    ],
+)
+def test_a_trained_head_learns_as_through_the_models_own_loss(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, family: str, tied: bool, also: list[str]
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK", 3)
+    folder = tiny(family) if tied else tiny(family, tie_word_embeddings=False)
+    model = load(fetch(str(folder)), bits=4, device="cpu", precision="float32")
+    add_adapter(model, rank=2, alpha=4, layers="all", dropout=0, seed=1, train_also=also)
+    trained = model.trainable()
+
+    def gradients() -> dict[str, torch.Tensor]:
+        found = {name: value.grad.clone() for name, value in trained.items() if value.grad is not None}
+        for value in trained.values():
+            value.grad = None
+        return found
+
+    (summed_loss(model, BATCH) / BATCH.learnt).backward()
+    ours = gradients()
+    ids, mask, labels = (torch.tensor(part) for part in (BATCH.ids, BATCH.mask, BATCH.labels))
+    model.network(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+    theirs = gradients()
+    assert ours.keys() == theirs.keys() == trained.keys()
+    assert all(theirs[model.outer(which)].any() for which in also if not (tied and which == "head"))
+    for name, wanted in theirs.items():
+        assert (ours[name] - wanted).norm() <= 1e-5 * wanted.norm() + 1e-9, name
 
 
 def test_a_head_that_is_not_understood_is_refused(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Causal attention over packed examples: one flat row of tokens, no example sees another.
 
 `packed` keeps everything on the card and needs no list of lengths (what a captured graph wants); `rows` goes through
-the examples one by one (a processor, a card without flash attention, or scores that are capped).
+the examples one by one (a processor, a card without flash attention, or scores that are capped): short ones by
+`attention_rows`, long ones by the processor's flash kernel, which keeps less.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tunesmith.kernels import attention_rows
+
+SHORT = 512  # tokens of an example whose weights are kept: a row of them is no longer than what a block keeps besides
 _aten: Any = torch.ops.aten
 
 
@@ -40,7 +44,8 @@ class Rule(NamedTuple):
 def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, rule: Rule) -> tuple[Tensor, Tensor]:
     """q (tokens x heads x head), k and v (tokens x key heads x head) -> output as q, and what the backward wants.
 
-    The second is the logarithm of the softmax's sum, heads x tokens.
+    The second is the logarithm of the softmax's sum (heads x tokens), or with `rows` the bytes in which each example's
+    sums or weights lie.
     """
     if rule.way == "packed":
         left = {"window_size_left": rule.window - 1, "window_size_right": 0} if rule.window else {}
@@ -49,18 +54,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, rule: Rule) -> tuple
             scale=rule.scale, **left,
         )  # fmt: skip
         return made[0], made[1]
-    outs, sums = [], []
-    for start, end in _pairs(bounds):
-        out, total = _one(q[start:end], k[start:end], v[start:end], rule)
-        outs.append(out)
-        sums.append(total)
-    return torch.cat(outs), torch.cat(sums, dim=1)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    spans, size = _spans(q, bounds, rule)
+    saved = torch.empty(size, dtype=torch.uint8, device=q.device)
+    for rows, span in spans:
+        _one(q[rows], k[rows], v[rows], rule, out[rows], saved[span])
+    return out, saved
 
 
 def attend_back(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, bounds: Bounds, rule: Rule
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients to q, k and v, shaped as they are."""
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, bounds: Bounds, rule: Rule,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients to q, k and v, shaped as they are; with `rows` written to `into` where that is given."""
     if rule.way == "packed":
         left = {"window_size_left": rule.window - 1, "window_size_right": 0} if rule.window else {}
         state = torch.empty(2, dtype=torch.uint64, device=q.device)  # of the dropout that there is none of
@@ -69,9 +75,32 @@ def attend_back(
             state, torch.empty(0, dtype=torch.uint64, device=q.device), scale=rule.scale, **left,
         )  # fmt: skip
         return made[0], made[1], made[2]
-    parts = [_one_back(dout[s:e], q[s:e], k[s:e], v[s:e], out[s:e], total[:, s:e], rule) for s, e in _pairs(bounds)]
-    dq, dk, dv = (torch.cat(each) for each in zip(*parts, strict=True))
+    dq, dk, dv = into or (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
+    for rows, span in _spans(q, bounds, rule)[0]:
+        _one_back(dout[rows], q[rows], k[rows], v[rows], out[rows], total[span], rule, (dq[rows], dk[rows], dv[rows]))
     return dq, dk, dv
+
+
+def _spans(q: Tensor, bounds: Bounds, rule: Rule) -> tuple[list[tuple[slice, slice]], int]:
+    """Of each example its tokens and the bytes of what its forward leaves, and all bytes."""
+    found, at, heads = [], 0, q.shape[1]
+    for start, end in _pairs(bounds):
+        length = end - start
+        if _short(length, rule):
+            size = attention_rows.size(length, heads) * q.element_size()
+        else:
+            size = heads * length * _number(q).itemsize
+        found.append((slice(start, end), slice(at, at + size)))
+        at += -(-size // 64) * 64
+    return found, at
+
+
+def _short(length: int, rule: Rule) -> bool:
+    return length <= SHORT and not rule.cap
+
+
+def _number(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _pairs(bounds: Bounds) -> Sequence[tuple[int, int]]:
@@ -90,20 +119,37 @@ def _own_kernel(q: Tensor, rule: Rule) -> bool:
     return q.device.type == "cpu" and not rule.cap and not (rule.window and rule.window < len(q))
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    heads = q.shape[1]
+def _one(q: Tensor, k: Tensor, v: Tensor, rule: Rule, out: Tensor, saved: Tensor) -> None:
+    if _short(len(q), rule):
+        attention_rows.forward(q, k, v, rule.scale, rule.window, out, saved.view(v.dtype))
+        return
+    heads, sums = q.shape[1], saved.view(_number(q)).view(q.shape[1], -1)
     if _own_kernel(q, rule):
         made = _aten._scaled_dot_product_flash_attention_for_cpu(
             _heads_first(q, heads), _heads_first(k, heads), _heads_first(v, heads), 0.0, True, scale=rule.scale
         )
-        return made[0][0].transpose(0, 1), made[1][0]
+        out.copy_(made[0][0].transpose(0, 1))
+        sums.copy_(made[1][0])
+        return
     scores, _ = _scores(q, k, rule)
-    total = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - total[..., None]).to(v.dtype)
-    return (weights @ _heads_first(v, heads)[0]).transpose(0, 1), total
+    torch.logsumexp(scores, dim=-1, out=sums)
+    weights = torch.exp(scores - sums[..., None]).to(v.dtype)
+    out.copy_((weights @ _heads_first(v, heads)[0]).transpose(0, 1))
 
 
 def _one_back(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, saved: Tensor, rule: Rule,
+    into: tuple[Tensor, Tensor, Tensor],
+) -> None:  # fmt: skip
+    if _short(len(q), rule):
+        attention_rows.backward(dout, q, k, v, rule.scale, saved.view(v.dtype), into)
+        return
+    made = _long_back(dout, q, k, v, out, saved.view(_number(q)).view(q.shape[1], -1), rule)
+    for each, gradient in zip(into, made, strict=True):
+        each.copy_(gradient)
+
+
+def _long_back(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, rule: Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads = q.shape[1]

@@ -16,7 +16,7 @@ from tunesmith.kernels import gate, norm, product, rotary
 from tunesmith.kernels.attention import Bounds, Rule, attend, attend_back
 from tunesmith.kernels.product import Joined, Target
 
-Keep = Literal["all", "attention", "input"]
+Keep = Literal["all", "attention", "input", "host"]  # host: the input waits in the host's memory
 
 
 class Form(NamedTuple):
@@ -82,25 +82,25 @@ def forward(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form, k
 
 
 def backward(
-    dout: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form, targets: Targets
+    dout: Tensor, stack: list[Kept], block: Block, turns: Turns, bounds: Bounds, form: Form, targets: Targets
 ) -> Tensor:
-    """The gradient to `h`; those to the adapter are added to `targets`."""
-    kept = _complete(kept, block, turns, bounds, form)
+    """The gradient to `h`; those to the adapter are added to `targets`. Takes what was kept from the `stack`'s top."""
+    kept = _complete(stack.pop(), block, turns, bounds, form)
     h, h2, both, mixed, inner = kept.h, given(kept.h2), given(kept.both), given(kept.mixed), kept.inner
     eps, offset = form.eps, form.offset
     dmade = dout if block.after_2 is None else norm.rms_back(dout, given(kept.made_2), block.after_2, eps, offset)
-    activated = gate.gated(both, form.activation)
-    dactivated = product.backward(dmade, activated, inner[3], block.down, targets[3])
-    dboth = gate.gated_back(dactivated, both, form.activation)
-    normed = norm.rms(h2, block.norm_2, eps, offset)
+    dactivated, dinner = product.back(dmade, block.down)
+    dboth, activated = gate.gated_back(dactivated, both, form.activation)
+    product.gather(targets[3], dmade, activated, inner[3], dinner)
+    normed, again = norm.rms_again(h2, block.norm_2, eps, offset)
     dnormed = product.backward(dboth, normed, inner[2], block.gate_up, targets[2])
-    dh2 = dout + norm.rms_back(dnormed, h2, block.norm_2, eps, offset)
+    dh2 = norm.rms_back_of(dnormed, again).add_(dout)
     dmade = dh2 if block.after_1 is None else norm.rms_back(dh2, given(kept.made_1), block.after_1, eps, offset)
     dmixed = product.backward(dmade, mixed, inner[1], block.out, targets[1])
     dqkv = _mix_back(dmixed, kept, block, turns, bounds, form)
-    normed = norm.rms(h, block.norm_1, eps, offset)
+    normed, again = norm.rms_again(h, block.norm_1, eps, offset)
     dnormed = product.backward(dqkv, normed, inner[0], block.qkv, targets[0])
-    return dh2 + norm.rms_back(dnormed, h, block.norm_1, eps, offset)
+    return norm.rms_back_of(dnormed, again).add_(dh2)
 
 
 def _through(
@@ -110,9 +110,6 @@ def _through(
     normed = norm.rms(h, block.norm_1, form.eps, form.offset)
     qkv, inner_qkv = product.forward(normed, block.qkv)
     q, k, v = _turned(qkv, block, turns, form)
-    if block.norm_q is None:
-        qkv = torch.cat((q.flatten(1), k.flatten(1), v.flatten(1)), dim=1)
-        q, k, v = _split(qkv, form)
     mixed, total = attend(q, k, v, bounds, form.rule)
     mixed = mixed.flatten(1)
     made_1, inner_out = product.forward(mixed, block.out)
@@ -132,7 +129,7 @@ def _through(
 def _thin(kept: Kept, keep: Keep) -> Kept:
     if keep == "all":
         return kept
-    return kept._replace(both=None, made_2=None) if keep == "attention" else Kept(kept.h)
+    return kept._replace(both=None, made_2=None) if keep == "attention" else Kept(kept.h)  # input, host
 
 
 def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Kept:
@@ -160,12 +157,19 @@ def _split(qkv: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _turned(qkv: Tensor, block: Block, turns: Turns, form: Form) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values as attention takes them, from what the product made."""
+    """Queries, keys and values as attention takes them, from what the product made; not normed, they stand in it."""
     cos, sin = turns.each()
     q, k, v = _split(qkv, form)
-    if block.norm_q is not None and block.norm_k is not None:
-        q, k = norm.rms(q, block.norm_q, form.eps, form.offset), norm.rms(k, block.norm_k, form.eps, form.offset)
-    return rotary.rotate(q, cos, sin), rotary.rotate(k, cos, sin), v
+    if block.norm_q is None or block.norm_k is None:
+        rotary.rotate_(_both(qkv, form), cos, sin)
+        return q, k, v
+    q, k = norm.rms(q, block.norm_q, form.eps, form.offset), norm.rms(k, block.norm_k, form.eps, form.offset)
+    return rotary.rotate_(q, cos, sin), rotary.rotate_(k, cos, sin), v
+
+
+def _both(qkv: Tensor, form: Form) -> Tensor:
+    """The heads of queries and keys together."""
+    return heads(qkv[:, : form.queries + form.keys], form)
 
 
 def _mix_back(dmixed: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Tensor:
@@ -173,13 +177,17 @@ def _mix_back(dmixed: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bo
     qkv, mixed, total = given(kept.qkv), given(kept.mixed), given(kept.total)
     raw_q, raw_k, v = _split(qkv, form)
     q, k = (raw_q, raw_k) if block.norm_q is None else _turned(qkv, block, turns, form)[:2]
-    dq, dk, dv = attend_back(heads(dmixed, form), q, k, v, heads(mixed, form), total, bounds, form.rule)
-    cos, sin = turns.each()
-    dq, dk = rotary.rotate_back(dq, cos, sin), rotary.rotate_back(dk, cos, sin)
+    dqkv = torch.empty_like(qkv)
+    into = _split(dqkv, form)
+    made = attend_back(heads(dmixed, form), q, k, v, heads(mixed, form), total, bounds, form.rule, into)
+    for part, gradient in zip(into, made, strict=True):
+        if part is not gradient:
+            part.copy_(gradient)
+    rotary.rotate_back_(_both(dqkv, form), *turns.each())
     if block.norm_q is not None and block.norm_k is not None:
-        dq = norm.rms_back(dq, raw_q, block.norm_q, form.eps, form.offset)
-        dk = norm.rms_back(dk, raw_k, block.norm_k, form.eps, form.offset)
-    return torch.cat((dq.flatten(1), dk.flatten(1), dv.flatten(1)), dim=1)
+        into[0].copy_(norm.rms_back(into[0], raw_q, block.norm_q, form.eps, form.offset))
+        into[1].copy_(norm.rms_back(into[1], raw_k, block.norm_k, form.eps, form.offset))
+    return dqkv
 
 
 def given(x: Tensor | None) -> Tensor:

@@ -107,17 +107,17 @@ def _product(wide: Tensor, codes: Tensor | None, scales: Tensor | None, joined: 
     if isinstance(base, Fp8):
         y = _scaled(given(codes), given(scales), base.forward, base.forward_scale, wide.dtype)
         y = y if joined.bias is None else y.add_(joined.bias)
-        if a is None or b is None:
+        if a is None:
             return y, None
         inner = wide @ a.T
-        return y.addmm_(inner, b.T), inner
-    if a is None or b is None:
+        return y.addmm_(inner, given(b).T), inner
+    if a is None:
         return functional.linear(wide, _dense(joined, with_b=False), joined.bias), None
     width = a.shape[1]
     inner = wide[:, :width] @ a.T
     if wide.shape[1] == width:  # no room (attention's output)
         y = functional.linear(wide, _dense(joined, with_b=False), joined.bias)
-        return y.addmm_(inner, b.T), inner
+        return y.addmm_(inner, given(b).T), inner
     wide[:, width:] = inner
     return functional.linear(wide, _dense(joined, with_b=True), joined.bias), inner
 
@@ -126,7 +126,7 @@ def _dense(joined: Joined, *, with_b: bool) -> Tensor:
     """The weight (out x in), with the scaled B behind its rows when asked; a dense one always has it there."""
     base = joined.base
     if isinstance(base, Nf4):
-        return nf4.matrix(base, joined.b if with_b else None)
+        return nf4.matrix(base, joined.pieces if with_b else ())
     if isinstance(base, Fp8):
         raise AssertionError("an 8-bit weight has no dense form")
     return base if with_b or joined.a is None else base[:, : joined.a.shape[1]]
@@ -173,11 +173,11 @@ def _back(dy: Tensor, joined: Joined, *, with_b: bool = True) -> tuple[Tensor, T
     if isinstance(base, Fp8):
         codes, scales = parts.quantise(dy)
         dx = _scaled(codes, scales, base.backward, base.backward_scale, dy.dtype)
-        return dx, None if b is None else dy @ b
-    if a is None or b is None:
+        return dx, None if a is None else dy @ given(b)
+    if a is None:
         return dy @ _dense(joined, with_b=False), None
     if not with_b:
-        return dy @ _dense(joined, with_b=False), dy @ b
+        return dy @ _dense(joined, with_b=False), dy @ given(b)
     wide = dy @ _dense(joined, with_b=True)
     return wide[:, : a.shape[1]], wide[:, a.shape[1] :].contiguous()
 

@@ -7,13 +7,14 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORED = -100
+ROWS = 32  # logits of so many tokens stand in 32 bits at one time: with some 50 000 of them, what a cache holds
 
 
 def loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, cap: float) -> Tensor:
     """Cross-entropy in nats of `hidden` (tokens x width) under the head, summed over targets that are not -100."""
-    logits, _ = _logits(hidden, weight, bias, cap)
-    picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-    return torch.where(targets != IGNORED, torch.logsumexp(logits, dim=-1) - picked, 0.0).sum()
+    logits = functional.linear(hidden, weight, bias)
+    parts = zip(torch.split(logits, ROWS), torch.split(targets, ROWS), strict=True)
+    return torch.stack([_nats(_capped(part.to(_number(part)), cap)[0], wanted).sum() for part, wanted in parts]).sum()
 
 
 def loss_and_gradient(
@@ -21,22 +22,35 @@ def loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The same, and `share` times its gradient to `hidden`.
 
-    With logits z = h Wᵀ, capped as c tanh(z / c) where the model does so, dL/dz = softmax - onehot.
+    With logits z = h Wᵀ, capped as c tanh(z / c) where the model does so, dL/dz = softmax - onehot. It takes the
+    logits' place.
     """
-    logits, slope = _logits(hidden, weight, bias, cap)
-    learnt, wanted = targets != IGNORED, targets.clamp(min=0)
-    norm = torch.logsumexp(logits, dim=-1)
-    total = torch.where(learnt, norm - logits.gather(1, wanted[:, None])[:, 0], 0.0).sum()
-    factor = (learnt * share).to(logits.dtype)[:, None]
-    gradient = logits.sub_(norm[:, None]).exp_()
-    gradient.scatter_add_(1, wanted[:, None], torch.full_like(norm, -1.0)[:, None])
-    gradient = gradient.mul_(factor) if slope is None else gradient.mul_(factor).mul_(slope)
-    return total, gradient.to(hidden.dtype) @ weight
-
-
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float) -> tuple[Tensor, Tensor | None]:
     logits = functional.linear(hidden, weight, bias)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    totals = []
+    for part, wanted in zip(torch.split(logits, ROWS), torch.split(targets, ROWS), strict=True):
+        wide, slope = _capped(part.to(_number(part)), cap)
+        gradient = torch.softmax(wide, dim=-1)
+        totals.append(_nats(wide, wanted, gradient).sum())
+        gradient.scatter_add_(1, wanted.clamp(min=0)[:, None], torch.full_like(gradient[:, :1], -1.0))
+        part.copy_(gradient if slope is None else gradient.mul_(slope))
+    made = logits @ weight
+    factor = ((targets != IGNORED) * share).to(_number(made))[:, None]
+    return torch.stack(totals).sum(), (made * factor).to(hidden.dtype)
+
+
+def _nats(logits: Tensor, targets: Tensor, shares: Tensor | None = None) -> Tensor:
+    """log(sum(exp(z))) - z of the target; where the softmax is there, the sum is the largest's exp(z) / share."""
+    picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    norm = torch.logsumexp(logits, dim=-1) if shares is None else logits.amax(-1) - shares.amax(-1).log()
+    return torch.where(targets != IGNORED, norm - picked, 0.0)
+
+
+def _number(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _capped(logits: Tensor, cap: float) -> tuple[Tensor, Tensor | None]:
+    """The logits, capped, and the slope of the cap."""
     if not cap:
         return logits, None
     bend = torch.tanh(logits / cap)

@@ -6,6 +6,7 @@ out as one matrix, on a card with Triton in one launch each, both levels of scal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,12 +50,19 @@ def from_states(packed: list[Tensor], states: list[Any], dtype: torch.dtype) -> 
     )
 
 
-def matrix(nf4: Nf4, behind: Tensor | None = None) -> Tensor:
-    """The joined weight, height x width; with `behind` (height x some), that stands behind each row."""
-    room = 0 if behind is None else behind.shape[1]
+Piece = tuple[Tensor, slice, slice]  # numbers, and the rows and columns where they belong
+
+
+def matrix(nf4: Nf4, behind: Sequence[Piece] = ()) -> Tensor:
+    """The joined weight, height x width; behind each row the pieces of `behind`, and zeros where none is."""
+    room = max((columns.stop for _, _, columns in behind), default=0)
     out = torch.empty(nf4.height, nf4.width + room, dtype=nf4.dtype, device=nf4.codes[0].device)
-    if behind is not None:
-        out[:, nf4.width :] = behind
+    if room:
+        tail = out[:, nf4.width :]
+        if len(behind) > 1:
+            tail.zero_()
+        for numbers, rows, columns in behind:
+            tail[rows, columns] = numbers
     start = 0
     fill = _filler(out)
     for part, height in enumerate(nf4.heights):

@@ -23,12 +23,15 @@ class Joined(NamedTuple):
     """Layers with the same input. `base` is dense (out x in), NF4 or FP8.
 
     `a` (ranks x in) and `b` (out x ranks, scaled) are in the products' number type; None where nothing is trained.
+    `parts` are the blocks on `b`'s diagonal as outputs and ranks; empty: `b` is one block.
     """
 
     base: Tensor | Nf4 | Fp8
     bias: Tensor | None
     a: Tensor | None
     b: Tensor | None
+    parts: tuple[tuple[slice, slice], ...] = ()
+    pieces: tuple[tuple[Tensor, slice, slice], ...] = ()  # in place of `b`, where the codes are joined at each use
 
 
 class Target(NamedTuple):
@@ -58,18 +61,32 @@ def forward(x: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
     if joined.a is None or joined.b is None:
         return y, None
     inner = x @ joined.a.T
-    return y.addmm_(inner, joined.b.T), inner
+    for outputs, ranks in _parts(joined):
+        y[:, outputs].addmm_(inner[:, ranks], joined.b[outputs, ranks].T)
+    return y, inner
 
 
 def backward(dy: Tensor, x: Tensor, inner: Tensor | None, joined: Joined, target: Target) -> Tensor:
     """The gradient to `x`; those to the adapter are added to `target`."""
+    dx, dinner = back(dy, joined)
+    gather(target, dy, x, inner, dinner)
+    return dx
+
+
+def back(dy: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
+    """The gradients to x and to x Aᵀ."""
     base, a, b = joined.base, joined.a, joined.b
     dx = fp8.product(dy, base.backward, base.backward_scale) if isinstance(base, Fp8) else dy @ matrix(base)
-    if a is None or b is None or inner is None:
-        return dx
-    dinner = dy @ b
-    gather(target, dy, x, inner, dinner)
-    return dx.addmm_(dinner, a)
+    if a is None or b is None:
+        return dx, None
+    dinner = torch.empty(len(dy), len(a), dtype=dy.dtype, device=dy.device)
+    for outputs, ranks in _parts(joined):
+        torch.mm(dy[:, outputs], b[outputs, ranks], out=dinner[:, ranks])
+    return dx.addmm_(dinner, a), dinner
+
+
+def _parts(joined: Joined) -> tuple[tuple[slice, slice], ...]:
+    return joined.parts or ((slice(None), slice(None)),)
 
 
 def gather(target: Target, dy: Tensor, x: Tensor | None, inner: Tensor | None, dinner: Tensor | None) -> None:

@@ -94,6 +94,7 @@ class _Group:
         self.ranks = sum(layer.lora_A.shape[0] for layer in self.lora)
         self.a: Tensor | None = None  # ranks x in, a part of one flat array
         self.b: Tensor | None = None  # out x ranks, blocks on the diagonal
+        self.pieces: tuple[tuple[Tensor, slice, slice], ...] = ()  # each layer's scaled B with its outputs and ranks
         self.target = Target(None, (), 1.0)
         self.base = self._joined(form, self.ranks if behind else 0)
         self.bias = self._bias()
@@ -132,7 +133,8 @@ class _Group:
         return torch.cat([part.to(device, self.dtype) for part in parts])
 
     def joined(self) -> Joined:
-        return Joined(self.base, self.bias, self.a, self.b, tuple(part[1:] for part in self.target.b))
+        parts = tuple((rows, ranks) for _, rows, ranks in self.pieces)
+        return Joined(self.base, self.bias, self.a, self.b, parts, self.pieces)
 
 
 class Fused:
@@ -197,19 +199,25 @@ class Fused:
     def _place(self, group: _Group, at_a: int, at_b: int) -> tuple[int, int]:
         """Moves a group's adapter to its places in the flat arrays; returns the next places."""
         first, ranks, gradients = at_a, 0, []
-        if group.b is None and len(group.bases) > 1:
+        pieces = []
+        at_use = self.own_kernels and isinstance(group.base, nf4.Nf4) and len(group.bases) > 1
+        if group.b is None and len(group.bases) > 1 and not at_use:
             group.b = torch.zeros(group.height, group.ranks, device=self.small_b.device, dtype=self.dtype)
         for layer, rows in zip(group.lora, group.rows, strict=True):
             of = slice(ranks, ranks + layer.lora_A.shape[0])
             _move(layer.lora_A, self.flat_a, self.grad_a, at_a)
             _move(layer.lora_B, self.flat_b, self.grad_b, at_b)
             small = self.small_b[at_b : at_b + layer.lora_B.numel()].view(layer.lora_B.shape)
-            if group.b is None:
+            pieces.append((small, rows, of))
+            if at_use:
+                pass  # joined with the codes, when those are dequantised
+            elif group.b is None:
                 group.b = small
             else:
                 self._blocks_b.append((group.b[rows, of], small))
             gradients.append((cast(Tensor, layer.lora_B.grad), rows, of))
             at_a, at_b, ranks = at_a + layer.lora_A.numel(), at_b + layer.lora_B.numel(), of.stop
+        group.pieces = tuple(pieces)
         group.a = self.small_a[first:at_a].view(group.ranks, group.width)
         group.target = Target(self.grad_a[first:at_a].view(group.ranks, group.width), tuple(gradients), self.scale)
         return at_a, at_b

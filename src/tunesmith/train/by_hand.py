@@ -39,22 +39,28 @@ class Gradients:
         self.graphs: dict[pack.Size, Captured] = {}
         self.sizes: list[pack.Size] = []
         self.capturing = self.fused.own_kernels
+        self.spent = 0  # tokens that went through the model, padding too
 
-    def step(self, rows: Sequence[int], scale: float = 1.0) -> tuple[float, int, int]:
-        """The mean loss over the rows' learnt tokens, their tokens and learnt tokens, however they are divided."""
+    def step(self, rows: Sequence[int], scale: float = 1.0, of: int | None = None) -> tuple[float, int, int]:
+        """The mean loss over the rows' learnt tokens, their tokens and learnt tokens, however they are divided.
+
+        Where `rows` are a part of a step, `of` is the learnt tokens of the whole one, which the mean is taken over.
+        """
         examples = [[self.job.train[row] for row in part] for part in self._bins(rows)]
         made = [pack.packed(part, self.job.pad) for part in examples]
         learnt = sum(part.learnt for part in made)
-        self.share.fill_(scale / learnt)
+        of = learnt if of is None else of
+        self.share.fill_(scale / of)
         self.total.zero_()
         for part, packed in zip(examples, made, strict=True):
-            if self.capturing:
-                size = self._size(packed)
+            size = self._size(packed) if self.capturing else None
+            self.spent += packed.tokens if size is None else size.tokens
+            if size is not None:
                 self._graph(size).run(pack.packed(part, self.job.pad, size=size))
             else:
                 longest = max(map(len, part))
                 self.total += self.fused.step(to_device(packed, longest, self.device), self.share)
-        return self.total.item() / learnt, sum(part.tokens for part in made), learnt
+        return self.total.item() / of, sum(part.tokens for part in made), learnt
 
     def _bins(self, rows: Sequence[int]) -> list[list[int]]:
         return pack.bins(rows, self.lengths, self.micro_tokens)
@@ -82,6 +88,13 @@ class Gradients:
             self.graphs[size] = Captured(self.fused, size, self.share, self.total, pool)
         return self.graphs[size]
 
+    def first_loss(self) -> float | None:
+        """The mean loss of the first training row, to be compared with the model's own; None in 8 bits."""
+        if "fp8" in self.fused.forms:
+            return None
+        packed = pack.packed(self.job.train[:1], self.job.pad)
+        return self._loss(packed, packed.tokens).item() / packed.learnt
+
     def clear(self) -> None:
         """Forgets the gradients."""
         self.fused.zero_gradients()
@@ -98,18 +111,18 @@ class Gradients:
         self.micro_tokens = halved(self.micro_tokens, max(self.lengths), str(self.job.folder))
         return self.micro_tokens
 
-    def validation(self) -> float:
-        """Mean loss over the validation rows' learnt tokens, with exact products."""
+    def validation(self, rows: Sequence[int]) -> tuple[float, int]:
+        """The summed loss over these validation rows' learnt tokens, and how many those are; with exact products."""
         if "fp8" in self.fused.forms:
-            return validation_loss(self.job, self.micro_tokens)
+            return validation_loss(self.job, self.micro_tokens, rows)
         lengths = [len(example) for example in self.job.valid]
         total, learnt = torch.zeros((), dtype=torch.float64), 0
-        for part in pack.bins(range(len(lengths)), lengths, max(self.micro_tokens, max(lengths))):
+        for part in pack.bins(rows, lengths, max(self.micro_tokens, max(lengths))):
             packed = pack.packed([self.job.valid[row] for row in part], self.job.pad)
             longest = max(lengths[row] for row in part)
             total += self._loss(packed, longest).double().cpu()
             learnt += packed.learnt
-        return total.item() / learnt
+        return total.item(), learnt
 
     def _loss(self, packed: pack.Packed, longest: int) -> Tensor:
         return self.fused.loss(to_device(packed, longest, self.device))

@@ -6,8 +6,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tunesmith.errors import ModelError
+from tunesmith.kernels import head
 from tunesmith.model.build import Model
 from tunesmith.prompt.pack import IGNORED, Batch
 
@@ -15,34 +17,22 @@ CHUNK = 1024  # tokens whose logits exist at one time: 0.5 GB in float32 at a vo
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Summed cross-entropy of `hidden` (tokens x width) under a frozen head, its gradient made in the forward.
-
-    With logits z = h Wᵀ, capped as c tanh(z / c) where the model does so, dL/dz = softmax - onehot.
-    """
+    """Summed cross-entropy of `hidden` (tokens x width) under a frozen head, its gradient made in the forward."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, cap: float) -> Tensor:
         wants = hidden.requires_grad
-        gradient = torch.empty_like(hidden) if wants else None
-        total = torch.zeros(
-            (), dtype=torch.float32 if hidden.dtype != torch.float64 else torch.float64, device=hidden.device
-        )
+        gradient = torch.empty_like(hidden if wants else hidden[:0])
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        total, whole = hidden.new_zeros((), dtype=kind), hidden.new_ones((), dtype=kind)
         for start in range(0, len(hidden), CHUNK):
-            part, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
-            logits = torch.nn.functional.linear(part, weight, bias).to(total.dtype)
-            squashed = torch.tanh(logits / cap) if cap else None
-            if squashed is not None:
-                logits = squashed * cap
-            norm = torch.logsumexp(logits, dim=-1)
-            total += (norm - logits.gather(1, wanted[:, None])[:, 0]).sum()
-            if gradient is None:
-                continue
-            logits.sub_(norm[:, None]).exp_()
-            logits.scatter_add_(1, wanted[:, None], torch.full_like(norm, -1.0)[:, None])
-            if squashed is not None:
-                logits.mul_(1 - squashed * squashed)
-            gradient[start : start + CHUNK] = logits.to(hidden.dtype) @ weight
-        ctx.save_for_backward(gradient if gradient is not None else torch.empty(0))
+            place = slice(start, start + CHUNK)
+            if wants:
+                part, gradient[place] = head.loss_and_gradient(hidden[place], targets[place], weight, bias, cap, whole)
+            else:
+                part = head.loss(hidden[place], targets[place], weight, bias, cap)
+            total += part
+        ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
@@ -51,32 +41,49 @@ class _HeadLoss(torch.autograd.Function):
         return gradient * grads[0].to(gradient.dtype), None, None, None, None
 
 
+def _trained_head_loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, cap: float) -> Tensor:
+    """The same where the head learns too: each chunk's logits are made again in the backward."""
+    parts = [
+        checkpoint(
+            head.loss, hidden[start : start + CHUNK], targets[start : start + CHUNK], weight, bias, cap,
+            use_reentrant=False, preserve_rng_state=False,
+        )
+        for start in range(0, max(1, len(hidden)), CHUNK)
+    ]  # fmt: skip
+    return torch.stack(parts).sum()
+
+
 def summed_loss(model: Model, batch: Batch) -> Tensor:
-    """The cross-entropy in nats, summed over the learnt tokens of `batch`; differentiable in the adapter."""
+    """The cross-entropy in nats, summed over the learnt tokens of `batch`; differentiable in all that is trained."""
     network, device = model.network, model.device
     ids, mask, labels = (torch.tensor(part, device=device) for part in (batch.ids, batch.mask, batch.labels))
     decoder = getattr(network, network.base_model_prefix)
     hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     wanted = labels[:, 1:] != IGNORED
-    head = network.get_output_embeddings()
+    layer = network.get_output_embeddings()
+    weight, bias = layer.weight, getattr(layer, "bias", None)
     cap = float(getattr(network.config, "final_logit_softcapping", None) or 0.0)
-    hidden, targets, bias = hidden[:, :-1][wanted], labels[:, 1:][wanted], getattr(head, "bias", None)
-    return cast(Tensor, _HeadLoss.apply(hidden, targets, head.weight, bias, cap))  # type: ignore[no-untyped-call]
+    hidden, targets = hidden[:, :-1][wanted], labels[:, 1:][wanted]
+    learns = any(part is not None and part.requires_grad for part in (weight, bias))
+    if learns and torch.is_grad_enabled():
+        return _trained_head_loss(hidden, targets, weight, bias, cap)
+    return cast(Tensor, _HeadLoss.apply(hidden, targets, weight, bias, cap))  # type: ignore[no-untyped-call]
 
 
-def check_head(model: Model, batch: Batch) -> None:
-    """Compares our loss on `batch` with the network's own, once, before any training.
+def check_head(model: Model, batch: Batch, fused: float | None = None) -> None:
+    """Compares our mean loss on `batch` with the network's own, once, before any training.
 
-    Raises ModelError when they differ: the family does something between head and loss that is not known here.
+    `fused` is the fused decoder's, where that is used. Raises ModelError when they differ: the family does something
+    that is not known here.
     """
     device = model.device
     ids, mask, labels = (torch.tensor(part, device=device) for part in (batch.ids, batch.mask, batch.labels))
     with torch.no_grad():
-        ours = summed_loss(model, batch).item() / batch.learnt
+        ours = summed_loss(model, batch).item() / batch.learnt if fused is None else fused
         own = model.network(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.item()
     if not abs(ours - own) <= 0.02 * max(1.0, abs(own)):  # bfloat16 logits alone differ by up to 0.5 %
         raise ModelError(
             f"our loss ({ours:.4f}) is not the model's own ({own:.4f})",
             where=model.weights.name,
-            next="This model's head is not supported yet; train it with engine: trl",
+            next="This model is not supported yet; train it with engine: trl",
         )

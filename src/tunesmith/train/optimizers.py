@@ -25,10 +25,7 @@ def adamw(
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
     """AdamW with 32-bit state (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
-    fused = _on_card(parameters)
-    return torch.optim.AdamW(
-        parameters, lr=rate, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused or None
-    )
+    return torch.optim.AdamW(parameters, lr=rate, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=True)
 
 
 def adamw_8bit(

@@ -118,8 +118,8 @@ def _speakers(recipe: Recipe, run: Run, say: Say, *, only: str = "") -> Iterator
     """The base and the tuned model on the same loaded weights, the adapter read back from disk."""
     from tunesmith.generate.from_weights import FromWeights
     from tunesmith.hardware import look
-    from tunesmith.model.adapter import fill, read_adapter
-    from tunesmith.model.build import add_adapter, load
+    from tunesmith.model.adapter import attach
+    from tunesmith.model.build import load
 
     if only != "base":
         run.fingerprint("train")  # raises when the adapter is not finished
@@ -130,16 +130,6 @@ def _speakers(recipe: Recipe, run: Run, say: Say, *, only: str = "") -> Iterator
         model.keep_dense()
     template = load_template_of(recipe, weights)
     if only != "base":
-        _, tensors = read_adapter(run / "adapter")
-        adapter = recipe.adapter
-        add_adapter(
-            model,
-            rank=adapter.rank,
-            alpha=adapter.alpha,
-            layers=adapter.layers,
-            dropout=adapter.dropout,
-            seed=recipe.seed,
-        )
-        fill(model, tensors)
+        attach(model, run / "adapter")
     for which in ("base", "tuned") if not only else (only,):
         yield which, FromWeights(model, template, tuned=which == "tuned")

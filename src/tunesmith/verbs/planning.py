@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.data.conversation import read_rows
+from tunesmith.errors import ResourceError
 from tunesmith.memory import Plan, show_bytes
 from tunesmith.model.weights import Weights
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.verbs.shared import Say, load_template_of, load_weights, silent
 
+SAMPLE = 64  # steps that the plan packs to see what a micro-batch size makes of them
+
 
 @dataclass(frozen=True)
 class Setup:
-    """What is known before the model is loaded; `slow` are the reasons why the decoder is not fused."""
+    """What is known before the model is loaded; `slow` are the reasons why the decoder is not fused.
+
+    With `shard` each process keeps a part of the base.
+    """
 
     machine: Any
     template: Any
     examples: dict[str, list[Any]]
     plan: Plan
     slow: list[str]
+    shard: bool = False
 
 
 def plan(recipe: Recipe, run: Run, say: Say = silent) -> Plan:
@@ -51,8 +58,25 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     }
     slow = _slow(recipe, weights)
     shape = read_shape(weights.folder, weights.name)
-    made = _autograd_plan(recipe, machine, shape, examples) if slow else _fused_plan(recipe, machine, shape, examples)
-    return Setup(machine, template, examples, made, slow)
+    return _planned(recipe, shape, Setup(machine, template, examples, Plan(0, {}, 0, False, False, ""), slow))
+
+
+def _planned(recipe: Recipe, shape: Any, setup: Setup) -> Setup:
+    """With a plan: on several cards the base whole on each, or, where it does not fit or should not, in parts."""
+    from tunesmith.train.spread import size
+
+    machine, examples, many = setup.machine, setup.examples, size()
+    why = f"train.spread is fsdp, {many} processes"
+    if recipe.train.spread != "fsdp":
+        make = _autograd_plan if setup.slow else _fused_plan
+        try:
+            return replace(setup, plan=make(recipe, machine, shape, examples))
+        except ResourceError:
+            if many == 1 or recipe.train.spread == "ddp":
+                raise
+        why = f"the base does not fit one card, so each of {many} keeps a part of it (fsdp)"
+    made = _autograd_plan(recipe, machine, shape, examples, shards=many)
+    return replace(setup, plan=made, slow=[*setup.slow, why], shard=True)
 
 
 def _slow(recipe: Recipe, weights: Weights) -> list[str]:
@@ -68,6 +92,7 @@ def _slow(recipe: Recipe, weights: Weights) -> list[str]:
 def _fused_plan(recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]]) -> Plan:
     from tunesmith.fit import Wish, Work, fit
     from tunesmith.hardware import measure
+    from tunesmith.train.spread import divided, size
 
     adapter, train = recipe.adapter, recipe.train
     wish = Wish(
@@ -79,15 +104,20 @@ def _fused_plan(recipe: Recipe, machine: Any, shape: Any, examples: dict[str, li
         recompute=train.recompute,
     )
     steps = _steps(recipe, examples["train"])
-    tokens = [sum(len(examples["train"][row]) for row in rows) for rows in steps]
+    lengths = [len(example) for example in examples["train"]]
+    parts = [tuple(lengths[row] for row in part) for rows in steps for part in divided(rows, lengths, size())[:1]]
+    sample = sorted(parts, key=sum)[-1:] + parts[:SAMPLE]  # the largest step is among them
     every = [example for part in examples.values() for example in part]
     learnt = sum(sum(example.learnt) for example in every) / sum(map(len, every))
-    work = Work(max(tokens), sum(tokens) / len(tokens), max(map(len, every)), len(steps) * train.epochs, learnt)
+    work = Work(tuple(sample), max(map(len, every)), len(steps) * train.epochs, learnt)
     return fit(shape, machine, measure(machine), work, wish, train.memory)
 
 
-def _autograd_plan(recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]]) -> Plan:
+def _autograd_plan(
+    recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]], *, shards: int = 1
+) -> Plan:
     from tunesmith.memory import plan as by_arithmetic
+    from tunesmith.train.spread import size
 
     lengths = [len(example) for part in examples.values() for example in part]
     return by_arithmetic(
@@ -97,9 +127,13 @@ def _autograd_plan(recipe: Recipe, machine: Any, shape: Any, examples: dict[str,
         rank=recipe.adapter.rank,
         optimizer=recipe.train.optimizer.name,
         longest=max(lengths),
-        step_tokens=_step_tokens(recipe.train.batch, lengths),
+        step_tokens=-(-_step_tokens(recipe.train.batch, lengths) // size()),
+        shards=shards,
         memory=recipe.train.memory,
         recompute=recipe.train.recompute,
+        pissa=recipe.adapter.start.name == "pissa",
+        dora=recipe.adapter.dora,
+        train_also=recipe.adapter.train_also,
     )
 
 

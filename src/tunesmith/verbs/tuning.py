@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import DataError, RunError
+from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.find import find
+from tunesmith.memory import Plan
 from tunesmith.model.weights import Weights
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run, hash_plain
+from tunesmith.run import Run, first, hash_plain
 from tunesmith.verbs.planning import describe, set_up
 from tunesmith.verbs.shared import Say, load_weights, silent
 
@@ -26,18 +28,40 @@ def train(
     *,
     again: bool = False,
 ) -> Path:
-    """Fine-tunes on data/train.jsonl and writes adapter/. Goes on where a stopped or killed run was."""
-    weights = load_weights(recipe, say)
+    """Fine-tunes on data/train.jsonl and writes adapter/. Goes on where a stopped or killed run was.
+
+    Under torchrun all its processes train this one run together, and the first of them writes and says.
+    """
+    from tunesmith.train import spread
+
+    if not first():
+        say, watch = silent, None
+    with spread.joined():
+        with spread.in_turn():
+            weights = load_weights(recipe, say)
+        made_from = _made_from(recipe, run, weights)
+        if spread.from_first(lambda: _begin(run, made_from, say, again=again)):
+            _train(recipe, run, weights, made_from, say, watch)
+        return run / "adapter"
+
+
+def _made_from(recipe: Recipe, run: Run, weights: Weights) -> dict[str, str]:
+    """What the adapter depends on. Over how many cards it is trained is not among it."""
     prepared = run.fingerprint("prepare")  # raises when the rows are not prepared
     _refuse_leaks(recipe, run)
-    made_from = {
+    wishes = recipe.train.model_dump(mode="json", exclude={"spread"})
+    return {
         "data": prepared,
         "base": hash_plain([weights.fingerprint, recipe.base.bits]),
         "prompt": hash_plain(recipe.prompt.model_dump(mode="json")),
         "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
-        **{f"train.{key}": hash_plain(value) for key, value in recipe.train.model_dump(mode="json").items()},
+        **{f"train.{key}": hash_plain(value) for key, value in wishes.items()},
         "seed": str(recipe.seed),
     }
+
+
+def _begin(run: Run, made_from: Mapping[str, str], say: Say, *, again: bool) -> bool:
+    """Whether there is something to train; puts an old adapter aside where that is wanted. Raises RunError."""
     changed = run.changed("train", made_from)
     if changed and not again:
         raise RunError(
@@ -47,10 +71,10 @@ def train(
         )
     if changed == [] and not again:
         say(f"train: fresh, {run / 'adapter'} is kept")
-        return run / "adapter"
+        return False
     if again and (changed is not None or (run / "checkpoints").exists()):
         _set_aside(run, say)
-    return _train(recipe, run, weights, made_from, say, watch)
+    return True
 
 
 def _refuse_leaks(recipe: Recipe, run: Run) -> None:
@@ -75,23 +99,33 @@ def _train(
     made_from: Mapping[str, str],
     say: Say,
     watch: Callable[[dict[str, Any]], None] | None,
-) -> Path:
+) -> None:
     from tunesmith.hardware import versions, watch_memory
-    from tunesmith.model.adapter import write_adapter
     from tunesmith.model.build import load
     from tunesmith.prompt import pack
-    from tunesmith.run import new_folder
+    from tunesmith.train import spread
     from tunesmith.train.job import Job, Layout
 
     began = time.time()
+    many = spread.size()
+    if recipe.train.engine.name != "native" and (many > 1 or recipe.train.spread == "fsdp"):
+        raise RecipeError(
+            f"{recipe.train.engine.name} trains in one process here", where="train.engine", next="Set it to native"
+        )
     setup = set_up(recipe, run, weights)
-    machine, template, examples, made = setup.machine, setup.template, setup.examples, setup.plan
-    run.write_json("machine.json", {**machine.describe(), "versions": versions()})
+    made, slow, shard = spread.from_first(lambda: (setup.plan, setup.slow, setup.shard))  # as the first one's card has
+    setup = replace(setup, plan=made, slow=slow, shard=shard)
+    machine, template, examples = setup.machine, setup.template, setup.examples
+    if first():
+        run.write_json("machine.json", {**machine.describe(), "versions": versions(), "processes": many})
+    if many > 1:
+        say(f"train: {many} processes train together, {'each with a part' if shard else 'each with all'} of the base")
     pack.check_batch(pack.collate(examples["train"][:2], template.tokenizer.pad_token_id), examples["train"][0].stop)
     for line in describe(setup):
         say(f"train: {line}")
     measure = watch_memory(machine.device, made.budget if recipe.train.memory != "auto" else None)
-    model = load(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
+    device = "cpu" if shard and many > 1 else machine.device  # it reaches the cards in parts
+    model = load(weights, bits=recipe.base.bits, device=device, precision=machine.precision)
     if made.dense:
         model.keep_dense()
     job = Job(
@@ -100,27 +134,44 @@ def _train(
         train=examples["train"],
         valid=examples["valid"],
         adapter=recipe.adapter,
-        settings=recipe.train,
+        settings=recipe.train.model_copy(update={"spread": "fsdp" if shard else "ddp"}),
         seed=recipe.seed,
         pad=template.tokenizer.pad_token_id,
         micro_tokens=made.micro_tokens,
         recompute=made.recompute,
         precision=machine.precision,
         folder=run.path,
-        fingerprint=hash_plain([dict(made_from), machine.precision, CHECKPOINTS]),
+        fingerprint=hash_plain([dict(made_from), machine.precision, CHECKPOINTS, *(["fsdp"] if shard else [])]),
         watcher=watch,
         layout=Layout(made.forms, made.keeps, made.chunk),
     )
     engine = find("tunesmith.train.engines", recipe.train.engine.name, function="train", where="train.engine")
     outcome = engine(job, **recipe.train.engine.options)
+    if first():
+        _keep(run, made, outcome, measure(), made_from, weights, round(time.time() - began, 1), say)
+    spread.wait()
+
+
+def _keep(
+    run: Run,
+    made: Plan,
+    outcome: Any,
+    measured: int,
+    made_from: Mapping[str, str],
+    weights: Weights,
+    seconds: float,
+    say: Say,
+) -> None:
+    """Writes what came out."""
+    from tunesmith.model.adapter import write_adapter
+    from tunesmith.run import new_folder
+
     with new_folder(run / "adapter") as folder:
         write_adapter(folder, outcome.config, outcome.tensors)
     per_step = outcome.summary["seconds"] / outcome.summary["steps"] if outcome.summary.get("seconds") else None
-    run.write_json("plan.json", {**made.describe(), "measured": measure(), "measured_step_seconds": per_step})
-    seconds = round(time.time() - began, 1)
+    run.write_json("plan.json", {**made.describe(), "measured": measured, "measured_step_seconds": per_step})
     run.seal("train", made_from, ["adapter"], seconds=seconds, summary=outcome.summary, weights=weights.fingerprint)
     say(f"train: {outcome.summary['steps']} steps in {seconds:.0f} s. The adapter is {run / 'adapter'}")
-    return run / "adapter"
 
 
 def _set_aside(run: Run, say: Say) -> None:

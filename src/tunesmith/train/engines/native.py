@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from tunesmith.errors import Paused, RunError, TrainingDiverged
+from tunesmith.errors import Paused, ResourceError, RunError, TrainingDiverged
 from tunesmith.find import find
 from tunesmith.model.adapter import finished
 from tunesmith.model.build import add_adapter
 from tunesmith.model.fuse import reasons
 from tunesmith.prompt import pack
-from tunesmith.train import by_autograd, by_hand, checkpoint
+from tunesmith.run import first
+from tunesmith.train import by_autograd, by_hand, checkpoint, spread
 from tunesmith.train.groups import groups
 from tunesmith.train.job import Job, Outcome
 from tunesmith.train.journal import Journal, opened
 from tunesmith.train.loss import check_head
 from tunesmith.train.rate import factor
-from tunesmith.train.stop import listening
+from tunesmith.train.stop import Wish, listening
 
 Gradients: TypeAlias = by_autograd.Gradients | by_hand.Gradients
 SAVE_SECONDS = 120.0  # a kill costs no more than this, however slow the steps are
@@ -88,7 +91,12 @@ class _Loop:
             for epoch in range(self.settings.epochs)
             for rows in pack.steps([len(example) for example in job.train], self.settings.batch, job.seed, epoch)
         ]
+        self.lengths = [len(example) for example in job.train]
+        self.learnt = [sum(example.learnt[1:]) for example in job.train] if spread.size() > 1 else []
         self.progress = Progress(micro_tokens=job.micro_tokens)
+        self.wish = Wish()
+        self.own_tokens = 0
+        self.stopping = False  # any process's wish, at the last step
         self.saved = time.monotonic()
         torch.manual_seed(job.seed)
 
@@ -96,29 +104,52 @@ class _Loop:
 
     def run(self) -> Outcome:
         damaged = self._resume()
-        with opened(
-            self.job.folder / "journal.jsonl",
-            self.job.folder / "tensorboard",
-            self.job.watcher,
-            from_step=self.progress.step,
-        ) as journal:
+        self._level()
+        with self._journal() as journal:
             self._begin(journal, damaged)
             self._prepare(journal)
-            with listening() as wish:
+            with listening() as self.wish:
                 while not self.progress.ended:
                     self._step(journal)
                     if self._due(self.settings.evaluate_every) or self.progress.ended:
                         self._validate(journal)
                     if self._saving_is_due() or self.progress.ended:
                         self._save(journal)
-                    if wish.stop and not self.progress.ended:
+                    if self._stops() and not self.progress.ended:
                         self._save(journal)
+                        spread.wait()  # whoever ends first ends the others
                         raise Paused(
                             f"stopped after step {self.progress.step} of {len(self.plan)}; everything is kept",
                             where=str(self.job.folder),
                             next="Give the same command again to go on",
                         )
             return self._end(journal)
+
+    @contextlib.contextmanager
+    def _journal(self) -> Iterator[Journal]:
+        job = self.job
+        if not first():
+            yield spread.Silent()
+            return
+        files = job.folder / "journal.jsonl", job.folder / "tensorboard"
+        with opened(*files, job.watcher, from_step=self.progress.step) as journal:
+            yield journal
+
+    def _level(self) -> None:
+        """All processes begin with the first one's numbers: a decomposition on another card may differ in a bit."""
+        step = self.progress.step
+        if (spread.most(step), spread.most(-step)) != (step, -step):
+            raise RunError(
+                "the processes found different checkpoints",
+                where=str(self.folder),
+                next="All processes must see the same folder of runs",
+            )
+        starts = [part for layer in self.model.lora.values() for part in (layer.start_A, layer.start_B)]
+        spread.same([*self.gradients.trained.values(), *(part for part in starts if part is not None)])
+        self.gradients.updated()
+
+    def _stops(self) -> bool:
+        return self.stopping or (spread.size() == 1 and self.wish.stop)
 
     def _begin(self, journal: Journal, damaged: list[int]) -> None:
         for step in damaged:
@@ -127,7 +158,8 @@ class _Loop:
         if self.progress.step:
             journal.tell("resume", self.progress.step, **total)
             return
-        check_head(self.model, pack.collate(self.job.train[:1], self.job.pad))
+        fused = self.gradients.first_loss() if isinstance(self.gradients, by_hand.Gradients) else None
+        check_head(self.model, pack.collate(self.job.train[:1], self.job.pad), fused)
         journal.tell(
             "start", 0, **total, rows=len(self.job.train), trained=sum(p.numel() for p in self.parameters.values())
         )
@@ -137,7 +169,8 @@ class _Loop:
         """Records the steps still to come, where the gradients are made by graphs."""
         while isinstance(self.gradients, by_hand.Gradients) and not self.progress.ended:
             try:
-                return self.gradients.prepare(self.plan[self.progress.step :])
+                left = self.plan[self.progress.step :]
+                return self.gradients.prepare([spread.own(rows, self.lengths) for rows in left])
             except torch.OutOfMemoryError:
                 self._shrink([], journal)
 
@@ -148,6 +181,7 @@ class _Loop:
         rate = self.settings.learning_rate * share
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
+        self._draw_apart()
         loss, tokens, learnt = self._gradients(rows, journal)
         norm = self._clip()
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -186,13 +220,33 @@ class _Loop:
     def _gradients(self, rows: Sequence[int], journal: Journal) -> tuple[float, int, int]:
         """Leaves the gradient of the mean loss over the step's learnt tokens, whatever the micro-batches are."""
         scale = self.progress.scale if self.job.precision == "float16" else 1.0
+        mine = spread.own(rows, self.lengths)
+        of = sum(self.learnt[row] for row in rows) if self.learnt else None
         while True:
             try:
-                return self.gradients.step(rows, scale)
+                found = self.gradients.step(mine, scale, of)
+                break
             except torch.OutOfMemoryError:
-                self._shrink(rows, journal)
+                self._shrink(mine, journal)
+        self.own_tokens += found[1]
+        numbers = [*found, float(self.wish.stop)]
+        loss, tokens, learnt, stop = spread.add_up(list(self.gradients.trained.values()), numbers, self.model.device)
+        self.stopping = stop > 0
+        return loss, int(tokens), int(learnt)
+
+    def _draw_apart(self) -> None:
+        """Gives all processes but the first random numbers of their own, which depend on the step alone."""
+        if spread.rank() and self.job.adapter.dropout:
+            name = f"{self.job.seed}/{spread.rank()}/{self.progress.step}"
+            torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1)
 
     def _shrink(self, rows: Sequence[int], journal: Journal) -> None:
+        if by_autograd.sharded(self.job):  # the others wait in the middle of a layer
+            raise ResourceError(
+                "out of memory, and a sharded base's micro-batches cannot become smaller on one card alone",
+                where=str(self.job.folder),
+                next="Set train.memory to less, or prompt.max_tokens, and give the same command again: it goes on",
+            )
         self.progress.micro_tokens = self.gradients.shrink(rows)
         text = f"out of memory: micro-batches now hold {self.progress.micro_tokens} tokens, the step is the same"
         journal.tell("note", self.progress.step, text=text)
@@ -204,6 +258,10 @@ class _Loop:
                 if parameter.grad is not None:
                     parameter.grad /= self.progress.scale
         return float(torch.nn.utils.clip_grad_norm_(trained, self.settings.clip))
+
+    def _padding(self) -> float:
+        """The share of padding in what this process sent through the model."""
+        return 1 - self.own_tokens / self.gradients.spent if self.gradients.spent else 0.0
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0
@@ -219,7 +277,9 @@ class _Loop:
         if not self.job.valid:
             progress.best_step = progress.step
             return
-        loss = self.gradients.validation()
+        mine = spread.own(range(len(self.job.valid)), [len(example) for example in self.job.valid])
+        total, learnt = spread.add_up([], self.gradients.validation(mine), self.model.device)
+        loss = total / learnt
         journal.tell("valid", progress.step, loss=loss)
         if not progress.step:
             return  # the base's own loss is where the curve starts, not a candidate
@@ -234,7 +294,7 @@ class _Loop:
             journal.tell("note", progress.step, text=f"no better loss in {progress.waited} validations: stopped early")
 
     def _save(self, journal: Journal) -> None:
-        if self.progress.step in checkpoint.steps(self.folder)[:1]:
+        if not first() or self.progress.step in checkpoint.steps(self.folder)[:1]:
             return
         tensors: dict[str, Tensor] = {f"adapter.{name}": value.data for name, value in self.parameters.items()}
         optimizer, plain = checkpoint.pack_optimizer(self.optimizer)
@@ -277,6 +337,7 @@ class _Loop:
             "best_step": progress.best_step,
             "best_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
             "tokens": progress.tokens,
+            "padding": round(self._padding(), 4),
             "seconds": round(progress.seconds, 1),
         }
         journal.tell("end", progress.step, **summary)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tunesmith.errors import Paused, RecipeError, RunError, TrainingDiverged
-from tunesmith.model.adapter import peft_config
-from tunesmith.model.build import first_a, wanted
+from tunesmith.find import find
+from tunesmith.model.adapter import named, peft_config
+from tunesmith.model.build import begin, check_wishes, wanted
+from tunesmith.model.original import Original
+from tunesmith.model.qlora import FrozenLinear
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
 from tunesmith.run import write_atomic
+from tunesmith.train.groups import groups
 from tunesmith.train.job import Job, Outcome
 from tunesmith.train.journal import Journal, opened
 from tunesmith.train.rate import warm_steps
@@ -36,7 +41,8 @@ def train(job: Job) -> Outcome:
     """
     rows, micro = _batch(job)
     names = wanted(job.model.frozen(), job.adapter.layers)
-    network = _wrap(job, names)
+    configs = _checked(job, names)
+    network, starts = _wrap(job, names)
     order = [
         row
         for epoch in range(job.settings.epochs)
@@ -64,7 +70,8 @@ def train(job: Job) -> Outcome:
                 where=str(job.folder),
                 next="Give the same command again to go on",
             )
-        return _outcome(job, network, names, trainer, scribe, journal)
+        tensors = named(get_peft_model_state_dict(network, save_embedding_layers=False))
+        return Outcome(_undone(tensors, starts), configs[bool(starts)], _summary(job, trainer, journal))
 
 
 def _batch(job: Job) -> tuple[int, int]:
@@ -78,24 +85,122 @@ def _batch(job: Job) -> tuple[int, int]:
     return rows, micro
 
 
-def _wrap(job: Job, names: list[str]) -> Any:
+def _checked(job: Job, names: list[str]) -> tuple[dict[str, object], dict[str, object]]:
+    """The configurations to be written, of `peft_config`, plain and doubled; made before PEFT replaces modules.
+
+    Raises RecipeError for what PEFT cannot do over our base, ModelError for what the model has not.
+    """
+    adapter, also = job.adapter, _whole(job)
+    check_wishes(job.model, names, also, adapter.bias)
+    if adapter.dora:
+        _refuse_packed(job.model.frozen().values(), "adapter.dora", "dora")
+    plain, doubled = (
+        peft_config(
+            job.model, rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, names=names,
+            rs=adapter.scaling == "rs", dora=adapter.dora, train_also=also, bias=adapter.bias, doubled=twice,
+        )
+        for twice in (False, True)
+    )  # fmt: skip
+    return plain, doubled
+
+
+def _whole(job: Job) -> list[str]:
+    return [which for which in ("embeddings", "head") if which in job.adapter.train_also]
+
+
+def _refuse_packed(layers: Iterable[FrozenLinear], where: str, what: str) -> None:
+    if any(layer.state is not None for layer in layers):
+        raise RecipeError(
+            f"engine trl cannot do {what} over NF4, for PEFT would read the packed codes as the weight",
+            where=where,
+            next="Set train.engine to native, or base.bits to 16",
+        )
+
+
+def _wrap(job: Job, names: list[str]) -> tuple[Any, dict[str, tuple[Tensor, Tensor]]]:
+    """PEFT's network, its adapter where ours would start; and the starts that were taken off the base, by layer."""
+    adapter, model = job.adapter, job.model
+    outer = [model.outer(which).rsplit(".", 1)[-1] for which in _whole(job)]
     config = LoraConfig(
-        r=job.adapter.rank,
-        lora_alpha=job.adapter.alpha,
-        lora_dropout=job.adapter.dropout,
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
         target_modules=names,
+        use_rslora=adapter.scaling == "rs",
+        use_dora=adapter.dora,
+        bias=adapter.bias,
+        modules_to_save=outer or None,
+        ensure_weight_tying=bool(outer) and model.tied,
         task_type="CAUSAL_LM",
     )
+    original = Original(model.weights, model.network.base_model_prefix)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT asks transformers for a name that is going away
-        network = get_peft_model(job.model.network, config)
+        network = get_peft_model(model.network, config)
+    starts = {}
     with torch.no_grad():
+        if outer or adapter.bias != "none":
+            _widen(network)
         for name in names:
             layer = network.base_model.model.get_submodule(name)
-            a = first_a(name, job.adapter.rank, layer.in_features, job.seed)
-            layer.lora_A["default"].weight.copy_(a)
-            layer.lora_B["default"].weight.zero_()
-    return network
+            if taken := _begin(job, name, layer, original):
+                starts[name] = taken
+    return network, starts
+
+
+def _widen(network: Any) -> None:
+    """Makes float32 of biases and what is trained whole, which PEFT leaves in 16 bits, where small steps are lost.
+
+    The norms follow, for some want their input's type or float32.
+    """
+    for parameter in network.parameters():
+        if parameter.requires_grad or parameter.dim() == 1:
+            parameter.data = parameter.data.float()
+
+
+def _begin(job: Job, name: str, layer: Any, original: Original) -> tuple[Tensor, Tensor] | None:
+    """Fills A, B and the magnitude; what the base gives away (PiSSA) is subtracted, in its number type, and returned.
+
+    Raises what the start's function raises, RecipeError where the base is packed.
+    """
+    base, scale, adapter = layer.base_layer, layer.scaling["default"], job.adapter
+    turned = job.model.transposed
+    made = begin(adapter.start, name, base, adapter.rank, scale, job.seed, original, transposed=turned)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    a.copy_(made.a)
+    b.copy_(made.b)
+    if made.taken:
+        _refuse_packed([base], "adapter.start", adapter.start.name)
+        base.weight -= (scale * b @ a).to(base.weight.dtype)
+    if adapter.dora:
+        norms = torch.linalg.vector_norm(base.weight.float() + scale * b @ a, dim=1)
+        layer.lora_magnitude_vector["default"].weight.copy_(norms)
+    return (a.clone(), b.clone()) if made.taken else None
+
+
+def _undone(tensors: dict[str, Tensor], starts: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The adapter for the base as it came: beside what was trained stands, negative, what the base gave away."""
+    for name, (a, b) in starts.items():
+        tensors[f"{name}.lora_A"] = torch.cat((tensors[f"{name}.lora_A"], a))
+        tensors[f"{name}.lora_B"] = torch.cat((tensors[f"{name}.lora_B"], -b), dim=1)
+    return tensors
+
+
+def _optimizer(job: Job, network: Any) -> torch.optim.Optimizer | None:
+    """For LoRA+, which needs rates of its own for A and B; None leaves it to the trainer."""
+    if job.adapter.rate_ratio == 1:
+        return None
+    settings = job.settings
+    trained = {
+        name.removesuffix(".weight").removesuffix(".default"): parameter
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+    made = groups(trained, settings.learning_rate, job.adapter.rate_ratio)
+    made.sort(key=lambda group: group["peak"] != settings.learning_rate)  # the trainer logs the first one's rate
+    make = find("tunesmith.train.optimizers", settings.optimizer.name)
+    optimizer: torch.optim.Optimizer = make(made, settings.learning_rate, settings.weight_decay)
+    return optimizer
 
 
 def _dataset(examples: Sequence[Example]) -> Dataset:
@@ -169,6 +274,7 @@ def _trainer(
         eval_dataset=_dataset(job.valid) if job.valid else None,
         processing_class=job.tokenizer,
         callbacks=callbacks,
+        optimizers=(_optimizer(job, network), None),
     )
     for name in ("PrinterCallback", "ProgressCallback"):  # only the command line prints
         for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == name]:
@@ -229,14 +335,7 @@ def _resumable(folder: Path, fingerprint: str) -> Path | None:
     return newest
 
 
-def _outcome(job: Job, network: Any, names: list[str], trainer: Any, scribe: _Scribe, journal: Journal) -> Outcome:
-    tensors = {}
-    for name in names:
-        layer = network.base_model.model.get_submodule(name)
-        for part in ("lora_A", "lora_B"):
-            tensors[f"{name}.{part}"] = getattr(layer, part)["default"].weight.data
-    adapter = job.adapter
-    config = peft_config(job.model, rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, names=names)
+def _summary(job: Job, trainer: Any, journal: Journal) -> dict[str, Any]:
     best = trainer.state.best_model_checkpoint
     summary = {
         "steps": trainer.state.global_step,
@@ -246,4 +345,4 @@ def _outcome(job: Job, network: Any, names: list[str], trainer: Any, scribe: _Sc
         "seconds": round(float(trainer.state.log_history[-1].get("train_runtime", 0.0)), 1),
     }
     journal.tell("end", summary["steps"], **summary)
-    return Outcome(tensors, config, summary)
+    return summary

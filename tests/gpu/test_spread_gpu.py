@@ -1,0 +1,54 @@
+"""Two cards train one run: the same loss as one card."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tunesmith import verbs
+from tunesmith.model.adapter import read_adapter
+from tunesmith.recipe import read_recipe
+from tunesmith.run import Run
+from tunesmith.train.journal import read_journal
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")]
+SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
+ALIKE = {"float32": 1e-5, "bfloat16": 2e-3}  # of the losses
+
+
+def prepared(path: Path, runs: Path) -> Run:
+    recipe = read_recipe(str(path))
+    run = verbs.open_run(recipe, runs)
+    verbs.prepare(recipe, run)
+    return run
+
+
+def losses(run: Run, kind: str) -> list[float]:
+    return [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == kind]
+
+
+@pytest.mark.parametrize("spread", ["ddp", "fsdp"])
+@pytest.mark.parametrize("precision", list(ALIKE))
+def test_two_cards_make_the_loss_of_one(
+    recipe_file: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path, precision: str, spread: str
+) -> None:
+    changes: dict[str, Any] = {"train__precision": precision, "train__spread": spread, "train__learning_rate": 1e-3}
+    path = recipe_file(base__model=str(tiny("llama", **SHAPE)), **changes)
+    one, two = (prepared(path, tmp_path / name) for name in ("one", "two"))
+    verbs.train(read_recipe(str(path)), one)
+    command = [sys.executable, "-m", "tunesmith", "train", str(path), "--runs", str(tmp_path / "two"), "--gpus", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    how = "each with a part" if spread == "fsdp" else "each with all"
+    assert f"2 processes train together, {how} of the base" in done.stdout
+    for kind in ("step", "valid"):
+        assert losses(two, kind) == pytest.approx(losses(one, kind), abs=ALIKE[precision])
+    (_, wanted), (_, found) = (read_adapter(run / "adapter") for run in (one, two))
+    error = sum(((found[name] - each) ** 2).sum() for name, each in wanted.items())
+    assert (error / sum((each**2).sum() for each in wanted.values())) ** 0.5 < (1e-3 if precision == "float32" else 0.1)
