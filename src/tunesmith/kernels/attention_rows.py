@@ -1,6 +1,6 @@
 """Attention of one short example as plain batched products, its weights kept for the backward.
 
-On a processor, for examples of some hundred tokens, these products run two to four times as fast as the flash kernel's
+On a processor, for examples of some hundred tokens, these products run faster than the flash kernel's
 small ones (docs/log.md). Query heads that share a key head are one product; queries go in stripes, so that half of what
 lies behind the causal mask is never made.
 """
