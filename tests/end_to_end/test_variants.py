@@ -120,7 +120,12 @@ def loss_of_the_saved(recipe: Recipe, run: Run) -> float:
         return summed_loss(model, batch).item() / batch.learnt
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+QUICK = ("dora", "pissa", "lora+", "head")  # the others by name: pytest -m slow
+
+
+@pytest.mark.parametrize(
+    "variant", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+)
 def test_each_variant_is_trained_saved_read_back_and_compared(
     recipe_of: Callable[..., Recipe], tmp_path: Path, variant: str
 ) -> None:
@@ -147,6 +152,7 @@ def test_each_variant_is_trained_saved_read_back_and_compared(
         assert (saved[1][name] - tensor).norm() <= near * tensor.norm() + 1e-4, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "engine"),
     [("pissa", "native"), ("whole", "native"), ("whole", "trl"), ("pissa-rs-dora-16", "trl")],

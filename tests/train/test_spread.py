@@ -199,6 +199,7 @@ def trains(words: list[str], run: Run) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_one_command_is_killed_and_stopped(tiny: Callable[..., Path], tmp_path: Path) -> None:
     path = write(tmp_path / "made", tiny("llama"), {"train.epochs": 100, "train.evaluate_every": 1000})
     run = prepared(path, tmp_path / "runs")

@@ -91,6 +91,7 @@ def run_harness(tmp_path: Path, scratch: Path, words: str) -> list[Row]:
     return table.read(out)
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped_and_outlives_a_failing_engine(tmp_path: Path, scratch: Path) -> None:
     already = row(TRL, 123, 1)
     table.append(tmp_path / "results.csv", already)
@@ -152,6 +153,7 @@ def test_shapes_are_the_published_sizes(shape: str, parameters: int) -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
+@pytest.mark.slow
 def test_every_engine_reads_the_same_weights(tmp_path: Path) -> None:
     import bitsandbytes as bnb
     from transformers import AutoModelForCausalLM, AutoTokenizer

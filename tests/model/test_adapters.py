@@ -105,7 +105,12 @@ def shaken(model: Model) -> Model:
 # --- every family, every variant -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("llama", "gpt2")  # the other families by name: pytest -m slow
+
+
+@pytest.mark.parametrize(
+    "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_family_trains_with_every_variant(tiny: Callable[..., Path], family: str, variant: str) -> None:
     changes = dict(VARIANTS[variant])
