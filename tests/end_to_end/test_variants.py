@@ -120,11 +120,11 @@ def loss_of_the_saved(recipe: Recipe, run: Run) -> float:
         return summed_loss(model, batch).item() / batch.learnt
 
 
-QUICK = ("dora", "pissa", "lora+", "head")  # the others by name: pytest -m slow
+ALWAYS = ("dora", "pissa", "lora+", "head")  # the others by name: pytest -m slow
 
 
 @pytest.mark.parametrize(
-    "variant", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+    "variant", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 )
 def test_each_variant_is_trained_saved_read_back_and_compared(
     recipe_of: Callable[..., Recipe], tmp_path: Path, variant: str
