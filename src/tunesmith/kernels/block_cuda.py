@@ -8,8 +8,6 @@ thin ones (docs/log.md).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,22 +15,10 @@ from torch.nn import functional
 from tunesmith.kernels import nf4
 from tunesmith.kernels import triton_parts as parts
 from tunesmith.kernels.attention import Bounds, attend, attend_back
-from tunesmith.kernels.block import Block, Form, Keep, Targets, Turns, given, heads
+from tunesmith.kernels.block import Block, Form, Keep, Kept, Targets, Turns, given, heads
 from tunesmith.kernels.fp8 import Fp8
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.product import Joined, Target, gather
-
-
-class Kept(NamedTuple):
-    """What a forward left for its backward; None is made again from `h`."""
-
-    h: Tensor
-    qkv: Tensor | None = None  # as the product made it where queries are normed, otherwise turned
-    mixed: Tensor | None = None
-    total: Tensor | None = None
-    h2: Tensor | None = None
-    both: Tensor | None = None
-    inner: tuple[Tensor | None, ...] = (None, None, None, None)
 
 
 def forward(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form, keep: Keep) -> tuple[Tensor, Kept]:
@@ -84,7 +70,7 @@ def _until_gate(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: For
     h2, wide, codes, scales = parts.norm(h, made, block.norm_2, form.eps, form.offset, _room(block.gate_up), eight=_eight(block.gate_up))  # noqa: E501  # fmt: skip
     del made
     both, inner_gate = _product(wide, codes, scales, block.gate_up)
-    return h2, both, Kept(h, qkv, mixed, total, h2, both, (inner_qkv, inner_out, inner_gate, None))
+    return h2, both, Kept(h, qkv, mixed, total, h2, both, inner=(inner_qkv, inner_out, inner_gate, None))
 
 
 def _down(both: Tensor, block: Block, form: Form) -> tuple[Tensor, Tensor | None]:

@@ -82,6 +82,14 @@ def norm_back(dy: Tensor, h: Tensor, weight: Tensor, eps: float, offset: float, 
 
 
 @triton.jit
+def _halves(table, row, d, half):
+    """Both halves of a row of a table (rows x 2 half), in 32 bits, to go beside heads."""
+    at = table + row * 2 * half + d
+    first = tl.load(at, mask=d < half, other=0.0).to(tl.float32)[None]
+    return first, tl.load(at + half, mask=d < half, other=0.0).to(tl.float32)[None]
+
+
+@triton.jit
 def _turn(source, target, cos, sin, places, norm_q, norm_k, eps, offset, source_stride, target_stride,
           queries, heads, size, half, NORM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
@@ -89,31 +97,17 @@ def _turn(source, target, cos, sin, places, norm_q, norm_k, eps, offset, source_
     d = tl.arange(0, HALF)
     inside = (head < heads)[:, None] & (d < half)[None]
     place = tl.load(places + token)
-    c1 = tl.load(cos + place * 2 * half + d, mask=d < half, other=0.0).to(tl.float32)[None]
-    c2 = tl.load(cos + place * 2 * half + half + d, mask=d < half, other=0.0).to(tl.float32)[None]
-    s1 = tl.load(sin + place * 2 * half + d, mask=d < half, other=0.0).to(tl.float32)[None]
-    s2 = tl.load(sin + place * 2 * half + half + d, mask=d < half, other=0.0).to(tl.float32)[None]
+    c1, c2 = _halves(cos, place, d, half)
+    s1, s2 = _halves(sin, place, d, half)
     at = head[:, None] * size + d[None]
     x1 = tl.load(source + token * source_stride + at, mask=inside, other=0.0).to(tl.float32)
     x2 = tl.load(source + token * source_stride + at + half, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         inverse = tl.rsqrt((tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / size + eps)[:, None]
         first = (head < queries)[:, None]
-        wide = (d < half)[None]
-        w1 = (
-            tl.where(
-                first, tl.load(norm_q + d[None], mask=wide, other=0.0), tl.load(norm_k + d[None], mask=wide, other=0.0)
-            ).to(tl.float32)
-            + offset
-        )
-        w2 = (
-            tl.where(
-                first,
-                tl.load(norm_q + half + d[None], mask=wide, other=0.0),
-                tl.load(norm_k + half + d[None], mask=wide, other=0.0),
-            ).to(tl.float32)
-            + offset
-        )
+        q1, q2 = _halves(norm_q, 0, d, half)
+        k1, k2 = _halves(norm_k, 0, d, half)
+        w1, w2 = tl.where(first, q1, k1) + offset, tl.where(first, q2, k2) + offset
         x1 = (x1 * inverse * w1).to(target.dtype.element_ty).to(tl.float32)
         x2 = (x2 * inverse * w2).to(target.dtype.element_ty).to(tl.float32)
     tl.store(target + token * target_stride + at, (x1 * c1 - x2 * s1).to(target.dtype.element_ty), mask=inside)
@@ -156,31 +150,17 @@ def _turn_back(dq, dk, dv, raw, out, cos, sin, places, norm_q, norm_k, eps, offs
     of_v = dv + token * key_heads * size + (head[:, None] - query_heads - key_heads) * size
     source = tl.where(is_q, of_q.to(tl.int64), tl.where(is_v, of_v.to(tl.int64), of_k.to(tl.int64))).to(of_q.dtype)
     place = tl.load(places + token)
-    c1 = tl.load(cos + place * 2 * half + d, mask=d < half, other=0.0).to(tl.float32)[None]
-    c2 = tl.load(cos + place * 2 * half + half + d, mask=d < half, other=0.0).to(tl.float32)[None]
-    s1 = tl.load(sin + place * 2 * half + d, mask=d < half, other=0.0).to(tl.float32)[None]
-    s2 = tl.load(sin + place * 2 * half + half + d, mask=d < half, other=0.0).to(tl.float32)[None]
+    c1, c2 = _halves(cos, place, d, half)
+    s1, s2 = _halves(sin, place, d, half)
     g1 = tl.load(source + d[None], mask=inside, other=0.0).to(tl.float32)
     g2 = tl.load(source + half + d[None], mask=inside, other=0.0).to(tl.float32)
     x1 = tl.where(is_v, g1, g1 * c1 + g2 * s2)
     x2 = tl.where(is_v, g2, g2 * c2 - g1 * s1)
     at = token * heads * size + head[:, None] * size + d[None]
     if NORM:
-        wide = (d < half)[None]
-        w1 = (
-            tl.where(
-                is_q, tl.load(norm_q + d[None], mask=wide, other=0.0), tl.load(norm_k + d[None], mask=wide, other=0.0)
-            ).to(tl.float32)
-            + offset
-        )
-        w2 = (
-            tl.where(
-                is_q,
-                tl.load(norm_q + half + d[None], mask=wide, other=0.0),
-                tl.load(norm_k + half + d[None], mask=wide, other=0.0),
-            ).to(tl.float32)
-            + offset
-        )
+        q1, q2 = _halves(norm_q, 0, d, half)
+        k1, k2 = _halves(norm_k, 0, d, half)
+        w1, w2 = tl.where(is_q, q1, k1) + offset, tl.where(is_q, q2, k2) + offset
         of = raw + token * raw_stride + head[:, None] * size + d[None]
         r1 = tl.load(of, mask=inside, other=0.0).to(tl.float32)
         r2 = tl.load(of + half, mask=inside, other=0.0).to(tl.float32)
