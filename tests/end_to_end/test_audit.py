@@ -203,7 +203,7 @@ def test_ctrl_c_ends_every_process_with_one_line(here: Path) -> None:
     command = [sys.executable, "-m", "tunesmith.cli", "audit", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         pool: list[psutil.Process] = []
-        while len(pool) < 3 and process.poll() is None:  # two that look and the one that tracks what they share
+        while len(pool) < 2 and process.poll() is None:  # one that looks and the one that tracks what they share
             time.sleep(0.05)
             pool = psutil.Process(process.pid).children(recursive=True)
         time.sleep(1)
