@@ -129,7 +129,7 @@ class _Count:
         parts = {
             "base": int(base),
             "adapter": int(self.adapter * state) + self._diagonals(layout),
-            "runtime": (192 if self.card else 900) << 20,  # cuBLAS's workspaces; Python and its libraries
+            "runtime": (192 if self.card else 1600) << 20,  # cuBLAS's workspaces; Python, libraries, what malloc keeps
         }
         if layout.other and self.other_bytes():
             parts[f"{self.other} copy"] = int(layout.other * self.other_bytes())
