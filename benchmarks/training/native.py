@@ -48,7 +48,8 @@ class Planned:
         forms = ", ".join(
             f"{made.forms.count(form)} {form}" for form in ("stored", "dense", "fp8") if form in made.forms
         )
-        return f"micro-batches of {made.micro_tokens}; {forms}; {kept}"
+        table = "" if made.table else "; embeddings on the host"
+        return f"micro-batches of {made.micro_tokens}; {forms}; {kept}{table}"
 
 
 @cache
@@ -104,7 +105,7 @@ def _gradients(folder: Path, rows: list[Example], how: Plan, device: str, rank: 
         precision="bfloat16",
         folder=folder,
         fingerprint="",
-        layout=Layout(how.forms, how.keeps, how.chunk),
+        layout=Layout(how.forms, how.keeps, how.chunk, how.table),
     )
     made: Gradients | None = _ready.get("gradients")
     if made is None:
@@ -113,7 +114,8 @@ def _gradients(folder: Path, rows: list[Example], how: Plan, device: str, rank: 
         optimizer.step()  # over gradients of zero: its state is there before the graphs are recorded
         _ready.update(gradients=made, optimizer=optimizer, longest=len(rows[0]))
     made.fused.keeps = list(how.keeps)
-    made.job, made.micro_tokens, made.lengths = job, how.micro_tokens, [len(row) for row in rows]
+    made.take(job)
+    made.micro_tokens = how.micro_tokens
     made.graphs.clear()
     return made
 
@@ -132,7 +134,7 @@ def measure(
 
     def step() -> None:
         drawn = [Example("row", tuple(ids), (True,) * length, 0) for ids in draw().tolist()]
-        gradients.job = replace(gradients.job, train=drawn)
+        gradients.take(replace(gradients.job, train=drawn))
         gradients.step(range(batch))
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()

@@ -110,7 +110,7 @@ def _work(task: Task) -> None:
             Example("row", tuple(chance.choices(range(shape.vocabulary), k=task.length)), (True,) * task.length, 0)
             for _ in range(task.rows)
         ]
-        layout = Layout(plan.forms, plan.keeps, plan.chunk)
+        layout = Layout(plan.forms, plan.keeps, plan.chunk, plan.table)
         job = Job(
             model, None, rows, [], Adapter(rank=ADAPTER_RANK), Train(), 1, 0, plan.micro_tokens, False,
             machine.precision, task.folder, "", layout=layout,

@@ -24,6 +24,7 @@ KERNELS = {"stored": 50, "dense": 50, "fp8": 80}  # of a block, both directions
 TRAFFIC = 13  # passes over what a block keeps, beside its products; fitted to profiles on an H200 (docs/log.md)
 ATTENTION = 0.17  # of the products' rate that torch's flash attention reaches at 512 tokens
 HOST = 2.0  # what a copy to the host and back disturbs, in times of a copy on the card
+BUS = 2e10  # bytes/s that a card reads of the host's memory, at least (PCIe 4, 16 lanes)
 FRAGMENTS = 0.03  # of a budget that torch reserves beyond what it allocates; 2 to 6 % on an H200
 DEQUANTISE = 0.68  # of the bandwidth
 
@@ -91,6 +92,7 @@ class _Layout:
     gateless: int
     other: int
     inputs: int = 0  # blocks whose input stays on the card; the rest of those made again wait on the host
+    table: bool = True  # the embeddings are on the card; otherwise they wait on the host
 
 
 class _Count:
@@ -121,11 +123,16 @@ class _Count:
             return 0.0
         return self.block_linear() * (self.number - 0.5)  # the codes go, their scales stay
 
+    def table_bytes(self) -> int:
+        """The embeddings that can wait on the host: those of a card that are not the head as well."""
+        return self.shape.vocabulary * self.shape.hidden * self.number if self.card and not self.shape.tied else 0
+
     def fixed(self, layout: _Layout) -> dict[str, int]:
         """Bytes that are there all the time."""
         stored = NF4_BYTES if self.wish.bits == 4 else self.number
         state = 4 + 4 + self.number + OPTIMIZER_BYTES.get(self.wish.optimizer, 8.0)  # master, gradient, copy, moments
         base = self.shape.linear * stored + self.shape.rest * self.number
+        base -= 0 if layout.table else self.table_bytes()
         parts = {
             "base": int(base),
             "adapter": int(self.adapter * state) + self._diagonals(layout),
@@ -215,10 +222,10 @@ class _Count:
         """The smallest peak that can be had."""
         return self.peak(_Layout(tokens, many, *self._floor()))
 
-    def _floor(self) -> tuple[int, int, int, int]:
+    def _floor(self) -> tuple[int, int, int, int, bool]:
         whole = self.shape.layers if self.wish.recompute == "no" else 0
         dense = self.shape.layers if self.wish.bits == 16 and not self.wish.fast else 0
-        return whole, 0, dense, self.shape.layers if self.wish.recompute == "no" else 0
+        return whole, 0, dense, whole, not self.table_bytes()
 
     def best(self, tokens: int, many: float, budget: int) -> _Layout | None:
         """The fastest layout of micro-batches of `tokens`, by what each byte saves; None when none fits."""
@@ -249,6 +256,8 @@ class _Count:
             made.append((self.again("input", tokens) - self.again("attention", tokens), keeping, _keep_attention))
             gate = (self.kept("all") - self.kept("attention")) * tokens
             made.append((self.again("attention", tokens), gate, _keep_all))
+        if self.table_bytes():
+            made.append((self.table_seconds(tokens), self.table_bytes(), _keep_table))
         if self.wish.bits == 4 or self.wish.fast:
             gain = self.product_seconds("stored", tokens) - self.product_seconds(self.other, tokens)
             made.append((gain, self.other_bytes(), _other_form))
@@ -278,6 +287,10 @@ class _Count:
         unpacked = 0.0 if self.wish.fast else linear * (NF4_BYTES + self.number) / (self.speed.bandwidth * DEQUANTISE)
         return 2.0 * linear * tokens / rate + tokens * moved / self.speed.bandwidth + attention + unpacked
 
+    def table_seconds(self, tokens: int) -> float:
+        """Reading the embeddings of so many tokens from the host."""
+        return tokens * self.shape.hidden * self.number / BUS
+
     def attention(self, tokens: int) -> float:
         """Scores of one block, forward (2 products of a causal half) and backward (5 of them)."""
         return tokens * 7.0 * self.work.longest * self.shape.queries / (self.speed.products * ATTENTION)
@@ -290,7 +303,7 @@ class _Count:
             blocks += self.product_seconds(form, whole) + self.again(keep, whole) + self.attention(whole)
             blocks += whole * TRAFFIC * self.kept("all") / self.speed.bandwidth + KERNELS[form] * self.speed.launch
         head = 4.0 * self.shape.vocabulary * self.shape.hidden * whole * self.work.learnt / self.speed.products
-        return blocks + head
+        return blocks + head + (0.0 if layout.table else self.table_seconds(whole))
 
     def step_seconds(self, layout: _Layout) -> float:
         """One optimizer step."""
@@ -301,6 +314,10 @@ class _Count:
 
 def _with_layers(how: Callable[[_Layout, int, int], _Layout], layers: int, layout: _Layout, many: int) -> _Layout:
     return how(layout, many, layers)
+
+
+def _keep_table(layout: _Layout, many: int, layers: int) -> _Layout:
+    return replace(layout, table=many == layers)
 
 
 def _keep_input(layout: _Layout, many: int, layers: int) -> _Layout:
@@ -338,6 +355,7 @@ def _plan(count: _Count, layout: _Layout, budget: int) -> Plan:
         forms=tuple(count.forms(layout)),
         keeps=tuple(count.keeps(layout)),
         chunk=CHUNK,
+        table=layout.table,
         step_seconds=seconds,
         total_seconds=seconds * count.work.steps,
         better=_better(count, layout, budget),
@@ -359,6 +377,8 @@ def _why(count: _Count, layout: _Layout) -> str:
         said.append(f"{again} of {layers} blocks are made again in the backward")
     if waiting := count.keeps(layout).count("host"):
         said.append(f"{waiting} inputs wait in the host's memory")
+    if not layout.table:
+        said.append("the embeddings wait in the host's memory")
     return "; ".join(said) or "everything is kept"
 
 

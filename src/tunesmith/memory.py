@@ -32,6 +32,7 @@ class Plan:
     forms: tuple[BaseForm, ...] = ()  # of each block's base, where the decoder is fused
     keeps: tuple[Keep, ...] = ()  # of each block's forward
     chunk: int = 1024
+    table: bool = True  # the embeddings are on the card; otherwise they wait on the host
     step_seconds: float | None = None
     total_seconds: float | None = None
     better: str = ""

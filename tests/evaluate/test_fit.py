@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def test_wishes_about_recomputation(shape: ModelShape) -> None:
 def test_an_adapter_on_some_layers_needs_less(shape: ModelShape) -> None:
     some, every = (planned(shape, 80, layers=layers) for layers in (("q_proj", "v_proj"), "all"))
     assert some.parts["adapter"] < 0.4 * every.parts["adapter"]
+
+
+def test_embeddings_wait_on_the_host_only_where_memory_is_short(shape: ModelShape) -> None:
+    tight, wide = planned(shape, 4.7, rows=4), planned(shape, 80, rows=4)
+    assert wide.table and not tight.table and "the embeddings wait in the host's memory" in tight.why
+    assert wide.parts["base"] - tight.parts["base"] == 32000 * 4096 * 2
+    head_as_well = replace(shape, tied=True)
+    assert planned(head_as_well, 5, rows=4).table
+    assert planned(shape, None, rows=4, machine=CPU).table
 
 
 def test_a_processor_has_no_second_memory(shape: ModelShape) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from tunesmith.model.build import Model, add_adapter, load
 from tunesmith.model.fuse import Fused
+from tunesmith.model.shelf import HostTable
 from tunesmith.model.weights import fetch
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
@@ -109,19 +110,35 @@ def test_fp8_is_near(tiny: Callable[..., Path], keep: Any) -> None:
     assert total.item() == pytest.approx(loss, rel=0.02)
 
 
+def test_embeddings_on_the_host_change_no_number(tiny: Callable[..., Path]) -> None:
+    found = []
+    for table in (True, False):
+        folder = tiny("llama", hidden_size=128, intermediate_size=192, tie_word_embeddings=False)
+        model = ready(folder, "cuda", "bfloat16", 4)
+        fused = Fused(model, longest=130, table=table)
+        assert isinstance(model.network.get_input_embeddings(), HostTable) != table
+        assert model.device.type == "cuda"
+        flat = to_device(pack.packed(examples(), 0), 130, model.device)
+        total = fused.step(flat, torch.tensor(1.0, device="cuda"))
+        found.append((total.item(), fused.grad_a.clone(), plain(model)[0]))
+    assert found[0][0] == found[1][0] and found[0][2] == found[1][2]
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_a_captured_step_is_the_launched_one(tiny: Callable[..., Path]) -> None:
     model = ready(tiny("llama", hidden_size=128, intermediate_size=192), "cuda", "bfloat16", 4)
     fused = Fused(model, longest=130)
     size = pack.Size(384, 8, 300, 130)
     share = torch.tensor(0.01, device="cuda")
-    captured = Captured(fused, size, share, None)
+    summed = torch.zeros((), device="cuda")
+    captured = Captured(fused, size, share, summed, None)
     parts = [examples()[:2], examples()[2:]]
     for _ in range(2):
         fused.zero_gradients()
-        captured.total.zero_()
+        summed.zero_()
         for part in parts:
             captured.run(pack.packed(part, 0, size=size))
-    replayed, total = fused.grad_a.clone(), captured.total.item()
+    replayed, total = fused.grad_a.clone(), summed.item()
     fused.zero_gradients()
     launched = sum(fused.step(to_device(pack.packed(p, 0, size=size), 130, model.device), share).item() for p in parts)
     assert total == pytest.approx(launched, rel=1e-5)

@@ -52,6 +52,9 @@ def main(family: str) -> None:
         for form in ("stored", "dense"):
             for keep in ("all", "attention", "input"):
                 model = cases.ready(make_model(Path(folder) / form / keep, family), "float32", 4)
+                table, ids = model.network.get_input_embeddings().weight, torch.tensor([3, 0, 7, 3])
+                if not torch.equal(triton_parts.rows(table.data, ids), table[ids]):
+                    raise AssertionError("rows of the table")
                 loss, wanted = cases.reference(model)
                 fused = fuse.Fused(model, longest=40, forms=form, keeps=keep, chunk=16)  # type: ignore[arg-type]
                 if fused.kernels is not block_cuda:

@@ -8,7 +8,6 @@ thin ones (docs/log.md).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,7 +15,7 @@ from tunesmith.kernels import nf4
 from tunesmith.kernels import triton_parts as parts
 from tunesmith.kernels.attention import Bounds, attend, attend_back
 from tunesmith.kernels.block import Block, Form, Keep, Kept, Targets, Turns, given, heads
-from tunesmith.kernels.fp8 import Fp8
+from tunesmith.kernels.fp8 import Fp8, scaled
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.product import Joined, Target, gather
 
@@ -91,7 +90,7 @@ def _product(wide: Tensor, codes: Tensor | None, scales: Tensor | None, joined: 
     """The joined product with its adapter, and x Aᵀ."""
     base, a, b = joined.base, joined.a, joined.b
     if isinstance(base, Fp8):
-        y = _scaled(given(codes), given(scales), base.forward, base.forward_scale, wide.dtype)
+        y = scaled(given(codes), given(scales), base.forward, base.forward_scale, wide.dtype)
         y = y if joined.bias is None else y.add_(joined.bias)
         if a is None:
             return y, None
@@ -116,10 +115,6 @@ def _dense(joined: Joined, *, with_b: bool) -> Tensor:
     if isinstance(base, Fp8):
         raise AssertionError("an 8-bit weight has no dense form")
     return base if with_b or joined.a is None else base[:, : joined.a.shape[1]]
-
-
-def _scaled(codes: Tensor, scales: Tensor, right: Tensor, right_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch._scaled_mm(codes, right.T, scale_a=scales, scale_b=right_scale, out_dtype=dtype, use_fast_accum=True)
 
 
 def _turned(qkv: Tensor, block: Block, turns: Turns, form: Form) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,7 +153,7 @@ def _back(dy: Tensor, joined: Joined, *, with_b: bool = True) -> tuple[Tensor, T
     base, a, b = joined.base, joined.a, joined.b
     if isinstance(base, Fp8):
         codes, scales = parts.quantise(dy)
-        dx = _scaled(codes, scales, base.backward, base.backward_scale, dy.dtype)
+        dx = scaled(codes, scales, base.backward, base.backward_scale, dy.dtype)
         return dx, None if a is None else dy @ given(b)
     if a is None:
         return dy @ _dense(joined, with_b=False), None

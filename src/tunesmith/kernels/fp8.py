@@ -39,9 +39,11 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """`x` (rows x inner, quantised here) times the transposed `codes` (out x inner): rows x out in x's type."""
-    left, left_scale = quantise(x)
-    if x.is_cuda:
-        return torch._scaled_mm(
-            left, codes.T, scale_a=left_scale, scale_b=scale, out_dtype=x.dtype, use_fast_accum=True
-        )
-    return ((left.float() @ codes.float().T) * left_scale * scale).to(x.dtype)  # the same numbers, slowly
+    return scaled(*quantise(x), codes, scale, x.dtype)
+
+
+def scaled(left: Tensor, left_scale: Tensor, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same of an x that is quantised already (`left`, rows x inner, and `left_scale`, rows x 1)."""
+    if left.is_cuda:
+        return torch._scaled_mm(left, codes.T, scale_a=left_scale, scale_b=scale, out_dtype=dtype, use_fast_accum=True)
+    return ((left.float() @ codes.float().T) * left_scale * scale).to(dtype)  # the same numbers, slowly

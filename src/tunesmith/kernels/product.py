@@ -23,15 +23,15 @@ class Joined(NamedTuple):
     """Layers with the same input. `base` is dense (out x in), NF4 or FP8.
 
     `a` (ranks x in) and `b` (out x ranks, scaled) are in the products' number type; None where nothing is trained.
-    `parts` are the blocks on `b`'s diagonal as outputs and ranks; empty: `b` is one block.
+    `pieces` are the blocks on `b`'s diagonal with their outputs and ranks; they stand in its place where codes are
+    joined at each use. Empty: `b` is one block.
     """
 
     base: Tensor | Nf4 | Fp8
     bias: Tensor | None
     a: Tensor | None
     b: Tensor | None
-    parts: tuple[tuple[slice, slice], ...] = ()
-    pieces: tuple[tuple[Tensor, slice, slice], ...] = ()  # in place of `b`, where the codes are joined at each use
+    pieces: tuple[tuple[Tensor, slice, slice], ...] = ()
 
 
 class Target(NamedTuple):
@@ -85,8 +85,8 @@ def back(dy: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
     return dx.addmm_(dinner, a), dinner
 
 
-def _parts(joined: Joined) -> tuple[tuple[slice, slice], ...]:
-    return joined.parts or ((slice(None), slice(None)),)
+def _parts(joined: Joined) -> list[tuple[slice, slice]]:
+    return [(rows, ranks) for _, rows, ranks in joined.pieces] or [(slice(None), slice(None))]
 
 
 def gather(target: Target, dy: Tensor, x: Tensor | None, inner: Tensor | None, dinner: Tensor | None) -> None:

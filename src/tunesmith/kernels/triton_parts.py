@@ -374,6 +374,23 @@ def head(logits: Tensor, targets: Tensor, cap: float, share: Tensor | None) -> T
 
 
 @triton.jit
+def _rows(table, ids, out, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = cols < width
+    taken = tl.load(table + tl.load(ids + row) * width + cols, mask=inside)
+    tl.store(out + row * width + cols, taken, mask=inside)
+
+
+def rows(table: Tensor, ids: Tensor) -> Tensor:
+    """The rows `ids` (on the card) of `table` (rows x width), which may stand in the host's pinned memory."""
+    width = table.shape[1]
+    out = torch.empty(len(ids), width, dtype=table.dtype, device=ids.device)
+    _rows[(len(ids), triton.cdiv(width, 1024))](table, ids, out, width, BLOCK=1024, num_warps=4)
+    return out
+
+
+@triton.jit
 def _dequantise(out, codes, scales, nested, offset, book, scale_book, total, width, stride, size: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     inside = place < total

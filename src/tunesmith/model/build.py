@@ -21,7 +21,7 @@ from tunesmith.model.original import Original
 from tunesmith.model.qlora import FrozenLinear, LoraLinear, Trained, copy_of
 from tunesmith.model.starts import Place, Start
 from tunesmith.model.weights import Weights
-from tunesmith.recipe import Named
+from tunesmith.recipe import Adapter, Named
 
 Layers = Literal["all"] | list[str]
 Bias = Literal["none", "lora_only", "all"]
@@ -57,7 +57,7 @@ class Model:
         """Where the inputs belong."""
         embeddings = self.network.get_input_embeddings()
         embeddings = embeddings.base if isinstance(embeddings, Trained) else embeddings
-        return cast(torch.device, embeddings.weight.device)
+        return cast(torch.device, getattr(embeddings, "device", embeddings.weight.device))
 
     @property
     def tied(self) -> bool:
@@ -108,13 +108,7 @@ class Model:
 
         PiSSA, LoftQ, rsLoRA and LoRA+ can: a layer's whole update is `LoraLinear.factors()`, whatever it started from.
         """
-        variant = self.variant
-        if variant is None:
-            return []
-        found = ["adapter.dropout is above 0"] if variant.dropout else []
-        found += ["adapter.dora takes each weight's norm anew at every step"] if variant.dora else []
-        found += [f"adapter.train_also trains the {which}" for which in variant.train_also]
-        return found + (["adapter.bias trains biases"] if variant.bias != "none" else [])
+        return [] if self.variant is None else unfused_adapter(self.variant)
 
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
@@ -128,6 +122,14 @@ class Model:
         finally:
             for layer, enabled in zip(layers, before, strict=True):
                 layer.enabled = enabled
+
+
+def unfused_adapter(adapter: Adapter | Variant) -> list[str]:
+    """Why the fused engine cannot train an adapter with these settings, for people; empty when it can."""
+    found = ["adapter.dropout is above 0"] if adapter.dropout else []
+    found += ["adapter.dora takes each weight's norm anew at every step"] if adapter.dora else []
+    found += [f"adapter.train_also trains the {which}" for which in adapter.train_also]
+    return found + (["adapter.bias trains biases"] if adapter.bias != "none" else [])
 
 
 def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:

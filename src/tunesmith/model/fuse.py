@@ -21,16 +21,16 @@ from tunesmith.kernels.block import Block, Keep
 from tunesmith.kernels.product import BaseForm, Joined, Target
 from tunesmith.model.build import Model
 from tunesmith.model.qlora import FrozenLinear, LoraLinear
-from tunesmith.model.shelf import Shelf
-from tunesmith.recipe import Adapter
+from tunesmith.model.shelf import Shelf, shelve_table
 
 FAMILIES = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
-GROUPS = (
+GROUPS = (  # of each joined product the names of its layers: apart, or as the family already joins them
     (("q_proj", "k_proj", "v_proj"), ("qkv_proj",)),
     (("o_proj",),),
     (("gate_proj", "up_proj"), ("gate_up_proj",)),
     (("down_proj",),),
-)  # of each joined product the names of its layers: apart, or as the family already joins them
+)
+Forms = BaseForm | tuple[BaseForm, BaseForm, BaseForm, BaseForm]  # of a block, or of each of its joined products
 
 
 def unfused_config(config: Mapping[str, Any]) -> list[str]:
@@ -45,15 +45,6 @@ def unfused_config(config: Mapping[str, Any]) -> list[str]:
     if given not in ("silu", "gelu_pytorch_tanh", "gelu_tanh"):
         found.append(f"its activation is {given}, neither silu nor tanh's gelu")
     return found
-
-
-def unfused_adapter(adapter: Adapter) -> list[str]:
-    """Why an adapter with these settings cannot be fused, for people; empty when it can."""
-    found = ["adapter.dropout is above 0"] if adapter.dropout else []
-    found += ["adapter.dora takes each weight's norm anew at every step"] if adapter.dora else []
-    found += [f"adapter.train_also trains the {which}" for which in adapter.train_also]
-    found += ["adapter.bias trains biases"] if adapter.bias != "none" else []
-    return found + (["adapter.start pissa takes its start from the base"] if adapter.start.name == "pissa" else [])
 
 
 def reasons(model: Model) -> list[str]:
@@ -133,8 +124,7 @@ class _Group:
         return torch.cat([part.to(device, self.dtype) for part in parts])
 
     def joined(self) -> Joined:
-        parts = tuple((rows, ranks) for _, rows, ranks in self.pieces)
-        return Joined(self.base, self.bias, self.a, self.b, parts, self.pieces)
+        return Joined(self.base, self.bias, self.a, self.b, self.pieces)
 
 
 class Fused:
@@ -145,13 +135,16 @@ class Fused:
         model: Model,
         *,
         longest: int,
-        forms: Sequence[BaseForm] | BaseForm = "stored",
+        forms: Sequence[Forms] | BaseForm = "stored",
         keeps: Sequence[Keep] | Keep = "all",
         chunk: int = 1024,
+        table: bool = True,
     ) -> None:
         """`forms` and `keeps` are one for all blocks or one a block; `longest` is the longest example in tokens.
 
-        `chunk` is the number of learnt tokens whose logits exist at one time.
+        A block's form may be four, one for each entry of GROUPS.
+        `chunk` is the number of learnt tokens whose logits exist at one time. Without `table` the embeddings go to the
+        host's memory, where the card reads the rows that it needs.
         """
         self.model, self.chunk = model, chunk
         decoder = _decoder(model)
@@ -168,6 +161,9 @@ class Fused:
 
             self.kernels = block_cuda
         self.own_kernels = self.kernels is not block
+        self.eight = any("fp8" in _four(form) for form in self.forms)
+        if not table and self.own_kernels:
+            shelve_table(model)
         self.groups = [
             _groups(layer, form, self.dtype, self.own_kernels)
             for layer, form in zip(self.layers, self.forms, strict=True)
@@ -209,12 +205,10 @@ class Fused:
             _move(layer.lora_B, self.flat_b, self.grad_b, at_b)
             small = self.small_b[at_b : at_b + layer.lora_B.numel()].view(layer.lora_B.shape)
             pieces.append((small, rows, of))
-            if at_use:
-                pass  # joined with the codes, when those are dequantised
-            elif group.b is None:
-                group.b = small
-            else:
+            if group.b is not None:
                 self._blocks_b.append((group.b[rows, of], small))
+            elif not at_use:  # otherwise joined with the codes, when those are dequantised
+                group.b = small
             gradients.append((cast(Tensor, layer.lora_B.grad), rows, of))
             at_a, at_b, ranks = at_a + layer.lora_A.numel(), at_b + layer.lora_B.numel(), of.stop
         group.pieces = tuple(pieces)
@@ -350,14 +344,19 @@ def _move(parameter: nn.Parameter, flat: Tensor, gradient: Tensor, at: int) -> N
     parameter.grad = gradient[part].view(parameter.shape)
 
 
-def _groups(layer: Any, form: BaseForm, dtype: torch.dtype, own_kernels: bool) -> list[_Group]:
+def _four(form: Forms) -> tuple[BaseForm, ...]:
+    return (form,) * len(GROUPS) if isinstance(form, str) else form
+
+
+def _groups(layer: Any, form: Forms, dtype: torch.dtype, own_kernels: bool) -> list[_Group]:
     found = []
     for place, names in enumerate(GROUPS):
         for choice in names:
             owner = layer.self_attn if hasattr(layer.self_attn, choice[0]) else layer.mlp
             if hasattr(owner, choice[0]):
                 behind = own_kernels and place != 1  # attention's output comes without room behind its rows
-                found.append(_Group([getattr(owner, name) for name in choice], form, dtype, behind=behind))
+                layers = [getattr(owner, name) for name in choice]
+                found.append(_Group(layers, _four(form)[place], dtype, behind=behind))
                 break
     if len(found) != len(GROUPS):
         raise AssertionError("a family that is listed as fused has other layers")

@@ -108,9 +108,12 @@ class Size:
 
     def holds(self, packed: Packed) -> bool:
         """Whether `packed`, made without padding, fits."""
-        gaps = -(-(self.tokens - packed.tokens) // self.longest) if packed.tokens <= self.tokens else 0
-        examples = len(packed.starts) - 1 + gaps
-        return packed.tokens <= self.tokens and examples <= self.examples and len(packed.chosen) <= self.learnt
+        return self.fits(packed.tokens, len(packed.starts) - 1, len(packed.chosen))
+
+    def fits(self, tokens: int, examples: int, learnt: int) -> bool:
+        """Whether a micro-batch of so many of them fits."""
+        gaps = -(-(self.tokens - tokens) // self.longest)
+        return tokens <= self.tokens and examples + gaps <= self.examples and learnt <= self.learnt
 
 
 def sizes(shapes: Sequence[tuple[int, int, int]], longest: int, many: int, *, step: int = 64) -> list[Size]:

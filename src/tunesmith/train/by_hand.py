@@ -21,8 +21,8 @@ class Gradients:
 
     def __init__(self, job: Job, micro_tokens: int) -> None:
         """Joins the model's layers as the job's plan says."""
-        self.job, self.micro_tokens = job, micro_tokens
-        self.lengths = [len(example) for example in job.train]
+        self.micro_tokens = micro_tokens
+        self.take(job)
         layout = job.layout
         self.fused = Fused(
             job.model,
@@ -30,6 +30,7 @@ class Gradients:
             forms=layout.forms,
             keeps=layout.keeps,
             chunk=layout.chunk,
+            table=layout.table,
         )
         self.trained = {"flat.lora_A": nn.Parameter(self.fused.flat_a), "flat.lora_B": nn.Parameter(self.fused.flat_b)}
         self.trained["flat.lora_A"].grad, self.trained["flat.lora_B"].grad = self.fused.grad_a, self.fused.grad_b
@@ -41,26 +42,35 @@ class Gradients:
         self.capturing = self.fused.own_kernels
         self.spent = 0  # tokens that went through the model, padding too
 
+    def take(self, job: Job) -> None:
+        """From now on steps are made of this job's rows; its model and layout are those of the first."""
+        self.job = job
+        self.lengths = [len(example) for example in job.train]
+        self.learnt = [sum(example.learnt[1:]) for example in job.train]
+
     def step(self, rows: Sequence[int], scale: float = 1.0, of: int | None = None) -> tuple[float, int, int]:
         """The mean loss over the rows' learnt tokens, their tokens and learnt tokens, however they are divided.
 
         Where `rows` are a part of a step, `of` is the learnt tokens of the whole one, which the mean is taken over.
         """
-        examples = [[self.job.train[row] for row in part] for part in self._bins(rows)]
-        made = [pack.packed(part, self.job.pad) for part in examples]
-        learnt = sum(part.learnt for part in made)
+        tokens, _, learnt = self._shape(rows)
         of = learnt if of is None else of
         self.share.fill_(scale / of)
         self.total.zero_()
-        for part, packed in zip(examples, made, strict=True):
-            size = self._size(packed) if self.capturing else None
-            self.spent += packed.tokens if size is None else size.tokens
+        for part in self._bins(rows):
+            size = self._size(part) if self.capturing else None
+            packed = pack.packed([self.job.train[row] for row in part], self.job.pad, size=size)
+            self.spent += len(packed.ids)
             if size is not None:
-                self._graph(size).run(pack.packed(part, self.job.pad, size=size))
+                self._graph(size).run(packed)
             else:
-                longest = max(map(len, part))
+                longest = max(self.lengths[row] for row in part)
                 self.total += self.fused.step(to_device(packed, longest, self.device), self.share)
-        return self.total.item() / of, sum(part.tokens for part in made), learnt
+        return self.total.item() / of, tokens, learnt
+
+    def _shape(self, rows: Sequence[int]) -> tuple[int, int, int]:
+        """Tokens, examples and learnt tokens of some rows."""
+        return sum(self.lengths[row] for row in rows), len(rows), sum(self.learnt[row] for row in rows)
 
     def _bins(self, rows: Sequence[int]) -> list[list[int]]:
         return pack.bins(rows, self.lengths, self.micro_tokens)
@@ -69,18 +79,15 @@ class Gradients:
         """Chooses the sizes of the graphs for the steps of `plan` and records them, the largest first."""
         if not self.capturing:
             return
-        shapes = []
-        for rows in {tuple(rows) for rows in plan}:
-            for part in self._bins(rows):
-                examples = [self.job.train[row] for row in part]
-                shapes.append((sum(map(len, examples)), len(part), sum(sum(e.learnt[1:]) for e in examples)))
+        shapes = [self._shape(part) for rows in {tuple(rows) for rows in plan} for part in self._bins(rows)]
         self.sizes = pack.sizes(shapes, max(self.lengths), SIZES)
         for size in reversed(self.sizes):
             self._graph(size)
         self.clear()
 
-    def _size(self, packed: pack.Packed) -> pack.Size:
-        return next(size for size in self.sizes if size.holds(packed))
+    def _size(self, rows: Sequence[int]) -> pack.Size:
+        shape = self._shape(rows)
+        return next(size for size in self.sizes if size.fits(*shape))
 
     def _graph(self, size: pack.Size) -> Captured:
         if size not in self.graphs:
@@ -90,7 +97,7 @@ class Gradients:
 
     def first_loss(self) -> float | None:
         """The mean loss of the first training row, to be compared with the model's own; None in 8 bits."""
-        if "fp8" in self.fused.forms:
+        if self.fused.eight:
             return None
         packed = pack.packed(self.job.train[:1], self.job.pad)
         return self._loss(packed, packed.tokens).item() / packed.learnt
@@ -113,7 +120,7 @@ class Gradients:
 
     def validation(self, rows: Sequence[int]) -> tuple[float, int]:
         """The summed loss over these validation rows' learnt tokens, and how many those are; with exact products."""
-        if "fp8" in self.fused.forms:
+        if self.fused.eight:
             return validation_loss(self.job, self.micro_tokens, rows)
         lengths = [len(example) for example in self.job.valid]
         total, learnt = torch.zeros((), dtype=torch.float64), 0

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.kernels.block import Keep
-from tunesmith.kernels.product import BaseForm
 from tunesmith.model.build import Model
+from tunesmith.model.fuse import Forms
 from tunesmith.prompt.tokens import Example
 from tunesmith.recipe import Adapter, Train
 from tunesmith.train.journal import Watcher
@@ -19,12 +19,14 @@ from tunesmith.train.journal import Watcher
 class Layout:
     """How the fused decoder stands in memory: of each block the base's form and what is kept of its forward.
 
-    `chunk` is the number of learnt tokens whose logits exist at one time. Empty `forms`: it is not fused.
+    `chunk` is the number of learnt tokens whose logits exist at one time; without `table` the embeddings wait on the
+    host. Empty `forms`: it is not fused.
     """
 
-    forms: tuple[BaseForm, ...] = ()
+    forms: tuple[Forms, ...] = ()
     keeps: tuple[Keep, ...] = ()
     chunk: int = 1024
+    table: bool = True
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.conversation import read_rows
@@ -58,35 +58,40 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     }
     slow = _slow(recipe, weights)
     shape = read_shape(weights.folder, weights.name)
-    return _planned(recipe, shape, Setup(machine, template, examples, Plan(0, {}, 0, False, False, ""), slow))
+    made, why = _planned(recipe, machine, shape, examples, fused=not slow)
+    return Setup(machine, template, examples, made, [*slow, *why], shard=bool(why))
 
 
-def _planned(recipe: Recipe, shape: Any, setup: Setup) -> Setup:
-    """With a plan: on several cards the base whole on each, or, where it does not fit or should not, in parts."""
+def _planned(
+    recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]], *, fused: bool
+) -> tuple[Plan, list[str]]:
+    """On several cards the base whole on each, or in parts and the reason why: it does not fit, or should not."""
     from tunesmith.train.spread import size
 
-    machine, examples, many = setup.machine, setup.examples, size()
+    many = size()
     why = f"train.spread is fsdp, {many} processes"
     if recipe.train.spread != "fsdp":
-        make = _autograd_plan if setup.slow else _fused_plan
+        make = _fused_plan if fused else _autograd_plan
         try:
-            return replace(setup, plan=make(recipe, machine, shape, examples))
+            return make(recipe, machine, shape, examples), []
         except ResourceError:
             if many == 1 or recipe.train.spread == "ddp":
                 raise
         why = f"the base does not fit one card, so each of {many} keeps a part of it (fsdp)"
-    made = _autograd_plan(recipe, machine, shape, examples, shards=many)
-    return replace(setup, plan=made, slow=[*setup.slow, why], shard=True)
+    return _autograd_plan(recipe, machine, shape, examples, shards=many), [why]
 
 
 def _slow(recipe: Recipe, weights: Weights) -> list[str]:
     """Why the fused decoder cannot be used, for people."""
-    from tunesmith.model.fuse import unfused_adapter, unfused_config
+    from tunesmith.model.build import unfused_adapter
+    from tunesmith.model.fuse import unfused_config
     from tunesmith.model.weights import read_config
 
     if recipe.train.engine.name != "native":
         return [f"engine {recipe.train.engine.name} goes its own way"]
-    return unfused_config(read_config(weights.folder, weights.name)) + unfused_adapter(recipe.adapter)
+    found = unfused_config(read_config(weights.folder, weights.name)) + unfused_adapter(recipe.adapter)
+    pissa = recipe.adapter.start.name == "pissa"
+    return found + (["adapter.start pissa takes its start from the base"] if pissa else [])
 
 
 def _fused_plan(recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]]) -> Plan:

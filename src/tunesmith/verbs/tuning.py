@@ -143,7 +143,7 @@ def _train(
         folder=run.path,
         fingerprint=hash_plain([dict(made_from), machine.precision, CHECKPOINTS, *(["fsdp"] if shard else [])]),
         watcher=watch,
-        layout=Layout(made.forms, made.keeps, made.chunk),
+        layout=Layout(made.forms, made.keeps, made.chunk, made.table),
     )
     engine = find("tunesmith.train.engines", recipe.train.engine.name, function="train", where="train.engine")
     outcome = engine(job, **recipe.train.engine.options)

