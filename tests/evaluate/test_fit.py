@@ -92,7 +92,8 @@ def test_too_little_is_refused_with_numbers(shape: ModelShape) -> None:
 
 
 def test_fast_means_8_bits_where_there_is_room(shape: ModelShape) -> None:
-    assert set(planned(shape, 80, fast=True).forms) == {"fp8"}
+    forms = planned(shape, 80, fast=True).forms
+    assert forms == ("dense", *["fp8"] * 30, "dense")  # the ends stay exact
     assert set(planned(shape, 80).forms) == {"dense"}
     assert "fp8" in planned(shape, 12, fast=True).forms and "stored" in planned(shape, 12, fast=True).forms
 

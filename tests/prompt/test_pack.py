@@ -190,6 +190,12 @@ def test_more_sizes_pad_less_and_few_pad_least() -> None:
     assert [padded(many) for many in (1, 2, 3, 4)] == [14000, 6600, 5780, 5680]
 
 
+def test_a_size_that_costs_more_than_it_saves_is_not_made() -> None:
+    shapes = [(tokens, 4, 0) for tokens in (1000, 2000)]
+    assert [size.tokens for size in pack.sizes(shapes, 512, 6, step=10, cost=1.5)] == [2000]
+    assert [size.tokens for size in pack.sizes(shapes * 3, 512, 6, step=10, cost=1.5)] == [1000, 2000]
+
+
 def test_a_packed_row_by_hand() -> None:
     first = Example("a", (5, 6, 7, 8), (False, False, True, True), 8)
     second = Example("b", (9, 4), (False, True), 4)

@@ -141,6 +141,8 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype = getattr(torch, precision)
+    if device == "cuda":  # by number: the loader's own threads would take the first card
+        device = f"cuda:{torch.cuda.current_device()}"
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "trust_remote_code": False}
     if bits == 4:
         options["quantization_config"] = BitsAndBytesConfig(

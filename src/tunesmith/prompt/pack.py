@@ -116,11 +116,14 @@ class Size:
         return tokens <= self.tokens and examples + gaps <= self.examples and learnt <= self.learnt
 
 
-def sizes(shapes: Sequence[tuple[int, int, int]], longest: int, many: int, *, step: int = 64) -> list[Size]:
+def sizes(
+    shapes: Sequence[tuple[int, int, int]], longest: int, many: int, *, step: int = 64, cost: float = 0.0
+) -> list[Size]:
     """At most `many` sizes, ascending, that hold micro-batches of the given (tokens, examples, learnt tokens).
 
-    They are chosen so that all micro-batches together have the least padding: of token counts in ascending order each
-    size takes neighbours, so the division is found by dynamic programming over counts rounded up to `step`.
+    They are chosen so that all micro-batches together have the fewest tokens, padding included, each size itself
+    counted as `cost` micro-batches: of token counts in ascending order each size takes neighbours, so the division is
+    found by dynamic programming over counts rounded up to `step`.
     """
     held: dict[int, list[tuple[int, int, int]]] = {}
     for shape in shapes:
@@ -135,9 +138,9 @@ def sizes(shapes: Sequence[tuple[int, int, int]], longest: int, many: int, *, st
             rows = 0
             for start in range(end - 1, -1, -1):
                 rows += weight[start]
-                cost = best[count - 1][start] + rows * tops[end - 1]
-                if cost < best[count][end]:
-                    best[count][end], cut[count][end] = cost, start
+                total = best[count - 1][start] + (rows + cost) * tops[end - 1]
+                if total < best[count][end]:
+                    best[count][end], cut[count][end] = total, start
     count = min(range(1, many + 1), key=lambda each: (best[each][-1], each))
     made, end = [], len(tops)
     while end:

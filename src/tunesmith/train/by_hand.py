@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from tunesmith.model.fuse import Fused
 from tunesmith.prompt import pack
 from tunesmith.train.by_autograd import halved, validation_loss
-from tunesmith.train.captured import Captured, to_device
+from tunesmith.train.captured import Captured, to_device, warm
 from tunesmith.train.job import Job
 
 SIZES = 6  # graphs at most; each more would save under a hundredth of the padding on the recipes' rows
+RECORDING = 1.5  # what a graph costs before its first use, in steps of its size; 1.1 on an H200
+VALIDATED = 2048  # tokens of a validation's micro-batch on a card: its memory stands beside the graphs'
 
 
 class Gradients:
@@ -39,6 +41,8 @@ class Gradients:
         self.total = torch.zeros((), device=self.device)
         self.graphs: dict[pack.Size, Captured] = {}
         self.sizes: list[pack.Size] = []
+        self.plan: Sequence[Sequence[int]] = ()
+        self.warmed: set[pack.Size] = set()
         self.capturing = self.fused.own_kernels
         self.spent = 0  # tokens that went through the model, padding too
 
@@ -79,11 +83,22 @@ class Gradients:
         """Chooses the sizes of the graphs for the steps of `plan` and records them, the largest first."""
         if not self.capturing:
             return
-        shapes = [self._shape(part) for rows in {tuple(rows) for rows in plan} for part in self._bins(rows)]
-        self.sizes = pack.sizes(shapes, max(self.lengths), SIZES)
+        self.plan = plan
+        self._choose()
+        for size in reversed(self.sizes):
+            self._warm(size)
         for size in reversed(self.sizes):
             self._graph(size)
         self.clear()
+
+    def _choose(self) -> None:
+        shapes = [self._shape(part) for rows in self.plan for part in self._bins(rows)]
+        self.sizes = pack.sizes(shapes, max(self.lengths), SIZES, cost=RECORDING)
+
+    def _warm(self, size: pack.Size) -> None:
+        if size not in self.warmed:
+            warm(self.fused, size, self.share)
+            self.warmed.add(size)
 
     def _size(self, rows: Sequence[int]) -> pack.Size:
         shape = self._shape(rows)
@@ -91,6 +106,7 @@ class Gradients:
 
     def _graph(self, size: pack.Size) -> Captured:
         if size not in self.graphs:
+            self._warm(size)
             pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
             self.graphs[size] = Captured(self.fused, size, self.share, self.total, pool)
         return self.graphs[size]
@@ -116,6 +132,7 @@ class Gradients:
         self.clear()
         torch.cuda.empty_cache()
         self.micro_tokens = halved(self.micro_tokens, max(self.lengths), str(self.job.folder))
+        self._choose()
         return self.micro_tokens
 
     def validation(self, rows: Sequence[int]) -> tuple[float, int]:
@@ -124,7 +141,8 @@ class Gradients:
             return validation_loss(self.job, self.micro_tokens, rows)
         lengths = [len(example) for example in self.job.valid]
         total, learnt = torch.zeros((), dtype=torch.float64), 0
-        for part in pack.bins(rows, lengths, max(self.micro_tokens, max(lengths))):
+        room = min(self.micro_tokens, VALIDATED) if self.capturing else self.micro_tokens
+        for part in pack.bins(rows, lengths, max(room, max(lengths))):
             packed = pack.packed([self.job.valid[row] for row in part], self.job.pad)
             longest = max(lengths[row] for row in part)
             total += self._loss(packed, longest).double().cpu()
