@@ -11,11 +11,15 @@ from tunesmith.data.conversation import Turn
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model wrote; `stopped` says that it ended by itself, `tokens` counts what it wrote."""
+    """What a model wrote; `stopped` says that it ended by itself, `tokens` counts what it wrote.
+
+    `cut` is what it went on with behind a stop string, which is no part of `text`.
+    """
 
     text: str
     stopped: bool
     tokens: int
+    cut: str = ""
 
 
 class TextModel(Protocol):
