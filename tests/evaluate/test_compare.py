@@ -115,6 +115,7 @@ def test_replies_and_losses_meet_their_rows() -> None:
         "part": "test",
         "text": "a?",
         "stopped": True,
+        "cut": "",
         "tokens": 9,
         "loss": 1.0,
     }
