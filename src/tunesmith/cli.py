@@ -184,6 +184,61 @@ def report(name: RecipeName, small: Small = False, set: Set = None, runs: Runs =
         verbs.report(recipe, folder, _say, command=_command())
 
 
+@app.command("runs")
+def list_runs(runs: Runs = Path("runs")) -> None:
+    """The runs of a folder, the newest first: how far each came, what it scored, what it weighs."""
+    from tunesmith import verbs
+
+    _show_runs(verbs.runs(runs), runs)
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs: folders, or names in --runs.")],
+    runs: Runs = Path("runs"),
+    out: Annotated[Path | None, typer.Option("--out", help="The folder for the page; --runs by default.")] = None,
+) -> None:
+    """Set finished runs side by side on the rows that all were asked, each against the first; write a page."""
+    from tunesmith import verbs
+
+    verbs.compare_runs(names, runs, _say, out=out)
+
+
+@app.command()
+def card(
+    name: RecipeName,
+    small: Small = False,
+    set: Set = None,
+    runs: Runs = Path("runs"),
+    license: Annotated[str, typer.Option("--license", help="The adapter's licence, as the hub writes it.")] = "",
+) -> None:
+    """Write the model card, README.md for a model repository, from what was measured."""
+    from tunesmith import verbs
+
+    with _opened(name, small, set, runs) as (recipe, folder):
+        verbs.card(recipe, folder, _say, license=license)
+
+
+@app.command()
+def review(
+    name: RecipeName,
+    small: Small = False,
+    set: Set = None,
+    runs: Runs = Path("runs"),
+    reviewer: Annotated[
+        str, typer.Option("--as", metavar="NAME", help="Who judges: small letters, digits, hyphens.")
+    ] = "reviewer",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0 is any free one.")
+    ] = 0,
+) -> None:
+    """Judge base's and tuned's replies side by side in the browser, without knowing which is whose."""
+    from tunesmith import verbs
+
+    recipe = _read(name, small, set)
+    verbs.review(recipe, verbs.open_run(recipe, runs, create=False), reviewer, _say, port=port)
+
+
 @app.command()
 def chat(
     name: RecipeName,
@@ -302,6 +357,57 @@ def _show_audit(found: Any) -> None:
         _say(f"audit: {file.kept} rows in {file.file}, {file.changed} of them changed; {file.left_out} left out")
         _say(f"audit: to take it back: tunesmith undo {file.diff} --out FILE")
     _say(f"audit: see {found.folder / 'audit.html'}")
+
+
+_COLUMNS = (  # the widest first; the first that fits the terminal is drawn
+    [
+        "run",
+        "state",
+        "base model",
+        "rows",
+        "steps",
+        "score",
+        "base → tuned",
+        "95 % interval",
+        "verdict",
+        "date",
+        "size",
+    ],
+    ["run", "state", "rows", "steps", "score", "base → tuned", "verdict", "date", "size"],
+    ["run", "state", "score", "base → tuned", "verdict"],
+)
+_RIGHT = {"rows", "steps", "base → tuned", "95 % interval", "size"}
+
+
+def _show_runs(rows: list[Any], folder: Path) -> None:
+    """The runs as a table that fits the terminal, as a line a run where none does; then what is to be said of some."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        _say(f"runs: there is none in {folder}")
+    console = Console(highlight=False)
+    wide = console.options.update(width=10_000)
+    cells = [row.cells() for row in rows]
+    for each in cells:  # of pypi:PACKAGE==VERSION/FILE and of folders the last part
+        each["base model"] = each["base model"].rstrip("/").rpartition("/")[2]
+    for names in _COLUMNS if cells else ():
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in names:
+            table.add_column(name, justify="right" if name in _RIGHT else "left", no_wrap=True)
+        for each in cells:
+            table.add_row(*(Text(each[name]) for name in names))  # a folder may be called [bold]
+        if console.measure(table, options=wide).maximum <= console.width:
+            console.print(table)
+            break
+    else:
+        for each in cells:
+            told = ", ".join(f"{name} {each[name]}" for name in _COLUMNS[0][2:] if each[name])
+            _say(f"{each['run']}: {each['state']}{', ' * bool(told)}{told}")
+    for each in cells:
+        if each["note"]:
+            _say(f"{each['run']}: {each['note']}")
 
 
 def _read(name: str, small: bool, settings: list[str] | None) -> Recipe:

@@ -78,6 +78,7 @@ _NAMED = (
     ),
 )
 Format: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.data.formats")]
+Disturbance: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.evaluate.robust")]
 Check: TypeAlias = Annotated[Named, *_NAMED, Catalogue(CHECKS, "look")]
 Metric: TypeAlias = Annotated[Named, *_NAMED, Catalogue(METRICS)]
 Schedule: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.schedules")]
@@ -158,6 +159,9 @@ class Prompt(Section):
     system: str | None = Field(None, description="a system message put before every conversation that has none")
     learn: Literal["answer", "everything"] = Field("answer", description="which tokens the loss is taken on")
     max_tokens: int = Field(1024, ge=16, description="rows longer than this are dropped, never cut")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="texts that end a reply besides the model's own end of answer, such as 'User:'"
+    )
 
 
 class Adapter(Section):
@@ -216,6 +220,26 @@ class Train(Section):
     recompute: Literal["auto", "yes", "no"] = Field("auto", description="recompute activations to save memory")
 
 
+class Judge(Section):
+    """A language model behind a server that says which reply is better. Texts of the rows are sent to it."""
+
+    url: str | None = Field(None, description="an OpenAI-compatible server; most end in /v1; none: nobody is asked")
+    model: str = Field("", description="the judge's name there")
+    key: str | None = Field(None, description="NAME of the environment variable with the key")
+    criteria: str = Field(
+        "It does what the user asks, is correct, keeps to the form asked for, and says nothing beside the point.",
+        min_length=1,
+        description="what better means",
+    )
+    marks: bool = Field(False, description="also 1 to 5 for each reply")
+    reference: bool = Field(False, description="show the judge the row's own answer")
+    rows: int = Field(50, ge=1, description="at most so many rows, two requests each")
+    batch: int = Field(4, ge=1, description="requests under way at once")
+    max_new_tokens: int = Field(1024, ge=1, description="longest answer of the judge, reasons included")
+    temperature: float | None = Field(0.0, ge=0, description="null for models that allow none but their own")
+    timeout: float = Field(120.0, gt=0, description="seconds for one answer")
+
+
 class Evaluate(Section):
     """The comparison of the base model with the tuned one."""
 
@@ -227,8 +251,11 @@ class Evaluate(Section):
     primary: str = Field("loss", description="the score that the verdict is about")
     rows: int = Field(100, ge=1, description="at most so many test rows, drawn evenly over groups")
     max_new_tokens: int = Field(256, ge=1, description="longest reply")
-    batch: int = Field(16, ge=1, description="replies written side by side")
+    batch: int = Field(64, ge=1, description="replies written side by side; our own decoder takes 16 or 64")
     probes: str | None = Field(None, description="a file of extra prompts that are shown and scored apart")
+    robustness: list[Disturbance] = Field([], description="disturbances under which the rows are asked again")
+    robustness_rows: int = Field(30, ge=1, description="at most so many rows are disturbed, drawn evenly over groups")
+    judge: Judge = Field(default_factory=lambda: Judge.model_validate({}))
 
 
 class Recipe(Section):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.evaluate.compare import Answered, answer, choose, compare, sentence
+from tunesmith.errors import RunError
+from tunesmith.evaluate import compare as comparing
+from tunesmith.evaluate.compare import Answered, across, answer, choose, compare, sentence
+from tunesmith.evaluate.score import Known, Score, View
 from tunesmith.evaluate.statistics import Difference
 from tunesmith.generate.text import Reply
 from tunesmith.recipe import Named
@@ -246,3 +253,200 @@ def test_sentences(better: Any, low: float, high: float, rows: int, groups: int,
     said = sentence("loss", Difference(better, 2.0, 1.5, -0.5, low, high, 1, 1, 1, rows, groups), "topic")
     assert said.startswith(words)
     assert said.endswith(f"(difference -0.50, 95 % interval {low:+.2f} to {high:+.2f}).")
+
+
+def test_sentences_say_what_would_have_been_noticed() -> None:
+    unsure = Difference("higher", 0.5, 0.6, 0.1, -0.05, 0.25, 4, 1, 3, 8, 8, detectable=0.214)
+    assert sentence("steps", unsure).endswith(
+        "(difference +0.10, 95 % interval -0.05 to +0.25). A change of 0.21 would have been noticed 4 times in 5."
+    )
+    assert "A change of 0.004 would" in sentence("steps", replace(unsure, detectable=0.0042))
+    for shown in (replace(unsure, low=0.01), replace(unsure, detectable=None)):
+        assert sentence("steps", shown).endswith("+0.25).")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "opening"),
+    [
+        (0.05, 0.15, "higher", "'gguf' is better than 'adapter'"),
+        (-0.15, -0.05, "higher", "'gguf' is worse than 'adapter'"),
+        (-0.15, 0.05, "higher", "No detectable difference between 'gguf' and 'adapter'"),
+        (0.05, 0.15, "neither", "'gguf' differs from 'adapter'"),
+    ],
+)
+def test_sentences_about_two_named_models(low: float, high: float, better: Any, opening: str) -> None:
+    found = Difference(better, 0.5, 0.6, (low + high) / 2, low, high, 4, 1, 3, 8, 8)
+    said = sentence("steps", found, name="gguf", against="adapter")
+    assert said.startswith(f"{opening}: steps 0.60 against 0.50 over 8 held-out rows (difference ")
+
+
+# --- what is missing, what is not a number, what was known ----------------------------------------------------
+
+ONE = {"test": rows("test", 8, 2)}
+LOSS = [Named("loss", {})]
+
+
+def with_losses(losses: Sequence[float | None], text: str = BAD) -> list[Answered]:
+    each = zip(answered(ONE, text), losses, strict=True)
+    return [replace(item, loss=value) for item, value in each]
+
+
+def test_a_row_with_a_score_for_one_model_only_is_counted_and_in_no_figure() -> None:
+    base: list[float | None] = [2.0] * 16
+    tuned: list[float | None] = [1.0] * 16
+    base[3] = tuned[5] = tuned[6] = None
+    base[9] = tuned[9] = None  # asked of neither: not missing
+    scores = compare(ONE, with_losses(base), with_losses(tuned), LOSS, primary="loss", kind="topic", seed=1)
+    found = scores["sections"]["test"]["loss"]
+    assert (found["missing"], found["rows"], found["base"], found["tuned"]) == (3, 12, 2.0, 1.0)
+    assert scores["unpaired"] == {}
+
+
+def test_a_score_of_one_model_alone_is_named() -> None:
+    scores = compare(
+        ONE, with_losses([None] * 16), with_losses([1.0] * 15 + [None]), [*STEPS, *LOSS], primary="loss",
+        kind="topic", seed=1,
+    )  # fmt: skip
+    assert scores["unpaired"] == {"test": {"loss": 15}}
+    assert list(scores["sections"]["test"]) == ["numbered_steps"]
+    assert scores["helped"] == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("value", "metric"), [(math.nan, "loss"), (math.inf, "loss"), (-math.inf, "loss"), (800.0, "perplexity")]
+)
+def test_a_score_that_is_no_number_is_our_own_fault(value: float, metric: str) -> None:
+    with pytest.raises(AssertionError, match=f"metric '{metric}' gave {metric} = .* row 'test-1-0' of test"):
+        compare(
+            ONE, with_losses([2.0] * 16), with_losses([1.0, 1.0, value] + [1.0] * 13), [Named(metric, {})],
+            primary=metric, kind="topic", seed=1,
+        )  # fmt: skip
+
+
+def test_metrics_see_what_the_tuned_model_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Known] = []
+
+    def look(view: View) -> list[Score]:
+        seen.append(view.known)
+        return []
+
+    monkeypatch.setattr(comparing, "find", lambda catalogue, name: look)
+    known = Known(("an answer",))
+    for given in (known, Known()):
+        options = {"known": given} if given.answers else {}
+        compare(ONE, answered(ONE, BAD), answered(ONE, GOOD), STEPS, primary="x", kind="topic", seed=1, **options)
+    assert seen == [known] * 32 + [Known()] * 32
+
+
+def test_a_metrics_fold_makes_its_figures() -> None:
+    rng = np.random.default_rng(2)
+    before, after = rng.normal(2, 0.3, 16), rng.normal(1.5, 0.3, 16)
+    scores = compare(
+        ONE, with_losses(before.tolist()), with_losses(after.tolist()), [Named("perplexity", {})],
+        primary="perplexity", kind="topic", seed=1,
+    )  # fmt: skip
+    found = scores["sections"]["test"]["perplexity"]
+    assert [found["base"], found["tuned"]] == pytest.approx([math.exp(before.mean()), math.exp(after.mean())])
+    assert found["difference"] == pytest.approx(math.exp(after.mean()) - math.exp(before.mean()))
+    assert (found["fold"], scores["helped"]) == ("exp", "better")
+
+
+def test_a_section_is_plain_and_keeps_what_the_pages_read() -> None:
+    scores = compare(HELD, answered(HELD, BAD), answered(HELD, GOOD), STEPS, primary="numbered_steps", kind="t", seed=1)
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+    found = scores["sections"]["all"]["numbered_steps"]
+    assert set(found) == {
+        *("better", "base", "tuned", "difference", "low", "high", "wins", "ties", "losses", "rows", "groups"),
+        *("verdict", "few_groups"),
+        *("fold", "p", "adjusted", "holds", "effect", "detectable", "missing"),
+    }
+    assert (found["p"], found["adjusted"], found["holds"]) == (2 / 2**9, 2 / 2**9, True)
+
+
+def test_scores_of_a_section_are_corrected_for_one_another_and_the_primary_is_not() -> None:
+    # 6 groups: the least p is 2 / 2^6 = 0.031, which holds alone and not as one of two
+    parts = {"test": rows("test", 6, 2)}
+    metrics = [Named("numbered_steps", {}), Named("loss", {}), Named("length", {})]
+    made = [answered(parts, BAD, 2.0), answered(parts, GOOD, 1.5)]
+    found = compare(parts, *made, metrics, primary="loss", kind="topic", seed=1)["sections"]["test"]
+    assert {name: (each["p"], each["adjusted"], each["holds"]) for name, each in found.items()} == {
+        "numbered_steps": (2 / 64, 4 / 64, False),
+        "loss": (2 / 64, 4 / 64, True),
+        "length": (2 / 64, None, False),
+    }
+    assert found["numbered_steps"]["verdict"] == "better"  # the interval's word, as ever
+    probes = {**parts, "mine": [row(f"p{n}", f"g{n}") for n in range(6)]}
+    made = [answered(probes, BAD, 2.0), answered(probes, GOOD, 1.5)]
+    other = compare(probes, *made, metrics, primary="loss", kind="topic", seed=1)["sections"]["mine"]
+    assert not other["loss"]["holds"]  # alone only where the verdict is found
+
+
+def test_exchanged_replies_show_no_change() -> None:
+    parts = {"test": [row(str(n), "") for n in range(60)]}
+    rng, wrong = np.random.default_rng(1), 0
+    for seed in range(200):
+        pairs = [(BAD if rng.random() < 0.4 else GOOD, GOOD) for _ in range(60)]  # truly apart
+        pairs = [pair[::-1] if rng.random() < 0.5 else pair for pair in pairs]
+        made = [[Answered(str(n), "test", Reply(pair[side], True, 5), None) for n, pair in enumerate(pairs)]
+                for side in (0, 1)]  # fmt: skip
+        scores = compare(parts, *made, STEPS, primary="numbered_steps", kind="topic", seed=seed)
+        wrong += scores["helped"] != "no detectable change"
+    assert 2 <= wrong <= 20  # 10 of 200 are expected
+
+
+# --- across ---------------------------------------------------------------------------------------------------
+
+
+def test_across_two_models_says_what_compare_says() -> None:
+    metrics = [*STEPS, Named("length", {}), Named("rouge", {})]
+    base, tuned = answered(HELD, BAD), answered(HELD, GOOD)
+    options: dict[str, Any] = {"primary": "numbered_steps", "kind": "topic", "seed": 1}
+    scores = compare(HELD, base, tuned, metrics, **options)
+    told = across(HELD, {"tuned": tuned, "base": base}, metrics, against="base", **options)
+    assert list(told["models"]) == ["tuned"]
+    assert told["models"]["tuned"]["sections"] == scores["sections"]
+    assert told["models"]["tuned"]["helped"] == scores["helped"] == "better"
+    assert told["models"]["tuned"]["verdict"].startswith("'tuned' is better than 'base': numbered steps 1.00 against")
+    assert [{"id": each["id"], "part": each["part"], **each["scores"]} for each in told["rows"]] == scores["rows"]
+
+
+def test_several_models_stand_beside_one_and_are_corrected_together() -> None:
+    parts = {"test": rows("test", 6, 2)}
+    models = {
+        "adapter": answered(parts, GOOD, 1.5),
+        "merged": answered(parts, GOOD, 1.5),
+        "gguf": answered(parts, BAD, 1.5),
+        "small": answered(parts, BAD, 2.5),
+    }
+    told = across(parts, models, [*STEPS, *LOSS], against="adapter", primary="numbered_steps", kind="topic", seed=1)
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert {name: each["helped"] for name, each in told["models"].items()} == {
+        "merged": "no detectable change",
+        "gguf": "worse",
+        "small": "worse",
+    }
+    found = {name: each["sections"]["test"]["numbered_steps"] for name, each in told["models"].items()}
+    assert (found["gguf"]["base"], found["gguf"]["tuned"]) == (1.0, 0.0)
+    # three models' two scores: the least of six, three of them at 2 / 2^6, is not enough
+    assert [found[name]["adjusted"] for name in found] == [1.0, 6 * 2 / 64, 6 * 2 / 64]
+    assert not any(each["holds"] for each in found.values())
+    assert told["rows"][0]["scores"]["small"] == {"numbered_steps": 0.0, "loss": 2.5}
+
+
+def test_models_that_answered_other_rows_are_refused() -> None:
+    short = answered(HELD, GOOD)[:-1]
+    options: dict[str, Any] = {"primary": "numbered_steps", "kind": "topic", "seed": 1}
+    with pytest.raises(RunError, match="row 'unseen-2-1' of unseen: 'tuned' answered other rows than were asked"):
+        compare(HELD, answered(HELD, GOOD), short, STEPS, **options)
+    more = [*answered(HELD, GOOD), replace(short[0], id="another")]
+    with pytest.raises(RunError, match="row 'another' of test: 'b' answered other rows"):
+        across(HELD, {"a": answered(HELD, GOOD), "b": more}, STEPS, against="a", **options)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], []])
+def test_across_needs_another_model_beside_a_known_one(names: list[str]) -> None:
+    against = "a" if len(names) < 2 else "c"
+    with pytest.raises(ValueError, match=f"'{against}' and at least one other"):
+        across(
+            HELD, {name: answered(HELD, GOOD) for name in names}, STEPS, against=against, primary="x", kind="t", seed=1
+        )

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tunesmith.evaluate.score import Better
-from tunesmith.evaluate.statistics import RESAMPLES, Difference, paired, tail
+from tunesmith.evaluate.score import Better, Fold
+from tunesmith.evaluate.statistics import RESAMPLES, Difference, interval, paired, tail
 
 UNEVEN = [f"t{topic}" for topic, rows in enumerate([5, 2, 9, 1, 4, 1, 3, 12, 1]) for _ in range(rows)]  # 38 rows
 
@@ -23,20 +23,36 @@ def draw(rows: int, gain: float = 0.0, *, seed: int = 5) -> tuple[list[float], l
     return rng.normal(size=rows).tolist(), rng.normal(gain, 1, rows).tolist()
 
 
-def slow(base: Sequence[float], tuned: Sequence[float], groups: Sequence[str], seed: int) -> tuple[float, float]:
-    """The cluster bootstrap's interval, a resample at a time, on the same draws."""
-    members: dict[str, list[float]] = defaultdict(list)
+def slow(
+    base: Sequence[float], tuned: Sequence[float], groups: Sequence[str], seed: int, fold: Fold
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The ends by both methods of the cluster bootstrap, a resample at a time, on the same draws."""
+    members: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for before, after, group in zip(base, tuned, groups, strict=True):
-        members[group].append(after - before)
+        members[group].append((before, after))
     names = sorted(members)
-    means = []
+    value, error = judged([members[name] for name in names], fold)
+    found, away = [], []
     for draw in np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names))).tolist():
-        gains = [gain for index in draw for gain in members[names[index]]]
-        means.append(sum(gains) / len(gains))
-    means.sort()
+        again, its_error = judged([members[names[index]] for index in draw], fold)
+        found.append(again)
+        away.append((again - value) / its_error if its_error > 1e-9 else math.copysign(math.inf, again - value))
     n = len(names)
     share = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
-    return percentile(means, share), percentile(means, 1 - share)
+    found.sort()
+    away.sort()
+    ends = value - error * away[math.ceil(0.975 * RESAMPLES) - 1], value - error * away[RESAMPLES // 40 - 1]
+    return (percentile(found, share), percentile(found, 1 - share)), ends
+
+
+def judged(groups: Sequence[Sequence[tuple[float, float]]], fold: Fold) -> tuple[float, float]:
+    """The difference of the folded figures and its clustered standard error."""
+    rows = [row for group in groups for row in group]
+    before, after = (sum(row[side] for row in rows) / len(rows) for side in (0, 1))
+    b, t = (math.exp(before), math.exp(after)) if fold == "exp" else (1.0, 1.0)
+    shares = [sum(t * (row[1] - after) - b * (row[0] - before) for row in group) for group in groups]
+    error = math.sqrt(len(groups) / (len(groups) - 1) * sum(share**2 for share in shares)) / len(rows)
+    return (t - b if fold == "exp" else after - before), error
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -45,19 +61,34 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[below + 1] - ordered[below])
 
 
-@pytest.mark.parametrize("better", ["higher", "lower", "neither"])
-def test_the_interval_is_that_of_a_slow_cluster_bootstrap(better: Better) -> None:
+@pytest.mark.parametrize(("better", "fold"), [("higher", "mean"), ("neither", "mean"), ("lower", "exp")])
+def test_the_interval_is_the_wider_of_two_slow_cluster_bootstraps(better: Better, fold: Fold) -> None:
     base, tuned = draw(38, 0.4)
-    found = paired(base, tuned, UNEVEN, better=better, seed=11)
-    assert (found.low, found.high) == pytest.approx(slow(base, tuned, UNEVEN, 11), abs=1e-12)
-    assert found.difference == pytest.approx(sum(tuned) / 38 - sum(base) / 38)
-    assert (found.base, found.tuned) == pytest.approx((sum(base) / 38, sum(tuned) / 38))
-    assert (found.rows, found.groups, found.better) == (38, 9, better)
+    found = paired(base, tuned, UNEVEN, better=better, seed=11, fold=fold)
+    percentiles, ends = slow(base, tuned, UNEVEN, 11, fold)
+    own = interval(np.array(base), np.array(tuned), np.unique(UNEVEN, return_inverse=True)[1], seed=11, fold=fold)
+    assert own.percentiles == pytest.approx(percentiles, abs=1e-12)
+    assert own.studentised == pytest.approx(ends, abs=1e-9)
+    assert (found.low, found.high) == (min(own.low, own.studentised[0]), max(own.high, own.studentised[1]))
+    figures = [sum(base) / 38, sum(tuned) / 38]
+    figures = [math.exp(each) for each in figures] if fold == "exp" else figures
+    assert found.difference == pytest.approx(figures[1] - figures[0])
+    assert [found.base, found.tuned] == pytest.approx(figures)
+    assert (found.rows, found.groups, found.better, found.fold) == (38, 9, better, fold)
 
 
-def test_the_interval_is_scipys_when_each_row_is_a_group() -> None:
+def test_a_0_or_1_score_has_the_percentiles_alone() -> None:
+    rng = np.random.default_rng(4)
+    base, tuned = (rng.random(60) < 0.9) * 1.0, (rng.random(60) < 0.97) * 1.0
+    own = interval(base, tuned, np.arange(60), seed=1)
+    assert (own.low, own.high) == own.percentiles
+    assert own.studentised != pytest.approx(own.percentiles)
+    assert interval(base, tuned * 0.98 + 0.01, np.arange(60), seed=1).percentiles[0] > own.low - 0.02
+
+
+def test_the_percentiles_are_scipys_when_each_row_is_a_group() -> None:
     base, tuned = draw(40, 0.3)
-    found = paired(base, tuned, [""] * 40, better="higher", seed=1)
+    found = interval(np.array(base), np.array(tuned), np.arange(40), seed=1).percentiles
     level = 1 - 2 * tail(40)
     options = {
         "n_resamples": 50_000,
@@ -66,9 +97,17 @@ def test_the_interval_is_scipys_when_each_row_is_a_group() -> None:
         "rng": np.random.default_rng(2),
     }
     own = stats.bootstrap((np.subtract(tuned, base),), np.mean, **options).confidence_interval
-    width = own.high - own.low
-    assert found.groups == 40
-    assert (found.low, found.high) == pytest.approx((own.low, own.high), abs=0.02 * width)
+    assert found == pytest.approx((own.low, own.high), abs=0.02 * (own.high - own.low))
+    assert paired(base, tuned, [""] * 40, better="higher", seed=1).groups == 40
+
+
+def test_many_groups_are_drawn_in_portions() -> None:
+    base, tuned = draw(3000)
+    found = paired(base, tuned, [""] * 3000, better="higher", seed=1)
+    error = np.subtract(tuned, base).std(ddof=1) / 3000**0.5
+    assert (found.low, found.high) == pytest.approx(
+        (found.difference - 1.96 * error, found.difference + 1.96 * error), abs=0.1 * error
+    )
 
 
 def test_the_seed_decides_the_draw_and_the_rows_order_does_not() -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.fuse import Fused
+from tunesmith.model.fuse import Fused, flat_of
 from tunesmith.model.shelf import HostTable
 from tunesmith.model.weights import fetch
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
-from tunesmith.train.captured import Captured, to_device
+from tunesmith.train.captured import Captured
 from tunesmith.train.loss import summed_loss
 
 pytestmark = pytest.mark.gpu
@@ -89,7 +89,7 @@ def test_families(tiny: Callable[..., Path], family: str, form: Any, keep: Any) 
     fused = Fused(model, longest=130, forms=form, keeps=keep, chunk=100)
     assert fused.own_kernels == (family != "gemma2")
     made = pack.packed(examples(), 0, size=pack.Size(384, 8, 300, 130))
-    flat = to_device(made, 130, model.device)
+    flat = flat_of(made, 130, model.device)
     total = fused.step(flat, torch.tensor(1.0, device="cuda"))
     found = {name: p.grad.double().cpu() for name, p in model.trainable().items() if p.grad is not None}
     assert error(found, wanted) <= 1.5 * error(own, wanted) + 1e-4
@@ -103,7 +103,7 @@ def test_fp8_is_near(tiny: Callable[..., Path], keep: Any) -> None:
     model = ready(folder, "cuda", "bfloat16", 4)
     loss, wanted = plain(exact_twin(model, folder))
     fused = Fused(model, longest=130, forms="fp8", keeps=keep, chunk=100)
-    flat = to_device(pack.packed(examples(), 0, size=pack.Size(384, 8, 300, 130)), 130, model.device)
+    flat = flat_of(pack.packed(examples(), 0, size=pack.Size(384, 8, 300, 130)), 130, model.device)
     total = fused.step(flat, torch.tensor(1.0, device="cuda"))
     found = {name: p.grad.double().cpu() for name, p in model.trainable().items() if p.grad is not None}
     assert 1e-4 < error(found, wanted) < 0.2
@@ -118,7 +118,7 @@ def test_embeddings_on_the_host_change_no_number(tiny: Callable[..., Path]) -> N
         fused = Fused(model, longest=130, table=table)
         assert isinstance(model.network.get_input_embeddings(), HostTable) != table
         assert model.device.type == "cuda"
-        flat = to_device(pack.packed(examples(), 0), 130, model.device)
+        flat = flat_of(pack.packed(examples(), 0), 130, model.device)
         total = fused.step(flat, torch.tensor(1.0, device="cuda"))
         found.append((total.item(), fused.grad_a.clone(), plain(model)[0]))
     assert found[0][0] == found[1][0] and found[0][2] == found[1][2]
@@ -140,6 +140,6 @@ def test_a_captured_step_is_the_launched_one(tiny: Callable[..., Path]) -> None:
             captured.run(pack.packed(part, 0, size=size))
     replayed, total = fused.grad_a.clone(), summed.item()
     fused.zero_gradients()
-    launched = sum(fused.step(to_device(pack.packed(p, 0, size=size), 130, model.device), share).item() for p in parts)
+    launched = sum(fused.step(flat_of(pack.packed(p, 0, size=size), 130, model.device), share).item() for p in parts)
     assert total == pytest.approx(launched, rel=1e-5)
     assert (replayed - fused.grad_a).norm() / replayed.norm() < 1e-3

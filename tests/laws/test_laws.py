@@ -37,6 +37,7 @@ ROOMS = [  # in the data's order; a room imports from itself and from the rooms 
     "generate",
     "evaluate",
     "report",
+    "serve",
     "verbs",
     "cli",
     "__main__",
@@ -60,6 +61,9 @@ HEAVY = {  # package -> the only places that may import it
     "rapidfuzz": {"claims"},
     "charset_normalizer": {"data"},
     "openai": {"generate/from_server"},
+    "fastapi": {"serve"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
     "huggingface_hub": {"model", "data/hub"},
     "tensorboard": set(),
 }

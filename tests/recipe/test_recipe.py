@@ -14,7 +14,7 @@ import yaml
 
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import MissingExtra, RecipeError, Several, TunesmithError
-from tunesmith.evaluate.score import View
+from tunesmith.evaluate.score import Known, View
 from tunesmith.find import attribute, check_options, entries, find, nearest
 from tunesmith.generate.text import Reply
 from tunesmith.recipe import (
@@ -554,7 +554,7 @@ def leaves(part: dict[str, Any], defs: dict[str, Any], path: str = "") -> Iterat
 def fits(value: Any, part: dict[str, Any], defs: dict[str, Any]) -> bool:
     """The words of JSON schema that pydantic writes for a recipe; an unknown word is an error."""
     kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
-    sizes = {"minItems", "maxItems", "minProperties", "maxProperties"}
+    sizes = {"minItems", "maxItems", "minLength", "minProperties", "maxProperties"}
     notes = {"title", "description", "default", "$defs", "type", "properties", "required", "additionalProperties"}
     if "type" in part:
         names = [part["type"]] if isinstance(part["type"], str) else part["type"]
@@ -730,9 +730,9 @@ def test_primary_may_be_any_score_that_a_metric_gives(metric: str) -> None:
     turns = (Turn("user", "q"), Turn("assistant", "1. a\n2. b"))
     row = Conversation("id", turns, Origin("f", 1), fields={"expect": "steps", "Experience": "3 years as a baker"})
     text = "1. I have 3 years of experience.\n2. b"
-    reply = Reply(**{name: {"text": text, "stopped": True}.get(name, 1) for name in Reply.__dataclass_fields__})
+    reply, known = Reply(text, True, 1), Known(("1. I have 3 years of experience in baking.",))
     scores: Callable[..., Any] = find("tunesmith.evaluate.metrics", metric)
-    names = [score.name for score in scores(View(row, reply, 1.0))]
+    names = [score.name for score in scores(View(row, reply, 1.0, known))]
     assert names
     for name in names:
         settings = {"evaluate.metrics": [metric], "evaluate.primary": name}

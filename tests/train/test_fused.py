@@ -14,11 +14,10 @@ from torch import nn
 from tunesmith.kernels import attention, head
 from tunesmith.kernels.attention import Bounds
 from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.fuse import Flat, Fused, reasons
+from tunesmith.model.fuse import Flat, Fused, flat_of, reasons
 from tunesmith.model.weights import fetch
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
-from tunesmith.train.captured import to_device
 from tunesmith.train.loss import summed_loss
 
 FUSED = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"]
@@ -61,7 +60,7 @@ def reference(model: Model) -> tuple[float, dict[str, torch.Tensor]]:
 def flat(size: pack.Size | None = None) -> Flat:
     made = pack.packed(examples(), 0, size=size)
     longest = max(LENGTHS) if size is None else size.longest
-    return to_device(made, longest, torch.device("cpu"))
+    return flat_of(made, longest, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("keep", ["all", "attention", "input"])

@@ -16,13 +16,15 @@ from tunesmith.train.loss import summed_loss
 
 def losses(text: FromWeights, rows: Sequence[Conversation], *, learn: str) -> list[float]:
     """Nats a learnt token for each row's answer, under the base or the tuned model."""
-    found = []
-    off = contextlib.nullcontext() if text.tuned else text.model.base()
+    examples = [encode(row, text.template, "everything" if learn == "everything" else "answer") for row in rows]
     text.model.network.eval()
+    decoder = text.decoder()
+    if decoder is not None:
+        return decoder.losses(examples, text.pad, tuned=text.tuned)
+    off = contextlib.nullcontext() if text.tuned else text.model.base()
+    found = []
     with torch.no_grad(), off:
-        for row in rows:
-            batch = pack.collate(
-                [encode(row, text.template, "everything" if learn == "everything" else "answer")], text.pad
-            )
+        for example in examples:
+            batch = pack.collate([example], text.pad)
             found.append(summed_loss(text.model, batch).item() / batch.learnt)
     return found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from tunesmith.data.conversation import Turn
+from tunesmith.generate.decoder import Decoder, reasons
 from tunesmith.generate.text import Reply
 from tunesmith.model.build import Model
 from tunesmith.prompt.template import Template
@@ -16,24 +17,50 @@ from tunesmith.prompt.tokens import encode_prompt, stop_ids
 
 
 class FromWeights:
-    """Greedy decoding with transformers; prompts of like lengths side by side, padded on the left and masked."""
+    """Greedy decoding: by our own decoder where the family and the adapter allow it, otherwise with transformers."""
 
-    def __init__(self, model: Model, template: Template, *, tuned: bool) -> None:
-        """`tuned` False answers with the adapter off."""
-        self.model, self.template, self.tuned = model, template, tuned
+    def __init__(self, model: Model, template: Template, *, tuned: bool, stop: Sequence[str] = ()) -> None:
+        """`tuned` False answers with the adapter off. A reply also ends before a text in `stop`."""
+        self.model, self.template, self.tuned, self.texts = model, template, tuned, tuple(stop)
         self.stops = stop_ids(template)
         self.pad = template.tokenizer.pad_token_id
 
     def replies(
         self, prompts: Sequence[Sequence[Turn]], *, max_new_tokens: int, batch: int
     ) -> Iterator[tuple[int, Reply]]:
-        """See TextModel."""
+        """See TextModel. The same replies whatever `batch` is."""
         encoded = [encode_prompt(prompt, self.template) for prompt in prompts]
+        self.model.network.eval()
+        if (decoder := self.decoder()) is not None:
+            for place, ids in decoder.write(encoded, max_new_tokens, batch, self._ended, tuned=self.tuned):
+                yield place, self._reply(ids)
+            return
+        if self.model.network.dtype in (torch.bfloat16, torch.float16):
+            batch = 1  # a padded batch rounds otherwise than a single prompt
         order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index]), index))
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             written = self._write([encoded[index] for index in chosen], max_new_tokens)
             yield from zip(chosen, written, strict=True)
+
+    def decoder(self) -> Decoder | None:
+        """What writes the replies of base and tuned alike; None where transformers does."""
+        model = self.model
+        if reasons(model):
+            return None
+        if model.decoder is None or model.decoder.variant is not model.variant:
+            model.decoder = Decoder(model)
+        return cast(Decoder, model.decoder)
+
+    def _ended(self, ids: Sequence[int]) -> bool:
+        if ids[-1] in self.stops:
+            return True
+        if not self.texts:
+            return False
+        end = self._decode(
+            list(ids[-max(map(len, self.texts)) - 4 :])
+        )  # a token has a character at least, or is joined
+        return any(text in end for text in self.texts)
 
     def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
         """See TextModel."""
@@ -50,13 +77,21 @@ class FromWeights:
                 break
             written.append(chosen)
             text = self._decode(written)
-            if not text.endswith("\ufffd"):  # an unfinished UTF-8 character waits for its rest
-                yield text[len(shown) :]
-                shown = text
+            if any(each in text for each in self.texts):
+                break
+            safe = len(text) - self._begun(text)
+            if not text.endswith("\ufffd") and safe > len(shown):  # an unfinished UTF-8 character waits for its rest
+                yield text[len(shown) : safe]
+                shown = text[:safe]
             ids = torch.tensor([[chosen]], device=self.model.device)
-        rest = self._decode(written)[len(shown) :]
-        if rest:
-            yield rest
+        text = self._decode(written)
+        end = min((text.index(each) for each in self.texts if each in text), default=len(text))
+        if len(shown) < end:
+            yield text[len(shown) : end]
+
+    def _begun(self, text: str) -> int:
+        """How many characters at the end of `text` may be the beginning of a text that ends the reply."""
+        return max((n for each in self.texts for n in range(1, len(each)) if text.endswith(each[:n])), default=0)
 
     def _write(self, prompts: list[list[int]], max_new_tokens: int) -> list[Reply]:
         width = max(map(len, prompts))
@@ -83,7 +118,9 @@ class FromWeights:
     def _reply(self, written: list[int]) -> Reply:
         end = next((place for place, token in enumerate(written) if token in self.stops), None)
         kept = written if end is None else written[:end]
-        return Reply(self._decode(kept).strip(), end is not None, len(kept))
+        text = self._decode(kept)
+        at = min((text.index(each) for each in self.texts if each in text), default=len(text))
+        return Reply(text[:at].strip(), end is not None and at == len(text), len(kept), text[at:])
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.template.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

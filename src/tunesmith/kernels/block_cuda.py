@@ -17,6 +17,7 @@ from tunesmith.kernels.attention import Bounds, attend, attend_back
 from tunesmith.kernels.block import Block, Form, Keep, Kept, Targets, Turns, given, heads
 from tunesmith.kernels.fp8 import Fp8, scaled
 from tunesmith.kernels.nf4 import Nf4
+from tunesmith.kernels.packed import Packed
 from tunesmith.kernels.product import Joined, Target, gather
 
 
@@ -112,8 +113,8 @@ def _dense(joined: Joined, *, with_b: bool) -> Tensor:
     base = joined.base
     if isinstance(base, Nf4):
         return nf4.matrix(base, joined.pieces if with_b else ())
-    if isinstance(base, Fp8):
-        raise AssertionError("an 8-bit weight has no dense form")
+    if isinstance(base, Fp8 | Packed):
+        raise AssertionError("an 8-bit or packed weight has no dense form")
     return base if with_b or joined.a is None else base[:, : joined.a.shape[1]]
 
 

@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tunesmith.kernels import fp8, nf4
+from tunesmith.kernels import fp8, nf4, packed
 from tunesmith.kernels.fp8 import Fp8
 from tunesmith.kernels.nf4 import Nf4
+from tunesmith.kernels.packed import Packed
 
 BaseForm = Literal["stored", "dense", "fp8"]  # codes dequantised at each use, dequantised once, 8-bit products
 
 
 class Joined(NamedTuple):
-    """Layers with the same input. `base` is dense (out x in), NF4 or FP8.
+    """Layers with the same input. `base` is dense (out x in), NF4 or FP8; packed where nothing goes backward.
 
     `a` (ranks x in) and `b` (out x ranks, scaled) are in the products' number type; None where nothing is trained.
     `pieces` are the blocks on `b`'s diagonal with their outputs and ranks; they stand in its place where codes are
     joined at each use. Empty: `b` is one block.
     """
 
-    base: Tensor | Nf4 | Fp8
+    base: Tensor | Nf4 | Fp8 | Packed
     bias: Tensor | None
     a: Tensor | None
     b: Tensor | None
@@ -56,6 +57,8 @@ def forward(x: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
     if isinstance(base, Fp8):
         y = fp8.product(x, base.forward, base.forward_scale)
         y = y if joined.bias is None else y + joined.bias
+    elif isinstance(base, Packed):
+        y = packed.linear(x, base, joined.bias)
     else:
         y = functional.linear(x, matrix(base), joined.bias)
     if joined.a is None or joined.b is None:
@@ -76,6 +79,8 @@ def backward(dy: Tensor, x: Tensor, inner: Tensor | None, joined: Joined, target
 def back(dy: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
     """The gradients to x and to x Aᵀ."""
     base, a, b = joined.base, joined.a, joined.b
+    if isinstance(base, Packed):
+        raise AssertionError("a packed weight has no backward")
     dx = fp8.product(dy, base.backward, base.backward_scale) if isinstance(base, Fp8) else dy @ matrix(base)
     if a is None or b is None:
         return dx, None

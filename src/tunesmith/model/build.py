@@ -51,6 +51,7 @@ class Model:
         self.lora: dict[str, LoraLinear] = {}
         self.whole: dict[str, Trained] = {}
         self.variant: Variant | None = None
+        self.decoder: Any = None  # what writes its replies (generate/decoder.py), made when first asked
 
     @property
     def device(self) -> torch.device:

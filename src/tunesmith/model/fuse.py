@@ -7,8 +7,9 @@ B, so that a step is one product for the norm and one for the optimizer.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from tunesmith.kernels.product import BaseForm, Joined, Target
 from tunesmith.model.build import Model
 from tunesmith.model.qlora import FrozenLinear, LoraLinear
 from tunesmith.model.shelf import Shelf, shelve_table
+from tunesmith.prompt.pack import Packed
 
 FAMILIES = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 GROUPS = (  # of each joined product the names of its layers: apart, or as the family already joins them
@@ -69,6 +71,15 @@ class Flat:
     bounds: Bounds
     chosen: Tensor
     targets: Tensor
+
+
+def flat_of(batch: Packed, longest: int, device: torch.device) -> Flat:
+    """`batch`, whose examples have at most `longest` tokens, as tensors."""
+    starts = torch.from_numpy(batch.starts).to(device, torch.int32)
+    ids, places, chosen, targets = (
+        torch.from_numpy(each).to(device) for each in (batch.ids, batch.places, batch.chosen, batch.targets)
+    )
+    return Flat(ids, places, Bounds(starts, longest, tuple(batch.starts.tolist())), chosen, targets)
 
 
 class _Group:
@@ -139,12 +150,13 @@ class Fused:
         keeps: Sequence[Keep] | Keep = "all",
         chunk: int = 1024,
         table: bool = True,
+        plain: bool = False,
     ) -> None:
         """`forms` and `keeps` are one for all blocks or one a block; `longest` is the longest example in tokens.
 
         A block's form may be four, one for each entry of GROUPS.
         `chunk` is the number of learnt tokens whose logits exist at one time. Without `table` the embeddings go to the
-        host's memory, where the card reads the rows that it needs.
+        host's memory, where the card reads the rows that it needs. `plain` leaves a card's own kernels aside.
         """
         self.model, self.chunk = model, chunk
         decoder = _decoder(model)
@@ -153,10 +165,9 @@ class Fused:
         self.forms = [forms] * many if isinstance(forms, str) else list(forms)
         self.keeps: list[Keep] = [keeps] * many if isinstance(keeps, str) else list(keeps)
         self.dtype = model.network.get_input_embeddings().weight.dtype
-        self.cos, self.sin = _turns(decoder, longest, self.dtype, model.device)
-        self.shapes = [_form(model, layer, self.dtype, longest) for layer in self.layers]
+        self.reach(longest)
         self.kernels: Any = block
-        if self.shapes[0].rule.way == "packed" and _has_triton():
+        if self.shapes[0].rule.way == "packed" and not plain and _has_triton():
             from tunesmith.kernels import block_cuda
 
             self.kernels = block_cuda
@@ -173,6 +184,22 @@ class Fused:
         self.blocks = [_block(layer, groups) for layer, groups in zip(self.layers, self.groups, strict=True)]
         self.targets = [tuple(group.target for group in groups) for groups in self.groups]
         self.refresh()
+
+    def reach(self, longest: int) -> None:
+        """Makes the tables and rules for examples of at most `longest` tokens."""
+        self.cos, self.sin = _turns(_decoder(self.model), longest, self.dtype, self.model.device)
+        self.shapes = [_form(self.model, layer, self.dtype, longest) for layer in self.layers]
+
+    @contextlib.contextmanager
+    def adapter(self, on: bool) -> Iterator[None]:
+        """Inside the block, with `on` False, the blocks are those of the base."""
+        kept = self.blocks
+        if not on:
+            self.blocks = [_bare(each) for each in kept]
+        try:
+            yield
+        finally:
+            self.blocks = kept
 
     # --- the adapter in flat arrays ---------------------------------------------------------------------------
 
@@ -234,7 +261,7 @@ class Fused:
         """The summed cross-entropy in nats; adds `share` times its gradient to the adapter's gradients."""
         with torch.no_grad():
             turns = block.Turns(self.cos, self.sin, flat.places)
-            h = self._embed(flat.ids)
+            h = self.embed(flat.ids)
             kept: list[Any] = []
             for index, keep in enumerate(self.keeps):
                 h, each = self.kernels.forward(h, self.blocks[index], turns, flat.bounds, self.shapes[index], keep)
@@ -272,17 +299,20 @@ class Fused:
         """The summed cross-entropy in nats."""
         with torch.no_grad():
             turns = block.Turns(self.cos, self.sin, flat.places)
-            h = self._embed(flat.ids)
+            h = self.embed(flat.ids)
             for made, shape in zip(self.blocks, self.shapes, strict=True):
                 h, _ = self.kernels.forward(h, made, turns, flat.bounds, shape, "input")
             hidden = self._last_norm(h[flat.chosen])
             parts = zip(torch.split(hidden, self.chunk), torch.split(flat.targets, self.chunk), strict=True)
             return torch.stack([self._chunk(part, wanted, None)[0] for part, wanted in parts]).sum()
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
+        """The embeddings of `ids` (any shape x hidden), scaled as the family does."""
         return cast(Tensor, self.model.network.get_input_embeddings()(ids))
 
-    def _final(self) -> tuple[Tensor, float, float]:
+    @property
+    def last_norm(self) -> tuple[Tensor, float, float]:
+        """The last norm's weight, epsilon and offset."""
         return _decoder(self.model).norm.weight, self.shapes[0].eps, self.shapes[0].offset
 
     def _loss_and_gradient(self, h: Tensor, flat: Flat, share: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,7 +328,7 @@ class Fused:
         return torch.stack(totals).sum(), torch.zeros_like(h).index_add_(0, flat.chosen, dhidden)
 
     def _last_norm(self, hidden: Tensor) -> Tensor:
-        weight, eps, offset = self._final()
+        weight, eps, offset = self.last_norm
         if not self.own_kernels:
             return norm.rms(hidden, weight, eps, offset)
         from tunesmith.kernels import triton_parts
@@ -306,12 +336,18 @@ class Fused:
         return triton_parts.norm(hidden, None, weight, eps, offset, 0, eight=False)[1]
 
     def _last_norm_back(self, dy: Tensor, hidden: Tensor) -> Tensor:
-        weight, eps, offset = self._final()
+        weight, eps, offset = self.last_norm
         if not self.own_kernels:
             return norm.rms_back(dy, hidden, weight, eps, offset)
         from tunesmith.kernels import triton_parts
 
         return triton_parts.norm_back(dy, hidden, weight, eps, offset, None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token (rows x vocabulary) of normed hidden states."""
+        cap = float(getattr(self.model.network.config, "final_logit_softcapping", None) or 0.0)
+        made = self.model.network.get_output_embeddings()(hidden)
+        return torch.tanh(made / cap) * cap if cap else made
 
     def _chunk(self, hidden: Tensor, targets: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of some tokens, and its gradient where a `share` is given."""
@@ -380,6 +416,14 @@ def _block(layer: Any, groups: Sequence[_Group]) -> Block:
         norm_q=inner.q_norm.weight.data if hasattr(inner, "q_norm") else None,
         norm_k=inner.k_norm.weight.data if hasattr(inner, "k_norm") else None,
     )
+
+
+def _bare(made: Block) -> Block:
+    """The block without its adapter."""
+    qkv, out, gate_up, down = (
+        each._replace(a=None, b=None, pieces=()) for each in (made.qkv, made.out, made.gate_up, made.down)
+    )
+    return made._replace(qkv=qkv, out=out, gate_up=gate_up, down=down)
 
 
 def _form(model: Model, layer: Any, dtype: torch.dtype, longest: int) -> block.Form:

@@ -50,7 +50,7 @@ def report_page(
         training=training,
         notes=[event for event in events if event["kind"] == "note"],
         replies=_replies(folder, rows, scores),
-        limits=_limits(scores, audit, recipe),
+        limits=limits(scores, audit, recipe),
         used=_used(recipe, folder, seals),
         command=command,
         recipe=yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True),
@@ -119,7 +119,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def _limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> list[str]:
+def limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> list[str]:
+    """What the scores do not show, a sentence each."""
     first = next(iter(scores["sections"].values()))
     primary = first.get(scores["primary"]) or next(iter(first.values()))
     groups = f"{primary['groups']} {plural(scores['kind'], primary['groups'])}"

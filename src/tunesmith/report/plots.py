@@ -54,8 +54,8 @@ def bars(items: Sequence[tuple[str, int]], label: str) -> str:
     return _svg(figure, f"Bars of {label}")
 
 
-def intervals(items: Sequence[tuple[str, float, float, float]]) -> str:
-    """Differences with their intervals against zero: (name, low, middle, high)."""
+def intervals(items: Sequence[tuple[str, float, float, float]], *, axis: str = "tuned minus base") -> str:
+    """Differences with their intervals against zero: (name, low, middle, high); `axis` is what they are."""
     figure, axes = _axes(WIDTH, 0.6 + 0.3 * len(items))
     for place, (_, low, middle, high) in enumerate(reversed(items)):
         axes.plot([low, high], [place, place], color=FIRST, linewidth=2)
@@ -63,7 +63,7 @@ def intervals(items: Sequence[tuple[str, float, float, float]]) -> str:
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(range(len(items)), [_label(name) for name, *_ in reversed(items)], fontsize=8)
     axes.set_ylim(-0.6, len(items) - 0.4)
-    axes.set_xlabel("tuned minus base")
+    axes.set_xlabel(_label(axis))
     return _svg(figure, "Differences with 95 % intervals")
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tunesmith.model.fuse import Fused
+from tunesmith.model.fuse import Fused, flat_of
 from tunesmith.prompt import pack
 from tunesmith.train.by_autograd import halved, validation_loss
-from tunesmith.train.captured import Captured, to_device, warm
+from tunesmith.train.captured import Captured, warm
 from tunesmith.train.job import Job
 
 SIZES = 6  # graphs at most; each more would save under a hundredth of the padding on the recipes' rows
@@ -69,7 +69,7 @@ class Gradients:
                 self._graph(size).run(packed)
             else:
                 longest = max(self.lengths[row] for row in part)
-                self.total += self.fused.step(to_device(packed, longest, self.device), self.share)
+                self.total += self.fused.step(flat_of(packed, longest, self.device), self.share)
         return self.total.item() / of, tokens, learnt
 
     def _shape(self, rows: Sequence[int]) -> tuple[int, int, int]:
@@ -150,4 +150,4 @@ class Gradients:
         return total.item(), learnt
 
     def _loss(self, packed: pack.Packed, longest: int) -> Tensor:
-        return self.fused.loss(to_device(packed, longest, self.device))
+        return self.fused.loss(flat_of(packed, longest, self.device))

@@ -12,18 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.attention import Bounds
-from tunesmith.model.fuse import Flat, Fused
+from tunesmith.model.fuse import Flat, Fused, flat_of
 from tunesmith.prompt.pack import Packed, Size, packed
-
-
-def to_device(batch: Packed, longest: int, device: torch.device) -> Flat:
-    """`batch` as tensors."""
-    starts = torch.from_numpy(batch.starts).to(device, torch.int32)
-    ids, places, chosen, targets = (
-        torch.from_numpy(each).to(device) for each in (batch.ids, batch.places, batch.chosen, batch.targets)
-    )
-    return Flat(ids, places, Bounds(starts, longest, tuple(batch.starts.tolist())), chosen, targets)
 
 
 @functools.cache
@@ -44,7 +34,7 @@ def warm(fused: Fused, size: Size, share: Tensor) -> None:
 
 
 def _empty(fused: Fused, size: Size) -> Flat:
-    return to_device(packed([], 0, size=size), size.longest, fused.model.device)
+    return flat_of(packed([], 0, size=size), size.longest, fused.model.device)
 
 
 class Captured:

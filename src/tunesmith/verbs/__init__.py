@@ -1,26 +1,51 @@
 """The verbs: each takes a recipe, writes its product into the run's folder and returns it.
 
-A verb that finds its product fresh says so and returns. This is the only place where rooms meet.
+A verb that finds its product fresh says so and returns. This is the only place where rooms meet. A verb is loaded when
+it is first asked for, so that one that needs no model loads no torch.
 """
 
-from tunesmith.verbs.auditing import Audited, audit, to_audit, undo
-from tunesmith.verbs.comparing import asked, chat, evaluate, report
-from tunesmith.verbs.planning import plan
-from tunesmith.verbs.reading import processes
-from tunesmith.verbs.rows import Checked, check, prepare
-from tunesmith.verbs.shared import PARTS, Say, open_run
-from tunesmith.verbs.tuning import train
-from tunesmith.verbs.writing import new, synthesize
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunesmith.verbs.auditing import Audited, audit, to_audit, undo
+    from tunesmith.verbs.comparing import asked, chat, evaluate, report
+    from tunesmith.verbs.listing import RunRow, card, compare_runs, runs
+    from tunesmith.verbs.planning import plan
+    from tunesmith.verbs.reading import processes
+    from tunesmith.verbs.reviewing import review
+    from tunesmith.verbs.rows import Checked, check, prepare
+    from tunesmith.verbs.shared import PARTS, Say, open_run
+    from tunesmith.verbs.tuning import train
+    from tunesmith.verbs.writing import new, synthesize
+
+_HOMES = {
+    "auditing": ("Audited", "audit", "to_audit", "undo"),
+    "comparing": ("asked", "chat", "evaluate", "report"),
+    "listing": ("RunRow", "card", "compare_runs", "runs"),
+    "planning": ("plan",),
+    "reading": ("processes",),
+    "reviewing": ("review",),
+    "rows": ("Checked", "check", "prepare"),
+    "shared": ("PARTS", "Say", "open_run"),
+    "tuning": ("train",),
+    "writing": ("new", "synthesize"),
+}
 
 __all__ = [
     "PARTS",
     "Audited",
     "Checked",
+    "RunRow",
     "Say",
     "asked",
     "audit",
+    "card",
     "chat",
     "check",
+    "compare_runs",
     "evaluate",
     "new",
     "open_run",
@@ -28,8 +53,17 @@ __all__ = [
     "prepare",
     "processes",
     "report",
+    "review",
+    "runs",
     "synthesize",
     "to_audit",
     "train",
     "undo",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"tunesmith.verbs.{home}"), name)
+    raise AttributeError(f"module 'tunesmith.verbs' has no attribute '{name}'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,51 +17,134 @@ from tunesmith.recipe import Recipe
 from tunesmith.run import Run, hash_file, hash_plain
 from tunesmith.verbs.shared import PARTS, Say, is_fresh, load_template_of, load_weights, silent
 
+COUNTED = {"wins": "for tuned", "ties": "ties", "losses": "for base", "missing": "missing"}
+REPLIES = ("base", "tuned", "base-disturbed", "tuned-disturbed")  # the files in replies/
+
 
 def evaluate(recipe: Recipe, run: Run, say: Say = silent, tell: Callable[[str, int, int], None] | None = None) -> Path:
-    """Base and tuned answer the held-out rows; writes replies/*.jsonl and scores.json."""
+    """Base and tuned answer the held-out rows; writes replies/*.jsonl and scores.json.
+
+    Stopped, it goes on with the replies that are there. Where the recipe names a judge, that is asked as well.
+    """
+    made_from = _evaluated_from(recipe, run)
+    if not is_fresh(run, "evaluate", made_from, say):
+        _evaluate(recipe, run, made_from, say, tell)
+    if recipe.evaluate.judge.url:
+        _judge(recipe, run, say)
+    return run / "scores.json"
+
+
+def _evaluated_from(recipe: Recipe, run: Run) -> dict[str, str]:
     probes = recipe.path(recipe.evaluate.probes) if recipe.evaluate.probes else None
-    made_from = {
+    return {
         "adapter": run.fingerprint("train"),
         "data": run.fingerprint("prepare"),
-        "evaluate": hash_plain(recipe.evaluate.model_dump(mode="json", exclude={"probes"})),
+        "evaluate": hash_plain(recipe.evaluate.model_dump(mode="json", exclude={"probes", "judge"})),
         "probes": hash_file(probes) if probes and probes.is_file() else "",
         "seed": str(recipe.seed),
+        "stop": hash_plain(recipe.prompt.stop),
     }
-    if is_fresh(run, "evaluate", made_from, say):
-        return run / "scores.json"
-    from tunesmith.evaluate.answers import losses
-    from tunesmith.evaluate.compare import Answered, answer, compare
 
-    began = time.time()
+
+def _evaluate(
+    recipe: Recipe,
+    run: Run,
+    made_from: dict[str, str],
+    say: Say,
+    tell: Callable[[str, int, int], None] | None,
+) -> None:
+    from tunesmith.evaluate.compare import Answered, compare, score
+    from tunesmith.evaluate.disturb import disturbed_rows, robust_tables
+    from tunesmith.evaluate.score import Known
+
+    began, wish = time.time(), recipe.evaluate
     parts = asked(recipe, run)
-    wants_loss = any(metric.name == "loss" for metric in recipe.evaluate.metrics)
-    answered: dict[str, list[Answered]] = {}
+    disturbed = disturbed_rows(parts, wish.robustness, seed=recipe.seed, limit=wish.robustness_rows)
+    known = Known(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
+    plain: dict[str, list[Answered]] = {}
+    twins: dict[str, list[Answered]] = {}
     for which, text in _speakers(recipe, run, say):
-        answered[which] = answer(
+        plain[which] = _answered(recipe, run, which, text, parts, made_from, tell)
+        twins[which] = _answered(recipe, run, f"{which}-disturbed", text, disturbed.rows, made_from, tell)
+    kind = str(recipe.data.format.options.get("group") or "group")
+    scores = compare(
+        parts, plain["base"], plain["tuned"], wish.metrics,
+        primary=wish.primary, kind=kind, seed=recipe.seed, known=known,
+    )  # fmt: skip
+    if disturbed.rows:
+        scores["robustness"] = robust_tables(
+            parts, disturbed, plain, twins, lambda row, item: score(row, item, wish.metrics, known), seed=recipe.seed
+        )
+    run.write_json("scores.json", scores)
+    files = [
+        "scores.json",
+        *(f"replies/{which}.jsonl" for which in REPLIES if (run / f"replies/{which}.jsonl").exists()),
+    ]
+    run.seal("evaluate", made_from, files, seconds=round(time.time() - began, 1))
+    for which in REPLIES:
+        (run / f"replies/{which}.part").unlink(missing_ok=True)
+    say(f"evaluate: {scores['verdict']}")
+
+
+def _answered(
+    recipe: Recipe,
+    run: Run,
+    which: str,
+    text: Any,
+    parts: Mapping[str, Sequence[Conversation]],
+    made_from: dict[str, str],
+    tell: Callable[[str, int, int], None] | None,
+) -> list[Any]:
+    """One model's replies to the parts' rows, those of a run that stopped among them; writes replies/WHICH.jsonl."""
+    from tunesmith.evaluate.answers import losses
+    from tunesmith.evaluate.compare import answer
+    from tunesmith.evaluate.kept import Kept
+
+    if not any(parts.values()):
+        return []
+    wants_loss = {"loss", "perplexity"} & {metric.name for metric in recipe.evaluate.metrics}
+    kept = Kept(run / f"replies/{which}.part", made_from)
+    try:
+        found = answer(
             text,
             parts,
             max_new_tokens=recipe.evaluate.max_new_tokens,
             batch=recipe.evaluate.batch,
             losses=functools.partial(losses, text, learn=recipe.prompt.learn) if wants_loss else None,
             tell=functools.partial(tell or (lambda name, done, of: None), which),
+            kept=kept,
         )
-        lines = "".join(json.dumps(item.describe(), ensure_ascii=False) + "\n" for item in answered[which])
-        run.write(f"replies/{which}.jsonl", lines)
-    scores = compare(
-        parts,
-        answered["base"],
-        answered["tuned"],
-        recipe.evaluate.metrics,
-        primary=recipe.evaluate.primary,
-        kind=str(recipe.data.format.options.get("group") or "group"),
-        seed=recipe.seed,
-    )
-    run.write_json("scores.json", scores)
-    files = ["scores.json", "replies/base.jsonl", "replies/tuned.jsonl"]
-    run.seal("evaluate", made_from, files, seconds=round(time.time() - began, 1))
-    say(f"evaluate: {scores['verdict']}")
-    return run / "scores.json"
+    finally:
+        kept.close()
+    lines = "".join(json.dumps(item.describe(), ensure_ascii=False) + "\n" for item in found)
+    run.write(f"replies/{which}.jsonl", lines)
+    return found
+
+
+def _judge(recipe: Recipe, run: Run, say: Say) -> None:
+    """Asks the recipe's judge about base and tuned; writes judge.json."""
+    from tunesmith.evaluate.compare import read_answered
+    from tunesmith.evaluate.judge import Judge, pairs_of
+    from tunesmith.generate.from_server import FromServer
+
+    wish = recipe.evaluate.judge
+    made_from = {"scores": run.fingerprint("evaluate"), "judge": hash_plain(wish.model_dump(mode="json"))}
+    if is_fresh(run, "judge", made_from, say):
+        return
+    parts = asked(recipe, run)
+    base, tuned = (read_answered(run / f"replies/{which}.jsonl") for which in ("base", "tuned"))
+    pairs = pairs_of(parts, base, tuned, limit=wish.rows, seed=recipe.seed, reference=wish.reference)
+    with FromServer(wish.url or "", wish.model, key=wish.key, timeout=wish.timeout) as server:
+        judge = Judge(
+            server, run / "replies/judge.jsonl", criteria=wish.criteria, marks=wish.marks, batch=wish.batch,
+            max_new_tokens=wish.max_new_tokens, temperature=wish.temperature, seed=recipe.seed,
+        )  # fmt: skip
+        found = judge.judge(pairs, say).describe()
+    run.write_json("judge.json", found)
+    if not found["missing"]:  # what is missing is asked for again next time
+        run.seal("judge", made_from, ["judge.json"])
+    counts = ", ".join(f"{found[key]} {what}" for key, what in COUNTED.items())
+    say(f"judge: {counts}")
 
 
 def report(recipe: Recipe, run: Run, say: Say = silent, *, command: str = "") -> Path:
@@ -132,4 +215,4 @@ def _speakers(recipe: Recipe, run: Run, say: Say, *, only: str = "") -> Iterator
     if only != "base":
         attach(model, run / "adapter")
     for which in ("base", "tuned") if not only else (only,):
-        yield which, FromWeights(model, template, tuned=which == "tuned")
+        yield which, FromWeights(model, template, tuned=which == "tuned", stop=recipe.prompt.stop)

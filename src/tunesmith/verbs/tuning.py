@@ -174,12 +174,18 @@ def _keep(
     say(f"train: {outcome.summary['steps']} steps in {seconds:.0f} s. The adapter is {run / 'adapter'}")
 
 
+OF_AN_ADAPTER = (
+    "checkpoints", "adapter", "journal.jsonl", "tensorboard", "replies", "reviews", "scores.json", "judge.json",
+    "reviews.json", "report.html", "card.md",
+)  # fmt: skip
+
+
 def _set_aside(run: Run, say: Say) -> None:
     aside = run / f"old/{time.strftime('%Y%m%d-%H%M%S')}"
     aside.mkdir(parents=True)
-    for name in ("checkpoints", "adapter", "journal.jsonl", "tensorboard", "replies", "scores.json", "report.html"):
+    for name in OF_AN_ADAPTER:
         if (run / name).exists():
             (run / name).rename(aside / name)
-    for product in ("train", "evaluate", "report"):
+    for product in ("train", "evaluate", "judge", "review", "report", "card"):
         (run / f".seals/{product}.json").unlink(missing_ok=True)
     say(f"train: the old adapter and scores are now in {aside}")

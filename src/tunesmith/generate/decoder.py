@@ -1,0 +1,201 @@
+"""Greedy decoding of many prompts at once over the fused decoder's joined weights.
+
+A fixed number of slots is written one token a step; a slot whose reply is done takes the next prompt (continuous
+batching, Yu et al. 2022, Orca). Prompts are read one by one, and prompts with like needs of room share a cache, so that
+every product has the same shape whoever else is being answered: a reply is the same to the last bit alone and in
+company, which padded batches in 16 bits cannot promise.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.hardware import look
+from tunesmith.kernels import decode, norm
+from tunesmith.kernels.attention import Bounds
+from tunesmith.kernels.decode import Cache
+from tunesmith.kernels.packed import Packed, can_pack, linear, pack
+from tunesmith.kernels.product import BaseForm, Joined
+from tunesmith.model.build import Model
+from tunesmith.model.fuse import Fused, flat_of, unfused_config
+from tunesmith.prompt.pack import packed
+from tunesmith.prompt.tokens import Example
+
+SLOTS = (16, 64)  # a batch is one of these: as many as fill a processor's vector units, a card's matrix units
+ROOM = 256  # tokens; caches are multiples of it
+
+Ended = Callable[[Sequence[int]], bool]  # whether a reply of these tokens is done
+
+
+@dataclass
+class _Slot:
+    """One reply on its way: which prompt's, how many tokens that has, what is written."""
+
+    prompt: int
+    length: int
+    written: list[int] = field(default_factory=list)
+
+
+def reasons(model: Model) -> list[str]:
+    """Why this model's replies cannot be written here, for people; empty when they can."""
+    found = unfused_config(model.network.config.to_dict())
+    variant = model.variant
+    if variant is not None and (variant.dora or variant.bias != "none"):
+        found.append("the adapter has gains or biases of its own")
+    if any(layer.start_A is not None for layer in model.lora.values()):
+        found.append("the adapter's start was taken from the base")
+    return found
+
+
+class Decoder:
+    """Writes for the base and for the tuned model over the same weights."""
+
+    def __init__(self, model: Model) -> None:
+        """Joins the model's layers."""
+        self.variant, self.longest, self.device = model.variant, ROOM, model.device
+        self.fused = Fused(model, longest=ROOM, forms=_form(model), plain=True)
+        self.head = _packed(self.fused, model)
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], limit: int, batch: int, ended: Ended, *, tuned: bool
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Each prompt's place and the tokens of its reply, in any order: at most `limit`, or until `ended` says so.
+
+        `batch` is rounded up to one of SLOTS.
+        """
+        many = next((slots for slots in SLOTS if slots >= batch), SLOTS[-1])
+        rooms: dict[int, deque[int]] = defaultdict(deque)
+        for place in sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place)):
+            rooms[-(-(len(prompts[place]) + limit) // ROOM) * ROOM].append(place)
+        self._ready(max(rooms, default=0))
+        with torch.inference_mode(), self.fused.adapter(tuned):
+            for room, queue in sorted(rooms.items()):
+                yield from _Desk(self, many, room).serve(prompts, queue, limit, ended)
+
+    def losses(self, examples: Sequence[Example], pad: int, *, tuned: bool) -> list[float]:
+        """Nats a learnt token of each example, read alone."""
+        self._ready(max(map(len, examples), default=0))
+        found = []
+        with torch.inference_mode(), self.fused.adapter(tuned):
+            for example in examples:
+                flat = flat_of(packed([example], pad), len(example), self.device)
+                found.append(self.fused.loss(flat).item() / len(flat.chosen))
+        return found
+
+    def _ready(self, longest: int) -> None:
+        if longest > self.longest:
+            self.fused.reach(longest)
+            self.longest = longest
+        self.fused.refresh()  # the adapter may have changed since
+
+
+class _Desk:
+    """Slots and their caches for prompts that need like room."""
+
+    def __init__(self, decoder: Decoder, many: int, room: int) -> None:
+        self.fused, self.head, self.room, device = decoder.fused, decoder.head, room, decoder.device
+        form, dtype = self.fused.shapes[0], self.fused.dtype
+        shape = (many, form.keys // form.head, room, form.head)
+        self.caches = [
+            Cache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for _ in self.fused.blocks
+        ]
+        self.slots = torch.arange(many, device=device)
+        self.tokens = torch.zeros(many, dtype=torch.int64, device=device)
+        self.places = torch.zeros(many, dtype=torch.int64, device=device)
+        self.held: list[_Slot | None] = [None] * many
+
+    def serve(
+        self, prompts: Sequence[Sequence[int]], queue: deque[int], limit: int, ended: Ended
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Until the queue and all slots are empty."""
+        while queue or any(self.held):
+            for slot, held in enumerate(self.held):
+                while held is None and queue:
+                    held = self._take(slot, queue.popleft(), prompts)
+                    if ended(held.written) or limit <= 1:
+                        yield held.prompt, held.written[:limit]
+                        held = None
+                self.held[slot] = held
+            if not any(self.held):
+                return
+            for slot, token in enumerate(self._step()):
+                held = self.held[slot]
+                if held is None:
+                    continue
+                held.written.append(token)
+                if ended(held.written) or len(held.written) >= limit:
+                    yield held.prompt, held.written
+                    self.held[slot] = None
+
+    def _take(self, slot: int, prompt: int, prompts: Sequence[Sequence[int]]) -> _Slot:
+        """Reads a prompt into a slot; the reply's first token is known then."""
+        ids = prompts[prompt]
+        self.tokens[slot] = self._read(slot, torch.tensor(ids, device=self.tokens.device))
+        self.places[slot] = len(ids)
+        return _Slot(prompt, len(ids), [int(self.tokens[slot])])
+
+    def _read(self, slot: int, ids: Tensor) -> Tensor:
+        fused, many = self.fused, len(ids)
+        starts = torch.tensor([0, many], dtype=torch.int32, device=ids.device)
+        bounds = Bounds(starts, many, (0, many))
+        h = fused.embed(ids)
+        for block, form, cache in zip(fused.blocks, fused.shapes, self.caches, strict=True):
+            mix = decode.read(cache, slot, bounds, form.rule)
+            h = decode.forward(h, block, fused.cos[:many], fused.sin[:many], form, mix)
+        return self._choose(h[-1:])[0]
+
+    def _step(self) -> list[int]:
+        """One token for every slot; a slot that holds nothing writes nonsense that nobody reads."""
+        fused, places = self.fused, self.places
+        h = fused.embed(self.tokens)
+        cos, sin = fused.cos[places], fused.sin[places]
+        masks: dict[int, Tensor] = {}
+        for block, form, cache in zip(fused.blocks, fused.shapes, self.caches, strict=True):
+            window = form.rule.window
+            if window not in masks:
+                masks[window] = decode.unseen(places, self.room, window, h.dtype)
+            mix = decode.write(cache, self.slots, places, masks[window], form.rule)
+            h = decode.forward(h, block, cos, sin, form, mix)
+        self.tokens.copy_(self._choose(h))
+        self.places.add_(1).clamp_(max=self.room - 1)  # an empty slot's place must not run out of the room
+        return self.tokens.tolist()
+
+    def _choose(self, h: Tensor) -> Tensor:
+        hidden = norm.rms(h, *self.fused.last_norm)
+        scores = self.fused.logits(hidden) if self.head is None else linear(hidden, self.head, None)
+        return scores.argmax(-1)  # a cap on the scores would not change their order
+
+
+def _packed(fused: Fused, model: Model) -> Packed | None:
+    """Packs the blocks' weights where the processor gains by it and has the memory; returns the head's, too."""
+    head = model.network.get_output_embeddings()
+    joined = [each for block in fused.blocks for each in (block.qkv, block.out, block.gate_up, block.down)]
+    weights = [each.base for each in joined if isinstance(each.base, torch.Tensor)]
+    size = sum(weight.nbytes for weight in weights)
+    if len(weights) < len(joined) or not can_pack(weights[0]) or size > 0.25 * look().memory_free:
+        return None
+    fused.blocks = [
+        block._replace(qkv=_pack(block.qkv), out=_pack(block.out), gate_up=_pack(block.gate_up), down=_pack(block.down))
+        for block in fused.blocks
+    ]
+    plain = type(head) is nn.Linear and head.bias is None
+    return pack(head.weight.data, SLOTS[-1]) if plain else None
+
+
+def _pack(joined: Joined) -> Joined:
+    return joined._replace(base=pack(joined.base, SLOTS[-1])) if isinstance(joined.base, torch.Tensor) else joined
+
+
+def _form(model: Model) -> BaseForm:
+    """Dequantised once where that fits: on a processor always, on a card with room to spare."""
+    if model.device.type != "cuda":
+        return "dense"
+    free, _ = torch.cuda.mem_get_info(model.device)
+    size = sum(layer.in_features * layer.out_features for layer in model.network.modules() if hasattr(layer, "state"))
+    return "dense" if 3 * size < 0.8 * free else "stored"  # two bytes an element, half as much for what comes beside

@@ -1,0 +1,84 @@
+"""A decoder block that only writes: no gradient, nothing kept but keys and values.
+
+The same functions as `block.py`'s forward. Slots are rows that are written side by side, one token a step; a slot's
+numbers depend on its own tokens, on how many slots there are and on the cache's room, never on the other slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tunesmith.kernels import gate, norm, product, rotary
+from tunesmith.kernels.attention import Bounds, Rule, attend
+from tunesmith.kernels.block import Block, Form, heads
+
+Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # turned q, k, v (tokens x heads x head) -> tokens x queries
+
+
+class Cache(NamedTuple):
+    """One block's keys and values: slots x key heads x room x head."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def forward(h: Tensor, block: Block, cos: Tensor, sin: Tensor, form: Form, mix: Mix) -> Tensor:
+    """`h` (tokens x hidden) through the block; `cos` and `sin` (tokens x turned) are those of each token's place."""
+    eps, offset = form.eps, form.offset
+    qkv, _ = product.forward(norm.rms(h, block.norm_1, eps, offset), block.qkv)
+    q, k, v = (heads(each, form) for each in torch.split(qkv, [form.queries, form.keys, form.keys], dim=1))
+    if block.norm_q is not None and block.norm_k is not None:
+        q, k = norm.rms(q, block.norm_q, eps, offset), norm.rms(k, block.norm_k, eps, offset)
+    mixed = mix(rotary.rotate_(q, cos, sin), rotary.rotate_(k, cos, sin), v)
+    made, _ = product.forward(mixed, block.out)
+    h = h + (made if block.after_1 is None else norm.rms(made, block.after_1, eps, offset))
+    both, _ = product.forward(norm.rms(h, block.norm_2, eps, offset), block.gate_up)
+    made, _ = product.forward(gate.gated(both, form.activation), block.down)
+    return h + (made if block.after_2 is None else norm.rms(made, block.after_2, eps, offset))
+
+
+def read(cache: Cache, slot: int, bounds: Bounds, rule: Rule) -> Mix:
+    """Attention within one prompt (its tokens in order), whose keys and values go to the beginning of a slot."""
+
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.keys[slot, :, : len(k)] = k.transpose(0, 1)
+        cache.values[slot, :, : len(v)] = v.transpose(0, 1)
+        return attend(q, k, v, bounds, rule)[0].flatten(1)
+
+    return mix
+
+
+def write(cache: Cache, slots: Tensor, places: Tensor, hidden: Tensor, rule: Rule) -> Mix:
+    """Attention of one new token a slot over the slot so far; its own key and value go to its place.
+
+    `slots` counts them, `places` (slots) is where each one's new token stands, `hidden` (slots x 1 x 1 x room) is
+    0 where a key is seen and minus infinity elsewhere.
+    """
+
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.keys[slots, :, places] = k
+        cache.values[slots, :, places] = v
+        grouped = q.view(len(q), k.shape[1], -1, q.shape[2])  # queries of a key head together: nothing is repeated
+        if not rule.cap and q.is_cuda:
+            made = functional.scaled_dot_product_attention(grouped, *cache, attn_mask=hidden, scale=rule.scale)
+            return made.flatten(1)
+        scores = (grouped @ cache.keys.mT).float() * rule.scale  # on a processor half of what its flash kernel takes
+        scores = torch.tanh(scores / rule.cap) * rule.cap if rule.cap else scores
+        weights = torch.softmax(scores + hidden, dim=-1)
+        return (weights.to(v.dtype) @ cache.values).flatten(1)
+
+    return mix
+
+
+def unseen(places: Tensor, room: int, window: int, dtype: torch.dtype) -> Tensor:
+    """The mask that `write` takes: keys behind a slot's place, and those that a window (0: none) has left."""
+    keys = torch.arange(room, device=places.device)[None]
+    out = keys > places[:, None]
+    if window:
+        out = out | (keys <= places[:, None] - window)
+    return torch.zeros(out.shape, dtype=dtype, device=places.device).masked_fill_(out, float("-inf"))[:, None, None]
