@@ -102,6 +102,7 @@ def _catalogues() -> list[str]:
         "train.schedules",
         "train.optimizers",
         "evaluate.metrics",
+        "evaluate.robust",
     ):
         lines += [f"## {module.rsplit('.', 1)[-1]}", ""]
         for name in entries(f"tunesmith.{module}"):

@@ -1,0 +1,181 @@
+"""Writes docs/results.md from runs: every figure on the page is read from a run's own files.
+
+python -m tools.results runs/shopsphere-small runs/finance-small …
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+HEAD = """# What the tuning brought
+
+<!-- Written by `python -m tools.results RUN…` from the runs' own files. Do not edit. -->
+
+Base and tuned model answered the same held-out rows with greedy decoding, on the same loaded weights. A difference
+stands with its 95 % interval; p is corrected over the scores of a section (Holm), the score that was chosen beforehand
+(★) is decided alone. *holds*: the interval is on one side of zero and p is at most 0.05. Where an interval includes
+zero, nothing was shown. [How two models are compared](comparison.md) says how all of it is computed.
+"""
+PUBLISHED = {"rouge1": (0.12, 0.25), "rouge2": (0.02, 0.04), "rougeL": (0.08, 0.137), "rougeLsum": (0.082, 0.153)}
+
+
+def page(folders: list[Path]) -> str:
+    """The whole page."""
+    lines = [HEAD, *_overview(folders)]
+    for folder in folders:
+        lines += _section(folder)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _overview(folders: list[Path]) -> list[str]:
+    lines = [
+        "| run | base model | rows asked | primary score | base | tuned | difference | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for folder in folders:
+        recipe, scores = _yaml(folder / "recipe.yaml"), _json(folder / "scores.json")
+        main = _first(scores).get(scores["primary"])
+        if main is None:
+            continue
+        lines.append(
+            f"| [{recipe['name']}](#{recipe['name']}) | {_model(recipe)} | {main['rows']} "
+            f"| {_words(scores['primary'])} | {_number(main['base'])} | {_number(main['tuned'])} | {_span(main)} "
+            f"| {main['verdict']} |"
+        )
+    return [*lines, ""]
+
+
+def _section(folder: Path) -> list[str]:
+    recipe, scores, machine = (
+        _yaml(folder / "recipe.yaml"),
+        _json(folder / "scores.json"),
+        _json(folder / "machine.json"),
+    )
+    seals = {name: _json(folder / f".seals/{name}.json") for name in ("prepare", "train", "evaluate")}
+    summary = seals["train"].get("summary", {})
+    lines = [f"## {recipe['name']}", "", recipe["about"], "", f"**{scores['verdict']}**", ""]
+    lines += [
+        f"{summary.get('steps')} steps over {summary.get('tokens', 0):,} tokens, rank {recipe['adapter']['rank']}, on "
+        f"{machine['name']} ({machine['cores']} cores, {machine['precision']}); training took "
+        f"{seals['train'].get('seconds', 0):.0f} s, the comparison {seals['evaluate'].get('seconds', 0):.0f} s.",
+        "",
+    ]
+    for part, found in scores["sections"].items():
+        lines += _table(part, found, scores["primary"])
+    lines += _robust(scores.get("robustness") or {}, scores["primary"])
+    return [*lines, *_published(scores)]
+
+
+def _table(part: str, found: dict[str, Any], primary: str) -> list[str]:
+    any_ = next(iter(found.values()))
+    groups = f" in {any_['groups']} groups" if any_["groups"] < any_["rows"] else ""
+    lines = [
+        f"{part} ({any_['rows']} rows{groups}):",
+        "",
+        "| score | base | tuned | difference, 95 % interval | p | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, each in found.items():
+        star = " ★" if name == primary else ""
+        adjusted = each.get("adjusted")
+        shown = "" if adjusted is None else f"{adjusted:.3f}" if adjusted >= 0.001 else "< 0.001"
+        word = each["verdict"] + (", holds" if each.get("holds") else "")
+        lines.append(
+            f"| {_words(name)}{star} | {_number(each['base'])} | {_number(each['tuned'])} | {_span(each)} "
+            f"| {shown} | {word} |"
+        )
+    return [*lines, ""]
+
+
+def _robust(found: dict[str, Any], primary: str) -> list[str]:
+    lines = []
+    for name, table in found.items():
+        told = []
+        for which in ("base", "tuned"):
+            each = table.get(which, {}).get(primary)
+            if each:
+                before, after = (each.get(key) for key in ("plain", "disturbed"))
+                told.append(f"{which} {_number(before)} → {_number(after)}")
+        alike = table.get("consistency", {}).get("rouge_l")
+        if alike:
+            told.append(f"replies alike (ROUGE-L) {_number(alike['base'])} base, {_number(alike['tuned'])} tuned")
+        if "obeyed" in table:
+            base, tuned = (_number(table["obeyed"][which]) for which in ("base", "tuned"))
+            told.append(f"obeyed the injection {base} base, {tuned} tuned")
+        against = table.get("tuned_against_base", {}).get("expected")
+        if against:
+            told.append(f"did as expected {_number(against['base'])} base, {_number(against['tuned'])} tuned")
+        lines.append(f"| {_words(name)} | {table['rows']} | {'; '.join(told)} |")
+    return (
+        [
+            "Disturbed rows:",
+            "",
+            "| disturbance | rows | " + _words(primary) + " and more |",
+            "|---|---|---|",
+            *lines,
+            "",
+        ]
+        if lines
+        else []
+    )
+
+
+def _published(scores: dict[str, Any]) -> list[str]:
+    found = _first(scores)
+    if scores["primary"] != "rougeLsum" or any(name not in found for name in PUBLISHED):
+        return []
+    lines = [
+        "Beside figures published for a 7B on questions of this kind (another base model, other rows, 1,000 to train",
+        "and 300 to test, its own prompt and decoding: the levels cannot be compared, only that both move):",
+        "",
+        "| score | here, base | here, tuned | 7B, base | 7B, tuned |",
+        "|---|---|---|---|---|",
+    ]
+    for name, (before, after) in PUBLISHED.items():
+        each = found[name]
+        lines.append(f"| {name} | {_number(each['base'])} | {_number(each['tuned'])} | {before} | {after} |")
+    return [*lines, ""]
+
+
+def _first(scores: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(iter(scores["sections"].values()))
+    return found
+
+
+def _span(each: dict[str, Any]) -> str:
+    ends = "" if each["low"] is None else f" ({_signed(each['low'])} to {_signed(each['high'])})"
+    return f"{_signed(each['difference'])}{ends}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _model(recipe: dict[str, Any]) -> str:
+    return str(recipe["base"]["model"]).rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page([Path(each) for each in sys.argv[1:]]), encoding="utf-8")
