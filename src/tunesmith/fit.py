@@ -146,11 +146,11 @@ class _Count:
         return parts
 
     def _diagonals(self, layout: _Layout) -> int:
-        """The joined B, their blocks on diagonals; where codes are dequantised on a card, they are joined then."""
+        """The joined B, their blocks on diagonals; where codes are dequantised, they are joined then."""
         s, r = self.shape, self.wish.rank
         wide = (s.queries + 2 * s.keys) * 3 * r + 2 * s.intermediate * 2 * r
-        layers = layout.other if self.card and self.wish.bits == 4 else s.layers
-        return layers * wide * self.number if self.adapter else 0
+        layers = layout.other if self.wish.bits == 4 else s.layers
+        return layers * wide * self.number if self.adapter and self.card else 0
 
     def kept(self, keep: Keep) -> int:
         """Bytes of one token in one block."""

@@ -206,7 +206,13 @@ class Train(Section):
         None, ge=1, description="steps between checkpoints; none: at each validation. Also saved: every two minutes"
     )
     keep: int = Field(2, ge=1, description="newest checkpoints kept beside the best")
-    patience: int | None = Field(None, ge=1, description="stop after so many validations without a better loss")
+    best: Literal["loss", "score"] = Field(
+        "loss",
+        description="which checkpoint is kept: that of the lowest validation loss; or of the best evaluate.primary "
+        "over replies to validation rows, the lower loss where that is equal",
+    )
+    best_rows: int = Field(24, ge=1, description="validation rows that are answered for that, drawn evenly over groups")
+    patience: int | None = Field(None, ge=1, description="stop after so many validations without a better one")
     precision: Literal["auto", "float32", "bfloat16", "float16", "fast"] = Field(
         "auto",
         description="number type of the products; auto: what the machine does fast; fast: frozen products in 8 bits, "

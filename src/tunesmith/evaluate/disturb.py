@@ -52,7 +52,7 @@ def disturbed_rows(
         twins = find(ROBUST, each.name, where=WHERE)(rows, seed, **each.options)  # all: another row may lend its words
         kept = [twin for twin in twins if plain_id(twin.id) not in passed_over]
         if not kept:
-            advice = f"Leave it away, or give the rows what it needs (docs/recipe.md, robust)"
+            advice = "Leave it away, or give the rows what it needs (docs/recipe.md, robust)"
             raise DataError(f"'{title}' applies to none of the rows", where=WHERE, next=advice)
         made[title] = [replace(twin, id=f"{plain_id(twin.id)}~{title}") for twin in kept]
         twinned = {plain_id(twin.id) for twin in kept} & asked

@@ -55,11 +55,13 @@ def reasons(model: Model) -> list[str]:
 class Decoder:
     """Writes for the base and for the tuned model over the same weights."""
 
-    def __init__(self, model: Model) -> None:
-        """Joins the model's layers."""
+    def __init__(self, model: Model, fused: Fused | None = None) -> None:
+        """Joins the model's layers, unless they are joined in `fused` already, which a training goes on with."""
         self.variant, self.longest, self.device = model.variant, ROOM, model.device
-        self.fused = Fused(model, longest=ROOM, forms=_form(model), plain=True)
-        self.head = _packed(self.fused, model)
+        self.fused = fused or Fused(model, longest=ROOM, forms=_form(model), plain=True)
+        self.own = fused is None
+        self.head = _packed(self.fused, model) if self.own else None
+        self.cos, self.sin, self.shapes = self.fused.tables(ROOM)
 
     def write(
         self, prompts: Sequence[Sequence[int]], limit: int, batch: int, ended: Ended, *, tuned: bool
@@ -78,7 +80,7 @@ class Decoder:
                 yield from _Desk(self, many, room).serve(prompts, queue, limit, ended)
 
     def losses(self, examples: Sequence[Example], pad: int, *, tuned: bool) -> list[float]:
-        """Nats a learnt token of each example, read alone."""
+        """Nats a learnt token of each example, read alone. Only of a decoder that joined the layers itself."""
         self._ready(max(map(len, examples), default=0))
         found = []
         with torch.inference_mode(), self.fused.adapter(tuned):
@@ -89,8 +91,10 @@ class Decoder:
 
     def _ready(self, longest: int) -> None:
         if longest > self.longest:
-            self.fused.reach(longest)
+            self.cos, self.sin, self.shapes = self.fused.tables(longest)
             self.longest = longest
+            if self.own:
+                self.fused.reach(longest)
         self.fused.refresh()  # the adapter may have changed since
 
 
@@ -98,8 +102,8 @@ class _Desk:
     """Slots and their caches for prompts that need like room."""
 
     def __init__(self, decoder: Decoder, many: int, room: int) -> None:
-        self.fused, self.head, self.room, device = decoder.fused, decoder.head, room, decoder.device
-        form, dtype = self.fused.shapes[0], self.fused.dtype
+        self.of, self.fused, self.room, device = decoder, decoder.fused, room, decoder.device
+        form, dtype = decoder.shapes[0], self.fused.dtype
         shape = (many, form.keys // form.head, room, form.head)
         self.caches = [
             Cache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
@@ -145,18 +149,18 @@ class _Desk:
         starts = torch.tensor([0, many], dtype=torch.int32, device=ids.device)
         bounds = Bounds(starts, many, (0, many))
         h = fused.embed(ids)
-        for block, form, cache in zip(fused.blocks, fused.shapes, self.caches, strict=True):
-            mix = decode.read(cache, slot, bounds, form.rule)
-            h = decode.forward(h, block, fused.cos[:many], fused.sin[:many], form, mix)
+        cos, sin = self.of.cos[:many], self.of.sin[:many]
+        for block, form, cache in zip(fused.blocks, self.of.shapes, self.caches, strict=True):
+            h = decode.forward(h, block, cos, sin, form, decode.read(cache, slot, bounds, form.rule))
         return self._choose(h[-1:])[0]
 
     def _step(self) -> list[int]:
         """One token for every slot; a slot that holds nothing writes nonsense that nobody reads."""
         fused, places = self.fused, self.places
         h = fused.embed(self.tokens)
-        cos, sin = fused.cos[places], fused.sin[places]
+        cos, sin = self.of.cos[places], self.of.sin[places]
         masks: dict[int, Tensor] = {}
-        for block, form, cache in zip(fused.blocks, fused.shapes, self.caches, strict=True):
+        for block, form, cache in zip(fused.blocks, self.of.shapes, self.caches, strict=True):
             window = form.rule.window
             if window not in masks:
                 masks[window] = decode.unseen(places, self.room, window, h.dtype)
@@ -168,7 +172,7 @@ class _Desk:
 
     def _choose(self, h: Tensor) -> Tensor:
         hidden = norm.rms(h, *self.fused.last_norm)
-        scores = self.fused.logits(hidden) if self.head is None else linear(hidden, self.head, None)
+        scores = self.fused.logits(hidden) if self.of.head is None else linear(hidden, self.of.head, None)
         return scores.argmax(-1)  # a cap on the scores would not change their order
 
 

@@ -23,9 +23,9 @@ BaseForm = Literal["stored", "dense", "fp8"]  # codes dequantised at each use, d
 class Joined(NamedTuple):
     """Layers with the same input. `base` is dense (out x in), NF4 or FP8; packed where nothing goes backward.
 
-    `a` (ranks x in) and `b` (out x ranks, scaled) are in the products' number type; None where nothing is trained.
-    `pieces` are the blocks on `b`'s diagonal with their outputs and ranks; they stand in its place where codes are
-    joined at each use. Empty: `b` is one block.
+    `a` (ranks x in) is in the products' number type, None where nothing is trained. `pieces` are each layer's B
+    (scaled) with its outputs and ranks; `b` (out x ranks) has them as blocks on its diagonal, where a card's kernels
+    want that, and a dense base may then have it behind its rows.
     """
 
     base: Tensor | Nf4 | Fp8 | Packed
@@ -46,9 +46,14 @@ class Target(NamedTuple):
     scale: float
 
 
-def matrix(base: Tensor | Nf4) -> Tensor:
+def matrix(joined: Joined) -> Tensor:
     """The dense weight, out x in."""
-    return nf4.matrix(base) if isinstance(base, Nf4) else base
+    base = joined.base
+    if isinstance(base, Nf4):
+        return nf4.matrix(base)
+    if not isinstance(base, Tensor):
+        raise AssertionError("an 8-bit or packed weight has no dense form")
+    return base if joined.a is None else base[:, : joined.a.shape[1]]
 
 
 def forward(x: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
@@ -60,12 +65,12 @@ def forward(x: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
     elif isinstance(base, Packed):
         y = packed.linear(x, base, joined.bias)
     else:
-        y = functional.linear(x, matrix(base), joined.bias)
-    if joined.a is None or joined.b is None:
+        y = functional.linear(x, matrix(joined), joined.bias)
+    if joined.a is None:
         return y, None
     inner = x @ joined.a.T
-    for outputs, ranks in _parts(joined):
-        y[:, outputs].addmm_(inner[:, ranks], joined.b[outputs, ranks].T)
+    for b, outputs, ranks in joined.pieces:
+        y[:, outputs].addmm_(inner[:, ranks], b.T)
     return y, inner
 
 
@@ -78,20 +83,14 @@ def backward(dy: Tensor, x: Tensor, inner: Tensor | None, joined: Joined, target
 
 def back(dy: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
     """The gradients to x and to x Aᵀ."""
-    base, a, b = joined.base, joined.a, joined.b
-    if isinstance(base, Packed):
-        raise AssertionError("a packed weight has no backward")
-    dx = fp8.product(dy, base.backward, base.backward_scale) if isinstance(base, Fp8) else dy @ matrix(base)
-    if a is None or b is None:
+    base, a = joined.base, joined.a
+    dx = fp8.product(dy, base.backward, base.backward_scale) if isinstance(base, Fp8) else dy @ matrix(joined)
+    if a is None:
         return dx, None
     dinner = torch.empty(len(dy), len(a), dtype=dy.dtype, device=dy.device)
-    for outputs, ranks in _parts(joined):
-        torch.mm(dy[:, outputs], b[outputs, ranks], out=dinner[:, ranks])
+    for b, outputs, ranks in joined.pieces:
+        torch.mm(dy[:, outputs], b, out=dinner[:, ranks])
     return dx.addmm_(dinner, a), dinner
-
-
-def _parts(joined: Joined) -> list[tuple[slice, slice]]:
-    return [(rows, ranks) for _, rows, ranks in joined.pieces] or [(slice(None), slice(None))]
 
 
 def gather(target: Target, dy: Tensor, x: Tensor | None, inner: Tensor | None, dinner: Tensor | None) -> None:

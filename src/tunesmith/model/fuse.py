@@ -95,7 +95,7 @@ class _Group:
         self.height, self.width, self.dtype = sum(heights), self.bases[0].in_features, dtype
         self.ranks = sum(layer.lora_A.shape[0] for layer in self.lora)
         self.a: Tensor | None = None  # ranks x in, a part of one flat array
-        self.b: Tensor | None = None  # out x ranks, blocks on the diagonal
+        self.b: Tensor | None = None  # out x ranks, blocks on the diagonal, for a card's own kernels
         self.pieces: tuple[tuple[Tensor, slice, slice], ...] = ()  # each layer's scaled B with its outputs and ranks
         self.target = Target(None, (), 1.0)
         self.base = self._joined(form, self.ranks if behind else 0)
@@ -187,8 +187,12 @@ class Fused:
 
     def reach(self, longest: int) -> None:
         """Makes the tables and rules for examples of at most `longest` tokens."""
-        self.cos, self.sin = _turns(_decoder(self.model), longest, self.dtype, self.model.device)
-        self.shapes = [_form(self.model, layer, self.dtype, longest) for layer in self.layers]
+        self.cos, self.sin, self.shapes = self.tables(longest)
+
+    def tables(self, longest: int) -> tuple[Tensor, Tensor, list[block.Form]]:
+        """cos and sin of each place (longest x turned), and what is constant in each block."""
+        cos, sin = _turns(_decoder(self.model), longest, self.dtype, self.model.device)
+        return cos, sin, [_form(self.model, layer, self.dtype, longest) for layer in self.layers]
 
     @contextlib.contextmanager
     def adapter(self, on: bool) -> Iterator[None]:
@@ -223,7 +227,7 @@ class Fused:
         """Moves a group's adapter to its places in the flat arrays; returns the next places."""
         first, ranks, gradients = at_a, 0, []
         pieces = []
-        at_use = self.own_kernels and isinstance(group.base, nf4.Nf4) and len(group.bases) > 1
+        at_use = not self.own_kernels or (isinstance(group.base, nf4.Nf4) and len(group.bases) > 1)
         if group.b is None and len(group.bases) > 1 and not at_use:
             group.b = torch.zeros(group.height, group.ranks, device=self.small_b.device, dtype=self.dtype)
         for layer, rows in zip(group.lora, group.rows, strict=True):
@@ -234,7 +238,7 @@ class Fused:
             pieces.append((small, rows, of))
             if group.b is not None:
                 self._blocks_b.append((group.b[rows, of], small))
-            elif not at_use:  # otherwise joined with the codes, when those are dequantised
+            elif not at_use:  # otherwise taken piece by piece, or joined with the codes when those are dequantised
                 group.b = small
             gradients.append((cast(Tensor, layer.lora_B.grad), rows, of))
             at_a, at_b, ranks = at_a + layer.lora_A.numel(), at_b + layer.lora_B.numel(), of.stop

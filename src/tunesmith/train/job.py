@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Job:
     fingerprint: str
     watcher: Watcher | None = None
     layout: Layout = Layout()
+    scorer: Callable[[Any], float] | None = None  # how good replies are, more is better; takes the fused decoder
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.conversation import read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.find import find
 from tunesmith.memory import Plan
@@ -50,10 +51,12 @@ def _made_from(recipe: Recipe, run: Run, weights: Weights) -> dict[str, str]:
     prepared = run.fingerprint("prepare")  # raises when the rows are not prepared
     _refuse_leaks(recipe, run)
     wishes = recipe.train.model_dump(mode="json", exclude={"spread"})
+    if recipe.train.best == "score":
+        wishes["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
     return {
         "data": prepared,
         "base": hash_plain([weights.fingerprint, recipe.base.bits]),
-        "prompt": hash_plain(recipe.prompt.model_dump(mode="json")),
+        "prompt": hash_plain(recipe.prompt.model_dump(mode="json", exclude={"stop"})),
         "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
         **{f"train.{key}": hash_plain(value) for key, value in wishes.items()},
         "seed": str(recipe.seed),
@@ -128,6 +131,7 @@ def _train(
     model = load(weights, bits=recipe.base.bits, device=device, precision=machine.precision)
     if made.dense:
         model.keep_dense()
+    scorer = _scorer(recipe, run, model, template, shard) if recipe.train.best == "score" else None
     job = Job(
         model=model,
         tokenizer=template.tokenizer,
@@ -144,12 +148,47 @@ def _train(
         fingerprint=hash_plain([dict(made_from), machine.precision, CHECKPOINTS, *(["fsdp"] if shard else [])]),
         watcher=watch,
         layout=Layout(made.forms, made.keeps, made.chunk, made.table),
+        scorer=scorer,
     )
     engine = find("tunesmith.train.engines", recipe.train.engine.name, function="train", where="train.engine")
     outcome = engine(job, **recipe.train.engine.options)
     if first():
         _keep(run, made, outcome, measure(), made_from, weights, round(time.time() - began, 1), say)
     spread.wait()
+
+
+def _scorer(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) -> Callable[[Any], float]:
+    """The primary score of replies to some validation rows, more being better. Raises RecipeError where none is had."""
+    from tunesmith.evaluate.compare import answer, choose, score
+    from tunesmith.evaluate.score import Known
+    from tunesmith.generate.decoder import Decoder
+    from tunesmith.generate.from_weights import FromWeights
+
+    wish = recipe.evaluate
+    if recipe.train.engine.name != "native" or shard:
+        how = "a base in parts (fsdp)" if shard else f"engine {recipe.train.engine.name}"
+        advice = "Set it to loss"
+        raise RecipeError(f"{how} cannot write replies between its steps", where="train.best", next=advice)
+    parts = choose({"valid": read_rows(run / "data/valid.jsonl")}, recipe.train.best_rows, recipe.seed)
+    rows = {row.id: row for row in parts["valid"]}
+    known = Known(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
+    text = FromWeights(model, template, tuned=True, stop=recipe.prompt.stop)
+
+    def scored(fused: Any) -> float:
+        if fused is not None and (model.decoder is None or model.decoder.fused is not fused):
+            model.decoder = Decoder(model, fused)
+        found = answer(
+            text, parts, max_new_tokens=wish.max_new_tokens, batch=wish.batch, losses=None, tell=lambda done, of: None
+        )
+        made = [score(rows[item.id], item, wish.metrics, known).get(wish.primary) for item in found]
+        values = [each for each in made if each is not None]
+        if not values:
+            advice = "Set it to loss, or evaluate.primary to a score that replies have"
+            raise RecipeError(f"'{wish.primary}' cannot be told of replies alone", where="train.best", next=advice)
+        mean = sum(each.value for each in values) / len(values)
+        return -mean if values[0].better == "lower" else mean
+
+    return scored
 
 
 def _keep(

@@ -41,6 +41,7 @@ class Progress:
     seconds: float = 0.0
     best_loss: float = math.inf
     best_step: int = 0
+    best_score: float = -math.inf  # 0 where the loss alone decides
     waited: int = 0  # validations since the best
     micro_tokens: int = 0
     scale: float = 65536.0  # of the loss, for float16 only
@@ -280,18 +281,28 @@ class _Loop:
         mine = spread.own(range(len(self.job.valid)), [len(example) for example in self.job.valid])
         total, learnt = spread.add_up([], self.gradients.validation(mine), self.model.device)
         loss = total / learnt
-        journal.tell("valid", progress.step, loss=loss)
+        score = self._score() if progress.step else None
+        journal.tell("valid", progress.step, loss=loss, **({} if score is None else {"score": score}))
         if not progress.step:
             return  # the base's own loss is where the curve starts, not a candidate
-        if loss < progress.best_loss:
-            progress.best_loss, progress.best_step, progress.waited = loss, progress.step, 0
+        if (-(score or 0.0), loss) < (-progress.best_score, progress.best_loss):
+            progress.best_score, progress.best_loss = score or 0.0, loss
+            progress.best_step, progress.waited = progress.step, 0
             if not self._saving_is_due():
                 self._save(journal)
             return
         progress.waited += 1
         if self.settings.patience and progress.waited >= self.settings.patience and not progress.ended:
             progress.ended = True
-            journal.tell("note", progress.step, text=f"no better loss in {progress.waited} validations: stopped early")
+            journal.tell("note", progress.step, text=f"nothing better in {progress.waited} validations: stopped early")
+
+    def _score(self) -> float | None:
+        """How good the replies are, where the recipe chooses by that; all processes get the first one's number."""
+        scorer = self.job.scorer
+        if scorer is None:
+            return None
+        fused = self.gradients.fused if isinstance(self.gradients, by_hand.Gradients) else None
+        return spread.from_first(lambda: scorer(fused))
 
     def _save(self, journal: Journal) -> None:
         if not first() or self.progress.step in checkpoint.steps(self.folder)[:1]:
@@ -336,6 +347,7 @@ class _Loop:
             "steps": progress.step,
             "best_step": progress.best_step,
             "best_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
+            **({} if self.job.scorer is None else {"best_score": progress.best_score}),
             "tokens": progress.tokens,
             "padding": round(self._padding(), 4),
             "seconds": round(progress.seconds, 1),

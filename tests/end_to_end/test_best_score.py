@@ -1,0 +1,74 @@
+"""The checkpoint that is kept may be chosen by the replies' score; that leaves the training itself as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith import verbs
+from tunesmith.errors import RecipeError
+from tunesmith.model.adapter import read_adapter
+from tunesmith.recipe import read_recipe
+from tunesmith.run import Run
+from tunesmith.train import checkpoint
+from tunesmith.train.journal import read_journal
+
+WISH: dict[str, Any] = {
+    "train__evaluate_every": 2,
+    "train__epochs": 3,
+    "train__learning_rate": 1e-2,
+    "train__keep": 50,
+    "evaluate__metrics": ["length", "loss"],
+    "evaluate__primary": "length",
+    "evaluate__max_new_tokens": 24,
+}
+
+
+def trained(path: Path, runs: Path) -> Run:
+    recipe = read_recipe(str(path))
+    run = verbs.open_run(recipe, runs)
+    verbs.prepare(recipe, run)
+    verbs.train(recipe, run)
+    return run
+
+
+@pytest.mark.parametrize("variant", [{}, {"adapter__dora": True}], ids=["fused", "by autograd"])
+def test_the_best_reply_score_decides_and_disturbs_nothing(
+    recipe_file: Callable[..., Path], tmp_path: Path, variant: dict[str, Any]
+) -> None:
+    plain = trained(recipe_file(**WISH, **variant), tmp_path / "loss")
+    run = trained(recipe_file(**WISH, **variant, train__best="score", train__best_rows=4), tmp_path / "score")
+    losses, found = (
+        [event["loss"] for event in read_journal(each / "journal.jsonl") if event["kind"] == "step"]
+        for each in (plain, run)
+    )
+    assert losses == found
+    events = [event for event in read_journal(run / "journal.jsonl") if event["kind"] == "valid" and event["step"]]
+    assert len({event["score"] for event in events}) > 1
+    best = max(events, key=lambda event: (event["score"], -event["loss"]))
+    summary = (run.read_seal("train") or {})["summary"]
+    assert (summary["best_step"], summary["best_score"]) == (best["step"], best["score"])
+    kept = checkpoint.load(run / "checkpoints", best["step"])
+    assert kept is not None
+    _, tensors = read_adapter(run / "adapter")
+    first = next(name for name in kept.tensors if name.endswith("lora_B"))
+    saved = next(
+        value
+        for name, value in tensors.items()
+        if first.removeprefix("adapter.").split(".lora_B")[0] in name and "lora_B" in name
+    )
+    assert (saved == kept.tensors[first]).all()
+
+
+def test_a_score_that_replies_have_not_is_refused(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    wish = {**WISH, "evaluate__metrics": ["loss"], "evaluate__primary": "loss", "train__best": "score"}
+    with pytest.raises(RecipeError, match="cannot be told of replies alone"):
+        trained(recipe_file(**wish), tmp_path)
+
+
+def test_another_engine_cannot(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="engine trl cannot write replies"):
+        trained(recipe_file(**WISH, train__best="score", train__engine="trl"), tmp_path)
