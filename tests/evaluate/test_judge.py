@@ -18,7 +18,7 @@ from chat_server import ChatServer, Once, serve
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import RunError
 from tunesmith.evaluate.compare import Answered
-from tunesmith.evaluate.judge import GIVE_UP, Judge, Judged, Pair, pairs_of, read_verdict, request, wilson
+from tunesmith.evaluate.judge import GIVE_UP, Judge, Judged, Pair, pairs_of, read_verdict, request
 from tunesmith.generate.from_server import FromServer
 from tunesmith.generate.text import Reply
 
@@ -312,12 +312,3 @@ def test_pairs_are_the_drawn_rows_replies() -> None:
     assert asked[1].text.index("a!") < asked[1].text.index("a1") < asked[1].text.index("a0")
     with pytest.raises(ValueError, match="ids of their own"):
         Judge(None, Path("none")).judge([found[0], found[0]], lambda text: None)  # type: ignore[arg-type]
-
-
-def test_wilsons_interval() -> None:
-    found = wilson(8, 10)
-    z, share, of = 1.959963984540054, 0.8, 10
-    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
-    half = z / (1 + z * z / of) * (share * (1 - share) / of + z * z / (4 * of * of)) ** 0.5
-    assert found and (found["low"], found["high"]) == pytest.approx((middle - half, middle + half), abs=1e-12)
-    assert wilson(0, 0) is None

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import ResourceError, RunError
+from tunesmith.evaluate.agreement import cohen, fleiss, wilson
 from tunesmith.evaluate.review import (
     QUESTIONS,
     Answer,
@@ -21,14 +22,11 @@ from tunesmith.evaluate.review import (
     Pair,
     Preference,
     Reviews,
-    cohen,
     draw,
-    fleiss,
     pair_up,
     read_replies,
     read_reviews,
     summarise,
-    wilson,
 )
 
 # Fleiss 1971, table 1: 30 patients, each judged by 6 psychiatrists; how many chose each of 5 diagnoses.

@@ -272,7 +272,9 @@ def _measured(
         found = {
             (name, metric): difference
             for name in others
-            for metric, difference in _differences(rows, scored[against], scored[name], seed).items()
+            for metric, difference in differences(
+                [(group, scored[against][key], scored[name][key]) for key, group in rows], seed
+            ).items()
         }
         settled = settle(found, alone=(others[0], primary) if place == 0 and len(others) == 1 else None)
         for name in others:
@@ -280,15 +282,16 @@ def _measured(
     return made
 
 
-def _differences(rows: Sequence[tuple[Key, str]], before: Scored, after: Scored, seed: int) -> dict[str, Difference]:
-    """Each metric's difference over the rows that have it for both models."""
+def differences(
+    rows: Sequence[tuple[str, Mapping[str, Score], Mapping[str, Score]]], seed: int
+) -> dict[str, Difference]:
+    """Each score's difference over the rows that have it on both sides: of each row the group and both sides' scores.
+
+    Rows that have it on one side are counted as missing.
+    """
     made: dict[str, Difference] = {}
-    for name in dict.fromkeys(name for key, _ in rows for name in (*before[key], *after[key])):
-        both = [
-            (group, before[key][name], after[key][name])
-            for key, group in rows
-            if name in before[key].keys() & after[key]
-        ]
+    for name in dict.fromkeys(name for _, before, after in rows for name in (*before, *after)):
+        both = [(group, before[name], after[name]) for group, before, after in rows if name in before and name in after]
         if not both:
             continue
         made[name] = paired(
@@ -298,7 +301,7 @@ def _differences(rows: Sequence[tuple[Key, str]], before: Scored, after: Scored,
             better=both[0][1].better,
             fold=both[0][1].fold,
             seed=seed,
-            missing=sum(name in before[key].keys() ^ after[key] for key, _ in rows),
+            missing=sum((name in before) != (name in after) for _, before, after in rows),
         )
     return made
 

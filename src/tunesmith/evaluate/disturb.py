@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evaluate.compare import Answered, choose
+from tunesmith.evaluate.compare import Answered, choose, differences
 from tunesmith.evaluate.score import Score
 from tunesmith.evaluate.statistics import Difference, paired, settle
 from tunesmith.find import find
@@ -161,37 +161,15 @@ def _measured(seen: Sequence[_Seen], seed: int) -> Found:
             found["consistency", name] = paired(base, tuned, groups, better="higher", seed=seed)
     for which in ("base", "tuned"):
         sides = [(each.twin.group, each.plain_scores[which], each.scores[which]) for each in twins]
-        found |= {(which, name): each for name, each in _by_score(sides, seed).items()}
+        found |= {(which, name): each for name, each in differences(sides, seed).items()}
     sides = [(each.twin.group, each.scores["base"], each.scores["tuned"]) for each in seen]
-    found |= {("tuned_against_base", name): each for name, each in _by_score(sides, seed).items()}
+    found |= {("tuned_against_base", name): each for name, each in differences(sides, seed).items()}
     ordered = [each for each in twins if "canary" in each.twin.fields]
     if ordered:
         base, tuned = ([float(_obeys(each, which)) for each in ordered] for which in ("base", "tuned"))
         groups = [each.twin.group for each in ordered]
         found["obeyed", ""] = paired(base, tuned, groups, better="lower", seed=seed)
     return found
-
-
-def _by_score(
-    sides: Sequence[tuple[str, Mapping[str, Score], Mapping[str, Score]]], seed: int
-) -> dict[str, Difference]:
-    """A Difference for each score that both sides of some row have; rows with it on one side are counted in it."""
-    made = {}
-    for name in dict.fromkeys(name for _, before, _ in sides for name in before):
-        both = [
-            (group, before[name], after[name]) for group, before, after in sides if name in before and name in after
-        ]
-        if both:
-            made[name] = paired(
-                [before.value for _, before, _ in both],
-                [after.value for _, _, after in both],
-                [group for group, _, _ in both],
-                better=both[0][1].better,
-                fold=both[0][1].fold,
-                seed=seed,
-                missing=sum((name in before) != (name in after) for _, before, after in sides),
-            )
-    return made
 
 
 def rouge_l(one: str, other: str) -> float:

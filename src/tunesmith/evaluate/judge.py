@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, cast
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import ModelError, ResourceError, RunError, TunesmithError
+from tunesmith.evaluate.agreement import wilson
 from tunesmith.evaluate.compare import Answered, choose
 from tunesmith.evaluate.statistics import Difference, paired, settle
 from tunesmith.generate.text import Reply
@@ -127,7 +128,7 @@ class Judged:
             "missing": counts[None],
             "equal": sum(map(_equal, self.pairs)),
             "failures": dict(self.failures),
-            "preference": wilson(counts["tuned"], counts["tuned"] + counts["base"]),
+            "preference": _preference(counts["tuned"], counts["tuned"] + counts["base"]),
             "difference": settled["difference"].describe() if "difference" in settled else None,
             "agreement": _share([one.better == two.better for one, two in asked]),
             "order_decided": _share([_place(one) == _place(two) != "" for one, two in asked]),
@@ -319,14 +320,12 @@ def read_verdict(text: str, nonce: str, *, marks: bool) -> dict[str, Any] | None
     return found if fits else None
 
 
-def wilson(wins: int, of: int) -> dict[str, float] | None:
-    """The share `wins` of `of` with Wilson's score interval (Wilson 1927, doi:10.1080/01621459.1927.10502953), 95 %."""
-    from scipy.stats import binomtest
-
+def _preference(wins: int, of: int) -> dict[str, float] | None:
+    """The share `wins` of `of` with its interval."""
     if not of:
         return None
-    span = binomtest(wins, of).proportion_ci(0.95, method="wilson")
-    return {"share": wins / of, "low": float(span.low), "high": float(span.high), "of": of}
+    low, high = wilson(wins, of)
+    return {"share": wins / of, "low": low, "high": high, "of": of}
 
 
 def _framed(name: str, text: str, nonce: str) -> str:
