@@ -96,7 +96,7 @@ def _train(run: Run, recipe: Recipe, weights: str) -> None:
     made_from = {
         "data": run.fingerprint("prepare"),
         "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
-        "prompt": hash_plain(recipe.prompt.model_dump(mode="json")),
+        "prompt": hash_plain(recipe.prompt.model_dump(mode="json", exclude={"stop"})),
         **{f"train.{key}": hash_plain(value) for key, value in recipe.train.model_dump(mode="json").items()},
     }
     summary = {"steps": 12, "best_step": 10, "best_loss": 1.1, "tokens": 4321, "seconds": 60.0}

@@ -66,8 +66,9 @@ def _section(folder: Path) -> list[str]:
         f"{seals['train'].get('seconds', 0):.0f} s, the comparison {seals['evaluate'].get('seconds', 0):.0f} s.",
         "",
     ]
-    for part, found in scores["sections"].items():
-        lines += _table(part, found, scores["primary"])
+    (first, found), *others = scores["sections"].items()
+    lines += _table(first, found, scores["primary"])
+    lines += _others(dict(others), scores["primary"])
     lines += _robust(scores.get("robustness") or {}, scores["primary"])
     return [*lines, *_published(scores)]
 
@@ -91,6 +92,20 @@ def _table(part: str, found: dict[str, Any], primary: str) -> list[str]:
             f"| {shown} | {word} |"
         )
     return [*lines, ""]
+
+
+def _others(sections: dict[str, Any], primary: str) -> list[str]:
+    """The primary score in the other parts; the report has all scores of each."""
+    lines = []
+    for part, found in sections.items():
+        name = primary if primary in found else next(iter(found))
+        each = found[name]
+        lines.append(
+            f"| {part} | {each['rows']} | {_words(name)} | {_number(each['base'])} | {_number(each['tuned'])} "
+            f"| {_span(each)} | {each['verdict']} |"
+        )
+    head = ["| part | rows | score | base | tuned | difference, 95 % interval | |", "|---|---|---|---|---|---|---|"]
+    return [*head, *lines, ""] if lines else []
 
 
 def _robust(found: dict[str, Any], primary: str) -> list[str]:

@@ -205,6 +205,26 @@ def compare(
 
 
 @app.command()
+def curve(
+    name: RecipeName,
+    small: Small = False,
+    set: Set = None,
+    runs: Runs = Path("runs"),
+    shares: Annotated[
+        str, typer.Option("--shares", help="Percents of the training rows, 100 among them.")
+    ] = "25,50,100",
+    raw: Annotated[bool, typer.Option("--raw", help="Also the rows as they came: did cleaning help?")] = False,
+    again: Again = False,
+) -> None:
+    """Train on growing shares of the rows, ask all the same held-out rows: would more rows help?"""
+    from tunesmith import verbs
+
+    wanted = verbs.to_shares(shares)
+    with _opened(name, small, set, runs) as (recipe, folder), _training() as watch, _answering() as tell:
+        verbs.curve(recipe, folder, _say, watch, tell, shares=wanted, raw=raw, again=again, command=_command())
+
+
+@app.command()
 def card(
     name: RecipeName,
     small: Small = False,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_opinions import judgement, people, robustness
 
 from strict_pages import (
     EVIL,
@@ -24,7 +26,7 @@ from strict_pages import (
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.evaluate.compare import Answered, compare
 from tunesmith.generate.text import Reply
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Named, Recipe
 from tunesmith.report import plots
 from tunesmith.report.page import code, number
 from tunesmith.report.pages_of_run import report_page
@@ -57,11 +59,22 @@ ROWS = {
 def reported(recipe: Recipe, tmp_path: Path) -> Callable[..., str]:
     """reported(**parts to leave out or change) -> the page of a small run."""
 
-    def make(audit: dict[str, Any] | None = None, events: list[dict[str, Any]] | None = None) -> str:
+    def make(
+        audit: dict[str, Any] | None = None,
+        events: list[dict[str, Any]] | None = None,
+        change: Callable[[dict[str, Any]], object] = lambda scores: None,
+        cut: str = "",
+        extra_text: str = "",
+    ) -> str:
         said = {"base": f"{EVIL} {LINE} base", "tuned": f"1. {EVIL}\n2. tuned"}
         answers = {
             which: [
-                Answered(row.id, part, Reply(text, which == "tuned", 5), 2.0 if row.answer else None)
+                Answered(
+                    row.id,
+                    part,
+                    Reply((part == "unseen" and which == "tuned" and extra_text) or text, which == "tuned", 5, cut),
+                    2.0 if row.answer else None,
+                )
                 for part, members in ROWS.items()
                 for row in members
             ]
@@ -77,6 +90,7 @@ def reported(recipe: Recipe, tmp_path: Path) -> Callable[..., str]:
             seed=1,
         )
         machine = {"name": EVIL, "device": "cpu", "cores": 2, "precision": "float32", "why": EVIL}
+        change(scores)
         plain = {
             "scores.json": scores,
             "audit.json": audit or account(),
@@ -133,7 +147,7 @@ def test_the_report_says_what_was_found(reported: Callable[..., str]) -> None:
         "New questions, topics known from training (3 rows in 1 topic)",
         "Only 2 topics: rows of one topic resemble each other",
         "Asked about other things, the tuned model did what it should in 0 % of the prompts (base: 100 %).",
-        "4 questions in 2 topics were asked.",
+        "4 questions in 2 topics were asked. How small a change they would have shown is not known.",
         "1200 steps in 61.5 seconds, 12,345 tokens. The adapter of step 2 was kept",
         "planned 2.0 GiB, measured 300 MiB while training",
         "cut: did not stop by itself.",
@@ -142,22 +156,121 @@ def test_the_report_says_what_was_found(reported: Callable[..., str]) -> None:
         "torch 2 <b>",
     ]:
         assert words in " ".join(read.text.split(" ")), words
-    assert (len(read.named("details")), text.count("<details open>")) == (7, 3)
+    items = [each for each in read.named("details") if "item" in (each.get("class") or "")]
+    assert (len(items), [each["class"] for each in items if "open" in each]) == (
+        5,
+        ["item is-better is-flip is-run-on"],
+    )
     assert [svg["aria-label"] for svg in read.named("svg")] == [
         "Differences with 95 % intervals",
         "Loss falling over training steps",
     ]
     assert "What a good reply does" in read.text
-    cells = re.findall(r"<td>numbered steps.*?</tr>", text)[0]
-    assert re.findall(r'<td class="n">(.*?)</td>', cells) == [
-        "0.000",
-        "1.000",
-        "1.000",
-        "1.000 to 1.000",
-        "4 / 0 / 0",
+    cells, sure = (re.findall(r'<td class="n">(.*?)</td>', line) for line in lines_of(text, "numbered steps")[:2])
+    interval = '<span class="how">1.000 to 1.000</span>'
+    assert cells == ["0.000", "1.000", f"1.000{interval}"]
+    assert sure == ["4 / 0 / 0", "0", "0.500", "1.000", "0.000", "–"]  # p of two groups, whose flips are four
+    assert '<span class="better-word">better</span><span class="how">† unconfirmed</span>' in text
+    assert '<td class="n">–</td>' in lines_of(text, "length")[1]  # no side is good, so no row is better
+
+
+def lines_of(page: str, score: str) -> list[str]:
+    """The lines about a score in all tables."""
+    return re.findall(rf'<th scope="row">{score}\b.*?</tr>', page)
+
+
+def test_what_holds_is_said_in_words(reported: Callable[..., str]) -> None:
+    def holds(scores: dict[str, Any]) -> None:
+        scores["sections"]["all"]["numbered_steps"] |= {"holds": True, "detectable": 0.25, "missing": 3, "p": 0.0001}
+
+    text = reported(change=holds)
+    first, sure = lines_of(text, "numbered steps")[:2]
+    assert '<span class="how">✓ holds</span>' in first
+    assert re.findall("<td.*?>(.*?)</td>", sure) == [
+        "4 / 0 / 0", "3", "&lt; 0.001", "1.000", "0.000", "0.250", "✓ yes",
+    ]  # fmt: skip
+    assert "A change smaller than 0.25 would have gone unnoticed 1 time in 5 or more often." in Page(text).text
+    assert "Where rows come from five topics or fewer, nothing can hold" in Page(text).text
+
+
+def test_scores_of_an_earlier_version_are_still_shown(reported: Callable[..., str]) -> None:
+    def older(scores: dict[str, Any]) -> None:
+        del scores["unpaired"]
+        for found in scores["sections"].values():
+            for each in found.values():
+                for name in ("p", "adjusted", "holds", "effect", "detectable", "missing", "fold"):
+                    del each[name]
+
+    text = reported(change=older)
+    assert "A change smaller than half the interval's width would not be noticed." in Page(text).text
+    assert "p, Holm</th>" not in text
+    assert "unconfirmed" not in text
+    assert '<span class="better-word">better</span></td>' in text
+    check_foreign_text(text)
+
+
+def test_scores_that_no_row_has_for_both_are_named(reported: Callable[..., str]) -> None:
+    text = reported(change=lambda scores: scores.update(unpaired={"all": {"grounded": 3}, "unseen": {"grounded": 1}}))
+    assert Page(text).text.count("Grounded could be measured in 3 rows, in none of them for both models") == 1
+    assert Page(text).text.count("Grounded could be measured in 1 row, in none of them for both models") == 1
+
+
+def test_an_exponential_is_not_drawn_beside_shares(reported: Callable[..., str]) -> None:
+    def exponential(scores: dict[str, Any]) -> None:
+        scores["sections"]["all"]["perplexity"] = {**scores["sections"]["all"]["loss"], "fold": "exp"}
+
+    text = reported(change=exponential)
+    assert lines_of(text, "perplexity")
+    assert "perplexity (lower is better)" not in text
+
+
+def test_replies_are_sifted_without_any_script(reported: Callable[..., str]) -> None:
+    text = reported()
+    read = Page(text)
+    inputs = [(each["id"], "disabled" in each, "checked" in each) for each in read.named("input")]
+    assert {each["type"] for each in read.named("input")} == {"radio"}
+    assert len({each["name"] for each in read.named("input")}) == 1
+    assert inputs == [
+        ("show-all", False, True),
+        ("show-better", False, False),
+        ("show-worse", True, False),
+        ("show-unchanged", True, False),
+        ("show-flip", False, False),
+        ("show-run-on", False, False),
     ]
-    (length,) = re.findall(r"<td>length.*?</tr>", text)[:1]
-    assert '<td class="n">–</td>' in length  # no side is good, so no row is better
+    labels = re.findall(r"<label>(?:<input [^>]*>)<span>(.*?)</span></label>", text)  # each holds its button: its name
+    assert labels == [
+        "all (5)", "better (4)", "worse (0)", "unchanged (0)", "flips, 0 to 1 or 1 to 0 (4)",
+        "cut or run on (5; by tuned 0)",
+    ]  # fmt: skip
+    for key in ("better", "worse", "unchanged", "flip", "run-on"):
+        rule = f"#replies-shown:has(#show-{key}:checked) .item:not(.is-{key}):not(:has(:target)) {{ display: none; }}"
+        assert rule in "".join(read.styles)
+        shown = [each for each in read.named("details") if f"is-{key}" in (each.get("class") or "").split()]
+        (label,) = (each for each in labels if each.startswith(("cut",) if key == "run-on" else (key,)))
+        assert f"({len(shown)}" in label
+
+
+def test_what_got_worst_is_linked(reported: Callable[..., str]) -> None:
+    def worsen(scores: dict[str, Any]) -> None:
+        for place, row in enumerate(scores["rows"][:3]):
+            row["base"]["numbered_steps"], row["tuned"]["numbered_steps"] = 0.5, 0.4 - 0.1 * place
+
+    text = reported(change=worsen)
+    check_plots_and_ids(text)  # links lead somewhere
+    assert "The 3 that lost most, worst first" in text
+    assert re.findall('<a href="#reply-([0-9]+)">', text) == ["3", "2", "1"]
+    assert "show-flip" not in text  # half a point is no flip
+    assert "lost most" not in reported()
+
+
+def test_what_was_cut_is_shown_as_cut(reported: Callable[..., str]) -> None:
+    text = reported(cut=f"\nUser: {EVIL} {TOPIC} again\n")
+    check_foreign_text(text)
+    assert text.count("Cut off behind a stop string, no part of the reply:") == 10
+    assert f"User: {EVIL} {TOPIC} again" in Page(text).text
+    assert "cut or run on (5; by tuned 5)" in text
+    assert "Cut off behind" not in reported(cut=" \n")
 
 
 def test_a_report_without_held_out_groups_says_so(reported: Callable[..., str]) -> None:
@@ -245,3 +358,107 @@ def test_a_plot_is_the_same_each_time() -> None:
 def test_the_kept_step_is_marked() -> None:
     assert "kept: step 2" in Page(plots.curves([(1, 2.0), (2, 1.0)], [(2, 1.5)], 2)).texts
     assert "kept" not in plots.curves([(1, 2.0)], [], None)
+
+
+def test_all_that_was_measured_stands_on_the_page_as_text(reported: Callable[..., str], tmp_path: Path) -> None:
+    judgement(tmp_path, 18, 2, 2, missing=1)
+    people(tmp_path)
+    text = reported(change=lambda scores: scores.update(robustness={**robustness(), TOPIC: robustness()["typos"]}))
+    check_foreign_text(text)
+    check_plots_and_ids(text)
+    check_nothing_is_fetched(text)
+    words = " ".join(Page(text).text.split())
+    for expected in [
+        "The same requests, disturbed",
+        "by the base: safer than the base.",
+        "The judge preferred the tuned model: tuned won 18 of 20 decided pairs",
+        "This is the opinion of a language model and no measurement",
+        "18 tuned won 3 ties 2 base won 1 missing",
+        "agreed with itself in 91 % of the pairs",
+        "People preferred the tuned model: tuned won 5 of 5 decided pairs",
+        "One reading is enough to understand it.",
+        "6 of 6; 61 to 100 %",  # Wilson's interval
+        "reviewer-1, reviewer-2 6 100 %",
+    ]:
+        assert expected in words, expected
+    headings = re.findall("<h2 id=.(.*?).>", text)
+    assert headings == [
+        "verdict", "scores", "disturbed", "judge", "review", "funnel", "training", "replies", "limits", "used",
+    ]  # fmt: skip
+
+
+def test_what_was_not_measured_is_not_on_the_page(reported: Callable[..., str]) -> None:
+    text = reported()
+    assert not re.search('id="(disturbed|judge|review)"', text)
+
+
+def test_statements_without_support_are_marked_in_the_reply(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, reported: Callable[..., str]
+) -> None:
+    recipe.evaluate.metrics.append(Named("grounded", {}))
+    fields = {"Applicant Name": "Ann Example", "Skillsets": "welding"}
+    monkeypatch.setitem(ROWS, "unseen", [replace(ROWS["unseen"][0], fields=fields)])
+    said = "I know <b onclick=x>Kubernetes</b> & welding."
+    text = reported(extra_text=said)
+    check_foreign_text(text)
+    (marked,) = re.findall(r'I know &lt;b onclick=x&gt;<span class="said unsupported">(.*?)</div>', text)
+    assert marked == 'Kubernetes</span><span class="word unsupported"> [unsupported 1]</span>&lt;/b&gt; &amp; welding.'
+    assert "unsupported: “Kubernetes” – no field names Kubernetes" in Page(text).text
+    assert "unsupported statements (1; by tuned 1)" in text
+    assert 'class="item is-unchanged is-run-on is-doubted"' in text
+
+
+def test_every_colour_of_a_plot_is_the_pages() -> None:
+    drawn = [
+        plots.curves([(1, 2.0), (2, 1.0)], [(2, 1.5)], 2),
+        plots.bars([("a", 3), ("b", 2)], "rows"),
+        plots.intervals([("a", -1, 0, 1)]),
+        plots.histogram([1, 2, 3], [1, 2], "words"),
+    ]
+    for plot in drawn:
+        colours = re.findall(r"(?:var\((--\w+), )?(#[0-9a-f]{6})", plot)
+        assert colours
+        assert {name for name, _ in colours} <= set(plots.VARIABLES.values())
+        texts = re.findall("<text([^>]*)>", plot)
+        assert texts
+        assert all("var(--ink" in attributes for attributes in texts)  # else black, which a dark page hides
+
+
+def test_a_label_that_names_a_colour_is_drawn_as_it_stands() -> None:
+    assert f'style="fill: {plots.INK}"' in Page(plots.bars([(f'style="fill: {plots.INK}"', 3)], "rows")).texts
+
+
+def test_the_page_is_readable_in_light_and_dark(reported: Callable[..., str]) -> None:
+    style = "".join(Page(reported()).styles)
+    light, dark = (
+        dict(re.findall("(--[a-z]+): (#[0-9a-f]{6})", block)) for block in re.findall(":root {(.*?)}", style)[:2]
+    )
+    assert light.keys() == dark.keys()
+    assert set(plots.VARIABLES.values()) <= light.keys()
+    for palette in (light, dark):
+        for ground in ("--paper", "--wash"):
+            for ink in ("--ink", "--soft", "--good", "--bad", "--accent", "--second"):
+                assert contrast(palette[ink], palette[ground]) >= 4.5, (ink, ground)  # WCAG 2.2, 1.4.3
+        assert contrast(palette["--ink"], palette["--mark"]) >= 4.5
+    assert "@media screen and (prefers-color-scheme: dark)" in style  # paper stays white
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours (WCAG 2.2, relative luminance)."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_print_opens_what_is_closed_and_shows_every_reply(reported: Callable[..., str]) -> None:
+    style = "".join(Page(reported()).styles)
+    assert "details::details-content { content-visibility: visible;" in style.split("@media print {")[2]
+    sieves = style[style.index("#replies-shown:has") :]
+    assert style[: style.index("#replies-shown:has")].rstrip().endswith("@media screen {")  # no sieve on paper
+    assert "max-height" not in style
+    assert sieves.count("display: none") == 11  # five sieves by row and by part, and the buttons on paper

@@ -23,7 +23,7 @@ from tunesmith.prompt.tokens import stop_ids
 from tunesmith.recipe import Recipe
 from tunesmith.report.page import number, render
 from tunesmith.report.pages_of_run import limits as limits_of
-from tunesmith.report.pages_of_run import title
+from tunesmith.report.replies import title
 
 REMOVED = "[removed]"
 PRIVATE = ("email", "phone", "card", "iban", "ssn", "ip")

@@ -15,8 +15,14 @@ from tunesmith.find import entries, find
 from tunesmith.memory import show_bytes
 from tunesmith.recipe import Recipe
 from tunesmith.report import plots
+from tunesmith.report.opinions import disturbed, judged, reviewed
 from tunesmith.report.page import render
+from tunesmith.report.replies import read_items, sieves, title, worst
 from tunesmith.train.journal import read_journal
+
+__all__ = ["limits", "report_page", "title"]
+
+TOO_FEW = 5  # groups, whose 2⁵ sign flips give no p below 0.0625 (statistics.permuted)
 
 
 def report_page(
@@ -27,29 +33,44 @@ def report_page(
     command: str,
     seals: Mapping[str, dict[str, Any]],
 ) -> str:
-    """The page about the run: `rows` are the rows that were asked, by part."""
+    """The page about the run: `rows` are the rows that were asked, by part.
+
+    `seals` are the run's seals by product: prepare, train and evaluate; with those of judge and review, where there
+    are such, the page says when their verdicts are of earlier replies.
+    """
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     events = read_journal(folder / "journal.jsonl")
     training = seals["train"]["summary"]
     first = next(iter(scores["sections"].values()))
     titles = {part: title(part, scores["kind"]) for part in scores["sections"]}
-    chosen = [name for name in first if first[name]["better"] != "neither" and first[name]["low"] is not None]
+    measured = {metric.name for metric in recipe.evaluate.metrics}
+    review = reviewed(folder, seals)
+    replies = read_items(folder, rows, scores, recipe.evaluate.metrics)
     return render(
         "report.html",
         name=recipe.name,
         about=recipe.about.rstrip("."),
         base=recipe.base.model,
         scores=scores,
-        plot=plots.intervals([_interval(name, first[name]) for name in chosen]),
+        plot=plots.intervals([_interval(name, first[name]) for name in _drawn(first)]),
         titles=titles,
+        few=any(next(iter(found.values()))["groups"] <= TOO_FEW for found in scores["sections"].values()),
         kind=scores["kind"],
         meanings=_meanings(recipe),
         audit=audit,
         curves=plots.curves(_points(events, "step"), _points(events, "valid"), training.get("best_step")),
         training=training,
         notes=[event for event in events if event["kind"] == "note"],
-        replies=_replies(folder, rows, scores),
+        replies={title(part, scores["kind"]): items for part, items in replies.items()},
+        sieves=sieves(replies, recipe.evaluate.metrics),
+        worst=worst(replies),
+        doubt_word="unsupported" if "grounded" in measured else "contradicted",
+        logs=first.get(scores["primary"], {}).get("fold") == "exp",
+        disturbed=disturbed(scores, recipe.evaluate.robustness),
+        judge=judged(folder, recipe, seals),
+        review=review,
+        review_titles={part: title(part, scores["kind"]) for part in (review or {}).get("sections", {})},
         limits=limits(scores, audit, recipe),
         used=_used(recipe, folder, seals),
         command=command,
@@ -57,19 +78,18 @@ def report_page(
     )
 
 
+def _drawn(found: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The scores whose intervals stand beside one another: an exponential would press the others into a point."""
+    return [
+        name
+        for name, each in found.items()
+        if each["better"] != "neither" and each["low"] is not None and each.get("fold", "mean") == "mean"
+    ]
+
+
 def _interval(name: str, found: dict[str, Any]) -> tuple[str, float, float, float]:
     shown = name.replace("_", " ") + (" (lower is better)" if found["better"] == "lower" else "")
     return shown, found["low"], found["difference"], found["high"]
-
-
-def title(part: str, kind: str) -> str:
-    """A part of the held-out rows in words; `kind` is what the rows' groups are called."""
-    known = {
-        "all": "all held-out rows",
-        "test": f"new questions, {plural(kind)} known from training",
-        "unseen": f"{plural(kind)} never seen in training",
-    }
-    return known.get(part, part)
 
 
 def _points(events: Sequence[dict[str, Any]], kind: str) -> list[tuple[int, float]]:
@@ -84,49 +104,13 @@ def _meanings(recipe: Recipe) -> dict[str, str]:
     return found
 
 
-def _replies(
-    folder: Path, rows: Mapping[str, Sequence[Conversation]], scores: dict[str, Any]
-) -> dict[str, list[dict[str, Any]]]:
-    texts = {
-        which: {(item["part"], item["id"]): item for item in _lines(folder / "replies" / f"{which}.jsonl")}
-        for which in ("base", "tuned")
-    }
-    values = {(item["part"], item["id"]): item for item in scores["rows"]}
-    shown: dict[str, list[dict[str, Any]]] = {}
-    main = scores["primary"]
-    for part, members in rows.items():
-        for row in members:
-            key = (part, row.id)
-            wanted = row.answer or str(row.fields.get("good_reply", ""))
-            shown.setdefault(title(part, scores["kind"]), []).append(
-                {
-                    "question": row.question,
-                    "group": row.group,
-                    "base": texts["base"][key],
-                    "tuned": texts["tuned"][key],
-                    "base_scores": values[key]["base"],
-                    "tuned_scores": values[key]["tuned"],
-                    "marks": [values[key][which].get(main) for which in ("base", "tuned")],
-                    "wanted": wanted,
-                    "wanted_title": "The row's own answer" if row.answer else "What a good reply does",
-                }
-            )
-    return shown
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")  # not splitlines(): a reply may hold U+2028, which JSON leaves as it is
-    return [json.loads(line) for line in text.split("\n") if line]
-
-
 def limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> list[str]:
     """What the scores do not show, a sentence each."""
     first = next(iter(scores["sections"].values()))
     primary = first.get(scores["primary"]) or next(iter(first.values()))
     groups = f"{primary['groups']} {plural(scores['kind'], primary['groups'])}"
     said = [
-        f"{primary['rows']} questions in {groups} were asked. A change smaller than half the interval's width would "
-        "not be noticed.",
+        f"{primary['rows']} questions in {groups} were asked. {_unnoticed(primary)}",
         "The scores look at form and at likeness to the rows' own answers. Whether an answer is true, people must say.",
         "Replies were written with greedy decoding; other settings give other replies.",
     ]
@@ -144,6 +128,17 @@ def limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> lis
     if primary["low"] == primary["high"]:
         said.append("Every row changed by the same amount, so the interval shows no width; more rows would show some.")
     return said
+
+
+def _unnoticed(primary: Mapping[str, Any]) -> str:
+    """How small a change these rows would have missed."""
+    if "detectable" not in primary:  # scores of an earlier version
+        return "A change smaller than half the interval's width would not be noticed."
+    if primary["detectable"] is None:
+        return "How small a change they would have shown is not known."
+    found = primary["detectable"]
+    size = f"{found:.2f}" if found >= 0.01 else f"{found:.1g}"
+    return f"A change smaller than {size} would have gone unnoticed 1 time in 5 or more often."
 
 
 def _leaks(found: dict[str, Any] | None) -> str:

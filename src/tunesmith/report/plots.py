@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 WIDTH = 9.0  # inches at 96 pixels: what a card of the page holds
-INK, GREY, FIRST, SECOND = "#1f2933", "#7b8794", "#0b5cad", "#b44d12"
+INK, GREY, FIRST, SECOND, PAPER = "#1f2933", "#7b8794", "#0b5cad", "#b44d12", "#ffffff"
+VARIABLES = {INK: "--ink", GREY: "--soft", FIRST: "--first", SECOND: "--second", PAPER: "--paper"}  # of the page
 
 
 def curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]], best: int | None) -> str:
@@ -27,14 +28,14 @@ def curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a token)")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return _svg(figure, "Loss falling over training steps")
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> str:
     """How many rows have which length: bin edges, one more than counts."""
     figure, axes = _axes(WIDTH / 3 - 0.12, 2.1)
-    axes.stairs(counts, edges, fill=True, color=FIRST, edgecolor="white", linewidth=0.6)
+    axes.stairs(counts, edges, fill=True, color=FIRST, edgecolor=PAPER, linewidth=0.6)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
     axes.set_ylabel("rows")
@@ -48,7 +49,9 @@ def bars(items: Sequence[tuple[str, int]], label: str) -> str:
     axes.barh(range(len(names)), counts, color=FIRST, height=0.7)
     axes.set_yticks(range(len(names)), [_label(name) for name in names], fontsize=8)
     for place, count in enumerate(counts):
-        axes.annotate(str(count), (count, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.annotate(
+            str(count), (count, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, color=INK
+        )
     axes.set_xlabel(label)
     axes.margins(x=0.08, y=0.01)
     return _svg(figure, f"Bars of {label}")
@@ -79,8 +82,10 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=INK)
-    axes.xaxis.label.set_fontsize(8)
-    axes.yaxis.label.set_fontsize(8)
+    axes.spines[:].set_edgecolor(INK)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_fontsize(8)
+        label.set_color(INK)
     return figure, axes
 
 
@@ -93,6 +98,14 @@ def _svg(figure: Any, title: str) -> str:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the reader's own fonts draw it
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     drawn = re.sub('<g id="[^"]*"', "<g", sink.getvalue())  # figure_1 and the like would stand in each plot of a page
+    drawn = re.sub("<[a-z][^<>]*>", lambda tag: _coloured(tag[0]), drawn)
     start = drawn.index("<svg")
     tag_end = drawn.index(">", start)
     return f'{drawn[start:tag_end]} role="img" aria-label="{title}">{drawn[tag_end + 1 :]}'
+
+
+def _coloured(tag: str) -> str:
+    """A tag whose colours are the page's, light or dark; without a page they are those that were drawn."""
+    for colour, name in VARIABLES.items():
+        tag = tag.replace(colour, f"var({name}, {colour})")
+    return tag

@@ -132,7 +132,7 @@ def side_by_side(folders: Sequence[Path]) -> SideBySide:
 
 def runs_page(found: SideBySide) -> str:
     """The comparison as one offline page."""
-    from tunesmith.report.pages_of_run import title
+    from tunesmith.report.replies import title
 
     main = next(iter(found.sections.values()))
     return render(
@@ -223,9 +223,10 @@ def _recipe(folder: Path, trained: Mapping[str, Any]) -> tuple[dict[str, Any], s
 
 def _changed(written: Mapping[str, Any], made_from: Mapping[str, str]) -> list[str]:
     """Sections that recipe.yaml now writes otherwise than the adapter was trained with."""
-    told = {"adapter": written.get("adapter"), "prompt": written.get("prompt")}
+    prompt = {key: value for key, value in (written.get("prompt") or {}).items() if key != "stop"}  # not of training
+    told = {"adapter": written.get("adapter"), "prompt": prompt}
     told |= {f"train.{key}": value for key, value in (written.get("train") or {}).items()}
-    if (written.get("prompt") or {}).get("template") != "model":
+    if prompt.get("template") != "model":
         del told["prompt"]  # a template's path stands as it was found, not as the recipe wrote it
     return [name for name, value in told.items() if name in made_from and hash_plain(value) != made_from[name]]
 

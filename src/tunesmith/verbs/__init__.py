@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.verbs.auditing import Audited, audit, to_audit, undo
     from tunesmith.verbs.comparing import asked, chat, evaluate, report
+    from tunesmith.verbs.curving import curve, to_shares
     from tunesmith.verbs.listing import RunRow, card, compare_runs, runs
     from tunesmith.verbs.planning import plan
     from tunesmith.verbs.reading import processes
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "auditing": ("Audited", "audit", "to_audit", "undo"),
     "comparing": ("asked", "chat", "evaluate", "report"),
+    "curving": ("curve", "to_shares"),
     "listing": ("RunRow", "card", "compare_runs", "runs"),
     "planning": ("plan",),
     "reading": ("processes",),
@@ -46,6 +48,7 @@ __all__ = [
     "chat",
     "check",
     "compare_runs",
+    "curve",
     "evaluate",
     "new",
     "open_run",
@@ -57,6 +60,7 @@ __all__ = [
     "runs",
     "synthesize",
     "to_audit",
+    "to_shares",
     "train",
     "undo",
 ]

@@ -154,12 +154,14 @@ def report(recipe: Recipe, run: Run, say: Say = silent, *, command: str = "") ->
         "adapter": run.fingerprint("train"),
         "about": recipe.about,
         "command": command,
+        "metrics": hash_plain(recipe.evaluate.model_dump(mode="json", include={"metrics"})),
+        **{name: hash_file(run / name) if (run / name).is_file() else "" for name in ("judge.json", "reviews.json")},
     }
     if is_fresh(run, "report", made_from, say):
         return run / "report.html"
     from tunesmith.report.pages_of_run import report_page
 
-    seals = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate")}
+    seals = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate", "judge", "review")}
     run.write("report.html", report_page(recipe, run.path, asked(recipe, run), command=command, seals=seals))
     run.seal("report", made_from, ["report.html"])
     say(f"report: {run / 'report.html'}")

@@ -215,7 +215,8 @@ def _keep(
 
 OF_AN_ADAPTER = (
     "checkpoints", "adapter", "journal.jsonl", "tensorboard", "replies", "reviews", "scores.json", "judge.json",
-    "reviews.json", "report.html", "card.md",
+    "reviews.json", "report.html", "card.md", "curve.json",
+    "curve.html",
 )  # fmt: skip
 
 
@@ -225,6 +226,6 @@ def _set_aside(run: Run, say: Say) -> None:
     for name in OF_AN_ADAPTER:
         if (run / name).exists():
             (run / name).rename(aside / name)
-    for product in ("train", "evaluate", "judge", "review", "report", "card"):
+    for product in ("train", "evaluate", "judge", "review", "report", "card", "curve"):
         (run / f".seals/{product}.json").unlink(missing_ok=True)
     say(f"train: the old adapter and scores are now in {aside}")

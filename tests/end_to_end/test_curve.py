@@ -1,0 +1,218 @@
+"""A learning curve: how rows are drawn, and one on a tiny model: stopped, gone on with, asked for again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import toy_rows
+from handmade import row
+from strict_pages import Page
+from tunesmith.data.conversation import Conversation, read_rows
+from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.recipe import read_recipe
+from tunesmith.report.runs_page import side_by_side
+from tunesmith.run import Run, hash_path
+from tunesmith.train.journal import read_journal
+from tunesmith.verbs.curving import curve, nested, to_shares
+from tunesmith.verbs.shared import PARTS, open_run
+
+QUICK = {
+    "train__epochs": 1,
+    "train__checkpoint_every": 1,
+    "evaluate__metrics": ["loss", "stops"],
+    "evaluate__max_new_tokens": 3,
+    "data__checks": ["empty", "duplicate", "leak"],
+    "data__repair": True,
+    "evaluate__robustness": ["upper"],
+    "evaluate__robustness_rows": 2,
+}
+POINTS = (".", "curve/50", "curve/raw")
+
+
+@pytest.fixture
+def dirty(rows_file: Path) -> Path:
+    """The toy rows; two of them once more, one that only mending makes readable, and one that is no row."""
+    rows = [*toy_rows(), *toy_rows()[:2]]
+    rows.append({"topic": "t1", "prompt": "where is the cafÃ© list kept?", "completion": "1. Open the cafÃ©.  "})
+    rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"topic": "t1"}\n')
+    return rows_file
+
+
+def many(sizes: dict[str, int]) -> list[Conversation]:
+    members = [(group, n) for group, size in sizes.items() for n in range(size)]
+    return [row(place, f"{group} {n}?", group=group) for place, (group, n) in enumerate(members)]
+
+
+@pytest.mark.parametrize("sizes", [{"": 1000}, {f"t{n}": 10 for n in range(40)}, {"a": 300, "b": 77, "c": 9, "d": 1}])
+def test_shares_are_nested_of_the_asked_size_and_even_over_groups(sizes: dict[str, int]) -> None:
+    rows = many(sizes)
+    shares = (5, 10, 25, 50, 75, 100)
+    drawn = nested(rows, shares[::-1], 3)
+    assert [*drawn] == [*shares]
+    inside: set[str] = set()
+    for share, members in drawn.items():
+        ids = [each.id for each in members]
+        assert ids == [each.id for each in rows if each.id in set(ids)]  # in the order they came
+        assert len(ids) == (share * len(rows) + 50) // 100
+        assert inside <= set(ids)
+        inside = set(ids)
+        counts = Counter(each.group for each in members)
+        assert all(abs(counts[group] - share * size / 100) <= 1.5 for group, size in sizes.items())
+
+
+def test_many_small_groups_beside_a_large_one_are_drawn_alike() -> None:
+    """Were groups to begin at random, the 1,000 singles would come to half by chance alone: 500 +- 16."""
+    half = nested(many({"large": 1000, **{f"s{n}": 1 for n in range(1000)}}), [50], 7)[50]
+    assert abs(sum(each.group == "large" for each in half) - 500) <= 2
+
+
+def test_the_draw_is_the_seeds_and_the_contents_not_the_orders() -> None:
+    rows = many({f"t{n}": 10 for n in range(20)})
+    ids = [
+        {each.id for each in nested(given, [25], seed)[25]} for given, seed in ((rows, 3), (rows[::-1], 3), (rows, 4))
+    ]
+    assert ids[0] == ids[1] != ids[2]
+    assert len(ids[0] & ids[2]) < 30  # of 50, as many as chance lets two seeds share
+
+
+def started(run: Run) -> int:
+    return sum(event["kind"] in ("start", "resume") for event in read_journal(run / "journal.jsonl"))
+
+
+def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
+    recipe_file: Callable[..., Path], dirty: Path, tmp_path: Path
+) -> None:
+    recipe = read_recipe(str(recipe_file(**{**QUICK, "data__checks": ["broken", *QUICK["data__checks"]]})))
+    run = open_run(recipe, tmp_path / "runs")
+    runs = {name: Run(run / name) for name in POINTS}
+    seen: list[int] = []
+
+    def stop(event: dict[str, Any]) -> None:
+        if (run / "curve/50/journal.jsonl").exists() and event["kind"] == "step" and event["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        curve(recipe, run, watch=stop, shares=(50, 100), raw=True)
+    first = hash_path(run / "adapter")
+    assert runs["."].read_seal("evaluate") and runs["curve/50"].read_seal("train") is None
+
+    answered: Counter[str] = Counter()
+    said: list[str] = []
+    curve(
+        recipe, run, said.append, lambda event: seen.append(event["step"]), lambda which, *_: answered.update([which]),
+        shares=(100, 50), raw=True,
+    )  # fmt: skip
+    assert hash_path(run / "adapter") == first and "100 %: train: fresh" in " ".join(said)
+    assert [e["step"] for e in read_journal(run / "curve/50/journal.jsonl") if e["kind"] == "resume"] == [1]
+    asked = run.read_json("curve.json")["asked"]
+    assert answered == {
+        "tuned": 2 * asked,
+        "tuned-disturbed": 2 * 2,
+    }  # the base answered in the first call, for all points
+    replies = {name: (each / "replies/base.jsonl").read_text() for name, each in runs.items()}
+    texts = {tuple(json.loads(line)["text"] for line in text.splitlines()) for text in replies.values()}
+    assert len(texts) == 1
+
+    whole = {part: read_rows(run / f"data/{part}.jsonl") for part in PARTS}
+    half = read_rows(run / "curve/50/data/train.jsonl")
+    assert len(half) == (len(whole["train"]) + 1) // 2 and {r.id for r in half} < {r.id for r in whole["train"]}
+    for name in POINTS[1:]:
+        assert all(
+            (run / name / f"data/{p}.jsonl").read_text() == (run / f"data/{p}.jsonl").read_text() for p in PARTS[1:]
+        )
+    raw = read_rows(run / "curve/raw/data/train.jsonl")
+    held = {row.origin for part in PARTS[1:] for row in whole[part]}
+    assert not held & {row.origin for row in raw}
+    prompts = {row.question for part in PARTS[1:] for row in whole[part]}
+    assert not prompts & {row.question for row in raw}
+    assert any("Ã©" in row.question for row in raw) and not any("Ã©" in row.question for row in whole["train"])
+
+    plain = run.read_json("curve.json")
+    assert [point["name"] for point in plain["points"]] == ["50", "100", "raw"]
+    counts = plain["raw"]
+    assert counts["read"] == 40 == counts["rows"] + sum(v for k, v in counts.items() if k not in ("read", "rows"))
+    assert (counts["unreadable"], counts["held_out"]) == (1, len(held))
+    assert counts["leaking"] + len(raw) - len(whole["train"]) == 2 - counts["unseen_group"]  # the two that stand twice
+    for point in plain["points"]:
+        own = runs[point["run"]]
+        scores = own.read_json("scores.json")
+        assert point["rows"] == len(read_rows(own / "data/train.jsonl"))
+        assert point["steps"] == own.read_seal("train")["summary"]["steps"] == -(-point["rows"] // 4)  # type: ignore[index]
+        assert point["scores"]["loss"]["value"] == pytest.approx(scores["sections"]["all"]["loss"]["tuned"])
+        assert point["base"]["loss"]["base"] == pytest.approx(plain["points"][0]["base"]["loss"]["base"])
+    step = plain["points"][0]["next"]
+    assert step["against"] == "100" and step["scores"]["loss"]["difference"] == pytest.approx(
+        plain["points"][1]["scores"]["loss"]["value"] - plain["points"][0]["scores"]["loss"]["value"]
+    )
+    assert plain["points"][1]["next"] is None and plain["points"][2]["next"]["against"] == "100"
+    assert plain["sentence"] in Page((run / "curve.html").read_text()).text
+
+    for part in runs.values():
+        account = part.read_json("audit.json")
+        told = (*account["parts"].values(), *account["dropped"].values(), account["not_drawn"])
+        assert account["read"] == sum(told) and min(told) >= 0
+    assert open_run(read_recipe(str(run / "curve/50")), tmp_path).path == run / "curve/50"  # a run like any other
+    beside = side_by_side([run / "curve/50", run.path]).sections["all"]["loss"]["against"]["toy"]
+    assert (beside["low"], beside["high"]) == (step["scores"]["loss"]["low"], step["scores"]["loss"]["high"])
+
+    before = {name: (started(each), hash_path(each / ".seals")) for name, each in runs.items()}
+    seen.clear()
+    answered.clear()
+    curve(
+        recipe,
+        run,
+        watch=lambda event: seen.append(1),
+        tell=lambda *_: answered.update(["x"]),
+        shares=(50, 100),
+        raw=True,
+    )
+    assert {name: (started(each), hash_path(each / ".seals")) for name, each in runs.items()} == before
+    assert not seen and not answered
+
+    other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": 3e-3})})
+    with pytest.raises(RunError, match=r"trained with something else: train\.learning_rate changed.*--again"):
+        curve(other, run, shares=(50, 100))
+    curve(other, run, shares=(50, 100), again=True)
+    assert hash_path(run / "adapter") != first and (run / "curve/50/old").is_dir()
+    assert [point["name"] for point in run.read_json("curve.json")["points"]] == ["50", "100"]
+
+    with Run(run / "curve/50").lock(), pytest.raises(RunError, match="works on this run"):
+        curve(other, run, shares=(50, 100))
+
+
+def test_shares_are_read_as_they_are_written() -> None:
+    assert to_shares("25, 50,100") == (25, 50, 100)
+    for text in ("", "a half,100", "12.5,100", "25,,100"):
+        with pytest.raises(RecipeError, match=r"are no shares\. Give whole percents"):
+            to_shares(text)
+
+
+@pytest.mark.parametrize(
+    ("shares", "kind", "words"),
+    [
+        ((25, 50), RecipeError, "make no curve"),
+        ((100,), RecipeError, "make no curve"),
+        ((0, 100), RecipeError, "are no shares"),
+        ((50, 50, 100), RecipeError, "are no shares"),
+        (
+            (10, 50, 100),
+            DataError,
+            r"10 % of 20 training rows are 2, and a share needs 8 or more\. Leave out what is be",
+        ),
+        ((10, 100), DataError, "Give larger shares, or add rows"),
+    ],
+)
+def test_shares_that_make_no_curve_are_refused_before_training(
+    recipe_file: Callable[..., Path], tmp_path: Path, shares: tuple[int, ...], kind: type[Exception], words: str
+) -> None:
+    recipe = read_recipe(str(recipe_file()))
+    run = open_run(recipe, tmp_path / "runs")
+    with pytest.raises(kind, match=words):
+        curve(recipe, run, shares=shares)
+    assert not (run / "curve").exists() and not (run / "adapter").exists()
