@@ -14,6 +14,7 @@ from tunesmith.recipe import read_recipe
 from tunesmith.train.journal import read_journal
 
 
+@pytest.mark.slow
 def test_the_embedded_model_learns_and_replies(tmp_path: Path) -> None:
     settings = {
         "train.epochs": 1,
