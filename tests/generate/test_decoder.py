@@ -103,4 +103,5 @@ def test_what_the_adapter_learnt_since_is_used(tiny: Callable[..., Path]) -> Non
 def test_what_is_left_to_transformers_is_said(tiny: Callable[..., Path]) -> None:
     assert reasons(loaded(tiny("llama"), "float32")) == []
     assert "gains" in reasons(loaded(tiny("llama"), "float32", dora=True))[0]
+    assert "embeddings" in reasons(loaded(tiny("llama"), "float32", train_also=["embeddings", "head"]))[0]
     assert "gpt2" in reasons(load(fetch(str(tiny("gpt2"))), bits=4, device="cpu", precision="float32"))[0]

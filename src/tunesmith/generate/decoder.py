@@ -47,6 +47,8 @@ def reasons(model: Model) -> list[str]:
     variant = model.variant
     if variant is not None and (variant.dora or variant.bias != "none"):
         found.append("the adapter has gains or biases of its own")
+    if variant is not None and variant.train_also:
+        found.append("embeddings or head are trained, which the base must not share")
     if any(layer.start_A is not None for layer in model.lora.values()):
         found.append("the adapter's start was taken from the base")
     return found
