@@ -179,3 +179,14 @@ def check_plots_and_ids(page: str) -> None:
     assert used and used <= set(ids)
     inside = {(a["href"] or "")[1:] for a in read.named("a") if (a.get("href") or "").startswith("#")}
     assert inside <= set(ids)
+
+
+def check_read_by_ear_and_keyboard(read: Page) -> list[str]:
+    """What scrolls can be reached and has a name, tables and sections are labelled; the headings' ids in order."""
+    scrolled = [each for each in read.named("div") if "scroll" in str(each.get("class"))]
+    assert scrolled and all(each["tabindex"] == "0" and each["role"] == "region" for each in scrolled)
+    assert len({each["aria-label"] for each in scrolled}) == len(scrolled)
+    assert all(each.get("scope") in ("col", "row") for each in read.named("th"))
+    ids = [each["id"] for each in read.named("h2")]
+    assert [each["aria-labelledby"] for each in read.named("section")] == ids == [*dict.fromkeys(ids)]
+    return ids

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from greedy import never, slowly
 from tunesmith.generate.decoder import ROOM, Decoder, reasons
 from tunesmith.model.build import Model, add_adapter, load
 from tunesmith.model.fuse import FAMILIES
@@ -30,20 +31,6 @@ def loaded(folder: Path, precision: str, **adapter: Any) -> Model:
             layer.lora_B.normal_(std=0.3, generator=source)
     model.network.eval()
     return model
-
-
-def slowly(model: Model, ids: list[int], limit: int) -> list[int]:
-    """Greedy decoding by the model's own layers, without cache or company."""
-    written: list[int] = []
-    with torch.inference_mode():
-        while len(written) < limit:
-            logits = model.network(input_ids=torch.tensor([ids + written]), use_cache=False).logits
-            written.append(int(logits[0, -1].argmax()))
-    return written
-
-
-def never(_: object) -> bool:
-    return False
 
 
 @pytest.mark.parametrize("family", FAMILIES)

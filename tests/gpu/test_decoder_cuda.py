@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from greedy import never, slowly
 from tunesmith.generate.decoder import Decoder
 from tunesmith.model.build import Model, add_adapter, load
 from tunesmith.model.fuse import FAMILIES
@@ -26,19 +27,6 @@ def loaded(folder: Path, precision: str) -> Model:
             layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=source) * 0.3)
     model.network.eval()
     return model
-
-
-def slowly(model: Model, ids: list[int], limit: int) -> list[int]:
-    written: list[int] = []
-    with torch.inference_mode():
-        while len(written) < limit:
-            given = torch.tensor([ids + written], device="cuda")
-            written.append(int(model.network(input_ids=given, use_cache=False).logits[0, -1].argmax()))
-    return written
-
-
-def never(_: object) -> bool:
-    return False
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from handmade import row
-from strict_pages import EVIL, MONEY, Page, check_nothing_is_fetched
+from strict_pages import EVIL, MONEY, Page, check_nothing_is_fetched, check_read_by_ear_and_keyboard
 from tunesmith.data.conversation import Conversation
 from tunesmith.evaluate.compare import Answered, compare
 from tunesmith.evaluate.statistics import holm, paired
@@ -183,12 +183,7 @@ def test_the_page_holds_text_as_text_and_fetches_nothing() -> None:
 
 def test_the_page_is_read_by_ear_by_keyboard_and_without_colour() -> None:
     read = Page(curve_page("toy", made(point(25, 250, 1.6), point(50, 500, 1.3), point(100, 1000, 1.1))))
-    scrolled = [each for each in read.named("div") if "scroll" in str(each.get("class"))]
-    assert scrolled and all(each["tabindex"] == "0" and each["role"] == "region" for each in scrolled)
-    assert len({each["aria-label"] for each in scrolled}) == len(scrolled)
-    assert all(each.get("scope") in ("col", "row") for each in read.named("th"))
-    ids = [each["id"] for each in read.named("h2")]
-    assert [each["aria-labelledby"] for each in read.named("section")] == ids == [*dict.fromkeys(ids)]
+    ids = check_read_by_ear_and_keyboard(read)
     assert "better" in read.text and "raw" not in ids
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from finished_runs import finish, held_rows, make_recipe
 from handmade import row
-from strict_pages import EVIL, Page, check_nothing_is_fetched
+from strict_pages import EVIL, Page, check_nothing_is_fetched, check_read_by_ear_and_keyboard
 from tunesmith.errors import RunError
 from tunesmith.evaluate.statistics import paired
 from tunesmith.report.runs_page import SideBySide, page_name, runs_page, side_by_side
@@ -151,12 +151,7 @@ def test_the_page_holds_text_as_text_and_fetches_nothing(tmp_path: Path) -> None
 def test_the_page_is_read_by_ear_by_keyboard_and_without_colour(tmp_path: Path) -> None:
     page = runs_page(two(tmp_path))
     read = Page(page)
-    scrolled = [each for each in read.named("div") if "scroll" in str(each.get("class"))]
-    assert scrolled and all(each["tabindex"] == "0" and each["role"] == "region" for each in scrolled)
-    assert len({each["aria-label"] for each in scrolled}) == len(scrolled)
-    assert all(each.get("scope") in ("col", "row") for each in read.named("th"))
-    ids = [each["id"] for each in read.named("h2")]
-    assert [each["aria-labelledby"] for each in read.named("section")] == ids == [*dict.fromkeys(ids)]
+    check_read_by_ear_and_keyboard(read)
     assert "better" in read.text and "no detectable difference" in read.text
     assert "−0.3" in read.text or "−0.4" in read.text
 

@@ -34,10 +34,9 @@ Ended = Callable[[Sequence[int]], bool]  # whether a reply of these tokens is do
 
 @dataclass
 class _Slot:
-    """One reply on its way: which prompt's, how many tokens that has, what is written."""
+    """One reply on its way: which prompt's, and what is written."""
 
     prompt: int
-    length: int
     written: list[int] = field(default_factory=list)
 
 
@@ -144,7 +143,7 @@ class _Desk:
         ids = prompts[prompt]
         self.tokens[slot] = self._read(slot, torch.tensor(ids, device=self.tokens.device))
         self.places[slot] = len(ids)
-        return _Slot(prompt, len(ids), [int(self.tokens[slot])])
+        return _Slot(prompt, [int(self.tokens[slot])])
 
     def _read(self, slot: int, ids: Tensor) -> Tensor:
         fused, many = self.fused, len(ids)

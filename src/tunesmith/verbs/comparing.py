@@ -18,7 +18,6 @@ from tunesmith.run import Run, hash_file, hash_plain
 from tunesmith.verbs.shared import PARTS, Say, is_fresh, load_template_of, load_weights, silent
 
 COUNTED = {"wins": "for tuned", "ties": "ties", "losses": "for base", "missing": "missing"}
-REPLIES = ("base", "tuned", "base-disturbed", "tuned-disturbed")  # the files in replies/
 
 
 def evaluate(recipe: Recipe, run: Run, say: Say = silent, tell: Callable[[str, int, int], None] | None = None) -> Path:
@@ -76,13 +75,11 @@ def _evaluate(
             parts, disturbed, plain, twins, lambda row, item: score(row, item, wish.metrics, known), seed=recipe.seed
         )
     run.write_json("scores.json", scores)
-    files = [
-        "scores.json",
-        *(f"replies/{which}.jsonl" for which in REPLIES if (run / f"replies/{which}.jsonl").exists()),
-    ]
+    written = [*plain, *(f"{which}-disturbed" for which, found in twins.items() if found)]
+    files = ["scores.json", *(f"replies/{which}.jsonl" for which in written)]
     run.seal("evaluate", made_from, files, seconds=round(time.time() - began, 1))
-    for which in REPLIES:
-        (run / f"replies/{which}.part").unlink(missing_ok=True)
+    for part in (run / "replies").glob("*.part"):
+        part.unlink()
     say(f"evaluate: {scores['verdict']}")
 
 
