@@ -1,17 +1,20 @@
-"""New tokens a second: our decoder beside transformers' generate, on the same loaded weights, in one run.
+"""New tokens a second: our decoder beside transformers' generate, the same model and machine, in one run.
 
     python -m benchmarks.generation --model FOLDER --prompts 64 --prompt-tokens 256 --new 128 --batches 1,16,64
     python -m benchmarks.generation --model FOLDER --rows questions.csv --column instruction --new 160
 
-Without --rows prompts are random tokens and nobody stops; with them prompts are the model's own template around real
-questions and a reply ends where it ends. The time is that of the whole set, prompts included. A row of the table says
-how many replies are those that the same engine writes for one prompt alone.
+On a card transformers' model is loaded by itself, NF4 through bitsandbytes with the adapter through PEFT; on a
+processor both share the dequantised weights. Without --rows prompts are random tokens and nobody stops; with them
+prompts are the model's own template around real questions and a reply ends where it ends. The time is that of the whole
+set, prompts included. A row of the table says how many replies are those that the same engine writes for one prompt
+alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import random
 import time
 from collections.abc import Sequence
@@ -26,7 +29,7 @@ from tunesmith.data.conversation import Turn
 from tunesmith.generate.decoder import Decoder
 from tunesmith.hardware import look
 from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.weights import fetch
+from tunesmith.model.weights import Weights, fetch, read_config
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode_prompt, stop_ids
 
@@ -42,20 +45,14 @@ def main() -> None:
     given = _arguments()
     machine = look()
     weights = fetch(given.model)
-    model = load(weights, bits=4, device=machine.device, precision=machine.precision)
-    if given.rank:
-        add_adapter(model, rank=given.rank, alpha=given.rank, layers="all", dropout=0, seed=1)
-    model.network.eval()
-    prompts, stops = _prompts(given, weights.folder, model)
+    prompts, stops = _prompts(given, weights.folder)
     new = not given.out.exists()
     with given.out.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS)
         if new:
             writer.writeheader()
         for engine in given.engines:
-            write = _transformers if engine == "transformers" else _ours
-            if engine == "transformers" and machine.device == "cpu":
-                model.keep_dense()
+            write, model = _engine(engine, given, weights, machine)
             for batch in given.batches:
                 row = _measured(write, model, prompts[: given.most or len(prompts)], stops, given.new, batch)
                 row |= {
@@ -66,6 +63,40 @@ def main() -> None:
                 writer.writerow(row)
                 file.flush()
                 print(engine, batch, row["tokens_s"], "tokens/s", row["same_alone"], flush=True)
+            del model
+
+
+def _engine(engine: str, given: argparse.Namespace, weights: Weights, machine: Any) -> tuple[Any, Any]:
+    """What writes, and what it writes with."""
+    gc.collect()
+    if engine == "transformers" and machine.device == "cuda":
+        torch.cuda.empty_cache()
+        return _transformers, _through_peft(weights.folder, given.rank)
+    model = load(weights, bits=4, device=machine.device, precision=machine.precision)
+    if given.rank:
+        add_adapter(model, rank=given.rank, alpha=given.rank, layers="all", dropout=0, seed=1)
+    model.network.eval()
+    if engine == "ours":
+        return _ours, model
+    model.keep_dense()
+    return _transformers, model.network
+
+
+def _through_peft(folder: Path, rank: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    done = "quantization_config" in read_config(folder, str(folder))
+    wish = {} if done else {"quantization_config": four}
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="cuda", **wish)
+    if rank:
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        network = get_peft_model(network, config)
+    return network.eval()
 
 
 def _arguments() -> argparse.Namespace:
@@ -84,10 +115,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _prompts(given: argparse.Namespace, folder: Path, model: Model) -> tuple[list[list[int]], set[int]]:
+def _prompts(given: argparse.Namespace, folder: Path) -> tuple[list[list[int]], set[int]]:
     chance = random.Random(1)
     if given.rows is None:
-        vocabulary = model.network.config.vocab_size
+        vocabulary = read_config(folder, str(folder))["vocab_size"]
         drawn = [[chance.randrange(vocabulary) for _ in range(given.prompt_tokens)] for _ in range(given.prompts)]
         return drawn, set()
     with given.rows.open(encoding="utf-8") as file:
@@ -98,10 +129,10 @@ def _prompts(given: argparse.Namespace, folder: Path, model: Model) -> tuple[lis
 
 
 def _measured(
-    write: Any, model: Model, prompts: Sequence[Sequence[int]], stops: set[int], limit: int, batch: int
+    write: Any, model: Any, prompts: Sequence[Sequence[int]], stops: set[int], limit: int, batch: int
 ) -> dict[str, Any]:
     write(model, prompts[:1], stops, 4, batch)  # what is made once is not measured
-    card = model.device.type == "cuda"
+    card = torch.cuda.is_available()
     if card:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
@@ -111,7 +142,8 @@ def _measured(
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
     new = sum(map(len, found))
-    alone = [write(model, [prompt], stops, limit, 1)[0] for prompt in prompts[:CHECKED]]
+    own = batch if write is _ours else 1  # ours has as many slots alone
+    alone = [write(model, [prompt], stops, limit, own)[0] for prompt in prompts[:CHECKED]]
     return {
         "prompts": len(prompts), "prompt_tokens": sum(map(len, prompts)), "new_tokens": new,
         "seconds": f"{seconds:.2f}", "tokens_s": f"{new / seconds:.1f}",
@@ -128,19 +160,19 @@ def _ours(model: Model, prompts: Sequence[Sequence[int]], stops: set[int], limit
 
 
 def _transformers(
-    model: Model, prompts: Sequence[Sequence[int]], stops: set[int], limit: int, batch: int
+    network: Any, prompts: Sequence[Sequence[int]], stops: set[int], limit: int, batch: int
 ) -> list[list[int]]:
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found: dict[int, list[int]] = {}
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
         width = max(len(prompts[place]) for place in part)
-        ids = torch.tensor([[0] * (width - len(prompts[p])) + list(prompts[p]) for p in part], device=model.device)
+        ids = torch.tensor([[0] * (width - len(prompts[p])) + list(prompts[p]) for p in part], device=network.device)
         mask = torch.tensor(
-            [[0] * (width - len(prompts[p])) + [1] * len(prompts[p]) for p in part], device=model.device
+            [[0] * (width - len(prompts[p])) + [1] * len(prompts[p]) for p in part], device=network.device
         )
         with torch.inference_mode():
-            out = model.network.generate(
+            out = network.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, temperature=None, top_p=None,
                 top_k=None, use_cache=True, pad_token_id=0, eos_token_id=sorted(stops) or None,
                 min_new_tokens=None if stops else limit,

@@ -3,16 +3,20 @@
     python -m benchmarks.training.curve --model FOLDER --rows bitext_18_intents.csv --out curve.csv
 
 Three fine-tunes over the same 8 rows a step: fused; plain autograd; plain autograd with its rows in smaller
-micro-batches, whose sums are rounded elsewhere. How far the last two are apart is what the number type's noise is.
+micro-batches, whose sums are rounded elsewhere. How far the last two are apart is what the number type's noise is. On a
+card the three run side by side.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 
+import torch
 from benchmarks.training.quality import fine_tune, rows
 
 from tunesmith.hardware import look
@@ -36,7 +40,10 @@ def main() -> None:
     given = parser.parse_args()
     weights = fetch(given.model)
     train, _, _ = rows(given.rows, weights, 1, 8 * given.steps)
-    found = {way: losses(weights, train, way) for way in WAYS}
+    side_by_side = len(WAYS) if torch.cuda.is_available() else 1
+    with ProcessPoolExecutor(side_by_side, multiprocessing.get_context("spawn")) as pool:
+        asked = {way: pool.submit(losses, weights, train, way) for way in WAYS}
+        found = {way: each.result() for way, each in asked.items()}
     with given.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["step", *found])

@@ -176,6 +176,8 @@ def fine_tune(gradients: Gradients | by_autograd.Gradients, job: Job) -> list[fl
     for step, chosen in enumerate(plan):
         optimizer.param_groups[0]["lr"] = 5e-4 * factor(step, len(plan), 0.1, cosine)
         losses.append(gradients.step(chosen)[0])
+        if step % 20 == 0:
+            print(f"step {step} of {len(plan)}: {losses[-1]:.4f}", flush=True)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         gradients.updated()

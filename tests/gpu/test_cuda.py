@@ -13,6 +13,7 @@ import torch
 from tiny import FAMILIES
 from tunesmith import verbs
 from tunesmith.errors import Paused, ResourceError
+from tunesmith.model.fuse import Fused
 from tunesmith.recipe import Recipe, read_recipe
 from tunesmith.run import Run
 from tunesmith.train.journal import read_journal
@@ -80,19 +81,17 @@ def test_cuda_and_processor_agree_in_float32(
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
     recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tunesmith.train.captured import Captured
-
     recipe, whole = prepared(recipe_file(train__epochs=1), tmp_path / "whole")
     verbs.train(recipe, whole)
     _, run = prepared(recipe_file(train__epochs=1), tmp_path / "tight")
-    real, limit = Captured.__init__, 200
+    real, limit = Fused.step, 200
 
-    def greedy(self: Any, fused: Any, size: Any, *others: Any) -> None:
-        if size.tokens > limit:
+    def greedy(self: Any, flat: Any, share: Any) -> Any:
+        if len(flat.ids) > limit:
             torch.empty(1 << 44, device="cuda")  # a real out-of-memory error of the real allocator
-        real(self, fused, size, *others)
+        return real(self, flat, share)
 
-    monkeypatch.setattr(Captured, "__init__", greedy)
+    monkeypatch.setattr(Fused, "step", greedy)
     verbs.train(recipe, run)
     assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
     notes = [e["text"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "note"]

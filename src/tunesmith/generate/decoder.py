@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tunesmith.errors import ResourceError
 from tunesmith.hardware import look
 from tunesmith.kernels import decode, norm
 from tunesmith.kernels.attention import Bounds
-from tunesmith.kernels.decode import Cache
+from tunesmith.kernels.decode import Cache, Stack
 from tunesmith.kernels.packed import Packed, can_pack, linear, pack
 from tunesmith.kernels.product import BaseForm, Joined
 from tunesmith.model.build import Model
@@ -27,6 +29,7 @@ from tunesmith.prompt.pack import packed
 from tunesmith.prompt.tokens import Example
 
 SLOTS = (16, 64)  # a batch is one of these: as many as fill a processor's vector units, a card's matrix units
+FEWER = (4, 1)  # where a card has no room for the caches of more
 ROOM = 256  # tokens; caches are multiples of it
 
 Ended = Callable[[Sequence[int]], bool]  # whether a reply of these tokens is done
@@ -59,8 +62,13 @@ class Decoder:
     def __init__(self, model: Model, fused: Fused | None = None) -> None:
         """Joins the model's layers, unless they are joined in `fused` already, which a training goes on with."""
         self.variant, self.longest, self.device = model.variant, ROOM, model.device
-        self.fused = fused or Fused(model, longest=ROOM, forms=_form(model), plain=True)
+        self.fused = fused or Fused(model, longest=ROOM, forms=_form(model))
         self.own = fused is None
+        self.kernels: Any = decode
+        if self.fused.own_kernels:
+            from tunesmith.kernels import decode_cuda
+
+            self.kernels = decode_cuda
         self.head = _packed(self.fused, model) if self.own else None
         self.cos, self.sin, self.shapes = self.fused.tables(ROOM)
 
@@ -69,7 +77,8 @@ class Decoder:
     ) -> Iterator[tuple[int, list[int]]]:
         """Each prompt's place and the tokens of its reply, in any order: at most `limit`, or until `ended` says so.
 
-        `batch` is rounded up to one of SLOTS.
+        `batch` is rounded up to one of SLOTS, or down to what a card has the memory for.
+        Raises ResourceError where it has none.
         """
         many = next((slots for slots in SLOTS if slots >= batch), SLOTS[-1])
         rooms: dict[int, deque[int]] = defaultdict(deque)
@@ -105,15 +114,16 @@ class _Desk:
     def __init__(self, decoder: Decoder, many: int, room: int) -> None:
         self.of, self.fused, self.room, device = decoder, decoder.fused, room, decoder.device
         form, dtype = decoder.shapes[0], self.fused.dtype
+        many = _fitting(many, 2 * len(self.fused.blocks) * form.keys * room * dtype.itemsize, device)
         shape = (many, form.keys // form.head, room, form.head)
-        self.caches = [
+        caches = [
             Cache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
             for _ in self.fused.blocks
         ]
-        self.slots = torch.arange(many, device=device)
-        self.tokens = torch.zeros(many, dtype=torch.int64, device=device)
-        self.places = torch.zeros(many, dtype=torch.int64, device=device)
+        self.stack = Stack(self.fused.blocks, decoder.shapes, caches, decoder.cos, decoder.sin)
+        self.tokens, self.places, self.taken = (torch.zeros(many, dtype=torch.int64, device=device) for _ in range(3))
         self.held: list[_Slot | None] = [None] * many
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def serve(
         self, prompts: Sequence[Sequence[int]], queue: deque[int], limit: int, ended: Ended
@@ -137,44 +147,68 @@ class _Desk:
                 if ended(held.written) or len(held.written) >= limit:
                     yield held.prompt, held.written
                     self.held[slot] = None
+                    self.taken[slot] = self.places[slot] = 0  # reads nothing, stays where it is
 
     def _take(self, slot: int, prompt: int, prompts: Sequence[Sequence[int]]) -> _Slot:
         """Reads a prompt into a slot; the reply's first token is known then."""
         ids = prompts[prompt]
         self.tokens[slot] = self._read(slot, torch.tensor(ids, device=self.tokens.device))
-        self.places[slot] = len(ids)
+        self.places[slot], self.taken[slot] = len(ids), 1
         return _Slot(prompt, [int(self.tokens[slot])])
 
     def _read(self, slot: int, ids: Tensor) -> Tensor:
-        fused, many = self.fused, len(ids)
+        many = len(ids)
         starts = torch.tensor([0, many], dtype=torch.int32, device=ids.device)
-        bounds = Bounds(starts, many, (0, many))
-        h = fused.embed(ids)
-        cos, sin = self.of.cos[:many], self.of.sin[:many]
-        for block, form, cache in zip(fused.blocks, self.of.shapes, self.caches, strict=True):
-            h = decode.forward(h, block, cos, sin, form, decode.read(cache, slot, bounds, form.rule))
+        h = self.of.kernels.read(self.fused.embed(ids), self.stack, slot, Bounds(starts, many, (0, many)))
         return self._choose(h[-1:])[0]
 
     def _step(self) -> list[int]:
         """One token for every slot; a slot that holds nothing writes nonsense that nobody reads."""
-        fused, places = self.fused, self.places
-        h = fused.embed(self.tokens)
-        cos, sin = self.of.cos[places], self.of.sin[places]
-        masks: dict[int, Tensor] = {}
-        for block, form, cache in zip(fused.blocks, self.of.shapes, self.caches, strict=True):
-            window = form.rule.window
-            if window not in masks:
-                masks[window] = decode.unseen(places, self.room, window, h.dtype)
-            mix = decode.write(cache, self.slots, places, masks[window], form.rule)
-            h = decode.forward(h, block, cos, sin, form, mix)
-        self.tokens.copy_(self._choose(h))
-        self.places.add_(1).clamp_(max=self.room - 1)  # an empty slot's place must not run out of the room
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.tokens.is_cuda:
+            self.graph = self._recorded()
+        else:
+            self._advance()
         return self.tokens.tolist()
+
+    def _recorded(self) -> torch.cuda.CUDAGraph:
+        """Makes a step and records it: launched one by one, its kernels keep a card waiting."""
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._advance()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # what is recorded is not run
+            self._advance()
+        return graph
+
+    def _advance(self) -> None:
+        h = self.of.kernels.write(self.fused.embed(self.tokens), self.stack, self.places)
+        self.tokens.copy_(self._choose(h))
+        self.places.add_(self.taken)
 
     def _choose(self, h: Tensor) -> Tensor:
         hidden = norm.rms(h, *self.fused.last_norm)
         scores = self.fused.logits(hidden) if self.of.head is None else linear(hidden, self.of.head, None)
         return scores.argmax(-1)  # a cap on the scores would not change their order
+
+
+def _fitting(many: int, size: int, device: torch.device) -> int:
+    """So many slots, or as many as a card has the memory for; `size` are the bytes of one slot's caches."""
+    if device.type != "cuda":
+        return many
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    for each in sorted({many, *(slots for slots in (*FEWER, *SLOTS) if slots < many)}, reverse=True):
+        if each * size < 0.8 * free:
+            return each
+    raise ResourceError(
+        f"the card has {free / 2**30:.1f} GiB free, less than the {size / 2**30:.1f} GiB that one reply's cache needs",
+        where="writing replies",
+        next="Lower evaluate.max_new_tokens or prompt.max_tokens, or close what else runs on the card",
+    )
 
 
 def _packed(fused: Fused, model: Model) -> Packed | None:

@@ -8,6 +8,8 @@ thin ones (docs/log.md).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,15 +22,23 @@ from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.packed import Packed
 from tunesmith.kernels.product import Joined, Target, gather
 
+Mix = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # turned q, k, v -> output as q, what backward wants
+
 
 def forward(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form, keep: Keep) -> tuple[Tensor, Kept]:
     """`h` (tokens x hidden) through the block; `turns` are the tables of cos and sin and each token's place."""
-    h2, both, kept = _until_gate(h, block, turns, bounds, form)
+    h2, both, kept = _until_gate(h, block, turns, form, _attending(bounds, form))
     made, inner = _down(both, block, form)
     if keep in ("input", "host"):
         return h2 + made, Kept(h)
     kept = kept._replace(inner=(*kept.inner[:3], inner))
     return h2 + made, kept._replace(both=None) if keep == "attention" else kept
+
+
+def write(h: Tensor, block: Block, turns: Turns, form: Form, mix: Mix) -> Tensor:
+    """`h` (tokens x hidden) through the block, where `mix` attends; nothing is kept."""
+    h2, both, _ = _until_gate(h, block, turns, form, mix)
+    return h2.add_(_down(both, block, form)[0])
 
 
 def backward(
@@ -58,12 +68,16 @@ def backward(
 # --- forward -------------------------------------------------------------------------------------------------
 
 
-def _until_gate(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form) -> tuple[Tensor, Tensor, Kept]:
+def _attending(bounds: Bounds, form: Form) -> Mix:
+    return lambda q, k, v: attend(q, k, v, bounds, form.rule)
+
+
+def _until_gate(h: Tensor, block: Block, turns: Turns, form: Form, mix: Mix) -> tuple[Tensor, Tensor, Kept]:
     _, wide, codes, scales = parts.norm(h, None, block.norm_1, form.eps, form.offset, _room(block.qkv), eight=_eight(block.qkv))  # noqa: E501  # fmt: skip
     qkv, inner_qkv = _product(wide, codes, scales, block.qkv)
     del wide, codes
     q, k, v = _turned(qkv, block, turns, form)
-    mixed, total = attend(q, k, v, bounds, form.rule)
+    mixed, total = mix(q, k, v)
     mixed = mixed.flatten(1)
     codes, scales = parts.quantise(mixed) if _eight(block.out) else (None, None)
     made, inner_out = _product(mixed, codes, scales, block.out)
@@ -138,7 +152,7 @@ def _split(turned: Tensor, qkv: Tensor, form: Form) -> tuple[Tensor, Tensor, Ten
 def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Kept:
     """Makes again what was not kept."""
     if kept.h2 is None:
-        return _until_gate(kept.h, block, turns, bounds, form)[2]
+        return _until_gate(kept.h, block, turns, form, _attending(bounds, form))[2]
     if kept.both is None:
         _, wide, codes, scales = parts.norm(kept.h2, None, block.norm_2, form.eps, form.offset, _room(block.gate_up), eight=_eight(block.gate_up))  # noqa: E501  # fmt: skip
         both, _ = _product(wide, codes, scales, block.gate_up)

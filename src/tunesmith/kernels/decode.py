@@ -1,4 +1,4 @@
-"""A decoder block that only writes: no gradient, nothing kept but keys and values.
+"""Decoder blocks that only write: no gradient, nothing kept but keys and values.
 
 The same functions as `block.py`'s forward. Slots are rows that are written side by side, one token a step; a slot's
 numbers depend on its own tokens, on how many slots there are and on the cache's room, never on the other slots.
@@ -6,7 +6,7 @@ numbers depend on its own tokens, on how many slots there are and on the cache's
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,8 +27,39 @@ class Cache(NamedTuple):
     values: Tensor
 
 
-def forward(h: Tensor, block: Block, cos: Tensor, sin: Tensor, form: Form, mix: Mix) -> Tensor:
-    """`h` (tokens x hidden) through the block; `cos` and `sin` (tokens x turned) are those of each token's place."""
+class Stack(NamedTuple):
+    """All blocks with what is constant in each, their caches, and the tables of cos and sin (longest x turned)."""
+
+    blocks: Sequence[Block]
+    forms: Sequence[Form]
+    caches: Sequence[Cache]
+    cos: Tensor
+    sin: Tensor
+
+
+def read(h: Tensor, stack: Stack, slot: int, bounds: Bounds) -> Tensor:
+    """One prompt (tokens x hidden) through all blocks; its keys and values go to the beginning of a slot."""
+    cos, sin = stack.cos[: len(h)], stack.sin[: len(h)]
+    for block, form, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
+        h = _forward(h, block, cos, sin, form, _read(cache, slot, bounds, form.rule))
+    return h
+
+
+def write(h: Tensor, stack: Stack, places: Tensor) -> Tensor:
+    """One new token a slot (slots x hidden) through all blocks; `places` (slots) is where each one stands."""
+    cos, sin = stack.cos[places], stack.sin[places]
+    room = stack.caches[0].keys.shape[2]
+    slots = torch.arange(len(places), device=places.device)
+    masks = {
+        window: _unseen(places, room, window, h.dtype) for window in {form.rule.window for form in stack.forms}
+    }  # fmt: skip
+    for block, form, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
+        h = _forward(h, block, cos, sin, form, _write(cache, slots, places, masks[form.rule.window], form.rule))
+    return h
+
+
+def _forward(h: Tensor, block: Block, cos: Tensor, sin: Tensor, form: Form, mix: Mix) -> Tensor:
+    """`h` (tokens x hidden) through a block; `cos` and `sin` (tokens x turned) are those of each token's place."""
     eps, offset = form.eps, form.offset
     qkv, _ = product.forward(norm.rms(h, block.norm_1, eps, offset), block.qkv)
     q, k, v = (heads(each, form) for each in torch.split(qkv, [form.queries, form.keys, form.keys], dim=1))
@@ -42,9 +73,7 @@ def forward(h: Tensor, block: Block, cos: Tensor, sin: Tensor, form: Form, mix: 
     return h + (made if block.after_2 is None else norm.rms(made, block.after_2, eps, offset))
 
 
-def read(cache: Cache, slot: int, bounds: Bounds, rule: Rule) -> Mix:
-    """Attention within one prompt (its tokens in order), whose keys and values go to the beginning of a slot."""
-
+def _read(cache: Cache, slot: int, bounds: Bounds, rule: Rule) -> Mix:
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.keys[slot, :, : len(k)] = k.transpose(0, 1)
         cache.values[slot, :, : len(v)] = v.transpose(0, 1)
@@ -53,11 +82,10 @@ def read(cache: Cache, slot: int, bounds: Bounds, rule: Rule) -> Mix:
     return mix
 
 
-def write(cache: Cache, slots: Tensor, places: Tensor, hidden: Tensor, rule: Rule) -> Mix:
+def _write(cache: Cache, slots: Tensor, places: Tensor, hidden: Tensor, rule: Rule) -> Mix:
     """Attention of one new token a slot over the slot so far; its own key and value go to its place.
 
-    `slots` counts them, `places` (slots) is where each one's new token stands, `hidden` (slots x 1 x 1 x room) is
-    0 where a key is seen and minus infinity elsewhere.
+    `slots` counts them, `hidden` (slots x 1 x 1 x room) is 0 where a key is seen and minus infinity elsewhere.
     """
 
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -75,8 +103,8 @@ def write(cache: Cache, slots: Tensor, places: Tensor, hidden: Tensor, rule: Rul
     return mix
 
 
-def unseen(places: Tensor, room: int, window: int, dtype: torch.dtype) -> Tensor:
-    """The mask that `write` takes: keys behind a slot's place, and those that a window (0: none) has left."""
+def _unseen(places: Tensor, room: int, window: int, dtype: torch.dtype) -> Tensor:
+    """The mask that `_write` takes: keys behind a slot's place, and those that a window (0: none) has left."""
     keys = torch.arange(room, device=places.device)[None]
     out = keys > places[:, None]
     if window:

@@ -424,10 +424,15 @@ def _block(layer: Any, groups: Sequence[_Group]) -> Block:
 
 def _bare(made: Block) -> Block:
     """The block without its adapter."""
-    qkv, out, gate_up, down = (
-        each._replace(a=None, b=None, pieces=()) for each in (made.qkv, made.out, made.gate_up, made.down)
-    )
+    qkv, out, gate_up, down = (_alone(each) for each in (made.qkv, made.out, made.gate_up, made.down))
     return made._replace(qkv=qkv, out=out, gate_up=gate_up, down=down)
+
+
+def _alone(made: Joined) -> Joined:
+    base = made.base
+    if isinstance(base, Tensor) and made.a is not None:
+        base = base[:, : made.a.shape[1]]  # the scaled B may stand behind the rows
+    return made._replace(base=base, a=None, b=None, pieces=())
 
 
 def _form(model: Model, layer: Any, dtype: torch.dtype, longest: int) -> block.Form:
