@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from tunesmith.kernels import attention, head
+from tunesmith.kernels import attention, head, nf4, packed, product
 from tunesmith.kernels.attention import Bounds
 from tunesmith.model.build import Model, add_adapter, load
 from tunesmith.model.fuse import Flat, Fused, flat_of, reasons
+from tunesmith.model.qlora import FrozenLinear, LoraLinear
 from tunesmith.model.weights import fetch
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
@@ -133,15 +134,46 @@ def test_head_against_autograd(cap: float) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_small_numbers_stay_near(tiny: Callable[..., Path], family: str) -> None:
-    """In bfloat16 the gradients lie about as near to float64's as autograd's in bfloat16 do."""
-    folder = tiny(family)
-    _, wanted = reference(ready(folder, "float64", 16))
-    model = ready(folder, "bfloat16", 16)
-    _, plain = reference(model)
-    Fused(model, longest=40, chunk=16).step(flat(), torch.tensor(1.0))
+    """In bfloat16 the gradients lie about as near to float64's as autograd's in bfloat16 do, over several models."""
     far, usual = 0.0, 0.0
-    for name, parameter in model.trainable().items():
-        assert parameter.grad is not None
-        far += float((parameter.grad.double() - wanted[name]).norm() ** 2)
-        usual += float((plain[name].double() - wanted[name]).norm() ** 2)
-    assert far**0.5 < 2 * usual**0.5
+    for inner in (96, 112, 144, 160):
+        folder = tiny(family, intermediate_size=inner)
+        _, wanted = reference(ready(folder, "float64", 16))
+        model = ready(folder, "bfloat16", 16)
+        _, plain = reference(model)
+        Fused(model, longest=40, chunk=16).step(flat(), torch.tensor(1.0))
+        size = sum(float(each.norm() ** 2) for each in wanted.values())
+        for name, parameter in model.trainable().items():
+            assert parameter.grad is not None
+            far += float((parameter.grad.double() - wanted[name]).norm() ** 2) / size
+            usual += float((plain[name].double() - wanted[name]).norm() ** 2) / size
+    assert far**0.5 < 1.7 * usual**0.5
+
+
+@pytest.mark.parametrize("way", ["joined", "joined NF4", "packed", "layer", "layer NF4", "layer with dropout"])
+def test_a_small_update_is_not_rounded_away(way: str) -> None:
+    """Beside outputs of about one an update of 1e-4 is less than half of bfloat16's last bit."""
+    from bitsandbytes.functional import quantize_4bit
+
+    source = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(rows, 128, generator=source).bfloat16() for rows in (200, 256))
+    weight *= 0.09
+    a, b = (torch.randn(shape, generator=source).bfloat16() for shape in ((4, 128), (256, 4)))
+    b *= 4e-6
+    base = FrozenLinear.from_dense(weight, None)
+    if "NF4" in way:
+        base = FrozenLinear.from_nf4(*quantize_4bit(weight, quant_type="nf4", compress_statistics=True), None)
+    if way.startswith("layer"):
+        layer = LoraLinear(base, 4, 4, 1e-9 if "dropout" in way else 0.0)
+        layer.lora_A.data.copy_(a)
+        layer.lora_B.data.copy_(b)
+        y = layer(x)
+    else:
+        frozen = nf4.from_states([base.weight.data], [base.state], torch.bfloat16) if base.state else weight
+        if way == "packed":
+            frozen = packed.pack(weight, 16) if packed.can_pack(weight) else weight
+        y, _ = product.forward(x, product.Joined(frozen, None, a, None, ((b, slice(0, 256), slice(0, 4)),)))
+    update = (x.double() @ a.double().T) @ b.double().T
+    kept = ((y.double() - x.double() @ base.matrix().double().T) * update).sum() / (update * update).sum()
+    assert update.abs().mean() < 1e-3 * y.abs().mean()
+    assert kept.item() == pytest.approx(1, abs=0.35)

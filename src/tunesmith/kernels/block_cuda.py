@@ -116,8 +116,8 @@ def _product(wide: Tensor, codes: Tensor | None, scales: Tensor | None, joined: 
     width = a.shape[1]
     inner = wide[:, :width] @ a.T
     if wide.shape[1] == width:  # no room (attention's output)
-        y = functional.linear(wide, _dense(joined, with_b=False), joined.bias)
-        return y.addmm_(inner, given(b).T), inner
+        y = (inner @ given(b).T).addmm_(wide, _dense(joined, with_b=False).T)  # rounded once, as `product` says
+        return y if joined.bias is None else y.add_(joined.bias), inner
     wide[:, width:] = inner
     return functional.linear(wide, _dense(joined, with_b=True), joined.bias), inner
 

@@ -32,7 +32,10 @@ def pack(weight: Tensor, rows: int) -> Packed:
     return Packed(_ops._reorder_linear_weight(weight.contiguous(), rows), *weight.shape)
 
 
-def linear(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
-    """`x` (rows x in) times the transposed weight, plus `bias` (out)."""
-    made: Tensor = _ops._linear_pointwise(x, packed.blocks, bias, "none", [], "")
+def linear(x: Tensor, packed: Packed, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
+    """`x` (rows x in) times the transposed weight, plus `bias` (out) and `add` (rows x out), rounded once."""
+    if add is not None:
+        made: Tensor = _ops._linear_pointwise.binary(x, add, packed.blocks, bias, "add")
+        return made
+    made = _ops._linear_pointwise(x, packed.blocks, bias, "none", [], "")
     return made

@@ -57,21 +57,42 @@ def matrix(joined: Joined) -> Tensor:
 
 
 def forward(x: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
-    """`x` (tokens x in) to y (tokens x out), and x Aᵀ (tokens x ranks) for the backward."""
+    """`x` (tokens x in) to y (tokens x out), and x Aᵀ (tokens x ranks) for the backward.
+
+    The update is made first and the product added to it, which sums in 32 bits and rounds once: added to a product that
+    is rounded already, an update of less than half its last bit would be lost (docs/log.md).
+    """
     base = joined.base
+    inner = None if joined.a is None else x @ joined.a.T
+    update = None if inner is None else _update(inner, joined)
     if isinstance(base, Fp8):
         y = fp8.product(x, base.forward, base.forward_scale)
-        y = y if joined.bias is None else y + joined.bias
-    elif isinstance(base, Packed):
-        y = packed.linear(x, base, joined.bias)
-    else:
-        y = functional.linear(x, matrix(joined), joined.bias)
-    if joined.a is None:
-        return y, None
-    inner = x @ joined.a.T
+        y = y if update is None else y.add_(update)
+        return y if joined.bias is None else y + joined.bias, inner
+    if isinstance(base, Packed):
+        return packed.linear(x, base, joined.bias, update), inner
+    if update is None:
+        return functional.linear(x, matrix(joined), joined.bias), inner
+    y = update.addmm_(x, matrix(joined).T)
+    return y if joined.bias is None else y.add_(joined.bias), inner
+
+
+def _update(inner: Tensor, joined: Joined) -> Tensor:
+    """x Aᵀ (s B)ᵀ, tokens x out."""
+    outs = sum(outputs.stop - outputs.start for _, outputs, _ in joined.pieces)
+    height = _height(joined.base)
+    made = inner.new_empty(len(inner), height) if outs == height else inner.new_zeros(len(inner), height)
     for b, outputs, ranks in joined.pieces:
-        y[:, outputs].addmm_(inner[:, ranks], b.T)
-    return y, inner
+        torch.mm(inner[:, ranks], b.T, out=made[:, outputs])
+    return made
+
+
+def _height(base: Tensor | Nf4 | Fp8 | Packed) -> int:
+    if isinstance(base, Packed):
+        return base.out
+    if isinstance(base, Nf4):
+        return base.height
+    return (base.forward if isinstance(base, Fp8) else base).shape[0]
 
 
 def backward(dy: Tensor, x: Tensor, inner: Tensor | None, joined: Joined, target: Target) -> Tensor:

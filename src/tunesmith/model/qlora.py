@@ -70,26 +70,28 @@ class FrozenLinear(nn.Linear):
         """`x` (... x in) to ... x out; the gradient reaches `x`, and the bias where that is trained."""
         return self.product(x, self.bias)
 
-    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The same with another `bias` (out), or none."""
-        if self.state is None or self.dense is not None:
-            return functional.linear(x, self.matrix(), bias)
-        return cast(Tensor, _FrozenProduct.apply(x, bias, self))  # type: ignore[no-untyped-call]
+    def product(self, x: Tensor, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
+        """The same with another `bias` (out) or none, and `add` (... x out) in the sum before it is rounded."""
+        return cast(Tensor, _FrozenProduct.apply(x, bias, add, self))  # type: ignore[no-untyped-call]
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x Wᵀ + b that keeps no dequantised weight for the backward."""
+    """x Wᵀ + b + what is added, keeping no dequantised weight for the backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: FrozenLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, add: Tensor | None, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
-        return functional.linear(x, layer.matrix(), bias)
+        if add is None:
+            return functional.linear(x, layer.matrix(), bias)
+        y = torch.addmm(add.flatten(0, -2), x.flatten(0, -2), layer.matrix().T).view_as(add)
+        return y if bias is None else y.add_(bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (dy,) = grads
         dx = dy @ ctx.layer.matrix() if ctx.needs_input_grad[0] else None
-        return dx, dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None
+        dbias = dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return dx, dbias, dy if ctx.needs_input_grad[2] else None, None
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -102,8 +104,9 @@ class _LoraProduct(torch.autograd.Function):
         ctx.layer, ctx.scale = layer, scale
         ctx.save_for_backward(x, a, b)
         flat = x.reshape(-1, x.shape[-1])
-        y = functional.linear(flat, layer.matrix(), bias)
-        y.addmm_(flat @ a.to(x.dtype).T, b.to(x.dtype).T, alpha=scale)
+        y = (flat @ a.to(x.dtype).T).mul_(scale) @ b.to(x.dtype).T
+        y.addmm_(flat, layer.matrix().T)  # summed in 32 bits and rounded once: a small update is not lost
+        y = y if bias is None else y.add_(bias)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -196,7 +199,7 @@ class LoraLinear(nn.Module):
         if self.lora_magnitude_vector is not None:
             return self._decomposed(x, self.lora_magnitude_vector, bias, dropping)
         if dropping:
-            return self._left(x, bias) + self._update(functional.dropout(x, self.dropout))
+            return self._left(x, bias, self._update(functional.dropout(x, self.dropout)))
         return self._product(x, bias)
 
     def _decomposed(self, x: Tensor, magnitude: Tensor, bias: Tensor | None, dropping: bool) -> Tensor:
@@ -216,13 +219,13 @@ class LoraLinear(nn.Module):
         inner = functional.linear(x, self.lora_A.to(x.dtype))
         return functional.linear(inner, self.lora_B.to(x.dtype)) * self.scale
 
-    def _left(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The base, less what it gave away."""
-        y = self.base.product(x, bias)
-        if self.start_A is None or self.start_B is None:
-            return y
-        inner = functional.linear(x, self.start_A.to(x.dtype))
-        return y - functional.linear(inner, self.start_B.to(x.dtype)) * self.scale
+    def _left(self, x: Tensor, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
+        """The base, less what it gave away, and what is added."""
+        if self.start_A is not None and self.start_B is not None:
+            inner = functional.linear(x, self.start_A.to(x.dtype))
+            away = functional.linear(inner, self.start_B.to(x.dtype)) * self.scale
+            add = -away if add is None else add - away
+        return self.base.product(x, bias, add)
 
 
 class Trained(nn.Module):
