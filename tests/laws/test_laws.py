@@ -36,6 +36,7 @@ ROOMS = [  # in the data's order; a room imports from itself and from the rooms 
     "train",
     "generate",
     "evaluate",
+    "export",
     "report",
     "serve",
     "verbs",
@@ -44,7 +45,9 @@ ROOMS = [  # in the data's order; a room imports from itself and from the rooms 
 ]
 HEAVY = {  # package -> the only places that may import it
     "bitsandbytes": {"kernels/nf4", "model", "train/optimizers"},
-    "triton": {"kernels/triton_parts"},
+    "triton": {"kernels/triton_parts", "kernels/triton_cache"},
+    "libgguf": {"export"},
+    "xllamacpp": {"generate/llama_child"},
     "trl": {"train/engines/trl"},
     "datasets": {"train/engines/trl", "data/hub"},
     "peft": {"model", "train/engines/trl"},

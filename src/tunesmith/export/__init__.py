@@ -1,0 +1,1 @@
+"""An adapter in, files to ship out."""

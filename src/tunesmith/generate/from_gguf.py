@@ -1,0 +1,260 @@
+"""Replies from a GGUF file, as llama.cpp writes them: what a user of the shipped file will read.
+
+llama.cpp runs in a process of its own (generate/llama_process.py). Decoding is greedy: of all its samplers only the one
+that keeps the likeliest token is switched on, whatever the file's own metadata wish for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.conversation import Turn
+from tunesmith.errors import MissingExtra, ModelError
+from tunesmith.generate.llama_process import Child, Settings, Stream
+from tunesmith.generate.llama_task import GREEDY, Clock, Task
+from tunesmith.generate.text import Reply
+from tunesmith.hardware import cores
+from tunesmith.model.gguf_header import read_header
+from tunesmith.prompt.template import Template
+from tunesmith.prompt.tokens import encode_prompt, stop_ids
+
+CONTEXT = 2048  # tokens a slot unless more is asked for; Llama-2-7b keeps 0.5 MiB for each, the embedded model 23 KiB
+PATIENCE = 600.0  # seconds without a token; a long prompt of a large model takes minutes on a laptop
+EVERY = 1 << 24  # entries, more than any vocabulary has
+_PROBE = (Turn("user", "Does it know 3 words, or 4?"),)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What running the file takes: seconds to load, bytes on disk and in memory, tokens of context a slot.
+
+    `tokens` were written within `seconds` in which at least one reply was under way, reading of prompts included.
+    """
+
+    load_seconds: float
+    file_bytes: int
+    memory_bytes: int
+    slots: int
+    context: int
+    threads: int
+    tokens: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second; 0 before the first."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token that was given, in nats: -ln of its probability; `top` are the likeliest ids there, with ln p."""
+
+    token: int
+    nats: float
+    top: tuple[tuple[int, float], ...]
+
+
+class FromGguf:
+    """One GGUF file, with an adapter's beside it or not, answering in `slots` at once."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        lora: Path | None = None,
+        stop: Sequence[str] = (),
+        slots: int = 4,
+        context: int | None = None,
+        threads: int | None = None,
+        template: Template | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        """Loads the file. `context`: tokens of each slot, prompt and reply together; None: as trained, at most CONTEXT.
+
+        `threads` None takes all cores. They wait for each other spinning: where other work keeps a core busy, fewer are
+        faster (two cores, one of them busy: 2 tokens/s with two threads, 47 with one).
+
+        With `template` prompts are rendered and cut into tokens here, as in training; without it, by llama.cpp with the
+        template in the file. A reply ends at a token that the file, or the template, ends replies with, and before a
+        text in `stop`. With one slot a reply is the same to the last bit whenever it is asked for. With several, 16-bit
+        weights are multiplied otherwise in company than alone: of 32 replies of 64 tokens 2 differed, with Q4_1 and
+        Q8_0 none to the last bit. Use one slot where that matters.
+
+        Raises ModelError for a file that is none, is damaged or cannot be run, and for a template that does not go with
+        it; MissingExtra where llama.cpp is not installed.
+        """
+        trained = _trained(path, lora)
+        context = min(CONTEXT, trained) if context is None else context
+        if context > trained:
+            what, advice = f"the model was trained on {trained} tokens, not {context}", "Set context to that, or less"
+            raise ModelError(what, where=str(path), next=advice)
+        if importlib.util.find_spec("xllamacpp") is None:
+            what, advice = "llama.cpp's runtime is not installed", "pip install xllamacpp"
+            raise MissingExtra(what, where=str(path), next=advice)
+        self.path, self.texts, self.template, self.patience = path, tuple(stop), template, patience
+        self.stops = frozenset(stop_ids(template)) if template else frozenset()
+        adapter = str(lora.absolute()) if lora else ""
+        self._settings = Settings(str(path.absolute()), adapter, slots, context, threads or cores())
+        self._lock, self._clock = threading.Lock(), Clock()
+        self._child: Child | None = None
+        self._closed = False
+        self._running()
+        try:
+            self.context = int(self._ask("/props")["default_generation_settings"]["n_ctx"])
+            if template:
+                self._compare(template)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> FromGguf:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process."""
+        with self._lock:
+            self._closed = True
+            if self._child is not None:
+                self._child.close()
+                self._child = None
+
+    def replies(
+        self, prompts: Sequence[Sequence[Turn]], *, max_new_tokens: int, batch: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """See TextModel. As many as there are slots, and at most `batch`, are under way at once.
+
+        Raises ModelError before the first reply when a prompt and its reply do not fit the context.
+        """
+        encoded = [self._encode(prompt, max_new_tokens) for prompt in prompts]
+        tasks = [self._task(ids, max_new_tokens, reuse=False) for ids in encoded]
+        with ThreadPoolExecutor(max_workers=max(1, min(batch, self._settings.slots))) as pool:
+            asked = {pool.submit(task.whole): place for place, task in enumerate(tasks)}
+            try:
+                for done in as_completed(asked):
+                    yield asked[done], done.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for task in tasks:
+                    task.stop()
+
+    def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
+        """See TextModel. With several slots, what is still known of an earlier prompt is not read again."""
+        task = self._task(self._encode(prompt, max_new_tokens), max_new_tokens, reuse=self._settings.slots > 1)
+        yield from task.pieces()
+
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The conversation as llama.cpp renders it with the template in the file, up to where the assistant begins.
+
+        Raises ModelError when the template refuses it.
+        """
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        return str(self._ask("/apply-template", {"messages": messages})["prompt"])
+
+    def tokens(self, text: str) -> list[int]:
+        """A rendered text as llama.cpp cuts it: special tokens are known, the file says whether a start token comes."""
+        body = {"content": text, "add_special": True, "parse_special": True}
+        return [int(token) for token in self._ask("/tokenize", body)["tokens"]]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens stand for, special ones written out."""
+        return str(self._ask("/detokenize", {"tokens": list(tokens)})["content"])
+
+    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[Scored]:
+        """What the model thinks of each given token from place `start` (at least 1) on, and of the `top` likeliest.
+
+        The runtime tells probabilities of written tokens alone, so each given token is written by force, a request for
+        each; what was read before is not read again. From `nats` follows the perplexity; from `top` a divergence of two
+        models, over the whole vocabulary with top=EVERY, which takes about 90 bytes of JSON an entry and token.
+        """
+        plain = self.tokens("a")[-1]
+        for place in range(start, len(tokens)):
+            before, given = list(tokens[:place]), tokens[place]
+            told = self._thoughts(before, given, top)
+            if told is None:  # nothing is told of a part of a character; of all tokens beside another one it is
+                every = self._thoughts(before, plain, EVERY) or (0.0, ())
+                told = dict(every[1])[given], every[1][:top]
+            yield Scored(given, -told[0], told[1][:top])
+
+    def _thoughts(self, before: list[int], given: int, top: int) -> tuple[float, tuple[tuple[int, float], ...]] | None:
+        """ln p of `given`, and of the likeliest; None where the runtime tells nothing."""
+        body = {
+            **GREEDY,
+            "prompt": before,
+            "n_predict": 1,
+            "n_probs": max(1, top),
+            "logit_bias": [[given, 1e9]],  # decides what is written, not what is told
+            "cache_prompt": True,
+            "response_fields": ["completion_probabilities"],
+        }
+        found = self._ask("/completion", body).get("completion_probabilities")
+        if not found:
+            return None
+        best = tuple((int(each["id"]), float(each["logprob"])) for each in found[0]["top_logprobs"])
+        return float(found[0]["logprob"]), best
+
+    @property
+    def facts(self) -> Facts:
+        """See Facts; the memory is what it is now."""
+        child, set_to = self._running(), self._settings
+        size = sum(Path(each).stat().st_size for each in (set_to.model, set_to.lora) if each)
+        tokens, seconds = self._clock.read()
+        return Facts(child.seconds, size, child.memory, set_to.slots, self.context, set_to.threads, tokens, seconds)
+
+    def _running(self) -> Child:
+        """The process, started again if it ended."""
+        with self._lock:
+            if self._closed:
+                raise ModelError("the model was closed", where=str(self.path), next="Open the file again")
+            if self._child is not None and not self._child.alive:
+                self._child.close()
+                self._child = None
+            if self._child is None:
+                self._child = Child(self._settings, self.patience)
+            return self._child
+
+    def _task(self, ids: list[int], limit: int, *, reuse: bool) -> Task:
+        def start(body: dict[str, Any]) -> Stream:
+            return self._running().stream("/completion", body)
+
+        return Task(start, ids, limit, stops=self.stops, cuts=self.texts, clock=self._clock, reuse=reuse)
+
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        return self._running().ask(path, body)
+
+    def _encode(self, prompt: Sequence[Turn], limit: int) -> list[int]:
+        ids = encode_prompt(prompt, self.template) if self.template else self.tokens(self.render(prompt))
+        if len(ids) + limit > self.context:
+            what = f"a prompt of {len(ids)} tokens and a reply of {limit} do not fit the context of {self.context}"
+            raise ModelError(what, where=str(self.path), next="Give more context, or shorten the prompt or the reply")
+        return ids
+
+    def _compare(self, template: Template) -> None:
+        """Our tokens must mean to the file what they mean to us."""
+        rendered = template.render(_PROBE, generate=True)
+        read = self.text(encode_prompt(_PROBE, template))
+        if read.split() != rendered.split():
+            what = f"the template's tokens are others than the file's: it reads {read[:80]!r} for {rendered[:80]!r}"
+            raise ModelError(what, where=str(self.path), next="Give the tokenizer that the file was made with")
+
+
+def _trained(path: Path, lora: Path | None) -> int:
+    """How many tokens the model was trained on, by the file's header; ModelError for files of another kind."""
+    found = read_header(path, values=False).metadata
+    kind = found.get("general.type", "model")
+    length = found.get(f"{found.get('general.architecture')}.context_length")
+    if kind != "model" or not isinstance(length, int) or length < 1:
+        advice = "Give the model's file here, an adapter's as `lora`"
+        raise ModelError(f"is no language model, but of the type '{kind}'", where=str(path), next=advice)
+    if lora is not None and read_header(lora, values=False).metadata.get("general.type") != "adapter":
+        raise ModelError("is no adapter", where=str(lora), next="Give a whole model's file as `path`, without `lora`")
+    return length
