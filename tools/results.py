@@ -21,6 +21,9 @@ Base and tuned model answered the same held-out rows with greedy decoding, on th
 stands with its 95 % interval; p is corrected over the scores of a section (Holm), the score that was chosen beforehand
 (★) is decided alone. *holds*: the interval is on one side of zero and p is at most 0.05. Where an interval includes
 zero, nothing was shown. [How two models are compared](comparison.md) says how all of it is computed.
+
+The first six are `tunesmith run NAME --small`; the last three learn public rows that are no part of this project, by the
+recipes in benchmarks/public. Training on a card differs in its last bits from run to run, so the figures do a little.
 """
 PUBLISHED = {"rouge1": (0.12, 0.25), "rouge2": (0.02, 0.04), "rougeL": (0.08, 0.137), "rougeLsum": (0.082, 0.153)}
 
@@ -60,10 +63,14 @@ def _section(folder: Path) -> list[str]:
     seals = {name: _json(folder / f".seals/{name}.json") for name in ("prepare", "train", "evaluate")}
     summary = seals["train"].get("summary", {})
     lines = [f"## {recipe['name']}", "", recipe["about"], "", f"**{scores['verdict']}**", ""]
+    took = [
+        f"{what} took {seals[name]['seconds']:.0f} s"
+        for name, what in (("train", "training"), ("evaluate", "the comparison"))
+        if seals[name].get("seconds")
+    ]
     lines += [
         f"{summary.get('steps')} steps over {summary.get('tokens', 0):,} tokens, rank {recipe['adapter']['rank']}, on "
-        f"{machine['name']} ({machine['cores']} cores, {machine['precision']}); training took "
-        f"{seals['train'].get('seconds', 0):.0f} s, the comparison {seals['evaluate'].get('seconds', 0):.0f} s.",
+        f"{machine['name']} ({machine['cores']} cores, {machine['precision']}); {', '.join(took)}.",
         "",
     ]
     (first, found), *others = scores["sections"].items()

@@ -2,9 +2,9 @@
 
     python -m benchmarks.training.curve --model FOLDER --rows bitext_18_intents.csv --out curve.csv
 
-Three fine-tunes over the same 8 rows a step: fused; plain autograd; plain autograd with its rows in smaller
-micro-batches, whose sums are rounded elsewhere. How far the last two are apart is what the number type's noise is. On a
-card the three run side by side.
+Four fine-tunes over the same 8 rows a step: fused; plain autograd; plain autograd with its rows in smaller
+micro-batches, whose sums are rounded elsewhere; and plain autograd in float32, which the others are held against. How
+far the second and the third are apart is what the number type's noise is. On a card the four run side by side.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tunesmith.recipe import Adapter, Train
 from tunesmith.train import by_autograd, by_hand
 from tunesmith.train.job import Job, Layout
 
-WAYS = {"fused": 4096, "plain": 4096, "plain, small": 1024}  # and the tokens of their micro-batches
+WAYS = {"fused": 4096, "plain": 4096, "plain, small": 1024, "float32": 4096}  # and the tokens of their micro-batches
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         writer.writerows(
             [step, *map("{:.5f}".format, each)] for step, each in enumerate(zip(*found.values(), strict=True))
         )
-    for one, other in (("fused", "plain"), ("plain", "plain, small")):
+    for one, other in (("fused", "float32"), ("plain", "float32"), ("fused", "plain"), ("plain", "plain, small")):
         apart = [abs(a - b) / b for a, b in zip(found[one], found[other], strict=True)]
         mean = sum(found[one]) / sum(found[other]) - 1
         print(
@@ -62,12 +62,13 @@ def main() -> None:
 def losses(weights: Weights, train: list[Example], way: str) -> list[float]:
     """The loss of each step."""
     machine = look()
-    model = load(weights, bits=4, device=machine.device, precision=machine.precision)
+    precision = "float32" if way == "float32" else machine.precision
+    model = load(weights, bits=4, device=machine.device, precision=precision)
     add_adapter(model, rank=16, alpha=32, layers="all", dropout=0, seed=1)
     many = int(model.network.config.num_hidden_layers)
     layout = Layout(("stored",) * many, ("all",) * many, 512) if way == "fused" else Layout()
     job = Job(
-        model, None, train, [], Adapter(rank=16), Train(), 1, 0, WAYS[way], False, machine.precision, Path(), "",
+        model, None, train, [], Adapter(rank=16), Train(), 1, 0, WAYS[way], False, precision, Path(), "",
         layout=layout,
     )  # fmt: skip
     made = by_hand.Gradients(job, WAYS[way]) if way == "fused" else by_autograd.Gradients(job, WAYS[way])
