@@ -22,8 +22,9 @@ stands with its 95 % interval; p is corrected over the scores of a section (Holm
 (★) is decided alone. *holds*: the interval is on one side of zero and p is at most 0.05. Where an interval includes
 zero, nothing was shown. [How two models are compared](comparison.md) says how all of it is computed.
 
-The first six are `tunesmith run NAME --small`; the last three learn public rows that are no part of this project, by the
-recipes in benchmarks/public. Training on a card differs in its last bits from run to run, so the figures do a little.
+The first six are `tunesmith run NAME --small`; the last three learn public rows that are no part of this project, by
+the recipes in benchmarks/public. Training on a card differs in its last bits from run to run, so the figures do a
+little.
 """
 PUBLISHED = {"rouge1": (0.12, 0.25), "rouge2": (0.02, 0.04), "rougeL": (0.08, 0.137), "rougeLsum": (0.082, 0.153)}
 

@@ -40,7 +40,7 @@ Again = Annotated[bool, typer.Option("--again", help="Train anew; the old adapte
 def run(
     name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
 ) -> None:
-    """Everything: check, prepare, train, evaluate, report."""
+    """Everything: check, prepare, train, evaluate, export, report."""
     from tunesmith import verbs
 
     with _opened(name, small, set, runs) as (recipe, folder):
@@ -50,7 +50,11 @@ def run(
             verbs.train(recipe, folder, _say, watch, again=again)
         with _answering() as tell:
             verbs.evaluate(recipe, folder, _say, tell)
+        failed = _export(recipe, folder, [])
         verbs.report(recipe, folder, _say, command=_command())
+        _show_commands(folder)
+        if failed:
+            raise failed
 
 
 @app.command()
@@ -176,6 +180,60 @@ def evaluate(name: RecipeName, small: Small = False, set: Set = None, runs: Runs
 
 
 @app.command()
+def export(
+    name: RecipeName,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only this target of export.files.")] = None,
+    small: Small = False,
+    set: Set = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write files that run elsewhere; each answers the test rows in its own runtime before it counts as verified."""
+    with _opened(name, small, set, runs) as (recipe, folder):
+        failed = _export(recipe, folder, only or [])
+        _show_commands(folder)
+        if failed:
+            raise failed
+
+
+@app.command()
+def push(
+    name: RecipeName,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and send nothing.")] = False,
+    small: Small = False,
+    set: Set = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Send what the target hub laid out to the hub, after a search for personal data; the token is HF_TOKEN."""
+    from tunesmith import verbs
+
+    with _opened(name, small, set, runs) as (recipe, folder):
+        verbs.push(recipe, folder, _say, dry_run=dry_run)
+
+
+def _export(recipe: Recipe, folder: Run, only: list[str]) -> Exception | None:
+    """Exports; returns what failed, so that what is there can still be reported."""
+    from tunesmith import verbs
+    from tunesmith.errors import Unverified
+
+    try:
+        with _answering("export") as tell:
+            verbs.export(recipe, folder, _say, tell, only=only)
+    except Unverified as error:
+        return error
+    return None
+
+
+def _show_commands(folder: Run) -> None:
+    """How to talk to what was exported."""
+    if not (folder / "export.json").is_file():
+        return
+    for entry in folder.read_json("export.json")["files"]:
+        for runtime, command in entry["commands"].items():
+            if not entry["problems"]:
+                _say(f"{entry['name']} with {runtime}: {command}")
+
+
+@app.command()
 def report(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
     """Write the page that says whether the tuning helped."""
     from tunesmith import verbs
@@ -261,7 +319,9 @@ def review(
 
 @app.command()
 def chat(
-    name: RecipeName,
+    name: Annotated[
+        str, typer.Argument(metavar="RECIPE|FILE", help="A recipe, a run's folder, or a .gguf file of any origin.")
+    ],
     small: Small = False,
     set: Set = None,
     runs: Runs = Path("runs"),
@@ -272,9 +332,18 @@ def chat(
     from tunesmith import verbs
     from tunesmith.data.conversation import Turn
 
+    if name.endswith(".gguf"):
+        with verbs.chat_file(Path(name)) as model:
+            _talk(model, [], tokens)
+        return
     recipe = _read(name, small, set)
     model = verbs.chat(recipe, verbs.open_run(recipe, runs, create=False), _say, tuned=not base)
-    start = [Turn("system", recipe.prompt.system)] if recipe.prompt.system else []
+    _talk(model, [Turn("system", recipe.prompt.system)] if recipe.prompt.system else [], tokens)
+
+
+def _talk(model: Any, start: list[Any], tokens: int) -> None:
+    from tunesmith.data.conversation import Turn
+
     turns = list(start)
     while line := _ask():
         if line == "/new":
@@ -308,6 +377,38 @@ def schema() -> None:
     from tunesmith.recipe import schema as make
 
     print(json.dumps(make(), indent=1))
+
+
+@app.command()
+def pack(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name in --runs.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The archive, .tar or .tar.gz; NAME.tar here by default.")
+    ] = None,
+    without: Annotated[
+        str, typer.Option("--without", help="Leave these out, with commas between: sources, or paths in the run.")
+    ] = "",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Make one checked archive of a run, half-done or finished, to go on with it on another machine."""
+    from tunesmith import verbs
+
+    left_out = [each.strip() for each in without.split(",") if each.strip()]
+    folder = verbs.to_pack(name, runs)
+    verbs.pack(folder, out or Path(f"{folder.path.resolve().name}.tar"), _say, without=left_out)
+
+
+@app.command()
+def unpack(
+    archive: Annotated[Path, typer.Argument(metavar="FILE", help="The archive that pack wrote.")],
+    into: Annotated[
+        Path | None, typer.Option("--into", help="The run's new folder; runs/NAME here by default.")
+    ] = None,
+) -> None:
+    """Make a packed run again, every byte of it checked first."""
+    from tunesmith import verbs
+
+    verbs.unpack(archive, into, _say)
 
 
 # --- printing ----------------------------------------------------------------------------------------------
@@ -568,16 +669,14 @@ def _minutes(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _answering() -> Iterator[Callable[[str, int, int], None]]:
+def _answering(verb: str = "evaluate") -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
 
     def tell(which: str, done: int, of: int) -> None:
         if done == of or (console.is_terminal and done % 4 == 0):
-            console.print(
-                f"evaluate: {which} has answered {done} of {of}", markup=False, end="\n" if done == of else "\r"
-            )
+            console.print(f"{verb}: {which}: {done} of {of}", markup=False, end="\n" if done == of else "\r")
 
     yield tell
 

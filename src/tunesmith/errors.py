@@ -77,6 +77,12 @@ class TrainingDiverged(TunesmithError):
     exit_code = 8
 
 
+class Unverified(TunesmithError):
+    """An exported file is not the model that was tested. It is kept and marked."""
+
+    exit_code = 9
+
+
 class Paused(TunesmithError):
     """The user stopped the run. The same command goes on."""
 

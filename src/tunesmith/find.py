@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tunesmith.errors import MissingExtra, RecipeError
 
-EXTRAS = {"trl": "trl", "spacy": "ner"}  # import name -> the extra that brings it
+EXTRAS = {"trl": "trl", "spacy": "ner", "gradio": "space"}  # import name -> the extra that brings it
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

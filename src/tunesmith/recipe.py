@@ -85,6 +85,7 @@ Schedule: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.sched
 Optimizer: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.optimizers")]
 Start: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.model.starts")]
 Engine: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.train.engines", "train")]
+Target: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.export.targets", "write")]
 
 
 def _name(text: str) -> Named:
@@ -264,6 +265,27 @@ class Evaluate(Section):
     judge: Judge = Field(default_factory=lambda: Judge.model_validate({}))
 
 
+class Export(Section):
+    """Files that run elsewhere. Each answers the test rows in its own runtime before it counts as verified."""
+
+    files: list[Target] = Field([], description="what is written; none: nothing")
+    onto: Literal["quantised", "original"] = Field(
+        "quantised",
+        description="what the adapter is merged onto: the base as training saw it, its 4 bits dequantised; or the "
+        "weights as they came",
+    )
+    rows: int = Field(100, ge=1, description="at most so many test rows are asked of each file, drawn evenly")
+    keep: float = Field(
+        0.98, ge=0, le=1, description="share of the adapter's gain on evaluate.primary that a quantised file must keep"
+    )
+    keep_exact: float = Field(0.995, ge=0, le=1, description="the same for merged, f32, f16, bf16 and q8_0")
+    likelihood_rows: int = Field(
+        6, ge=1, description="test rows whose own answers are scored token by token beside the adapter's"
+    )
+    agree: float = Field(0.8, ge=0, le=1, description="share of those tokens whose likeliest one must be the adapter's")
+    agree_exact: float = Field(0.95, ge=0, le=1, description="the same for merged, f32, f16, bf16 and q8_0")
+
+
 class Recipe(Section):
     """What is wanted."""
 
@@ -276,6 +298,7 @@ class Recipe(Section):
     adapter: Adapter = Field(default_factory=lambda: Adapter.model_validate({}))
     train: Train = Field(default_factory=lambda: Train.model_validate({}))
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate.model_validate({}))
+    export: Export = Field(default_factory=lambda: Export.model_validate({}))
     small: dict[str, Any] = Field(default_factory=dict, description="keys that --small changes, written with dots")
 
     _folder: Path = PrivateAttr(default=Path())

@@ -44,14 +44,15 @@ ROOMS = [  # in the data's order; a room imports from itself and from the rooms 
     "__main__",
 ]
 HEAVY = {  # package -> the only places that may import it
-    "bitsandbytes": {"kernels/nf4", "model", "train/optimizers"},
+    "bitsandbytes": {"kernels/nf4", "model", "train/optimizers", "export/merge"},
     "triton": {"kernels/triton_parts", "kernels/triton_cache"},
     "libgguf": {"export"},
-    "xllamacpp": {"generate/llama_child"},
+    "xllamacpp": {"generate/llama_child", "export/targets/_space_app"},
+    "gradio": {"export/targets/_space_app"},
     "trl": {"train/engines/trl"},
     "datasets": {"train/engines/trl", "data/hub"},
-    "peft": {"model", "train/engines/trl"},
-    "transformers": {"model", "prompt", "train/engines/trl"},
+    "peft": {"model", "train/engines/trl", "generate/folder_child"},
+    "transformers": {"model", "prompt", "train/engines/trl", "generate/folder_child", "export/merge"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "rich": {"cli"},
@@ -67,7 +68,7 @@ HEAVY = {  # package -> the only places that may import it
     "fastapi": {"serve"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
-    "huggingface_hub": {"model", "data/hub"},
+    "huggingface_hub": {"model", "data/hub", "export/targets/hub", "export/targets/_space_app"},
     "tensorboard": set(),
 }
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapters import BASIC, IDS, LOFTQ, PISSA, VARIANTS, WHOLE, WITH_BIAS, logits, made, shaken
 from tiny import FAMILIES
 from tunesmith.errors import ModelError, RecipeError, RunError, Several
 from tunesmith.find import find
@@ -23,35 +24,6 @@ from tunesmith.model.qlora import LoraLinear
 from tunesmith.model.weights import fetch
 from tunesmith.recipe import Named, read_recipe
 from tunesmith.train.groups import groups
-
-IDS = torch.tensor([[index % 250 + 5 for index in range(start, start + 24)] for start in (3, 90)])
-BASIC: dict[str, Any] = {"rank": 4, "alpha": 8, "layers": "all", "dropout": 0.0, "seed": 3}
-PISSA, LOFTQ = Named("pissa", {}), Named("loftq", {})
-WHOLE = ["embeddings", "head"]
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "rs": {"scaling": "rs"},
-    "dora": {"dora": True},
-    "pissa": {"start": PISSA},
-    "pissa-rs-dora": {"start": PISSA, "scaling": "rs", "dora": True},
-    "loftq": {"start": LOFTQ},
-    "whole": {"train_also": WHOLE},
-    "bias": {"bias": "all"},
-    "bias-and-few-updates": {"bias": "all", "layers": ["v_proj", "c_attn", "qkv_proj"]},
-    "bias-of-updates": {"bias": "lora_only", "layers": ["q_proj", "v_proj", "c_attn"]},
-    "all": {"dora": True, "train_also": WHOLE, "bias": "all", "dropout": 0.1, "start": PISSA},
-}
-WITH_BIAS = {"qwen2", "gpt2"}
-
-
-def made(folder: Path, *, bits: int = 4, **changes: Any) -> Model:
-    model = load(fetch(str(folder)), bits=bits, device="cpu", precision="float32")
-    settings = {**BASIC, **changes}
-    if settings["layers"] != "all":
-        leaves = {name.rsplit(".", 1)[-1] for name in model.frozen()}
-        settings["layers"] = [name for name in settings["layers"] if name in leaves]
-    add_adapter(model, **settings)
-    return model
 
 
 def base_of(model: Model) -> Any:
@@ -71,13 +43,6 @@ def loss(network: Any) -> Tensor:
     return found
 
 
-def logits(network: Any) -> Tensor:
-    network.eval()
-    with torch.no_grad():
-        found: Tensor = network(input_ids=IDS).logits
-    return found
-
-
 def train_steps(model: Model, count: int = 3) -> list[float]:
     parameters = model.trainable()
     optimizer = torch.optim.AdamW(groups(parameters, 1e-2, 1.0))
@@ -91,15 +56,6 @@ def train_steps(model: Model, count: int = 3) -> list[float]:
         optimizer.zero_grad()
         found.append(value.item())
     return found
-
-
-def shaken(model: Model) -> Model:
-    """Moves every trained parameter away from its start."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.trainable().values():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
 
 
 # --- every family, every variant -------------------------------------------------------------------------------

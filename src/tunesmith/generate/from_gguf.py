@@ -7,10 +7,10 @@ that keeps the likeliest token is switched on, whatever the file's own metadata 
 from __future__ import annotations
 
 import importlib.util
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tunesmith.data.conversation import Turn
 from tunesmith.errors import MissingExtra, ModelError
 from tunesmith.generate.llama_process import Child, Settings, Stream
 from tunesmith.generate.llama_task import GREEDY, Clock, Task
-from tunesmith.generate.text import Reply
+from tunesmith.generate.text import Facts, Reply, Scored
 from tunesmith.hardware import cores
 from tunesmith.model.gguf_header import read_header
 from tunesmith.prompt.template import Template
@@ -28,37 +28,6 @@ CONTEXT = 2048  # tokens a slot unless more is asked for; Llama-2-7b keeps 0.5 M
 PATIENCE = 600.0  # seconds without a token; a long prompt of a large model takes minutes on a laptop
 EVERY = 1 << 24  # entries, more than any vocabulary has
 _PROBE = (Turn("user", "Does it know 3 words, or 4?"),)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What running the file takes: seconds to load, bytes on disk and in memory, tokens of context a slot.
-
-    `tokens` were written within `seconds` in which at least one reply was under way, reading of prompts included.
-    """
-
-    load_seconds: float
-    file_bytes: int
-    memory_bytes: int
-    slots: int
-    context: int
-    threads: int
-    tokens: int
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second; 0 before the first."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A token that was given, in nats: -ln of its probability; `top` are the likeliest ids there, with ln p."""
-
-    token: int
-    nats: float
-    top: tuple[tuple[int, float], ...]
 
 
 class FromGguf:
@@ -199,8 +168,8 @@ class FromGguf:
         found = self._ask("/completion", body).get("completion_probabilities")
         if not found:
             return None
-        best = tuple((int(each["id"]), float(each["logprob"])) for each in found[0]["top_logprobs"])
-        return float(found[0]["logprob"]), best
+        best = tuple((int(each["id"]), _number(each["logprob"])) for each in found[0]["top_logprobs"])
+        return _number(found[0]["logprob"]), best
 
     @property
     def facts(self) -> Facts:
@@ -245,6 +214,11 @@ class FromGguf:
         if read.split() != rendered.split():
             what = f"the template's tokens are others than the file's: it reads {read[:80]!r} for {rendered[:80]!r}"
             raise ModelError(what, where=str(self.path), next="Give the tokenizer that the file was made with")
+
+
+def _number(told: float | None) -> float:
+    """What is no number is told as null."""
+    return math.nan if told is None else float(told)
 
 
 def _trained(path: Path, lora: Path | None) -> int:

@@ -22,6 +22,37 @@ class Reply:
     cut: str = ""
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What running the file takes: seconds to load, bytes on disk and in memory, tokens of context a slot.
+
+    `tokens` were written within `seconds` in which at least one reply was under way, reading of prompts included.
+    """
+
+    load_seconds: float
+    file_bytes: int
+    memory_bytes: int
+    slots: int
+    context: int
+    threads: int
+    tokens: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second; 0 before the first."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token that was given, in nats: -ln of its probability; `top` are the likeliest ids there, with ln p."""
+
+    token: int
+    nats: float
+    top: tuple[tuple[int, float], ...]
+
+
 class TextModel(Protocol):
     """A model that answers conversations."""
 

@@ -39,7 +39,7 @@ class Original:
 
     def _name(self, wanted: str) -> str:
         if not self._files:
-            self._files = _tensors(self.weights.folder)
+            self._files = {name: path for name, (path, _, _) in headers(self.weights.folder).items()}
         for name in (wanted, wanted.removeprefix(self.prefix), f"{self.prefix}{wanted}"):
             if name in self._files:
                 return name
@@ -50,11 +50,14 @@ class Original:
         return ModelError(f"the files hold no weight of '{layer}' by itself", where=self.weights.name, next=advice)
 
 
-def _tensors(folder: Path) -> dict[str, Path]:
+def headers(folder: Path) -> dict[str, tuple[Path, tuple[int, ...], str]]:
+    """Of each tensor in a folder's safetensors files: its file, shape and number type (F32, BF16, …), in order."""
     from safetensors import safe_open
 
-    found: dict[str, Path] = {}
+    found = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            found.update(dict.fromkeys(file.keys(), path))
+            for name in file.keys():  # noqa: SIM118  (no mapping)
+                part = file.get_slice(name)
+                found[name] = (path, tuple(part.get_shape()), str(part.get_dtype()))
     return found

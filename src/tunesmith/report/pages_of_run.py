@@ -18,6 +18,7 @@ from tunesmith.report import plots
 from tunesmith.report.opinions import disturbed, judged, reviewed
 from tunesmith.report.page import render
 from tunesmith.report.replies import read_items, sieves, title, worst
+from tunesmith.report.shipped import shipped
 from tunesmith.train.journal import read_journal
 
 __all__ = ["limits", "report_page", "title"]
@@ -71,6 +72,7 @@ def report_page(
         judge=judged(folder, recipe, seals),
         review=review,
         review_titles={part: title(part, scores["kind"]) for part in (review or {}).get("sections", {})},
+        shipped=shipped(folder),
         limits=limits(scores, audit, recipe),
         used=_used(recipe, folder, seals),
         command=command,

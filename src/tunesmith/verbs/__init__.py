@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.verbs.auditing import Audited, audit, to_audit, undo
-    from tunesmith.verbs.comparing import asked, chat, evaluate, report
+    from tunesmith.verbs.comparing import asked, chat, chat_file, evaluate, report
     from tunesmith.verbs.curving import curve, to_shares
+    from tunesmith.verbs.exporting import export, push
     from tunesmith.verbs.listing import RunRow, card, compare_runs, runs
+    from tunesmith.verbs.packing import pack, to_pack, unpack
     from tunesmith.verbs.planning import plan
     from tunesmith.verbs.reading import processes
     from tunesmith.verbs.reviewing import review
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "auditing": ("Audited", "audit", "to_audit", "undo"),
-    "comparing": ("asked", "chat", "evaluate", "report"),
+    "comparing": ("asked", "chat", "chat_file", "evaluate", "report"),
     "curving": ("curve", "to_shares"),
+    "exporting": ("export", "push"),
     "listing": ("RunRow", "card", "compare_runs", "runs"),
+    "packing": ("pack", "to_pack", "unpack"),
     "planning": ("plan",),
     "reading": ("processes",),
     "reviewing": ("review",),
@@ -46,23 +50,29 @@ __all__ = [
     "audit",
     "card",
     "chat",
+    "chat_file",
     "check",
     "compare_runs",
     "curve",
     "evaluate",
+    "export",
     "new",
     "open_run",
+    "pack",
     "plan",
     "prepare",
     "processes",
+    "push",
     "report",
     "review",
     "runs",
     "synthesize",
     "to_audit",
+    "to_pack",
     "to_shares",
     "train",
     "undo",
+    "unpack",
 ]
 
 

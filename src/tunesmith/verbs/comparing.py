@@ -17,6 +17,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.run import Run, hash_file, hash_plain
 from tunesmith.verbs.shared import PARTS, Say, is_fresh, load_template_of, load_weights, silent
 
+OTHERS = ("judge.json", "reviews.json", "export.json")  # what the report shows where it is there
 COUNTED = {"wins": "for tuned", "ties": "ties", "losses": "for base", "missing": "missing"}
 
 
@@ -150,9 +151,8 @@ def report(recipe: Recipe, run: Run, say: Say = silent, *, command: str = "") ->
         "scores": run.fingerprint("evaluate"),
         "adapter": run.fingerprint("train"),
         "about": recipe.about,
-        "command": command,
         "metrics": hash_plain(recipe.evaluate.model_dump(mode="json", include={"metrics"})),
-        **{name: hash_file(run / name) if (run / name).is_file() else "" for name in ("judge.json", "reviews.json")},
+        **{name: hash_file(run / name) if (run / name).is_file() else "" for name in OTHERS},
     }
     if is_fresh(run, "report", made_from, say):
         return run / "report.html"
@@ -168,6 +168,16 @@ def report(recipe: Recipe, run: Run, say: Say = silent, *, command: str = "") ->
 def chat(recipe: Recipe, run: Run, say: Say = silent, *, tuned: bool = True) -> Any:
     """The run's model, ready to `stream` replies: tuned, or the base it came from."""
     return next(text for which, text in _speakers(recipe, run, say, only="tuned" if tuned else "base"))
+
+
+def chat_file(path: Path) -> Any:
+    """The model in a GGUF file, ready to `stream` replies by the file's own template; to be closed.
+
+    Raises ModelError for a file that is none, is damaged or cannot be run.
+    """
+    from tunesmith.generate.from_gguf import FromGguf
+
+    return FromGguf(path, slots=1)
 
 
 def asked(recipe: Recipe, run: Run) -> dict[str, list[Conversation]]:

@@ -83,7 +83,7 @@ def curve(
     if raw:
         point, counts = _raw(work, _heard(say, "rows as they came"))
         points.append(point)
-    made_from = {point.run: Run(run / point.run).fingerprint("evaluate") for point in points} | {"command": command}
+    made_from = {point.run: Run(run / point.run).fingerprint("evaluate") for point in points}
     if not is_fresh(run, "curve", made_from, say):
         _write(work, points, counts, made_from, command)
     for line in curve_lines(run.read_json("curve.json")):

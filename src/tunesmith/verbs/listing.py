@@ -15,7 +15,7 @@ from tunesmith.report.page import number
 from tunesmith.report.runs_page import SideBySide, page_name, runs_page, side_by_side
 from tunesmith.run import Run, hash_file, hash_plain, write_atomic
 from tunesmith.train.journal import read_journal
-from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, silent
+from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, plain_prompt, silent
 
 STATES = {"report": "reported", "evaluate": "evaluated", "train": "trained", "prepare": "prepared"}
 MARKS = ("recipe.yaml", ".seals", ".lock", "journal.jsonl", "scores.json")  # one of them makes a folder a run
@@ -108,7 +108,7 @@ def card(recipe: Recipe, run: Run, say: Say = silent, *, license: str = "") -> P
         "scores": run.fingerprint("evaluate"),
         "adapter": run.fingerprint("train"),
         "data": run.fingerprint("prepare"),
-        "recipe": hash_plain(recipe.model_dump(mode="json")),
+        "recipe": hash_plain(_without_paths(recipe)),
         "license": license,
     }
     if stale := _stale(run, MADE_FROM[:2]):
@@ -124,6 +124,15 @@ def card(recipe: Recipe, run: Run, say: Say = silent, *, license: str = "") -> P
     run.seal("card", made_from, ["card.md"])
     say(f"card: {run / 'card.md'}")
     return run / "card.md"
+
+
+def _without_paths(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, but for where files lie: what they hold is in the seals of what is made of them."""
+    plain = recipe.dump()
+    named = [source for source in plain["data"].pop("source") if source.startswith("hub:")]
+    plain["data"].pop("pseudonyms")
+    plain["evaluate"].pop("probes")
+    return {**plain, "prompt": plain_prompt(recipe), "sources": named}
 
 
 def _template(recipe: Recipe, trained: Any, say: Say) -> Any:

@@ -19,9 +19,19 @@ from tunesmith.data.prepare import prepare as prepare_rows
 from tunesmith.data.recognise import recognise
 from tunesmith.errors import DataError, Several, TunesmithError
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run, hash_file, hash_plain
+from tunesmith.run import Run, hash_plain
 from tunesmith.verbs.reading import counter, loading, processes, say_sources, telling, values
-from tunesmith.verbs.shared import PARTS, Say, is_fresh, load_template_of, load_weights, silent
+from tunesmith.verbs.shared import (
+    PARTS,
+    Say,
+    is_fresh,
+    left_behind,
+    load_template_of,
+    load_weights,
+    plain_prompt,
+    silent,
+    template_hash,
+)
 
 
 @dataclass(frozen=True)
@@ -80,13 +90,13 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
 def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
     """Checks and splits the rows into data/*.jsonl, with audit.json, audit.html and findings.jsonl."""
     weights = load_weights(recipe, say)
-    sources = open_sources(recipe.data.source, recipe.folder, recipe.data.encoding)
+    kept_apart = {"pseudonyms": bool(recipe.data.pseudonyms) or None}  # whether, not where: a run may be carried
     made_from = {
-        "data": hash_plain(recipe.data.model_dump(mode="json", exclude={"source"})),
-        "prompt": hash_plain(recipe.prompt.model_dump(mode="json")),
-        "template file": _template_hash(recipe),
+        "data": hash_plain(recipe.data.model_dump(mode="json", exclude={"source"}) | kept_apart),
+        "prompt": hash_plain(plain_prompt(recipe)),
+        "template file": template_hash(recipe),
         "seed": str(recipe.seed),
-        "rows": hash_plain([source.fingerprint() for source in sources]),
+        "rows": _rows_hash(recipe, run, say),
         "tokenizer": weights.fingerprint,
     }
     if is_fresh(run, "prepare", made_from, say):
@@ -171,9 +181,14 @@ def _leaks(found: dict[str, Any]) -> str:
     )
 
 
-def _template_hash(recipe: Recipe) -> str:
-    path = recipe.path(recipe.prompt.template)
-    return hash_file(path) if recipe.prompt.template != "model" and path.is_file() else "model"
+def _rows_hash(recipe: Recipe, run: Run, say: Say) -> str:
+    """What the sources hold; of a run that was carried here without them, what they held when it was prepared."""
+    seal = run.read_seal("prepare")
+    if seal and left_behind(recipe, run):
+        say("prepare: the files of data.source were left where the run comes from; their rows stay as prepared")
+        return str(seal["made_from"].get("rows"))
+    sources = open_sources(recipe.data.source, recipe.folder, recipe.data.encoding)
+    return hash_plain([source.fingerprint() for source in sources])
 
 
 def _collect(make: Callable[[], Any], wrong: list[TunesmithError]) -> Any:

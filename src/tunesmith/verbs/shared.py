@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from tunesmith.errors import RunError
+from tunesmith.errors import RecipeError, RunError
 from tunesmith.model.weights import Weights, fetch
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run
+from tunesmith.run import Run, hash_file
 
 Say = Callable[[str], None]
 PARTS = ("train", "valid", "test", "unseen")
@@ -31,10 +31,52 @@ def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
     if not create and not path.is_dir():
         raise RunError("there is no such run yet", where=str(path), next="Make it: tunesmith run RECIPE")
     run = Run(path)
-    text = yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True)
+    text = recipe_text(recipe, run.path)
     if not (run / "recipe.yaml").exists() or (run / "recipe.yaml").read_text(encoding="utf-8") != text:
         run.write("recipe.yaml", text)
     return run
+
+
+def recipe_text(recipe: Recipe, folder: Path) -> str:
+    """The recipe as it is kept in a run's `folder`: every default filled in, paths absolute but for those inside it.
+
+    Those are written from the folder on, so that a run which carries its inputs may be moved as a whole.
+    """
+    home = folder.resolve()
+
+    def inside(text: str) -> str:
+        path = Path(text)
+        return path.relative_to(home).as_posix() if path.is_relative_to(home) else text
+
+    plain = recipe.dump()
+    plain["data"]["source"] = [inside(source) for source in plain["data"]["source"]]
+    if recipe.evaluate.probes:
+        plain["evaluate"]["probes"] = inside(plain["evaluate"]["probes"])
+    plain["prompt"]["template"] = inside(plain["prompt"]["template"])
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def plain_prompt(recipe: Recipe) -> dict[str, Any]:
+    """The section `prompt` for a seal: a template's file is told by what it holds, not by where it lies."""
+    return {**recipe.prompt.model_dump(mode="json"), "template": template_hash(recipe)}
+
+
+def template_hash(recipe: Recipe) -> str:
+    """SHA-256 of the template's file; 'model' where the model's own is wanted. Raises RecipeError for a missing one."""
+    if recipe.prompt.template == "model":
+        return "model"
+    path = recipe.path(recipe.prompt.template)
+    if not path.is_file():
+        raise RecipeError("there is no such template", where=str(path), next="Check prompt.template")
+    return hash_file(path)
+
+
+def left_behind(recipe: Recipe, run: Run) -> bool:
+    """Whether data.source names files in the run's own inputs/ that are not there: it was carried here without them."""
+    named = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
+    files = [recipe.path(source) for source in named if not source.startswith("hub:")]
+    inputs = run.path.resolve() / "inputs"
+    return bool(files) and not any(file.exists() or not file.is_relative_to(inputs) for file in files)
 
 
 def load_weights(recipe: Recipe, say: Say) -> Weights:

@@ -16,7 +16,7 @@ from tunesmith.model.weights import Weights
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, first, hash_plain
 from tunesmith.verbs.planning import describe, set_up
-from tunesmith.verbs.shared import Say, load_weights, silent
+from tunesmith.verbs.shared import Say, load_weights, plain_prompt, silent
 
 CHECKPOINTS = 2  # how a checkpoint is written; one of another kind is not read
 
@@ -56,7 +56,7 @@ def _made_from(recipe: Recipe, run: Run, weights: Weights) -> dict[str, str]:
     return {
         "data": prepared,
         "base": hash_plain([weights.fingerprint, recipe.base.bits]),
-        "prompt": hash_plain(recipe.prompt.model_dump(mode="json", exclude={"stop"})),
+        "prompt": hash_plain({key: value for key, value in plain_prompt(recipe).items() if key != "stop"}),
         "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
         **{f"train.{key}": hash_plain(value) for key, value in wishes.items()},
         "seed": str(recipe.seed),

@@ -1,0 +1,349 @@
+"""A base and an adapter as one folder of plain weights, one tensor in memory at a time.
+
+W' = W + s B A, in float32 and rounded once (Hu et al. 2021, arXiv:2106.09685); with DoRA each output of that is brought
+to its trained length (Liu et al. 2024, arXiv:2402.09353). W is the weight that training multiplied by, quantised to NF4
+and back, or the weight as it came: the recipe's `export.onto`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.data.conversation import Turn
+from tunesmith.errors import ModelError, ResourceError
+from tunesmith.export.job import Job
+from tunesmith.model.adapter import read_adapter
+from tunesmith.model.original import headers
+from tunesmith.model.weights import read_config
+from tunesmith.prompt.template import Template
+from tunesmith.prompt.tokens import stop_ids
+from tunesmith.run import disk, sync_folder, write_atomic
+
+SHARD = 1 << 30  # bytes of a file, about; a finished one is not made again
+SPARE = 64 << 20  # bytes of disk left free beside the folder's own
+DONE = "config.json"  # written last: a folder with it is whole
+LARGEST = 65504.0  # of float16
+_WORDS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+_PACKED = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__nf4")
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What is added to one layer: A (rank x in), B (out x rank), their scale, DoRA's magnitude (out)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    magnitude: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Out:
+    """A tensor of the folder: its name, shape and number type, and how to make it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def merge(
+    job: Job,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    adapter: bool = True,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> Path:
+    """Writes base and adapter (`adapter` False: the base alone, as `onto` says) as a folder that transformers reads.
+
+    `dtype` is that of all weights, as they came where None is given. `tell` hears how many bytes are done. Stopped, the
+    same call goes on behind the last finished file. Raises ModelError for weights that cannot be merged, ResourceError
+    when the disk is too small.
+    """
+    if (folder / DONE).is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    outs = list(_outs(job, dtype, adapter=adapter))
+    shards = _shards(outs)
+    total = sum(out.bytes for out in outs)
+    names = _names(len(shards))
+    _check_room(folder, sum(sum(o.bytes for o in s) for s, n in zip(shards, names, strict=True) if not (folder / n).exists()))  # noqa: E501  # fmt: skip
+    done = 0
+    with torch.no_grad():
+        for name, shard in zip(names, shards, strict=True):
+            if not (folder / name).exists():
+                _write(folder / name, shard, lambda size, done=done: tell(done + size, total))  # type: ignore[misc]
+            done += sum(out.bytes for out in shard)
+            tell(done, total)
+    if len(names) > 1:
+        index = {out.name: name for name, shard in zip(names, shards, strict=True) for out in shard}
+        whole = {"metadata": {"total_size": total}, "weight_map": index}
+        write_atomic(folder / "model.safetensors.index.json", json.dumps(whole, indent=1) + "\n")
+    describe(job, folder, dtype)
+    return folder
+
+
+def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes what stands beside the weights: tokenizer, template of the training, stop tokens, configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = job.template.tokenizer
+    kept = tokenizer.chat_template
+    tokenizer.chat_template = shipped_template(job)
+    try:
+        with disk(folder):
+            tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = kept
+    _tell_start(folder / "tokenizer_config.json", job.template)
+    own = job.weights.folder / "tokenizer.model"
+    if own.is_file():
+        shutil.copyfile(own, folder / "tokenizer.model")
+    stops = stop_ids(job.template)
+    config = read_config(job.weights.folder, job.weights.name)
+    for key in ("quantization_config", "auto_map", "_name_or_path"):
+        config.pop(key, None)
+    if dtype is not None:
+        config["dtype"] = str(dtype).removeprefix("torch.")
+    if config.get("model_type") == "gpt2":  # transformers 5 leaves it out, and llama.cpp's converter asks for it
+        config.setdefault("n_ctx", config.get("n_positions", 1024))
+    config["eos_token_id"] = stops[0] if len(stops) == 1 else stops
+    generation = {"bos_token_id": config.get("bos_token_id"), "eos_token_id": stops, "do_sample": False}
+    write_atomic(folder / "generation_config.json", json.dumps(generation, indent=1) + "\n")
+    write_atomic(folder / DONE, json.dumps(config, indent=1) + "\n")
+    sync_folder(folder)
+
+
+def _tell_start(path: Path, template: Template) -> None:
+    """Writes down whether a prompt begins with the start token.
+
+    transformers 5 leaves it out, and where nothing is said llama.cpp puts one before every text of a SentencePiece model.
+    """
+    start, said = template.tokenizer.bos_token, json.loads(path.read_text(encoding="utf-8"))
+    said["add_bos_token"] = bool(start) and template.render((Turn("user", "a"),), generate=True).startswith(start)
+    write_atomic(path, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+
+
+def shipped_template(job: Job) -> str:
+    """The template's text for those who render it without this project: what it is told here stands in it."""
+    text = job.template.text
+    if "starts_with_bos" not in text:
+        return text
+    return f"{{% set starts_with_bos = {str(job.template.starts_with_bos).lower()} %}}{text}"
+
+
+# --- what the folder holds -------------------------------------------------------------------------------------
+
+
+def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Out]:
+    linears, transposed, tied, head = _layers(job)
+    found = headers(job.weights.folder)
+    updates, whole = _adapter(job) if adapter else ({}, {})
+    prefix = _prefix(found, linears)
+    for name, (path, shape, kind) in found.items():
+        if name.endswith(_PACKED):
+            continue
+        layer = name.removesuffix(".weight")
+        module = f"{prefix}{layer}"
+        own = _own_type(kind, job) if dtype is None else dtype
+        if tied and module == head:
+            continue  # some files hold the tied head as well
+        if name.endswith(".weight") and module in linears:
+            size = linears[module]
+            make = functools.partial(_layer, job, path, name, size, updates.pop(module, None), transposed=transposed)
+            yield _Out(name, size[::-1] if transposed else size, own, make)
+            continue
+        trained = whole.pop(f"{prefix}{name}", None)
+        yield _Out(name, shape, own, functools.partial(_read, path, name) if trained is None else trained.float)
+    left = [*updates, *(name for name in whole if not (tied and name == f"{head}.weight"))]
+    if left:
+        raise ModelError(
+            f"the base's files hold no weight for the adapter's '{left[0]}'", where=job.weights.name,
+            next="Was it trained on another base?",
+        )  # fmt: skip
+
+
+def _layers(job: Job) -> tuple[dict[str, tuple[int, int]], bool, bool, str]:
+    """The decoder's linear layers (out, in), whether files hold them in x out, whether the head is tied, its name."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    config = AutoConfig.from_pretrained(job.weights.folder, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    head, found, transposed = network.get_output_embeddings(), {}, False
+    name_of_head = next((name for name, module in network.named_modules() if module is head), "")
+    for name, module in network.named_modules():
+        if module is head:
+            continue
+        if isinstance(module, torch.nn.Linear):
+            found[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):
+            found[name], transposed = (module.weight.shape[1], module.weight.shape[0]), True
+    return found, transposed, bool(getattr(config, "tie_word_embeddings", False)), name_of_head
+
+
+def _prefix(found: Mapping[str, Any], linears: Mapping[str, Any]) -> str:
+    """What the files leave out before the modules' names."""
+    first = next(iter(linears))
+    for start in range(len(parts := first.split("."))):
+        if f"{'.'.join(parts[start:])}.weight" in found:
+            return "".join(f"{part}." for part in parts[:start])
+    return ""
+
+
+def _adapter(job: Job) -> tuple[dict[str, _Update], dict[str, Tensor]]:
+    """The updates by layer, and the tensors that were trained whole by their own names."""
+    config, tensors = read_adapter(job.adapter)
+    rank, alpha = int(str(config["r"])), float(str(config["lora_alpha"]))
+    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    updates = {}
+    for name in [name for name in tensors if name.endswith(".lora_A")]:
+        layer = name.removesuffix(".lora_A")
+        magnitude = tensors.pop(f"{layer}.lora_magnitude_vector", None)
+        updates[layer] = _Update(tensors.pop(name), tensors.pop(f"{layer}.lora_B"), scale, magnitude)
+    whole = {  # PEFT calls the bias of a layer with an update base_layer's
+        name.replace(".base_layer.", ".") if name.endswith(".bias") else f"{name}.weight": tensor
+        for name, tensor in tensors.items()
+    }
+    return updates, whole
+
+
+def _layer(
+    job: Job, path: Path, name: str, size: tuple[int, int], update: _Update | None, *, transposed: bool
+) -> Tensor:
+    made = _merged(_base(job, path, name, size, transposed=transposed), update)
+    return made.T if transposed else made
+
+
+def _merged(weight: Tensor, update: _Update | None) -> Tensor:
+    if update is None:
+        return weight
+    made = torch.addmm(weight, update.b, update.a, alpha=update.scale)
+    if update.magnitude is not None:
+        made *= (update.magnitude / torch.linalg.vector_norm(made, dim=1))[:, None]
+    return made
+
+
+def _base(job: Job, path: Path, name: str, size: tuple[int, int], *, transposed: bool) -> Tensor:
+    """The weight (out x in, float32) that the update is added to."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    found = _read(path, name)
+    if found.dtype == torch.uint8:  # the files are in 4 bits themselves
+        if job.onto == "original":
+            advice = "Set export.onto to quantised, or train on the unquantised model"
+            raise ModelError("the base's files hold 4 bits, not the original weights", where=job.weights.name, next=advice)  # noqa: E501  # fmt: skip
+        stored: Tensor = dequantize_4bit(found, _state(path, name))
+        return stored.reshape(size).float()
+    weight = (found.T if transposed else found).contiguous()
+    if job.onto == "quantised" and job.bits == 4:
+        weight = weight.to(getattr(torch, job.precision))
+        weight = dequantize_4bit(*quantize_4bit(weight, quant_type="nf4", compress_statistics=True))
+    return weight.float()
+
+
+def _state(path: Path, name: str) -> Any:
+    from bitsandbytes.functional import QuantState
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        beside = {key: file.get_tensor(key) for key in file.keys() if key.startswith(f"{name}.")}  # noqa: SIM118
+    return QuantState.from_dict(beside, device=torch.device("cpu"))
+
+
+def _read(path: Path, name: str) -> Tensor:
+    """One tensor; the file is closed again, so that what was read of it leaves the memory."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: Tensor = file.get_tensor(name)
+            return found
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"the weights cannot be read: {error}", where=str(path)) from error
+
+
+def _own_type(kind: str, job: Job) -> torch.dtype:
+    known = {word: dtype for dtype, word in _WORDS.items()}
+    return known.get(kind, torch.float16 if job.precision == "float16" else torch.bfloat16)
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def _shards(outs: Sequence[_Out]) -> list[list[_Out]]:
+    shards: list[list[_Out]] = [[]]
+    for out in outs:
+        if shards[-1] and sum(each.bytes for each in shards[-1]) + out.bytes > SHARD:
+            shards.append([])
+        shards[-1].append(out)
+    return shards
+
+
+def _names(many: int) -> list[str]:
+    return ["model.safetensors"] if many == 1 else [f"model-{n:05}-of-{many:05}.safetensors" for n in range(1, many + 1)]  # noqa: E501  # fmt: skip
+
+
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size + SPARE > free:
+        raise ResourceError(
+            f"the merged weights need {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free",
+            where=str(folder),
+            next="Free some space, or keep the runs on another disk with --runs",
+        )
+
+
+def _write(path: Path, shard: Sequence[_Out], tell: Callable[[int], None]) -> None:
+    """A safetensors file, tensor by tensor (https://huggingface.co/docs/safetensors): header's length, header, data."""
+    at, places = 0, {}
+    for out in shard:
+        places[out.name] = {"dtype": _WORDS[out.dtype], "shape": list(out.shape), "data_offsets": [at, at + out.bytes]}
+        at += out.bytes
+    head = json.dumps({"__metadata__": {"format": "pt"}, **places}).encode()
+    head += b" " * (-len(head) % 8)
+    temporary = path.with_name(f".{path.name}.part")
+    with disk(path):
+        with temporary.open("wb") as file:
+            file.write(struct.pack("<Q", len(head)) + head)
+            written = 0
+            for out in shard:
+                _put(file, out)
+                written += out.bytes
+                tell(written)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+
+def _put(file: IO[bytes], out: _Out) -> None:
+    made = out.make()
+    if tuple(made.shape) != out.shape:
+        raise ModelError(f"'{out.name}' is {tuple(made.shape)}, not {out.shape}", where=file.name)
+    lowest, highest = (float(each) for each in made.aminmax())  # without a copy of an embedding of gigabytes
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise ModelError(f"'{out.name}' holds values that are no numbers", where=file.name, next="Train again")
+    if out.dtype == torch.float16 and max(-lowest, highest) > LARGEST:
+        advice = "Export in bf16 or f32"
+        raise ModelError(f"'{out.name}' holds {max(-lowest, highest):g}, more than float16 can", where=file.name, next=advice)  # noqa: E501  # fmt: skip
+    file.write(made.to(out.dtype).contiguous().view(torch.uint8).numpy().data)
