@@ -223,6 +223,14 @@ def test_a_damaged_modelfile_is_noticed(made: Callable[..., Job], old: str, new:
     assert any(wrong in each for each in check(job, file)), check(job, file)
 
 
+def test_the_recipes_system_message_goes_along(made: Callable[..., Job]) -> None:
+    job = replace(made(), system='Be "dry".\nThen stop.')
+    (file,) = write(job)
+    assert [value for name, value in read(file.path.read_text()) if name == "system"] == [job.system]
+    assert check(job, file) == []
+    assert check(replace(job, system=None), file) == ["the system message is not the recipe's"]
+
+
 def test_what_training_did_otherwise_is_told(made: Callable[..., Job]) -> None:
     [file] = write(made(GEMMA))
     assert {*file.notes} == {"system", "blanks"}

@@ -67,7 +67,7 @@ def test_the_files(job: Job, file: File) -> None:
     names = ["README.md", "app.py", "requirements.txt", "toy.q4_k_m.gguf"]
     assert sorted(path.name for path in file.path.iterdir()) == names
     told = {"NAME": "toy", "FILE": "toy.q4_k_m.gguf", "REPO": "", "LIMIT": 16, "CONTEXT": 256, "STOP": ["zz"]}
-    assert settings(file.path / "app.py") == told
+    assert settings(file.path / "app.py") == {**told, "SYSTEM": ""}
     assert front(file.path / "README.md") == {
         "title": "toy", "sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py",
         "license": "apache-2.0", "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -92,6 +92,11 @@ def test_words_in_a_setting_stay_words(job: Job) -> None:
     [file] = write(replace(job, stop=(words,)))
     assert settings(file.path / "app.py")["STOP"] == [words]
     assert list(space._wrong_imports(file.path / "app.py")) == []
+
+
+def test_the_recipes_system_message_stands_in_the_page(job: Job) -> None:
+    (file,) = space.write(replace(job, folder=job.folder, system='Be "dry".'))
+    assert "SYSTEM = 'Be \"dry\".'" in (file.path / "app.py").read_text()
 
 
 def test_it_answers_as_its_file_does(job: Job) -> None:

@@ -42,6 +42,7 @@ class Job:
     seed: int
     card: Callable[[], str]  # the model card, without what the files' proofs add
     say: Callable[[str], None] = lambda text: None
+    system: str | None = None  # the message that the recipe puts before a conversation without one
 
 
 @dataclass(frozen=True)

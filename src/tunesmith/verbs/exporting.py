@@ -140,6 +140,7 @@ class _Work:
             seed=recipe.seed,
             card=self._card,
             say=lambda text: self.say(f"export: {text}"),
+            system=recipe.prompt.system,
         )
 
     def shipped(self, named: Named) -> list[dict[str, Any]]:
@@ -153,7 +154,9 @@ class _Work:
             "adapter": self.run.fingerprint("train"),
             "base": self.job.weights.fingerprint,
             "template": hash_bytes(self.job.template.text.encode()),
-            "settings": hash_plain([named.options, self.job.onto, self.job.stop, self.job.limit, self.job.context]),
+            "settings": hash_plain(
+                [named.options, self.job.onto, self.job.stop, self.job.limit, self.job.context, self.job.system]
+            ),
         }
         product = f"export-{named.name}"
         if not is_fresh(self.run, product, made_from, self.say):

@@ -25,6 +25,7 @@ REPO = ""
 LIMIT = 256  # tokens of a reply
 CONTEXT = 2048  # tokens of a conversation
 STOP: list[str] = []  # texts that end a reply
+SYSTEM = ""  # what the model is told before every conversation
 LONGEST = 4 * CONTEXT  # characters of a message; a token has about four
 WAITING = 16  # people in the queue; one is answered at a time
 
@@ -97,7 +98,8 @@ def page(server: Any) -> gr.ChatInterface:
     def reply(message: str, history: list[dict[str, Any]]) -> Iterator[str]:
         if len(message) > LONGEST:
             raise gr.Error(f"A message has at most {LONGEST:,} characters.")
-        yield from pieces(server, [*map(said, history), {"role": "user", "content": message}])
+        told = [{"role": "system", "content": SYSTEM}] if SYSTEM else []
+        yield from pieces(server, [*told, *map(said, history), {"role": "user", "content": message}])
 
     return gr.ChatInterface(
         reply,

@@ -64,8 +64,12 @@ def check(job: Job, file: File) -> list[str]:
         if len(values.get(name, [])) != 1:
             return [f"the Modelfile has {len(values.get(name, []))} lines {name.upper()}, not one"]
     wrong = [
-        f"unknown command {name.upper()}" for name in values if name not in ("from", "template") and " " not in name
+        f"unknown command {name.upper()}"
+        for name in values
+        if name not in ("from", "template", "system") and " " not in name
     ]
+    if values.get("system", []) != ([job.system] if job.system else []):
+        wrong.append("the system message is not the recipe's")
     wrong += _wrong_parameters(values)
     wrong += [f"no PARAMETER stop {stop!r}" for stop in _stops(job) if stop not in values.get("parameter stop", [])]
     model = file.path.parent / values["from"][0]
@@ -121,6 +125,8 @@ def _lines(job: Job, model: Path, template: str, given: Mapping[str, Any]) -> It
         yield f"# {note}"
     yield f"FROM ../gguf/{model.name}"
     yield f"TEMPLATE {_value(template, 'the chat template', job.template.source)}"
+    if job.system:
+        yield f"SYSTEM {_value(job.system, 'the system message', 'prompt.system')}"
     greedy = {"temperature": 0, "top_k": 1, "repeat_penalty": 1, "num_predict": job.limit, "num_ctx": job.context}
     for name, value in {**greedy, **{name: value for name, value in given.items() if name != "stop"}}.items():
         yield f"PARAMETER {name} {str(value).lower()}"

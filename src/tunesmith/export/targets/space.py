@@ -66,7 +66,7 @@ def check(job: Job, file: File) -> list[str]:
             with Page(Path(name)) as page:
                 found = page.ask(QUESTION)
             with FromGguf(model, stop=job.stop, slots=1, context=job.context) as runtime:
-                prompts = [[Turn("user", QUESTION)]]
+                prompts = [[*([Turn("system", job.system)] if job.system else []), Turn("user", QUESTION)]]
                 expected = next(iter(runtime.replies(prompts, max_new_tokens=job.limit, batch=1)))[1].text
         except TunesmithError as error:
             return [str(error)]
@@ -77,7 +77,7 @@ def _app(job: Job, model: str, repo: str) -> str:
     """app.py with the lines of this model's settings."""
     settings: Mapping[str, Any] = {
         "NAME": job.name, "FILE": model, "REPO": repo, "LIMIT": job.limit, "CONTEXT": job.context,
-        "STOP": list(job.stop),
+        "STOP": list(job.stop), "SYSTEM": job.system or "",
     }  # fmt: skip
     lines = APP.read_text(encoding="utf-8").split("\n")
     for name, value in settings.items():
