@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import yaml
 
 from tiny import make_model
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; children would never stop
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["GOMP_SPINCOUNT"] = "1000"  # as the command line does

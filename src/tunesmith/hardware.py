@@ -142,6 +142,17 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def idle_cores() -> int:
+    """Of the cores for this process those that nobody uses just now, one at least; looks for a tenth of a second.
+
+    For threads that wait spinning, as llama.cpp's do: one that shares its core holds up all others.
+    """
+    import psutil
+
+    busy = psutil.cpu_percent(interval=0.1) / 100
+    return max(1, min(cores(), round((os.cpu_count() or 1) * (1 - busy))))
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}

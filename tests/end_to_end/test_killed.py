@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tunesmith import verbs
 from tunesmith.recipe import read_recipe
 from tunesmith.run import hash_file
@@ -18,6 +20,7 @@ from tunesmith.train.journal import read_journal
 KILLS = 5
 
 
+@pytest.mark.slow  # fifty seconds
 def test_killed_at_five_random_moments(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     path = recipe_file(train__epochs=12, train__evaluate_every=3, train__batch="2 rows", adapter__dropout=0.1)
     recipe = read_recipe(str(path))

@@ -19,7 +19,7 @@ from tunesmith.errors import MissingExtra, ModelError
 from tunesmith.generate.llama_process import Child, Settings, Stream
 from tunesmith.generate.llama_task import GREEDY, Clock, Task
 from tunesmith.generate.text import Facts, Reply, Scored
-from tunesmith.hardware import cores
+from tunesmith.hardware import idle_cores
 from tunesmith.model.gguf_header import read_header
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode_prompt, stop_ids
@@ -45,7 +45,7 @@ class FromGguf:
         template: Template | None = None,
         patience: float = PATIENCE,
     ) -> None:
-        """Loads the file. `context`: tokens of each slot, prompt and reply together; None: as trained, at most CONTEXT.
+        """Loads the file. `threads`: None: as many as there are idle cores. `context`: tokens of each slot, prompt and reply together; None: as trained, at most CONTEXT.
 
         `threads` None takes all cores. They wait for each other spinning: where other work keeps a core busy, fewer are
         faster (two cores, one of them busy: 2 tokens/s with two threads, 47 with one).
@@ -70,7 +70,7 @@ class FromGguf:
         self.path, self.texts, self.template, self.patience = path, tuple(stop), template, patience
         self.stops = frozenset(stop_ids(template)) if template else frozenset()
         adapter = str(lora.absolute()) if lora else ""
-        self._settings = Settings(str(path.absolute()), adapter, slots, context, threads or cores())
+        self._settings = Settings(str(path.absolute()), adapter, slots, context, threads or idle_cores())
         self._lock, self._clock = threading.Lock(), Clock()
         self._child: Child | None = None
         self._closed = False
