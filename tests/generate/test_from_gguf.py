@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gguf_models import opened, sayable, write_adapter, write_model
 from tiny import CHATML, make_model, make_tokenizer
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import MissingExtra, ModelError
@@ -38,13 +38,7 @@ PROMPTS = [
     (Turn("user", ""),),
     (Turn("user", "12 eggs, 3.5 l milk"),),
 ]
-LAYER = {  # transformers' name -> the file's
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
-TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-HEADS, KEYS, WIDTH, RANK = 4, 2, 64, 4
+RANK = 4
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +52,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.lm_head.weight[silent] = 0.0
     model.save_pretrained(made)
     return made
-
-
-def sayable(piece: str) -> bool:
-    return piece == "Ġ" or (len(piece) == 1 and "!" <= piece <= "~")
 
 
 @pytest.fixture(scope="module")
@@ -83,82 +73,6 @@ def file(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(file: Path, template: Template) -> Iterator[FromGguf]:
     with opened(file, template=template) as made:
         yield made
-
-
-def opened(path: Path, **options: Any) -> FromGguf:
-    return FromGguf(path, **{"context": 256, "threads": 1, "slots": 2, "patience": 60.0, **options})
-
-
-def write_model(
-    path: Path, network: Any, *, end: int = 4, leave_out: str = "", chat: str = CHATML, **more: Any
-) -> Path:
-    """A llama in float32 with the byte-level tokenizer of tests/tiny.py."""
-    writer = gguf.GGUFWriter(path, "llama")
-    config, tokenizer = network.config, make_tokenizer()
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KEYS)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(261)))
-    kinds = [gguf.TokenType.CONTROL] * 5 + [gguf.TokenType.NORMAL] * 256
-    kinds[end] = gguf.TokenType.CONTROL
-    writer.add_token_types(kinds)
-    writer.add_token_merges(["Ġ Ġ"])  # makes no token of the vocabulary, so that it is never made
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(end)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(chat)
-    for key, value in more.items():
-        write = {float: writer.add_float32, int: writer.add_int32}[type(value)]
-        write("general.sampling." + key, value)
-    for name, value in network.state_dict().items():
-        if name != leave_out:
-            writer.add_tensor(renamed(name), reordered(name, value.float().numpy()))
-    return finish(writer, path)
-
-
-def write_adapter(path: Path, pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], alpha: float) -> Path:
-    """LoRA matrices by transformers' names of their layers."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", alpha)
-    for name, (down, up) in pairs.items():
-        writer.add_tensor(f"{renamed(name)}.lora_a", down.numpy())
-        writer.add_tensor(f"{renamed(name)}.lora_b", reordered(name, up.numpy()))
-    return finish(writer, path)
-
-
-def finish(writer: Any, path: Path) -> Path:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def renamed(name: str) -> str:
-    if not name.startswith("model.layers."):
-        return TOP.get(name, "output.weight")
-    _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{LAYER[rest.removesuffix('.weight')]}.weight"
-
-
-def reordered(name: str, value: np.ndarray) -> np.ndarray:
-    """The file's rotation turns neighbours, transformers' turns halves."""
-    heads = HEADS if "q_proj" in name else KEYS if "k_proj" in name else 0
-    if not heads:
-        return value
-    parts = value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
-    return np.ascontiguousarray(parts.swapaxes(1, 2).reshape(value.shape))
 
 
 def slowly(network: Any, template: Template, prompt: tuple[Turn, ...], limit: int = WORDS, stop: int = 4) -> Reply:
@@ -542,7 +456,7 @@ def test_a_runtime_that_ends_while_loading(
 
 def test_without_the_runtime(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"pip install 'tunesmith\[gguf\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install xllamacpp"):
         opened(file)
 
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from tunesmith.errors import MissingExtra, ModelError
+from tunesmith.errors import MissingExtra, ModelError, ResourceError
 from tunesmith.export.job import Job
 from tunesmith.export.merge import describe
 from tunesmith.model.gguf_header import read_header
 from tunesmith.run import disk, sync_folder
 
 QUOTED = 300  # characters of the converter's own words in an error
+_FULL = re.compile(r"\[Errno (28|27|122)\]|\d+ requested and \d+ written")  # as Python and numpy say it
 _DROPPED = ("PYTHONPATH", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -42,8 +44,9 @@ def convert_adapter(job: Job, adapter: Path, base: Path, target: Path, kind: str
 
 def _convert(job: Job, script: str, words: list[str], target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)  # a converter begins anew
+    for left in target.parent.glob(f".{target.name}.*.part"):  # a converter begins anew
+        left.unlink(missing_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")  # a killed command's may still write
     _run(script, [*words, "--outfile", str(part)], job)
     read_header(part)
     with disk(target):
@@ -62,7 +65,14 @@ def _run(script: str, words: list[str], job: Job) -> None:
         env=environment, capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     if done.returncode:
-        said = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["it said nothing"]
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        said = [line for line in lines if "%|" not in line] or ["it said nothing"]  # what is no bar of progress
+        if _FULL.search(said[-1]):
+            raise ResourceError(
+                "the disk is full; what was finished before is kept",
+                where=str(job.folder),
+                next="Free some space and give the same command again: it goes on",
+            )
         raise ModelError(
             f"llama.cpp's converter cannot write this model: {said[-1][:QUOTED]}",
             where=job.weights.name,

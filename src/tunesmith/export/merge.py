@@ -133,7 +133,7 @@ def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
 def _tell_start(path: Path, template: Template) -> None:
     """Writes down whether a prompt begins with the start token.
 
-    transformers 5 leaves it out, and where nothing is said llama.cpp puts one before every text of a SentencePiece model.
+    transformers 5 leaves it out, and where nothing is said llama.cpp puts one before each text of SentencePiece models.
     """
     start, said = template.tokenizer.bos_token, json.loads(path.read_text(encoding="utf-8"))
     said["add_bos_token"] = bool(start) and template.render((Turn("user", "a"),), generate=True).startswith(start)

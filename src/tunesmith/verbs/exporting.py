@@ -17,7 +17,7 @@ from tunesmith.data.conversation import Conversation, read_rows
 from tunesmith.errors import RecipeError, RunError, Unverified
 from tunesmith.find import nearest
 from tunesmith.recipe import Named, Recipe
-from tunesmith.run import Run, hash_bytes, hash_path, hash_plain
+from tunesmith.run import Run, hash_bytes, hash_path, hash_plain, write_atomic
 from tunesmith.verbs.comparing import chat
 from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, silent
 
@@ -163,22 +163,32 @@ class _Work:
             began = time.time()
             self._clear_others(named.name, made_from)
             files = target.write(self.job, **named.options)
-            paths = sorted({self._relative(file.path) for file in files})
+            paths = self._to_seal(self.job.folder / named.name, files)
             self.run.seal(product, made_from, paths, seconds=round(time.time() - began, 1))
+            shutil.rmtree(self.job.folder / ".work", ignore_errors=True)
             return list(files)
         return list(target.write(self.job, **named.options))  # finds all there
 
     def _clear_others(self, name: str, made_from: dict[str, str]) -> None:
-        """Takes away what was made of something else; what a stopped export of the same left is gone on with."""
+        """Takes away what was made of something else or is damaged; what a stopped export left is gone on with."""
         folder = self.job.folder
         folder.mkdir(parents=True, exist_ok=True)
-        mark = folder / f".{name}.json"
+        mark, seal, same = folder / f".{name}.json", self.run / f".seals/export-{name}.json", False
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(mark.read_text(encoding="utf-8")) == made_from:
-                return
-        for each in (folder / name, folder / ".work"):
-            shutil.rmtree(each, ignore_errors=True)
-        mark.write_text(json.dumps(made_from), encoding="utf-8")
+            same = json.loads(mark.read_text(encoding="utf-8")) == made_from
+        if same and not seal.exists():
+            return
+        shutil.rmtree(folder / name, ignore_errors=True)
+        if not same:
+            shutil.rmtree(folder / ".work", ignore_errors=True)
+            write_atomic(mark, json.dumps(made_from))
+        seal.unlink(missing_ok=True)  # so that what is made from here on is gone on with
+
+    def _to_seal(self, folder: Path, files: Sequence[Any]) -> list[str]:
+        """All that a target wrote into its folder, a base beside an adapter among it, and files elsewhere."""
+        made = [each for each in _inside(folder) if not each.name.startswith(".") and not each.name.endswith(MARK)]
+        made += [file.path for file in files if not file.path.is_relative_to(folder)]
+        return sorted({self._relative(each) for each in made})
 
     def _entry(self, named: Named, target: Any, file: Any) -> dict[str, Any]:
         product = f"verify-{file.name}"

@@ -56,9 +56,9 @@ def _check(job: Job) -> None:
 
 def _write_base(job: Job, target: Path, mix: str) -> None:
     work = job.folder / ".work"
-    folder = merge(job, work / "base", torch.float16, adapter=False)
-    whole = convert(job, folder, work / "base.f16.gguf", "f16")
-    shutil.rmtree(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    whole = work / "base.f16.gguf"
+    if not whole.exists():
+        convert(job, merge(job, work / "base", torch.float16, adapter=False), whole, "f16")
+    shutil.rmtree(work / "base", ignore_errors=True)
     quantise(whole, {mix: target})
     whole.unlink()

@@ -1,0 +1,437 @@
+"""Files to ship, made and proven on a tiny model: whole, damaged, faulty, on a full disk, killed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import tunesmith.export.convert as converting
+import tunesmith.export.merge as merging
+import tunesmith.export.quantise as quantising
+import tunesmith.export.targets.gguf as gguf_target
+from conftest import toy_rows
+from gguf_models import make_convertible
+from tunesmith import verbs
+from tunesmith.errors import ResourceError
+from tunesmith.generate import from_folder, from_gguf
+from tunesmith.model.gguf_header import read_header
+from tunesmith.recipe import Recipe, read_recipe
+from tunesmith.run import Run, hash_file, hash_path, hash_plain
+
+TYPES = ["f16", "q8_0", "q4_k_m"]
+FILES = {"adapter", "merged", "gguf_lora", *TYPES}
+KILLS = 10
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    plain: dict[str, Any] = {
+        "name": "toy",
+        "seed": 3,
+        "base": {"model": str(folder / "base"), "bits": 4},
+        "data": {
+            "source": "rows.jsonl",
+            "format": {"columns": {"prompt": "prompt", "answer": "completion", "group": "topic"}},
+            "split": {"by": "group", "test": 0.15, "valid": 0.15, "unseen_groups": 1},
+        },
+        "prompt": {"max_tokens": 128},
+        "adapter": {"rank": 8, "alpha": 16},
+        "train": {"epochs": 12, "batch": "4 rows", "learning_rate": 1e-2, "evaluate_every": 50, "precision": "float32"},
+        "evaluate": {"metrics": ["rouge", "stops"], "primary": "rougeL", "max_new_tokens": 24, "rows": 8},
+        "export": {  # eight rows of a tiny model: a letter more or less is two per cent
+            "files": ["adapter", "merged", {"gguf": {"types": TYPES}}, "gguf_lora"],
+            "likelihood_rows": 2,
+            "keep": 0.8,
+            "keep_exact": 0.9,
+            "agree_exact": 0.8,
+        },
+    }
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        place = plain
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    (folder / "toy.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    return folder / "toy.yaml"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with base, rows, toy.yaml and runs/toy: trained and evaluated."""
+    folder = tmp_path_factory.mktemp("export")
+    make_convertible(folder / "base", ends=True, tie_word_embeddings=False)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()))
+    recipe = read_recipe(str(write_recipe(folder)))
+    run = verbs.open_run(recipe, folder / "runs")
+    verbs.prepare(recipe, run)
+    verbs.train(recipe, run)
+    verbs.evaluate(recipe, run)
+    return folder
+
+
+class Converter:
+    """llama.cpp's converter, asked once for each input: the same input gives the same bytes (as the kills show)."""
+
+    def __init__(self) -> None:
+        self.real, self.known, self.asked = converting._run, dict[str, bytes](), 0
+
+    def __call__(self, script: str, words: list[str], job: Any) -> None:
+        given = [hash_path(Path(word)) if Path(word).exists() else word for word in words[:-1]]
+        key, out = hash_plain([script, given]), Path(words[-1])
+        self.asked += 1
+        if key not in self.known:
+            self.real(script, words, job)
+            self.known[key] = out.read_bytes()
+        out.write_bytes(self.known[key])
+
+
+@pytest.fixture(scope="module")
+def converter() -> Iterator[Converter]:
+    with pytest.MonkeyPatch.context() as patched:
+        found = Converter()
+        patched.setattr(converting, "_run", found)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, converter: Converter) -> Path:
+    """A copy of the run with every file made and proven."""
+    shutil.copytree(trained / "runs", trained / "exported")
+    recipe = read_recipe(str(trained / "toy.yaml"))
+    verbs.export(recipe, verbs.open_run(recipe, trained / "exported"))
+    return trained / "exported" / "toy"
+
+
+@pytest.fixture
+def recipe(trained: Path) -> Recipe:
+    return read_recipe(str(write_recipe(trained)))
+
+
+@pytest.fixture
+def copy(exported: Path, tmp_path: Path) -> Run:
+    """Another copy, to be broken."""
+    return Run(Path(shutil.copytree(exported, tmp_path / "runs" / "toy")))
+
+
+def files(run: Path) -> dict[str, str]:
+    """Every file to ship, by its name, with its hash."""
+    found = (path for path in (run / "export").rglob("*") if path.is_file())
+    kept = (path.relative_to(run).as_posix() for path in found)
+    return {name: hash_file(run / name) for name in kept if "/." not in name}
+
+
+def entries(run: Path) -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in json.loads((run / "export.json").read_text())["files"]}
+
+
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("something is made or asked")
+
+    monkeypatch.setattr(converting, "_run", never)
+    monkeypatch.setattr(from_gguf, "Child", never)
+    monkeypatch.setattr(from_folder, "_Child", never)
+
+
+def test_every_file_is_made_proven_and_shown(exported: Path, recipe: Recipe) -> None:
+    found = entries(exported)
+    assert found.keys() == FILES
+    proven = {"primary", "share", "replies", "likelihood", "prompts", "facts"}
+    made = {"name", "target", "path", "bytes", "sha256", "exact", "commands", "notes", "problems", "verified"}
+    for name, entry in found.items():
+        assert entry.keys() == made | proven
+        assert entry["verified"] and entry["problems"] == []
+        path = exported / entry["path"]
+        assert entry["sha256"] == hash_path(path)
+        assert entry["bytes"] == sum(each.stat().st_size for each in [path, *path.rglob("*")] if each.is_file())
+        assert entry["exact"] == (name != "q4_k_m")
+        assert entry["commands"] and str(path.name) in " ".join(entry["commands"].values())
+        assert entry["share"]["share"] > 0.8 and entry["share"]["rows"] == entry["replies"]["rows"] == 8
+        assert entry["prompts"]["rows"] == 11 and entry["prompts"]["unlike"] == 0
+        assert entry["likelihood"]["tokens"] > 20 and entry["likelihood"]["divergence"] < 0.05
+        assert entry["facts"]["rate"] > 0 and entry["facts"]["memory_bytes"] > 1 << 20
+        assert entry["replies"]["scores"]["stops"]["file"] == 1.0
+        assert len((exported / f"replies/export-{name}.jsonl").read_text().splitlines()) == 8
+    assert found["q4_k_m"]["bytes"] < found["q8_0"]["bytes"] < found["f16"]["bytes"]
+    assert json.loads((exported / "export.json").read_text())["onto"] == "quantised"
+    assert not list(exported.rglob("*.part*")) and not (exported / "export/.work").exists()
+    assert not list(exported.rglob("*.UNVERIFIED.txt"))
+    page = verbs.report(recipe, Run(exported)).read_text(encoding="utf-8")
+    assert "The files to ship" in page and "toy.q4_k_m.gguf" in page and "is not the model that was tested" not in page
+
+
+def test_a_second_call_does_nothing(
+    exported: Path, recipe: Recipe, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_work(monkeypatch)
+    before = {path: path.stat().st_mtime_ns for path in (exported / "export").rglob("*")}
+    code, out, err = call("export", str(recipe.folder / "toy.yaml"), "--runs", str(exported.parent))
+    assert (code, err) == (0, "")
+    wanted = {f"export-{name}: fresh" for name in ("adapter", "merged", "gguf", "gguf_lora")}
+    assert set(out.splitlines()) >= wanted | {f"verify-{name}: fresh" for name in FILES}
+    assert out.count("export: verified: ") == len(FILES)
+    assert "q8_0 with llama.cpp: llama-server -m" in out
+    assert {path: path.stat().st_mtime_ns for path in (exported / "export").rglob("*")} == before
+
+
+def test_only_one_target(
+    copy: Run, recipe: Recipe, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_work(monkeypatch)
+    words = ["export", str(recipe.folder / "toy.yaml"), "--runs", str(copy.path.parent), "--only"]
+    code, _, err = call(*words, "gguff")
+    assert code == 2 and "export.files has no 'gguff'" in err and "gguf" in err.partition("no 'gguff'")[2]
+    code, out, _ = call(*words, "gguf")
+    assert code == 0 and "export-merged" not in out
+    assert entries(copy.path).keys() == FILES  # what stands is still told
+
+
+# --- damaged, and made again -----------------------------------------------------------------------------------
+
+
+def flip(path: Path, at: float = 0.7) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(at * len(data))] ^= 4
+    path.write_bytes(data)
+
+
+def test_what_is_damaged_is_made_again(
+    exported: Path, copy: Run, recipe: Recipe, converter: Converter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said = copy / "export", list[str]()
+    flip(folder / "gguf/toy.q8_0.gguf")
+    cut = folder / "gguf/toy.f16.gguf"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    flip(folder / "gguf_lora/base.f16.gguf")  # the file beside the file
+    (folder / "merged/model.safetensors").unlink()
+    monkeypatch.setattr(from_folder, "_Child", None)  # they are what was proven before, so nothing is asked
+    monkeypatch.setattr(from_gguf, "Child", None)
+    verbs.export(recipe, copy, said.append)
+    assert files(copy.path) == files(exported)
+    for target, name, what in [
+        ("gguf", "gguf/toy.q8_0.gguf", "was changed by hand or damaged"),
+        ("gguf", "gguf/toy.f16.gguf", "was changed by hand or damaged"),
+        ("gguf_lora", "gguf_lora/base.f16.gguf", "was changed by hand or damaged"),
+        ("merged", "merged/model.safetensors", "is gone"),
+    ]:
+        (line,) = [each for each in said if each.startswith(f"export-{target}: made again")]
+        assert f"export/{name} {what}" in line
+    assert "export-adapter: fresh" in said
+    assert {each["verified"] for each in entries(copy.path).values()} == {True}
+
+
+def test_another_adapter_makes_other_files(exported: Path, copy: Run, trained: Path) -> None:
+    recipe, said = read_recipe(str(write_recipe(trained, seed=4, train__epochs=10))), list[str]()
+    verbs.prepare(recipe, copy)
+    verbs.train(recipe, copy, again=True)
+    verbs.evaluate(recipe, copy)
+    verbs.export(recipe, copy, said.append, only=["gguf"])
+    assert "export-gguf: made again, because adapter changed" in said
+    old, new = entries(exported), entries(copy.path)
+    for name in TYPES:
+        assert old[name]["sha256"] != new[name]["sha256"] == hash_file(copy / f"export/gguf/toy.{name}.gguf")
+
+
+# --- files that are not the model ------------------------------------------------------------------------------
+
+
+def place(path: Path, key: str) -> int:
+    """Where the value of a key of the header ends."""
+    return read_header(path).places[key][1]
+
+
+def other_template(path: Path) -> None:
+    data = path.read_bytes()
+    assert data.count(b"<|im_start|>assistant") == 1
+    path.write_bytes(data.replace(b"<|im_start|>assistant", b"<|im_start|>Assistant"))
+
+
+def other_end(path: Path) -> None:
+    """What every answer begins with ends it."""
+    words = list(read_header(path).metadata["tokenizer.ggml.tokens"])
+    data, end = bytearray(path.read_bytes()), place(path, "tokenizer.ggml.eos_token_id")
+    data[end - 4 : end] = struct.pack("<I", words.index("1"))
+    path.write_bytes(data)
+
+
+def swapped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    one, other = (t for t in read_header(path).tensors if t.name in ("blk.0.ffn_up.weight", "blk.1.ffn_up.weight"))
+    assert one.bytes == other.bytes
+    first, second = (slice(t.offset, t.offset + t.bytes) for t in (one, other))
+    data[first], data[second] = data[second], data[first]
+    path.write_bytes(data)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def shipped_as(run: Run, name: str) -> None:
+    """Seals what lies there as if it had been written so."""
+    seal = run.read_seal("export-gguf")
+    assert seal is not None and name in seal["files"]
+    run.seal("export-gguf", seal["made_from"], list(seal["files"]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (other_template, "template and tokenizer make other tokens than training of 11 of 11 prompts"),
+        (other_end, "of the adapter's gain on 'rougeL'"),
+        (swapped, "likeliest token is the adapter's at"),
+        (cut_off, "ends inside tensor 'blk.1.ffn_up.weight'"),
+    ],
+)
+def test_a_file_that_is_not_the_model_is_kept_and_marked(
+    copy: Run,
+    recipe: Recipe,
+    call: Callable[..., tuple[int, str, str]],
+    fault: Callable[[Path], None],
+    said: str,
+) -> None:
+    path = copy / "export/gguf/toy.f16.gguf"
+    whole = path.read_bytes()
+    fault(path)
+    broken = path.read_bytes()
+    assert broken != whole
+    shipped_as(copy, "export/gguf/toy.f16.gguf")
+    words = ["export", str(recipe.folder / "toy.yaml"), "--runs", str(copy.path.parent), "--only", "gguf"]
+    for _ in range(2):  # the second time from what is known of it
+        code, out, err = call(*words)
+        assert code == 9
+        told = " ".join(err.split())
+        assert "export.json: not every file is the model that was tested. f16: " in told  # where, and what
+        assert "The files are kept and marked; export another type" in told  # what next
+        assert "NOT VERIFIED: f16" in out and "verified: q8_0" in out
+        assert "f16 with llama.cpp" not in out and "q8_0 with llama.cpp" in out
+    assert path.read_bytes() == broken
+    mark = path.with_name("toy.f16.gguf.UNVERIFIED.txt")
+    assert said in mark.read_text(encoding="utf-8")
+    entry = entries(copy.path)["f16"]
+    assert not entry["verified"] and any(said in problem for problem in entry["problems"])
+    page = verbs.report(recipe, copy).read_text(encoding="utf-8")
+    assert "f16 is not the model that was tested" in page
+    path.write_bytes(whole)
+    shipped_as(copy, "export/gguf/toy.f16.gguf")
+    verbs.export(recipe, copy, only=["gguf"])
+    assert entries(copy.path)["f16"]["verified"] and not mark.exists()
+
+
+# --- stopped ---------------------------------------------------------------------------------------------------
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def small(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A process whose files may have 50 kB, which says what numpy says on a full disk."""
+
+    def limited(*words: Any, **how: Any) -> Any:
+        import resource
+
+        return run(*words, **how, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)))
+
+    return limited
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process's files are not known there")
+def test_a_full_disk_is_said_and_the_same_command_goes_on(
+    exported: Path, trained: Path, recipe: Recipe, converter: Converter, tmp_path: Path
+) -> None:
+    run = Run(Path(shutil.copytree(trained / "runs", tmp_path / "runs")) / "toy")
+    at_work: list[str] = []
+
+    def export() -> Path:
+        return verbs.export(recipe, run, at_work.append, only=["gguf"])
+
+    def stopped(where: str) -> None:
+        at_work.clear()
+        with pytest.raises(ResourceError, match="the disk is full") as caught:
+            export()
+        assert where in caught.value.where and "give the same command again" in caught.value.next
+        assert not (run / "export/gguf").exists() or not list((run / "export/gguf").glob("*.gguf"))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(merging, "_put", full)
+        stopped("model.safetensors")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gguf_target, "check_base", lambda job: None)  # its file is as small
+        patched.setattr(converting, "_run", converter.real)
+        patched.setattr(converting.subprocess, "run", small(subprocess.run))
+        stopped("export")
+    with pytest.MonkeyPatch.context() as patched:
+        real, left = quantising._Part.close_tensor, [20]
+
+        def close(part: Any) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                with quantising.disk(part.plan.path):
+                    full()
+            real(part)
+
+        patched.setattr(quantising._Part, "close_tensor", close)
+        stopped(".gguf")
+    at_work.clear()
+    export()
+    assert "export: merging the adapter into the base" not in at_work  # nor was it converted again
+    found = {name: each for name, each in files(exported).items() if name.startswith("export/gguf/")}
+    assert {name: each for name, each in files(run.path).items() if name.startswith("export/gguf/")} == found
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments(trained: Path, tmp_path: Path) -> None:
+    """SIGKILL of the whole command; what it wrote in the end is what it writes undisturbed, byte by byte."""
+    path = write_recipe(trained, export__files=[{"gguf": {"types": TYPES}}, "gguf_lora", "merged"])
+    log, chance, reached = tmp_path / "said.log", random.Random(KILLS), list[str]()
+
+    def begun(name: str) -> subprocess.Popen[bytes]:
+        if not (tmp_path / name).exists():
+            shutil.copytree(trained / "runs", tmp_path / name)
+        words = [sys.executable, "-u", "-m", "tunesmith", "export", str(path)]
+        with log.open("wb") as out:
+            return subprocess.Popen([*words, "--runs", str(tmp_path / name)], stdout=out, stderr=out)
+
+    began = time.monotonic()
+    assert begun("whole").wait() == 0, log.read_text()
+    stretch, rounds = (time.monotonic() - began) / 4, 1
+    while len(reached) < KILLS:
+        process = begun(f"killed{rounds}")
+        while process.poll() is None and "export: " not in log.read_text():  # until it works, to strike in what follows
+            time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0, stretch))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            reached.append(log.read_text().splitlines()[-1])
+        else:  # it came to its end; what is left of the ten strikes another run
+            assert process.returncode == 0, f"{log.read_text()}; killed at {reached}"
+            rounds += 1
+    assert begun(f"killed{rounds}").wait() == 0, f"{log.read_text()}; killed at {reached}"
+    whole = tmp_path / "whole/toy"
+    wanted = {name: each["sha256"] for name, each in entries(whole).items()}
+    for number in range(1, rounds + 1):
+        killed = tmp_path / f"killed{number}/toy"
+        assert files(killed) == files(whole), f"killed at {reached}"
+        found = entries(killed)
+        assert {name: each["sha256"] for name, each in found.items()} == wanted and wanted.keys() == FILES - {"adapter"}
+        assert all(entry["verified"] for entry in found.values())
+        assert not list(killed.rglob("*.part*")) and not (killed / "export/.work").exists()
+    assert len(set(reached)) > 3, reached  # the moments were spread
+    print("\n".join(reached))
