@@ -149,7 +149,7 @@ def idle_cores() -> int:
     """
     import psutil
 
-    busy = psutil.cpu_percent(interval=0.1) / 100
+    busy = float(psutil.cpu_percent(interval=0.1)) / 100
     return max(1, min(cores(), round((os.cpu_count() or 1) * (1 - busy))))
 
 

@@ -47,8 +47,8 @@ class FromGguf:
     ) -> None:
         """Loads the file. `context`: tokens of each slot, prompt and reply together; None: as trained, at most CONTEXT.
 
-        `threads` None takes as many as there are idle cores. They wait for each other spinning: where other work keeps a
-        core busy, fewer are faster (two cores, one of them busy: 2 tokens/s with two threads, 47 with one).
+        `threads` None takes as many as there are idle cores. They wait for each other spinning: where other work keeps
+        a core busy, fewer are faster (two cores, one of them busy: 2 tokens/s with two threads, 47 with one).
 
         With `template` prompts are rendered and cut into tokens here, as in training; without it, by llama.cpp with the
         template in the file. A reply ends at a token that the file, or the template, ends replies with, and before a
