@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -25,193 +24,17 @@ import psutil
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.generate.llama_process import BURIAL, LAST_WORDS, QUOTED
+from tunesmith.generate.keeper import BURIAL, CONTEXT, LAST_WORDS, PATIENCE, PROBE, QUOTED, Keeper, ending, last_words
 from tunesmith.generate.text import Facts, Reply, Scored
 from tunesmith.hardware import cores
 from tunesmith.model.weights import check_safe
 from tunesmith.prompt.template import Template
-from tunesmith.prompt.tokens import encode_prompt, stop_ids
+from tunesmith.prompt.tokens import encode_prompt
 
-CONTEXT = 2048  # tokens, where the folder does not say on how many the model was trained
-PATIENCE = 600.0  # seconds without a token or a score; also for loading
 _READ = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _CHILD = Path(__file__).with_name("folder_child.py")
 _QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
-_PROBE = (Turn("user", "Does it know 3 words, or 4?"),)
 _Line = dict[str, Any]
-
-
-class FromFolder:
-    """A folder that transformers reads, with an adapter that PEFT reads over it or not, answering in batches."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        adapter: Path | None = None,
-        bits: int = 16,
-        stop: Sequence[str] = (),
-        template: Template | None = None,
-        context: int | None = None,
-        threads: int | None = None,
-        patience: float = PATIENCE,
-    ) -> None:
-        """Loads the folder, on the first card if there is one; `bits` 4 quantises it to NF4 while loading.
-
-        A processor computes in float32 where the weights fit 4 GiB so, otherwise in the folder's own number type, and
-        a card in that. With `bits` 4 and AVX512-BF16 bitsandbytes rounds to bfloat16 all the same, except under DoRA.
-        Where numbers have 16 bits a reply in company may differ from the same reply alone.
-
-        The tokenizer and its template are the adapter's where they lie beside it, else the folder's. With `template`
-        prompts are rendered and cut into tokens here, as in training; without it, there. A reply ends at a token that
-        the folder's generation_config.json, or the template, ends replies with, and before a text in `stop`.
-        `context`: tokens of a prompt and its reply together; None: as trained. `threads` None takes all cores.
-        `patience`: seconds without a sign of progress until the process counts as hung.
-
-        Raises ModelError for a folder or an adapter that is damaged, does not fit, holds only pickled weights or brings
-        its own code, and for a template that does not go with it.
-        """
-        check_safe(folder, str(folder))
-        if adapter is not None:
-            _check_adapter(adapter)
-        self.folder, self.adapter, self.texts, self.template = folder, adapter, tuple(stop), template
-        self.stops = frozenset(stop_ids(template)) if template else frozenset()
-        self.patience, self._threads = patience, threads or cores()
-        self._settings = {
-            "folder": str(folder.absolute()),
-            "adapter": str(adapter.absolute()) if adapter else "",
-            "bits": bits,
-            "threads": self._threads,
-        }
-        self._lock = threading.Lock()
-        self._tokens, self._seconds = 0, 0.0
-        self._child: _Child | None = None
-        self._closed = False
-        trained = self._running().context
-        try:
-            self.context = self._allowed(context, trained)
-            if template:
-                self._compare(template)
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> FromFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the process."""
-        with self._lock:
-            self._closed = True
-            if self._child is not None:
-                self._child.close()
-                self._child = None
-
-    def replies(
-        self, prompts: Sequence[Sequence[Turn]], *, max_new_tokens: int, batch: int
-    ) -> Iterator[tuple[int, Reply]]:
-        """See TextModel. `batch` are written at once, those with the shortest prompts first.
-
-        Raises ModelError before the first reply when a prompt and its reply do not fit the context.
-        """
-        encoded = [self._encode(prompt, max_new_tokens) for prompt in prompts]
-        if max_new_tokens < 1:
-            yield from ((place, Reply("", False, 0)) for place in range(len(encoded)))
-            return
-        lines = self._ask(
-            "replies",
-            prompts=encoded,
-            limit=max_new_tokens,
-            batch=max(1, batch),
-            stops=sorted(self.stops),
-            cuts=self.texts,
-        )
-        with contextlib.closing(lines):
-            for line in lines:
-                place, text, stopped, tokens, cut = line["reply"]
-                yield place, Reply(text, stopped, tokens, cut)
-
-    def render(self, turns: Sequence[Turn]) -> str:
-        """The conversation as the tokenizer renders it with its own template, up to where the assistant begins.
-
-        Raises ModelError when the template refuses it, or there is none.
-        """
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        (line,) = self._ask("render", messages=messages)
-        return str(line["value"])
-
-    def tokens(self, text: str) -> list[int]:
-        """A rendered text as the tokenizer cuts it, nothing put before it."""
-        (line,) = self._ask("tokens", text=text)
-        return list(line["value"])
-
-    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[Scored]:
-        """What the model thinks of each given token from place `start` (at least 1) on, and of the `top` likeliest.
-
-        One pass over the text; the logarithms are taken in float32. Raises ModelError when it does not fit the context.
-        """
-        if start < 1:
-            raise AssertionError("nothing stands before the first token")
-        if len(tokens) > self.context:
-            what = f"a text of {len(tokens)} tokens does not fit the context of {self.context}"
-            raise ModelError(what, where=str(self.folder), next="Give more context, or shorten the text")
-        lines = self._ask("scores", tokens=list(tokens), start=start, top=top)
-        with contextlib.closing(lines):
-            for line in lines:
-                token, nats, best = line["scored"]
-                yield Scored(token, nats, tuple((int(each), float(value)) for each, value in best))
-
-    @property
-    def facts(self) -> Facts:
-        """See Facts; the memory is what it is now, on the card and beside it."""
-        child = self._running()
-        read = [file for folder in (self.folder, self.adapter) if folder for file in folder.iterdir()]
-        size = sum(file.stat().st_size for file in read if file.suffix in _READ)
-        return Facts(child.seconds, size, child.memory, 1, self.context, self._threads, self._tokens, self._seconds)
-
-    def _running(self) -> _Child:
-        """The process, started again if it ended."""
-        with self._lock:
-            if self._closed:
-                raise ModelError("the model was closed", where=str(self.folder), next="Open the folder again")
-            if self._child is not None and not self._child.alive:
-                self._child.close()
-                self._child = None
-            if self._child is None:
-                where = str(self.adapter or self.folder)
-                self._child = _Child(self._settings, where, self.patience, self._spent)
-            return self._child
-
-    def _ask(self, what: str, **body: Any) -> Generator[_Line]:
-        return self._running().ask({"what": what, **body})
-
-    def _spent(self, tokens: int, seconds: float) -> None:
-        self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
-
-    def _encode(self, prompt: Sequence[Turn], limit: int) -> list[int]:
-        ids = encode_prompt(prompt, self.template) if self.template else self.tokens(self.render(prompt))
-        if len(ids) + limit > self.context:
-            what = f"a prompt of {len(ids)} tokens and a reply of {limit} do not fit the context of {self.context}"
-            raise ModelError(what, where=str(self.folder), next="Give more context, or shorten the prompt or the reply")
-        return ids
-
-    def _allowed(self, context: int | None, trained: int) -> int:
-        if context is None or not trained:
-            return context or trained or CONTEXT
-        if context > trained:
-            what, advice = f"the model was trained on {trained} tokens, not {context}", "Set context to that, or less"
-            raise ModelError(what, where=str(self.folder), next=advice)
-        return context
-
-    def _compare(self, template: Template) -> None:
-        """Our tokens must mean to the folder what they mean to us."""
-        rendered = template.render(_PROBE, generate=True)
-        if self.tokens(rendered) != encode_prompt(_PROBE, template):
-            what = f"the template's tokens are others than the folder's for {rendered[:80]!r}"
-            raise ModelError(what, where=str(self.folder), next="Give the tokenizer that lies in the folder")
 
 
 class _Child:
@@ -293,7 +116,7 @@ class _Child:
         """Ends the process; requests under way fail."""
         with self._end_lock:
             if self._fault is None:
-                self._fault = "it was closed" if self.process.poll() is None else self._end()
+                self._fault = "it was closed" if self.process.poll() is None else ending(self.process.returncode)
         self._said.put(None)
         self._wait()
 
@@ -345,10 +168,11 @@ class _Child:
         with self._end_lock:  # not the boxes' lock: the thread that hears needs that one to end
             if self._fault is None:
                 ended = self._wait(0.0 if silent else BURIAL)
-                self._fault = self._end() if ended else f"no word came for {self.patience:g} s"
-        words = f". Its last words: {' | '.join(self._words)}" if self._words else ""
+                self._fault = ending(self.process.returncode) if ended else f"no word came for {self.patience:g} s"
         advice = "Ask again: it is started anew. If that does not help, try a smaller batch, less context or bits=4"
-        return ModelError(f"transformers broke off: {self._fault}{words}", where=self.where, next=advice)
+        return ModelError(
+            f"transformers broke off: {self._fault}{last_words(self._words)}", where=self.where, next=advice
+        )
 
     def _wait(self, seconds: float = BURIAL) -> bool:
         """Whether it ended by itself within `seconds`; if not, it is ended. What it said last has been heard then."""
@@ -365,13 +189,142 @@ class _Child:
                     thread.join(BURIAL)
         return True
 
-    def _end(self) -> str:
-        code = self.process.returncode
-        if code >= 0:
-            return f"it ended with exit code {code}"
-        with contextlib.suppress(ValueError):
-            return f"it was ended by signal {-code} ({signal.Signals(-code).name})"
-        return f"it was ended by signal {-code}"
+
+class FromFolder(Keeper[_Child]):
+    """A folder that transformers reads, with an adapter that PEFT reads over it or not, answering in batches."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        adapter: Path | None = None,
+        bits: int = 16,
+        stop: Sequence[str] = (),
+        template: Template | None = None,
+        context: int | None = None,
+        threads: int | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        """Loads the folder, on the first card if there is one; `bits` 4 quantises it to NF4 while loading.
+
+        A processor computes in float32 where the weights fit 4 GiB so, otherwise in the folder's own number type, and
+        a card in that. With `bits` 4 and AVX512-BF16 bitsandbytes rounds to bfloat16 all the same, except under DoRA.
+        Where numbers have 16 bits a reply in company may differ from the same reply alone.
+
+        The tokenizer and its template are the adapter's where they lie beside it, else the folder's. With `template`
+        prompts are rendered and cut into tokens here, as in training; without it, there. A reply ends at a token that
+        the folder's generation_config.json, or the template, ends replies with, and before a text in `stop`.
+        `context`: tokens of a prompt and its reply together; None: as trained. `threads` None takes all cores.
+        `patience`: seconds without a sign of progress until the process counts as hung.
+
+        Raises ModelError for a folder or an adapter that is damaged, does not fit, holds only pickled weights or brings
+        its own code, and for a template that does not go with it.
+        """
+        super().__init__(folder, "folder", stop=stop, template=template, patience=patience)
+        check_safe(folder, str(folder))
+        if adapter is not None:
+            _check_adapter(adapter)
+        self.folder, self.adapter, self._threads = folder, adapter, threads or cores()
+        self._settings = {
+            "folder": str(folder.absolute()),
+            "adapter": str(adapter.absolute()) if adapter else "",
+            "bits": bits,
+            "threads": self._threads,
+        }
+        self._tokens, self._seconds = 0, 0.0
+        trained = self._running().context
+        try:
+            self.context = self._allowed(context, trained)
+            if template:
+                self._compare(template)
+        except BaseException:
+            self.close()
+            raise
+
+    def replies(
+        self, prompts: Sequence[Sequence[Turn]], *, max_new_tokens: int, batch: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """See TextModel. `batch` are written at once, those with the shortest prompts first.
+
+        Raises ModelError before the first reply when a prompt and its reply do not fit the context.
+        """
+        encoded = [self._encode(prompt, max_new_tokens) for prompt in prompts]
+        if max_new_tokens < 1:
+            yield from ((place, Reply("", False, 0)) for place in range(len(encoded)))
+            return
+        lines = self._ask(
+            "replies",
+            prompts=encoded,
+            limit=max_new_tokens,
+            batch=max(1, batch),
+            stops=sorted(self.stops),
+            cuts=self.texts,
+        )
+        with contextlib.closing(lines):
+            for line in lines:
+                place, text, stopped, tokens, cut = line["reply"]
+                yield place, Reply(text, stopped, tokens, cut)
+
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The conversation as the tokenizer renders it with its own template, up to where the assistant begins.
+
+        Raises ModelError when the template refuses it, or there is none.
+        """
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        (line,) = self._ask("render", messages=messages)
+        return str(line["value"])
+
+    def tokens(self, text: str) -> list[int]:
+        """A rendered text as the tokenizer cuts it, nothing put before it."""
+        (line,) = self._ask("tokens", text=text)
+        return list(line["value"])
+
+    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[Scored]:
+        """What the model thinks of each given token from place `start` (at least 1) on, and of the `top` likeliest.
+
+        One pass over the text; the logarithms are taken in float32. Raises ModelError when it does not fit the context.
+        """
+        if start < 1:
+            raise AssertionError("nothing stands before the first token")
+        if len(tokens) > self.context:
+            what = f"a text of {len(tokens)} tokens does not fit the context of {self.context}"
+            raise ModelError(what, where=str(self.folder), next="Give more context, or shorten the text")
+        lines = self._ask("scores", tokens=list(tokens), start=start, top=top)
+        with contextlib.closing(lines):
+            for line in lines:
+                token, nats, best = line["scored"]
+                yield Scored(token, nats, tuple((int(each), float(value)) for each, value in best))
+
+    @property
+    def facts(self) -> Facts:
+        """See Facts; the memory is what it is now, on the card and beside it."""
+        child = self._running()
+        read = [file for folder in (self.folder, self.adapter) if folder for file in folder.iterdir()]
+        size = sum(file.stat().st_size for file in read if file.suffix in _READ)
+        return Facts(child.seconds, size, child.memory, 1, self.context, self._threads, self._tokens, self._seconds)
+
+    def _start(self) -> _Child:
+        return _Child(self._settings, str(self.adapter or self.folder), self.patience, self._spent)
+
+    def _ask(self, what: str, **body: Any) -> Generator[_Line]:
+        return self._running().ask({"what": what, **body})
+
+    def _spent(self, tokens: int, seconds: float) -> None:
+        self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
+
+    def _allowed(self, context: int | None, trained: int) -> int:
+        if context is None or not trained:
+            return context or trained or CONTEXT
+        if context > trained:
+            raise self._too_long(context, trained)
+        return context
+
+    def _compare(self, template: Template) -> None:
+        """Our tokens must mean to the folder what they mean to us."""
+        rendered = template.render(PROBE, generate=True)
+        if self.tokens(rendered) != encode_prompt(PROBE, template):
+            what = f"the template's tokens are others than the folder's for {rendered[:80]!r}"
+            raise ModelError(what, where=str(self.folder), next="Give the tokenizer that lies in the folder")
 
 
 def _check_adapter(adapter: Path) -> None:

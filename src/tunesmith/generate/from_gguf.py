@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -16,21 +15,19 @@ from typing import Any
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import MissingExtra, ModelError
+from tunesmith.generate.keeper import CONTEXT, PATIENCE, PROBE, Keeper
 from tunesmith.generate.llama_process import Child, Settings, Stream
 from tunesmith.generate.llama_task import GREEDY, Clock, Task
 from tunesmith.generate.text import Facts, Reply, Scored
 from tunesmith.hardware import idle_cores
 from tunesmith.model.gguf_header import read_header
 from tunesmith.prompt.template import Template
-from tunesmith.prompt.tokens import encode_prompt, stop_ids
+from tunesmith.prompt.tokens import encode_prompt
 
-CONTEXT = 2048  # tokens a slot unless more is asked for; Llama-2-7b keeps 0.5 MiB for each, the embedded model 23 KiB
-PATIENCE = 600.0  # seconds without a token; a long prompt of a large model takes minutes on a laptop
 EVERY = 1 << 24  # entries, more than any vocabulary has
-_PROBE = (Turn("user", "Does it know 3 words, or 4?"),)
 
 
-class FromGguf:
+class FromGguf(Keeper[Child]):
     """One GGUF file, with an adapter's beside it or not, answering in `slots` at once."""
 
     def __init__(
@@ -59,21 +56,18 @@ class FromGguf:
         Raises ModelError for a file that is none, is damaged or cannot be run, and for a template that does not go with
         it; MissingExtra where llama.cpp is not installed.
         """
+        super().__init__(path, "file", stop=stop, template=template, patience=patience)
         trained = _trained(path, lora)
         context = min(CONTEXT, trained) if context is None else context
         if context > trained:
-            what, advice = f"the model was trained on {trained} tokens, not {context}", "Set context to that, or less"
-            raise ModelError(what, where=str(path), next=advice)
+            raise self._too_long(context, trained)
         if importlib.util.find_spec("xllamacpp") is None:
             what, advice = "llama.cpp's runtime is not installed", "pip install xllamacpp"
             raise MissingExtra(what, where=str(path), next=advice)
-        self.path, self.texts, self.template, self.patience = path, tuple(stop), template, patience
-        self.stops = frozenset(stop_ids(template)) if template else frozenset()
+        self.path = path
         adapter = str(lora.absolute()) if lora else ""
         self._settings = Settings(str(path.absolute()), adapter, slots, context, threads or idle_cores())
-        self._lock, self._clock = threading.Lock(), Clock()
-        self._child: Child | None = None
-        self._closed = False
+        self._clock = Clock()
         self._running()
         try:
             self.context = int(self._ask("/props")["default_generation_settings"]["n_ctx"])
@@ -82,20 +76,6 @@ class FromGguf:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> FromGguf:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the process."""
-        with self._lock:
-            self._closed = True
-            if self._child is not None:
-                self._child.close()
-                self._child = None
 
     def replies(
         self, prompts: Sequence[Sequence[Turn]], *, max_new_tokens: int, batch: int
@@ -179,17 +159,8 @@ class FromGguf:
         tokens, seconds = self._clock.read()
         return Facts(child.seconds, size, child.memory, set_to.slots, self.context, set_to.threads, tokens, seconds)
 
-    def _running(self) -> Child:
-        """The process, started again if it ended."""
-        with self._lock:
-            if self._closed:
-                raise ModelError("the model was closed", where=str(self.path), next="Open the file again")
-            if self._child is not None and not self._child.alive:
-                self._child.close()
-                self._child = None
-            if self._child is None:
-                self._child = Child(self._settings, self.patience)
-            return self._child
+    def _start(self) -> Child:
+        return Child(self._settings, self.patience)
 
     def _task(self, ids: list[int], limit: int, *, reuse: bool) -> Task:
         def start(body: dict[str, Any]) -> Stream:
@@ -200,17 +171,10 @@ class FromGguf:
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         return self._running().ask(path, body)
 
-    def _encode(self, prompt: Sequence[Turn], limit: int) -> list[int]:
-        ids = encode_prompt(prompt, self.template) if self.template else self.tokens(self.render(prompt))
-        if len(ids) + limit > self.context:
-            what = f"a prompt of {len(ids)} tokens and a reply of {limit} do not fit the context of {self.context}"
-            raise ModelError(what, where=str(self.path), next="Give more context, or shorten the prompt or the reply")
-        return ids
-
     def _compare(self, template: Template) -> None:
         """Our tokens must mean to the file what they mean to us."""
-        rendered = template.render(_PROBE, generate=True)
-        read = self.text(encode_prompt(_PROBE, template))
+        rendered = template.render(PROBE, generate=True)
+        read = self.text(encode_prompt(PROBE, template))
         if read.split() != rendered.split():
             what = f"the template's tokens are others than the file's: it reads {read[:80]!r} for {rendered[:80]!r}"
             raise ModelError(what, where=str(self.path), next="Give the tokenizer that the file was made with")

@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -31,9 +30,8 @@ from urllib.parse import urlsplit
 import psutil
 
 from tunesmith.errors import ModelError
+from tunesmith.generate.keeper import BURIAL, LAST_WORDS, QUOTED, ending, last_words
 
-LAST_WORDS, QUOTED = 8, 200  # lines of stderr in an error, characters of each
-BURIAL = 5.0  # seconds for a child to end by itself
 FAILURES = (
     OSError,
     http.client.HTTPException,
@@ -118,7 +116,7 @@ class Child:
         """Ends the process; requests under way fail."""
         with self._lock:
             if self._fault is None:
-                self._fault = "it was closed" if self.process.poll() is None else self._end()
+                self._fault = "it was closed" if self.process.poll() is None else ending(self.process.returncode)
         with contextlib.suppress(OSError):
             self.process.stdin.close()  # type: ignore[union-attr]
         self._wait()
@@ -141,7 +139,7 @@ class Child:
             line = pool.submit(self.process.stdout.readline).result(self.patience)  # type: ignore[union-attr]
         except TimeoutError:
             self._wait(0.0)
-            what = f"llama.cpp did not load the file within {self.patience:g} s{self._last_words()}"
+            what = f"llama.cpp did not load the file within {self.patience:g} s{last_words(self._words)}"
             raise ModelError(
                 what, where=self.where, next="Allow more with patience, or choose a smaller file"
             ) from None
@@ -149,7 +147,7 @@ class Child:
             pool.shutdown(wait=False)
         if not line:
             self._wait()
-            what = f"llama.cpp cannot load the file: {self._end()}{self._last_words()}"
+            what = f"llama.cpp cannot load the file: {ending(self.process.returncode)}{last_words(self._words)}"
             raise ModelError(what, where=self.where, next="Make the file anew, or choose another")
         ready = json.loads(line)
         return str(ready["address"]), float(ready["seconds"])
@@ -180,10 +178,10 @@ class Child:
             if self._fault is None:
                 silent = isinstance(error, TimeoutError)
                 if self._wait(0.0 if silent else BURIAL):
-                    self._fault = self._end()
+                    self._fault = ending(self.process.returncode)
                 else:
                     self._fault = f"no word came for {self.patience:g} s" if silent else "it left an answer unfinished"
-        what = f"llama.cpp broke off: {self._fault}{self._last_words()}"
+        what = f"llama.cpp broke off: {self._fault}{last_words(self._words)}"
         advice = "Ask again: it is started anew. If that does not help, try fewer slots, less context, or another file"
         return ModelError(what, where=self.where, next=advice)
 
@@ -198,17 +196,6 @@ class Child:
         finally:
             self._ear.join(BURIAL)
         return True
-
-    def _end(self) -> str:
-        code = self.process.returncode
-        if code >= 0:
-            return f"it ended with exit code {code}"
-        with contextlib.suppress(ValueError):
-            return f"it was ended by signal {-code} ({signal.Signals(-code).name})"
-        return f"it was ended by signal {-code}"
-
-    def _last_words(self) -> str:
-        return f". Its last words: {' | '.join(self._words)}" if self._words else ""
 
 
 class Stream:

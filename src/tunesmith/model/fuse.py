@@ -150,13 +150,12 @@ class Fused:
         keeps: Sequence[Keep] | Keep = "all",
         chunk: int = 1024,
         table: bool = True,
-        plain: bool = False,
     ) -> None:
         """`forms` and `keeps` are one for all blocks or one a block; `longest` is the longest example in tokens.
 
         A block's form may be four, one for each entry of GROUPS.
         `chunk` is the number of learnt tokens whose logits exist at one time. Without `table` the embeddings go to the
-        host's memory, where the card reads the rows that it needs. `plain` leaves a card's own kernels aside.
+        host's memory, where the card reads the rows that it needs.
         """
         self.model, self.chunk = model, chunk
         decoder = _decoder(model)
@@ -167,7 +166,7 @@ class Fused:
         self.dtype = model.network.get_input_embeddings().weight.dtype
         self.reach(longest)
         self.kernels: Any = block
-        if self.shapes[0].rule.way == "packed" and not plain and _has_triton():
+        if self.shapes[0].rule.way == "packed" and _has_triton():
             from tunesmith.kernels import block_cuda
 
             self.kernels = block_cuda

@@ -55,12 +55,11 @@ def _evaluate(
 ) -> None:
     from tunesmith.evaluate.compare import Answered, compare, score
     from tunesmith.evaluate.disturb import disturbed_rows, robust_tables
-    from tunesmith.evaluate.score import Known
 
     began, wish = time.time(), recipe.evaluate
     parts = asked(recipe, run)
     disturbed = disturbed_rows(parts, wish.robustness, seed=recipe.seed, limit=wish.robustness_rows)
-    known = Known(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
+    known = learnt(run)
     plain: dict[str, list[Answered]] = {}
     twins: dict[str, list[Answered]] = {}
     for which, text in _speakers(recipe, run, say):
@@ -182,16 +181,28 @@ def chat_file(path: Path) -> Any:
 
 def asked(recipe: Recipe, run: Run) -> dict[str, list[Conversation]]:
     """The rows that models are compared on, by part: test, unseen, and each kind of probe."""
-    from tunesmith.evaluate.compare import choose
-
-    held = {part: read_rows(run / f"data/{part}.jsonl") for part in ("test", "unseen")}
-    parts = choose({part: rows for part, rows in held.items() if rows}, recipe.evaluate.rows, recipe.seed)
+    parts = held_out(recipe, run)
     if recipe.evaluate.probes:
         for row in _probes(recipe):
             parts.setdefault(str(row.fields.get("kind", "probes")), []).append(row)
     if not parts:
         raise DataError("no row was held out, so nothing can be compared", next="Set data.split.test above 0")
     return parts
+
+
+def held_out(recipe: Recipe, run: Run) -> dict[str, list[Conversation]]:
+    """The rows of `asked` that were held out of the data, probes apart."""
+    from tunesmith.evaluate.compare import choose
+
+    held = {part: read_rows(run / f"data/{part}.jsonl") for part in ("test", "unseen")}
+    return choose({part: rows for part, rows in held.items() if rows}, recipe.evaluate.rows, recipe.seed)
+
+
+def learnt(run: Run) -> Any:
+    """What the tuned model was trained on, as metrics know it."""
+    from tunesmith.evaluate.score import Known
+
+    return Known(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
 
 
 def _probes(recipe: Recipe) -> Iterator[Conversation]:

@@ -18,7 +18,7 @@ from tunesmith.errors import RecipeError, RunError, Unverified
 from tunesmith.find import nearest
 from tunesmith.recipe import Named, Recipe
 from tunesmith.run import Run, hash_bytes, hash_path, hash_plain, write_atomic
-from tunesmith.verbs.comparing import chat
+from tunesmith.verbs.comparing import chat, held_out, learnt
 from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, silent
 
 FOLDER = "export"
@@ -225,7 +225,6 @@ class _Work:
 
     def _proof(self, target: Any, file: Any, made_from: dict[str, str]) -> dict[str, Any]:
         from tunesmith.errors import ModelError
-        from tunesmith.evaluate.score import Known
         from tunesmith.export.proof import prove
 
         if hasattr(target, "check"):
@@ -241,7 +240,7 @@ class _Work:
                     file, runtime, template=self.job.template, rows=self._rows, parts=self._asked, base=base,
                     adapter=tuned, examples=examples, reference=reference, wish=recipe.export,
                     evaluate=recipe.evaluate, seed=recipe.seed, kept=kept, made_from=made_from,
-                    known=Known(tuple(row.answer for row in read_rows(run / "data/train.jsonl"))),
+                    known=self._known,
                     tell=lambda what, done, of: self.tell(f"{file.name}, {what}", done, of),
                 )  # fmt: skip
         except ModelError as error:  # it cannot be run at all
@@ -261,9 +260,11 @@ class _Work:
         """The rows that base and tuned answered, or as many of them as a file is asked."""
         from tunesmith.evaluate.compare import choose
 
-        held = {part: read_rows(self.run / f"data/{part}.jsonl") for part in ("test", "unseen")}
-        parts = choose({part: rows for part, rows in held.items() if rows}, self.recipe.evaluate.rows, self.recipe.seed)
-        return choose(parts, self.recipe.export.rows, self.recipe.seed)
+        return choose(held_out(self.recipe, self.run), self.recipe.export.rows, self.recipe.seed)
+
+    @functools.cached_property
+    def _known(self) -> Any:
+        return learnt(self.run)
 
     @functools.cached_property
     def _answers(self) -> tuple[Any, Any]:
