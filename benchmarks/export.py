@@ -106,7 +106,7 @@ def _ship(given: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     files = gguf.write(job, types=given.types)
     total = time.perf_counter() - began
-    own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, child = _high_water(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     shape = SHAPES[given.shape]
     machine = look()
     return {
@@ -117,6 +117,12 @@ def _ship(given: argparse.Namespace) -> dict[str, Any]:
         "source_gib": f"{sum(path.stat().st_size for path in {path for path, _, _ in headers(base).values()}) / 2**30:.1f}",  # noqa: E501
         "written_gib": f"{sum(file.path.stat().st_size for file in files) / 2**30:.2f}",
     }  # fmt: skip
+
+
+def _high_water() -> int:
+    """KiB of this process's largest resident size; ru_maxrss would begin at that of the process which started it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
 
 
 def _timed(call: Any, name: str, seconds: dict[str, float]) -> Any:

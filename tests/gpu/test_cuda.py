@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -123,9 +124,10 @@ def test_planned_memory_beside_measured(recipe_file: Callable[..., Path], tmp_pa
         train__epochs=1,
     )
     recipe, run = prepared(path, tmp_path / "runs")
+    gc.collect()
+    left = torch.cuda.memory_allocated()  # by other tests in this process
     verbs.train(recipe, run)
     plan = run.read_json("plan.json")
-    planned = plan["peak"]
-    print(f"recompute {recompute}: planned {planned / 2**20:.0f} MiB, measured {plan['measured'] / 2**20:.0f} MiB")
-    assert plan["measured"] < 1.15 * planned
-    assert plan["measured"] > 0.5 * planned
+    planned, measured = plan["peak"], plan["measured"] - left
+    print(f"recompute {recompute}: planned {planned >> 20} MiB, measured {measured >> 20} MiB, {left >> 20} before")
+    assert 0.8 * planned < measured < 1.1 * planned  # a sixth of so little is what is kept for workspaces

@@ -19,7 +19,10 @@ from tunesmith.train.journal import read_journal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")]
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
-ALIKE = {"float32": 1e-5, "bfloat16": 2e-3}  # of the losses
+ALIKE = {  # of the losses; a sharded base is trained by autograd, which rounds elsewhere than the fused engine
+    ("float32", "ddp"): 1e-5, ("bfloat16", "ddp"): 2e-3,
+    ("float32", "fsdp"): 1e-4, ("bfloat16", "fsdp"): 1e-2,
+}  # fmt: skip
 
 
 def prepared(path: Path, runs: Path) -> Run:
@@ -34,7 +37,7 @@ def losses(run: Run, kind: str) -> list[float]:
 
 
 @pytest.mark.parametrize("spread", ["ddp", "fsdp"])
-@pytest.mark.parametrize("precision", list(ALIKE))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_two_cards_make_the_loss_of_one(
     recipe_file: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path, precision: str, spread: str
 ) -> None:
@@ -48,7 +51,7 @@ def test_two_cards_make_the_loss_of_one(
     how = "each with a part" if spread == "fsdp" else "each with all"
     assert f"2 processes train together, {how} of the base" in done.stdout
     for kind in ("step", "valid"):
-        assert losses(two, kind) == pytest.approx(losses(one, kind), abs=ALIKE[precision])
+        assert losses(two, kind) == pytest.approx(losses(one, kind), abs=ALIKE[precision, spread])
     (_, wanted), (_, found) = (read_adapter(run / "adapter") for run in (one, two))
     error = sum(((found[name] - each) ** 2).sum() for name, each in wanted.items())
     assert (error / sum((each**2).sum() for each in wanted.values())) ** 0.5 < (1e-3 if precision == "float32" else 0.1)

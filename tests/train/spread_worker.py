@@ -50,7 +50,7 @@ def main() -> None:
     class Loop(real):  # type: ignore[misc, valid-type]
         def __init__(self, job: Any) -> None:
             super().__init__(job)
-            codes = [p for p in job.model.network.parameters() if p.dtype == torch.uint8]
+            codes = [p for p in job.model.network.parameters() if p.dtype in (torch.uint8, torch.float8_e4m3fn)]
             own = sum(p.to_local().nbytes if hasattr(p, "to_local") else p.nbytes for p in codes)
             now.update(codes=own, way=type(self.gradients).__module__, loop=self)
 

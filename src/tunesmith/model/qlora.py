@@ -59,7 +59,8 @@ class FrozenLinear(nn.Linear):
             return self.weight
         from bitsandbytes.functional import dequantize_4bit
 
-        return cast(Tensor, dequantize_4bit(self.weight, self.state))
+        codes = self.weight.view(torch.uint8)  # train/shard calls them by another type
+        return cast(Tensor, dequantize_4bit(codes, self.state))
 
     def keep_dense(self) -> None:
         """Dequantises once and keeps the result: the same numbers, more memory, no work at each use."""

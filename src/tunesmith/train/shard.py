@@ -39,6 +39,7 @@ def shard(model: Model) -> None:
         parameter.data = parameter.data.to(device)
     for layer in _layers(decoder):
         _move_scales(layer, device)
+        _rename_codes(layer)
         fully_shard(layer, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
     held = {p for p in decoder.parameters() if not hasattr(p, "to_local")}
     for owner in model.network.modules():
@@ -55,6 +56,13 @@ def _move_scales(layer: nn.Module, device: torch.device) -> None:
     for module in layer.modules():
         if isinstance(module, FrozenLinear) and module.state is not None:
             module.state.to(device)
+
+
+def _rename_codes(layer: nn.Module) -> None:
+    """Calls the codes float8: before torch 2.13 FSDP2 makes its parts as if they had gradients, which bytes cannot."""
+    for module in layer.modules():
+        if isinstance(module, FrozenLinear) and module.state is not None:
+            module.weight = nn.Parameter(module.weight.detach().view(torch.float8_e4m3fn), requires_grad=False)
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
