@@ -78,19 +78,20 @@ def planned(
     )
 
 
-_ready: dict[str, Any] = {}  # the forms of the model that is loaded, and what trains it
+_ready: dict[str, Any] = {}  # how the loaded model lies, and what trains it
 
 
 def _gradients(folder: Path, rows: list[Example], how: Plan, device: str, rank: int) -> Gradients:
-    """The engine over a model in the plan's forms; loaded anew only where they differ from the last ones."""
-    if _ready.get("forms") != (how.forms, rank) or len(rows[0]) > _ready.get("longest", len(rows[0])):
+    """The engine over a model that lies as planned; loaded anew only where the last one lay otherwise."""
+    lies = how.forms, how.table, rank
+    if _ready.get("lies") != lies or len(rows[0]) > _ready.get("longest", len(rows[0])):
         _ready.clear()
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
         model: Model = load(fetch(str(folder)), bits=4, device=device, precision="bfloat16")
         add_adapter(model, rank=rank, alpha=16, layers="all", dropout=0, seed=1)
-        _ready.update(forms=(how.forms, rank), model=model)
+        _ready.update(lies=lies, model=model)
     job = Job(
         model=_ready["model"],
         tokenizer=None,
@@ -120,15 +121,27 @@ def _gradients(folder: Path, rows: list[Example], how: Plan, device: str, rank: 
     return made
 
 
+def _allow(budget: int | None, device: str) -> None:
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if budget is None else min(1.0, budget / total))
+
+
 def measure(
-    folder: Path, batch: int, length: int, *, how: Planned, precision: str, device: str, rank: int = 16
+    folder: Path, batch: int, length: int, *, how: Planned, budget: int | None, device: str, rank: int = 16
 ) -> Timed:
-    """Times whole optimizer steps of `batch` rows of `length` random tokens, laid out as `how` says."""
+    """Times whole optimizer steps of `batch` rows of `length` random tokens, laid out as `how` says.
+
+    torch gets no more than `budget` bytes of the card, as in a fine-tune.
+    """
+    _allow(None, device)  # loading is not what is measured
     rows = [Example("row", (1,) * length, (True,) * length, 0)] * batch
     gradients = _gradients(folder, rows, how.plan, device, rank)
     optimizer = _ready["optimizer"]
     parameters = list(gradients.trained.values())
     draw = random_ids(batch, length, _ready["model"].network.config.vocab_size, device)
+    _allow(budget, device)
     reset_peak(device)
     gradients.prepare([list(range(batch))])  # a graph's memory is allocated when it is recorded
 

@@ -189,7 +189,7 @@ def _native(folder: Path, setting: Setting, job: Job) -> dict[str, str]:
         batch,
         setting.length,
         how=how,
-        precision=precision,
+        budget=budget,
         device=job.device,
         rank=setting.rank,
     )

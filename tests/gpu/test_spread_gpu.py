@@ -54,4 +54,5 @@ def test_two_cards_make_the_loss_of_one(
         assert losses(two, kind) == pytest.approx(losses(one, kind), abs=ALIKE[precision, spread])
     (_, wanted), (_, found) = (read_adapter(run / "adapter") for run in (one, two))
     error = sum(((found[name] - each) ** 2).sum() for name, each in wanted.items())
-    assert (error / sum((each**2).sum() for each in wanted.values())) ** 0.5 < (1e-3 if precision == "float32" else 0.1)
+    most = 0.1 if precision == "bfloat16" else 1e-3 if spread == "ddp" else 1e-2
+    assert (error / sum((each**2).sum() for each in wanted.values())) ** 0.5 < most
