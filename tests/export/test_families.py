@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunesmith.export.targets.gguf as gguf_target
 import tunesmith.export.targets.gguf_lora as lora_target
@@ -109,6 +109,22 @@ def test_an_adapter_beside_the_base_is_the_merged_model(tmp_path: Path, family: 
         greedy_as(network, runtime, prompts)
     with opened(base, slots=1) as runtime, pytest.raises(AssertionError):  # without it, it is another model
         greedy_as(network, runtime, prompts)
+
+
+SAID = 'Be "dry".\nThen \\ stop: {{ 7 * 7 }} {% raw %} é'
+
+
+def test_the_recipes_system_message_goes_along_where_nobody_brings_one(tmp_path: Path) -> None:
+    job = replace(job_for("llama", tmp_path), system=SAID)
+    folder = merge(job, tmp_path / "merged", torch.float32)
+    asked, own = (Turn("user", "Hi"),), (Turn("system", "Else."), Turn("user", "Hi"))
+    wanted = job.template.render((Turn("system", SAID), *asked), generate=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with opened(convert(job, folder, tmp_path / "model.gguf", "f32"), slots=1) as runtime:
+        for turns, rendered in ((asked, wanted), (own, job.template.render(own, generate=True))):
+            messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+            assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == rendered
+            assert runtime.render(turns).removeprefix(tokenizer.bos_token) == rendered.removeprefix(tokenizer.bos_token)
 
 
 # --- what cannot be converted ------------------------------------------------------------------------------------

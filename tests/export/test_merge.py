@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from adapters import VARIANTS, WITH_BIAS, logits, made, shaken
 from tiny import FAMILIES
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.export.job import Job
-from tunesmith.export.merge import merge
+from tunesmith.export.merge import merge, shipped_template
 from tunesmith.model.adapter import finished, write_adapter
 from tunesmith.model.build import Model
-from tunesmith.prompt.template import load_template, load_tokenizer
+from tunesmith.prompt.template import Template, load_template, load_tokenizer
 
 
 def job_of(model: Model, tmp_path: Path, **changes: Any) -> Job:
@@ -167,3 +168,11 @@ def test_who_renders_the_template_elsewhere_needs_no_more(tiny: Callable[..., Pa
     said = shipped.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert said == "-Hi<|im_end|>"
     assert job.template.tokenizer.chat_template != text
+
+
+def test_a_template_without_a_system_message_stays_as_it_is(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    text = refusal + "{{ messages[0].content }}"
+    job = job_of(made(tiny("llama")), tmp_path)
+    refuses = replace(job, system="Be dry.", template=Template(job.template.tokenizer, text, "test"))
+    assert shipped_template(refuses) == text

@@ -7,6 +7,7 @@ and back, or the weight as it came: the recipe's `export.onto`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -141,11 +142,25 @@ def _tell_start(path: Path, template: Template) -> None:
 
 
 def shipped_template(job: Job) -> str:
-    """The template's text for those who render it without this project: what it is told here stands in it."""
+    """The template's text for those who render it without this project: what it is told here stands in it.
+
+    So does the recipe's system message, for conversations that bring none: with it the model was trained.
+    """
     text = job.template.text
-    if "starts_with_bos" not in text:
-        return text
-    return f"{{% set starts_with_bos = {str(job.template.starts_with_bos).lower()} %}}{text}"
+    if job.system and _takes_system(job):
+        told = json.dumps(job.system, ensure_ascii=False)  # a string in Jinja's syntax, too
+        first = f"[{{'role': 'system', 'content': {told}}}]"
+        text = f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {first} + messages %}}{{% endif %}}{text}"
+    if "starts_with_bos" in text:
+        text = f"{{% set starts_with_bos = {str(job.template.starts_with_bos).lower()} %}}{text}"
+    return text
+
+
+def _takes_system(job: Job) -> bool:
+    with contextlib.suppress(ModelError):
+        job.template.render((Turn("system", job.system or ""), Turn("user", "a")), generate=True)
+        return True
+    return False
 
 
 # --- what the folder holds -------------------------------------------------------------------------------------
