@@ -107,6 +107,13 @@ def test_degrees(text: str, level: str, subject: str) -> None:
     assert values == [Degree(level, words(subject))]
 
 
+def test_a_degrees_subject_ends_with_its_paragraph() -> None:
+    (claim,) = (c for c in extract("I hold a Master's degree in Physics\n\nThe Cheapest Correction is one made early."))
+    assert (claim.text, claim.value.subject) == ("Master's degree in Physics", ("physics",))
+    (claim,) = (c for c in extract("I hold a Master of Computer\nScience.") if c.kind == "degree")
+    assert claim.value.subject == ("computer", "science")
+
+
 def test_mastering_is_no_degree() -> None:
     assert drawn("I want to master the trade as a Scrum Master.", "degree") == []
 

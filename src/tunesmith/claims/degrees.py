@@ -38,15 +38,16 @@ _STOP = (
 )
 _WORD = rf"(?!{_STOP})[A-Za-z][\w’'-]*"
 _CAP = r"(?!(?:Master|Bachelor|Doctor|MBA|BSc|MSc|PhD|BA|PGCE|I)\b)[A-Z][\w’'-]*"
-_SUBJECT = rf"(?P<subject>{_WORD}(?:\s+(?:(?:and|&|of)\s+)?{_CAP}|[ ](?!(?i:{_STOP}))[a-z][\w’'-]*){{0,4}})"
+_GAP = r"(?:(?!\n\s*\n)\s)+"  # a subject ends with its paragraph at the latest
+_SUBJECT = rf"(?P<subject>{_WORD}(?:{_GAP}(?:(?:and|&|of){_GAP})?{_CAP}|[ ](?!(?i:{_STOP}))[a-z][\w’'-]*){{0,4}})"
 _TAIL = (
-    r"(?:\s+Level\s+\d+)?(?:\s+(?:[Dd]egrees?|[Hh]onours))?(?:\s*\([^)]{1,12}\))?"
-    rf"(?:\s+(?:in|of)\s+(?:the\s+)?{_SUBJECT})?"
+    rf"(?:{_GAP}Level{_GAP}\d+)?(?:{_GAP}(?:[Dd]egrees?|[Hh]onours))?(?:\s*\([^)]{{1,12}}\))?"
+    rf"(?:{_GAP}(?:in|of){_GAP}(?:the{_GAP})?{_SUBJECT})?"
 )
 _FIRST = "(?=[ABCDGHLMNPabcdhm])"  # the first letters of all levels: most words are passed over at once
-DEGREE = re.compile(rf"(?<![\w.]){_FIRST}(?:Level\s+\d+\s+)?(?:{_LEVEL}){_TAIL}")
-_OF = re.compile(rf"\s*{_SUBJECT}")
-_IN = re.compile(rf"\s+in\s+(?:the\s+)?{_SUBJECT}")
+DEGREE = re.compile(rf"(?<![\w.]){_FIRST}(?:Level{_GAP}\d+{_GAP})?(?:{_LEVEL}){_TAIL}")
+_OF = re.compile(rf"(?:{_GAP})?{_SUBJECT}")
+_IN = re.compile(rf"{_GAP}in{_GAP}(?:the{_GAP})?{_SUBJECT}")
 
 
 def degrees(text: str) -> Iterator[Claim]:
