@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,56 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["GOMP_SPINCOUNT"] = "1000"  # as the command line does
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side; on two threads each, tests of tiny models took 63 s for 44 s
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
+
+
+FIRST = ("end_to_end", "export", "train", "generate", "model", "ui", "extension", "serve")  # files of half a minute
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders with long files come first, so that of two processes none is left alone with one at the end."""
+    items.sort(key=lambda item: FIRST.index(item.path.parent.name) if item.path.parent.name in FIRST else len(FIRST))
+
+
+_frozen = 0  # modules that were imported when garbage was last collected whole
+
+
+def pytest_collection_finish() -> None:
+    freeze()
+
+
+def pytest_runtest_logfinish() -> None:
+    if len(sys.modules) > _frozen + 200:
+        freeze()
+
+
+def freeze() -> None:
+    """What is imported stays: to look at it again at each model's loading, which collects garbage, takes 0.5 s."""
+    global _frozen
+    _frozen = len(sys.modules)
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measured_once() -> Iterator[None]:
+    """How fast this machine is in a number type is measured once, not half a second long for each training."""
+    from tunesmith import hardware
+
+    real, known = hardware.measure, dict[tuple[str, str], hardware.Speed]()
+
+    def measure(machine: hardware.Machine) -> hardware.Speed:
+        key = (machine.device, machine.precision)
+        if key not in known:
+            known[key] = real(machine)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(hardware, "measure", measure)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -174,7 +174,7 @@ def _curve(folder: Path) -> list[str]:
     found = _json(folder / "curve.json")
     primary = found["primary"]
     lines = [
-        f"More rows, and the rows as they came (`tunesmith curve --raw`, {found['asked']} rows asked, the same of each):",
+        f"More rows, and the rows as they came (`tunesmith curve --raw`), each asked the same {found['asked']} rows:",
         "",
         f"| trained on | rows | {_words(primary)}, 95 % interval |",
         "|---|---|---|",

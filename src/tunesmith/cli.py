@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -341,6 +342,55 @@ def chat(
     _talk(model, [Turn("system", recipe.prompt.system)] if recipe.prompt.system else [], tokens)
 
 
+@app.command()
+def serve(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN|FILE...", help="Runs, recipes that have one, .gguf files.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 is any free one.")] = 8765,
+    host: Annotated[
+        str | None, typer.Option("--host", help="Another address than loopback; needs --allow-host.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A name under which clients may ask.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="The recipe of a file or a remote model.")] = None,
+    remote: Annotated[
+        str | None, typer.Option("--remote", metavar="URL", help="Ask another OpenAI-compatible server, …/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="With --remote: the model's name there.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="ENV", help="With --remote: the variable that holds its key.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, max=256, help="Replies at once; 4 by default.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of llama.cpp; the idle cores.")] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", min=16, help="Tokens of prompt and reply; at most 2048 by default.")
+    ] = None,
+    pair: Annotated[bool, typer.Option("--pair", help="Show a code that lets one browser extension in.")] = False,
+    unpair: Annotated[
+        str | None, typer.Option("--unpair", metavar="NAME", help="Let a paired extension in no more, or 'all'.")
+    ] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Serve models to OpenAI's clients and to the browser extension: on this machine alone, with a token."""
+    import signal
+
+    from tunesmith import verbs
+
+    if unpair is not None:
+        verbs.unpair(unpair, _say)
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's end is as clean as Ctrl-C's
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see _read
+    wish = verbs.Wish(
+        names or [], port=port, host=host, allow=allow or [], recipe=recipe, remote=remote, model=model, key=key,
+        slots=slots, threads=threads, context=context, pair=pair, runs=runs,
+    )  # fmt: skip
+    verbs.serve(wish, _say)
+
+
 def _talk(model: Any, start: list[Any], tokens: int) -> None:
     from tunesmith.data.conversation import Turn
 
@@ -356,6 +406,32 @@ def _talk(model: Any, start: list[Any], tokens: int) -> None:
             written += piece
         print()
         turns.append(Turn("assistant", written))
+
+
+@app.command()
+def ui(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="[RUN]", help="The run that the pages show first: its folder, or its name in --runs."),
+    ] = "",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0 is any free one.")
+    ] = 7861,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Pages in the browser: rows, recipe, training, comparison, writing. For this machine alone."""
+    from tunesmith.ui.app import serving_ui
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was uploaded goes then too
+    folder = Path(name).resolve()
+    if name and (folder / "recipe.yaml").is_file():
+        runs, name = folder.parent, folder.name
+    with serving_ui(runs, run=name, port=port) as served:
+        _say(f"ui: open {served.url}")
+        _say("ui: the address lets a browser in; it is for this machine alone. Ctrl-C ends the pages; runs go on")
+        with contextlib.suppress(KeyboardInterrupt):
+            served.thread.join()
 
 
 @app.command()

@@ -213,6 +213,13 @@ class Train(Section):
         "over replies to validation rows, the lower loss where that is equal",
     )
     best_rows: int = Field(24, ge=1, description="validation rows that are answered for that, drawn evenly over groups")
+    samples: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="validation rows that are answered at each validation, for the journal and the page that shows it; "
+        "the adapter stays the same",
+    )
     patience: int | None = Field(None, ge=1, description="stop after so many validations without a better one")
     precision: Literal["auto", "float32", "bfloat16", "float16", "fast"] = Field(
         "auto",

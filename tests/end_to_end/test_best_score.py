@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tunesmith import verbs
+from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RecipeError
 from tunesmith.model.adapter import read_adapter
 from tunesmith.recipe import read_recipe
@@ -63,6 +64,30 @@ def test_the_best_reply_score_decides_and_disturbs_nothing(
     assert (saved == kept.tensors[first]).all()
 
 
+def test_samples_are_written_at_each_validation_and_disturb_nothing(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    plain = trained(recipe_file(**WISH), tmp_path / "plain")
+    path = recipe_file(**WISH, train__samples=2)
+    run = trained(path, tmp_path / "looked on")
+    for kind in ("step", "valid"):
+        losses, found = (
+            [event["loss"] for event in read_journal(each / "journal.jsonl") if event["kind"] == kind]
+            for each in (plain, run)
+        )
+        assert losses == found
+    events = [event for event in read_journal(run / "journal.jsonl") if event["kind"] == "valid"]
+    prompts = [tuple(sample["prompt"] for sample in event["samples"]) for event in events]
+    assert len(set(prompts)) == 1
+    assert len(prompts[0]) == 2
+    rows = {row.prompt[-1].text for row in read_rows(run / "data/valid.jsonl")}
+    assert rows.issuperset(prompts[0])
+    assert len({tuple(sample["reply"] for sample in event["samples"]) for event in events}) > 1  # the model learns
+    before = (run / "adapter/adapter_model.safetensors").stat().st_mtime_ns
+    verbs.train(read_recipe(str(recipe_file(**WISH))), run)  # who looked on is no part of what was made
+    assert (run / "adapter/adapter_model.safetensors").stat().st_mtime_ns == before
+
+
 def test_a_score_that_replies_have_not_is_refused(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     wish = {**WISH, "evaluate__metrics": ["loss"], "evaluate__primary": "loss", "train__best": "score"}
     with pytest.raises(RecipeError, match="cannot be told of replies alone"):
@@ -72,3 +97,5 @@ def test_a_score_that_replies_have_not_is_refused(recipe_file: Callable[..., Pat
 def test_another_engine_cannot(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="engine trl cannot write replies"):
         trained(recipe_file(**WISH, train__best="score", train__engine="trl"), tmp_path)
+    with pytest.raises(RecipeError, match=r"train\.samples: engine trl cannot write replies.*Set it to 0"):
+        trained(recipe_file(**WISH, train__samples=1, train__engine="trl"), tmp_path / "other")

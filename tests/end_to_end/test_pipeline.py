@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -124,23 +125,25 @@ def test_what_changed_is_said(recipe_file: Callable[..., Path], tmp_path: Path) 
     assert said[0] == "evaluate: made again, because scores.json was changed by hand or damaged"
 
 
-def test_the_command_line_from_recipe_to_chat(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_command_line_from_recipe_to_chat(
+    recipe_file: Callable[..., Path],
+    tmp_path: Path,
+    call: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     path = recipe_file(train__epochs=1)
     runs = ["--runs", str(tmp_path / "runs")]
-
-    def call(*words: str, said: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run([TUNESMITH, *words], capture_output=True, text=True, input=said, cwd=tmp_path)
-
-    done = call("run", str(path), *runs)
+    done = subprocess.run([TUNESMITH, "run", str(path), *runs], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "⟦1. Open 0.\n2. Tap Save.<|im_end|>⟧" in done.stdout
     assert "stop token is <|im_end|>" in done.stdout
     assert "report:" in done.stdout
     assert "Traceback" not in done.stderr
     for words in (["chat", str(path), *runs], ["chat", str(tmp_path / "runs/toy"), "--base", "--tokens", "8"]):
-        talked = call(*words, said="how to do 1?\n\n")
-        assert talked.returncode == 0, talked.stderr
-        assert talked.stdout.startswith("> ")
+        monkeypatch.setattr(sys, "stdin", io.StringIO("how to do 1?\n\n"))
+        code, out, err = call(*words)
+        assert code == 0, err
+        assert out.startswith("> ")
     log = (tmp_path / "runs/toy/run.log").read_text()
     assert "tunesmith run" in log
 
@@ -159,21 +162,24 @@ def test_the_command_line_from_recipe_to_chat(recipe_file: Callable[..., Path], 
     ],
 )
 def test_errors_say_what_where_and_what_next(
-    recipe_file: Callable[..., Path], tmp_path: Path, change: dict[str, object], message: str, code: int
+    recipe_file: Callable[..., Path],
+    tmp_path: Path,
+    call: Callable[..., tuple[int, str, str]],
+    change: dict[str, object],
+    message: str,
+    code: int,
 ) -> None:
-    done = subprocess.run(
-        [TUNESMITH, "run", str(recipe_file(**change)), "--runs", str(tmp_path)], capture_output=True, text=True
-    )
-    assert done.returncode == code
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    found, _, err = call("run", str(recipe_file(**change)), "--runs", str(tmp_path))
+    assert found == code
+    assert message in err
+    assert "Traceback" not in err
 
 
-def test_everything_wrong_is_reported_at_once(recipe_file: Callable[..., Path], rows_file: Path) -> None:
+def test_everything_wrong_is_reported_at_once(
+    recipe_file: Callable[..., Path], rows_file: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
     rows_file.write_text(rows_file.read_text() + '{"topic": "x"}\nnot json\n')
-    done = subprocess.run(
-        [TUNESMITH, "check", str(recipe_file(base__model="./nowhere"))], capture_output=True, text=True
-    )
-    assert "line 37: no column 'prompt'" in done.stderr
-    assert "line 38 column 1: is not JSON" in done.stderr
-    assert "no such folder" in done.stderr
+    _, _, err = call("check", str(recipe_file(base__model="./nowhere")))
+    assert "line 37: no column 'prompt'" in err
+    assert "line 38 column 1: is not JSON" in err
+    assert "no such folder" in err

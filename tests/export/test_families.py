@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tunesmith.export.convert as converting
 import tunesmith.export.targets.gguf as gguf_target
 import tunesmith.export.targets.gguf_lora as lora_target
 from adapters import made, shaken
@@ -26,6 +27,7 @@ from tunesmith.export.merge import describe, merge
 from tunesmith.generate.from_gguf import FromGguf
 from tunesmith.generate.llama_task import GREEDY
 from tunesmith.prompt.tokens import encode_prompt
+from tunesmith.run import hash_path
 
 WORDS = 24
 PROMPTS = [(Turn("user", text),) for text in ("how to do t1 way 3?", "Open", "where is 日本?  two", "Tap Save. 12")]
@@ -140,6 +142,24 @@ def unknown_family(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["UnheardOfForCausalLM"]}))
 
 
+class Asked:
+    """llama.cpp's converter, which refuses the same model again in the same words, asked once: it takes 4 s."""
+
+    def __init__(self, real: Callable[..., None]) -> None:
+        self.real, self.refused = real, list[tuple[str, ModelError]]()
+
+    def __call__(self, script: str, words: list[str], job: Job) -> None:
+        given = hash_path(Path(words[0]))
+        for known, error in self.refused:
+            if known == given:
+                raise error
+        try:
+            self.real(script, words, job)
+        except ModelError as error:
+            self.refused.append((given, error))
+            raise
+
+
 @pytest.mark.parametrize(
     ("broken", "said", "target"),
     [
@@ -156,6 +176,7 @@ def test_what_cannot_be_converted_is_said_before_a_weight_is_read(
         job = replace(job, template=replace(job.template, tokenizer=make_tokenizer()))
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(target, "merge", None)
+    monkeypatch.setattr(converting, "_run", Asked(converting._run))
     with pytest.raises(ModelError, match=said) as caught:
         target.write(job)
     assert caught.value.where == job.weights.name and "another base.model" in caught.value.next

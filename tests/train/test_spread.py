@@ -129,6 +129,7 @@ def same_run(one: Run, two: Run) -> None:
     assert len(list((two / "tensorboard").iterdir())) >= 1
 
 
+@pytest.mark.slow  # the fixture takes half a minute of two processors
 @pytest.mark.parametrize("name", ["fused", "lonely", "autograd", "fsdp", "memory"])
 def test_two_processes_make_what_one_makes(both: Both, name: str) -> None:
     same_run(both.one[name], both.two[name])
@@ -137,17 +138,20 @@ def test_two_processes_make_what_one_makes(both: Both, name: str) -> None:
     assert all(said[name]["way"].endswith(ways.get(name, "by_hand")) for said in both.said)
 
 
+@pytest.mark.slow
 def test_a_sharded_base_has_half_of_its_codes_on_each(both: Both) -> None:
     whole = [said["autograd"]["codes"] for said in both.said]
     assert [said["fsdp"]["codes"] * 2 for said in both.said] == whole
     assert whole[0] > 30_000
 
 
+@pytest.mark.slow
 def test_one_process_may_shrink_its_micro_batches_alone(both: Both) -> None:
     sizes = [said["memory"]["micro_tokens"] for said in both.said]
     assert sizes[1] < sizes[0] == both.said[0]["fused"]["micro_tokens"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_one_process_goes_on(both: Both) -> None:
     assert all("stopped after step 3 of" in said["stopped"]["paused"] for said in both.said)
     run = both.two["stopped"]
@@ -156,12 +160,14 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(both: Both) -> None:
     same_run(both.one["stopped"], run)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_where_one_stopped(both: Both) -> None:
     run = both.two["taken on"]
     assert events(run, "resume", "step") == [2]
     same_run(both.one["taken on"], run)
 
 
+@pytest.mark.slow
 def test_only_the_first_writes(both: Both) -> None:
     run = both.two["fused"]
     steps = events(run, "step", "step")

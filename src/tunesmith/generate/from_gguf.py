@@ -6,9 +6,11 @@ that keeps the likeliest token is switched on, whatever the file's own metadata 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ from tunesmith.data.conversation import Turn
 from tunesmith.errors import MissingExtra, ModelError
 from tunesmith.generate.keeper import CONTEXT, PATIENCE, PROBE, Keeper
 from tunesmith.generate.llama_process import Child, Settings, Stream
-from tunesmith.generate.llama_task import GREEDY, Clock, Task
+from tunesmith.generate.llama_task import GREEDY, Clock, Task, sampling
+from tunesmith.generate.plainly import any_of, bos_of, encode_plainly, marks_of
 from tunesmith.generate.text import Facts, Reply, Scored
 from tunesmith.hardware import idle_cores
 from tunesmith.model.gguf_header import read_header
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode_prompt
 
+CONTROL, USER_DEFINED = 3, 4  # llama.cpp's types of tokens (gguf.TokenType)
 EVERY = 1 << 24  # entries, more than any vocabulary has
 
 
@@ -96,10 +100,72 @@ class FromGguf(Keeper[Child]):
                 for task in tasks:
                     task.stop()
 
-    def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
-        """See TextModel. With several slots, what is still known of an earlier prompt is not read again."""
-        task = self._task(self._encode(prompt, max_new_tokens), max_new_tokens, reuse=self._settings.slots > 1)
-        yield from task.pieces()
+    def stream(
+        self,
+        prompt: Sequence[Turn],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """See TextModel. With several slots, what is still known of an earlier prompt is not read again.
+
+        The rest is as `sampling` has it; `stop` are texts besides the model's own that end this reply.
+        """
+        ids, reuse = self._encode(prompt, max_new_tokens), self._settings.slots > 1
+        draw = sampling(temperature, top_p, seed)
+        yield from self._task(ids, max_new_tokens, reuse=reuse, draw=draw, stop=stop).pieces()
+
+    @property
+    def slots(self) -> int:
+        """How many replies are under way at once."""
+        return self._settings.slots
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process can be asked now; one that cannot is started again when it is next asked."""
+        child = self._child
+        return child is not None and child.alive
+
+    def running(self) -> Child:
+        """The process, started again if it ended, for those who ask it by themselves. Waits until it is loaded."""
+        return self._running()
+
+    def encode(self, prompt: Sequence[Turn] | str) -> list[int]:
+        """A conversation's tokens, up to where the assistant begins, or those of a text that is the model's raw input.
+
+        What is said in a conversation is never taken for a token that separates turns, whatever is written there.
+        Raises ModelError when the template refuses it.
+        """
+        if isinstance(prompt, str):
+            return [*bos_of(self.template), *self._cut(prompt, start=True)]
+        template = self.template
+        render = self.render if template is None else lambda turns: template.render(turns, generate=True)
+        return encode_plainly(prompt, render=render, cut=self._cut, marks=self._marks)
+
+    @functools.cached_property
+    def _marks(self) -> re.Pattern[str]:
+        """Finds what separates turns for this model."""
+        if self.template is not None:
+            template = self.template
+            return marks_of(template.specials, lambda turns: template.render(turns, generate=True))
+        found = read_header(self.path).metadata
+        kinds, texts = found.get("tokenizer.ggml.token_type", ()), found.get("tokenizer.ggml.tokens", ())
+        chat = str(found.get("tokenizer.chat_template", ""))
+        words = [
+            text
+            for text, kind in zip(texts, kinds, strict=False)
+            if kind == CONTROL or (kind == USER_DEFINED and text.strip() and text in chat)
+        ]
+        return marks_of(any_of(words), self.render)
+
+    def _cut(self, text: str, *, start: bool) -> list[int]:
+        if self.template is not None:
+            return list(self.template.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        body = {"content": text, "add_special": start, "parse_special": True}
+        return [int(token) for token in self._ask("/tokenize", body)["tokens"]] if text or start else []
 
     def render(self, turns: Sequence[Turn]) -> str:
         """The conversation as llama.cpp renders it with the template in the file, up to where the assistant begins.
@@ -162,11 +228,20 @@ class FromGguf(Keeper[Child]):
     def _start(self) -> Child:
         return Child(self._settings, self.patience)
 
-    def _task(self, ids: list[int], limit: int, *, reuse: bool) -> Task:
+    def _task(
+        self,
+        ids: list[int],
+        limit: int,
+        *,
+        reuse: bool,
+        draw: Mapping[str, Any] = GREEDY,
+        stop: Sequence[str] = (),
+    ) -> Task:
         def start(body: dict[str, Any]) -> Stream:
             return self._running().stream("/completion", body)
 
-        return Task(start, ids, limit, stops=self.stops, cuts=self.texts, clock=self._clock, reuse=reuse)
+        cuts = (*self.texts, *stop)
+        return Task(start, ids, limit, stops=self.stops, cuts=cuts, clock=self._clock, reuse=reuse, draw=draw)
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         return self._running().ask(path, body)

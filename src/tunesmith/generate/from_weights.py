@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -10,6 +13,7 @@ import torch
 
 from tunesmith.data.conversation import Turn
 from tunesmith.generate.decoder import Decoder, reasons
+from tunesmith.generate.plainly import bos_of, encode_plainly, marks_of
 from tunesmith.generate.text import Reply
 from tunesmith.model.build import Model
 from tunesmith.prompt.template import Template
@@ -64,15 +68,9 @@ class FromWeights:
 
     def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
         """See TextModel."""
-        ids = torch.tensor([encode_prompt(prompt, self.template)], device=self.model.device)
         written: list[int] = []
-        shown, cache = "", None
-        self.model.network.eval()
-        while len(written) < max_new_tokens:
-            with self._adapter(), torch.inference_mode():  # left before each yield: others may use the model then
-                result = self.model.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = result.past_key_values
-            chosen = int(result.logits[0, -1].argmax())
+        shown = ""
+        for chosen in self.tokens(encode_prompt(prompt, self.template), max_new_tokens=max_new_tokens):
             if chosen in self.stops:
                 break
             written.append(chosen)
@@ -83,11 +81,61 @@ class FromWeights:
             if not text.endswith("\ufffd") and safe > len(shown):  # an unfinished UTF-8 character waits for its rest
                 yield text[len(shown) : safe]
                 shown = text[:safe]
-            ids = torch.tensor([[chosen]], device=self.model.device)
         text = self._decode(written)
         end = min((text.index(each) for each in self.texts if each in text), default=len(text))
         if len(shown) < end:
             yield text[len(shown) : end]
+
+    def tokens(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[int]:
+        """What is written behind the tokens of a prompt, one by one, a token of `stops` the last.
+
+        Temperature 0 takes the likeliest; otherwise first the temperature, then the likeliest that reach `top_p`
+        together. `seed` None draws anew each time.
+        """
+        ids, cache = torch.tensor([list(prompt)], device=self.model.device), None
+        source = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed % (1 << 63))
+        self.model.network.eval()
+        for _ in range(max_new_tokens):
+            with self._adapter(), torch.inference_mode():  # left before each yield: others may use the model then
+                result = self.model.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = result.past_key_values
+            chosen = draw(result.logits[0, -1], temperature, top_p, source)
+            yield chosen
+            if chosen in self.stops:
+                return
+            ids = torch.tensor([[chosen]], device=self.model.device)
+
+    def encode(self, prompt: Sequence[Turn] | str) -> list[int]:
+        """A conversation's tokens, up to where the assistant begins, or those of a text that is the model's raw input.
+
+        What is said in a conversation is never taken for a token that separates turns, whatever is written there.
+        Raises ModelError when the template refuses it.
+        """
+        if isinstance(prompt, str):
+            return [*bos_of(self.template), *self._cut(prompt, start=True)]
+        return encode_plainly(prompt, render=self._render, cut=self._cut, marks=self._marks)
+
+    @functools.cached_property
+    def _marks(self) -> re.Pattern[str]:
+        return marks_of(self.template.specials, self._render)
+
+    def _render(self, turns: Sequence[Turn]) -> str:
+        return self.template.render(turns, generate=True)
+
+    def _cut(self, text: str, *, start: bool) -> list[int]:
+        return list(self.template.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        return self._decode(list(ids))
 
     def _begun(self, text: str) -> int:
         """How many characters at the end of `text` may be the beginning of a text that ends the reply."""
@@ -127,3 +175,16 @@ class FromWeights:
 
     def _adapter(self) -> Any:
         return contextlib.nullcontext() if self.tuned else self.model.base()
+
+
+def draw(logits: torch.Tensor, temperature: float, top_p: float, source: torch.Generator) -> int:
+    """A token by its logits [vocabulary]; temperature 0 takes the likeliest.
+
+    Of the rest (Holtzman et al. 2020, The Curious Case of Neural Text Degeneration) the likeliest are kept up to the
+    one with which they reach `top_p`.
+    """
+    if temperature <= 0.0:
+        return int(logits.argmax())
+    chances, order = (logits.double().cpu() / temperature).softmax(-1).sort(descending=True, stable=True)
+    chances[chances.cumsum(-1) - chances >= top_p] = 0.0
+    return int(order[torch.multinomial(chances, 1, generator=source)])

@@ -91,6 +91,11 @@ class Child:
         return self._fault is None and self.process.poll() is None
 
     @property
+    def headers(self) -> dict[str, str]:
+        """What every request carries, the key among it."""
+        return {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+
+    @property
     def memory(self) -> int:
         """Bytes that lie in memory for the child, the mapped file's included."""
         try:
@@ -104,7 +109,7 @@ class Child:
         try:
             return json.loads(self._send(wire, path, body).read())
         except FAILURES as error:
-            raise self._explain(error) from None
+            raise self.explain(error) from None
         finally:
             wire.close()
 
@@ -161,18 +166,18 @@ class Child:
     def _send(
         self, wire: http.client.HTTPConnection, path: str, body: dict[str, Any] | None
     ) -> http.client.HTTPResponse:
-        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-        wire.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), headers)
+        wire.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), self.headers)
         answer = wire.getresponse()
         if answer.status != 200:
-            raise self._refusal(json.loads(answer.read()))
+            raise self.refusal(json.loads(answer.read()))
         return answer
 
-    def _refusal(self, answer: dict[str, Any]) -> ModelError:
+    def refusal(self, answer: dict[str, Any]) -> ModelError:
+        """What the server says when it refuses, as an error."""
         what = f"llama.cpp refuses: {' '.join(answer['error']['message'].split())}"
         return ModelError(what, where=self.where, next="Change what is asked, or choose another file")
 
-    def _explain(self, error: Exception) -> ModelError:
+    def explain(self, error: Exception) -> ModelError:
         """The child is at its end, whatever the sign of it; the first sign is what everybody is told."""
         with self._lock:
             if self._fault is None:
@@ -218,14 +223,14 @@ class Stream:
                 if line.startswith(b"data: {"):
                     piece = json.loads(line[6:])
                     if "error" in piece:
-                        raise child._refusal(piece)
+                        raise child.refusal(piece)
                     yield piece
                     if piece["stop"] or self.stopped:
                         return
             raise ConnectionError("no last piece")
         except FAILURES as error:
             if not self.stopped:
-                raise child._explain(error) from None
+                raise child.explain(error) from None
         finally:
             self.stop()
             wire.close()

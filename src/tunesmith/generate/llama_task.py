@@ -5,13 +5,26 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from tunesmith.generate.llama_process import Stream
 from tunesmith.generate.text import Reply
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "samplers": ["top_k"], "top_k": 1, "mirostat": 0}
+SEEDS = (1 << 32) - 1  # llama.cpp takes the largest number of 32 bits for a wish to draw anew
+
+
+def sampling(temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> dict[str, Any]:
+    """What llama.cpp is told of how to draw, whatever the file's own metadata wish for; temperature 0 is GREEDY.
+
+    First the temperature, then `top_p` of what it makes, as OpenAI's models and transformers have it. `seed` None draws
+    anew each time.
+    """
+    if temperature <= 0.0:
+        return GREEDY
+    chosen = {"temperature": temperature, "top_p": top_p, "samplers": ["temperature", "top_p"], "mirostat": 0}
+    return {**chosen, "dynatemp_range": 0.0, "min_keep": 0, "seed": SEEDS if seed is None else seed % SEEDS}
 
 
 class Clock:
@@ -54,10 +67,14 @@ class Task:
         cuts: Sequence[str],
         clock: Clock,
         reuse: bool,
+        draw: Mapping[str, Any] = GREEDY,
     ) -> None:
-        """`start` asks for a completion; `reuse` lets llama.cpp use what it knows of an earlier prompt."""
+        """`start` asks for a completion; `reuse` lets llama.cpp use what it knows of an earlier prompt.
+
+        `draw` is what `sampling` says.
+        """
         self._start, self._limit, self._stops, self._cuts, self._clock = start, limit, stops, cuts, clock
-        self._body = {**GREEDY, "prompt": ids, "n_predict": limit, "cache_prompt": reuse}
+        self._body = {**draw, "prompt": ids, "n_predict": limit, "cache_prompt": reuse}
         self.text, self.tokens, self.ended = "", 0, False
         self._stream: Stream | None = None
         self._stopped = False

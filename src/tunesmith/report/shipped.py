@@ -36,8 +36,8 @@ def _onto(files: list[Plain]) -> str:
         return said
     likely = shown["likelihood"]
     return (
-        f"{said} What that changes, {shown['name']} shows, which rounds next to nothing itself: of its likeliest tokens "
-        f"{_percent(likely['agreement'])} are the adapter's, and the perplexity went from {likely['adapter']:.2f} to "
+        f"{said} What that changes, {shown['name']} shows, which rounds next to nothing itself: of its likeliest "
+        f"tokens {_percent(likely['agreement'])} are the adapter's, and the perplexity went from {likely['adapter']:.2f} to "
         f"{likely['file']:.2f}."
     )
 

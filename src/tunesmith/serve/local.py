@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -18,38 +19,40 @@ START_SECONDS = 20.0  # one that has not started by then, on a processor busy wi
 
 
 @contextlib.contextmanager
-def listening(port: int = 0) -> Iterator[socket.socket]:
-    """A socket on the loopback address; 0 is any free port. Raises ResourceError when the port is taken."""
-    with socket.socket() as made:
+def listening(port: int = 0, host: str = LOOPBACK) -> Iterator[socket.socket]:
+    """A socket on the loopback address, or another of this machine's; 0 is any free port.
+
+    Raises ResourceError when the port is taken or the address is not this machine's.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just given back is free
         try:
-            made.bind((LOOPBACK, port))
+            made.bind((host, port))
             made.listen()
         except (OSError, OverflowError) as error:
             advice = "Name another, or none for a free one"
-            raise ResourceError(f"port {port} cannot be had ({error})", where=LOOPBACK, next=advice) from error
+            raise ResourceError(f"port {port} cannot be had ({error})", where=host, next=advice) from error
         yield made
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp, own: socket.socket) -> Iterator[threading.Thread]:
+def serving(app: ASGIApp, own: socket.socket, **settings: Any) -> Iterator[threading.Thread]:
     """Inside the block `app` answers on the socket; the thread is alive as long as it does.
 
-    Raises ResourceError when it does not start.
+    `settings` are uvicorn's, over those here. Raises ResourceError when it does not start.
     """
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=2,
-    )
-    server = uvicorn.Server(config)
+    plain: dict[str, Any] = {
+        "http": "h11",
+        "ws": "none",
+        "lifespan": "off",
+        "log_config": None,
+        "log_level": "critical",
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_graceful_shutdown": 2,
+    }
+    server = uvicorn.Server(uvicorn.Config(app, **{**plain, **settings}))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [own]}, name="serving", daemon=True)
     thread.start()
     try:

@@ -49,6 +49,7 @@ class Job:
     watcher: Watcher | None = None
     layout: Layout = Layout()
     scorer: Callable[[Any], float] | None = None  # how good replies are, more is better; takes the fused decoder
+    sampler: Callable[[Any], list[dict[str, str]]] | None = None  # some prompts and replies; takes the fused decoder
 
 
 @dataclass(frozen=True)

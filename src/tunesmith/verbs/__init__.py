@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tunesmith.verbs.auditing import Audited, audit, to_audit, undo
     from tunesmith.verbs.comparing import asked, chat, chat_file, evaluate, report
     from tunesmith.verbs.curving import curve, to_shares
+    from tunesmith.verbs.drafting import Drafting
     from tunesmith.verbs.exporting import export, push
     from tunesmith.verbs.listing import RunRow, card, compare_runs, runs
     from tunesmith.verbs.packing import pack, to_pack, unpack
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tunesmith.verbs.reading import processes
     from tunesmith.verbs.reviewing import review
     from tunesmith.verbs.rows import Checked, check, prepare
+    from tunesmith.verbs.serving import Wish, serve, serving, unpair
     from tunesmith.verbs.shared import PARTS, Say, open_run
     from tunesmith.verbs.tuning import train
     from tunesmith.verbs.writing import new, synthesize
@@ -28,6 +30,7 @@ _HOMES = {
     "auditing": ("Audited", "audit", "to_audit", "undo"),
     "comparing": ("asked", "chat", "chat_file", "evaluate", "report"),
     "curving": ("curve", "to_shares"),
+    "drafting": ("Drafting",),
     "exporting": ("export", "push"),
     "listing": ("RunRow", "card", "compare_runs", "runs"),
     "packing": ("pack", "to_pack", "unpack"),
@@ -35,6 +38,7 @@ _HOMES = {
     "reading": ("processes",),
     "reviewing": ("review",),
     "rows": ("Checked", "check", "prepare"),
+    "serving": ("Wish", "serve", "serving", "unpair"),
     "shared": ("PARTS", "Say", "open_run"),
     "tuning": ("train",),
     "writing": ("new", "synthesize"),
@@ -44,8 +48,10 @@ __all__ = [
     "PARTS",
     "Audited",
     "Checked",
+    "Drafting",
     "RunRow",
     "Say",
+    "Wish",
     "asked",
     "audit",
     "card",
@@ -66,6 +72,8 @@ __all__ = [
     "report",
     "review",
     "runs",
+    "serve",
+    "serving",
     "synthesize",
     "to_audit",
     "to_pack",
@@ -73,6 +81,7 @@ __all__ = [
     "train",
     "undo",
     "unpack",
+    "unpair",
 ]
 
 

@@ -47,10 +47,10 @@ def train(
 
 
 def _made_from(recipe: Recipe, run: Run, weights: Weights) -> dict[str, str]:
-    """What the adapter depends on. Over how many cards it is trained is not among it."""
+    """What the adapter depends on. Over how many cards it is trained, and who looks on, is not among it."""
     prepared = run.fingerprint("prepare")  # raises when the rows are not prepared
     _refuse_leaks(recipe, run)
-    wishes = recipe.train.model_dump(mode="json", exclude={"spread"})
+    wishes = recipe.train.model_dump(mode="json", exclude={"spread", "samples"})
     if recipe.train.best == "score":
         wishes["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
     return {
@@ -132,6 +132,7 @@ def _train(
     if made.dense:
         model.keep_dense()
     scorer = _scorer(recipe, run, model, template, shard) if recipe.train.best == "score" else None
+    sampler = _sampler(recipe, run, model, template, shard) if recipe.train.samples else None
     job = Job(
         model=model,
         tokenizer=template.tokenizer,
@@ -149,6 +150,7 @@ def _train(
         watcher=watch,
         layout=Layout(made.forms, made.keeps, made.chunk, made.table),
         scorer=scorer,
+        sampler=sampler,
     )
     engine = find("tunesmith.train.engines", recipe.train.engine.name, function="train", where="train.engine")
     outcome = engine(job, **recipe.train.engine.options)
@@ -159,28 +161,17 @@ def _train(
 
 def _scorer(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) -> Callable[[Any], float]:
     """The primary score of replies to some validation rows, more being better. Raises RecipeError where none is had."""
-    from tunesmith.evaluate.compare import answer, choose, score
+    from tunesmith.evaluate.compare import choose, score
     from tunesmith.evaluate.score import Known
-    from tunesmith.generate.decoder import Decoder
-    from tunesmith.generate.from_weights import FromWeights
 
     wish = recipe.evaluate
-    if recipe.train.engine.name != "native" or shard:
-        how = "a base in parts (fsdp)" if shard else f"engine {recipe.train.engine.name}"
-        advice = "Set it to loss"
-        raise RecipeError(f"{how} cannot write replies between its steps", where="train.best", next=advice)
     parts = choose({"valid": read_rows(run / "data/valid.jsonl")}, recipe.train.best_rows, recipe.seed)
     rows = {row.id: row for row in parts["valid"]}
     known = Known(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
-    text = FromWeights(model, template, tuned=True, stop=recipe.prompt.stop)
+    write = _writer(recipe, model, template, "train.best", shard=shard)
 
     def scored(fused: Any) -> float:
-        if fused is not None and (model.decoder is None or model.decoder.fused is not fused):
-            model.decoder = Decoder(model, fused)
-        found = answer(
-            text, parts, max_new_tokens=wish.max_new_tokens, batch=wish.batch, losses=None, tell=lambda done, of: None
-        )
-        made = [score(rows[item.id], item, wish.metrics, known).get(wish.primary) for item in found]
+        made = [score(rows[item.id], item, wish.metrics, known).get(wish.primary) for item in write(fused, parts)]
         values = [each for each in made if each is not None]
         if not values:
             advice = "Set it to loss, or evaluate.primary to a score that replies have"
@@ -189,6 +180,41 @@ def _scorer(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) ->
         return -mean if values[0].better == "lower" else mean
 
     return scored
+
+
+def _sampler(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) -> Callable[[Any], list[dict[str, str]]]:
+    """Prompts of some validation rows with the replies of the moment. Raises RecipeError where none can be written."""
+    from tunesmith.evaluate.compare import choose
+
+    parts = choose({"valid": read_rows(run / "data/valid.jsonl")}, recipe.train.samples, recipe.seed)
+    asked = {row.id: row.prompt[-1].text for row in parts["valid"]}
+    write = _writer(recipe, model, template, "train.samples", shard=shard)
+
+    def sampled(fused: Any) -> list[dict[str, str]]:
+        return [{"prompt": asked[item.id], "reply": item.reply.text} for item in write(fused, parts)]
+
+    return sampled
+
+
+def _writer(recipe: Recipe, model: Any, template: Any, wish: str, *, shard: bool) -> Callable[[Any, Any], list[Any]]:
+    """Answers rows with the model as it is between two steps. Raises RecipeError for engines that cannot."""
+    from tunesmith.evaluate.compare import answer
+    from tunesmith.generate.decoder import Decoder
+    from tunesmith.generate.from_weights import FromWeights
+
+    if recipe.train.engine.name != "native" or shard:
+        how = "a base in parts (fsdp)" if shard else f"engine {recipe.train.engine.name}"
+        advice = "Set it to loss" if wish == "train.best" else "Set it to 0"
+        raise RecipeError(f"{how} cannot write replies between its steps", where=wish, next=advice)
+    text = FromWeights(model, template, tuned=True, stop=recipe.prompt.stop)
+    most, batch = recipe.evaluate.max_new_tokens, recipe.evaluate.batch
+
+    def write(fused: Any, parts: Any) -> list[Any]:
+        if fused is not None and (model.decoder is None or model.decoder.fused is not fused):
+            model.decoder = Decoder(model, fused)
+        return answer(text, parts, max_new_tokens=most, batch=batch, losses=None, tell=lambda done, of: None)
+
+    return write
 
 
 def _keep(

@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from tunesmith.train.loss import check_head
 from tunesmith.train.rate import factor
 from tunesmith.train.stop import Wish, listening
 
+T = TypeVar("T")
 Gradients: TypeAlias = by_autograd.Gradients | by_hand.Gradients
 SAVE_SECONDS = 120.0  # a kill costs no more than this, however slow the steps are
 
@@ -282,7 +283,10 @@ class _Loop:
         total, learnt = spread.add_up([], self.gradients.validation(mine), self.model.device)
         loss = total / learnt
         score = self._score() if progress.step else None
-        journal.tell("valid", progress.step, loss=loss, **({} if score is None else {"score": score}))
+        told: dict[str, Any] = {} if score is None else {"score": score}
+        if self.job.sampler is not None:
+            told["samples"] = self._written(self.job.sampler)
+        journal.tell("valid", progress.step, loss=loss, **told)
         if not progress.step:
             return  # the base's own loss is where the curve starts, not a candidate
         if (-(score or 0.0), loss) < (-progress.best_score, progress.best_loss):
@@ -301,8 +305,12 @@ class _Loop:
         scorer = self.job.scorer
         if scorer is None:
             return None
+        return self._written(scorer)
+
+    def _written(self, by: Callable[[Any], T]) -> T:
+        """What comes of replies written now; all processes get the first one's."""
         fused = self.gradients.fused if isinstance(self.gradients, by_hand.Gradients) else None
-        return spread.from_first(lambda: scorer(fused))
+        return spread.from_first(lambda: by(fused))
 
     def _save(self, journal: Journal) -> None:
         if not first() or self.progress.step in checkpoint.steps(self.folder)[:1]:

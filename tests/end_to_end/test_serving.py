@@ -1,0 +1,215 @@
+"""`tunesmith serve` as it is given: a file, a run with its exported files, a run with its adapter; and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from tests.serve.speakers import make_file, make_speaker
+
+from tunesmith.data.conversation import Turn
+from tunesmith.errors import ModelError, RecipeError, RunError
+from tunesmith.prompt.tokens import encode_prompt
+from tunesmith.recipe import read_recipe
+from tunesmith.run import Run, hash_path
+from tunesmith.verbs.serving import Wish, _hosts, serving, verified
+
+CODE = "import sys; sys.argv[0] = 'tunesmith'; from tunesmith.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_file(tmp_path_factory.mktemp("gguf"))
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config"
+
+
+@contextlib.contextmanager
+def command(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """The command in a process of its own, up to where it says its address; what it has said so far."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, "serve", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        said: list[str] = []
+        assert process.stdout
+        while not said or "Ctrl-C ends the server" not in said[-1]:
+            said.append(process.stdout.readline())
+            assert said[-1], process.communicate()[1]
+        yield process, said
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def ask(url: str, path: str, body: Any = None, token: str = "") -> Any:
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url + path, json.dumps(body).encode() if body else None, headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def chat(url: str, model: str, token: str, text: str = "hi") -> str:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 8}
+    return str(ask(url, "/v1/chat/completions", body, token)["choices"][0]["message"]["content"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_file_is_served_until_ctrl_c(file: Path, config: Path, how: signal.Signals) -> None:
+    with command(str(file), "--port", "0", "--slots", "2", "--threads", "1", "--context", "256") as (process, said):
+        url = next(word for word in said[-2].split() if word.startswith("http://")).removesuffix("/v1")
+        assert url.startswith("http://127.0.0.1:")
+        path = config / "tunesmith" / "token"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        token = path.read_text().strip()
+        assert f"tiny: {file} (a file), 2 slots of 256 tokens, 1 thread" in said[0]
+        assert ask(url, "/health") == {"status": "ok", "version": ask(url, "/health")["version"]}
+        assert len(chat(url, "tiny", token)) == 8
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            chat(url, "tiny", "x" * 43)
+        assert refused.value.code == 401
+        refused.value.close()
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 1
+        assert token not in " ".join(children[0].cmdline() + psutil.Process(process.pid).cmdline())
+        assert not [each for each in children[0].net_connections() if each.status == "LISTEN"]  # a private socket alone
+        process.send_signal(how)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert err == ""
+    assert str(path) in said[-1]
+    assert out.strip().endswith("serve: ended")
+    assert token not in "".join(said) + out
+    assert not psutil.pid_exists(children[0].pid) or children[0].status() == psutil.STATUS_ZOMBIE
+
+
+def finished(folder: Path, file: Path, types: tuple[str, ...] = ("q4_k_m", "q8_0")) -> tuple[Any, Run]:
+    """A run whose adapter is finished and whose files were verified, by what lies in its folder."""
+    base = folder / "base"
+    make_speaker(base)
+    plain = {
+        "name": "toy", "about": "toys", "base": {"model": str(base), "bits": 16},
+        "data": {"source": "rows.jsonl", "format": "alpaca"},
+        "prompt": {"stop": ["STOP"], "system": "Be brief."}, "train": {"precision": "float32"},
+        "adapter": {"rank": 2},
+    }  # fmt: skip
+    run = Run(folder / "runs" / "toy")
+    run.write("recipe.yaml", yaml.safe_dump(plain))
+    run.write(".lock", "")
+    run.write("adapter/adapter_config.json", "{}")
+    run.seal("train", {}, ["adapter"])
+    entries = []
+    for number, name in enumerate(types):
+        place = f"export/gguf/toy.{name}.gguf"
+        (run / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, run / place)
+        entries.append({
+            "name": name, "target": "gguf", "path": place, "bytes": 100 + number, "sha256": hash_path(run / place),
+            "verified": True, "problems": [],
+        })  # fmt: skip
+    run.write_json("export.json", {"onto": "dequantised", "files": entries})
+    run.seal("export-gguf", {"adapter": run.fingerprint("train")}, [])
+    return read_recipe(str(run.path)), run
+
+
+def test_of_a_run_the_best_verified_file_is_served(tmp_path: Path, file: Path, config: Path) -> None:
+    _, run = finished(tmp_path, file)
+    said: list[str] = []
+    wish = Wish([str(run.path)], port=0, slots=1, threads=1, context=256)
+    with serving(wish, said.append) as served:
+        assert f"{run / 'export/gguf/toy.q8_0.gguf'} (q8_0, verified), 1 slot" in said[0]
+        (model,) = served.models
+        assert (model.name, model.recipe.prompt.system) == ("toy", "Be brief.")  # type: ignore[union-attr]
+        backend: Any = model.desk.backend
+        assert backend._model.template.source == "the model's own template"  # of the training
+        assert backend._model.texts == ("STOP",)
+        token = served.token.read_text().strip()
+        body = {"model": "toy", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        found = ask(served.url, "/v1/chat/completions", body, token)
+        turns = [Turn("system", "Be brief."), Turn("user", "hi")]
+        assert found["usage"]["prompt_tokens"] == len(encode_prompt(turns, backend._model.template))
+    assert not served.thread.is_alive()
+    with pytest.raises(ModelError, match="closed"):
+        backend._model.running()
+
+
+def test_files_that_do_not_count_are_passed_over(tmp_path: Path, file: Path) -> None:
+    _, run = finished(tmp_path, file, ("q4_k_m", "q8_0", "q6_k", "f16"))
+
+    def name(say: Callable[[str], None] = lambda text: None) -> str | None:
+        found = verified(run, say)
+        return found and found["name"]
+
+    assert name() == "q8_0"
+    plain = run.read_json("export.json")
+    plain["files"][1]["problems"] = ["it says other things"]
+    run.write_json("export.json", plain)
+    assert name() == "q6_k"
+    said: list[str] = []
+    (run / "export/gguf/toy.q6_k.gguf").write_bytes(b"changed")
+    assert name(said.append) == "q4_k_m"
+    assert "is gone or was changed since it was verified" in said[0]
+    (run / "export/gguf/toy.q4_k_m.gguf").unlink()
+    assert name() == "f16"
+    run.write("adapter/adapter_config.json", '{"new": 1}')
+    run.seal("train", {}, ["adapter"])
+    assert name(said.append) is None
+    assert "of an older adapter" in said[-1]
+    (run / "export.json").unlink()
+    assert name() is None
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        (Wish(), "nothing to serve is named"),
+        (Wish(["x.gguf"], host="0.0.0.0"), "open to others, and no name is allowed"),
+        (Wish(["x.gguf"], host="192.168.1.5"), "open to others"),
+        (Wish(remote="http://127.0.0.1:9/v1"), "needs the model's name"),
+        (Wish(["x.gguf"], model="m"), "go with --remote"),
+        (Wish(["a run"], recipe="shopsphere"), "has its own recipe"),
+    ],
+)
+def test_wishes_that_do_not_go_together(wish: Wish, says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as error, serving(wish):
+        pass
+    assert error.value.next
+
+
+def test_what_cannot_be_served_is_told(tmp_path: Path, file: Path, config: Path) -> None:
+    with pytest.raises(ModelError, match=r"none\.gguf"), serving(Wish([str(tmp_path / "none.gguf")], port=0)):
+        pass
+    same = Wish([str(file), str(file)], port=0, threads=1, context=64)
+    with pytest.raises(RecipeError, match="two models are called tiny"), serving(same):
+        pass
+    (config / "tunesmith" / "token").chmod(0o644)
+    with pytest.raises(RunError, match="others may read"), serving(Wish([str(file)], port=0)):
+        pass
+    assert os.access(file, os.R_OK)
+
+
+def test_names_that_may_be_asked_for() -> None:
+    assert _hosts("127.0.0.1", 80, []) == ["127.0.0.1:80", "localhost:80"]
+    assert _hosts("::1", 80, []) == ["[::1]:80"]
+    assert _hosts("10.0.0.5", 80, ["Letters.lan"]) == ["10.0.0.5:80", "letters.lan", "letters.lan:80"]
+    assert _hosts("0.0.0.0", 80, ["a"]) == ["127.0.0.1:80", "localhost:80", "a", "a:80"]

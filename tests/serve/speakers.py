@@ -1,0 +1,158 @@
+"""Servers on loopback for tests: with a backend that says what it is told to, or a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+from transformers import AutoModelForCausalLM
+
+from gguf_models import sayable, write_model
+from tiny import make_model, make_tokenizer
+from tunesmith.data.conversation import Turn
+from tunesmith.recipe import Recipe
+from tunesmith.serve.app import Served, app
+from tunesmith.serve.backend import Broken, Finish, Refused, Sampling
+from tunesmith.serve.limits import Limits
+from tunesmith.serve.local import listening
+from tunesmith.serve.queue import Desk
+from tunesmith.serve.running import answering
+
+TOKEN = "a-token-of-the-tests-that-is-long-enough-0123"
+FREE = Limits(rate=1e9, burst=1 << 30)  # where the rate is not what is tested
+
+
+@dataclass
+class Parrot:
+    """A backend that says the last message's words, one a piece, each after `wait` seconds. Words can ask for trouble:
+
+    BREAK (the runtime fails there), REFUSE (at once), HANG (for ever).
+    """
+
+    name: str = "parrot"
+    context: int | None = 4096
+    slots: int = 2
+    state: Any = "ok"
+    wait: float = 0.0
+    now: int = 0
+    most: int = 0
+    left: list[str] = field(default_factory=list)
+    heard: list[tuple[Any, Sampling]] = field(default_factory=list)
+
+    @contextlib.asynccontextmanager
+    async def writing(self, prompt: Sequence[Turn] | str, sampling: Sampling) -> AsyncIterator[Echo]:
+        self.heard.append((prompt, sampling))
+        text = prompt if isinstance(prompt, str) else prompt[-1].text
+        if "REFUSE" in text:
+            raise Refused("it does not fit", param="messages", code="context_length_exceeded")
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            yield Echo(self, text, sampling.max_tokens)
+        except asyncio.CancelledError:
+            self.left.append(text)
+            raise
+        finally:
+            self.now -= 1
+
+    def close(self) -> None:
+        pass
+
+
+class Echo:
+    """See Writing."""
+
+    def __init__(self, parrot: Parrot, text: str, limit: int) -> None:
+        self.parrot, self.text, self.limit = parrot, text, limit
+        self.finish: Finish = "stop"
+        self.prompt_tokens, self.tokens = len(text.split()), 0
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        for word in self.text.split(" "):
+            if self.tokens == self.limit:
+                self.finish = "length"
+                return
+            await asyncio.sleep(self.parrot.wait if word != "HANG" else 3600)
+            if word == "BREAK":
+                raise Broken("the runtime failed")
+            yield f" {word}" if self.tokens else word
+            self.tokens += 1
+
+
+@dataclass
+class Running:
+    """A server that runs; `client` has the token."""
+
+    url: str
+    port: int
+    client: httpx2.Client
+    backends: list[Any]
+
+    def chat(self, text: str, **more: Any) -> httpx2.Response:
+        body = {"model": self.backends[0].name, "messages": [{"role": "user", "content": text}], **more}
+        return self.client.post("/v1/chat/completions", json=body)
+
+
+@contextlib.contextmanager
+def running(
+    *backends: Any,
+    limits: Limits = FREE,
+    recipe: Recipe | None = None,
+    pairing: Any = None,
+    waiting: int | None = None,
+    allow: Sequence[str] = (),
+) -> Iterator[Running]:
+    """A real server on a free port."""
+    room = limits.waiting if waiting is None else waiting
+    models = [Served(each.name, Desk(each, room, seconds=limits.reply_seconds), recipe) for each in backends]
+    with listening() as own:
+        port = own.getsockname()[1]
+        hosts = [f"127.0.0.1:{port}", f"localhost:{port}", *allow]
+        made = app(models, token=TOKEN, hosts=hosts, limits=limits, pairing=pairing)
+        url = f"http://127.0.0.1:{port}"
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        with answering(made, own, limits), httpx2.Client(base_url=url, headers=headers, timeout=20) as client:
+            yield Running(url, port, client, list(backends))
+
+
+def raw(port: int, *parts: bytes, seconds: float = 10.0) -> bytes:
+    """What comes back for bytes as they are, until the server hangs up or says nothing more."""
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as wire:
+        for part in parts:
+            wire.sendall(part)
+        found = b""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while data := wire.recv(65536):
+                found += data
+        return found
+
+
+def events(text: str) -> list[Any]:
+    """The data of server-sent events; [DONE] as it is."""
+    found = [each.removeprefix("data: ") for each in text.split("\n\n") if each]
+    return [each if each == "[DONE]" else json.loads(each) for each in found]
+
+
+def make_speaker(folder: Path, **changes: Any) -> Any:
+    """A random llama that says nothing but ASCII, in transformers' format in `folder`."""
+    made = make_model(folder, tie_word_embeddings=False, **changes)
+    model = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+    pieces = make_tokenizer().convert_ids_to_tokens(range(261))
+    silent = [n for n, piece in enumerate(pieces) if n < 5 or not sayable(piece)]
+    with torch.no_grad():
+        model.lm_head.weight[silent] = 0.0
+    model.save_pretrained(made)
+    return model.eval()
+
+
+def make_file(folder: Path, **changes: Any) -> Path:
+    """The same as a GGUF file."""
+    return write_model(folder / "tiny.gguf", make_speaker(folder / "hf", **changes))
