@@ -106,6 +106,15 @@ def test_an_empty_text_or_no_fields() -> None:
     assert [each.verdict for each in check("I know Python.", {})] == ["unsupported"]
 
 
+def test_a_post_that_is_held_is_the_writers_own() -> None:
+    fields = {"Job Title": "Tailor", "Current Working Experience": "Tailor at Windlecombe Tailors for 4 years"}
+    for text in ("I hold the post of Tailor for 4 years.", "I have held the position of Tailor for 4 years."):
+        (years,) = (each for each in check(text, fields) if each.claim.kind == "duration")
+        assert years.verdict == "supported"
+    said = "I want the post for 4 years."
+    assert not any(each.verdict == "supported" for each in check(said, fields) if each.claim.kind == "duration")
+
+
 @pytest.mark.parametrize(
     ("name", "side"),
     [("Job Title", "reader"), ("Preferred Qualifications", "reader"), ("hiring_company", "reader"),

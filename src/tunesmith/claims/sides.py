@@ -7,9 +7,10 @@ import re
 from tunesmith.claims.claim import Claim, Side
 
 _WRITER = r"\bI\b|\bI['’](?:m|ve)\b|\b[Mm]y(?:self)?\b|\bme\b|\bmine\b"
-_READER = (
-    r"\b[Yy]ou(?:r|rs)?\b|\b(?:[Tt]he|[Tt]his) (?:role|position|job|post|posting|advert|vacancy|opening|company|"
-    r"employer|successful candidate)\b(?! of my)|\b(?:job (?:description|posting|advert)|requirements?)\b"
+_READER = (  # but for 'I hold the post of …'
+    r"\b[Yy]ou(?:r|rs)?\b|(?<!\bhold )(?<!\bheld )(?<!\bholding )\b(?:[Tt]he|[Tt]his) "
+    r"(?:role|position|job|post|posting|advert|vacancy|opening|company|employer|"
+    r"successful candidate)\b(?! of my)|\b(?:job (?:description|posting|advert)|requirements?)\b"
 )
 _SHOWN = (  # the reader is shown it, and does not own it: 'you will find', 'I can show you'
     r"\b[Yy]ou(?:['’]ll| will| would| can| may)? (?:also |soon )?(?:see|find|get|gain|notice|meet|discover)\b|"
