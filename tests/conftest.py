@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tiny import make_model
+from tiny import make_model, toy_rows
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; children would never stop
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -105,15 +105,6 @@ def call(
         return int(ended.value.code or 0), said.out, said.err
 
     return calling
-
-
-def toy_rows(topics: int = 6, phrasings: int = 6) -> list[dict[str, str]]:
-    """Rows in the shape of shopsphere, short enough for a byte-level tokenizer."""
-    return [
-        {"topic": f"t{t}", "prompt": f"how to do {t} way {p}?", "completion": f"1. Open {t}.\n2. Tap Save."}
-        for t in range(topics)
-        for p in range(phrasings)
-    ]
 
 
 @pytest.fixture

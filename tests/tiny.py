@@ -71,3 +71,12 @@ def make_model(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def toy_rows(topics: int = 6, phrasings: int = 6) -> list[dict[str, str]]:
+    """Rows in the shape of shopsphere, short enough for a byte-level tokenizer."""
+    return [
+        {"topic": f"t{t}", "prompt": f"how to do {t} way {p}?", "completion": f"1. Open {t}.\n2. Tap Save."}
+        for t in range(topics)
+        for p in range(phrasings)
+    ]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.end_to_end.test_export import write_recipe
 
-from conftest import toy_rows
 from gguf_models import make_convertible
+from tiny import toy_rows
 from tunesmith import verbs
 from tunesmith.evaluate.review import read_replies
 from tunesmith.recipe import read_recipe

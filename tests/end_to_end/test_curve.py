@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from conftest import toy_rows
 from handmade import row
 from strict_pages import Page
+from tiny import toy_rows
 from tunesmith.data.conversation import Conversation, read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.recipe import read_recipe

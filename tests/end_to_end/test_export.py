@@ -23,8 +23,8 @@ import tunesmith.export.convert as converting
 import tunesmith.export.merge as merging
 import tunesmith.export.quantise as quantising
 import tunesmith.export.targets.gguf as gguf_target
-from conftest import toy_rows
 from gguf_models import make_convertible
+from tiny import toy_rows
 from tunesmith import verbs
 from tunesmith.errors import ResourceError
 from tunesmith.generate import from_folder, from_gguf

@@ -37,7 +37,7 @@ def test_what_merging_onto_the_original_weights_changes_is_a_figure(tmp_path: Pa
         assert found["onto"] == ""
     else:
         assert "f16 shows" in found["onto"]
-        assert "98.5 % are the adapter's" in found["onto"]
+        assert "98.5 % of its likeliest tokens are the adapter's" in found["onto"]
         assert "from 2.66 to 2.71" in found["onto"]
 
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import toy_rows
+from tiny import toy_rows
 from tunesmith import verbs
 from tunesmith.errors import Paused
 from tunesmith.model.adapter import read_adapter

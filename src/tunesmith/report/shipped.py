@@ -34,11 +34,11 @@ def _onto(files: list[Plain]) -> str:
     shown = next((entry for entry in files if entry.get("exact") and (entry.get("likelihood") or {}).get("file")), None)
     if shown is None:
         return said
-    likely = shown["likelihood"]
+    likely, name = shown["likelihood"], shown["name"]
+    same, before, after = _percent(likely["agreement"]), f"{likely['adapter']:.2f}", f"{likely['file']:.2f}"
     return (
-        f"{said} What that changes, {shown['name']} shows, which rounds next to nothing itself: of its likeliest "
-        f"tokens {_percent(likely['agreement'])} are the adapter's, and the perplexity went from {likely['adapter']:.2f} to "
-        f"{likely['file']:.2f}."
+        f"{said} What that changes, {name} shows, which rounds next to nothing itself: {same} of its likeliest tokens "
+        f"are the adapter's, and the perplexity went from {before} to {after}."
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import importlib.util
 import os
 import secrets
 import tempfile
@@ -87,9 +86,8 @@ def _made(gr: Any, runs: Path, here: Path, home: Path, run: str) -> Any:
             if run:
                 state.folder(run)
             for name in TABS:
-                if (page := _page(name)) is not None:
-                    with gr.Tab(TITLES[name], id=name, elem_id=f"tab-{name}"):
-                        page(state)
+                with gr.Tab(TITLES[name], id=name, elem_id=f"tab-{name}"):
+                    importlib.import_module(f"tunesmith.ui.{name}_page").page(state)
         kept = gr.BrowserState(run, storage_key="tunesmith-run")
         blocks.load(state.chosen, kept, chosen, queue=False, show_progress="hidden", api_visibility="private")
         chosen.change(lambda name: name, chosen, kept, queue=False, show_progress="hidden", api_visibility="private")
@@ -160,9 +158,3 @@ def gradio(home: Path) -> Any:
             next="pip install 'tunesmith[ui]'",
         ) from error
     return gr
-
-
-def _page(name: str) -> Any:
-    """The function `page` of ui/NAME_page.py; None while there is no such file."""
-    module = f"tunesmith.ui.{name}_page"
-    return None if importlib.util.find_spec(module) is None else importlib.import_module(module).page

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any, Literal
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
+from tunesmith.verbs import shipped
 from tunesmith.verbs.comparing import chat
-from tunesmith.verbs.serving import BEST
 from tunesmith.verbs.shared import Say, silent
 from tunesmith.write import documents, mend
 from tunesmith.write.events import Claimed, Event
@@ -106,17 +105,7 @@ def drafting(recipe: Recipe, run: Run, say: Say = silent, *, threads: int | None
 
 def exported(run: Run) -> Path | None:
     """The run's GGUF nearest to the adapter among those verified, unless the adapter was made anew since."""
-    try:
-        entries = json.loads((run / "export.json").read_text(encoding="utf-8"))["files"]
-        usable = [entry for entry in entries if entry["target"] == "gguf" and entry["verified"]]
-        files = [run / entry["path"] for entry in sorted(usable, key=lambda each: _rank(each["name"]))]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    seal, trained = run.read_seal("export-gguf"), run.read_seal("train")
-    if seal and trained and seal["made_from"].get("adapter") != run.fingerprint("train"):
+    files = [run / entry["path"] for entry in shipped.verified(run)]
+    if not files or (run.read_seal("train") and run.read_seal("export-gguf") and not shipped.of_this_adapter(run)):
         return None
     return next((file for file in files if file.is_file()), None)
-
-
-def _rank(name: str) -> int:
-    return BEST.index(name.lower()) if name.lower() in BEST else len(BEST)

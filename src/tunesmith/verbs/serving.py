@@ -10,9 +10,10 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import ModelError, RecipeError, ResourceError, TunesmithError
+from tunesmith.errors import ModelError, RecipeError, ResourceError
 from tunesmith.recipe import Recipe, read_recipe
 from tunesmith.run import Run, hash_path
+from tunesmith.verbs import shipped
 from tunesmith.verbs.shared import Say, load_template_of, load_weights, open_run, silent
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 PORT = 8765
 SLOTS = 4
-BEST = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")  # the nearest to the adapter first; then the larger before the smaller
 
 
 @dataclass(frozen=True)
@@ -228,25 +228,15 @@ def unpair(which: str, say: Say = silent) -> None:
 
 def verified(run: Run, say: Say = silent) -> dict[str, Any] | None:
     """The entry of the run's best GGUF file that is verified, of the adapter as it is now, and undamaged."""
-    try:
-        files = run.read_json("export.json")["files"]
-    except (TunesmithError, LookupError, TypeError):
-        return None
-    usable = [each for each in files if each.get("target") == "gguf" and each.get("verified") and not each["problems"]]
-    seal = run.read_seal("export-gguf") or {"made_from": {}}
-    if usable and seal["made_from"].get("adapter") != run.fingerprint("train"):
+    usable = shipped.verified(run)
+    if usable and not shipped.of_this_adapter(run):
         say("serve: the exported GGUF files are of an older adapter; to make them anew: tunesmith export")
         return None
-    for entry in sorted(usable, key=_rank):
+    for entry in usable:
         if (run / entry["path"]).is_file() and hash_path(run / entry["path"]) == entry["sha256"]:
-            return dict(entry)
+            return entry
         say(f"serve: {entry['path']} is gone or was changed since it was verified; it is passed over")
     return None
-
-
-def _rank(entry: dict[str, Any]) -> tuple[int, int]:
-    name = str(entry["name"]).lower()
-    return (BEST.index(name) if name in BEST else len(BEST), -int(entry["bytes"]))
 
 
 def _pairing(wish: Wish, say: Say) -> Pairing:
