@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # what Gradio asks of pandas
 ]
 OURS = ("start", "data", "recipe", "train")
+LEFT = ("signal is aborted", "errored out")  # what a page asks while it is left is broken off
 PATIENCE = 120_000  # milliseconds for a command in a process of its own, on a machine that is busy
 expect = sync_api.expect
 expect.set_options(timeout=30_000)
@@ -66,7 +67,7 @@ def page(browser: Any, served: Serving) -> Iterator[Any]:
     yield made
     context.close()
     assert foreign == []
-    assert troubles == []
+    assert [said for said in troubles if not any(words in said for words in LEFT)] == []
 
 
 def open_tab(page: Any, name: str) -> None:
