@@ -1,8 +1,10 @@
-"""Texts that end a reply, looked for in what comes piece by piece."""
+"""A reply that comes piece by piece: texts that end it, and tokens that are only parts of characters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+REPLACED = "\ufffd"  # what a part of a character is decoded to
 
 
 class Ends:
@@ -40,3 +42,24 @@ class Ends:
 
     def _begun(self, text: str) -> int:
         return max((n for each in self._texts for n in range(1, len(each)) if text.endswith(each[:n])), default=0)
+
+
+class Growing:
+    """The text of tokens that come one by one; what ends in a part of a character waits for its rest."""
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        """`decode` makes text of tokens."""
+        self._decode, self._text, self._told = decode, "", 0
+        self.ids: list[int] = []
+
+    def feed(self, token: int) -> str:
+        """The text that it adds."""
+        self.ids.append(token)
+        self._text = self._decode(self.ids)
+        return "" if self._text.endswith(REPLACED) else self.rest()
+
+    def rest(self) -> str:
+        """What was not told yet."""
+        new = self._text[self._told :]
+        self._told += len(new)
+        return new

@@ -24,7 +24,18 @@ import psutil
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.generate.keeper import BURIAL, CONTEXT, LAST_WORDS, PATIENCE, PROBE, QUOTED, Keeper, ending, last_words
+from tunesmith.generate.keeper import (
+    BURIAL,
+    CONTEXT,
+    LAST_WORDS,
+    PATIENCE,
+    PROBE,
+    QUOTED,
+    Keeper,
+    ended,
+    ending,
+    last_words,
+)
 from tunesmith.generate.text import Facts, Reply, Scored
 from tunesmith.hardware import cores
 from tunesmith.model.weights import check_safe
@@ -167,8 +178,8 @@ class _Child:
         """The child is at its end, whatever the sign of it; the first sign is what everybody is told."""
         with self._end_lock:  # not the boxes' lock: the thread that hears needs that one to end
             if self._fault is None:
-                ended = self._wait(0.0 if silent else BURIAL)
-                self._fault = ending(self.process.returncode) if ended else f"no word came for {self.patience:g} s"
+                alone = self._wait(0.0 if silent else BURIAL)
+                self._fault = ending(self.process.returncode) if alone else f"no word came for {self.patience:g} s"
         advice = "Ask again: it is started anew. If that does not help, try a smaller batch, less context or bits=4"
         return ModelError(
             f"transformers broke off: {self._fault}{last_words(self._words)}", where=self.where, next=advice
@@ -177,17 +188,12 @@ class _Child:
     def _wait(self, seconds: float = BURIAL) -> bool:
         """Whether it ended by itself within `seconds`; if not, it is ended. What it said last has been heard then."""
         try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            return False
+            return ended(self.process, seconds)
         finally:
             self._said.put(None)
             for thread in self._threads:
                 if thread.is_alive():
                     thread.join(BURIAL)
-        return True
 
 
 class FromFolder(Keeper[_Child]):

@@ -13,6 +13,7 @@ import torch
 
 from tunesmith.data.conversation import Turn
 from tunesmith.generate.decoder import Decoder, reasons
+from tunesmith.generate.ends import Ends, Growing
 from tunesmith.generate.plainly import bos_of, encode_plainly, marks_of
 from tunesmith.generate.text import Reply
 from tunesmith.model.build import Model
@@ -68,23 +69,16 @@ class FromWeights:
 
     def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
         """See TextModel."""
-        written: list[int] = []
-        shown = ""
+        text, ends = Growing(self._decode), Ends(self.texts)
         for chosen in self.tokens(encode_prompt(prompt, self.template), max_new_tokens=max_new_tokens):
             if chosen in self.stops:
                 break
-            written.append(chosen)
-            text = self._decode(written)
-            if any(each in text for each in self.texts):
-                break
-            safe = len(text) - self._begun(text)
-            if not text.endswith("\ufffd") and safe > len(shown):  # an unfinished UTF-8 character waits for its rest
-                yield text[len(shown) : safe]
-                shown = text[:safe]
-        text = self._decode(written)
-        end = min((text.index(each) for each in self.texts if each in text), default=len(text))
-        if len(shown) < end:
-            yield text[len(shown) : end]
+            if told := ends.feed(text.feed(chosen)):
+                yield told
+            if ends.hit:
+                return
+        if told := ends.feed(text.rest()) + ends.rest():
+            yield told
 
     def tokens(
         self,
@@ -136,10 +130,6 @@ class FromWeights:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
         return self._decode(list(ids))
-
-    def _begun(self, text: str) -> int:
-        """How many characters at the end of `text` may be the beginning of a text that ends the reply."""
-        return max((n for each in self.texts for n in range(1, len(each)) if text.endswith(each[:n])), default=0)
 
     def _write(self, prompts: list[list[int]], max_new_tokens: int) -> list[Reply]:
         width = max(map(len, prompts))

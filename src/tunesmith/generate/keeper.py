@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -111,6 +112,17 @@ def ending(code: int) -> str:
     with contextlib.suppress(ValueError):
         return f"it was ended by signal {-code} ({signal.Signals(-code).name})"
     return f"it was ended by signal {-code}"
+
+
+def ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether a process ended by itself within `seconds`; if not, it is ended."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+    return True
 
 
 def last_words(words: Iterable[str]) -> str:

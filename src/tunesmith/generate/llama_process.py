@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from tunesmith.errors import ModelError
-from tunesmith.generate.keeper import BURIAL, LAST_WORDS, QUOTED, ending, last_words
+from tunesmith.generate.keeper import BURIAL, LAST_WORDS, QUOTED, ended, ending, last_words
 
 FAILURES = (
     OSError,
@@ -193,14 +193,9 @@ class Child:
     def _wait(self, seconds: float = BURIAL) -> bool:
         """Whether it ended by itself within `seconds`; if not, it is ended. What it said last has been heard then."""
         try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            return False
+            return ended(self.process, seconds)
         finally:
             self._ear.join(BURIAL)
-        return True
 
 
 class Stream:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
+from tunesmith.generate.ends import Ends
 from tunesmith.generate.llama_process import Stream
 from tunesmith.generate.text import Reply
 
@@ -88,15 +89,14 @@ class Task:
 
     def pieces(self) -> Iterator[str]:
         """The reply as it comes, blanks kept, nothing told that may be the beginning of a text that ends it."""
-        shown = 0
+        ends, seen = Ends(self._cuts), 0
         with contextlib.closing(self.texts()) as texts:
             for text in texts:
-                safe = len(text) - self._begun(text)
-                if safe > shown:
-                    yield text[shown:safe]
-                    shown = safe
-        if shown < self._cut():
-            yield self.text[shown : self._cut()]
+                if told := ends.feed(text[seen:]):
+                    yield told
+                seen = len(text)
+        if told := ends.feed(self.text[seen:]) + ends.rest():
+            yield told
 
     def texts(self) -> Generator[str]:
         """All that is written, longer from piece to piece, until it ends or a text that ends it appears."""
@@ -129,6 +129,3 @@ class Task:
 
     def _cut(self) -> int:
         return min((self.text.index(each) for each in self._cuts if each in self.text), default=len(self.text))
-
-    def _begun(self, text: str) -> int:
-        return max((n for each in self._cuts for n in range(1, len(each)) if text.endswith(each[:n])), default=0)

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import TunesmithError
 from tunesmith.serve.backend import Sampling
-from tunesmith.serve.events import EventStream, whole
+from tunesmith.serve.events import STREAMED, EventStream, whole
 from tunesmith.serve.limits import Limits
 from tunesmith.serve.openai_models import MOST_TOKENS, Text
 from tunesmith.serve.refusals import ApiError
@@ -29,20 +29,9 @@ if TYPE_CHECKING:
     from tunesmith.recipe import Recipe
     from tunesmith.serve.app import Served
 
-STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 SYSTEM = 20_000  # characters of a system message
 FIELDS = 64  # of a form
 _NAMES: dict[type, str] = {Shown: "text", Claimed: "claim", Cut: "cut", Done: "done"}
-
-
-def _plain_null(text: str) -> str:
-    """llama.cpp reads a text up to a zero byte."""
-    if "\0" in text:
-        raise ValueError("a zero byte stands in it; leave it out")
-    return text
-
-
-Said = Annotated[Text, AfterValidator(_plain_null)]
 
 
 class RecipeCard(BaseModel):
@@ -84,8 +73,8 @@ class WriteRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    fields: Annotated[dict[Annotated[str, Field(max_length=200)], Said], Field(max_length=FIELDS)]
-    system: Annotated[Said, Field(max_length=SYSTEM)] | None = None
+    fields: Annotated[dict[Annotated[str, Field(max_length=200)], Text], Field(max_length=FIELDS)]
+    system: Annotated[Text, Field(max_length=SYSTEM)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.generate.ends import Ends
+from tunesmith.generate.ends import Ends, Growing
 from tunesmith.serve.backend import Broken, Finish, Refused, Sampling, State
 
 if TYPE_CHECKING:
     from tunesmith.generate.from_weights import FromWeights
-
-REPLACED = "\ufffd"  # what a part of a character is decoded to
 
 
 class WeightsBackend:
@@ -68,24 +66,18 @@ class _Writing:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """The pieces: one step of the model at a time, so that leaving ends it behind the step it is at."""
-        loop, written, shown = asyncio.get_running_loop(), list[int](), 0
-        text = ""
+        loop, text = asyncio.get_running_loop(), Growing(self._model.decode)
         while (token := await loop.run_in_executor(self._pool, self._step)) is not None:
             if token in self._model.stops:
                 self.finish = "stop"
                 break
-            written.append(token)
-            self.tokens = len(written)
-            text = self._model.decode(written)
-            if text.endswith(REPLACED) or len(text) <= shown:  # an unfinished UTF-8 character waits for its rest
-                continue
-            told, shown = self._ends.feed(text[shown:]), len(text)
-            if told:
+            new, self.tokens = text.feed(token), len(text.ids)
+            if told := self._ends.feed(new):
                 yield told
             if self._ends.hit:
                 self.finish = "stop"
                 return
-        if told := self._ends.feed(text[shown:]) + self._ends.rest():
+        if told := self._ends.feed(text.rest()) + self._ends.rest():
             yield told
         if self._ends.hit:
             self.finish = "stop"

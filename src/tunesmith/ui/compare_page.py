@@ -15,8 +15,8 @@ from tunesmith.report.page import number
 from tunesmith.report.replies import title
 from tunesmith.run import Run
 from tunesmith.ui.marks import columns, note, plain, table, trouble
-from tunesmith.ui.panes import QUIET, first_line, pane, stamp
-from tunesmith.ui.state import State
+from tunesmith.ui.panes import first_line, pane, stamp
+from tunesmith.ui.state import QUIET, State
 from tunesmith.verbs.beside import Answers, Beside, Voice, answers, prompt_of, voices
 
 EVERY = 0.08  # seconds between two drawings of a reply that is being written

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +14,9 @@ from tunesmith.report.shipped import shipped
 from tunesmith.run import Run
 from tunesmith.ui import jobs
 from tunesmith.ui.marks import code, note, plain, table, trouble
-from tunesmith.ui.panes import QUIET, first_line, pane, stamp
-from tunesmith.ui.state import State
+from tunesmith.ui.panes import first_line, pane, stamp
+from tunesmith.ui.state import QUIET, State
+from tunesmith.verbs.shipped import entries
 
 ALL = ""
 LOOK = 1.5  # seconds between two looks at a command at work
@@ -112,13 +112,13 @@ def targets_of(recipe: Recipe, run: Run) -> str:
     """The recipe's targets, each with its state and why."""
     if not recipe.export.files:
         return note("This recipe names nothing to export. Add a target to export.files on the page Recipe.")
-    entries = _entries(run)
-    rows = [row for named in recipe.export.files for row in _target(named, entries)]
+    made = entries(run)
+    rows = [row for named in recipe.export.files for row in _target(named, made)]
     return table(("target", "what it is", "state"), rows, "What the recipe wants")
 
 
-def _target(named: Named, entries: Sequence[dict[str, Any]]) -> list[list[str]]:
-    own = [entry for entry in entries if entry["target"] == named.name]
+def _target(named: Named, made: Sequence[dict[str, Any]]) -> list[list[str]]:
+    own = [entry for entry in made if entry["target"] == named.name]
     wanted = [str(each) for each in named.options.get("types", [])] if named.name == "gguf" else []
     missing = [name for name in wanted if name not in {entry["name"] for entry in own}]
     what = plain(WHAT.get(named.name, ""))
@@ -172,7 +172,7 @@ def commands_of(run: Run) -> str:
     """Ready commands for each file that can be used."""
     parts: list[str] = []
     number = 0
-    for entry in _entries(run):
+    for entry in entries(run):
         ready = {**entry["commands"]}
         if entry["target"] == "gguf":
             ready["Python"] = SNIPPET.format(path=str(run / entry["path"]))
@@ -240,12 +240,3 @@ def _lines(path: Any) -> list[str]:
         return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
     except OSError:
         return []
-
-
-def _entries(run: Run) -> list[dict[str, Any]]:
-    """What export.json holds of files that are still there."""
-    try:
-        found = json.loads((run / "export.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
-        return []
-    return [entry for entry in found if (run / entry["path"]).exists()]

@@ -10,10 +10,9 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError
 from tunesmith.ui.marks import COPY, DELEGATE
-from tunesmith.ui.state import State
+from tunesmith.ui.state import QUIET, State
 
 HERE = Path(__file__).parent
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # for every event of these pages
 
 
 def pane(value: str = "", *, label: str = "", live: bool = False, within: str = "") -> Any:

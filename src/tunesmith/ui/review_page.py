@@ -21,8 +21,8 @@ from tunesmith.recipe import Recipe
 from tunesmith.report.replies import title
 from tunesmith.run import Run
 from tunesmith.ui.marks import note, plain, table, trouble
-from tunesmith.ui.panes import QUIET, first_line, pane, stamp
-from tunesmith.ui.state import State
+from tunesmith.ui.panes import first_line, pane, stamp
+from tunesmith.ui.state import QUIET, State
 from tunesmith.verbs.reviewing import FOLDER, Served, conclude, pairs_of, reviewing
 
 LOOK = 2.0  # seconds between two looks at how many are judged

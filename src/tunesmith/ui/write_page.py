@@ -16,8 +16,8 @@ from tunesmith.evaluate.compare import plural
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
 from tunesmith.ui.marks import claim_list, note, plain, trouble
-from tunesmith.ui.panes import QUIET, blank, first_line, letter, pane, stamp
-from tunesmith.ui.state import State
+from tunesmith.ui.panes import blank, first_line, letter, pane, stamp
+from tunesmith.ui.state import QUIET, State
 from tunesmith.verbs.drafting import Drafting, drafting, exported
 from tunesmith.write.events import Claimed, Done, Event, Text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tunesmith.errors import RunError
 from tunesmith.find import nearest
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
+from tunesmith.verbs import shipped
 from tunesmith.verbs.comparing import asked, chat
 
 RUNNABLE = ("gguf", "gguf_lora", "merged")  # the adapter over its base is what `tuned` is
@@ -33,7 +33,7 @@ def voices(recipe: Recipe, run: Run) -> list[Voice]:
     """Base, tuned, and every exported file that can be run here. Raises RunError when nothing is trained."""
     run.fingerprint("train")
     found = [Voice("base", "the model before tuning"), Voice("tuned", "the adapter that was trained")]
-    for entry in _exported(run):
+    for entry in shipped.entries(run):
         if entry["target"] in RUNNABLE:
             kind = {"gguf": "GGUF in llama.cpp", "gguf_lora": "GGUF adapter in llama.cpp", "merged": "merged weights"}
             about = f"{kind[entry['target']]}, {entry['bytes'] / 1e6:,.0f} MB"
@@ -80,7 +80,7 @@ class Beside:
         from tunesmith.generate.from_folder import FromFolder
         from tunesmith.generate.from_gguf import FromGguf
 
-        entries = {entry["name"]: entry for entry in _exported(self.run) if entry["target"] in RUNNABLE}
+        entries = {entry["name"]: entry for entry in shipped.entries(self.run) if entry["target"] in RUNNABLE}
         if name not in entries:
             where, advice = str(self.run.path), nearest(name, ["base", "tuned", *entries])
             raise RunError(f"there is no exported file '{name}'", where=where, next=advice)
@@ -131,7 +131,7 @@ def answers(recipe: Recipe, run: Run) -> Answers:
     parts, scores = asked(recipe, run), run.read_json("scores.json")
     shown = read_items(run.path, parts, scores, recipe.evaluate.metrics)
     items = [item for members in shown.values() for item in members]
-    kept = {entry["name"]: run / f"replies/export-{entry['name']}.jsonl" for entry in _exported(run)}
+    kept = {entry["name"]: run / f"replies/export-{entry['name']}.jsonl" for entry in shipped.entries(run)}
     return Answers(
         rows=[row for members in parts.values() for row in members],
         items=items,
@@ -141,12 +141,3 @@ def answers(recipe: Recipe, run: Run) -> Answers:
         scores=scores,
         parts=[part for part, members in shown.items() for _ in members],
     )
-
-
-def _exported(run: Run) -> list[dict[str, Any]]:
-    """Entries of export.json for files that are still there."""
-    try:
-        found = json.loads((run / "export.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
-        return []
-    return [entry for entry in found if (run / entry["path"]).exists()]

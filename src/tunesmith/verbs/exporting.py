@@ -18,6 +18,7 @@ from tunesmith.errors import RecipeError, RunError, Unverified
 from tunesmith.find import nearest
 from tunesmith.recipe import Named, Recipe
 from tunesmith.run import Run, hash_bytes, hash_path, hash_plain, write_atomic
+from tunesmith.verbs import shipped
 from tunesmith.verbs.comparing import chat, held_out, learnt
 from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, silent
 
@@ -40,7 +41,7 @@ def export(recipe: Recipe, run: Run, say: Say = silent, tell: Tell | None = None
     entries = []
     for named in wanted:
         entries += work.shipped(named)
-        known = {entry["name"]: entry for entry in [*_before(run), *entries]}
+        known = {entry["name"]: entry for entry in [*shipped.entries(run), *entries]}
         run.write_json("export.json", {"onto": recipe.export.onto, "files": list(known.values())})
     for entry in entries:
         say(f"export: {told(entry)}")
@@ -63,7 +64,7 @@ def push(recipe: Recipe, run: Run, say: Say = silent, *, dry_run: bool = False) 
     from tunesmith.export.targets import hub
 
     named = next((named for named in recipe.export.files if named.name == "hub"), None)
-    entry = next((entry for entry in _before(run) if entry["target"] == "hub"), None)
+    entry = next((entry for entry in shipped.entries(run) if entry["target"] == "hub"), None)
     if named is None or entry is None:
         raise RunError(
             "nothing is laid out for the hub", where=str(run.path),
@@ -98,15 +99,6 @@ def _wanted(recipe: Recipe, only: Sequence[str]) -> list[Named]:
         if name not in names:
             raise RecipeError(f"export.files has no '{name}'", where="--only", next=nearest(name, names))
     return [named for named in recipe.export.files if not only or named.name in only]
-
-
-def _before(run: Run) -> list[dict[str, Any]]:
-    """Entries of an export that stands, for files that are still there."""
-    try:
-        found = json.loads((run / "export.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
-        return []
-    return [entry for entry in found if (run / entry["path"]).exists()]
 
 
 @dataclass

@@ -197,13 +197,11 @@ def _template(recipe: Recipe, say: Say) -> Any:
 
 
 def _adapter(recipe: Recipe, run: Run, say: Say) -> Any:
-    from tunesmith.model.weights import read_config
     from tunesmith.serve.weights_backend import WeightsBackend
     from tunesmith.verbs.comparing import chat
 
     model = chat(recipe, run, say)
-    config = read_config(load_weights(recipe, say).folder, recipe.base.model)
-    trained = config.get("max_position_embeddings") or config.get("n_positions")
+    trained = getattr(model.model.network.config, "max_position_embeddings", None)
     say(f"serve: {recipe.name}: {run / 'adapter'}, one reply at a time; for several: tunesmith export {recipe.name}")
     return WeightsBackend(recipe.name, model, int(trained) if trained else None)
 
