@@ -14,10 +14,15 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Turn:
-    """One speaker's words."""
+    """One message. `reasoning` is the thought that an assistant writes before `text`.
+
+    An assistant's message with `learn` False is context only: it carries no loss (OpenAI's `weight: 0`).
+    """
 
     role: Role
     text: str
+    reasoning: str = ""
+    learn: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,15 +92,28 @@ def to_plain(row: Conversation) -> dict[str, Any]:
     return {
         "id": row.id,
         "group": row.group,
-        "messages": [{"role": turn.role, "content": turn.text} for turn in row.turns],
+        "messages": [_plain_turn(turn) for turn in row.turns],
         "origin": asdict(row.origin),
         "fields": dict(row.fields),
     }
 
 
+def _plain_turn(turn: Turn) -> dict[str, Any]:
+    """A message in the form that chat files use: `reasoning_content` and `weight` only where they say something."""
+    message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+    if turn.reasoning:
+        message["reasoning_content"] = turn.reasoning
+    if not turn.learn:
+        message["weight"] = 0
+    return message
+
+
 def from_plain(plain: Mapping[str, Any]) -> Conversation:
     """The inverse of `to_plain`."""
-    turns = tuple(Turn(cast(Role, turn["role"]), turn["content"]) for turn in plain["messages"])
+    turns = tuple(
+        Turn(cast(Role, turn["role"]), turn["content"], turn.get("reasoning_content", ""), turn.get("weight") != 0)
+        for turn in plain["messages"]
+    )
     return Conversation(plain["id"], turns, Origin(**plain["origin"]), plain["group"], plain["fields"])
 
 
