@@ -122,7 +122,7 @@ class _Work:
             folder=run / FOLDER,
             weights=weights,
             adapter=run / "adapter",
-            template=load_template_of(recipe, weights),
+            template=load_template_of(recipe, weights, run),
             stop=tuple(recipe.prompt.stop),
             onto=recipe.export.onto,
             bits=recipe.base.bits,
