@@ -143,7 +143,8 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
         shown, stop = _examples(loaded.rows, ledger, encoder)
     dropped = _dropped(ledger, loaded, lengths, recipe, encoder)
     if dropped.share > recipe.data.max_dropped:
-        advice = f"{dropped.advice}, or set data.max_dropped above {dropped.share:.2f} to go on without those rows"
+        onward = f", or set data.max_dropped above {dropped.share:.2f} to go on without them" * (dropped.share < 1)
+        advice = f"{dropped.advice}{onward}"
         wrong.append(DataError(dropped.text, where="data", next=advice))
     if wrong:
         raise Several(wrong)
