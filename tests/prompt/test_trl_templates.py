@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import itertools
 import random
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tools import templates
+from tools.templates import conversation, names, template
 
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import DataError, ModelError
@@ -20,48 +16,12 @@ from tunesmith.prompt.reply import ReplyFormat, ReplyStream
 from tunesmith.prompt.template import Template, pin_date, writes_date
 from tunesmith.prompt.tokens import Example, encode, encode_prompt, expand, special_ids
 
-SPECIAL = re.compile(
-    r"<\|[^<>|\s'\"]+\|>|<\|[a-z_]+>|<[a-z_]+\|>|<｜[^<>｜\s]+｜>|</s>|<(?:start|end)_of_\w+>|\[/?INST\]"
-)
 NO_SYSTEM = {"gemma", "gemma_training"}
 EMPTY_THOUGHT_PROMPT = {"qwen3_5_nothink", "qwen3_5_nothink_training"}
 MORE = 2000  # random conversations
 
 
-def folder() -> Path:
-    spec = importlib.util.find_spec("trl")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "chat_templates"
-
-
-TEMPLATES = sorted(path.stem for path in folder().glob("*.jinja"))
-
-
-@functools.cache
-def template(name: str, reasoning: str = "learn") -> Template:
-    text = (folder() / f"{name}.jinja").read_text(encoding="utf-8")
-    special = list(dict.fromkeys(["<PAD>", "<BOS>", "<EOS>", *SPECIAL.findall(text)]))
-    plain = ["<think>", "</think>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE(vocab={word: n for n, word in enumerate(special + plain + alphabet)}, merges=[]))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        bos_token="<BOS>",
-        eos_token="<EOS>",
-        pad_token="<PAD>",
-        additional_special_tokens=special[3:],
-    )
-    tokenizer.add_tokens(plain)
-    return Template(tokenizer, text, name, {}, reasoning)  # type: ignore[arg-type]
-
-
-def conversation(answers: int, *, system: bool, reasoning: bool) -> Conversation:
-    turns = [Turn("system", "Be kind.")] if system else []
-    for n in range(answers):
-        thought = f"Thought {n}:\nleft?\n\nright." if reasoning else ""
-        turns += [Turn("user", f"How about {n}?"), Turn("assistant", f"Take road {n}.\n\n1. Go 日", thought)]
-    return Conversation("r", tuple(turns), Origin("rows.jsonl", 3))
+TEMPLATES = names()
 
 
 def learned(example: Example, made: Template) -> list[list[int]]:
@@ -197,3 +157,7 @@ def test_no_row_of_random_conversations_is_silent_under_any_template(name: str) 
     draw = random.Random(name)
     counts = outcomes(21, ((name, random_conversation(draw)) for _ in range(MORE)))
     assert sum(counts.values()) == MORE
+
+
+def test_the_page_says_what_becomes_of_rows_under_every_template() -> None:
+    assert templates.PAGE.read_text(encoding="utf-8") == templates.page(), "run: python -m tools.templates"

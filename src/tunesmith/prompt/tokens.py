@@ -73,20 +73,23 @@ def expand(row: Conversation, template: Template, wanted: Expand = "auto") -> li
 
     In such a row only the last answer carries loss; its group and origin are the row's. Raises what `encode` raises.
     """
+    return [each for each, _ in encode_all(row, template, "answer", wanted)]
+
+
+def encode_all(
+    row: Conversation, template: Template, learn: Learn, wanted: Expand
+) -> list[tuple[Conversation, Example]]:
+    """The rows of `expand`, each with its tokens. Raises what `encode` raises."""
     try:
-        encode(row, template)
+        return [(row, encode(row, template, learn))]
     except Rewritten:
         if wanted == "never":
             raise
-    else:
-        return [row]
-    made = []
+    rows = []
     for number, place in enumerate(_learned(row), start=1):
         before = [replace(turn, learn=False) if turn.role == "assistant" else turn for turn in row.turns[:place]]
-        made.append(replace(row, id=f"{row.id}.{number}", turns=(*before, row.turns[place])))
-    for each in made:
-        encode(each, template)
-    return made
+        rows.append(replace(row, id=f"{row.id}.{number}", turns=(*before, row.turns[place])))
+    return [(each, encode(each, template, learn)) for each in rows]
 
 
 def encode_prompt(turns: Sequence[Turn], template: Template) -> list[int]:

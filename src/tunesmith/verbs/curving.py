@@ -343,14 +343,14 @@ def _expanded(recipe: Recipe, rows: Sequence[Conversation]) -> list[Conversation
 
 def _fit(recipe: Recipe, rows: Sequence[Conversation], counts: Counter[str]) -> list[Conversation]:
     """The rows that can be trained on; counts the others."""
-    from tunesmith.prompt.tokens import encode, expand
+    from tunesmith.prompt.tokens import encode_all
 
     template = load_template_of(recipe, load_weights(recipe, silent))
     fit = []
     for row in rows:
         try:
-            answers = expand(row, template, recipe.prompt.expand)
-            long = max(len(encode(each, template)) for each in answers) > recipe.prompt.max_tokens
+            answers = encode_all(row, template, recipe.prompt.learn, recipe.prompt.expand)
+            long = max(len(example) for _, example in answers) > recipe.prompt.max_tokens
         except DataError:
             counts["unfit"] += 1
             continue

@@ -98,11 +98,11 @@ class _Encoder:
         return expand(row, self.template, self.recipe.prompt.expand)
 
     def _measure(self, row: Conversation) -> int:
-        from tunesmith.prompt.tokens import SpecialToken, count, encode
+        from tunesmith.prompt.tokens import SpecialToken, count, encode_all
 
+        prompt = self.recipe.prompt
         try:
-            rows = self.expand(row)
-            examples = [encode(each, self.template, self.recipe.prompt.learn) for each in rows]
+            examples = [example for _, example in encode_all(row, self.template, prompt.learn, prompt.expand)]
         except SpecialToken as error:
             self.faulty[row.id] = error
         except DataError as error:
@@ -112,8 +112,8 @@ class _Encoder:
             self.refusals[row.id] = f"{error.what}. {error.next}"
         else:
             self.answers += sum(example.answers for example in examples)
-            if len(rows) > 1:
-                self.expanded[row.id] = len(rows)
+            if len(examples) > 1:
+                self.expanded[row.id] = len(examples)
             return max(map(len, examples))
         with contextlib.suppress(TunesmithError):
             return count(row, self.template)
