@@ -65,16 +65,56 @@ class Conversation:
     def own_fields(self, names: Sequence[str] | None = None) -> dict[str, str]:
         """What the row's columns say, the answer's apart; of `names` alone where they are given."""
         return {
-            name: str(value)
+            name: text
             for name, value in self.fields.items()
-            if str(value).strip() and str(value) != self.answer and (names is None or name in names)
+            if (names is None or name in names) and (text := str(value)).strip() and not self._is_answer(text)
         }
+
+    def _is_answer(self, cell: str) -> bool:
+        """Whether a cell holds this row's answer, with or without its reasoning in front."""
+        return cell == self.answer or (cell.endswith(self.answer) and split_reasoning(cell)[1] == self.answer)
 
     def with_system(self, system: str | None) -> Conversation:
         """The same with a system message in front, unless it has one."""
         if not system or self.turns[0].role == "system":
             return self
         return replace(self, turns=(Turn("system", system), *self.turns))
+
+
+_THINK, _END_THINK = "<think>", "</think>"
+_FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def split_reasoning(text: str) -> tuple[str, str]:
+    r"""Splits an assistant's text into the reasoning that it begins with and the text that follows.
+
+    Reasoning is what lies between a leading `<think>` (only whitespace may precede it) and the first `</think>` behind
+    it. Without a `<think>` anywhere before it, the first `</think>` ends a reasoning that began with the text, which is
+    how models write whose template opens the block. A `</think>` in a fenced code block or in backticks does not count,
+    unless a leading `<think>` has no other end. The reasoning is returned without the line breaks (`\n`, `\r`) around
+    it, the text without those before it, so that the text is always a suffix of what was given. A text without
+    reasoning, and one whose `<think>` is never closed, is returned unchanged; an empty block gives the reasoning ''.
+    """
+    if _END_THINK not in text:
+        return "", text
+    ends = [found.start() for found in re.finditer(_END_THINK, text)]
+    fences = [found.span() for found in _FENCED.finditer(text)]
+    outside = [end for end in ends if not _in_code(text, end, fences)]
+    stripped = text.lstrip()
+    if stripped.startswith(_THINK):
+        start = len(text) - len(stripped) + len(_THINK)
+        end = outside[0] if outside else ends[0]
+    elif outside and _THINK not in text[: outside[0]]:
+        start, end = 0, outside[0]
+    else:
+        return "", text
+    return text[start:end].strip("\r\n"), text[end + len(_END_THINK) :].lstrip("\r\n")
+
+
+def _in_code(text: str, place: int, fences: Sequence[tuple[int, int]]) -> bool:
+    """Whether the tag at `place` is quoted as code: inside a fenced block, or directly between backticks."""
+    after = text[place + len(_END_THINK) :][:1]
+    return (text[:place].endswith("`") and after == "`") or any(start <= place < end for start, end in fences)
 
 
 _MARKS = re.compile(r"[.,;:!?…。、'\"’‘“”«»()\[\]{}–—_-]+")

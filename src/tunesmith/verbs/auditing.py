@@ -72,6 +72,7 @@ def audit(
                 loaded.rows, open_sources(data.source, base, data.encoding), ledger, data.format, mend, out
             )
             save(book, data, base)
+    account |= loaded.account()
     run.write_json("audit.json", account)
     run.write("audit.html", audit_page(name, data, account, limit=limit if recipe else None))
     return Audited(out, account, cleaned)
