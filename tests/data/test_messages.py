@@ -78,6 +78,12 @@ def test_the_text_is_always_the_end_of_what_was_given(text: str) -> None:
     assert (reasoning, rest) == ("", text) or "</think>" in text
 
 
+def test_a_long_text_of_tags_is_split_quickly() -> None:
+    assert split_reasoning("<think>" * 50_000 + "</think>" * 50_000)[1] == "</think>" * 49_999
+    fenced = "```\n</think>\n```\n" * 50_000
+    assert split_reasoning(f"{fenced}a") == ("", f"{fenced}a")
+
+
 @pytest.mark.parametrize(
     "parsed",
     [
@@ -427,6 +433,11 @@ def test_a_label_that_is_used_or_names_a_class_leaves_nothing_out(
         (
             {"chosen": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "rejected": []},
             "lists of messages",
+            "chat",
+        ),
+        (
+            {"input": {"messages": [ASKED]}, "preferred_output": [answered()], "non_preferred_output": [answered("b")]},
+            "preferred_output and non_preferred_output are answers to the messages in 'input'",
             "chat",
         ),
         ({"chosen": "a", "rejected": "b"}, "texts without a prompt column", ""),

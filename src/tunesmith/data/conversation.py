@@ -82,6 +82,7 @@ class Conversation:
 
 
 _THINK, _END_THINK = "<think>", "</think>"
+_END_OUTSIDE_CODE = re.compile(f"(?<!`){_END_THINK}|{_END_THINK}(?!`)")
 _FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -97,24 +98,16 @@ def split_reasoning(text: str) -> tuple[str, str]:
     """
     if _END_THINK not in text:
         return "", text
-    ends = [found.start() for found in re.finditer(_END_THINK, text)]
-    fences = [found.span() for found in _FENCED.finditer(text)]
-    outside = [end for end in ends if not _in_code(text, end, fences)]
+    outside = _END_OUTSIDE_CODE.search(_FENCED.sub(lambda fence: " " * len(fence[0]), text))
     stripped = text.lstrip()
     if stripped.startswith(_THINK):
         start = len(text) - len(stripped) + len(_THINK)
-        end = outside[0] if outside else ends[0]
-    elif outside and _THINK not in text[: outside[0]]:
-        start, end = 0, outside[0]
+        end = outside.start() if outside else text.index(_END_THINK)
+    elif outside and _THINK not in text[: outside.start()]:
+        start, end = 0, outside.start()
     else:
         return "", text
     return text[start:end].strip("\r\n"), text[end + len(_END_THINK) :].lstrip("\r\n")
-
-
-def _in_code(text: str, place: int, fences: Sequence[tuple[int, int]]) -> bool:
-    """Whether the tag at `place` is quoted as code: inside a fenced block, or directly between backticks."""
-    after = text[place + len(_END_THINK) :][:1]
-    return (text[:place].endswith("`") and after == "`") or any(start <= place < end for start, end in fences)
 
 
 _MARKS = re.compile(r"[.,;:!?…。、'\"’‘“”«»()\[\]{}–—_-]+")

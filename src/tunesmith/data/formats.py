@@ -14,7 +14,7 @@ from typing import Any
 
 from tunesmith.data.conversation import Role, Turn, split_reasoning
 from tunesmith.data.messages import Notes, in_order, message_list, read_messages
-from tunesmith.data.recognise import preference_pair, recognise
+from tunesmith.data.recognise import is_preference_pair, preference_pair, recognise
 from tunesmith.errors import DataError
 
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
@@ -127,7 +127,7 @@ def chat(
     if completion is not None:
         turns = [replace(turn, learn=False) if turn.role == "assistant" else turn for turn in turns]
         turns += _chat_turns(values, completion, "completion", role, content, notes, "assistant")
-    elif turns and turns[-1].role == "user" and {"chosen", "rejected"} <= values.keys():
+    elif turns and turns[-1].role == "user" and is_preference_pair(values):
         raise preference_pair(values)
     ordered = in_order(turns, notes.changes)
     return _parsed(values, ordered, group, [messages, *([completion] if completion else [])], notes)
@@ -208,7 +208,7 @@ def _cell(values: Mapping[str, Any], name: str, option: str) -> str:
 
 
 def _missing(values: Mapping[str, Any], name: str, option: str) -> DataError:
-    if {"chosen", "rejected"} <= values.keys():
+    if is_preference_pair(values):
         return preference_pair(values)
     has = ", ".join(map(str, values)) or "nothing"
     return DataError(f"no column '{name}'. It has: {has}", next=f"Set {option} in data.format to one of them")

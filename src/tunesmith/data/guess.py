@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith.data.labels import are_marks, label_column
 from tunesmith.data.messages import message_list, uses_tools
-from tunesmith.data.recognise import Recognised, recognise
+from tunesmith.data.recognise import Recognised, is_preference_pair, recognise
 from tunesmith.errors import DataError
 
 
@@ -194,7 +194,7 @@ def _majority(rows: Sequence[Mapping[str, Any]]) -> Recognised | None:
         try:
             found.append(recognise(row))
         except DataError as error:
-            if {"chosen", "rejected"} <= {str(name).strip().casefold() for name in row}:
+            if is_preference_pair(row):
                 refused[error.what, error.next] += 1
     if 2 * refused.total() >= len(rows):
         raise _preferences(refused, len(rows))

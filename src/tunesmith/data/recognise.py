@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ PAIRS = (
     ("input", "output"),
     ("source", "target"),
 )
+PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))  # TRL and others; OpenAI
+ASKED = ("prompt", "question", "instruction", "query", "input")  # columns that such answers answer
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,24 @@ class Recognised:
     near: tuple[str, ...] = ()
 
 
+def is_preference_pair(names: Iterable[Any]) -> bool:
+    """Whether columns of these names hold a better and a worse answer."""
+    known = {str(name).strip().casefold() for name in names}
+    return any(known.issuperset(pair) for pair in PREFERENCES)
+
+
 def preference_pair(values: Mapping[str, Any]) -> DataError:
     """The refusal of a row with a chosen and a rejected answer: which form of it, and how to learn the chosen one."""
     names = {str(name).strip().casefold(): str(name) for name in values}
-    chosen = names["chosen"]
-    prompt = next((names[name] for name in ("prompt", "question", "instruction", "query") if name in names), "")
+    chosen, rejected = next((names[good], names[bad]) for good, bad in PREFERENCES if {good, bad} <= names.keys())
+    prompt = next((names[name] for name in ASKED if name in names), "")
+    both = f"{chosen} and {rejected} are"
     listed, asked = message_list(values[chosen]), message_list(values.get(prompt))
     if listed is None and not prompt:
         advice = (
             "Preferences cannot be learned here: write each chosen answer beside its prompt, and leave out the others"
         )
-        return DataError("is a preference pair: chosen and rejected are texts without a prompt column", next=advice)
+        return DataError(f"is a preference pair: {both} texts without a prompt column", next=advice)
     if listed is None and asked is None:
         form, format = f"answers to '{prompt}' (DPO)", f"{{columns: {{prompt: {prompt}, answer: {chosen}}}}}"
     elif asked is None or (listed and not _is_answer(listed[0])):
@@ -59,7 +68,7 @@ def preference_pair(values: Mapping[str, Any]) -> DataError:
         form = f"answers to the messages in '{prompt}' (DPO)"
         format = f"{{chat: {{messages: {prompt}, completion: {chosen}{_message_keys(asked)}}}}}"
     return DataError(
-        f"is a preference pair: chosen and rejected are {form}",
+        f"is a preference pair: {both} {form}",
         next=f"Preferences cannot be learned here. To learn the chosen answers alone, set data.format: {format}",
     )
 
@@ -70,7 +79,7 @@ def recognise(values: Mapping[str, Any]) -> Recognised:
     Raises DataError when nothing fits, or when the row is of a kind that cannot be learnt.
     """
     names = {str(name).strip().casefold(): str(name) for name in values}
-    if {"chosen", "rejected"} <= names.keys():
+    if is_preference_pair(names):
         raise preference_pair(values)
     for column in CHATS:
         if (listed := message_list(values.get(names.get(column, "")))) is not None:
