@@ -24,6 +24,11 @@ class Turn:
     reasoning: str = ""
     learn: bool = True
 
+    @property
+    def full_text(self) -> str:
+        """The reasoning, where there is one, and the text."""
+        return f"{self.reasoning}\n{self.text}" if self.reasoning else self.text
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -116,7 +116,7 @@ def answer_turn(row: Conversation) -> int:
 
 def key(turns: Sequence[Turn]) -> tuple[str, ...]:
     """What two rows must share to be the same, turn by turn: '1 2' then '3' is not '1' then '2 3'."""
-    return tuple(normalise(turn.text) for turn in turns)
+    return tuple(normalise(turn.full_text) for turn in turns)
 
 
 def prompt_key(row: Conversation) -> tuple[str, ...]:
@@ -131,5 +131,5 @@ def form_values(question: str) -> list[str]:
 
 
 def spoken(turns: Sequence[Turn]) -> str:
-    """The turns' texts but the system's, one after the other."""
-    return "\n".join(turn.text for turn in turns if turn.role != "system")
+    """The turns' texts with their reasoning, the system's apart, one after the other."""
+    return "\n".join(turn.full_text for turn in turns if turn.role != "system")
