@@ -145,7 +145,10 @@ def test_an_answer_that_carries_no_loss_is_context(flag: dict[str, Any]) -> None
     assert not parsed.notes.unused
 
 
-@pytest.mark.parametrize("flag", [{"weight": 1}, {"weight": True}, {"weight": None}, {"train": True}, {"loss": 1.0}])
+@pytest.mark.parametrize(
+    "flag",
+    [{"weight": 1}, {"weight": True}, {"weight": None}, {"weight": float("nan")}, {"train": True}, {"loss": 1.0}],
+)
 def test_an_answer_that_carries_loss_is_learned(flag: dict[str, Any]) -> None:
     assert turns_of(ASKED, answered(**flag))[1].learn
 

@@ -196,7 +196,7 @@ def _carries_loss(message: Mapping[str, Any], keys: Sequence[str], number: int) 
     carries = True
     for key in keys:
         value = message.get(key)
-        if value is None:
+        if value is None or value != value:  # NaN is how tables write that there is none
             continue
         if not isinstance(value, int | float) or value not in (0, 1):
             raise DataError(
