@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from handmade import context, look, row, spans, talk
-from tunesmith.data.conversation import Conversation, Turn, normalise
+from tunesmith.data.conversation import Conversation, Origin, Turn, normalise
 from tunesmith.data.defects import Language
 from tunesmith.data.finding import Context, Finding, Proposal, excerpt
 from tunesmith.data.look import PORTION, WORTH, language
@@ -55,7 +55,7 @@ def test_a_check_keeps_the_contract(name: str) -> None:
     assert attribute(CHECKS, name, "SCOPE") in ("row", "table", "split")
     assert entry.__doc__
     if "do" not in options(entry):
-        assert name in ("broken", "imbalance")  # the one has one fate, the other is about the table
+        assert name in ("bad_answer", "broken", "imbalance")  # the one has one fate, the other is about the table
         return
     assert check_options(entry, {"do": "quarantine"}, where=str) == []
     (wrong,) = check_options(entry, {"do": "delete"}, where=lambda option: f"data.checks.{option}")
@@ -676,3 +676,26 @@ def test_special_tokens_known_and_the_models_own() -> None:
     assert wishes(found) == {"quarantine"}
     own = replace(context(), specials=re.compile("⁂stop⁂"))
     assert [each.row for each in look("special_token", rows, own)] == ["r1", "r2", "r2", "r4"]
+
+
+def test_reasoning_is_looked_at_for_what_must_not_be_learned_and_tells_rows_apart() -> None:
+    from tunesmith.data.checks import duplicate, near_duplicate, personal, secrets, special_token
+
+    def thinking(*thoughts: str) -> list[Conversation]:
+        asked = Turn("user", "What is the sum of the first ten numbers, and how do you get it?")
+        return [
+            Conversation(str(n), (asked, Turn("assistant", "It is 55.", reasoning=thought)), Origin("f", n))
+            for n, thought in enumerate(thoughts)
+        ]
+
+    key = "AKIA" + "ABCDEFGHIJKLMNOP"
+    rows = thinking(f"The key is {key}.", "Write to sam.tern@mill.example.net.", "End with <|im_end|>.", "Add them up.")
+    assert [found.row for found in secrets.look(rows, Context())] == ["0"]
+    assert [found.row for found in personal.look(rows, Context())] == ["1"]
+    assert [(found.row, found.message) for found in special_token.look(rows, Context())] == [
+        ("2", "the assistant's reasoning holds the special token '<|im_end|>'")
+    ]
+    ways = thinking("One plus ten is eleven, five times.", "Half of ten times eleven, as Gauss did.", "Add them up.")
+    assert not [*duplicate.look(ways, Context()), *near_duplicate.look(ways, Context())]
+    assert [found.row for found in duplicate.look(thinking("Add them up."), Context())] == []
+    assert [found.row for found in duplicate.look(thinking("Add them up.", "Add them up."), Context())] == ["1"]

@@ -246,5 +246,5 @@ def test_a_few_rows_of_another_kind_do_not_decide() -> None:
 def test_one_row_is_still_recognised_as_before() -> None:
     values = {"question": "q", "answer": "a", "more": "m"}
     assert recognise(values).options == {"prompt": "question", "answer": "answer"}
-    assert "not used: more" in recognise(values).why
+    assert auto(values).notes.unused == {"more": 1}
     assert [turn.text for turn in auto(values)[0]] == ["q", "a"]

@@ -24,6 +24,11 @@ class Turn:
     reasoning: str = ""
     learn: bool = True
 
+    @property
+    def full_text(self) -> str:
+        """The reasoning, where there is one, and the text."""
+        return f"{self.reasoning}\n{self.text}" if self.reasoning else self.text
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -65,16 +70,49 @@ class Conversation:
     def own_fields(self, names: Sequence[str] | None = None) -> dict[str, str]:
         """What the row's columns say, the answer's apart; of `names` alone where they are given."""
         return {
-            name: str(value)
+            name: text
             for name, value in self.fields.items()
-            if str(value).strip() and str(value) != self.answer and (names is None or name in names)
+            if (names is None or name in names) and (text := str(value)).strip() and not self._is_answer(text)
         }
+
+    def _is_answer(self, cell: str) -> bool:
+        """Whether a cell holds this row's answer, with or without its reasoning in front."""
+        return cell == self.answer or (cell.endswith(self.answer) and split_reasoning(cell)[1] == self.answer)
 
     def with_system(self, system: str | None) -> Conversation:
         """The same with a system message in front, unless it has one."""
         if not system or self.turns[0].role == "system":
             return self
         return replace(self, turns=(Turn("system", system), *self.turns))
+
+
+_THINK, _END_THINK = "<think>", "</think>"
+_END_OUTSIDE_CODE = re.compile(f"(?<!`){_END_THINK}|{_END_THINK}(?!`)")
+_FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def split_reasoning(text: str) -> tuple[str, str]:
+    r"""Splits an assistant's text into the reasoning that it begins with and the text that follows.
+
+    Reasoning is what lies between a leading `<think>` (only whitespace may precede it) and the first `</think>` behind
+    it. Without a `<think>` anywhere before it, the first `</think>` ends a reasoning that began with the text, which is
+    how models write whose template opens the block. A `</think>` in a fenced code block or in backticks does not count,
+    unless a leading `<think>` has no other end. The reasoning is returned without the line breaks (`\n`, `\r`) around
+    it, the text without those before it, so that the text is always a suffix of what was given. A text without
+    reasoning, and one whose `<think>` is never closed, is returned unchanged; an empty block gives the reasoning ''.
+    """
+    if _END_THINK not in text:
+        return "", text
+    outside = _END_OUTSIDE_CODE.search(_FENCED.sub(lambda fence: " " * len(fence[0]), text))
+    stripped = text.lstrip()
+    if stripped.startswith(_THINK):
+        start = len(text) - len(stripped) + len(_THINK)
+        end = outside.start() if outside else text.index(_END_THINK)
+    elif outside and _THINK not in text[: outside.start()]:
+        start, end = 0, outside.start()
+    else:
+        return "", text
+    return text[start:end].strip("\r\n"), text[end + len(_END_THINK) :].lstrip("\r\n")
 
 
 _MARKS = re.compile(r"[.,;:!?…。、'\"’‘“”«»()\[\]{}–—_-]+")

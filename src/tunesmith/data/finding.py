@@ -54,6 +54,7 @@ class Context:
     max_tokens: int = 1 << 30
     parts: Mapping[str, str] = field(default_factory=dict)
     broken: Sequence[Finding] = ()  # rows that could not be read as conversations
+    left_out: Sequence[Finding] = ()  # rows whose label says that their answer is a bad one
     language: Language = ENGLISH
     specials: re.Pattern[str] | None = None  # finds the special tokens of the recipe's model
     refusal: Callable[[Conversation], str] | None = None  # why a row cannot be learned under the chat template, or ''
@@ -117,7 +118,7 @@ def answer_turn(row: Conversation) -> int:
 
 def key(turns: Sequence[Turn]) -> tuple[str, ...]:
     """What two rows must share to be the same, turn by turn: '1 2' then '3' is not '1' then '2 3'."""
-    return tuple(normalise(turn.text) for turn in turns)
+    return tuple(normalise(turn.full_text) for turn in turns)
 
 
 def prompt_key(row: Conversation) -> tuple[str, ...]:
@@ -132,5 +133,5 @@ def form_values(question: str) -> list[str]:
 
 
 def spoken(turns: Sequence[Turn]) -> str:
-    """The turns' texts but the system's, one after the other."""
-    return "\n".join(turn.text for turn in turns if turn.role != "system")
+    """The turns' texts with their reasoning, the system's apart, one after the other."""
+    return "\n".join(turn.full_text for turn in turns if turn.role != "system")

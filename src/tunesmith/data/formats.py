@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from tunesmith.data.conversation import Role, Turn
-from tunesmith.data.recognise import preference_pair, recognise
+from tunesmith.data.conversation import Role, Turn, split_reasoning
+from tunesmith.data.messages import Notes, in_order, message_list, read_messages
+from tunesmith.data.recognise import is_preference_pair, preference_pair, recognise
 from tunesmith.errors import DataError
 
-Parsed = tuple[tuple[Turn, ...], str]
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
+
+class Parsed(tuple[tuple[Turn, ...], str]):
+    """The pair (turns, group) of a row; `notes` counts the columns and keys that were not used, and changed turns."""
+
+    notes: Notes
+
+    def __new__(cls, turns: Iterable[Turn], group: str, notes: Notes) -> Parsed:
+        """Makes the pair."""
+        made = super().__new__(cls, (tuple(turns), group))
+        made.notes = notes
+        return made
 
 
 def auto(values: Mapping[str, Any], *, group: str | None = None) -> Parsed:
@@ -48,10 +51,11 @@ def columns(
 
     Each may also be a text with columns in braces, such as 'Write about {topic} for {reader}.'
     """
-    turns = [Turn("user", _fill(values, prompt, "prompt")), Turn("assistant", _fill(values, answer, "answer"))]
+    turns = [Turn("user", _fill(values, prompt, "prompt")), _answer(_fill(values, answer, "answer"))]
     if system is not None:
         turns.insert(0, Turn("system", _fill(values, system, "system")))
-    return tuple(turns), _group(values, group)
+    named = [name for text in (prompt, answer, system) if text is not None for name in _columns_in(text, values)]
+    return _parsed(values, turns, group, named)
 
 
 def fields(
@@ -66,7 +70,8 @@ def fields(
     listed = [f"{name}: {text}" for name in fields if (text := " ".join(_cell(values, str(name), "fields").split()))]
     asked = "\n".join(listed)
     question = f"{instruction}\n\n{asked}" if instruction else asked
-    return (Turn("user", question), Turn("assistant", _cell(values, answer, "answer"))), _group(values, group)
+    turns = Turn("user", question), _answer(_cell(values, answer, "answer"))
+    return _parsed(values, turns, group, [*map(str, fields), answer])
 
 
 def lines(
@@ -79,12 +84,13 @@ def lines(
 ) -> Parsed:
     """A persona's lines: each answers its own `prompt` column, or one of the questions in `ask`, drawn by its text."""
     said = _cell(values, line, "line")
-    if prompt is not None and (asked := _cell(values, prompt, "prompt").strip()):
-        return (Turn("user", asked), Turn("assistant", said)), _group(values, group)
-    if not ask:
-        raise DataError("the line has no prompt", next="Set prompt to a column, or ask to a list of questions")
-    place = int.from_bytes(hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()[:4], "big") % len(ask)
-    return (Turn("user", str(ask[place])), Turn("assistant", said)), _group(values, group)
+    asked = _cell(values, prompt, "prompt").strip() if prompt is not None else ""
+    if not asked:
+        if not ask:
+            raise DataError("the line has no prompt", next="Set prompt to a column, or ask to a list of questions")
+        place = int.from_bytes(hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()[:4], "big") % len(ask)
+        asked = str(ask[place])
+    return _parsed(values, (Turn("user", asked), _answer(said)), group, [line, *([prompt] if prompt else [])])
 
 
 def alpaca(
@@ -99,30 +105,75 @@ def alpaca(
     asked = _cell(values, instruction, "instruction")
     context = _cell(values, input, "input").strip() if values.get(input) is not None else ""
     question = f"{asked.rstrip()}\n\n{context}" if context else asked
-    turns = (Turn("user", question), Turn("assistant", _cell(values, output, "output")))
-    return turns, _group(values, group)
+    turns = Turn("user", question), _answer(_cell(values, output, "output"))
+    return _parsed(values, turns, group, [instruction, input, output])
 
 
 def chat(
     values: Mapping[str, Any],
     *,
     messages: str = "messages",
+    completion: str | None = None,
     role: str = "role",
     content: str = "content",
     group: str | None = None,
 ) -> Parsed:
-    """A list of messages, each with its role and content; must end with the assistant."""
-    listed = values.get(messages)
-    if not isinstance(listed, list):
-        raise _missing(values, messages, "messages")
-    turns = tuple(_turn(message, role, content, number) for number, message in enumerate(listed, start=1))
-    _check_order(turns)
-    return turns, _group(values, group)
+    """A list of messages, each with its role and content; also as JSON text.
+
+    With `completion` the column `messages` holds what is asked, and `completion` the answer: a list or a text each.
+    """
+    notes = Notes()
+    turns = _chat_turns(values, messages, "messages", role, content, notes, "user" if completion else None)
+    if completion is not None:
+        turns = [replace(turn, learn=False) if turn.role == "assistant" else turn for turn in turns]
+        turns += _chat_turns(values, completion, "completion", role, content, notes, "assistant")
+    elif turns and turns[-1].role == "user" and is_preference_pair(values):
+        raise preference_pair(values)
+    ordered = in_order(turns, notes.changes)
+    return _parsed(values, ordered, group, [messages, *([completion] if completion else [])], notes)
 
 
 def sharegpt(values: Mapping[str, Any], *, conversations: str = "conversations", group: str | None = None) -> Parsed:
     """ShareGPT rows: a list of {from: human | gpt | system, value}."""
     return chat(values, messages=conversations, role="from", content="value", group=group)
+
+
+def _chat_turns(
+    values: Mapping[str, Any], column: str, option: str, role: str, content: str, notes: Notes, plain: Role | None
+) -> list[Turn]:
+    """The turns of one column; `plain` says who speaks where it holds a text instead of messages, None for nobody."""
+    cell = values.get(column)
+    if (listed := message_list(cell)) is not None:
+        return read_messages(listed, role, content, column, notes)
+    if cell is None and column not in values:
+        raise _missing(values, column, option)
+    if isinstance(cell, str) and plain:
+        return [_answer(cell) if plain == "assistant" else Turn(plain, cell)]
+    advice = f"Name the column that holds the messages as '{option}'"
+    raise DataError(f"'{column}' holds {type(cell).__name__}, not a list of messages", next=advice)
+
+
+def _parsed(
+    values: Mapping[str, Any], turns: Iterable[Turn], group: str | None, used: Iterable[str], notes: Notes | None = None
+) -> Parsed:
+    """The row's turns and group, with the columns that hold something and are not `used` in the notes."""
+    notes = notes or Notes()
+    known = {*used, group}
+    notes.unused.update(str(name) for name, value in values.items() if name not in known and value not in _NOTHING)
+    return Parsed(turns, _group(values, group), notes)
+
+
+def _answer(text: str) -> Turn:
+    """An assistant's turn, its leading reasoning split off."""
+    reasoning, text = split_reasoning(text)
+    return Turn("assistant", text, reasoning)
+
+
+def _columns_in(text: str, values: Mapping[str, Any]) -> list[str]:
+    """The columns that an option of `columns` names: itself, or those in its braces."""
+    if text in values or "{" not in text:
+        return [text]
+    return [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
 
 
 def _group(values: Mapping[str, Any], group: str | None) -> str:
@@ -157,35 +208,7 @@ def _cell(values: Mapping[str, Any], name: str, option: str) -> str:
 
 
 def _missing(values: Mapping[str, Any], name: str, option: str) -> DataError:
-    if {"chosen", "rejected"} <= values.keys():
-        return preference_pair()
+    if is_preference_pair(values):
+        return preference_pair(values)
     has = ", ".join(map(str, values)) or "nothing"
     return DataError(f"no column '{name}'. It has: {has}", next=f"Set {option} in data.format to one of them")
-
-
-def _turn(message: Any, role: str, content: str, number: int) -> Turn:
-    if not isinstance(message, dict) or role not in message or content not in message:
-        raise DataError(f"message {number} lacks '{role}' or '{content}'", next="Each message needs both")
-    name, text = message[role], message[content]
-    if message.get("tool_calls") or name in ("tool", "function", "function_call", "observation"):
-        raise DataError(f"message {number} is a tool call", next="Tool use cannot be learnt yet; remove the row")
-    if not isinstance(name, str) or name not in ROLES:
-        raise DataError(f"message {number} has the unknown role {name!r}", next=f"Use one of: {', '.join(ROLES)}")
-    if not isinstance(text, str):
-        raise DataError(f"message {number} holds {type(text).__name__}, not text", next="Only text can be learnt")
-    return Turn(ROLES[name], text)
-
-
-def _check_order(turns: tuple[Turn, ...]) -> None:
-    spoken = turns[1:] if turns and turns[0].role == "system" else turns
-    if len(spoken) < 2:
-        raise DataError("has no question with an answer", next="A conversation needs a user and an assistant message")
-    for number, turn in enumerate(spoken):
-        expected: Role = "assistant" if number % 2 else "user"
-        if turn.role != expected:
-            raise DataError(
-                f"message {number + 1 + len(turns) - len(spoken)} is by the {turn.role} where the {expected} is due",
-                next="User and assistant must take turns, the user first",
-            )
-    if spoken[-1].role != "assistant":
-        raise DataError("ends with the user", next="The last message must be the assistant's answer")

@@ -10,7 +10,9 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from tunesmith.data.recognise import Recognised, preference_pair, recognise
+from tunesmith.data.labels import are_marks, label_column
+from tunesmith.data.messages import message_list, uses_tools
+from tunesmith.data.recognise import Recognised, is_preference_pair, recognise
 from tunesmith.errors import DataError
 
 
@@ -49,6 +51,7 @@ ABOUT_ROWS = _words(
 PARTS = _words("train training test valid validation val dev eval")
 
 REPEATS = "a copy of the answer"
+MARKS = "it marks good and bad answers: rows marked bad are left out"
 LONG = 8  # words: a column of shorter texts is no answer unless its name says so
 NEAR = 2 / 3  # of the answer's length: a column so long might have been the answer
 REPEATED = 0.95  # of a group column's rows have a value that another row has too
@@ -133,6 +136,8 @@ class _Columns:
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         names = list(dict.fromkeys(str(name) for row in rows for name in row))
         self.rows = len(rows)
+        label = label_column(dict.fromkeys(names))
+        self.label, self.labels = label, [row.get(label) for row in rows]
         self.all = {name: _column(name, [row.get(name) for row in rows]) for name in names}
 
     def usable(self, answer: str) -> list[Column]:
@@ -143,6 +148,8 @@ class _Columns:
         """Why a column is no use; '' for one that may be."""
         if column.name == answer:
             return ""
+        if column.name == self.label and are_marks(self.labels, "columns") and "bool" in column.kinds:
+            return MARKS
         strange = column.kinds - {"text", "number"}
         if strange:
             return f"of type {' and '.join(sorted(strange))}, not text"
@@ -182,14 +189,15 @@ def _kind(cell: Any) -> str:
 def _majority(rows: Sequence[Mapping[str, Any]]) -> Recognised | None:
     """The kind that at least half the rows show. Raises DataError when at least half are preference pairs."""
     found: list[Recognised] = []
-    refused = 0
+    refused: Counter[tuple[str, str]] = Counter()
     for row in rows:
         try:
             found.append(recognise(row))
-        except DataError:
-            refused += {"chosen", "rejected"} <= {str(name).strip().casefold() for name in row}
-    if 2 * refused >= len(rows):
-        raise preference_pair()
+        except DataError as error:
+            if is_preference_pair(row):
+                refused[error.what, error.next] += 1
+    if 2 * refused.total() >= len(rows):
+        raise _preferences(refused, len(rows))
     counts = Counter((each.name, tuple(each.options.items())) for each in found)
     [(kind, times)] = counts.most_common(1) or [(("", ()), 0)]
     return next(
@@ -197,29 +205,37 @@ def _majority(rows: Sequence[Mapping[str, Any]]) -> Recognised | None:
     )
 
 
+def _preferences(refused: Counter[tuple[str, str]], rows: int) -> DataError:
+    """The refusal of a table of preference pairs, each form with its number of rows."""
+    kinds = [f"{count} in which {what.partition(': ')[2]}" for (what, _), count in refused.most_common()]
+    advice = " ".join(dict.fromkeys(f"{next}." for _, next in refused)) if len(refused) == 1 else ""
+    return DataError(
+        f"{refused.total()} of {rows} rows looked at are preference pairs: {'; '.join(kinds)}",
+        next=advice.rstrip(".") or "Preferences cannot be learned here: give rows with one answer each",
+    )
+
+
 def _of_kind(known: Recognised, table: _Columns, rows: Sequence[Mapping[str, Any]]) -> Recognised:
     """A kind that a row shows by itself, with a group, and what is left out."""
     used = {"alpaca": ("instruction", "input", "output"), "chat": ("messages",), "sharegpt": ("conversations",)}
     taken = [known.options.get(name, name) for name in used[known.name]]
+    taken += [known.options["completion"]] if "completion" in known.options else []
     near: tuple[str, ...] = ()
     if known.name in ("chat", "sharegpt"):
-        calls = sum(any(map(_is_call, row.get(taken[0]) or ())) for row in rows)
-        if 2 * calls >= len(rows):
-            advice = "Tool use cannot be learnt yet; give rows of plain talk"
-            raise DataError(f"{calls} of {len(rows)} rows are tool calls", next=advice)
-        near = (f"{calls} of {len(rows)} rows are tool calls, which cannot be learnt",) if calls else ()
-    group, reason, coarser = _group(table, taken, named=True)
+        calls = sum(any(map(uses_tools, _messages(row, taken))) for row in rows)
+        if calls == len(rows):
+            advice = "Tool use cannot be learned yet; give rows of plain conversation"
+            raise DataError(f"all {calls} rows looked at are tool calls", next=advice)
+        near = (f"{calls} of {len(rows)} rows are tool calls, which cannot be learned",) if calls else ()
+    group, reason, coarser = _group(table, taken, named=True, format="chat")
     options = {**known.options, **({"group": group.name} if group else {})}
     reasons = {"group": reason} if group else {}
     left = _left(table, [*taken, *([group.name] if group else [])], taken[-1], "not part of this format")
     return Recognised(known.name, options, known.why, reasons, left, (*near, *coarser))
 
 
-def _is_call(message: Any) -> bool:
-    if not isinstance(message, Mapping):
-        return False
-    role = message.get("role", message.get("from"))
-    return bool(message.get("tool_calls")) or role in ("tool", "function", "function_call", "observation")
+def _messages(row: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
+    return [message for name in columns for message in message_list(row.get(name)) or ()]
 
 
 def _answer(table: _Columns) -> tuple[Column, str, tuple[str, ...]]:
@@ -265,7 +281,7 @@ def _asked(
     near: tuple[str, ...] = (),
 ) -> Recognised:
     """A question, its answer, and the columns without which the question cannot be answered."""
-    group, reason, coarser = _group(table, [prompt, answer], named=False)
+    group, reason, coarser = _group(table, [prompt, answer], named=False, format="columns")
     own = group.name if group else ""
     contexts = [
         column
@@ -301,7 +317,7 @@ def _written(
     table: _Columns, answer: Column, inputs: Sequence[Column], reason: str, near: tuple[str, ...]
 ) -> Recognised:
     """An answer without a question: written from one text, from several fields, or said on its own."""
-    group, grouped_by, coarser = _group(table, [answer.name], named=len(inputs) != 1)
+    group, grouped_by, coarser = _group(table, [answer.name], named=len(inputs) != 1, format="fields")
     near = (*near, *coarser)
     options = {"group": group.name} if group else {}
     told = {"answer": reason, **({"group": grouped_by} if group else {})}
@@ -332,9 +348,12 @@ def _written(
     return Recognised("fields", given, why, told, left, near)
 
 
-def _group(table: _Columns, taken: Sequence[str], *, named: bool) -> tuple[Column | None, str, tuple[str, ...]]:
+def _group(
+    table: _Columns, taken: Sequence[str], *, named: bool, format: str
+) -> tuple[Column | None, str, tuple[str, ...]]:
     """The column that sorts the rows into groups, why, and others that could. `named`: its name must say so."""
-    able = [column for column in table.all.values() if column.name not in taken and _sorts(column)]
+    used = {*taken, *([table.label] if are_marks(table.labels, format) else [])}
+    able = [column for column in table.all.values() if column.name not in used and _sorts(column)]
     telling = sorted((c for c in able if c.word in GROUPS), key=lambda column: GROUPS.index(column.word))
     plain = [c for c in able if c.is_text and c.word not in GROUPS and c.words <= 2 and not table.why_not(c)]
     found = telling or ([] if named else sorted(plain, key=lambda column: -len(column.counts)))

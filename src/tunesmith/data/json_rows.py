@@ -26,6 +26,7 @@ from tunesmith.data.stream import as_utf8, lines
 from tunesmith.errors import DataError
 
 WHOLE = 1 << 28  # bytes of a JSON object that holds a table; it is read as one
+NO_LIST = "holds no list of rows"  # the error of an object that is no table
 _SPACE = re.compile(r"[ \t\n\r]*")
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[{]+|[\]}]+|[",]', re.DOTALL)
 _LONG_WORD = 16  # more than a number's or a word's last characters, which may be cut off at the window's end
@@ -82,7 +83,7 @@ def _object(chunks: Iterator[bytes], shown: str, encoding: str | None) -> Iterat
         found = [item for item in value.values() if isinstance(item, list)]
         value = found[0] if len(found) == 1 else value
     if not isinstance(value, list):
-        raise DataError("holds no list of rows", where=shown, next="Write it as a list of objects, or as .jsonl")
+        raise DataError(NO_LIST, where=shown, next="Write it as a list of objects, or as .jsonl")
     for number, item in enumerate(value, start=1):
         origin = Origin(shown, number, "row")
         try:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.conversation import Conversation, Turn
+from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.data.finding import Finding, hidden
+from tunesmith.data.labels import AnswerLabels
 from tunesmith.data.mend import Change, Mend, kinds
+from tunesmith.data.messages import Notes, message_list
 from tunesmith.data.opened import Opened
 from tunesmith.data.rows import BadRow, Row
 from tunesmith.data.table import Table
@@ -21,6 +24,7 @@ from tunesmith.recipe import Named
 
 SHOWN_ERRORS = 20  # more hide the first
 SHOWN_CHANGES = 40
+SHOWN_REASONS = 5
 
 
 @dataclass
@@ -47,12 +51,32 @@ class Repairs:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The rows of the sources: those that are conversations, a finding for each that is not, and what was mended."""
+    """The rows of the sources: those that are conversations, a finding for each that is not, and what was mended.
+
+    Every row of the sources stands in `rows`, in `broken` (it cannot be read) or in `left_out` (its label says that the
+    answer is a bad one). `notes` counts what the conversations do not use, and turns that were left out or joined.
+    """
 
     rows: Table
     broken: list[Finding]
     repairs: Repairs
     sources: list[dict[str, Any]]  # facts about each file: encoding, bytes, rows
+    left_out: list[Finding] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
+
+    @property
+    def count(self) -> int:
+        """All rows of the sources."""
+        return len(self.rows) + len(self.broken) + len(self.left_out)
+
+    def account(self) -> dict[str, Any]:
+        """What was not used, changed or left out, as plain values for audit.json."""
+        return {
+            "unused": dict(self.notes.unused),
+            "changed_turns": dict(self.notes.changes),
+            "left_out": reasons(found.message for found in self.left_out),
+            "unread_because": reasons(found.message for found in self.broken),
+        }
 
 
 Sink = Callable[[Row, Sequence[Change]], None]
@@ -73,7 +97,10 @@ def load(
     Raises Several with each row that does not fit (alike ones once, at most 20), naming file and line; with
     `drop_broken` such rows are findings, as long as others fit.
     """
-    reader = _Reader(find("tunesmith.data.formats", wanted.name), wanted.options, system, mend or Mend(), changed)
+    labels = AnswerLabels(wanted.name, wanted.options)
+    reader = _Reader(
+        find("tunesmith.data.formats", wanted.name), wanted.options, system, mend or Mend(), changed, labels
+    )
     table = Table.write(into, reader.conversations(sources))
     broken = reader.broken
     if reader.fatal or (broken and not (drop_broken and len(table))):
@@ -84,7 +111,14 @@ def load(
         raise DataError(
             "there are no rows", where=", ".join(source.name for source in sources), next="Check data.source"
         )
-    return Loaded(table, broken, reader.repairs, reader.facts)
+    bad = frozenset(labels.bad())
+    left_out = [_left_out(table[place].origin, labels.column) for place in sorted(bad)]
+    if len(left_out) == len(table):
+        raise no_good_answer(len(table), labels.column, where=", ".join(source.name for source in sources))
+    if bad:
+        table = table.take(place for place in range(len(table)) if place not in bad)
+        del reader.notes.unused[labels.column]
+    return Loaded(table, broken, reader.repairs, reader.facts, left_out, reader.notes)
 
 
 class _Reader:
@@ -97,9 +131,12 @@ class _Reader:
         system: str | None,
         mend: Mend,
         changed: Sink | None,
+        labels: AnswerLabels,
     ) -> None:
         self._parse, self._options, self._system = parse, options, system
-        self._mend, self._changed = mend, changed
+        self._mend, self._changed, self._labels = mend, changed, labels
+        self._read = 0
+        self.notes = Notes()
         self._seen: Counter[str] = Counter()
         self.fatal: list[TunesmithError] = []
         self.wrong: list[TunesmithError] = []
@@ -130,7 +167,7 @@ class _Reader:
             return None
 
     def _conversation(self, row: Row) -> Conversation:
-        turns, group = self._parse(row.values, **self._options)
+        turns, group = parsed = self._parse(row.values, **self._options)
         values = row.values
         if self._mend:
             mended = self._mend.row(values, turns)
@@ -140,6 +177,9 @@ class _Reader:
                 turns, group = self._parse(values, **self._options)
                 if self._changed:
                     self._changed(row, mended.changes)
+        self.notes.enter(parsed.notes)
+        self._labels.enter(self._read, row.values)
+        self._read += 1
         name = self._id(turns)
         return Conversation(name, turns, row.origin, group, _plain(values)).with_system(self._system)
 
@@ -152,7 +192,7 @@ class _Reader:
         self.broken.append(Finding("broken", str(place), place.file, place.line, place.unit, error.what, "drop"))
 
     def _id(self, turns: Sequence[Turn]) -> str:
-        text = "\x1f".join(f"{turn.role}\x1e{turn.text}" for turn in turns)
+        text = "\x1f".join(f"{turn.role}\x1e{turn.text}{_beside(turn)}" for turn in turns)
         name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         self._seen[name] += 1
         return name if self._seen[name] == 1 else f"{name}-{self._seen[name]}"
@@ -173,5 +213,61 @@ def _shorten(wrong: list[TunesmithError]) -> list[TunesmithError]:
     return [*shown[:SHOWN_ERRORS], *rest]
 
 
+def _beside(turn: Turn) -> str:
+    """What tells two turns with the same text apart: the reasoning, and whether it carries loss."""
+    return (f"\x1d{turn.reasoning}" if turn.reasoning else "") + ("" if turn.learn else "\x1d\x1d")
+
+
+def _left_out(origin: Origin, column: str) -> Finding:
+    return Finding("bad_answer", str(origin), origin.file, origin.line, origin.unit, bad_answer(column), "drop")
+
+
+def no_good_answer(rows: int, column: str, where: str = "") -> DataError:
+    """The refusal of rows of which each one's label marks its answer as a bad one."""
+    return DataError(
+        f"no answer is left to learn: in all {rows} rows {column} marks a bad answer",
+        where=where,
+        next=f"Give rows with good answers, or rename the column {column} if it means something else",
+    )
+
+
+def reasons(messages: Iterable[str]) -> dict[str, int]:
+    """How many rows each reason concerns, the most frequent first; the number of a message makes no difference."""
+    return dict(Counter(re.sub(r"^message \d+", "a message", each) for each in messages).most_common())
+
+
+def remarks(notes: Notes, left_out: Mapping[str, int], refused: Mapping[str, int], total: int) -> list[str]:
+    """What the conversations do not hold of `total` rows, a line for each kind; empty where they hold everything.
+
+    `left_out` and `refused` are reason -> rows.
+    """
+    keys = {key: count for key, count in notes.unused.most_common() if "[]." in key}
+    columns = [key for key in notes.unused if key not in keys]
+    unused = [f"{key.partition('[].')[2]} in {count} message{'s' * (count > 1)}" for key, count in keys.items()]
+    unused += [f"the column{'s' * (len(columns) > 1)} {', '.join(columns)}"] if columns else []
+    changes = [f"{count} {what}" for what, count in notes.changes.most_common()]
+    return [
+        *([f"not used: {', '.join(unused)}"] if unused else []),
+        *([f"changed conversations: {'; '.join(changes)}"] if changes else []),
+        *_share("left out as preference data", left_out, total),
+        *_share("dropped, no conversations", refused, total),
+    ]
+
+
+def _share(what: str, why: Mapping[str, int], total: int) -> list[str]:
+    if not why:
+        return []
+    shown = [f"{count} × {reason}" if len(why) > 1 else reason for reason, count in list(why.items())[:SHOWN_REASONS]]
+    more = [f"{len(why) - SHOWN_REASONS} more reasons"] if len(why) > SHOWN_REASONS else []
+    return [f"{what}: {sum(why.values())} of {total} rows ({'; '.join([*shown, *more])})"]
+
+
+def bad_answer(column: str) -> str:
+    """The reason why a row is left out whose label in `column` is false."""
+    return f"{column} marks its answer as a bad one"
+
+
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in values.items() if isinstance(value, str | int | float | bool)}
+    """The values that are one text or number; cells that hold the conversation as text are no fields of it."""
+    plain = {str(key): value for key, value in values.items() if isinstance(value, str | int | float | bool)}
+    return {key: value for key, value in plain.items() if message_list(value) is None}

@@ -1,17 +1,21 @@
 """Rows mended cell by cell: every text of a row as it stands in its file, each change undone exactly.
 
 Encoding, blanks and entities are mended in every text. Lists and slots are mended in answers alone: a text that the
-format took as an answer as it stands. Personal data gets its stand-in in every text, so that a name in a field and in
-the answer stays the same person.
+format took as an answer as it stands, or behind the reasoning that it begins with. Reasoning is never mended: it holds
+code and drafts whose layout means something. A cell that holds messages as JSON text is mended message by message, as
+one change. Personal data gets its stand-in in every text, so that a name in a field and in the answer stays the same
+person.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tunesmith.data.conversation import Turn
+from tunesmith.data.conversation import Turn, split_reasoning
+from tunesmith.data.messages import decoded_messages
 from tunesmith.data.ner import find_names
 from tunesmith.data.privacy import KINDS, Pseudonyms, find_personal, pseudonymise
 from tunesmith.data.repair import Edit, Repaired, repair, undo
@@ -55,13 +59,16 @@ class Mend:
     def row(self, values: Mapping[str, Any], turns: Sequence[Turn]) -> Mended:
         """`values` mended; `turns` are the conversation that was read from them."""
         answers = {turn.text for turn in turns if turn.role == "assistant"}
+        thoughts = {turn.reasoning for turn in turns if turn.reasoning}
         own = [str(values[name]) for name in self.names if values.get(name)]
         changes: list[Change] = []
         stand_ins = 0
 
         def mended(path: Path, text: str) -> str:
             nonlocal stand_ins
-            done = repair(text, new, base=text not in answers) if self.damage else Repaired(text)
+            if (messages := decoded_messages(text)) is not None:
+                return in_cell(path, text, messages)
+            done = _repaired(text, new, answers, thoughts) if self.damage else Repaired(text)
             if done.edits:
                 changes.append(Change(path, done.edits))
             if self.book is None:
@@ -71,10 +78,41 @@ class Mend:
             stand_ins += len(spans)
             return pseudonymise(done.text, spans, self.book) if spans else done.text
 
+        def in_cell(path: Path, text: str, messages: Any) -> str:
+            first, before = len(changes), stand_ins
+            inner = _map(messages, (), mended)
+            edited = sorted(set(kinds(changes[first:])))
+            del changes[first:]
+            if not edited and stand_ins == before:
+                return text
+            after = json.dumps(inner, ensure_ascii=False)
+            if edited:
+                changes.append(Change(path, (Edit(0, len(text), text, after, "+".join(edited)),)))
+            return after
+
         new = {str(name): value for name, value in values.items()}
-        for name in sorted(new, key=lambda name: new[name] in answers if isinstance(new[name], str) else True):
+        for name in sorted(new, key=lambda name: not isinstance(new[name], str) or _is_answer(new[name], answers)):
             new[name] = _map(new[name], (name,), mended)  # answers last: their slots are filled from mended fields
         return Mended(new, tuple(changes), stand_ins)
+
+
+def _repaired(text: str, fields: Mapping[str, Any], answers: set[str], thoughts: set[str]) -> Repaired:
+    """The text repaired as what it is: an answer, an answer behind its reasoning, reasoning, or another text."""
+    if text in answers:
+        return repair(text, fields)
+    if text.strip("\r\n") in thoughts:
+        return Repaired(text)
+    if not _is_answer(text, answers):
+        return repair(text, fields, base=True)
+    answer = split_reasoning(text)[1]
+    start = len(text) - len(answer)
+    done = repair(answer, fields)
+    edits = tuple(replace(edit, start=edit.start + start, end=edit.end + start) for edit in done.edits)
+    return Repaired(text[:start] + done.text, edits)
+
+
+def _is_answer(text: str, answers: set[str]) -> bool:
+    return text in answers or split_reasoning(text)[1] in answers
 
 
 def undo_row(values: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, Any]:

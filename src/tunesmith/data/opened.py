@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.folders import tables
 from tunesmith.data.hub import fingerprint, parse, read_hub
 from tunesmith.data.rows import BadRow, Row
-from tunesmith.data.sources import describe, locate, read_all
+from tunesmith.data.sources import describe, read_all
 from tunesmith.run import hash_file
 
 
@@ -55,7 +56,9 @@ def open_sources(wanted: str | Sequence[str], folder: Path, encoding: str | None
             parse(source)
             found.append(Opened(source, None, kind=".jsonl"))
         else:
-            found += [_recognised(path, encoding) for path in locate(source, folder)]
+            files, note = tables(source, folder)
+            read = [_recognised(path, encoding) for path in files]
+            found += [replace(read[0], notes=(*read[0].notes, note)), *read[1:]] if note else read
     return found
 
 

@@ -26,7 +26,7 @@ from tunesmith.find import attribute
 from tunesmith.recipe import CHECKS, Data, Named, Sample
 
 Sink = Callable[[Finding], None]
-UNLEARNABLE = Named("unlearnable", {})
+ALWAYS = (Named("bad_answer", {}), Named("unlearnable", {}))
 
 
 class NoRowsLeft(DataError):
@@ -56,7 +56,7 @@ def audit(
     with ThreadPoolExecutor(1) as beside:  # the profile is counted in this process while others look
         shape = beside.submit(profile, _Stoppable(loaded.rows, stop), context.count_tokens)
         try:
-            ledger.enter(look(loaded.rows, checks, context, scopes=("row", "table"), processes=processes))
+            ledger.enter(look(loaded.rows, _always(checks), context, scopes=("row", "table"), processes=processes))
         except BaseException:  # Ctrl-C too: the profile is no longer wanted
             stop.set()
             raise
@@ -66,7 +66,7 @@ def audit(
 def _read(loaded: Loaded, ledger: Ledger) -> dict[str, Any]:
     """How many rows were read and would be kept, and what was found."""
     return {
-        "read": len(loaded.rows) + len(loaded.broken),
+        "read": loaded.count,
         "unread": len(loaded.broken),
         "kept": sum(ledger.fate(row.id) in ("keep", "repair") for row in loaded.rows),
         **_told(ledger, loaded),
@@ -78,10 +78,15 @@ def checked(
 ) -> Ledger:
     """What the checks of rows and of the whole table find. Rows that cannot be learned are found in any case."""
     ledger = Ledger([check.name for check in checks], sink)
-    always = [] if any(check.name == UNLEARNABLE.name for check in checks) else [UNLEARNABLE]
     scopes = ("row", "table")
-    ledger.enter(look(loaded.rows, [*checks, *always], context, scopes=scopes, processes=processes))
+    ledger.enter(look(loaded.rows, _always(checks), context, scopes=scopes, processes=processes))
     return ledger
+
+
+def _always(checks: Sequence[Named]) -> list[Named]:
+    """The checks, with those that run in any case."""
+    names = {check.name for check in checks}
+    return [*checks, *(check for check in ALWAYS if check.name not in names)]
 
 
 def prepare(
@@ -95,7 +100,7 @@ def prepare(
         reasons = ledger.counts("drop") | {f"{name} (set aside)": n for name, n in ledger.counts("quarantine").items()}
         said = ", ".join(f"{name} {count}" for name, count in sorted(reasons.items(), key=lambda each: -each[1]))
         raise NoRowsLeft(
-            f"the checks leave no row of {len(rows) + len(loaded.broken)}: {said}",
+            f"the checks leave no row of {loaded.count}: {said}",
             next="Read audit.html, or ask for fewer checks in data.checks",
             audit={**_read(loaded, ledger), "profile": profile(rows, context.count_tokens)},
         )
@@ -161,7 +166,7 @@ def _draw(rows: Table, sample: Sample, part: str, seed: int) -> Table:
 
 def _account(loaded: Loaded, kept: Table, parts: Mapping[str, Table], aside: Table, ledger: Ledger) -> dict[str, Any]:
     dropped = ledger.counts("drop")
-    read = len(loaded.rows) + len(loaded.broken)
+    read = loaded.count
     if len(kept) + len(aside) + sum(dropped.values()) != read:
         raise AssertionError(f"{read} rows came in: {len(kept)} kept, {len(aside)} set aside, {dropped} dropped")
     return {
@@ -183,4 +188,5 @@ def _told(ledger: Ledger, loaded: Loaded) -> dict[str, Any]:
         "mended": {**mended, "examples": repairs.examples},
         "checks": ledger.describe(),
         "sources": loaded.sources,
+        **loaded.account(),
     }

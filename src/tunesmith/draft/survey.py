@@ -13,6 +13,9 @@ from tunesmith.data.conversation import Conversation, Origin, normalise
 from tunesmith.data.defects import Language
 from tunesmith.data.finding import Context, prompt_key
 from tunesmith.data.guess import guess
+from tunesmith.data.labels import AnswerLabels
+from tunesmith.data.load import bad_answer, no_good_answer, reasons, remarks
+from tunesmith.data.messages import Notes
 from tunesmith.data.recognise import Recognised
 from tunesmith.errors import DataError
 from tunesmith.find import find
@@ -34,11 +37,19 @@ class Found:
 
 @dataclass(frozen=True)
 class Survey:
-    """A table in figures. Shares are of the rows looked at; lengths in tokens, estimated."""
+    """A table in figures. Shares are of the rows looked at; lengths in tokens, estimated.
+
+    `unfit` rows are no conversations, for the reasons in `refused`; `left_out` rows have a `label` that marks their
+    answer as a bad one.
+    """
 
     total: int
     looked: int
     unfit: int
+    refused: Mapping[str, int]
+    left_out: int
+    label: str
+    notes: Notes
     format: Recognised
     groups: int
     lengths: tuple[int, ...]  # sorted
@@ -52,6 +63,11 @@ class Survey:
     found: Mapping[str, Found]
     personal: int
     sound: float  # of the rows checked: those that no check takes away
+
+    def remarks(self) -> list[str]:
+        """What the conversations do not hold of the rows looked at, a line for each kind."""
+        bad = {bad_answer(self.label): self.left_out} if self.left_out else {}
+        return remarks(self.notes, bad, self.refused, self.looked)
 
     @property
     def shared_prompt(self) -> bool:
@@ -81,7 +97,7 @@ def survey(rows: Sequence[Mapping[str, Any]], total: int) -> Survey:
     Raises DataError when there is no row, no format fits, or no row fits its format.
     """
     format = guess(_few(rows))
-    read, unfit = _read(rows, format)
+    read, rest = _read(rows, format)
     prompts = Counter(prompt_key(row) for row in read)
     answers = Counter(normalise(row.answer) for row in read)
     few = _few(read)
@@ -89,11 +105,11 @@ def survey(rows: Sequence[Mapping[str, Any]], total: int) -> Survey:
     return Survey(
         total=total,
         looked=len(rows),
-        unfit=unfit,
+        **rest,
         format=format,
         groups=len({row.group for row in read if row.group}),
-        lengths=tuple(sorted(ABOUT_A_ROW + sum(tokens(turn.text) for turn in row.turns) for row in read)),
-        answers=tuple(sorted(tokens(row.answer) for row in read)),
+        lengths=tuple(sorted(ABOUT_A_ROW + sum(tokens(turn.full_text) for turn in row.turns) for row in read)),
+        answers=tuple(sorted(tokens(row.turns[-1].full_text) for row in read)),
         distinct=len({(prompt_key(row), normalise(row.answer)) for row in read}) / len(read),
         prompts=len(prompts) / len(read),
         usual_prompt=max(prompts.values()) / len(read),
@@ -121,22 +137,38 @@ def _few(rows: Sequence[Any]) -> list[Any]:
     return [rows[int(place * step)] for place in range(min(FEW, len(rows)))]
 
 
-def _read(rows: Sequence[Mapping[str, Any]], format: Recognised) -> tuple[list[Conversation], int]:
-    """The rows as conversations, and how many are none. Raises DataError when all are."""
+def _read(rows: Sequence[Mapping[str, Any]], format: Recognised) -> tuple[list[Conversation], dict[str, Any]]:
+    """The rows as conversations, and what is to be said of the others. Raises DataError when all are others."""
     parse = find("tunesmith.data.formats", format.name)
+    labels, notes = AnswerLabels(format.name, format.options), Notes()
     read: list[Conversation] = []
     wrong: list[DataError] = []
     for number, values in enumerate(rows, start=1):
         try:
-            turns, group = parse(values, **format.options)
+            turns, group = parsed = parse(values, **format.options)
         except DataError as error:
             wrong.append(error)
             continue
+        notes.enter(parsed.notes)
+        labels.enter(len(read), values)
         own = {str(key): value for key, value in values.items() if isinstance(value, str | int | float | bool)}
         read.append(Conversation(str(number), turns, Origin("", number, "row"), group, own))
     if not read:
         raise wrong[0]
-    return read, len(wrong)
+    bad = frozenset(labels.bad())
+    good = [row for place, row in enumerate(read) if place not in bad]
+    if not good:
+        raise no_good_answer(len(read), labels.column)
+    if bad:
+        del notes.unused[labels.column]
+    refused = reasons(error.what for error in wrong)
+    return good, {
+        "unfit": len(wrong),
+        "refused": refused,
+        "left_out": len(bad),
+        "label": labels.column,
+        "notes": notes,
+    }
 
 
 LOOKED_FOR = (

@@ -7,13 +7,14 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunesmith.data.guess import REPEATS
+from tunesmith.data.load import bad_answer
 from tunesmith.data.recognise import Recognised
 from tunesmith.draft.bases import BASES, CARD, PACKAGED, RANK, Choice, choose, needs
 from tunesmith.draft.survey import LOOKED_FOR, Survey, percentile, survey, too_many
@@ -33,11 +34,18 @@ _NAMES = re.compile(r"(?i)^(?:name|surname|.*(?:full|first|last|given|applicant|
 
 
 def draft(
-    name: str, source: str, rows: Sequence[Mapping[str, Any]], machine: Machine, *, total: int | None = None
+    name: str,
+    source: str,
+    rows: Sequence[Mapping[str, Any]],
+    machine: Machine,
+    *,
+    total: int | None = None,
+    remark: Callable[[str], None] | None = None,
 ) -> str:
     """A recipe called `name` for the table at `source` (as a recipe writes it), of which `rows` were drawn.
 
     `total` is the number of rows in the whole table (none: `rows` are all). The text is YAML of at most 50 lines.
+    `remark` is given each line on what the recipe does not use of the rows, or drops.
     Raises RecipeError for a name that no run's folder can have, DataError for rows that cannot be learnt.
     """
     pattern = schema()["properties"]["name"]["pattern"]
@@ -45,6 +53,9 @@ def draft(
         advice = "Use small letters, digits, dots and hyphens, a letter or digit first"
         raise RecipeError(f"'{name}' is no name for a recipe", next=advice)
     facts = survey(rows, len(rows) if total is None else total)
+    if remark:
+        for line in facts.remarks():
+            remark(line)
     shares = _Shares(facts)
     small_base = machine.device == "cpu"
     batch = 4 if shares.train < 400 else 8
@@ -106,6 +117,10 @@ def _data(source: str, facts: Survey, shares: _Shares) -> list[str]:
     where = "a data set of the hub" if source.startswith("hub:") else "relative to this file"
     lines = ["data:", _line(f"  source: {_quoted(source)}", where)]
     lines += _format(facts.format)
+    if facts.left_out:
+        lines.append(
+            f"    # {facts.left_out} of {facts.looked} rows looked at are left out: {_comment(bad_answer(facts.label))}"
+        )
     mended = max((each.mended for each in facts.found.values()), default=0)
     why = f"at least {mended} of {facts.checked} rows looked at hold damage that can be mended with certainty"
     lines.append(_line(f"  repair: {_yes(mended)}", why if mended else "nothing to mend in the rows looked at"))
@@ -139,9 +154,9 @@ def _checks(facts: Survey) -> list[str]:
     of = f"of {facts.checked} rows looked at"
     lines = []
     if facts.unfit or facts.format.name in ("chat", "sharegpt"):
-        lines.append(
-            _line("    broken,", f"{facts.unfit} of {facts.looked} rows looked at do not fit the format: dropped")
-        )
+        why = f" ({next(iter(facts.refused))}{', …' * (len(facts.refused) > 1)})" if facts.refused else ""
+        told = f"{facts.unfit} of {facts.looked} rows looked at do not fit the format{why}: dropped"
+        lines.append(_line("    broken,", told))
     copies = facts.found["near_duplicate"]
     why = "an empty answer teaches silence, a copy counts twice"
     if too_many(copies, facts.checked):
@@ -203,7 +218,7 @@ class _Shares:
     """How the rows are divided: as shares, whole groups and drawn rows, with the numbers to be expected."""
 
     def __init__(self, facts: Survey) -> None:
-        rows = facts.total * (1 - facts.unfit / facts.looked) * facts.distinct * facts.sound
+        rows = facts.total * (1 - (facts.unfit + facts.left_out) / facts.looked) * facts.distinct * facts.sound
         self.total, self.groups, self.one_prompt = facts.total, facts.groups, facts.shared_prompt
         self.test = 0.2 if rows < 200 else 0.1 if rows < 2_000 else 0.05 if rows < 20_000 else 0.02
         self.valid = 0.1 if rows < 2_000 else 0.05 if rows < 20_000 else 0.01

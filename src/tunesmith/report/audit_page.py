@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.data.load import remarks
+from tunesmith.data.messages import Notes
 from tunesmith.evaluate.compare import plural
 from tunesmith.find import entries
 from tunesmith.recipe import CHECKS, Data
@@ -102,7 +105,14 @@ def audit_page(
         limit=limit,
         fields=profile["fields"],
         languages=_languages(profile["languages"]),
+        remarks=_remarks(audit),
     )
+
+
+def _remarks(audit: dict[str, Any]) -> list[str]:
+    """What of the rows is not used, changed or left out, a line for each kind."""
+    notes = Notes(Counter(audit.get("unused", {})), Counter(audit.get("changed_turns", {})))
+    return remarks(notes, audit.get("left_out", {}), audit.get("unread_because", {}), audit["read"])
 
 
 def _shorten(files: Sequence[str]) -> Callable[[str], str]:

@@ -61,7 +61,7 @@ def audit(
         say_sources(loaded, say)
         tell = stack.enter_context(run.lines("findings.jsonl"))
         specials = template.specials if template else None
-        context = Context(count, limit, {}, loaded.broken, specials=specials)
+        context = Context(count, limit, {}, loaded.broken, loaded.left_out, specials=specials)
         ledger, account = audit_rows(
             loaded, data.checks, context, sink=lambda found: tell(finding_to_plain(found)), processes=processes
         )

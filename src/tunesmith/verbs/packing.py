@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from tunesmith.data.folders import tables
 from tunesmith.data.sources import locate
 from tunesmith.errors import DataError, ResourceError, RunError, TunesmithError
 from tunesmith.hardware import versions
@@ -236,7 +237,7 @@ class _Inputs:
         if self.bare and left_behind(recipe, self.run):
             return [self._name(Path(source))]
         try:
-            files = locate(source, recipe.folder)
+            files, _ = tables(source, recipe.folder)
         except DataError as error:
             if self.bare:
                 return [self._name(Path(source))]

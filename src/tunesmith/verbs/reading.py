@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.load import Loaded, Sink, load
+from tunesmith.data.load import Loaded, Sink, load, remarks
 from tunesmith.data.mend import Mend
 from tunesmith.data.mend import to_plain as changes_to_plain
 from tunesmith.data.opened import open_sources
@@ -39,6 +39,8 @@ def loading(data: Data, base: Path, system: str | None, changed: Sink | None = N
                 mend=mend,
                 changed=changed if book is None else None,  # what was personal must not stand in a run's folder
             )
+            if data.split.column:  # used by the split
+                del found.notes.unused[data.split.column]
             save(book, data, base)
             return found
 
@@ -69,7 +71,7 @@ def telling(write: Callable[[Any], None]) -> Sink:
 
 
 def say_sources(loaded: Loaded, say: Say) -> None:
-    """What was recognised in the files and is not plain UTF-8 with commas."""
+    """What was recognised in the files, and what was mended, not used, changed, left out or dropped: a line each."""
     for facts in loaded.sources:
         for note in facts.get("notes", ()):
             say(f"{facts['file']}: {note}")
@@ -77,6 +79,9 @@ def say_sources(loaded: Loaded, say: Say) -> None:
         kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in loaded.repairs.kinds.most_common())
         more = [f"{loaded.repairs.stand_ins} stand-ins for personal data"] if loaded.repairs.stand_ins else []
         say(f"mended: {loaded.repairs.rows} rows ({'; '.join([*([kinds] if kinds else []), *more])})")
+    told = loaded.account()
+    for line in remarks(loaded.notes, told["left_out"], told["unread_because"], loaded.count):
+        say(line)
 
 
 def values(source: str | list[str], base: Path, encoding: str | None) -> Iterator[Mapping[str, Any]]:

@@ -253,6 +253,7 @@ def _context(encoder: _Encoder, loaded: Loaded, recipe: Recipe) -> Context:
         recipe.prompt.max_tokens,
         {},
         loaded.broken,
+        loaded.left_out,
         specials=encoder.template.specials,
         refusal=encoder.refusal,
     )
@@ -280,7 +281,7 @@ class _Dropped:
 
 
 def _dropped(ledger: Ledger, loaded: Loaded, lengths: Sequence[int], recipe: Recipe, encoder: _Encoder) -> _Dropped:
-    read = len(loaded.rows) + len(loaded.broken)
+    read = loaded.count
     dropped, aside = ledger.counts("drop"), ledger.counts("quarantine")
     rows = sum(dropped.values()) + sum(aside.values())
     reasons = [*dropped.items(), *((f"{name} (set aside)", count) for name, count in aside.items())]

@@ -61,7 +61,7 @@ def new(name: str, source: str, path: Path, say: Say = silent) -> Path:
         for note in each.notes:
             say(f"{each.name}: {note}")
     rows, total = spread(row.values for each in opened for row in each.rows() if isinstance(row, Row))
-    text = draft(name, written_source(source, path.parent), rows, look(), total=total)
+    text = draft(name, written_source(source, path.parent), rows, look(), total=total, remark=say)
     write_atomic(path, text)
     read_recipe(str(path))
     say(f"new: {path}, from {total} rows. Read it: each line says why. Then: tunesmith check {path}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from tunesmith.claims.fields import guess_side
 from tunesmith.data import formats
 from tunesmith.data.conversation import Turn
+from tunesmith.data.messages import ROLES, message_list
 from tunesmith.data.opened import open_sources
 from tunesmith.data.recognise import recognise
 from tunesmith.data.rows import Row
@@ -278,10 +279,10 @@ def _example(row: Mapping[str, Any], shape: _Shape, name: str) -> str:
 def _asked(row: Mapping[str, Any]) -> str:
     """What the user says first in a row of messages."""
     for listed in row.values():
-        for message in listed if isinstance(listed, Sequence) and not isinstance(listed, str) else ():
+        for message in message_list(listed) or ():
             if isinstance(message, dict):
                 role = message.get("role", message.get("from"))
                 said = message.get("content", message.get("value"))
-                if formats.ROLES.get(str(role)) == "user" and isinstance(said, str):
+                if ROLES.get(str(role)) == "user" and isinstance(said, str):
                     return said
     return ""

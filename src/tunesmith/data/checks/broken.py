@@ -1,8 +1,8 @@
-"""Rows that are no conversation: turns out of order, empty lists, no answer, tool calls, a missing column.
+"""Rows that are no conversation: no answer to learn, tool calls, images, empty lists, a missing column.
 
 Why it hurts: such a row has no answer to learn, or would teach the model to speak for the user.
 
-Example: a ShareGPT row whose first two messages are both by `gpt`.
+Example: a row whose assistant calls a tool instead of answering.
 
 What to do: mend the rows in the file. Without this check they are errors, and nothing runs; with it they are dropped
 and counted.

@@ -5,7 +5,7 @@ Why it hurts: the model learns to answer silence, or to repeat itself when it is
 Example: user "How do I pay?", assistant "", user "Hello?", assistant "Tap Pay."
 
 What to do: cut the conversation before the damage, or drop the row. A last answer that is empty is found by `empty`;
-rows whose turns are out of order cannot be read at all, and are found by `broken`.
+neighboring turns of one role are joined when the row is read, and counted.
 """
 
 from __future__ import annotations

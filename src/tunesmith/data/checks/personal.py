@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from itertools import repeat
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, of_place
+from tunesmith.data.finding import Context, Finding, Proposal, of_place, of_row
 from tunesmith.data.ner import find_names
 from tunesmith.data.privacy import KINDS, check_kinds, find_personal
 
@@ -33,10 +33,13 @@ def look(
     ner: str | None = None,
     do: Proposal = "keep",
 ) -> Iterator[Finding]:
-    """Every place that holds personal data, in any turn. Raises RecipeError for an unknown kind or pipeline."""
+    """Every place that holds personal data, in any turn and its reasoning.
+
+    Raises RecipeError for an unknown kind or pipeline.
+    """
     check_kinds(kinds or ())
     wanted = tuple(kinds or [kind for kind in KINDS if kind != "url"])
-    texts = (turn.text for row in rows for turn in row.turns)
+    texts = (text for row in rows for turn in row.turns for text in (turn.text, turn.reasoning))
     people = find_names(texts, model=ner) if ner and "name" in wanted else repeat([])
     for row in rows:
         own = [str(row.fields[name]) for name in names or () if row.fields.get(name)]
@@ -44,3 +47,5 @@ def look(
             for span in find_personal(turn.text, names=own, kinds=wanted, people=next(people)):
                 message = f"{span.kind} in the {turn.role}'s text"
                 yield of_place("personal", row, place, (span.start, span.end), message, do, show=False)
+            for span in find_personal(turn.reasoning, names=own, kinds=wanted, people=next(people)):
+                yield of_row("personal", row, f"{span.kind} in the {turn.role}'s reasoning", do)

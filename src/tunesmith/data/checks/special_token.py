@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, of_place
+from tunesmith.data.finding import Context, Finding, Proposal, of_place, of_row
 
 SCOPE = "row"
 KNOWN = re.compile(  # the turn and text marks of ChatML, Llama 2 and 3, Mistral, Gemma, Phi-3 and GPT-2
@@ -33,3 +33,8 @@ def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "quar
             for span, match in sorted(found.items()):
                 message = f"the {turn.role}'s text holds the special token '{match[0]}'"
                 yield of_place("special_token", row, place, span, message, do)
+            for mark in (KNOWN, context.specials):
+                if found_there := mark and mark.search(turn.reasoning):
+                    message = f"the {turn.role}'s reasoning holds the special token '{found_there[0]}'"
+                    yield of_row("special_token", row, message, do)
+                    break

@@ -1,0 +1,23 @@
+"""Rows whose label says that their answer is a bad one, as preference data for KTO has them.
+
+Why it hurts: learned like any other row, a bad answer teaches the model to write what people rejected.
+
+Example: `{"prompt": "…", "completion": "Look for it yourself.", "label": false}`.
+
+What to do: nothing, if the label means that: such rows are left out. If the column means something else, rename it, or
+name the columns in `data.format`. This check always runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tunesmith.data.conversation import Conversation
+from tunesmith.data.finding import Context, Finding
+
+SCOPE = "table"  # the rows are left out while the table is read
+
+
+def look(rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:
+    """A finding for each row that was left out while reading."""
+    yield from context.left_out
