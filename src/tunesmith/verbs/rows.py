@@ -301,7 +301,7 @@ def _keeping(reasons: dict[str, int], lengths: Sequence[int], recipe: Recipe, en
         elif name == "broken":
             said.append("'broken' rows are not conversations of the format data.format names")
         elif name == "bad_answer":
-            said.append("'bad_answer' rows have a label that marks their answer as bad; rename it if it means otherwise")
+            said.append("'bad_answer' rows have a label that marks a bad answer; rename it if it means otherwise")
         else:
             said.append(f"to keep the rows of '{name}', write {{{name}: {{do: keep}}}} in data.checks")
     text = ". ".join(said)
