@@ -11,7 +11,7 @@ import torch
 from greedy import never, slowly
 from tunesmith.generate.decoder import Decoder
 from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.fuse import FAMILIES
+from tunesmith.model.fused_config import FAMILIES
 from tunesmith.model.weights import fetch
 
 pytestmark = pytest.mark.gpu

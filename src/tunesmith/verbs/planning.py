@@ -84,7 +84,7 @@ def _planned(
 def _slow(recipe: Recipe, weights: Weights) -> list[str]:
     """Why the fused decoder cannot be used, for people."""
     from tunesmith.model.build import unfused_adapter
-    from tunesmith.model.fuse import unfused_config
+    from tunesmith.model.fused_config import unfused_config
     from tunesmith.model.weights import read_config
 
     if recipe.train.engine.name != "native":
