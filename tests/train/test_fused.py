@@ -99,14 +99,17 @@ def ready(folder: Path, precision: str, bits: int, layers: Any = "all") -> Model
 
 
 def exactly(model: Model) -> None:
-    """Lets the model's own norms compute in float64, where transformers rounds to float32."""
+    """Lets the model's own layers compute in float64, where transformers rounds norms to float32."""
 
     def exact(module: Any, offset: float) -> Callable[[torch.Tensor], torch.Tensor]:
         eps = getattr(module, "variance_epsilon", None) or module.eps
         weight = getattr(module, "weight", torch.ones((), dtype=torch.float64))
         return lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (weight + offset)
 
-    offset = 1.0 if model.network.config.model_type in ("gemma", "gemma2", "gemma3_text") else 0.0
+    family = model.network.config.model_type
+    if family == "gemma2":  # the only one of transformers' implementations that caps the scores in every version
+        model.network.set_attn_implementation("eager")
+    offset = 1.0 if family in ("gemma", "gemma2", "gemma3_text") else 0.0
     for module in model.network.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = exact(module, offset)
