@@ -162,11 +162,11 @@ def ragged(heads: int, keys: int, lengths: tuple[int, ...]) -> tuple[torch.Tenso
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
 
 
-@pytest.mark.parametrize("window", [0, 150])
+@pytest.mark.parametrize("window", [0, 1, 40, 150, attention.SHORT + 2])
 @pytest.mark.parametrize("keys", [1, 2, 6])
 def test_attention_of_short_and_long_examples(keys: int, window: int) -> None:
-    """Lengths of one token, of a whole stripe, of some stripes, and one that is beyond those kept."""
-    lengths = (1, 128, 300, attention.SHORT + 5)
+    """Lengths of one token, of a whole stripe, of some stripes, and two that are beyond those kept."""
+    lengths = (1, 128, 300, attention.SHORT + 5, 700)
     q, k, v, dout = ragged(6, keys, lengths)
     starts = (0, *itertools.accumulate(lengths))
     bounds = Bounds(torch.tensor(starts, dtype=torch.int32), max(lengths), starts)
