@@ -18,7 +18,8 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    "config", ["llama", "qwen2", "qwen3", "phi3", "gemma", "gemma 3 with windows", "phi 4 mini", "smollm 3 with windows"]
+    "config",
+    ["llama", "qwen2", "qwen3", "phi3", "gemma", "gemma 3 with windows", "phi 4 mini", "smollm 3 with windows"],
 )
 def test_kernels_in_the_interpreter(config: str) -> None:
     script = Path(__file__).parent / "interpreted.py"

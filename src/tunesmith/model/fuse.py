@@ -179,13 +179,14 @@ class Fused:
 
     def tables(self, longest: int) -> tuple[list[Table], list[block.Form]]:
         """The RoPE tables for texts of at most `longest` tokens, and what is constant in each block."""
-        kinds = list(dict.fromkeys(attention.rope for attention in self.attentions))
-        return [self._table(kind, longest) for kind in kinds], [
-            _form(self.model, layer, attention, kinds.index(attention.rope), self.dtype, longest)
-            for layer, attention in zip(self.layers, self.attentions, strict=True)
+        switches = {own.rope: own.switch for own in self.attentions}
+        kinds = list(switches)
+        return [self._table(kind, switch, longest) for kind, switch in switches.items()], [
+            _form(self.model, layer, own, kinds.index(own.rope), self.dtype, longest)
+            for layer, own in zip(self.layers, self.attentions, strict=True)
         ]
 
-    def _table(self, kind: str | None, longest: int) -> Table:
+    def _table(self, kind: str | None, switch: int, longest: int) -> Table:
         """The table of the layers whose RoPE parameters have the key `kind`, as the family computes it."""
         device, rotary = self.model.device, _decoder(self.model).rotary_emb
         if kind is None:  # no rotation: cos 1, sin 0
@@ -198,7 +199,6 @@ class Fused:
             cos, sin = rotary(torch.empty(1, 1, 1, dtype=self.dtype, device=device), positions, *by_kind)
             return cos[0].contiguous(), sin[0].contiguous()
 
-        switch = fused_config.rope_switch(self.model.network.config, kind)
         if not 0 < switch < longest:
             return Table(*turns(longest))
         gap = (0, 0, 0, longest - switch)

@@ -23,15 +23,17 @@ class LayerAttention:
     """One layer's attention. `queries` and `keys` are the widths of all their heads together.
 
     `window` counts the tokens that a query sees, itself included (0: all before it). `rope` is the key of the layer's
-    RoPE parameters ("" where all layers share them), None for a layer without RoPE. `shared_values` says that the
-    values are the key projection's output; `norm_values` that they are normalized.
+    RoPE parameters ("" where all layers share them), None for a layer without RoPE; `switch` is the most tokens of a
+    text for which LongRoPE uses its short factors (0: other RoPE). `shared_values` says that the values are the key
+    projection's output; `norm_values` that they are normalized.
     """
 
     queries: int
     keys: int
     head: int
     window: int
-    rope: str | None
+    rope: str | None = ""
+    switch: int = 0
     shared_values: bool = False
     norm_values: bool = False
 
@@ -39,16 +41,26 @@ class LayerAttention:
 def unfused_config(config: Mapping[str, Any]) -> list[str]:
     """Returns the reasons why a model with this config.json cannot be fused; empty when it can."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
 
-    inner = text_config(config)
-    family = str(inner.get("model_type", ""))
+    family = str(text_config(config).get("model_type", ""))
     if family not in FAMILIES:
         return [f"the family {family} has no fused blocks"]
     try:
-        return config_reasons(CONFIG_MAPPING[family].from_dict(copy.deepcopy(dict(inner))))
+        return config_reasons(_read(config))
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         return [f"its config.json cannot be read ({str(error).splitlines()[-1].strip()})"]
+
+
+def fused_layers(config: Mapping[str, Any]) -> list[LayerAttention]:
+    """Returns the attention of each layer of a model with this config.json, which `unfused_config` has accepted."""
+    return layers(_read(config))
+
+
+def _read(config: Mapping[str, Any]) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    inner = copy.deepcopy(dict(text_config(config)))
+    return CONFIG_MAPPING[str(inner["model_type"])].from_dict(inner)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -72,7 +84,8 @@ def config_reasons(config: Any) -> list[str]:
         found.append("its tokens attend to later ones (use_bidirectional_attention)")
     if unknown := sorted(set(_layer_types(config)) - set(LAYER_TYPES)):
         found.append(f"it has layers of type {', '.join(unknown)}")
-    if unknown := sorted({rope_type(config, kind) for kind in _rope_kinds(config)} - set(ROPE_TYPES)):
+    scalings = {str(_rope(config, kind).get("rope_type", "default")) for kind in _rope_kinds(config)}
+    if unknown := sorted(scalings - set(ROPE_TYPES)):
         found.append(f"its RoPE frequencies change with the length of the text (rope_type {', '.join(unknown)})")
     if getattr(config, "enable_moe_block", False):
         found.append("its feed-forward layers are mixtures of experts")
@@ -123,6 +136,7 @@ def _layer(config: Any, index: int) -> LayerAttention:
         head=head,
         window=int(config.sliding_window or 0) if windowed else 0,
         rope=rope,
+        switch=0 if rope is None else _switch(config, rope),
         shared_values=bool(gemma4 and config.attention_k_eq_v and not windowed),
         norm_values=gemma4,
     )
@@ -142,19 +156,12 @@ def _rope_kinds(config: Any) -> list[str]:
     return sorted(set(_layer_types(config)) & set(LAYER_TYPES)) if _nested(config) else [""]
 
 
-def rope_parameters(config: Any, kind: str) -> Mapping[str, Any]:
-    """Returns the RoPE parameters of the layers of a `kind` (see LayerAttention.rope)."""
+def _rope(config: Any, kind: str) -> Mapping[str, Any]:
+    """The RoPE parameters with the key `kind` (see LayerAttention.rope)."""
     found: Mapping[str, Any] = config.rope_parameters[kind] if kind else config.rope_parameters
     return found
 
 
-def rope_type(config: Any, kind: str) -> str:
-    """Returns the name of the RoPE scaling of the layers of a `kind`, "default" for none."""
-    return str(rope_parameters(config, kind).get("rope_type", "default"))
-
-
-def rope_switch(config: Any, kind: str) -> int:
-    """Returns the most tokens of a text for which LongRoPE uses its short factors, 0 for other kinds of RoPE."""
-    if rope_type(config, kind) != "longrope":
-        return 0
-    return int(rope_parameters(config, kind)["original_max_position_embeddings"])
+def _switch(config: Any, kind: str) -> int:
+    rope = _rope(config, kind)
+    return int(rope["original_max_position_embeddings"]) if rope.get("rope_type") == "longrope" else 0
