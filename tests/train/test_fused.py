@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tunesmith import verbs
 from tunesmith.kernels import attention, head, nf4, packed, product
 from tunesmith.kernels.attention import Bounds
 from tunesmith.model.build import Model, add_adapter, load
@@ -21,6 +22,8 @@ from tunesmith.model.qlora import FrozenLinear, LoraLinear
 from tunesmith.model.weights import fetch
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
+from tunesmith.recipe import read_recipe
+from tunesmith.train.journal import read_journal
 from tunesmith.train.loss import summed_loss
 
 LENGTHS = (24, 9, 1, 40)  # of the rows; the windows below are shorter than two of them
@@ -284,3 +287,16 @@ def test_the_text_half_of_an_image_text_checkpoint_is_judged() -> None:
     assert unfused_config({"model_type": "gemma3", "text_config": text, "vision_config": {}}) == []
     assert "gelu" in refused("gemma3", text_config={**text, "hidden_activation": "gelu"})
     assert "qwen2_vl" in refused("qwen2_vl", text_config={"model_type": "qwen2_vl_text"})
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gemma4_text"])
+def test_a_fine_tune_is_planned_and_fused(recipe_file: Callable[..., Path], tmp_path: Path, family: str) -> None:
+    recipe = read_recipe(str(recipe_file(family, train__epochs=1)))
+    run = verbs.open_run(recipe, tmp_path / "runs")
+    verbs.prepare(recipe, run)
+    said: list[str] = []
+    made = verbs.plan(recipe, run, said.append)
+    assert made.forms and made.step_seconds and not any("not fused" in line for line in said)
+    verbs.train(recipe, run)
+    losses = [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]
+    assert losses[-1] < losses[0]
