@@ -17,7 +17,7 @@ from tunesmith.kernels import attention, head, nf4, packed, product
 from tunesmith.kernels.attention import Bounds
 from tunesmith.model.build import Model, add_adapter, load
 from tunesmith.model.fuse import Flat, Fused, flat_of, reasons
-from tunesmith.model.fused_config import FAMILIES, unfused_config
+from tunesmith.model.fused_config import FAMILIES, fused_layers, layers, unfused_config
 from tunesmith.model.qlora import FrozenLinear, LoraLinear
 from tunesmith.model.weights import fetch
 from tunesmith.prompt import pack
@@ -147,6 +147,7 @@ def test_every_family_against_autograd(tiny: Callable[..., Path], config: str, k
     assert unfused_config(json.loads((folder / "config.json").read_text())) == []
     model = ready(folder, "float64", 16)
     assert reasons(model) == []
+    assert fused_layers(model.network.config.to_dict()) == layers(model.network.config)
     exactly(model)
     loss, wanted = reference(model)
     fused = Fused(model, longest=40, keeps=keep, chunk=16)
@@ -210,7 +211,7 @@ def test_head_against_autograd(cap: float) -> None:
     torch.testing.assert_close(gradient, hidden.grad, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gemma4_text"])
 def test_small_numbers_stay_near(tiny: Callable[..., Path], family: str) -> None:
     """In bfloat16 the gradients lie about as near to float64's as autograd's in bfloat16 do, over several models."""
     far, usual = 0.0, 0.0
