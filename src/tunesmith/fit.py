@@ -12,9 +12,12 @@ from functools import partial
 
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine, Speed
+from tunesmith.kernels.attention import SHORT
+from tunesmith.kernels.attention_rows import STRIPE
 from tunesmith.kernels.block import Keep
 from tunesmith.kernels.product import BaseForm
 from tunesmith.memory import NF4_BYTES, OPTIMIZER_BYTES, SHARE, Plan, parse_bytes, show_bytes
+from tunesmith.model.fused_config import LayerAttention
 from tunesmith.model.shape import ModelShape
 from tunesmith.prompt.pack import bins
 
@@ -27,6 +30,8 @@ HOST = 2.0  # what a copy to the host and back disturbs, in times of a copy on t
 BUS = 2e10  # bytes/s that a card reads of the host's memory, at least (PCIe 4, 16 lanes)
 FRAGMENTS = 0.03  # of a budget that torch reserves beyond what it allocates; 2 to 6 % on an H200
 DEQUANTISE = 0.68  # of the bandwidth
+AFTER = ("gemma2", "gemma3_text", "gemma4_text")  # norms after attention and feed-forward
+NORMED = ("gemma3_text", "gemma4_text", "qwen3")  # norms of queries and keys
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,17 @@ class Wish:
     recompute: str = "auto"
 
 
-def fit(shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wish, memory: str) -> Plan:
-    """The fastest layout that fits. Raises ResourceError when none does."""
+def fit(
+    shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wish, memory: str,
+    layers: Sequence[LayerAttention] = (),
+) -> Plan:  # fmt: skip
+    """The fastest layout that fits. Raises ResourceError when none does.
+
+    `layers` is the attention of each layer; without it all layers see all earlier tokens.
+    """
     budget = parse_bytes(memory) if memory != "auto" else int(machine.memory_free * SHARE)
     room = int(budget * (1 - FRAGMENTS)) if memory != "auto" and machine.device == "cuda" else budget
-    count = _Count(shape, machine, speed, work, wish)
+    count = _Count(shape, machine, speed, work, wish, layers)
     sizes = _sizes(work)
     found = [made for size in sizes if (made := count.best(*size, room)) is not None]
     if not found:
@@ -98,10 +109,23 @@ class _Layout:
 class _Count:
     """Bytes and seconds of a layout."""
 
-    def __init__(self, shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wish) -> None:
+    def __init__(
+        self, shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wish,
+        layers: Sequence[LayerAttention],
+    ) -> None:  # fmt: skip
         self.shape, self.machine, self.speed, self.work, self.wish = shape, machine, speed, work, wish
         self.number = 4 if machine.precision == "float32" else 2
-        self.card = machine.device == "cuda"
+        self.layers = list(layers) or [LayerAttention(shape.queries, shape.keys, shape.head, 0)] * shape.layers
+        self.queries = sum(layer.queries for layer in self.layers) // shape.layers  # in the mean
+        self.keys = sum(layer.keys for layer in self.layers) // shape.layers
+        self.columns, self.scores = self._columns(), self._scores()
+        # whether the kernels of block_cuda run, which alone keep inputs and embeddings on the host
+        self.card = (
+            machine.device == "cuda"
+            and self.number == 2
+            and shape.family not in ("gemma2", "gemma4_text")
+            and all(layer.head % 8 == 0 and layer.head <= 256 for layer in self.layers)
+        )
         trained = [wish.layers == "all" or name in wish.layers for name in shape.names]
         self.ranks = [wish.rank if each else 0 for each in trained]
         self.adapter = shape.layers * sum(
@@ -126,8 +150,17 @@ class _Count:
         return self.block_linear() * (self.number - 0.5)  # the codes go, their scales stay
 
     def table_bytes(self) -> int:
-        """The embeddings that can wait on the host: those of a card that are not the head as well."""
-        return self.shape.vocabulary * self.shape.hidden * self.number if self.card and not self.shape.tied else 0
+        """The embeddings that can wait on the host: those of a card that are neither the head as well nor scaled."""
+        scaled = self.shape.family.startswith("gemma")
+        waits = self.card and not self.shape.tied and not scaled
+        return self.shape.vocabulary * self.shape.hidden * self.number if waits else 0
+
+    def rope_bytes(self) -> int:
+        """cos and sin of each kind of RoPE; LongRoPE has them twice where rows are that long."""
+        longest = self.work.longest
+        kinds = {layer.rope: layer for layer in self.layers}.values()
+        rows = sum(layer.head * (2 if 0 < layer.switch < longest else 1) for layer in kinds)
+        return 2 * rows * longest * self.number
 
     def fixed(self, layout: _Layout) -> dict[str, int]:
         """Bytes that are there all the time."""
@@ -138,7 +171,8 @@ class _Count:
         parts = {
             "base": int(base),
             "adapter": int(self.adapter * state) + self._diagonals(layout),
-            "runtime": (192 if self.card else 1600) << 20,  # cuBLAS's workspaces; Python, libraries, what malloc keeps
+            # cuBLAS's workspaces; on a processor Python, libraries, what malloc keeps
+            "runtime": ((192 if self.machine.device == "cuda" else 1600) << 20) + self.rope_bytes(),
         }
         for form in ("fp8", "dense"):
             if copies := int(self.forms(layout).count(form) * self.form_bytes(form)):
@@ -148,7 +182,7 @@ class _Count:
     def _diagonals(self, layout: _Layout) -> int:
         """The joined B, their blocks on diagonals; where codes are dequantised, they are joined then."""
         s, r = self.shape, self.wish.rank
-        wide = (s.queries + 2 * s.keys) * 3 * r + 2 * s.intermediate * 2 * r
+        wide = (self.queries + 2 * self.keys) * 3 * r + 2 * s.intermediate * 2 * r
         layers = layout.other if self.wish.bits == 4 else s.layers
         return layers * wide * self.number if self.adapter and self.card else 0
 
@@ -159,10 +193,20 @@ class _Count:
             return s.hidden * n if keep == "input" else 0
         heads = s.queries // max(1, s.head)
         small = sum(self.ranks) * n + 4 * heads
-        whole = (2 * s.hidden + 2 * s.queries + 2 * s.keys) * n + small
+        hidden = (4 if s.family in AFTER else 2) * s.hidden  # with what the norms after both parts were given
+        whole = (hidden + 2 * self.queries + 2 * self.keys) * n + small
         if not self.card:  # the attention's weights are kept (kernels/attention_rows.py)
-            whole += heads * min(self.work.longest, 512) * n
+            whole += heads * self.columns * n
         return whole + (2 * s.intermediate * n if keep == "all" else 0)
+
+    def _columns(self) -> int:
+        """The keys of a query whose attention weights are kept (kernels/attention.py), in the mean over all layers."""
+        longest = self.work.longest
+        kept = [
+            min(longest, layer.window + STRIPE) if 0 < layer.window <= SHORT else min(longest, SHORT)
+            for layer in self.layers
+        ]
+        return sum(kept) // len(kept)
 
     def working(self, keep: Keep, form: BaseForm, tokens: int) -> int:
         """The most that one block's backward has beside what was kept."""
@@ -170,18 +214,20 @@ class _Count:
         rank = self.wish.rank
         gate = (s.hidden + 2 * s.intermediate + rank) * n  # the gate's gradient is written over the gate
         up = (3 * s.hidden + 2 * rank) * n
-        mix = (s.hidden + s.queries + 2 * (s.queries + 2 * s.keys)) * n + 4 * s.queries - 2 * s.intermediate * n
+        queries, keys = max(layer.queries for layer in self.layers), max(layer.keys for layer in self.layers)
+        again = queries + 2 * keys if s.family in NORMED else 0  # normed and rotated a second time
+        mix = (s.hidden + queries + 2 * (queries + 2 * keys) + again) * n + 4 * queries - 2 * s.intermediate * n
         eight = 2 * s.intermediate if form == "fp8" else 0
         weight = 2 * s.intermediate * (s.hidden + 2 * rank) * n if form == "stored" and self.wish.bits == 4 else 0
-        again: dict[Keep, int] = {
+        remade: dict[Keep, int] = {
             "all": 0,
             "attention": 2 * s.intermediate * n,
             "input": self.kept("all") - s.hidden * n,
         }
-        again["host"] = self.kept("all") + s.hidden * n  # two inputs are on the way at a time
+        remade["host"] = self.kept("all") + s.hidden * n  # two inputs are on the way at a time
         wide = 1 if self.card else 3  # the plain functions hold a few of these in 32 bits
         most = max(wide * tokens * (gate + eight), wide * tokens * (up + eight) + weight, wide * tokens * mix)
-        return tokens * again[keep] + most
+        return tokens * remade[keep] + most
 
     def head(self, tokens: int) -> int:
         """The head's step: hidden states, their gradients, the logits of a chunk."""
@@ -299,8 +345,19 @@ class _Count:
         return tokens * self.shape.hidden * self.number / BUS
 
     def attention(self, tokens: int) -> float:
-        """Scores of one block, forward (2 products of a causal half) and backward (5 of them)."""
-        return tokens * 7.0 * self.work.longest * self.shape.queries / (self.speed.products * ATTENTION)
+        """Scores of a mean block, forward (2 products of a causal half) and backward (5 of them)."""
+        return tokens * 7.0 * self.scores / (self.speed.products * ATTENTION)
+
+    def _scores(self) -> float:
+        """Keys that a query sees, times 2 and the queries' width, in the mean over all layers.
+
+        Of a row L that is L / 2 keys in the mean, with a window w it is w - w^2 / 2L.
+        """
+        longest, found = self.work.longest, 0.0
+        for layer in self.layers:
+            window = min(layer.window or longest, longest)
+            found += window * (2 - window / longest) * layer.queries
+        return found / len(self.layers)
 
     def micro_seconds(self, layout: _Layout, tokens: float) -> float:
         """One micro-batch of so many tokens."""

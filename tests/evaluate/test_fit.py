@@ -14,6 +14,7 @@ from tunesmith.errors import ResourceError
 from tunesmith.fit import Wish, Work, fit
 from tunesmith.hardware import Machine, Speed
 from tunesmith.memory import Plan
+from tunesmith.model.fused_config import LayerAttention, fused_layers
 from tunesmith.model.shape import ModelShape, read_shape
 
 GIB = 1 << 30
@@ -132,3 +133,63 @@ def test_micro_batches_are_those_that_packing_makes(lengths: tuple[int, ...]) ->
     tokens, many = work.micro_batches(max(lengths))
     assert tokens == max(lengths)
     assert many >= sum(lengths) / max(lengths)
+
+
+GEMMA_270M = {  # google/gemma-3-270m
+    "model_type": "gemma3_text", "num_hidden_layers": 18, "hidden_size": 640, "intermediate_size": 2048,
+    "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144, "sliding_window": 512,
+    "max_position_embeddings": 32768, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def read_shape_of(folder: Path, config: dict[str, Any]) -> ModelShape:
+    (folder / "config.json").write_text(json.dumps(config))
+    return read_shape(folder, "gemma")
+
+
+def windowed(tmp_path: Path, length: int, machine: Machine) -> tuple[Plan, Plan]:
+    """Plans of Gemma 3 270M with its windows and as if it had none."""
+    shape, layers = read_shape_of(tmp_path, GEMMA_270M), fused_layers(GEMMA_270M)
+    work, wish = Work(((length,) * 8,), length, 100), Wish(4, 16, "all", "adamw", recompute="no")
+    speed = H200 if machine is CARD else SLOW
+    full = [replace(layer, window=0) for layer in layers]
+    with_windows, without = (fit(shape, machine, speed, work, wish, "auto", each) for each in (layers, full))
+    return with_windows, without
+
+
+@pytest.mark.parametrize("machine", [CARD, CPU])
+def test_windows_spare_time_only_where_rows_are_longer(tmp_path: Path, machine: Machine) -> None:
+    short, as_short = windowed(tmp_path, 400, machine)
+    assert short.step_seconds == as_short.step_seconds is not None
+    long, as_long = windowed(tmp_path, 8192, machine)
+    assert long.step_seconds is not None and as_long.step_seconds is not None
+    assert long.step_seconds < 0.8 * as_long.step_seconds
+
+
+def test_every_kind_of_rope_has_its_tables(tmp_path: Path) -> None:
+    layers = fused_layers(GEMMA_270M)
+    assert [layer.window for layer in layers] == [512, 512, 512, 512, 512, 0] * 3
+    assert {layer.rope for layer in layers} == {"sliding_attention", "full_attention"}
+    two, _ = windowed(tmp_path, 4096, CARD)
+    base = 192 << 20
+    assert two.parts["runtime"] - base == 2 * 2 * 4096 * 256 * 2  # kinds, cos and sin, positions, width, bytes
+    factors = {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    phi4 = fused_layers(
+        {
+            "model_type": "phi3", "num_hidden_layers": 2, "hidden_size": 3072, "num_attention_heads": 24,
+            "partial_rotary_factor": 0.75, "original_max_position_embeddings": 4096, "max_position_embeddings": 131072,
+            "rope_scaling": factors,
+        }
+    )  # fmt: skip
+    assert phi4 == [LayerAttention(3072, 3072, 128, 0, "", 4096)] * 2
+
+
+def test_plain_kernels_on_a_card_keep_everything_there(tmp_path: Path) -> None:
+    """Heads of 512 have no flash attention: nothing waits on the host, and the weights of attention are kept."""
+    config = {**GEMMA_270M, "head_dim": 512}
+    shape, layers = read_shape_of(tmp_path, config), fused_layers(config)
+    work, wish = Work(((512,) * 8,), 512, 100), Wish(4, 16, "all", "adamw")
+    tight = fit(shape, CARD, H200, work, wish, "3GB", layers)
+    assert "host" not in tight.keeps
+    own = fit(read_shape_of(tmp_path, GEMMA_270M), CARD, H200, work, wish, "auto", fused_layers(GEMMA_270M))
+    assert own.parts["activations"] < fit(shape, CARD, H200, work, wish, "auto", layers).parts["activations"]

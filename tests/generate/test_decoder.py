@@ -12,13 +12,29 @@ import torch
 from greedy import never, slowly
 from tunesmith.generate.decoder import ROOM, Decoder, reasons
 from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.fuse import FAMILIES
+from tunesmith.model.fused_config import FAMILIES
 from tunesmith.model.weights import fetch
 
 PROMPTS = [
     [(7 * n + 3 * place * place) % 250 + 5 for place in range(length)] for n, length in enumerate((3, 40, 17, 1, 29))
 ]
-WINDOWED = {"mistral": {"sliding_window": 16}, "gemma2": {"sliding_window": 16}}
+SLIDING = ("mistral", "ministral", "gemma2", "gemma3_text", "gemma4_text", "phi3")
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {"sliding_window": 16} if family in SLIDING else {}) for family in FAMILIES},
+    "qwen3 with windows": (
+        "qwen3", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, "head_dim": 24}
+    ),
+    "phi 4 mini": (  # replies that grow beyond 35 tokens are rotated by other factors
+        "phi3",
+        {
+            "hidden_size": 64, "partial_rotary_factor": 0.5,
+            "max_position_embeddings": 512, "original_max_position_embeddings": 35,
+            "rope_scaling": {
+                "type": "longrope", "short_factor": [1.0, 1.3, 2.0, 3.0], "long_factor": [4.0, 9.0, 20.0, 90.0]
+            },
+        },
+    ),
+}  # fmt: skip
 
 
 def loaded(folder: Path, precision: str, **adapter: Any) -> Model:
@@ -33,9 +49,10 @@ def loaded(folder: Path, precision: str, **adapter: Any) -> Model:
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_writes_what_its_own_layers_write(tiny: Callable[..., Path], family: str) -> None:
-    model = loaded(tiny(family, **WINDOWED.get(family, {})), "float32")
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_family_writes_what_its_own_layers_write(tiny: Callable[..., Path], config: str) -> None:
+    family, changes = CONFIGS[config]
+    model = loaded(tiny(family, **changes), "float32")
     expected = [slowly(model, prompt, 30) for prompt in PROMPTS]
     with model.base():
         base = [slowly(model, prompt, 30) for prompt in PROMPTS]
@@ -46,8 +63,10 @@ def test_every_family_writes_what_its_own_layers_write(tiny: Callable[..., Path]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_reply_is_the_same_alone_and_in_company(tiny: Callable[..., Path], precision: str) -> None:
-    model = loaded(tiny("llama", hidden_size=96, intermediate_size=160), precision)
+@pytest.mark.parametrize("config", ["llama", "gemma3_text", "gemma4_text", "phi 4 mini"])
+def test_a_reply_is_the_same_alone_and_in_company(tiny: Callable[..., Path], config: str, precision: str) -> None:
+    family, changes = CONFIGS[config]
+    model = loaded(tiny(family, **{"hidden_size": 96, "intermediate_size": 160, **changes}), precision)
     decoder = Decoder(model)
     prompts = [[(31 * n + 5 * place) % 250 + 5 for place in range(4 + n % 19)] for n in range(40)]
     together = dict(decoder.write(prompts, 24, 16, never, tuned=True))

@@ -44,14 +44,15 @@ def at_home() -> None:
     triton_parts.head = interpreted_head
 
 
-def main(family: str) -> None:
+def main(config: str) -> None:
     """Prints the largest relative error of a gradient for each form of the base and each way of keeping."""
     at_home()
+    family, changes = cases.CONFIGS[config]
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for form in ("stored", "dense"):
             for keep in ("all", "attention", "input"):
-                model = cases.ready(make_model(Path(folder) / form / keep, family), "float32", 4)
+                model = cases.ready(make_model(Path(folder) / form / keep, family, **changes), "float32", 4)
                 table, ids = model.network.get_input_embeddings().weight, torch.tensor([3, 0, 7, 3])
                 if not torch.equal(triton_parts.rows(table.data, ids), table[ids]):
                     raise AssertionError("rows of the table")

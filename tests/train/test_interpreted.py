@@ -17,13 +17,16 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3", "gemma"])
-def test_kernels_in_the_interpreter(family: str) -> None:
+@pytest.mark.parametrize(
+    "config",
+    ["llama", "qwen2", "qwen3", "phi3", "gemma", "gemma 3 with windows", "phi 4 mini", "smollm 3 with windows"],
+)
+def test_kernels_in_the_interpreter(config: str) -> None:
     script = Path(__file__).parent / "interpreted.py"
     paths = [str(script.parent), str(script.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
-        [sys.executable, script, family], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, script, config], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])

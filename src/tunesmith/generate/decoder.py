@@ -20,11 +20,13 @@ from tunesmith.errors import ResourceError
 from tunesmith.hardware import look
 from tunesmith.kernels import decode, norm
 from tunesmith.kernels.attention import Bounds
+from tunesmith.kernels.block import Form
 from tunesmith.kernels.decode import Cache, Stack
 from tunesmith.kernels.packed import Packed, can_pack, linear, pack
 from tunesmith.kernels.product import BaseForm, Joined
 from tunesmith.model.build import Model
-from tunesmith.model.fuse import Fused, flat_of, unfused_config
+from tunesmith.model.fuse import Fused, flat_of
+from tunesmith.model.fused_config import config_reasons
 from tunesmith.prompt.pack import packed
 from tunesmith.prompt.tokens import Example
 
@@ -45,7 +47,7 @@ class _Slot:
 
 def reasons(model: Model) -> list[str]:
     """Why this model's replies cannot be written here, for people; empty when they can."""
-    found = unfused_config(model.network.config.to_dict())
+    found = config_reasons(model.network.config)
     variant = model.variant
     if variant is not None and (variant.dora or variant.bias != "none"):
         found.append("the adapter has gains or biases of its own")
@@ -70,7 +72,7 @@ class Decoder:
 
             self.kernels = decode_cuda
         self.head = _packed(self.fused, model) if self.own else None
-        self.cos, self.sin, self.shapes = self.fused.tables(ROOM)
+        self.tables, self.shapes = self.fused.tables(ROOM)
 
     def write(
         self, prompts: Sequence[Sequence[int]], limit: int, batch: int, ended: Ended, *, tuned: bool
@@ -101,7 +103,7 @@ class Decoder:
 
     def _ready(self, longest: int) -> None:
         if longest > self.longest:
-            self.cos, self.sin, self.shapes = self.fused.tables(longest)
+            self.tables, self.shapes = self.fused.tables(longest)
             self.longest = longest
             if self.own:
                 self.fused.reach(longest)
@@ -113,14 +115,15 @@ class _Desk:
 
     def __init__(self, decoder: Decoder, many: int, room: int) -> None:
         self.of, self.fused, self.room, device = decoder, decoder.fused, room, decoder.device
-        form, dtype = decoder.shapes[0], self.fused.dtype
-        many = _fitting(many, 2 * len(self.fused.blocks) * form.keys * room * dtype.itemsize, device)
-        shape = (many, form.keys // form.head, room, form.head)
-        caches = [
-            Cache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in self.fused.blocks
-        ]
-        self.stack = Stack(self.fused.blocks, decoder.shapes, caches, decoder.cos, decoder.sin)
+        dtype, forms = self.fused.dtype, decoder.shapes
+        many = _fitting(many, 2 * sum(form.keys for form in forms) * room * dtype.itemsize, device)
+
+        def cache(form: Form) -> Tensor:
+            return torch.zeros(many, form.keys // form.head, room, form.head, dtype=dtype, device=device)
+
+        caches = [Cache(cache(form), cache(form)) for form in forms]
+        self.stack = Stack(self.fused.blocks, forms, caches, decoder.tables)
+        self.switches = {table.switch for table in decoder.tables} - {0}
         self.tokens, self.places, self.taken = (torch.zeros(many, dtype=torch.int64, device=device) for _ in range(3))
         self.held: list[_Slot | None] = [None] * many
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -143,7 +146,7 @@ class _Desk:
                 held = self.held[slot]
                 if held is None:
                     continue
-                held.written.append(token)
+                held.written.append(self._reread(slot, [*prompts[held.prompt], *held.written], token))
                 if ended(held.written) or len(held.written) >= limit:
                     yield held.prompt, held.written
                     self.held[slot] = None
@@ -161,6 +164,16 @@ class _Desk:
         starts = torch.tensor([0, many], dtype=torch.int32, device=ids.device)
         h = self.of.kernels.read(self.fused.embed(ids), self.stack, slot, Bounds(starts, many, (0, many)))
         return self._choose(h[-1:])[0]
+
+    def _reread(self, slot: int, ids: Sequence[int], token: int) -> int:
+        """The token after `ids`: `token`, unless the text has just become so long that its keys are rotated otherwise.
+
+        LongRoPE's factors depend on the text's length; what was cached under the short ones is computed again.
+        """
+        if len(ids) - 1 not in self.switches:
+            return token
+        self.tokens[slot] = self._read(slot, torch.tensor(ids, device=self.tokens.device))
+        return int(self.tokens[slot])
 
     def _step(self) -> list[int]:
         """One token for every slot; a slot that holds nothing writes nonsense that nobody reads."""

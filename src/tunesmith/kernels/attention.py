@@ -1,8 +1,8 @@
 """Causal attention over packed examples: one flat row of tokens, no example sees another.
 
 `packed` keeps everything on the card and needs no list of lengths (what a captured graph wants); `rows` goes through
-the examples one by one (a processor, a card without flash attention, or scores that are capped): short ones by
-`attention_rows`, long ones by the processor's flash kernel, which keeps less.
+the examples one by one (a processor, a card without flash attention, or scores that are capped): those that are short,
+or have a short window, by `attention_rows`, long ones by the processor's flash kernel, which keeps less.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tunesmith.kernels import attention_rows
 
-SHORT = 512  # tokens of an example whose weights are kept: a row of them is no longer than what a block keeps besides
+SHORT = 512  # tokens of an example, or of its window, whose weights are kept: a row of them is no longer than what a
+# block keeps besides
 _aten: Any = torch.ops.aten
 
 
@@ -86,7 +87,7 @@ def _spans(q: Tensor, bounds: Bounds, rule: Rule) -> tuple[list[tuple[slice, sli
     for start, end in _pairs(bounds):
         length = end - start
         if _short(length, rule):
-            size = attention_rows.size(length, heads) * q.element_size()
+            size = attention_rows.size(length, heads, rule.window) * q.element_size()
         else:
             size = heads * length * _number(q).itemsize
         found.append((slice(start, end), slice(at, at + size)))
@@ -95,7 +96,7 @@ def _spans(q: Tensor, bounds: Bounds, rule: Rule) -> tuple[list[tuple[slice, sli
 
 
 def _short(length: int, rule: Rule) -> bool:
-    return length <= SHORT and not rule.cap
+    return (length <= SHORT or 0 < rule.window <= SHORT) and not rule.cap
 
 
 def _number(x: Tensor) -> torch.dtype:
@@ -141,7 +142,7 @@ def _one_back(
     into: tuple[Tensor, Tensor, Tensor],
 ) -> None:  # fmt: skip
     if _short(len(q), rule):
-        attention_rows.backward(dout, q, k, v, rule.scale, saved.view(v.dtype), into)
+        attention_rows.backward(dout, q, k, v, rule.scale, rule.window, saved.view(v.dtype), into)
         return
     made = _long_back(dout, q, k, v, out, saved.view(_number(q)).view(q.shape[1], -1), rule)
     for each, gradient in zip(into, made, strict=True):

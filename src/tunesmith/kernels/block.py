@@ -1,8 +1,9 @@
 """One decoder block over a flat row of packed tokens: forward, and the backward that was written by hand.
 
-h2 = h + attention(norm(h)), out = h2 + feed-forward(norm(h2)), with Gemma 2's norms behind both parts and Qwen 3's
-norms of queries and keys where the family has them. What is cheap (norms, the gated product) is made again in the
-backward; `keep` says which of the dear tensors are kept.
+h2 = h + attention(norm(h)), out = h2 + feed-forward(norm(h2)), with norms after both parts (Gemma 2 to 4), norms of
+queries and keys (Qwen 3, Gemma 3 and 4), norms of values and a scalar times the output (Gemma 4) where the family has
+them. What is cheap (norms, the gated product) is made again in the backward; `keep` says which of the dear tensors are
+kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ Keep = Literal["all", "attention", "input", "host"]  # host: the input waits in 
 
 
 class Form(NamedTuple):
-    """What is constant in a block. Widths: `queries` and `keys` of all their heads together."""
+    """What is constant in a block. Widths: `queries` and `keys` of all their heads together.
+
+    `table` is the index of its RoPE table. `shared_values`: the product makes no values, the keys' rows are the values,
+    too, before they are normalized and rotated.
+    """
 
     queries: int
     keys: int
@@ -29,10 +34,13 @@ class Form(NamedTuple):
     offset: float
     activation: str
     rule: Rule
+    table: int = 0
+    shared_values: bool = False
+    norm_values: bool = False
 
 
 class Block(NamedTuple):
-    """The tensors of a block. `after_*` are Gemma 2's norms, `norm_q` and `norm_k` Qwen 3's."""
+    """The tensors of a block. `after_*` are the norms after both parts, `scalar` multiplies the block's output."""
 
     norm_1: Tensor
     norm_2: Tensor
@@ -44,6 +52,7 @@ class Block(NamedTuple):
     after_2: Tensor | None = None
     norm_q: Tensor | None = None
     norm_k: Tensor | None = None
+    scalar: Tensor | None = None
 
 
 class Kept(NamedTuple):
@@ -55,13 +64,13 @@ class Kept(NamedTuple):
     total: Tensor | None = None
     h2: Tensor | None = None
     both: Tensor | None = None
-    made_1: Tensor | None = None  # before Gemma 2's norms
+    made_1: Tensor | None = None  # before the norms after both parts
     made_2: Tensor | None = None
     inner: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = (None, None, None, None)
 
 
 class Turns(NamedTuple):
-    """Tables of cos and sin (longest x turned), and the place of each token in its example."""
+    """Tables of cos and sin (rows x turned), and the row of each token, which is its place in its example."""
 
     cos: Tensor
     sin: Tensor
@@ -88,6 +97,7 @@ def backward(
     kept = _complete(stack.pop(), block, turns, bounds, form)
     h, h2, both, mixed, inner = kept.h, given(kept.h2), given(kept.both), given(kept.mixed), kept.inner
     eps, offset = form.eps, form.offset
+    dout = dout if block.scalar is None else dout * block.scalar
     dmade = dout if block.after_2 is None else norm.rms_back(dout, given(kept.made_2), block.after_2, eps, offset)
     dactivated, dinner = product.back(dmade, block.down)
     dboth, activated = gate.gated_back(dactivated, both, form.activation)
@@ -119,6 +129,7 @@ def _through(
     if to_the_end or block.after_2 is not None:
         made_2, inner_down = product.forward(gate.gated(both, form.activation), block.down)
         out = h2 + (made_2 if block.after_2 is None else norm.rms(made_2, block.after_2, form.eps, form.offset))
+        out = out if block.scalar is None else out.mul_(block.scalar)
     elif block.down.a is not None:
         inner_down = gate.gated(both, form.activation) @ block.down.a.T
     keep_1, keep_2 = (made_1 if block.after_1 is not None else None), (made_2 if block.after_2 is not None else None)
@@ -129,7 +140,7 @@ def _through(
 def _thin(kept: Kept, keep: Keep) -> Kept:
     if keep == "all":
         return kept
-    return kept._replace(both=None, made_2=None) if keep == "attention" else Kept(kept.h)  # input, host
+    return kept._replace(both=None) if keep == "attention" else Kept(kept.h)  # input, host
 
 
 def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Kept:
@@ -139,11 +150,7 @@ def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form
     if kept.both is not None:
         return kept
     normed = norm.rms(kept.h2, block.norm_2, form.eps, form.offset)
-    both, _ = product.forward(normed, block.gate_up)
-    if block.after_2 is None:
-        return kept._replace(both=both)
-    made_2, _ = product.forward(gate.gated(both, form.activation), block.down)
-    return kept._replace(both=both, made_2=made_2)
+    return kept._replace(both=product.forward(normed, block.gate_up)[0])
 
 
 def heads(x: Tensor, form: Form) -> Tensor:
@@ -151,20 +158,30 @@ def heads(x: Tensor, form: Form) -> Tensor:
     return x.view(len(x), -1, form.head)
 
 
-def _split(qkv: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = torch.split(qkv, [form.queries, form.keys, form.keys], dim=1)
+def split(qkv: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (tokens x heads x head) in the product's output; shared values are the keys."""
+    q, k = qkv[:, : form.queries], qkv[:, form.queries : form.queries + form.keys]
+    v = k if form.shared_values else qkv[:, form.queries + form.keys :]
     return heads(q, form), heads(k, form), heads(v, form)
 
 
 def _turned(qkv: Tensor, block: Block, turns: Turns, form: Form) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as attention takes them, from what the product made; not normed, they stand in it."""
     cos, sin = turns.each()
-    q, k, v = _split(qkv, form)
-    if block.norm_q is None or block.norm_k is None:
+    if block.norm_q is None:
         rotary.rotate_(_both(qkv, form), cos, sin)
-        return q, k, v
-    q, k = norm.rms(q, block.norm_q, form.eps, form.offset), norm.rms(k, block.norm_k, form.eps, form.offset)
+        return split(qkv, form)
+    q, k, v = normed_heads(qkv, block, form)
     return rotary.rotate_(q, cos, sin), rotary.rotate_(k, cos, sin), v
+
+
+def normed_heads(qkv: Tensor, block: Block, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+    """`split`, each part in a new tensor after its norm where the block has one."""
+    q, k, v = split(qkv, form)
+    if block.norm_q is None:
+        return q, k, v
+    q, k_normed = (norm.rms(x, w, form.eps, form.offset) for x, w in ((q, block.norm_q), (k, given(block.norm_k))))
+    return q, k_normed, norm.rms(v, None, form.eps, 0.0) if form.norm_values else v
 
 
 def _both(qkv: Tensor, form: Form) -> Tensor:
@@ -175,10 +192,11 @@ def _both(qkv: Tensor, form: Form) -> Tensor:
 def _mix_back(dmixed: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Tensor:
     """From the gradient to attention's output to that to the joined queries, keys and values."""
     qkv, mixed, total = given(kept.qkv), given(kept.mixed), given(kept.total)
-    raw_q, raw_k, v = _split(qkv, form)
-    q, k = (raw_q, raw_k) if block.norm_q is None else _turned(qkv, block, turns, form)[:2]
+    raw_q, raw_k, raw_v = split(qkv, form)
+    q, k, v = (raw_q, raw_k, raw_v) if block.norm_q is None else _turned(qkv, block, turns, form)
     dqkv = torch.empty_like(qkv)
-    into = _split(dqkv, form)
+    into = split(dqkv, form)
+    into = (*into[:2], torch.empty_like(v)) if form.shared_values else into
     made = attend_back(heads(dmixed, form), q, k, v, heads(mixed, form), total, bounds, form.rule, into)
     for part, gradient in zip(into, made, strict=True):
         if part is not gradient:
@@ -187,6 +205,10 @@ def _mix_back(dmixed: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bo
     if block.norm_q is not None and block.norm_k is not None:
         into[0].copy_(norm.rms_back(into[0], raw_q, block.norm_q, form.eps, form.offset))
         into[1].copy_(norm.rms_back(into[1], raw_k, block.norm_k, form.eps, form.offset))
+    if form.norm_values:
+        into[2].copy_(norm.rms_back(into[2], raw_v, None, form.eps, 0.0))
+    if form.shared_values:
+        into[1].add_(into[2])
     return dqkv
 
 

@@ -29,16 +29,17 @@ def forward(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form, k
     """`h` (tokens x hidden) through the block; `turns` are the tables of cos and sin and each token's place."""
     h2, both, kept = _until_gate(h, block, turns, form, _attending(bounds, form))
     made, inner = _down(both, block, form)
+    out = h2 + _after(made, block.after_2, form)
     if keep in ("input", "host"):
-        return h2 + made, Kept(h)
-    kept = kept._replace(inner=(*kept.inner[:3], inner))
-    return h2 + made, kept._replace(both=None) if keep == "attention" else kept
+        return out, Kept(h)
+    kept = kept._replace(made_2=None if block.after_2 is None else made, inner=(*kept.inner[:3], inner))
+    return out, kept._replace(both=None) if keep == "attention" else kept
 
 
 def write(h: Tensor, block: Block, turns: Turns, form: Form, mix: Mix) -> Tensor:
     """`h` (tokens x hidden) through the block, where `mix` attends; nothing is kept."""
     h2, both, _ = _until_gate(h, block, turns, form, mix)
-    return h2.add_(_down(both, block, form)[0])
+    return h2.add_(_after(_down(both, block, form)[0], block.after_2, form))
 
 
 def backward(
@@ -47,20 +48,23 @@ def backward(
     """The gradient to `h`; those to the adapter are added to `targets`. Takes what was kept from the `stack`'s top."""
     kept = _complete(stack.pop(), block, turns, bounds, form)
     h2, both, mixed = given(kept.h2), given(kept.both), given(kept.mixed)
-    dactivated, dinner = _back(dout, block.down)
+    dmade = _after_back(dout, kept.made_2, block.after_2, form)
+    dactivated, dinner = _back(dmade, block.down)
     dboth, activated = parts.gated_back(dactivated, both, form.activation, dinner, block.down.a)  # over `both`
     inner = kept.inner[3]
     if activated is not None and inner is None:
         inner = activated @ given(block.down.a).T
-    gather(targets[3], dout, activated, inner, dinner)
-    del dactivated, activated, both
-    kept = kept._replace(both=None)
+    gather(targets[3], dmade, activated, inner, dinner)
+    del dactivated, activated, both, dmade
+    kept = kept._replace(both=None, made_2=None)
     dh2 = _back_norm(dboth, dout, h2, block.norm_2, kept.inner[2], block.gate_up, targets[2], form)
     del dboth, h2
-    dmixed, dinner = _back(dh2, block.out, with_b=False)
+    dmade = _after_back(dh2, kept.made_1, block.after_1, form)
+    dmixed, dinner = _back(dmade, block.out, with_b=False)
     if dinner is not None:
         dmixed.addmm_(dinner, given(block.out.a))
-    gather(targets[1], dh2, mixed, kept.inner[1], dinner)
+    gather(targets[1], dmade, mixed, kept.inner[1], dinner)
+    del dmade
     dqkv = _mix_back(dmixed, kept, block, turns, bounds, form)
     return _back_norm(dqkv, dh2, kept.h, block.norm_1, kept.inner[0], block.qkv, targets[0], form)
 
@@ -81,10 +85,17 @@ def _until_gate(h: Tensor, block: Block, turns: Turns, form: Form, mix: Mix) -> 
     mixed = mixed.flatten(1)
     codes, scales = parts.quantise(mixed) if _eight(block.out) else (None, None)
     made, inner_out = _product(mixed, codes, scales, block.out)
+    made_1 = None if block.after_1 is None else made
+    made = _after(made, block.after_1, form)
     h2, wide, codes, scales = parts.norm(h, made, block.norm_2, form.eps, form.offset, _room(block.gate_up), eight=_eight(block.gate_up))  # noqa: E501  # fmt: skip
     del made
     both, inner_gate = _product(wide, codes, scales, block.gate_up)
-    return h2, both, Kept(h, qkv, mixed, total, h2, both, inner=(inner_qkv, inner_out, inner_gate, None))
+    return h2, both, Kept(h, qkv, mixed, total, h2, both, made_1, inner=(inner_qkv, inner_out, inner_gate, None))
+
+
+def _after(made: Tensor, weight: Tensor | None, form: Form) -> Tensor:
+    """The norm after attention or feed-forward, where the block has one."""
+    return made if weight is None else parts.norm(made, None, weight, form.eps, form.offset, 0, eight=False)[1]
 
 
 def _down(both: Tensor, block: Block, form: Form) -> tuple[Tensor, Tensor | None]:
@@ -152,7 +163,11 @@ def _split(turned: Tensor, qkv: Tensor, form: Form) -> tuple[Tensor, Tensor, Ten
 def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Kept:
     """Makes again what was not kept."""
     if kept.h2 is None:
-        return _until_gate(kept.h, block, turns, form, _attending(bounds, form))[2]
+        _, both, kept = _until_gate(kept.h, block, turns, form, _attending(bounds, form))
+        if block.after_2 is None:
+            return kept
+        made, inner = _down(both, block, form)
+        return kept._replace(made_2=made, inner=(*kept.inner[:3], inner))
     if kept.both is None:
         _, wide, codes, scales = parts.norm(kept.h2, None, block.norm_2, form.eps, form.offset, _room(block.gate_up), eight=_eight(block.gate_up))  # noqa: E501  # fmt: skip
         both, _ = _product(wide, codes, scales, block.gate_up)
@@ -176,6 +191,11 @@ def _back(dy: Tensor, joined: Joined, *, with_b: bool = True) -> tuple[Tensor, T
         return dy @ _dense(joined, with_b=False), dy @ given(b)
     wide = dy @ _dense(joined, with_b=True)
     return wide[:, : a.shape[1]], wide[:, a.shape[1] :].contiguous()
+
+
+def _after_back(dy: Tensor, made: Tensor | None, weight: Tensor | None, form: Form) -> Tensor:
+    """The gradient to what `_after` was given."""
+    return dy if weight is None else parts.norm_back(dy, given(made), weight, form.eps, form.offset, None)
 
 
 def _back_norm(

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from tunesmith.kernels import gate, norm, product, rotary
 from tunesmith.kernels.attention import Bounds, Rule, attend
-from tunesmith.kernels.block import Block, Form, heads
+from tunesmith.kernels.block import Block, Form, normed_heads
+from tunesmith.kernels.rotary import Table
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # turned q, k, v (tokens x heads x head) -> tokens x queries
 
@@ -28,33 +29,34 @@ class Cache(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """All blocks with what is constant in each, their caches, and the tables of cos and sin (longest x turned)."""
+    """All blocks with what is constant in each, their caches, and the tables that `Form.table` counts."""
 
     blocks: Sequence[Block]
     forms: Sequence[Form]
     caches: Sequence[Cache]
-    cos: Tensor
-    sin: Tensor
+    tables: Sequence[Table]
 
 
 def read(h: Tensor, stack: Stack, slot: int, bounds: Bounds) -> Tensor:
     """One prompt (tokens x hidden) through all blocks; its keys and values go to the beginning of a slot."""
-    cos, sin = stack.cos[: len(h)], stack.sin[: len(h)]
+    turns = [table.text(len(h)) for table in stack.tables]
     for block, form, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
-        h = _forward(h, block, cos, sin, form, _read(cache, slot, bounds, form.rule))
+        h = _forward(h, block, *turns[form.table], form, _read(cache, slot, bounds, form.rule))
     return h
 
 
 def write(h: Tensor, stack: Stack, places: Tensor) -> Tensor:
     """One new token a slot (slots x hidden) through all blocks; `places` (slots) is where each one stands."""
-    cos, sin = stack.cos[places], stack.sin[places]
+    rows = [table.next_rows(places) for table in stack.tables]
+    turns = [(table.cos[each], table.sin[each]) for table, each in zip(stack.tables, rows, strict=True)]
     room = stack.caches[0].keys.shape[2]
     slots = torch.arange(len(places), device=places.device)
     masks = {
         window: _unseen(places, room, window, h.dtype) for window in {form.rule.window for form in stack.forms}
     }  # fmt: skip
     for block, form, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
-        h = _forward(h, block, cos, sin, form, _write(cache, slots, places, masks[form.rule.window], form.rule))
+        mix = _write(cache, slots, places, masks[form.rule.window], form.rule)
+        h = _forward(h, block, *turns[form.table], form, mix)
     return h
 
 
@@ -62,15 +64,14 @@ def _forward(h: Tensor, block: Block, cos: Tensor, sin: Tensor, form: Form, mix:
     """`h` (tokens x hidden) through a block; `cos` and `sin` (tokens x turned) are those of each token's place."""
     eps, offset = form.eps, form.offset
     qkv, _ = product.forward(norm.rms(h, block.norm_1, eps, offset), block.qkv)
-    q, k, v = (heads(each, form) for each in torch.split(qkv, [form.queries, form.keys, form.keys], dim=1))
-    if block.norm_q is not None and block.norm_k is not None:
-        q, k = norm.rms(q, block.norm_q, eps, offset), norm.rms(k, block.norm_k, eps, offset)
+    q, k, v = normed_heads(qkv, block, form)
     mixed = mix(rotary.rotate_(q, cos, sin), rotary.rotate_(k, cos, sin), v)
     made, _ = product.forward(mixed, block.out)
     h = h + (made if block.after_1 is None else norm.rms(made, block.after_1, eps, offset))
     both, _ = product.forward(norm.rms(h, block.norm_2, eps, offset), block.gate_up)
     made, _ = product.forward(gate.gated(both, form.activation), block.down)
-    return h + (made if block.after_2 is None else norm.rms(made, block.after_2, eps, offset))
+    h = h + (made if block.after_2 is None else norm.rms(made, block.after_2, eps, offset))
+    return h if block.scalar is None else h.mul_(block.scalar)
 
 
 def _read(cache: Cache, slot: int, bounds: Bounds, rule: Rule) -> Mix:

@@ -13,17 +13,18 @@ from tunesmith.kernels.decode import Cache, Stack
 
 def read(h: Tensor, stack: Stack, slot: int, bounds: Bounds) -> Tensor:
     """See `decode.read`."""
-    turns = Turns(stack.cos, stack.sin, bounds.starts.new_tensor(range(len(h))).long())
+    places = bounds.starts.new_tensor(range(len(h))).long()
+    turns = [Turns(*table.text(len(h)), places) for table in stack.tables]
     for block, form, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
-        h = block_cuda.write(h, block, turns, form, _read(cache, slot, bounds, form.rule))
+        h = block_cuda.write(h, block, turns[form.table], form, _read(cache, slot, bounds, form.rule))
     return h
 
 
 def write(h: Tensor, stack: Stack, places: Tensor) -> Tensor:
     """See `decode.write`. A slot's keys are read up to its place, whatever the cache's room."""
-    turns = Turns(stack.cos, stack.sin, places)
+    turns = [Turns(table.cos, table.sin, table.next_rows(places)) for table in stack.tables]
     for block, form, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
-        h = block_cuda.write(h, block, turns, form, _write(cache, places, form.rule))
+        h = block_cuda.write(h, block, turns[form.table], form, _write(cache, places, form.rule))
     return h
 
 

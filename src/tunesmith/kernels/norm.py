@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 
-def rms(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-    """`x` (... x width) over its root mean square, times `weight + offset` (Gemma stores weights around zero)."""
+def rms(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> Tensor:
+    """`x` (... x width) over its root mean square, times `weight + offset` (Gemma 1 to 3 store weights around zero)."""
     normed, _ = _normed(x, eps)
-    return normed.mul_(_wide(weight) + offset).to(x.dtype)
+    return (normed if weight is None else normed.mul_(_wide(weight) + offset)).to(x.dtype)
 
 
-def rms_back(dy: Tensor, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+def rms_back(dy: Tensor, x: Tensor, weight: Tensor | None, eps: float, offset: float) -> Tensor:
     """The gradient to `x`: r (g - n mean(g n)) with n = r x, g = dy (weight + offset), r the inverse root."""
     normed, inverse = _normed(x, eps)
-    return _back(dy, normed, inverse, _wide(weight) + offset)
+    return _back(dy, normed, inverse, None if weight is None else _wide(weight) + offset)
 
 
 def rms_again(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -41,8 +41,9 @@ def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return wide.mul_(inverse), inverse
 
 
-def _back(dy: Tensor, normed: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
-    scaled = dy.to(normed.dtype, copy=True).mul_(weight)
+def _back(dy: Tensor, normed: Tensor, inverse: Tensor, weight: Tensor | None) -> Tensor:
+    scaled = dy.to(normed.dtype, copy=True)
+    scaled = scaled if weight is None else scaled.mul_(weight)
     mean = torch.linalg.vecdot(scaled, normed)[..., None].div_(-scaled.shape[-1])
     return scaled.addcmul_(normed, mean).mul_(inverse).to(dy.dtype)
 

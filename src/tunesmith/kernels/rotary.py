@@ -2,8 +2,44 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Table(NamedTuple):
+    """cos and sin by position (rows x rotated width).
+
+    With a `switch` (LongRoPE, Ding et al. 2024, arXiv:2402.13753) the tables have two halves: texts of at most `switch`
+    tokens use the first, longer ones the second. 0: one half for all texts.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    switch: int = 0
+
+    @property
+    def half(self) -> int:
+        """The first row of the second half."""
+        return len(self.cos) // 2
+
+    def packed_rows(self, positions: Tensor, starts: Tensor) -> Tensor:
+        """The row of each token of packed texts, at `positions` in texts that begin at `starts` (texts + 1, int32)."""
+        if not self.switch:
+            return positions
+        token = torch.arange(len(positions), dtype=starts.dtype, device=starts.device)
+        text = torch.searchsorted(starts, token, right=True) - 1
+        return positions + self.half * (starts.diff()[text] > self.switch)
+
+    def next_rows(self, positions: Tensor) -> Tensor:
+        """The row of each token that is the last of its text so far, at `positions`."""
+        return positions + self.half * (positions >= self.switch) if self.switch else positions
+
+    def text(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of one text of `length` tokens."""
+        first = self.half if 0 < self.switch < length else 0
+        return self.cos[first : first + length], self.sin[first : first + length]
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,12 +20,13 @@ from tunesmith.kernels import attention, block, fp8, head, nf4, norm
 from tunesmith.kernels.attention import Bounds
 from tunesmith.kernels.block import Block, Keep
 from tunesmith.kernels.product import BaseForm, Joined, Target
+from tunesmith.kernels.rotary import Table
+from tunesmith.model import fused_config
 from tunesmith.model.build import Model
 from tunesmith.model.qlora import FrozenLinear, LoraLinear
 from tunesmith.model.shelf import Shelf, shelve_table
 from tunesmith.prompt.pack import Packed
 
-FAMILIES = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 GROUPS = (  # of each joined product the names of its layers: apart, or as the family already joins them
     (("q_proj", "k_proj", "v_proj"), ("qkv_proj",)),
     (("o_proj",),),
@@ -35,27 +36,11 @@ GROUPS = (  # of each joined product the names of its layers: apart, or as the f
 Forms = BaseForm | tuple[BaseForm, BaseForm, BaseForm, BaseForm]  # of a block, or of each of its joined products
 
 
-def unfused_config(config: Mapping[str, Any]) -> list[str]:
-    """Why a model with this config.json cannot be fused, for people; empty when it can."""
-    family = str(config.get("model_type", ""))
-    if family not in FAMILIES:
-        return [f"the family {family} has no fused blocks"]
-    found = []
-    if any(config.get(key) for key in ("attention_dropout", "resid_pdrop", "embd_pdrop")):
-        found.append("the model has dropout of its own")
-    given = config.get("hidden_activation") or config.get("hidden_act") or ("gelu" if family == "gemma" else "silu")
-    if given not in ("silu", "gelu_pytorch_tanh", "gelu_tanh"):
-        found.append(f"its activation is {given}, neither silu nor tanh's gelu")
-    return found
-
-
 def reasons(model: Model) -> list[str]:
     """Why this loaded model with its adapter cannot be fused, for people; empty when it can."""
-    found = unfused_config(model.network.config.to_dict()) + model.fast_path()
+    found = fused_config.config_reasons(model.network.config) + model.fast_path()
     if any(layer.start_A is not None for layer in model.lora.values()):
         found.append("the adapter's start was taken from the base")
-    if not found and _activation(_decoder(model).layers[0].mlp) is None:
-        found.append("its activation is neither silu nor tanh's gelu")
     return found
 
 
@@ -164,9 +149,13 @@ class Fused:
         self.forms = [forms] * many if isinstance(forms, str) else list(forms)
         self.keeps: list[Keep] = [keeps] * many if isinstance(keeps, str) else list(keeps)
         self.dtype = model.network.get_input_embeddings().weight.dtype
+        self.attentions = fused_config.layers(model.network.config)
         self.reach(longest)
         self.kernels: Any = block
-        if self.shapes[0].rule.way == "packed" and _has_triton():
+        if _has_triton() and all(
+            _has_own_kernels(shape, self._tables[shape.table], layer)
+            for shape, layer in zip(self.shapes, self.layers, strict=True)
+        ):
             from tunesmith.kernels import block_cuda
 
             self.kernels = block_cuda
@@ -186,12 +175,41 @@ class Fused:
 
     def reach(self, longest: int) -> None:
         """Makes the tables and rules for examples of at most `longest` tokens."""
-        self.cos, self.sin, self.shapes = self.tables(longest)
+        self._tables, self.shapes = self.tables(longest)
 
-    def tables(self, longest: int) -> tuple[Tensor, Tensor, list[block.Form]]:
-        """cos and sin of each place (longest x turned), and what is constant in each block."""
-        cos, sin = _turns(_decoder(self.model), longest, self.dtype, self.model.device)
-        return cos, sin, [_form(self.model, layer, self.dtype, longest) for layer in self.layers]
+    def tables(self, longest: int) -> tuple[list[Table], list[block.Form]]:
+        """The RoPE tables for texts of at most `longest` tokens, and what is constant in each block."""
+        switches = {own.rope: own.switch for own in self.attentions}
+        kinds = list(switches)
+        return [self._table(kind, switch, longest) for kind, switch in switches.items()], [
+            _form(self.model, layer, own, kinds.index(own.rope), self.dtype, longest)
+            for layer, own in zip(self.layers, self.attentions, strict=True)
+        ]
+
+    def _table(self, kind: str | None, switch: int, longest: int) -> Table:
+        """The table of the layers whose RoPE parameters have the key `kind`, as the family computes it."""
+        device, rotary = self.model.device, _decoder(self.model).rotary_emb
+        if kind is None:  # no rotation: cos 1, sin 0
+            cos = torch.ones(longest, self.attentions[0].head, dtype=self.dtype, device=device)
+            return Table(cos, torch.zeros_like(cos))
+        by_kind = [kind] if kind else []
+
+        def turns(length: int) -> tuple[Tensor, Tensor]:
+            positions = torch.arange(length, device=device)[None]
+            cos, sin = rotary(torch.empty(1, 1, 1, dtype=self.dtype, device=device), positions, *by_kind)
+            return cos[0].contiguous(), sin[0].contiguous()
+
+        if not 0 < switch < longest:
+            return Table(*turns(longest))
+        gap = (0, 0, 0, longest - switch)
+        pairs = zip(turns(switch), turns(longest), strict=True)
+        cos, sin = (torch.cat([nn.functional.pad(short, gap), long]) for short, long in pairs)
+        return Table(cos, sin, switch)
+
+    def _turns(self, flat: Flat) -> list[block.Turns]:
+        """Of each table the rows of the tokens."""
+        starts = flat.bounds.starts
+        return [block.Turns(table.cos, table.sin, table.packed_rows(flat.places, starts)) for table in self._tables]
 
     @contextlib.contextmanager
     def adapter(self, on: bool) -> Iterator[None]:
@@ -263,19 +281,20 @@ class Fused:
     def step(self, flat: Flat, share: Tensor) -> Tensor:
         """The summed cross-entropy in nats; adds `share` times its gradient to the adapter's gradients."""
         with torch.no_grad():
-            turns = block.Turns(self.cos, self.sin, flat.places)
+            turns = self._turns(flat)
             h = self.embed(flat.ids)
             kept: list[Any] = []
-            for index, keep in enumerate(self.keeps):
-                h, each = self.kernels.forward(h, self.blocks[index], turns, flat.bounds, self.shapes[index], keep)
+            for index, (shape, keep) in enumerate(zip(self.shapes, self.keeps, strict=True)):
+                h, each = self.kernels.forward(h, self.blocks[index], turns[shape.table], flat.bounds, shape, keep)
                 kept.append(self._put(index, each, keep))
                 del each
             total, dh = self._loss_and_gradient(h, flat, share)
             del h
             for index in range(len(self.blocks) - 1, -1, -1):
                 self._take(index, kept, dh)
+                shape = self.shapes[index]
                 dh = self.kernels.backward(
-                    dh, kept, self.blocks[index], turns, flat.bounds, self.shapes[index], self.targets[index]
+                    dh, kept, self.blocks[index], turns[shape.table], flat.bounds, shape, self.targets[index]
                 )
             return total
 
@@ -301,10 +320,10 @@ class Fused:
     def loss(self, flat: Flat) -> Tensor:
         """The summed cross-entropy in nats."""
         with torch.no_grad():
-            turns = block.Turns(self.cos, self.sin, flat.places)
+            turns = self._turns(flat)
             h = self.embed(flat.ids)
             for made, shape in zip(self.blocks, self.shapes, strict=True):
-                h, _ = self.kernels.forward(h, made, turns, flat.bounds, shape, "input")
+                h, _ = self.kernels.forward(h, made, turns[shape.table], flat.bounds, shape, "input")
             hidden = self._last_norm(h[flat.chosen])
             parts = zip(torch.split(hidden, self.chunk), torch.split(flat.targets, self.chunk), strict=True)
             return torch.stack([self._chunk(part, wanted, None)[0] for part, wanted in parts]).sum()
@@ -348,14 +367,14 @@ class Fused:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token (rows x vocabulary) of normed hidden states."""
-        cap = float(getattr(self.model.network.config, "final_logit_softcapping", None) or 0.0)
+        cap = _final_cap(self.model)
         made = self.model.network.get_output_embeddings()(hidden)
         return torch.tanh(made / cap) * cap if cap else made
 
     def _chunk(self, hidden: Tensor, targets: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of some tokens, and its gradient where a `share` is given."""
         layer = self.model.network.get_output_embeddings()
-        cap = float(getattr(self.model.network.config, "final_logit_softcapping", None) or 0.0)
+        cap = _final_cap(self.model)
         weight, bias = layer.weight, getattr(layer, "bias", None)
         if self.own_kernels:
             from tunesmith.kernels import triton_parts
@@ -394,7 +413,7 @@ def _groups(layer: Any, form: Forms, dtype: torch.dtype, own_kernels: bool) -> l
             owner = layer.self_attn if hasattr(layer.self_attn, choice[0]) else layer.mlp
             if hasattr(owner, choice[0]):
                 behind = own_kernels and place != 1  # attention's output comes without room behind its rows
-                layers = [getattr(owner, name) for name in choice]
+                layers = [each for name in choice if (each := getattr(owner, name)) is not None]
                 found.append(_Group(layers, _four(form)[place], dtype, behind=behind))
                 break
     if len(found) != len(GROUPS):
@@ -418,6 +437,7 @@ def _block(layer: Any, groups: Sequence[_Group]) -> Block:
         after_2=layer.post_feedforward_layernorm.weight.data if sandwich else None,
         norm_q=inner.q_norm.weight.data if hasattr(inner, "q_norm") else None,
         norm_k=inner.k_norm.weight.data if hasattr(inner, "k_norm") else None,
+        scalar=getattr(layer, "layer_scalar", None),
     )
 
 
@@ -434,39 +454,37 @@ def _alone(made: Joined) -> Joined:
     return made._replace(base=base, a=None, b=None, pieces=())
 
 
-def _form(model: Model, layer: Any, dtype: torch.dtype, longest: int) -> block.Form:
-    config, inner = model.network.config, layer.self_attn
-    size = int(inner.head_dim)
-    cap = float(getattr(inner, "attn_logit_softcapping", None) or 0.0)
-    own = getattr(inner, "sliding_window", None)
-    if str(config.model_type) in ("mistral", "phi3"):
-        own = getattr(config, "sliding_window", None)
-    window = int(own) if own and own < longest else 0
-    packed = not cap and attention.has_flash(model.device, dtype, size)
+def _form(
+    model: Model, layer: Any, own: fused_config.LayerAttention, table: int, dtype: torch.dtype, longest: int
+) -> block.Form:
+    config = model.network.config
+    family = str(config.model_type)
+    cap = float(config.attn_logit_softcapping or 0.0) if family == "gemma2" else 0.0
+    window = own.window if own.window < longest else 0
+    packed = not cap and attention.has_flash(model.device, dtype, own.head)
+    function = getattr(layer.mlp, "act_fn", None) or layer.mlp.activation_fn
     return block.Form(
-        queries=int(config.num_attention_heads) * size,
-        keys=int(config.num_key_value_heads) * size,
-        head=size,
+        queries=own.queries,
+        keys=own.keys,
+        head=own.head,
         eps=float(config.rms_norm_eps),
-        offset=1.0 if str(config.model_type).startswith("gemma") else 0.0,
-        activation=cast(str, _activation(layer.mlp)),
-        rule=attention.Rule(float(inner.scaling), cap, window, "packed" if packed else "rows"),
+        offset=1.0 if family in ("gemma", "gemma2", "gemma3_text") else 0.0,
+        activation=cast(str, fused_config.activation(function)),
+        rule=attention.Rule(float(layer.self_attn.scaling), cap, window, "packed" if packed else "rows"),
+        table=table,
+        shared_values=own.shared_values,
+        norm_values=own.norm_values,
     )
 
 
-def _activation(mlp: Any) -> str | None:
-    """Which of our activations the module is, found by what it does."""
-    made = getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
-    x = torch.linspace(-4, 4, 65)
-    known = {"silu": nn.functional.silu(x), "gelu_tanh": nn.functional.gelu(x, approximate="tanh")}
-    if made is None:
-        return None
-    answer = made(x)
-    return next((name for name, value in known.items() if torch.allclose(answer, value, atol=1e-6)), None)
+def _has_own_kernels(form: block.Form, table: Table, layer: Any) -> bool:
+    """Whether `block_cuda` computes this block: flash attention, heads normed and rotated whole, no scalar."""
+    whole = not hasattr(layer.self_attn, "q_norm") or table.cos.shape[1] == form.head
+    return form.rule.way == "packed" and whole and not form.norm_values and not hasattr(layer, "layer_scalar")
 
 
-def _turns(decoder: Any, longest: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of each place (longest x turned), as the family makes them."""
-    places = torch.arange(longest, device=device)[None]
-    cos, sin = decoder.rotary_emb(torch.empty(1, 1, 1, dtype=dtype, device=device), places)
-    return cos[0].contiguous(), sin[0].contiguous()
+def _final_cap(model: Model) -> float:
+    """The cap of the logits, 0 for none; families without one ignore the entry."""
+    config = model.network.config
+    capped = config.model_type in ("gemma2", "gemma3_text", "gemma4_text")
+    return float(config.final_logit_softcapping or 0.0) if capped else 0.0

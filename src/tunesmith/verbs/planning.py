@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tunesmith.data.conversation import read_rows
@@ -47,7 +48,9 @@ def plan(recipe: Recipe, run: Run, say: Say = silent) -> Plan:
 def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     """Reads the run's rows as tokens, looks at the machine and plans. Raises ResourceError when nothing fits."""
     from tunesmith.hardware import look
+    from tunesmith.model.fused_config import fused_layers
     from tunesmith.model.shape import read_shape
+    from tunesmith.model.weights import read_config
     from tunesmith.prompt.tokens import encode
 
     machine = look(recipe.train.precision)
@@ -58,20 +61,24 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     }
     slow = _slow(recipe, weights)
     shape = read_shape(weights.folder, weights.name)
-    made, why = _planned(recipe, machine, shape, examples, fused=not slow)
+    layers = [] if slow else fused_layers(read_config(weights.folder, weights.name))
+    made, why = _planned(recipe, machine, shape, examples, fused=layers)
     return Setup(machine, template, examples, made, [*slow, *why], shard=bool(why))
 
 
 def _planned(
-    recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]], *, fused: bool
+    recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]], *, fused: Sequence[Any]
 ) -> tuple[Plan, list[str]]:
-    """On several cards the base whole on each, or in parts and the reason why: it does not fit, or should not."""
+    """On several cards the base whole on each, or in parts and the reason why: it does not fit, or should not.
+
+    `fused` is the attention of each layer, empty where the decoder is not fused.
+    """
     from tunesmith.train.spread import size
 
     many = size()
     why = f"train.spread is fsdp, {many} processes"
     if recipe.train.spread != "fsdp":
-        make = _fused_plan if fused else _autograd_plan
+        make = partial(_fused_plan, layers=fused) if fused else _autograd_plan
         try:
             return make(recipe, machine, shape, examples), []
         except ResourceError:
@@ -84,7 +91,7 @@ def _planned(
 def _slow(recipe: Recipe, weights: Weights) -> list[str]:
     """Why the fused decoder cannot be used, for people."""
     from tunesmith.model.build import unfused_adapter
-    from tunesmith.model.fuse import unfused_config
+    from tunesmith.model.fused_config import unfused_config
     from tunesmith.model.weights import read_config
 
     if recipe.train.engine.name != "native":
@@ -94,7 +101,9 @@ def _slow(recipe: Recipe, weights: Weights) -> list[str]:
     return found + (["adapter.start pissa takes its start from the base"] if pissa else [])
 
 
-def _fused_plan(recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]]) -> Plan:
+def _fused_plan(
+    recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]], *, layers: Sequence[Any]
+) -> Plan:
     from tunesmith.fit import Wish, Work, fit
     from tunesmith.hardware import measure
     from tunesmith.train.spread import divided, size
@@ -115,7 +124,7 @@ def _fused_plan(recipe: Recipe, machine: Any, shape: Any, examples: dict[str, li
     every = [example for part in examples.values() for example in part]
     learnt = sum(sum(example.learnt) for example in every) / sum(map(len, every))
     work = Work(tuple(sample), max(map(len, every)), len(steps) * train.epochs, learnt)
-    return fit(shape, machine, measure(machine), work, wish, train.memory)
+    return fit(shape, machine, measure(machine), work, wish, train.memory, layers)
 
 
 def _autograd_plan(
