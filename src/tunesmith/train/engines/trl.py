@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from tunesmith.errors import Paused, RecipeError
+from tunesmith.errors import Paused
 from tunesmith.find import find
 from tunesmith.model.adapter import named, peft_config
 from tunesmith.model.build import begin, check_wishes, wanted
@@ -28,7 +28,8 @@ from tunesmith.model.original import Original
 from tunesmith.model.qlora import FrozenLinear
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
-from tunesmith.train.by_autograd import OVERHEAD, halved, validation_loss
+from tunesmith.train.by_autograd import OVERHEAD, check_recompute, halved, validation_loss
+from tunesmith.train.checks import packed_error
 from tunesmith.train.groups import groups
 from tunesmith.train.job import Job, Outcome
 from tunesmith.train.journal import Journal, opened
@@ -45,6 +46,7 @@ def train(job: Job) -> Outcome:
     Raises RecipeError for settings that PEFT has no equal of, Paused on Ctrl-C, ResourceError when memory or disk run
     out, TrainingDiverged when loss or gradient are no numbers.
     """
+    check_recompute(job)
     names = wanted(job.model.frozen(), job.adapter.layers)
     configs = _checked(job, names)
     network, starts = _wrap(job, names)
@@ -96,11 +98,7 @@ def _whole(job: Job) -> list[str]:
 
 def _refuse_packed(layers: Iterable[FrozenLinear], where: str, what: str) -> None:
     if any(layer.state is not None for layer in layers):
-        raise RecipeError(
-            f"engine trl cannot do {what} over NF4, for PEFT would read the packed codes as the weight",
-            where=where,
-            next="Set train.engine to native, or base.bits to 16",
-        )
+        raise packed_error(what, where)
 
 
 def _wrap(job: Job, names: list[str]) -> tuple[Any, dict[str, tuple[Tensor, Tensor]]]:
