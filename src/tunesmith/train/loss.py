@@ -79,6 +79,7 @@ def check_head(model: Model, batch: Batch, fused: float | None = None) -> None:
     """
     device = model.device
     ids, mask, labels = (torch.tensor(part, device=device) for part in (batch.ids, batch.mask, batch.labels))
+    model.network.eval()  # an adapter's new layers would drop inputs, another part in each forward
     with torch.no_grad():
         ours = summed_loss(model, batch).item() / batch.learnt if fused is None else fused
         own = model.network(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.item()

@@ -236,7 +236,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
         control: _Control,
     ) -> None:
         self.job, self.own = job, control
-        self.steps = plan[control.checkpoints.progress.step :]
+        self.steps = [sorted(rows) for rows in plan[control.checkpoints.progress.step :]]  # micro-batches as native's
         super().__init__(
             model=network,
             args=_config(job),
