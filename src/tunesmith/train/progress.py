@@ -132,6 +132,18 @@ class Checkpoints:
             journal.tell("note", progress.step, text=f"nothing better in {progress.waited} validations: stopped early")
         return False
 
+    def overflowed(self, loss: float, norm: float, journal: Journal) -> None:
+        """Halves the loss scale after a float16 gradient that is no number, for the same step to be repeated.
+
+        Raises TrainingDiverged in other number types, and where a smaller scale cannot help.
+        """
+        progress = self.progress
+        if self.job.precision != "float16" or not math.isfinite(loss) or progress.scale <= 1:
+            raise self.diverged(f"the loss is {loss:g} and the gradient's norm {norm:g} at step {progress.step + 1}")
+        progress.scale /= 2
+        text = f"gradient overflow at step {progress.step + 1}; the loss scale is now {progress.scale:g}"
+        journal.tell("note", progress.step, text=text)
+
     def diverged(self, what: str) -> TrainingDiverged:
         """The error for a loss or gradient that is no number; it says which checkpoint is left."""
         left = checkpoint.steps(self.folder)[:1]

@@ -185,19 +185,13 @@ class _Loop:
         An overflow of the scaled float16 gradient repeats the step at half the scale, so that no step is lost.
         Raises TrainingDiverged when loss or gradient are no numbers.
         """
-        progress = self.progress
         while True:
             loss, tokens, learnt = self._gradients(rows, journal)
             norm = self._clip()
             if math.isfinite(loss) and math.isfinite(norm):
                 return loss, norm, tokens, learnt
             self.gradients.clear()
-            if self.job.precision != "float16" or not math.isfinite(loss) or progress.scale <= 1:
-                what = f"the loss is {loss:g} and the gradient's norm {norm:g} at step {progress.step + 1}"
-                raise self.checkpoints.diverged(what)
-            progress.scale /= 2
-            text = f"gradient overflow at step {progress.step + 1}; the loss scale is now {progress.scale:g}"
-            journal.tell("note", progress.step, text=text)
+            self.checkpoints.overflowed(loss, norm, journal)
 
     def _gradients(self, rows: Sequence[int], journal: Journal) -> tuple[float, int, int]:
         """Leaves the gradient of the mean loss over the step's learnt tokens, whatever the micro-batches are."""

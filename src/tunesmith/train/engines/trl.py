@@ -6,6 +6,7 @@ engine's, so that the two engines differ in rounding only.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -210,8 +211,8 @@ def _config(job: Job) -> SFTConfig:
         report_to=[],
         disable_tqdm=True,
         seed=job.seed,
-        bf16=job.precision == "bfloat16",
-        fp16=job.precision == "float16",
+        bf16=False,  # autocast would compute the update in 16 bits too, where small ones are lost
+        fp16=False,  # the loss is scaled by `_Trainer`, as by the native engine
         use_cpu=job.model.device.type == "cpu",
         gradient_checkpointing=job.recompute,
         max_length=None,
@@ -284,15 +285,13 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
                 self.own.shrink(max(lengths))
                 continue
             gradients = [p.grad for p in self.own.checkpoints.parameters.values() if p.grad is not None]
-            scaler = self.accelerator.scaler
-            scale = 1.0 if scaler is None else float(scaler.get_scale())
-            norm = float(nn.utils.get_total_norm(gradients)) / scale
+            torch._foreach_div_(gradients, self._scale())
+            norm = float(nn.utils.get_total_norm(gradients))
             if math.isfinite(float(loss)) and math.isfinite(norm):
                 learnt = int((inputs["labels"][:, 1:] != pack.IGNORED).sum())
                 self.own.computed(float(loss), norm, sum(lengths), learnt)
                 return loss
-            self.own.overflowed(float(loss), norm, scale if scaler is not None else None)
-            scaler.update(scale / 2)
+            self.own.checkpoints.overflowed(float(loss), norm, self.own.journal)
             model.zero_grad()
 
     def _accumulated(self, model: Any, inputs: dict[str, Tensor], lengths: list[int]) -> Tensor:
@@ -303,8 +302,24 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
         for rows in pack.micro_batches(range(len(lengths)), lengths, micro_tokens, overhead=overhead):
             longest = max(lengths[row] for row in rows)
             micro = {name: tensor[rows, :longest] for name, tensor in inputs.items()}
-            loss = loss + super().training_step(model, micro, num_items_in_batch=learnt).float()
+            loss = loss + super().training_step(model, micro, num_items_in_batch=learnt).float() / self._scale()
         return loss
+
+    def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Tensor:
+        """SFTTrainer's loss, scaled for float16."""
+        with _casting(self.job):
+            loss: Tensor = super().compute_loss(model, inputs, *rest, **more)
+        return loss * self._scale()
+
+    def _scale(self) -> float:
+        return self.own.checkpoints.progress.scale if self.job.precision == "float16" else 1.0
+
+
+def _casting(job: Job) -> contextlib.AbstractContextManager[Any]:
+    """Embeddings, head and biases that PEFT trains are float32 amid layers in 16 bits, so they need autocast."""
+    if job.precision == "float32" or not (job.adapter.train_also or job.adapter.bias != "none"):
+        return contextlib.nullcontext()
+    return torch.autocast(job.model.device.type, dtype=getattr(torch, job.precision))
 
 
 def _scheduler(job: Job, optimizer: torch.optim.Optimizer, total: int, step: int) -> torch.optim.lr_scheduler.LambdaLR:
@@ -335,16 +350,6 @@ class _Control(TrainerCallback):  # type: ignore[misc]
     def computed(self, loss: float, norm: float, tokens: int, learnt: int) -> None:
         """Takes over what the trainer computed for a step, before it clips and steps."""
         self.step = {"loss": loss, "grad_norm": norm, "tokens": tokens, "learnt": learnt}
-
-    def overflowed(self, loss: float, norm: float, scale: float | None) -> None:
-        """Journals that the step is repeated at half the loss `scale`. Raises TrainingDiverged if that cannot help."""
-        progress = self.checkpoints.progress
-        if scale is None or scale <= 1 or not math.isfinite(loss):
-            what = f"the loss is {loss:g} and the gradient's norm {norm:g} at step {progress.step + 1}"
-            raise self.checkpoints.diverged(what)
-        progress.scale = scale / 2
-        text = f"gradient overflow at step {progress.step + 1}; the loss scale is now {progress.scale:g}"
-        self.journal.tell("note", progress.step, text=text)
 
     def shrink(self, longest: int) -> None:
         """Halves the micro-batches after memory ran out. Raises ResourceError."""
@@ -388,6 +393,7 @@ class _Control(TrainerCallback):  # type: ignore[misc]
         if not self.job.valid:
             progress.best_step = progress.step
             return
-        total, learnt = validation_loss(self.job, progress.micro_tokens, range(len(self.job.valid)))
+        with _casting(self.job):
+            total, learnt = validation_loss(self.job, progress.micro_tokens, range(len(self.job.valid)))
         if self.checkpoints.validated(total / learnt, self.journal):
             self.checkpoints.save(self.journal)
