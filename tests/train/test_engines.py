@@ -171,6 +171,18 @@ def test_batches_in_tokens_and_dropout_agree(uneven: Callable[..., Path], tmp_pa
     assert events(two, "step", "loss") == pytest.approx(events(one, "step", "loss"), abs=1e-4)
 
 
+@pytest.mark.parametrize("family", ["gemma2", pytest.param("phi3", marks=pytest.mark.slow), "gpt2"])
+def test_engines_agree_for_other_families(
+    uneven: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path, family: str
+) -> None:
+    """Capped logits, a joined projection, and a family that autograd trains; everything said is learned."""
+    without = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} if family == "gpt2" else {}
+    settings = {"base__model": str(tiny(family, **without)), "prompt__learn": "everything", "train__epochs": 1}
+    one, two = (trained(uneven(**settings, train__engine=engine), tmp_path / engine) for engine in ENGINES)
+    for kind in ("step", "valid"):
+        assert events(two, kind, "loss") == pytest.approx(events(one, kind, "loss"), abs=1e-4), kind
+
+
 @pytest.mark.parametrize("also", [[], ["embeddings", "head"]])
 def test_engines_agree_in_bfloat16(uneven: Callable[..., Path], tmp_path: Path, also: list[str]) -> None:
     """SFTTrainer's own autocast would round the update itself to 16 bits."""

@@ -61,9 +61,9 @@ def train(job: Job) -> Outcome:
         with listening() as wish, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             control = _Control(job, journal, checkpoints, wish)
+            checkpoints.begin(journal, damaged)
             if not checkpoints.progress.ended:
                 trainer = _Trainer(job, network, optimizer, plan, control)
-                checkpoints.begin(journal, damaged)
                 if not checkpoints.progress.step:
                     control.validate()
                 trainer.train()
