@@ -29,6 +29,7 @@ class Machine:
     precision: str
     why: str
     eight: bool = False  # whether it multiplies 8-bit floating point numbers with a scale a row
+    gpus: int = 0  # how many GPUs the machine has
 
     def describe(self) -> dict[str, Any]:
         """Plain values for machine.json."""
@@ -100,11 +101,6 @@ def look(precision: str = "auto") -> Machine:
         has_bf16 = properties.major >= 8  # Ampere and newer multiply bfloat16 on their matrix units
         kind, why = ("bfloat16", "the card has bfloat16 units") if has_bf16 else ("float16", "the card has no bfloat16")
         device, name, eight = "cuda", properties.name, properties.major >= 9
-        if precision == "fast" and not eight:
-            advice = "Set it to auto; 8-bit products need an H100, H200 or newer"
-            raise RecipeError(f"{name} has no 8-bit products", where="train.precision", next=advice)
-        if precision == "bfloat16" and not has_bf16:
-            raise RecipeError(f"{name} has no bfloat16", where="train.precision", next="Set it to auto or float16")
     else:
         total, free = _host_memory()
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes share it
@@ -112,19 +108,32 @@ def look(precision: str = "auto") -> Machine:
         kind = "bfloat16" if has_bf16 else "float32"
         why = "the processor has bfloat16 products" if has_bf16 else "the processor has no bfloat16 products"
         device, name, eight = "cpu", processor(), False
-        if precision == "fast":
-            raise RecipeError(
-                "fast needs a card with 8-bit products", where="train.precision", next="Set it to auto or bfloat16"
-            )
-        if precision == "float16":
-            raise RecipeError(
-                "float16 is not for training on a processor", where="train.precision", next="Set it to auto"
-            )
+    if error := precision_error(precision, device, name, bfloat16=has_bf16, eight=eight):
+        raise error
     if precision == "fast":
         why = "and frozen products in 8 bits, as the recipe says"
     elif precision != "auto":
         kind, why = precision, "the recipe says so"
-    return Machine(device, name, cores(), total, free, kind, why, eight)
+    return Machine(device, name, cores(), total, free, kind, why, eight, torch.cuda.device_count())
+
+
+def precision_error(precision: str, device: str, name: str, *, bfloat16: bool, eight: bool) -> RecipeError | None:
+    """The error that the device called `name` cannot train in `precision`, or None when it can.
+
+    `bfloat16` and `eight` say what a GPU multiplies fast; a CPU has every type but float16, at some speed.
+    """
+    if device == "cpu":
+        what, advice = {
+            "fast": ("fast needs a card with 8-bit products", "Set it to auto or bfloat16"),
+            "float16": ("float16 is not for training on a processor", "Set it to auto"),
+        }.get(precision, ("", ""))
+    elif precision == "fast" and not eight:
+        what, advice = f"{name} has no 8-bit products", "Set it to auto; 8-bit products need an H100, H200 or newer"
+    elif precision == "bfloat16" and not bfloat16:
+        what, advice = f"{name} has no bfloat16", "Set it to auto or float16"
+    else:
+        what = advice = ""
+    return RecipeError(what, where="train.precision", next=advice) if what else None
 
 
 def cores() -> int:

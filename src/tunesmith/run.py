@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -63,19 +64,38 @@ def hash_path(path: Path) -> str:
     return hash_plain({str(f.relative_to(path)): hash_file(f) for f in sorted(path.rglob("*")) if f.is_file()})
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
 @contextlib.contextmanager
 def disk(path: Path) -> Iterator[None]:
-    """Turns a full disk into one clear error."""
+    """Turns a full disk, or a folder that cannot be written, into one clear error."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise ResourceError(
-            "the disk is full; what was finished before is kept",
-            where=str(path),
-            next="Free some space and give the same command again: it goes on",
-        ) from error
+    except Exception as error:
+        number = _error_number(error)
+        if number in _FULL:
+            raise ResourceError(
+                "the disk is full; what was finished before is kept",
+                where=str(path),
+                next="Free some space and give the same command again: it goes on",
+            ) from error
+        if number in _CLOSED:
+            raise ResourceError(
+                f"this cannot be written ({os.strerror(number).lower()}); what was finished before is kept",
+                where=str(path),
+                next="Make the folder writable and give the same command again: it goes on",
+            ) from error
+        raise
+
+
+def _error_number(error: Exception) -> int:
+    """The operating system's number of an error; safetensors writes it into its message."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else 0
 
 
 def sync_folder(path: Path) -> None:
@@ -133,9 +153,9 @@ def writing(path: Path) -> Iterator[tuple[IO[str], Path]]:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the block ends well, and goes when it does not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)
     with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir()
             yield temporary

@@ -28,9 +28,8 @@ from tunesmith.run import Run, hash_file
 from tunesmith.train.journal import read_journal
 from tunesmith.train.loss import summed_loss
 
-QUICK = {  # 10 steps, without a warm-up, whose first rate SFTTrainer sets to 0; two rows are compared, by loss alone
+QUICK = {  # 10 steps; two rows are compared, by loss alone
     "train__schedule": "linear",
-    "train__warmup": 0,
     "train__checkpoint_every": 5,
     "train__learning_rate": 3e-3,
     "evaluate__metrics": ["loss"],
@@ -172,14 +171,7 @@ def test_a_stopped_run_goes_on_to_the_undisturbed_ones_adapter(
     verbs.train(recipe, run)
     assert [event["step"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "resume"] == [5]
     files = [each / "adapter/adapter_model.safetensors" for each in (run, whole)]
-    if engine == "native":
-        assert hash_file(files[0]) == hash_file(files[1])
-        return
-    assert losses(run) == pytest.approx(losses(whole), abs=1e-5)
-    found, wanted = map(load_file, files)
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert (found[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
+    assert hash_file(files[0]) == hash_file(files[1])
 
 
 @pytest.mark.parametrize(("variant", "where"), [("dora", "adapter.dora"), ("pissa", "adapter.start")])

@@ -44,9 +44,13 @@ def test_every_family_in_bfloat16(recipe_file: Callable[..., Path], tmp_path: Pa
     assert run.read_json("scores.json")["sections"]["all"]["loss"]["verdict"] == "better"
 
 
+@pytest.mark.parametrize("way", [{}, {"adapter__dropout": 0.1}, {"train__engine": "trl"}], ids=str)
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
-def test_optimizers_and_going_on(recipe_file: Callable[..., Path], tmp_path: Path, optimizer: str) -> None:
-    path = recipe_file(train__optimizer=optimizer, train__epochs=3, adapter__dropout=0.1)
+def test_optimizers_and_going_on(
+    recipe_file: Callable[..., Path], tmp_path: Path, optimizer: str, way: dict[str, Any]
+) -> None:
+    """With rank 64 the tiny model's matrices are large enough for 8-bit states."""
+    path = recipe_file(train__optimizer=optimizer, train__epochs=3, adapter__rank=64, **way)
     recipe, whole = prepared(path, tmp_path / "whole")
     verbs.train(recipe, whole)
     _, run = prepared(path, tmp_path / "stopped")
@@ -62,10 +66,68 @@ def test_optimizers_and_going_on(recipe_file: Callable[..., Path], tmp_path: Pat
     assert losses(run)[-1] < losses(run)[0] - 0.5
 
 
-def test_float16_with_loss_scaling(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
-    recipe, run = prepared(recipe_file(train__precision="float16", train__epochs=3), tmp_path)
+def test_a_resumed_paged_optimizer_is_paged_again() -> None:
+    from tunesmith.train import checkpoint
+    from tunesmith.train.optimizers import paged_adamw_8bit
+
+    def made() -> Any:
+        torch.manual_seed(0)
+        part = torch.nn.Parameter(torch.randn(512, 512, device="cuda"))  # pages from 100,000 elements on
+        optimizer = paged_adamw_8bit([part], 1e-2, 0.0)
+        part.grad = torch.randn(512, 512, device="cuda")
+        optimizer.step()
+        return part, optimizer
+
+    (_part, whole), (_other_part, other) = made(), made()
+    tensors, plain = checkpoint.pack_optimizer(whole)
+    checkpoint.unpack_optimizer(other, {name: tensor.cpu() for name, tensor in tensors.items()}, plain)
+    (state,) = other.state.values()
+    (wanted,) = whole.state.values()
+    for key in ("state1", "state2"):
+        assert state[key].is_paged and wanted[key].is_paged
+        assert torch.equal(state[key].cpu(), wanted[key].cpu())
+    other.step()
+
+
+@pytest.mark.parametrize("engine", ["native", "trl"])
+def test_float16_with_loss_scaling(recipe_file: Callable[..., Path], tmp_path: Path, engine: str) -> None:
+    recipe, run = prepared(recipe_file(train__precision="float16", train__epochs=3, train__engine=engine), tmp_path)
     verbs.train(recipe, run)
     assert losses(run)[-1] < losses(run)[0] - 0.5
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_engines_agree(recipe_file: Callable[..., Path], tmp_path: Path, precision: str) -> None:
+    found = []
+    for engine in ("native", "trl"):
+        path = recipe_file(train__precision=precision, train__engine=engine, train__learning_rate=1e-3)
+        recipe, run = prepared(path, tmp_path / engine)
+        verbs.train(recipe, run)
+        found.append(losses(run))
+    assert found[1] == pytest.approx(found[0], abs=1e-3 if precision == "float32" else 0.02)
+
+
+def test_trl_keeps_to_one_gpu_and_shrinks_its_micro_batches(
+    recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl import SFTTrainer
+
+    recipe, whole = prepared(recipe_file(train__engine="trl", train__epochs=1), tmp_path / "whole")
+    verbs.train(recipe, whole)
+    _, run = prepared(recipe_file(train__engine="trl", train__epochs=1), tmp_path / "tight")
+    real = SFTTrainer.compute_loss
+
+    def greedy(self: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        assert self.args.n_gpu == 1
+        if inputs["input_ids"].numel() > 200:
+            torch.empty(1 << 44, device="cuda")  # a real out-of-memory error of the real allocator
+        return real(self, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", greedy)
+    verbs.train(recipe, run)
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
+    notes = [e["text"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "note"]
+    assert notes and all(note.startswith("out of memory: micro-batches now hold") for note in notes)
 
 
 def test_cuda_and_processor_agree_in_float32(

@@ -95,10 +95,10 @@ def test_three_ways_one_loss(recipe_file: Callable[..., Path], tmp_path: Path, b
     assert native[-1] < native[0] - 0.5  # something was learnt, so the later steps compare trained adapters
     other = read_recipe(str(recipe_file(**SETTINGS, train__batch=batch, train__engine="trl")))
     trl_run, trl_events = trained(other, tmp_path / "trl")
-    assert losses(trl_events) == pytest.approx(native, abs=1e-3)
+    assert losses(trl_events) == pytest.approx(native, abs=1e-4)
     assert reference_losses(recipe, run) == pytest.approx(native, abs=1e-3)
     valid = [[e["loss"] for e in found if e["kind"] == "valid"] for found in (events, trl_events)]
-    assert valid[0][0] == pytest.approx(valid[1][0], abs=1e-3)
+    assert valid[0] == pytest.approx(valid[1], abs=1e-4)
     assert {p.name for p in (trl_run / "adapter").iterdir()} == {p.name for p in (run / "adapter").iterdir()}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tunesmith.errors import ResourceError
+from tunesmith.errors import ModelError, ResourceError
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
 from tunesmith.train import spread
@@ -30,6 +30,7 @@ class Gradients:
         self.trained = job.model.trainable()
         self.spent = 0  # tokens that went through the model, padding too
         if job.recompute:
+            check_recompute(job)
             job.model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             job.model.network.enable_input_require_grads()
 
@@ -74,6 +75,16 @@ class Gradients:
 
     def _collate(self, examples: Sequence[Example]) -> pack.Batch:
         return pack.collate(examples, self.job.pad)
+
+
+def check_recompute(job: Job) -> None:
+    """Raises ModelError when activations are to be recomputed and the model's family cannot do that."""
+    if job.recompute and not getattr(job.model.network, "supports_gradient_checkpointing", False):
+        raise ModelError(
+            "this model cannot recompute its activations",
+            where=job.model.weights.name,
+            next="Set train.recompute to no, and prompt.max_tokens or train.memory so that it fits",
+        )
 
 
 def halved(micro_tokens: int, longest: int, where: str) -> int:

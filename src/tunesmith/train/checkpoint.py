@@ -7,6 +7,7 @@ manifest.json (SHA-256 of both). Nothing is pickled.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.run import hash_file, new_folder
+from tunesmith.errors import ResourceError
+from tunesmith.run import disk, hash_file, new_folder
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -31,18 +33,58 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Writes checkpoint `step` below `folder`. Raises ResourceError when the disk is full."""
-    from safetensors.torch import save_file
-
+    """Writes checkpoint `step` below `folder`. Raises ResourceError when the disk is full or cannot be written."""
     target = folder / f"step-{step:07d}"
     with new_folder(target) as made:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, made / "tensors.safetensors"
-        )
-        (made / "state.json").write_text(json.dumps({**state, "step": step}))
-        manifest = {name: hash_file(made / name) for name in ("tensors.safetensors", "state.json")}
-        (made / "manifest.json").write_text(json.dumps(manifest))
+        _write(made, tensors, {**state, "step": step})
     return target
+
+
+def rehearse(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], *, copies: int) -> None:
+    """Writes a checkpoint and removes it again, so that what cannot be saved is known early.
+
+    Raises what `save` raises, and ResourceError when the disk has no room for `copies` checkpoints.
+    """
+    trial = folder / f".trial.{os.getpid()}"
+    with disk(folder):
+        try:
+            trial.mkdir(parents=True)
+            _write(trial, tensors, state)
+            size = sum(path.stat().st_size for path in trial.iterdir())
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
+    free = shutil.disk_usage(folder).free
+    if free < copies * size:
+        raise ResourceError(
+            f"the checkpoints need up to {copies * size / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB left",
+            where=str(folder),
+            next="Free some space, or lower train.keep, and give the same command again",
+        )
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(_separate(tensors), folder / "tensors.safetensors")
+    (folder / "state.json").write_text(json.dumps(state))
+    manifest = {name: hash_file(folder / name) for name in ("tensors.safetensors", "state.json")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the host, each with memory of its own, which safetensors requires.
+
+    On a CPU bitsandbytes' 8-bit optimizers give all parameters the same two code books.
+    """
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        if own.untyped_storage().data_ptr() in seen:
+            own = own.clone()
+        seen.add(own.untyped_storage().data_ptr())
+        separate[name] = own
+    return separate
 
 
 def steps(folder: Path) -> list[int]:
@@ -110,7 +152,7 @@ def _unwrapped(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    """Puts the state that `pack_optimizer` took back."""
+    """Puts the state that `pack_optimizer` took back; what was in paged memory is in paged memory again."""
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
@@ -120,6 +162,17 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if getattr(optimizer, "is_paged", False):
+        _page(optimizer)
+
+
+def _page(optimizer: Any) -> None:
+    """Moves the moments into buffers as the optimizer allocates them; `load_state_dict` leaves plain GPU memory."""
+    for parameter, entries in optimizer.state.items():
+        for key in ("state1", "state2"):
+            if key in entries:
+                buffer = optimizer.get_state_buffer(parameter, dtype=entries[key].dtype)
+                entries[key] = buffer.copy_(entries[key])
 
 
 def random_state() -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -78,9 +79,16 @@ def check_head(model: Model, batch: Batch, fused: float | None = None) -> None:
     """
     device = model.device
     ids, mask, labels = (torch.tensor(part, device=device) for part in (batch.ids, batch.mask, batch.labels))
+    model.network.eval()  # an adapter's new layers would drop inputs, another part in each forward
     with torch.no_grad():
         ours = summed_loss(model, batch).item() / batch.learnt if fused is None else fused
         own = model.network(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.item()
+    if not math.isfinite(own):
+        raise ModelError(
+            f"the model's own loss is {own:g} before any training",
+            where=model.weights.name,
+            next="Set train.precision to bfloat16 or float32; if it stays so, the weights are damaged",
+        )
     if not abs(ours - own) <= 0.02 * max(1.0, abs(own)):  # bfloat16 logits alone differ by up to 0.5 %
         raise ModelError(
             f"our loss ({ours:.4f}) is not the model's own ({own:.4f})",

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from tunesmith.errors import RecipeError
+from tunesmith.train.checks import check_optimizer as check_optimizer  # not an entry: it is defined elsewhere
+from tunesmith.train.checks import paged_error
 
 Parameters: TypeAlias = Sequence[torch.nn.Parameter] | Sequence[dict[str, Any]]
 
@@ -55,9 +56,7 @@ def paged_adamw_8bit(
     Raises RecipeError without a CUDA device.
     """
     if not _on_card(parameters):
-        raise RecipeError(
-            "paged_adamw_8bit needs a CUDA device", where="train.optimizer", next="Set it to adamw_8bit or adamw"
-        )
+        raise paged_error("paged_adamw_8bit")
     return _eight_bit("PagedAdamW8bit", parameters, rate, weight_decay, (beta1, beta2), eps)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tunesmith.data.conversation import read_rows
-from tunesmith.errors import ResourceError
+from tunesmith.errors import RecipeError, ResourceError, Several, TunesmithError
 from tunesmith.memory import Plan, show_bytes
 from tunesmith.model.weights import Weights
 from tunesmith.recipe import Recipe
-from tunesmith.run import Run
+from tunesmith.run import Run, processes
 from tunesmith.verbs.shared import Say, load_template_of, load_weights, silent
 
 SAMPLE = 64  # steps that the plan packs to see what a micro-batch size makes of them
@@ -36,13 +37,77 @@ class Setup:
 def plan(recipe: Recipe, run: Run, say: Say = silent) -> Plan:
     """What a fine-tune of the prepared rows would need on this machine; loads no weights and writes nothing.
 
-    Raises RunError when the rows are not prepared, ResourceError when nothing fits.
+    Raises RunError when the rows are not prepared, ResourceError when nothing fits, and what `refuse_untrainable` does.
     """
+    refuse_untrainable(recipe)
     run.fingerprint("prepare")
     made = set_up(recipe, run, load_weights(recipe, say))
     for line in describe(made):
         say(line)
     return made.plan
+
+
+def check_devices(recipe: Recipe, machine: Any) -> list[TunesmithError]:
+    """Returns what this `machine` (a hardware.Machine) or the recipe's engine cannot do: GPUs, precision, memory.
+
+    Which optimizers a device has is said by train.optimizers.check_optimizer.
+    """
+    from tunesmith.hardware import precision_error
+    from tunesmith.memory import parse_bytes
+    from tunesmith.model.build import unfused_adapter
+    from tunesmith.train.checks import check_engine
+
+    train = recipe.train
+    errors = check_engine(recipe)
+    has_bfloat16 = machine.device == "cpu" or machine.precision != "float16"  # what auto chose, or what was checked
+    kind = precision_error(train.precision, machine.device, machine.name, bfloat16=has_bfloat16, eight=machine.eight)
+    if kind is not None:
+        errors.append(kind)
+    slow = unfused_adapter(recipe.adapter)
+    if train.precision == "fast" and kind is None and train.engine.name == "native" and slow:
+        errors.append(_fast_error(slow))
+    if train.memory != "auto" and parse_bytes(train.memory) > machine.memory_total:
+        what = f"the budget of {train.memory} is more than {machine.name} has, {show_bytes(machine.memory_total)}"
+        errors.append(ResourceError(what, where="train.memory", next="Lower it, or set it to auto"))
+    return errors + _check_gpus(recipe, machine)
+
+
+def _check_gpus(recipe: Recipe, machine: Any) -> list[TunesmithError]:
+    """Errors when there are more processes than GPUs, or processes that the engine cannot use."""
+    many, here = processes(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if many == 1:
+        if recipe.train.spread != "auto" and machine.gpus == 1 and recipe.train.engine.name == "native":
+            what = f"train.spread {recipe.train.spread} needs several GPUs, and this machine has one"
+            return [RecipeError(what, where="train.spread", next="Set it to auto")]
+        return []
+    errors: list[TunesmithError] = []
+    if recipe.train.engine.name != "native":
+        what = f"engine {recipe.train.engine.name} trains in one process, and torchrun started {many}"
+        advice = "Set it to native, or start without --gpus and torchrun"
+        errors.append(RecipeError(what, where="train.engine", next=advice))
+    if machine.device == "cuda" and here > machine.gpus > 0:
+        what = f"{here} processes were started on a machine with {machine.gpus} GPUs"
+        errors.append(ResourceError(what, where="torchrun", next=f"Give --gpus {machine.gpus}"))
+    return errors
+
+
+def _fast_error(slow: Sequence[str]) -> RecipeError:
+    what = f"8-bit products are those of the fused decoder, which cannot be used: {'; '.join(slow)}"
+    return RecipeError(what, where="train.precision", next="Set it to auto")
+
+
+def refuse_untrainable(recipe: Recipe) -> None:
+    """Raises the errors of `check_devices` and `check_optimizer` for the machine that this process runs on."""
+    from tunesmith.hardware import look
+    from tunesmith.train.optimizers import check_optimizer
+
+    machine, train = look(), recipe.train
+    errors = check_devices(recipe, machine)
+    errors += check_optimizer(train.optimizer.name, train.optimizer.options, machine.device, train.engine.name)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise Several(errors)
 
 
 def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
@@ -59,11 +124,26 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
         part: [encode(row, template, recipe.prompt.learn) for row in read_rows(run / f"data/{part}.jsonl")]
         for part in ("train", "valid")
     }
+    _check_validation(recipe, len(examples["valid"]))
     slow = _slow(recipe, weights)
     shape = read_shape(weights.folder, weights.name)
     layers = [] if slow else fused_layers(read_config(weights.folder, weights.name))
     made, why = _planned(recipe, machine, shape, examples, fused=layers)
+    if recipe.train.precision == "fast" and (slow or why):
+        raise _fast_error([*slow, *why])
     return Setup(machine, template, examples, made, [*slow, *why], shard=bool(why))
+
+
+def _check_validation(recipe: Recipe, rows: int) -> None:
+    """Raises RecipeError for a setting that needs validation rows where there are none."""
+    train = recipe.train
+    wishes = (("patience", train.patience), ("best", train.best == "score"), ("samples", train.samples))
+    if named := [name for name, wish in wishes if wish and not rows]:
+        raise RecipeError(
+            f"train.{named[0]} needs validation rows, and there are none",
+            where=f"train.{named[0]}",
+            next="Raise data.split.valid and prepare again, or leave the setting out",
+        )
 
 
 def _planned(

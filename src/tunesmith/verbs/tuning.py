@@ -15,7 +15,7 @@ from tunesmith.memory import Plan
 from tunesmith.model.weights import Weights
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, first, hash_plain
-from tunesmith.verbs.planning import describe, set_up
+from tunesmith.verbs.planning import describe, refuse_untrainable, set_up
 from tunesmith.verbs.shared import Say, load_weights, plain_prompt, silent
 
 CHECKPOINTS = 2  # how a checkpoint is written; one of another kind is not read
@@ -38,6 +38,8 @@ def train(
     if not first():
         say, watch = silent, None
     with spread.joined():
+        if again or run.read_seal("train") is None:  # a finished adapter is served on any machine
+            refuse_untrainable(recipe)
         with spread.in_turn():
             weights = load_weights(recipe, say)
         made_from = _made_from(recipe, run, weights)
@@ -111,10 +113,8 @@ def _train(
 
     began = time.time()
     many = spread.size()
-    if recipe.train.engine.name != "native" and (many > 1 or recipe.train.spread == "fsdp"):
-        raise RecipeError(
-            f"{recipe.train.engine.name} trains in one process here", where="train.engine", next="Set it to native"
-        )
+    if many == 1 and recipe.train.spread != "auto":
+        say(f"train: train.spread is {recipe.train.spread} and one process trains; give --gpus to train on several")
     setup = set_up(recipe, run, weights)
     made, slow, shard = spread.from_first(lambda: (setup.plan, setup.slow, setup.shard))  # as the first one's card has
     setup = replace(setup, plan=made, slow=slow, shard=shard)

@@ -7,46 +7,29 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
 
-from tunesmith.errors import Paused, ResourceError, RunError, TrainingDiverged
+from tunesmith.errors import Paused, ResourceError, RunError
 from tunesmith.find import find
 from tunesmith.model.adapter import finished
 from tunesmith.model.build import add_adapter
 from tunesmith.model.fuse import reasons
 from tunesmith.prompt import pack
 from tunesmith.run import first
-from tunesmith.train import by_autograd, by_hand, checkpoint, spread
+from tunesmith.train import by_autograd, by_hand, spread
 from tunesmith.train.groups import groups
 from tunesmith.train.job import Job, Outcome
 from tunesmith.train.journal import Journal, opened
 from tunesmith.train.loss import check_head
+from tunesmith.train.progress import Checkpoints, Progress, plan_steps, step_event
 from tunesmith.train.rate import factor
 from tunesmith.train.stop import Wish, listening
 
 T = TypeVar("T")
 Gradients: TypeAlias = by_autograd.Gradients | by_hand.Gradients
 SAVE_SECONDS = 120.0  # a kill costs no more than this, however slow the steps are
-
-
-@dataclass
-class Progress:
-    """Where a run is. Kept in each checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_loss: float = math.inf
-    best_step: int = 0
-    best_score: float = -math.inf  # 0 where the loss alone decides
-    waited: int = 0  # validations since the best
-    micro_tokens: int = 0
-    scale: float = 65536.0  # of the loss, for float16 only
-    ended: bool = False
 
 
 def train(job: Job) -> Outcome:
@@ -88,24 +71,27 @@ class _Loop:
         )
         self.peaks = [group["peak"] for group in self.optimizer.param_groups]
         self.schedule = find("tunesmith.train.schedules", self.settings.schedule.name)
-        self.plan = [
-            rows
-            for epoch in range(self.settings.epochs)
-            for rows in pack.steps([len(example) for example in job.train], self.settings.batch, job.seed, epoch)
-        ]
+        self.plan = plan_steps(job)
         self.lengths = [len(example) for example in job.train]
         self.learnt = [sum(example.learnt[1:]) for example in job.train] if spread.size() > 1 else []
-        self.progress = Progress(micro_tokens=job.micro_tokens)
+        self.checkpoints = Checkpoints(job, len(self.plan), self.parameters, self.optimizer)
+        self.rehearsed = False
         self.wish = Wish()
         self.own_tokens = 0
         self.stopping = False  # any process's wish, at the last step
-        self.saved = time.monotonic()
         torch.manual_seed(job.seed)
+
+    @property
+    def progress(self) -> Progress:
+        return self.checkpoints.progress
 
     # --- the loop -------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        damaged = self._resume()
+        damaged = self.checkpoints.resume()
+        self.checkpoints.restore_optimizer()
+        self.gradients.micro_tokens = self.progress.micro_tokens
+        self.gradients.updated()
         self._level()
         with self._journal() as journal:
             self._begin(journal, damaged)
@@ -113,12 +99,15 @@ class _Loop:
             with listening() as self.wish:
                 while not self.progress.ended:
                     self._step(journal)
-                    if self._due(self.settings.evaluate_every) or self.progress.ended:
+                    if not self.rehearsed and not self.progress.ended:
+                        self.checkpoints.rehearse()
+                        self.rehearsed = True
+                    if self.checkpoints.validation_is_due():
                         self._validate(journal)
-                    if self._saving_is_due() or self.progress.ended:
-                        self._save(journal)
+                    if self.checkpoints.saving_is_due(SAVE_SECONDS):
+                        self.checkpoints.save(journal)
                     if self._stops() and not self.progress.ended:
-                        self._save(journal)
+                        self.checkpoints.save(journal)
                         spread.wait()  # whoever ends first ends the others
                         raise Paused(
                             f"stopped after step {self.progress.step} of {len(self.plan)}; everything is kept",
@@ -154,17 +143,11 @@ class _Loop:
         return self.stopping or (spread.size() == 1 and self.wish.stop)
 
     def _begin(self, journal: Journal, damaged: list[int]) -> None:
-        for step in damaged:
-            journal.tell("note", self.progress.step, text=f"checkpoint {step} is damaged and was passed over")
-        total = {"total": len(self.plan), "epochs": self.settings.epochs}
         if self.progress.step:
-            journal.tell("resume", self.progress.step, **total)
-            return
+            return self.checkpoints.begin(journal, damaged)
         fused = self.gradients.first_loss() if isinstance(self.gradients, by_hand.Gradients) else None
         check_head(self.model, pack.collate(self.job.train[:1], self.job.pad), fused)
-        journal.tell(
-            "start", 0, **total, rows=len(self.job.train), trained=sum(p.numel() for p in self.parameters.values())
-        )
+        self.checkpoints.begin(journal, damaged)
         self._validate(journal)
 
     def _prepare(self, journal: Journal) -> None:
@@ -184,40 +167,31 @@ class _Loop:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
         self._draw_apart()
-        loss, tokens, learnt = self._gradients(rows, journal)
-        norm = self._clip()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            if self.job.precision == "float16" and math.isfinite(loss) and progress.scale > 1:
-                progress.scale /= 2  # an overflow in the scaled gradient: this step is skipped
-                journal.tell("note", progress.step + 1, text=f"gradient overflow; loss scale is now {progress.scale:g}")
-            else:
-                raise TrainingDiverged(
-                    f"the loss is {loss:g} and the gradient's norm {norm:g} at step {progress.step + 1}",
-                    where=str(self.job.folder),
-                    next="Lower train.learning_rate, or set train.precision to float32; the last checkpoint is kept",
-                )
-        else:
-            self.optimizer.step()
-            self.gradients.updated()
+        loss, norm, tokens, learnt = self._finite_gradients(rows, journal)
+        self.optimizer.step()
+        self.gradients.updated()
         self.gradients.clear()
         progress.step += 1
         progress.tokens += tokens
         seconds = time.perf_counter() - began
         progress.seconds += seconds
         progress.ended = progress.step >= len(self.plan)
-        journal.tell(
-            "step",
-            progress.step,
-            total=len(self.plan),
-            epoch=round(self.settings.epochs * progress.step / len(self.plan), 3),
-            loss=loss,
-            rate=rate,
-            grad_norm=norm,
-            tokens=tokens,
-            learnt=learnt,
-            tokens_per_second=round(tokens / seconds, 1),
-            eta=round(progress.seconds / progress.step * (len(self.plan) - progress.step), 1),
-        )
+        values = step_event(progress, len(self.plan), self.settings.epochs, seconds, tokens)
+        journal.tell("step", progress.step, loss=loss, rate=rate, grad_norm=norm, learnt=learnt, **values)
+
+    def _finite_gradients(self, rows: Sequence[int], journal: Journal) -> tuple[float, float, int, int]:
+        """Leaves the clipped gradient; returns loss, gradient norm, tokens and learnt tokens.
+
+        An overflow of the scaled float16 gradient repeats the step at half the scale, so that no step is lost.
+        Raises TrainingDiverged when loss or gradient are no numbers.
+        """
+        while True:
+            loss, tokens, learnt = self._gradients(rows, journal)
+            norm = self._clip()
+            if math.isfinite(loss) and math.isfinite(norm):
+                return loss, norm, tokens, learnt
+            self.gradients.clear()
+            self.checkpoints.overflowed(loss, norm, journal)
 
     def _gradients(self, rows: Sequence[int], journal: Journal) -> tuple[float, int, int]:
         """Leaves the gradient of the mean loss over the step's learnt tokens, whatever the micro-batches are."""
@@ -265,13 +239,6 @@ class _Loop:
         """The share of padding in what this process sent through the model."""
         return 1 - self.own_tokens / self.gradients.spent if self.gradients.spent else 0.0
 
-    def _due(self, every: int) -> bool:
-        return self.progress.step % every == 0
-
-    def _saving_is_due(self) -> bool:
-        late = time.monotonic() - self.saved > SAVE_SECONDS
-        return late or self._due(self.settings.checkpoint_every or self.settings.evaluate_every)
-
     # --- validation, checkpoints ----------------------------------------------------------------------------
 
     def _validate(self, journal: Journal) -> None:
@@ -281,24 +248,12 @@ class _Loop:
             return
         mine = spread.own(range(len(self.job.valid)), [len(example) for example in self.job.valid])
         total, learnt = spread.add_up([], self.gradients.validation(mine), self.model.device)
-        loss = total / learnt
         score = self._score() if progress.step else None
-        told: dict[str, Any] = {} if score is None else {"score": score}
+        values: dict[str, Any] = {} if score is None else {"score": score}
         if self.job.sampler is not None:
-            told["samples"] = self._written(self.job.sampler)
-        journal.tell("valid", progress.step, loss=loss, **told)
-        if not progress.step:
-            return  # the base's own loss is where the curve starts, not a candidate
-        if (-(score or 0.0), loss) < (-progress.best_score, progress.best_loss):
-            progress.best_score, progress.best_loss = score or 0.0, loss
-            progress.best_step, progress.waited = progress.step, 0
-            if not self._saving_is_due():
-                self._save(journal)
-            return
-        progress.waited += 1
-        if self.settings.patience and progress.waited >= self.settings.patience and not progress.ended:
-            progress.ended = True
-            journal.tell("note", progress.step, text=f"nothing better in {progress.waited} validations: stopped early")
+            values["samples"] = self._written(self.job.sampler)
+        if self.checkpoints.validated(total / learnt, journal, **values):
+            self.checkpoints.save(journal)
 
     def _score(self) -> float | None:
         """How good the replies are, where the recipe chooses by that; all processes get the first one's number."""
@@ -312,59 +267,10 @@ class _Loop:
         fused = self.gradients.fused if isinstance(self.gradients, by_hand.Gradients) else None
         return spread.from_first(lambda: by(fused))
 
-    def _save(self, journal: Journal) -> None:
-        if not first() or self.progress.step in checkpoint.steps(self.folder)[:1]:
-            return
-        tensors: dict[str, Tensor] = {f"adapter.{name}": value.data for name, value in self.parameters.items()}
-        optimizer, plain = checkpoint.pack_optimizer(self.optimizer)
-        state = {"progress": asdict(self.progress), "optimizer": plain, "fingerprint": self.job.fingerprint}
-        checkpoint.save(self.folder, self.progress.step, tensors | optimizer | checkpoint.random_state(), state)
-        checkpoint.prune(self.folder, self.settings.keep, self.progress.best_step)
-        self.saved = time.monotonic()
-        journal.tell("saved", self.progress.step)
-
-    def _resume(self) -> list[int]:
-        found, damaged = checkpoint.newest(self.folder)
-        if found is None:
-            return damaged
-        if found.state["fingerprint"] != self.job.fingerprint:
-            raise RunError(
-                "the checkpoints were made from other data, settings or weights",
-                where=str(self.folder),
-                next="Undo the change, or give --again to begin anew (the old run is kept aside)",
-            )
-        _fill(self.parameters, found.tensors)
-        checkpoint.unpack_optimizer(self.optimizer, found.tensors, found.state["optimizer"])
-        checkpoint.set_random_state(found.tensors)
-        self.progress = Progress(**found.state["progress"])
-        self.progress.micro_tokens = min(self.progress.micro_tokens, self.job.micro_tokens)
-        self.gradients.micro_tokens = self.progress.micro_tokens
-        self.gradients.updated()
-        return damaged
-
     def _end(self, journal: Journal) -> Outcome:
-        progress = self.progress
-        if progress.best_step and progress.best_step != progress.step:
-            best = checkpoint.load(self.folder, progress.best_step)
-            if best is None:
-                raise RunError(f"the best checkpoint ({progress.best_step}) is damaged", where=str(self.folder))
-            _fill(self.parameters, best.tensors)
+        if self.checkpoints.restore_best():
             self.gradients.updated()
         config, tensors = finished(self.model)
-        summary = {
-            "steps": progress.step,
-            "best_step": progress.best_step,
-            "best_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
-            **({} if self.job.scorer is None else {"best_score": progress.best_score}),
-            "tokens": progress.tokens,
-            "padding": round(self._padding(), 4),
-            "seconds": round(progress.seconds, 1),
-        }
-        journal.tell("end", progress.step, **summary)
+        summary = {**self.checkpoints.summary(), "padding": round(self._padding(), 4)}
+        journal.tell("end", self.progress.step, **summary)
         return Outcome(dict(tensors), config, summary)
-
-
-def _fill(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"adapter.{name}"])

@@ -1,21 +1,27 @@
-"""TRL's SFTTrainer with PEFT, over the same frozen base, rows, order and start, writing the same products."""
+"""TRL's SFTTrainer with PEFT over the same frozen base, adapter start, steps and learning rates as the native engine.
+
+SFTTrainer computes loss and gradients, clips and steps. Steps, rates, validation and checkpoints are the native
+engine's, so that the two engines differ in rounding only.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from torch import Tensor
-from transformers import EarlyStoppingCallback, TrainerCallback
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from tunesmith.errors import Paused, RecipeError, RunError, TrainingDiverged
+from tunesmith.errors import Paused
 from tunesmith.find import find
 from tunesmith.model.adapter import named, peft_config
 from tunesmith.model.build import begin, check_wishes, wanted
@@ -23,66 +29,49 @@ from tunesmith.model.original import Original
 from tunesmith.model.qlora import FrozenLinear
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
-from tunesmith.run import write_atomic
+from tunesmith.train.by_autograd import OVERHEAD, check_recompute, halved, validation_loss
+from tunesmith.train.checks import packed_error
 from tunesmith.train.groups import groups
 from tunesmith.train.job import Job, Outcome
 from tunesmith.train.journal import Journal, opened
-from tunesmith.train.rate import warm_steps
+from tunesmith.train.progress import Checkpoints, plan_steps, step_event
+from tunesmith.train.rate import factor
 from tunesmith.train.stop import Wish, listening
 
-OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+SAVE_SECONDS = 120.0  # as the native engine
 
 
 def train(job: Job) -> Outcome:
     """Fine-tunes and returns the best adapter.
 
-    Raises RecipeError for settings that SFTTrainer has no equal of, Paused on Ctrl-C.
+    Raises RecipeError for settings that PEFT has no equal of, Paused on Ctrl-C, ResourceError when memory or disk run
+    out, TrainingDiverged when loss or gradient are no numbers.
     """
-    rows, micro = _batch(job)
+    check_recompute(job)
     names = wanted(job.model.frozen(), job.adapter.layers)
     configs = _checked(job, names)
     network, starts = _wrap(job, names)
-    order = [
-        row
-        for epoch in range(job.settings.epochs)
-        for step in pack.steps([len(example) for example in job.train], job.settings.batch, job.seed, epoch)
-        for row in step
-    ]
-    total = math.ceil(len(order) / rows)
-    folder = job.folder / "checkpoints"
-    last = _resumable(folder, job.fingerprint)
-    step = int(last.name.rsplit("-", 1)[1]) if last else 0
-    with opened(job.folder / "journal.jsonl", job.folder / "tensorboard", job.watcher, from_step=step) as journal:
-        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        about = {"total": total, "epochs": job.settings.epochs, "rows": len(job.train), "trained": trained}
-        journal.tell("resume" if step else "start", step, **about)
+    parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    optimizer = _optimizer(job, parameters)
+    plan = plan_steps(job)
+    checkpoints = Checkpoints(job, len(plan), parameters, optimizer)
+    damaged = checkpoints.resume()
+    files = job.folder / "journal.jsonl", job.folder / "tensorboard"
+    with opened(*files, job.watcher, from_step=checkpoints.progress.step) as journal:
         with listening() as wish, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            scribe = _Scribe(journal, job, total, wish)
-            trainer = _trainer(job, network, order, rows, micro, total, scribe, folder)
-            if not step and job.valid:
-                trainer.evaluate()
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-        if scribe.paused:
-            raise Paused(
-                f"stopped after step {trainer.state.global_step} of {total}; everything is kept",
-                where=str(job.folder),
-                next="Give the same command again to go on",
-            )
+            control = _Control(job, journal, checkpoints, wish)
+            checkpoints.begin(journal, damaged)
+            if not checkpoints.progress.ended:
+                trainer = _Trainer(job, network, optimizer, plan, control)
+                if not checkpoints.progress.step:
+                    control.validate()
+                trainer.train()
+        checkpoints.restore_best()
+        summary = checkpoints.summary()
         tensors = named(get_peft_model_state_dict(network, save_embedding_layers=False))
-        return Outcome(_undone(tensors, starts), configs[bool(starts)], _summary(job, trainer, journal))
-
-
-def _batch(job: Job) -> tuple[int, int]:
-    size, unit = job.settings.batch.split()
-    if unit != "rows":
-        raise RecipeError("engine trl counts a batch in rows", where="train.batch", next="Write it as '8 rows'")
-    rows = int(size)
-    longest = max(map(len, job.train))
-    fits = max(1, job.micro_tokens // longest)
-    micro = max(count for count in range(1, min(rows, fits) + 1) if rows % count == 0)
-    return rows, micro
+        journal.tell("end", summary["steps"], **summary)
+        return Outcome(_undone(tensors, starts), configs[bool(starts)], summary)
 
 
 def _checked(job: Job, names: list[str]) -> tuple[dict[str, object], dict[str, object]]:
@@ -110,11 +99,7 @@ def _whole(job: Job) -> list[str]:
 
 def _refuse_packed(layers: Iterable[FrozenLinear], where: str, what: str) -> None:
     if any(layer.state is not None for layer in layers):
-        raise RecipeError(
-            f"engine trl cannot do {what} over NF4, for PEFT would read the packed codes as the weight",
-            where=where,
-            next="Set train.engine to native, or base.bits to 16",
-        )
+        raise packed_error(what, where)
 
 
 def _wrap(job: Job, names: list[str]) -> tuple[Any, dict[str, tuple[Tensor, Tensor]]]:
@@ -186,20 +171,16 @@ def _undone(tensors: dict[str, Tensor], starts: dict[str, tuple[Tensor, Tensor]]
     return tensors
 
 
-def _optimizer(job: Job, network: Any) -> torch.optim.Optimizer | None:
-    """For LoRA+, which needs rates of its own for A and B; None leaves it to the trainer."""
-    if job.adapter.rate_ratio == 1:
-        return None
+def _optimizer(job: Job, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the groups that the native engine has."""
     settings = job.settings
-    trained = {
-        name.removesuffix(".weight").removesuffix(".default"): parameter
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
-    }
-    made = groups(trained, settings.learning_rate, job.adapter.rate_ratio)
-    made.sort(key=lambda group: group["peak"] != settings.learning_rate)  # the trainer logs the first one's rate
+    renamed = {name.removesuffix(".weight").removesuffix(".default"): part for name, part in parameters.items()}
+    made = groups(renamed, settings.learning_rate, job.adapter.rate_ratio)
+    made.sort(key=lambda group: group["peak"] != settings.learning_rate)  # the trainer logs the first group's rate
     make = find("tunesmith.train.optimizers", settings.optimizer.name)
-    optimizer: torch.optim.Optimizer = make(made, settings.learning_rate, settings.weight_decay)
+    optimizer: torch.optim.Optimizer = make(
+        made, settings.learning_rate, settings.weight_decay, **settings.optimizer.options
+    )
     return optimizer
 
 
@@ -215,134 +196,204 @@ def _dataset(examples: Sequence[Example]) -> Dataset:
     )
 
 
-def _trainer(
-    job: Job, network: Any, order: list[int], rows: int, micro: int, total: int, scribe: _Scribe, folder: Path
-) -> SFTTrainer:
-    settings = job.settings
-    unknown = set(settings.optimizer.options) | set(settings.schedule.options)
-    if unknown:
-        raise RecipeError(f"engine trl takes no option '{sorted(unknown)[0]}'", where="train", next="Remove it")
-    every = settings.checkpoint_every or settings.evaluate_every
-    if job.valid and every % settings.evaluate_every:
-        raise RecipeError(
-            "engine trl needs checkpoint_every to be a multiple of evaluate_every", where="train.checkpoint_every"
-        )
+def _config(job: Job) -> SFTConfig:
     config = SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=1,  # `order` holds every epoch
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=rows // micro,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=SCHEDULES[settings.schedule.name],
-        warmup_steps=warm_steps(settings.warmup, total),
-        optim=OPTIMIZERS[settings.optimizer.name],
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip,
-        eval_strategy="steps" if job.valid else "no",
-        eval_steps=settings.evaluate_every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=settings.keep + 1,
-        load_best_model_at_end=bool(job.valid),
-        metric_for_best_model="eval_loss" if job.valid else None,
-        greater_is_better=False if job.valid else None,
+        output_dir=str(job.folder / "checkpoints"),
+        num_train_epochs=1,  # the loader has the steps of all epochs
+        per_device_train_batch_size=1,  # of the loader's batches, each of which is a whole step
+        gradient_accumulation_steps=1,
+        max_grad_norm=job.settings.clip,
+        router_aux_loss_coef=0.0,
+        eval_strategy="no",
+        save_strategy="no",
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=[],
         disable_tqdm=True,
         seed=job.seed,
-        data_seed=job.seed,
-        bf16=job.precision == "bfloat16",
-        fp16=job.precision == "float16",
+        bf16=False,  # autocast would compute the update in 16 bits too, where small ones are lost
+        fp16=False,  # the loss is scaled by `_Trainer`, as by the native engine
         use_cpu=job.model.device.type == "cpu",
         gradient_checkpointing=job.recompute,
         max_length=None,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        train_sampling_strategy="sequential",
-        dataloader_pin_memory=job.model.device.type != "cpu",
         remove_unused_columns=False,
     )
-    callbacks: list[Any] = [scribe]
-    if settings.patience and job.valid:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.patience))
-    trainer = SFTTrainer(
-        model=network,
-        args=config,
-        train_dataset=_dataset(job.train).select(order),
-        eval_dataset=_dataset(job.valid) if job.valid else None,
-        processing_class=job.tokenizer,
-        callbacks=callbacks,
-        optimizers=(_optimizer(job, network), None),
+    if config.n_gpu > 1:
+        config._n_gpu = 1  # otherwise the trainer would spread each batch over all GPUs with DataParallel
+    return config
+
+
+class _Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer whose loader yields whole steps, each computed in micro-batches that fit."""
+
+    def __init__(
+        self,
+        job: Job,
+        network: Any,
+        optimizer: torch.optim.Optimizer,
+        plan: list[list[int]],
+        control: _Control,
+    ) -> None:
+        self.job, self.own = job, control
+        self.steps = [sorted(rows) for rows in plan[control.checkpoints.progress.step :]]  # micro-batches as native's
+        super().__init__(
+            model=network,
+            args=_config(job),
+            train_dataset=_dataset(job.train),
+            data_collator=self._collate,
+            processing_class=job.tokenizer,
+            callbacks=[control],
+            optimizers=(optimizer, _scheduler(job, optimizer, len(plan), control.checkpoints.progress.step)),
+        )
+        for name in ("PrinterCallback", "ProgressCallback"):  # only the command line prints
+            for callback in [c for c in self.callback_handler.callbacks if type(c).__name__ == name]:
+                self.remove_callback(callback)
+
+    def _collate(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """A step's rows, padded on the right."""
+        longest = max(len(row["input_ids"]) for row in rows)
+
+        def padded(key: str, fill: int) -> Tensor:
+            return torch.tensor([row[key] + [fill] * (longest - len(row[key])) for row in rows])
+
+        mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
+        return {
+            "input_ids": padded("input_ids", self.job.pad),
+            "attention_mask": torch.tensor(mask),
+            "labels": padded("labels", pack.IGNORED),
+        }
+
+    def get_train_dataloader(self) -> Any:
+        """A loader of the steps that are still to be made; it draws nothing from torch's own random state."""
+        apart = torch.Generator()
+        return DataLoader(self.train_dataset, batch_sampler=self.steps, collate_fn=self._collate, generator=apart)
+
+    def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        """The mean loss over a step's learnt tokens, its gradient left in the parameters, however it is divided.
+
+        An overflow of the scaled float16 gradient repeats the step at half the scale, so that no step is lost.
+        """
+        lengths = [int(length) for length in inputs["attention_mask"].sum(1)]
+        while True:
+            try:
+                loss = self._accumulated(model, inputs, lengths)
+            except torch.OutOfMemoryError:
+                model.zero_grad()
+                torch.cuda.empty_cache()
+                self.own.shrink(max(lengths))
+                continue
+            gradients = [p.grad for p in self.own.checkpoints.parameters.values() if p.grad is not None]
+            torch._foreach_div_(gradients, self._scale())
+            norm = float(nn.utils.get_total_norm(gradients))
+            if math.isfinite(float(loss)) and math.isfinite(norm):
+                learnt = int((inputs["labels"][:, 1:] != pack.IGNORED).sum())
+                self.own.computed(float(loss), norm, sum(lengths), learnt)
+                return loss
+            self.own.checkpoints.overflowed(float(loss), norm, self.own.journal)
+            model.zero_grad()
+
+    def _accumulated(self, model: Any, inputs: dict[str, Tensor], lengths: list[int]) -> Tensor:
+        micro_tokens = self.own.checkpoints.progress.micro_tokens
+        overhead = OVERHEAD[self.job.model.device.type]
+        learnt = (inputs["labels"][:, 1:] != pack.IGNORED).sum().to(self.args.device)
+        loss = torch.zeros((), device=self.args.device)
+        for rows in pack.micro_batches(range(len(lengths)), lengths, micro_tokens, overhead=overhead):
+            longest = max(lengths[row] for row in rows)
+            micro = {name: tensor[rows, :longest] for name, tensor in inputs.items()}
+            loss = loss + super().training_step(model, micro, num_items_in_batch=learnt).float() / self._scale()
+        return loss
+
+    def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Tensor:
+        """SFTTrainer's loss, scaled for float16."""
+        with _casting(self.job):
+            loss: Tensor = super().compute_loss(model, inputs, *rest, **more)
+        return loss * self._scale()
+
+    def _scale(self) -> float:
+        return self.own.checkpoints.progress.scale if self.job.precision == "float16" else 1.0
+
+
+def _casting(job: Job) -> contextlib.AbstractContextManager[Any]:
+    """Embeddings, head and biases that PEFT trains are float32 amid layers in 16 bits, so they need autocast."""
+    if job.precision == "float32" or not (job.adapter.train_also or job.adapter.bias != "none"):
+        return contextlib.nullcontext()
+    return torch.autocast(job.model.device.type, dtype=getattr(torch, job.precision))
+
+
+def _scheduler(job: Job, optimizer: torch.optim.Optimizer, total: int, step: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """The native engine's learning rates, from `step` on; no step is made at rate 0."""
+    schedule = find("tunesmith.train.schedules", job.settings.schedule.name)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: factor(min(step + done, total - 1), total, job.settings.warmup, schedule)
     )
-    for name in ("PrinterCallback", "ProgressCallback"):  # only the command line prints
-        for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == name]:
-            trainer.remove_callback(callback)
-    return trainer
 
 
-class _Scribe(TrainerCallback):  # type: ignore[misc]
-    """Writes the journal and carries the wish to stop."""
+class _Control(TrainerCallback):  # type: ignore[misc]
+    """Journal, validation, checkpoints and the wish to stop, after each of the trainer's steps."""
 
-    def __init__(self, journal: Journal, job: Job, total: int, wish: Wish) -> None:
-        self.journal, self.job, self.total, self.wish, self.paused = journal, job, total, wish, False
-        self.began = self.tokens = 0.0
+    def __init__(self, job: Job, journal: Journal, checkpoints: Checkpoints, wish: Wish) -> None:
+        self.job, self.journal, self.checkpoints, self.wish = job, journal, checkpoints, wish
+        self.began = 0.0
+        self.rehearsed = False
+        self.step: dict[str, Any] = {}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self.wish.stop and state.global_step < self.total:
-            self.paused = True
-            control.should_save = control.should_training_stop = True
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The trainer has seeded and prepared everything by now."""
+        torch.manual_seed(self.job.seed)
+        self.checkpoints.restore_optimizer()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.perf_counter()
+
+    def computed(self, loss: float, norm: float, tokens: int, learnt: int) -> None:
+        """Takes over what the trainer computed for a step, before it clips and steps."""
+        self.step = {"loss": loss, "grad_norm": norm, "tokens": tokens, "learnt": learnt}
+
+    def shrink(self, longest: int) -> None:
+        """Halves the micro-batches after memory ran out. Raises ResourceError."""
+        progress = self.checkpoints.progress
+        progress.micro_tokens = halved(progress.micro_tokens, longest, str(self.job.folder))
+        text = f"out of memory: micro-batches now hold {progress.micro_tokens} tokens, the step is the same"
+        self.journal.tell("note", progress.step, text=text)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> Any:
+        """Ends a step: journal, validation, checkpoint. Raises Paused when the user wants to stop."""
+        if not logs or "loss" not in logs:
+            return control
+        checkpoints, progress, settings = self.checkpoints, self.checkpoints.progress, self.job.settings
+        seconds = time.perf_counter() - self.began
+        progress.step += 1
+        progress.tokens += self.step["tokens"]
+        progress.seconds += seconds
+        progress.ended = progress.step >= checkpoints.total
+        values = step_event(progress, checkpoints.total, settings.epochs, seconds, self.step.pop("tokens"))
+        self.journal.tell("step", progress.step, rate=logs["learning_rate"], **self.step, **values)
+        if not self.rehearsed and not progress.ended:
+            checkpoints.rehearse()
+            self.rehearsed = True
+        if checkpoints.validation_is_due():
+            self.validate()
+        if checkpoints.saving_is_due(SAVE_SECONDS):
+            checkpoints.save(self.journal)
+        if self.wish.stop and not progress.ended:
+            checkpoints.save(self.journal)
+            raise Paused(
+                f"stopped after step {progress.step} of {checkpoints.total}; everything is kept",
+                where=str(self.job.folder),
+                next="Give the same command again to go on",
+            )
+        control.should_training_stop = control.should_training_stop or progress.ended
         return control
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if not logs or "loss" not in logs:
+    def validate(self) -> None:
+        """Validates as the native engine does: the mean over all learnt tokens of the validation rows."""
+        progress = self.checkpoints.progress
+        if not self.job.valid:
+            progress.best_step = progress.step
             return
-        if not math.isfinite(logs["loss"]):
-            raise TrainingDiverged(
-                f"the loss is {logs['loss']:g} at step {state.global_step}",
-                where=str(self.job.folder),
-                next="Lower train.learning_rate, or set train.precision to float32",
-            )
-        self.journal.tell(
-            "step",
-            state.global_step,
-            total=self.total,
-            epoch=round(self.job.settings.epochs * state.global_step / self.total, 3),
-            loss=logs["loss"],
-            rate=logs.get("learning_rate"),
-            grad_norm=float(logs.get("grad_norm", math.nan)),
-        )
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        self.journal.tell("valid", state.global_step, loss=metrics["eval_loss"])
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        write_atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "fingerprint", self.job.fingerprint)
-        self.journal.tell("saved", state.global_step)
-
-
-def _resumable(folder: Path, fingerprint: str) -> Path | None:
-    """The newest checkpoint whose last-written file, our fingerprint, is there."""
-    found = [path.parent for path in folder.glob("checkpoint-*/fingerprint")]
-    newest = max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
-    if newest and (newest / "fingerprint").read_text() != fingerprint:
-        raise RunError(
-            "the checkpoints were made from other data, settings or weights",
-            where=str(folder),
-            next="Undo the change, or give --again to begin anew (the old run is kept aside)",
-        )
-    return newest
-
-
-def _summary(job: Job, trainer: Any, journal: Journal) -> dict[str, Any]:
-    best = trainer.state.best_model_checkpoint
-    summary = {
-        "steps": trainer.state.global_step,
-        "best_step": int(best.rsplit("-", 1)[1]) if best else trainer.state.global_step,
-        "best_loss": trainer.state.best_metric,
-        "tokens": sum(map(len, job.train)) * job.settings.epochs,
-        "seconds": round(float(trainer.state.log_history[-1].get("train_runtime", 0.0)), 1),
-    }
-    journal.tell("end", summary["steps"], **summary)
-    return summary
+        with _casting(self.job):
+            total, learnt = validation_loss(self.job, progress.micro_tokens, range(len(self.job.valid)))
+        if self.checkpoints.validated(total / learnt, self.journal):
+            self.checkpoints.save(self.journal)
