@@ -209,7 +209,7 @@ def _layers(job: Job) -> tuple[dict[str, tuple[int, int]], bool, bool, str]:
     for name, module in network.named_modules():
         if module is head:
             continue
-        if isinstance(module, torch.nn.Linear):
+        if type(module) is torch.nn.Linear:
             found[name] = (module.out_features, module.in_features)
         elif isinstance(module, Conv1D):
             found[name], transposed = (module.weight.shape[1], module.weight.shape[0]), True
