@@ -7,6 +7,7 @@ experts side by side, the experts innermost (out x r·experts).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -111,8 +112,7 @@ def check_experts(
 
     Empty for other models. `engine` and `spread` are the recipe's `train.engine` and `train.spread`.
     """
-    text = {**config, **config.get("text_config", {})}
-    if not any("expert" in key and value for key, value in text.items()):
+    if "expert" not in json.dumps(config):
         return []
     network = _meta(config)
     if unread := _unread(network):
