@@ -63,7 +63,9 @@ def make_moe(folder: Path, family: str, **changes: Any) -> Path:
     config = AutoConfig.for_model(family, **{**COMMON, **ids, **FAMILIES[family], **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, parameter in model.named_parameters():
-        if parameter.dim() >= 2 or name.endswith("bias"):
+        if parameter.dim() >= 2 or name.endswith(
+            "bias"
+        ):  # larger than usual, so that a tiny model has something to say
             torch.nn.init.normal_(parameter, std=0.08)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

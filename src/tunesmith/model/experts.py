@@ -106,11 +106,17 @@ def _unread(network: nn.Module) -> str:
 
 
 def check_experts(
-    adapter: Adapter, config: dict[str, Any], *, engine: str = "native", spread: str = "auto"
+    adapter: Adapter,
+    config: dict[str, Any],
+    *,
+    engine: str = "native",
+    spread: str = "auto",
+    targets: Sequence[str] = (),
 ) -> list[TunesmithError]:
     """What a mixture of experts cannot have of these settings; `config` is the base's config.json.
 
-    Empty for other models. `engine` and `spread` are the recipe's `train.engine` and `train.spread`.
+    Empty for other models. `engine`, `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the
+    names of its `export.files`.
     """
     if "expert" not in json.dumps(config):
         return []
@@ -137,6 +143,11 @@ def check_experts(
     if stacked and spread == "fsdp":
         advice = "Set train.spread to ddp"
         errors.append(RecipeError("experts are not divided over processes", where="train.spread", next=advice))
+    if parts and "gguf_lora" in targets:
+        advice = "Export gguf instead, or set adapter.experts to none"
+        errors.append(
+            RecipeError("a GGUF adapter cannot hold updates of experts", where="export.files: gguf_lora", next=advice)
+        )
     return errors
 
 
