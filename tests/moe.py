@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,4 +70,22 @@ def make_moe(folder: Path, family: str, **changes: Any) -> Path:
             torch.nn.init.normal_(parameter, std=0.08)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_mxfp4(folder: Path) -> Path:
+    """A tiny gpt-oss whose experts are stored as OpenAI stores them, in MXFP4."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = make_moe(folder, "gpt_oss", intermediate_size=64) / "model.safetensors"
+    tensors, generator = load_file(file), torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith("_proj") and "experts" in name]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        size = (experts, outputs, inputs // 32)
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*size, 16), dtype=torch.uint8, generator=generator)
+        tensors[f"{name}_scales"] = torch.randint(121, 124, size, dtype=torch.uint8, generator=generator)
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
     return folder

@@ -14,7 +14,7 @@ from adapters import BASIC, logits, shaken
 from export.test_families import PROMPTS, greedy_as
 from export.test_merge import job_of, loaded
 from gguf_models import opened
-from moe import FAMILIES, make_moe
+from moe import FAMILIES, make_moe, make_mxfp4
 from tunesmith.errors import ModelError
 from tunesmith.export.convert import convert
 from tunesmith.export.merge import merge
@@ -47,6 +47,18 @@ def test_merged_experts_are_what_was_trained_in_the_files_of_the_base(tmp_path: 
     with trained(base, 4).base(), model.base():
         assert (logits(loaded(alone)) - logits(model.network)).abs().max() > 1e-2  # the experts were in 4 bits
         torch.testing.assert_close(logits(loaded(alone)), logits(load_packed(base).network), rtol=0, atol=1e-4)
+
+
+def test_experts_stored_in_mxfp4_are_merged_in_16_bits(tmp_path: Path) -> None:
+    base = make_mxfp4(tmp_path / "base")
+    for bits, onto in ((4, "quantised"), (16, "original")):
+        model = trained(base, bits)
+        folder = merge(job_of(model, tmp_path, onto=onto, bits=bits), tmp_path / onto, torch.float32)
+        torch.testing.assert_close(logits(loaded(folder)), logits(model.network), rtol=0, atol=1e-4)
+        names = [name for name in headers(folder) if name.endswith(("_blocks", "_scales", "experts.gate_up_proj"))]
+        assert names == [f"model.layers.{layer}.mlp.experts.gate_up_proj" for layer in (0, 1)]
+    as_stored = merge(job_of(model, tmp_path, onto="original", bits=16), tmp_path / "stored")
+    assert headers(as_stored)["model.layers.0.mlp.experts.down_proj"][1:] == ((8, 64, 64), "BF16")
 
 
 def load_packed(folder: Path) -> Model:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tunesmith.model.expert_packing as packing
 from adapters import BASIC, IDS, logits, shaken
-from moe import FAMILIES, make_moe
+from moe import FAMILIES, make_moe, make_mxfp4
 from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.memory import NF4_BYTES
 from tunesmith.model.adapter import attach, finished, write_adapter
@@ -84,6 +84,22 @@ def test_each_expert_is_packed_as_bitsandbytes_packs_a_linear_layer() -> None:
         for matrix, back in zip(weight, unpacked, strict=True):
             alone = dequantize_4bit(*quantize_4bit(matrix.clone(), quant_type="nf4", compress_statistics=True))
             assert torch.equal(alone, back)
+
+
+def test_experts_stored_in_mxfp4_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, Mxfp4Config
+
+    folder = make_mxfp4(tmp_path / "base")
+    plain = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
+    ).eval()
+    torch.testing.assert_close(logits(model_of(folder, 16).network), logits(plain), rtol=0, atol=1e-5)
+    model = model_of(folder)
+    for name, module in model.experts().items():
+        for part, weights in module.weights.items():
+            stored = plain.get_parameter(f"{name}.{part}").detach()
+            assert weights.weight is None
+            assert torch.equal(weights.matrices(range(8)), packing.unpack(packing.pack(stored), stored.shape))
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4_text", "granitemoe"])

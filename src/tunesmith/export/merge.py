@@ -25,8 +25,9 @@ from torch import Tensor
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.export.job import Job
-from tunesmith.export.merge_experts import ExpertTensors, ExpertUpdate, expert_updates
+from tunesmith.export.merge_experts import ExpertTensors, ExpertUpdate, expert_updates, without_mxfp4
 from tunesmith.model.adapter import read_adapter
+from tunesmith.model.expert_packing import BLOCKS, SCALES, from_mxfp4
 from tunesmith.model.original import headers
 from tunesmith.model.weights import read_config
 from tunesmith.prompt.template import Template
@@ -170,9 +171,10 @@ def _takes_system(job: Job) -> bool:
 def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Out]:
     network = _network(job)
     linears, transposed, tied, head = _layers(network)
-    found = headers(job.weights.folder)
+    files = headers(job.weights.folder)
+    found = without_mxfp4(files)
     updates, whole = _adapter(job) if adapter else ({}, {})
-    experts = _experts(job, network, found, updates)
+    experts = _experts(job, network, files, updates)
     prefix = _prefix(found, linears)
     for name, (path, shape, kind) in found.items():
         if name.endswith(_PACKED):
@@ -207,7 +209,14 @@ def _experts(
 ) -> ExpertTensors:
     """The experts among the files' tensors; their updates are taken out of `updates`."""
     packed_from = getattr(torch, job.precision) if job.onto == "quantised" and job.bits == 4 else None
-    experts = ExpertTensors(network, found, lambda name: _read(found[name][0], name), packed_from)
+
+    def read(name: str) -> Tensor:
+        if name in found:
+            return _read(found[name][0], name)
+        blocks, scales = (_read(found[name + end][0], name + end) for end in (BLOCKS, SCALES))
+        return from_mxfp4(blocks, scales, torch.float32)
+
+    experts = ExpertTensors(network, without_mxfp4(found), read, packed_from)
     if updates:
         config, _ = read_adapter(job.adapter)
         targets = [str(name) for name in cast("list[object]", config.get("target_parameters") or [])]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
-from tunesmith.model.expert_packing import expert_parameters, pack, unpack
+from tunesmith.model.expert_packing import BLOCKS, SCALES, expert_parameters, pack, unpack
 from tunesmith.model.experts import ExpertShape, expert_shapes
 
 
@@ -161,6 +161,22 @@ class ExpertTensors:
         if update is None:
             return stacked
         return stacked + update.of(experts, fused.shape, transposed=fused.transposed)
+
+
+def without_mxfp4(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The files' tensors as they are merged: of an MXFP4 tensor's codes and exponents, the 16-bit one they stand for.
+
+    `found` and the result: by name a tensor's file, shape and number type.
+    """
+    plain = {}
+    for name, (path, shape, kind) in found.items():
+        base = name.removesuffix(BLOCKS)
+        if base != name and base + SCALES in found:
+            experts, outputs, blocks, size = shape
+            plain[base] = path, (experts, 2 * blocks * size, outputs), "BF16"
+        elif name.removesuffix(SCALES) + BLOCKS not in found:
+            plain[name] = path, shape, kind
+    return plain
 
 
 def expert_updates(

@@ -17,7 +17,7 @@ from torch import nn
 
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.find import find, nearest
-from tunesmith.model.expert_packing import nf4_config
+from tunesmith.model.expert_packing import loading_options
 from tunesmith.model.experts import (
     ExpertWeights,
     FrozenExperts,
@@ -162,10 +162,9 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     if device == "cuda":  # by number: the loader's own threads would take the first card
         device = f"cuda:{torch.cuda.current_device()}"
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "trust_remote_code": False}
-    if bits == 4:
-        options["quantization_config"] = nf4_config(dtype)
     try:
         with _quiet():
+            options |= loading_options(weights.folder, bits, dtype)
             network = AutoModelForCausalLM.from_pretrained(weights.folder, use_safetensors=True, **options)
     except (torch.OutOfMemoryError, MemoryError) as error:
         advice = "Choose a smaller base.model, base.bits 4, or free some memory"

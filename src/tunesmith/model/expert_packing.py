@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,6 +25,34 @@ def expert_parameters(module: nn.Module) -> list[str]:
     if "Experts" not in type(module).__name__:
         return []
     return [name for name, value in module.named_parameters(recurse=False) if value.dim() == 3]
+
+
+BLOCKS, SCALES = "_blocks", "_scales"  # of an MXFP4 tensor's two halves: 4-bit codes and 8-bit exponents
+
+
+def loading_options(folder: Path, bits: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is told of `bits` for the model in `folder`: NF4, and how MXFP4 (gpt-oss) is read.
+
+    MXFP4 experts are dequantized one parameter at a time: to be packed in NF4, or, with 16 `bits`, to stay so.
+    """
+    from transformers import AutoConfig, Mxfp4Config
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    stored = getattr(config, "quantization_config", None) or {}
+    if stored.get("quant_method") != "mxfp4":
+        return {"quantization_config": nf4_config(dtype)} if bits == 4 else {}
+    if bits != 4:
+        return {"quantization_config": Mxfp4Config(dequantize=True)}
+    del config.quantization_config
+    return {"config": config, "quantization_config": nf4_config(dtype)}
+
+
+def from_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The matrices (experts x in x out) of gpt-oss' MXFP4 codes and exponents."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    halves = blocks.to(torch.uint8), scales.to(torch.uint8)
+    return cast(Tensor, convert_moe_packed_tensors(*halves, dtype=dtype))
 
 
 def nf4_config(dtype: torch.dtype) -> Any:
@@ -44,7 +73,7 @@ def nf4_config(dtype: torch.dtype) -> Any:
 @functools.cache
 def _register_quantizer() -> None:
     """Adds to transformers, under a name of its own, bitsandbytes' quantizer with the experts packed as well."""
-    from transformers.core_model_loading import ConversionOps
+    from transformers.core_model_loading import ConversionOps, WeightConverter
     from transformers.quantizers.auto import register_quantizer
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
@@ -60,6 +89,13 @@ def _register_quantizer() -> None:
                     packed[name] = packed_parameter(value[0] if isinstance(value, list) else value)
             return {**packed, **(self.usual.convert(input_dict, model=model, **more) if input_dict else {})}
 
+    class _FromMxfp4(ConversionOps):  # type: ignore[misc]
+        def convert(self, input_dict: dict[str, Any], full_layer_name: str = "", **more: Any) -> dict[str, Any]:
+            halves = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
+            blocks, scales = (next(v for n, v in halves.items() if n.endswith(end)) for end in (BLOCKS, SCALES))
+            dtype = blocks.dtype if blocks.dtype.is_floating_point else torch.bfloat16  # the loader casts codes, too
+            return {full_layer_name: from_mxfp4(blocks, scales, dtype)}
+
     @register_quantizer(QUANTIZER)
     class _Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
         def param_needs_quantization(self, model: Any, param_name: str, **more: Any) -> bool:
@@ -68,6 +104,13 @@ def _register_quantizer() -> None:
 
         def get_quantize_ops(self) -> Any:
             return _Pack(super().get_quantize_ops())
+
+        def get_weight_conversions(self) -> list[Any]:
+            own = [
+                WeightConverter([part + BLOCKS, part + SCALES], part, [_FromMxfp4()])
+                for part in ("gate_up_proj", "down_proj")
+            ]
+            return [*super().get_weight_conversions(), *own]
 
 
 def _is_expert(model: nn.Module, name: str) -> bool:
