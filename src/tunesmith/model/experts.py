@@ -53,7 +53,7 @@ def expert_shapes(network: nn.Module) -> dict[str, ExpertShape]:
     return found
 
 
-def freeze_experts(network: nn.Module, *, packed: bool, where: str = "") -> None:
+def freeze_experts(network: Any, *, packed: bool, where: str = "") -> None:
     """Replaces the experts' modules of `network` by frozen ones.
 
     `packed`: experts that are still in 16 bits, as an NF4 checkpoint of transformers holds them, are packed now.
@@ -64,8 +64,11 @@ def freeze_experts(network: nn.Module, *, packed: bool, where: str = "") -> None
     for name, module in list(network.named_modules()):
         if not (expert_parameters(module) or carried(module)):
             continue
-        for part in expert_parameters(module) if packed else ():
-            setattr(module, part, packed_parameter(getattr(module, part)))
+        for part in expert_parameters(module):
+            value = getattr(module, part)
+            value.data = value.data.to(network.dtype)  # transformers 5.17 reads MXFP4 in bfloat16, whatever it is told
+            if packed:
+                setattr(module, part, packed_parameter(value))
         network.set_submodule(name, FrozenExperts(module))
 
 
