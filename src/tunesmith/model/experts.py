@@ -333,12 +333,13 @@ class _Product(torch.autograd.Function):
         weights, counts = ctx.weights, ctx.counts
         inputs = weights.rows if weights.transposed else weights.columns
         dx = dy.new_zeros(len(dy), inputs) if ctx.needs_input_grad[0] else None
-        if not ctx.saved_tensors:
+        saved = ctx.saved_tensors  # once: recomputed activations are given out a single time
+        if not saved:
             if dx is not None:
                 for _, rows, matrix in _hit(weights, counts):
                     torch.mm(dy[rows], matrix.T, out=dx[rows])
             return dx, None, None, None, None
-        x, a, b = ctx.saved_tensors
+        x, a, b = saved
         small_a, small_b = weights.factors(a, b, dy.dtype)
         da, db = torch.zeros_like(small_a), torch.zeros_like(small_b)
         for expert, rows, matrix in _hit(weights, counts):
