@@ -103,6 +103,27 @@ def test_experts_stored_in_mxfp4_are_read_as_transformers_reads_them(tmp_path: P
             assert torch.equal(weights.matrices(range(8)), packing.unpack(packing.pack(stored), stored.shape))
 
 
+def test_an_nf4_checkpoint_is_packed_after_loading_or_refused(moe: Callable[[str], Path], tmp_path: Path) -> None:
+    from bitsandbytes.functional import quantize_4bit
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    stored = AutoModelForCausalLM.from_pretrained(moe("qwen3_moe"), dtype=torch.float32, quantization_config=options)
+    stored.save_pretrained(tmp_path)  # its experts in 32 bits
+    model = model_of(tmp_path)
+    assert all(weights.weight is None for weights in all_weights(model))
+    torch.testing.assert_close(logits(model.network), logits(model_of(moe("qwen3_moe")).network), rtol=0, atol=1e-5)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if ".experts." in name]:
+        codes, state = quantize_4bit(tensors[name], quant_type="nf4", compress_statistics=True)
+        tensors |= {name: codes, **{f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="experts in 4 bits one by one"):
+        model_of(tmp_path)
+
+
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4_text", "granitemoe"])
 def test_gradients_are_those_of_autograd_over_the_whole_matrices(moe: Callable[[str], Path], family: str) -> None:
     """Ours in float32 against float64 through the family's own module with W + s B A as its parameters."""

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from tunesmith.errors import ModelError
+from tunesmith.model.original import headers
+
 BLOCK = 64  # elements with one scale
 NESTED = 256  # scales with one scale of their own
 QUANTIZER = "tunesmith_nf4"
@@ -33,12 +36,18 @@ BLOCKS, SCALES = "_blocks", "_scales"  # of an MXFP4 tensor's two halves: 4-bit 
 def loading_options(folder: Path, bits: int, dtype: torch.dtype) -> dict[str, Any]:
     """What `from_pretrained` is told of `bits` for the model in `folder`: NF4, and how MXFP4 (gpt-oss) is read.
 
-    MXFP4 experts are dequantized one parameter at a time: to be packed in NF4, or, with 16 `bits`, to stay so.
+    MXFP4 experts are dequantized one parameter at a time: to be packed in NF4, or, with 16 `bits`, to stay so. Raises
+    ModelError for experts that were packed one by one, as transformers 4 did, which transformers 5 cannot stack.
     """
     from transformers import AutoConfig, Mxfp4Config
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stored = getattr(config, "quantization_config", None) or {}
+    if stored and any(".experts." in name and name.endswith(".absmax") for name in headers(folder)):
+        raise ModelError(
+            "the files hold experts in 4 bits one by one, which transformers 5 does not read", where=str(folder),
+            next="Set base.model to the model in 16 bits; base.bits 4 packs it while it is loaded",
+        )  # fmt: skip
     if stored.get("quant_method") != "mxfp4":
         return {"quantization_config": nf4_config(dtype)} if bits == 4 else {}
     if bits != 4:
