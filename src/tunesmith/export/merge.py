@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ from torch import Tensor
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.export.job import Job
+from tunesmith.export.merge_experts import ExpertTensors, ExpertUpdate, expert_updates, without_mxfp4
 from tunesmith.model.adapter import read_adapter
+from tunesmith.model.expert_packing import BLOCKS, SCALES, from_mxfp4
 from tunesmith.model.original import headers
 from tunesmith.model.weights import read_config
 from tunesmith.prompt.template import Template
@@ -167,9 +169,12 @@ def _takes_system(job: Job) -> bool:
 
 
 def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Out]:
-    linears, transposed, tied, head = _layers(job)
-    found = headers(job.weights.folder)
+    network = _network(job)
+    linears, transposed, tied, head = _layers(network)
+    files = headers(job.weights.folder)
+    found = without_mxfp4(files)
     updates, whole = _adapter(job) if adapter else ({}, {})
+    experts = _experts(job, network, files, updates)
     prefix = _prefix(found, linears)
     for name, (path, shape, kind) in found.items():
         if name.endswith(_PACKED):
@@ -177,6 +182,11 @@ def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Ou
         layer = name.removesuffix(".weight")
         module = f"{prefix}{layer}"
         own = _own_type(kind, job) if dtype is None else dtype
+        if name in experts:
+            yield _Out(name, shape, own, functools.partial(experts.merged, name))
+            continue
+        if module not in linears:  # files from before transformers 5 call some modules by other names
+            module = experts.renamed.get(name, name).removesuffix(".weight")
         if tied and module == head:
             continue  # some files hold the tied head as well
         if name.endswith(".weight") and module in linears:
@@ -194,26 +204,56 @@ def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Ou
         )  # fmt: skip
 
 
-def _layers(job: Job) -> tuple[dict[str, tuple[int, int]], bool, bool, str]:
-    """The decoder's linear layers (out, in), whether files hold them in x out, whether the head is tied, its name."""
+def _experts(
+    job: Job, network: Any, found: Mapping[str, tuple[Path, Any, str]], updates: dict[str, _Update]
+) -> ExpertTensors:
+    """The experts among the files' tensors; their updates are taken out of `updates`."""
+    packed_from = getattr(torch, job.precision) if job.onto == "quantised" and job.bits == 4 else None
+
+    def read(name: str) -> Tensor:
+        if name in found:
+            return _read(found[name][0], name)
+        blocks, scales = (_read(found[name + end][0], name + end) for end in (BLOCKS, SCALES))
+        return from_mxfp4(blocks, scales, torch.float32)
+
+    experts = ExpertTensors(network, without_mxfp4(found), read, packed_from)
+    if updates:
+        config, _ = read_adapter(job.adapter)
+        targets = [str(name) for name in cast("list[object]", config.get("target_parameters") or [])]
+        own, taken = expert_updates(
+            network, targets, {name: ExpertUpdate(each.a, each.b, each.scale) for name, each in updates.items()}
+        )
+        experts.take(own)
+        for name in taken:
+            del updates[name]
+    return experts
+
+
+def _network(job: Job) -> Any:
+    """The base's modules, without memory for their weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.pytorch_utils import Conv1D
 
     config = AutoConfig.from_pretrained(job.weights.folder, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _layers(network: Any) -> tuple[dict[str, tuple[int, int]], bool, bool, str]:
+    """The decoder's linear layers (out, in), whether files hold them in x out, whether the head is tied, its name."""
+    from transformers.pytorch_utils import Conv1D
+
     head, found, transposed = network.get_output_embeddings(), {}, False
     name_of_head = next((name for name, module in network.named_modules() if module is head), "")
     for name, module in network.named_modules():
         if module is head:
             continue
-        if isinstance(module, torch.nn.Linear):
+        if type(module) is torch.nn.Linear:
             found[name] = (module.out_features, module.in_features)
         elif isinstance(module, Conv1D):
             found[name], transposed = (module.weight.shape[1], module.weight.shape[0]), True
-    return found, transposed, bool(getattr(config, "tie_word_embeddings", False)), name_of_head
+    return found, transposed, bool(getattr(network.config, "tie_word_embeddings", False)), name_of_head
 
 
 def _prefix(found: Mapping[str, Any], linears: Mapping[str, Any]) -> str:

@@ -17,6 +17,14 @@ from torch import nn
 
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.find import find, nearest
+from tunesmith.model.expert_packing import loading_options
+from tunesmith.model.experts import (
+    ExpertWeights,
+    FrozenExperts,
+    check_variant,
+    expert_shapes,
+    freeze_experts,
+)
 from tunesmith.model.original import Original
 from tunesmith.model.qlora import FrozenLinear, LoraLinear, Trained, copy_of
 from tunesmith.model.starts import Place, Start
@@ -25,6 +33,7 @@ from tunesmith.recipe import Adapter, Named
 
 Layers = Literal["all"] | list[str]
 Bias = Literal["none", "lora_only", "all"]
+Experts = Literal["all", "none"]
 STARTS = "tunesmith.model.starts"
 ZERO = Named("zero", {})
 
@@ -49,6 +58,7 @@ class Model:
         """`network` is transformers' model; `transposed` says that the family stores its weights in x out (GPT-2)."""
         self.network, self.weights, self.transposed = network, weights, transposed
         self.lora: dict[str, LoraLinear] = {}
+        self.lora_experts: dict[str, ExpertWeights] = {}
         self.whole: dict[str, Trained] = {}
         self.variant: Variant | None = None
         self.decoder: Any = None  # what writes its replies (generate/decoder.py), made when first asked
@@ -77,8 +87,12 @@ class Model:
         """Frozen layers without a LoRA update around them, by name."""
         return {name: layer for name, layer in self.network.named_modules() if isinstance(layer, FrozenLinear)}
 
+    def experts(self) -> dict[str, FrozenExperts]:
+        """The experts' modules by name."""
+        return {name: module for name, module in self.network.named_modules() if isinstance(module, FrozenExperts)}
+
     def keep_dense(self) -> int:
-        """Keeps every NF4 layer dequantised; returns how many there are."""
+        """Keeps every NF4 layer dequantised, but not experts, few of which are hit; returns how many there are."""
         layers = [
             layer for layer in self.network.modules() if isinstance(layer, FrozenLinear) and layer.state is not None
         ]
@@ -98,6 +112,8 @@ class Model:
                 made[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
             if layer.trained_bias is not None:
                 made[f"{name}.base_layer.bias"] = layer.trained_bias
+        for name, experts in self.experts().items():
+            made |= experts.trainable(name)
         for name, module in self.whole.items():
             for part, copy in module.copies.items():
                 if not any(copy is other for other in made.values()):
@@ -114,7 +130,8 @@ class Model:
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
         """Inside the block the adapter is off: the same loaded weights answer as the base model."""
-        layers: list[LoraLinear | Trained] = [*self.lora.values(), *self.whole.values()]
+        layers: list[LoraLinear | Trained | ExpertWeights]
+        layers = [*self.lora.values(), *self.whole.values(), *self.lora_experts.values()]
         before = [layer.enabled for layer in layers]
         for layer in layers:
             layer.enabled = False
@@ -139,21 +156,15 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     Raises ModelError for files that are no causal language model, ResourceError when memory does not suffice.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, precision)
     if device == "cuda":  # by number: the loader's own threads would take the first card
         device = f"cuda:{torch.cuda.current_device()}"
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "trust_remote_code": False}
-    if bits == 4:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
     try:
         with _quiet():
+            options |= loading_options(weights.folder, bits, dtype)
             network = AutoModelForCausalLM.from_pretrained(weights.folder, use_safetensors=True, **options)
     except (torch.OutOfMemoryError, MemoryError) as error:
         advice = "Choose a smaller base.model, base.bits 4, or free some memory"
@@ -162,6 +173,7 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
         raise ModelError(f"cannot be loaded: {error}", where=weights.name, next="Choose another base.model") from error
     network.requires_grad_(False)
     transposed = _freeze(network)
+    freeze_experts(network, packed=bits == 4, where=weights.name)
     _own_storage(network)
     network.config.use_cache = False
     for attribute in ("is_loaded_in_4bit", "is_quantized"):  # the layers are ours now; nothing else may repack them
@@ -187,16 +199,18 @@ def add_adapter(
     start: Named = ZERO,
     train_also: Sequence[str] = (),
     bias: Bias = "none",
+    experts: Experts = "all",
 ) -> None:
     """Puts a LoRA update over the wanted layers; each starts as `start` says, from `seed` and its own name.
 
     See the recipe's section `adapter` for the settings. Raises ModelError when a name in `layers` fits no layer, when
-    only one of tied embeddings and head is to be trained, when there is no bias to train, or when a start cannot be
-    made; RecipeError for a start's wrong options.
+    experts cannot have the variant, when only one of tied embeddings and head is to be trained, when there is no bias
+    to train, or when a start cannot be made; RecipeError for a start's wrong options.
     """
     frozen = model.frozen()
-    names = wanted(frozen, layers)
+    names, parts = chosen(model, layers, experts)
     check_wishes(model, names, train_also, bias)
+    check_variant(model.network, names, parts, dropout=dropout, dora=dora, start=start, bias=bias)
     original = Original(model.weights, model.network.base_model_prefix)
     for name in names:
         layer = LoraLinear(frozen[name], rank, alpha, dropout, rs=scaling == "rs")
@@ -212,11 +226,23 @@ def add_adapter(
             layer.train_bias()
         model.network.set_submodule(name, layer)
         model.lora[name] = layer
+    for name in parts:
+        weights = model.network.get_submodule(name)
+        first = first_a(name, rank * weights.experts, weights.shape.inputs, seed)
+        weights.add_lora(first, rank, alpha / math.sqrt(rank) if scaling == "rs" else alpha / rank)
+        model.lora_experts[name] = weights
     if bias == "all":
         _train_biases(model)
     _train_outer(model, train_also)
     also = tuple(which for which in ("embeddings", "head") if which in train_also)
     model.variant = Variant(rank, alpha, dropout, scaling == "rs", dora, also, bias)
+
+
+def chosen(model: Model, layers: Layers, experts: Experts) -> tuple[list[str], list[str]]:
+    """The linear layers and the expert parameters that an adapter covers. Raises ModelError for an unknown name."""
+    frozen, stacked = model.frozen(), expert_shapes(model.network) if experts == "all" else {}
+    names = wanted([*frozen, *stacked], layers)
+    return [name for name in names if name in frozen], [name for name in names if name in stacked]
 
 
 def begin(
@@ -321,7 +347,7 @@ def _freeze(network: Any) -> bool:
 
     head, transposed = network.get_output_embeddings(), False
     for name, layer in list(network.named_modules()):
-        if layer is head or not isinstance(layer, nn.Linear | Conv1D):
+        if layer is head or type(layer) not in (nn.Linear, Conv1D, bnb.nn.Linear4bit):  # a router may be a subclass
             continue
         if isinstance(layer, bnb.nn.Linear4bit):
             frozen = FrozenLinear.from_nf4(layer.weight.data, layer.weight.quant_state, layer.bias)

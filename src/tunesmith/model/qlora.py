@@ -84,7 +84,7 @@ class _FrozenProduct(torch.autograd.Function):
         ctx.layer = layer
         if add is None:
             return functional.linear(x, layer.matrix(), bias)
-        y = torch.addmm(add.flatten(0, -2), x.flatten(0, -2), layer.matrix().T).view_as(add)
+        y = _shaped(torch.addmm(add.flatten(0, -2), x.flatten(0, -2), layer.matrix().T), x)
         return y if bias is None else y.add_(bias)
 
     @staticmethod
@@ -108,7 +108,7 @@ class _LoraProduct(torch.autograd.Function):
         y = (flat @ a.to(x.dtype).T).mul_(scale) @ b.to(x.dtype).T
         y.addmm_(flat, layer.matrix().T)  # summed in 32 bits and rounded once: a small update is not lost
         y = y if bias is None else y.add_(bias)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return _shaped(y, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, None, None]:
@@ -124,6 +124,11 @@ class _LoraProduct(torch.autograd.Function):
             dx = (dy @ ctx.layer.matrix()).addmm_(dinner, small_a).view_as(x)
         dbias = dy.sum(0) if ctx.needs_input_grad[3] else None
         return dx, da.to(a.dtype), db.to(b.dtype), dbias, None, None
+
+
+def _shaped(y: Tensor, x: Tensor) -> Tensor:
+    """`y` (rows x out) with the leading sizes of `x`, no view to autograd: Llama 4 adds to an output in place."""
+    return cast(Tensor, torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[-1]]))
 
 
 class LoraLinear(nn.Module):

@@ -47,8 +47,10 @@ def opened(job: Job, file: File) -> Runtime:
 def _check(job: Job) -> None:
     config, tensors = read_adapter(job.adapter)
     odd = [name for name in tensors if not name.endswith((".lora_A", ".lora_B"))]
-    if config.get("use_dora") or odd:
-        what = "DoRA's lengths" if config.get("use_dora") else f"'{odd[0]}', which was trained whole"
+    stacked = [name for name, tensor in tensors.items() if name.endswith(".lora_A") and len(tensor) != config["r"]]
+    if config.get("use_dora") or odd or stacked:
+        what = "DoRA's lengths" if config.get("use_dora") else "updates of experts"
+        what = f"'{odd[0]}', which was trained whole" if odd else what
         raise ModelError(
             f"a GGUF adapter cannot hold {what}", where="export.files: gguf_lora", next="Leave it out, and ship gguf"
         )

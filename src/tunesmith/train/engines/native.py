@@ -57,6 +57,7 @@ class _Loop:
             start=adapter.start,
             train_also=adapter.train_also,
             bias=adapter.bias,
+            experts=adapter.experts,
         )
         self.parameters = job.model.trainable()
         fused = bool(job.layout.forms) and not reasons(job.model)

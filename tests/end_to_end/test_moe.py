@@ -1,0 +1,74 @@
+"""A mixture of experts from rows to merged weights: trained, stopped and resumed, evaluated, exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from moe import make_moe
+from tunesmith import verbs
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import Recipe, read_recipe
+from tunesmith.run import Run, hash_file
+from tunesmith.train.journal import read_journal
+
+QUICK: dict[str, Any] = {
+    "train__schedule": "linear",
+    "train__warmup": 0,
+    "train__checkpoint_every": 5,
+    "train__learning_rate": 3e-3,
+    "evaluate__metrics": ["loss"],
+    "evaluate__rows": 2,
+    "evaluate__max_new_tokens": 2,
+}
+
+
+def prepared(recipe: Recipe, folder: Path) -> Run:
+    run = verbs.open_run(recipe, folder)
+    verbs.prepare(recipe, run)
+    return run
+
+
+def losses(run: Run) -> list[float]:
+    return [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", pytest.param("gpt_oss", marks=pytest.mark.slow)])
+def test_experts_learn_and_a_stopped_run_resumes_to_the_same_bytes(
+    recipe_file: Callable[..., Path], tmp_path: Path, family: str
+) -> None:
+    base = make_moe(tmp_path / "base", family)
+    recipe = read_recipe(str(recipe_file(base__model=str(base), **QUICK)))
+    whole, run = prepared(recipe, tmp_path / "whole"), prepared(recipe, tmp_path / "stopped")
+    verbs.train(recipe, whole)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["kind"] == "step" and event["step"] == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verbs.train(recipe, run, watch=stop)
+    verbs.train(recipe, run)
+    files = [each / "adapter/adapter_model.safetensors" for each in (run, whole)]
+    assert hash_file(files[0]) == hash_file(files[1])
+    adapter = load_file(files[0])
+    stacked = [name for name in adapter if ".experts." in name and "lora_B" in name]
+    assert len(stacked) == 4 and all(adapter[name].abs().max() > 0 for name in stacked)
+    curve = losses(whole)
+    assert sum(curve[-3:]) < sum(curve[:3]) - 0.3
+    verbs.evaluate(recipe, whole)
+    for section in whole.read_json("scores.json")["sections"].values():
+        assert section["loss"]["tuned"] < section["loss"]["base"]
+
+
+def test_engine_trl_is_refused(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    base = make_moe(tmp_path / "base", "qwen3_moe")
+    recipe = read_recipe(str(recipe_file(base__model=str(base), **QUICK, train__engine="trl")))
+    run = prepared(recipe, tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"trains no mixture of experts.*Set it to native") as caught:
+        verbs.train(recipe, run)
+    assert caught.value.where == "train.engine" and not (run / "adapter").exists()
