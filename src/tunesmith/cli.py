@@ -721,7 +721,7 @@ def _check_export(recipe: Recipe, folder: Run) -> None:
 
     if recipe.export.files and folder.read_seal("train") is None:
         weights = load_weights(recipe, _say)
-        raise_all(verbs.check_export(recipe, weights, load_template_of(recipe, weights), folder))
+        raise_all(verbs.check_export(recipe, weights, load_template_of(recipe, weights, folder), folder))
 
 
 def _show(found: Any) -> None:
@@ -729,14 +729,17 @@ def _show(found: Any) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    _say(f"check: {found.rows} rows, the longest has {found.longest} tokens; {found.template}. The first row:")
-    if console.is_terminal:
-        parts = [(piece, "bold green" if learnt else "dim") for piece, learnt in found.pieces]
-        console.print(Text.assemble(*parts))
-    else:  # without colour the learnt part stands in brackets
-        _say("".join(f"⟦{piece}⟧" if learnt else piece for piece, learnt in found.pieces))
+    answers = f", {found.answers} answers" if found.answers != found.rows else ""
+    _say(f"check: {found.rows} rows{answers}, the longest has {found.longest} tokens; {found.template}")
+    for shown in found.shown:
+        _say(f"check: the row {shown.title} ({shown.where}):")
+        if console.is_terminal:
+            parts = [(piece, "bold green" if learned else "dim") for piece, learned in shown.pieces]
+            console.print(Text.assemble(*parts))
+        else:  # without color the part with loss stands in brackets
+            _say("".join(f"⟦{piece}⟧" if learned else piece for piece, learned in shown.pieces))
     marked = "in green" if console.is_terminal else "in ⟦brackets⟧"
-    _say(f"check: the part {marked} is learnt, its stop token is {found.stop}")
+    _say(f"check: the part {marked} is learned; its stop token is {found.stop}")
     for warning in found.warnings:
         _say(f"check: {warning}")
 

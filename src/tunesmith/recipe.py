@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -149,8 +150,23 @@ class Data(Section):
         None, description="a file for the book of stand-ins; with it personal data is replaced. Keep it apart"
     )
     allow_leaks: bool = Field(False, description="train although test prompts stand in the training rows")
+    max_dropped: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the rows left out above which check and run refuse to go on",
+    )
     split: Split = Field(default_factory=lambda: Split.model_validate({}), description="test and validation rows")
     sample: Sample = Field(default_factory=lambda: Sample.model_validate({}), description="rows drawn of each part")
+
+
+def _plain_values(value: Any) -> Any:
+    """Template variables as JSON has them; YAML reads 2026-11-26 as a date, which a template wants as text."""
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {key: _plain_values(item) for key, item in value.items()}
+    return [_plain_values(item) for item in value] if isinstance(value, list) else value
 
 
 class Prompt(Section):
@@ -160,6 +176,18 @@ class Prompt(Section):
     system: str | None = Field(None, description="a system message put before every conversation that has none")
     learn: Literal["answer", "everything"] = Field("answer", description="which tokens the loss is taken on")
     max_tokens: int = Field(1024, ge=16, description="rows longer than this are dropped, never cut")
+    expand: Literal["auto", "never"] = Field(
+        "auto",
+        description="where the template rewrites earlier turns, auto makes a row of each answer of a conversation; "
+        "never refuses such conversations",
+    )
+    reasoning: Literal["learn", "drop"] = Field(
+        "learn", description="the reasoning before a row's answer: learned with the answer, or left out"
+    )
+    template_options: Annotated[dict[str, Any], BeforeValidator(_plain_values)] = Field(
+        default_factory=dict,
+        description="variables that the chat template is given, such as enable_thinking, date_string, reasoning_effort",
+    )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         [], description="texts that end a reply besides the model's own end of answer, such as 'User:'"
     )

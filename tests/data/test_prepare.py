@@ -140,7 +140,7 @@ def test_options_reach_the_checks() -> None:
     assert made.audit["dropped"] == {}
     with pytest.raises(DataError) as caught:
         prepared(rows, wanted([{"too_long": {"max_tokens": 4}}]))
-    assert caught.value.what == "the checks leave no row"
+    assert caught.value.what == "the checks leave no row of 60: too_long 60"
     assert caught.value.next == "Read audit.html, or ask for fewer checks in data.checks"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -43,31 +42,13 @@ def plain(template: str) -> jinja2.Template:
 
 def rendered(template: jinja2.Template, turns: Sequence[Turn], **more: Any) -> str:
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-    names = {"bos_token": "<s>", "eos_token": "<|im_end|>", "add_generation_prompt": True}
-    return template.render(messages=messages, **names, **more)
+    names = {"bos_token": "<s>", "eos_token": "<|im_end|>", "add_generation_prompt": True, "messages": messages}
+    return template.render(**{**names, **more})
 
 
 def template_with(text: str, options: dict[str, Any], tokenizer: Any = None) -> Template:
     """A template that training renders with the given options."""
-    kind: Any = Template if "options" in Template.__dataclass_fields__ else _Optional
-    made_template: Template = kind(tokenizer or make_tokenizer(text), text, "its own", options)
-    return made_template
-
-
-@dataclasses.dataclass(frozen=True)
-class _Optional(Template):
-    options: Any = None
-
-    def render(self, turns: Sequence[Turn], *, generate: bool = False) -> str:
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        try:
-            made = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.text, tokenize=False, add_generation_prompt=generate,
-                starts_with_bos=self.starts_with_bos, **(self.options or {}),
-            )  # fmt: skip
-        except Exception as error:
-            raise ModelError(str(error)) from error
-        return str(made)
+    return Template(tokenizer or make_tokenizer(text), text, "its own", options)
 
 
 # --- generation tags -----------------------------------------------------------------------------------------------
@@ -121,7 +102,8 @@ def test_trl_templates_render_the_same_without_their_tags() -> None:
                 continue
             if "strftime_now(" in text:
                 continue
-            assert rendered(stripped, turns, pad_token="<pad>") == expected, path.name
+            messages = [template._message(turn, False) for turn in turns]
+            assert rendered(stripped, turns, pad_token="<pad>", messages=messages) == expected, path.name
             compared += 1
     assert compared > 60
 
@@ -321,7 +303,14 @@ def test_a_base_is_named_without_its_folder(tmp_path: Path, given: str, folder: 
     assert base_name(job) == expected
 
 
-def test_the_shipped_template_holds_system_message_and_options() -> None:
-    job: Any = type("", (), {"template": template_with(ASKING, OPTIONS), "template_options": OPTIONS, "system": 'Be "dry".\n'})  # noqa: E501  # fmt: skip
-    shipped = rendered(plain(shipped_template(job)), (ASKED,))
-    assert shipped == job.template.render((Turn("system", 'Be "dry".\n'), ASKED), generate=True)
+PARTS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}{{ p.text }}{% endfor %}<|im_end|>\n"
+PARTS += "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.mark.parametrize("text", [ASKING, PARTS])
+def test_the_shipped_template_holds_system_message_and_options(text: str) -> None:
+    given = {"template": template_with(text, OPTIONS), "template_options": OPTIONS, "system": 'Be "dry".\n'}
+    job: Any = type("", (), given)
+    messages: Any = [{"role": "user", "content": [{"type": "text", "text": "a"}] if text == PARTS else "a"}]
+    shipped = plain(shipped_template(job)).render(messages=messages, add_generation_prompt=True)
+    assert shipped == job.template.render((Turn("system", 'Be "dry".\n'), Turn("user", "a")), generate=True)

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from tiny import CHATML, make_tokenizer
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.errors import ModelError, RecipeError
+from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.prompt.pack import IGNORED, check_batch, collate
 from tunesmith.prompt.template import PLAIN, Template, load_template
-from tunesmith.prompt.tokens import Example, encode, encode_prompt, show, stop_ids
+from tunesmith.prompt.tokens import Example, Rewritten, encode, encode_prompt, expand, show, stop_ids
 
 LLAMA2 = (
     "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
@@ -205,12 +205,7 @@ CHAT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
             ONE,
             "no stop token follows",
         ),
-        (  # ends only the last answer
-            "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if not add_generation_prompt %}</s>{% endif %}",
-            TWO,
-            "no stop token follows",
-        ),
-        (CHATML.replace("assistant\n", "assistant\n<think>\n"), ONE, "before the answer differs"),
+        (CHATML.replace("assistant\n", "assistant\nNow: "), ONE, "before the answer differs"),
         ("{{ messages | length }}" + CHAT, ONE, "before the answer differs"),
         ("{{ bos_token }}{{ bos_token }}" + CHAT, ONE, "two start tokens"),
         (GEMMA, conversation("how?", "Aye.", system="Be kind."), "System role not supported"),
@@ -244,15 +239,96 @@ def test_an_empty_conversation_is_refused_like_any_other() -> None:
         encode_prompt((), template("gemma"))
 
 
-def test_earlier_turns_that_a_template_rewrites_are_read_but_not_learnt() -> None:
-    text = (  # Qwen3's way: the last answer has its thinking, earlier ones lost theirs
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-        "{% if m['role'] == 'assistant' and loop.last %}(thinks) {% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
+@pytest.mark.parametrize(
+    ("text", "learned"),
+    [
+        (  # ends only the last answer
+            "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if not add_generation_prompt %}</s>{% endif %}",
+            ["Aye.\n</s>", "1. Go\n2. 日\n</s>"],
+        ),
+        (  # opens a thought, and writes answers without one
+            CHATML.replace("assistant\n", "assistant\n<think>\n"),
+            ["\n</think>\n\nAye.<|im_end|>", "\n</think>\n\n1. Go\n2. 日<|im_end|>"],
+        ),
+        (  # trims the end of its generation prompt
+            "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>{% endfor %}"
+            "{% if add_generation_prompt %}<s>assistant: {% endif %}",
+            ["Aye.</s>", "1. Go\n2. 日</s>"],
+        ),
+        (  # ends an answer only by the next turn's header
+            "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}"
+            "{% else %}<s>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<s>{% endif %}",
+            ["Aye.<|im_start|>", "1. Go\n2. 日<|im_start|>"],
+        ),
+        (  # writes a header with a special token before each answer
+            "{% for m in messages %}<|im_start|>{{ m['role'] }}<s>{{ m['content'] }}<|im_end|>{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}",
+            ["<s>Aye.<|im_end|>", "<s>1. Go\n2. 日<|im_end|>"],
+        ),
+    ],
+)
+def test_every_answer_is_learned_whatever_stands_before_and_behind_it(text: str, learned: list[str]) -> None:
     made = given(text)
-    learnt = [text for text, is_learnt in pieces(encode(TWO, made), made) if is_learnt]
-    assert learnt == ["(thinks) 1. Go\n2. 日<|im_end|>"]
+    examples = [encode(row, made) for row in expand(TWO, made)]
+    runs = [text for example in examples for text, is_learned in pieces(example, made) if is_learned]
+    assert runs == learned
+    for row, example in zip(expand(TWO, made), examples, strict=True):
+        prompt = encode_prompt(row.prompt, made)
+        assert example.ids[: len(prompt)] == tuple(prompt)
+
+
+def test_a_rewritten_conversation_is_refused_where_it_may_not_be_expanded() -> None:
+    made = given(RETHINKS)
+    with pytest.raises(Rewritten, match=r"changes answer 1 of 2 .* Set prompt.expand to auto"):
+        expand(TWO, made, "never")
+    assert expand(ONE, made, "never") == [ONE]
+
+
+def test_an_expanded_row_keeps_origin_group_and_fields() -> None:
+    row = Conversation("r", TWO.turns, Origin("rows.jsonl", 7), "g", {"a": 1})
+    first, second = expand(row, given(RETHINKS))
+    assert (first.id, second.id) == ("r.1", "r.2")
+    assert {(each.origin, each.group, each.fields["a"]) for each in (first, second)} == {(row.origin, "g", 1)}
+    assert [turn.learn for turn in second.turns] == [True, False, True, True]
+
+
+def test_an_answer_with_weight_0_is_read_and_not_learned() -> None:
+    made = template("chatml")
+    turns = (TWO.turns[0], Turn("assistant", "Aye.", learn=False), *TWO.turns[2:])
+    learned = [
+        text for text, is_learned in pieces(encode(Conversation("r", turns, Origin("f", 1)), made), made) if is_learned
+    ]
+    assert learned == ["1. Go\n2. 日<|im_end|>"]
+    nothing = Conversation("r", (TWO.turns[0], Turn("assistant", "Aye.", learn=False)), Origin("f", 1))
+    with pytest.raises(DataError, match="no answer to learn from"):
+        encode(nothing, made)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CHATML.replace("{{ message['content'] }}", "{{ message['content'] | replace('road', 'way') }}"),
+        CHATML.replace("{{ message['content'] }}", "{{ message['content'][:8] }}"),
+        CHATML.replace("{{ message['content'] }}", "{{ message['content'].split('#')[-1] }}"),
+    ],
+)
+def test_an_answer_that_the_template_changes_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"changes the answer's text|leaves the answer out"):
+        encode(conversation("how?", "Take the #road home."), given(text))
+
+
+RETHINKS = (  # Qwen3's way: the last answer has its thinking, earlier ones lost theirs
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}(thinks) {% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_opening_of_an_answer_is_learned_and_not_scored() -> None:
+    made = given(RETHINKS)
+    example = encode(ONE, made)
+    assert [text for text, is_learned in pieces(example, made) if is_learned] == ["(thinks) Aye.<|im_end|>"]
+    assert [text for text, is_learned in pieces(example.scored, made) if is_learned] == ["Aye.<|im_end|>"]
 
 
 @pytest.mark.parametrize(("adds", "begin"), [(True, "<s>"), (False, "")])

@@ -73,7 +73,7 @@ class Echo:
     def __init__(self, parrot: Parrot, text: str, limit: int) -> None:
         self.parrot, self.text, self.limit = parrot, text, limit
         self.finish: Finish = "stop"
-        self.prompt_tokens, self.tokens = len(text.split()), 0
+        self.prompt_tokens, self.tokens, self.reasoning = len(text.split()), 0, ""
 
     async def __aiter__(self) -> AsyncIterator[str]:
         for word in self.text.split(" "):

@@ -56,6 +56,7 @@ class Context:
     broken: Sequence[Finding] = ()  # rows that could not be read as conversations
     language: Language = ENGLISH
     specials: re.Pattern[str] | None = None  # finds the special tokens of the recipe's model
+    refusal: Callable[[Conversation], str] | None = None  # why a row cannot be learned under the chat template, or ''
 
 
 def to_plain(finding: Finding) -> dict[str, Any]:

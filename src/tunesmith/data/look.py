@@ -26,7 +26,7 @@ PORTION = 500  # rows that a process looks at before it reports
 AHEAD = 4  # portions under way for each process: more would pile findings up
 WORTH = 4000  # rows: below it starting the processes costs more than they save
 VOTERS = 2000  # answers that vote on the data's language
-LOCAL = ("broken", "too_long")  # they need what only this process has: the unread rows, the tokenizer
+LOCAL = ("broken", "too_long", "unlearnable")  # they need what only this process has: unread rows, the tokenizer
 Places = npt.NDArray[np.int64]
 
 
@@ -62,7 +62,7 @@ def _side_by_side(
     """The checks of the whole table each in a process of its own, beside them portions of rows."""
     import multiprocessing
 
-    shared = replace(context, count_tokens=None, broken=(), parts={})
+    shared = replace(context, count_tokens=None, refusal=None, broken=(), parts={})
     method = multiprocessing.get_context("spawn")  # a fork would copy the tokenizer's threads as they happen to be
     with ProcessPoolExecutor(processes, mp_context=method, initializer=_ignore_ctrl_c) as pool, _ended(pool):
         waiting = [

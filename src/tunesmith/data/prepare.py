@@ -26,6 +26,16 @@ from tunesmith.find import attribute
 from tunesmith.recipe import CHECKS, Data, Named, Sample
 
 Sink = Callable[[Finding], None]
+UNLEARNABLE = Named("unlearnable", {})
+
+
+class NoRowsLeft(DataError):
+    """The checks leave no row; `audit` is the account of what they found, as `audit` gives it."""
+
+    def __init__(self, what: str, *, where: str = "", next: str = "", audit: dict[str, Any] | None = None) -> None:
+        """See TunesmithError."""
+        super().__init__(what, where=where, next=next)
+        self.audit = audit or {}
 
 
 @dataclass(frozen=True)
@@ -50,14 +60,28 @@ def audit(
         except BaseException:  # Ctrl-C too: the profile is no longer wanted
             stop.set()
             raise
-    plain = {
+    return ledger, {**_read(loaded, ledger), "profile": shape.result()}
+
+
+def _read(loaded: Loaded, ledger: Ledger) -> dict[str, Any]:
+    """How many rows were read and would be kept, and what was found."""
+    return {
         "read": len(loaded.rows) + len(loaded.broken),
         "unread": len(loaded.broken),
         "kept": sum(ledger.fate(row.id) in ("keep", "repair") for row in loaded.rows),
         **_told(ledger, loaded),
-        "profile": shape.result(),
     }
-    return ledger, plain
+
+
+def checked(
+    loaded: Loaded, checks: Sequence[Named], context: Context, *, sink: Sink | None = None, processes: int = 1
+) -> Ledger:
+    """What the checks of rows and of the whole table find. Rows that cannot be learned are found in any case."""
+    ledger = Ledger([check.name for check in checks], sink)
+    always = [] if any(check.name == UNLEARNABLE.name for check in checks) else [UNLEARNABLE]
+    scopes = ("row", "table")
+    ledger.enter(look(loaded.rows, [*checks, *always], context, scopes=scopes, processes=processes))
+    return ledger
 
 
 def prepare(
@@ -65,11 +89,16 @@ def prepare(
 ) -> Prepared:
     """Checks the rows, drops and sets aside what the checks propose, splits the rest, and accounts for every row."""
     rows = loaded.rows
-    ledger = Ledger([check.name for check in data.checks], sink)
-    ledger.enter(look(rows, data.checks, context, scopes=("row", "table"), processes=processes))
+    ledger = checked(loaded, data.checks, context, sink=sink, processes=processes)
     kept = _keep(rows, ledger)
     if not len(kept):
-        raise DataError("the checks leave no row", next="Read audit.html, or ask for fewer checks in data.checks")
+        reasons = ledger.counts("drop") | {f"{name} (set aside)": n for name, n in ledger.counts("quarantine").items()}
+        said = ", ".join(f"{name} {count}" for name, count in sorted(reasons.items(), key=lambda each: -each[1]))
+        raise NoRowsLeft(
+            f"the checks leave no row of {len(rows) + len(loaded.broken)}: {said}",
+            next="Read audit.html, or ask for fewer checks in data.checks",
+            audit={**_read(loaded, ledger), "profile": profile(rows, context.count_tokens)},
+        )
     parts = split(kept, seed=seed, **data.split.model_dump())
     ledger.enter(look(kept, data.checks, replace(context, parts=parts), scopes=("split",)))
     kept = _keep(kept, ledger)

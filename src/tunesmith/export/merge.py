@@ -152,7 +152,8 @@ def shipped_template(job: Job) -> str:
     """
     text = with_defaults(strip_generation_tags(job.template.text), job.template_options)
     if job.system and _takes_system(job):
-        first = f"[{{'role': 'system', 'content': {literal(job.system)}}}]"
+        content = [{"type": "text", "text": job.system}] if job.template._wants_parts else job.system
+        first = f"[{{'role': 'system', 'content': {literal(content)}}}]"
         text = f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {first} + messages %}}{{% endif %}}{text}"
     if "starts_with_bos" in text:
         text = f"{{% set starts_with_bos = {str(job.template.starts_with_bos).lower()} %}}{text}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tunesmith.generate.text import Reply
+from tunesmith.prompt.reply import ReplyFormat, ReplyStream
+
 REPLACED = "\ufffd"  # what a part of a character is decoded to
 
 
@@ -63,3 +66,41 @@ class Growing:
         new = self._text[self._told :]
         self._told += len(new)
         return new
+
+
+class ReplyFilter:
+    """The part of a model's output that is shown: behind its thought and its opening, before a stop string."""
+
+    def __init__(self, form: ReplyFormat, stop_strings: Sequence[str]) -> None:
+        """`form` divides the output; `stop_strings` end the reply."""
+        self._reply, self._ends = ReplyStream(form), Ends(stop_strings)
+
+    @property
+    def hit(self) -> bool:
+        """Whether a stop string was met."""
+        return self._ends.hit
+
+    @property
+    def idle(self) -> bool:
+        """Whether no stop string is looked for."""
+        return self._ends.idle
+
+    @property
+    def reasoning(self) -> str:
+        """The thought as far as it was written."""
+        return self._reply.thought.strip()
+
+    def feed(self, piece: str) -> str:
+        """What can be shown now."""
+        return self._ends.feed(self._reply.feed(piece))
+
+    def rest(self) -> str:
+        """What was held back, when nothing more comes."""
+        return self._ends.feed(self._reply.rest()) + self._ends.rest()
+
+
+def reply_of(output: str, form: ReplyFormat, stop_strings: Sequence[str], *, ended: bool, tokens: int) -> Reply:
+    """A whole output of so many `tokens` as a reply; `ended` says that a token ended it."""
+    reasoning, text = form.split(output)
+    at = min((text.index(each) for each in stop_strings if each in text), default=len(text))
+    return Reply(text[:at].strip(), ended and at == len(text), tokens, text[at:], reasoning)

@@ -112,11 +112,14 @@ class Speaker:
             )
         return [row[width:][:length] for row, length in zip(out.tolist(), ending.lengths, strict=True)]
 
-    def reply(self, written: list[int], stops: frozenset[int], cuts: Sequence[str]) -> list[Any]:
-        """Text, whether it ended by itself, how many tokens, and what came behind a text that ends replies."""
+    def reply(self, written: list[int], stops: frozenset[int], cuts: Sequence[str], *, special: bool) -> list[Any]:
+        """Text, whether it ended by itself, how many tokens, and what came behind a text that ends replies.
+
+        With `special` the text holds special tokens written out.
+        """
         ended = bool(written) and written[-1] in stops
         kept = written[:-1] if ended else written
-        text = self._decode(kept)
+        text = self._decode(kept, skip=not special)
         at = min((text.index(each) for each in cuts if each in text), default=len(text))
         return [text[:at].strip(), ended and at == len(text), len(kept), text[at:]]
 
@@ -134,8 +137,8 @@ class Speaker:
                 pairs = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
                 tell([token, -float(table[token]), pairs])
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _decode(self, ids: list[int], *, skip: bool = True) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
 
 
 class Ending:
@@ -212,7 +215,7 @@ def _write(speaker: Speaker, asked: dict[str, Any], stopped: set[int], tell: Cal
         written = speaker.batch([prompts[place] for place in chosen], limit, stops, cuts, go_on)
         if number in stopped:
             return
-        found = [speaker.reply(ids, stops, cuts) for ids in written]
+        found = [speaker.reply(ids, stops, cuts, special=asked["special"]) for ids in written]
         tell(number, spent=[sum(each[2] for each in found), time.perf_counter() - began], card=speaker.card)
         for place, reply in zip(chosen, found, strict=True):
             tell(number, reply=[place, *reply])

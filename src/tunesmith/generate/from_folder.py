@@ -265,11 +265,13 @@ class FromFolder(Keeper[_Child]):
             batch=max(1, batch),
             stops=sorted(self.stops),
             cuts=self.texts,
+            special=self.form.keeps_specials,
         )
         with contextlib.closing(lines):
             for line in lines:
-                place, text, stopped, tokens, cut = line["reply"]
-                yield place, Reply(text, stopped, tokens, cut)
+                place, output, stopped, tokens, cut = line["reply"]
+                reasoning, text = self.form.split(output)
+                yield place, Reply(text, stopped, tokens, cut, reasoning)
 
     def render(self, turns: Sequence[Turn]) -> str:
         """The conversation as the tokenizer renders it with its own template, up to where the assistant begins.

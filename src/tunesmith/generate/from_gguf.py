@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.conversation import Turn
-from tunesmith.errors import MissingExtra, ModelError
+from tunesmith.errors import MissingExtra, ModelError, TunesmithError
 from tunesmith.generate.keeper import CONTEXT, PATIENCE, PROBE, Keeper
 from tunesmith.generate.llama_process import Child, Settings, Stream
 from tunesmith.generate.llama_task import GREEDY, Clock, Task, sampling
@@ -24,7 +24,8 @@ from tunesmith.generate.plainly import any_of, bos_of, encode_plainly, marks_of
 from tunesmith.generate.text import Facts, Reply, Scored
 from tunesmith.hardware import idle_cores
 from tunesmith.model.gguf_header import read_header
-from tunesmith.prompt.template import Template
+from tunesmith.prompt.reply import ReplyFormat
+from tunesmith.prompt.template import FileTokenizer, Template
 from tunesmith.prompt.tokens import encode_prompt
 
 CONTROL, USER_DEFINED = 3, 4  # llama.cpp's types of tokens (gguf.TokenType)
@@ -61,6 +62,7 @@ class FromGguf(Keeper[Child]):
         it; MissingExtra where llama.cpp is not installed.
         """
         super().__init__(path, "file", stop=stop, template=template, patience=patience)
+        self.path = path
         trained = _trained(path, lora)
         context = min(CONTEXT, trained) if context is None else context
         if context > trained:
@@ -68,9 +70,11 @@ class FromGguf(Keeper[Child]):
         if importlib.util.find_spec("xllamacpp") is None:
             what, advice = "llama.cpp's runtime is not installed", "pip install xllamacpp"
             raise MissingExtra(what, where=str(path), next=advice)
-        self.path = path
         adapter = str(lora.absolute()) if lora else ""
-        self._settings = Settings(str(path.absolute()), adapter, slots, context, threads or idle_cores())
+        self.form = ReplyFormat.of(template) if template else self._own_form()
+        threads = threads or idle_cores()
+        special = self.form.keeps_specials
+        self._settings = Settings(str(path.absolute()), adapter, slots, context, threads, special)
         self._clock = Clock()
         self._running()
         try:
@@ -151,15 +155,28 @@ class FromGguf(Keeper[Child]):
         if self.template is not None:
             template = self.template
             return marks_of(template.specials, lambda turns: template.render(turns, generate=True))
-        found = read_header(self.path).metadata
-        kinds, texts = found.get("tokenizer.ggml.token_type", ()), found.get("tokenizer.ggml.tokens", ())
-        chat = str(found.get("tokenizer.chat_template", ""))
+        chat, tokens = self._file_tokens
         words = [
-            text
-            for text, kind in zip(texts, kinds, strict=False)
-            if kind == CONTROL or (kind == USER_DEFINED and text.strip() and text in chat)
+            text for text, kind in tokens if kind == CONTROL or (kind == USER_DEFINED and text.strip() and text in chat)
         ]
         return marks_of(any_of(words), self.render)
+
+    @functools.cached_property
+    def _file_tokens(self) -> tuple[str, list[tuple[str, int]]]:
+        """The file's chat template, and its tokens that are no plain text, each with its type."""
+        metadata = read_header(self.path).metadata
+        kinds, texts = metadata.get("tokenizer.ggml.token_type", ()), metadata.get("tokenizer.ggml.tokens", ())
+        marked = [pair for pair in zip(texts, kinds, strict=False) if pair[1] in (CONTROL, USER_DEFINED)]
+        return str(metadata.get("tokenizer.chat_template", "")), marked
+
+    def _own_form(self) -> ReplyFormat:
+        """How the file's own template divides a reply; the usual way where it has none that can be read."""
+        chat, tokens = self._file_tokens
+        specials = [text for text, kind in tokens if kind == CONTROL]
+        try:
+            return ReplyFormat.of(Template(FileTokenizer(specials), chat, str(self.path)))
+        except TunesmithError:
+            return ReplyFormat()
 
     def _cut(self, text: str, *, start: bool) -> list[int]:
         if self.template is not None:
@@ -241,7 +258,9 @@ class FromGguf(Keeper[Child]):
             return self._running().stream("/completion", body)
 
         cuts = (*self.texts, *stop)
-        return Task(start, ids, limit, stops=self.stops, cuts=cuts, clock=self._clock, reuse=reuse, draw=draw)
+        return Task(
+            start, ids, limit, stops=self.stops, cuts=cuts, clock=self._clock, reuse=reuse, form=self.form, draw=draw
+        )
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         return self._running().ask(path, body)

@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError, TunesmithError
+from tunesmith.generate.ends import ReplyFilter, reply_of
 from tunesmith.generate.text import Reply
+from tunesmith.prompt.reply import ReplyFormat
 
 CONNECT = 10.0  # seconds to reach the server; `timeout` is for its answer
 QUOTED = 200  # characters of a server's own words in an error
@@ -110,13 +112,15 @@ class FromServer:
 
     def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
         """See TextModel."""
-        ended = False
+        ended, reply = False, ReplyFilter(ReplyFormat(), ())
         with self._failures():
             for chunk in self._post(prompt, max_new_tokens, {"temperature": 0.0, "stream": True}):
                 for choice in chunk.choices[:1]:
                     ended = ended or choice.finish_reason is not None
-                    if choice.delta.content:
-                        yield choice.delta.content
+                    if shown := reply.feed(choice.delta.content or ""):
+                        yield shown
+        if rest := reply.rest():
+            yield rest
         if not ended:
             raise ResourceError("the answer broke off", where=self.host, next="Ask again")
 
@@ -148,7 +152,7 @@ class FromServer:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             what = f"the answer is no chat completion: {self._quote(body)}"
             raise ModelError(what, where=self.host, next="Check the server's URL; most end in /v1") from None
-        return Reply((text or "").strip(), reason == "stop", tokens or 0)
+        return reply_of(text or "", ReplyFormat(), (), ended=reason == "stop", tokens=tokens or 0)
 
     def _dress(self, request: Any) -> None:
         """Leaves what must be sent on a request, and puts the key on."""

@@ -13,10 +13,11 @@ import torch
 
 from tunesmith.data.conversation import Turn
 from tunesmith.generate.decoder import Decoder, reasons
-from tunesmith.generate.ends import Ends, Growing
+from tunesmith.generate.ends import Growing, ReplyFilter, reply_of
 from tunesmith.generate.plainly import bos_of, encode_plainly, marks_of
 from tunesmith.generate.text import Reply
 from tunesmith.model.build import Model
+from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode_prompt, stop_ids
 
@@ -27,7 +28,7 @@ class FromWeights:
     def __init__(self, model: Model, template: Template, *, tuned: bool, stop: Sequence[str] = ()) -> None:
         """`tuned` False answers with the adapter off. A reply also ends before a text in `stop`."""
         self.model, self.template, self.tuned, self.texts = model, template, tuned, tuple(stop)
-        self.stops = stop_ids(template)
+        self.stops, self.form = stop_ids(template), ReplyFormat.of(template)
         self.pad = template.tokenizer.pad_token_id
 
     def replies(
@@ -69,16 +70,16 @@ class FromWeights:
 
     def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
         """See TextModel."""
-        text, ends = Growing(self._decode), Ends(self.texts)
+        text, reply = Growing(self.output), ReplyFilter(self.form, self.texts)
         for chosen in self.tokens(encode_prompt(prompt, self.template), max_new_tokens=max_new_tokens):
             if chosen in self.stops:
                 break
-            if told := ends.feed(text.feed(chosen)):
-                yield told
-            if ends.hit:
+            if shown := reply.feed(text.feed(chosen)):
+                yield shown
+            if reply.hit:
                 return
-        if told := ends.feed(text.rest()) + ends.rest():
-            yield told
+        if shown := reply.feed(text.rest()) + reply.rest():
+            yield shown
 
     def tokens(
         self,
@@ -131,6 +132,10 @@ class FromWeights:
         """The text of tokens, special ones left out."""
         return self._decode(list(ids))
 
+    def output(self, ids: Sequence[int]) -> str:
+        """The text of tokens as `form` divides it: with special tokens where they separate thought and reply."""
+        return self._decode(list(ids), skip=not self.form.keeps_specials)
+
     def _write(self, prompts: list[list[int]], max_new_tokens: int) -> list[Reply]:
         width = max(map(len, prompts))
         ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
@@ -156,12 +161,10 @@ class FromWeights:
     def _reply(self, written: list[int]) -> Reply:
         end = next((place for place, token in enumerate(written) if token in self.stops), None)
         kept = written if end is None else written[:end]
-        text = self._decode(kept)
-        at = min((text.index(each) for each in self.texts if each in text), default=len(text))
-        return Reply(text[:at].strip(), end is not None and at == len(text), len(kept), text[at:])
+        return reply_of(self.output(kept), self.form, self.texts, ended=end is not None, tokens=len(kept))
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.template.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _decode(self, ids: list[int], *, skip: bool = True) -> str:
+        return str(self.template.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
 
     def _adapter(self) -> Any:
         return contextlib.nullcontext() if self.tuned else self.model.base()

@@ -13,6 +13,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
+from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode_prompt, stop_ids
 
@@ -51,6 +52,7 @@ class Keeper(ABC, Generic[_Child]):
         self._where, self._kind = where, kind
         self.texts, self.template, self.patience = tuple(stop), template, patience
         self.stops = frozenset(stop_ids(template)) if template else frozenset()
+        self.form = ReplyFormat.of(template) if template else ReplyFormat()
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._closed = False

@@ -51,6 +51,7 @@ def _load(settings: dict[str, Any]) -> Any:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
     params.hostnames, params.port, params.api_keys = [settings["host"]], 0, [settings["key"]]
     params.offline, params.ui, params.warmup = True, False, False
+    params.special = settings["special"]  # where special tokens separate a thought from the reply
     params.fit_params = False  # it would lessen the context without a word
     params.cache_ram_mib = params.n_ctx_checkpoints = 0  # else up to 8 GiB of earlier prompts are kept
     params.sse_ping_interval = 0  # pings would hide that no token comes

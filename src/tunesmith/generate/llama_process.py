@@ -46,13 +46,14 @@ _CHILD = Path(__file__).with_name("llama_child.py")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the child loads. `context` is in tokens, for each of `slots`."""
+    """What the child loads. `context` is in tokens, for each of `slots`; `special` writes special tokens out."""
 
     model: str
     lora: str
     slots: int
     context: int
     threads: int
+    special: bool = False
 
 
 class Child:

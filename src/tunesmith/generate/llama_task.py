@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from tunesmith.generate.ends import Ends
+from tunesmith.generate.ends import ReplyFilter, reply_of
 from tunesmith.generate.llama_process import Stream
 from tunesmith.generate.text import Reply
+from tunesmith.prompt.reply import ReplyFormat
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "samplers": ["top_k"], "top_k": 1, "mirostat": 0}
 SEEDS = (1 << 32) - 1  # llama.cpp takes the largest number of 32 bits for a wish to draw anew
@@ -68,12 +69,14 @@ class Task:
         cuts: Sequence[str],
         clock: Clock,
         reuse: bool,
+        form: ReplyFormat,
         draw: Mapping[str, Any] = GREEDY,
     ) -> None:
         """`start` asks for a completion; `reuse` lets llama.cpp use what it knows of an earlier prompt.
 
-        `draw` is what `sampling` says.
+        `draw` is what `sampling` says, `form` divides the output into a thought and the reply.
         """
+        self._form = form
         self._start, self._limit, self._stops, self._cuts, self._clock = start, limit, stops, cuts, clock
         self._body = {**draw, "prompt": ids, "n_predict": limit, "cache_prompt": reuse}
         self.text, self.tokens, self.ended = "", 0, False
@@ -84,19 +87,18 @@ class Task:
         """Writes it to its end."""
         for _ in self.texts():
             pass
-        at = self._cut()
-        return Reply(self.text[:at].strip(), self.ended and at == len(self.text), self.tokens, self.text[at:])
+        return reply_of(self.text, self._form, self._cuts, ended=self.ended, tokens=self.tokens)
 
     def pieces(self) -> Iterator[str]:
         """The reply as it comes, blanks kept, nothing told that may be the beginning of a text that ends it."""
-        ends, seen = Ends(self._cuts), 0
+        reply, seen = ReplyFilter(self._form, self._cuts), 0
         with contextlib.closing(self.texts()) as texts:
             for text in texts:
-                if told := ends.feed(text[seen:]):
-                    yield told
+                if shown := reply.feed(text[seen:]):
+                    yield shown
                 seen = len(text)
-        if told := ends.feed(self.text[seen:]) + ends.rest():
-            yield told
+        if shown := reply.feed(self.text[seen:]) + reply.rest():
+            yield shown
 
     def texts(self) -> Generator[str]:
         """All that is written, longer from piece to piece, until it ends or a text that ends it appears."""

@@ -13,13 +13,15 @@ from tunesmith.data.conversation import Turn
 class Reply:
     """What a model wrote; `stopped` says that it ended by itself, `tokens` counts what it wrote.
 
-    `cut` is what it went on with behind a stop string, which is no part of `text`.
+    `cut` is what it went on with behind a stop string, which is no part of `text`; neither is `reasoning`, the thought
+    that came before it.
     """
 
     text: str
     stopped: bool
     tokens: int
     cut: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,95 @@
-"""A conversation as tokens, and which of them are learnt. The stop token is part of what is learnt."""
+"""A conversation as tokens, and which of them carry loss. The end-of-turn token of each answer is among those."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import DataError, ModelError
-from tunesmith.prompt.template import Template
+from tunesmith.prompt.template import Answer, Template
 
 Learn = Literal["answer", "everything"]
+Expand = Literal["auto", "never"]
+
+
+class Rewritten(DataError):
+    """The template writes an earlier answer otherwise once the conversation goes on."""
+
+
+class SpecialToken(DataError):
+    """A row's own text holds a special token of the model: only a change of the row mends that."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Tokens of one conversation: `ids` and, of equal length, whether each is `learnt`."""
+    """Tokens of one conversation: `ids` and, of equal length, whether each is `learnt` (carries loss).
+
+    `own` of equal length says the same without the template's opening of an answer (a header, an empty thought): the
+    tokens that the row itself decides. `stop` is the end-of-turn token of the last answer, `answers` counts answers.
+    """
 
     row: str
     ids: tuple[int, ...]
     learnt: tuple[bool, ...]
     stop: int
+    own: tuple[bool, ...] = ()
+    answers: int = 1
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def scored(self) -> Example:
+        """The same example with loss on the row's own tokens only."""
+        return replace(self, learnt=self.own) if self.own else self
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Places of tokens of one answer: from the generation prompt's end, from the row's own text, to the end token."""
+
+    start: int
+    own: int
+    end: int
+
 
 def encode(row: Conversation, template: Template, learn: Learn = "answer") -> Example:
-    """The conversation's tokens, the template's end-of-answer token learnt after every answer.
+    """The conversation's tokens, with loss on every answer whose turn says `learn`, its end-of-turn token included.
 
-    Raises DataError when a turn's own text holds a special token, ModelError when the template puts no stop token
-    behind an answer, or renders a conversation so that its beginning changes when a turn is added.
+    Turns behind the last such answer are left out. Each answer is checked: its whole text lies in tokens with loss,
+    and the first special token behind it is the last of them. Raises DataError for a row that cannot be learned as it
+    is written (Rewritten where `expand` helps), ModelError for a template under which no row can.
     """
-    text = template.render(row.turns)
-    _check_text(row, template)
-    spans = _answers(row.turns, template, text)
-    ids, offsets = _tokens(text, spans[-1][0], template.tokenizer)
-    special = special_ids(template.tokenizer)
-    learnt, stop = [False] * len(ids), -1
-    for start, end in spans:
-        stop = _mark(ids, offsets, start, end, special, learnt, template)
-    if learn == "everything":
-        last = max(index for index, wanted in enumerate(learnt) if wanted)
-        learnt = [index <= last for index in range(len(ids))]
-    _check_start(ids, template)
-    return Example(row.id, tuple(ids), tuple(learnt), stop)
+    try:
+        return _encode(row, template, learn)
+    except DataError as error:
+        raise type(error)(error.what, where=error.where or str(row.origin), next=error.next) from error
+
+
+def expand(row: Conversation, template: Template, wanted: Expand = "auto") -> list[Conversation]:
+    """The row, or a row for each of its answers where the template rewrites earlier turns.
+
+    In such a row only the last answer carries loss; its group and origin are the row's. Raises what `encode` raises.
+    """
+    return [each for each, _ in encode_all(row, template, "answer", wanted)]
+
+
+def encode_all(
+    row: Conversation, template: Template, learn: Learn, wanted: Expand
+) -> list[tuple[Conversation, Example]]:
+    """The rows of `expand`, each with its tokens. Raises what `encode` raises."""
+    try:
+        return [(row, encode(row, template, learn))]
+    except Rewritten:
+        if wanted == "never":
+            raise
+    rows = []
+    for number, place in enumerate(_learned(row), start=1):
+        before = [replace(turn, learn=False) if turn.role == "assistant" else turn for turn in row.turns[:place]]
+        rows.append(replace(row, id=f"{row.id}.{number}", turns=(*before, row.turns[place])))
+    return [(each, encode(each, template, learn)) for each in rows]
 
 
 def encode_prompt(turns: Sequence[Turn], template: Template) -> list[int]:
@@ -75,74 +120,94 @@ def stop_ids(template: Template) -> list[int]:
     return found if end is None or end in found else [*found, int(end)]
 
 
-def _answers(turns: Sequence[Turn], template: Template, text: str) -> list[tuple[int, int]]:
-    spans = []
-    for index, turn in enumerate(turns):
-        if turn.role != "assistant":
-            continue
-        before = template.render(turns[:index], generate=True)
-        through = template.render(turns[: index + 1])
-        shared = _shared(text, through)  # not all of `through`: phi-3 puts eos_token behind the last turn
-        is_last = index == len(turns) - 1
-        if text.startswith(before) and (is_last or turn.text.strip() in text[len(before) : shared]):
-            spans.append((len(before), shared))
-        elif is_last:
-            raise ModelError(
-                "the template's text before the answer differs between training and use",
-                where=template.source,
-                next="Give a prompt.template in which every turn only adds text",
-            )
-    if not spans:  # templates that rewrite earlier turns (thinking removed) still teach the last answer
-        raise ModelError("no answer can be found in the rendered text", where=template.source)
-    return spans
+def _encode(row: Conversation, template: Template, learn: Learn) -> Example:
+    _check_text(row, template)
+    places = _learned(row)
+    answers = [template.answer(row.turns[: place + 1]) for place in places]
+    text = answers[-1].through + answers[-1].rest
+    for number, answer in enumerate(answers[:-1], start=1):
+        if not text.startswith(answer.through):
+            raise _rewritten(number, len(answers))
+    ids, offsets = _tokens(text, answers[-1].prompt, template.tokenizer)
+    special = special_ids(template.tokenizer)
+    spans = [_span(ids, offsets, answer, special, template) for answer in answers]
+    for number, (answer, span) in enumerate(zip(answers[:-1], spans[:-1], strict=True), start=1):
+        alone = template.tokenizer(answer.prompt, add_special_tokens=False)["input_ids"]
+        if ids[: span.start] != list(alone):  # a tokenizer that joins the prompt's end with the answer's beginning
+            raise _rewritten(number, len(answers))
+    _check_start(ids, template)
+    learnt, own = [False] * len(ids), [False] * len(ids)
+    for span in spans:
+        learnt[span.start : span.end] = [True] * (span.end - span.start)
+        own[span.own : span.end] = [True] * (span.end - span.own)
+    if learn == "everything":
+        learnt = own = [index < spans[-1].end for index in range(len(ids))]
+    return Example(row.id, tuple(ids), tuple(learnt), ids[spans[-1].end - 1], tuple(own), len(spans))
 
 
-def _shared(one: str, other: str) -> int:
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _learned(row: Conversation) -> list[int]:
+    """Places of the turns that carry loss. Raises DataError when there is none."""
+    places = [place for place, turn in enumerate(row.turns) if turn.role == "assistant" and turn.learn]
+    if not places:
+        raise DataError("has no answer to learn from", next="Give at least one answer a weight above 0")
+    return places
 
 
-def _tokens(text: str, answer: int, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    """Tokens and their places in `text`; those before `answer` are the ones that a prompt gives when it stands alone.
+def _rewritten(number: int, of: int) -> Rewritten:
+    return Rewritten(
+        f"the chat template or the tokenizer changes answer {number} of {of} when the conversation goes on",
+        next="Set prompt.expand to auto: each answer then becomes a row of its own",
+    )
+
+
+def _tokens(text: str, prompt: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokens and their places in `text`; those of `prompt`, its beginning, are the ones that it gives standing alone.
 
     They differ where a tokenizer joins the line break before an answer with one that begins it.
     """
     whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    prompt = tokenizer(text[:answer], add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(prompt["input_ids"]), list(prompt["offset_mapping"])
+    before = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(before["input_ids"]), list(before["offset_mapping"])
     if list(whole["input_ids"][: len(ids)]) == ids:
         return list(whole["input_ids"]), list(whole["offset_mapping"])
-    rest = tokenizer(text[answer:], add_special_tokens=False, return_offsets_mapping=True)
-    moved = [(left + answer, right + answer) for left, right in rest["offset_mapping"]]
+    rest = tokenizer(text[len(prompt) :], add_special_tokens=False, return_offsets_mapping=True)
+    moved = [(left + len(prompt), right + len(prompt)) for left, right in rest["offset_mapping"]]
     return ids + list(rest["input_ids"]), offsets + moved
 
 
-def _mark(
-    ids: list[int],
-    offsets: list[tuple[int, int]],
-    start: int,
-    end: int,
+def _span(
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    answer: Answer,
     special: frozenset[int],
-    learnt: list[bool],
     template: Template,
-) -> int:
-    for index, (_, right) in enumerate(offsets):
-        if right <= start or right > end:
-            continue
-        learnt[index] = True
-        if ids[index] in special:
-            return ids[index]
-    raise ModelError(
-        "no stop token follows the answer, so the model would never learn to stop",
-        where=template.source,
-        next="End each answer with {{ eos_token }} in prompt.template",
-    )
+) -> _Span:
+    """Where the answer's tokens lie; proves that they hold its whole text and end with its end-of-turn token."""
+    begin, own = len(answer.prompt), len(answer.prompt) + len(answer.opening)
+    text_end = own + len(answer.thought) + len(answer.text)
+    start = next((place for place, (_, right) in enumerate(offsets) if right > begin), len(ids))
+    first = next((place for place, (_, right) in enumerate(offsets) if right > own), len(ids))
+    stop = next((at for at in range(first, len(ids)) if ids[at] in special and offsets[at][0] >= text_end), -1)
+    covered = start < len(ids) and not _text_between(answer, begin, offsets[start][0])
+    if stop < 0 or not covered or offsets[stop][1] < len(answer.through.rstrip()):
+        raise ModelError(
+            "an answer's text does not lie inside the tokens with loss",
+            where=template.source,
+            next="Give another prompt.template, one that ends each answer with {{ eos_token }}",
+        )
+    return _Span(start, first, stop + 1)
+
+
+def _text_between(answer: Answer, left: int, right: int) -> str:
+    """What of the conversation stands between two places, blanks apart: some tokenizers give them no place."""
+    return answer.through[left:right].strip()
 
 
 def _check_text(row: Conversation, template: Template) -> None:
     """A special token inside a row's own text would end the turn there, in training and in use."""
     for turn in row.turns:
-        if found := template.specials.search(turn.text):
-            raise DataError(
+        if found := template.specials.search(turn.reasoning) or template.specials.search(turn.text):
+            raise SpecialToken(
                 f"the {turn.role}'s text holds the special token {found[0]!r}",
                 where=str(row.origin),
                 next="Remove it from the text: the model would take it for the end of a turn",

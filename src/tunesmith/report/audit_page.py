@@ -166,6 +166,9 @@ def _summary(audit: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
     read = audit["read"]
     aside, dropped = sum(audit["quarantined"].values()), sum(audit["dropped"].values())
     rows = f"{read:,} {plural('row', read)} read"
+    expanded = audit.get("expanded") or {"conversations": 0}
+    if expanded["conversations"]:
+        rows += f"; {expanded['conversations']:,} conversations become {expanded['rows']:,} rows, one for each answer"
     if not found and not audit["mended"]["rows"]:
         return f"{rows}. Nothing was found."
     verbs = ("were left out", "set aside for a person to read") if "parts" in audit else ("should go", "want a reader")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.evaluate.compare import plural
+from tunesmith.evaluate.compare import plural, read_answered
 from tunesmith.find import entries, find
 from tunesmith.memory import show_bytes
 from tunesmith.recipe import Recipe
@@ -73,7 +73,7 @@ def report_page(
         review=review,
         review_titles={part: title(part, scores["kind"]) for part in (review or {}).get("sections", {})},
         shipped=shipped(folder),
-        limits=limits(scores, audit, recipe),
+        limits=[*limits(scores, audit, recipe), *_thoughts(folder)],
         used=_used(recipe, folder, seals),
         command=command,
         recipe=yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True),
@@ -118,6 +118,12 @@ def limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> lis
     ]
     if leaks := _leaks(audit.get("leaks")):
         said.append(leaks)
+    expanded = audit.get("expanded") or {"conversations": 0}
+    if expanded["conversations"]:
+        said.append(
+            f"{expanded['conversations']:,} conversations were learned as {expanded['rows']:,} rows, one for each "
+            "answer, because the chat template rewrites earlier turns. Held-out ones were asked for their last answer."
+        )
     if not audit["parts"]["unseen"]:
         said.append("No whole group was held out, so nothing is known about topics that the rows do not cover.")
     outside = scores["sections"].get("outside the domain", {}).get("expected")
@@ -129,6 +135,20 @@ def limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> lis
         )
     if primary["low"] == primary["high"]:
         said.append("Every row changed by the same amount, so the interval shows no width; more rows would show some.")
+    return said
+
+
+def _thoughts(folder: Path) -> list[str]:
+    """What to know about replies that ended before the model's thought did."""
+    said = []
+    for which in ("base", "tuned"):
+        replies = [item.reply for item in read_answered(folder / f"replies/{which}.jsonl")]
+        count = sum(bool(reply.reasoning) and not reply.text for reply in replies)
+        if count:
+            said.append(
+                f"{count} of {len(replies)} replies of the {which} model were still a thought when "
+                "evaluate.max_new_tokens ended them, so they hold no answer. A higher limit would show one."
+            )
     return said
 
 

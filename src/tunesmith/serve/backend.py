@@ -37,6 +37,11 @@ class Writing(Protocol):
         ...
 
     @property
+    def reasoning(self) -> str:
+        """The thought that came before the reply; '' where none did, or none is known."""
+        ...
+
+    @property
     def prompt_tokens(self) -> int:
         """Tokens that were read."""
         ...

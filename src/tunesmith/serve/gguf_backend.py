@@ -9,12 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.generate.ends import Ends
+from tunesmith.generate.ends import ReplyFilter
 from tunesmith.generate.from_gguf import FromGguf
 from tunesmith.generate.keeper import PROBE
 from tunesmith.generate.llama_async import AsyncStream
 from tunesmith.generate.llama_process import Child
 from tunesmith.generate.llama_task import sampling as drawn
+from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.serve.backend import Broken, Finish, Refused, Sampling, State
 
 
@@ -67,9 +68,10 @@ class GgufBackend:
         draw = drawn(sampling.temperature, sampling.top_p, sampling.seed)
         body = {**draw, "prompt": ids, "n_predict": limit, "cache_prompt": True}
         stream = AsyncStream(child, "/completion", body)
-        ends = Ends((*self._model.texts, *sampling.stop))
+        form = ReplyFormat("", (), self._model.form.specials) if isinstance(prompt, str) else self._model.form
+        reply = ReplyFilter(form, (*self._model.texts, *sampling.stop))
         try:
-            yield _Writing(stream, len(ids), self._model.stops, ends, self._broken)
+            yield _Writing(stream, len(ids), self._model.stops, reply, self._broken)
         finally:
             stream.close()
 
@@ -120,8 +122,10 @@ class GgufBackend:
 class _Writing:
     """See Writing."""
 
-    def __init__(self, stream: AsyncStream, read: int, stops: frozenset[int], ends: Ends, broken: object) -> None:
-        self._stream, self._stops, self._ends, self._broken = stream, stops, ends, broken
+    def __init__(
+        self, stream: AsyncStream, read: int, stops: frozenset[int], reply: ReplyFilter, broken: object
+    ) -> None:
+        self._stream, self._stops, self._reply, self._broken = stream, stops, reply, broken
         self.finish: Finish = "length"
         self.prompt_tokens, self.tokens = read, 0
 
@@ -130,15 +134,20 @@ class _Writing:
         try:
             async with contextlib.aclosing(self._texts()) as texts:  # type: ignore[type-var]
                 async for text in texts:
-                    if told := self._ends.feed(text):
-                        yield told
-                    if self._ends.hit:
+                    if shown := self._reply.feed(text):
+                        yield shown
+                    if self._reply.hit:
                         self.finish = "stop"
                         return
         except ModelError as error:
             raise self._broken(error) from error  # type: ignore[operator]
-        if rest := self._ends.rest():
+        if rest := self._reply.rest():
             yield rest
+
+    @property
+    def reasoning(self) -> str:
+        """See Writing."""
+        return self._reply.reasoning
 
     async def _texts(self) -> AsyncIterator[str]:
         async for pieces in self._stream:
@@ -150,7 +159,7 @@ class _Writing:
                 if known:
                     break
                 text += piece["content"]
-                if text and not self._ends.idle:  # so that tokens behind a text that ends it are not counted
+                if text and not self._reply.idle:  # so that tokens behind a text that ends it are not counted
                     yield text
                     text = ""
             if text:

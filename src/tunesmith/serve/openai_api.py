@@ -59,7 +59,10 @@ def router(models: Sequence[Served], limits: Limits) -> APIRouter:
     async def chat(asked: ChatRequest, request: Request) -> Response:
         """The reply to a conversation, whole or as it is written."""
         model = find(asked.model)
-        turns = [Turn("system" if m.role == "developer" else m.role, m.text) for m in asked.messages]
+        turns = [
+            Turn("system" if m.role == "developer" else m.role, m.text, m.reasoning_content or "")
+            for m in asked.messages
+        ]
         if model.recipe and model.recipe.prompt.system and not any(turn.role == "system" for turn in turns):
             turns.insert(0, Turn("system", model.recipe.prompt.system))  # as in every row that it learnt from
         form = _Form("chatcmpl", "chat.completion", model.name, _message, _delta)
@@ -88,7 +91,10 @@ class _Form:
 
     def body(self, text: str, writing: Writing) -> dict[str, Any]:
         """The whole reply."""
-        return {**self.head, "choices": [self._whole(text, writing.finish)], "usage": _usage(writing)}
+        choice = self._whole(text, writing.finish)
+        if writing.reasoning and "message" in choice:  # the name that DeepSeek, vLLM and llama.cpp give it
+            choice["message"]["reasoning_content"] = writing.reasoning
+        return {**self.head, "choices": [choice], "usage": _usage(writing)}
 
     def frame(self, usage: bool) -> tuple[bytes, bytes]:
         """What stands before and behind each piece of text, which is put between as JSON."""

@@ -50,6 +50,7 @@ class Message(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
+    reasoning_content: Text | None = None
     name: None = None
     refusal: None = None
     audio: None = None
@@ -154,6 +155,7 @@ class Answer(BaseModel):
     role: Literal["assistant"]
     content: str
     refusal: None
+    reasoning_content: str | None = None
 
 
 class ChatChoice(BaseModel):

@@ -139,6 +139,11 @@ class _Counted:
         return self._writing.finish
 
     @property
+    def reasoning(self) -> str:
+        """See Writing."""
+        return self._writing.reasoning
+
+    @property
     def prompt_tokens(self) -> int:
         """See Writing."""
         return self._writing.prompt_tokens

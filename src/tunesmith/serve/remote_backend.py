@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
-from tunesmith.generate.ends import Ends
+from tunesmith.generate.ends import ReplyFilter
 from tunesmith.generate.from_server_async import FromServerAsync, Overloaded, Part
+from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.serve.backend import Broken, Finish, Refused, Sampling, State
 from tunesmith.serve.queue import Busy
 
@@ -40,7 +41,8 @@ class RemoteBackend:
             seed=sampling.seed,
         )  # fmt: skip
         async with contextlib.aclosing(parts):
-            yield _Writing(self, parts, Ends((*self._stop, *sampling.stop)))
+            form = ReplyFormat("", ()) if isinstance(prompt, str) else ReplyFormat()
+            yield _Writing(self, parts, ReplyFilter(form, (*self._stop, *sampling.stop)))
 
     def close(self) -> None:
         """Ends the connections that no event loop holds."""
@@ -50,8 +52,8 @@ class RemoteBackend:
 class _Writing:
     """See Writing. Where the other server is silent about tokens, pieces are counted."""
 
-    def __init__(self, backend: RemoteBackend, parts: AsyncGenerator[Part, None], ends: Ends) -> None:
-        self._backend, self._parts, self._ends = backend, parts, ends
+    def __init__(self, backend: RemoteBackend, parts: AsyncGenerator[Part, None], reply: ReplyFilter) -> None:
+        self._backend, self._parts, self._reply = backend, parts, reply
         self.finish: Finish = "length"
         self.prompt_tokens = self.tokens = 0
 
@@ -62,9 +64,9 @@ class _Writing:
             async for part in self._parts:
                 backend.state = "ok"
                 self._note(part)
-                if told := self._ends.feed(part.text):
-                    yield told
-                if self._ends.hit:
+                if shown := self._reply.feed(part.text):
+                    yield shown
+                if self._reply.hit:
                     self.finish = "stop"
                     return
         except Overloaded as error:
@@ -74,8 +76,13 @@ class _Writing:
             raise Broken(str(error)) from error
         except ModelError as error:
             raise Refused(str(error)) from error
-        if rest := self._ends.rest():
+        if rest := self._reply.rest():
             yield rest
+
+    @property
+    def reasoning(self) -> str:
+        """See Writing."""
+        return self._reply.reasoning
 
     def _note(self, part: Part) -> None:
         if part.finish is not None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.generate.ends import Ends, Growing
+from tunesmith.generate.ends import Growing, ReplyFilter
+from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.serve.backend import Broken, Finish, Refused, Sampling, State
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class WeightsBackend:
         tokens = self._model.tokens(
             ids, max_new_tokens=limit, temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed
         )
-        yield _Writing(self._model, tokens, len(ids), Ends((*self._model.texts, *sampling.stop)), self._pool)
+        form = ReplyFormat("", (), self._model.form.specials) if isinstance(prompt, str) else self._model.form
+        reply = ReplyFilter(form, (*self._model.texts, *sampling.stop))
+        yield _Writing(self._model, tokens, len(ids), reply, self._pool)
 
     def close(self) -> None:
         """Ends the thread behind the step it is at."""
@@ -58,29 +61,34 @@ class _Writing:
     """See Writing."""
 
     def __init__(
-        self, model: FromWeights, tokens: Iterator[int], read: int, ends: Ends, pool: ThreadPoolExecutor
+        self, model: FromWeights, tokens: Iterator[int], read: int, reply: ReplyFilter, pool: ThreadPoolExecutor
     ) -> None:
-        self._model, self._tokens, self._ends, self._pool = model, tokens, ends, pool
+        self._model, self._tokens, self._reply, self._pool = model, tokens, reply, pool
         self.finish: Finish = "length"
         self.prompt_tokens, self.tokens = read, 0
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """The pieces: one step of the model at a time, so that leaving ends it behind the step it is at."""
-        loop, text = asyncio.get_running_loop(), Growing(self._model.decode)
+        loop, text = asyncio.get_running_loop(), Growing(self._model.output)
         while (token := await loop.run_in_executor(self._pool, self._step)) is not None:
             if token in self._model.stops:
                 self.finish = "stop"
                 break
             new, self.tokens = text.feed(token), len(text.ids)
-            if told := self._ends.feed(new):
-                yield told
-            if self._ends.hit:
+            if shown := self._reply.feed(new):
+                yield shown
+            if self._reply.hit:
                 self.finish = "stop"
                 return
-        if told := self._ends.feed(text.rest()) + self._ends.rest():
-            yield told
-        if self._ends.hit:
+        if shown := self._reply.feed(text.rest()) + self._reply.rest():
+            yield shown
+        if self._reply.hit:
             self.finish = "stop"
+
+    @property
+    def reasoning(self) -> str:
+        """See Writing."""
+        return self._reply.reasoning
 
     def _step(self) -> int | None:
         try:

@@ -85,9 +85,13 @@ def look(recipe: Recipe, scratch: Path) -> str:
         "<details><summary>In words</summary>",
         *(words.paragraph(line, "soft") for line in [*told, *lines]),
         "</details>",
-        words.heading("The first row as the model sees it"),
-        f'<div class="card text">{_pieces(found.pieces)}</div>',
-        words.paragraph(f"The marked part is learnt; it ends with {found.stop}. Template: {found.template}.", "soft"),
+        words.heading("Rows as the model sees them"),
+        *(
+            words.paragraph(f"The row {shown.title} ({shown.where})", "soft")
+            + f'<div class="card text">{_pieces(shown.pieces)}</div>'
+            for shown in found.shown
+        ),
+        words.paragraph(f"The marked part is learned; it ends with {found.stop}. Template: {found.template}.", "soft"),
     )
 
 

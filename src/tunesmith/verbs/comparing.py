@@ -231,7 +231,7 @@ def _speakers(recipe: Recipe, run: Run, say: Say, *, only: str = "") -> Iterator
     model = load(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
     if machine.device == "cpu":
         model.keep_dense()
-    template = load_template_of(recipe, weights)
+    template = load_template_of(recipe, weights, run)
     if only != "base":
         attach(model, run / "adapter")
     for which in ("base", "tuned") if not only else (only,):

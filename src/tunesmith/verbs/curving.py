@@ -26,7 +26,7 @@ from tunesmith.run import Run, hash_plain
 from tunesmith.verbs.comparing import asked, evaluate
 from tunesmith.verbs.reading import loading
 from tunesmith.verbs.rows import prepare
-from tunesmith.verbs.shared import PARTS, Say, is_fresh, load_template_of, load_weights, silent
+from tunesmith.verbs.shared import DATE, PARTS, Say, is_fresh, load_template_of, load_weights, silent
 from tunesmith.verbs.tuning import train
 
 SHARES = (25, 50, 100)
@@ -193,6 +193,8 @@ def _lay_down(
     from tunesmith.data.proof import overlap
 
     began, recipe = time.time(), work.recipe
+    if (work.run / DATE).is_file():
+        part.write(DATE, (work.run / DATE).read_text(encoding="utf-8"))
     parts = {name: read_rows(work.run / f"data/{name}.jsonl") for name in PARTS} | {"train": list(rows)}
     for name, members in parts.items():
         with part.lines(f"data/{name}.jsonl") as write:
@@ -312,7 +314,8 @@ def _as_they_came(work: _Work) -> tuple[list[Conversation], dict[str, int], dict
     if not chosen:
         raise DataError("the rows as they came leave none to learn from", next="Leave --raw out")
     told = {why: counts[why] for why in (*DROPPED, "held_out", "not_drawn")}
-    return chosen, {"read": read, "rows": len(chosen), **told}, mended
+    counted = {"read": read, "rows": len(chosen), **told}
+    return _expanded(recipe, chosen), counted, mended
 
 
 def _apart(
@@ -330,15 +333,24 @@ def _apart(
     return [row for place, row in enumerate(left) if place not in near]
 
 
+def _expanded(recipe: Recipe, rows: Sequence[Conversation]) -> list[Conversation]:
+    """The rows as training takes them: one for each answer where the template rewrites earlier turns."""
+    from tunesmith.prompt.tokens import expand
+
+    template = load_template_of(recipe, load_weights(recipe, silent))
+    return [each for row in rows for each in expand(row, template, recipe.prompt.expand)]
+
+
 def _fit(recipe: Recipe, rows: Sequence[Conversation], counts: Counter[str]) -> list[Conversation]:
     """The rows that can be trained on; counts the others."""
-    from tunesmith.prompt.tokens import encode
+    from tunesmith.prompt.tokens import encode_all
 
     template = load_template_of(recipe, load_weights(recipe, silent))
     fit = []
     for row in rows:
         try:
-            long = len(encode(row, template, recipe.prompt.learn)) > recipe.prompt.max_tokens
+            answers = encode_all(row, template, recipe.prompt.learn, recipe.prompt.expand)
+            long = max(len(example) for _, example in answers) > recipe.prompt.max_tokens
         except DataError:
             counts["unfit"] += 1
             continue

@@ -170,7 +170,7 @@ class _Work:
         recipe, run = self.recipe, self.run
         weights = load_weights(recipe, self.say)
         job = _job(
-            recipe, weights, load_template_of(recipe, weights), run / FOLDER, adapter=run / "adapter",
+            recipe, weights, load_template_of(recipe, weights, run), run / FOLDER, adapter=run / "adapter",
             precision=str(run.read_json("machine.json")["precision"]),
         )  # fmt: skip
         return replace(job, card=self._card, say=lambda text: self.say(f"export: {text}"))

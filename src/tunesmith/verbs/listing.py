@@ -119,7 +119,7 @@ def card(recipe: Recipe, run: Run, say: Say = silent, *, license: str = "") -> P
     from tunesmith.report.card import model_card
 
     seals = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate")}
-    template = _template(recipe, seals["train"].get("weights"), say)
+    template = _template(recipe, run, seals["train"].get("weights"), say)
     text = model_card(recipe, run.path, seals=seals, template=template, license=license)
     run.write("card.md", text)
     run.seal("card", made_from, ["card.md"])
@@ -136,13 +136,13 @@ def _without_paths(recipe: Recipe) -> dict[str, Any]:
     return {**plain, "prompt": plain_prompt(recipe), "sources": named}
 
 
-def _template(recipe: Recipe, trained: Any, say: Say) -> Any:
+def _template(recipe: Recipe, run: Run, trained: Any, say: Say) -> Any:
     """The template that the model was trained with; None, said, where the base model cannot be had any more."""
     try:
         weights = load_weights(recipe, say)
         if trained and weights.fingerprint != trained:
             raise ModelError("the base model here is no longer the one that was trained", where=recipe.base.model)
-        return load_template_of(recipe, weights)
+        return load_template_of(recipe, weights, run)
     except TunesmithError as error:
         say(f"card: the chat template is not written out: {error.what}")
         return None

@@ -51,7 +51,7 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     from tunesmith.prompt.tokens import encode
 
     machine = look(recipe.train.precision)
-    template = load_template_of(recipe, weights)
+    template = load_template_of(recipe, weights, run)
     examples = {
         part: [encode(row, template, recipe.prompt.learn) for row in read_rows(run / f"data/{part}.jsonl")]
         for part in ("train", "valid")

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import datetime
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.conversation import Conversation, to_plain
 from tunesmith.data.finding import Context
 from tunesmith.data.finding import to_plain as finding_to_plain
+from tunesmith.data.ledger import Ledger
+from tunesmith.data.load import Loaded
 from tunesmith.data.opened import open_sources
-from tunesmith.data.prepare import Prepared
+from tunesmith.data.prepare import NoRowsLeft, Prepared, checked
 from tunesmith.data.prepare import prepare as prepare_rows
 from tunesmith.data.recognise import recognise
-from tunesmith.errors import DataError, Several, TunesmithError
+from tunesmith.errors import DataError, ModelError, Several, TunesmithError
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, hash_plain
-from tunesmith.verbs.reading import counter, loading, processes, say_sources, telling, values
+from tunesmith.verbs.reading import loading, processes, say_sources, telling, values
 from tunesmith.verbs.shared import (
+    DATE,
     PARTS,
     Say,
     is_fresh,
@@ -33,58 +36,133 @@ from tunesmith.verbs.shared import (
     template_hash,
 )
 
+LOUD = 0.1  # share of the rows left out from which it is said loudly
+ROUND = 64  # tokens: a limit that is advised is a multiple of it
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One row as the model sees it, in pieces (text, carries loss), with why it is shown and where it stands."""
+
+    title: str
+    where: str
+    pieces: list[tuple[str, bool]]
+
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found out: rows, the first example in pieces (text, learnt), stop token, template, warnings."""
+    """What `check` found out: rows, some of them as the model sees them, stop token, template, warnings.
+
+    `longest` is in tokens, `too_long` counts rows above the limit, `answers` those that carry loss, `expanded` the
+    conversations that become a row for each answer.
+    """
 
     rows: int
-    pieces: list[tuple[str, bool]]
+    shown: list[Shown]
     stop: str
     template: str
     longest: int
     too_long: int
     warnings: list[str]
+    answers: int = 0
+    expanded: int = 0
+
+
+@dataclass
+class _Encoder:
+    """Rows as tokens, each once: its length, and why it cannot be learned."""
+
+    template: Any
+    recipe: Recipe
+    lengths: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+    faulty: dict[str, DataError] = field(default_factory=dict)  # rows that only a change of their text mends
+    expanded: dict[str, int] = field(default_factory=dict)  # conversations that become several rows
+    answers: int = 0
+
+    def length(self, row: Conversation) -> int:
+        """Tokens of the row, of the longest one where it becomes several."""
+        if row.id not in self.lengths:
+            self.lengths[row.id] = self._measure(row)
+        return self.lengths[row.id]
+
+    def refusal(self, row: Conversation) -> str:
+        """Why the row cannot be learned under this template; '' where it can."""
+        self.length(row)
+        return self.refusals.get(row.id, "")
+
+    def expand(self, row: Conversation) -> list[Conversation]:
+        """The row, or a row for each of its answers."""
+        from tunesmith.prompt.tokens import expand
+
+        return expand(row, self.template, self.recipe.prompt.expand)
+
+    def _measure(self, row: Conversation) -> int:
+        from tunesmith.prompt.tokens import SpecialToken, count, encode_all
+
+        prompt = self.recipe.prompt
+        try:
+            examples = [example for _, example in encode_all(row, self.template, prompt.learn, prompt.expand)]
+        except SpecialToken as error:
+            self.faulty[row.id] = error
+        except DataError as error:
+            self.refusals[row.id] = f"{error.what}. {error.next}"
+        except ModelError as error:
+            self.template.plain_answer  # noqa: B018  (raises where no row can be learned; then the template is at fault)
+            self.refusals[row.id] = f"{error.what}. {error.next}"
+        else:
+            self.answers += sum(example.answers for example in examples)
+            if len(examples) > 1:
+                self.expanded[row.id] = len(examples)
+            return max(map(len, examples))
+        with contextlib.suppress(TunesmithError):
+            return count(row, self.template)
+        return 0
 
 
 def check(recipe: Recipe, say: Say = silent) -> Checked:
-    """Reads recipe, rows, model and template, and reports everything wrong at once.
+    """Reads recipe, rows, model and template, and reports everything wrong at once, before any work.
 
-    Raises Several. Refuses a setup in which the stop token is not learnt or padding is.
+    Raises Several: for rows that cannot be read, a template under which no row can be learned, more rows left out than
+    data.max_dropped allows, and whatever the later stages would refuse.
     """
-    from tunesmith.prompt import pack
-    from tunesmith.prompt.tokens import encode, show
-
     wrong: list[TunesmithError] = []
     with loading(recipe.data, recipe.folder, recipe.prompt.system) as reading:
         loaded = _collect(reading, wrong)
-        template = _collect(lambda: load_template_of(recipe, load_weights(recipe, say)), wrong)
-        if loaded is None or template is None:
+        weights = _collect(lambda: load_weights(recipe, say), wrong)
+        template = _collect(lambda: load_template_of(recipe, weights), wrong) if weights else None
+        if template is not None:
+            _collect(lambda: template.plain_answer, wrong)  # raises where no row can be learned
+        if loaded is None or template is None or wrong:
             raise Several(wrong)
-        lengths: list[int] = []
-        first: list[Any] = []
-        for row in loaded.rows:
-            example = _collect(functools.partial(encode, row, template, recipe.prompt.learn), wrong)
-            if example is not None:
-                lengths.append(len(example))
-                first += [example] * (len(first) < 2)
-            elif not isinstance(wrong[-1], DataError):
-                break  # the template is at fault, not the row
-        if first:
-            batch = pack.collate(first, template.tokenizer.pad_token_id)
-            _collect(lambda: pack.check_batch(batch, first[0].stop), wrong)
+        encoder = _Encoder(template, recipe)
+        context = _context(encoder, loaded, recipe)
+        ledger = checked(loaded, recipe.data.checks, context, processes=processes())
+        lengths = [encoder.length(row) for row in loaded.rows]
+        wrong += _faulty(encoder, (row for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair")))
+        shown, stop = _examples(loaded.rows, ledger, encoder)
+    dropped = _dropped(ledger, loaded, lengths, recipe, encoder)
+    if dropped.share > recipe.data.max_dropped:
+        onward = f", or set data.max_dropped above {dropped.share:.2f} to go on without them" * (dropped.share < 1)
+        advice = f"{dropped.advice}{onward}"
+        wrong.append(DataError(dropped.text, where="data", next=advice))
     if wrong:
         raise Several(wrong)
     say_sources(loaded, say)
     if recipe.data.format.name == "auto":
         say(f"check: the format is {_recognised(recipe)}")
     limit = recipe.prompt.max_tokens
-    long = sum(length > limit for length in lengths)
-    warnings = [f"{long} of {len(lengths)} rows are longer than {limit} tokens and will be dropped"] if long else []
-    if loaded.broken:
-        warnings.append(f"{len(loaded.broken)} rows are no conversations and will be dropped; audit.html names them")
-    stop = template.tokenizer.convert_ids_to_tokens(first[0].stop)
-    return Checked(len(lengths), show(first[0], template), str(stop), template.source, max(lengths), long, warnings)
+    warnings = []
+    if dropped.rows:
+        warnings.append(f"{'WARNING: ' * (dropped.share > LOUD)}{dropped.text}. {dropped.advice}")
+    if encoder.expanded:
+        warnings.append(_expanded(encoder.expanded.values(), template.source))
+    warnings += _hints(encoder, loaded.rows)
+    too_long = sum(length > limit for length in lengths)
+    return Checked(
+        len(lengths), shown, stop, template.source, max(lengths), too_long, warnings, encoder.answers,
+        len(encoder.expanded),
+    )  # fmt: skip
 
 
 def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
@@ -92,7 +170,7 @@ def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
     weights = load_weights(recipe, say)
     kept_apart = {"pseudonyms": bool(recipe.data.pseudonyms) or None}  # whether, not where: a run may be carried
     made_from = {
-        "data": hash_plain(recipe.data.model_dump(mode="json", exclude={"source"}) | kept_apart),
+        "data": hash_plain(recipe.data.model_dump(mode="json", exclude={"source", "max_dropped"}) | kept_apart),
         "prompt": hash_plain(plain_prompt(recipe)),
         "template file": template_hash(recipe),
         "seed": str(recipe.seed),
@@ -102,72 +180,212 @@ def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
     if is_fresh(run, "prepare", made_from, say):
         return run / "data"
     from tunesmith.prompt.tokens import encode, show
-    from tunesmith.report.audit_page import audit_page
 
-    began = time.time()
-    template = load_template_of(recipe, weights)
-    unfit: dict[str, DataError] = {}
-    count = counter(functools.partial(_tokens, template, recipe.prompt.learn, unfit))
+    began, today = time.time(), datetime.date.today()
+    run.write_json(DATE, {"date": today.isoformat()})
+    template = load_template_of(recipe, weights, run)
+    encoder = _Encoder(template, recipe)
     with contextlib.ExitStack() as stack:
         changes = stack.enter_context(run.lines("data/repairs.jsonl"))
         loaded = stack.enter_context(loading(recipe.data, recipe.folder, recipe.prompt.system, telling(changes)))()
         say_sources(loaded, say)
         tell = stack.enter_context(run.lines("findings.jsonl"))
-        context = Context(count, recipe.prompt.max_tokens, {}, loaded.broken, specials=template.specials)
-        made = prepare_rows(
-            loaded,
-            recipe.data,
-            recipe.seed,
-            context,
-            sink=lambda found: tell(finding_to_plain(found)),
-            processes=processes(),
-        )
-        _refuse_unfit(made, unfit)
-        for name, rows in (*((part, made.parts[part]) for part in PARTS), ("quarantine", made.quarantined)):
-            with run.lines(f"data/{name}.jsonl") as write:
-                for row in rows:
-                    write(to_plain(row))
-        example = encode(made.parts["train"][0], template, recipe.prompt.learn)
-    run.write_json("audit.json", made.audit)
+        try:
+            made = prepare_rows(
+                loaded,
+                recipe.data,
+                recipe.seed,
+                _context(encoder, loaded, recipe),
+                sink=lambda found: tell(finding_to_plain(found)),
+                processes=processes(),
+            )
+        except NoRowsLeft as error:
+            raise _no_rows(error, recipe, run, encoder) from error
+        if wrong := _faulty(encoder, (row for part in PARTS for row in made.parts[part])):
+            raise Several(wrong)
+        for part in PARTS:
+            _write(run, part, made, encoder)
+        with run.lines("data/quarantine.jsonl") as write:
+            for row in made.quarantined:
+                write(to_plain(row))
+        example = encode(encoder.expand(made.parts["train"][0])[-1], template, recipe.prompt.learn)
+    learned = (row.id for part in EXPANDED for row in made.parts[part])
+    many = {name: encoder.expanded[name] for name in learned if name in encoder.expanded}
+    account = {**made.audit, "expanded": {"conversations": len(many), "rows": sum(many.values())}}
+    run.write_json("audit.json", account)
     stop = str(template.tokenizer.convert_ids_to_tokens(example.stop))
-    shown = {"example": show(example, template), "stop": stop, "template": template.source}
-    run.write("audit.html", audit_page(recipe.name, recipe.data, made.audit, limit=recipe.prompt.max_tokens, **shown))
-    files = [*(f"data/{part}.jsonl" for part in PARTS), "audit.json"]
+    _write_page(recipe, run, account, example=show(example, template), stop=stop, template=template.source)
+    files = [*(f"data/{part}.jsonl" for part in PARTS), DATE, "audit.json"]
     run.seal("prepare", made_from, files, seconds=round(time.time() - began, 1))
     counts = ", ".join(f"{len(made.parts[part])} {part}" for part in PARTS if len(made.parts[part]))
-    dropped, aside = sum(made.audit["dropped"].values()), len(made.quarantined)
-    say(f"prepare: {made.audit['read']} rows read, {dropped} dropped, {aside} set aside: {counts}")
+    dropped, aside = sum(account["dropped"].values()), len(made.quarantined)
+    say(f"prepare: {account['read']} rows read, {dropped} dropped, {aside} set aside: {counts}")
+    if many:
+        say(f"prepare: {_expanded(many.values(), template.source)}")
     if recipe.data.split.valid > 0 and not len(made.parts["valid"]):
         say("prepare: no row is left to watch the training: rows that stay together are more than data.split.valid")
-    if leaks := _leaks(made.audit["leaks"]):
+    if leaks := _leaks(account["leaks"]):
         say(f"prepare: {leaks}{'' if recipe.data.allow_leaks else '; train will refuse them'}")
     say(f"prepare: see {run / 'audit.html'}")
     return run / "data"
+
+
+EXPANDED = ("train", "valid")  # the other parts are asked for their last answer
+
+
+def _write(run: Run, part: str, made: Prepared, encoder: _Encoder) -> None:
+    """Writes the rows of a part: in those that training reads, a row for each answer where that is needed."""
+    with run.lines(f"data/{part}.jsonl") as write:
+        for row in made.parts[part]:
+            for each in encoder.expand(row) if part in EXPANDED and row.id in encoder.expanded else (row,):
+                write(to_plain(each))
+
+
+def _write_page(recipe: Recipe, run: Run, account: dict[str, Any], **example: Any) -> None:
+    from tunesmith.report.audit_page import audit_page
+
+    run.write("audit.html", audit_page(recipe.name, recipe.data, account, limit=recipe.prompt.max_tokens, **example))
+
+
+def _context(encoder: _Encoder, loaded: Loaded, recipe: Recipe) -> Context:
+    return Context(
+        encoder.length,
+        recipe.prompt.max_tokens,
+        {},
+        loaded.broken,
+        specials=encoder.template.specials,
+        refusal=encoder.refusal,
+    )
+
+
+def _no_rows(error: NoRowsLeft, recipe: Recipe, run: Run, encoder: _Encoder) -> DataError:
+    """The error with the setting that keeps the rows; the page of what was found is written."""
+    run.write_json("audit.json", error.audit)
+    _write_page(recipe, run, error.audit)
+    advice = _keeping(error.audit["dropped"], list(encoder.lengths.values()), recipe, encoder)
+    return DataError(error.what, where=str(run / "audit.html"), next=advice or error.next)
+
+
+# --- rows that are left out -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Dropped:
+    """Rows that would be left out, as a share of those read, in words, and what keeps them."""
+
+    rows: int
+    share: float
+    text: str
+    advice: str
+
+
+def _dropped(ledger: Ledger, loaded: Loaded, lengths: Sequence[int], recipe: Recipe, encoder: _Encoder) -> _Dropped:
+    read = len(loaded.rows) + len(loaded.broken)
+    dropped, aside = ledger.counts("drop"), ledger.counts("quarantine")
+    rows = sum(dropped.values()) + sum(aside.values())
+    reasons = [*dropped.items(), *((f"{name} (set aside)", count) for name, count in aside.items())]
+    said = ", ".join(f"{name} {count}" for name, count in sorted(reasons, key=lambda each: -each[1]))
+    advice = _keeping({**dropped, **aside}, lengths, recipe, encoder)
+    return _Dropped(rows, rows / read, f"{rows} of {read} rows would be left out: {said}", advice)
+
+
+def _keeping(reasons: dict[str, int], lengths: Sequence[int], recipe: Recipe, encoder: _Encoder) -> str:
+    """The settings that keep the rows, the largest reason first."""
+    said = []
+    for name, _ in sorted(reasons.items(), key=lambda each: -each[1]):
+        if name == "too_long":
+            said.append(_limits(lengths, recipe.prompt.max_tokens))
+        elif name == "unlearnable":
+            said.append(f"'unlearnable' means: {next(iter(encoder.refusals.values()))}")
+        elif name == "broken":
+            said.append("'broken' rows are not conversations of the format data.format names")
+        else:
+            said.append(f"to keep the rows of '{name}', write {{{name}: {{do: keep}}}} in data.checks")
+    text = ". ".join(said)
+    return text[:1].upper() + text[1:]
+
+
+def _limits(lengths: Sequence[int], limit: int) -> str:
+    """Limits on a row's tokens that keep nearly all of the rows, and all of them."""
+    ascending = sorted(lengths)
+    most = ascending[max(0, -(-95 * len(ascending) // 100) - 1)]
+    nearly, every = (-(-length // ROUND) * ROUND for length in (most, ascending[-1]))
+    options = f"prompt.max_tokens: {every} keeps all of them"
+    if limit < nearly < every:
+        options = f"prompt.max_tokens: {nearly} keeps 95 of 100 rows, {options}"
+    return f"the limit is {limit} tokens and the longest row has {ascending[-1]}; {options}"
+
+
+def _faulty(encoder: _Encoder, rows: Iterable[Conversation]) -> list[TunesmithError]:
+    """Errors for rows that no check takes out and that hold a special token of the model."""
+    left = [encoder.faulty[row.id] for row in rows if row.id in encoder.faulty] if encoder.faulty else []
+    if not left:
+        return []
+    advice = "Mend them, or add special_token to data.checks"
+    return [*left[:20], DataError(f"{len(left)} rows cannot be trained", next=advice)]
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------
+
+
+def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: _Encoder) -> tuple[list[Shown], str]:
+    """The longest row that will be kept, one of several answers and one with reasoning; and the stop token."""
+    from tunesmith.prompt.tokens import encode, show
+
+    template, learn, limit = encoder.template, encoder.recipe.prompt.learn, encoder.recipe.prompt.max_tokens
+    chosen: dict[str, Conversation] = {}
+    for row in rows:
+        if ledger.fate(row.id) not in ("keep", "repair") or row.id in encoder.faulty:
+            continue
+        length = encoder.length(row)
+        longest = chosen.get("longest")
+        if length <= limit and (longest is None or length > encoder.length(longest)):
+            chosen["longest"] = row
+        if sum(turn.role == "assistant" for turn in row.turns) > 1:
+            chosen.setdefault("of several answers", row)
+        if any(turn.reasoning for turn in row.turns):
+            chosen.setdefault("with reasoning", row)
+    shown: list[Shown] = []
+    stop = ""
+    for title, row in chosen.items():
+        if any(each.where == str(row.origin) for each in shown):
+            continue
+        parts = encoder.expand(row)
+        for number, part in enumerate(parts, start=1):
+            example = encode(part, template, learn)
+            stop = str(template.tokenizer.convert_ids_to_tokens(example.stop))
+            name = f"{title}, answer {number} of {len(parts)}" if len(parts) > 1 else title
+            shown.append(Shown(name, str(row.origin), show(example, template)))
+    return shown, stop
+
+
+def _expanded(counts: Iterable[int], source: str) -> str:
+    sizes = list(counts)
+    return (
+        f"{len(sizes)} conversations become {sum(sizes)} rows, one for each answer, because the chat template "
+        f"({source}) rewrites earlier turns"
+    )
+
+
+def _hints(encoder: _Encoder, rows: Iterable[Conversation]) -> list[str]:
+    """What a user should know about reasoning before training."""
+    from tunesmith.prompt.template import OPEN_THOUGHT
+
+    template = encoder.template
+    with_reasoning = sum(any(turn.reasoning for turn in row.turns) for row in rows)
+    if with_reasoning and encoder.recipe.prompt.reasoning == "drop":
+        return [f"the reasoning of {with_reasoning} rows is left out, because prompt.reasoning is drop"]
+    if not with_reasoning and OPEN_THOUGHT.search(template.plain_answer.prompt):
+        hint = "the generation prompt opens a thought, and no row has reasoning: an empty thought is learned"
+        known = "enable_thinking" in template.text
+        return [f"{hint}{' (prompt.template_options: {enable_thinking: false} writes none)' * known}"]
+    return []
 
 
 def _recognised(recipe: Recipe) -> str:
     """What `auto` sees in the first row, and why."""
     found = recognise(next(values(recipe.data.source, recipe.folder, recipe.data.encoding)))
     return f"{found.name}, because {found.why}"
-
-
-def _tokens(template: Any, learn: Any, unfit: dict[str, DataError], row: Conversation) -> int:
-    """The row's tokens as training will see them; a row that cannot be trained is remembered in `unfit`."""
-    from tunesmith.prompt.tokens import count, encode
-
-    try:
-        return len(encode(row, template, learn))
-    except DataError as error:
-        unfit[row.id] = error
-        return count(row, template)
-
-
-def _refuse_unfit(made: Prepared, unfit: dict[str, DataError]) -> None:
-    """Raises Several for rows that no check took out and that cannot be trained."""
-    left = [unfit[row.id] for part in PARTS for row in made.parts[part] if row.id in unfit] if unfit else []
-    if left:
-        told = DataError(f"{len(left)} rows cannot be trained", next="Mend them, or add special_token to data.checks")
-        raise Several([*left[:20], told])
 
 
 def _leaks(found: dict[str, Any]) -> str:

@@ -170,9 +170,8 @@ def _run(recipe: Recipe, run: Run, wish: Wish, say: Say) -> Any:
     if (entry := verified(run, say)) is None:
         return _adapter(recipe, run, say)
     why = f"{entry['name']}, verified"
-    return _gguf(
-        recipe.name, run / entry["path"], wish, say, stop=recipe.prompt.stop, template=_template(recipe, say), why=why
-    )
+    template = _template(recipe, run, say)
+    return _gguf(recipe.name, run / entry["path"], wish, say, stop=recipe.prompt.stop, template=template, why=why)
 
 
 def _gguf(name: str, path: Path, wish: Wish, say: Say, *, stop: Sequence[str], template: Any, why: str) -> Any:
@@ -188,10 +187,10 @@ def _gguf(name: str, path: Path, wish: Wish, say: Say, *, stop: Sequence[str], t
     return GgufBackend(name, model)
 
 
-def _template(recipe: Recipe, say: Say) -> Any:
+def _template(recipe: Recipe, run: Run, say: Say) -> Any:
     """What prompts were rendered with in training. Without the base's tokenizer the file's own, proven alike."""
     try:
-        return load_template_of(recipe, load_weights(recipe, say))
+        return load_template_of(recipe, load_weights(recipe, say), run)
     except (ModelError, ResourceError) as error:
         say(f"serve: the file's own template renders prompts, for the base's tokenizer is not here: {error}")
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tunesmith.run import Run, hash_file
 
 Say = Callable[[str], None]
 PARTS = ("train", "valid", "test", "unseen")
+DATE = "data/date.json"  # of a run: the date that its chat template writes
 
 
 def silent(text: str) -> None:
@@ -93,11 +96,26 @@ def load_weights(recipe: Recipe, say: Say) -> Weights:
     return fetch(recipe.base.model, recipe.base.revision, relative_to=recipe.folder)
 
 
-def load_template_of(recipe: Recipe, weights: Weights) -> Any:
-    """The tokenizer with the recipe's template."""
+def load_template_of(recipe: Recipe, weights: Weights, run: Run | None = None) -> Any:
+    """The tokenizer with the recipe's template; with the date at which the rows of `run` were prepared."""
     from tunesmith.prompt.template import load_template, load_tokenizer
 
-    return load_template(load_tokenizer(weights.folder), recipe.prompt.template, recipe.folder)
+    return load_template(
+        load_tokenizer(weights.folder),
+        recipe.prompt.template,
+        recipe.folder,
+        options=recipe.prompt.template_options,
+        reasoning=recipe.prompt.reasoning,
+        today=prepared_on(run) if run else None,
+    )
+
+
+def prepared_on(run: Run) -> datetime.date | None:
+    """The date that the chat template writes in this run; None before the rows are prepared."""
+    try:
+        return datetime.date.fromisoformat(json.loads((run / DATE).read_text(encoding="utf-8"))["date"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def is_fresh(run: Run, product: str, made_from: Mapping[str, str], say: Say) -> bool:
