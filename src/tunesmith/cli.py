@@ -46,6 +46,7 @@ def run(
 
     with _opened(name, small, set, runs) as (recipe, folder):
         _check(recipe, folder)
+        _check_export(recipe, folder)
         verbs.prepare(recipe, folder, _say)
         with _training() as watch:
             verbs.train(recipe, folder, _say, watch, again=again)
@@ -149,7 +150,7 @@ def plan(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = P
     """Say what training the prepared rows needs here, how long it takes and why; load and write nothing."""
     from tunesmith import verbs
 
-    with _opened(name, small, set, runs) as (recipe, folder):
+    with _opened(name, small, set, runs, keep=False) as (recipe, folder):
         verbs.plan(recipe, folder, _say)
 
 
@@ -189,9 +190,12 @@ def export(
     runs: Runs = Path("runs"),
 ) -> None:
     """Write files that run elsewhere; each answers the test rows in its own runtime before it counts as verified."""
+    from tunesmith.errors import ExportFailed, Unverified
+
     with _opened(name, small, set, runs) as (recipe, folder):
         failed = _export(recipe, folder, only or [])
-        _show_commands(folder)
+        if failed is None or isinstance(failed, ExportFailed | Unverified):
+            _show_commands(folder)
         if failed:
             raise failed
 
@@ -207,19 +211,21 @@ def push(
     """Send what the target hub laid out to the hub, after a search for personal data; the token is HF_TOKEN."""
     from tunesmith import verbs
 
-    with _opened(name, small, set, runs) as (recipe, folder):
+    with _opened(name, small, set, runs, keep=False) as (recipe, folder):
         verbs.push(recipe, folder, _say, dry_run=dry_run)
 
 
 def _export(recipe: Recipe, folder: Run, only: list[str]) -> Exception | None:
     """Exports; returns what failed, so that what is there can still be reported."""
     from tunesmith import verbs
-    from tunesmith.errors import Unverified
+    from tunesmith.errors import Paused, TunesmithError
 
     try:
         with _answering("export") as tell:
             verbs.export(recipe, folder, _say, tell, only=only)
-    except Unverified as error:
+    except Paused:
+        raise
+    except TunesmithError as error:
         return error
     return None
 
@@ -552,7 +558,7 @@ def _show_audit(found: Any) -> None:
         _say("audit: nothing was found")
     for file in found.cleaned:
         _say(f"audit: {file.kept} rows in {file.file}, {file.changed} of them changed; {file.left_out} left out")
-        _say(f"audit: to take it back: tunesmith undo {file.diff} --out FILE")
+        _say(f"audit: to take it back: {shlex.join(['tunesmith', 'undo', str(file.diff)])} --out FILE")
     _say(f"audit: see {found.folder / 'audit.html'}")
 
 
@@ -658,9 +664,12 @@ def _joined(together: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(
-    name: str, small: bool, settings: list[str] | None, runs: Path, *, together: bool = False
+    name: str, small: bool, settings: list[str] | None, runs: Path, *, together: bool = False, keep: bool = True
 ) -> Iterator[tuple[Recipe, Run]]:
-    """Recipe and run for a command; `together` says that several processes may give it as one."""
+    """Recipe and run for a command; `together` says that several processes may give it as one.
+
+    With `keep` the recipe, changed settings included, becomes the run's own when the command has succeeded.
+    """
     from tunesmith import verbs
 
     with _joined(together):
@@ -668,11 +677,32 @@ def _opened(
         folder = verbs.open_run(recipe, runs)
         with folder.lock():
             folder.log(_command())
+            before = _standing(folder)
             try:
                 yield recipe, folder
             except Exception as error:
                 folder.log(f"{type(error).__name__}: {error}")
+                _restore(folder, before, error)
                 raise
+            if keep:
+                folder.keep_recipe()
+
+
+def _standing(folder: Run) -> tuple[str, list[Any]]:
+    """The run's recipe, and what it says of the products that depend on it."""
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    return text, [folder.read_seal(product) for product in ("prepare", "train")]
+
+
+def _restore(folder: Run, before: tuple[str, list[Any]], error: Exception) -> None:
+    """Gives a run its former recipe back after a command that failed, unless what it made depends on the new one."""
+    from tunesmith.errors import Paused, ResourceError
+    from tunesmith.run import first
+
+    resumes = isinstance(error, Paused) or (isinstance(error, ResourceError) and (folder / "checkpoints").exists())
+    text, seals = _standing(folder)
+    if first() and not resumes and text != before[0] and seals == before[1]:
+        folder.write("recipe.yaml", before[0])
 
 
 def _check(recipe: Recipe, folder: Run) -> None:
@@ -681,6 +711,17 @@ def _check(recipe: Recipe, folder: Run) -> None:
 
     if folder.read_seal("prepare") is None:
         _show(verbs.check(recipe, _say))
+
+
+def _check_export(recipe: Recipe, folder: Run) -> None:
+    """In `run`, refuses files that cannot be exported before anything is trained for them."""
+    from tunesmith import verbs
+    from tunesmith.errors import raise_all
+    from tunesmith.verbs.shared import load_template_of, load_weights
+
+    if recipe.export.files and folder.read_seal("train") is None:
+        weights = load_weights(recipe, _say)
+        raise_all(verbs.check_export(recipe, weights, load_template_of(recipe, weights, folder), folder))
 
 
 def _show(found: Any) -> None:

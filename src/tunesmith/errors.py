@@ -6,6 +6,8 @@ raises a bare exception for something a user did or can mend.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 
 class TunesmithError(Exception):
     """Something a user can mend. `exit_code` is what the command line ends with."""
@@ -33,6 +35,24 @@ class Several(TunesmithError):
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
+
+
+def raise_all(errors: Sequence[TunesmithError]) -> None:
+    """Raises the only error, several as one, or nothing where there is none."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else Several(list(errors))
+
+
+class ExportFailed(Several):
+    """Some targets of an export failed; the files of the others were written."""
+
+    def __init__(self, failures: Mapping[str, TunesmithError]) -> None:
+        """`failures`: at least one, by target."""
+        self.failures = dict(failures)
+        super().__init__(list(failures.values()))
+
+    def __str__(self) -> str:
+        return "\n".join(f"{target}: {error}" for target, error in self.failures.items())
 
 
 class RecipeError(TunesmithError):

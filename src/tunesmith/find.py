@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -96,6 +97,7 @@ def check_options(
 ) -> list[RecipeError]:
     """What is wrong with the options `given` to `entry`: unknown ones, missing ones, wrong simple types.
 
+    Then what the function `wrong_options` in the entry's own module says of their values, where there is one.
     `where(name)` is the place of the option `name`.
     """
     known, wrong = options(entry), []
@@ -111,7 +113,16 @@ def check_options(
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in given:
             wrong.append(RecipeError(f"option '{name}' is missing", where=where(name), next=f"Add {name}: …"))
+    own = getattr(sys.modules.get(entry.__module__), "wrong_options", None)
+    if own is not None and not wrong:
+        wrong += [RecipeError(what, where=where(name), next=advice) for name, what, advice in own(**given)]
     return wrong
+
+
+def raise_first(wrong: Iterable[tuple[str, str, str]], where: str) -> None:
+    """Raises RecipeError for the first of the (option, what is wrong, what to do) below `where`, if there is one."""
+    for name, what, advice in wrong:
+        raise RecipeError(what, where=f"{where}.{name}", next=advice)
 
 
 def _words(entry: Callable[..., Any], name: str) -> tuple[Any, ...]:

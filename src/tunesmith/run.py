@@ -188,6 +188,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         """Opens `path`, creating it if need be."""
         self.path = path
+        self.new_recipe: str | None = None  # text of the recipe.yaml that the commands of now work with, if it differs
         with disk(path):
             path.mkdir(parents=True, exist_ok=True)
 
@@ -235,6 +236,12 @@ class Run:
         """Writes a product's file atomically."""
         write_atomic(self / name, data)
         return self / name
+
+    def keep_recipe(self) -> None:
+        """Writes the recipe that this run was opened with as its recipe.yaml, if that says something else."""
+        if self.new_recipe is not None and first():
+            self.write("recipe.yaml", self.new_recipe)
+            self.new_recipe = None
 
     @contextlib.contextmanager
     def lines(self, name: str) -> Iterator[Callable[[Any], None]]:

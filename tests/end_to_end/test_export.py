@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import json
 import random
+import shlex
 import shutil
 import signal
 import struct
@@ -244,6 +246,106 @@ def test_another_adapter_makes_other_files(exported: Path, copy: Run, trained: P
     old, new = entries(exported), entries(copy.path)
     for name in TYPES:
         assert old[name]["sha256"] != new[name]["sha256"] == hash_file(copy / f"export/gguf/toy.{name}.gguf")
+        [former] = copy.path.glob(f"old/*/export/gguf/toy.{name}.gguf")
+        assert hash_file(former) == old[name]["sha256"]
+
+
+# --- other settings --------------------------------------------------------------------------------------------
+
+
+def everything(run: Run) -> dict[str, str]:
+    """Every file of the run, hidden ones included, with its hash."""
+    return {str(path.relative_to(run.path)): hash_file(path) for path in run.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[{gguf: {types: [q4_km]}}]", "unknown type 'q4_km'. Did you mean 'q4_k_m'?"),
+        ("[merged, {gguf: {types: [q4_0]}}]", "unknown type 'q4_0'. Did you mean 'q8_0'?"),
+        ("[{gguf: {types: q8_0}}]", "'types' must be a list of types, not 'q8_0'"),
+        ("[{gguf: {typos: [q8_0]}}]", "unknown option 'typos'"),
+        ("[{hub: {repo: toys}}]", "'toys' is no name of a repository"),
+        ("[{ollama: {parameters: {num_ctxx: 3}}}]", "unknown parameter 'num_ctxx'"),
+        ("[gguff]", "unknown name 'gguff'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["export", "report"])
+def test_a_wrong_setting_leaves_every_byte_in_place(
+    copy: Run, call: Callable[..., tuple[int, str, str]], command: str, value: str, said: str
+) -> None:
+    before = everything(copy)
+    code, _, err = call(command, str(copy.path), "--set", f"export.files={value}")
+    assert code == 2 and said in " ".join(err.split()) and "--set" in err
+    assert everything(copy) == before
+
+
+def test_other_types_leave_the_former_files(
+    exported: Path, copy: Run, call: Callable[..., tuple[int, str, str]], converter: Converter
+) -> None:
+    former = files(copy.path)
+    code, _, err = call("export", str(copy.path), "--set", "export.files=[{gguf: {types: [q6_k]}}]")
+    assert code == 0, err
+    assert {name: each for name, each in files(copy.path).items() if "q6_k" not in name} == former
+    assert entries(copy.path).keys() == FILES | {"q6_k"}
+    assert all(each["verified"] for each in entries(copy.path).values())
+    assert read_recipe(str(copy.path)).dump()["export"]["files"] == [{"gguf": {"types": ["q6_k"]}}]
+    assert not (copy / "old").exists() and not (copy / "export/.new").exists()
+    asked = converter.asked
+    code, _, _ = call("export", str(copy.path), "--set", f"export.files=[{{gguf: {{types: [{', '.join(TYPES)}]}}}}]")
+    assert code == 0 and converter.asked == asked  # they stand as they are
+    assert {name: each for name, each in files(copy.path).items() if "q6_k" not in name} == former
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
+def test_an_export_that_stops_leaves_the_former_files_verified(
+    copy: Run, trained: Path, converter: Converter, monkeypatch: pytest.MonkeyPatch, stopped: Any
+) -> None:
+    changed = read_recipe(str(write_recipe(trained, prompt={"max_tokens": 128, "stop": ["never"]})))
+    former, told = files(copy.path), (copy / "export.json").read_bytes()
+
+    def stop(*_: Any) -> None:
+        raise stopped
+
+    for module, name in ((merging, "_put"), (quantising._Part, "close_tensor")):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, stop)
+            with pytest.raises((KeyboardInterrupt, ResourceError)):
+                verbs.export(changed, copy, only=["gguf"])
+        assert files(copy.path) == former and (copy / "export.json").read_bytes() == told
+    verbs.export(changed, copy, only=["gguf"])
+    assert files(copy.path) == former  # the same bytes: a stop text stands in no file
+    assert not (copy / "export/.new").exists()
+
+
+def test_a_target_that_cannot_work_does_not_stop_the_others(
+    copy: Run, trained: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    text, former = (copy / "recipe.yaml").read_bytes(), files(copy.path)
+    shutil.rmtree(copy / "export/merged")
+    lora = {"gguf_lora": {"base": "q8_0"}}  # which is not there yet
+    path = write_recipe(trained, adapter={"rank": 8, "alpha": 16, "dora": True}, export__files=[lora, "merged"])
+    code, out, err = call("export", str(path), "--runs", str(copy.path.parent))
+    assert code == 2
+    assert "gguf_lora: export.files: gguf_lora: a GGUF adapter cannot hold the magnitudes of adapter.dora" in err
+    assert "verified: merged" in out and "merged with vLLM" in out
+    assert files(copy.path) == former and entries(copy.path).keys() == FILES  # the one that failed is left as it was
+    assert (copy / "recipe.yaml").read_bytes() == text
+    write_recipe(trained)
+
+
+def test_commands_can_be_pasted(exported: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    run = Run(Path(shutil.copytree(exported, tmp_path / "my runs (2)" / "toy")))
+    code, out, err = call("export", str(run.path), "--runs", "my runs (2)")
+    assert code == 0, err
+    commands = [line.split(": ", 1) for line in out.splitlines() if " with " in line.split(": ")[0]]
+    assert len(commands) >= 2 * len(TYPES) + 2
+    for runtime, command in commands:
+        if "Python" in runtime:
+            names = [ast.literal_eval(node) for node in ast.walk(ast.parse(command)) if isinstance(node, ast.Constant)]
+        else:
+            names = [word for word in shlex.split(command) if "my runs (2)" in word]
+        assert names and all((tmp_path / name).exists() for name in names), command
 
 
 # --- files that are not the model ------------------------------------------------------------------------------

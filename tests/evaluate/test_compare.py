@@ -123,6 +123,7 @@ def test_replies_and_losses_meet_their_rows() -> None:
         "text": "a?",
         "stopped": True,
         "cut": "",
+        "reasoning": "",
         "tokens": 9,
         "loss": 1.0,
     }

@@ -259,3 +259,21 @@ def test_every_text_goes_through_both_readers() -> None:
     ):
         with pytest.raises(ValueError, match=r"\w"):
             execute(wrong, [Turn("user", "a")])
+
+
+DATED = (  # as Llama 3.2's: the date of the day, unless one is given
+    "{{ bos_token }}{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "{{ 'Today Date: ' + date_string + '\n\n' }}" + LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+    "{{ eos_token }}{% endfor %}" + BEGIN + "<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_date_that_is_fixed_stands_in_the_modelfile(made: Callable[..., Job]) -> None:
+    job = made(DATED)
+    pinned = replace(job.template, text="{% set date_string = '26 Nov 2026' %}" + DATED)
+    [file] = write(replace(job, template=pinned))
+    assert check(replace(job, template=pinned), file) == []
+    assert "Today Date: 26 Nov 2026" in dict(read(file.path.read_text()))["template"]
+    with pytest.raises(ModelError, match="the date of the day") as caught:
+        write(job)
+    assert "prompt.template_options" in caught.value.next

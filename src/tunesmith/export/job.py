@@ -2,11 +2,17 @@
 
 A target is a file in `targets/` that defines
 
-    write(job, *, its options) -> list[File]     writes below job.folder, goes on where it was stopped
+    write(job, *, its options) -> list[File]     writes what `job.lacks`, in `job.out`; goes on where it was stopped
     opened(job, file) -> Runtime                 for what can answer: the runtime that will serve it, in a process apart
     check(job, file) -> list[str]                for what cannot: what is wrong with it, for people
 
-with `opened` or `check`, not both. What `write` leaves under a file's own name is whole.
+with `opened` or `check`, not both. What `write` leaves under a file's own name is whole. It is called a second time
+when all files are in place, and then only describes them. Optional are
+
+    validate(request, *, its options) -> Iterator[TunesmithError]    why it cannot work, before anything is trained
+    wrong_options(its options) -> Iterator[(option, what, advice)]   values that no model can have
+    needs(its options) -> str                    the target whose files this one is made of
+    SELECT = {names of options}                  options that only select files: the other files stay when they change
 """
 
 from __future__ import annotations
@@ -14,12 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from tunesmith.data.conversation import Turn
 from tunesmith.generate.text import Facts, Reply, Scored
 from tunesmith.model.weights import Weights
 from tunesmith.prompt.template import Template
+from tunesmith.recipe import Named, Recipe
 
 Onto = Literal["quantised", "original"]
 
@@ -43,6 +50,39 @@ class Job:
     card: Callable[[], str]  # the model card, without what the files' proofs add
     say: Callable[[str], None] = lambda text: None
     system: str | None = None  # the message that the recipe puts before a conversation without one
+    template_options: Mapping[str, Any] = field(default_factory=dict)  # variables that the template was given
+    place: Path | None = None  # where the target that writes now puts its files; None: below `folder`
+    standing: frozenset[str] = frozenset()  # files of that target, by their path in its folder, that stay as they are
+
+    def out(self, target: str) -> Path:
+        """The folder that `target` writes into."""
+        return self.place or self.folder / target
+
+    @property
+    def work(self) -> Path:
+        """The folder for intermediate files; it goes when the target is finished."""
+        return self.place.with_name(f".{self.place.name}.work") if self.place else self.folder / ".work"
+
+    def lacks(self, path: Path, target: str) -> bool:
+        """Whether a file in the folder of `target` must be written."""
+        return path.relative_to(self.out(target)).as_posix() not in self.standing and not path.exists()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a target is asked for before there is an adapter: the recipe, the job, and the targets before this one.
+
+    `types` are those of the GGUF files that will be there when the target is written.
+    """
+
+    recipe: Recipe
+    job: Job
+    before: tuple[Named, ...] = ()
+    types: frozenset[str] = frozenset()
+
+    def follows(self, target: str) -> bool:
+        """Whether `target` is written before this one."""
+        return any(named.name == target for named in self.before)
 
 
 @dataclass(frozen=True)

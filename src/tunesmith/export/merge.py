@@ -24,13 +24,14 @@ from torch import Tensor
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
+from tunesmith.export.chat_template import literal, strip_generation_tags, with_defaults
 from tunesmith.export.job import Job
 from tunesmith.export.merge_experts import ExpertTensors, ExpertUpdate, expert_updates, without_mxfp4
+from tunesmith.export.tokenizer_config import ends_of, portable
 from tunesmith.model.adapter import read_adapter
 from tunesmith.model.expert_packing import BLOCKS, SCALES, from_mxfp4
 from tunesmith.model.original import headers
 from tunesmith.model.weights import read_config
-from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import stop_ids
 from tunesmith.run import disk, sync_folder, write_atomic
 
@@ -114,7 +115,7 @@ def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
             tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = kept
-    _tell_start(folder / "tokenizer_config.json", job.template)
+    _write_tokenizer_config(folder / "tokenizer_config.json", job)
     own = job.weights.folder / "tokenizer.model"
     if own.is_file():
         shutil.copyfile(own, folder / "tokenizer.model")
@@ -127,31 +128,34 @@ def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
     if config.get("model_type") == "gpt2":  # transformers 5 leaves it out, and llama.cpp's converter asks for it
         config.setdefault("n_ctx", config.get("n_positions", 1024))
     config["eos_token_id"] = stops[0] if len(stops) == 1 else stops
-    generation = {"bos_token_id": config.get("bos_token_id"), "eos_token_id": stops, "do_sample": False}
+    generation = {"bos_token_id": config.get("bos_token_id"), "eos_token_id": ends_of(job), "do_sample": False}
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=1) + "\n")
     write_atomic(folder / DONE, json.dumps(config, indent=1) + "\n")
     sync_folder(folder)
 
 
-def _tell_start(path: Path, template: Template) -> None:
-    """Writes down whether a prompt begins with the start token.
+def _write_tokenizer_config(path: Path, job: Job) -> None:
+    """Makes the configuration one that other programs read, and says whether a prompt begins with the start token.
 
-    transformers 5 leaves it out, and where nothing is said llama.cpp puts one before each text of SentencePiece models.
+    transformers 5 leaves that out, and where nothing is said llama.cpp puts one before each text of SentencePiece
+    models.
     """
-    start, said = template.tokenizer.bos_token, json.loads(path.read_text(encoding="utf-8"))
-    said["add_bos_token"] = bool(start) and template.render((Turn("user", "a"),), generate=True).startswith(start)
-    write_atomic(path, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+    start = job.template.tokenizer.bos_token
+    starts = bool(start) and job.template.render((Turn("user", "a"),), generate=True).startswith(start)
+    config = portable(json.loads(path.read_text(encoding="utf-8")), job.weights.folder)
+    write_atomic(path, json.dumps({**config, "add_bos_token": starts}, indent=2, ensure_ascii=False) + "\n")
 
 
 def shipped_template(job: Job) -> str:
-    """The template's text for those who render it without this project: what it is told here stands in it.
+    """The template's text for programs that render it without this project: plain Jinja, with the defaults of training.
 
-    So does the recipe's system message, for conversations that bring none: with it the model was trained.
+    These are the recipe's template options, its system message for conversations without one, and whether a text begins
+    with the start token.
     """
-    text = job.template.text
+    text = with_defaults(strip_generation_tags(job.template.text), job.template_options)
     if job.system and _takes_system(job):
-        told = json.dumps(job.system, ensure_ascii=False)  # a string in Jinja's syntax, too
-        first = f"[{{'role': 'system', 'content': {told}}}]"
+        content = [{"type": "text", "text": job.system}] if job.template._wants_parts else job.system
+        first = f"[{{'role': 'system', 'content': {literal(content)}}}]"
         text = f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {first} + messages %}}{{% endif %}}{text}"
     if "starts_with_bos" in text:
         text = f"{{% set starts_with_bos = {str(job.template.starts_with_bos).lower()} %}}{text}"

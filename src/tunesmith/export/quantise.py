@@ -30,7 +30,18 @@ from numpy.typing import NDArray
 
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.export.mix import MIXES, facts, in_order, types
-from tunesmith.model.gguf_header import BLOCKS, MAGIC, UINT32, Header, TensorInfo, padded, read_header, tensor_bytes
+from tunesmith.model.gguf_header import (
+    ARRAY,
+    BLOCKS,
+    MAGIC,
+    STRING,
+    UINT32,
+    Header,
+    TensorInfo,
+    padded,
+    read_header,
+    tensor_bytes,
+)
 from tunesmith.run import disk, hash_bytes, sync_folder, write_atomic
 
 _Result = TypeVar("_Result")
@@ -40,6 +51,7 @@ PIECE = 1 << 17  # weights, whole blocks of any type: some milliseconds of work,
 WORKERS = min(os.cpu_count() or 1, 16)  # each holds about 6 MiB of pieces; disks are slower than sixteen
 SPARE = 16 << 20  # bytes of disk left free beyond the files' own
 PLAIN = ("F32", "F16", "BF16")  # types that are read
+INT32, BOOL = 5, 7  # value types of the format, beside those of the header's reader
 QUANTIZATION_VERSION = 2  # of llama.cpp's block formats, as files carry it
 _SPLIT = ("split.no", "split.count", "split.tensors.count")  # of a file in parts, which targets are not
 _SCALES = {  # the float16 numbers of a block, by their byte: all must be finite, as llama.cpp checks
@@ -70,18 +82,23 @@ class _Plan:
 
 
 def quantise(
-    source: Path, targets: Mapping[str, Path], tell: Callable[[int, int], None] = lambda done, of: None
+    source: Path,
+    targets: Mapping[str, Path],
+    tell: Callable[[int, int], None] = lambda done, of: None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Written]:
     """Writes `source` (weights in F32, F16 or BF16) in each mix of `targets` (a key of MIXES -> a file).
 
-    `tell` hears how many of the source's bytes are done. A file that stands at a target is replaced when the new one is
-    whole. Raises ModelError for a source that cannot be read or encoded, RecipeError for an unknown mix, ResourceError
-    when the disk is too small or full; what was done is kept, and the same call goes on.
+    `metadata` are keys that take the place of the source's (see `pair`), None for one to leave out. `tell` hears how
+    many of the source's bytes are done. A file that stands at a target is replaced when the new one is whole. Raises
+    ModelError for a source that cannot be read or encoded, RecipeError for an unknown mix, ResourceError when the disk
+    is too small or full; what was done is kept, and the same call goes on.
     """
     header, stat = read_header(source), source.stat()
     if len({path.resolve() for path in (source, *targets.values())}) <= len(targets):
         raise ModelError("source and targets must be different files", where=str(source), next="Name other targets")
-    plans = [_plan(source, header, mix, path) for mix, path in targets.items()]
+    plans = [_plan(source, header, mix, path, metadata or {}) for mix, path in targets.items()]
     _check_room(plans)
     made_from = [stat.st_size, stat.st_mtime_ns, _hash_start(source, header.data), version("libgguf")]
     with contextlib.ExitStack() as opened:
@@ -94,7 +111,7 @@ def quantise(
         return {part.plan.mix: part.finish() for part in parts}
 
 
-def _plan(source: Path, header: Header, mix: str, path: Path) -> _Plan:
+def _plan(source: Path, header: Header, mix: str, path: Path, metadata: Mapping[str, Any]) -> _Plan:
     known = facts(header.metadata, str(source))
     if header.metadata.get("split.count", 0) not in (0, 1):
         raise ModelError("is one of several parts", where=str(source), next="Convert the model into one file")
@@ -111,22 +128,50 @@ def _plan(source: Path, header: Header, mix: str, path: Path) -> _Plan:
         size = tensor_bytes(kind, prod(tensor.shape))
         tensors.append(TensorInfo(tensor.name, tensor.shape, kind, at, size))
         at = padded(at + size, header.alignment)
-    head = _head(source, header, mix, tensors)
+    new = {"general.quantization_version": QUANTIZATION_VERSION, "general.file_type": MIXES[mix].number}
+    head = _head(source, header, {**metadata, **new}, tensors)
     placed = tuple(TensorInfo(t.name, t.shape, t.type, len(head) + t.offset, t.bytes) for t in tensors)
     return _Plan(mix, path, head, placed, header.alignment, len(head) + at)
 
 
-def _head(source: Path, header: Header, mix: str, tensors: Sequence[TensorInfo]) -> bytes:
-    """All bytes before the weights: the source's metadata, with the two keys that quantising sets last."""
-    new = {"general.quantization_version": QUANTIZATION_VERSION, "general.file_type": MIXES[mix].number}
+def rewrite_header(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Replaces a file by the same weights under other `metadata` (as `quantise` takes it)."""
+    header = read_header(path)
+    tensors = [TensorInfo(t.name, t.shape, t.type, t.offset - header.data, t.bytes) for t in header.tensors]
+    part = _part(path)
+    with disk(path):
+        with path.open("rb") as old, part.open("wb") as new:
+            new.write(_head(path, header, metadata, tensors))
+            old.seek(header.data)
+            shutil.copyfileobj(old, new, 1 << 20)
+            new.flush()
+            os.fsync(new.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+
+
+def pair(key: str, value: Any) -> bytes:
+    """A key and its value as a file holds them: text, a truth value, a whole number, or a list of whole numbers."""
+    if isinstance(value, str):
+        return _text(key) + struct.pack("<I", STRING) + _text(value)
+    if isinstance(value, bool):
+        return _text(key) + struct.pack("<I?", BOOL, value)
+    if isinstance(value, int):
+        return _text(key) + struct.pack("<II", UINT32, value)
+    return _text(key) + struct.pack(f"<IIQ{len(value)}i", ARRAY, INT32, len(value), *value)
+
+
+def _head(source: Path, header: Header, new: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> bytes:
+    """All bytes before the weights: the source's metadata but for the keys of `new`, which stand last."""
     kept = [key for key in header.places if key not in (*new, *_SPLIT)]
-    head = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(kept) + len(new))]
+    written = [pair(key, value) for key, value in new.items() if value is not None]
+    head = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(kept) + len(written))]
     with source.open("rb") as file:
         for key in kept:
             begin, end = header.places[key]
             file.seek(begin)
             head.append(file.read(end - begin))
-    head += [_text(key) + struct.pack("<II", UINT32, value) for key, value in new.items()]
+    head += written
     for tensor in tensors:
         last = max(at for at, size in enumerate(tensor.shape) if at == 0 or size > 1)  # sizes of 1 behind it go unsaid
         shape = tensor.shape[: last + 1]

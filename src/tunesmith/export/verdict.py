@@ -97,7 +97,7 @@ def _by_row(answered: Sequence[Answered], rows: Mapping[Key, Conversation], who:
     by = {(each.part, each.id): each for each in answered}
     if absent := rows.keys() - by.keys():
         part, row = min(absent)
-        advice = "Evaluate again (tunesmith evaluate RECIPE --again), then export"
+        advice = "Evaluate again (tunesmith evaluate RECIPE), then export"
         raise RunError(f"{who} did not answer it", where=f"row '{row}' of {part}", next=advice)
     return {key: by[key] for key in rows}
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,8 @@ def _read(folder: Path, label: str) -> _Member:
     seals = {product: run.read_seal(product) for product in ("prepare", "train", "evaluate")}
     for product, seal in seals.items():
         if seal is None:
-            raise RunError(f"{product} is not finished", where=str(folder), next=f"Run: tunesmith {product} {folder}")
+            advice = f"Run: tunesmith {product} {shlex.quote(str(folder))}"
+            raise RunError(f"{product} is not finished", where=str(folder), next=advice)
     whole = {product: seal for product, seal in seals.items() if seal}
     if whole["evaluate"]["made_from"].get("adapter") != run.fingerprint("train"):
         raise RunError("its scores are older than its adapter", where=str(folder), next="Run: tunesmith evaluate")

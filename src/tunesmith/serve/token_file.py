@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import stat
 from pathlib import Path
 
@@ -86,5 +87,5 @@ def _check(found: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise RunError("is no plain file", where=str(path), next="Delete it: a new one is made at the next start")
     if hasattr(os, "getuid") and (found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077):
-        advice = f"If nobody has read it: chmod 600 {path}; else delete it, and a new one is made"
+        advice = f"If nobody has read it: chmod 600 {shlex.quote(str(path))}; else delete it, and a new one is made"
         raise RunError("others may read or change this file", where=str(path), next=advice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,7 +103,9 @@ def page(state: State) -> None:
             path = _save(state, content, name.strip())
         except TunesmithError as error:
             return words.trouble(error), gr.skip()
-        told = words.part(words.paragraph(f"Saved as {path}. In a terminal: tunesmith run {path}", "good"))
+        told = words.part(
+            words.paragraph(f"Saved as {path}. In a terminal: tunesmith run {shlex.quote(str(path))}", "good")
+        )
         return told, gr.Dropdown(choices=_known(state))
 
     def made(content: str) -> Any:
@@ -373,7 +376,9 @@ def _make_run(state: State, text: str) -> str:
                 where=str(folder),
                 next="Give the recipe another name, in the field 'name'",
             )
-    return verbs.open_run(recipe, state.runs).path.name
+    run = verbs.open_run(recipe, state.runs)
+    run.keep_recipe()
+    return run.path.name
 
 
 def _draft(state: State, rows: str, name: str) -> Path:

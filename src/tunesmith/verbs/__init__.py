@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tunesmith.verbs.comparing import asked, chat, chat_file, evaluate, report
     from tunesmith.verbs.curving import curve, to_shares
     from tunesmith.verbs.drafting import Drafting
-    from tunesmith.verbs.exporting import export, push
+    from tunesmith.verbs.exporting import check_export, export, push
     from tunesmith.verbs.listing import RunRow, card, compare_runs, runs
     from tunesmith.verbs.packing import pack, to_pack, unpack
     from tunesmith.verbs.planning import plan
@@ -31,7 +31,7 @@ _HOMES = {
     "comparing": ("asked", "chat", "chat_file", "evaluate", "report"),
     "curving": ("curve", "to_shares"),
     "drafting": ("Drafting",),
-    "exporting": ("export", "push"),
+    "exporting": ("check_export", "export", "push"),
     "listing": ("RunRow", "card", "compare_runs", "runs"),
     "packing": ("pack", "to_pack", "unpack"),
     "planning": ("plan",),
@@ -58,6 +58,7 @@ __all__ = [
     "chat",
     "chat_file",
     "check",
+    "check_export",
     "compare_runs",
     "curve",
     "evaluate",

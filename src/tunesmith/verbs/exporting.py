@@ -6,21 +6,33 @@ import contextlib
 import functools
 import importlib
 import json
-import shutil
+import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tunesmith.data.conversation import Conversation, read_rows
-from tunesmith.errors import RecipeError, RunError, Unverified
-from tunesmith.find import nearest
+from tunesmith.errors import (
+    ExportFailed,
+    ModelError,
+    Paused,
+    RecipeError,
+    RunError,
+    TunesmithError,
+    Unverified,
+    raise_all,
+)
+from tunesmith.find import check_options, nearest
+from tunesmith.model.weights import Weights
 from tunesmith.recipe import Named, Recipe
-from tunesmith.run import Run, hash_bytes, hash_path, hash_plain, write_atomic
+from tunesmith.run import Run, hash_bytes, hash_path, hash_plain
 from tunesmith.verbs import shipped
 from tunesmith.verbs.comparing import chat, held_out, learnt
 from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, silent
+from tunesmith.verbs.staged import Staged, files_in
 
 FOLDER = "export"
 MARK = ".UNVERIFIED.txt"  # beside a file that did not pass
@@ -28,32 +40,74 @@ STEP = 256  # tokens; a context is a multiple of it
 Tell = Callable[[str, int, int], None]
 
 
-def export(recipe: Recipe, run: Run, say: Say = silent, tell: Tell | None = None, *, only: Sequence[str] = ()) -> Path:
-    """Writes what export.files names below export/, asks each the test rows, and writes export.json.
+def check_export(recipe: Recipe, weights: Weights, template: Any, run: Run | None = None) -> list[TunesmithError]:
+    """What stands in the way of the recipe's export.files, found without an adapter and without reading weights.
 
-    `only` leaves all other targets out. Stopped, it goes on. Raises Unverified at the end, when all is written, for
-    files that are not the model that was tested: they are kept and marked.
+    Files that an earlier export left in `run` count as written.
+    """
+    if not recipe.export.files:
+        return []
+    folder = (run.path if run else weights.folder) / FOLDER
+    job = _job(recipe, weights, template, folder, adapter=Path("adapter"), precision="float32")
+    names = [named.name for named in recipe.export.files]
+    wrong: list[TunesmithError] = [
+        RecipeError(f"'{name}' is named twice", where="export.files", next=f"Give {name} all its options in one entry")
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    wrong += _too_long(recipe, weights)
+    for place, named in enumerate(recipe.export.files):
+        wrong += _refusals(named, _request(recipe, job, place))
+    return list({str(error): error for error in wrong}.values())
+
+
+def export(recipe: Recipe, run: Run, say: Say = silent, tell: Tell | None = None, *, only: Sequence[str] = ()) -> Path:
+    """Writes what export.files names below export/, verifies each file on the test rows, and writes export.json.
+
+    `only` leaves all other targets out. Each target's files are written beside those that are there and take their
+    place when they are finished; what they replace is kept in old/. Run again after an interruption, it resumes. A
+    target that fails does not stop the others: their errors are raised together at the end, as ExportFailed, and so is
+    Unverified for files that are not the model that was tested, which are kept and marked.
     """
     wanted = _wanted(recipe, only)
     if not wanted:
         return run / "export.json"
     work = _Work(recipe, run, say, tell or (lambda what, done, of: None))
-    entries = []
+    for product in ("train", "evaluate"):
+        run.fingerprint(product)  # raises when it is not finished
+    entries: list[dict[str, Any]] = []
+    failures: dict[str, TunesmithError] = {}
     for named in wanted:
-        entries += work.shipped(named)
+        try:
+            entries += work.shipped(named, failures)
+        except Paused:
+            raise
+        except TunesmithError as error:
+            failures[named.name] = error
+            if len(wanted) > 1:
+                say(f"export: {named.name} was not written: {error}")
         known = {entry["name"]: entry for entry in [*shipped.entries(run), *entries]}
-        run.write_json("export.json", {"onto": recipe.export.onto, "files": list(known.values())})
+        if known:
+            run.write_json("export.json", {"onto": recipe.export.onto, "files": list(known.values())})
     for entry in entries:
         say(f"export: {told(entry)}")
-    failed = [entry for entry in entries if entry["problems"]]
-    if failed:
-        what = "; ".join(f"{entry['name']}: {entry['problems'][0]}" for entry in failed)
-        raise Unverified(
+    _raise_what_failed(run, entries, failures)
+    return run / "export.json"
+
+
+def _raise_what_failed(run: Run, entries: Sequence[dict[str, Any]], failures: Mapping[str, TunesmithError]) -> None:
+    faulty = [entry for entry in entries if entry["problems"]]
+    errors = dict(failures)
+    if faulty:
+        what = "; ".join(f"{entry['name']}: {entry['problems'][0]}" for entry in faulty)
+        errors["export"] = Unverified(
             f"not every file is the model that was tested. {what}",
             where=str(run / "export.json"),
             next="The files are kept and marked; export another type, or loosen export.keep and export.agree",
         )
-    return run / "export.json"
+    if len(errors) == 1 and (faulty or not entries):
+        raise next(iter(errors.values()))
+    if errors:
+        raise ExportFailed(errors)
 
 
 def push(recipe: Recipe, run: Run, say: Say = silent, *, dry_run: bool = False) -> None:
@@ -66,9 +120,10 @@ def push(recipe: Recipe, run: Run, say: Say = silent, *, dry_run: bool = False) 
     named = next((named for named in recipe.export.files if named.name == "hub"), None)
     entry = next((entry for entry in shipped.entries(run) if entry["target"] == "hub"), None)
     if named is None or entry is None:
+        command = f"tunesmith export {shlex.quote(str(run.path))}"
         raise RunError(
             "nothing is laid out for the hub", where=str(run.path),
-            next="Add {hub: {repo: owner/name}} to export.files, and run: tunesmith export RECIPE",
+            next=f"Add {{hub: {{repo: owner/name}}}} to export.files, and run: {command}",
         )  # fmt: skip
     if entry["problems"]:
         raise Unverified(f"the folder for the hub is faulty: {entry['problems'][0]}", where=entry["path"])
@@ -112,79 +167,79 @@ class _Work:
 
     @functools.cached_property
     def job(self) -> Any:
-        from tunesmith.export.job import Job
-
         recipe, run = self.recipe, self.run
-        run.fingerprint("train")  # raises when there is no finished adapter
         weights = load_weights(recipe, self.say)
-        return Job(
-            name=recipe.name,
-            folder=run / FOLDER,
-            weights=weights,
-            adapter=run / "adapter",
-            template=load_template_of(recipe, weights, run),
-            stop=tuple(recipe.prompt.stop),
-            onto=recipe.export.onto,
-            bits=recipe.base.bits,
+        job = _job(
+            recipe, weights, load_template_of(recipe, weights, run), run / FOLDER, adapter=run / "adapter",
             precision=str(run.read_json("machine.json")["precision"]),
-            limit=recipe.evaluate.max_new_tokens,
-            context=_context(recipe, weights.folder),
-            seed=recipe.seed,
-            card=self._card,
-            say=lambda text: self.say(f"export: {text}"),
-            system=recipe.prompt.system,
-        )
+        )  # fmt: skip
+        return replace(job, card=self._card, say=lambda text: self.say(f"export: {text}"))
 
-    def shipped(self, named: Named) -> list[dict[str, Any]]:
-        """Writes one target's files and proves each."""
-        target = importlib.import_module(f"tunesmith.export.targets.{named.name}")
-        files = self._written(named, target)
-        return [self._entry(named, target, file) for file in files]
+    def shipped(self, named: Named, failures: Mapping[str, TunesmithError] = MappingProxyType({})) -> list[dict[str, Any]]:  # noqa: E501  # fmt: skip
+        """Writes one target's files and verifies each; `failures` are those of the targets before it."""
+        target = _target(named.name)
+        needed = target.needs(**named.options) if hasattr(target, "needs") else ""
+        if needed in failures:
+            what = f"{named.name} needs {needed}, which was not written"
+            raise ModelError(what, where=f"export.files: {named.name}", next=f"See what is said of {needed}")
+        made_from = self._made_from(named, target)
+        product = f"export-{named.name}"
+        changed = self.run.changed(product, made_from)
+        if changed == []:
+            self.say(f"{product}: fresh")
+            return [self._entry(named, target, file, self._verified(named, target, self.job, file)) for file in self._files(named, target)]  # noqa: E501  # fmt: skip
+        if changed:
+            self.say(f"{product}: made again, because {', '.join(changed)}")
+        return self._made(named, target, made_from)
 
-    def _written(self, named: Named, target: Any) -> list[Any]:
+    def _made(self, named: Named, target: Any, made_from: dict[str, str]) -> list[dict[str, Any]]:
+        """Writes the files that are missing or outdated, verifies them, and puts them in their places."""
+        began = time.time()
+        raise_all(_refusals(named, _request(self.recipe, self.job, self.recipe.export.files.index(named))))
+        staged = Staged(self.run, self.job.folder, named.name, made_from, frozenset(getattr(target, "SELECT", ())))
+        staged.begin()
+        job = replace(self.job, place=staged.place, standing=staged.standing)
+        files = [staged.there(file) for file in target.write(job, **named.options)]
+        staged.finish()
+        verified = {file.name: self._verified(named, target, job, file) for file in files}
+        if aside := staged.swap(self._aside):
+            self.say(f"export: the former files of {named.name} are now in {aside}")
+        files = self._files(named, target)
+        staged.seal([file.path for file in files], seconds=round(time.time() - began, 1))
+        return [self._entry(named, target, file, verified[file.name]) for file in files]
+
+    def _files(self, named: Named, target: Any) -> list[Any]:
+        """The target's files, all of which are in place."""
+        folder = self.job.folder / named.name
+        standing = frozenset(each.relative_to(folder).as_posix() for each in files_in(folder))
+        return list(target.write(replace(self.job, standing=standing), **named.options))
+
+    def _made_from(self, named: Named, target: Any) -> dict[str, str]:
+        """What the target's files depend on; options that only select files stand apart."""
+        from tunesmith.export.merge import shipped_template
+
+        job, select = self.job, getattr(target, "SELECT", ())
+        options = {key: value for key, value in named.options.items() if key not in select}
         made_from = {
             "adapter": self.run.fingerprint("train"),
-            "base": self.job.weights.fingerprint,
-            "template": hash_bytes(self.job.template.text.encode()),
-            "settings": hash_plain(
-                [named.options, self.job.onto, self.job.stop, self.job.limit, self.job.context, self.job.system]
-            ),
+            "base": job.weights.fingerprint,
+            "template": hash_bytes(shipped_template(job).encode()),
+            "settings": hash_plain([options, job.name, job.onto, job.stop, job.limit, job.context, job.system]),
+            **{key: hash_plain(named.options.get(key)) for key in select},
         }
-        product = f"export-{named.name}"
-        if not is_fresh(self.run, product, made_from, self.say):
-            began = time.time()
-            self._clear_others(named.name, made_from)
-            files = target.write(self.job, **named.options)
-            paths = self._to_seal(self.job.folder / named.name, files)
-            self.run.seal(product, made_from, paths, seconds=round(time.time() - began, 1))
-            shutil.rmtree(self.job.folder / ".work", ignore_errors=True)
-            return list(files)
-        return list(target.write(self.job, **named.options))  # finds all there
+        if hasattr(target, "check"):  # made of the card and of other targets' files
+            sources = [(self.run.read_seal(f"export-{name}") or {}).get("files") for name in ("gguf", "merged")]
+            made_from["files"] = hash_plain(sources)
+            made_from["card"] = hash_bytes(self._card().encode()) if named.name != "ollama" else ""
+        return made_from
 
-    def _clear_others(self, name: str, made_from: dict[str, str]) -> None:
-        """Takes away what was made of something else or is damaged; what a stopped export left is gone on with."""
-        folder = self.job.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        mark, seal, same = folder / f".{name}.json", self.run / f".seals/export-{name}.json", False
-        with contextlib.suppress(OSError, ValueError):
-            same = json.loads(mark.read_text(encoding="utf-8")) == made_from
-        if same and not seal.exists():
-            return
-        shutil.rmtree(folder / name, ignore_errors=True)
-        if not same:
-            shutil.rmtree(folder / ".work", ignore_errors=True)
-            write_atomic(mark, json.dumps(made_from))
-        seal.unlink(missing_ok=True)  # so that what is made from here on is gone on with
+    @functools.cached_property
+    def _aside(self) -> Path:
+        """The folder for what this export replaces."""
+        return self.run / f"old/{time.strftime('%Y%m%d-%H%M%S')}"
 
-    def _to_seal(self, folder: Path, files: Sequence[Any]) -> list[str]:
-        """All that a target wrote into its folder, a base beside an adapter among it, and files elsewhere."""
-        made = [each for each in _inside(folder) if not each.name.startswith(".") and not each.name.endswith(MARK)]
-        made += [file.path for file in files if not file.path.is_relative_to(folder)]
-        return sorted({self._relative(each) for each in made})
-
-    def _entry(self, named: Named, target: Any, file: Any) -> dict[str, Any]:
-        product = f"verify-{file.name}"
-        place = f"{FOLDER}/.proofs/{file.name}.json"
+    def _verified(self, named: Named, target: Any, job: Any, file: Any) -> _Verified:
+        """What is known of a file: from an earlier verification of the same bytes, or measured now."""
         made_from = {
             "file": hash_path(file.path),
             "scores": self.run.fingerprint("evaluate"),
@@ -195,52 +250,61 @@ class _Work:
                 ]
             ),
         }
-        if is_fresh(self.run, product, made_from, self.say):
-            found: dict[str, Any] = self.run.read_json(place)
-            return {**found, "commands": dict(file.commands), "notes": dict(file.notes)}  # the run may have moved
+        if is_fresh(self.run, f"verify-{file.name}", made_from, self.say):
+            return _Verified(made_from, self.run.read_json(_proof_of(file.name)), None)
         self.say(f"export: verifying {file.name}")
+        proof, replies = self._proof(target, job, file, made_from)
+        return _Verified(made_from, proof, replies)
+
+    def _entry(self, named: Named, target: Any, file: Any, known: _Verified) -> dict[str, Any]:
+        """The entry of export.json for a file that is in its place; marks a file that did not pass."""
         entry = {
             "name": file.name,
             "target": named.name,
             "path": self._relative(file.path),
-            "bytes": sum(each.stat().st_size for each in _inside(file.path)),
-            "sha256": made_from["file"],
+            "bytes": sum(each.stat().st_size for each in files_in(file.path)),
+            "sha256": known.made_from["file"],
             "exact": file.exact,
-            "commands": dict(file.commands),
+            **known.proof,
+            "commands": dict(file.commands),  # the run may have moved since the proof
             "notes": dict(file.notes),
-            **self._proof(target, file, made_from),
         }
+        if known.replies is None:
+            return entry
+        if known.replies:
+            self.run.write(f"replies/export-{file.name}.jsonl", "".join(f"{line}\n" for line in known.replies))
+        (self.run / f"replies/export-{file.name}.part").unlink(missing_ok=True)
         self._mark(file.path, entry["problems"])
-        self.run.write_json(place, entry)
-        self.run.seal(product, made_from, [place])
+        self.run.write_json(_proof_of(file.name), entry)
+        self.run.seal(f"verify-{file.name}", known.made_from, [_proof_of(file.name)])
         return entry
 
-    def _proof(self, target: Any, file: Any, made_from: dict[str, str]) -> dict[str, Any]:
-        from tunesmith.errors import ModelError
+    def _proof(
+        self, target: Any, job: Any, file: Any, made_from: dict[str, str]
+    ) -> tuple[dict[str, Any], Sequence[str]]:
+        """What was measured of a file as plain values, and its replies as lines of JSON."""
         from tunesmith.export.proof import prove
 
         if hasattr(target, "check"):
-            problems = list(target.check(self.job, file))
-            return {"problems": problems, "verified": not problems}
+            problems = list(target.check(job, file))
+            return {"problems": problems, "verified": not problems}, ()
         run, recipe = self.run, self.recipe
         base, tuned = self._answers
         examples, reference = self._reference
         kept = run / f"replies/export-{file.name}.part"
         try:
-            with contextlib.closing(target.opened(self.job, file)) as runtime:
+            with contextlib.closing(target.opened(job, file)) as runtime:
                 proof = prove(
-                    file, runtime, template=self.job.template, rows=self._rows, parts=self._asked, base=base,
+                    file, runtime, template=job.template, rows=self._rows, parts=self._asked, base=base,
                     adapter=tuned, examples=examples, reference=reference, wish=recipe.export,
                     evaluate=recipe.evaluate, seed=recipe.seed, kept=kept, made_from=made_from,
                     known=self._known,
                     tell=lambda what, done, of: self.tell(f"{file.name}, {what}", done, of),
                 )  # fmt: skip
         except ModelError as error:  # it cannot be run at all
-            return {"problems": [str(error)], "verified": False}
+            return {"problems": [str(error)], "verified": False}, ()
         lines = [json.dumps(item.describe(), ensure_ascii=False) for item in proof.replies.answered]
-        run.write(f"replies/export-{file.name}.jsonl", "".join(f"{line}\n" for line in lines))
-        kept.unlink(missing_ok=True)
-        return {key: value for key, value in proof.describe().items() if key not in ("name", "exact")}
+        return {key: value for key, value in proof.describe().items() if key not in ("name", "exact")}, lines
 
     @functools.cached_property
     def _rows(self) -> list[Conversation]:
@@ -293,15 +357,88 @@ class _Work:
             mark.unlink(missing_ok=True)
 
 
-def _inside(path: Path) -> Iterator[Path]:
-    yield from (each for each in ([path] if path.is_file() else path.rglob("*")) if each.is_file())
+@dataclass(frozen=True)
+class _Verified:
+    """A file's verification: what it depends on, its figures, its replies (None when they were known before)."""
+
+    made_from: dict[str, str]
+    proof: dict[str, Any]
+    replies: Sequence[str] | None
+
+
+def _proof_of(name: str) -> str:
+    return f"{FOLDER}/.proofs/{name}.json"
+
+
+def _target(name: str) -> Any:
+    return importlib.import_module(f"tunesmith.export.targets.{name}")
+
+
+def _job(recipe: Recipe, weights: Weights, template: Any, folder: Path, *, adapter: Path, precision: str) -> Any:
+    from tunesmith.export.job import Job
+
+    return Job(
+        name=recipe.name,
+        folder=folder,
+        weights=weights,
+        adapter=adapter,
+        template=template,
+        stop=tuple(recipe.prompt.stop),
+        onto=recipe.export.onto,
+        bits=recipe.base.bits,
+        precision=precision,
+        limit=recipe.evaluate.max_new_tokens,
+        context=_context(recipe, weights.folder),
+        seed=recipe.seed,
+        card=lambda: "",
+        system=recipe.prompt.system,
+        template_options=dict(getattr(template, "options", {})),
+    )
+
+
+def _request(recipe: Recipe, job: Any, place: int) -> Any:
+    """What is asked of the target at `place` in export.files."""
+    from tunesmith.export.job import Request
+
+    before = tuple(recipe.export.files[:place])
+    named = (each for target in before if target.name == "gguf" for each in target.options.get("types", ["q4_k_m"]))
+    there = (path.name.removeprefix(f"{job.name}.").removesuffix(".gguf") for path in (job.folder / "gguf").glob("*.gguf"))  # noqa: E501  # fmt: skip
+    return Request(recipe, job, before, frozenset([*named, *there]))
+
+
+def _refusals(named: Named, request: Any) -> list[TunesmithError]:
+    """Why a target cannot work: its options first, since the rest builds on them."""
+    target, where = _target(named.name), f"export.files: {named.name}"
+    wrong: list[TunesmithError] = [*check_options(target.write, named.options, where=lambda name: f"{where}.{name}")]
+    if not wrong and hasattr(target, "validate"):
+        try:
+            wrong += target.validate(request, **named.options)
+        except TunesmithError as error:
+            wrong.append(error)
+    return wrong
+
+
+def _too_long(recipe: Recipe, weights: Weights) -> Iterator[TunesmithError]:
+    trained = _trained(recipe, weights.folder)
+    if trained and recipe.evaluate.max_new_tokens >= trained:
+        yield RecipeError(
+            f"the base was trained on {trained} tokens, which a reply of evaluate.max_new_tokens: "
+            f"{recipe.evaluate.max_new_tokens} fills alone", where="export.files",
+            next="Set evaluate.max_new_tokens to less than half of that",
+        )  # fmt: skip
 
 
 def _context(recipe: Recipe, folder: Path) -> int:
     """Tokens for the longest prompt and the longest reply, no more than the model was trained on."""
+    wanted = -(-(recipe.prompt.max_tokens + recipe.evaluate.max_new_tokens) // STEP) * STEP
+    return min(wanted, _trained(recipe, folder) or wanted)
+
+
+def _trained(recipe: Recipe, folder: Path) -> int:
+    """How many tokens the base was trained on at once; 0 where its configuration does not say."""
     from tunesmith.model.weights import read_config
 
-    wanted = -(-(recipe.prompt.max_tokens + recipe.evaluate.max_new_tokens) // STEP) * STEP
     config = read_config(folder, recipe.base.model)
-    trained = config.get("max_position_embeddings") or config.get("n_positions") or wanted
-    return min(wanted, int(trained))
+    text = config.get("text_config") or {}
+    keys = ("max_position_embeddings", "n_positions")
+    return int(next((each[key] for each in (config, text) for key in keys if each.get(key)), 0))

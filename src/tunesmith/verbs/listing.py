@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ def card(recipe: Recipe, run: Run, say: Say = silent, *, license: str = "") -> P
         "license": license,
     }
     if stale := _stale(run, MADE_FROM[:2]):
-        raise RunError(stale, where=str(run.path), next="Run: tunesmith run RECIPE")
+        raise RunError(stale, where=str(run.path), next=f"Run: tunesmith run {shlex.quote(str(run.path))}")
     if is_fresh(run, "card", made_from, say):
         return run / "card.md"
     from tunesmith.report.card import model_card

@@ -186,7 +186,7 @@ def _files(run: Run, wishes: Sequence[str]) -> tuple[list[tuple[str, Path]], lis
                 raise RunError(
                     f"{full} is a link or no plain file",
                     where=str(run.path),
-                    next=f"Put what it points to in its place, or leave it out: --without {full}",
+                    next=f"Put what it points to in its place, or leave it out: --without {shlex.quote(full)}",
                 )
             elif path.is_dir():
                 kept.append(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,8 @@ def _adapter(recipe: Recipe, run: Run, say: Say) -> Any:
 
     model = chat(recipe, run, say)
     trained = getattr(model.model.network.config, "max_position_embeddings", None)
-    say(f"serve: {recipe.name}: {run / 'adapter'}, one reply at a time; for several: tunesmith export {recipe.name}")
+    command = f"tunesmith export {shlex.quote(str(run.path))}"
+    say(f"serve: {recipe.name}: {run / 'adapter'}, one reply at a time; for several: {command}")
     return WeightsBackend(recipe.name, model, int(trained) if trained else None)
 
 
@@ -227,7 +229,8 @@ def verified(run: Run, say: Say = silent) -> dict[str, Any] | None:
     """The entry of the run's best GGUF file that is verified, of the adapter as it is now, and undamaged."""
     usable = shipped.verified(run)
     if usable and not shipped.of_this_adapter(run):
-        say("serve: the exported GGUF files are of an older adapter; to make them anew: tunesmith export")
+        command = f"tunesmith export {shlex.quote(str(run.path))}"
+        say(f"serve: the exported GGUF files are of an older adapter; to make them anew: {command}")
         return None
     for entry in usable:
         if (run / entry["path"]).is_file() and hash_path(run / entry["path"]) == entry["sha256"]:

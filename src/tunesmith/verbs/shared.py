@@ -25,7 +25,10 @@ def silent(text: str) -> None:
 
 
 def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
-    """The run's folder for `recipe`, its recipe.yaml written with every default.
+    """The run's folder for `recipe`; a new one gets its recipe.yaml with every default.
+
+    A run that has one keeps it until `Run.keep_recipe` is called: when a training begins, which resumes with it, and
+    when a command has succeeded.
 
     Raises RunError when there is none and `create` is False.
     """
@@ -36,7 +39,9 @@ def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
     run = Run(path)
     text = recipe_text(recipe, run.path)
     if not (run / "recipe.yaml").exists() or (run / "recipe.yaml").read_text(encoding="utf-8") != text:
-        run.write("recipe.yaml", text)
+        run.new_recipe = text
+    if not (run / "recipe.yaml").exists():
+        run.keep_recipe()
     return run
 
 

@@ -44,6 +44,7 @@ def train(
             weights = load_weights(recipe, say)
         made_from = _made_from(recipe, run, weights)
         if spread.from_first(lambda: _begin(run, made_from, say, again=again)):
+            run.keep_recipe()  # checkpoints are made with these settings, and resumed with them
             _train(recipe, run, weights, made_from, say, watch)
         return run / "adapter"
 

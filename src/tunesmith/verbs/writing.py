@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ def new(name: str, source: str, path: Path, say: Say = silent) -> Path:
     text = draft(name, written_source(source, path.parent), rows, look(), total=total, remark=say)
     write_atomic(path, text)
     read_recipe(str(path))
-    say(f"new: {path}, from {total} rows. Read it: each line says why. Then: tunesmith check {path}")
+    say(f"new: {path}, from {total} rows. Read it: each line says why. Then: tunesmith check {shlex.quote(str(path))}")
     return path
 
 

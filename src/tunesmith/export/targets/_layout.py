@@ -16,6 +16,7 @@ ASKED = [Turn("user", f"userwords{n}") for n in range(3)]
 TOLD = [Turn("assistant", f"assistantwords{n}") for n in range(2)]
 SEVERAL = (ASKED[0], TOLD[0], ASKED[1], TOLD[1], ASKED[2])
 _ADVICE = "Ship gguf, whose file keeps the template itself, or give a prompt.template that only adds text, turn by turn"
+_DATE_ADVICE = "Fix the date with prompt.template_options, such as {date_string: 26 Nov 2026}, or ship gguf alone"
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,29 @@ class Layout:
 
 def layout_of(template: Template) -> Layout:
     """The pieces of the template. Raises ModelError where they change with more than the turns' roles and order."""
-    if "strftime_now" in template.text:
-        raise _cannot("it writes the date of the day, which stands still in a Modelfile", template)
+    if _depends_on_the_date(template):
+        raise _cannot("it writes the date of the day, which stands still in a Modelfile", template, _DATE_ADVICE)
     opening, ends = _split((ASKED[0],), template)
     first, asked, turned, again, turned_again, end = _split(SEVERAL, template)
     if (first, asked, turned, end) != (opening, again, turned_again, ends) or not asked.startswith(ends):
         raise _cannot("what stands around a turn changes with the turns around it", template)
     plain = Layout(opening, ends, asked.removeprefix(ends), turned, None)
     return replace(plain, system=_system(template, plain))
+
+
+def _depends_on_the_date(template: Template) -> bool:
+    """Whether the rendered text has today's date, so that it is another one tomorrow."""
+    if "strftime_now" not in template.text:
+        return False
+    other = replace(template, text="{% macro strftime_now(format) %}anotherday{% endmacro %}" + template.text)
+    return any(_text(other, turns) != _text(template, turns) for turns in (ASKED[:1], (SYSTEM, ASKED[0])))
+
+
+def _text(template: Template, turns: Sequence[Turn]) -> str:
+    try:
+        return template.render(turns, generate=True)
+    except ModelError:
+        return ""
 
 
 def takes_system(template: Template) -> bool:
@@ -143,5 +159,5 @@ def _found(turns: Sequence[Turn], template: Template, asked: Sequence[Turn] = ()
     return [*pieces, rest]
 
 
-def _cannot(why: str, template: Template) -> ModelError:
-    return ModelError(f"the chat template cannot be written for Ollama: {why}", where=template.source, next=_ADVICE)
+def _cannot(why: str, template: Template, advice: str = _ADVICE) -> ModelError:
+    return ModelError(f"the chat template cannot be written for Ollama: {why}", where=template.source, next=advice)

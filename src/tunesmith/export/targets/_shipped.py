@@ -5,25 +5,54 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tunesmith.errors import ModelError, RecipeError
-from tunesmith.export.job import Job
+from tunesmith.errors import ModelError, RecipeError, TunesmithError
+from tunesmith.export.job import Job, Request
 from tunesmith.export.mix import MIXES
 from tunesmith.find import nearest
+from tunesmith.model.weights import read_config
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _FRONT = re.compile(r"---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
 
-def check_repo(name: str, where: str) -> None:
-    """Raises RecipeError for what is no name of a repository."""
-    if not REPO.fullmatch(name):
-        raise RecipeError(f"'{name}' is no name of a repository", where=where, next="Write it as owner/name")
+def wrong_repo(name: str) -> tuple[str, str] | None:
+    """What is wrong with the name of a repository, and what to do; None for a name that is right."""
+    if isinstance(name, str) and REPO.fullmatch(name):
+        return None
+    return f"'{name}' is no name of a repository", "Write it as owner/name"
+
+
+def unknown_type(mix: Any) -> tuple[str, str] | None:
+    """What is wrong with the name of a GGUF type, and what to do; None for a type that can be written."""
+    if isinstance(mix, str) and mix in MIXES:
+        return None
+    return f"unknown type '{mix}'", nearest(str(mix), MIXES)
+
+
+def cannot_merge(request: Request, target: str) -> Iterator[TunesmithError]:
+    """Why base and adapter cannot be merged: the original weights of a base that is stored in 4 bits are not there."""
+    job = request.job
+    config = read_config(job.weights.folder, job.weights.name)
+    if job.onto == "original" and config.get("quantization_config", {}).get("load_in_4bit"):
+        yield RecipeError(
+            "the base's files hold 4 bits, not the original weights", where=f"export.files: {target}",
+            next="Set export.onto to quantised, or train on the unquantised model",
+        )  # fmt: skip
+
+
+def lacks_gguf(request: Request, mix: str, *, of: str) -> Iterator[TunesmithError]:
+    """The error that no GGUF file of the type is there when the target `of` is written."""
+    if mix not in request.types:
+        yield RecipeError(
+            f"{of} needs a GGUF file of type {mix}, which no target before it writes", where=f"export.files: {of}",
+            next=f"Put {{gguf: {{types: [{mix}]}}}} before {of} in export.files",
+        )  # fmt: skip
 
 
 def gguf_file(job: Job, mix: str, *, of: str, option: str) -> Path:
@@ -31,9 +60,8 @@ def gguf_file(job: Job, mix: str, *, of: str, option: str) -> Path:
 
     Raises RecipeError for a type that does not exist, ModelError for a file that is not there.
     """
-    if mix not in MIXES:
-        where = f"export.files: {of}.{option}"
-        raise RecipeError(f"unknown type '{mix}'", where=where, next=nearest(mix, MIXES))
+    if wrong := unknown_type(mix):
+        raise RecipeError(wrong[0], where=f"export.files: {of}.{option}", next=wrong[1])
     path = job.folder / "gguf" / f"{job.name}.{mix}.gguf"
     if not path.is_file():
         advice = f"Put {{gguf: {{types: [{mix}]}}}} before {of} in export.files"

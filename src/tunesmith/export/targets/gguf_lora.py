@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from tunesmith.errors import ModelError
-from tunesmith.export.convert import check_base, convert, convert_adapter
-from tunesmith.export.job import File, Job, Runtime
+from tunesmith.errors import ModelError, RecipeError, TunesmithError
+from tunesmith.export.convert import check_base, convert, convert_adapter, refusals
+from tunesmith.export.gguf_metadata import metadata_of
+from tunesmith.export.job import File, Job, Request, Runtime
 from tunesmith.export.merge import describe, merge
-from tunesmith.export.quantise import quantise
+from tunesmith.export.quantise import quantise, rewrite_header
+from tunesmith.export.targets._shipped import cannot_merge
 from tunesmith.export.targets.gguf import SLOTS
 from tunesmith.generate.from_gguf import FromGguf
 from tunesmith.model.adapter import read_adapter
+from tunesmith.model.gguf_header import read_header
+
+WHERE = "export.files: gguf_lora"
+ADVICE = "Leave gguf_lora out of export.files; gguf, which merges the adapter into the base, can hold it"
+
+
+def validate(request: Request, *, base: str = "f16", kind: str = "f16") -> Iterator[TunesmithError]:
+    """Why the adapter cannot be made: parts that the format has no place for, or a base that is not known."""
+    adapter = request.recipe.adapter
+    parts = {
+        "the magnitudes of adapter.dora": adapter.dora,
+        f"what adapter.train_also trains whole ({', '.join(adapter.train_also)})": bool(adapter.train_also),
+        f"the biases that adapter.bias: {adapter.bias} trains": adapter.bias != "none",
+    }
+    for part, trained in parts.items():
+        if trained:
+            yield RecipeError(f"a GGUF adapter cannot hold {part}", where=WHERE, next=ADVICE)
+    yield from cannot_merge(request, "gguf_lora")
+    yield from refusals(request.job)
 
 
 def write(job: Job, *, base: Literal["f16", "bf16", "f32", "q8_0"] = "f16", kind: Literal["f16", "f32"] = "f16") -> list[File]:  # noqa: E501  # fmt: skip
@@ -23,19 +46,23 @@ def write(job: Job, *, base: Literal["f16", "bf16", "f32", "q8_0"] = "f16", kind
 
     A file of the same base from elsewhere serves as well, as near as its weights are to those of the training.
     """
-    folder = job.folder / "gguf_lora"
+    folder = job.out("gguf_lora")
     lora, beside = folder / f"{job.name}.lora.gguf", folder / f"base.{base}.gguf"
-    if not (lora.exists() and beside.exists()):
+    missing = [path for path in (lora, beside) if job.lacks(path, "gguf_lora")]
+    if missing:
         _check(job)
         check_base(job)
-    if not lora.exists():
-        known = job.folder / ".work" / "described"
+    if lora in missing:
+        known, made = job.work / "described", job.work / lora.name
         describe(job, known)
-        convert_adapter(job, job.adapter, known, lora, kind)
+        convert_adapter(job, job.adapter, known, made, kind)
+        rewrite_header(made, metadata_of(job, read_header(made)))
         shutil.rmtree(known)
-    if not beside.exists():
+        lora.parent.mkdir(parents=True, exist_ok=True)
+        made.replace(lora)
+    if beside in missing:
         _write_base(job, beside, base)
-    command = f"llama-server -m {beside} --lora {lora} --jinja --temp 0"
+    command = f"llama-server -m {shlex.quote(str(beside))} --lora {shlex.quote(str(lora))} --jinja --temp 0"
     return [File("gguf_lora", lora, exact=base != "q8_0", commands={"llama.cpp": command}, notes={"base": str(beside)})]
 
 
@@ -49,18 +76,15 @@ def _check(job: Job) -> None:
     odd = [name for name in tensors if not name.endswith((".lora_A", ".lora_B"))]
     stacked = [name for name, tensor in tensors.items() if name.endswith(".lora_A") and len(tensor) != config["r"]]
     if config.get("use_dora") or odd or stacked:
-        what = "DoRA's lengths" if config.get("use_dora") else "updates of experts"
+        what = "DoRA's magnitudes" if config.get("use_dora") else "updates of experts"
         what = f"'{odd[0]}', which was trained whole" if odd else what
-        raise ModelError(
-            f"a GGUF adapter cannot hold {what}", where="export.files: gguf_lora", next="Leave it out, and ship gguf"
-        )
+        raise ModelError(f"a GGUF adapter cannot hold {what}", where=WHERE, next=ADVICE)
 
 
 def _write_base(job: Job, target: Path, mix: str) -> None:
-    work = job.folder / ".work"
-    whole = work / "base.f16.gguf"
+    whole = job.work / "base.f16.gguf"
     if not whole.exists():
-        convert(job, merge(job, work / "base", torch.float16, adapter=False), whole, "f16")
-    shutil.rmtree(work / "base", ignore_errors=True)
-    quantise(whole, {mix: target})
+        convert(job, merge(job, job.work / "base", torch.float16, adapter=False), whole, "f16")
+    shutil.rmtree(job.work / "base", ignore_errors=True)
+    quantise(whole, {mix: target}, metadata=metadata_of(job, read_header(whole), adapter=False))
     whole.unlink()

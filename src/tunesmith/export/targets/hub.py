@@ -6,7 +6,6 @@ import glob
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,13 @@ import yaml
 
 from tunesmith.data.finding import PRIVATE
 from tunesmith.data.privacy import find_personal, find_secrets
-from tunesmith.errors import DataError, ModelError, Several, TunesmithError
-from tunesmith.export.job import File, Job
-from tunesmith.export.targets._shipped import check_repo, front_matter, link
+from tunesmith.errors import DataError, ModelError, RecipeError, Several, TunesmithError
+from tunesmith.export.job import File, Job, Request
+from tunesmith.export.merge import shipped_template
+from tunesmith.export.targets._shipped import front_matter, link, wrong_repo
+from tunesmith.find import raise_first
 from tunesmith.model.gguf_header import read_header
-from tunesmith.run import write_atomic
+from tunesmith.run import new_folder, write_atomic
 
 WEIGHTS, TEXTS = (".safetensors", ".gguf"), (".json", ".jinja", ".md", ".txt")
 KINDS = (*WEIGHTS, *TEXTS, ".model")
@@ -38,6 +39,25 @@ class Entry:
     searched: bool
 
 
+def wrong_options(repo: Any = "", **_: Any) -> Iterator[tuple[str, str, str]]:
+    """What is wrong with the options, whatever the model."""
+    if wrong := wrong_repo(repo):
+        yield "repo", *wrong
+
+
+def needs(what: str = "adapter", **_: Any) -> str:
+    """The target whose files this one is made of."""
+    return what
+
+
+def validate(request: Request, *, repo: str, what: str = "adapter", private: bool = True) -> Iterator[TunesmithError]:
+    """Why the folder cannot be laid out: what goes into it is not written before it."""
+    folder = request.job.folder / what
+    if what != "adapter" and not (request.follows(what) or any(_weights(folder))):
+        advice = f"Put {what} before hub in export.files"
+        yield RecipeError(f"hub needs {what}, which no target before it writes", where="export.files: hub", next=advice)
+
+
 def write(
     job: Job, *, repo: str, what: Literal["adapter", "merged", "gguf"] = "adapter", private: bool = True
 ) -> list[File]:
@@ -46,20 +66,20 @@ def write(
     The files are linked, or copied where the disk cannot link, and the card lies beside them. Nothing is sent. Raises
     ModelError for what is missing or of a kind that is not sent.
     """
-    check_repo(repo, "export.files: hub.repo")
-    sources = _sources(job, what)
-    folder, made = job.folder / "hub", job.folder / ".hub"
-    shutil.rmtree(made, ignore_errors=True)
-    for name, source in sources.items():
-        _refuse_kind(name, source)
-        link(source, made / name)
-    card = job.card()
-    write_atomic(made / "README.md", card)
-    if what == "adapter":
-        _name_base(made / "adapter_config.json", card)
-        write_atomic(made / "chat_template.jinja", job.template.text)
-    shutil.rmtree(folder, ignore_errors=True)
-    made.rename(folder)
+    raise_first(wrong_options(repo), "export.files: hub")
+    folder = job.out("hub")
+    if not job.standing:
+        sources = _sources(job, what)
+        for name, source in sources.items():
+            _refuse_kind(name, source)
+        with new_folder(folder) as made:
+            for name, source in sources.items():
+                link(source, made / name)
+            card = job.card()
+            write_atomic(made / "README.md", card)
+            if what == "adapter":
+                _name_base(made / "adapter_config.json", card)
+                write_atomic(made / "chat_template.jinja", shipped_template(job))
     return [File("hub", folder, notes={"repo": repo, "private": "yes" if private else "no", "what": what})]
 
 
@@ -83,7 +103,7 @@ def push(
     huggingface_hub's HfApi unless given. Raises ModelError for a file of another kind, a missing token and the hub's
     refusals; DataError, or Several of them, for personal data, keys and paths of this machine.
     """
-    check_repo(repo, "repo")
+    raise_first(wrong_options(repo), "hub")
     paths = _files(file.path)
     for name, path in paths.items():
         _refuse_kind(name, path)
@@ -168,6 +188,10 @@ def _sources(job: Job, what: str) -> Mapping[str, Path]:
         advice = f"Put {what} before hub in export.files"
         raise ModelError(f"there is no {what} to lay out", where=str(folder), next=advice)
     return {name: path for name, path in found.items() if name != "README.md"}
+
+
+def _weights(folder: Path) -> Iterator[Path]:
+    yield from (path for path in folder.rglob("*") if path.suffix in WEIGHTS)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 
-from tunesmith.export.job import File, Job, Runtime
-from tunesmith.export.merge import merge
+from tunesmith.errors import TunesmithError
+from tunesmith.export.job import File, Job, Request, Runtime
+from tunesmith.export.merge import DONE, merge
+from tunesmith.export.targets._shipped import cannot_merge
 from tunesmith.generate.from_folder import FromFolder
+
+
+def validate(request: Request, *, dtype: str = "base") -> Iterator[TunesmithError]:
+    """Why the weights cannot be merged."""
+    yield from cannot_merge(request, "merged")
 
 
 def write(job: Job, *, dtype: Literal["base", "float16", "bfloat16", "float32"] = "base") -> list[File]:
     """`dtype`: of the weights; base: as the base's files have them. bfloat16 rounds small updates away."""
-    made = merge(job, job.folder / "merged", None if dtype == "base" else getattr(torch, dtype))
-    command = f"vllm serve {made} --served-model-name {job.name}"
+    made = job.out("merged")
+    if job.lacks(made / DONE, "merged"):
+        merge(job, made, None if dtype == "base" else getattr(torch, dtype))
+    command = f"vllm serve {shlex.quote(str(made))} --served-model-name {shlex.quote(job.name)}"
     code = f"AutoModelForCausalLM.from_pretrained({str(made)!r})"
     return [File("merged", made, exact=True, commands={"vLLM": command, "Python (transformers)": code})]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.conversation import Turn
-from tunesmith.errors import ModelError, RecipeError, TunesmithError
-from tunesmith.export.job import File, Job
+from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.export.job import File, Job, Request
 from tunesmith.export.targets._go_template import execute
 from tunesmith.export.targets._layout import go_template, layout_of, takes_system
 from tunesmith.export.targets._modelfile import PARAMETERS, fits, quoted, read
-from tunesmith.export.targets._shipped import gguf_file
-from tunesmith.find import nearest
+from tunesmith.export.targets._shipped import gguf_file, lacks_gguf, unknown_type
+from tunesmith.find import nearest, raise_first
 from tunesmith.model.gguf_header import read_header
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import stop_ids
@@ -37,16 +37,47 @@ SHAPES: Mapping[str, tuple[Turn, ...]] = {
 }
 
 
+def wrong_options(of: Any = "q4_k_m", parameters: Any = None) -> Iterator[tuple[str, str, str]]:
+    """What is wrong with the options, whatever the model."""
+    if wrong := unknown_type(of):
+        yield "of", *wrong
+    for name, value in (parameters or {}).items():
+        if name not in PARAMETERS:
+            yield "parameters", f"unknown parameter '{name}'", nearest(str(name), PARAMETERS)
+            continue
+        each = value if name == "stop" and isinstance(value, list) else [value]
+        if not all(fits(name, one) and one != "" for one in each):
+            kinds = " or ".join(kind.__name__ for kind in PARAMETERS[name])
+            yield "parameters", f"'{name}' must be {kinds}, not {value!r}", "Correct it, or leave it out"
+
+
+def needs(**_: Any) -> str:
+    """The target whose files this one is made of."""
+    return "gguf"
+
+
+def validate(request: Request, *, of: str = "q4_k_m", parameters: dict | None = None) -> Iterator[TunesmithError]:  # type: ignore[type-arg]  # fmt: skip
+    """Why there can be no Modelfile: no GGUF file before it, a template that Go's syntax cannot hold."""
+    yield from lacks_gguf(request, of, of="ollama")
+    try:
+        layout_of(request.job.template)
+        if request.job.system:
+            _value(request.job.system, "the system message", "prompt.system")
+    except ModelError as error:
+        yield error
+
+
 def write(job: Job, *, of: str = "q4_k_m", parameters: dict | None = None) -> list[File]:  # type: ignore[type-arg]
     """`of`: the type of the GGUF file, which gguf must have written; `parameters`: Ollama's, over the evaluated ones.
 
     Raises ModelError where the training template cannot be written in Go's syntax, RecipeError for a type or a
     parameter that does not exist.
     """
-    given = _checked(parameters or {})
+    raise_first(wrong_options(of, parameters), WHERE)
+    given = parameters or {}
     model = gguf_file(job, of, of="ollama", option="of")
     text = _template(job.template, _start(model, job.template))
-    path = job.folder / "ollama" / "Modelfile"
+    path = job.out("ollama") / "Modelfile"
     write_atomic(path, "".join(f"{line}\n" for line in _lines(job, model, text, given)))
     name = shlex.quote(job.name)
     command = f"ollama create {name} -f {shlex.quote(str(path))} && ollama run {name}"
@@ -72,7 +103,7 @@ def check(job: Job, file: File) -> list[str]:
         wrong.append("the system message is not the recipe's")
     wrong += _wrong_parameters(values)
     wrong += [f"no PARAMETER stop {stop!r}" for stop in _stops(job) if stop not in values.get("parameter stop", [])]
-    model = file.path.parent / values["from"][0]
+    model = job.folder / "ollama" / values["from"][0]  # the Modelfile may not be in its place yet
     try:
         return [*wrong, *differences(job.template, values["template"][0], _start(model, job.template))]
     except TunesmithError as error:
@@ -146,20 +177,6 @@ def _stops(job: Job) -> list[str]:
     """The texts that end a reply: the stop tokens', then the recipe's own."""
     tokens = [job.template.tokenizer.decode([token], skip_special_tokens=False) for token in stop_ids(job.template)]
     return list(dict.fromkeys([*tokens, *job.stop]))
-
-
-def _checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name, value in given.items():
-        where = f"{WHERE}.parameters"
-        if name not in PARAMETERS:
-            raise RecipeError(f"unknown parameter '{name}'", where=where, next=nearest(name, PARAMETERS))
-        each = value if name == "stop" and isinstance(value, list) else [value]
-        if not all(fits(name, one) and one != "" for one in each):
-            kinds = " or ".join(kind.__name__ for kind in PARAMETERS[name])
-            raise RecipeError(
-                f"'{name}' must be {kinds}, not {value!r}", where=where, next="Correct it, or leave it out"
-            )
-    return given
 
 
 def _wrong_parameters(values: Mapping[str, list[str]]) -> list[str]:

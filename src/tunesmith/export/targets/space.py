@@ -17,15 +17,46 @@ import yaml
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import MissingExtra, TunesmithError
-from tunesmith.export.job import File, Job
-from tunesmith.export.targets._shipped import check_repo, front_matter, gguf_file, link
+from tunesmith.export.job import File, Job, Request
+from tunesmith.export.targets._shipped import (
+    front_matter,
+    gguf_file,
+    lacks_gguf,
+    link,
+    unknown_type,
+    wrong_repo,
+)
 from tunesmith.export.targets._space_run import Page
+from tunesmith.find import raise_first
 from tunesmith.generate.from_gguf import FromGguf
-from tunesmith.run import write_atomic
+from tunesmith.run import new_folder, write_atomic
 
 APP = Path(__file__).with_name("_space_app.py")
 ALLOWED = {"gradio", "xllamacpp", "huggingface_hub"}
 QUESTION = "What can you help me with?"
+
+
+def wrong_options(repo: Any = "", mix: Any = "q4_k_m") -> Iterator[tuple[str, str, str]]:
+    """What is wrong with the options, whatever the model."""
+    if repo and (wrong := wrong_repo(repo)):
+        yield "repo", *wrong
+    if wrong := unknown_type(mix):
+        yield "mix", *wrong
+
+
+def needs(**_: Any) -> str:
+    """The target whose files this one is made of."""
+    return "gguf"
+
+
+def validate(request: Request, *, repo: str = "", mix: str = "q4_k_m") -> Iterator[TunesmithError]:
+    """Why there can be no Space: no GGUF file before it, a package that is not installed."""
+    yield from lacks_gguf(request, mix, of="space")
+    for name in _packages(repo):
+        try:
+            _installed(name)
+        except MissingExtra as error:
+            yield error
 
 
 def write(job: Job, *, repo: str = "", mix: str = "q4_k_m") -> list[File]:
@@ -33,21 +64,23 @@ def write(job: Job, *, repo: str = "", mix: str = "q4_k_m") -> list[File]:
 
     Raises RecipeError for a wrong name, ModelError where gguf has not written the file, MissingExtra without Gradio.
     """
-    if repo:
-        check_repo(repo, "export.files: space.repo")
+    raise_first(wrong_options(repo, mix), "export.files: space")
     model = gguf_file(job, mix, of="space", option="mix")
-    pins = {name: _installed(name) for name in ("gradio", "xllamacpp", *(["huggingface_hub"] if repo else []))}
-    folder, made = job.folder / "space", job.folder / ".space"
-    shutil.rmtree(made, ignore_errors=True)
-    write_atomic(made / "app.py", _app(job, model.name, repo))
-    write_atomic(made / "requirements.txt", "".join(f"{name}=={pin}\n" for name, pin in pins.items()))
-    write_atomic(made / "README.md", _card(job, repo, model.name, pins["gradio"]))
-    if not repo:
-        link(model, made / model.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    made.rename(folder)
+    folder = job.out("space")
+    if not job.standing:
+        with new_folder(folder) as made:
+            pins = {name: _installed(name) for name in _packages(repo)}
+            write_atomic(made / "app.py", _app(job, model.name, repo))
+            write_atomic(made / "requirements.txt", "".join(f"{name}=={pin}\n" for name, pin in pins.items()))
+            write_atomic(made / "README.md", _card(job, repo, model.name, pins["gradio"]))
+            if not repo:
+                link(model, made / model.name)
     start = f"cd {shlex.quote(str(folder))} && pip install -r requirements.txt && python app.py"
     return [File("space", folder, commands={"Gradio": start}, notes={"repo": repo, "model": str(model)})]
+
+
+def _packages(repo: str) -> tuple[str, ...]:
+    return ("gradio", "xllamacpp", *(["huggingface_hub"] if repo else []))
 
 
 def check(job: Job, file: File) -> list[str]:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from tunesmith.errors import Paused
+from tunesmith.errors import Paused, RecipeError
 from tunesmith.find import find
 from tunesmith.model.adapter import named, peft_config
 from tunesmith.model.build import begin, check_wishes, wanted
