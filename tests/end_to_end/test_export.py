@@ -537,3 +537,18 @@ def test_killed_at_ten_moments(trained: Path, tmp_path: Path) -> None:
         assert not list(killed.rglob("*.part*")) and not (killed / "export/.work").exists()
     assert len(set(reached)) > 3, reached  # the moments were spread
     print("\n".join(reached))
+
+
+@pytest.mark.slow
+def test_an_adapter_with_the_scale_of_rslora_ships_with_that_scale(tmp_path: Path) -> None:
+    """llama.cpp scales an update by alpha / rank, rsLoRA by alpha / sqrt(rank)."""
+    make_convertible(tmp_path / "base", ends=True, tie_word_embeddings=False)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()))
+    path = write_recipe(tmp_path, export__files=["gguf_lora"], adapter__scaling="rs", train__epochs=6)
+    recipe = read_recipe(str(path))
+    run = verbs.open_run(recipe, tmp_path / "runs")
+    for command in (verbs.prepare, verbs.train, verbs.evaluate, verbs.export):
+        command(recipe, run)
+    (entry,) = run.read_json("export.json")["files"]
+    assert entry["verified"]
+    assert read_header(run / entry["path"]).metadata["adapter.lora.alpha"] == pytest.approx(16 * 8**0.5)

@@ -9,6 +9,7 @@ import ast
 import functools
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -86,7 +87,22 @@ def convert(job: Job, folder: Path, target: Path, kind: str) -> Path:
 
 def convert_adapter(job: Job, adapter: Path, base: Path, target: Path, kind: str) -> Path:
     """Writes a PEFT adapter as a GGUF file of its own; `base` is a folder with the base's configuration."""
-    return _convert(job, "convert_lora_to_gguf.py", [str(adapter), "--base", str(base), "--outtype", kind], target)
+    words = ["--base", str(base), "--outtype", kind]
+    job.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=job.work) as folder:
+        plain = _without_rslora(adapter, Path(folder))
+        return _convert(job, "convert_lora_to_gguf.py", [str(plain), *words], target)
+
+
+def _without_rslora(adapter: Path, folder: Path) -> Path:
+    """The adapter with the scale of rsLoRA in its alpha: llama.cpp always scales by alpha / rank."""
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if not config.get("use_rslora"):
+        return adapter
+    config |= {"use_rslora": False, "lora_alpha": config["lora_alpha"] * math.sqrt(config["r"])}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "adapter_model.safetensors").symlink_to((adapter / "adapter_model.safetensors").absolute())
+    return folder
 
 
 def _convert(job: Job, script: str, words: list[str], target: Path) -> Path:

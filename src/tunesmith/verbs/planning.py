@@ -96,14 +96,19 @@ def _fast_error(slow: Sequence[str]) -> RecipeError:
     return RecipeError(what, where="train.precision", next="Set it to auto")
 
 
-def refuse_untrainable(recipe: Recipe) -> None:
-    """Raises the errors of `check_devices` and `check_optimizer` for the machine that this process runs on."""
+def check_training(recipe: Recipe) -> list[TunesmithError]:
+    """Returns the errors of `check_devices` and `check_optimizer` for the machine that this process runs on."""
     from tunesmith.hardware import look
     from tunesmith.train.optimizers import check_optimizer
 
     machine, train = look(), recipe.train
     errors = check_devices(recipe, machine)
-    errors += check_optimizer(train.optimizer.name, train.optimizer.options, machine.device, train.engine.name)
+    return errors + check_optimizer(train.optimizer.name, train.optimizer.options, machine.device, train.engine.name)
+
+
+def refuse_untrainable(recipe: Recipe) -> None:
+    """Raises the errors of `check_training`."""
+    errors = check_training(recipe)
     if len(errors) == 1:
         raise errors[0]
     if errors:

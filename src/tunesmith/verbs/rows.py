@@ -133,6 +133,8 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
         template = _collect(lambda: load_template_of(recipe, weights), wrong) if weights else None
         if template is not None:
             _collect(lambda: template.plain_answer, wrong)  # raises where no row can be learned
+        if weights:
+            wrong += _later_stages(recipe, weights, template)
         if loaded is None or template is None or wrong:
             raise Several(wrong)
         encoder = _Encoder(template, recipe)
@@ -163,6 +165,23 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
         len(lengths), shown, stop, template.source, max(lengths), too_long, warnings, encoder.answers,
         len(encoder.expanded),
     )  # fmt: skip
+
+
+def _later_stages(recipe: Recipe, weights: Any, template: Any) -> list[TunesmithError]:
+    """What training and export would refuse, by their own validators."""
+    from tunesmith.model.experts import check_experts
+    from tunesmith.model.weights import read_config
+    from tunesmith.verbs.exporting import check_export
+    from tunesmith.verbs.planning import check_training
+
+    wrong = check_training(recipe)
+    targets = [named.name for named in recipe.export.files]
+    config = read_config(weights.folder, weights.name)
+    train = recipe.train
+    wrong += check_experts(recipe.adapter, config, engine=train.engine.name, spread=train.spread, targets=targets)
+    if template is not None:
+        wrong += check_export(recipe, weights, template)
+    return list({str(error): error for error in wrong}.values())
 
 
 def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
