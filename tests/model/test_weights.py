@@ -46,7 +46,7 @@ def test_a_hub_name_is_taken_from_the_cache(hub_cache: Path) -> None:
 def test_a_hub_name_that_is_not_there_is_said() -> None:
     with pytest.raises(ModelError, match=r"someone/else: the hub cannot give this model.*--small does"):
         fetch("someone/else")
-    with pytest.raises(ModelError, match="neither a folder nor a hub name"):
+    with pytest.raises(ModelError, match="neither a folder, a file nor a hub name"):
         fetch("a/b/c")
 
 

