@@ -32,7 +32,6 @@ ROOMS = [  # in the data's order; a room imports from itself and from the rooms 
     "model",
     "memory",
     "fit",
-    "duration",
     "draft",
     "train",
     "generate",

