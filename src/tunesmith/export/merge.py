@@ -138,7 +138,16 @@ def _tell_start(path: Path, template: Template) -> None:
     """
     start, said = template.tokenizer.bos_token, json.loads(path.read_text(encoding="utf-8"))
     said["add_bos_token"] = bool(start) and template.render((Turn("user", "a"),), generate=True).startswith(start)
+    said.setdefault("added_tokens_decoder", _added_tokens(template.tokenizer))
     write_atomic(path, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+
+
+def _added_tokens(tokenizer: Any) -> dict[str, dict[str, Any]]:
+    """The tokens that are found in a text before it is cut, by id: llama.cpp's converter looks for them here alone."""
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    return {
+        str(at): {flag: getattr(token, flag) for flag in flags} for at, token in tokenizer.added_tokens_decoder.items()
+    }
 
 
 def shipped_template(job: Job) -> str:

@@ -166,3 +166,31 @@ def _add_start_and_end(made: Any, metadata: Mapping[str, Any], kind: str, named:
                   *(f"{token}:1" for token in around[1])],
             special_tokens=list(special.items()),
         )  # fmt: skip
+
+
+def sentencepiece_model(metadata: Mapping[str, Any]) -> bytes | None:
+    """The file's vocabulary as a tokenizer.model, which llama.cpp's converter reads; None for byte-level ones.
+
+    The types of tokens are SentencePiece's own numbers (sentencepiece_model.proto).
+    """
+    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+    if metadata.get("tokenizer.ggml.model") != "llama":
+        return None
+    tokens = metadata["tokenizer.ggml.tokens"]
+    scores = metadata.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
+    made: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    for token, score, kind in zip(tokens, scores, metadata["tokenizer.ggml.token_type"], strict=True):
+        made.pieces.add(piece=token, score=score, type=kind)
+    made.trainer_spec.model_type = made.trainer_spec.BPE
+    made.trainer_spec.vocab_size, made.trainer_spec.byte_fallback = len(tokens), True
+    for name, key in (("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        setattr(made.trainer_spec, f"{name}_id", metadata.get(f"tokenizer.ggml.{key}_token_id", -1))
+    made.normalizer_spec.name, made.normalizer_spec.remove_extra_whitespaces = "identity", False
+    made.normalizer_spec.add_dummy_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    data: bytes = made.SerializeToString()
+    try:
+        SentencePieceProcessor(model_proto=data)
+    except RuntimeError:  # a vocabulary that SentencePiece does not take, with a token twice
+        return None
+    return data

@@ -145,11 +145,11 @@ def _autograd_plan(
 
 def _with_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any], made: Plan) -> Plan:
     """The plan with the seconds of a step and of the whole, from the micro-batches that some steps will have."""
-    from tunesmith.train.step_time import MicroBatch, autograd_seconds
     from tunesmith.hardware import measure
     from tunesmith.prompt.pack import micro_batches
     from tunesmith.train.by_autograd import OVERHEAD
     from tunesmith.train.spread import divided, size
+    from tunesmith.train.step_time import MicroBatch, autograd_seconds
 
     lengths = [len(example) for example in examples]
     learnt = [sum(example.learnt[1:]) for example in examples]
