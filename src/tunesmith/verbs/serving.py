@@ -112,7 +112,8 @@ def _check(wish: Wish, host: str) -> None:
             f"{host} is open to others, and no name is allowed for it", where="--host",
             next="Add --allow-host NAME, the name or address under which clients ask for it",
         )  # fmt: skip
-    if wish.recipe and any(is_recipe(name) for name in wish.models):
+    files = [name for name in wish.models if name.lower().endswith(".gguf") or Path(name).exists()]
+    if wish.recipe and (len(files) < len(wish.models) or any(map(is_recipe, files))):
         raise RecipeError("a run has its own recipe", where="--recipe", next="Leave --recipe out")
 
 
