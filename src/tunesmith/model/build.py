@@ -172,7 +172,9 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot be loaded: {error}", where=weights.name, next="Choose another base.model") from error
     network.requires_grad_(False)
-    transposed = _freeze(network)
+    if getattr(network.config, "quantization_config", None) is not None:
+        _cast(network, dtype)
+    transposed = _freeze(network, dtype)
     freeze_experts(network, packed=bits == 4, where=weights.name)
     _own_storage(network)
     network.config.use_cache = False
@@ -340,8 +342,11 @@ def wanted(names: Sequence[str] | dict[str, Any], layers: Layers) -> list[str]:
     return [name for name in names if layers == "all" or name.rsplit(".", 1)[-1] in layers]
 
 
-def _freeze(network: Any) -> bool:
-    """Replaces the decoder's linear layers; the head stays as it is. Returns whether the family transposes."""
+def _freeze(network: Any, dtype: torch.dtype) -> bool:
+    """Replaces the decoder's linear layers; the head stays as it is. Returns whether the family transposes.
+
+    `dtype` is that of the products, which codes that were stored for another one are dequantized to as well.
+    """
     import bitsandbytes as bnb
     from transformers.pytorch_utils import Conv1D
 
@@ -350,7 +355,7 @@ def _freeze(network: Any) -> bool:
         if layer is head or type(layer) not in (nn.Linear, Conv1D, bnb.nn.Linear4bit):  # a router may be a subclass
             continue
         if isinstance(layer, bnb.nn.Linear4bit):
-            frozen = FrozenLinear.from_nf4(layer.weight.data, layer.weight.quant_state, layer.bias)
+            frozen = FrozenLinear.from_nf4(*_codes(layer, dtype), layer.bias)
             transposed |= layer.source_cls is Conv1D if hasattr(layer, "source_cls") else False
         elif isinstance(layer, Conv1D):
             frozen, transposed = FrozenLinear.from_dense(layer.weight.data.T.contiguous(), layer.bias), True
@@ -360,6 +365,25 @@ def _freeze(network: Any) -> bool:
         if isinstance(layer, bnb.nn.Linear4bit):
             layer.weight.module = None  # a circle that would hold the codes until the collector comes
     return transposed or getattr(network.config, "model_type", "") == "gpt2"
+
+
+def _codes(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, Any]:
+    """A bitsandbytes layer's packed codes as bytes, and their state, from now on giving numbers of `dtype`.
+
+    A checkpoint's state says which type its maker multiplied in, whatever the recipe's precision is.
+    """
+    state = layer.weight.quant_state
+    state.dtype = dtype
+    return layer.weight.data.view(torch.uint8), state
+
+
+def _cast(network: Any, dtype: torch.dtype) -> None:
+    """Gives norms, embeddings and biases the type of the products: of a quantized checkpoint they keep their own."""
+    wide = [*(network._keep_in_fp32_modules_strict or ())]  # as transformers does for a checkpoint in 16 bits
+    wide += [*(network._keep_in_fp32_modules or ())] if dtype == torch.float16 else []
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and not any(part in name.split(".") for part in wide):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _own_storage(network: Any) -> None:

@@ -88,6 +88,7 @@ class _Group:
 
     def _joined(self, form: BaseForm, room: int) -> Tensor | nf4.Nf4 | fp8.Fp8:
         packed = all(base.state is not None and base.dense is None for base in self.bases)
+        packed = packed and nf4.alike([base.state for base in self.bases])
         if packed and form == "stored":
             return nf4.from_states([base.weight.data for base in self.bases], [b.state for b in self.bases], self.dtype)
         if form == "fp8":

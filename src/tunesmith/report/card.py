@@ -30,6 +30,10 @@ PRIVATE = ("email", "phone", "card", "iban", "ssn", "ip")
 SPOKEN = 0.1  # share of the judged answers from which a language is named: below, the guess is often wrong
 LANGUAGE = re.compile(r"[a-z]{2,3}")  # what is no code, such as 'Greek', is a script
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+HUB_FILE = re.compile(
+    r"(?:hub:)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@[\w.-]+)?/(?P<file>(?:[\w.-]+/)*[\w.+-]+\.gguf)",
+    re.ASCII,
+)
 PACKAGE = re.compile(r"pypi:(?P<package>[\w.-]+)==(?P<version>[\w.+!-]+)/(?P<file>[\w.+-]+\.gguf)", re.ASCII)
 _END = r"[^\s'\"`<>|,;]+"
 _START = (
@@ -122,6 +126,11 @@ def _base(recipe: Recipe) -> dict[str, str]:
     if found := PACKAGE.fullmatch(model):
         said = f"`{found['file']}` of the Python package `{found['package']}` {found['version']}"
         return {"said": said, "hub": "", "gguf": found["file"]}
+    if (hub := HUB_FILE.fullmatch(model)) and not recipe.path(model).exists():
+        page = f"https://huggingface.co/{hub['repo']}"
+        return {"said": f"`{hub['file']}` of [{hub['repo']}]({page})", "hub": hub["repo"], "gguf": hub["file"]}
+    if model.lower().endswith(".gguf"):
+        return {"said": "a GGUF file, which has no public name here", "hub": "", "gguf": Path(model).name}
     if HUB_NAME.fullmatch(model) and not recipe.path(model).exists():
         revision = (
             f", revision `{recipe.base.revision}`" if re.fullmatch(r"[\w./-]+", recipe.base.revision or "") else ""

@@ -48,10 +48,10 @@ def overview(recipe: Recipe, note: str = "") -> str:
 
 
 def is_here(recipe: Recipe) -> bool:
-    """Whether the base can be read without fetching anything: a folder, or a package's file fetched before."""
-    from tunesmith.model.weights import is_cached
+    """Whether the base can be read without fetching anything: a path, or a package's file fetched before."""
+    from tunesmith.model.weights import is_local
 
-    return (recipe.folder / recipe.base.model).is_dir() or is_cached(recipe.base.model)
+    return is_local(recipe.base.model, recipe.folder)
 
 
 def look(recipe: Recipe, scratch: Path) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tunesmith.verbs.reviewing import review
     from tunesmith.verbs.rows import Checked, check, prepare
     from tunesmith.verbs.serving import Wish, serve, serving, unpair
-    from tunesmith.verbs.shared import PARTS, Say, open_run
+    from tunesmith.verbs.shared import PARTS, Say, model_file, open_run
     from tunesmith.verbs.tuning import train
     from tunesmith.verbs.writing import new, synthesize
 
@@ -39,7 +39,7 @@ _HOMES = {
     "reviewing": ("review",),
     "rows": ("Checked", "check", "prepare"),
     "serving": ("Wish", "serve", "serving", "unpair"),
-    "shared": ("PARTS", "Say", "open_run"),
+    "shared": ("PARTS", "Say", "model_file", "open_run"),
     "tuning": ("train",),
     "writing": ("new", "synthesize"),
 }
@@ -63,6 +63,7 @@ __all__ = [
     "curve",
     "evaluate",
     "export",
+    "model_file",
     "new",
     "open_run",
     "pack",

@@ -399,9 +399,10 @@ def _base(base: dict[str, Any], *, packed: bool) -> str:
     known = f", fingerprint {print_}" if print_ else ""
     if model.startswith((".", "/", "~")) or Path(model).is_absolute():
         advice = "it must be there in the same place, or be named with --set base.model=FOLDER"
+        kind = "file" if Path(model).is_file() or model.endswith(".gguf") else "folder"
         if packed:
-            return f"the base model is not packed: the folder {model}{known}; {advice}"
-        return f"the base model is the folder {model}{known}; {'it is here' if Path(model).is_dir() else advice}"
+            return f"the base model is not packed: the {kind} {model}{known}; {advice}"
+        return f"the base model is the {kind} {model}{known}; {'it is here' if Path(model).exists() else advice}"
     at = f" at {revision}" if revision else ""
     kept = "is not packed; it is fetched there" if packed else "is fetched by the first command, if it is not here"
     return f"the base model {model}{at}{known} {kept}"

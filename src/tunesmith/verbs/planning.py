@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -219,7 +219,7 @@ def _autograd_plan(
     from tunesmith.train.spread import size
 
     lengths = [len(example) for part in examples.values() for example in part]
-    return by_arithmetic(
+    made = by_arithmetic(
         shape,
         machine,
         bits=recipe.base.bits,
@@ -234,6 +234,37 @@ def _autograd_plan(
         dora=recipe.adapter.dora,
         train_also=recipe.adapter.train_also,
     )
+    return made if shards > 1 else _with_time(recipe, machine, shape, examples["train"], made)
+
+
+def _with_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any], made: Plan) -> Plan:
+    """The plan with the seconds of a step and of the whole, from the micro-batches that some steps will have."""
+    from tunesmith.hardware import measure
+    from tunesmith.prompt.pack import micro_batches
+    from tunesmith.train.by_autograd import OVERHEAD
+    from tunesmith.train.spread import divided, size
+    from tunesmith.train.step_time import MicroBatch, autograd_seconds
+
+    lengths = [len(example) for example in examples]
+    learnt = [sum(example.learnt[1:]) for example in examples]
+    steps = _steps(recipe, examples)
+    sample = []
+    for rows in steps[:SAMPLE]:
+        own = divided(rows, lengths, size())[0]
+        parts = micro_batches(own, lengths, made.micro_tokens, overhead=OVERHEAD[machine.device])
+        longest = [max(lengths[row] for row in part) for part in parts]
+        sample.append(
+            [
+                MicroBatch(len(part) * most, most, sum(learnt[row] for row in part))
+                for part, most in zip(parts, longest, strict=True)
+            ]
+        )
+    seconds = autograd_seconds(
+        shape, measure(machine), machine.device, sample,
+        bits=recipe.base.bits, rank=recipe.adapter.rank, number=4 if machine.precision == "float32" else 2,
+        recompute=made.recompute, dense=made.dense,
+    )  # fmt: skip
+    return replace(made, step_seconds=seconds, total_seconds=seconds * len(steps) * recipe.train.epochs)
 
 
 def _steps(recipe: Recipe, examples: Sequence[Any]) -> list[list[int]]:

