@@ -101,4 +101,4 @@ def test_a_gguf_adapter_of_experts_is_refused_with_the_reason(tmp_path: Path) ->
     job = job_of(trained(make_moe(tmp_path / "base", "qwen3_moe")), tmp_path)
     with pytest.raises(ModelError, match="experts") as caught:
         gguf_lora.write(job)
-    assert "ship gguf" in caught.value.next and not (job.folder / "gguf_lora").exists()
+    assert "gguf, which merges" in caught.value.next and not (job.folder / "gguf_lora").exists()

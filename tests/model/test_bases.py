@@ -371,6 +371,7 @@ def test_packages_without_the_file_say_what_they_hold(packages: Path, file: Path
         (None, 16, ""),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 4, ""),
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 4, ""),
+        ({"quant_method": "mxfp4", "model_type": "gpt_oss"}, 4, ""),
         (
             {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 16,
             "stored in 4 bits .nf4., so base.bits 16 would change nothing. Set base.bits to 4",
@@ -384,7 +385,10 @@ def test_packages_without_the_file_say_what_they_hold(packages: Path, file: Path
     ],
 )  # fmt: skip
 def test_stored_types(tmp_path: Path, stored: dict[str, Any] | None, bits: int, said: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": stored} if stored else {}))
+    plain = {"quantization_config": stored} if stored else {}
+    if stored and stored.get("model_type"):
+        plain["model_type"] = stored["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(plain))
     found = Weights("model", tmp_path, "")
     if not said:
         check_stored_type(found, bits)

@@ -268,6 +268,8 @@ def check_stored_type(weights: Weights, bits: int) -> None:
     kind = method
     if method == "bitsandbytes":
         kind = str(stored.get("bnb_4bit_quant_type", "fp4")) if stored.get("load_in_4bit") else "int8"
+    if kind == "mxfp4" and config.get("model_type") == "gpt_oss":
+        return  # its experts are dequantized one by one while they are loaded (model/expert_packing.py)
     if kind != "nf4":
         raise ModelError(
             f"its weights are stored quantized ({kind}), which cannot be trained",
