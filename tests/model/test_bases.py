@@ -153,7 +153,7 @@ def test_a_conversion_is_compared_once_and_before_it_is_used(file: Path) -> None
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plain").write_text("")
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "plain" / "cache"))
-    with pytest.raises(ResourceError, match=r"models cannot be kept there.*Set TUNESMITH_CACHE"):
+    with pytest.raises(ResourceError, match=r"models cannot be kept there.*set TUNESMITH_CACHE"):
         fetch(str(file))
 
 

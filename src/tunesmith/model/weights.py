@@ -211,9 +211,9 @@ def _models() -> Path:
     try:
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        advice = "Set TUNESMITH_CACHE to a folder that you may write"
-        raise ResourceError(f"models cannot be kept there: {error.strerror}", where=str(folder), next=advice) from error
+    except (OSError, ResourceError) as error:
+        advice = "Free some space there, or set TUNESMITH_CACHE to a folder that you may write"
+        raise ResourceError("models cannot be kept there", where=str(folder), next=advice) from error
     return folder
 
 
