@@ -75,7 +75,7 @@ def pieces(server: Any, messages: list[dict[str, str]]) -> Iterator[str]:
         return gone.is_set()
 
     def ask() -> None:
-        wish = {"messages": messages, "max_tokens": LIMIT, "stop": STOP, "stream": True, "reasoning_format": "none"}
+        wish = {"messages": messages, "max_tokens": LIMIT, "stop": STOP, "stream": True, "reasoning_format": "auto"}
         greedy = {"temperature": 0.0, "samplers": ["top_k"], "top_k": 1}
         server.handle_chat_completions(wish | greedy, hear)
         heard.put(None)
