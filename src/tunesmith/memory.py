@@ -58,6 +58,7 @@ def plan(
     step_tokens: int,
     memory: str,
     recompute: str,
+    layers: str | Sequence[str] = "all",
     pissa: bool = False,
     dora: bool = False,
     train_also: Sequence[str] = (),
@@ -67,18 +68,21 @@ def plan(
 
     `recompute` auto recomputes activations only when not even the longest row fits otherwise.
 
-    `longest` is the longest row in tokens; `pissa` (a start that is taken off the base), `dora` and `train_also`
-    ("embeddings", "head") are the adapter's; trained biases are left out, less than 0.1 % of a model's parameters.
+    `longest` is the longest row in tokens; `layers`, `pissa` (a start that is taken off the base), `dora` and
+    `train_also` ("embeddings", "head") are the adapter's; trained biases are left out, less than 0.1 % of a model's
+    parameters.
     Of `shards` processes each holds a part of the linear layers. Raises ResourceError when not even one row fits.
     """
     budget = parse_bytes(memory) if memory != "auto" else int(machine.memory_free * SHARE)
     number = 4 if machine.precision == "float32" else 2
     held = 1.0 if shards == 1 else min(1.0, 1 / shards + 2 / shape.layers)  # two layers are whole at a time
+    base = shape.base_bytes(bits, number)
+    inner = base["linear"] + base.get("experts", 0)
     trained = 8 + OPTIMIZER_BYTES.get(optimizer, 8.0)  # bytes of a parameter: float32, its gradient, its state
     fixed = {
         "runtime": RUNTIME[machine.device],
-        "base": int(held * shape.linear * (NF4_BYTES if bits == 4 else number) + shape.rest * number),
-        "adapter": int(shape.adapter(rank) * trained),
+        "base": int(held * inner) + sum(base.values()) - inner,
+        "adapter": int(shape.adapter(rank, layers) * trained),
         **variant_bytes(shape, rank, number, trained, pissa=pissa, dora=dora, train_also=train_also),
     }
     dense_bytes = shape.linear * number if bits == 4 else 0
@@ -125,8 +129,8 @@ def variant_bytes(
     if pissa:
         parts["start"] = 12 * shape.adapter(rank)
     if dora:
-        outputs = shape.layers * sum(out for _, out in shape.linears)
-        largest = max(inner * out for inner, out in shape.linears)
+        outputs = sum(out for _, _, out in shape.every())
+        largest = max(inner * out for _, inner, out in shape.every())
         parts["dora"] = int(outputs * trained) + largest * (4 if number == 4 else 8)
     if train_also:
         count = shape.vocabulary * shape.hidden * (1 if shape.tied else len(set(train_also)))

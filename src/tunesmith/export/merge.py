@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,8 +26,8 @@ from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.export.job import Job
 from tunesmith.model.adapter import read_adapter
-from tunesmith.model.original import headers
-from tunesmith.model.weights import read_config
+from tunesmith.model.architecture import Architecture, architecture, headers
+from tunesmith.model.weights import Weights, read_config
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import stop_ids
 from tunesmith.run import disk, sync_folder, write_atomic
@@ -117,9 +117,7 @@ def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
     if own.is_file():
         shutil.copyfile(own, folder / "tokenizer.model")
     stops = stop_ids(job.template)
-    config = read_config(job.weights.folder, job.weights.name)
-    for key in ("quantization_config", "auto_map", "_name_or_path"):
-        config.pop(key, None)
+    config = text_config(architecture(job.weights), job.weights)
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
     if config.get("model_type") == "gpt2":  # transformers 5 leaves it out, and llama.cpp's converter asks for it
@@ -129,6 +127,20 @@ def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=1) + "\n")
     write_atomic(folder / DONE, json.dumps(config, indent=1) + "\n")
     sync_folder(folder)
+
+
+def text_config(model: Architecture, weights: Weights) -> dict[str, Any]:
+    """config.json of what is trained: as the base has it, or of the text half of an image-text model."""
+    config = read_config(weights.folder, weights.name)
+    if model.whole:
+        part = config.get("text_config", {})
+        own = model.config.to_dict()
+        config = {**own, **{key: value for key, value in part.items() if key in own and key != "model_type"}}
+        config |= {key: own[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in own}
+        config |= {"tie_word_embeddings": model.tied, "architectures": [type(model.network).__name__]}
+    for key in ("quantization_config", "auto_map", "_name_or_path"):
+        config.pop(key, None)
+    return config
 
 
 def _tell_start(path: Path, template: Template) -> None:
@@ -167,26 +179,28 @@ def _takes_system(job: Job) -> bool:
 
 
 def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Out]:
-    linears, transposed, tied, head = _layers(job)
+    model = architecture(job.weights)
+    linears, transposed, tied_head = model.linear(), _transposed(model), f"{model.head}." if model.tied else "\0"
     found = headers(job.weights.folder)
     updates, whole = _adapter(job) if adapter else ({}, {})
-    prefix = _prefix(found, linears)
+    known = model.parameter_names(found)
     for name, (path, shape, kind) in found.items():
-        if name.endswith(_PACKED):
+        written = model.text_name(name)
+        if written is None or name.endswith(_PACKED):
             continue
-        layer = name.removesuffix(".weight")
-        module = f"{prefix}{layer}"
+        parameter, alone = known.get(name, ("", False))
         own = _own_type(kind, job) if dtype is None else dtype
-        if tied and module == head:
+        if parameter.startswith(tied_head):
             continue  # some files hold the tied head as well
-        if name.endswith(".weight") and module in linears:
-            size = linears[module]
-            make = functools.partial(_layer, job, path, name, size, updates.pop(module, None), transposed=transposed)
-            yield _Out(name, size[::-1] if transposed else size, own, make)
+        layer = parameter.removesuffix(".weight")
+        if alone and parameter.endswith(".weight") and layer in linears:
+            size = linears[layer][::-1]
+            make = functools.partial(_layer, job, path, name, size, updates.pop(layer, None), transposed=transposed)
+            yield _Out(written, size[::-1] if transposed else size, own, make)
             continue
-        trained = whole.pop(f"{prefix}{name}", None)
-        yield _Out(name, shape, own, functools.partial(_read, path, name) if trained is None else trained.float)
-    left = [*updates, *(name for name in whole if not (tied and name == f"{head}.weight"))]
+        trained = whole.pop(parameter, None) if alone else None
+        yield _Out(written, shape, own, functools.partial(_read, path, name) if trained is None else trained.float)
+    left = [*updates, *(name for name in whole if not name.startswith(tied_head))]
     if left:
         raise ModelError(
             f"the base's files hold no weight for the adapter's '{left[0]}'", where=job.weights.name,
@@ -194,40 +208,16 @@ def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Ou
         )  # fmt: skip
 
 
-def _layers(job: Job) -> tuple[dict[str, tuple[int, int]], bool, bool, str]:
-    """The decoder's linear layers (out, in), whether files hold them in x out, whether the head is tied, its name."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _transposed(model: Architecture) -> bool:
+    """Whether the files hold linear layers in x out (GPT-2)."""
     from transformers.pytorch_utils import Conv1D
 
-    config = AutoConfig.from_pretrained(job.weights.folder, trust_remote_code=False)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config)
-    head, found, transposed = network.get_output_embeddings(), {}, False
-    name_of_head = next((name for name, module in network.named_modules() if module is head), "")
-    for name, module in network.named_modules():
-        if module is head:
-            continue
-        if isinstance(module, torch.nn.Linear):
-            found[name] = (module.out_features, module.in_features)
-        elif isinstance(module, Conv1D):
-            found[name], transposed = (module.weight.shape[1], module.weight.shape[0]), True
-    return found, transposed, bool(getattr(config, "tie_word_embeddings", False)), name_of_head
-
-
-def _prefix(found: Mapping[str, Any], linears: Mapping[str, Any]) -> str:
-    """What the files leave out before the modules' names."""
-    first = next(iter(linears))
-    for start in range(len(parts := first.split("."))):
-        if f"{'.'.join(parts[start:])}.weight" in found:
-            return "".join(f"{part}." for part in parts[:start])
-    return ""
+    return any(isinstance(module, Conv1D) for module in model.network.modules())
 
 
 def _adapter(job: Job) -> tuple[dict[str, _Update], dict[str, Tensor]]:
     """The updates by layer, and the tensors that were trained whole by their own names."""
-    config, tensors = read_adapter(job.adapter)
+    config, tensors = read_adapter(job.adapter, architecture(job.weights))
     rank, alpha = int(str(config["r"])), float(str(config["lora_alpha"]))
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     updates = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import RunError
+from tunesmith.model.architecture import Architecture
 from tunesmith.model.build import Bias, Model, add_adapter
 
 _PREFIX = "base_model.model."
@@ -44,7 +45,7 @@ def peft_config(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=sorted({_leaf(name) for name in names}),
+        target_modules=model.architecture.target_modules(names),
         bias=bias,
         use_rslora=rs,
         use_dora=dora,
@@ -58,7 +59,8 @@ def peft_config(
     plain = json.loads(
         json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
     )
-    plain["target_modules"] = sorted(plain["target_modules"])  # a set: its order would change from run to run
+    if isinstance(plain["target_modules"], list):
+        plain["target_modules"].sort()  # a set: its order would change from run to run
     return dict(sorted(plain.items()))
 
 
@@ -68,6 +70,9 @@ def finished(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
     An update that started from a part of the base (PiSSA) becomes a plain one of twice the rank: A over A₀, B beside
     -B₀, alpha raised so that the scale stays. So the adapter fits the base as it came, and whoever loads it, the
     comparison included, multiplies by the same numbers that training did.
+
+    Over the text half of an image-text model the tensors have the names of the whole checkpoint, so that PEFT puts the
+    adapter over what `Architecture.loader` loads.
     """
     variant = model.variant
     if variant is None:
@@ -82,7 +87,7 @@ def finished(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
         tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"] = (part.detach() for part in layer.factors())
     if variant.train_also and model.tied:  # PEFT looks for both
         tensors[model.outer("head")] = tensors[model.outer("embeddings")]
-    return config, tensors
+    return config, {model.architecture.outside(name): tensor for name, tensor in tensors.items()}
 
 
 def write_adapter(folder: Path, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
@@ -97,8 +102,8 @@ def write_adapter(folder: Path, config: dict[str, object], tensors: dict[str, Te
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """The configuration and tensors of an adapter, named as `write_adapter` takes them.
+def read_adapter(folder: Path, model: Architecture | None = None) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The configuration and tensors of an adapter; given the base `model`, by the names of the text model's modules.
 
     Raises RunError when it is missing or damaged.
     """
@@ -110,7 +115,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"the adapter cannot be read: {error}", where=str(folder), next="Train again") from error
-    return config, named(tensors)
+    tensors = named(tensors)
+    return config, {model.within(name): tensor for name, tensor in tensors.items()} if model else tensors
 
 
 def named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -123,7 +129,7 @@ def attach(model: Model, folder: Path) -> None:
 
     Raises RunError when it is missing, damaged, of a kind that is not read here, or does not fit the model.
     """
-    config, tensors = read_adapter(folder)
+    config, tensors = read_adapter(folder, model.architecture)
     odd = [key for key in _NOT_READ if config.get(key)]
     if config.get("peft_type") != "LORA" or odd or config.get("init_lora_weights", True) is not True:
         what = odd[0] if odd else f"{config.get('peft_type')}, {config.get('init_lora_weights')}"
@@ -138,7 +144,7 @@ def attach(model: Model, folder: Path) -> None:
             model,
             rank=rank,
             alpha=alpha,
-            layers=[str(name) for name in _listed(config["target_modules"])],
+            layers=sorted({_leaf(name.removesuffix(".lora_A")) for name in tensors if name.endswith(".lora_A")}),
             dropout=float(str(dropout)),
             seed=0,
             scaling="rs" if config.get("use_rslora") else "standard",

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import hashlib
 import logging as python_logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
-from tunesmith.errors import ModelError, ResourceError
-from tunesmith.find import find, nearest
+from tunesmith.errors import ModelError, ResourceError, TunesmithError
+from tunesmith.find import find
+from tunesmith.model.architecture import (
+    Architecture,
+    Layers,
+    architecture,
+    chosen,
+    decoder_of,
+    linear_layers,
+    name_of,
+    unquantized,
+)
 from tunesmith.model.original import Original
 from tunesmith.model.qlora import FrozenLinear, LoraLinear, Trained, copy_of
 from tunesmith.model.starts import Place, Start
 from tunesmith.model.weights import Weights
 from tunesmith.recipe import Adapter, Named
 
-Layers = Literal["all"] | list[str]
 Bias = Literal["none", "lora_only", "all"]
 STARTS = "tunesmith.model.starts"
 ZERO = Named("zero", {})
@@ -70,8 +81,17 @@ class Model:
     def outer(self, which: str) -> str:
         """The name of the module that is the model's `embeddings` or `head`."""
         read = self.network.get_input_embeddings if which == "embeddings" else self.network.get_output_embeddings
-        wanted = read()
-        return next(str(name) for name, module in self.network.named_modules() if module is wanted)
+        return name_of(self.network, read())
+
+    @property
+    def decoder_network(self) -> Any:
+        """The network without its head."""
+        return decoder_of(self.network)
+
+    @functools.cached_property
+    def architecture(self) -> Architecture:
+        """The same model without weights, and how the files name it."""
+        return architecture(self.weights)
 
     def frozen(self) -> dict[str, FrozenLinear]:
         """Frozen layers without a LoRA update around them, by name."""
@@ -136,11 +156,13 @@ def unfused_adapter(adapter: Adapter | Variant) -> list[str]:
 def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     """The base model on `device`, its decoder's linear layers frozen in NF4 (`bits` 4) or in `precision` (16).
 
-    Raises ModelError for files that are no causal language model, ResourceError when memory does not suffice.
+    Of an image-text checkpoint only the text half is loaded. Raises ModelError for files that are no causal language
+    model or lack a weight, ResourceError when memory does not suffice.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
+    made = architecture(weights)
     dtype = getattr(torch, precision)
     if device == "cuda":  # by number: the loader's own threads would take the first card
         device = f"cuda:{torch.cuda.current_device()}"
@@ -151,15 +173,25 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=unquantized(made.network),
         )
+    if (mapping := made.key_mapping()) is not None:
+        options["key_mapping"] = mapping
     try:
         with _quiet():
-            network = AutoModelForCausalLM.from_pretrained(weights.folder, use_safetensors=True, **options)
+            network, report = type(made.network).from_pretrained(
+                weights.folder,
+                config=deepcopy(made.config),
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
     except (torch.OutOfMemoryError, MemoryError) as error:
         advice = "Choose a smaller base.model, base.bits 4, or free some memory"
         raise ResourceError("the model does not fit into memory", where=weights.name, next=advice) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot be loaded: {error}", where=weights.name, next="Choose another base.model") from error
+    check_missing(sorted(report["missing_keys"]), weights.name)
     network.requires_grad_(False)
     transposed = _freeze(network)
     _own_storage(network)
@@ -172,6 +204,50 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
         del network.config.quantization_config
     network.eval()
     return Model(network, weights, transposed)
+
+
+def check_missing(names: Sequence[str], where: str) -> None:
+    """Raises ModelError for parameters without a tensor in the files, which would be random numbers."""
+    if names:
+        raise ModelError(
+            f"the files hold no weight for '{names[0]}' ({len(names)} missing)",
+            where=where,
+            next="Fetch the model's files anew, or choose another base.model",
+        )
+
+
+def check_adapter(adapter: Adapter, weights: Weights) -> list[TunesmithError]:
+    """Everything in the recipe's section `adapter` that this base does not have, before anything is loaded.
+
+    The base itself is checked as well: that it is a causal language model, and that its files hold every weight.
+    """
+    errors: list[TunesmithError] = []
+    try:
+        made = architecture(weights)
+        if any(weights.folder.glob("*.safetensors")):
+            check_missing(made.missing(weights.folder), weights.name)
+    except ModelError as error:
+        return [error]
+    names: list[str] = []
+    try:
+        names = list(made.adapted(adapter.layers))
+    except ModelError as error:
+        errors.append(error)
+    if not names and not errors:
+        what = "this model has no linear layer that can be adapted"
+        errors.append(ModelError(what, where="adapter.layers", next="Choose another base.model"))
+    network = made.network
+    biased = [name for name in names if getattr(network.get_submodule(name), "bias", None) is not None]
+    any_bias = any(name.rsplit(".", 1)[-1] == "bias" for name, _ in network.named_parameters())
+    try:
+        _check_outer(adapter.train_also, tied=made.tied, head=bool(made.head))
+    except ModelError as error:
+        errors.append(error)
+    try:
+        _check_bias(adapter.bias, updated=bool(biased), anywhere=any_bias)
+    except ModelError as error:
+        errors += [error] if names else []  # without known layers there is no saying
+    return errors
 
 
 def add_adapter(
@@ -197,7 +273,7 @@ def add_adapter(
     frozen = model.frozen()
     names = wanted(frozen, layers)
     check_wishes(model, names, train_also, bias)
-    original = Original(model.weights, model.network.base_model_prefix)
+    original = Original(model.weights, model.architecture)
     for name in names:
         layer = LoraLinear(frozen[name], rank, alpha, dropout, rs=scaling == "rs")
         begun = begin(start, name, layer.base, rank, layer.scale, seed, original, transposed=model.transposed)
@@ -245,17 +321,26 @@ def begin(
 
 def check_wishes(model: Model, names: Sequence[str], train_also: Sequence[str], bias: Bias) -> None:
     """Raises ModelError when `train_also` or `bias` cannot be had of this model, with updates on the layers `names`."""
-    if model.tied and len(set(train_also)) == 1:
+    _check_outer(train_also, tied=model.tied, head=model.network.get_output_embeddings() is not None)
+    frozen = model.frozen()
+    updated = any(frozen[name].bias is not None for name in names)
+    _check_bias(bias, updated=updated, anywhere=bool(_biases(model)))
+
+
+def _check_outer(train_also: Sequence[str], *, tied: bool, head: bool) -> None:
+    if tied and len(set(train_also)) == 1:
         raise ModelError(
             f"embeddings and head of this model are one matrix, so the {train_also[0]} cannot be trained alone",
             where="adapter.train_also",
             next="Name both: [embeddings, head]",
         )
-    if "head" in train_also and model.network.get_output_embeddings() is None:
+    if "head" in train_also and not head:
         raise ModelError("this model has no head", where="adapter.train_also", next="Leave it out")
-    frozen = model.frozen()
-    own = bias == "lora_only" and any(frozen[name].bias is not None for name in names)
-    if bias != "none" and not own and not (bias == "all" and _biases(model)):
+
+
+def _check_bias(bias: Bias, *, updated: bool, anywhere: bool) -> None:
+    """`updated`: whether a layer with an update has a bias; `anywhere`: whether any module of the model has one."""
+    if bias != "none" and not (updated and bias == "lora_only") and not (anywhere and bias == "all"):
         what = "no layer with an update has a bias" if bias == "lora_only" else "this model has no bias"
         raise ModelError(f"{what} to train", where="adapter.bias", next="Set it to none")
 
@@ -304,25 +389,17 @@ def first_a(name: str, rank: int, features_in: int, seed: int) -> torch.Tensor:
 
 
 def wanted(names: Sequence[str] | dict[str, Any], layers: Layers) -> list[str]:
-    """The layers among `names` whose last part is in `layers`."""
-    leaves = {name.rsplit(".", 1)[-1] for name in names}
-    unknown = [] if layers == "all" else [name for name in layers if name not in leaves]
-    if unknown:
-        raise ModelError(
-            f"no linear layer is called '{unknown[0]}'", where="adapter.layers", next=nearest(unknown[0], leaves)
-        )
-    return [name for name in names if layers == "all" or name.rsplit(".", 1)[-1] in layers]
+    """The layers among `names` whose last part is in `layers`. Raises ModelError for a part that no layer has."""
+    return chosen(names, layers)
 
 
 def _freeze(network: Any) -> bool:
-    """Replaces the decoder's linear layers; the head stays as it is. Returns whether the family transposes."""
+    """Replaces the decoder's linear layers; head and routers stay. Returns whether the family transposes."""
     import bitsandbytes as bnb
     from transformers.pytorch_utils import Conv1D
 
-    head, transposed = network.get_output_embeddings(), False
-    for name, layer in list(network.named_modules()):
-        if layer is head or not isinstance(layer, nn.Linear | Conv1D):
-            continue
+    transposed = False
+    for name, layer in linear_layers(network).items():
         if isinstance(layer, bnb.nn.Linear4bit):
             frozen = FrozenLinear.from_nf4(layer.weight.data, layer.weight.quant_state, layer.bias)
             transposed |= layer.source_cls is Conv1D if hasattr(layer, "source_cls") else False

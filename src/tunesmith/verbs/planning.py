@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.conversation import read_rows
-from tunesmith.errors import ResourceError
+from tunesmith.errors import ResourceError, Several
 from tunesmith.memory import Plan, show_bytes
+from tunesmith.model.shape import ModelShape
 from tunesmith.model.weights import Weights
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run
@@ -29,7 +30,9 @@ class Setup:
     examples: dict[str, list[Any]]
     plan: Plan
     slow: list[str]
+    shape: ModelShape
     shard: bool = False
+    notes: tuple[str, ...] = ()  # on what is loaded and adapted
 
 
 def plan(recipe: Recipe, run: Run, say: Say = silent) -> Plan:
@@ -45,11 +48,18 @@ def plan(recipe: Recipe, run: Run, say: Say = silent) -> Plan:
 
 
 def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
-    """Reads the run's rows as tokens, looks at the machine and plans. Raises ResourceError when nothing fits."""
+    """Reads the run's rows as tokens, looks at the machine and plans.
+
+    Raises ResourceError when nothing fits, and for a base or an adapter that cannot be trained what `check_adapter` of
+    model/build.py says.
+    """
     from tunesmith.hardware import look
+    from tunesmith.model.build import check_adapter
     from tunesmith.model.shape import read_shape
     from tunesmith.prompt.tokens import encode
 
+    if errors := check_adapter(recipe.adapter, weights):
+        raise errors[0] if len(errors) == 1 else Several(errors)
     machine = look(recipe.train.precision)
     template = load_template_of(recipe, weights)
     examples = {
@@ -59,7 +69,28 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     slow = _slow(recipe, weights)
     shape = read_shape(weights.folder, weights.name)
     made, why = _planned(recipe, machine, shape, examples, fused=not slow)
-    return Setup(machine, template, examples, made, [*slow, *why], shard=bool(why))
+    notes = tuple(_notes(recipe, weights, shape))
+    return Setup(machine, template, examples, made, [*slow, *why], shape, shard=bool(why), notes=notes)
+
+
+def _notes(recipe: Recipe, weights: Weights, shape: ModelShape) -> list[str]:
+    """What is loaded and what is adapted, for people."""
+    from tunesmith.model.architecture import architecture
+    from tunesmith.model.shape import planned_trained
+
+    model = architecture(weights)
+    groups = ", ".join(f"{name} {show_count(many)}" for name, many in shape.counts.items() if many)
+    lines = [f"base: {show_count(shape.parameters)} parameters ({groups})"]
+    lines += [f"base: {model.note}"] if model.note else []
+    layers = model.adapted(recipe.adapter.layers)
+    names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+    left = ["the head"] + (["routers"] if shape.experts else [])
+    trained = planned_trained(model, recipe.adapter)
+    lines.append(
+        f"adapter: {show_count(trained)} parameters on {len(layers)} linear layers ({names}); "
+        f"{' and '.join(left)} get no update"
+    )
+    return lines
 
 
 def _planned(
@@ -83,13 +114,13 @@ def _planned(
 
 def _slow(recipe: Recipe, weights: Weights) -> list[str]:
     """Why the fused decoder cannot be used, for people."""
+    from tunesmith.model.architecture import architecture
     from tunesmith.model.build import unfused_adapter
     from tunesmith.model.fuse import unfused_config
-    from tunesmith.model.weights import read_config
 
     if recipe.train.engine.name != "native":
         return [f"engine {recipe.train.engine.name} goes its own way"]
-    found = unfused_config(read_config(weights.folder, weights.name)) + unfused_adapter(recipe.adapter)
+    found = unfused_config(architecture(weights).config.to_dict()) + unfused_adapter(recipe.adapter)
     pissa = recipe.adapter.start.name == "pissa"
     return found + (["adapter.start pissa takes its start from the base"] if pissa else [])
 
@@ -130,6 +161,7 @@ def _autograd_plan(
         machine,
         bits=recipe.base.bits,
         rank=recipe.adapter.rank,
+        layers=recipe.adapter.layers,
         optimizer=recipe.train.optimizer.name,
         longest=max(lengths),
         step_tokens=-(-_step_tokens(recipe.train.batch, lengths) // size()),
@@ -159,6 +191,7 @@ def describe(setup: Setup) -> list[str]:
     parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in made.parts.items())
     lines = [
         f"machine: {machine.name}, {machine.precision} ({machine.why})",
+        *setup.notes,
         f"memory: about {show_bytes(made.peak)} of {show_bytes(made.budget)} ({parts})",
         f"micro-batches: {made.micro_tokens} tokens; {made.why}",
     ]
@@ -167,6 +200,14 @@ def describe(setup: Setup) -> list[str]:
     if made.step_seconds is not None and made.total_seconds is not None:
         lines.append(f"time: about {show_seconds(made.step_seconds)} a step, {show_seconds(made.total_seconds)} in all")
     return lines + ([f"better: {made.better}"] if made.better else [])
+
+
+def show_count(many: float) -> str:
+    """A number of parameters for people."""
+    for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+        if many >= size:
+            return f"{many / size:.3g} {unit}"
+    return f"{many:.0f}"
 
 
 def show_seconds(seconds: float) -> str:

@@ -15,7 +15,8 @@ from tunesmith.export.merge import describe, merge
 from tunesmith.export.quantise import quantise
 from tunesmith.export.targets.gguf import SLOTS
 from tunesmith.generate.from_gguf import FromGguf
-from tunesmith.model.adapter import read_adapter
+from tunesmith.model.adapter import read_adapter, write_adapter
+from tunesmith.model.architecture import architecture
 
 
 def write(job: Job, *, base: Literal["f16", "bf16", "f32", "q8_0"] = "f16", kind: Literal["f16", "f32"] = "f16") -> list[File]:  # noqa: E501  # fmt: skip
@@ -31,8 +32,12 @@ def write(job: Job, *, base: Literal["f16", "bf16", "f32", "q8_0"] = "f16", kind
     if not lora.exists():
         known = job.folder / ".work" / "described"
         describe(job, known)
-        convert_adapter(job, job.adapter, known, lora, kind)
+        named = job.folder / ".work" / "adapter"
+        named.mkdir(parents=True, exist_ok=True)
+        write_adapter(named, *read_adapter(job.adapter, architecture(job.weights)))  # with the text model's own names
+        convert_adapter(job, named, known, lora, kind)
         shutil.rmtree(known)
+        shutil.rmtree(named)
     if not beside.exists():
         _write_base(job, beside, base)
     command = f"llama-server -m {beside} --lora {lora} --jinja --temp 0"
@@ -45,7 +50,7 @@ def opened(job: Job, file: File) -> Runtime:
 
 
 def _check(job: Job) -> None:
-    config, tensors = read_adapter(job.adapter)
+    config, tensors = read_adapter(job.adapter, architecture(job.weights))
     odd = [name for name in tensors if not name.endswith((".lora_A", ".lora_B"))]
     if config.get("use_dora") or odd:
         what = "DoRA's lengths" if config.get("use_dora") else f"'{odd[0]}', which was trained whole"

@@ -18,6 +18,7 @@ from tunesmith.find import find
 from tunesmith.model.adapter import finished
 from tunesmith.model.build import add_adapter
 from tunesmith.model.fuse import reasons
+from tunesmith.model.shape import check_trained
 from tunesmith.prompt import pack
 from tunesmith.run import first
 from tunesmith.train import by_autograd, by_hand, checkpoint, spread
@@ -76,12 +77,13 @@ class _Loop:
             bias=adapter.bias,
         )
         self.parameters = job.model.trainable()
+        trained = sum(parameter.numel() for parameter in self.parameters.values())
+        self.trained = check_trained(job.model.architecture, adapter, trained)
         fused = bool(job.layout.forms) and not reasons(job.model)
         self.gradients: Gradients = (by_hand if fused else by_autograd).Gradients(job, job.micro_tokens)
-        trained = self.gradients.trained
         make = find("tunesmith.train.optimizers", self.settings.optimizer.name)
         self.optimizer: torch.optim.Optimizer = make(
-            groups(trained, self.settings.learning_rate, job.adapter.rate_ratio),
+            groups(self.gradients.trained, self.settings.learning_rate, job.adapter.rate_ratio),
             self.settings.learning_rate,
             self.settings.weight_decay,
             **self.settings.optimizer.options,
@@ -361,7 +363,7 @@ class _Loop:
             "seconds": round(progress.seconds, 1),
         }
         journal.tell("end", progress.step, **summary)
-        return Outcome(dict(tensors), config, summary)
+        return Outcome(dict(tensors), config, summary, self.trained)
 
 
 def _fill(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:

@@ -21,6 +21,7 @@ from tunesmith.model.adapter import named, peft_config
 from tunesmith.model.build import begin, check_wishes, wanted
 from tunesmith.model.original import Original
 from tunesmith.model.qlora import FrozenLinear
+from tunesmith.model.shape import check_trained
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
 from tunesmith.run import write_atomic
@@ -55,6 +56,7 @@ def train(job: Job) -> Outcome:
     step = int(last.name.rsplit("-", 1)[1]) if last else 0
     with opened(job.folder / "journal.jsonl", job.folder / "tensorboard", job.watcher, from_step=step) as journal:
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        counted = check_trained(job.model.architecture, job.adapter, trained)
         about = {"total": total, "epochs": job.settings.epochs, "rows": len(job.train), "trained": trained}
         journal.tell("resume" if step else "start", step, **about)
         with listening() as wish, warnings.catch_warnings():
@@ -71,7 +73,9 @@ def train(job: Job) -> Outcome:
                 next="Give the same command again to go on",
             )
         tensors = named(get_peft_model_state_dict(network, save_embedding_layers=False))
-        return Outcome(_undone(tensors, starts), configs[bool(starts)], _summary(job, trainer, journal))
+        outside = job.model.architecture.outside
+        tensors = {outside(name): tensor for name, tensor in _undone(tensors, starts).items()}
+        return Outcome(tensors, configs[bool(starts)], _summary(job, trainer, journal), counted)
 
 
 def _batch(job: Job) -> tuple[int, int]:
@@ -133,7 +137,7 @@ def _wrap(job: Job, names: list[str]) -> tuple[Any, dict[str, tuple[Tensor, Tens
         ensure_weight_tying=bool(outer) and model.tied,
         task_type="CAUSAL_LM",
     )
-    original = Original(model.weights, model.network.base_model_prefix)
+    original = Original(model.weights, model.architecture)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT asks transformers for a name that is going away
         network = get_peft_model(model.network, config)
