@@ -75,6 +75,11 @@ class Architecture:
         """The head's module name, or an empty string."""
         return name_of(self.network, self.network.get_output_embeddings())
 
+    @property
+    def decoder(self) -> str:
+        """The name of the module that turns token ids into hidden states."""
+        return name_of(self.network, decoder_of(self.network))
+
     def key_mapping(self) -> dict[str, str] | None:
         """The renaming of file names that `from_pretrained` needs to load the text half."""
         return {_TEXT_HEAD.pattern: "lm_head.", _TEXT_PART.pattern: "model."} if self.whole else None
@@ -152,13 +157,13 @@ class Architecture:
 
     def outside(self, name: str) -> str:
         """A module's or parameter's name in the model that `loader` loads from the whole checkpoint."""
-        prefix = f"{self.network.base_model_prefix}."
+        prefix = f"{self.decoder}."
         return f"{self.inside}.{name.removeprefix(prefix)}" if self.inside and name.startswith(prefix) else name
 
     def within(self, name: str) -> str:
         """The reverse of `outside`."""
         prefix = f"{self.inside}."
-        return f"{self.network.base_model_prefix}.{name.removeprefix(prefix)}" if self.inside and name.startswith(prefix) else name  # noqa: E501  # fmt: skip
+        return f"{self.decoder}.{name.removeprefix(prefix)}" if self.inside and name.startswith(prefix) else name  # noqa: E501  # fmt: skip
 
 
 def read_architecture(folder: Path, name: str) -> Architecture:
@@ -233,7 +238,9 @@ def sides(layer: Any) -> tuple[int, int]:
 def decoder_of(network: Any) -> Any:
     """The model without its head: what turns token ids into hidden states."""
     own = getattr(network, network.base_model_prefix, None)
-    return network.get_decoder() if own is None or own is network else own
+    if own is not None:
+        return own
+    return next(child for child in network.children() if hasattr(child, "get_input_embeddings"))  # Llama 4's prefix lies
 
 
 def name_of(network: Any, wanted: Any) -> str:
