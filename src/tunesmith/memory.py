@@ -59,6 +59,7 @@ def plan(
     memory: str,
     recompute: str,
     layers: str | Sequence[str] = "all",
+    experts: str = "all",
     pissa: bool = False,
     dora: bool = False,
     train_also: Sequence[str] = (),
@@ -68,8 +69,8 @@ def plan(
 
     `recompute` auto recomputes activations only when not even the longest row fits otherwise.
 
-    `longest` is the longest row in tokens; `layers`, `pissa` (a start that is taken off the base), `dora` and
-    `train_also` ("embeddings", "head") are the adapter's; trained biases are left out, less than 0.1 % of a model's
+    `longest` is the longest row in tokens; `layers`, `experts`, `pissa` (a start that is taken off the base), `dora`
+    and `train_also` ("embeddings", "head") are the adapter's; trained biases are left out, less than 0.1 % of a model's
     parameters.
     Of `shards` processes each holds a part of the linear layers. Raises ResourceError when not even one row fits.
     """
@@ -82,7 +83,7 @@ def plan(
     fixed = {
         "runtime": RUNTIME[machine.device],
         "base": int(held * inner) + sum(base.values()) - inner,
-        "adapter": int(shape.adapter(rank, layers) * trained),
+        "adapter": int(shape.adapter(rank, layers, experts) * trained),
         **variant_bytes(shape, rank, number, trained, pissa=pissa, dora=dora, train_also=train_also),
     }
     dense_bytes = shape.linear * number if bits == 4 else 0

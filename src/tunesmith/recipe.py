@@ -171,6 +171,11 @@ class Adapter(Section):
     rank: int = Field(16, ge=1, le=1024, description="rank of the update")
     alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank, or as `scaling` says")
     layers: Literal["all"] | list[str] = Field("all", description="all linear layers of the decoder, or their names")
+    experts: Literal["all", "none"] = Field(
+        "all",
+        description="experts of a mixture of experts with an update: all that `layers` names (`rank` for each expert, "
+        "so the memory of the update grows with their number; `plan` shows it), or none",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
     scaling: Literal["standard", "rs"] = Field(
         "standard", description="standard: by alpha / rank; rs: by alpha / sqrt(rank) (rsLoRA), for high ranks"

@@ -14,10 +14,10 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from torch import Tensor
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.export.job import Job
+from tunesmith.export.merge_experts import ExpertTensors, ExpertUpdate, expert_updates
 from tunesmith.model.adapter import read_adapter
 from tunesmith.model.architecture import Architecture, architecture, headers
 from tunesmith.model.weights import Weights, read_config
@@ -184,12 +185,15 @@ def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Ou
     found = headers(job.weights.folder)
     updates, whole = _adapter(job) if adapter else ({}, {})
     known = model.parameter_names(found)
-    for name, (path, shape, kind) in found.items():
-        written = model.text_name(name)
-        if written is None or name.endswith(_PACKED):
-            continue
+    files = {text: name for name in found if not name.endswith(_PACKED) and (text := model.text_name(name))}
+    experts = _experts(job, model, {text: found[name][0] for text, name in files.items()}, files, updates)
+    for written, name in files.items():
+        path, shape, kind = found[name]
         parameter, alone = known.get(name, ("", False))
         own = _own_type(kind, job) if dtype is None else dtype
+        if written in experts:
+            yield _Out(written, shape, own, functools.partial(experts.merged, written))
+            continue
         if parameter.startswith(tied_head):
             continue  # some files hold the tied head as well
         layer = parameter.removesuffix(".weight")
@@ -213,6 +217,27 @@ def _transposed(model: Architecture) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return any(isinstance(module, Conv1D) for module in model.network.modules())
+
+
+def _experts(
+    job: Job, model: Architecture, paths: Mapping[str, Path], files: Mapping[str, str], updates: dict[str, _Update]
+) -> ExpertTensors:
+    """The experts among the text model's tensors; their updates are taken out of `updates`.
+
+    `paths` and `files` are the file of each of those tensors and its name there.
+    """
+    packed_from = getattr(torch, job.precision) if job.onto == "quantised" and job.bits == 4 else None
+    experts = ExpertTensors(model.network, paths, lambda name: _read(paths[name], files[name]), packed_from)
+    if updates:
+        config, _ = read_adapter(job.adapter)
+        targets = [str(name) for name in cast("list[object]", config.get("target_parameters") or [])]
+        own, taken = expert_updates(
+            model.network, targets, {name: ExpertUpdate(each.a, each.b, each.scale) for name, each in updates.items()}
+        )
+        experts.take(own)
+        for name in taken:
+            del updates[name]
+    return experts
 
 
 def _adapter(job: Job) -> tuple[dict[str, _Update], dict[str, Tensor]]:

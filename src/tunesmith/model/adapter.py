@@ -13,6 +13,7 @@ from torch import Tensor
 from tunesmith.errors import RunError
 from tunesmith.model.architecture import Architecture
 from tunesmith.model.build import Bias, Model, add_adapter
+from tunesmith.model.experts import expert_shapes, peft_targets
 
 _PREFIX = "base_model.model."
 _AS_THEY_ARE = (".bias", ".lora_magnitude_vector")  # PEFT writes these without ".weight" behind them
@@ -31,8 +32,9 @@ def peft_config(
     train_also: Sequence[str] = (),
     bias: Bias = "none",
     doubled: bool = False,
+    parts: Sequence[str] = (),
 ) -> dict[str, object]:
-    """adapter_config.json for LoRA on the layers `names`.
+    """adapter_config.json for LoRA on the linear layers `names` and the expert parameters `parts`.
 
     `doubled`: PiSSA's start stands beside what was trained, so the rank is twice `rank`, and alpha grows with it so
     that the scale stays.
@@ -41,11 +43,14 @@ def peft_config(
 
     if doubled:
         rank, alpha = 2 * rank, alpha * (math.sqrt(2) if rs else 2)
+    modules, parameters = peft_targets(names, parts, moe=bool(model.experts()))
+    targets = model.architecture.target_modules([name for name in names if _leaf(name) in modules])
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=model.architecture.target_modules(names),
+        target_modules=targets,
+        target_parameters=parameters or None,
         bias=bias,
         use_rslora=rs,
         use_dora=dora,
@@ -81,6 +86,7 @@ def finished(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
     config = peft_config(
         model, rank=variant.rank, alpha=variant.alpha, dropout=variant.dropout, names=list(model.lora),
         rs=variant.rs, dora=variant.dora, train_also=variant.train_also, bias=variant.bias, doubled=doubled,
+        parts=list(model.lora_experts),
     )  # fmt: skip
     tensors = {name: value.detach() for name, value in model.trainable().items()}
     for name, layer in model.lora.items():
@@ -138,25 +144,36 @@ def attach(model: Model, folder: Path) -> None:
     train_also = [which for which in ("embeddings", "head") if saved and _leaf(model.outer(which)) in saved]
     if train_also and model.tied:
         train_also = ["embeddings", "head"]
+    layers, experts = _targets(model, config, tensors)
     try:
         rank, alpha, dropout = int(str(config["r"])), float(str(config["lora_alpha"])), config["lora_dropout"]
         add_adapter(
             model,
             rank=rank,
             alpha=alpha,
-            layers=sorted({_leaf(name.removesuffix(".lora_A")) for name in tensors if name.endswith(".lora_A")}),
+            layers=layers,
             dropout=float(str(dropout)),
             seed=0,
             scaling="rs" if config.get("use_rslora") else "standard",
             dora=bool(config.get("use_dora")),
             train_also=train_also,
             bias=_bias(config.get("bias")),
+            experts="all" if experts else "none",
         )
     except (KeyError, ValueError) as error:
         raise RunError(
             f"the adapter's configuration is damaged: {error}", where=str(folder), next="Train again"
         ) from error
     fill(model, tensors)
+
+
+def _targets(model: Model, config: dict[str, object], tensors: dict[str, Tensor]) -> tuple[list[str], bool]:
+    """The last names of the layers that an adapter covers, and whether experts are among them."""
+    stacked = expert_shapes(model.network)
+    parameters = [str(name) for name in _listed(config.get("target_parameters"))]
+    parts = {_leaf(part) for part in stacked for name in parameters if part.endswith(f".{name}")}
+    updated = {name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")}
+    return sorted(parts | {_leaf(name) for name in updated & model.frozen().keys()}), bool(parts)
 
 
 def fill(model: Model, tensors: dict[str, Tensor]) -> None:

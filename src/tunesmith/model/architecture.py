@@ -20,6 +20,7 @@ from torch import nn
 
 from tunesmith.errors import ModelError
 from tunesmith.find import nearest
+from tunesmith.model.experts import ExpertShape, expert_shapes
 from tunesmith.model.weights import Weights, read_config
 
 Layers = Literal["all"] | list[str]
@@ -135,8 +136,18 @@ class Architecture:
 
     def adapted(self, layers: Layers) -> dict[str, tuple[int, int]]:
         """The linear layers that `adapter.layers` names: (in, out). Raises ModelError for a name that fits none."""
-        known = self.linear()
-        return {name: known[name] for name in chosen(known, layers, self.network)}
+        return self.covered(layers)[0]
+
+    def covered(
+        self, layers: Layers, experts: str = "all"
+    ) -> tuple[dict[str, tuple[int, int]], dict[str, ExpertShape]]:
+        """The linear layers, (in, out), and the expert parameters that `adapter.layers` and `adapter.experts` name.
+
+        Raises ModelError for a name that fits none.
+        """
+        linear, stacked = self.linear(), expert_shapes(self.network) if experts == "all" else {}
+        names = layers_called([*linear, *stacked], layers, self.network)
+        return {n: linear[n] for n in names if n in linear}, {n: stacked[n] for n in names if n in stacked}
 
     def target_modules(self, names: Sequence[str]) -> list[str] | str:
         """PEFT's `target_modules` for the layers `names`, in the model that `loader` loads.
@@ -144,10 +155,9 @@ class Architecture:
         The layers' last names where they fit those layers alone; otherwise a regular expression of the whole paths.
         """
         leaves = sorted({_leaf(name) for name in names})
-        others = {
-            name for name, module in self.network.named_modules()
-            if isinstance(module, nn.Linear | _conv1d()) and _leaf(name) in leaves
-        }  # fmt: skip
+        if not leaves:
+            return []
+        others = {name for name, _ in self.network.named_modules() if _leaf(name) in leaves}
         if not self.whole and others == set(names):
             return leaves
         paths = sorted({re.sub(r"\d+", r"\\d+", re.escape(self.outside(name))) for name in names})
@@ -158,12 +168,14 @@ class Architecture:
     def outside(self, name: str) -> str:
         """A module's or parameter's name in the model that `loader` loads from the whole checkpoint."""
         prefix = f"{self.decoder}."
-        return f"{self.inside}.{name.removeprefix(prefix)}" if self.inside and name.startswith(prefix) else name
+        moved = bool(self.inside) and name.startswith(prefix)
+        return f"{self.inside}.{name.removeprefix(prefix)}" if moved else name
 
     def within(self, name: str) -> str:
         """The reverse of `outside`."""
         prefix = f"{self.inside}."
-        return f"{self.decoder}.{name.removeprefix(prefix)}" if self.inside and name.startswith(prefix) else name  # noqa: E501  # fmt: skip
+        moved = bool(self.inside) and name.startswith(prefix)
+        return f"{self.decoder}.{name.removeprefix(prefix)}" if moved else name
 
 
 def read_architecture(folder: Path, name: str) -> Architecture:
@@ -240,7 +252,9 @@ def decoder_of(network: Any) -> Any:
     own = getattr(network, network.base_model_prefix, None)
     if own is not None:
         return own
-    return next(child for child in network.children() if hasattr(child, "get_input_embeddings"))  # Llama 4's prefix lies
+    return next(
+        child for child in network.children() if hasattr(child, "get_input_embeddings")
+    )  # Llama 4's prefix lies
 
 
 def name_of(network: Any, wanted: Any) -> str:
@@ -248,7 +262,7 @@ def name_of(network: Any, wanted: Any) -> str:
     return next((str(name) for name, module in network.named_modules() if module is wanted), "")
 
 
-def chosen(names: Iterable[str], layers: Layers, network: Any = None) -> list[str]:
+def layers_called(names: Iterable[str], layers: Layers, network: Any = None) -> list[str]:
     """The layers among `names` whose last part is in `layers`. Raises ModelError for a part that no layer has."""
     names = list(names)
     leaves = {_leaf(name) for name in names}

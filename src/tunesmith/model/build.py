@@ -23,11 +23,20 @@ from tunesmith.model.architecture import (
     Architecture,
     Layers,
     architecture,
-    chosen,
     decoder_of,
+    layers_called,
     linear_layers,
     name_of,
     unquantized,
+)
+from tunesmith.model.expert_packing import nf4_config
+from tunesmith.model.experts import (
+    ExpertWeights,
+    FrozenExperts,
+    check_experts,
+    check_variant,
+    expert_shapes,
+    freeze_experts,
 )
 from tunesmith.model.original import Original
 from tunesmith.model.qlora import FrozenLinear, LoraLinear, Trained, copy_of
@@ -36,6 +45,7 @@ from tunesmith.model.weights import Weights
 from tunesmith.recipe import Adapter, Named
 
 Bias = Literal["none", "lora_only", "all"]
+Experts = Literal["all", "none"]
 STARTS = "tunesmith.model.starts"
 ZERO = Named("zero", {})
 
@@ -60,6 +70,7 @@ class Model:
         """`network` is transformers' model; `transposed` says that the family stores its weights in x out (GPT-2)."""
         self.network, self.weights, self.transposed = network, weights, transposed
         self.lora: dict[str, LoraLinear] = {}
+        self.lora_experts: dict[str, ExpertWeights] = {}
         self.whole: dict[str, Trained] = {}
         self.variant: Variant | None = None
         self.decoder: Any = None  # what writes its replies (generate/decoder.py), made when first asked
@@ -97,8 +108,12 @@ class Model:
         """Frozen layers without a LoRA update around them, by name."""
         return {name: layer for name, layer in self.network.named_modules() if isinstance(layer, FrozenLinear)}
 
+    def experts(self) -> dict[str, FrozenExperts]:
+        """The experts' modules by name."""
+        return {name: module for name, module in self.network.named_modules() if isinstance(module, FrozenExperts)}
+
     def keep_dense(self) -> int:
-        """Keeps every NF4 layer dequantised; returns how many there are."""
+        """Keeps every NF4 layer dequantised, but not experts, few of which are hit; returns how many there are."""
         layers = [
             layer for layer in self.network.modules() if isinstance(layer, FrozenLinear) and layer.state is not None
         ]
@@ -118,6 +133,8 @@ class Model:
                 made[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
             if layer.trained_bias is not None:
                 made[f"{name}.base_layer.bias"] = layer.trained_bias
+        for name, experts in self.experts().items():
+            made |= experts.trainable(name)
         for name, module in self.whole.items():
             for part, copy in module.copies.items():
                 if not any(copy is other for other in made.values()):
@@ -134,7 +151,8 @@ class Model:
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
         """Inside the block the adapter is off: the same loaded weights answer as the base model."""
-        layers: list[LoraLinear | Trained] = [*self.lora.values(), *self.whole.values()]
+        layers: list[LoraLinear | Trained | ExpertWeights]
+        layers = [*self.lora.values(), *self.whole.values(), *self.lora_experts.values()]
         before = [layer.enabled for layer in layers]
         for layer in layers:
             layer.enabled = False
@@ -160,7 +178,6 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     model or lack a weight, ResourceError when memory does not suffice.
     """
     from safetensors import SafetensorError
-    from transformers import BitsAndBytesConfig
 
     made = architecture(weights)
     dtype = getattr(torch, precision)
@@ -168,13 +185,8 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
         device = f"cuda:{torch.cuda.current_device()}"
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "trust_remote_code": False}
     if bits == 4:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=unquantized(made.network),
-        )
+        options["quantization_config"] = nf4_config(dtype)
+        options["quantization_config"].llm_int8_skip_modules = unquantized(made.network)
     if (mapping := made.key_mapping()) is not None:
         options["key_mapping"] = mapping
     try:
@@ -194,6 +206,7 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     check_missing(sorted(report["missing_keys"]), weights.name)
     network.requires_grad_(False)
     transposed = _freeze(network)
+    freeze_experts(network, packed=bits == 4, where=weights.name)
     _own_storage(network)
     network.config.use_cache = False
     for attribute in ("is_loaded_in_4bit", "is_quantized"):  # the layers are ours now; nothing else may repack them
@@ -216,37 +229,36 @@ def check_missing(names: Sequence[str], where: str) -> None:
         )
 
 
-def check_adapter(adapter: Adapter, weights: Weights) -> list[TunesmithError]:
+def check_adapter(
+    adapter: Adapter, weights: Weights, *, engine: str = "native", spread: str = "auto"
+) -> list[TunesmithError]:
     """Everything in the recipe's section `adapter` that this base does not have, before anything is loaded.
 
     The base itself is checked as well: that it is a causal language model, and that its files hold every weight.
+    `engine` and `spread` are the recipe's `train.engine` and `train.spread`, which some bases limit.
     """
-    errors: list[TunesmithError] = []
     try:
         made = architecture(weights)
         if any(weights.folder.glob("*.safetensors")):
             check_missing(made.missing(weights.folder), weights.name)
+        linear, stacked = made.covered(adapter.layers, adapter.experts)
     except ModelError as error:
         return [error]
-    names: list[str] = []
-    try:
-        names = list(made.adapted(adapter.layers))
-    except ModelError as error:
-        errors.append(error)
-    if not names and not errors:
+    if not linear and not stacked:
         what = "this model has no linear layer that can be adapted"
-        errors.append(ModelError(what, where="adapter.layers", next="Choose another base.model"))
+        return [ModelError(what, where="adapter.layers", next="Choose another base.model")]
     network = made.network
-    biased = [name for name in names if getattr(network.get_submodule(name), "bias", None) is not None]
-    any_bias = any(name.rsplit(".", 1)[-1] == "bias" for name, _ in network.named_parameters())
+    errors = check_experts(adapter, made.config.to_dict(), engine=engine, spread=spread)
     try:
         _check_outer(adapter.train_also, tied=made.tied, head=bool(made.head))
     except ModelError as error:
         errors.append(error)
+    updated = any(getattr(network.get_submodule(name), "bias", None) is not None for name in linear)
+    anywhere = any(name.rsplit(".", 1)[-1] == "bias" for name, _ in network.named_parameters())
     try:
-        _check_bias(adapter.bias, updated=bool(biased), anywhere=any_bias)
+        _check_bias(adapter.bias, updated=updated, anywhere=anywhere)
     except ModelError as error:
-        errors += [error] if names else []  # without known layers there is no saying
+        errors.append(error)
     return errors
 
 
@@ -263,16 +275,18 @@ def add_adapter(
     start: Named = ZERO,
     train_also: Sequence[str] = (),
     bias: Bias = "none",
+    experts: Experts = "all",
 ) -> None:
     """Puts a LoRA update over the wanted layers; each starts as `start` says, from `seed` and its own name.
 
     See the recipe's section `adapter` for the settings. Raises ModelError when a name in `layers` fits no layer, when
-    only one of tied embeddings and head is to be trained, when there is no bias to train, or when a start cannot be
-    made; RecipeError for a start's wrong options.
+    experts cannot have the variant, when only one of tied embeddings and head is to be trained, when there is no bias
+    to train, or when a start cannot be made; RecipeError for a start's wrong options.
     """
     frozen = model.frozen()
-    names = wanted(frozen, layers)
+    names, parts = chosen(model, layers, experts)
     check_wishes(model, names, train_also, bias)
+    check_variant(model.network, names, parts, dropout=dropout, dora=dora, start=start, bias=bias)
     original = Original(model.weights, model.architecture)
     for name in names:
         layer = LoraLinear(frozen[name], rank, alpha, dropout, rs=scaling == "rs")
@@ -288,11 +302,23 @@ def add_adapter(
             layer.train_bias()
         model.network.set_submodule(name, layer)
         model.lora[name] = layer
+    for name in parts:
+        weights = model.network.get_submodule(name)
+        first = first_a(name, rank * weights.experts, weights.shape.inputs, seed)
+        weights.add_lora(first, rank, alpha / math.sqrt(rank) if scaling == "rs" else alpha / rank)
+        model.lora_experts[name] = weights
     if bias == "all":
         _train_biases(model)
     _train_outer(model, train_also)
     also = tuple(which for which in ("embeddings", "head") if which in train_also)
     model.variant = Variant(rank, alpha, dropout, scaling == "rs", dora, also, bias)
+
+
+def chosen(model: Model, layers: Layers, experts: Experts) -> tuple[list[str], list[str]]:
+    """The linear layers and the expert parameters that an adapter covers. Raises ModelError for an unknown name."""
+    frozen, stacked = model.frozen(), expert_shapes(model.network) if experts == "all" else {}
+    names = wanted([*frozen, *stacked], layers)
+    return [name for name in names if name in frozen], [name for name in names if name in stacked]
 
 
 def begin(
@@ -390,7 +416,7 @@ def first_a(name: str, rank: int, features_in: int, seed: int) -> torch.Tensor:
 
 def wanted(names: Sequence[str] | dict[str, Any], layers: Layers) -> list[str]:
     """The layers among `names` whose last part is in `layers`. Raises ModelError for a part that no layer has."""
-    return chosen(names, layers)
+    return layers_called(names, layers)
 
 
 def _freeze(network: Any) -> bool:

@@ -11,10 +11,12 @@ from torch import nn
 
 from tunesmith.errors import InternalError
 from tunesmith.model.architecture import Architecture, decoder_layers, linear_layers, read_architecture, sides
+from tunesmith.model.expert_packing import expert_parameters
+from tunesmith.model.experts import ExpertShape, ExpertWeights, expert_shapes
+from tunesmith.model.qlora import FrozenLinear
 from tunesmith.recipe import Adapter
 
 GROUPS = ("embeddings", "head", "linear", "experts", "other")
-EXPERTS_PACKED = False  # whether `build.load` packs the experts of a mixture in 4 bits with base.bits 4
 CLOSE = 0.01  # the share by which loaded and planned bytes may differ
 
 
@@ -41,7 +43,7 @@ class ModelShape:
     counts: Mapping[str, int] = field(default_factory=dict, compare=False, hash=False)
     blocks: tuple[tuple[tuple[str, int, int], ...], ...] = field(default=(), compare=False, hash=False)
     outside: tuple[tuple[str, int, int], ...] = field(default=(), compare=False, hash=False)  # not in any block
-    sizes: tuple[int, ...] = field(default=(), compare=False, hash=False)  # elements of each linear layer
+    stacked: tuple[tuple[str, ExpertShape], ...] = field(default=(), compare=False, hash=False)  # experts' parameters
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,9 +83,8 @@ class ModelShape:
         counts = self.counts or {"linear": self.linear, "other": self.rest}
         packed = {name: int(count * number) for name, count in counts.items()}
         if bits == 4:
-            packed["linear"] = sum(map(nf4_bytes, self.sizes)) if self.sizes else nf4_bytes(self.linear)
-            if EXPERTS_PACKED:
-                packed["experts"] = nf4_bytes(counts.get("experts", 0))
+            packed["linear"] = sum(nf4_bytes(inner * out) for _, inner, out in self.every())
+            packed["experts"] = sum(each.experts * nf4_bytes(each.inputs * each.outputs) for _, each in self.stacked)
         return packed
 
     def every(self) -> tuple[tuple[str, int, int], ...]:
@@ -92,9 +93,13 @@ class ModelShape:
             return (*(each for block in self.blocks for each in block), *self.outside)
         return tuple((name, *size) for name, size in zip(self.names, self.linears, strict=True)) * self.layers
 
-    def adapter(self, rank: int, layers: str | Sequence[str] = "all") -> int:
-        """Elements of a LoRA adapter of `rank` on the linear layers whose last names are in `layers`."""
-        return rank * sum(inner + out for name, inner, out in self.every() if layers == "all" or name in layers)
+    def adapter(self, rank: int, layers: str | Sequence[str] = "all", experts: str = "all") -> int:
+        """Elements of a LoRA adapter of `rank` on the layers, experts among them, whose last names are in `layers`."""
+        linear = sum(inner + out for name, inner, out in self.every() if layers == "all" or name in layers)
+        if experts == "none":
+            return rank * linear
+        stacked = [each for name, each in self.stacked if layers == "all" or name in layers]
+        return rank * linear + sum(each.adapter_parameters(rank) for each in stacked)
 
 
 def nf4_bytes(count: int) -> int:
@@ -134,7 +139,7 @@ def shape_of(model: Architecture) -> ModelShape:
         counts=count(network, tied=model.tied),
         blocks=blocks,
         outside=outside,
-        sizes=tuple(inner * out for inner, out in model.linear().values()),
+        stacked=tuple((name.rsplit(".", 1)[-1], each) for name, each in expert_shapes(network).items()),
     )
 
 
@@ -147,9 +152,11 @@ def loaded_bytes(network: Any, *, tied: bool) -> dict[str, int]:
     """Bytes of a loaded model by group: weights, codes and the scales of codes."""
     found = {group: sum(each.nbytes for each in members) for group, members in _grouped(network, tied=tied).items()}
     for layer in network.modules():
-        state = getattr(layer, "state", None)
-        if state is not None and hasattr(state, "absmax"):
+        if isinstance(layer, FrozenLinear) and layer.state is not None:
+            state = layer.state
             found["linear"] += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+        if isinstance(layer, ExpertWeights):
+            found["experts"] += sum(part.nbytes for name, part in layer.named_buffers() if not name.endswith("book"))
     return found
 
 
@@ -176,8 +183,9 @@ def planned_trained(model: Architecture, adapter: Adapter) -> int:
 
     Raises ModelError for layers that it does not have.
     """
-    layers = model.adapted(adapter.layers)
-    total = sum(adapter.rank * (inner + out) + (out if adapter.dora else 0) for inner, out in layers.values())
+    layers, stacked = model.covered(adapter.layers, adapter.experts)
+    total = sum(each.adapter_parameters(adapter.rank) for each in stacked.values())
+    total += sum(adapter.rank * (inner + out) + (out if adapter.dora else 0) for inner, out in layers.values())
     network = model.network
     if adapter.bias == "all":
         total += sum(p.numel() for n, p in network.named_parameters() if n.rsplit(".", 1)[-1] == "bias")
@@ -215,17 +223,11 @@ def _grouped(network: Any, *, tied: bool) -> dict[str, list[Any]]:
                 made["embeddings"].append(parameter)
             elif module in linear and parameter is module.weight:
                 made["linear"].append(parameter)
-            elif _holds_experts(module):
+            elif parameter.dim() == 3 and expert_parameters(module):
                 made["experts"].append(parameter)
             else:
                 made["other"].append(parameter)
     return made
-
-
-def _holds_experts(module: nn.Module) -> bool:
-    """Whether this module keeps the weights of all its experts in tensors of three dimensions."""
-    convolution = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return not convolution and any(p.dim() == 3 for p in module.parameters(recurse=False))
 
 
 def _blocks(network: Any) -> tuple[tuple[tuple[tuple[str, int, int], ...], ...], tuple[tuple[str, int, int], ...]]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunesmith.errors import RecipeError
 from tunesmith.model.build import Model
 from tunesmith.model.qlora import FrozenLinear
 from tunesmith.train import spread
@@ -27,6 +28,10 @@ def shard(model: Model) -> None:
 
     A model that is on the processor reaches the card layer by layer, so that it need never stand there as a whole.
     """
+    if model.experts():
+        raise RecipeError(
+            "experts are not divided over processes", where="train.spread", next="Set train.spread to ddp"
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

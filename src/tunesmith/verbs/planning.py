@@ -58,7 +58,8 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     from tunesmith.model.shape import read_shape
     from tunesmith.prompt.tokens import encode
 
-    if errors := check_adapter(recipe.adapter, weights):
+    engine, spread = recipe.train.engine.name, recipe.train.spread
+    if errors := check_adapter(recipe.adapter, weights, engine=engine, spread=spread):
         raise errors[0] if len(errors) == 1 else Several(errors)
     machine = look(recipe.train.precision)
     template = load_template_of(recipe, weights)
@@ -82,14 +83,15 @@ def _notes(recipe: Recipe, weights: Weights, shape: ModelShape) -> list[str]:
     groups = ", ".join(f"{name} {show_count(many)}" for name, many in shape.counts.items() if many)
     lines = [f"base: {show_count(shape.parameters)} parameters ({groups})"]
     lines += [f"base: {model.note}"] if model.note else []
-    layers = model.adapted(recipe.adapter.layers)
+    layers, experts = model.covered(recipe.adapter.layers, recipe.adapter.experts)
     names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
-    left = ["the head"] + (["routers"] if shape.experts else [])
-    trained = planned_trained(model, recipe.adapter)
-    lines.append(
-        f"adapter: {show_count(trained)} parameters on {len(layers)} linear layers ({names}); "
-        f"{' and '.join(left)} get no update"
+    updated = (
+        f"{show_count(planned_trained(model, recipe.adapter))} parameters on {len(layers)} linear layers ({names})"
     )
+    updated += f" and the experts of {len({name.rpartition('.')[0] for name in experts})} layers" if experts else ""
+    left = ["the head"] + (["routers"] if shape.experts else [])
+    left += ["experts"] if shape.experts and not experts else []
+    lines.append(f"adapter: {updated}; without an update: {', '.join(left)}")
     return lines
 
 
@@ -162,6 +164,7 @@ def _autograd_plan(
         bits=recipe.base.bits,
         rank=recipe.adapter.rank,
         layers=recipe.adapter.layers,
+        experts=recipe.adapter.experts,
         optimizer=recipe.train.optimizer.name,
         longest=max(lengths),
         step_tokens=-(-_step_tokens(recipe.train.batch, lengths) // size()),

@@ -75,6 +75,7 @@ class _Loop:
             start=adapter.start,
             train_also=adapter.train_also,
             bias=adapter.bias,
+            experts=adapter.experts,
         )
         self.parameters = job.model.trainable()
         trained = sum(parameter.numel() for parameter in self.parameters.values())

@@ -95,6 +95,8 @@ def _checked(job: Job, names: list[str]) -> tuple[dict[str, object], dict[str, o
     Raises RecipeError for what PEFT cannot do over our base, ModelError for what the model has not.
     """
     adapter, also = job.adapter, _whole(job)
+    if job.model.experts():
+        raise RecipeError("engine trl trains no mixture of experts", where="train.engine", next="Set it to native")
     check_wishes(job.model, names, also, adapter.bias)
     if adapter.dora:
         _refuse_packed(job.model.frozen().values(), "adapter.dora", "dora")
