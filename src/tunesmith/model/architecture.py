@@ -355,7 +355,9 @@ def _text_config(plain: dict[str, Any], own: Any, whole: Any, head: bool | None)
         values.pop("rope_scaling", None)
         text = AutoConfig.for_model(TEXT_AS[own.model_type], **values, rope_parameters=rope or None)
     written = plain.get("text_config", {})
-    tied = written.get("tie_word_embeddings", plain.get("tie_word_embeddings", own.tie_word_embeddings))
+    tied = written.get(
+        "tie_word_embeddings", plain.get("tie_word_embeddings", getattr(own, "tie_word_embeddings", False))
+    )
     text.tie_word_embeddings = tied if head is None else (not head or bool(tied))
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(whole, key, None) is not None:

@@ -171,7 +171,7 @@ def check_loaded(shape: ModelShape, model: Any, *, bits: int, number: int) -> di
     whole = sum(planned.values())
     for group in sorted({*planned, *loaded}):
         wanted, got = planned.get(group, 0), loaded.get(group, 0)
-        if abs(wanted - got) > max(CLOSE * wanted, 0.001 * whole, 4096):
+        if abs(wanted - got) > max(CLOSE * wanted, 0.001 * whole):
             raise InternalError(
                 f"the plan counted {wanted:,} bytes of {group} and {got:,} were loaded", where=model.weights.name
             )
