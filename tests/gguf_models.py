@@ -27,11 +27,20 @@ LAYER = {  # transformers' name -> the file's
 }  # fmt: skip
 TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 HEADS, KEYS = 4, 2
+SLIDING = ["sliding_attention"]
 SAID = ["how to do t0 way 1?", "1. Open t2.", "2. Tap Save.", string.printable[:94]]  # what the tokenizer is made of
 WORDS = {  # rows of tests/families.py whose converter reads a SentencePiece tokenizer; the others one of BPE
     "llama2", "llama3", "llama32", "mistral", "mixtral", "ministral", "ministral3", "mistral3", "gemma", "gemma2",
     "gemma3_text", "gemma3", "gemma3n", "gemma4", "gemma4_moe", "phi3", "phi4", "phimoe", "smolvlm", "granite",
     "granitemoe",
+}  # fmt: skip
+PATTERN: dict[str, dict[str, Any]] = {  # where llama.cpp knows no other order of layers than that of the real models
+    **dict.fromkeys(("gemma3", "gemma3_text"), {"num_hidden_layers": 6, "layer_types": [*SLIDING * 5, "full_attention"]}),
+    "gemma3n": {
+        "num_hidden_layers": 5, "layer_types": [*SLIDING * 4, "full_attention"], "intermediate_size": [128] * 5,
+        "activation_sparsity_pattern": [0.0] * 5,
+    },
+    "olmo3": {"num_hidden_layers": 4, "layer_types": [*SLIDING * 3, "full_attention"]},
 }  # fmt: skip
 EOT = 107  # of gemma's tokenizer, which the converter takes for the end of a turn in all of gemma's models
 
@@ -164,7 +173,7 @@ def make_shippable(folder: Path, name: str) -> Path:
     sizes = {"vocab_size": words, "eos_token_id": 5 if name in WORDS else 2}
     if "vocab_size_per_layer_input" in FAMILY[name].text:
         sizes["vocab_size_per_layer_input"] = words
-    make_family(folder, name, **sizes)
+    make_family(folder, name, **{**sizes, **PATTERN.get(name, {})})
     for left in ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer_config.json"):
         (folder / left).unlink(missing_ok=True)
     if name in WORDS:

@@ -62,9 +62,7 @@ def dequantized(model: Model, dtype: torch.dtype = torch.float32) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_plain_and_packed_experts_compute_what_transformers_computes(
-    moe: Callable[[str], Path], family: str
-) -> None:
+def test_plain_and_packed_experts_compute_what_transformers_computes(moe: Callable[[str], Path], family: str) -> None:
     expected = logits(reference(moe(family)))
     torch.testing.assert_close(logits(model_of(moe(family), 16).network), expected, rtol=0, atol=1e-5)
     packed = model_of(moe(family))

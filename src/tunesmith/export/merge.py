@@ -134,11 +134,11 @@ def text_config(model: Architecture, weights: Weights) -> dict[str, Any]:
     """config.json of what is trained: as the base has it, or of the text half of an image-text model."""
     config = read_config(weights.folder, weights.name)
     if model.whole:
-        part = config.get("text_config", {})
-        own = model.config.to_dict()
-        config = {**own, **{key: value for key, value in part.items() if key in own and key != "model_type"}}
-        config |= {key: own[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in own}
-        config |= {"tie_word_embeddings": model.tied, "architectures": [type(model.network).__name__]}
+        own, part = model.config.to_dict(), config.get("text_config", {})
+        if part.get("model_type") == model.family and any(key.startswith("rope") for key in part):
+            kept = {key: value for key, value in part.items() if key.startswith("rope")}  # as other readers know them
+            own = {key: value for key, value in own.items() if not key.startswith("rope")} | kept
+        config = {**own, "tie_word_embeddings": model.tied, "architectures": [type(model.network).__name__]}
     for key in ("quantization_config", "auto_map", "_name_or_path"):
         config.pop(key, None)
     return config

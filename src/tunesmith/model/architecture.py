@@ -36,6 +36,7 @@ _TEXT_PART = re.compile(r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.
 _TEXT_HEAD = re.compile(r"^(?:model\.)?language_model\.lm_head\.")
 _ELSEWHERE = ("vision", "visual", "audio", "multi_modal", "multimodal", "embed_vision", "embed_audio", "connector")
 _ROUTERS = ("gate", "shared_expert_gate")
+_READ_ELSEWHERE = ("x_proj", "dt_proj", "weights_proj")  # whose weight the family multiplies by outside of the layer
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -219,8 +220,8 @@ def headers(folder: Path) -> dict[str, tuple[Path, tuple[int, ...], str]]:
 def linear_layers(network: Any) -> dict[str, Any]:
     """The linear layers of `network` that are frozen in 4 bits or adapted, by name, in order.
 
-    Not the head, not the router of a mixture of experts, no subclass with a forward of its own, and no layer with a
-    side below NARROW.
+    Not the head, not the router of a mixture of experts, no subclass with a forward of its own, no layer whose weight
+    is also read elsewhere, and none with a side below NARROW.
     """
     head, conv1d = network.get_output_embeddings(), _conv1d()
     return {
@@ -229,6 +230,7 @@ def linear_layers(network: Any) -> dict[str, Any]:
         if module is not head
         and (isinstance(module, conv1d) or _plain(module))
         and min(sides(module)) >= NARROW
+        and _leaf(name) not in _READ_ELSEWHERE
         and not _routes(name, module, network.config)
     }
 

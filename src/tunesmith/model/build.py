@@ -206,6 +206,7 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     check_missing(sorted(report["missing_keys"]), weights.name)
     network.requires_grad_(False)
     transposed = _freeze(network)
+    _keep_from_shortcuts(network)
     freeze_experts(network, packed=bits == 4, where=weights.name)
     _own_storage(network)
     network.config.use_cache = False
@@ -437,6 +438,24 @@ def _freeze(network: Any) -> bool:
         if isinstance(layer, bnb.nn.Linear4bit):
             layer.weight.module = None  # a circle that would hold the codes until the collector comes
     return transposed or getattr(network.config, "model_type", "") == "gpt2"
+
+
+def _keep_from_shortcuts(network: Any) -> None:
+    """Keeps state-space mixers out of training mode; their layers follow the model's mode as usual.
+
+    In training mode these modules of transformers hand the weight of their output layer to a fused kernel, where one is
+    installed, past the layer itself: packed codes would be multiplied, and no update would be seen.
+    """
+    for module in network.modules():
+        if hasattr(module, "A_log") and hasattr(module, "out_proj"):
+            module.training = False
+            module.train = functools.partial(_train_children, module)
+
+
+def _train_children(module: Any, mode: bool = True) -> Any:
+    for child in module.children():
+        child.train(mode)
+    return module
 
 
 def _own_storage(network: Any) -> None:

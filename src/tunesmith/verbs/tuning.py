@@ -233,12 +233,14 @@ def _keep(
 ) -> None:
     """Writes what came out."""
     from tunesmith.model.adapter import write_adapter
+    from tunesmith.model.architecture import architecture
     from tunesmith.run import new_folder
 
     with new_folder(run / "adapter") as folder:
         write_adapter(folder, outcome.config, outcome.tensors)
     per_step = outcome.summary["seconds"] / outcome.summary["steps"] if outcome.summary.get("seconds") else None
     seen = {"measured": measured, "measured_step_seconds": per_step, "base_bytes": loaded}
+    seen["loader"] = architecture(weights).loader  # the class that reads the base for the adapter
     run.write_json("plan.json", {**made.describe(), **seen, "trained": outcome.trained})
     run.seal("train", made_from, ["adapter"], seconds=seconds, summary=outcome.summary, weights=weights.fingerprint)
     say(f"train: {outcome.summary['steps']} steps in {seconds:.0f} s. The adapter is {run / 'adapter'}")
