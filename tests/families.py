@@ -48,6 +48,11 @@ GEMMA4: Values = {**GEMMA, **MIXED, **BY_LAYER, "global_head_dim": 32}
 LINEAR: Values = {  # Qwen 3.5 has three layers of linear attention to one of softmax attention; here one and one
     **COMMON, "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 16,
     "linear_value_head_dim": 16, "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_conv_kernel_dim": 4,
+    "mtp_num_hidden_layers": 1,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0],
+        "mrope_interleaved": True,
+    },
 }  # fmt: skip
 MAMBA: Values = {
     **PLAIN, **SCALED, "layer_types": ["mamba", "attention"], "num_local_experts": 0, "num_experts_per_tok": 0,
@@ -92,7 +97,7 @@ FAMILY: dict[str, Family] = {
     "qwen2_5_vl": Family("Qwen 2.5 VL", "qwen2_5_vl", {**PLAIN, **MROPE}, QWEN_EYE),
     "qwen3": Family("Qwen 3", "qwen3", COMMON),
     "qwen3_vl": Family("Qwen 3 VL", "qwen3_vl", {**COMMON, **MROPE}, {**QWEN_EYE, "deepstack_visual_indexes": [0]}),
-    "qwen3_moe": Family("Qwen 3 MoE", "qwen3_moe", {**COMMON, **EIGHT}),
+    "qwen3_moe": Family("Qwen 3 MoE", "qwen3_moe", {**COMMON, **EIGHT, "norm_topk_prob": True}),
     "qwen3_5": Family("Qwen 3.5, 3.6", "qwen3_5", LINEAR, QWEN_EYE),
     "qwen3_5_text": Family("Qwen 3.5, 3.6, text", "qwen3_5_text", LINEAR),
     "qwen3_5_moe": Family("Qwen 3.5 MoE, text", "qwen3_5_moe_text", {

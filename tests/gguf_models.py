@@ -32,15 +32,18 @@ SAID = ["how to do t0 way 1?", "1. Open t2.", "2. Tap Save.", string.printable[:
 WORDS = {  # rows of tests/families.py whose converter reads a SentencePiece tokenizer; the others one of BPE
     "llama2", "llama3", "llama32", "mistral", "mixtral", "ministral", "ministral3", "mistral3", "gemma", "gemma2",
     "gemma3_text", "gemma3", "gemma3n", "gemma4", "gemma4_moe", "phi3", "phi4", "phimoe", "smolvlm", "granite",
-    "granitemoe",
+    "granitemoe", "qwen2", "qwen2_5_vl", "qwen3_vl",
 }  # fmt: skip
-PATTERN: dict[str, dict[str, Any]] = {  # where llama.cpp knows no other order of layers than that of the real models
-    **dict.fromkeys(("gemma3", "gemma3_text"), {"num_hidden_layers": 6, "layer_types": [*SLIDING * 5, "full_attention"]}),
+SIX: dict[str, Any] = {"num_hidden_layers": 6, "layer_types": [*SLIDING * 5, "full_attention"]}
+LINEAR: dict[str, Any] = {"num_hidden_layers": 4, "layer_types": [*["linear_attention"] * 3, "full_attention"]}
+PATTERN: dict[str, dict[str, Any]] = {  # where llama.cpp knows no other sizes and order than the real models'
+    "gemma3": SIX, "gemma3_text": SIX, "qwen3_5": LINEAR, "qwen3_5_text": LINEAR, "qwen3_5_moe": LINEAR,
+    "olmo3": {"num_hidden_layers": 4, "layer_types": [*SLIDING * 3, "full_attention"]},
     "gemma3n": {
         "num_hidden_layers": 5, "layer_types": [*SLIDING * 4, "full_attention"], "intermediate_size": [128] * 5,
-        "activation_sparsity_pattern": [0.0] * 5,
+        "activation_sparsity_pattern": [0.0] * 5, "altup_num_inputs": 4, "hidden_size_per_layer_input": 256,
+        "laurel_rank": 64,
     },
-    "olmo3": {"num_hidden_layers": 4, "layer_types": [*SLIDING * 3, "full_attention"]},
 }  # fmt: skip
 EOT = 107  # of gemma's tokenizer, which the converter takes for the end of a turn in all of gemma's models
 
@@ -180,6 +183,11 @@ def make_shippable(folder: Path, name: str) -> Path:
         write_words(folder)
     else:
         copy_smol(folder)
+    if "granite4" in name:  # transformers 5 writes these words otherwise than the hub's files have them
+        config = json.loads((folder / "config.json").read_text())
+        words_of = {"linear_attention": "mamba", "full_attention": "attention"}
+        config["layer_types"] = [words_of.get(each, each) for each in config["layer_types"]]
+        (folder / "config.json").write_text(json.dumps(config))
     path = folder / "model.safetensors"
     tensors = load_file(path)
     heads = [each for each in tensors if each.endswith("lm_head.weight")]

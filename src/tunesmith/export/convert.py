@@ -16,6 +16,7 @@ from pathlib import Path
 from tunesmith.errors import MissingExtra, ModelError, ResourceError
 from tunesmith.export.job import Job
 from tunesmith.export.merge import describe
+from tunesmith.model.architecture import architecture
 from tunesmith.model.gguf_header import read_header
 from tunesmith.run import disk, sync_folder
 
@@ -29,12 +30,19 @@ def check_base(job: Job) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         describe(job, folder)
-        _run("convert_hf_to_gguf.py", [str(folder), "--vocab-only", "--outfile", f"{scratch}/words.gguf"], job)
+        words = [str(folder), *_left_out(job), "--vocab-only", "--outfile", f"{scratch}/words.gguf"]
+        _run("convert_hf_to_gguf.py", words, job)
 
 
 def convert(job: Job, folder: Path, target: Path, kind: str) -> Path:
     """Writes the transformers folder as one GGUF file, matrices in `kind` (f32, f16 or bf16)."""
-    return _convert(job, "convert_hf_to_gguf.py", [str(folder), "--outtype", kind], target)
+    return _convert(job, "convert_hf_to_gguf.py", [str(folder), *_left_out(job), "--outtype", kind], target)
+
+
+def _left_out(job: Job) -> list[str]:
+    """Without the draft head for further tokens that these families bring: it is neither loaded nor trained."""
+    drafting = ("qwen3_5", "qwen3_next")
+    return ["--no-mtp"] if architecture(job.weights).family.startswith(drafting) else []
 
 
 def convert_adapter(job: Job, adapter: Path, base: Path, target: Path, kind: str) -> Path:
