@@ -63,6 +63,10 @@ LATENT: Values = {
     **PLAIN, **ROUTED, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 16, "v_head_dim": 16,
 }  # fmt: skip
+LLAMA4: Values = {
+    **FOUR, "num_experts_per_tok": 1, "intermediate_size_mlp": 128, "interleave_moe_layer_step": 2,
+    "attention_chunk_size": 64,
+}  # fmt: skip
 GEMMA3_TOKENS: Values = {"mm_tokens_per_image": 4, "boi_token_index": 4, "eoi_token_index": 5, "image_token_index": 6}
 
 
@@ -84,10 +88,12 @@ FAMILY: dict[str, Family] = {
     "llama2": Family("Llama 2", "llama", {**PLAIN, **UNTIED, "num_key_value_heads": 4}),
     "llama3": Family("Llama 3, 3.1; DeepSeek R1 distills", "llama", {**PLAIN, **UNTIED, **LLAMA3}),
     "llama32": Family("Llama 3.2; SmolLM 2", "llama", {**COMMON, **LLAMA3}),
-    "llama4": Family("Llama 4, text", "llama4_text", {
-        **COMMON, **FOUR, "num_experts_per_tok": 1, "intermediate_size_mlp": 128, "interleave_moe_layer_step": 2,
-        "attention_chunk_size": 64,
-    }),
+    "llama4": Family("Llama 4, text", "llama4_text", {**COMMON, **LLAMA4}),
+    "llama4_images": Family(
+        "Llama 4", "llama4", {**COMMON, **LLAMA4, "model_type": "llama4_text"},
+        {**EYE, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+        {"image_token_index": 6},
+    ),
     "mistral": Family("Mistral 7B", "mistral", {**COMMON, **UNTIED, "sliding_window": None}),
     "mixtral": Family("Mixtral", "mixtral", {**COMMON, **FOUR}),
     "ministral": Family("Ministral 8B", "ministral", {**COMMON, **MIXED}),
@@ -109,6 +115,10 @@ FAMILY: dict[str, Family] = {
     "gemma3": Family("Gemma 3 4B, 12B, 27B", "gemma3", {**GEMMA, **MIXED}, EYE, GEMMA3_TOKENS),
     "gemma3n": Family("Gemma 3n, text", "gemma3n_text", GEMMA3N),
     "gemma4": Family("Gemma 4, text", "gemma4_text", GEMMA4),
+    "gemma4_images": Family(
+        "Gemma 4", "gemma4", GEMMA4, {**EYE, "head_dim": 16, "num_key_value_heads": 2, "position_embedding_size": 64},
+        {"audio_config": None},
+    ),
     "gemma4_moe": Family("Gemma 4 MoE, text", "gemma4_text", {
         **GEMMA4, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
     }),

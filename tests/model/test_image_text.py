@@ -68,6 +68,23 @@ def test_every_layout_of_the_files_gives_the_same_text_model(
     torch.testing.assert_close(logits(merged), logits(usual.network), rtol=1e-4, atol=1e-4)
 
 
+def test_a_tower_that_cannot_be_built_here_is_no_hindrance(family: Callable[[str], Path], tmp_path: Path) -> None:
+    """Gemma 3n's needs the package timm; its text half does not."""
+    text = json.loads((family("gemma3n") / "config.json").read_text())
+    config = {"model_type": "gemma3n", "text_config": text, "vision_config": {"model_type": "gemma3n_vision"}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "audio_config": {"model_type": "gemma3n_audio"}}))
+    tensors = load_file(family("gemma3n") / "model.safetensors")
+    assert all(name.startswith("model.") for name in tensors)
+    renamed = {f"model.language_model.{name.removeprefix('model.')}": tensor for name, tensor in tensors.items()}
+    renamed["model.vision_tower.timm_model.conv_stem.weight"] = torch.zeros(4, 3, 3, 3)
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, usual = (
+        load(fetch(str(each)), bits=16, device="cpu", precision="float32") for each in (tmp_path, family("gemma3n"))
+    )  # noqa: E501
+    assert torch.equal(logits(model.network), logits(usual.network))
+    assert (model.architecture.inside, model.architecture.whole) == ("model.language_model", "gemma3n")
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_nothing_but_the_text_half_is_loaded_or_adapted(
     family: Callable[[str], Path], tmp_path: Path, name: str

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adapters import BASIC, VARIANTS, WITH_BIAS, made
 from families import make_family
 from tunesmith.errors import InternalError, ModelError
-from tunesmith.memory import NF4_BYTES
+from tunesmith.memory import NF4_BYTES, token_bytes
 from tunesmith.model.build import Model, check_adapter, load
 from tunesmith.model.shape import check_loaded, check_trained, planned_trained, read_shape
 from tunesmith.model.weights import Weights, fetch
@@ -196,6 +197,28 @@ def test_trained_parameters_are_counted_for_every_variant(
     )  # fmt: skip
     counted = sum(parameter.numel() for parameter in model.trainable().values())
     assert planned_trained(model.architecture, adapter) == counted
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama2", "gemma2", "gemma3n", "gemma4_moe", "gpt2", "gpt_oss", "qwen3_5", "granite4_moe", "deepseek_v3", "lfm2"],
+)
+def test_planned_activations_cover_what_autograd_saves(family: Callable[[str], Path], name: str) -> None:
+    length, model = 192, made(family(name), bits=16)
+    model.network.train()
+    own = {each.untyped_storage().data_ptr() for each in [*model.network.parameters(), *model.network.buffers()]}
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.decoder_network(input_ids=torch.arange(length)[None] + 5, use_cache=False).last_hidden_state
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in kept}
+    saved = sum(size for place, size in storages.items() if place not in own) / length
+    planned = token_bytes(read_shape(family(name), name), 4, False, longest=length)
+    assert hidden.requires_grad and 0.5 * planned < saved < 1.05 * planned
 
 
 # --- before loading ----------------------------------------------------------------------------------------------

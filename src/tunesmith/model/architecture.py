@@ -408,9 +408,11 @@ def _placed(config: Any, name: str) -> tuple[str, str]:
             found = mapping[type(config)]
             if getattr(found, "config_class", None) is type(config.get_text_config(decoder=True)):
                 return loader, ""  # the class is the text model's own already
-            whole = _on_meta(found, config, name)
-            inner = whole.get_decoder()
-            return loader, name_of(whole, inner)
+            try:
+                whole = _on_meta(found, config, name)
+            except ModelError:  # a tower may need a package that its text half does not
+                return loader, "model.language_model"
+            return loader, name_of(whole, whole.get_decoder())
     raise _refused(name, f"transformers has no model that loads {config.model_type}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ class ModelShape:
     blocks: tuple[tuple[tuple[str, int, int], ...], ...] = field(default=(), compare=False, hash=False)
     outside: tuple[tuple[str, int, int], ...] = field(default=(), compare=False, hash=False)  # not in any block
     stacked: tuple[tuple[str, ExpertShape], ...] = field(default=(), compare=False, hash=False)  # experts' parameters
+    used: int = field(default=0, compare=False)  # experts of one token
+    recurrent: frozenset[int] = field(default=frozenset(), compare=False)  # blocks with a state-space or linear mixer
+    eager: bool = field(default=False, compare=False)  # whether attention keeps its scores
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -139,6 +142,9 @@ def shape_of(model: Architecture) -> ModelShape:
         counts=count(network, tied=model.tied),
         blocks=blocks,
         outside=outside,
+        used=_first(config, "num_experts_per_tok", "top_k_experts", fallback=0),
+        recurrent=frozenset(_recurrent(network)),
+        eager=_keeps_scores(network),
         stacked=tuple((name.rsplit(".", 1)[-1], each) for name, each in expert_shapes(network).items()),
     )
 
@@ -241,6 +247,19 @@ def _blocks(network: Any) -> tuple[tuple[tuple[tuple[str, int, int], ...], ...],
         (name.rsplit(".", 1)[-1], *sides(m)) for name, m in linear_layers(network).items() if name not in inside
     )
     return tuple(blocks), outside
+
+
+def _keeps_scores(network: Any) -> bool:
+    """Whether attention keeps its scores: no fused kernel has this family's sinks, caps or dropout."""
+    names = ("attn_logit_softcapping", "attention_dropout", "attn_pdrop")
+    return not getattr(network, "_supports_sdpa", True) or any(getattr(network.config, name, None) for name in names)
+
+
+def _recurrent(network: Any) -> Iterator[int]:
+    """The blocks with a mixer that carries a state along the row."""
+    for index, name in enumerate(decoder_layers(network)):
+        if any(hasattr(module, "A_log") for module in network.get_submodule(name).modules()):
+            yield index
 
 
 def _largest(blocks: Sequence[Sequence[tuple[str, int, int]]]) -> Sequence[tuple[str, int, int]]:
