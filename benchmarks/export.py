@@ -89,8 +89,7 @@ def _ship(given: argparse.Namespace) -> dict[str, Any]:
     from tunesmith.export.job import Job
     from tunesmith.export.targets import gguf
     from tunesmith.hardware import look
-    from tunesmith.model.original import headers
-    from tunesmith.model.weights import fetch
+    from tunesmith.model.weights import fetch, headers
     from tunesmith.prompt.template import load_template, load_tokenizer
 
     base = given.scratch / given.shape

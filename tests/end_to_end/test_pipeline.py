@@ -157,7 +157,7 @@ def test_the_command_line_from_recipe_to_chat(
             "no column 'response'. It has: topic, prompt, completion",
             3,
         ),
-        ({"base__model": "./nowhere"}, "./nowhere: no such folder", 4),
+        ({"base__model": "./nowhere"}, "./nowhere: no such file or folder", 4),
         ({"train__memory": "5MB"}, "training needs about", 6),
     ],
 )
@@ -182,4 +182,4 @@ def test_everything_wrong_is_reported_at_once(
     _, _, err = call("check", str(recipe_file(base__model="./nowhere")))
     assert "line 37: no column 'prompt'" in err
     assert "line 38 column 1: is not JSON" in err
-    assert "no such folder" in err
+    assert "no such file or folder" in err

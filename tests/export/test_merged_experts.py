@@ -20,8 +20,7 @@ from tunesmith.export.convert import convert
 from tunesmith.export.merge import merge
 from tunesmith.export.targets import gguf_lora
 from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.original import headers
-from tunesmith.model.weights import fetch
+from tunesmith.model.weights import fetch, headers
 from tunesmith.prompt.tokens import encode_prompt
 
 

@@ -18,6 +18,7 @@ from tiny import FAMILIES
 from tunesmith.errors import ModelError, RecipeError, RunError, Several
 from tunesmith.find import find
 from tunesmith.model.adapter import attach, fill, finished, read_adapter, write_adapter
+from tunesmith.model.architecture import read_architecture
 from tunesmith.model.build import Model, add_adapter, first_a, load
 from tunesmith.model.original import Original
 from tunesmith.model.qlora import LoraLinear
@@ -339,7 +340,7 @@ def test_loftq_starts_nearer_to_the_unquantised_weight(tiny: Callable[..., Path]
 
     for rank, options in ((4, {"iterations": None}), (16, {})):
         model = made(tiny(family), rank=rank, start=Named("loftq", options))
-        original = Original(model.weights, model.network.base_model_prefix)
+        original = Original(model.weights, model.architecture)
         for name, layer in model.lora.items():
             shape = (layer.base.out_features, layer.base.in_features)
             rest = original.matrix(name, shape, transposed=model.transposed) - layer.base.matrix()
@@ -360,7 +361,7 @@ def test_weights_in_several_files_without_the_decoders_name(tiny: Callable[..., 
     for number, (name, tensor) in enumerate(found.items()):
         save_file({name.removeprefix("model."): tensor}, tmp_path / f"model-{number}.safetensors")
     (tmp_path / "config.json").write_text((tiny("llama") / "config.json").read_text())
-    original = Original(fetch(str(tmp_path)), "model")
+    original = Original(fetch(str(tmp_path)), read_architecture(tmp_path, "llama"))
     wanted = found["model.layers.1.mlp.up_proj.weight"]
     assert torch.equal(original.matrix("model.layers.1.mlp.up_proj", (128, 64), transposed=False), wanted)
     for name, shape in (("model.layers.1.mlp.up_proj", (64, 128)), ("model.layers.1.mlp.gone", (1, 1))):

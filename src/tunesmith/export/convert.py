@@ -22,6 +22,7 @@ from typing import Any
 from tunesmith.errors import MissingExtra, ModelError, ResourceError, TunesmithError
 from tunesmith.export.job import Job
 from tunesmith.export.merge import describe
+from tunesmith.model.architecture import architecture
 from tunesmith.model.gguf_header import read_header
 from tunesmith.run import disk, hash_path, sync_folder
 
@@ -41,7 +42,8 @@ def check_base(job: Job) -> None:
         _check_architecture(json.loads((folder / "config.json").read_text(encoding="utf-8")), scripts, job)
         content = hash_path(folder)
         if content not in _convertible:
-            _run("convert_hf_to_gguf.py", [str(folder), "--vocab-only", "--outfile", f"{scratch}/words.gguf"], job)
+            words = [str(folder), *_left_out(job), "--vocab-only", "--outfile", f"{scratch}/words.gguf"]
+            _run("convert_hf_to_gguf.py", words, job)
             _convertible.add(content)
 
 
@@ -82,7 +84,13 @@ def _known_architectures(scripts: Path) -> frozenset[str]:
 
 def convert(job: Job, folder: Path, target: Path, kind: str) -> Path:
     """Writes the transformers folder as one GGUF file, matrices in `kind` (f32, f16 or bf16)."""
-    return _convert(job, "convert_hf_to_gguf.py", [str(folder), "--outtype", kind], target)
+    return _convert(job, "convert_hf_to_gguf.py", [str(folder), *_left_out(job), "--outtype", kind], target)
+
+
+def _left_out(job: Job) -> list[str]:
+    """Without the draft head for further tokens that these families bring: it is neither loaded nor trained."""
+    drafting = ("qwen3_5", "qwen3_next")
+    return ["--no-mtp"] if architecture(job.weights).family.startswith(drafting) else []
 
 
 def convert_adapter(job: Job, adapter: Path, base: Path, target: Path, kind: str) -> Path:

@@ -29,9 +29,9 @@ from tunesmith.export.job import Job
 from tunesmith.export.merge_experts import ExpertTensors, ExpertUpdate, expert_updates, without_mxfp4
 from tunesmith.export.tokenizer_config import ends_of, portable
 from tunesmith.model.adapter import read_adapter
+from tunesmith.model.architecture import Architecture, architecture
 from tunesmith.model.expert_packing import BLOCKS, SCALES, from_mxfp4
-from tunesmith.model.original import headers
-from tunesmith.model.weights import read_config
+from tunesmith.model.weights import Weights, headers, read_config
 from tunesmith.prompt.tokens import stop_ids
 from tunesmith.run import disk, sync_folder, write_atomic
 
@@ -120,9 +120,7 @@ def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
     if own.is_file():
         shutil.copyfile(own, folder / "tokenizer.model")
     stops = stop_ids(job.template)
-    config = read_config(job.weights.folder, job.weights.name)
-    for key in ("quantization_config", "auto_map", "_name_or_path"):
-        config.pop(key, None)
+    config = text_config(architecture(job.weights), job.weights)
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
     if config.get("model_type") == "gpt2":  # transformers 5 leaves it out, and llama.cpp's converter asks for it
@@ -132,6 +130,20 @@ def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=1) + "\n")
     write_atomic(folder / DONE, json.dumps(config, indent=1) + "\n")
     sync_folder(folder)
+
+
+def text_config(model: Architecture, weights: Weights) -> dict[str, Any]:
+    """config.json of what is trained: as the base has it, or of the text half of an image-text model."""
+    config = read_config(weights.folder, weights.name)
+    if model.whole:
+        own, part = model.config.to_dict(), config.get("text_config", {})
+        if part.get("model_type") == model.family and any(key.startswith("rope") for key in part):
+            kept = {key: value for key, value in part.items() if key.startswith("rope")}  # as other readers know them
+            own = {key: value for key, value in own.items() if not key.startswith("rope")} | kept
+        config = {**own, "tie_word_embeddings": model.tied, "architectures": [type(model.network).__name__]}
+    for key in ("quantization_config", "auto_map", "_name_or_path"):
+        config.pop(key, None)
+    return config
 
 
 def _write_tokenizer_config(path: Path, job: Job) -> None:
@@ -183,34 +195,32 @@ def _takes_system(job: Job) -> bool:
 
 
 def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Out]:
-    network = _network(job)
-    linears, transposed, tied, head = _layers(network)
-    files = headers(job.weights.folder)
-    found = without_mxfp4(files)
+    model = architecture(job.weights)
+    linears, transposed, tied_head = model.linear(), _transposed(model), f"{model.head}." if model.tied else "\0"
+    stored = headers(job.weights.folder)
+    found = without_mxfp4(stored)
     updates, whole = _adapter(job) if adapter else ({}, {})
-    experts = _experts(job, network, files, updates)
-    prefix = _prefix(found, linears)
-    for name, (path, shape, kind) in found.items():
-        if name.endswith(_PACKED):
-            continue
-        layer = name.removesuffix(".weight")
-        module = f"{prefix}{layer}"
+    known = model.parameter_names(found)
+    files = {text: name for name in found if not name.endswith(_PACKED) and (text := model.text_name(name))}
+    experts = _experts(job, model, stored, files, updates)
+    for written, name in files.items():
+        path, shape, kind = found[name]
+        parameter, alone = known.get(name, ("", False))
         own = _own_type(kind, job) if dtype is None else dtype
-        if name in experts:
-            yield _Out(name, shape, own, functools.partial(experts.merged, name))
+        if written in experts:
+            yield _Out(written, shape, own, functools.partial(experts.merged, written))
             continue
-        if module not in linears:  # files from before transformers 5 call some modules by other names
-            module = experts.renamed.get(name, name).removesuffix(".weight")
-        if tied and module == head:
+        if parameter.startswith(tied_head):
             continue  # some files hold the tied head as well
-        if name.endswith(".weight") and module in linears:
-            size = linears[module]
-            make = functools.partial(_layer, job, path, name, size, updates.pop(module, None), transposed=transposed)
-            yield _Out(name, size[::-1] if transposed else size, own, make)
+        layer = parameter.removesuffix(".weight")
+        if alone and parameter.endswith(".weight") and layer in linears:
+            size = linears[layer][::-1]
+            make = functools.partial(_layer, job, path, name, size, updates.pop(layer, None), transposed=transposed)
+            yield _Out(written, size[::-1] if transposed else size, own, make)
             continue
-        trained = whole.pop(f"{prefix}{name}", None)
-        yield _Out(name, shape, own, functools.partial(_read, path, name) if trained is None else trained.float)
-    left = [*updates, *(name for name in whole if not (tied and name == f"{head}.weight"))]
+        trained = whole.pop(parameter, None) if alone else None
+        yield _Out(written, shape, own, functools.partial(_read, path, name) if trained is None else trained.float)
+    left = [*updates, *(name for name in whole if not name.startswith(tied_head))]
     if left:
         raise ModelError(
             f"the base's files hold no weight for the adapter's '{left[0]}'", where=job.weights.name,
@@ -218,24 +228,39 @@ def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Ou
         )  # fmt: skip
 
 
+def _transposed(model: Architecture) -> bool:
+    """Whether the files hold linear layers in x out (GPT-2)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in model.network.modules())
+
+
 def _experts(
-    job: Job, network: Any, found: Mapping[str, tuple[Path, Any, str]], updates: dict[str, _Update]
+    job: Job,
+    model: Architecture,
+    stored: Mapping[str, tuple[Path, Any, str]],
+    files: Mapping[str, str],
+    updates: dict[str, _Update],
 ) -> ExpertTensors:
-    """The experts among the files' tensors; their updates are taken out of `updates`."""
+    """The experts among the text model's tensors; their updates are taken out of `updates`.
+
+    `stored` are the tensors of the files with their paths, `files` the name there of each of the text model's.
+    """
     packed_from = getattr(torch, job.precision) if job.onto == "quantised" and job.bits == 4 else None
 
     def read(name: str) -> Tensor:
-        if name in found:
-            return _read(found[name][0], name)
-        blocks, scales = (_read(found[name + end][0], name + end) for end in (BLOCKS, SCALES))
+        own = files[name]
+        if own in stored:
+            return _read(stored[own][0], own)
+        blocks, scales = (_read(stored[own + end][0], own + end) for end in (BLOCKS, SCALES))
         return from_mxfp4(blocks, scales, torch.float32)
 
-    experts = ExpertTensors(network, without_mxfp4(found), read, packed_from)
+    experts = ExpertTensors(model.network, files, read, packed_from)
     if updates:
         config, _ = read_adapter(job.adapter)
         targets = [str(name) for name in cast("list[object]", config.get("target_parameters") or [])]
         own, taken = expert_updates(
-            network, targets, {name: ExpertUpdate(each.a, each.b, each.scale) for name, each in updates.items()}
+            model.network, targets, {name: ExpertUpdate(each.a, each.b, each.scale) for name, each in updates.items()}
         )
         experts.take(own)
         for name in taken:
@@ -243,45 +268,9 @@ def _experts(
     return experts
 
 
-def _network(job: Job) -> Any:
-    """The base's modules, without memory for their weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(job.weights.folder, trust_remote_code=False)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def _layers(network: Any) -> tuple[dict[str, tuple[int, int]], bool, bool, str]:
-    """The decoder's linear layers (out, in), whether files hold them in x out, whether the head is tied, its name."""
-    from transformers.pytorch_utils import Conv1D
-
-    head, found, transposed = network.get_output_embeddings(), {}, False
-    name_of_head = next((name for name, module in network.named_modules() if module is head), "")
-    for name, module in network.named_modules():
-        if module is head:
-            continue
-        if type(module) is torch.nn.Linear:
-            found[name] = (module.out_features, module.in_features)
-        elif isinstance(module, Conv1D):
-            found[name], transposed = (module.weight.shape[1], module.weight.shape[0]), True
-    return found, transposed, bool(getattr(network.config, "tie_word_embeddings", False)), name_of_head
-
-
-def _prefix(found: Mapping[str, Any], linears: Mapping[str, Any]) -> str:
-    """What the files leave out before the modules' names."""
-    first = next(iter(linears))
-    for start in range(len(parts := first.split("."))):
-        if f"{'.'.join(parts[start:])}.weight" in found:
-            return "".join(f"{part}." for part in parts[:start])
-    return ""
-
-
 def _adapter(job: Job) -> tuple[dict[str, _Update], dict[str, Tensor]]:
     """The updates by layer, and the tensors that were trained whole by their own names."""
-    config, tensors = read_adapter(job.adapter)
+    config, tensors = read_adapter(job.adapter, architecture(job.weights))
     rank, alpha = int(str(config["r"])), float(str(config["lora_alpha"]))
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     updates = {}

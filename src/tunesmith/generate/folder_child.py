@@ -231,7 +231,8 @@ def _import(*, adapted: bool) -> None:
 
 def _base(folder: Path, bits: int) -> Any:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    import transformers
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, BitsAndBytesConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -247,9 +248,9 @@ def _base(folder: Path, bits: int) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    model, found = AutoModelForCausalLM.from_pretrained(
-        folder, use_safetensors=True, output_loading_info=True, **options
-    )
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING  # else an image-text model, whose text half has the adapter
+    loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForImageTextToText
+    model, found = loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers
         raise ValueError(f"the files lack the weight '{missing[0]}', {len(missing)} in all")
     return model.eval()

@@ -13,8 +13,7 @@ from tunesmith.hardware import look as detect
 from tunesmith.model.build import load
 from tunesmith.model.gguf_config import ADVICE
 from tunesmith.model.gguf_header import read_header
-from tunesmith.model.original import headers
-from tunesmith.model.weights import Weights
+from tunesmith.model.weights import Weights, headers
 from tunesmith.prompt.template import load_tokenizer
 
 CONTEXT = 256  # tokens; the longest text has about 60

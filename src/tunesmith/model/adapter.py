@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import RunError
+from tunesmith.model.architecture import Architecture
 from tunesmith.model.build import Bias, Model, add_adapter
 from tunesmith.model.experts import expert_shapes, peft_targets
 
@@ -43,11 +44,12 @@ def peft_config(
     if doubled:
         rank, alpha = 2 * rank, alpha * (math.sqrt(2) if rs else 2)
     modules, parameters = peft_targets(names, parts, moe=bool(model.experts()))
+    targets = model.architecture.target_modules([name for name in names if _leaf(name) in modules])
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=modules,
+        target_modules=targets,
         target_parameters=parameters or None,
         bias=bias,
         use_rslora=rs,
@@ -62,7 +64,8 @@ def peft_config(
     plain = json.loads(
         json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
     )
-    plain["target_modules"] = sorted(plain["target_modules"])  # a set: its order would change from run to run
+    if isinstance(plain["target_modules"], list):
+        plain["target_modules"].sort()  # a set: its order would change from run to run
     return dict(sorted(plain.items()))
 
 
@@ -72,6 +75,9 @@ def finished(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
     An update that started from a part of the base (PiSSA) becomes a plain one of twice the rank: A over A₀, B beside
     -B₀, alpha raised so that the scale stays. So the adapter fits the base as it came, and whoever loads it, the
     comparison included, multiplies by the same numbers that training did.
+
+    Over the text half of an image-text model the tensors have the names of the whole checkpoint, so that PEFT puts the
+    adapter over what `Architecture.loader` loads.
     """
     variant = model.variant
     if variant is None:
@@ -87,7 +93,7 @@ def finished(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
         tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"] = (part.detach() for part in layer.factors())
     if variant.train_also and model.tied:  # PEFT looks for both
         tensors[model.outer("head")] = tensors[model.outer("embeddings")]
-    return config, tensors
+    return config, {model.architecture.outside(name): tensor for name, tensor in tensors.items()}
 
 
 def write_adapter(folder: Path, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
@@ -102,8 +108,8 @@ def write_adapter(folder: Path, config: dict[str, object], tensors: dict[str, Te
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """The configuration and tensors of an adapter, named as `write_adapter` takes them.
+def read_adapter(folder: Path, model: Architecture | None = None) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The configuration and tensors of an adapter; given the base `model`, by the names of the text model's modules.
 
     Raises RunError when it is missing or damaged.
     """
@@ -115,7 +121,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"the adapter cannot be read: {error}", where=str(folder), next="Train again") from error
-    return config, named(tensors)
+    tensors = named(tensors)
+    return config, {model.within(name): tensor for name, tensor in tensors.items()} if model else tensors
 
 
 def named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,7 +135,7 @@ def attach(model: Model, folder: Path) -> None:
 
     Raises RunError when it is missing, damaged, of a kind that is not read here, or does not fit the model.
     """
-    config, tensors = read_adapter(folder)
+    config, tensors = read_adapter(folder, model.architecture)
     odd = [key for key in _NOT_READ if config.get(key)]
     if config.get("peft_type") != "LORA" or odd or config.get("init_lora_weights", True) is not True:
         what = odd[0] if odd else f"{config.get('peft_type')}, {config.get('init_lora_weights')}"
@@ -137,7 +144,7 @@ def attach(model: Model, folder: Path) -> None:
     train_also = [which for which in ("embeddings", "head") if saved and _leaf(model.outer(which)) in saved]
     if train_also and model.tied:
         train_also = ["embeddings", "head"]
-    layers, experts = _targets(model, config)
+    layers, experts = _targets(model, config, tensors)
     try:
         rank, alpha, dropout = int(str(config["r"])), float(str(config["lora_alpha"])), config["lora_dropout"]
         add_adapter(
@@ -160,14 +167,13 @@ def attach(model: Model, folder: Path) -> None:
     fill(model, tensors)
 
 
-def _targets(model: Model, config: dict[str, object]) -> tuple[list[str], bool]:
-    """The names of the layers that a configuration covers, and whether experts are among them."""
+def _targets(model: Model, config: dict[str, object], tensors: dict[str, Tensor]) -> tuple[list[str], bool]:
+    """The last names of the layers that an adapter covers, and whether experts are among them."""
     stacked = expert_shapes(model.network)
     parameters = [str(name) for name in _listed(config.get("target_parameters"))]
-    parts = [name for name in parameters if any(part.endswith(f".{name}") for part in stacked)]
-    layers = {_leaf(str(name)) for name in _listed(config.get("target_modules"))}
-    layers |= {_leaf(name if name in parts else name.removesuffix(".weight")) for name in parameters}
-    return sorted(layers), bool(parts)
+    parts = {_leaf(part) for part in stacked for name in parameters if part.endswith(f".{name}")}
+    updated = {name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")}
+    return sorted(parts | {_leaf(name) for name in updated & model.frozen().keys()}), bool(parts)
 
 
 def fill(model: Model, tensors: dict[str, Tensor]) -> None:

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import hashlib
 import logging as python_logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
-from tunesmith.errors import ModelError, ResourceError
-from tunesmith.find import find, nearest
+from tunesmith.errors import ModelError, ResourceError, TunesmithError
+from tunesmith.find import find
+from tunesmith.model.architecture import (
+    Architecture,
+    Layers,
+    architecture,
+    decoder_of,
+    layers_called,
+    linear_layers,
+    name_of,
+    unquantized,
+)
 from tunesmith.model.expert_packing import loading_options
 from tunesmith.model.experts import (
     ExpertWeights,
     FrozenExperts,
+    check_experts,
     check_variant,
     expert_shapes,
     freeze_experts,
@@ -31,7 +44,6 @@ from tunesmith.model.starts import Place, Start
 from tunesmith.model.weights import Weights
 from tunesmith.recipe import Adapter, Named
 
-Layers = Literal["all"] | list[str]
 Bias = Literal["none", "lora_only", "all"]
 Experts = Literal["all", "none"]
 STARTS = "tunesmith.model.starts"
@@ -80,8 +92,17 @@ class Model:
     def outer(self, which: str) -> str:
         """The name of the module that is the model's `embeddings` or `head`."""
         read = self.network.get_input_embeddings if which == "embeddings" else self.network.get_output_embeddings
-        wanted = read()
-        return next(str(name) for name, module in self.network.named_modules() if module is wanted)
+        return name_of(self.network, read())
+
+    @property
+    def decoder_network(self) -> Any:
+        """The network without its head."""
+        return decoder_of(self.network)
+
+    @functools.cached_property
+    def architecture(self) -> Architecture:
+        """The same model without weights, and how the files name it."""
+        return architecture(self.weights)
 
     def frozen(self) -> dict[str, FrozenLinear]:
         """Frozen layers without a LoRA update around them, by name."""
@@ -153,28 +174,35 @@ def unfused_adapter(adapter: Adapter | Variant) -> list[str]:
 def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     """The base model on `device`, its decoder's linear layers frozen in NF4 (`bits` 4) or in `precision` (16).
 
-    Raises ModelError for files that are no causal language model, ResourceError when memory does not suffice.
+    Of an image-text checkpoint only the text half is loaded. Raises ModelError for files that are no causal language
+    model or lack a weight, ResourceError when memory does not suffice.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
+    made = architecture(weights)
     dtype = getattr(torch, precision)
     if device == "cuda":  # by number: the loader's own threads would take the first card
         device = f"cuda:{torch.cuda.current_device()}"
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "trust_remote_code": False}
+    if (mapping := made.key_mapping()) is not None:
+        options["key_mapping"] = mapping
     try:
         with _quiet():
-            options |= loading_options(weights.folder, bits, dtype)
-            network = AutoModelForCausalLM.from_pretrained(weights.folder, use_safetensors=True, **options)
+            options |= loading_options(weights, deepcopy(made.config), bits, dtype, skip=unquantized(made.network))
+            network, report = type(made.network).from_pretrained(
+                weights.folder, use_safetensors=True, output_loading_info=True, **options
+            )
     except (torch.OutOfMemoryError, MemoryError) as error:
         advice = "Choose a smaller base.model, base.bits 4, or free some memory"
         raise ResourceError("the model does not fit into memory", where=weights.name, next=advice) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot be loaded: {error}", where=weights.name, next="Choose another base.model") from error
+    check_missing(sorted(report["missing_keys"]), weights.name)
     network.requires_grad_(False)
     if getattr(network.config, "quantization_config", None) is not None:
         _cast(network, dtype)
     transposed = _freeze(network, dtype)
+    _keep_from_shortcuts(network)
     freeze_experts(network, packed=bits == 4, where=weights.name)
     _own_storage(network)
     network.config.use_cache = False
@@ -186,6 +214,49 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
         del network.config.quantization_config
     network.eval()
     return Model(network, weights, transposed)
+
+
+def check_missing(names: Sequence[str], where: str) -> None:
+    """Raises ModelError for parameters without a tensor in the files, which would be random numbers."""
+    if names:
+        raise ModelError(
+            f"the files hold no weight for '{names[0]}' ({len(names)} missing)",
+            where=where,
+            next="Fetch the model's files anew, or choose another base.model",
+        )
+
+
+def check_adapter(
+    adapter: Adapter, weights: Weights, *, engine: str = "native", spread: str = "auto"
+) -> list[TunesmithError]:
+    """Everything in the recipe's section `adapter` that this base does not have, before anything is loaded.
+
+    The base itself is checked as well: that it is a causal language model, and that its files hold every weight.
+    `engine` and `spread` are the recipe's `train.engine` and `train.spread`, which some bases limit.
+    """
+    try:
+        made = architecture(weights)
+        if any(weights.folder.glob("*.safetensors")):
+            check_missing(made.missing(weights.folder), weights.name)
+        linear, stacked = made.covered(adapter.layers, adapter.experts)
+    except ModelError as error:
+        return [error]
+    if not linear and not stacked:
+        what = "this model has no linear layer that can be adapted"
+        return [ModelError(what, where="adapter.layers", next="Choose another base.model")]
+    network = made.network
+    errors = check_experts(adapter, made.config.to_dict(), engine=engine, spread=spread)
+    try:
+        _check_outer(adapter.train_also, tied=made.tied, head=bool(made.head))
+    except ModelError as error:
+        errors.append(error)
+    updated = any(getattr(network.get_submodule(name), "bias", None) is not None for name in linear)
+    anywhere = any(name.rsplit(".", 1)[-1] == "bias" for name, _ in network.named_parameters())
+    try:
+        _check_bias(adapter.bias, updated=updated, anywhere=anywhere)
+    except ModelError as error:
+        errors.append(error)
+    return errors
 
 
 def add_adapter(
@@ -213,7 +284,7 @@ def add_adapter(
     names, parts = chosen(model, layers, experts)
     check_wishes(model, names, train_also, bias)
     check_variant(model.network, names, parts, dropout=dropout, dora=dora, start=start, bias=bias)
-    original = Original(model.weights, model.network.base_model_prefix)
+    original = Original(model.weights, model.architecture)
     for name in names:
         layer = LoraLinear(frozen[name], rank, alpha, dropout, rs=scaling == "rs")
         begun = begin(start, name, layer.base, rank, layer.scale, seed, original, transposed=model.transposed)
@@ -273,17 +344,26 @@ def begin(
 
 def check_wishes(model: Model, names: Sequence[str], train_also: Sequence[str], bias: Bias) -> None:
     """Raises ModelError when `train_also` or `bias` cannot be had of this model, with updates on the layers `names`."""
-    if model.tied and len(set(train_also)) == 1:
+    _check_outer(train_also, tied=model.tied, head=model.network.get_output_embeddings() is not None)
+    frozen = model.frozen()
+    updated = any(frozen[name].bias is not None for name in names)
+    _check_bias(bias, updated=updated, anywhere=bool(_biases(model)))
+
+
+def _check_outer(train_also: Sequence[str], *, tied: bool, head: bool) -> None:
+    if tied and len(set(train_also)) == 1:
         raise ModelError(
             f"embeddings and head of this model are one matrix, so the {train_also[0]} cannot be trained alone",
             where="adapter.train_also",
             next="Name both: [embeddings, head]",
         )
-    if "head" in train_also and model.network.get_output_embeddings() is None:
+    if "head" in train_also and not head:
         raise ModelError("this model has no head", where="adapter.train_also", next="Leave it out")
-    frozen = model.frozen()
-    own = bias == "lora_only" and any(frozen[name].bias is not None for name in names)
-    if bias != "none" and not own and not (bias == "all" and _biases(model)):
+
+
+def _check_bias(bias: Bias, *, updated: bool, anywhere: bool) -> None:
+    """`updated`: whether a layer with an update has a bias; `anywhere`: whether any module of the model has one."""
+    if bias != "none" and not (updated and bias == "lora_only") and not (anywhere and bias == "all"):
         what = "no layer with an update has a bias" if bias == "lora_only" else "this model has no bias"
         raise ModelError(f"{what} to train", where="adapter.bias", next="Set it to none")
 
@@ -332,28 +412,20 @@ def first_a(name: str, rank: int, features_in: int, seed: int) -> torch.Tensor:
 
 
 def wanted(names: Sequence[str] | dict[str, Any], layers: Layers) -> list[str]:
-    """The layers among `names` whose last part is in `layers`."""
-    leaves = {name.rsplit(".", 1)[-1] for name in names}
-    unknown = [] if layers == "all" else [name for name in layers if name not in leaves]
-    if unknown:
-        raise ModelError(
-            f"no linear layer is called '{unknown[0]}'", where="adapter.layers", next=nearest(unknown[0], leaves)
-        )
-    return [name for name in names if layers == "all" or name.rsplit(".", 1)[-1] in layers]
+    """The layers among `names` whose last part is in `layers`. Raises ModelError for a part that no layer has."""
+    return layers_called(names, layers)
 
 
 def _freeze(network: Any, dtype: torch.dtype) -> bool:
-    """Replaces the decoder's linear layers; the head stays as it is. Returns whether the family transposes.
+    """Replaces the decoder's linear layers; head and routers stay. Returns whether the family transposes.
 
     `dtype` is that of the products, which codes that were stored for another one are dequantized to as well.
     """
     import bitsandbytes as bnb
     from transformers.pytorch_utils import Conv1D
 
-    head, transposed = network.get_output_embeddings(), False
-    for name, layer in list(network.named_modules()):
-        if layer is head or type(layer) not in (nn.Linear, Conv1D, bnb.nn.Linear4bit):  # a router may be a subclass
-            continue
+    transposed = False
+    for name, layer in linear_layers(network).items():
         if isinstance(layer, bnb.nn.Linear4bit):
             frozen = FrozenLinear.from_nf4(*_codes(layer, dtype), layer.bias)
             transposed |= layer.source_cls is Conv1D if hasattr(layer, "source_cls") else False
@@ -384,6 +456,24 @@ def _cast(network: Any, dtype: torch.dtype) -> None:
     for name, parameter in network.named_parameters():
         if parameter.is_floating_point() and not any(part in name.split(".") for part in wide):
             parameter.data = parameter.data.to(dtype)
+
+
+def _keep_from_shortcuts(network: Any) -> None:
+    """Keeps state-space mixers out of training mode; their layers follow the model's mode as usual.
+
+    In training mode these modules of transformers hand the weight of their output layer to a fused kernel, where one is
+    installed, past the layer itself: packed codes would be multiplied, and no update would be seen.
+    """
+    for module in network.modules():
+        if hasattr(module, "A_log") and hasattr(module, "out_proj"):
+            module.training = False
+            module.train = functools.partial(_train_children, module)
+
+
+def _train_children(module: Any, mode: bool = True) -> Any:
+    for child in module.children():
+        child.train(mode)
+    return module
 
 
 def _own_storage(network: Any) -> None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
-from tunesmith.model.original import headers
+from tunesmith.model.weights import Weights, headers, read_config
 
 BLOCK = 64  # elements with one scale
 NESTED = 256  # scales with one scale of their own
@@ -33,27 +32,37 @@ def expert_parameters(module: nn.Module) -> list[str]:
 BLOCKS, SCALES = "_blocks", "_scales"  # of an MXFP4 tensor's two halves: 4-bit codes and 8-bit exponents
 
 
-def loading_options(folder: Path, bits: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` is told of `bits` for the model in `folder`: NF4, and how MXFP4 (gpt-oss) is read.
+def loading_options(weights: Weights, config: Any, bits: int, dtype: torch.dtype, *, skip: list[str]) -> dict[str, Any]:
+    """What `from_pretrained` is told of `config` and `bits`: NF4 but for the layers `skip`, and how MXFP4 is read.
 
-    MXFP4 experts are dequantized one parameter at a time: to be packed in NF4, or, with 16 `bits`, to stay so. Raises
-    ModelError for experts that were packed one by one, as transformers 4 did, which transformers 5 cannot stack.
+    MXFP4 experts (gpt-oss) are dequantized one parameter at a time: to be packed in NF4, or, with 16 `bits`, to stay
+    so. Raises ModelError for experts that were packed one by one, as transformers 4 did, which transformers 5 cannot
+    stack.
     """
-    from transformers import AutoConfig, Mxfp4Config
+    from transformers import Mxfp4Config
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    stored = getattr(config, "quantization_config", None) or {}
-    if stored and any(".experts." in name and name.endswith(".absmax") for name in headers(folder)):
+    stored = read_config(weights.folder, weights.name).get("quantization_config") or {}
+    if stored and any(".experts." in name and name.endswith(".absmax") for name in headers(weights.folder)):
         raise ModelError(
-            "the files hold experts in 4 bits one by one, which transformers 5 does not read", where=str(folder),
+            "the files hold experts in 4 bits one by one, which transformers 5 does not read", where=weights.name,
             next="Set base.model to the model in 16 bits; base.bits 4 packs it while it is loaded",
         )  # fmt: skip
-    if stored.get("quant_method") != "mxfp4":
-        return {"quantization_config": nf4_config(dtype)} if bits == 4 else {}
-    if bits != 4:
-        return {"quantization_config": Mxfp4Config(dequantize=True)}
-    del config.quantization_config
-    return {"config": config, "quantization_config": nf4_config(dtype)}
+    mxfp4 = stored.get("quant_method") == "mxfp4"
+    if stored and not (mxfp4 and bits == 4):
+        config.quantization_config = stored
+    if bits == 4:
+        packing = nf4_config(dtype)
+        packing.llm_int8_skip_modules = skip
+        return {"config": config, "quantization_config": packing}
+    return {"config": config, **({"quantization_config": Mxfp4Config(dequantize=True)} if mxfp4 else {})}
+
+
+def without_halves(names: Iterable[str]) -> list[str]:
+    """The tensors' names, with one for the two halves of each MXFP4 tensor."""
+    every = set(names)
+    halved = {name.removesuffix(BLOCKS) for name in every if name.endswith(BLOCKS)}
+    halved = {name for name in halved if name + SCALES in every}
+    return sorted((every - {name + end for name in halved for end in (BLOCKS, SCALES)}) | halved)
 
 
 def from_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:

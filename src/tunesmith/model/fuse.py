@@ -389,7 +389,7 @@ class Fused:
 
 
 def _decoder(model: Model) -> Any:
-    return getattr(model.network, model.network.base_model_prefix)
+    return model.decoder_network
 
 
 def _has_triton() -> bool:

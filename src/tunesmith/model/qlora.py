@@ -84,7 +84,8 @@ class _FrozenProduct(torch.autograd.Function):
         ctx.layer = layer
         if add is None:
             return functional.linear(x, layer.matrix(), bias)
-        y = _shaped(torch.addmm(add.flatten(0, -2), x.flatten(0, -2), layer.matrix().T), x)
+        y = torch.empty_like(add, memory_format=torch.contiguous_format)
+        torch.addmm(add.flatten(0, -2), x.flatten(0, -2), layer.matrix().T, out=y.view(-1, y.shape[-1]))
         return y if bias is None else y.add_(bias)
 
     @staticmethod
@@ -105,10 +106,13 @@ class _LoraProduct(torch.autograd.Function):
         ctx.layer, ctx.scale = layer, scale
         ctx.save_for_backward(x, a, b)
         flat = x.reshape(-1, x.shape[-1])
-        y = (flat @ a.to(x.dtype).T).mul_(scale) @ b.to(x.dtype).T
+        made = x.new_empty(*x.shape[:-1], layer.out_features)  # no view: some families change a layer's output in place
+        y = made.view(len(flat), layer.out_features)
+        torch.mm((flat @ a.to(x.dtype).T).mul_(scale), b.to(x.dtype).T, out=y)
         y.addmm_(flat, layer.matrix().T)  # summed in 32 bits and rounded once: a small update is not lost
-        y = y if bias is None else y.add_(bias)
-        return _shaped(y, x)
+        if bias is not None:
+            y.add_(bias)
+        return made
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, None, None]:

@@ -258,6 +258,26 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
+def headers(folder: Path) -> dict[str, tuple[Path, tuple[int, ...], str]]:
+    """Of each tensor in a folder's safetensors files: its file, shape and number type (F32, BF16, …), in order.
+
+    Raises ModelError for a damaged file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  (no mapping)
+                    part = file.get_slice(name)
+                    found[name] = (path, tuple(part.get_shape()), str(part.get_dtype()))
+        except (OSError, SafetensorError) as error:
+            what = f"{path.name} cannot be read: {error}"
+            raise ModelError(what, where=str(folder), next="Fetch the model's files anew") from error
+    return found
+
+
 def check_stored_type(weights: Weights, bits: int) -> None:
     """Raises ModelError for weights that are stored quantized and cannot be trained with `base.bits` as they are."""
     config = read_config(weights.folder, weights.name)

@@ -35,6 +35,7 @@ HUB_FILE = re.compile(
     re.ASCII,
 )
 PACKAGE = re.compile(r"pypi:(?P<package>[\w.-]+)==(?P<version>[\w.+!-]+)/(?P<file>[\w.+-]+\.gguf)", re.ASCII)
+CAUSAL = "AutoModelForCausalLM"
 _END = r"[^\s'\"`<>|,;]+"
 _START = (
     r"(?:(?<=[\s'\"`(=\[,;:>|])|^)"  # what stands before a path, and not before the stroke of and/or, </s>, 60 %/40 %
@@ -67,7 +68,7 @@ def model_card(
     )
     known = [folder, folder.resolve(), recipe.folder, Path.home(), Path.cwd()]
     hidden = sorted({str(path) for path in known if len(path.parts) > 1}, key=len, reverse=True)
-    base, languages = _base(recipe), _languages(audit)
+    base, languages = {**_base(recipe), "loader": plan.get("loader", CAUSAL)}, _languages(audit)
     return render(
         "card.md",
         front=_raw(_front(recipe, base, languages, license)),
@@ -310,7 +311,7 @@ def _snippet(
     kind = precision if precision in _TYPES else "bfloat16"
     quantised = recipe.base.bits == 4 and not base["gguf"]
     lines = ["import torch", "from peft import PeftModel"]
-    names = ["AutoModelForCausalLM", "AutoTokenizer", *(["BitsAndBytesConfig"] if quantised else [])]
+    names = [base["loader"], "AutoTokenizer", *(["BitsAndBytesConfig"] if quantised else [])]
     lines += [f"from transformers import {', '.join(names)}", ""]
     lines += [f"base = {base['hub'] or 'FOLDER-OF-THE-BASE-MODEL'!r}", "adapter = 'THIS-REPOSITORY'"]
     file = f", gguf_file={base['gguf']!r}" if base["gguf"] else ""
@@ -326,7 +327,7 @@ def _snippet(
             ")",
         ]
         more += ", quantization_config=four_bits"
-    lines += [f"model = AutoModelForCausalLM.from_pretrained(base{more})"]
+    lines += [f"model = {base['loader']}.from_pretrained(base{more})"]
     lines += ["model = PeftModel.from_pretrained(model, adapter).eval()", ""]
     system = recipe.prompt.system
     first = [f"    {{'role': 'system', 'content': {bare(system, hidden)!r}}},"] if system else []

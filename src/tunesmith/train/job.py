@@ -54,8 +54,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out: the adapter's tensors and configuration, and how it went."""
+    """What came out: the adapter's tensors and configuration, how it went, parameters planned and trained."""
 
     tensors: dict[str, Any]
     config: dict[str, object]
     summary: dict[str, Any] = field(default_factory=dict)
+    trained: dict[str, int] = field(default_factory=dict)

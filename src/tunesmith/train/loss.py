@@ -58,8 +58,9 @@ def summed_loss(model: Model, batch: Batch) -> Tensor:
     """The cross-entropy in nats, summed over the learnt tokens of `batch`; differentiable in all that is trained."""
     network, device = model.network, model.device
     ids, mask, labels = (torch.tensor(part, device=device) for part in (batch.ids, batch.mask, batch.labels))
-    decoder = getattr(network, network.base_model_prefix)
-    hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    hidden = model.decoder_network(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    scale = logit_scale(network)
+    hidden = hidden if scale == 1.0 else hidden * scale
     wanted = labels[:, 1:] != IGNORED
     layer = network.get_output_embeddings()
     weight, bias = layer.weight, getattr(layer, "bias", None)
@@ -69,6 +70,13 @@ def summed_loss(model: Model, batch: Batch) -> Tensor:
     if learns and torch.is_grad_enabled():
         return _trained_head_loss(hidden, targets, weight, bias, cap)
     return cast(Tensor, _HeadLoss.apply(hidden, targets, weight, bias, cap))  # type: ignore[no-untyped-call]
+
+
+def logit_scale(network: Any) -> float:
+    """What a family multiplies its logits by before the softmax; it is applied to the hidden states instead."""
+    config = network.config
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+    return float(getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0) / divisor
 
 
 def check_head(model: Model, batch: Batch, fused: float | None = None) -> None:

@@ -38,7 +38,7 @@ def shard(model: Model) -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu")
     mesh = init_device_mesh(kind, (spread.size(),))
-    decoder = getattr(model.network, model.network.base_model_prefix)
+    decoder = model.decoder_network
     trained = set(model.trainable().values())
     for parameter in trained:
         parameter.data = parameter.data.to(device)

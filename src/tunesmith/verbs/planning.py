@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RecipeError, ResourceError, Several, TunesmithError
 from tunesmith.memory import Plan, show_bytes
+from tunesmith.model.shape import ModelShape
 from tunesmith.model.weights import Weights
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, processes
@@ -31,7 +32,9 @@ class Setup:
     examples: dict[str, list[Any]]
     plan: Plan
     slow: list[str]
+    shape: ModelShape
     shard: bool = False
+    notes: tuple[str, ...] = ()  # on what is loaded and adapted
 
 
 def plan(recipe: Recipe, run: Run, say: Say = silent) -> Plan:
@@ -116,13 +119,21 @@ def refuse_untrainable(recipe: Recipe) -> None:
 
 
 def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
-    """Reads the run's rows as tokens, looks at the machine and plans. Raises ResourceError when nothing fits."""
+    """Reads the run's rows as tokens, looks at the machine and plans.
+
+    Raises ResourceError when nothing fits, and for a base or an adapter that cannot be trained what `check_adapter` of
+    model/build.py says.
+    """
     from tunesmith.hardware import look
+    from tunesmith.model.architecture import architecture
+    from tunesmith.model.build import check_adapter
     from tunesmith.model.fused_config import fused_layers
     from tunesmith.model.shape import read_shape
-    from tunesmith.model.weights import read_config
     from tunesmith.prompt.tokens import encode
 
+    engine, spread = recipe.train.engine.name, recipe.train.spread
+    if errors := check_adapter(recipe.adapter, weights, engine=engine, spread=spread):
+        raise errors[0] if len(errors) == 1 else Several(errors)
     machine = look(recipe.train.precision)
     template = load_template_of(recipe, weights, run)
     examples = {
@@ -132,11 +143,33 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     _check_validation(recipe, len(examples["valid"]))
     slow = _slow(recipe, weights)
     shape = read_shape(weights.folder, weights.name)
-    layers = [] if slow else fused_layers(read_config(weights.folder, weights.name))
+    layers = [] if slow else fused_layers(architecture(weights).config.to_dict())
     made, why = _planned(recipe, machine, shape, examples, fused=layers)
     if recipe.train.precision == "fast" and (slow or why):
         raise _fast_error([*slow, *why])
-    return Setup(machine, template, examples, made, [*slow, *why], shard=bool(why))
+    notes = tuple(_notes(recipe, weights, shape))
+    return Setup(machine, template, examples, made, [*slow, *why], shape, shard=bool(why), notes=notes)
+
+
+def _notes(recipe: Recipe, weights: Weights, shape: ModelShape) -> list[str]:
+    """What is loaded and what is adapted, for people."""
+    from tunesmith.model.architecture import architecture
+    from tunesmith.model.shape import planned_trained
+
+    model = architecture(weights)
+    groups = ", ".join(f"{name} {show_count(many)}" for name, many in shape.counts.items() if many)
+    lines = [f"base: {show_count(shape.parameters)} parameters ({groups})"]
+    lines += [f"base: {model.note}"] if model.note else []
+    layers, experts = model.covered(recipe.adapter.layers, recipe.adapter.experts)
+    names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+    updated = (
+        f"{show_count(planned_trained(model, recipe.adapter))} parameters on {len(layers)} linear layers ({names})"
+    )
+    updated += f" and the experts of {len({name.rpartition('.')[0] for name in experts})} layers" if experts else ""
+    left = ["the head"] + (["routers"] if shape.experts else [])
+    left += ["experts"] if shape.experts and not experts else []
+    lines.append(f"adapter: {updated}; without an update: {', '.join(left)}")
+    return lines
 
 
 def _check_validation(recipe: Recipe, rows: int) -> None:
@@ -175,13 +208,13 @@ def _planned(
 
 def _slow(recipe: Recipe, weights: Weights) -> list[str]:
     """Why the fused decoder cannot be used, for people."""
+    from tunesmith.model.architecture import architecture
     from tunesmith.model.build import unfused_adapter
     from tunesmith.model.fused_config import unfused_config
-    from tunesmith.model.weights import read_config
 
     if recipe.train.engine.name != "native":
         return [f"engine {recipe.train.engine.name} goes its own way"]
-    found = unfused_config(read_config(weights.folder, weights.name)) + unfused_adapter(recipe.adapter)
+    found = unfused_config(architecture(weights).config.to_dict()) + unfused_adapter(recipe.adapter)
     pissa = recipe.adapter.start.name == "pissa"
     return found + (["adapter.start pissa takes its start from the base"] if pissa else [])
 
@@ -224,6 +257,8 @@ def _autograd_plan(
         machine,
         bits=recipe.base.bits,
         rank=recipe.adapter.rank,
+        layers=recipe.adapter.layers,
+        experts=recipe.adapter.experts,
         optimizer=recipe.train.optimizer.name,
         longest=max(lengths),
         step_tokens=-(-_step_tokens(recipe.train.batch, lengths) // size()),
@@ -284,6 +319,7 @@ def describe(setup: Setup) -> list[str]:
     parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in made.parts.items())
     lines = [
         f"machine: {machine.name}, {machine.precision} ({machine.why})",
+        *setup.notes,
         f"memory: about {show_bytes(made.peak)} of {show_bytes(made.budget)} ({parts})",
         f"micro-batches: {made.micro_tokens} tokens; {made.why}",
     ]
@@ -292,6 +328,14 @@ def describe(setup: Setup) -> list[str]:
     if made.step_seconds is not None and made.total_seconds is not None:
         lines.append(f"time: about {show_seconds(made.step_seconds)} a step, {show_seconds(made.total_seconds)} in all")
     return lines + ([f"better: {made.better}"] if made.better else [])
+
+
+def show_count(many: float) -> str:
+    """A number of parameters for people."""
+    for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+        if many >= size:
+            return f"{many / size:.3g} {unit}"
+    return f"{many:.0f}"
 
 
 def show_seconds(seconds: float) -> str:

@@ -169,16 +169,13 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
 
 def _later_stages(recipe: Recipe, weights: Any, template: Any) -> list[TunesmithError]:
     """What training and export would refuse, by their own validators."""
-    from tunesmith.model.experts import check_experts
-    from tunesmith.model.weights import read_config
+    from tunesmith.model.build import check_adapter
     from tunesmith.verbs.exporting import check_export
     from tunesmith.verbs.planning import check_training
 
-    wrong = check_training(recipe)
-    targets = [named.name for named in recipe.export.files]
-    config = read_config(weights.folder, weights.name)
     train = recipe.train
-    wrong += check_experts(recipe.adapter, config, engine=train.engine.name, spread=train.spread, targets=targets)
+    wrong = check_training(recipe)
+    wrong += check_adapter(recipe.adapter, weights, engine=train.engine.name, spread=train.spread)
     if template is not None:
         wrong += check_export(recipe, weights, template)
     return list({str(error): error for error in wrong}.values())

@@ -108,6 +108,7 @@ def _train(
 ) -> None:
     from tunesmith.hardware import versions, watch_memory
     from tunesmith.model.build import load
+    from tunesmith.model.shape import check_loaded
     from tunesmith.prompt import pack
     from tunesmith.train import spread
     from tunesmith.train.job import Job, Layout
@@ -130,6 +131,8 @@ def _train(
     measure = watch_memory(machine.device, made.budget if recipe.train.memory != "auto" else None)
     device = "cpu" if shard and many > 1 else machine.device  # it reaches the cards in parts
     model = load(weights, bits=recipe.base.bits, device=device, precision=machine.precision)
+    number = 4 if machine.precision == "float32" else 2
+    loaded = check_loaded(setup.shape, model, bits=recipe.base.bits, number=number)
     if made.dense:
         model.keep_dense()
     scorer = _scorer(recipe, run, model, template, shard) if recipe.train.best == "score" else None
@@ -156,7 +159,7 @@ def _train(
     engine = find("tunesmith.train.engines", recipe.train.engine.name, function="train", where="train.engine")
     outcome = engine(job, **recipe.train.engine.options)
     if first():
-        _keep(run, made, outcome, measure(), made_from, weights, round(time.time() - began, 1), say)
+        _keep(run, made, outcome, measure(), loaded, made_from, weights, round(time.time() - began, 1), say)
     spread.wait()
 
 
@@ -223,6 +226,7 @@ def _keep(
     made: Plan,
     outcome: Any,
     measured: int,
+    loaded: dict[str, dict[str, int]],
     made_from: Mapping[str, str],
     weights: Weights,
     seconds: float,
@@ -230,12 +234,15 @@ def _keep(
 ) -> None:
     """Writes what came out."""
     from tunesmith.model.adapter import write_adapter
+    from tunesmith.model.architecture import architecture
     from tunesmith.run import new_folder
 
     with new_folder(run / "adapter") as folder:
         write_adapter(folder, outcome.config, outcome.tensors)
     per_step = outcome.summary["seconds"] / outcome.summary["steps"] if outcome.summary.get("seconds") else None
-    run.write_json("plan.json", {**made.describe(), "measured": measured, "measured_step_seconds": per_step})
+    seen = {"measured": measured, "measured_step_seconds": per_step, "base_bytes": loaded}
+    seen["loader"] = architecture(weights).loader  # the class that reads the base for the adapter
+    run.write_json("plan.json", {**made.describe(), **seen, "trained": outcome.trained})
     run.seal("train", made_from, ["adapter"], seconds=seconds, summary=outcome.summary, weights=weights.fingerprint)
     say(f"train: {outcome.summary['steps']} steps in {seconds:.0f} s. The adapter is {run / 'adapter'}")
 

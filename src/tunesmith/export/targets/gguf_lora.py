@@ -19,7 +19,8 @@ from tunesmith.export.quantise import quantise, rewrite_header
 from tunesmith.export.targets._shipped import cannot_merge
 from tunesmith.export.targets.gguf import SLOTS
 from tunesmith.generate.from_gguf import FromGguf
-from tunesmith.model.adapter import read_adapter
+from tunesmith.model.adapter import read_adapter, write_adapter
+from tunesmith.model.architecture import architecture
 from tunesmith.model.gguf_header import read_header
 
 WHERE = "export.files: gguf_lora"
@@ -55,9 +56,13 @@ def write(job: Job, *, base: Literal["f16", "bf16", "f32", "q8_0"] = "f16", kind
     if lora in missing:
         known, made = job.work / "described", job.work / lora.name
         describe(job, known)
-        convert_adapter(job, job.adapter, known, made, kind)
+        named = job.work / "adapter"
+        named.mkdir(parents=True, exist_ok=True)
+        write_adapter(named, *read_adapter(job.adapter, architecture(job.weights)))  # with the text model's own names
+        convert_adapter(job, named, known, made, kind)
         rewrite_header(made, metadata_of(job, read_header(made)))
         shutil.rmtree(known)
+        shutil.rmtree(named)
         lora.parent.mkdir(parents=True, exist_ok=True)
         made.replace(lora)
     if beside in missing:
@@ -72,7 +77,7 @@ def opened(job: Job, file: File) -> Runtime:
 
 
 def _check(job: Job) -> None:
-    config, tensors = read_adapter(job.adapter)
+    config, tensors = read_adapter(job.adapter, architecture(job.weights))
     odd = [name for name in tensors if not name.endswith((".lora_A", ".lora_B"))]
     stacked = [name for name, tensor in tensors.items() if name.endswith(".lora_A") and len(tensor) != config["r"]]
     if config.get("use_dora") or odd or stacked:

@@ -16,6 +16,7 @@ from tunesmith.find import find
 from tunesmith.model.adapter import finished
 from tunesmith.model.build import add_adapter
 from tunesmith.model.fuse import reasons
+from tunesmith.model.shape import check_trained
 from tunesmith.prompt import pack
 from tunesmith.run import first
 from tunesmith.train import by_autograd, by_hand, spread
@@ -60,12 +61,13 @@ class _Loop:
             experts=adapter.experts,
         )
         self.parameters = job.model.trainable()
+        trained = sum(parameter.numel() for parameter in self.parameters.values())
+        self.trained = check_trained(job.model.architecture, adapter, trained)
         fused = bool(job.layout.forms) and not reasons(job.model)
         self.gradients: Gradients = (by_hand if fused else by_autograd).Gradients(job, job.micro_tokens)
-        trained = self.gradients.trained
         make = find("tunesmith.train.optimizers", self.settings.optimizer.name)
         self.optimizer: torch.optim.Optimizer = make(
-            groups(trained, self.settings.learning_rate, job.adapter.rate_ratio),
+            groups(self.gradients.trained, self.settings.learning_rate, job.adapter.rate_ratio),
             self.settings.learning_rate,
             self.settings.weight_decay,
             **self.settings.optimizer.options,
@@ -274,4 +276,4 @@ class _Loop:
         config, tensors = finished(self.model)
         summary = {**self.checkpoints.summary(), "padding": round(self._padding(), 4)}
         journal.tell("end", self.progress.step, **summary)
-        return Outcome(dict(tensors), config, summary)
+        return Outcome(dict(tensors), config, summary, self.trained)

@@ -27,6 +27,7 @@ from tunesmith.model.adapter import named, peft_config
 from tunesmith.model.build import begin, check_wishes, wanted
 from tunesmith.model.original import Original
 from tunesmith.model.qlora import FrozenLinear
+from tunesmith.model.shape import check_trained
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
 from tunesmith.train.by_autograd import OVERHEAD, check_recompute, halved, validation_loss
@@ -51,6 +52,8 @@ def train(job: Job) -> Outcome:
     names = wanted(job.model.frozen(), job.adapter.layers)
     configs = _checked(job, names)
     network, starts = _wrap(job, names)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    counted = check_trained(job.model.architecture, job.adapter, trained)
     parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     optimizer = _optimizer(job, parameters)
     plan = plan_steps(job)
@@ -71,7 +74,9 @@ def train(job: Job) -> Outcome:
         summary = checkpoints.summary()
         tensors = named(get_peft_model_state_dict(network, save_embedding_layers=False))
         journal.tell("end", summary["steps"], **summary)
-        return Outcome(_undone(tensors, starts), configs[bool(starts)], summary)
+        outside = job.model.architecture.outside
+        tensors = {outside(name): tensor for name, tensor in _undone(tensors, starts).items()}
+        return Outcome(tensors, configs[bool(starts)], summary, counted)
 
 
 def _checked(job: Job, names: list[str]) -> tuple[dict[str, object], dict[str, object]]:
@@ -120,7 +125,7 @@ def _wrap(job: Job, names: list[str]) -> tuple[Any, dict[str, tuple[Tensor, Tens
         ensure_weight_tying=bool(outer) and model.tied,
         task_type="CAUSAL_LM",
     )
-    original = Original(model.weights, model.network.base_model_prefix)
+    original = Original(model.weights, model.architecture)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT asks transformers for a name that is going away
         network = get_peft_model(model.network, config)

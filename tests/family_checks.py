@@ -1,0 +1,319 @@
+"""What each family of tests/families.py does, found by doing it: the cells of docs/families.md.
+
+A cell is "yes", or the reason that the product itself gives. Anything else that goes wrong is an error here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import tunesmith.export.convert as converting
+from adapters import IDS, logits, made, shaken
+from families import FAMILY, make_family
+from gguf_models import WORDS, make_shippable, opened
+from tiny import toy_rows
+from tunesmith.errors import Paused, TunesmithError
+
+CLOSE = 1e-3  # relative, of losses in float32
+YES = "yes"
+Cells = dict[str, str]
+
+
+def told(check: Callable[[], None]) -> str:
+    """The cell of a check that passes, or is refused by the product."""
+    try:
+        check()
+    except TunesmithError as error:
+        return error.errors[0].what if hasattr(error, "errors") else error.what
+    return YES
+
+
+# --- quick: one loading in each number of bits --------------------------------------------------------------------
+
+
+def engine(folder: Path) -> str:
+    """Which engine trains the family, as `plan` says it."""
+    from tunesmith.model.architecture import architecture
+    from tunesmith.model.fused_config import unfused_config
+    from tunesmith.model.weights import fetch
+
+    reasons = unfused_config(architecture(fetch(str(folder))).config.to_dict())
+    return f"autograd: {'; '.join(reasons)}" if reasons else "fused"
+
+
+def part(folder: Path, name: str) -> str:
+    """What of the checkpoint is loaded."""
+    from tunesmith.model.architecture import read_architecture
+
+    return "text half" if read_architecture(folder, name).whole else "whole"
+
+
+def losses(folder: Path, name: str) -> None:
+    """The loss of a batch is transformers' own, with the weights as they are multiplied by, in 16 and in 4 bits."""
+    import transformers
+
+    from tunesmith.model.build import load
+    from tunesmith.model.shape import check_loaded, read_shape
+    from tunesmith.model.weights import fetch
+    from tunesmith.prompt.pack import Batch
+    from tunesmith.train.loss import summed_loss
+
+    batch = Batch(IDS.tolist(), torch.ones_like(IDS).tolist(), IDS.tolist())
+    for bits in (16, 4):
+        model = load(fetch(str(folder)), bits=bits, device="cpu", precision="float32")
+        check_loaded(read_shape(folder, name), model, bits=bits, number=4)
+        loader = getattr(transformers, model.architecture.loader)
+        own = loader.from_pretrained(folder, dtype=torch.float32).eval()
+        with torch.no_grad():
+            if bits == 4:
+                copy_weights(model, own)
+            theirs = own(input_ids=IDS, labels=IDS).loss.item()
+            ours = summed_loss(model, batch).item() / batch.learnt
+        assert ours == pytest.approx(theirs, rel=CLOSE)
+
+
+def copy_weights(model: Any, own: Any) -> None:
+    """Gives transformers' model the dequantized weights of ours."""
+    from tunesmith.model.experts import FrozenExperts
+    from tunesmith.model.qlora import FrozenLinear
+
+    for name, module in model.network.named_modules():
+        if not isinstance(module, FrozenLinear | FrozenExperts):
+            continue
+        outside = own.get_submodule(model.architecture.outside(name))
+        if isinstance(module, FrozenLinear):
+            outside.weight.copy_(module.matrix().T if model.transposed else module.matrix())
+        if isinstance(module, FrozenExperts):
+            for each, weights in module.weights.items():
+                getattr(outside, each).copy_(weights.matrices(range(weights.experts)))
+
+
+# --- slow: an adapter, a training, files ---------------------------------------------------------------------------
+
+
+def adapter(folder: Path, scratch: Path) -> None:
+    """The adapter that is written is read by PEFT on the model that a user loads, with the same loss, in both bits.
+
+    Merged, it is a folder that AutoModelForCausalLM loads with the same logits.
+    """
+    import transformers
+    from peft import PeftModel
+
+    from export.test_merge import job_of
+    from tunesmith.export.merge import merge
+
+    for bits in (16, 4):
+        model = shaken(made(folder, bits=bits))
+        here = scratch / f"bits-{bits}"
+        here.mkdir(parents=True)
+        job = job_of(model, here, bits=bits)
+        base = getattr(transformers, model.architecture.loader).from_pretrained(folder, dtype=torch.float32)
+        ours = logits(model.network)
+        with torch.no_grad():
+            plain = made(folder, bits=bits)
+            copy_weights(plain_base(plain), base)
+            theirs = PeftModel.from_pretrained(base, str(job.adapter)).eval()
+            updated = sum(name.endswith("lora_A.default.weight") for name, _ in theirs.named_parameters())
+            assert updated == len(model.lora) + len(model.lora_experts)
+            torch.testing.assert_close(logits(theirs), ours, rtol=CLOSE, atol=CLOSE)
+        merged, report = transformers.AutoModelForCausalLM.from_pretrained(
+            merge(job, here / "merged", torch.float32), dtype=torch.float32, output_loading_info=True
+        )
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        torch.testing.assert_close(logits(merged), ours, rtol=CLOSE, atol=CLOSE)
+
+
+def plain_base(model: Any) -> Any:
+    """The same model without its updates around the frozen layers."""
+    for name, layer in list(model.lora.items()):
+        model.network.set_submodule(name, layer.base)
+    return model
+
+
+def training(folder: Path, scratch: Path) -> Cells:
+    """Trains, stops and resumes, evaluates, and writes the same replies one by one and in a batch."""
+    from tunesmith import verbs
+    from tunesmith.recipe import read_recipe
+    from tunesmith.run import hash_file
+    from tunesmith.train.journal import read_journal
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows(4, 4)))
+    (scratch / "toy.yaml").write_text(yaml.safe_dump(recipe_of(folder)))
+    recipe = read_recipe(str(scratch / "toy.yaml"))
+
+    def started(name: str) -> Any:
+        run = verbs.open_run(recipe, scratch / name)
+        verbs.prepare(recipe, run)
+        return run
+
+    whole = started("whole")
+    cells = {"train": told(lambda: ignored(verbs.train(recipe, whole)))}
+    if cells["train"] != YES:
+        return cells
+    steps = [event["loss"] for event in read_journal(whole / "journal.jsonl") if event["kind"] == "step"]
+    assert steps[-1] < steps[0]
+    stopped = started("stopped")
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["kind"] == "step" and event["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Paused):
+        verbs.train(recipe, stopped, watch=stop)
+    verbs.train(recipe, stopped)
+    adapters = [hash_file(run / "adapter/adapter_model.safetensors") for run in (whole, stopped)]
+    assert adapters[0] == adapters[1]
+    cells["resume"] = YES
+    cells["evaluate"] = told(lambda: ignored(verbs.evaluate(recipe, whole)))
+    cells["replies"] = told(lambda: replies(recipe, whole, folder))
+    return cells
+
+
+def recipe_of(folder: Path) -> dict[str, Any]:
+    return {
+        "name": "toy", "seed": 3, "base": {"model": str(folder), "bits": 4},
+        "data": {
+            "source": "rows.jsonl",
+            "format": {"columns": {"prompt": "prompt", "answer": "completion", "group": "topic"}},
+            "split": {"by": "group", "test": 0.25, "valid": 0.25, "unseen_groups": 0},
+        },
+        "prompt": {"max_tokens": 128}, "adapter": {"rank": 4, "alpha": 8},
+        "train": {
+            "epochs": 2, "batch": "4 rows", "learning_rate": 2e-2, "evaluate_every": 2, "precision": "float32",
+        },
+        "evaluate": {"metrics": ["loss", "rouge"], "primary": "loss", "max_new_tokens": 6, "rows": 3},
+    }  # fmt: skip
+
+
+def ignored(_: Any) -> None:
+    """Nothing of what a command returns is needed."""
+
+
+def replies(recipe: Any, run: Any, folder: Path) -> None:
+    """The tuned model's replies, one by one and in a batch, are what its own network says greedily."""
+    from tunesmith.data.conversation import Turn
+    from tunesmith.generate.from_weights import FromWeights
+    from tunesmith.model.adapter import attach
+    from tunesmith.model.build import load
+    from tunesmith.model.weights import fetch
+    from tunesmith.prompt.template import load_template, load_tokenizer
+    from tunesmith.prompt.tokens import encode_prompt
+
+    model = load(fetch(str(folder)), bits=4, device="cpu", precision="float32")
+    attach(model, run / "adapter")
+    template = load_template(load_tokenizer(folder), "model", folder)
+    text = FromWeights(model, template, tuned=True)
+    prompts = [(Turn("user", words),) for words in ("a", "how to do 1 way 2?", "where")]
+    alone = {place: reply.text for place, reply in text.replies(prompts, max_new_tokens=6, batch=1)}
+    together = {place: reply.text for place, reply in text.replies(prompts, max_new_tokens=6, batch=3)}
+    assert alone == together
+    ids = encode_prompt(prompts[1], template)
+    said: list[int] = []
+    with torch.no_grad():
+        for _ in range(6):
+            asked = torch.tensor([ids + said])
+            said.append(int(model.network(input_ids=asked, use_cache=False).logits[0, -1].argmax()))
+            if said[-1] in text.stops:
+                break
+    spoken = [each for each in said if each not in text.stops]
+    assert alone[1].strip() == template.tokenizer.decode(spoken).strip()
+
+
+def gguf(name: str, scratch: Path) -> Cells:
+    """Merged and written as GGUF, the runtime says transformers' greedy tokens; so does the adapter beside the base."""
+    from export.test_families import PROMPTS, greedy_as, merged_model
+    from export.test_merge import job_of
+    from tunesmith.export.convert import check_base, convert, convert_adapter
+    from tunesmith.export.merge import describe, merge
+    from tunesmith.model.adapter import read_adapter, write_adapter
+    from tunesmith.model.architecture import architecture
+    from tunesmith.prompt.tokens import encode_prompt
+
+    make_shippable(scratch / "base", name)
+    job = job_of(shaken(made(scratch / "base")), scratch)
+    prompts = [encode_prompt(prompt, job.template) for prompt in PROMPTS]
+    networks: list[Any] = []
+
+    def whole() -> None:
+        check_base(job)
+        folder, network = merged_model(job, scratch / "merged")
+        networks.append(network)
+        with opened(convert(job, folder, scratch / "model.gguf", "f32"), slots=1) as runtime:
+            greedy_as(network, runtime, prompts)
+
+    def beside() -> None:
+        base = convert(job, merge(job, scratch / "plain", torch.float32, adapter=False), scratch / "base.gguf", "f32")
+        describe(job, scratch / "described")
+        (scratch / "named").mkdir()
+        write_adapter(scratch / "named", *read_adapter(job.adapter, architecture(job.weights)))
+        lora = convert_adapter(job, scratch / "named", scratch / "described", scratch / "lora.gguf", "f32")
+        with opened(base, lora=lora, slots=1) as runtime:
+            greedy_as(networks[0], runtime, prompts)
+
+    with recognized(scratch) if name.startswith("qwen3_5") else contextlib.nullcontext():
+        cells = {"GGUF": shortened(whole)}
+        cells["GGUF LoRA"] = shortened(beside) if cells["GGUF"] == YES else "no GGUF"
+    return cells
+
+
+@contextlib.contextmanager
+def recognized(scratch: Path) -> Iterator[None]:
+    """llama.cpp's converters take the stand-in tokenizer of a family whose own one they know by a hash.
+
+    transformers forces Qwen 3.5's way of cutting texts onto every tokenizer of that family, so that no other fits.
+    """
+    real = converting._scripts()
+    folder = scratch / "scripts"
+    folder.mkdir()
+    for script in ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py"):
+        (folder / script).write_text(
+            f"import runpy, sys\nsys.path.insert(0, {str(real)!r})\nfrom conversion import base\n"
+            "base.TextModel.get_vocab_base_pre = lambda self, tokenizer: 'smollm'\n"
+            f"runpy.run_path({str(real / script)!r}, run_name='__main__')\n"
+        )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(converting, "_scripts", lambda: folder)
+        yield
+
+
+def shortened(check: Callable[[], None]) -> str:
+    """A cell without the words that name a file or differ from run to run."""
+    try:
+        cell = told(check)
+    except AssertionError:
+        return "llama.cpp's tokens differ from transformers'"
+    if "KeyError" in cell or "pre-tokenizer" in cell:
+        return "not tried: needs the family's own tokenizer"
+    if "Its last words" in cell or "cannot load" in cell:
+        return "llama.cpp cannot load the file"
+    return cell.removeprefix("llama.cpp's converter cannot write this model: ").split("\n")[0][:90]
+
+
+QUICK: tuple[str, ...] = ("loaded", "engine", "loss")
+SLOW: tuple[str, ...] = ("train", "resume", "evaluate", "replies", "adapter, merge", "GGUF", "GGUF LoRA")
+
+
+def quick(name: str, folder: Path) -> Cells:
+    """The cells that one loading in each number of bits gives."""
+    make_family(folder, name)
+    return {"loaded": part(folder, name), "engine": engine(folder), "loss": told(lambda: losses(folder, name))}
+
+
+def slow(name: str, folder: Path, scratch: Path) -> Cells:
+    """The other cells; `folder` holds the family's tiny model."""
+    cells = training(folder, scratch / "training")
+    cells["adapter, merge"] = told(lambda: adapter(folder, scratch / "adapter"))
+    return {**cells, **gguf(name, scratch / "gguf")}
+
+
+__all__ = ["FAMILY", "QUICK", "SLOW", "WORDS", "quick", "slow"]

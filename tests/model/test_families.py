@@ -1,0 +1,32 @@
+"""docs/families.md says what each family does; here that is found anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tools.families import page, read_page
+
+from families import FAMILY
+from family_checks import QUICK, SLOW, YES, quick, slow
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_page_says_what_the_quick_checks_find(tmp_path: Path, name: str) -> None:
+    found, written = quick(name, tmp_path / "model"), read_page()[name]
+    assert {column: written[column] for column in QUICK} == found
+    assert found["loss"] == YES
+    assert (found["loaded"] == "text half") == (FAMILY[name].vision is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_page_says_what_the_slow_checks_find(tmp_path: Path, name: str) -> None:
+    quick(name, tmp_path / "model")
+    found, written = slow(name, tmp_path / "model", tmp_path / "slow"), read_page()[name]
+    assert {column: written[column] for column in SLOW} == found
+
+
+def test_every_family_is_on_the_page() -> None:
+    assert read_page().keys() == FAMILY.keys()
+    assert page(read_page()) == (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
