@@ -227,12 +227,13 @@ def check_missing(names: Sequence[str], where: str) -> None:
 
 
 def check_adapter(
-    adapter: Adapter, weights: Weights, *, engine: str = "native", spread: str = "auto"
+    adapter: Adapter, weights: Weights, *, engine: str = "native", spread: str = "auto", targets: Sequence[str] = ()
 ) -> list[TunesmithError]:
     """Everything in the recipe's section `adapter` that this base does not have, before anything is loaded.
 
     The base itself is checked as well: that it is a causal language model, and that its files hold every weight.
-    `engine` and `spread` are the recipe's `train.engine` and `train.spread`, which some bases limit.
+    `engine`, `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the names of its
+    `export.files`, which some bases limit.
     """
     try:
         made = architecture(weights)
@@ -245,7 +246,7 @@ def check_adapter(
         what = "this model has no linear layer that can be adapted"
         return [ModelError(what, where="adapter.layers", next="Choose another base.model")]
     network = made.network
-    errors = check_experts(adapter, made.config.to_dict(), engine=engine, spread=spread)
+    errors = check_experts(adapter, made.config.to_dict(), engine=engine, spread=spread, targets=targets)
     try:
         _check_outer(adapter.train_also, tied=made.tied, head=bool(made.head))
     except ModelError as error:

@@ -175,7 +175,8 @@ def _later_stages(recipe: Recipe, weights: Any, template: Any) -> list[Tunesmith
 
     train = recipe.train
     wrong = check_training(recipe)
-    wrong += check_adapter(recipe.adapter, weights, engine=train.engine.name, spread=train.spread)
+    targets = [named.name for named in recipe.export.files]
+    wrong += check_adapter(recipe.adapter, weights, engine=train.engine.name, spread=train.spread, targets=targets)
     if template is not None:
         wrong += check_export(recipe, weights, template)
     return list({str(error): error for error in wrong}.values())
