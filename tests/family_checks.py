@@ -235,6 +235,7 @@ def gguf(name: str, scratch: Path) -> Cells:
     from export.test_merge import job_of
     from tunesmith.export.convert import check_base, convert, convert_adapter
     from tunesmith.export.merge import describe, merge
+    from tunesmith.export.targets import gguf_lora
     from tunesmith.model.adapter import read_adapter, write_adapter
     from tunesmith.model.architecture import architecture
     from tunesmith.prompt.tokens import encode_prompt
@@ -252,6 +253,7 @@ def gguf(name: str, scratch: Path) -> Cells:
             greedy_as(network, runtime, prompts)
 
     def beside() -> None:
+        gguf_lora._check(job)
         base = convert(job, merge(job, scratch / "plain", torch.float32, adapter=False), scratch / "base.gguf", "f32")
         describe(job, scratch / "described")
         (scratch / "named").mkdir()
@@ -296,7 +298,7 @@ def shortened(check: Callable[[], None]) -> str:
         return "not tried: needs the family's own tokenizer"
     if "Its last words" in cell or "cannot load" in cell:
         return "llama.cpp cannot load the file"
-    return cell.removeprefix("llama.cpp's converter cannot write this model: ").split("\n")[0][:90]
+    return cell.replace("llama.cpp's converter cannot write this model:", "the converter says:").split("\n")[0][:90]
 
 
 QUICK: tuple[str, ...] = ("loaded", "engine", "loss")

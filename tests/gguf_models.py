@@ -30,15 +30,16 @@ HEADS, KEYS = 4, 2
 SLIDING = ["sliding_attention"]
 SAID = ["how to do t0 way 1?", "1. Open t2.", "2. Tap Save.", string.printable[:94]]  # what the tokenizer is made of
 WORDS = {  # rows of tests/families.py whose converter reads a SentencePiece tokenizer; the others one of BPE
-    "llama2", "llama3", "llama32", "mistral", "mixtral", "ministral", "ministral3", "mistral3", "gemma", "gemma2",
-    "gemma3_text", "gemma3", "gemma3n", "gemma4", "gemma4_moe", "phi3", "phi4", "phimoe", "smolvlm", "granite",
-    "granitemoe", "qwen2", "qwen2_5_vl", "qwen3_vl",
+    "llama2", "llama3", "llama32", "mistral", "mixtral", "ministral", "ministral3", "mistral3", "gemma",
+    "gemma2", "gemma3_text", "gemma3", "gemma3n", "gemma4", "gemma4_images", "gemma4_moe", "phi3", "phi4",
+    "phimoe", "smolvlm", "granite", "granitemoe", "qwen2", "qwen2_5_vl", "qwen3_vl",
 }  # fmt: skip
 SIX: dict[str, Any] = {"num_hidden_layers": 6, "layer_types": [*SLIDING * 5, "full_attention"]}
 LINEAR: dict[str, Any] = {"num_hidden_layers": 4, "layer_types": [*["linear_attention"] * 3, "full_attention"]}
 PATTERN: dict[str, dict[str, Any]] = {  # where llama.cpp knows no other sizes and order than the real models'
     "gemma3": SIX, "gemma3_text": SIX, "qwen3_5": LINEAR, "qwen3_5_text": LINEAR, "qwen3_5_moe": LINEAR,
     "olmo3": {"num_hidden_layers": 4, "layer_types": [*SLIDING * 3, "full_attention"]},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
     "gemma3n": {
         "num_hidden_layers": 5, "layer_types": [*SLIDING * 4, "full_attention"], "intermediate_size": [128] * 5,
         "activation_sparsity_pattern": [0.0] * 5, "altup_num_inputs": 4, "hidden_size_per_layer_input": 256,
@@ -193,8 +194,9 @@ def make_shippable(folder: Path, name: str) -> Path:
     heads = [each for each in tensors if each.endswith("lm_head.weight")]
     heads = heads or [each for each in tensors if each.endswith(("embed_tokens.weight", "wte.weight"))]
     tensors[heads[0]][[*range(6), *([EOT] if name in WORDS else [])]] = 0.0
-    for each in tensors:  # gemma's embeddings are so large that a tiny one would repeat its last token
-        if "gemma" in name and each.endswith(("o_proj.weight", "down_proj.weight")) and "vision" not in each:
+    for each in tensors:  # these families' embeddings are so large that a tiny one would repeat its last token
+        inner = each.endswith(("o_proj.weight", "down_proj.weight", "output_linear.weight")) and "vision" not in each
+        if inner and name.startswith(("gemma", "granite", "smollm3")) and not name.startswith("granite4"):
             tensors[each] *= 8
     save_file(tensors, path, metadata={"format": "pt"})
     return folder
