@@ -19,7 +19,7 @@ from family_checks import QUICK, SLOW, Cells, quick, slow  # noqa: E402
 
 HEAD = """# Families of models
 
-<!-- Written by `python -m tools.families`; tests/model/test_families.py compares it with what it finds. -->
+<!-- Written by `python -m tools.families`; tests/model/test_family_page.py compares it with what it finds. -->
 
 What tunesmith does with each family, found by doing it: a tiny random model of the family is made, loaded, trained,
 stopped and resumed, evaluated, merged and exported. To see what it says of your model: `tunesmith check RECIPE`.
