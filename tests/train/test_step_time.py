@@ -61,6 +61,7 @@ def processor_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("processor_time")
 @pytest.mark.parametrize("adapter", [{"dropout": 0.05}, {"dora": True}, {"dropout": 0.05, "rank": 32}], ids=str)
 def test_a_tiny_model(recipe_file: Callable[..., Path], tmp_path: Path, adapter: dict[str, Any]) -> None:
