@@ -70,7 +70,7 @@ def test_the_original_weights_of_a_base_in_four_bits_are_not_there(
 ) -> None:
     stored = make_convertible(tmp_path / "stored")
     config = json.loads((stored / "config.json").read_text())
-    four = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    four = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     (stored / "config.json").write_text(json.dumps({**config, "quantization_config": four}))
     [error] = refused("merged", model=stored, export__onto="original")
     assert "hold 4 bits, not the original weights" in str(error)
@@ -86,3 +86,13 @@ def test_a_base_that_the_converter_does_not_know(
     assert "does not know the architecture UnheardOfForCausalLM" in str(error)
     [error] = refused(GGUF, "gguf_lora", "merged", convert=True, model=tiny("llama"))
     assert "BPE pre-tokenizer was not recognized" in str(error) and "another base.model" in error.next
+
+
+def test_an_adapter_that_the_converter_cannot_write_is_said_before_training(
+    refused: Callable[..., list[TunesmithError]], tmp_path: Path
+) -> None:
+    from gguf_models import make_shippable
+
+    assert refused("gguf_lora", convert=True) == []
+    [error] = refused("gguf_lora", convert=True, model=make_shippable(tmp_path / "ministral3", "ministral3"))
+    assert "writes no adapter for this family" in str(error) and error.where == "export.files: gguf_lora"

@@ -22,13 +22,15 @@ from typing import Any
 from tunesmith.errors import MissingExtra, ModelError, ResourceError, TunesmithError
 from tunesmith.export.job import Job
 from tunesmith.export.merge import describe
-from tunesmith.model.architecture import architecture
+from tunesmith.model.adapter import write_adapter
+from tunesmith.model.architecture import Layers, architecture
 from tunesmith.model.gguf_header import read_header
 from tunesmith.run import disk, hash_path, sync_folder
 
 QUOTED = 300  # characters of the converter's own words in an error
 _FULL = re.compile(r"\[Errno (28|27|122)\]|\d+ requested and \d+ written")  # as Python and numpy say it
 _OTHERS = "Leave the GGUF files out of export.files, or choose another base.model"
+_NO_ADAPTER = "Leave gguf_lora out of export.files; gguf merges the adapter into the base"
 _convertible: set[str] = set()  # hashes of described bases that the converter took in this process
 _DROPPED = ("PYTHONPATH", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -45,6 +47,34 @@ def check_base(job: Job) -> None:
             words = [str(folder), *_left_out(job), "--vocab-only", "--outfile", f"{scratch}/words.gguf"]
             _run("convert_hf_to_gguf.py", words, job)
             _convertible.add(content)
+
+
+def check_adapter(job: Job, layers: Layers) -> None:
+    """Has the converter write an adapter of rank 1 over the named layers, which takes no weights of the base.
+
+    Raises ModelError for what it refuses or writes as something else, and MissingExtra when it is not installed.
+    """
+    import torch
+
+    model = architecture(job.weights)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (inner, outer) in model.adapted(layers).items():
+        tensors |= {f"{name}.lora_A": torch.zeros(1, inner), f"{name}.lora_B": torch.zeros(outer, 1)}
+    with tempfile.TemporaryDirectory() as scratch:
+        base, adapter, file = (Path(scratch) / name for name in ("base", "adapter", "adapter.gguf"))
+        describe(job, base)
+        adapter.mkdir()
+        names = sorted({name.rsplit(".", 2)[-2] for name in tensors})
+        write_adapter(adapter, {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": names}, tensors)
+        content = f"lora {hash_path(base)} {hash_path(adapter)}"
+        if content in _convertible:
+            return
+        _run("convert_lora_to_gguf.py", [str(adapter), "--base", str(base), "--outfile", str(file)], job)
+        if file.exists() and read_header(file, values=False).metadata.get("general.type") != "adapter":
+            raise ModelError(
+                "llama.cpp's converter writes no adapter for this family", where=job.weights.name, next=_NO_ADAPTER
+            )
+        _convertible.add(content)
 
 
 def refusals(job: Job) -> Iterator[TunesmithError]:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from tunesmith.errors import ModelError, RecipeError, TunesmithError
-from tunesmith.export.convert import check_base, convert, convert_adapter, refusals
+from tunesmith.export.convert import check_adapter, check_base, convert, convert_adapter, refusals
 from tunesmith.export.gguf_metadata import metadata_of
 from tunesmith.export.job import File, Job, Request, Runtime
 from tunesmith.export.merge import describe, merge
@@ -35,11 +35,18 @@ def validate(request: Request, *, base: str = "f16", kind: str = "f16") -> Itera
         f"what adapter.train_also trains whole ({', '.join(adapter.train_also)})": bool(adapter.train_also),
         f"the biases that adapter.bias: {adapter.bias} trains": adapter.bias != "none",
     }
-    for part, trained in parts.items():
-        if trained:
-            yield RecipeError(f"a GGUF adapter cannot hold {part}", where=WHERE, next=ADVICE)
-    yield from cannot_merge(request, "gguf_lora")
-    yield from refusals(request.job)
+    wrong: list[TunesmithError] = [
+        RecipeError(f"a GGUF adapter cannot hold {part}", where=WHERE, next=ADVICE)
+        for part, trained in parts.items()
+        if trained
+    ]
+    wrong = [*wrong, *cannot_merge(request, "gguf_lora"), *refusals(request.job)]
+    yield from wrong
+    if not wrong:
+        try:
+            check_adapter(request.job, adapter.layers)
+        except ModelError as error:
+            yield ModelError(error.what, where=WHERE, next=ADVICE)
 
 
 def write(job: Job, *, base: Literal["f16", "bf16", "f32", "q8_0"] = "f16", kind: Literal["f16", "f32"] = "f16") -> list[File]:  # noqa: E501  # fmt: skip
