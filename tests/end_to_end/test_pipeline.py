@@ -157,7 +157,7 @@ def test_the_command_line_from_recipe_to_chat(
             "no column 'response'. It has: topic, prompt, completion",
             3,
         ),
-        ({"base__model": "./nowhere"}, "./nowhere: no such file or folder", 4),
+        ({"base__model": "./nowhere"}, "nowhere: no such file or folder", 4),
         ({"train__memory": "5MB"}, "training needs about", 6),
     ],
 )

@@ -140,8 +140,8 @@ class _Hashed(io.RawIOBase):
 def _taking_its_name(target: Path) -> Iterator[IO[bytes]]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with disk(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
             _sweep(target)
             try:
                 with temporary.open("wb") as file:
