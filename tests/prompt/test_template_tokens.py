@@ -348,3 +348,96 @@ def test_a_template_may_be_a_file(tmp_path: Path) -> None:
     assert (made.text, made.source) == (CHATML, str(tmp_path / "own.jinja"))
     with pytest.raises(RecipeError, match="cannot be read"):
         load_template(make_tokenizer(None), "none.jinja", tmp_path)
+
+
+def with_flags(token: str, **flags: bool) -> Template:
+    """ChatML over a tokenizer that takes blanks beside `token` into it."""
+    from tokenizers import AddedToken
+
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer._tokenizer.add_special_tokens([AddedToken(token, special=True, **flags)])
+    return Template(tokenizer, CHATML.replace("<|im_end|>", token), "test.jinja")
+
+
+@pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"lstrip": True, "rstrip": True}])
+@pytest.mark.parametrize("answer", ["Aye.\n", "Aye. ", "Aye.", "Aye.\n\n"])
+def test_an_end_token_that_takes_blanks_in_is_the_end_of_its_own_answer(flags: dict[str, bool], answer: str) -> None:
+    made = with_flags("<|over|>", **flags)
+    for row in (conversation("how?", answer), conversation("how?", answer, "bye", answer)):
+        runs = [
+            text
+            for example in (encode(each, made) for each in expand(row, made))
+            for text, on in pieces(example, made)
+            if on
+        ]
+        assert len(runs) == len(row.turns) // 2
+        assert all("".join(run.split()) == "Aye.<|over|>" for run in runs)
+
+
+def test_the_prompts_last_token_carries_no_loss_where_it_takes_blanks_in() -> None:
+    chat = CHATML.replace("assistant\n", "assistant<|head|>").replace("['role'] }}\n", "['role'] }}<|head|>")
+    made = Template(with_flags("<|head|>", rstrip=True).tokenizer, chat, "test.jinja")
+    first = next(text for text, on in pieces(encode(conversation("how?", "    return x"), made), made) if on)
+    assert first.strip().startswith("return")
+
+
+def test_text_that_the_tokenizer_loses_is_refused() -> None:
+    alphabet = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwxyz.? \n"]
+    inner = Tokenizer(models.BPE({token: n for n, token in enumerate(alphabet)}, [], unk_token="<unk>"))
+    inner.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", eos_token="<|im_end|>", pad_token="<pad>",
+        additional_special_tokens=["<|im_start|>"],
+    )  # fmt: skip
+    made = Template(tokenizer, CHATML, "test.jinja")
+    assert encode(conversation("how?", "aye."), made).answers == 1
+    with pytest.raises(DataError, match="the tokenizer cannot write the answer"):
+        encode(conversation("how?", "aye 日."), made)
+
+
+def test_an_end_of_text_that_also_stands_for_unknown_text_ends_an_answer() -> None:
+    alphabet = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Tokenizer(models.BPE({token: n for n, token in enumerate(alphabet)}, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    end = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), "<|endoftext|>")
+    made = Template(PreTrainedTokenizerFast(tokenizer_object=inner, **end), PLAIN, "the plain template")
+    assert names(made, stop_ids(made)) == ["<|endoftext|>"]
+    with pytest.raises(DataError, match="special token"):
+        encode(conversation("how?", "Aye.<|endoftext|>"), made)
+
+
+def test_everything_leaves_out_an_answer_with_weight_0() -> None:
+    made = template("chatml")
+    turns = (TWO.turns[0], Turn("assistant", "Aye.", learn=False), *TWO.turns[2:])
+    example = encode(Conversation("r", turns, Origin("f", 1)), made, "everything")
+    assert "Aye." in "".join(text for text, on in pieces(example, made) if not on)
+    assert "Aye." not in "".join(text for text, on in pieces(example, made) if on)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<think> is a tag", "would be taken for a thought"),
+        ("<think>never closed", "would be taken for a thought"),
+    ],
+)
+def test_an_answer_that_a_reply_could_not_show_is_refused(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        encode(conversation("how?", text), template("chatml"))
+
+
+CONTENT = "{{ message['content'] }}"
+NO_SYSTEM = "{{ message['content'] if message['role'] != 'system' else '' }}"
+CUT = "{{ message['content'] if message['role'] == 'assistant' else message['content'][:4] }}"
+
+
+@pytest.mark.parametrize(
+    ("content", "row", "role"),
+    [
+        (NO_SYSTEM, conversation("how?", "Aye.", system="Be kind."), "system"),
+        (CUT, conversation("how are you?", "Aye."), "user"),
+    ],
+)
+def test_a_turn_that_the_template_leaves_out_is_refused(content: str, row: Conversation, role: str) -> None:
+    with pytest.raises(DataError, match=f"leaves out or changes the {role}'s text"):
+        encode(row, given(CHATML.replace(CONTENT, content)))

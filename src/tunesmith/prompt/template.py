@@ -89,7 +89,7 @@ class Template:
         """Finds special tokens written out in a text."""
         known = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         known |= set(self.tokenizer.all_special_tokens)
-        words = sorted(known - {self.tokenizer.unk_token}, key=len, reverse=True)
+        words = sorted(known - {unknown_token(self.tokenizer)}, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, words)) or r"(?!)")
 
     def render(self, turns: Sequence[Turn], *, generate: bool = False) -> str:
@@ -125,6 +125,13 @@ class Template:
         behind = self.render(turns).partition(ANSWER)[2]
         match = self.specials.search(behind)
         return behind[: match.end()] if match and not behind[: match.start()].strip() else ""
+
+    @functools.cached_property
+    def form(self) -> Any:
+        """How a model's output under this template divides into a thought and a reply (prompt/reply.py)."""
+        from tunesmith.prompt.reply import ReplyFormat
+
+        return ReplyFormat.of(self)
 
     def _message(self, turn: Turn, field_known: bool) -> dict[str, Any]:
         content: Any = [{"type": "text", "text": turn.text}] if self._wants_parts else turn.text
@@ -196,6 +203,15 @@ class FileTokenizer:
             **{"bos_token": "", "eos_token": end, **given},
         )
         return str(rendered[0])
+
+
+def unknown_token(tokenizer: Any) -> str | None:
+    """The token that stands for text which the tokenizer does not know; None where it ends or begins texts as well.
+
+    GPT-2's tokenizer names its end of text here, and SmolLM2's too: that is no sign for unknown text.
+    """
+    unknown = tokenizer.unk_token
+    return unknown if unknown and "unk" in unknown.lower() else None
 
 
 def load_tokenizer(folder: Path) -> Any:

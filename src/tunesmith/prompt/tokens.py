@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import DataError, ModelError
-from tunesmith.prompt.template import Answer, Template
+from tunesmith.prompt.template import Answer, Template, unknown_token
 
 Learn = Literal["answer", "everything"]
 Expand = Literal["auto", "never"]
@@ -109,7 +110,9 @@ def count(row: Conversation, template: Template) -> int:
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """Tokens that stand for no text: end of turn, end of text and the like; the token for unknown text is not one."""
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
+    unknown = unknown_token(tokenizer)
+    left = {tokenizer.unk_token_id} if unknown else set()
+    return frozenset((added | set(tokenizer.all_special_ids)) - left)
 
 
 def stop_ids(template: Template) -> list[int]:
@@ -125,24 +128,62 @@ def _encode(row: Conversation, template: Template, learn: Learn) -> Example:
     places = _learned(row)
     answers = [template.answer(row.turns[: place + 1]) for place in places]
     text = answers[-1].through + answers[-1].rest
+    _check_context(row.turns[: places[-1]], text)
     for number, answer in enumerate(answers[:-1], start=1):
         if not text.startswith(answer.through):
             raise _rewritten(number, len(answers))
     ids, offsets = _tokens(text, answers[-1].prompt, template.tokenizer)
-    special = special_ids(template.tokenizer)
-    spans = [_span(ids, offsets, answer, special, template) for answer in answers]
-    for number, (answer, span) in enumerate(zip(answers[:-1], spans[:-1], strict=True), start=1):
-        alone = template.tokenizer(answer.prompt, add_special_tokens=False)["input_ids"]
-        if ids[: span.start] != list(alone):  # a tokenizer that joins the prompt's end with the answer's beginning
+    spans = []
+    for number, (place, answer) in enumerate(zip(places, answers, strict=True), start=1):
+        alone = list(template.tokenizer(answer.prompt, add_special_tokens=False)["input_ids"])
+        if ids[: len(alone)] != alone:  # a tokenizer that joins the prompt's end with the answer's beginning
             raise _rewritten(number, len(answers))
+        spans.append(_span(ids, offsets, len(alone), answer, template))
+        _check_reply(row.turns[place], answer, template)
     _check_start(ids, template)
     learnt, own = [False] * len(ids), [False] * len(ids)
     for span in spans:
         learnt[span.start : span.end] = [True] * (span.end - span.start)
         own[span.own : span.end] = [True] * (span.end - span.own)
     if learn == "everything":
-        learnt = own = [index < spans[-1].end for index in range(len(ids))]
+        learnt = own = _everything(row.turns[: places[-1]], text, offsets, spans)
     return Example(row.id, tuple(ids), tuple(learnt), ids[spans[-1].end - 1], tuple(own), len(spans))
+
+
+def _everything(
+    turns: Sequence[Turn], text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[_Span]
+) -> list[bool]:
+    """Loss on all tokens up to the last answer's end, but for the text of answers that are context only."""
+    learned = [index < spans[-1].end for index in range(len(offsets))]
+    at = 0
+    for turn in turns:
+        begin = text.find(turn.text.strip(), at)
+        at = begin + len(turn.text.strip())
+        if turn.role == "assistant" and not turn.learn:
+            learned = [
+                on and not (left < at and right > begin) for on, (left, right) in zip(learned, offsets, strict=True)
+            ]
+    return learned
+
+
+def _check_context(turns: Sequence[Turn], text: str) -> None:
+    """Refuses a row of which the template leaves something out or changes it, besides blanks around a turn."""
+    for turn in turns:
+        if turn.text.strip() not in text:
+            raise DataError(
+                f"the chat template leaves out or changes the {turn.role}'s text",
+                next="Give a prompt.template that writes it, or remove the turn from the row",
+            )
+
+
+def _check_reply(turn: Turn, answer: Answer, template: Template) -> None:
+    """Refuses an answer that would not be read back from the model's own output as it is written."""
+    reasoning = turn.reasoning.strip() if template.reasoning == "learn" else ""
+    if template.form.split(answer.opening + answer.thought + answer.text) != (reasoning, turn.text.strip()):
+        raise DataError(
+            "a reply with this text would be taken for a thought, or for the template's own words",
+            next="Remove the mark of a thought, such as <think>, from the beginning of the answer",
+        )
 
 
 def _learned(row: Conversation) -> list[int]:
@@ -176,31 +217,43 @@ def _tokens(text: str, prompt: str, tokenizer: Any) -> tuple[list[int], list[tup
 
 
 def _span(
-    ids: Sequence[int],
-    offsets: Sequence[tuple[int, int]],
-    answer: Answer,
-    special: frozenset[int],
-    template: Template,
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, answer: Answer, template: Template
 ) -> _Span:
-    """Where the answer's tokens lie; proves that they hold its whole text and end with its end-of-turn token."""
-    begin, own = len(answer.prompt), len(answer.prompt) + len(answer.opening)
+    """Where the answer's tokens lie behind the `start` tokens of its prompt.
+
+    Proves that they stand for the whole answer and end with its end-of-turn token, the first special one behind it.
+    """
+    tokenizer, special = template.tokenizer, special_ids(template.tokenizer)
+    own = len(answer.prompt) + len(answer.opening)
     text_end = own + len(answer.thought) + len(answer.text)
-    start = next((place for place, (_, right) in enumerate(offsets) if right > begin), len(ids))
-    first = next((place for place, (_, right) in enumerate(offsets) if right > own), len(ids))
-    stop = next((at for at in range(first, len(ids)) if ids[at] in special and offsets[at][0] >= text_end), -1)
-    covered = start < len(ids) and not _text_between(answer, begin, offsets[start][0])
-    if stop < 0 or not covered or offsets[stop][1] < len(answer.through.rstrip()):
+    first = max(start, next((place for place, (_, right) in enumerate(offsets) if right > own), len(ids)))
+    stop = next((at for at in range(first, len(ids)) if ids[at] in special and offsets[at][1] > text_end), -1)
+    match = template.specials.search(answer.ending)
+    if stop < 0 or match is None or ids[stop] != tokenizer.convert_tokens_to_ids(match[0]):
         raise ModelError(
-            "an answer's text does not lie inside the tokens with loss",
+            "the end of an answer is not one token",
             where=template.source,
             next="Give another prompt.template, one that ends each answer with {{ eos_token }}",
+        )
+    written = tokenizer.decode(list(ids[start:stop]), clean_up_tokenization_spaces=False)
+    wanted = answer.opening + answer.thought + answer.text + answer.ending[: match.start()]
+    if _letters(written) != _letters(wanted):
+        raise DataError(
+            f"the tokenizer cannot write the answer: it makes {_excerpt(written, wanted)!r} of it",
+            next="Choose a base.model whose tokenizer knows these characters",
         )
     return _Span(start, first, stop + 1)
 
 
-def _text_between(answer: Answer, left: int, right: int) -> str:
-    """What of the conversation stands between two places, blanks apart: some tokenizers give them no place."""
-    return answer.through[left:right].strip()
+def _letters(text: str) -> str:
+    """The text without blanks, which tokenizers move, in one of Unicode's spellings."""
+    return "".join(unicodedata.normalize("NFC", text).split())
+
+
+def _excerpt(written: str, wanted: str) -> str:
+    """What was written from the first difference on."""
+    place = next((n for n, (a, b) in enumerate(zip(written, wanted, strict=False)) if a != b), 0)
+    return written[max(0, place - 10) : place + 20]
 
 
 def _check_text(row: Conversation, template: Template) -> None:

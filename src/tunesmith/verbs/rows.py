@@ -79,6 +79,7 @@ class _Encoder:
     faulty: dict[str, DataError] = field(default_factory=dict)  # rows that only a change of their text mends
     expanded: dict[str, int] = field(default_factory=dict)  # conversations that become several rows
     answers: int = 0
+    highest: int = -1  # of the ids of all tokens
 
     def length(self, row: Conversation) -> int:
         """Tokens of the row, of the longest one where it becomes several."""
@@ -112,6 +113,7 @@ class _Encoder:
             self.refusals[row.id] = f"{error.what}. {error.next}"
         else:
             self.answers += sum(example.answers for example in examples)
+            self.highest = max(self.highest, *(max(example.ids) for example in examples))
             if len(examples) > 1:
                 self.expanded[row.id] = len(examples)
             return max(map(len, examples))
@@ -142,6 +144,7 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
         ledger = checked(loaded, recipe.data.checks, context, processes=processes())
         lengths = [encoder.length(row) for row in loaded.rows]
         wrong += _faulty(encoder, (row for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair")))
+        wrong += _beyond(encoder, weights)
         shown, stop = _examples(loaded.rows, ledger, encoder)
     dropped = _dropped(ledger, loaded, lengths, recipe, encoder)
     if dropped.share > recipe.data.max_dropped:
@@ -334,6 +337,17 @@ def _limits(lengths: Sequence[int], limit: int) -> str:
     if limit < nearly < every:
         options = f"prompt.max_tokens: {nearly} keeps 95 of 100 rows, {options}"
     return f"the limit is {limit} tokens and the longest row has {ascending[-1]}; {options}"
+
+
+def _beyond(encoder: _Encoder, weights: Any) -> list[TunesmithError]:
+    """An error where the rows have tokens that the model has no embedding for."""
+    from tunesmith.model.architecture import architecture
+
+    known = architecture(weights).network.get_input_embeddings().weight.shape[0]
+    if encoder.highest < known:
+        return []
+    what = f"the rows have the token {encoder.highest}, and the model has embeddings for {known} tokens only"
+    return [ModelError(what, where=weights.name, next="Choose a base.model whose tokenizer belongs to it")]
 
 
 def _faulty(encoder: _Encoder, rows: Iterable[Conversation]) -> list[TunesmithError]:

@@ -5,6 +5,7 @@ Ollama reads no Jinja. What is written here is proven by running it, as Ollama w
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -103,7 +104,8 @@ def check(job: Job, file: File) -> list[str]:
         wrong.append("the system message is not the recipe's")
     wrong += _wrong_parameters(values)
     wrong += [f"no PARAMETER stop {stop!r}" for stop in _stops(job) if stop not in values.get("parameter stop", [])]
-    model = job.folder / "ollama" / values["from"][0]  # the Modelfile may not be in its place yet
+    # by its words: the Modelfile may not be in its place yet, and a folder that is not there has no ".."
+    model = Path(os.path.normpath(job.folder / "ollama" / values["from"][0]))
     try:
         return [*wrong, *differences(job.template, values["template"][0], _start(model, job.template))]
     except TunesmithError as error:
