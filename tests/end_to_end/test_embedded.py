@@ -27,7 +27,7 @@ def test_the_embedded_model_learns_and_replies(tmp_path: Path) -> None:
     run = verbs.open_run(recipe, tmp_path)
     found = verbs.check(recipe)
     assert (found.rows, found.stop, found.too_long) == (240, "<|im_end|>", 0)
-    assert next(text for text, learnt in found.pieces if learnt).endswith("6. Tap Save.<|im_end|>")
+    assert next(text for text, learnt in found.shown[0].pieces if learnt).endswith("6. Tap Save.<|im_end|>")
     verbs.prepare(recipe, run)
     verbs.train(recipe, run)
     losses = [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]

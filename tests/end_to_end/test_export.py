@@ -323,8 +323,14 @@ def test_a_target_that_cannot_work_does_not_stop_the_others(
 ) -> None:
     text, former = (copy / "recipe.yaml").read_bytes(), files(copy.path)
     shutil.rmtree(copy / "export/merged")
-    lora = {"gguf_lora": {"base": "q8_0"}}  # which is not there yet
+    lora = {"gguf_lora": {"base": "q8_0"}}
     path = write_recipe(trained, adapter={"rank": 8, "alpha": 16, "dora": True}, export__files=[lora, "merged"])
+    code, _, err = call("export", str(path), "--runs", str(copy.path.parent))
+    assert code == 5 and "trained with something else: adapter changed" in err
+    assert (copy / "recipe.yaml").read_bytes() == text
+    seal = json.loads((copy / ".seals/train.json").read_text(encoding="utf-8"))
+    seal["made_from"] |= {"adapter": hash_plain(read_recipe(str(path)).adapter.model_dump(mode="json"))}
+    copy.write_json(".seals/train.json", seal)  # as if it had been trained with these magnitudes
     code, out, err = call("export", str(path), "--runs", str(copy.path.parent))
     assert code == 2
     assert "gguf_lora: export.files: gguf_lora: a GGUF adapter cannot hold the magnitudes of adapter.dora" in err

@@ -13,6 +13,7 @@ import pytest
 
 from tiny import FAMILIES
 from tunesmith import verbs
+from tunesmith.errors import RunError
 from tunesmith.recipe import read_recipe
 from tunesmith.run import Run
 from tunesmith.train.journal import read_journal
@@ -123,6 +124,43 @@ def test_what_changed_is_said(recipe_file: Callable[..., Path], tmp_path: Path) 
     said.clear()
     verbs.evaluate(recipe, run, said.append)
     assert said[0] == "evaluate: made again, because scores.json was changed by hand or damaged"
+
+
+def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_training(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    path = recipe_file(prompt__template=str(template), train__epochs=1)
+    run = everything(path, tmp_path / "runs")
+    kept = (run / "recipe.yaml").read_text(encoding="utf-8")
+    steps: list[Callable[..., object]] = [verbs.evaluate, verbs.report, verbs.export, verbs.card]
+    for key, value in {
+        "adapter.rank": 3,
+        "train.learning_rate": 0.5,
+        "data.split.test": 0.2,
+        "prompt.system": "Be.",
+    }.items():
+        changed = read_recipe(str(path), settings={key: value})
+        for step in steps:
+            with pytest.raises(RunError, match=rf"trained with something else: {key.split('.')[0]}"):
+                step(changed, run)
+    verbs.report(read_recipe(str(path), settings={"data.max_dropped": 0.9}), run)  # no row depends on it
+    template.write_text(template.read_text().replace("<|assistant|>", "<|helper|>"))
+    for step in steps:
+        with pytest.raises(RunError, match="trained with something else: prompt changed"):
+            step(read_recipe(str(path)), run)
+    with pytest.raises(RunError, match="the chat template is not the one"):
+        verbs.chat(read_recipe(str(path)), run)
+    with (
+        pytest.raises(RunError, match="the chat template is not the one"),
+        verbs.serving(verbs.Wish([str(run.path)], 0, runs=tmp_path / "runs")),
+    ):
+        pass
+    assert (run / "recipe.yaml").read_text(encoding="utf-8") == kept
 
 
 def test_the_command_line_from_recipe_to_chat(

@@ -227,7 +227,7 @@ def test_a_run_from_its_recipe_to_its_report(
     open_tab(page, "recipe")
     choose(page, "recipe-which", "toy.yaml")
     told = page.locator("#recipe-told")
-    expect(told).to_contain_text("The first row as the model sees it", timeout=PATIENCE)
+    expect(told).to_contain_text("Rows as the model sees them", timeout=PATIENCE)
     expect(told).to_contain_text("36\nrows", use_inner_text=True)
     assert told.locator("mark").count() >= 1
     page.locator("#recipe-run").click()

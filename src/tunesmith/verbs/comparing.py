@@ -15,7 +15,16 @@ from tunesmith.data.sources import locate, read
 from tunesmith.errors import DataError
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, hash_file, hash_plain
-from tunesmith.verbs.shared import PARTS, Say, is_fresh, load_template_of, load_weights, silent
+from tunesmith.verbs.shared import (
+    PARTS,
+    Say,
+    is_fresh,
+    load_template_of,
+    load_weights,
+    refuse_changed,
+    refuse_other_template,
+    silent,
+)
 
 OTHERS = ("judge.json", "reviews.json", "export.json")  # what the report shows where it is there
 COUNTED = {"wins": "for tuned", "ties": "ties", "losses": "for base", "missing": "missing"}
@@ -26,6 +35,7 @@ def evaluate(recipe: Recipe, run: Run, say: Say = silent, tell: Callable[[str, i
 
     Stopped, it goes on with the replies that are there. Where the recipe names a judge, that is asked as well.
     """
+    refuse_changed(recipe, run)
     made_from = _evaluated_from(recipe, run)
     if not is_fresh(run, "evaluate", made_from, say):
         _evaluate(recipe, run, made_from, say, tell)
@@ -146,6 +156,7 @@ def _judge(recipe: Recipe, run: Run, say: Say) -> None:
 
 def report(recipe: Recipe, run: Run, say: Say = silent, *, command: str = "") -> Path:
     """Writes report.html: one offline page that says whether the tuning helped."""
+    refuse_changed(recipe, run)
     made_from = {
         "scores": run.fingerprint("evaluate"),
         "adapter": run.fingerprint("train"),
@@ -226,6 +237,7 @@ def _speakers(recipe: Recipe, run: Run, say: Say, *, only: str = "") -> Iterator
 
     if only != "base":
         run.fingerprint("train")  # raises when the adapter is not finished
+        refuse_other_template(recipe, run)
     weights = load_weights(recipe, say)
     machine = look(recipe.train.precision)
     model = load(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)

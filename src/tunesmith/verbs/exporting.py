@@ -31,7 +31,7 @@ from tunesmith.recipe import Named, Recipe
 from tunesmith.run import Run, hash_bytes, hash_path, hash_plain
 from tunesmith.verbs import shipped
 from tunesmith.verbs.comparing import chat, held_out, learnt
-from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, silent
+from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, refuse_changed, silent
 from tunesmith.verbs.staged import Staged, files_in
 
 FOLDER = "export"
@@ -68,6 +68,7 @@ def export(recipe: Recipe, run: Run, say: Say = silent, tell: Tell | None = None
     target that fails does not stop the others: their errors are raised together at the end, as ExportFailed, and so is
     Unverified for files that are not the model that was tested, which are kept and marked.
     """
+    refuse_changed(recipe, run)
     wanted = _wanted(recipe, only)
     if not wanted:
         return run / "export.json"

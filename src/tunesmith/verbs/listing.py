@@ -16,7 +16,7 @@ from tunesmith.report.page import number
 from tunesmith.report.runs_page import SideBySide, page_name, runs_page, side_by_side
 from tunesmith.run import Run, hash_file, hash_plain, write_atomic
 from tunesmith.train.journal import read_journal
-from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, plain_prompt, silent
+from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, plain_prompt, refuse_changed, silent
 
 STATES = {"report": "reported", "evaluate": "evaluated", "train": "trained", "prepare": "prepared"}
 MARKS = ("recipe.yaml", ".seals", ".lock", "journal.jsonl", "scores.json")  # one of them makes a folder a run
@@ -105,6 +105,7 @@ def card(recipe: Recipe, run: Run, say: Say = silent, *, license: str = "") -> P
 
     Raises RunError when the run is not evaluated, or its scores are those of another adapter.
     """
+    refuse_changed(recipe, run)
     made_from = {
         "scores": run.fingerprint("evaluate"),
         "adapter": run.fingerprint("train"),

@@ -32,6 +32,7 @@ from tunesmith.verbs.shared import (
     load_template_of,
     load_weights,
     plain_prompt,
+    prepared_with,
     silent,
     template_hash,
 )
@@ -188,9 +189,8 @@ def _later_stages(recipe: Recipe, weights: Any, template: Any) -> list[Tunesmith
 def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
     """Checks and splits the rows into data/*.jsonl, with audit.json, audit.html and findings.jsonl."""
     weights = load_weights(recipe, say)
-    kept_apart = {"pseudonyms": bool(recipe.data.pseudonyms) or None}  # whether, not where: a run may be carried
     made_from = {
-        "data": hash_plain(recipe.data.model_dump(mode="json", exclude={"source", "max_dropped"}) | kept_apart),
+        "data": prepared_with(recipe),
         "prompt": hash_plain(plain_prompt(recipe)),
         "template file": template_hash(recipe),
         "seed": str(recipe.seed),

@@ -15,7 +15,15 @@ from tunesmith.errors import ModelError, RecipeError, ResourceError
 from tunesmith.recipe import Recipe, is_recipe, read_recipe
 from tunesmith.run import Run, hash_path
 from tunesmith.verbs import shipped
-from tunesmith.verbs.shared import Say, load_template_of, load_weights, model_file, open_run, silent
+from tunesmith.verbs.shared import (
+    Say,
+    load_template_of,
+    load_weights,
+    model_file,
+    open_run,
+    refuse_other_template,
+    silent,
+)
 
 if TYPE_CHECKING:
     from tunesmith.serve.app import Served
@@ -172,6 +180,7 @@ def _file(path: Path, wish: Wish, say: Say, recipe: Recipe | None) -> Any:
 def _run(recipe: Recipe, run: Run, wish: Wish, say: Say) -> Any:
     """The run's best verified GGUF, or its adapter."""
     run.fingerprint("train")  # raises when there is no finished adapter
+    refuse_other_template(recipe, run)
     if (entry := verified(run, say)) is None:
         return _adapter(recipe, run, say)
     why = f"{entry['name']}, verified"

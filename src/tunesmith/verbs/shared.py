@@ -13,7 +13,7 @@ import yaml
 from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.model.weights import Weights, check_stored_type, fetch
 from tunesmith.recipe import Recipe, is_recipe
-from tunesmith.run import Run, hash_file
+from tunesmith.run import Run, hash_file, hash_plain
 
 Say = Callable[[str], None]
 PARTS = ("train", "valid", "test", "unseen")
@@ -77,6 +77,56 @@ def template_hash(recipe: Recipe) -> str:
     if not path.is_file():
         raise RecipeError("there is no such template", where=str(path), next="Check prompt.template")
     return hash_file(path)
+
+
+def trained_with(recipe: Recipe) -> dict[str, str]:
+    """The settings of which an adapter depends, for its seal. Over how many cards it is trained is not among them."""
+    wishes = recipe.train.model_dump(mode="json", exclude={"spread", "samples"})
+    if recipe.train.best == "score":
+        wishes["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
+    return {
+        "prompt": hash_plain({key: value for key, value in plain_prompt(recipe).items() if key != "stop"}),
+        "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
+        **{f"train.{key}": hash_plain(value) for key, value in wishes.items()},
+        "seed": str(recipe.seed),
+    }
+
+
+def prepared_with(recipe: Recipe) -> str:
+    """The settings in the section `data` on which prepared rows depend, for their seal."""
+    kept_apart = {"pseudonyms": bool(recipe.data.pseudonyms) or None}  # whether, not where: a run may be carried
+    return hash_plain(recipe.data.model_dump(mode="json", exclude={"source", "max_dropped"}) | kept_apart)
+
+
+def refuse_changed(recipe: Recipe, run: Run) -> None:
+    """Raises RunError where a finished adapter was trained with other settings, or another template, than `recipe` has.
+
+    What is measured or written afterwards would be another model's than the recipe says. The precision may be another:
+    a run is also measured on machines that lack the one it was trained in.
+    """
+    trained, prepared = run.read_seal("train"), run.read_seal("prepare")
+    if trained is None or prepared is None:
+        return
+    told = {**trained["made_from"], "data": prepared["made_from"].get("data", prepared_with(recipe))}
+    now = {**trained_with(recipe), "data": prepared_with(recipe)}
+    changed = [name for name, value in now.items() if told.get(name, value) != value and name != "train.precision"]
+    if changed:
+        raise RunError(
+            f"the adapter was trained with something else: {', '.join(f'{name} changed' for name in changed)}",
+            where=str(run.path),
+            next="Undo the change (a template's file is in prompt), or train anew: tunesmith run RECIPE --again",
+        )
+
+
+def refuse_other_template(recipe: Recipe, run: Run) -> None:
+    """Raises RunError where the template's file is no more the one with which the rows of `run` were prepared."""
+    prepared = run.read_seal("prepare")
+    if prepared and prepared["made_from"].get("template file") != template_hash(recipe):
+        raise RunError(
+            "the chat template is not the one that the model was trained with",
+            where=recipe.prompt.template,
+            next="Undo the change, or train anew: tunesmith run RECIPE --again",
+        )
 
 
 def left_behind(recipe: Recipe, run: Run) -> bool:

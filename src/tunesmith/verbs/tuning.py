@@ -16,7 +16,7 @@ from tunesmith.model.weights import Weights
 from tunesmith.recipe import Recipe
 from tunesmith.run import Run, first, hash_plain
 from tunesmith.verbs.planning import describe, refuse_untrainable, set_up
-from tunesmith.verbs.shared import Say, load_weights, plain_prompt, silent
+from tunesmith.verbs.shared import Say, load_weights, silent, trained_with
 
 CHECKPOINTS = 2  # how a checkpoint is written; one of another kind is not read
 
@@ -53,16 +53,10 @@ def _made_from(recipe: Recipe, run: Run, weights: Weights) -> dict[str, str]:
     """What the adapter depends on. Over how many cards it is trained, and who looks on, is not among it."""
     prepared = run.fingerprint("prepare")  # raises when the rows are not prepared
     _refuse_leaks(recipe, run)
-    wishes = recipe.train.model_dump(mode="json", exclude={"spread", "samples"})
-    if recipe.train.best == "score":
-        wishes["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
     return {
         "data": prepared,
         "base": hash_plain([weights.fingerprint, recipe.base.bits]),
-        "prompt": hash_plain({key: value for key, value in plain_prompt(recipe).items() if key != "stop"}),
-        "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
-        **{f"train.{key}": hash_plain(value) for key, value in wishes.items()},
-        "seed": str(recipe.seed),
+        **trained_with(recipe),
     }
 
 
