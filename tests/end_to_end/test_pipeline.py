@@ -17,6 +17,7 @@ from tunesmith.errors import RunError
 from tunesmith.recipe import read_recipe
 from tunesmith.run import Run
 from tunesmith.train.journal import read_journal
+from tunesmith.verbs.serving import Wish, serving
 
 TUNESMITH = str(Path(sys.executable).with_name("tunesmith"))
 
@@ -157,7 +158,7 @@ def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_trainin
         verbs.chat(read_recipe(str(path)), run)
     with (
         pytest.raises(RunError, match="the chat template is not the one"),
-        verbs.serving(verbs.Wish([str(run.path)], 0, runs=tmp_path / "runs")),
+        serving(Wish([str(run.path)], 0, runs=tmp_path / "runs")),
     ):
         pass
     assert (run / "recipe.yaml").read_text(encoding="utf-8") == kept
