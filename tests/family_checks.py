@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import tunesmith.export.convert as converting
 from adapters import IDS, logits, made, shaken
 from families import FAMILY, make_family
 from gguf_models import WORDS, make_shippable, opened
+from stopping import at, interrupt
 from tiny import toy_rows
 from tunesmith.errors import Paused, TunesmithError
 
@@ -164,12 +164,8 @@ def training(folder: Path, scratch: Path) -> Cells:
     assert steps[-1] < steps[0]
     stopped = started("stopped")
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == 2:
-            signal.raise_signal(signal.SIGINT)
-
     with pytest.raises(Paused):
-        verbs.train(recipe, stopped, watch=stop)
+        verbs.train(recipe, stopped, watch=at("step", 2, interrupt))
     verbs.train(recipe, stopped)
     adapters = [hash_file(run / "adapter/adapter_model.safetensors") for run in (whole, stopped)]
     assert adapters[0] == adapters[1]

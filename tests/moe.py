@@ -6,18 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import tiny
 from tiny import CHATML, make_tokenizer
 
-COMMON: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
+COMMON: dict[str, Any] = {**tiny.COMMON, "intermediate_size": 96}
 FEW: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 LOCAL: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
 LATENT: dict[str, Any] = {

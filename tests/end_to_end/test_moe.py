@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from moe import make_moe
+from stopping import at, crash
 from tunesmith import verbs
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe, read_recipe
@@ -46,12 +47,8 @@ def test_experts_learn_and_a_stopped_run_resumes_to_the_same_bytes(
     whole, run = prepared(recipe, tmp_path / "whole"), prepared(recipe, tmp_path / "stopped")
     verbs.train(recipe, whole)
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == 7:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, run, watch=stop)
+        verbs.train(recipe, run, watch=at("step", 7, crash))
     verbs.train(recipe, run)
     files = [each / "adapter/adapter_model.safetensors" for each in (run, whole)]
     assert hash_file(files[0]) == hash_file(files[1])

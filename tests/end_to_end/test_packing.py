@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from finished_runs import finish, journal, make_recipe
+from stopping import at, crash
 from tiny import CHATML
 from tunesmith import verbs
 from tunesmith.errors import DataError, ResourceError, RunError, TunesmithError
@@ -53,14 +54,6 @@ def members_of(path: Path) -> list[str]:
 
 
 # --- going on elsewhere ------------------------------------------------------------------------------------
-
-
-def stopping_at(step: int) -> Callable[[dict[str, Any]], None]:
-    def watch(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == step:
-            raise KeyboardInterrupt
-
-    return watch
 
 
 def stopping_before_tuned(which: str, done: int, of: int) -> None:
@@ -108,7 +101,7 @@ def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable
     finished = verbs.pack(whole, tmp_path / "drive/whole.tar.gz")
     recipe, run = begun(path, tmp_path / "first")
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, run, watch=stopping_at(8))
+        verbs.train(recipe, run, watch=at("step", 8, crash))
     said: list[str] = []
     stopped = verbs.pack(run, tmp_path / "drive/toy.tar", said.append)
     assert said[0].startswith("pack: toy, stopped, 8 of 10 steps; ")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from stopping import at, crash
 from tiny import FAMILIES
 from tunesmith import verbs
 from tunesmith.errors import RunError
@@ -71,12 +72,8 @@ def test_trl_writes_the_same_products_and_goes_on(recipe_file: Callable[..., Pat
     run = verbs.open_run(recipe, tmp_path / "runs")
     verbs.prepare(recipe, run)
 
-    def crash(event: dict[str, object]) -> None:
-        if event["kind"] == "step" and event["step"] == 7:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, run, watch=crash)
+        verbs.train(recipe, run, watch=at("step", 7, crash))
     everything(path, tmp_path / "runs")
     resumed = [e["step"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "resume"]
     assert resumed == [5]

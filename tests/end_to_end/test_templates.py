@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from stopping import at, crash
 from tunesmith import verbs
 from tunesmith.data.conversation import Turn, read_rows
 from tunesmith.errors import DataError, Several
@@ -145,15 +146,8 @@ def test_a_date_is_that_of_preparing_whenever_training_goes_on(
         verbs.prepare(recipe, run)
     verbs.train(recipe, whole)
 
-    def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
-        def watch(event: dict[str, Any]) -> None:
-            if event["kind"] == "step" and event["step"] == step:
-                raise KeyboardInterrupt
-
-        return watch
-
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, stopped, watch=stop_at(8))
+        verbs.train(recipe, stopped, watch=at("step", 8, crash))
 
     class Later(datetime.date):
         @classmethod

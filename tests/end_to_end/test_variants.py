@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stopping import at, crash
 from tunesmith import verbs
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RecipeError
@@ -162,12 +163,8 @@ def test_a_stopped_run_goes_on_to_the_undisturbed_ones_adapter(
     recipe = recipe_of(variant, train__engine=engine)
     whole, run = trained(recipe, tmp_path / "whole"), prepared(recipe, tmp_path / "stopped")
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == 7:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, run, watch=stop)
+        verbs.train(recipe, run, watch=at("step", 7, crash))
     verbs.train(recipe, run)
     assert [event["step"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "resume"] == [5]
     files = [each / "adapter/adapter_model.safetensors" for each in (run, whole)]

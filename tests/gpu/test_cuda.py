@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from stopping import at, interrupt
 from tiny import FAMILIES
 from tunesmith import verbs
 from tunesmith.errors import Paused, ResourceError
@@ -55,12 +55,8 @@ def test_optimizers_and_going_on(
     verbs.train(recipe, whole)
     _, run = prepared(path, tmp_path / "stopped")
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == 6:
-            signal.raise_signal(signal.SIGINT)
-
     with pytest.raises(Paused):
-        verbs.train(recipe, run, watch=stop)
+        verbs.train(recipe, run, watch=at("step", 6, interrupt))
     verbs.train(recipe, run)
     assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
     assert losses(run)[-1] < losses(run)[0] - 0.5

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters import logits, made, shaken
 from export.test_merge import job_of
-from families import FAMILY, make_family
+from families import FAMILY
 from tunesmith.export.merge import merge, text_config
 from tunesmith.generate.from_folder import FromFolder
 from tunesmith.model.adapter import attach, read_adapter
@@ -23,18 +23,6 @@ from tunesmith.model.build import load
 from tunesmith.model.weights import fetch
 
 WHOLE = [name for name, family in FAMILY.items() if family.vision is not None]
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    known: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in known:
-            known[name] = make_family(tmp_path_factory.mktemp(name), name)
-        return known[name]
-
-    return get
 
 
 def old_names(name: str) -> str:

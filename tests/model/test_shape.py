@@ -137,18 +137,6 @@ def test_layers_that_differ_are_counted_one_by_one(tmp_path: Path) -> None:
 # --- after loading -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    known: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in known:
-            known[name] = make_family(tmp_path_factory.mktemp(name), name)
-        return known[name]
-
-    return get
-
-
 def loaded(folder: Path, bits: int, precision: str = "float32") -> Model:
     return load(fetch(str(folder)), bits=bits, device="cpu", precision=precision)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from trl import SFTTrainer
 
+from stopping import at, crash, interrupt
 from tunesmith import verbs
 from tunesmith.errors import Paused, RecipeError, ResourceError, TrainingDiverged
 from tunesmith.find import find
@@ -79,18 +80,6 @@ def events(run: Run, kind: str, key: str) -> list[Any]:
 
 def adapter_hash(run: Run) -> str:
     return hash_file(run / "adapter/adapter_model.safetensors")
-
-
-def at(kind: str, step: int, action: Callable[[], Any]) -> Callable[[dict[str, Any]], None]:
-    def watch(event: dict[str, Any]) -> None:
-        if event["kind"] == kind and event["step"] >= step:
-            action()
-
-    return watch
-
-
-def crash() -> None:
-    raise KeyboardInterrupt
 
 
 # --- rates ----------------------------------------------------------------------------------------------------
@@ -266,14 +255,12 @@ def test_engines_choose_the_same_checkpoint_and_stop_at_the_same_time(
 
 @pytest.mark.parametrize("how", ["killed", "stopped", "damaged"])
 def test_a_resumed_trl_run_is_the_undisturbed_one(uneven: Callable[..., Path], tmp_path: Path, how: str) -> None:
-    import signal
-
     path = uneven(train__engine="trl", adapter__dropout=0.1, train__epochs=3, train__keep=9)
     whole = trained(path, tmp_path / "whole")
     recipe, run = prepared(path, tmp_path / "run")
     if how == "stopped":
         with pytest.raises(Paused, match=r"stopped after step 5 of 9; everything is kept"):
-            verbs.train(recipe, run, watch=at("step", 5, lambda: signal.raise_signal(signal.SIGINT)))
+            verbs.train(recipe, run, watch=at("step", 5, interrupt))
     else:
         with pytest.raises(KeyboardInterrupt):
             verbs.train(recipe, run, watch=at("step", 5, crash))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from stopping import at, crash
 from tunesmith import verbs
 from tunesmith.errors import RecipeError, ResourceError, TunesmithError
 from tunesmith.find import entries
@@ -58,12 +59,8 @@ def test_a_killed_run_resumes_bit_for_bit(
     verbs.train(recipe, whole)
     _, run = prepared(path, tmp_path / "killed")
 
-    def kill(event: dict[str, Any]) -> None:
-        if event["kind"] == "step" and event["step"] == 5:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, run, watch=kill)
+        verbs.train(recipe, run, watch=at("step", 5, crash))
     saved = checkpoint.load(run / "checkpoints", 4)
     assert saved is not None
     kinds = {tensor.dtype for name, tensor in saved.tensors.items() if name.endswith("state1")}

@@ -34,9 +34,9 @@ from tunesmith.model.experts import (
     ExpertWeights,
     FrozenExperts,
     check_experts,
-    check_variant,
     expert_shapes,
     freeze_experts,
+    unsupported,
 )
 from tunesmith.model.original import Original
 from tunesmith.model.qlora import FrozenLinear, LoraLinear, Trained, copy_of
@@ -284,7 +284,8 @@ def add_adapter(
     frozen = model.frozen()
     names, parts = chosen(model, layers, experts)
     check_wishes(model, names, train_also, bias)
-    check_variant(model.network, names, parts, dropout=dropout, dora=dora, start=start, bias=bias)
+    for error in unsupported(model.network, names, parts, dropout=dropout, dora=dora, start=start, bias=bias):
+        raise error
     original = Original(model.weights, model.architecture)
     for name in names:
         layer = LoraLinear(frozen[name], rank, alpha, dropout, rs=scaling == "rs")

@@ -167,21 +167,6 @@ def _meta(config: dict[str, Any]) -> nn.Module:
     return cast(nn.Module, network)
 
 
-def check_variant(
-    network: nn.Module,
-    names: Sequence[str],
-    parts: Sequence[str],
-    *,
-    dropout: float,
-    dora: bool,
-    start: Named,
-    bias: str,
-) -> None:
-    """Raises the first of `unsupported`."""
-    for error in unsupported(network, names, parts, dropout=dropout, dora=dora, start=start, bias=bias):
-        raise error
-
-
 def unsupported(
     network: nn.Module,
     names: Sequence[str],

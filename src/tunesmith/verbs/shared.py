@@ -80,7 +80,7 @@ def template_hash(recipe: Recipe) -> str:
 
 
 def trained_with(recipe: Recipe) -> dict[str, str]:
-    """The settings of which an adapter depends, for its seal. Over how many cards it is trained is not among them."""
+    """The settings on which an adapter depends, for its seal. Over how many cards it is trained is not among them."""
     wishes = recipe.train.model_dump(mode="json", exclude={"spread", "samples"})
     if recipe.train.best == "score":
         wishes["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
@@ -107,9 +107,11 @@ def refuse_changed(recipe: Recipe, run: Run) -> None:
     trained, prepared = run.read_seal("train"), run.read_seal("prepare")
     if trained is None or prepared is None:
         return
-    told = {**trained["made_from"], "data": prepared["made_from"].get("data", prepared_with(recipe))}
-    now = {**trained_with(recipe), "data": prepared_with(recipe)}
-    changed = [name for name, value in now.items() if told.get(name, value) != value and name != "train.precision"]
+    data = prepared_with(recipe)
+    sealed = {**trained["made_from"], "data": prepared["made_from"].get("data", data)}
+    current = {**trained_with(recipe), "data": data}
+    del current["train.precision"]
+    changed = [name for name, value in current.items() if sealed.get(name, value) != value]
     if changed:
         raise RunError(
             f"the adapter was trained with something else: {', '.join(f'{name} changed' for name in changed)}",

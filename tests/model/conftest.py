@@ -1,0 +1,23 @@
+"""Tiny random models of families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from families import make_family
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """family(name) -> the folder of a tiny random model, made once for a file's tests."""
+    known: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in known:
+            known[name] = make_family(tmp_path_factory.mktemp(name), name)
+        return known[name]
+
+    return get
