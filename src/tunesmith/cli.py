@@ -677,18 +677,20 @@ def _opened(
     With `keep` the recipe, changed settings included, becomes the run's own when the command has succeeded.
     """
     from tunesmith import verbs
+    from tunesmith.run import first
 
     with _joined(together):
         recipe = _read(name, small, settings)
         folder = verbs.open_run(recipe, runs)
         with folder.lock():
             folder.log(_command())
-            before = _standing(folder)
+            before = _standing(folder) if first() else None  # the first process alone writes the recipe, maybe only now
             try:
                 yield recipe, folder
             except Exception as error:
                 folder.log(f"{type(error).__name__}: {error}")
-                _restore(folder, before, error)
+                if before:
+                    _restore(folder, before, error)
                 raise
             if keep:
                 folder.keep_recipe()
@@ -703,11 +705,10 @@ def _standing(folder: Run) -> tuple[str, list[Any]]:
 def _restore(folder: Run, before: tuple[str, list[Any]], error: Exception) -> None:
     """Gives a run its former recipe back after a command that failed, unless what it made depends on the new one."""
     from tunesmith.errors import Paused, ResourceError
-    from tunesmith.run import first
 
     resumes = isinstance(error, Paused) or (isinstance(error, ResourceError) and (folder / "checkpoints").exists())
     text, seals = _standing(folder)
-    if first() and not resumes and text != before[0] and seals == before[1]:
+    if not resumes and text != before[0] and seals == before[1]:
         folder.write("recipe.yaml", before[0])
 
 

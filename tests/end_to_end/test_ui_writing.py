@@ -66,6 +66,9 @@ def page(browser: Any, ui: Any) -> Iterator[Any]:
     asked: list[str] = []
     made.on("request", lambda request: asked.append(request.url))
     made.goto(ui.url)
+    made.wait_for_url(lambda url: "token" not in url)
+    made.get_by_role("tab", name="Write", exact=True).wait_for()
+    settle(made)
     yield made
     assert made.evaluate("window.pwned") is None
     context.close()
@@ -73,8 +76,23 @@ def page(browser: Any, ui: Any) -> Iterator[Any]:
     assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in asked)
 
 
+def settle(page: Any) -> None:
+    """Waits until the page has drawn itself: no element came or went for 0.4 s, after 10 s at most."""
+    page.evaluate(
+        """() => new Promise((resolve) => {
+            let quiet = setTimeout(resolve, 400);
+            setTimeout(resolve, 10000);
+            new MutationObserver(() => {
+                clearTimeout(quiet);
+                quiet = setTimeout(resolve, 400);
+            }).observe(document.body, { childList: true, subtree: true });
+        })"""
+    )
+
+
 def tab(page: Any, name: str) -> Any:
     page.get_by_role("tab", name=name, exact=True).click()
+    settle(page)
     return page.get_by_role("tabpanel", name=name)
 
 

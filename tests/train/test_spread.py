@@ -232,7 +232,7 @@ def test_an_error_is_said_once(tiny: Callable[..., Path], tmp_path: Path) -> Non
     path = write(tmp_path / "made", tiny("llama"), {})
     process = tunesmith(str(path), "--runs", str(tmp_path / "runs"), "--gpus", "2")
     _, err = process.communicate(timeout=90)
-    assert process.returncode == 5
+    assert process.returncode == 5, err
     assert err.count("prepare is not finished") == 1
     assert "Traceback" not in err
     assert torch.distributed.is_initialized() is False

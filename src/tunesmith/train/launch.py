@@ -14,7 +14,7 @@ from tunesmith.hardware import cores
 def launch(words: Sequence[str], many: int) -> int:
     """Runs `tunesmith WORDS` in `many` processes, one a card (or on the processor, where there is no card).
 
-    Returns its exit code, that of the process that failed first. Raises ResourceError when there are fewer cards.
+    Returns its exit code, on which all processes agree (`spread.joined`). Raises ResourceError when there are fewer cards.
     """
     import torch
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -35,7 +35,7 @@ def launch(words: Sequence[str], many: int) -> int:
     try:
         elastic_launch(config=config, entrypoint=command)(*arguments)
     except ChildFailedError as error:
-        return max(1, error.get_first_failure()[1].exitcode)
+        return max(1, *(failure.exitcode for failure in error.failures.values()))  # one ended by a signal is below 0
     except SignalException:
         return 130
     return 0

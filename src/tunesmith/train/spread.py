@@ -56,8 +56,11 @@ def joined() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = getattr(error, "exit_code", 1)
-        alone = _store().add("failed", 1) == 1
+        store = _store()
+        alone = store.add("failed", 1) == 1
+        if alone:
+            store.set("exit code", str(getattr(error, "exit_code", 1)))
+        code = int(store.get("exit code"))
         if isinstance(error, Paused):
             dist.destroy_process_group()  # all have come here; after another error some may still wait for this one
         if alone and _is_lost(error):
@@ -68,7 +71,7 @@ def joined() -> Iterator[None]:
             ) from error
         if alone:
             raise
-        time.sleep(1)  # torchrun ends the others as soon as one has ended; the first is to say why before
+        time.sleep(30)  # torchrun ends this process as soon as the first to fail has printed its error and ended
         raise SystemExit(code) from None
     dist.destroy_process_group()
 

@@ -78,8 +78,8 @@ def stamp(state: State, products: Sequence[str], files: Sequence[str] = ()) -> A
         return "\n".join(said)
 
     made = gr.State(None)
-    state.run.change(look, state.run, made, trigger_mode="always_last", **QUIET)
-    state.tabs.change(look, state.run, made, trigger_mode="always_last", **QUIET)
+    events = [state.run.change, state.tabs.change]  # one after the other: two at once would both draw the page
+    gr.on(events, look, state.run, made, trigger_mode="always_last", concurrency_limit=1, **QUIET)
     return made
 
 
