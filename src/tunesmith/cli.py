@@ -721,12 +721,13 @@ def _check(recipe: Recipe, folder: Run) -> None:
 
 
 def _check_export(recipe: Recipe, folder: Run) -> None:
-    """In `run`, refuses files that cannot be exported before anything is trained for them."""
+    """In `run`, refuses files that cannot be exported before anything is trained; `check` did so in a new run."""
     from tunesmith import verbs
     from tunesmith.errors import raise_all
     from tunesmith.verbs.shared import load_template_of, load_weights
 
-    if recipe.export.files and folder.read_seal("train") is None:
+    prepared, trained = (folder.read_seal(product) for product in ("prepare", "train"))
+    if recipe.export.files and prepared and trained is None:
         weights = load_weights(recipe, _say)
         raise_all(verbs.check_export(recipe, weights, load_template_of(recipe, weights, folder), folder))
 

@@ -17,7 +17,7 @@ from tunesmith.kernels.attention_rows import STRIPE
 from tunesmith.kernels.block import Keep
 from tunesmith.kernels.product import BaseForm
 from tunesmith.memory import NF4_BYTES, OPTIMIZER_BYTES, SHARE, Plan, parse_bytes, show_bytes
-from tunesmith.model.fused_config import LayerAttention
+from tunesmith.model.fused_config import LATER_GEMMAS, LayerAttention
 from tunesmith.model.shape import ModelShape
 from tunesmith.prompt.pack import bins
 
@@ -30,7 +30,6 @@ HOST = 2.0  # what a copy to the host and back disturbs, in times of a copy on t
 BUS = 2e10  # bytes/s that a card reads of the host's memory, at least (PCIe 4, 16 lanes)
 FRAGMENTS = 0.03  # of a budget that torch reserves beyond what it allocates; 2 to 6 % on an H200
 DEQUANTISE = 0.68  # of the bandwidth
-AFTER = ("gemma2", "gemma3_text", "gemma4_text")  # norms after attention and feed-forward
 NORMED = ("gemma3_text", "gemma4_text", "qwen3")  # norms of queries and keys
 
 
@@ -193,7 +192,7 @@ class _Count:
             return s.hidden * n if keep == "input" else 0
         heads = s.queries // max(1, s.head)
         small = sum(self.ranks) * n + 4 * heads
-        hidden = (4 if s.family in AFTER else 2) * s.hidden  # with what the norms after both parts were given
+        hidden = (4 if s.family in LATER_GEMMAS else 2) * s.hidden  # with what the norms after both parts were given
         whole = (hidden + 2 * self.queries + 2 * self.keys) * n + small
         if not self.card:  # the attention's weights are kept (kernels/attention_rows.py)
             whole += heads * self.columns * n

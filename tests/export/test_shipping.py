@@ -257,7 +257,7 @@ def test_llama_cpp_ends_where_training_did_and_renders_its_text(tmp_path: Path) 
     options = {"enable_thinking": False, "date_string": "26 Nov 2026"}
     template = template_with(OVERS, options, load_tokenizer(base))
     weights = Weights("owner/Base-1B-Instruct", base, "")
-    job = job_of(made(base), tmp_path, name="greeter", weights=weights, template=template, template_options=options)
+    job = job_of(made(base), tmp_path, name="greeter", weights=weights, template=template)
     [file] = gguf.write(job, types=["f16"])
     known = read_header(file.path).metadata
     names = known["tokenizer.ggml.tokens"]

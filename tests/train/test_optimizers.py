@@ -18,9 +18,9 @@ from tunesmith.find import entries
 from tunesmith.recipe import read_recipe
 from tunesmith.run import Run, disk, hash_file, new_folder
 from tunesmith.train import checkpoint
-from tunesmith.train.checks import check_engine
+from tunesmith.train.checks import check_engine, check_optimizer
 from tunesmith.train.journal import read_journal
-from tunesmith.train.optimizers import adamw, adamw_8bit, check_optimizer
+from tunesmith.train.optimizers import adamw, adamw_8bit
 
 OPTIMIZERS = entries("tunesmith.train.optimizers")
 PATHS = {

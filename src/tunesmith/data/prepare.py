@@ -89,6 +89,12 @@ def _always(checks: Sequence[Named]) -> list[Named]:
     return [*checks, *(check for check in ALWAYS if check.name not in names)]
 
 
+def left_out_by(ledger: Ledger) -> str:
+    """The checks that leave rows out, with the number of their rows, the largest first."""
+    reasons = ledger.counts("drop") | {f"{name} (set aside)": n for name, n in ledger.counts("quarantine").items()}
+    return ", ".join(f"{name} {count}" for name, count in sorted(reasons.items(), key=lambda each: -each[1]))
+
+
 def prepare(
     loaded: Loaded, data: Data, seed: int, context: Context, *, sink: Sink | None = None, processes: int = 1
 ) -> Prepared:
@@ -97,10 +103,8 @@ def prepare(
     ledger = checked(loaded, data.checks, context, sink=sink, processes=processes)
     kept = _keep(rows, ledger)
     if not len(kept):
-        reasons = ledger.counts("drop") | {f"{name} (set aside)": n for name, n in ledger.counts("quarantine").items()}
-        said = ", ".join(f"{name} {count}" for name, count in sorted(reasons.items(), key=lambda each: -each[1]))
         raise NoRowsLeft(
-            f"the checks leave no row of {loaded.count}: {said}",
+            f"the checks leave no row of {loaded.count}: {left_out_by(ledger)}",
             next="Read audit.html, or ask for fewer checks in data.checks",
             audit={**_read(loaded, ledger), "profile": profile(rows, context.count_tokens)},
         )

@@ -10,7 +10,7 @@ import torch
 from tunesmith.data.conversation import Conversation
 from tunesmith.generate.from_weights import FromWeights
 from tunesmith.prompt import pack
-from tunesmith.prompt.tokens import Example, Learn, encode, expand
+from tunesmith.prompt.tokens import Example, Learn, encode_all
 from tunesmith.train.loss import summed_loss
 
 
@@ -23,7 +23,7 @@ def losses(text: FromWeights, rows: Sequence[Conversation], *, learn: str) -> li
     wanted: Learn = "everything" if learn == "everything" else "answer"
     examples, rows_of = list[Example](), list[int]()
     for place, row in enumerate(rows):
-        parts = [encode(part, text.template, wanted).scored for part in expand(row, text.template)]
+        parts = [example.scored for _, example in encode_all(row, text.template, wanted, "auto")]
         examples += parts
         rows_of += [place] * len(parts)
     weights = [sum(example.learnt[1:]) for example in examples]

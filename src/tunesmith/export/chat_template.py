@@ -81,12 +81,12 @@ def pinned_for_llama_cpp(text: str, template: Template) -> str:
     variable that is not defined has no effect there. A variable is pinned where that would change the prompt. One that
     training left undefined is undefined again.
     """
-    options = dict(getattr(template, "options", {}))
     today = time.strftime("%d %b %Y")
     values = {"enable_thinking": True, "date_string": today, "datetime": time.strftime("%b %d %Y")}
     for name in _LLAMA_CPP_SETS:
         if re.search(rf"\b{name}\b", template.text) and _changes(template, _assigned(name, values[name])):
-            own = _assigned(name, options[name]) if name in options else f"{{% set {name} = undefined %}}"
+            given = template.options
+            own = _assigned(name, given[name]) if name in given else f"{{% set {name} = undefined %}}"
             text = own + text
     return text
 

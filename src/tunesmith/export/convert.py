@@ -58,7 +58,7 @@ def check_adapter(job: Job, layers: Layers) -> None:
 
     model = architecture(job.weights)
     tensors: dict[str, torch.Tensor] = {}
-    for name, (inner, outer) in model.adapted(layers).items():
+    for name, (inner, outer) in model.covered(layers)[0].items():
         tensors |= {f"{name}.lora_A": torch.zeros(1, inner), f"{name}.lora_B": torch.zeros(outer, 1)}
     with tempfile.TemporaryDirectory() as scratch:
         base, adapter, file = (Path(scratch) / name for name in ("base", "adapter", "adapter.gguf"))

@@ -15,9 +15,9 @@ from tunesmith.export.chat_template import pinned_for_llama_cpp
 from tunesmith.export.job import Job
 from tunesmith.export.merge import shipped_template
 from tunesmith.model.gguf_header import Header
+from tunesmith.model.gguf_tokenizer import CONTROL
 from tunesmith.prompt.tokens import stop_ids
 
-CONTROL = 3  # gguf.TokenType: not shown, and known in a prompt
 _TYPE_SUFFIX = re.compile(r"[.-](?:I?Q\d\w*|T?Q\d_\d|BF16|F16|F32)$", re.IGNORECASE)
 _HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _NAMES = "tokenizer.ggml.tokens"

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from tunesmith.data.conversation import Turn
 from tunesmith.generate.text import Facts, Reply, Scored
@@ -50,7 +50,6 @@ class Job:
     card: Callable[[], str]  # the model card, without what the files' proofs add
     say: Callable[[str], None] = lambda text: None
     system: str | None = None  # the message that the recipe puts before a conversation without one
-    template_options: Mapping[str, Any] = field(default_factory=dict)  # variables that the template was given
     place: Path | None = None  # where the target that writes now puts its files; None: below `folder`
     standing: frozenset[str] = frozenset()  # files of that target, by their path in its folder, that stay as they are
 

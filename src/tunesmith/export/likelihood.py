@@ -19,7 +19,7 @@ from tunesmith.export.job import Runtime
 from tunesmith.generate.from_weights import FromWeights
 from tunesmith.generate.text import Scored
 from tunesmith.prompt.template import Template
-from tunesmith.prompt.tokens import Example, Learn, encode, encode_prompt, expand
+from tunesmith.prompt.tokens import Example, Learn, encode_all, encode_prompt
 
 SHOWN = 3  # rows of unlike tokens that are told with their texts
 AROUND = 40  # characters before and behind the first difference
@@ -186,7 +186,7 @@ def examples(
     """At most `limit` rows with an answer of their own, drawn as replies' rows are, as tokens."""
     answered = {part: [row for row in rows if row.answer.strip()] for part, rows in parts.items()}
     rows = [row for rows in choose(answered, limit, seed).values() for row in rows]
-    return [encode(expand(row, template)[-1], template, learn) for row in rows]
+    return [encode_all(row, template, learn, "auto")[-1][1] for row in rows]
 
 
 def reference_scores(text: FromWeights, examples: Sequence[Example], *, kept: int = KEPT) -> list[Reference]:

@@ -174,7 +174,7 @@ def shipped_template(job: Job) -> str:
     These are the recipe's template options, its system message for conversations without one, and whether a text begins
     with the start token.
     """
-    text = with_defaults(strip_generation_tags(job.template.text), job.template_options)
+    text = with_defaults(strip_generation_tags(job.template.text), job.template.options)
     if job.system and _takes_system(job):
         content = [{"type": "text", "text": job.system}] if job.template._wants_parts else job.system
         first = f"[{{'role': 'system', 'content': {literal(content)}}}]"
@@ -199,10 +199,10 @@ def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Ou
     linears, transposed, tied_head = model.linear(), _transposed(model), f"{model.head}." if model.tied else "\0"
     stored = headers(job.weights.folder)
     found = without_mxfp4(stored)
-    updates, whole = _adapter(job) if adapter else ({}, {})
+    updates, whole, targets = _adapter(job) if adapter else ({}, {}, [])
     known = model.parameter_names(found)
     files = {text: name for name in found if not name.endswith(_PACKED) and (text := model.text_name(name))}
-    experts = _experts(job, model, stored, files, updates)
+    experts = _experts(job, model, stored, files, updates, targets)
     for written, name in files.items():
         path, shape, kind = found[name]
         parameter, alone = known.get(name, ("", False))
@@ -241,8 +241,9 @@ def _experts(
     stored: Mapping[str, tuple[Path, Any, str]],
     files: Mapping[str, str],
     updates: dict[str, _Update],
+    targets: Sequence[str],
 ) -> ExpertTensors:
-    """The experts among the text model's tensors; their updates are taken out of `updates`.
+    """The experts among the text model's tensors; their updates are taken out of `updates`, by PEFT's `targets`.
 
     `stored` are the tensors of the files with their paths, `files` the name there of each of the text model's.
     """
@@ -257,8 +258,6 @@ def _experts(
 
     experts = ExpertTensors(model.network, files, read, packed_from)
     if updates:
-        config, _ = read_adapter(job.adapter)
-        targets = [str(name) for name in cast("list[object]", config.get("target_parameters") or [])]
         own, taken = expert_updates(
             model.network, targets, {name: ExpertUpdate(each.a, each.b, each.scale) for name, each in updates.items()}
         )
@@ -268,8 +267,8 @@ def _experts(
     return experts
 
 
-def _adapter(job: Job) -> tuple[dict[str, _Update], dict[str, Tensor]]:
-    """The updates by layer, and the tensors that were trained whole by their own names."""
+def _adapter(job: Job) -> tuple[dict[str, _Update], dict[str, Tensor], list[str]]:
+    """The updates by layer, the tensors that were trained whole by their own names, and PEFT's target_parameters."""
     config, tensors = read_adapter(job.adapter, architecture(job.weights))
     rank, alpha = int(str(config["r"])), float(str(config["lora_alpha"]))
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
@@ -282,7 +281,7 @@ def _adapter(job: Job) -> tuple[dict[str, _Update], dict[str, Tensor]]:
         name.replace(".base_layer.", ".") if name.endswith(".bias") else f"{name}.weight": tensor
         for name, tensor in tensors.items()
     }
-    return updates, whole
+    return updates, whole, [str(name) for name in cast("list[object]", config.get("target_parameters") or [])]
 
 
 def _layer(

@@ -69,7 +69,6 @@ class ExpertTensors:
         """
         self.network, self.read, self.packed_from = network, read, packed_from
         self.updates: dict[str, ExpertUpdate] = {}
-        self.renamed: dict[str, str] = {}
         self._fused: dict[str, _Fused] = {}
         self._owner: dict[str, tuple[_Fused, str]] = {}
         shapes = expert_shapes(network)
@@ -94,7 +93,6 @@ class ExpertTensors:
         state, prefix = network.state_dict(), network.base_model_prefix
         for name in sorted(names, key=dot_natural_key):
             target, pattern = rename_source_key(name, renamings, converters, prefix, state)
-            self.renamed[name] = target
             if target not in shapes:
                 continue
             module = network.get_submodule(target.rpartition(".")[0])

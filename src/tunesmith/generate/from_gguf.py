@@ -24,11 +24,11 @@ from tunesmith.generate.plainly import any_of, bos_of, encode_plainly, marks_of
 from tunesmith.generate.text import Facts, Reply, Scored
 from tunesmith.hardware import idle_cores
 from tunesmith.model.gguf_header import read_header
+from tunesmith.model.gguf_tokenizer import CONTROL, USER_DEFINED
 from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.prompt.template import FileTokenizer, Template
 from tunesmith.prompt.tokens import encode_prompt
 
-CONTROL, USER_DEFINED = 3, 4  # llama.cpp's types of tokens (gguf.TokenType)
 EVERY = 1 << 24  # entries, more than any vocabulary has
 
 
@@ -71,7 +71,8 @@ class FromGguf(Keeper[Child]):
             what, advice = "llama.cpp's runtime is not installed", "pip install xllamacpp"
             raise MissingExtra(what, where=str(path), next=advice)
         adapter = str(lora.absolute()) if lora else ""
-        self.form = ReplyFormat.of(template) if template else self._own_form()
+        if template is None:
+            self.form = self._own_form()
         threads = threads or idle_cores()
         special = self.form.keeps_specials
         self._settings = Settings(str(path.absolute()), adapter, slots, context, threads, special)
@@ -174,15 +175,18 @@ class FromGguf(Keeper[Child]):
         chat, tokens = self._file_tokens
         specials = [text for text, kind in tokens if kind == CONTROL]
         try:
-            return ReplyFormat.of(Template(FileTokenizer(specials), chat, str(self.path)))
+            return Template(FileTokenizer(specials), chat, str(self.path)).form
         except TunesmithError:
             return ReplyFormat()
 
     def _cut(self, text: str, *, start: bool) -> list[int]:
         if self.template is not None:
             return list(self.template.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        return self._tokenized(text, start=start) if text or start else []
+
+    def _tokenized(self, text: str, *, start: bool) -> list[int]:
         body = {"content": text, "add_special": start, "parse_special": True}
-        return [int(token) for token in self._ask("/tokenize", body)["tokens"]] if text or start else []
+        return [int(token) for token in self._ask("/tokenize", body)["tokens"]]
 
     def render(self, turns: Sequence[Turn]) -> str:
         """The conversation as llama.cpp renders it with the template in the file, up to where the assistant begins.
@@ -194,13 +198,11 @@ class FromGguf(Keeper[Child]):
 
     def tokens(self, text: str) -> list[int]:
         """A rendered text as llama.cpp cuts it: special tokens are known, the file says whether a start token comes."""
-        body = {"content": text, "add_special": True, "parse_special": True}
-        return [int(token) for token in self._ask("/tokenize", body)["tokens"]]
+        return self._tokenized(text, start=True)
 
     def cut(self, text: str) -> list[int]:
         """A text as llama.cpp cuts it, special tokens known and no start token put before it."""
-        body = {"content": text, "add_special": False, "parse_special": True}
-        return [int(token) for token in self._ask("/tokenize", body)["tokens"]]
+        return self._tokenized(text, start=False)
 
     def text(self, tokens: Sequence[int]) -> str:
         """What tokens stand for, special ones written out."""

@@ -17,7 +17,6 @@ from tunesmith.generate.ends import Growing, ReplyFilter, reply_of
 from tunesmith.generate.plainly import bos_of, encode_plainly, marks_of
 from tunesmith.generate.text import Reply
 from tunesmith.model.build import Model
-from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode_prompt, stop_ids
 
@@ -28,7 +27,7 @@ class FromWeights:
     def __init__(self, model: Model, template: Template, *, tuned: bool, stop: Sequence[str] = ()) -> None:
         """`tuned` False answers with the adapter off. A reply also ends before a text in `stop`."""
         self.model, self.template, self.tuned, self.texts = model, template, tuned, tuple(stop)
-        self.stops, self.form = stop_ids(template), ReplyFormat.of(template)
+        self.stops, self.form = stop_ids(template), template.form
         self.pad = template.tokenizer.pad_token_id
 
     def replies(

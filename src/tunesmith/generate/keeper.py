@@ -52,7 +52,7 @@ class Keeper(ABC, Generic[_Child]):
         self._where, self._kind = where, kind
         self.texts, self.template, self.patience = tuple(stop), template, patience
         self.stops = frozenset(stop_ids(template)) if template else frozenset()
-        self.form = ReplyFormat.of(template) if template else ReplyFormat()
+        self.form = template.form if template else ReplyFormat()
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._closed = False

@@ -73,12 +73,12 @@ class Architecture:
         """Whether embeddings and head are one matrix."""
         return bool(getattr(self.config, "tie_word_embeddings", False))
 
-    @property
+    @functools.cached_property
     def head(self) -> str:
         """The head's module name, or an empty string."""
         return name_of(self.network, self.network.get_output_embeddings())
 
-    @property
+    @functools.cached_property
     def decoder(self) -> str:
         """The name of the module that turns token ids into hidden states."""
         return name_of(self.network, decoder_of(self.network))
@@ -135,10 +135,6 @@ class Architecture:
     def linear(self) -> dict[str, tuple[int, int]]:
         """The linear layers that are quantized and may be adapted: (in, out) by name."""
         return {name: sides(layer) for name, layer in linear_layers(self.network).items()}
-
-    def adapted(self, layers: Layers) -> dict[str, tuple[int, int]]:
-        """The linear layers that `adapter.layers` names: (in, out). Raises ModelError for a name that fits none."""
-        return self.covered(layers)[0]
 
     def covered(
         self, layers: Layers, experts: str = "all"

@@ -246,7 +246,7 @@ def check_adapter(
         what = "this model has no linear layer that can be adapted"
         return [ModelError(what, where="adapter.layers", next="Choose another base.model")]
     network = made.network
-    errors = check_experts(adapter, made.config.to_dict(), engine=engine, spread=spread, targets=targets)
+    errors = check_experts(adapter, network, list(linear), list(stacked), engine=engine, spread=spread, targets=targets)
     try:
         _check_outer(adapter.train_also, tied=made.tied, head=bool(made.head))
     except ModelError as error:
@@ -316,7 +316,7 @@ def add_adapter(
 def chosen(model: Model, layers: Layers, experts: Experts) -> tuple[list[str], list[str]]:
     """The linear layers and the expert parameters that an adapter covers. Raises ModelError for an unknown name."""
     frozen, stacked = model.frozen(), expert_shapes(model.network) if experts == "all" else {}
-    names = wanted([*frozen, *stacked], layers)
+    names = layers_called([*frozen, *stacked], layers)
     return [name for name in names if name in frozen], [name for name in names if name in stacked]
 
 
@@ -411,11 +411,6 @@ def first_a(name: str, rank: int, features_in: int, seed: int) -> torch.Tensor:
     number = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
     bound = 1 / math.sqrt(features_in)
     return torch.empty(rank, features_in).uniform_(-bound, bound, generator=torch.Generator().manual_seed(number))
-
-
-def wanted(names: Sequence[str] | dict[str, Any], layers: Layers) -> list[str]:
-    """The layers among `names` whose last part is in `layers`. Raises ModelError for a part that no layer has."""
-    return layers_called(names, layers)
 
 
 def _freeze(network: Any, dtype: torch.dtype) -> bool:

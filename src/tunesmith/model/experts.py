@@ -7,7 +7,6 @@ experts side by side, the experts innermost (out x r·experts).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -110,29 +109,22 @@ def _unread(network: nn.Module) -> str:
 
 def check_experts(
     adapter: Adapter,
-    config: dict[str, Any],
+    network: nn.Module,
+    names: Sequence[str],
+    parts: Sequence[str],
     *,
     engine: str = "native",
     spread: str = "auto",
     targets: Sequence[str] = (),
 ) -> list[TunesmithError]:
-    """What a mixture of experts cannot have of these settings; `config` is the base's config.json.
+    """What a mixture of experts cannot have of these settings; empty for other models.
 
-    Empty for other models. `engine`, `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the
-    names of its `export.files`.
+    `names` and `parts` are the linear layers and the expert parameters of `network` that the adapter covers; `engine`,
+    `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the names of its `export.files`.
     """
-    if "expert" not in json.dumps(config):
-        return []
-    network = _meta(config)
     if unread := _unread(network):
         return [ModelError(_UNREAD.format(unread), where="base.model", next="Choose another base.model")]
-    layers = [name for name, module in network.named_modules() if type(module) is nn.Linear]
-    stacked = list(expert_shapes(network))
-    covered = [
-        name for name in [*layers, *stacked] if adapter.layers == "all" or name.rpartition(".")[2] in adapter.layers
-    ]
-    parts = [name for name in covered if name in stacked and adapter.experts == "all"]
-    names = [name for name in covered if name not in stacked]
+    stacked = expert_shapes(network)
     errors: list[TunesmithError] = [
         *unsupported(
             network, names, parts,
@@ -152,19 +144,6 @@ def check_experts(
             RecipeError("a GGUF adapter cannot hold updates of experts", where="export.files: gguf_lora", next=advice)
         )
     return errors
-
-
-def _meta(config: dict[str, Any]) -> nn.Module:
-    """The model that a config.json describes, without memory for its weights. Raises ModelError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    plain = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
-    try:
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **plain))
-    except (ValueError, KeyError) as error:
-        raise ModelError(f"cannot be read: {error}", where="base.model", next="Choose another base.model") from error
-    return cast(nn.Module, network)
 
 
 def unsupported(

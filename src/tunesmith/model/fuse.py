@@ -487,5 +487,5 @@ def _has_own_kernels(form: block.Form, table: Table, layer: Any) -> bool:
 def _final_cap(model: Model) -> float:
     """The cap of the logits, 0 for none; families without one ignore the entry."""
     config = model.network.config
-    capped = config.model_type in ("gemma2", "gemma3_text", "gemma4_text")
+    capped = config.model_type in fused_config.LATER_GEMMAS
     return float(config.final_logit_softcapping or 0.0) if capped else 0.0

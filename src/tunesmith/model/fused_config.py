@@ -14,6 +14,7 @@ FAMILIES = (
     "gemma", "gemma2", "gemma3_text", "gemma4_text", "llama", "ministral", "mistral", "phi3", "qwen2", "qwen3",
     "smollm3",
 )  # fmt: skip
+LATER_GEMMAS = ("gemma2", "gemma3_text", "gemma4_text")  # norms behind both parts, capped logits
 LAYER_TYPES = ("full_attention", "sliding_attention")
 ROPE_TYPES = ("default", "linear", "llama3", "longrope", "proportional", "yarn")  # one or two tables hold all positions
 
@@ -99,7 +100,7 @@ def config_reasons(config: Any) -> list[str]:
 def _activation_reasons(config: Any) -> list[str]:
     from transformers.activations import ACT2FN
 
-    gemma = config.model_type in ("gemma2", "gemma3_text", "gemma4_text")
+    gemma = config.model_type in LATER_GEMMAS
     name = config.hidden_activation if gemma else config.hidden_act
     if name in ACT2FN and activation(ACT2FN[name]) is not None:
         return []

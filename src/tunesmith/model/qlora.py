@@ -130,11 +130,6 @@ class _LoraProduct(torch.autograd.Function):
         return dx, da.to(a.dtype), db.to(b.dtype), dbias, None, None
 
 
-def _shaped(y: Tensor, x: Tensor) -> Tensor:
-    """`y` (rows x out) with the leading sizes of `x`, no view to autograd: Llama 4 adds to an output in place."""
-    return cast(Tensor, torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[-1]]))
-
-
 class LoraLinear(nn.Module):
     """A frozen layer with a LoRA update. `lora_A` (rank x in) and `lora_B` (out x rank) are float32.
 

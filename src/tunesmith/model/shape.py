@@ -238,14 +238,13 @@ def _grouped(network: Any, *, tied: bool) -> dict[str, list[Any]]:
 
 def _blocks(network: Any) -> tuple[tuple[tuple[tuple[str, int, int], ...], ...], tuple[tuple[str, int, int], ...]]:
     """(last name, in, out) of the linear layers of each block, and of those outside of them."""
+    layers = {name: sides(module) for name, module in linear_layers(network).items()}
     blocks, inside = [], set()
     for prefix in decoder_layers(network):
-        held = [(name, sides(m)) for name, m in linear_layers(network).items() if name.startswith(f"{prefix}.")]
-        inside |= {name for name, _ in held}
-        blocks.append(tuple((name.rsplit(".", 1)[-1], *size) for name, size in held))
-    outside = tuple(
-        (name.rsplit(".", 1)[-1], *sides(m)) for name, m in linear_layers(network).items() if name not in inside
-    )
+        held = [name for name in layers if name.startswith(f"{prefix}.")]
+        inside |= set(held)
+        blocks.append(tuple((name.rsplit(".", 1)[-1], *layers[name]) for name in held))
+    outside = tuple((name.rsplit(".", 1)[-1], *size) for name, size in layers.items() if name not in inside)
     return tuple(blocks), outside
 
 

@@ -17,7 +17,6 @@ from tunesmith.prompt.template import (
     ANSWER,
     EMPTY_THOUGHT,
     OPEN_THOUGHT,
-    PROBE,
     THOUGHT,
     Answer,
     Template,
@@ -135,7 +134,7 @@ def _behind(parts: _Parts, prompt: str, turn: Turn, template: Template) -> _Part
     """
     if parts.head.startswith(prompt):
         open_thought = OPEN_THOUGHT.search(prompt)
-        if not (open_thought and parts.head == prompt and not _closes(parts.thought, open_thought[1])):
+        if not (open_thought and parts.head == prompt and f"</{open_thought[1]}>" not in parts.thought):
             return parts
     if match := OPEN_THOUGHT.search(prompt):
         closing = _closing(match, template)
@@ -154,17 +153,10 @@ def _behind(parts: _Parts, prompt: str, turn: Turn, template: Template) -> _Part
     )
 
 
-def _closes(thought: str, tag: str) -> bool:
-    return f"</{tag}>" in thought
-
-
 def _closing(open_thought: re.Match[str], template: Template) -> str:
     """What ends an open thought: as the template does it where it writes reasoning, else its tag and a blank line."""
     tag = f"</{open_thought[1]}>"
-    turns = (Turn("user", PROBE), Turn("assistant", ANSWER, THOUGHT))
-    written = template.render(turns)
-    between = written.partition(THOUGHT)[2].partition(ANSWER)[0] if THOUGHT in written else ""
-    return between if tag in between else f"\n{tag}\n\n"
+    return template.after_thought if tag in template.after_thought else f"\n{tag}\n\n"
 
 
 def _end(tail: str, template: Template) -> tuple[str, str]:

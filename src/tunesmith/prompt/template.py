@@ -9,11 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.find import nearest
+
+if TYPE_CHECKING:
+    from tunesmith.prompt.reply import ReplyFormat
 
 Reasoning = Literal["learn", "drop"]
 
@@ -127,8 +130,21 @@ class Template:
         return behind[: match.end()] if match and not behind[: match.start()].strip() else ""
 
     @functools.cached_property
-    def form(self) -> Any:
-        """How a model's output under this template divides into a thought and a reply (prompt/reply.py)."""
+    def after_thought(self) -> str:
+        """What the template writes between reasoning and text; '' where it writes no reasoning."""
+        written = self.render((Turn("user", PROBE), Turn("assistant", ANSWER, THOUGHT)))
+        return written.partition(THOUGHT)[2].partition(ANSWER)[0] if THOUGHT in written else ""
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text."""
+        from tunesmith.prompt.tokens import special_ids
+
+        return special_ids(self.tokenizer)
+
+    @functools.cached_property
+    def form(self) -> ReplyFormat:
+        """How a model's output under this template divides into a thought and a reply."""
         from tunesmith.prompt.reply import ReplyFormat
 
         return ReplyFormat.of(self)
@@ -295,7 +311,7 @@ def pin_date(text: str, today: datetime.date) -> str:
         return json.dumps(today.strftime(match["format"]))
 
     pinned = _DATE_TEST.sub(lambda match: "false" if match["negated"] else "true", _DATE_CALL.sub(written, text))
-    if "strftime_now" in pinned:
+    if writes_date(pinned):
         raise ModelError(
             "the chat template computes the format of today's date, so the date cannot be fixed for the run",
             next="Copy the template into a .jinja file, write the date into it, and name it as prompt.template",

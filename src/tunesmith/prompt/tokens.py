@@ -86,11 +86,16 @@ def encode_all(
     except Rewritten:
         if wanted == "never":
             raise
+    return [(each, encode(each, template, learn)) for each in apart(row)]
+
+
+def apart(row: Conversation) -> list[Conversation]:
+    """A row for each answer that carries loss, the answers before it being context only."""
     rows = []
     for number, place in enumerate(_learned(row), start=1):
         before = [replace(turn, learn=False) if turn.role == "assistant" else turn for turn in row.turns[:place]]
         rows.append(replace(row, id=f"{row.id}.{number}", turns=(*before, row.turns[place])))
-    return [(each, encode(each, template, learn)) for each in rows]
+    return rows
 
 
 def encode_prompt(turns: Sequence[Turn], template: Template) -> list[int]:
@@ -132,13 +137,16 @@ def _encode(row: Conversation, template: Template, learn: Learn) -> Example:
     for number, answer in enumerate(answers[:-1], start=1):
         if not text.startswith(answer.through):
             raise _rewritten(number, len(answers))
-    ids, offsets = _tokens(text, answers[-1].prompt, template.tokenizer)
+    ids, offsets, last = _tokens(text, answers[-1].prompt, template.tokenizer)
     spans = []
     for number, (place, answer) in enumerate(zip(places, answers, strict=True), start=1):
-        alone = list(template.tokenizer(answer.prompt, add_special_tokens=False)["input_ids"])
-        if ids[: len(alone)] != alone:  # a tokenizer that joins the prompt's end with the answer's beginning
-            raise _rewritten(number, len(answers))
-        spans.append(_span(ids, offsets, len(alone), answer, template))
+        start = last
+        if number < len(answers):
+            alone = list(template.tokenizer(answer.prompt, add_special_tokens=False)["input_ids"])
+            if ids[: len(alone)] != alone:  # a tokenizer that joins the prompt's end with the answer's beginning
+                raise _rewritten(number, len(answers))
+            start = len(alone)
+        spans.append(_span(ids, offsets, start, answer, template))
         _check_reply(row.turns[place], answer, template)
     _check_start(ids, template)
     learnt, own = [False] * len(ids), [False] * len(ids)
@@ -201,8 +209,8 @@ def _rewritten(number: int, of: int) -> Rewritten:
     )
 
 
-def _tokens(text: str, prompt: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    """Tokens and their places in `text`; those of `prompt`, its beginning, are the ones that it gives standing alone.
+def _tokens(text: str, prompt: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]], int]:
+    """Tokens, their places in `text`, and how many are those of `prompt`, its beginning, as it gives them alone.
 
     They differ where a tokenizer joins the line break before an answer with one that begins it.
     """
@@ -210,10 +218,10 @@ def _tokens(text: str, prompt: str, tokenizer: Any) -> tuple[list[int], list[tup
     before = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(before["input_ids"]), list(before["offset_mapping"])
     if list(whole["input_ids"][: len(ids)]) == ids:
-        return list(whole["input_ids"]), list(whole["offset_mapping"])
+        return list(whole["input_ids"]), list(whole["offset_mapping"]), len(ids)
     rest = tokenizer(text[len(prompt) :], add_special_tokens=False, return_offsets_mapping=True)
     moved = [(left + len(prompt), right + len(prompt)) for left, right in rest["offset_mapping"]]
-    return ids + list(rest["input_ids"]), offsets + moved
+    return ids + list(rest["input_ids"]), offsets + moved, len(ids)
 
 
 def _span(
@@ -223,7 +231,7 @@ def _span(
 
     Proves that they stand for the whole answer and end with its end-of-turn token, the first special one behind it.
     """
-    tokenizer, special = template.tokenizer, special_ids(template.tokenizer)
+    tokenizer, special = template.tokenizer, template.special_ids
     own = len(answer.prompt) + len(answer.opening)
     text_end = own + len(answer.thought) + len(answer.text)
     first = max(start, next((place for place, (_, right) in enumerate(offsets) if right > own), len(ids)))

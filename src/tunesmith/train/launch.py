@@ -14,7 +14,7 @@ from tunesmith.hardware import cores
 def launch(words: Sequence[str], many: int) -> int:
     """Runs `tunesmith WORDS` in `many` processes, one a card (or on the processor, where there is no card).
 
-    Returns its exit code, on which all processes agree (`spread.joined`). Raises ResourceError when there are fewer cards.
+    Returns the exit code that all processes agree on (`spread.joined`). Raises ResourceError when cards are too few.
     """
     import torch
     from torch.distributed.elastic.multiprocessing import SignalException

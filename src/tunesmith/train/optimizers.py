@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import torch
 
-from tunesmith.train.checks import check_optimizer as check_optimizer  # not an entry: it is defined elsewhere
 from tunesmith.train.checks import paged_error
 
 Parameters: TypeAlias = Sequence[torch.nn.Parameter] | Sequence[dict[str, Any]]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.errors import RunError, TrainingDiverged
+from tunesmith.errors import Paused, RunError, TrainingDiverged
 from tunesmith.prompt import pack
 from tunesmith.run import first
 from tunesmith.train import checkpoint
@@ -52,6 +52,7 @@ class Checkpoints:
     ) -> None:
         """`total` is the number of optimizer steps of the whole run."""
         self.job, self.settings, self.total = job, job.settings, total
+        self._rehearsed = False
         self.parameters, self.optimizer = parameters, optimizer
         self.folder = job.folder / "checkpoints"
         self.progress = Progress(micro_tokens=job.micro_tokens)
@@ -173,10 +174,21 @@ class Checkpoints:
     def rehearse(self) -> None:
         """Writes and removes a checkpoint: what cannot be saved is an error after the first step, not after the last.
 
-        Raises ResourceError when the disk has no room for the checkpoints of the run.
+        Once, and not in a run that has ended. Raises ResourceError when the disk has no room for the run's checkpoints.
         """
+        if self._rehearsed or self.progress.ended:
+            return
         if first():
             checkpoint.rehearse(self.folder, *self._contents(), copies=self.settings.keep + 2)
+        self._rehearsed = True
+
+    def paused(self) -> Paused:
+        """The error for a run that the user stopped."""
+        return Paused(
+            f"stopped after step {self.progress.step} of {self.total}; everything is kept",
+            where=str(self.job.folder),
+            next="Give the same command again to go on",
+        )
 
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {f"adapter.{name}": value.data for name, value in self.parameters.items()}

@@ -305,7 +305,7 @@ def _as_they_came(work: _Work) -> tuple[list[Conversation], dict[str, int], dict
     counts["unseen_group"] = len(rows) - len(known)
     apart = _apart(known, [*held, *(row for row in all_rows if row.origin in places)], recipe.data.split.together)
     counts["leaking"] = len(known) - len(apart)
-    fit = _fit(recipe, apart, counts)
+    fit, taken = _fit(recipe, apart, counts)
     wanted = recipe.data.sample.train or len(fit)
     chosen = [fit[place] for place in sorted(_order(fit, recipe.seed)[:wanted])]
     counts["not_drawn"] = len(fit) - len(chosen)
@@ -315,7 +315,7 @@ def _as_they_came(work: _Work) -> tuple[list[Conversation], dict[str, int], dict
         raise DataError("the rows as they came leave none to learn from", next="Leave --raw out")
     told = {why: counts[why] for why in (*DROPPED, "held_out", "not_drawn")}
     counted = {"read": read, "rows": len(chosen), **told}
-    return _expanded(recipe, chosen), counted, mended
+    return [each for row in chosen for each in taken[row.id]], counted, mended
 
 
 def _apart(
@@ -333,20 +333,17 @@ def _apart(
     return [row for place, row in enumerate(left) if place not in near]
 
 
-def _expanded(recipe: Recipe, rows: Sequence[Conversation]) -> list[Conversation]:
-    """The rows as training takes them: one for each answer where the template rewrites earlier turns."""
-    from tunesmith.prompt.tokens import expand
+def _fit(
+    recipe: Recipe, rows: Sequence[Conversation], counts: Counter[str]
+) -> tuple[list[Conversation], dict[str, list[Conversation]]]:
+    """The rows that can be trained on, and each as training takes it: a row for each answer where that is needed.
 
-    template = load_template_of(recipe, load_weights(recipe, silent))
-    return [each for row in rows for each in expand(row, template, recipe.prompt.expand)]
-
-
-def _fit(recipe: Recipe, rows: Sequence[Conversation], counts: Counter[str]) -> list[Conversation]:
-    """The rows that can be trained on; counts the others."""
+    Counts the others.
+    """
     from tunesmith.prompt.tokens import encode_all
 
     template = load_template_of(recipe, load_weights(recipe, silent))
-    fit = []
+    fit, taken = [], {}
     for row in rows:
         try:
             answers = encode_all(row, template, recipe.prompt.learn, recipe.prompt.expand)
@@ -355,5 +352,7 @@ def _fit(recipe: Recipe, rows: Sequence[Conversation], counts: Counter[str]) -> 
             counts["unfit"] += 1
             continue
         counts["too_long"] += long
-        fit += [] if long else [row]
-    return fit
+        if not long:
+            fit.append(row)
+            taken[row.id] = [each for each, _ in answers]
+    return fit, taken

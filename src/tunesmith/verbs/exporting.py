@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from tunesmith.data.conversation import Conversation, read_rows
@@ -32,10 +31,9 @@ from tunesmith.run import Run, hash_bytes, hash_path, hash_plain
 from tunesmith.verbs import shipped
 from tunesmith.verbs.comparing import chat, held_out, learnt
 from tunesmith.verbs.shared import Say, is_fresh, load_template_of, load_weights, refuse_changed, silent
-from tunesmith.verbs.staged import Staged, files_in
+from tunesmith.verbs.staged import MARK, Staged, files_in
 
 FOLDER = "export"
-MARK = ".UNVERIFIED.txt"  # beside a file that did not pass
 STEP = 256  # tokens; a context is a multiple of it
 Tell = Callable[[str, int, int], None]
 
@@ -176,7 +174,7 @@ class _Work:
         )  # fmt: skip
         return replace(job, card=self._card, say=lambda text: self.say(f"export: {text}"))
 
-    def shipped(self, named: Named, failures: Mapping[str, TunesmithError] = MappingProxyType({})) -> list[dict[str, Any]]:  # noqa: E501  # fmt: skip
+    def shipped(self, named: Named, failures: Mapping[str, TunesmithError]) -> list[dict[str, Any]]:
         """Writes one target's files and verifies each; `failures` are those of the targets before it."""
         target = _target(named.name)
         needed = target.needs(**named.options) if hasattr(target, "needs") else ""
@@ -184,14 +182,10 @@ class _Work:
             what = f"{named.name} needs {needed}, which was not written"
             raise ModelError(what, where=f"export.files: {named.name}", next=f"See what is said of {needed}")
         made_from = self._made_from(named, target)
-        product = f"export-{named.name}"
-        changed = self.run.changed(product, made_from)
-        if changed == []:
-            self.say(f"{product}: fresh")
-            return [self._entry(named, target, file, self._verified(named, target, self.job, file)) for file in self._files(named, target)]  # noqa: E501  # fmt: skip
-        if changed:
-            self.say(f"{product}: made again, because {', '.join(changed)}")
-        return self._made(named, target, made_from)
+        if not is_fresh(self.run, f"export-{named.name}", made_from, self.say):
+            return self._made(named, target, made_from)
+        files = self._files(named, target)
+        return [self._entry(named, target, file, self._verified(named, target, self.job, file)) for file in files]
 
     def _made(self, named: Named, target: Any, made_from: dict[str, str]) -> list[dict[str, Any]]:
         """Writes the files that are missing or outdated, verifies them, and puts them in their places."""
@@ -393,7 +387,6 @@ def _job(recipe: Recipe, weights: Weights, template: Any, folder: Path, *, adapt
         seed=recipe.seed,
         card=lambda: "",
         system=recipe.prompt.system,
-        template_options=dict(getattr(template, "options", {})),
     )
 
 

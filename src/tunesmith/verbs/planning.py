@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from tunesmith.data.conversation import read_rows
-from tunesmith.errors import RecipeError, ResourceError, Several, TunesmithError
+from tunesmith.errors import RecipeError, ResourceError, TunesmithError, raise_all
 from tunesmith.memory import Plan, show_bytes
+from tunesmith.model.architecture import Architecture, architecture
 from tunesmith.model.shape import ModelShape
 from tunesmith.model.weights import Weights
 from tunesmith.recipe import Recipe
@@ -53,7 +54,7 @@ def plan(recipe: Recipe, run: Run, say: Say = silent) -> Plan:
 def check_devices(recipe: Recipe, machine: Any) -> list[TunesmithError]:
     """Returns what this `machine` (a hardware.Machine) or the recipe's engine cannot do: GPUs, precision, memory.
 
-    Which optimizers a device has is said by train.optimizers.check_optimizer.
+    Which optimizers a device has is said by train.checks.check_optimizer.
     """
     from tunesmith.hardware import precision_error
     from tunesmith.memory import parse_bytes
@@ -102,7 +103,7 @@ def _fast_error(slow: Sequence[str]) -> RecipeError:
 def check_training(recipe: Recipe) -> list[TunesmithError]:
     """Returns the errors of `check_devices` and `check_optimizer` for the machine that this process runs on."""
     from tunesmith.hardware import look
-    from tunesmith.train.optimizers import check_optimizer
+    from tunesmith.train.checks import check_optimizer
 
     machine, train = look(), recipe.train
     errors = check_devices(recipe, machine)
@@ -111,11 +112,7 @@ def check_training(recipe: Recipe) -> list[TunesmithError]:
 
 def refuse_untrainable(recipe: Recipe) -> None:
     """Raises the errors of `check_training`."""
-    errors = check_training(recipe)
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise Several(errors)
+    raise_all(check_training(recipe))
 
 
 def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
@@ -125,15 +122,13 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     model/build.py says.
     """
     from tunesmith.hardware import look
-    from tunesmith.model.architecture import architecture
     from tunesmith.model.build import check_adapter
     from tunesmith.model.fused_config import fused_layers
-    from tunesmith.model.shape import read_shape
+    from tunesmith.model.shape import shape_of
     from tunesmith.prompt.tokens import encode
 
     engine, spread = recipe.train.engine.name, recipe.train.spread
-    if errors := check_adapter(recipe.adapter, weights, engine=engine, spread=spread):
-        raise errors[0] if len(errors) == 1 else Several(errors)
+    raise_all(check_adapter(recipe.adapter, weights, engine=engine, spread=spread))
     machine = look(recipe.train.precision)
     template = load_template_of(recipe, weights, run)
     examples = {
@@ -141,22 +136,20 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
         for part in ("train", "valid")
     }
     _check_validation(recipe, len(examples["valid"]))
-    slow = _slow(recipe, weights)
-    shape = read_shape(weights.folder, weights.name)
-    layers = [] if slow else fused_layers(architecture(weights).config.to_dict())
+    base = architecture(weights)
+    slow, shape = _slow(recipe, base), shape_of(base)
+    layers = [] if slow else fused_layers(base.config.to_dict())
     made, why = _planned(recipe, machine, shape, examples, fused=layers)
     if recipe.train.precision == "fast" and (slow or why):
         raise _fast_error([*slow, *why])
-    notes = tuple(_notes(recipe, weights, shape))
+    notes = tuple(_notes(recipe, base, shape))
     return Setup(machine, template, examples, made, [*slow, *why], shape, shard=bool(why), notes=notes)
 
 
-def _notes(recipe: Recipe, weights: Weights, shape: ModelShape) -> list[str]:
+def _notes(recipe: Recipe, model: Architecture, shape: ModelShape) -> list[str]:
     """What is loaded and what is adapted, for people."""
-    from tunesmith.model.architecture import architecture
     from tunesmith.model.shape import planned_trained
 
-    model = architecture(weights)
     groups = ", ".join(f"{name} {show_count(many)}" for name, many in shape.counts.items() if many)
     lines = [f"base: {show_count(shape.parameters)} parameters ({groups})"]
     lines += [f"base: {model.note}"] if model.note else []
@@ -206,15 +199,14 @@ def _planned(
     return _autograd_plan(recipe, machine, shape, examples, shards=many), [why]
 
 
-def _slow(recipe: Recipe, weights: Weights) -> list[str]:
+def _slow(recipe: Recipe, base: Architecture) -> list[str]:
     """Why the fused decoder cannot be used, for people."""
-    from tunesmith.model.architecture import architecture
     from tunesmith.model.build import unfused_adapter
     from tunesmith.model.fused_config import unfused_config
 
     if recipe.train.engine.name != "native":
         return [f"engine {recipe.train.engine.name} goes its own way"]
-    found = unfused_config(architecture(weights).config.to_dict()) + unfused_adapter(recipe.adapter)
+    found = unfused_config(base.config.to_dict()) + unfused_adapter(recipe.adapter)
     pissa = recipe.adapter.start.name == "pissa"
     return found + (["adapter.start pissa takes its start from the base"] if pissa else [])
 

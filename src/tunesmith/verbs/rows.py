@@ -16,7 +16,7 @@ from tunesmith.data.finding import to_plain as finding_to_plain
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.load import Loaded
 from tunesmith.data.opened import open_sources
-from tunesmith.data.prepare import NoRowsLeft, Prepared, checked
+from tunesmith.data.prepare import NoRowsLeft, Prepared, checked, left_out_by
 from tunesmith.data.prepare import prepare as prepare_rows
 from tunesmith.data.recognise import recognise
 from tunesmith.errors import DataError, ModelError, Several, TunesmithError
@@ -54,8 +54,7 @@ class Shown:
 class Checked:
     """What `check` found out: rows, some of them as the model sees them, stop token, template, warnings.
 
-    `longest` is in tokens, `too_long` counts rows above the limit, `answers` those that carry loss, `expanded` the
-    conversations that become a row for each answer.
+    `longest` is in tokens, `too_long` counts rows above the limit, `answers` those that carry loss.
     """
 
     rows: int
@@ -66,7 +65,6 @@ class Checked:
     too_long: int
     warnings: list[str]
     answers: int = 0
-    expanded: int = 0
 
 
 @dataclass
@@ -92,12 +90,6 @@ class _Encoder:
         """Why the row cannot be learned under this template; '' where it can."""
         self.length(row)
         return self.refusals.get(row.id, "")
-
-    def expand(self, row: Conversation) -> list[Conversation]:
-        """The row, or a row for each of its answers."""
-        from tunesmith.prompt.tokens import expand
-
-        return expand(row, self.template, self.recipe.prompt.expand)
 
     def _measure(self, row: Conversation) -> int:
         from tunesmith.prompt.tokens import SpecialToken, count, encode_all
@@ -166,8 +158,7 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
     warnings += _hints(encoder, loaded.rows)
     too_long = sum(length > limit for length in lengths)
     return Checked(
-        len(lengths), shown, stop, template.source, max(lengths), too_long, warnings, encoder.answers,
-        len(encoder.expanded),
+        len(lengths), shown, stop, template.source, max(lengths), too_long, warnings, encoder.answers
     )  # fmt: skip
 
 
@@ -199,7 +190,7 @@ def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
     }
     if is_fresh(run, "prepare", made_from, say):
         return run / "data"
-    from tunesmith.prompt.tokens import encode, show
+    from tunesmith.prompt.tokens import encode_all, show
 
     began, today = time.time(), datetime.date.today()
     run.write_json(DATE, {"date": today.isoformat()})
@@ -228,7 +219,7 @@ def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
         with run.lines("data/quarantine.jsonl") as write:
             for row in made.quarantined:
                 write(to_plain(row))
-        example = encode(encoder.expand(made.parts["train"][0])[-1], template, recipe.prompt.learn)
+        example = encode_all(made.parts["train"][0], template, recipe.prompt.learn, recipe.prompt.expand)[-1][1]
     learned = (row.id for part in EXPANDED for row in made.parts[part])
     many = {name: encoder.expanded[name] for name in learned if name in encoder.expanded}
     account = {**made.audit, "expanded": {"conversations": len(many), "rows": sum(many.values())}}
@@ -255,9 +246,11 @@ EXPANDED = ("train", "valid")  # the other parts are asked for their last answer
 
 def _write(run: Run, part: str, made: Prepared, encoder: _Encoder) -> None:
     """Writes the rows of a part: in those that training reads, a row for each answer where that is needed."""
+    from tunesmith.prompt.tokens import apart
+
     with run.lines(f"data/{part}.jsonl") as write:
         for row in made.parts[part]:
-            for each in encoder.expand(row) if part in EXPANDED and row.id in encoder.expanded else (row,):
+            for each in apart(row) if part in EXPANDED and row.id in encoder.expanded else (row,):
                 write(to_plain(each))
 
 
@@ -304,8 +297,7 @@ def _dropped(ledger: Ledger, loaded: Loaded, lengths: Sequence[int], recipe: Rec
     read = loaded.count
     dropped, aside = ledger.counts("drop"), ledger.counts("quarantine")
     rows = sum(dropped.values()) + sum(aside.values())
-    reasons = [*dropped.items(), *((f"{name} (set aside)", count) for name, count in aside.items())]
-    said = ", ".join(f"{name} {count}" for name, count in sorted(reasons, key=lambda each: -each[1]))
+    said = left_out_by(ledger)
     advice = _keeping({**dropped, **aside}, lengths, recipe, encoder)
     return _Dropped(rows, rows / read, f"{rows} of {read} rows would be left out: {said}", advice)
 
@@ -364,7 +356,7 @@ def _faulty(encoder: _Encoder, rows: Iterable[Conversation]) -> list[TunesmithEr
 
 def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: _Encoder) -> tuple[list[Shown], str]:
     """The longest row that will be kept, one of several answers and one with reasoning; and the stop token."""
-    from tunesmith.prompt.tokens import encode, show
+    from tunesmith.prompt.tokens import encode_all, show
 
     template, learn, limit = encoder.template, encoder.recipe.prompt.learn, encoder.recipe.prompt.max_tokens
     chosen: dict[str, Conversation] = {}
@@ -384,9 +376,8 @@ def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: _Encoder) -
     for title, row in chosen.items():
         if any(each.where == str(row.origin) for each in shown):
             continue
-        parts = encoder.expand(row)
-        for number, part in enumerate(parts, start=1):
-            example = encode(part, template, learn)
+        parts = encode_all(row, template, learn, encoder.recipe.prompt.expand)
+        for number, (_, example) in enumerate(parts, start=1):
             stop = str(template.tokenizer.convert_ids_to_tokens(example.stop))
             name = f"{title}, answer {number} of {len(parts)}" if len(parts) > 1 else title
             shown.append(Shown(name, str(row.origin), show(example, template)))

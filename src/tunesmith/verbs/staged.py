@@ -12,6 +12,8 @@ from typing import Any
 
 from tunesmith.run import Run, disk, hash_file, hash_path, sync_folder, write_atomic
 
+MARK = ".UNVERIFIED.txt"  # beside a file that did not pass
+
 
 def files_in(path: Path) -> Iterator[Path]:
     """The file itself, or every file below a folder."""
@@ -93,7 +95,7 @@ class Staged:
     def seal(self, files: Sequence[Path], **notes: Any) -> None:
         """Seals the target's product: its `files`, and what else is in its folder; nothing is staged then."""
         inside = [each for each in files_in(self.home) if not each.name.startswith(".")]
-        own = [each for each in inside if not each.name.endswith(".UNVERIFIED.txt")]
+        own = [each for each in inside if not each.name.endswith(MARK)]
         left = {name: digest for name, digest in self.stood.items() if self.run / name not in files}
         named = {self._name(each) for each in [*own, *files] if self._name(each) not in left}
         self.run.seal(self.product, self.made_from, sorted(named), left=left, **notes)

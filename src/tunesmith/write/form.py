@@ -17,7 +17,7 @@ from tunesmith.data.messages import ROLES, message_list
 from tunesmith.data.opened import open_sources
 from tunesmith.data.recognise import recognise
 from tunesmith.data.rows import Row
-from tunesmith.errors import DataError, Several, TunesmithError
+from tunesmith.errors import DataError, TunesmithError, raise_all
 from tunesmith.find import nearest
 from tunesmith.recipe import Named, Recipe
 
@@ -134,9 +134,7 @@ def conversation(recipe: Recipe, values: Mapping[str, str], system: str | None =
 
 def check(form: Form, values: Mapping[str, str]) -> None:
     """Raises DataError, or Several, for values that the form has no field for, that are missing or too long."""
-    wrong = list(_wrong(form, values))
-    if wrong:
-        raise wrong[0] if len(wrong) == 1 else Several(wrong)
+    raise_all(list(_wrong(form, values)))
 
 
 def harmless(text: str) -> str:

@@ -35,7 +35,7 @@ def wrong_options(types: Any = ("q4_k_m",), **_: Any) -> Iterator[tuple[str, str
 
 
 def validate(request: Request, *, types: Sequence[str] = ("q4_k_m",), source: str = "f16") -> Iterator[TunesmithError]:
-    """Why the files cannot be made: a type that is not known, or a base that llama.cpp's converter does not know."""
+    """Why the files cannot be made: a base that cannot be merged, or that llama.cpp's converter refuses."""
     yield from cannot_merge(request, "gguf")
     yield from refusals(request.job)
 

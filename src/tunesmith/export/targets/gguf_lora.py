@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from tunesmith.errors import ModelError, RecipeError, TunesmithError
 from tunesmith.export.convert import check_adapter, check_base, convert, convert_adapter, refusals
@@ -58,14 +59,14 @@ def write(job: Job, *, base: Literal["f16", "bf16", "f32", "q8_0"] = "f16", kind
     lora, beside = folder / f"{job.name}.lora.gguf", folder / f"base.{base}.gguf"
     missing = [path for path in (lora, beside) if job.lacks(path, "gguf_lora")]
     if missing:
-        _check(job)
+        config, tensors = _checked(job)
         check_base(job)
     if lora in missing:
         known, made = job.work / "described", job.work / lora.name
         describe(job, known)
         named = job.work / "adapter"
         named.mkdir(parents=True, exist_ok=True)
-        write_adapter(named, *read_adapter(job.adapter, architecture(job.weights)))  # with the text model's own names
+        write_adapter(named, config, tensors)  # with the text model's own names
         convert_adapter(job, named, known, made, kind)
         rewrite_header(made, metadata_of(job, read_header(made)))
         shutil.rmtree(known)
@@ -83,7 +84,8 @@ def opened(job: Job, file: File) -> Runtime:
     return FromGguf(Path(file.notes["base"]), lora=file.path, stop=job.stop, slots=SLOTS, context=job.context)
 
 
-def _check(job: Job) -> None:
+def _checked(job: Job) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The adapter's configuration and tensors, where a GGUF adapter can hold them. Raises ModelError."""
     config, tensors = read_adapter(job.adapter, architecture(job.weights))
     odd = [name for name in tensors if not name.endswith((".lora_A", ".lora_B"))]
     stacked = [name for name, tensor in tensors.items() if name.endswith(".lora_A") and len(tensor) != config["r"]]
@@ -91,6 +93,7 @@ def _check(job: Job) -> None:
         what = "DoRA's magnitudes" if config.get("use_dora") else "updates of experts"
         what = f"'{odd[0]}', which was trained whole" if odd else what
         raise ModelError(f"a GGUF adapter cannot hold {what}", where=WHERE, next=ADVICE)
+    return config, tensors
 
 
 def _write_base(job: Job, target: Path, mix: str) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from tunesmith.data.finding import PRIVATE
 from tunesmith.data.privacy import find_personal, find_secrets
-from tunesmith.errors import DataError, ModelError, RecipeError, Several, TunesmithError
+from tunesmith.errors import DataError, ModelError, RecipeError, TunesmithError, raise_all
 from tunesmith.export.job import File, Job, Request
 from tunesmith.export.merge import shipped_template
 from tunesmith.export.targets._shipped import front_matter, link, wrong_repo
@@ -107,8 +107,7 @@ def push(
     paths = _files(file.path)
     for name, path in paths.items():
         _refuse_kind(name, path)
-    if found := list(findings(job, file.path)):
-        raise found[0] if len(found) == 1 else Several(list(found))
+    raise_all(list(findings(job, file.path)))
     entries = [_entry(name, path) for name, path in paths.items()]
     if dry_run:
         return entries

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from tunesmith.errors import Paused, ResourceError, RunError
+from tunesmith.errors import ResourceError, RunError
 from tunesmith.find import find
 from tunesmith.model.adapter import finished
 from tunesmith.model.build import add_adapter
@@ -78,7 +78,6 @@ class _Loop:
         self.lengths = [len(example) for example in job.train]
         self.learnt = [sum(example.learnt[1:]) for example in job.train] if spread.size() > 1 else []
         self.checkpoints = Checkpoints(job, len(self.plan), self.parameters, self.optimizer)
-        self.rehearsed = False
         self.wish = Wish()
         self.own_tokens = 0
         self.stopping = False  # any process's wish, at the last step
@@ -102,9 +101,7 @@ class _Loop:
             with listening() as self.wish:
                 while not self.progress.ended:
                     self._step(journal)
-                    if not self.rehearsed and not self.progress.ended:
-                        self.checkpoints.rehearse()
-                        self.rehearsed = True
+                    self.checkpoints.rehearse()
                     if self.checkpoints.validation_is_due():
                         self._validate(journal)
                     if self.checkpoints.saving_is_due(SAVE_SECONDS):
@@ -112,11 +109,7 @@ class _Loop:
                     if self._stops() and not self.progress.ended:
                         self.checkpoints.save(journal)
                         spread.wait()  # whoever ends first ends the others
-                        raise Paused(
-                            f"stopped after step {self.progress.step} of {len(self.plan)}; everything is kept",
-                            where=str(self.job.folder),
-                            next="Give the same command again to go on",
-                        )
+                        raise self.checkpoints.paused()
             return self._end(journal)
 
     @contextlib.contextmanager

@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from tunesmith.errors import Paused, RecipeError
+from tunesmith.errors import RecipeError
 from tunesmith.find import find
 from tunesmith.model.adapter import named, peft_config
-from tunesmith.model.build import begin, check_wishes, wanted
+from tunesmith.model.architecture import layers_called
+from tunesmith.model.build import begin, check_wishes
 from tunesmith.model.original import Original
 from tunesmith.model.qlora import FrozenLinear
 from tunesmith.model.shape import check_trained
@@ -49,7 +50,7 @@ def train(job: Job) -> Outcome:
     out, TrainingDiverged when loss or gradient are no numbers.
     """
     check_recompute(job)
-    names = wanted(job.model.frozen(), job.adapter.layers)
+    names = layers_called(job.model.frozen(), job.adapter.layers)
     configs = _checked(job, names)
     network, starts = _wrap(job, names)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -343,7 +344,6 @@ class _Control(TrainerCallback):  # type: ignore[misc]
     def __init__(self, job: Job, journal: Journal, checkpoints: Checkpoints, wish: Wish) -> None:
         self.job, self.journal, self.checkpoints, self.wish = job, journal, checkpoints, wish
         self.began = 0.0
-        self.rehearsed = False
         self.step: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -377,20 +377,14 @@ class _Control(TrainerCallback):  # type: ignore[misc]
         progress.ended = progress.step >= checkpoints.total
         values = step_event(progress, checkpoints.total, settings.epochs, seconds, self.step.pop("tokens"))
         self.journal.tell("step", progress.step, rate=logs["learning_rate"], **self.step, **values)
-        if not self.rehearsed and not progress.ended:
-            checkpoints.rehearse()
-            self.rehearsed = True
+        checkpoints.rehearse()
         if checkpoints.validation_is_due():
             self.validate()
         if checkpoints.saving_is_due(SAVE_SECONDS):
             checkpoints.save(self.journal)
         if self.wish.stop and not progress.ended:
             checkpoints.save(self.journal)
-            raise Paused(
-                f"stopped after step {progress.step} of {checkpoints.total}; everything is kept",
-                where=str(self.job.folder),
-                next="Give the same command again to go on",
-            )
+            raise checkpoints.paused()
         control.should_training_stop = control.should_training_stop or progress.ended
         return control
 
