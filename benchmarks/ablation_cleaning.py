@@ -27,10 +27,10 @@ from tools.letter_parts import Row  # noqa: E402
 from tools.letters import clean_rows  # noqa: E402
 from tools.plant import kinds, plant_one  # noqa: E402
 
-from tunesmith import verbs  # noqa: E402
+import tunesmith  # noqa: E402
+from tunesmith.config.recipe import Recipe, read_recipe  # noqa: E402
 from tunesmith.data.conversation import read_rows  # noqa: E402
-from tunesmith.evaluate.statistics import paired  # noqa: E402
-from tunesmith.recipe import Recipe, read_recipe  # noqa: E402
+from tunesmith.evaluation.statistics import paired  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "ablation_cleaning.csv"
 HELD_JOBS = 20
@@ -87,11 +87,11 @@ RAW = {"data.checks": ["broken", "special_token"], "data.repair": False, "data.a
 
 def scores(folder: Path, made: Recipe) -> dict[str, dict[str, dict[str, float]]]:
     """Runs the recipe: score -> row -> base and tuned."""
-    run = verbs.open_run(made, folder / "runs")
+    run = tunesmith.open_run(made, folder / "runs")
     with run.lock():
-        verbs.prepare(made, run, print)
-        verbs.train(made, run, print)
-        verbs.evaluate(made, run, print)
+        tunesmith.prepare(made, run, print)
+        tunesmith.train(made, run, print)
+        tunesmith.evaluate(made, run, print)
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for row in json.loads((run / "scores.json").read_text(encoding="utf-8"))["rows"]:
         for name, value in row["tuned"].items():
@@ -104,8 +104,8 @@ def compare(folder: Path, share: float, seeds: int) -> list[list[str]]:
     """One line a score: the base, raw and cleaned means, and the difference between the last two with its interval."""
     table = tables(folder, share, seed=1)
     probe = recipe(table, f"cleaned-{share}-probe", 1, {})
-    run = verbs.open_run(probe, folder / "runs")
-    verbs.prepare(probe, run, print)
+    run = tunesmith.open_run(probe, folder / "runs")
+    tunesmith.prepare(probe, run, print)
     rows = len(read_rows(run / "data/train.jsonl"))
     groups = {row.id: row.group for row in read_rows(run / "data/test.jsonl")}
     by_way: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from near_duplicates import SENTENCES, edited, filled, make_rows, word_lists
 
-from tunesmith.find import attribute, entries
-from tunesmith.recipe import CHECKS
+from tunesmith.config.recipe import CHECKS
+from tunesmith.config.registry import attribute, entries
 
 RESULTS = Path(__file__).parent / "results" / "audit.csv"
 SIZES = (5_000, 52_000, 500_000)

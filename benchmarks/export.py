@@ -85,16 +85,16 @@ def _make_adapter(base: Path, folder: Path) -> None:
 
 
 def _ship(given: argparse.Namespace) -> dict[str, Any]:
-    from tunesmith.export import convert, merge, quantise
-    from tunesmith.export.job import Job
-    from tunesmith.export.targets import gguf
+    from tunesmith.exporting import convert, merge, quantize
+    from tunesmith.exporting.job import Job
+    from tunesmith.exporting.targets import gguf
     from tunesmith.hardware import look
-    from tunesmith.model.weights import fetch, headers
+    from tunesmith.models.weights import fetch, headers
     from tunesmith.prompt.template import load_template, load_tokenizer
 
     base = given.scratch / given.shape
     seconds = {}
-    for module, name in ((merge, "merge"), (convert, "convert"), (quantise, "quantise")):
+    for module, name in ((merge, "merge"), (convert, "convert"), (quantize, "quantise")):
         setattr(gguf, name, _timed(getattr(module, name), name, seconds))
     template = load_template(load_tokenizer(base), "model", base)
     job = Job(

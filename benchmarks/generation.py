@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from tunesmith.data.conversation import Turn
-from tunesmith.generate.decoder import Decoder
+from tunesmith.generation.decoder import Decoder
 from tunesmith.hardware import look
-from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.weights import Weights, fetch, read_config
+from tunesmith.models.build import Model, add_adapter, load
+from tunesmith.models.weights import Weights, fetch, read_config
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode_prompt, stop_ids
 

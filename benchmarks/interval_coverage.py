@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.evaluate.score import Fold
-from tunesmith.evaluate.statistics import RESAMPLES, interval, permuted
+from tunesmith.evaluation.score import Fold
+from tunesmith.evaluation.statistics import RESAMPLES, interval, permuted
 
 RESULTS = Path(__file__).parent / "results" / "interval_coverage.csv"
 COLUMNS = (

@@ -27,12 +27,12 @@ from tools.letter_parts import LETTER, Row
 from tools.letters import clean_rows
 from tools.plant import kinds, plant_one
 
+from tunesmith.config.recipe import CHECKS
+from tunesmith.config.registry import find
 from tunesmith.data.conversation import Conversation, Origin
 from tunesmith.data.finding import Context
 from tunesmith.data.formats import fields
-from tunesmith.data.look import language
-from tunesmith.find import find
-from tunesmith.recipe import CHECKS
+from tunesmith.data.run_checks import language
 
 RESULTS = Path(__file__).parent / "results" / "planted.csv"
 COPIES, TOGETHER = 60, 12  # damaged rows of a kind, and how many of them stand in one table

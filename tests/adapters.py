@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.weights import fetch
-from tunesmith.recipe import Named
+from tunesmith.config.recipe import Named
+from tunesmith.models.build import Model, add_adapter, load
+from tunesmith.models.weights import fetch
 
 IDS = torch.tensor([[index % 250 + 5 for index in range(start, start + 24)] for start in (3, 90)])
 BASIC: dict[str, Any] = {"rank": 4, "alpha": 8, "layers": "all", "dropout": 0.0, "seed": 3}

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-import tunesmith.export.convert as converting
+import tunesmith.exporting.convert as converting
 from adapters import IDS, logits, made, shaken
 from families import FAMILY, make_family
 from gguf_models import WORDS, make_shippable, opened
@@ -42,9 +42,9 @@ def told(check: Callable[[], None]) -> str:
 
 def engine(folder: Path) -> str:
     """Which engine trains the family, as `plan` says it."""
-    from tunesmith.model.architecture import architecture
-    from tunesmith.model.fused_config import unfused_config
-    from tunesmith.model.weights import fetch
+    from tunesmith.models.architecture import architecture
+    from tunesmith.models.fused_config import unfused_config
+    from tunesmith.models.weights import fetch
 
     reasons = unfused_config(architecture(fetch(str(folder))).config.to_dict())
     return f"autograd: {'; '.join(reasons)}" if reasons else "fused"
@@ -52,7 +52,7 @@ def engine(folder: Path) -> str:
 
 def part(folder: Path, name: str) -> str:
     """What of the checkpoint is loaded."""
-    from tunesmith.model.architecture import read_architecture
+    from tunesmith.models.architecture import read_architecture
 
     return "text half" if read_architecture(folder, name).whole else "whole"
 
@@ -61,11 +61,11 @@ def losses(folder: Path, name: str) -> None:
     """The loss of a batch is transformers' own, with the weights as they are multiplied by, in 16 and in 4 bits."""
     import transformers
 
-    from tunesmith.model.build import load
-    from tunesmith.model.shape import check_loaded, read_shape
-    from tunesmith.model.weights import fetch
+    from tunesmith.models.build import load
+    from tunesmith.models.shape import check_loaded, read_shape
+    from tunesmith.models.weights import fetch
     from tunesmith.prompt.pack import Batch
-    from tunesmith.train.loss import summed_loss
+    from tunesmith.training.loss import summed_loss
 
     batch = Batch(IDS.tolist(), torch.ones_like(IDS).tolist(), IDS.tolist())
     for bits in (16, 4):
@@ -83,8 +83,8 @@ def losses(folder: Path, name: str) -> None:
 
 def copy_weights(model: Any, own: Any) -> None:
     """Gives transformers' model the dequantized weights of ours."""
-    from tunesmith.model.experts import FrozenExperts
-    from tunesmith.model.qlora import FrozenLinear
+    from tunesmith.models.experts import FrozenExperts
+    from tunesmith.models.qlora import FrozenLinear
 
     for name, module in model.network.named_modules():
         if not isinstance(module, FrozenLinear | FrozenExperts):
@@ -108,8 +108,8 @@ def adapter(folder: Path, scratch: Path) -> None:
     import transformers
     from peft import PeftModel
 
-    from export.test_merge import job_of
-    from tunesmith.export.merge import merge
+    from exporting.test_merge import job_of
+    from tunesmith.exporting.merge import merge
 
     for bits in (16, 4):
         model = shaken(made(folder, bits=bits))
@@ -141,10 +141,10 @@ def plain_base(model: Any) -> Any:
 
 def training(folder: Path, scratch: Path) -> Cells:
     """Trains, stops and resumes, evaluates, and writes the same replies one by one and in a batch."""
-    from tunesmith import verbs
-    from tunesmith.recipe import read_recipe
-    from tunesmith.run import hash_file
-    from tunesmith.train.journal import read_journal
+    import tunesmith
+    from tunesmith.config.recipe import read_recipe
+    from tunesmith.runs.run import hash_file
+    from tunesmith.training.journal import read_journal
 
     scratch.mkdir(parents=True, exist_ok=True)
     (scratch / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows(4, 4)))
@@ -152,12 +152,12 @@ def training(folder: Path, scratch: Path) -> Cells:
     recipe = read_recipe(str(scratch / "toy.yaml"))
 
     def started(name: str) -> Any:
-        run = verbs.open_run(recipe, scratch / name)
-        verbs.prepare(recipe, run)
+        run = tunesmith.open_run(recipe, scratch / name)
+        tunesmith.prepare(recipe, run)
         return run
 
     whole = started("whole")
-    cells = {"train": told(lambda: ignored(verbs.train(recipe, whole)))}
+    cells = {"train": told(lambda: ignored(tunesmith.train(recipe, whole)))}
     if cells["train"] != YES:
         return cells
     steps = [event["loss"] for event in read_journal(whole / "journal.jsonl") if event["kind"] == "step"]
@@ -165,12 +165,12 @@ def training(folder: Path, scratch: Path) -> Cells:
     stopped = started("stopped")
 
     with pytest.raises(Paused):
-        verbs.train(recipe, stopped, watch=at("step", 2, interrupt))
-    verbs.train(recipe, stopped)
+        tunesmith.train(recipe, stopped, watch=at("step", 2, interrupt))
+    tunesmith.train(recipe, stopped)
     adapters = [hash_file(run / "adapter/adapter_model.safetensors") for run in (whole, stopped)]
     assert adapters[0] == adapters[1]
     cells["resume"] = YES
-    cells["evaluate"] = told(lambda: ignored(verbs.evaluate(recipe, whole)))
+    cells["evaluate"] = told(lambda: ignored(tunesmith.evaluate(recipe, whole)))
     cells["replies"] = told(lambda: replies(recipe, whole, folder))
     return cells
 
@@ -198,10 +198,10 @@ def ignored(_: Any) -> None:
 def replies(recipe: Any, run: Any, folder: Path) -> None:
     """The tuned model's replies, one by one and in a batch, are what its own network says greedily."""
     from tunesmith.data.conversation import Turn
-    from tunesmith.generate.from_weights import FromWeights
-    from tunesmith.model.adapter import attach
-    from tunesmith.model.build import load
-    from tunesmith.model.weights import fetch
+    from tunesmith.generation.from_weights import FromWeights
+    from tunesmith.models.adapter import attach
+    from tunesmith.models.build import load
+    from tunesmith.models.weights import fetch
     from tunesmith.prompt.template import load_template, load_tokenizer
     from tunesmith.prompt.tokens import encode_prompt
 
@@ -227,13 +227,13 @@ def replies(recipe: Any, run: Any, folder: Path) -> None:
 
 def gguf(name: str, scratch: Path) -> Cells:
     """Merged and written as GGUF, the runtime says transformers' greedy tokens; so does the adapter beside the base."""
-    from export.test_families import PROMPTS, greedy_as, merged_model
-    from export.test_merge import job_of
-    from tunesmith.export.convert import check_base, convert, convert_adapter
-    from tunesmith.export.merge import describe, merge
-    from tunesmith.export.targets import gguf_lora
-    from tunesmith.model.adapter import read_adapter, write_adapter
-    from tunesmith.model.architecture import architecture
+    from exporting.test_families import PROMPTS, greedy_as, merged_model
+    from exporting.test_merge import job_of
+    from tunesmith.exporting.convert import check_base, convert, convert_adapter
+    from tunesmith.exporting.merge import describe, merge
+    from tunesmith.exporting.targets import gguf_lora
+    from tunesmith.models.adapter import read_adapter, write_adapter
+    from tunesmith.models.architecture import architecture
     from tunesmith.prompt.tokens import encode_prompt
 
     make_shippable(scratch / "base", name)

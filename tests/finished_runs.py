@@ -12,11 +12,11 @@ import yaml
 
 from handmade import row
 from strict_pages import account
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Conversation, to_plain
-from tunesmith.evaluate.compare import Answered, compare
-from tunesmith.generate.text import Reply
-from tunesmith.recipe import Recipe
-from tunesmith.run import Run
+from tunesmith.evaluation.comparison import Answered, compare
+from tunesmith.generation.text_model import Reply
+from tunesmith.runs.run import Run
 
 STAGES = ("prepare", "train", "evaluate", "report")
 
@@ -86,7 +86,7 @@ def finish(
 
 
 def _train(run: Run, recipe: Recipe, weights: str) -> None:
-    from tunesmith.run import hash_plain
+    from tunesmith.runs.run import hash_plain
 
     run.write("adapter/adapter_config.json", json.dumps({"name": recipe.name}))
     machine = {"device": "cpu", "name": "Processor 9000", "cores": 2, "precision": "float32", "why": "so it is"}

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from families import FAMILY, make_family
 from tiny import CHATML, make_model, make_tokenizer
-from tunesmith.generate.from_gguf import FromGguf
-from tunesmith.model.weights import fetch
+from tunesmith.generation.from_gguf import FromGguf
+from tunesmith.models.weights import fetch
 
 LAYER = {  # transformers' name -> the file's
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",

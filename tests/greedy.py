@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tunesmith.model.build import Model
+from tunesmith.models.build import Model
 
 
 def slowly(model: Model, ids: list[int], limit: int) -> list[int]:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.config.recipe import CHECKS
+from tunesmith.config.registry import find
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.data.finding import Context, Finding
 from tunesmith.data.load import Loaded, Repairs
-from tunesmith.data.mend import Mend
-from tunesmith.data.opened import open_sources
+from tunesmith.data.open_sources import open_sources
+from tunesmith.data.repair_rows import Mend
 from tunesmith.data.table import Table
-from tunesmith.find import find
-from tunesmith.recipe import CHECKS
 
 
 def row(

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
-from tunesmith.recipe import read_recipe
-from tunesmith.serve.app import Served, app
+from tunesmith.serve.app import app
 from tunesmith.serve.backend import Backend, Finish, Sampling, State
-from tunesmith.serve.limits import Limits
-from tunesmith.serve.local import listening
 from tunesmith.serve.pairing import Pairing
-from tunesmith.serve.queue import Desk
-from tunesmith.serve.running import answering
+from tunesmith.serve.request_queue import Desk, Served
+from tunesmith.web.limits import Limits
+from tunesmith.web.local_server import listening
+from tunesmith.web.server import answering
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.profile import spread
-from tunesmith.recipe import Recipe
 
 TOPIC = "<img onerror>"
 MONEY = 'costs $5 & $6 "a\'b"'

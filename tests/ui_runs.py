@@ -16,9 +16,9 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install 'tune
 from finished_runs import finish, make_recipe
 from handmade import row
 from strict_pages import EVIL, Page
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Conversation, Turn
-from tunesmith.recipe import Recipe
-from tunesmith.run import Run
+from tunesmith.runs.run import Run
 from tunesmith.ui.app import gradio
 
 gradio(Path(tempfile.mkdtemp(prefix="tunesmith-test-")))

@@ -19,7 +19,7 @@ from family_checks import QUICK, SLOW, Cells, quick, slow  # noqa: E402
 
 HEAD = """# Families of models
 
-<!-- Written by `python -m tools.families`; tests/model/test_family_page.py compares it with what it finds. -->
+<!-- Written by `python -m tools.families`; tests/models/test_family_page.py compares it with what it finds. -->
 
 What tunesmith does with each family, found by doing it: a tiny random model of the family is made, loaded, trained,
 stopped and resumed, evaluated, merged and exported. To see what it says of your model: `tunesmith check RECIPE`.
@@ -67,7 +67,7 @@ def page(found: dict[str, Cells]) -> str:
 
 def cells_of(name: str, known: Cells, *, only_quick: bool) -> Cells:
     """A row found anew; with `only_quick` the slow columns are those known."""
-    from tunesmith.model.architecture import read_architecture
+    from tunesmith.models.architecture import read_architecture
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"

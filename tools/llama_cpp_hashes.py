@@ -1,4 +1,4 @@
-"""Makes tests/export/hashes.json: what llama.cpp's own quantiser writes.
+"""Makes tests/exporting/hashes.json: what llama.cpp's own quantiser writes.
 
     python -m tools.llama_cpp_hashes LLAMA_QUANTIZE VERSION EMBEDDED.gguf
 
@@ -18,9 +18,9 @@ from typing import Any
 
 from tests.export.gguf_sources import SOURCES
 
-from tunesmith.export.mix import MIXES
-from tunesmith.model.gguf_header import BLOCKS, read_header
-from tunesmith.run import hash_bytes, hash_file
+from tunesmith.exporting.quantization_types import MIXES
+from tunesmith.models.gguf_header import BLOCKS, read_header
+from tunesmith.runs.run import hash_bytes, hash_file
 
 HASHES = Path(__file__).parents[1] / "tests" / "export" / "hashes.json"
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from tools.letter_parts import Row
-from tunesmith.find import entries, find
+from tunesmith.config.registry import entries, find
 
 CATALOGUE = "tools.defects"
 Defect = Callable[[Row, random.Random, Sequence[Row]], tuple[Row, str] | None]

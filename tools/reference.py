@@ -13,16 +13,16 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from tunesmith.config.recipe import CHECKS, Catalogue, Named, Recipe
+from tunesmith.config.registry import attribute, entries, find, options
 from tunesmith.data.finding import Proposal
-from tunesmith.find import attribute, entries, find, options
-from tunesmith.recipe import CHECKS, Catalogue, Named, Recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
-FOLDERS = {"data.checks": "look", "train.engines": "train"}  # catalogues whose entries are files, and their function
+FOLDERS = {"data.checks": "look", "training.engines": "train"}  # catalogues whose entries are files, and their function
 
 HEAD = """# The recipe
 
-<!-- Written by `make docs` from src/tunesmith/recipe.py. Change it there. -->
+<!-- Written by `make docs` from src/tunesmith/config/recipe.py. Change it there. -->
 
 A recipe is a YAML file. A named thing is written `name` or `{name: {its options}}`. Any key can be set from the
 command line: `--set train.epochs=3`. Paths are relative to the recipe's file. `--small` applies the `small` section,
@@ -97,12 +97,12 @@ def _catalogues() -> list[str]:
     for module in (
         "data.formats",
         "data.checks",
-        "model.starts",
-        "train.engines",
-        "train.schedules",
-        "train.optimizers",
-        "evaluate.metrics",
-        "evaluate.robust",
+        "models.lora_init",
+        "training.engines",
+        "training.schedules",
+        "training.optimizers",
+        "evaluation.metrics",
+        "evaluation.perturbations",
     ):
         lines += [f"## {module.rsplit('.', 1)[-1]}", ""]
         for name in entries(f"tunesmith.{module}"):

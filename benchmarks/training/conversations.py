@@ -18,12 +18,12 @@ import yaml
 from benchmarks.training.clock import RATE, Timed, peaks, quantile, reset_peak, synchronize
 from benchmarks.training.table import Setting
 
-from tunesmith import verbs
+import tunesmith
+from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import Example, encode
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.run import Run
+from tunesmith.runs.run import Run
 
 FORMATS: dict[str, Any] = {
     "finance": "alpaca",
@@ -102,8 +102,8 @@ def prepared(job: Any, setting: Setting, folder: Path) -> tuple[Recipe, Run]:
     file = job.scratch / f"{plain['name']}.yaml"
     file.write_text(yaml.safe_dump(plain), encoding="utf-8")
     recipe = read_recipe(str(file))
-    run = verbs.open_run(recipe, job.scratch / "runs")
-    verbs.prepare(recipe, run)
+    run = tunesmith.open_run(recipe, job.scratch / "runs")
+    tunesmith.prepare(recipe, run)
     return recipe, run
 
 
@@ -125,7 +125,7 @@ def _native(recipe: Recipe, run: Run, setting: Setting, device: str) -> tuple[Wh
             synchronize(device)
             ends.append(time.perf_counter())
 
-    verbs.train(recipe, run, watch=watch, again=True)
+    tunesmith.train(recipe, run, watch=watch, again=True)
     made = run.read_json("plan.json")
     return Whole.of(began[0], ends, device), {"planned_gib": f"{made['peak'] / GIB:.2f}"}
 

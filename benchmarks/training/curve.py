@@ -19,13 +19,13 @@ from statistics import median
 import torch
 from benchmarks.training.quality import fine_tune, rows
 
+from tunesmith.config.recipe import Adapter, Train
 from tunesmith.hardware import look
-from tunesmith.model.build import add_adapter, load
-from tunesmith.model.weights import Weights, fetch
+from tunesmith.models.build import add_adapter, load
+from tunesmith.models.weights import Weights, fetch
 from tunesmith.prompt.tokens import Example
-from tunesmith.recipe import Adapter, Train
-from tunesmith.train import by_autograd, by_hand
-from tunesmith.train.job import Job, Layout
+from tunesmith.training import autograd_step, fused_step
+from tunesmith.training.job import Job, Layout
 
 WAYS = {"fused": 4096, "plain": 4096, "plain, small": 1024, "float32": 4096}  # and the tokens of their micro-batches
 
@@ -71,7 +71,7 @@ def losses(weights: Weights, train: list[Example], way: str) -> list[float]:
         model, None, train, [], Adapter(rank=16), Train(), 1, 0, WAYS[way], False, precision, Path(), "",
         layout=layout,
     )  # fmt: skip
-    made = by_hand.Gradients(job, WAYS[way]) if way == "fused" else by_autograd.Gradients(job, WAYS[way])
+    made = fused_step.Gradients(job, WAYS[way]) if way == "fused" else autograd_step.Gradients(job, WAYS[way])
     return fine_tune(made, job)
 
 

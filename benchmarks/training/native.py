@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from benchmarks.training.clock import CLIP, RATE, Timed, random_ids, reset_peak, timed
 
-from tunesmith.fit import Wish, Work, fit
+from tunesmith.config.recipe import Adapter, Train
 from tunesmith.hardware import Machine, Speed, look
 from tunesmith.hardware import measure as measure_speed
-from tunesmith.memory import Plan
-from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.shape import read_shape
-from tunesmith.model.weights import fetch
+from tunesmith.models.build import Model, add_adapter, load
+from tunesmith.models.shape import read_shape
+from tunesmith.models.weights import fetch
+from tunesmith.planning.autograd import Plan
+from tunesmith.planning.fused import Wish, Work, fit
 from tunesmith.prompt.tokens import Example
-from tunesmith.recipe import Adapter, Train
-from tunesmith.train.by_hand import Gradients
-from tunesmith.train.job import Job, Layout
-from tunesmith.train.optimizers import adamw
+from tunesmith.training.fused_step import Gradients
+from tunesmith.training.job import Job, Layout
+from tunesmith.training.optimizers import adamw
 
 PRECISIONS = {"native": "bfloat16", "native-fast": "fp8"}
 

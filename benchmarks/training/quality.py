@@ -22,28 +22,28 @@ from typing import Any
 
 import torch
 
-import tunesmith.model.fuse as fuse
+import tunesmith.models.fuse as fuse
+from tunesmith.config.recipe import Adapter, Train
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.evaluate.metrics import rouge
-from tunesmith.evaluate.score import View
-from tunesmith.evaluate.statistics import paired
-from tunesmith.generate.from_weights import FromWeights
+from tunesmith.evaluation.metrics import rouge
+from tunesmith.evaluation.score import View
+from tunesmith.evaluation.statistics import paired
+from tunesmith.generation.from_weights import FromWeights
 from tunesmith.hardware import look
 from tunesmith.kernels import fp8
-from tunesmith.model.build import add_adapter, load
-from tunesmith.model.fuse import Forms
-from tunesmith.model.weights import Weights, fetch
+from tunesmith.models.build import add_adapter, load
+from tunesmith.models.fuse import Forms
+from tunesmith.models.weights import Weights, fetch
 from tunesmith.prompt import pack
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import Example, encode
-from tunesmith.recipe import Adapter, Train
-from tunesmith.train import by_autograd
-from tunesmith.train.by_autograd import validation_loss
-from tunesmith.train.by_hand import Gradients
-from tunesmith.train.job import Job, Layout
-from tunesmith.train.optimizers import adamw
-from tunesmith.train.rate import factor
-from tunesmith.train.schedules import cosine
+from tunesmith.training import autograd_step
+from tunesmith.training.autograd_step import validation_loss
+from tunesmith.training.fused_step import Gradients
+from tunesmith.training.job import Job, Layout
+from tunesmith.training.optimizers import adamw
+from tunesmith.training.rate import factor
+from tunesmith.training.schedules import cosine
 
 FIELDS = (
     "seed",
@@ -165,7 +165,7 @@ def trained(
     }  # fmt: skip
 
 
-def fine_tune(gradients: Gradients | by_autograd.Gradients, job: Job) -> list[float]:
+def fine_tune(gradients: Gradients | autograd_step.Gradients, job: Job) -> list[float]:
     """One epoch of 8 rows a step at up to 5e-4; the loss of each step."""
     parameters = list(gradients.trained.values())
     optimizer = adamw(parameters, 5e-4, 0.0)

@@ -84,28 +84,28 @@ def _work(task: Task) -> None:
     """One process: the same steps as training makes, on rows of random tokens that differ from card to card."""
     import torch
 
-    from tunesmith.fit import Wish, Work, fit
+    from tunesmith.config.recipe import Adapter, Train
     from tunesmith.hardware import look, measure
-    from tunesmith.model.build import add_adapter, load
-    from tunesmith.model.shape import read_shape
-    from tunesmith.model.weights import fetch
+    from tunesmith.models.build import add_adapter, load
+    from tunesmith.models.shape import read_shape
+    from tunesmith.models.weights import fetch
+    from tunesmith.planning.fused import Wish, Work, fit
     from tunesmith.prompt.tokens import Example
-    from tunesmith.recipe import Adapter, Train
-    from tunesmith.run import first
-    from tunesmith.train import spread
-    from tunesmith.train.by_hand import Gradients
-    from tunesmith.train.job import Job, Layout
-    from tunesmith.train.optimizers import adamw
+    from tunesmith.runs.run import first
+    from tunesmith.training import distributed
+    from tunesmith.training.fused_step import Gradients
+    from tunesmith.training.job import Job, Layout
+    from tunesmith.training.optimizers import adamw
 
-    with spread.joined():
+    with distributed.joined():
         machine = look(task.precision)
         shape = read_shape(task.folder, task.shape)
         work = Work(((task.length,) * task.rows,), task.length, STEPS)
         wish = Wish(4, ADAPTER_RANK, "all", "adamw", fast=task.precision == "fast")
-        plan = spread.from_first(lambda: fit(shape, machine, measure(machine), work, wish, "auto"))
+        plan = distributed.from_first(lambda: fit(shape, machine, measure(machine), work, wish, "auto"))
         model = load(fetch(str(task.folder)), bits=4, device=machine.device, precision=machine.precision)
         add_adapter(model, rank=ADAPTER_RANK, alpha=16, layers="all", dropout=0, seed=1)
-        chance = random.Random(spread.rank())
+        chance = random.Random(distributed.rank())
         rows = [
             Example("row", tuple(chance.choices(range(shape.vocabulary), k=task.length)), (True,) * task.length, 0)
             for _ in range(task.rows)
@@ -121,14 +121,14 @@ def _work(task: Task) -> None:
         order = list(range(task.rows))
         gradients.prepare([order])
         card = machine.device == "cuda"
-        learnt = spread.size() * task.rows * (task.length - 1)
+        learnt = distributed.size() * task.rows * (task.length - 1)
         taken, adding = [], []
         for _ in range(WARM + STEPS):
-            spread.wait()
+            distributed.wait()
             began = time.perf_counter()
             found = gradients.step(order, 1.0, learnt)  # reading the loss waits for the card
             before = time.perf_counter()
-            spread.add_up(trained, found, model.device)
+            distributed.add_up(trained, found, model.device)
             adding.append(time.perf_counter() - before)
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
@@ -145,12 +145,12 @@ def _work(task: Task) -> None:
             "card": machine.name,
             "torch": metadata.version("torch"),
             "shape": task.shape,
-            "cards": spread.size(),
+            "cards": distributed.size(),
             "rows_a_card": task.rows,
             "length": task.length,
             "adapter_millions": round(sum(each.numel() for each in trained) / 1e6, 1),
             "precision": task.precision,
-            "tokens_per_second": round(spread.size() * task.rows * task.length / seconds),
+            "tokens_per_second": round(distributed.size() * task.rows * task.length / seconds),
             "step_ms": round(1000 * seconds, 2),
             "all_reduce_ms": round(1000 * median(adding[WARM:]), 3),
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if card else "",

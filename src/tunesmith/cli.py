@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tunesmith.recipe import Recipe
-    from tunesmith.run import Run
+    from tunesmith.config.recipe import Recipe
+    from tunesmith.runs.run import Run
 
 app = typer.Typer(
     help="A table of examples becomes a measured, deployable writing model.",
@@ -42,18 +42,18 @@ def run(
     name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
 ) -> None:
     """Everything: check, prepare, train, evaluate, export, report."""
-    from tunesmith import verbs
+    import tunesmith
 
     with _opened(name, small, set, runs) as (recipe, folder):
         _check(recipe, folder)
         _check_export(recipe, folder)
-        verbs.prepare(recipe, folder, _say)
+        tunesmith.prepare(recipe, folder, _say)
         with _training() as watch:
-            verbs.train(recipe, folder, _say, watch, again=again)
+            tunesmith.train(recipe, folder, _say, watch, again=again)
         with _answering() as tell:
-            verbs.evaluate(recipe, folder, _say, tell)
+            tunesmith.evaluate(recipe, folder, _say, tell)
         failed = _export(recipe, folder, [])
-        verbs.report(recipe, folder, _say, command=_command())
+        tunesmith.report(recipe, folder, _say, command=_command())
         _show_commands(folder)
         if failed:
             raise failed
@@ -62,19 +62,19 @@ def run(
 @app.command()
 def check(name: RecipeName, small: Small = False, set: Set = None) -> None:
     """Read recipe and rows, report everything wrong at once, show the first example as the model sees it."""
-    from tunesmith import verbs
+    import tunesmith
 
     recipe = _read(name, small, set)
-    _show(verbs.check(recipe, _say))
+    _show(tunesmith.check(recipe, _say))
 
 
 @app.command()
 def prepare(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
     """Check and split the rows; write the audit page."""
-    from tunesmith import verbs
+    import tunesmith
 
     with _opened(name, small, set, runs) as (recipe, folder):
-        verbs.prepare(recipe, folder, _say)
+        tunesmith.prepare(recipe, folder, _say)
 
 
 @app.command()
@@ -93,14 +93,16 @@ def audit(
     set: Set = None,
 ) -> None:
     """Look for what is wrong with rows, and write a page about it. Needs no model and changes nothing."""
-    from tunesmith import verbs
+    import tunesmith
+    from tunesmith.commands.audit import to_audit
+    from tunesmith.commands.read_rows import cpu_count
 
     chosen = [name.strip() for name in checks.split(",") if name.strip()]
-    name, data, base, recipe = verbs.to_audit(what, chosen, small=small, settings=_settings(set))
+    name, data, base, recipe = to_audit(what, chosen, small=small, settings=_settings(set))
     keep_apart = {"pseudonyms": str(pseudonyms.resolve())} if pseudonyms else {}
     data = data.model_copy(update={"repair": data.repair or fix, **keep_apart})
-    found = verbs.audit(
-        name, data, base, out or Path("audits") / name, _say, recipe=recipe, fix=fix, processes=verbs.processes()
+    found = tunesmith.audit(
+        name, data, base, out or Path("audits") / name, _say, recipe=recipe, fix=fix, processes=cpu_count()
     )
     _show_audit(found)
 
@@ -111,13 +113,13 @@ def undo(
     out: Annotated[Path, typer.Option("--out", help="The file for the rows as they were, .csv, .tsv or .jsonl.")],
 ) -> None:
     """Take a cleaning back: the rows as they were before audit --fix."""
-    from tunesmith import verbs
+    import tunesmith
 
     if out.exists():
         from tunesmith.errors import DataError
 
         raise DataError("there is a file already", where=str(out), next="Name another with --out")
-    _say(f"undo: {verbs.undo(diff, out)} rows as they were, in {out}")
+    _say(f"undo: {tunesmith.undo(diff, out)} rows as they were, in {out}")
 
 
 @app.command()
@@ -127,9 +129,9 @@ def new(
     folder: Annotated[Path, typer.Option("--into", help="The folder for the recipe.")] = Path(),
 ) -> None:
     """Write a commented recipe for a table of your own: format, checks, a base that fits, each guess explained."""
-    from tunesmith import verbs
+    import tunesmith
 
-    verbs.new(name, source, folder / f"{name}.yaml", _say)
+    tunesmith.new(name, source, folder / f"{name}.yaml", _say)
 
 
 @app.command()
@@ -139,19 +141,19 @@ def synthesize(
     again: Annotated[bool, typer.Option("--again", help="Write anew; the old rows are kept aside.")] = False,
 ) -> None:
     """Write rows from a plan: from templates and lists, or through any server with OpenAI's chat completions."""
-    from tunesmith import verbs
+    import tunesmith
 
-    for line in verbs.synthesize(plan, folder, _say, again=again).describe():
+    for line in tunesmith.synthesize(plan, folder, _say, again=again).describe():
         _say(f"synthesize: {line}")
 
 
 @app.command()
 def plan(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
     """Say what training the prepared rows needs here, how long it takes and why; load and write nothing."""
-    from tunesmith import verbs
+    import tunesmith
 
     with _opened(name, small, set, runs, keep=False) as (recipe, folder):
-        verbs.plan(recipe, folder, _say)
+        tunesmith.plan(recipe, folder, _say)
 
 
 @app.command()
@@ -164,21 +166,21 @@ def train(
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="Train on so many cards of this machine.")] = 1,
 ) -> None:
     """Fine-tune on the prepared rows. Stopped or killed, the same command goes on."""
-    from tunesmith import verbs
+    import tunesmith
 
     if gpus > 1:
         _several(gpus, name, small, set, runs, again)
     with _opened(name, small, set, runs, together=True) as (recipe, folder), _training() as watch:
-        verbs.train(recipe, folder, _say, watch, again=again)
+        tunesmith.train(recipe, folder, _say, watch, again=again)
 
 
 @app.command()
 def evaluate(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
     """Let the base model and the tuned one answer the held-out rows, and compare."""
-    from tunesmith import verbs
+    import tunesmith
 
     with _opened(name, small, set, runs) as (recipe, folder), _answering() as tell:
-        verbs.evaluate(recipe, folder, _say, tell)
+        tunesmith.evaluate(recipe, folder, _say, tell)
 
 
 @app.command()
@@ -209,20 +211,20 @@ def push(
     runs: Runs = Path("runs"),
 ) -> None:
     """Send what the target hub laid out to the hub, after a search for personal data; the token is HF_TOKEN."""
-    from tunesmith import verbs
+    import tunesmith
 
     with _opened(name, small, set, runs, keep=False) as (recipe, folder):
-        verbs.push(recipe, folder, _say, dry_run=dry_run)
+        tunesmith.push(recipe, folder, _say, dry_run=dry_run)
 
 
 def _export(recipe: Recipe, folder: Run, only: list[str]) -> Exception | None:
     """Exports; returns what failed, so that what is there can still be reported."""
-    from tunesmith import verbs
+    import tunesmith
     from tunesmith.errors import Paused, TunesmithError
 
     try:
         with _answering("export") as tell:
-            verbs.export(recipe, folder, _say, tell, only=only)
+            tunesmith.export(recipe, folder, _say, tell, only=only)
     except Paused:
         raise
     except TunesmithError as error:
@@ -243,18 +245,18 @@ def _show_commands(folder: Run) -> None:
 @app.command()
 def report(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
     """Write the page that says whether the tuning helped."""
-    from tunesmith import verbs
+    import tunesmith
 
     with _opened(name, small, set, runs) as (recipe, folder):
-        verbs.report(recipe, folder, _say, command=_command())
+        tunesmith.report(recipe, folder, _say, command=_command())
 
 
 @app.command("runs")
 def list_runs(runs: Runs = Path("runs")) -> None:
     """The runs of a folder, the newest first: how far each came, what it scored, what it weighs."""
-    from tunesmith import verbs
+    from tunesmith.commands.runs import list_runs
 
-    _show_runs(verbs.runs(runs), runs)
+    _show_runs(list_runs(runs), runs)
 
 
 @app.command()
@@ -264,9 +266,9 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", help="The folder for the page; --runs by default.")] = None,
 ) -> None:
     """Set finished runs side by side on the rows that all were asked, each against the first; write a page."""
-    from tunesmith import verbs
+    import tunesmith
 
-    verbs.compare_runs(names, runs, _say, out=out)
+    tunesmith.compare_runs(names, runs, _say, out=out)
 
 
 @app.command()
@@ -282,11 +284,12 @@ def curve(
     again: Again = False,
 ) -> None:
     """Train on growing shares of the rows, ask all the same held-out rows: would more rows help?"""
-    from tunesmith import verbs
+    import tunesmith
+    from tunesmith.commands.curve import to_shares
 
-    wanted = verbs.to_shares(shares)
+    wanted = to_shares(shares)
     with _opened(name, small, set, runs) as (recipe, folder), _training() as watch, _answering() as tell:
-        verbs.curve(recipe, folder, _say, watch, tell, shares=wanted, raw=raw, again=again, command=_command())
+        tunesmith.curve(recipe, folder, _say, watch, tell, shares=wanted, raw=raw, again=again, command=_command())
 
 
 @app.command()
@@ -298,10 +301,10 @@ def card(
     license: Annotated[str, typer.Option("--license", help="The adapter's licence, as the hub writes it.")] = "",
 ) -> None:
     """Write the model card, README.md for a model repository, from what was measured."""
-    from tunesmith import verbs
+    import tunesmith
 
     with _opened(name, small, set, runs) as (recipe, folder):
-        verbs.card(recipe, folder, _say, license=license)
+        tunesmith.card(recipe, folder, _say, license=license)
 
 
 @app.command()
@@ -318,10 +321,10 @@ def review(
     ] = 0,
 ) -> None:
     """Judge base's and tuned's replies side by side in the browser, without knowing which is whose."""
-    from tunesmith import verbs
+    import tunesmith
 
     recipe = _read(name, small, set)
-    verbs.review(recipe, verbs.open_run(recipe, runs, create=False), reviewer, _say, port=port)
+    tunesmith.review(recipe, tunesmith.open_run(recipe, runs, create=False), reviewer, _say, port=port)
 
 
 @app.command()
@@ -339,15 +342,17 @@ def chat(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Longest reply.")] = 512,
 ) -> None:
     """Talk to the tuned model (or the base) in the terminal. An empty line ends it; /new forgets what was said."""
-    from tunesmith import verbs
+    import tunesmith
+    from tunesmith.commands.evaluate import chat_file
+    from tunesmith.commands.shared import model_file
     from tunesmith.data.conversation import Turn
 
-    if (file := verbs.model_file(name, _say)) is not None:
-        with verbs.chat_file(file) as model:
+    if (file := model_file(name, _say)) is not None:
+        with chat_file(file) as model:
             _talk(model, [], tokens)
         return
     recipe = _read(name, small, set)
-    model = verbs.chat(recipe, verbs.open_run(recipe, runs, create=False), _say, tuned=not base)
+    model = tunesmith.chat(recipe, tunesmith.open_run(recipe, runs, create=False), _say, tuned=not base)
     _talk(model, [Turn("system", recipe.prompt.system)] if recipe.prompt.system else [], tokens)
 
 
@@ -388,19 +393,19 @@ def serve(
     """Serve models to OpenAI's clients and to the browser extension: on this machine alone, with a token."""
     import signal
 
-    from tunesmith import verbs
+    from tunesmith.commands.serve import Wish, revoke_pairing, serve
 
     if unpair is not None:
-        verbs.unpair(unpair, _say)
+        revoke_pairing(unpair, _say)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's end is as clean as Ctrl-C's
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see _read
-    wish = verbs.Wish(
+    wish = Wish(
         names or [], port=port, host=host, allow=allow or [], recipe=recipe, remote=remote, model=model, key=key,
         slots=slots, threads=threads, context=context, pair=pair, runs=runs,
     )  # fmt: skip
-    verbs.serve(wish, _say)
+    serve(wish, _say)
 
 
 def _talk(model: Any, start: list[Any], tokens: int) -> None:
@@ -449,7 +454,7 @@ def ui(
 @app.command()
 def recipes() -> None:
     """The shipped recipes."""
-    from tunesmith.recipe import SHIPPED, read_recipe
+    from tunesmith.config.recipe import SHIPPED, read_recipe
 
     for folder in SHIPPED:
         for file in sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
@@ -462,7 +467,7 @@ def schema() -> None:
     """The recipe's JSON schema, for editors."""
     import json
 
-    from tunesmith.recipe import schema as make
+    from tunesmith.config.recipe import schema as make
 
     print(json.dumps(make(), indent=1))
 
@@ -479,11 +484,12 @@ def pack(
     runs: Runs = Path("runs"),
 ) -> None:
     """Make one checked archive of a run, half-done or finished, to go on with it on another machine."""
-    from tunesmith import verbs
+    import tunesmith
+    from tunesmith.commands.pack import to_pack
 
     left_out = [each.strip() for each in without.split(",") if each.strip()]
-    folder = verbs.to_pack(name, runs)
-    verbs.pack(folder, out or Path(f"{folder.path.resolve().name}.tar"), _say, without=left_out)
+    folder = to_pack(name, runs)
+    tunesmith.pack(folder, out or Path(f"{folder.path.resolve().name}.tar"), _say, without=left_out)
 
 
 @app.command()
@@ -494,9 +500,9 @@ def unpack(
     ] = None,
 ) -> None:
     """Make a packed run again, every byte of it checked first."""
-    from tunesmith import verbs
+    import tunesmith
 
-    verbs.unpack(archive, into, _say)
+    tunesmith.unpack(archive, into, _say)
 
 
 # --- printing ----------------------------------------------------------------------------------------------
@@ -541,7 +547,7 @@ def _command() -> str:
 
 
 def _settings(given: list[str] | None) -> dict[str, Any]:
-    from tunesmith.recipe import parse_setting
+    from tunesmith.config.recipe import parse_setting
 
     return dict(parse_setting(text) for text in given or [])
 
@@ -620,11 +626,11 @@ def _show_runs(rows: list[Any], folder: Path) -> None:
 
 
 def _read(name: str, small: bool, settings: list[str] | None) -> Recipe:
-    from tunesmith.recipe import read_recipe
+    from tunesmith.config.recipe import read_recipe
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a fork of the tokenizer's threads would warn
     # Threads that wait at a barrier spin. With another busy program on a processor the default costs 4/5 of the speed
-    # (66 tokens/s against 175, two trainings on two cores), alone it gains at most 5 % (docs/log.md).
+    # (66 tokens/s against 175, two trainings on two cores), alone it gains at most 5 % (dev/LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
     return read_recipe(name, small=small, settings=_settings(settings))
@@ -637,8 +643,8 @@ class _Said(SystemExit):
 def _several(gpus: int, name: str, small: bool, settings: list[str] | None, runs: Path, again: bool) -> None:
     """Ends this process with what the same command in `gpus` processes ends with."""
     from tunesmith.errors import RunError
-    from tunesmith.run import processes
-    from tunesmith.train.launch import launch
+    from tunesmith.runs.run import processes
+    from tunesmith.training.launch import launch
 
     if processes() > 1:
         raise RunError("these processes train together already", where="--gpus", next="Leave it out under torchrun")
@@ -652,12 +658,12 @@ def _several(gpus: int, name: str, small: bool, settings: list[str] | None, runs
 def _joined(together: bool) -> Iterator[None]:
     """Inside the block the processes that torchrun started, if it did, know each other."""
     from tunesmith.errors import RunError
-    from tunesmith.run import processes
+    from tunesmith.runs.run import processes
 
     if processes() == 1:
         yield
         return
-    from tunesmith.train.spread import joined
+    from tunesmith.training.distributed import joined
 
     try:
         with joined():
@@ -676,12 +682,12 @@ def _opened(
 
     With `keep` the recipe, changed settings included, becomes the run's own when the command has succeeded.
     """
-    from tunesmith import verbs
-    from tunesmith.run import first
+    import tunesmith
+    from tunesmith.runs.run import first
 
     with _joined(together):
         recipe = _read(name, small, settings)
-        folder = verbs.open_run(recipe, runs)
+        folder = tunesmith.open_run(recipe, runs)
         with folder.lock():
             folder.log(_command())
             before = _standing(folder) if first() else None  # the first process alone writes the recipe, maybe only now
@@ -714,22 +720,22 @@ def _restore(folder: Run, before: tuple[str, list[Any]], error: Exception) -> No
 
 def _check(recipe: Recipe, folder: Run) -> None:
     """In `run`, checks only what was not prepared before."""
-    from tunesmith import verbs
+    import tunesmith
 
     if folder.read_seal("prepare") is None:
-        _show(verbs.check(recipe, _say))
+        _show(tunesmith.check(recipe, _say))
 
 
 def _check_export(recipe: Recipe, folder: Run) -> None:
     """In `run`, refuses files that cannot be exported before anything is trained; `check` did so in a new run."""
-    from tunesmith import verbs
+    from tunesmith.commands.export import check_export
+    from tunesmith.commands.shared import load_template_of, load_weights
     from tunesmith.errors import raise_all
-    from tunesmith.verbs.shared import load_template_of, load_weights
 
     prepared, trained = (folder.read_seal(product) for product in ("prepare", "train"))
     if recipe.export.files and prepared and trained is None:
         weights = load_weights(recipe, _say)
-        raise_all(verbs.check_export(recipe, weights, load_template_of(recipe, weights, folder), folder))
+        raise_all(check_export(recipe, weights, load_template_of(recipe, weights, folder), folder))
 
 
 def _show(found: Any) -> None:

@@ -12,16 +12,16 @@ from typing import Any, get_args
 import pytest
 
 from handmade import context, look, row, spans, talk
+from tunesmith.config.recipe import CHECKS, Named
+from tunesmith.config.registry import attribute, check_options, entries, find, options
 from tunesmith.data.conversation import Conversation, Origin, Turn, normalise
 from tunesmith.data.defects import Language
 from tunesmith.data.finding import Context, Finding, Proposal, excerpt
-from tunesmith.data.look import PORTION, WORTH, language
-from tunesmith.data.look import look as look_all
+from tunesmith.data.run_checks import PORTION, WORTH, language
+from tunesmith.data.run_checks import look as look_all
 from tunesmith.data.split import PARTS
 from tunesmith.data.table import Table
 from tunesmith.errors import RecipeError
-from tunesmith.find import attribute, check_options, entries, find, options
-from tunesmith.recipe import CHECKS, Named
 
 
 def found(findings: list[Finding], proposal: str = "drop") -> list[tuple[str, str]]:

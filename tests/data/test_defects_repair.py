@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from tunesmith.config.registry import entries, find
 from tunesmith.data.defects import Defect, Language
-from tunesmith.data.repair import Edit, Repaired, repair, undo
+from tunesmith.data.repair_text import Edit, Repaired, repair, undo
 from tunesmith.errors import DataError
-from tunesmith.find import entries, find
 
 CATALOGUE = "tunesmith.data.defects"
 KINDS = [

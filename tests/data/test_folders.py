@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from tunesmith.config.recipe import Named
 from tunesmith.data.folders import tables
 from tunesmith.data.load import load
-from tunesmith.data.opened import open_sources
+from tunesmith.data.open_sources import open_sources
 from tunesmith.errors import Several
-from tunesmith.recipe import Named
 
 PAIRS = [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(5)]
 

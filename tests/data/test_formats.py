@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tunesmith.data.conversation import Conversation, Origin, Turn, from_plain, read_rows, to_plain
+from tunesmith.data.detect_row import recognise
 from tunesmith.data.formats import alpaca, auto, chat, columns, fields, lines, sharegpt
 from tunesmith.data.messages import ROLES
-from tunesmith.data.recognise import recognise
 from tunesmith.errors import DataError
 
 Pair = tuple[str, str]

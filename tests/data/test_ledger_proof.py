@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tunesmith
 from handmade import row, talk
-from tunesmith import verbs
+from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Conversation, normalise
+from tunesmith.data.decisions import EXAMPLES, OF_A_ROW, ORDER, Ledger
 from tunesmith.data.finding import Finding, Proposal, of_row, of_table, prompt_key
-from tunesmith.data.ledger import EXAMPLES, OF_A_ROW, ORDER, Ledger
-from tunesmith.data.proof import overlap
+from tunesmith.data.overlap import overlap
 from tunesmith.errors import DataError, RunError
-from tunesmith.recipe import read_recipe
 
 FINDINGS = st.lists(
     st.builds(
@@ -175,43 +175,43 @@ def test_training_on_test_prompts_is_refused_unless_allowed(
     split = {"by": "group", "test": 0.15, "valid": 0.15, "together": None}
     apart: dict[str, Any] = {"data__split": split, "data__checks": ["empty"], "train__epochs": 1}
     recipe = read_recipe(str(recipe_file(**apart)))
-    run = verbs.open_run(recipe, tmp_path / "runs")
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
     said: list[str] = []
-    verbs.prepare(recipe, run, said.append)
+    tunesmith.prepare(recipe, run, said.append)
     leaks = run.read_json("audit.json")["leaks"]
     assert leaks["prompts"] > 0
     assert any(f"{leaks['prompts']} training rows have a prompt that is also" in text for text in said)
     with pytest.raises(DataError) as caught:
-        verbs.train(recipe, run)
+        tunesmith.train(recipe, run)
     assert caught.value.what.startswith(f"{leaks['prompts']} training rows have a prompt that is also, or nearly")
     assert caught.value.where == str(run / "audit.html")
     assert "data.allow_leaks" in caught.value.next
     assert not (run / "adapter").exists()
     allowed = read_recipe(str(recipe_file(**apart, data__allow_leaks=True)))
-    verbs.prepare(allowed, run)
-    verbs.train(allowed, run)
+    tunesmith.prepare(allowed, run)
+    tunesmith.train(allowed, run)
     assert (run / "adapter/adapter_model.safetensors").is_file()
     mended = read_recipe(str(recipe_file(data__checks=["empty", "leak"], data__split=split, name="mended")))
-    other = verbs.open_run(mended, tmp_path / "runs")
-    verbs.prepare(mended, other)
+    other = tunesmith.open_run(mended, tmp_path / "runs")
+    tunesmith.prepare(mended, other)
     assert other.read_json("audit.json")["leaks"]["prompts"] == 0
 
 
 def test_training_before_preparing_is_said(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     recipe = read_recipe(str(recipe_file()))
-    run = verbs.open_run(recipe, tmp_path / "runs")
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
     with pytest.raises(RunError, match=r"prepare is not finished\. Run: tunesmith prepare"):
-        verbs.train(recipe, run)
+        tunesmith.train(recipe, run)
 
 
 def test_rows_prepared_before_leaks_were_counted_are_not_trained_on(
     recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = read_recipe(str(recipe_file()))
-    run = verbs.open_run(recipe, tmp_path / "runs")
-    verbs.prepare(recipe, run)
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
+    tunesmith.prepare(recipe, run)
     run.write_json(
         "audit.json", {name: value for name, value in run.read_json("audit.json").items() if name != "leaks"}
     )
     with pytest.raises(RunError, match="prepared by an older version"):
-        verbs.train(recipe, run)
+        tunesmith.train(recipe, run)

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from handmade import context, opened, write
+from tunesmith.config.recipe import Data, Named
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.load import SHOWN_CHANGES, SHOWN_ERRORS, Loaded, load
-from tunesmith.data.mend import Mend, from_plain, to_plain, undo_row
-from tunesmith.data.opened import open_sources
+from tunesmith.data.open_sources import open_sources
 from tunesmith.data.prepare import prepare
 from tunesmith.data.privacy import Pseudonyms
+from tunesmith.data.repair_rows import Mend, from_plain, to_plain, undo_row
 from tunesmith.errors import DataError, Several
-from tunesmith.recipe import Data, Named
 
 COLUMNS = Named("columns", {"group": "topic"})
 

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tunesmith
 from handmade import mended, opened
-from tunesmith import verbs
+from tunesmith.config.recipe import Data, read_recipe
 from tunesmith.data.clean import undo_clean
-from tunesmith.data.mend import Mend, from_plain, kinds, to_plain, undo_row
 from tunesmith.data.privacy import Pseudonyms, restore
+from tunesmith.data.repair_rows import Mend, from_plain, kinds, to_plain, undo_row
 from tunesmith.data.sources import read
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.recipe import Data, read_recipe
 
 # --- one row -------------------------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ def test_cleaning_is_undone_to_the_sources_rows(tmp_path: Path, kind: str) -> No
     path, rows = store(tmp_path, kind)
     assert [dict(each.values) for each in read(path)] == rows  # the file holds what was meant
     bytes_before = path.read_bytes()
-    found = verbs.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True)
+    found = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True)
     (cleaned,) = found.cleaned
     ending = kind.removesuffix(".gz") if kind.startswith((".csv", ".tsv")) else ".jsonl"
     assert cleaned.file == tmp_path / f"out/rows.cleaned{ending}"
@@ -270,27 +270,27 @@ def test_cleaning_is_undone_to_the_sources_rows(tmp_path: Path, kind: str) -> No
         cleaned.diff.name,
     }
     back = tmp_path / f"back{ending}"
-    assert verbs.undo(cleaned.diff, back) == len(rows)
+    assert tunesmith.undo(cleaned.diff, back) == len(rows)
     again = [dict(each.values) for each in read(back)]
     assert again == rows
     assert [list(each) for each in again] == [list(each) for each in rows]
     lined = tmp_path / "back2.jsonl"
-    verbs.undo(cleaned.diff, lined)
+    tunesmith.undo(cleaned.diff, lined)
     assert [dict(each.values) for each in read(lined)] == rows
 
 
 def test_clean_rows_are_kept_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("prompt,answer\nHow?,Tap it.\nWho?,Nobody.\n")
-    (cleaned,) = verbs.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
+    (cleaned,) = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
     assert (cleaned.kept, cleaned.changed, cleaned.left_out) == (2, 0, 0)
     assert cleaned.file.read_text() == path.read_text()
 
 
 def test_a_second_cleaning_finds_nothing_to_do(tmp_path: Path) -> None:
     path, _ = store(tmp_path, ".jsonl")
-    (first,) = verbs.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
-    (second,) = verbs.audit("rows", data_for(first.file), Path(), tmp_path / "again", fix=True).cleaned
+    (first,) = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
+    (second,) = tunesmith.audit("rows", data_for(first.file), Path(), tmp_path / "again", fix=True).cleaned
     assert (second.kept, second.changed, second.left_out) == (first.kept, 0, 0)
     assert second.file.read_bytes() == first.file.read_bytes()
 
@@ -299,14 +299,14 @@ def test_rows_nobody_can_read_are_left_out_and_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     good = {"prompt": "How?", "answer": "Tap it.\r\n"}
     path.write_text("".join(line + "\n" for line in (json.dumps(good), "{", json.dumps({"prompt": "x"}))))
-    found = verbs.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True)
+    found = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True)
     (cleaned,) = found.cleaned
     assert (found.account["read"], found.account["dropped"]) == (3, {"broken": 2})
     assert (cleaned.kept, cleaned.left_out) == (1, 2)
     lines = [json.loads(line) for line in cleaned.diff.read_text().split("\n") if line]
     assert [line["check"] for line in lines if "check" in line] == ["broken", "broken"]
     assert next(line for line in lines if "unreadable" in line)["row"] == 2
-    assert verbs.undo(cleaned.diff, tmp_path / "back.jsonl") == 2
+    assert tunesmith.undo(cleaned.diff, tmp_path / "back.jsonl") == 2
     assert [dict(each.values) for each in read(tmp_path / "back.jsonl")] == [good, {"prompt": "x"}]
 
 
@@ -315,9 +315,9 @@ def test_another_encoding_and_separator_become_the_usual_ones(tmp_path: Path) ->
     with (tmp_path / "rows.csv").open("w", encoding="cp1252", newline="") as sink:
         table = csv.writer(sink, delimiter=";")
         table.writerows([list(rows[0]), *(list(each.values()) for each in rows)])
-    (cleaned,) = verbs.audit("rows", data_for(tmp_path / "rows.csv"), Path(), tmp_path / "out", fix=True).cleaned
+    (cleaned,) = tunesmith.audit("rows", data_for(tmp_path / "rows.csv"), Path(), tmp_path / "out", fix=True).cleaned
     assert (cleaned.kept, cleaned.changed) == (30, 30)
-    verbs.undo(cleaned.diff, tmp_path / "back.csv")
+    tunesmith.undo(cleaned.diff, tmp_path / "back.csv")
     assert [dict(each.values) for each in read(tmp_path / "back.csv")] == rows
 
 
@@ -331,22 +331,22 @@ def test_files_of_one_name_are_cleaned_side_by_side(tmp_path: Path) -> None:
             "\n".join(lines if kind == "jsonl" else ["prompt,answer", f"How {folder}?,Tap &amp; it."]) + "\n"
         )
         files.append(path)
-    cleaned = verbs.audit("rows", data_for(files), Path(), tmp_path / "out", fix=True).cleaned
+    cleaned = tunesmith.audit("rows", data_for(files), Path(), tmp_path / "out", fix=True).cleaned
     assert len({each.file for each in cleaned}) == len({each.diff for each in cleaned}) == 3
     for number, (source, each) in enumerate(zip(files, cleaned, strict=True)):
         back = tmp_path / f"back{number}{source.suffix}"
-        assert verbs.undo(each.diff, back) == 1
+        assert tunesmith.undo(each.diff, back) == 1
         assert [dict(item.values) for item in read(back)] == [dict(item.values) for item in read(source)]
 
 
 def test_a_file_that_is_named_twice_is_cleaned_as_two(tmp_path: Path) -> None:
     path, rows = store(tmp_path, ".jsonl")
-    first, second = verbs.audit("rows", data_for([path, path]), Path(), tmp_path / "out", fix=True).cleaned
+    first, second = tunesmith.audit("rows", data_for([path, path]), Path(), tmp_path / "out", fix=True).cleaned
     assert (first.kept, first.left_out) == (4, 3)
     assert (second.kept, second.left_out) == (0, 7)  # all copies, or left out as in the first
     for each in (first, second):
         back = tmp_path / f"back-{each.file.name}"
-        assert verbs.undo(each.diff, back) == len(rows)
+        assert tunesmith.undo(each.diff, back) == len(rows)
         assert [dict(item.values) for item in read(back)] == rows
 
 
@@ -356,7 +356,7 @@ def test_a_file_that_is_named_twice_is_cleaned_as_two(tmp_path: Path) -> None:
 @pytest.fixture
 def cleaned(tmp_path: Path) -> Any:
     path, _ = store(tmp_path, ".csv")
-    (done,) = verbs.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
+    (done,) = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
     return done
 
 
@@ -388,12 +388,12 @@ def test_undo_writes_no_other_kind_of_file(cleaned: Any, tmp_path: Path) -> None
 
 def test_rows_that_are_no_table_are_not_pressed_into_one(tmp_path: Path) -> None:
     path, _ = store(tmp_path, ".jsonl")
-    (done,) = verbs.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
+    (done,) = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
     with pytest.raises(DataError, match=r"is no text.*Name a \.jsonl file"):
         undo_clean(done.diff, tmp_path / "back.csv")
     loose = tmp_path / "loose.jsonl"
     loose.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d", "more": "e"}\n')
-    (done,) = verbs.audit("loose", data_for(loose), Path(), tmp_path / "out2", fix=True).cleaned
+    (done,) = tunesmith.audit("loose", data_for(loose), Path(), tmp_path / "out2", fix=True).cleaned
     with pytest.raises(DataError, match=r"other columns.*Name a \.jsonl file"):
         undo_clean(done.diff, tmp_path / "back.csv")
     assert not (tmp_path / "back.csv").exists()
@@ -431,7 +431,7 @@ def test_a_cleaning_with_stand_ins_holds_no_value_and_is_not_undone(tmp_path: Pa
     path, book_file = people(tmp_path), tmp_path / "kept apart" / "book.json"
     book_file.parent.mkdir()
     data = data_for(path, checks=PERSONAL, pseudonyms=str(book_file))
-    found = verbs.audit("people", data, Path(), tmp_path / "out", fix=True)
+    found = tunesmith.audit("people", data, Path(), tmp_path / "out", fix=True)
     (cleaned,) = found.cleaned
     assert (cleaned.kept, cleaned.left_out) == (3, 1)
     assert found.account["mended"]["stand_ins"] > 0
@@ -442,7 +442,7 @@ def test_a_cleaning_with_stand_ins_holds_no_value_and_is_not_undone(tmp_path: Pa
     assert not [each for each in (tmp_path / "out").rglob("*") if "book" in each.name]
     assert found.account["checks"]["personal"]["found"] > 0  # stand-ins look like what they stand for
     with pytest.raises(DataError, match="personal data was replaced"):
-        verbs.undo(cleaned.diff, tmp_path / "back.jsonl")
+        tunesmith.undo(cleaned.diff, tmp_path / "back.jsonl")
     book = Pseudonyms.load(book_file)
     kept = [dict(each.values) for each in read(cleaned.file)]
     assert [restore(each["answer"], book) for each in kept] == [
@@ -452,7 +452,9 @@ def test_a_cleaning_with_stand_ins_holds_no_value_and_is_not_undone(tmp_path: Pa
     ]
     assert kept[0]["Applicant"] == kept[2]["Applicant"]
     before = book_file.read_bytes()
-    verbs.audit("people", data, Path(), tmp_path / "again", fix=True)  # the book is opened again: the same stand-ins
+    tunesmith.audit(
+        "people", data, Path(), tmp_path / "again", fix=True
+    )  # the book is opened again: the same stand-ins
     assert (tmp_path / "again/people.cleaned.jsonl").read_bytes() == cleaned.file.read_bytes()
     assert book_file.read_bytes() == before
 
@@ -471,15 +473,15 @@ def test_a_run_holds_neither_the_values_nor_the_book(recipe_file: Callable[..., 
         "prompt__max_tokens": 512,
     }
     plain = read_recipe(str(recipe_file(**changes)))
-    open_run = verbs.open_run(plain, tmp_path / "plain")
-    verbs.prepare(plain, open_run)
+    open_run = tunesmith.open_run(plain, tmp_path / "plain")
+    tunesmith.prepare(plain, open_run)
     repairs = [json.loads(line) for line in (open_run / "data/repairs.jsonl").read_text().split("\n") if line]
     assert len(repairs) == 18  # without a book each change is written down, and can be undone
     assert {change["path"][0] for line in repairs for change in line["changes"]} == {"answer"}
     recipe = read_recipe(str(recipe_file(**changes, data__pseudonyms="apart.json")))
-    run = verbs.open_run(recipe, tmp_path / "runs")
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
     said: list[str] = []
-    verbs.prepare(recipe, run, said.append)
+    tunesmith.prepare(recipe, run, said.append)
     text = written(run.path)
     assert not [value for value in VALUES if value in text]
     assert "Person1" in (run / "data/train.jsonl").read_text()
@@ -493,7 +495,7 @@ def test_a_run_holds_neither_the_values_nor_the_book(recipe_file: Callable[..., 
 def test_an_unknown_kind_of_personal_data_is_said_before_rows_are_read(tmp_path: Path) -> None:
     data = data_for(people(tmp_path), checks=[{"personal": {"kinds": ["emial"]}}], pseudonyms=str(tmp_path / "book"))
     with pytest.raises(RecipeError, match=r"unknown kind 'emial'\. Did you mean 'email'"):
-        verbs.audit("people", data, Path(), tmp_path / "out")
+        tunesmith.audit("people", data, Path(), tmp_path / "out")
     assert not (tmp_path / "book").exists()
 
 

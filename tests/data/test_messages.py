@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handmade import opened, write
+from tunesmith.config.recipe import Named
 from tunesmith.data.conversation import Turn, from_plain, split_reasoning, to_plain
+from tunesmith.data.detect_row import recognise
 from tunesmith.data.formats import alpaca, auto, chat, columns, fields, lines, sharegpt
 from tunesmith.data.load import Loaded, load, remarks
-from tunesmith.data.mend import Mend, undo_row
-from tunesmith.data.mend import from_plain as changes_from_plain
-from tunesmith.data.mend import to_plain as changes_to_plain
 from tunesmith.data.messages import decoded_messages
-from tunesmith.data.recognise import recognise
+from tunesmith.data.repair_rows import Mend, undo_row
+from tunesmith.data.repair_rows import from_plain as changes_from_plain
+from tunesmith.data.repair_rows import to_plain as changes_to_plain
 from tunesmith.errors import DataError, Several
-from tunesmith.recipe import Named
 
 ASKED = {"role": "user", "content": "q"}
 

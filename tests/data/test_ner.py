@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from handmade import look, row, spans, talk
+from tunesmith.commands.read_rows import mending
+from tunesmith.config.recipe import Data
 from tunesmith.data import ner
-from tunesmith.data.mend import Mend
 from tunesmith.data.ner import find_names
 from tunesmith.data.privacy import Pseudonyms, find_personal, restore
 from tunesmith.data.privacy_patterns import Span
+from tunesmith.data.repair_rows import Mend
 from tunesmith.errors import MissingExtra, RecipeError
-from tunesmith.recipe import Data
-from tunesmith.verbs.reading import mending
 
 TERN = "en_tern"
 

@@ -10,11 +10,11 @@ from tools.letter_parts import LETTER, Row
 from tools.letters import clean_rows
 from tools.plant import kinds
 
+from tunesmith.config.recipe import CHECKS
+from tunesmith.config.registry import find
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.data.finding import Context, Finding
-from tunesmith.data.look import language
-from tunesmith.find import find
-from tunesmith.recipe import CHECKS
+from tunesmith.data.run_checks import language
 
 ENOUGH = 0.95
 

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handmade import context, loaded, many, row
+from tunesmith.config.recipe import Data, Named, Sample
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.finding import Finding
 from tunesmith.data.prepare import Prepared, audit, prepare
 from tunesmith.data.split import PARTS, split
 from tunesmith.errors import DataError
-from tunesmith.recipe import Data, Named, Sample
 
 CHECKS = ("empty", "duplicate", "leak", "too_long")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from tunesmith.config.registry import find
+from tunesmith.data.detect_format import guess
+from tunesmith.data.detect_row import Recognised, recognise
 from tunesmith.data.formats import auto
-from tunesmith.data.guess import guess
-from tunesmith.data.recognise import Recognised, recognise
 from tunesmith.errors import DataError
-from tunesmith.find import find
 
 Row = dict[str, Any]
 SAID = (

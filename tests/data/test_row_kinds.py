@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+import tunesmith
 from handmade import write
-from tunesmith import verbs
-from tunesmith.data.guess import MARKS, guess
+from tunesmith.commands.audit import to_audit
+from tunesmith.commands.read_rows import loading, say_sources
+from tunesmith.config.recipe import Recipe, read_recipe
+from tunesmith.data.detect_format import MARKS, guess
 from tunesmith.errors import DataError
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.verbs.reading import loading, say_sources
 
 WHERE = "oven mill barn well dairy forge inn quay loft cellar"
 
@@ -55,7 +56,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def drafted(source: str) -> tuple[Recipe, list[str]]:
     said: list[str] = []
-    verbs.new("rows", source, Path("rows.yaml"), said.append)
+    tunesmith.new("rows", source, Path("rows.yaml"), said.append)
     return read_recipe("rows.yaml"), said
 
 
@@ -70,8 +71,8 @@ def read(recipe: Recipe) -> tuple[int, list[str]]:
 
 def audited(source: str) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
-    name, data, base, recipe = verbs.to_audit(source)
-    return verbs.audit(name, data, base, Path("out"), said.append, recipe=recipe).account, said
+    name, data, base, recipe = to_audit(source)
+    return tunesmith.audit(name, data, base, Path("out"), said.append, recipe=recipe).account, said
 
 
 def agree(source: str, rows: int, remarks: list[str], format: dict[str, Any]) -> None:

@@ -543,9 +543,9 @@ def test_a_long_file_is_never_whole_in_memory(kind: str) -> None:
 
 
 def test_a_row_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunesmith.data import json_rows, separated, stream
+    from tunesmith.data import delimited, json_rows, stream
 
-    for module in (limits, json_rows, separated, stream):
+    for module in (limits, json_rows, delimited, stream):
         monkeypatch.setattr(module, "LONGEST", 1 << 20)
     long = "x" * (5 << 19)
     told = "is longer than 1 MiB"

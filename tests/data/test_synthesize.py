@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 
 from chat_server import ChatServer, Once, serve, writer
-from tunesmith.data import synthesize, templates
-from tunesmith.data.candidates import fault, plain_answer, plain_prompt, prompt_fault, repeats, request_prompt
 from tunesmith.data.conversation import Turn
 from tunesmith.data.formats import columns
-from tunesmith.data.plan import RowPlan, Server, fill, find_plan, names, read_plan
 from tunesmith.data.sources import read
-from tunesmith.data.synthesize import Made, run
+from tunesmith.data.synthesis import generate, templates
+from tunesmith.data.synthesis.candidates import fault, plain_answer, plain_prompt, prompt_fault, repeats, request_prompt
+from tunesmith.data.synthesis.generate import Made, run
+from tunesmith.data.synthesis.plan import RowPlan, Server, fill, find_plan, names, read_plan
 from tunesmith.errors import DataError, ModelError, RecipeError, ResourceError, RunError, Several, TunesmithError
-from tunesmith.generate.from_server import FromServer
-from tunesmith.generate.text import Reply
+from tunesmith.generation.from_server import FromServer
+from tunesmith.generation.text_model import Reply
 
 ROOT = Path(__file__).parents[2]
 TOPICS = """
@@ -291,7 +291,7 @@ def test_styles_are_shared_out_evenly() -> None:
             "topics": [{"name": n} for n in "pqrs"],
         }
     )
-    places = synthesize.slots(plan)
+    places = generate.slots(plan)
     assert sorted(Counter(slot.style for slot in places).values()) == [5, 5, 6, 6, 6]
     for topic in plan.topics:
         assert set(Counter(slot.style for slot in places if slot.topic is topic).values()) == {1, 2}

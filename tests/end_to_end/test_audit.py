@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tunesmith.config.recipe import CHECKS
+from tunesmith.config.registry import attribute, entries
 from tunesmith.data.sources import read
-from tunesmith.find import attribute, entries
-from tunesmith.recipe import CHECKS
 
 Call = Callable[..., tuple[int, str, str]]
 MAIL = "mira@mill.example.net"

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tests.end_to_end.test_export import write_recipe
 
+import tunesmith
 from gguf_models import make_convertible
 from tiny import toy_rows
-from tunesmith import verbs
-from tunesmith.evaluate.review import read_replies
-from tunesmith.recipe import read_recipe
-from tunesmith.verbs.beside import Beside, answers, voices
+from tunesmith.commands.side_by_side import Beside, answers, voices
+from tunesmith.config.recipe import read_recipe
+from tunesmith.evaluation.review import read_replies
 
 
 @pytest.mark.slow
@@ -22,8 +22,8 @@ def test_every_voice_says_what_it_said_when_it_was_compared(tmp_path: Path) -> N
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()))
     files = ["merged", {"gguf": {"types": ["f16"]}}, "gguf_lora"]
     recipe = read_recipe(str(write_recipe(tmp_path, export__files=files)))
-    run = verbs.open_run(recipe, tmp_path / "runs")
-    for verb in (verbs.prepare, verbs.train, verbs.evaluate, verbs.export):
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
+    for verb in (tunesmith.prepare, tunesmith.train, tunesmith.evaluate, tunesmith.export):
         verb(recipe, run)
     names = [voice.name for voice in voices(recipe, run)]
     assert sorted(names) == ["base", "f16", "gguf_lora", "merged", "tuned"]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tunesmith import verbs
+import tunesmith
+from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RecipeError
-from tunesmith.model.adapter import read_adapter
-from tunesmith.recipe import read_recipe
-from tunesmith.run import Run
-from tunesmith.train import checkpoint
-from tunesmith.train.journal import read_journal
+from tunesmith.models.adapter import read_adapter
+from tunesmith.runs.run import Run
+from tunesmith.training import checkpoint
+from tunesmith.training.journal import read_journal
 
 WISH: dict[str, Any] = {
     "train__evaluate_every": 2,
@@ -30,9 +30,9 @@ WISH: dict[str, Any] = {
 
 def trained(path: Path, runs: Path) -> Run:
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, runs)
-    verbs.prepare(recipe, run)
-    verbs.train(recipe, run)
+    run = tunesmith.open_run(recipe, runs)
+    tunesmith.prepare(recipe, run)
+    tunesmith.train(recipe, run)
     return run
 
 
@@ -84,7 +84,7 @@ def test_samples_are_written_at_each_validation_and_disturb_nothing(
     assert rows.issuperset(prompts[0])
     assert len({tuple(sample["reply"] for sample in event["samples"]) for event in events}) > 1  # the model learns
     before = (run / "adapter/adapter_model.safetensors").stat().st_mtime_ns
-    verbs.train(read_recipe(str(recipe_file(**WISH))), run)  # who looked on is no part of what was made
+    tunesmith.train(read_recipe(str(recipe_file(**WISH))), run)  # who looked on is no part of what was made
     assert (run / "adapter/adapter_model.safetensors").stat().st_mtime_ns == before
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+import tunesmith
 from chat_server import serve
-from tunesmith import verbs
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.run import Run
+from tunesmith.config.recipe import Recipe, read_recipe
+from tunesmith.runs.run import Run
 
 WISH: dict[str, Any] = {
     "train__epochs": 1,
@@ -39,9 +39,9 @@ class Stop(Exception):
 
 def trained(path: Path, runs: Path) -> tuple[Recipe, Run]:
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, runs)
-    verbs.prepare(recipe, run)
-    verbs.train(recipe, run)
+    run = tunesmith.open_run(recipe, runs)
+    tunesmith.prepare(recipe, run)
+    tunesmith.train(recipe, run)
     return recipe, run
 
 
@@ -61,19 +61,19 @@ def test_an_evaluation_that_stopped_goes_on(recipe_file: Callable[..., Path], tm
 
     for _ in range(2):
         with pytest.raises(Stop):
-            verbs.evaluate(recipe, run, tell=tell)
+            tunesmith.evaluate(recipe, run, tell=tell)
         assert not (run / "scores.json").exists()
-    verbs.evaluate(recipe, run, tell=tell)
+    tunesmith.evaluate(recipe, run, tell=tell)
     kinds = {which: of for which, _, of in written}
     assert set(kinds) == {"base", "tuned", "base-disturbed", "tuned-disturbed"}
     assert len(written) == sum(kinds.values())  # no reply was written twice, the two that were stopped at included
     assert not list((run / "replies").glob("*.part"))
     _, whole = trained(path, tmp_path / "whole")
-    verbs.evaluate(recipe, whole)
+    tunesmith.evaluate(recipe, whole)
     assert scores(run) == scores(whole)
     tables = scores(run)["robustness"]
     assert set(tables) == {"typos", "upper"} and all(table["rows"] >= 1 for table in tables.values())
-    verbs.report(recipe, run)
+    tunesmith.report(recipe, run)
 
 
 def test_a_judge_is_asked_once_and_only_when_named(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -86,15 +86,15 @@ def test_a_judge_is_asked_once_and_only_when_named(recipe_file: Callable[..., Pa
         return json.dumps({"check": nonce[1], "better": better})
 
     recipe, run = trained(recipe_file(**WISH), tmp_path / "runs")
-    verbs.evaluate(recipe, run)
+    tunesmith.evaluate(recipe, run)
     assert not (run / "judge.json").exists()
     with serve(longer) as server:
         path = recipe_file(**WISH, evaluate__judge={"url": server.url, "model": "judge", "rows": 6})
         judged = read_recipe(str(path))
         before = (run / "scores.json").read_bytes()
-        verbs.evaluate(judged, run)
+        tunesmith.evaluate(judged, run)
         found, asked = json.loads((run / "judge.json").read_text()), len(server.told)
-        verbs.evaluate(judged, run)
+        tunesmith.evaluate(judged, run)
     assert (run / "scores.json").read_bytes() == before  # a judge is no reason to write the replies again
     assert asked == len(server.told) and 0 < asked <= 12
     assert found["pairs"] == 6 and found["missing"] == 0

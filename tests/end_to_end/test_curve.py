@@ -13,14 +13,14 @@ import pytest
 from handmade import row
 from strict_pages import Page
 from tiny import toy_rows
+from tunesmith.commands.curve import curve, nested, to_shares
+from tunesmith.commands.shared import PARTS, open_run
+from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Conversation, read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
-from tunesmith.recipe import read_recipe
-from tunesmith.report.runs_page import side_by_side
-from tunesmith.run import Run, hash_path
-from tunesmith.train.journal import read_journal
-from tunesmith.verbs.curving import curve, nested, to_shares
-from tunesmith.verbs.shared import PARTS, open_run
+from tunesmith.reporting.runs_page import side_by_side
+from tunesmith.runs.run import Run, hash_path
+from tunesmith.training.journal import read_journal
 
 QUICK = {
     "train__epochs": 1,

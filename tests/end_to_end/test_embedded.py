@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import verbs
+import tunesmith
+from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.model.weights import fetch
-from tunesmith.recipe import read_recipe
-from tunesmith.train.journal import read_journal
+from tunesmith.models.weights import fetch
+from tunesmith.training.journal import read_journal
 
 
 @pytest.mark.slow
@@ -24,18 +24,18 @@ def test_the_embedded_model_learns_and_replies(tmp_path: Path) -> None:
         "data.split.unseen_groups": 16,  # 4 topics, 40 rows: quick
     }
     recipe = read_recipe("shopsphere", small=True, settings=settings)
-    run = verbs.open_run(recipe, tmp_path)
-    found = verbs.check(recipe)
+    run = tunesmith.open_run(recipe, tmp_path)
+    found = tunesmith.check(recipe)
     assert (found.rows, found.stop, found.too_long) == (240, "<|im_end|>", 0)
     assert next(text for text, learnt in found.shown[0].pieces if learnt).endswith("6. Tap Save.<|im_end|>")
-    verbs.prepare(recipe, run)
-    verbs.train(recipe, run)
+    tunesmith.prepare(recipe, run)
+    tunesmith.train(recipe, run)
     losses = [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]
     assert losses[0] == pytest.approx(2.7, abs=0.3)  # a real language model, not a random one (10.8)
     assert losses[-1] < losses[0] - 0.5
     question = [Turn("user", "How do I track my order?")]
-    tuned = "".join(verbs.chat(recipe, run).stream(question, max_new_tokens=24))
-    base = "".join(verbs.chat(recipe, run, tuned=False).stream(question, max_new_tokens=24))
+    tuned = "".join(tunesmith.chat(recipe, run).stream(question, max_new_tokens=24))
+    base = "".join(tunesmith.chat(recipe, run, tuned=False).stream(question, max_new_tokens=24))
     assert tuned.startswith("1.")
     assert base and base != tuned
 

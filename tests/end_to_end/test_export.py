@@ -21,18 +21,18 @@ from typing import Any
 import pytest
 import yaml
 
-import tunesmith.export.convert as converting
-import tunesmith.export.merge as merging
-import tunesmith.export.quantise as quantising
-import tunesmith.export.targets.gguf as gguf_target
+import tunesmith
+import tunesmith.exporting.convert as converting
+import tunesmith.exporting.merge as merging
+import tunesmith.exporting.quantize as quantising
+import tunesmith.exporting.targets.gguf as gguf_target
 from gguf_models import make_convertible
 from tiny import toy_rows
-from tunesmith import verbs
+from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import ResourceError
-from tunesmith.generate import from_folder, from_gguf
-from tunesmith.model.gguf_header import read_header
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.run import Run, hash_file, hash_path, hash_plain
+from tunesmith.generation import from_folder, from_gguf
+from tunesmith.models.gguf_header import read_header
+from tunesmith.runs.run import Run, hash_file, hash_path, hash_plain
 
 TYPES = ["f16", "q8_0", "q4_k_m"]
 FILES = {"adapter", "merged", "gguf_lora", *TYPES}
@@ -78,10 +78,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_convertible(folder / "base", ends=True, tie_word_embeddings=False)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()))
     recipe = read_recipe(str(write_recipe(folder)))
-    run = verbs.open_run(recipe, folder / "runs")
-    verbs.prepare(recipe, run)
-    verbs.train(recipe, run)
-    verbs.evaluate(recipe, run)
+    run = tunesmith.open_run(recipe, folder / "runs")
+    tunesmith.prepare(recipe, run)
+    tunesmith.train(recipe, run)
+    tunesmith.evaluate(recipe, run)
     return folder
 
 
@@ -114,7 +114,7 @@ def exported(trained: Path, converter: Converter) -> Path:
     """A copy of the run with every file made and proven."""
     shutil.copytree(trained / "runs", trained / "exported")
     recipe = read_recipe(str(trained / "toy.yaml"))
-    verbs.export(recipe, verbs.open_run(recipe, trained / "exported"))
+    tunesmith.export(recipe, tunesmith.open_run(recipe, trained / "exported"))
     return trained / "exported" / "toy"
 
 
@@ -172,7 +172,7 @@ def test_every_file_is_made_proven_and_shown(exported: Path, recipe: Recipe) -> 
     assert json.loads((exported / "export.json").read_text())["onto"] == "quantised"
     assert not list(exported.rglob("*.part*")) and not (exported / "export/.work").exists()
     assert not list(exported.rglob("*.UNVERIFIED.txt"))
-    page = verbs.report(recipe, Run(exported)).read_text(encoding="utf-8")
+    page = tunesmith.report(recipe, Run(exported)).read_text(encoding="utf-8")
     assert "The files to ship" in page and "toy.q4_k_m.gguf" in page and "is not the model that was tested" not in page
 
 
@@ -222,7 +222,7 @@ def test_what_is_damaged_is_made_again(
     (folder / "merged/model.safetensors").unlink()
     monkeypatch.setattr(from_folder, "_Child", None)  # they are what was proven before, so nothing is asked
     monkeypatch.setattr(from_gguf, "Child", None)
-    verbs.export(recipe, copy, said.append)
+    tunesmith.export(recipe, copy, said.append)
     assert files(copy.path) == files(exported)
     for target, name, what in [
         ("gguf", "gguf/toy.q8_0.gguf", "was changed by hand or damaged"),
@@ -238,10 +238,10 @@ def test_what_is_damaged_is_made_again(
 
 def test_another_adapter_makes_other_files(exported: Path, copy: Run, trained: Path) -> None:
     recipe, said = read_recipe(str(write_recipe(trained, seed=4, train__epochs=10))), list[str]()
-    verbs.prepare(recipe, copy)
-    verbs.train(recipe, copy, again=True)
-    verbs.evaluate(recipe, copy)
-    verbs.export(recipe, copy, said.append, only=["gguf"])
+    tunesmith.prepare(recipe, copy)
+    tunesmith.train(recipe, copy, again=True)
+    tunesmith.evaluate(recipe, copy)
+    tunesmith.export(recipe, copy, said.append, only=["gguf"])
     assert "export-gguf: made again, because adapter changed" in said
     old, new = entries(exported), entries(copy.path)
     for name in TYPES:
@@ -311,9 +311,9 @@ def test_an_export_that_stops_leaves_the_former_files_verified(
         with monkeypatch.context() as patched:
             patched.setattr(module, name, stop)
             with pytest.raises((KeyboardInterrupt, ResourceError)):
-                verbs.export(changed, copy, only=["gguf"])
+                tunesmith.export(changed, copy, only=["gguf"])
         assert files(copy.path) == former and (copy / "export.json").read_bytes() == told
-    verbs.export(changed, copy, only=["gguf"])
+    tunesmith.export(changed, copy, only=["gguf"])
     assert files(copy.path) == former  # the same bytes: a stop text stands in no file
     assert not (copy / "export/.new").exists()
 
@@ -432,11 +432,11 @@ def test_a_file_that_is_not_the_model_is_kept_and_marked(
     assert said in mark.read_text(encoding="utf-8")
     entry = entries(copy.path)["f16"]
     assert not entry["verified"] and any(said in problem for problem in entry["problems"])
-    page = verbs.report(recipe, copy).read_text(encoding="utf-8")
+    page = tunesmith.report(recipe, copy).read_text(encoding="utf-8")
     assert "f16 is not the model that was tested" in page
     path.write_bytes(whole)
     shipped_as(copy, "export/gguf/toy.f16.gguf")
-    verbs.export(recipe, copy, only=["gguf"])
+    tunesmith.export(recipe, copy, only=["gguf"])
     assert entries(copy.path)["f16"]["verified"] and not mark.exists()
 
 
@@ -466,7 +466,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     at_work: list[str] = []
 
     def export() -> Path:
-        return verbs.export(recipe, run, at_work.append, only=["gguf"])
+        return tunesmith.export(recipe, run, at_work.append, only=["gguf"])
 
     def stopped(where: str) -> None:
         at_work.clear()
@@ -552,8 +552,8 @@ def test_an_adapter_with_the_scale_of_rslora_ships_with_that_scale(tmp_path: Pat
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()))
     path = write_recipe(tmp_path, export__files=["gguf_lora"], adapter__scaling="rs", train__epochs=6)
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, tmp_path / "runs")
-    for command in (verbs.prepare, verbs.train, verbs.evaluate, verbs.export):
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
+    for command in (tunesmith.prepare, tunesmith.train, tunesmith.evaluate, tunesmith.export):
         command(recipe, run)
     (entry,) = run.read_json("export.json")["files"]
     assert entry["verified"]

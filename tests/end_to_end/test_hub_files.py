@@ -15,9 +15,9 @@ import pytest
 
 from gguf_models import write_model
 from tiny import make_model
+from tunesmith.commands.serve import Wish, serving
 from tunesmith.errors import ModelError
-from tunesmith.serve.token_file import read_token
-from tunesmith.verbs.serving import Wish, serving
+from tunesmith.web.token_file import read_token
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import verbs
-from tunesmith.recipe import read_recipe
-from tunesmith.run import hash_file
-from tunesmith.train.journal import read_journal
+import tunesmith
+from tunesmith.config.recipe import read_recipe
+from tunesmith.runs.run import hash_file
+from tunesmith.training.journal import read_journal
 
 KILLS = 5
 
@@ -24,11 +24,11 @@ KILLS = 5
 def test_killed_at_five_random_moments(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     path = recipe_file(train__epochs=12, train__evaluate_every=3, train__batch="2 rows", adapter__dropout=0.1)
     recipe = read_recipe(str(path))
-    whole, run = (verbs.open_run(recipe, tmp_path / name) for name in ("whole", "killed"))
+    whole, run = (tunesmith.open_run(recipe, tmp_path / name) for name in ("whole", "killed"))
     for each in (whole, run):
-        verbs.prepare(recipe, each)
+        tunesmith.prepare(recipe, each)
     began = time.time()
-    verbs.train(recipe, whole)
+    tunesmith.train(recipe, whole)
     lasted = time.time() - began
     chance = random.Random(time.time_ns())
     command = [str(Path(sys.executable).with_name("tunesmith")), "train", str(path), "--runs", str(tmp_path / "killed")]

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
+import tunesmith
 from finished_runs import finish, journal, make_recipe
-from tunesmith import verbs
+from tunesmith.commands.evaluate import asked
+from tunesmith.commands.runs import RunRow, card, compare_runs, list_runs
+from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import RunError
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.run import Run
-from tunesmith.verbs.listing import RunRow, card, compare_runs, runs
+from tunesmith.runs.run import Run
 
 
 def states(folder: Path) -> dict[str, tuple[str, str]]:
-    return {row.name: (row.state, row.note) for row in runs(folder)}
+    return {row.name: (row.state, row.note) for row in list_runs(folder)}
 
 
 def stopped(folder: Path, name: str = "half") -> Run:
@@ -52,7 +53,7 @@ def test_each_run_has_a_line_that_says_how_far_it_came(tmp_path: Path) -> None:
 
 def test_a_line_tells_the_runs_figures(tmp_path: Path) -> None:
     run = finish(make_recipe("one"), tmp_path / "one")
-    (row,) = runs(tmp_path)
+    (row,) = list_runs(tmp_path)
     loss = run.read_json("scores.json")["sections"]["all"]["loss"]
     assert row.scores == (loss["base"], loss["tuned"]) and row.interval == (loss["low"], loss["high"])
     assert (row.base, row.rows, row.steps) == ("someone/base", 1000, (12, 12))
@@ -69,8 +70,8 @@ def test_the_newest_stands_first(tmp_path: Path) -> None:
     for age, name in enumerate(("b", "c", "a")):
         for file in finish(make_recipe(name), tmp_path / name).path.rglob("*"):
             os.utime(file, (1_700_000_000 - 1000 * age,) * 2)
-    assert [row.name for row in runs(tmp_path)] == ["b", "c", "a"]
-    assert runs(tmp_path)[0].date == 1_700_000_000
+    assert [row.name for row in list_runs(tmp_path)] == ["b", "c", "a"]
+    assert list_runs(tmp_path)[0].date == 1_700_000_000
 
 
 @pytest.mark.parametrize(
@@ -125,12 +126,12 @@ def test_listing_writes_nothing_and_loads_no_torch(tmp_path: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     code = (
         "import sys, types, tunesmith\n"
-        "door = types.ModuleType('tunesmith.verbs')\n"  # the other verbs' own imports are not this one's
+        "door = types.ModuleType('tunesmith.commands')\n"  # the other verbs' own imports are not this one's
         "door.__path__ = [tunesmith.__path__[0] + '/verbs']\n"
-        "sys.modules['tunesmith.verbs'] = door\n"
+        "sys.modules['tunesmith.commands'] = door\n"
         "from pathlib import Path\n"
-        "from tunesmith.verbs.listing import runs\n"
-        "print(len(runs(Path(sys.argv[1]))), *sys.modules)"
+        "from tunesmith.commands.runs import list_runs\n"
+        "print(len(list_runs(Path(sys.argv[1]))), *sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     count, *loaded = done.stdout.split()
@@ -158,7 +159,7 @@ def test_runs_are_found_by_name_or_folder_and_named_once(tmp_path: Path) -> None
         with pytest.raises(RunError, match=re.escape(why)):
             compare_runs(names, tmp_path / "runs")
     with pytest.raises(RunError, match="there is no such folder"):
-        runs(tmp_path / "nowhere")
+        list_runs(tmp_path / "nowhere")
 
 
 def test_a_card_is_sealed_and_made_again_when_its_facts_change(tmp_path: Path) -> None:
@@ -186,14 +187,17 @@ def test_trained_runs_are_listed_compared_and_their_card_answers(
 ) -> None:
     def make(**changes: object) -> tuple[Recipe, Run]:
         recipe = read_recipe(str(recipe_file(**changes)))
-        run = verbs.open_run(recipe, tmp_path / "runs")
-        for verb in (verbs.prepare, verbs.train, verbs.evaluate, verbs.report):
+        run = tunesmith.open_run(recipe, tmp_path / "runs")
+        for verb in (tunesmith.prepare, tunesmith.train, tunesmith.evaluate, tunesmith.report):
             verb(recipe, run)
         return recipe, run
 
     recipe, run = make(base__bits=16)
     make(name="less", base__bits=16, train__epochs=1)
-    assert [(row.name, row.state) for row in runs(tmp_path / "runs")] == [("less", "reported"), ("toy", "reported")]
+    assert [(row.name, row.state) for row in list_runs(tmp_path / "runs")] == [
+        ("less", "reported"),
+        ("toy", "reported"),
+    ]
     found = compare_runs(["toy", "less"], tmp_path / "runs")
     own = run.read_json("scores.json")["sections"]["all"]["loss"]
     loss = found.sections["all"]["loss"]
@@ -204,11 +208,11 @@ def test_trained_runs_are_listed_compared_and_their_card_answers(
     text = card(recipe, run).read_text(encoding="utf-8")
     assert str(tmp_path) not in text and "how to do" not in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    asked = next(each for part in verbs.asked(recipe, run).values() for each in part)
+    first_row = next(each for part in asked(recipe, run).values() for each in part)
     for placeholder, real in (
         ("FOLDER-OF-THE-BASE-MODEL", recipe.base.model),
         ("THIS-REPOSITORY", str(run / "adapter")),
-        ("Your question", asked.question),
+        ("Your question", first_row.question),
     ):
         assert placeholder in code
         code = code.replace(placeholder, real)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+import tunesmith
 from moe import make_moe
 from stopping import at, crash
-from tunesmith import verbs
+from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.run import Run, hash_file
-from tunesmith.train.journal import read_journal
+from tunesmith.runs.run import Run, hash_file
+from tunesmith.training.journal import read_journal
 
 QUICK: dict[str, Any] = {
     "train__schedule": "linear",
@@ -29,8 +29,8 @@ QUICK: dict[str, Any] = {
 
 
 def prepared(recipe: Recipe, folder: Path) -> Run:
-    run = verbs.open_run(recipe, folder)
-    verbs.prepare(recipe, run)
+    run = tunesmith.open_run(recipe, folder)
+    tunesmith.prepare(recipe, run)
     return run
 
 
@@ -45,11 +45,11 @@ def test_experts_learn_and_a_stopped_run_resumes_to_the_same_bytes(
     base = make_moe(tmp_path / "base", family)
     recipe = read_recipe(str(recipe_file(base__model=str(base), **QUICK)))
     whole, run = prepared(recipe, tmp_path / "whole"), prepared(recipe, tmp_path / "stopped")
-    verbs.train(recipe, whole)
+    tunesmith.train(recipe, whole)
 
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, run, watch=at("step", 7, crash))
-    verbs.train(recipe, run)
+        tunesmith.train(recipe, run, watch=at("step", 7, crash))
+    tunesmith.train(recipe, run)
     files = [each / "adapter/adapter_model.safetensors" for each in (run, whole)]
     assert hash_file(files[0]) == hash_file(files[1])
     adapter = load_file(files[0])
@@ -57,7 +57,7 @@ def test_experts_learn_and_a_stopped_run_resumes_to_the_same_bytes(
     assert len(stacked) == 4 and all(adapter[name].abs().max() > 0 for name in stacked)
     curve = losses(whole)
     assert sum(curve[-3:]) < sum(curve[:3]) - 0.3
-    verbs.evaluate(recipe, whole)
+    tunesmith.evaluate(recipe, whole)
     for section in whole.read_json("scores.json")["sections"].values():
         assert section["loss"]["tuned"] < section["loss"]["base"]
 
@@ -67,5 +67,5 @@ def test_engine_trl_is_refused(recipe_file: Callable[..., Path], tmp_path: Path)
     recipe = read_recipe(str(recipe_file(base__model=str(base), **QUICK, train__engine="trl")))
     run = prepared(recipe, tmp_path / "run")
     with pytest.raises(RecipeError, match=r"trains no mixture of experts.*Set it to native") as caught:
-        verbs.train(recipe, run)
+        tunesmith.train(recipe, run)
     assert caught.value.where == "train.engine" and not (run / "adapter").exists()

@@ -20,17 +20,18 @@ from typing import Any
 
 import pytest
 
+import tunesmith
 from finished_runs import finish, journal, make_recipe
 from stopping import at, crash
 from tiny import CHATML
-from tunesmith import verbs
+from tunesmith.commands import pack
+from tunesmith.commands.evaluate import _evaluated_from
+from tunesmith.commands.runs import list_runs
+from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import DataError, ResourceError, RunError, TunesmithError
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.run import Run, hash_file, hash_plain
-from tunesmith.verbs import archive, packing
-from tunesmith.verbs.archive import MANIFEST, Member
-from tunesmith.verbs.comparing import _evaluated_from
-from tunesmith.verbs.listing import runs
+from tunesmith.runs import archive
+from tunesmith.runs.archive import MANIFEST, Member
+from tunesmith.runs.run import Run, hash_file, hash_plain
 
 ADAPTER = "adapter/adapter_model.safetensors"
 
@@ -43,8 +44,8 @@ def tree(folder: Path) -> dict[str, str]:
 
 def begun(path: Path, folder: Path) -> tuple[Recipe, Run]:
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, folder)
-    verbs.prepare(recipe, run)
+    run = tunesmith.open_run(recipe, folder)
+    tunesmith.prepare(recipe, run)
     return recipe, run
 
 
@@ -64,18 +65,18 @@ def stopping_before_tuned(which: str, done: int, of: int) -> None:
 def products(recipe: Recipe, run: Run, command: str) -> list[str]:
     """Makes every product, and returns what was said."""
     said: list[str] = []
-    verbs.prepare(recipe, run, said.append)
-    verbs.train(recipe, run, said.append)
-    verbs.evaluate(recipe, run, said.append)
-    verbs.report(recipe, run, said.append, command=command)
-    verbs.card(recipe, run, said.append)
+    tunesmith.prepare(recipe, run, said.append)
+    tunesmith.train(recipe, run, said.append)
+    tunesmith.evaluate(recipe, run, said.append)
+    tunesmith.report(recipe, run, said.append, command=command)
+    tunesmith.card(recipe, run, said.append)
     return said
 
 
 def moved_in(target: Path, folder: Path, runs: Path, said: list[str]) -> tuple[Recipe, Run]:
     """The run that was packed, opened as the command line opens a run's folder."""
-    recipe = read_recipe(str(verbs.unpack(target, folder, said.append)))
-    run = verbs.open_run(recipe, runs)
+    recipe = read_recipe(str(tunesmith.unpack(target, folder, said.append)))
+    run = tunesmith.open_run(recipe, runs)
     assert run.path == folder.resolve() and not runs.exists()
     return recipe, run
 
@@ -98,12 +99,12 @@ def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable
     recipe, whole = begun(path, tmp_path / "whole")
     products(recipe, whole, "tunesmith run toy.yaml")
     wanted = tree(whole.path)
-    finished = verbs.pack(whole, tmp_path / "drive/whole.tar.gz")
+    finished = tunesmith.pack(whole, tmp_path / "drive/whole.tar.gz")
     recipe, run = begun(path, tmp_path / "first")
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, run, watch=at("step", 8, crash))
+        tunesmith.train(recipe, run, watch=at("step", 8, crash))
     said: list[str] = []
-    stopped = verbs.pack(run, tmp_path / "drive/toy.tar", said.append)
+    stopped = tunesmith.pack(run, tmp_path / "drive/toy.tar", said.append)
     assert said[0].startswith("pack: toy, stopped, 8 of 10 steps; ")
     assert "pack: what the recipe reads goes along: inputs/more.jsonl, inputs/own.jinja, inputs/rows.jsonl" in said
     assert said[-1] == "pack: carry it over, then: tunesmith unpack toy.tar"
@@ -118,7 +119,7 @@ def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable
     found = tree(run.path)
     new = {"recipe.yaml", "inputs/rows.jsonl", "inputs/more.jsonl", "inputs/own.jinja"}
     assert {name for name in {*wanted, *found} if wanted.get(name) != found.get(name)} == new
-    (row,) = runs(tmp_path / "other")
+    (row,) = list_runs(tmp_path / "other")
     assert (row.state, row.note) == ("reported", "")
 
     said.clear()
@@ -126,21 +127,21 @@ def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable
     assert "unpack: the training is half-done in float32; it goes on where the machine calculates in that" in said
     assert said[-1] == f"unpack: to go on: tunesmith run {tmp_path / 'elsewhere/toy'}"
     said.clear()
-    verbs.prepare(recipe, run, said.append)
+    tunesmith.prepare(recipe, run, said.append)
     assert said == ["prepare: fresh"]
     events: list[dict[str, Any]] = []
-    verbs.train(recipe, run, watch=events.append)
+    tunesmith.train(recipe, run, watch=events.append)
     assert [(event["kind"], event["step"]) for event in events][:2] == [("resume", 6), ("step", 7)]
     assert hash_file(run / ADAPTER) == wanted[ADAPTER]
     with pytest.raises(KeyboardInterrupt):
-        verbs.evaluate(recipe, run, tell=stopping_before_tuned)
-    half = verbs.pack(run, tmp_path / "drive/half.tar", without=["checkpoints"])
+        tunesmith.evaluate(recipe, run, tell=stopping_before_tuned)
+    half = tunesmith.pack(run, tmp_path / "drive/half.tar", without=["checkpoints"])
     assert not [name for name in members_of(half) if name.startswith("checkpoints")]
     shutil.rmtree(run.path)
 
-    verbs.unpack(half, tmp_path / "third/of another name").rename(tmp_path / "moved")
+    tunesmith.unpack(half, tmp_path / "third/of another name").rename(tmp_path / "moved")
     recipe = read_recipe(str(tmp_path / "moved"))  # its inputs lie inside, so it may be moved as any run
-    run = verbs.open_run(recipe, tmp_path / "runs")
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
     kept = json.loads((run / "replies/base.part").read_text().splitlines()[0])
     assert kept == {"made_from": _evaluated_from(recipe, run)}  # what is there is gone on from
     said = products(recipe, run, "tunesmith run moved")
@@ -186,7 +187,7 @@ def stocked(folder: Path, **changes: Any) -> Run:
 def test_the_manifest_tells_what_is_inside(tmp_path: Path) -> None:
     run = stocked(tmp_path)
     said: list[str] = []
-    target = verbs.pack(run, tmp_path / "toy.tar", said.append)
+    target = tunesmith.pack(run, tmp_path / "toy.tar", said.append)
     with tarfile.open(target) as tar:
         assert tar.getnames()[0] == MANIFEST
         manifest = json.load(tar.extractfile(MANIFEST))  # type: ignore[arg-type]
@@ -209,11 +210,11 @@ def test_the_same_run_gives_the_same_bytes_even_after_a_journey(tmp_path: Path, 
     run = stocked(tmp_path)
     os.utime(run / "scores.json", (1_700_000_000.7,) * 2)
     one, two, three = (tmp_path / f"{name}{ending}" for name in ("one", "two", "three"))
-    verbs.pack(run, one)
-    verbs.pack(run, two)
+    tunesmith.pack(run, one)
+    tunesmith.pack(run, two)
     assert one.read_bytes() == two.read_bytes()
-    folder = verbs.unpack(one, tmp_path / "new/toy")
-    verbs.pack(Run(folder), three)
+    folder = tunesmith.unpack(one, tmp_path / "new/toy")
+    tunesmith.pack(Run(folder), three)
     assert one.read_bytes() == three.read_bytes()
     assert (folder / "scores.json").stat().st_mtime == 1_700_000_000
 
@@ -227,7 +228,7 @@ def test_what_is_no_product_is_left_out(tmp_path: Path) -> None:
         run.write(name, "x")
     said: list[str] = []
     before = tree(run.path)
-    target = verbs.pack(run, tmp_path / "toy.tar", said.append)
+    target = tunesmith.pack(run, tmp_path / "toy.tar", said.append)
     names = set(members_of(target)) - {MANIFEST}
     assert {name for name in before if name not in names} == {
         ".env", "reviews/.ann.lock", ".report.html.12.tmp", "x.tmp", "y.part", "inputs/stray.txt",
@@ -245,9 +246,9 @@ def test_inputs_of_one_name_and_a_folder_of_probes(tmp_path: Path) -> None:
     recipe = make_recipe("toy", data__source=sources, evaluate__probes=str(tmp_path / "probes"))
     run = finish(recipe, tmp_path / "runs/toy")
     inner = run.write("curve/25/recipe.yaml", (run / "recipe.yaml").read_text())
-    target = verbs.pack(run, tmp_path / "toy.tar")
+    target = tunesmith.pack(run, tmp_path / "toy.tar")
     shutil.rmtree(tmp_path / "a")
-    folder = verbs.unpack(target, tmp_path / "new")
+    folder = tunesmith.unpack(target, tmp_path / "new")
     plain = read_recipe(str(folder))
     assert plain.data.source == ["inputs/rows.jsonl", "hub:owner/rows", "inputs/2/rows.jsonl"]
     assert [plain.path(plain.data.source[at]).read_text() for at in (0, 2)] == [
@@ -265,27 +266,27 @@ def test_personal_data_stays(tmp_path: Path, recipe_file: Callable[..., Path]) -
     (tmp_path / "apart").mkdir()
     path = recipe_file(data__pseudonyms="apart/book.json", data__checks=["empty", "personal"])
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, tmp_path / "runs")
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
     with pytest.raises(RunError, match=r"they hold what data.pseudonyms replaces.*not prepared yet.*tunesmith prepare"):
-        verbs.pack(run, tmp_path / "toy.tar")
-    verbs.prepare(recipe, run)
+        tunesmith.pack(run, tmp_path / "toy.tar")
+    tunesmith.prepare(recipe, run)
     said: list[str] = []
-    target = verbs.pack(run, tmp_path / "toy.tar", said.append)
+    target = tunesmith.pack(run, tmp_path / "toy.tar", said.append)
     assert said[0].startswith("pack: data.pseudonyms keeps personal data apart: its book, and the files")
     assert not [name for name in members_of(target) if name.startswith("inputs")]
     shutil.rmtree(tmp_path / "apart")
     (tmp_path / "rows.jsonl").unlink()
-    folder = verbs.unpack(target, tmp_path / "new")
+    folder = tunesmith.unpack(target, tmp_path / "new")
     recipe = read_recipe(str(folder))
-    run = verbs.open_run(recipe, tmp_path)
+    run = tunesmith.open_run(recipe, tmp_path)
     said.clear()
-    verbs.prepare(recipe, run, said.append)
+    tunesmith.prepare(recipe, run, said.append)
     assert said[1:] == ["prepare: fresh"] and "left where the run comes from" in said[0]
-    again = verbs.pack(run, tmp_path / "again.tar")  # and goes on being so
+    again = tunesmith.pack(run, tmp_path / "again.tar")  # and goes on being so
     assert again.read_bytes() == target.read_bytes()
     changed = read_recipe(str(folder), settings={"data.split.test": 0.3})
     with pytest.raises(DataError, match="no such file"):
-        verbs.prepare(changed, run)
+        tunesmith.prepare(changed, run)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_personal_data_stays(tmp_path: Path, recipe_file: Callable[..., Path]) -
 )
 def test_what_cannot_be_left_out(tmp_path: Path, without: str, why: str) -> None:
     with pytest.raises(RunError) as caught:
-        verbs.pack(stocked(tmp_path), tmp_path / "toy.tar", without=[without])
+        tunesmith.pack(stocked(tmp_path), tmp_path / "toy.tar", without=[without])
     assert why in str(caught.value)
 
 
@@ -311,7 +312,7 @@ def test_a_half_done_training_keeps_its_checkpoints(tmp_path: Path) -> None:
     run.write("journal.jsonl", "".join(json.dumps(event) + "\n" for event in journal(7, 54)))
     run.write("checkpoints/step-0000005/state.json", "{}")
     with pytest.raises(RunError, match="checkpoints is what a half-done training goes on from"):
-        verbs.pack(run, tmp_path / "toy.tar", without=["checkpoints"])
+        tunesmith.pack(run, tmp_path / "toy.tar", without=["checkpoints"])
 
 
 @pytest.mark.parametrize(
@@ -328,18 +329,18 @@ def test_where_an_archive_cannot_lie(tmp_path: Path, out: str, why: str) -> None
     run = stocked(tmp_path)
     (tmp_path / "mine.tar").write_text("mine")
     other = finish(make_recipe("other", data__source="hub:owner/rows"), tmp_path / "runs/other", until="prepare")
-    verbs.pack(other, tmp_path / "other.tar")
+    tunesmith.pack(other, tmp_path / "other.tar")
     before = tree(tmp_path)
     with pytest.raises(RunError, match=why):
-        verbs.pack(run, tmp_path / out)
+        tunesmith.pack(run, tmp_path / out)
     assert tree(tmp_path) == before
 
 
 def test_a_newer_archive_of_the_same_run_takes_the_place_of_the_older(tmp_path: Path) -> None:
     run, said = stocked(tmp_path), list[str]()
-    verbs.pack(run, tmp_path / "toy.tar")
+    tunesmith.pack(run, tmp_path / "toy.tar")
     run.write("card.md", "new")
-    verbs.pack(run, tmp_path / "toy.tar", said.append)
+    tunesmith.pack(run, tmp_path / "toy.tar", said.append)
     assert "card.md" in members_of(tmp_path / "toy.tar")
     assert any(text.endswith("it takes the place of an older one") for text in said)
 
@@ -348,16 +349,16 @@ def test_a_run_at_work_a_link_and_a_missing_input_are_refused(tmp_path: Path) ->
     run = stocked(tmp_path)
     target = tmp_path / "toy.tar"
     with run.lock(), pytest.raises(RunError, match="another process"):
-        verbs.pack(run, target)
+        tunesmith.pack(run, target)
     (run / "more").symlink_to(tmp_path)
     with pytest.raises(RunError, match=r"more is a link or no plain file\. Put what it points to.*--without more"):
-        verbs.pack(run, target)
+        tunesmith.pack(run, target)
     (run / "more").unlink()
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(DataError, match=r"no such file\. Put it where data.source says.*--without sources"):
-        verbs.pack(run, target)
+        tunesmith.pack(run, target)
     assert not target.exists()
-    assert verbs.pack(run, target, without=["sources"]) == target
+    assert tunesmith.pack(run, target, without=["sources"]) == target
 
 
 @pytest.mark.parametrize("text", ["measured and longer", "x", "same"])
@@ -373,7 +374,7 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(archive, "_taking_its_name", changing)
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(RunError, match=r"card\.md was changed while it was packed"):
-        verbs.pack(run, tmp_path / "toy.tar")
+        tunesmith.pack(run, tmp_path / "toy.tar")
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
@@ -384,7 +385,7 @@ def test_killed_while_packing_nothing_has_the_archives_name(tmp_path: Path, mome
 import os, signal, sys, tarfile
 from pathlib import Path
 from tunesmith import verbs
-from tunesmith.run import Run
+from tunesmith.runs.run import Run
 whole = {moment}
 calls = []
 def killed(*given):
@@ -400,9 +401,9 @@ verbs.pack(Run(Path(sys.argv[1])), Path(sys.argv[2]))
     assert done.returncode == -signal.SIGKILL, done.stderr
     (left,) = target.parent.iterdir()
     assert left.name.startswith(".toy.tar.") and left.name.endswith(".tmp")
-    verbs.pack(run, target)  # the next one clears away what the killed one left
+    tunesmith.pack(run, target)  # the next one clears away what the killed one left
     assert list(target.parent.iterdir()) == [target]
-    verbs.unpack(target, tmp_path / "new")
+    tunesmith.unpack(target, tmp_path / "new")
 
 
 def test_a_full_disk_while_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +414,7 @@ def test_a_full_disk_while_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(tarfile.TarFile, "addfile", full)
     with pytest.raises(ResourceError, match="disk is full"):
-        verbs.pack(run, tmp_path / "drive/toy.tar")
+        tunesmith.pack(run, tmp_path / "drive/toy.tar")
     assert list((tmp_path / "drive").iterdir()) == []
 
 
@@ -422,14 +423,14 @@ def test_a_full_disk_while_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    return verbs.pack(stocked(tmp_path), tmp_path / "toy.tar")
+    return tunesmith.pack(stocked(tmp_path), tmp_path / "toy.tar")
 
 
 def refused(path: Path, kind: type[TunesmithError] = DataError) -> str:
     """What is said; nothing may have appeared."""
     home = path.parent / "out"
     with pytest.raises(kind) as caught:
-        verbs.unpack(path, home / "toy")
+        tunesmith.unpack(path, home / "toy")
     assert not home.exists() or list(home.iterdir()) == []
     assert caught.value.what and caught.value.where and caught.value.next
     return str(caught.value)
@@ -437,7 +438,7 @@ def refused(path: Path, kind: type[TunesmithError] = DataError) -> str:
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
 def test_cut_off_anywhere(tmp_path: Path, ending: str) -> None:
-    data = verbs.pack(stocked(tmp_path), tmp_path / f"toy{ending}").read_bytes()
+    data = tunesmith.pack(stocked(tmp_path), tmp_path / f"toy{ending}").read_bytes()
     cut = tmp_path / f"cut{ending}"
     places = [0, 1, 100, 511, 513, len(data) // 3, len(data) // 2, len(data) - 11_000, len(data) - 1]
     if ending == ".tar":
@@ -446,14 +447,14 @@ def test_cut_off_anywhere(tmp_path: Path, ending: str) -> None:
         cut.write_bytes(data[: max(0, length)])
         assert re.search("cut off|no archive", refused(cut))
     cut.write_bytes(data)
-    verbs.unpack(cut, tmp_path / "whole")
+    tunesmith.unpack(cut, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
 def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path, ending: str) -> None:
     """At random places: in names, sizes, bytes, the manifest, the packing, and in what fills a block."""
-    data = verbs.pack(stocked(tmp_path), tmp_path / f"toy{ending}").read_bytes()
-    wanted = tree(verbs.unpack(tmp_path / f"toy{ending}", tmp_path / "whole"))
+    data = tunesmith.pack(stocked(tmp_path), tmp_path / f"toy{ending}").read_bytes()
+    wanted = tree(tunesmith.unpack(tmp_path / f"toy{ending}", tmp_path / "whole"))
     forged, chance, found = tmp_path / f"forged{ending}", random.Random(5), 0
     for number in range(60):
         place = chance.randrange(len(data))
@@ -462,7 +463,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path, ending: str) 
         forged.write_bytes(flipped)
         target = tmp_path / f"out/{number}"
         try:
-            verbs.unpack(forged, target)
+            tunesmith.unpack(forged, target)
         except (DataError, RunError) as error:
             assert error.where and error.next
             assert not target.exists()
@@ -632,7 +633,7 @@ def test_a_header_that_would_fill_the_memory(packed: Path, tmp_path: Path) -> No
 
 def test_too_little_room(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(packing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))  # type: ignore[attr-defined]
+        patched.setattr(pack.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))  # type: ignore[attr-defined]
         assert "the disk has 5 bytes left, and the run takes" in refused(packed, ResourceError)
     plain = Path.open
 
@@ -651,7 +652,7 @@ def test_a_folder_that_is_there_is_never_touched(packed: Path, tmp_path: Path, m
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for folder in (taken, tmp_path / "rows.jsonl", tmp_path / "dangling"):
         with pytest.raises(RunError, match=r"there is something already\. Name a new folder with --into"):
-            verbs.unpack(packed, folder)
+            tunesmith.unpack(packed, folder)
     extract, late = archive.Reader.extract, tmp_path / "late"
 
     def slow(self: archive.Reader, folder: Path) -> None:
@@ -661,7 +662,7 @@ def test_a_folder_that_is_there_is_never_touched(packed: Path, tmp_path: Path, m
 
     monkeypatch.setattr(archive.Reader, "extract", slow)
     with pytest.raises(RunError, match="there is something already"):
-        verbs.unpack(packed, late)
+        tunesmith.unpack(packed, late)
     assert (late / "mine").read_text() == "mine"
 
 
@@ -669,12 +670,12 @@ def test_a_base_that_is_a_folder(tmp_path: Path) -> None:
     base = tmp_path / "model"
     base.mkdir()
     said: list[str] = []
-    target = verbs.pack(stocked(tmp_path, base__model=str(base)), tmp_path / "toy.tar", said.append)
+    target = tunesmith.pack(stocked(tmp_path, base__model=str(base)), tmp_path / "toy.tar", said.append)
     assert any("is not packed: the folder" in text and "--set base.model=FOLDER" in text for text in said)
-    verbs.unpack(target, tmp_path / "one", said.append)
+    tunesmith.unpack(target, tmp_path / "one", said.append)
     assert said[-2].endswith("it is here")
     base.rmdir()
-    verbs.unpack(target, tmp_path / "two", said.append)
+    tunesmith.unpack(target, tmp_path / "two", said.append)
     assert said[-2].endswith("it must be there in the same place, or be named with --set base.model=FOLDER")
 
 
@@ -682,9 +683,9 @@ def test_a_base_that_is_a_file(tmp_path: Path) -> None:
     base = tmp_path / "model.gguf"
     base.write_bytes(b"GGUF")
     said: list[str] = []
-    target = verbs.pack(stocked(tmp_path, base__model=str(base)), tmp_path / "toy.tar", said.append)
+    target = tunesmith.pack(stocked(tmp_path, base__model=str(base)), tmp_path / "toy.tar", said.append)
     assert any("is not packed: the file" in text for text in said)
-    verbs.unpack(target, tmp_path / "one", said.append)
+    tunesmith.unpack(target, tmp_path / "one", said.append)
     assert said[-2].endswith("it is here")
 
 

@@ -11,26 +11,26 @@ from pathlib import Path
 
 import pytest
 
+import tunesmith
 from stopping import at, crash
 from tiny import FAMILIES
-from tunesmith import verbs
+from tunesmith.commands.serve import Wish, serving
+from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import RunError
-from tunesmith.recipe import read_recipe
-from tunesmith.run import Run
-from tunesmith.train.journal import read_journal
-from tunesmith.verbs.serving import Wish, serving
+from tunesmith.runs.run import Run
+from tunesmith.training.journal import read_journal
 
 TUNESMITH = str(Path(sys.executable).with_name("tunesmith"))
 
 
 def everything(path: Path, folder: Path) -> Run:
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, folder)
-    verbs.check(recipe)
-    verbs.prepare(recipe, run)
-    verbs.train(recipe, run)
-    verbs.evaluate(recipe, run)
-    verbs.report(recipe, run)
+    run = tunesmith.open_run(recipe, folder)
+    tunesmith.check(recipe)
+    tunesmith.prepare(recipe, run)
+    tunesmith.train(recipe, run)
+    tunesmith.evaluate(recipe, run)
+    tunesmith.report(recipe, run)
     return run
 
 
@@ -58,9 +58,9 @@ def test_recomputing_activations_changes_nothing(recipe_file: Callable[..., Path
     losses = []
     for choice in ("no", "yes"):
         recipe = read_recipe(str(recipe_file(train__recompute=choice, train__epochs=1)))
-        run = verbs.open_run(recipe, tmp_path / choice)
-        verbs.prepare(recipe, run)
-        verbs.train(recipe, run)
+        run = tunesmith.open_run(recipe, tmp_path / choice)
+        tunesmith.prepare(recipe, run)
+        tunesmith.train(recipe, run)
         losses.append([e["loss"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "step"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
@@ -69,11 +69,11 @@ def test_trl_writes_the_same_products_and_goes_on(recipe_file: Callable[..., Pat
     native = everything(recipe_file(name="native"), tmp_path / "runs")
     path = recipe_file(name="trl", train__engine="trl")
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, tmp_path / "runs")
-    verbs.prepare(recipe, run)
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
+    tunesmith.prepare(recipe, run)
 
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, run, watch=at("step", 7, crash))
+        tunesmith.train(recipe, run, watch=at("step", 7, crash))
     everything(path, tmp_path / "runs")
     resumed = [e["step"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "resume"]
     assert resumed == [5]
@@ -90,10 +90,10 @@ def test_again_is_at_once_and_says_so(recipe_file: Callable[..., Path], tmp_path
     run = everything(path, tmp_path / "runs")
     recipe = read_recipe(str(path))
     said: list[str] = []
-    verbs.prepare(recipe, run, said.append)
-    verbs.train(recipe, run, said.append)
-    verbs.evaluate(recipe, run, said.append)
-    verbs.report(recipe, run, said.append)
+    tunesmith.prepare(recipe, run, said.append)
+    tunesmith.train(recipe, run, said.append)
+    tunesmith.evaluate(recipe, run, said.append)
+    tunesmith.report(recipe, run, said.append)
     assert [text.split(":")[1].split(",")[0].strip() for text in said] == ["fresh"] * 4
 
 
@@ -103,7 +103,7 @@ def test_tensorboard_shows_the_journal(recipe_file: Callable[..., Path], tmp_pat
     run = everything(recipe_file(train__epochs=1), tmp_path / "runs")
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
-    for kind, tag in (("step", "train/loss"), ("valid", "valid/loss")):
+    for kind, tag in (("step", "training/loss"), ("valid", "valid/loss")):
         journal = [(e["step"], e["loss"]) for e in read_journal(run / "journal.jsonl") if e["kind"] == kind]
         shown = [(scalar.step, scalar.value) for scalar in board.Scalars(tag)]
         assert [step for step, _ in shown] == [step for step, _ in journal]
@@ -114,13 +114,13 @@ def test_what_changed_is_said(recipe_file: Callable[..., Path], tmp_path: Path) 
     run = everything(recipe_file(train__epochs=1), tmp_path / "runs")
     recipe = read_recipe(str(recipe_file(train__epochs=1, evaluate__rows=4)))
     said: list[str] = []
-    verbs.evaluate(recipe, run, said.append)
-    verbs.report(recipe, run, said.append)
+    tunesmith.evaluate(recipe, run, said.append)
+    tunesmith.report(recipe, run, said.append)
     assert said[0] == "evaluate: made again, because evaluate changed"
     assert said[-2] == "report: made again, because scores changed"
     (run / "scores.json").write_text("{}")
     said.clear()
-    verbs.evaluate(recipe, run, said.append)
+    tunesmith.evaluate(recipe, run, said.append)
     assert said[0] == "evaluate: made again, because scores.json was changed by hand or damaged"
 
 
@@ -135,7 +135,7 @@ def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_trainin
     path = recipe_file(prompt__template=str(template), train__epochs=1)
     run = everything(path, tmp_path / "runs")
     kept = (run / "recipe.yaml").read_text(encoding="utf-8")
-    steps: list[Callable[..., object]] = [verbs.evaluate, verbs.report, verbs.export, verbs.card]
+    steps: list[Callable[..., object]] = [tunesmith.evaluate, tunesmith.report, tunesmith.export, tunesmith.card]
     for key, value in {
         "adapter.rank": 3,
         "train.learning_rate": 0.5,
@@ -146,13 +146,13 @@ def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_trainin
         for step in steps:
             with pytest.raises(RunError, match=rf"trained with something else: {key.split('.')[0]}"):
                 step(changed, run)
-    verbs.report(read_recipe(str(path), settings={"data.max_dropped": 0.9}), run)  # no row depends on it
+    tunesmith.report(read_recipe(str(path), settings={"data.max_dropped": 0.9}), run)  # no row depends on it
     template.write_text(template.read_text().replace("<|assistant|>", "<|helper|>"))
     for step in steps:
         with pytest.raises(RunError, match="trained with something else: prompt changed"):
             step(read_recipe(str(path)), run)
     with pytest.raises(RunError, match="the chat template is not the one"):
-        verbs.chat(read_recipe(str(path)), run)
+        tunesmith.chat(read_recipe(str(path)), run)
     with (
         pytest.raises(RunError, match="the chat template is not the one"),
         serving(Wish([str(run.path)], 0, runs=tmp_path / "runs")),

@@ -21,12 +21,12 @@ import pytest
 import yaml
 from tests.serve.speakers import make_file, make_speaker
 
+from tunesmith.commands.serve import Wish, _hosts, serving, verified
+from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.prompt.tokens import encode_prompt
-from tunesmith.recipe import read_recipe
-from tunesmith.run import Run, hash_path
-from tunesmith.verbs.serving import Wish, _hosts, serving, verified
+from tunesmith.runs.run import Run, hash_path
 
 CODE = "import sys; sys.argv[0] = 'tunesmith'; from tunesmith.cli import main; main()"
 

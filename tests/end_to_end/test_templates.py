@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
+import tunesmith
 from stopping import at, crash
-from tunesmith import verbs
+from tunesmith.commands.shared import load_template_of, load_weights
+from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn, read_rows
 from tunesmith.errors import DataError, Several
-from tunesmith.evaluate.compare import read_answered
+from tunesmith.evaluation.comparison import read_answered
 from tunesmith.prompt.tokens import encode
-from tunesmith.recipe import read_recipe
-from tunesmith.run import hash_file
+from tunesmith.runs.run import hash_file
 from tunesmith.serve.backend import Sampling
 from tunesmith.serve.weights_backend import WeightsBackend
-from tunesmith.verbs.shared import load_template_of, load_weights
 
 THINK = (  # as Qwen3 writes: the last answer has an empty thought, earlier ones lost theirs
     "{%- set ns = namespace(last=-1) -%}{%- for m in messages -%}{%- if m.role == 'user' -%}"
@@ -86,18 +86,22 @@ def test_some_rows_left_out_are_a_warning_and_many_an_error(recipe_file: Write, 
     rows = [*talks(18, 1), *talks(2, 4)]
     recipe = read_recipe(str(recipe_of(recipe_file, tmp_path, rows, THINK, prompt__max_tokens=128)))
     few = recipe.data.model_copy(update={"checks": read_recipe_checks("too_long")})
-    (warning,) = [text for text in verbs.check(recipe.model_copy(update={"data": few})).warnings if "left out" in text]
+    (warning,) = [
+        text for text in tunesmith.check(recipe.model_copy(update={"data": few})).warnings if "left out" in text
+    ]
     assert warning.startswith("2 of 20 rows would be left out: too_long 2. The limit is 128 tokens")
     strict = few.model_copy(update={"max_dropped": 0.05})
     with pytest.raises(Several, match=r"set data\.max_dropped above 0\.10 to go on without them"):
-        verbs.check(recipe.model_copy(update={"data": strict}))
+        tunesmith.check(recipe.model_copy(update={"data": strict}))
     write_rows(tmp_path / "own.jsonl", [*talks(16, 1), *talks(4, 4)])
-    (warning,) = [text for text in verbs.check(recipe.model_copy(update={"data": few})).warnings if "left out" in text]
+    (warning,) = [
+        text for text in tunesmith.check(recipe.model_copy(update={"data": few})).warnings if "left out" in text
+    ]
     assert warning.startswith("WARNING: 4 of 20 rows")
 
 
 def read_recipe_checks(*names: str) -> list[Any]:
-    from tunesmith.recipe import Named
+    from tunesmith.config.recipe import Named
 
     return [Named(name, {}) for name in names]
 
@@ -110,9 +114,9 @@ def test_a_conversation_whose_turns_are_rewritten_becomes_a_row_for_each_answer(
     assert code == 0
     assert "20 rows, 60 answers" in out and "20 conversations become 60 rows, one for each answer" in out
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, tmp_path / "runs")
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
     lines: list[str] = []
-    verbs.prepare(recipe, run, lines.append)
+    tunesmith.prepare(recipe, run, lines.append)
     account = run.read_json("audit.json")
     learned = account["parts"]["train"] + account["parts"]["valid"]
     assert account["expanded"] == {"conversations": learned, "rows": 3 * learned}
@@ -129,8 +133,8 @@ def test_a_conversation_whose_turns_are_rewritten_becomes_a_row_for_each_answer(
         texts.add(row.answer)
     assert len(texts) == len(rows)
     assert len(read_rows(run / "data/test.jsonl")) == account["parts"]["test"]
-    verbs.train(recipe, run)
-    verbs.evaluate(recipe, run)
+    tunesmith.train(recipe, run)
+    tunesmith.evaluate(recipe, run)
     code, _, err = call("check", str(path), "--set", "prompt.expand=never")
     assert code == 3 and "unlearnable 20" in err and "prompt.expand" in err
 
@@ -141,13 +145,13 @@ def test_a_date_is_that_of_preparing_whenever_training_goes_on(
     rows = [{"prompt": f"how to do {n}?", "completion": f"Open {n}."} for n in range(20)]
     path = recipe_of(recipe_file, tmp_path, rows, DATED, train__epochs=4)
     recipe = read_recipe(str(path))
-    whole, stopped, later = (verbs.open_run(recipe, tmp_path / name) for name in ("whole", "stopped", "later"))
+    whole, stopped, later = (tunesmith.open_run(recipe, tmp_path / name) for name in ("whole", "stopped", "later"))
     for run in (whole, stopped):
-        verbs.prepare(recipe, run)
-    verbs.train(recipe, whole)
+        tunesmith.prepare(recipe, run)
+    tunesmith.train(recipe, whole)
 
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, stopped, watch=at("step", 8, crash))
+        tunesmith.train(recipe, stopped, watch=at("step", 8, crash))
 
     class Later(datetime.date):
         @classmethod
@@ -155,10 +159,10 @@ def test_a_date_is_that_of_preparing_whenever_training_goes_on(
             return datetime.date(2031, 5, 6)
 
     clock = types.SimpleNamespace(date=Later, datetime=datetime.datetime)
-    for module in ("tunesmith.prompt.template", "tunesmith.verbs.rows"):
+    for module in ("tunesmith.prompt.template", "tunesmith.commands.prepare"):
         monkeypatch.setattr(f"{module}.datetime", clock)
-    verbs.train(recipe, stopped)
-    verbs.prepare(recipe, later)
+    tunesmith.train(recipe, stopped)
+    tunesmith.prepare(recipe, later)
     adapters = [hash_file(run / "adapter/adapter_model.safetensors") for run in (whole, stopped)]
     assert adapters[0] == adapters[1]
     say = [].append
@@ -179,12 +183,12 @@ def test_replies_are_without_the_templates_thought(recipe_file: Write, tmp_path:
         evaluate={"rows": 6, "max_new_tokens": 64, "metrics": ["exact_match"], "primary": "exact_match"},
     )  # fmt: skip
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, tmp_path / "runs")
-    verbs.prepare(recipe, run)
-    verbs.train(recipe, run)
-    verbs.evaluate(recipe, run)
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
+    tunesmith.prepare(recipe, run)
+    tunesmith.train(recipe, run)
+    tunesmith.evaluate(recipe, run)
     assert {item.reply.text for item in read_answered(run / "replies/tuned.jsonl")} == {ANSWER}
-    model = verbs.chat(recipe, run)
+    model = tunesmith.chat(recipe, run)
     asked = [Turn("user", "Where is crate 3?")]
     assert "".join(model.stream(asked, max_new_tokens=64)) == ANSWER
 
@@ -210,9 +214,9 @@ def test_reasoning_is_learned_or_left_out_as_the_recipe_says(recipe_file: Write,
         for n in range(20)
     ]
     path = recipe_of(recipe_file, tmp_path, rows, THINK)
-    shown = {each.title: each for each in verbs.check(read_recipe(str(path))).shown}
+    shown = {each.title: each for each in tunesmith.check(read_recipe(str(path))).shown}
     assert "I look for" in "".join(text for text, with_loss in shown["longest"].pieces if with_loss)
-    dropped = verbs.check(read_recipe(str(path), settings={"prompt.reasoning": "drop"}))
+    dropped = tunesmith.check(read_recipe(str(path), settings={"prompt.reasoning": "drop"}))
     assert "I look for" not in "".join(text for each in dropped.shown for text, _ in each.pieces)
     assert any("the reasoning of 20 rows is left out" in warning for warning in dropped.warnings)
 
@@ -222,15 +226,15 @@ def test_an_option_that_the_template_does_not_know_is_refused(recipe_file: Write
     rows = [{"prompt": f"Where is {n}?", "completion": ANSWER} for n in range(20)]
     path = recipe_of(recipe_file, tmp_path, rows, template, prompt__template_options={"enable_thinkin": False})
     with pytest.raises(Several, match=r"no option 'enable_thinkin'.*enable_thinking"):
-        verbs.check(read_recipe(str(path)))
+        tunesmith.check(read_recipe(str(path)))
     right = read_recipe(str(path), settings={"prompt.template_options": {"enable_thinking": False}})
-    assert verbs.check(right).shown[0].pieces[0][0].startswith("<s>")
+    assert tunesmith.check(right).shown[0].pieces[0][0].startswith("<s>")
 
 
 def test_a_template_under_which_no_row_can_be_learned_is_refused(recipe_file: Write, tmp_path: Path) -> None:
     rows = [{"prompt": f"Where is {n}?", "completion": ANSWER} for n in range(20)]
     path = recipe_of(recipe_file, tmp_path, rows, "{% for m in messages %}{{ m['role'] }}<|im_end|>{% endfor %}")
     with pytest.raises(Several) as caught:
-        verbs.check(read_recipe(str(path)))
+        tunesmith.check(read_recipe(str(path)))
     assert isinstance(caught.value.errors[0], DataError)
     assert "leaves the answer out" in str(caught.value)

@@ -283,11 +283,11 @@ def test_a_process_that_dies_is_told(
     import os
     import signal
 
-    from tunesmith import verbs
-    from tunesmith.recipe import read_recipe
+    import tunesmith
+    from tunesmith.config.recipe import read_recipe
 
     recipe = read_recipe(str(recipe_file(train__epochs=400, train__batch="2 rows")))
-    run = verbs.open_run(recipe, tmp_path / "runs")
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
     jobs.start(run.path, ["run", str(run.path), "--runs", str(tmp_path / "runs")])
     page.goto(served.url)
     open_tab(page, "train")

@@ -22,9 +22,9 @@ MODEL = Scripted(SAID)
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The pages over a finished run; the models say a script, all else is real."""
+    from tunesmith.commands.writer import Drafting
     from tunesmith.ui import compare_page, write_page
     from tunesmith.ui.app import serving_ui
-    from tunesmith.verbs.drafting import Drafting
 
     folder = tmp_path_factory.mktemp("ui")
     _, run = finished(folder)

@@ -14,20 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tunesmith
 from stopping import at, crash
-from tunesmith import verbs
+from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RecipeError
-from tunesmith.model.adapter import attach
-from tunesmith.model.build import load
-from tunesmith.model.weights import fetch
+from tunesmith.models.adapter import attach
+from tunesmith.models.build import load
+from tunesmith.models.weights import fetch
 from tunesmith.prompt import pack
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.run import Run, hash_file
-from tunesmith.train.journal import read_journal
-from tunesmith.train.loss import summed_loss
+from tunesmith.runs.run import Run, hash_file
+from tunesmith.training.journal import read_journal
+from tunesmith.training.loss import summed_loss
 
 QUICK = {  # 10 steps; two rows are compared, by loss alone
     "train__schedule": "linear",
@@ -94,14 +94,14 @@ def recipe_of(recipe_file: Callable[..., Path], tiny: Callable[..., Path]) -> Ca
 
 
 def prepared(recipe: Recipe, folder: Path) -> Run:
-    run = verbs.open_run(recipe, folder)
-    verbs.prepare(recipe, run)
+    run = tunesmith.open_run(recipe, folder)
+    tunesmith.prepare(recipe, run)
     return run
 
 
 def trained(recipe: Recipe, folder: Path) -> Run:
     run = prepared(recipe, folder)
-    verbs.train(recipe, run)
+    tunesmith.train(recipe, run)
     return run
 
 
@@ -137,7 +137,7 @@ def test_each_variant_is_trained_saved_read_back_and_compared(
     assert loss_of_the_saved(recipe, run) == pytest.approx(min(losses(run, "valid")[1:]), abs=1e-5)
     config = json.loads((run / "adapter/adapter_config.json").read_text())
     assert {key: config[key] for key in SAID.get(variant, {})} == SAID.get(variant, {})
-    verbs.evaluate(recipe, run)
+    tunesmith.evaluate(recipe, run)
     for section in run.read_json("scores.json")["sections"].values():
         assert section["loss"]["tuned"] < section["loss"]["base"]
     if variant in NOT_BY_TRL:
@@ -164,8 +164,8 @@ def test_a_stopped_run_goes_on_to_the_undisturbed_ones_adapter(
     whole, run = trained(recipe, tmp_path / "whole"), prepared(recipe, tmp_path / "stopped")
 
     with pytest.raises(KeyboardInterrupt):
-        verbs.train(recipe, run, watch=at("step", 7, crash))
-    verbs.train(recipe, run)
+        tunesmith.train(recipe, run, watch=at("step", 7, crash))
+    tunesmith.train(recipe, run)
     assert [event["step"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "resume"] == [5]
     files = [each / "adapter/adapter_model.safetensors" for each in (run, whole)]
     assert hash_file(files[0]) == hash_file(files[1])
@@ -178,6 +178,6 @@ def test_trl_refuses_what_reads_packed_codes(
     recipe = recipe_of(variant, train__engine="trl")
     run = prepared(recipe, tmp_path)
     with pytest.raises(RecipeError, match=f"cannot do {variant} over NF4.*engine to native, or base.bits to 16") as no:
-        verbs.train(recipe, run)
+        tunesmith.train(recipe, run)
     assert no.value.where == where
     assert not (run / "adapter").exists()

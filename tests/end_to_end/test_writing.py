@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tunesmith.recipe import read_recipe
+from tunesmith.config.recipe import read_recipe
 
 Call = Callable[..., tuple[int, str, str]]
 

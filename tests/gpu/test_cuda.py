@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 import torch
 
+import tunesmith
 from stopping import at, interrupt
 from tiny import FAMILIES
-from tunesmith import verbs
+from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import Paused, ResourceError
-from tunesmith.model.fuse import Fused
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.run import Run
-from tunesmith.train.journal import read_journal
+from tunesmith.models.fuse import Fused
+from tunesmith.runs.run import Run
+from tunesmith.training.journal import read_journal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 def prepared(path: Path, folder: Path) -> tuple[Recipe, Run]:
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, folder)
-    verbs.prepare(recipe, run)
+    run = tunesmith.open_run(recipe, folder)
+    tunesmith.prepare(recipe, run)
     return recipe, run
 
 
@@ -36,8 +36,8 @@ def losses(run: Run) -> list[float]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_in_bfloat16(recipe_file: Callable[..., Path], tmp_path: Path, family: str) -> None:
     recipe, run = prepared(recipe_file(family, train__precision="auto", train__epochs=3), tmp_path)
-    verbs.train(recipe, run)
-    verbs.evaluate(recipe, run)
+    tunesmith.train(recipe, run)
+    tunesmith.evaluate(recipe, run)
     assert run.read_json("machine.json")["precision"] == "bfloat16"
     found = losses(run)
     assert sum(found[-3:]) < sum(found[:3]) - 0.9
@@ -52,19 +52,19 @@ def test_optimizers_and_going_on(
     """With rank 64 the tiny model's matrices are large enough for 8-bit states."""
     path = recipe_file(train__optimizer=optimizer, train__epochs=3, adapter__rank=64, **way)
     recipe, whole = prepared(path, tmp_path / "whole")
-    verbs.train(recipe, whole)
+    tunesmith.train(recipe, whole)
     _, run = prepared(path, tmp_path / "stopped")
 
     with pytest.raises(Paused):
-        verbs.train(recipe, run, watch=at("step", 6, interrupt))
-    verbs.train(recipe, run)
+        tunesmith.train(recipe, run, watch=at("step", 6, interrupt))
+    tunesmith.train(recipe, run)
     assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
     assert losses(run)[-1] < losses(run)[0] - 0.5
 
 
 def test_a_resumed_paged_optimizer_is_paged_again() -> None:
-    from tunesmith.train import checkpoint
-    from tunesmith.train.optimizers import paged_adamw_8bit
+    from tunesmith.training import checkpoint
+    from tunesmith.training.optimizers import paged_adamw_8bit
 
     def made() -> Any:
         torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_a_resumed_paged_optimizer_is_paged_again() -> None:
 @pytest.mark.parametrize("engine", ["native", "trl"])
 def test_float16_with_loss_scaling(recipe_file: Callable[..., Path], tmp_path: Path, engine: str) -> None:
     recipe, run = prepared(recipe_file(train__precision="float16", train__epochs=3, train__engine=engine), tmp_path)
-    verbs.train(recipe, run)
+    tunesmith.train(recipe, run)
     assert losses(run)[-1] < losses(run)[0] - 0.5
 
 
@@ -98,7 +98,7 @@ def test_engines_agree(recipe_file: Callable[..., Path], tmp_path: Path, precisi
     for engine in ("native", "trl"):
         path = recipe_file(train__precision=precision, train__engine=engine, train__learning_rate=1e-3)
         recipe, run = prepared(path, tmp_path / engine)
-        verbs.train(recipe, run)
+        tunesmith.train(recipe, run)
         found.append(losses(run))
     assert found[1] == pytest.approx(found[0], abs=1e-3 if precision == "float32" else 0.02)
 
@@ -109,7 +109,7 @@ def test_trl_keeps_to_one_gpu_and_shrinks_its_micro_batches(
     from trl import SFTTrainer
 
     recipe, whole = prepared(recipe_file(train__engine="trl", train__epochs=1), tmp_path / "whole")
-    verbs.train(recipe, whole)
+    tunesmith.train(recipe, whole)
     _, run = prepared(recipe_file(train__engine="trl", train__epochs=1), tmp_path / "tight")
     real = SFTTrainer.compute_loss
 
@@ -120,7 +120,7 @@ def test_trl_keeps_to_one_gpu_and_shrinks_its_micro_batches(
         return real(self, model, inputs, *rest, **more)
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", greedy)
-    verbs.train(recipe, run)
+    tunesmith.train(recipe, run)
     assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
     notes = [e["text"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "note"]
     assert notes and all(note.startswith("out of memory: micro-batches now hold") for note in notes)
@@ -130,10 +130,10 @@ def test_cuda_and_processor_agree_in_float32(
     recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, run = prepared(recipe_file(train__learning_rate=1e-3), tmp_path / "cuda")
-    verbs.train(recipe, run)
+    tunesmith.train(recipe, run)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     _, other = prepared(recipe_file(train__learning_rate=1e-3), tmp_path / "cpu")
-    verbs.train(recipe, other)
+    tunesmith.train(recipe, other)
     assert losses(run) == pytest.approx(losses(other), abs=2e-3)
 
 
@@ -141,7 +141,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
     recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, whole = prepared(recipe_file(train__epochs=1), tmp_path / "whole")
-    verbs.train(recipe, whole)
+    tunesmith.train(recipe, whole)
     _, run = prepared(recipe_file(train__epochs=1), tmp_path / "tight")
     real, limit = Fused.step, 200
 
@@ -151,14 +151,14 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
         return real(self, flat, share)
 
     monkeypatch.setattr(Fused, "step", greedy)
-    verbs.train(recipe, run)
+    tunesmith.train(recipe, run)
     assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
     notes = [e["text"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "note"]
     assert notes and all(note.startswith("out of memory: micro-batches now hold") for note in notes)
     limit = 3
     _, hopeless = prepared(recipe_file(train__epochs=1), tmp_path / "hopeless")
     with pytest.raises(ResourceError, match="does not fit into the card's memory"):
-        verbs.train(recipe, hopeless)
+        tunesmith.train(recipe, hopeless)
 
 
 @pytest.mark.parametrize("recompute", ["no", "yes"])
@@ -184,7 +184,7 @@ def test_planned_memory_beside_measured(recipe_file: Callable[..., Path], tmp_pa
     recipe, run = prepared(path, tmp_path / "runs")
     gc.collect()
     left = torch.cuda.memory_allocated()  # by other tests in this process
-    verbs.train(recipe, run)
+    tunesmith.train(recipe, run)
     plan = run.read_json("plan.json")
     planned, measured = plan["peak"], plan["measured"] - left
     print(f"recompute {recompute}: planned {planned >> 20} MiB, measured {measured >> 20} MiB, {left >> 20} before")

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from greedy import never, slowly
-from tunesmith.generate.decoder import Decoder
-from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.fused_config import FAMILIES
-from tunesmith.model.weights import fetch
+from tunesmith.generation.decoder import Decoder
+from tunesmith.models.build import Model, add_adapter, load
+from tunesmith.models.fused_config import FAMILIES
+from tunesmith.models.weights import fetch
 
 pytestmark = pytest.mark.gpu
 PROMPTS = [[(31 * n + 5 * place) % 250 + 5 for place in range(4 + 7 * n % 40)] for n in range(40)]

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+import tunesmith
 from families import FAMILY, make_family
-from tunesmith import verbs
-from tunesmith.model.build import load
-from tunesmith.model.weights import fetch
+from tunesmith.config.recipe import read_recipe
+from tunesmith.models.build import load
+from tunesmith.models.weights import fetch
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
-from tunesmith.recipe import read_recipe
-from tunesmith.train.journal import read_journal
-from tunesmith.train.loss import summed_loss
+from tunesmith.training.journal import read_journal
+from tunesmith.training.loss import summed_loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 NAMES = [
@@ -40,8 +40,8 @@ def test_a_family_learns_and_is_compared(recipe_file: Callable[..., Path], tmp_p
     base = make_family(tmp_path / "base", name)
     settings: dict[str, Any] = {"train__precision": "auto", "train__epochs": 3, "evaluate__metrics": ["loss", "stops"]}
     recipe = read_recipe(str(recipe_file(base__model=str(base), **settings)))
-    run = verbs.open_run(recipe, tmp_path / "runs")
-    for command in (verbs.prepare, verbs.train, verbs.evaluate):
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
+    for command in (tunesmith.prepare, tunesmith.train, tunesmith.evaluate):
         command(recipe, run)
     losses = [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.6

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith.model.build import Model, add_adapter, load
-from tunesmith.model.fuse import Fused, flat_of
-from tunesmith.model.fused_config import FAMILIES
-from tunesmith.model.shelf import HostTable
-from tunesmith.model.weights import fetch
+from tunesmith.models.build import Model, add_adapter, load
+from tunesmith.models.fuse import Fused, flat_of
+from tunesmith.models.fused_config import FAMILIES
+from tunesmith.models.offload import HostTable
+from tunesmith.models.weights import fetch
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
-from tunesmith.train.captured import Captured
-from tunesmith.train.loss import summed_loss
+from tunesmith.training.cuda_graph import Captured
+from tunesmith.training.loss import summed_loss
 
 pytestmark = pytest.mark.gpu
 LENGTHS = (57, 130, 9, 1, 88)

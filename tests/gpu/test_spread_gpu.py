@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith import verbs
-from tunesmith.model.adapter import read_adapter
-from tunesmith.recipe import read_recipe
-from tunesmith.run import Run
-from tunesmith.train.journal import read_journal
+import tunesmith
+from tunesmith.config.recipe import read_recipe
+from tunesmith.models.adapter import read_adapter
+from tunesmith.runs.run import Run
+from tunesmith.training.journal import read_journal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")]
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
@@ -27,8 +27,8 @@ ALIKE = {  # of the losses; a sharded base is trained by autograd, which rounds 
 
 def prepared(path: Path, runs: Path) -> Run:
     recipe = read_recipe(str(path))
-    run = verbs.open_run(recipe, runs)
-    verbs.prepare(recipe, run)
+    run = tunesmith.open_run(recipe, runs)
+    tunesmith.prepare(recipe, run)
     return run
 
 
@@ -44,7 +44,7 @@ def test_two_cards_make_the_loss_of_one(
     changes: dict[str, Any] = {"train__precision": precision, "train__spread": spread, "train__learning_rate": 1e-3}
     path = recipe_file(base__model=str(tiny("llama", **SHAPE)), **changes)
     one, two = (prepared(path, tmp_path / name) for name in ("one", "two"))
-    verbs.train(read_recipe(str(path)), one)
+    tunesmith.train(read_recipe(str(path)), one)
     command = [sys.executable, "-m", "tunesmith", "train", str(path), "--runs", str(tmp_path / "two"), "--gpus", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tunesmith.train.rate import factor, warm_steps
-from tunesmith.train.schedules import constant, cosine, linear
+from tunesmith.training.rate import factor, warm_steps
+from tunesmith.training.schedules import constant, cosine, linear
 
 
 @pytest.mark.parametrize(

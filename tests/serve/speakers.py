@@ -17,14 +17,15 @@ from transformers import AutoModelForCausalLM
 
 from gguf_models import sayable, write_model
 from tiny import make_model, make_tokenizer
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Turn
-from tunesmith.recipe import Recipe
-from tunesmith.serve.app import Served, app
-from tunesmith.serve.backend import Broken, Finish, Refused, Sampling
-from tunesmith.serve.limits import Limits
-from tunesmith.serve.local import listening
-from tunesmith.serve.queue import Desk
-from tunesmith.serve.running import answering
+from tunesmith.serve.app import app
+from tunesmith.serve.backend import Finish, Sampling
+from tunesmith.serve.request_queue import Desk, Served
+from tunesmith.web.errors import Broken, Refused
+from tunesmith.web.limits import Limits
+from tunesmith.web.local_server import listening
+from tunesmith.web.server import answering
 
 TOKEN = "a-token-of-the-tests-that-is-long-enough-0123"
 FREE = Limits(rate=1e9, burst=1 << 30)  # where the rate is not what is tested

@@ -15,7 +15,7 @@ from tests.serve.speakers import FREE, TOKEN, Parrot, Running, events, raw, runn
 
 from strict_pages import EVIL
 from tunesmith.serve.docs_page import FILES
-from tunesmith.serve.limits import Limits
+from tunesmith.web.limits import Limits
 
 EXTENSION = "chrome-extension://abcdefghijklmnopabcdefghijklmnop"
 CHAT = "/v1/chat/completions"

@@ -18,13 +18,14 @@ from tests.serve.speakers import Running, events, make_file, running
 from gguf_models import opened
 from tiny import make_tokenizer
 from tunesmith.data.conversation import Turn
-from tunesmith.generate.ends import Ends
-from tunesmith.generate.from_gguf import FromGguf
-from tunesmith.generate.plainly import any_of, encode_plainly, marks_of
+from tunesmith.generation.encode_untrusted import any_of, encode_plainly, marks_of
+from tunesmith.generation.from_gguf import FromGguf
+from tunesmith.generation.stop_strings import Ends
 from tunesmith.prompt.template import PLAIN, Template
 from tunesmith.prompt.tokens import encode_prompt
-from tunesmith.serve.backend import Refused, Sampling
+from tunesmith.serve.backend import Sampling
 from tunesmith.serve.gguf_backend import GgufBackend
+from tunesmith.web.errors import Refused
 
 WORDS = 24
 TEXTS = ["how do I return a blender?", "hi", "où est 日本?", "12 eggs, 3.5 l milk", "", "and now"]

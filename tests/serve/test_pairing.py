@@ -16,7 +16,7 @@ from tests.serve.speakers import Parrot, Running, running
 from tunesmith.errors import RunError
 from tunesmith.serve import pairing
 from tunesmith.serve.pairing import LETTERS, SECONDS, TRIES, Pairing, paired, pairs_path, unpair
-from tunesmith.serve.refusals import ApiError
+from tunesmith.web.errors import ApiError
 
 ONE = f"chrome-extension://{'a' * 32}"
 OTHER = f"chrome-extension://{'b' * 32}"

@@ -9,9 +9,10 @@ import pytest
 from tests.serve.speakers import Parrot
 
 from tunesmith.data.conversation import Turn
-from tunesmith.serve.backend import Broken, Sampling
-from tunesmith.serve.limits import Rate
-from tunesmith.serve.queue import Busy, Desk, TooLong
+from tunesmith.serve.backend import Sampling
+from tunesmith.serve.request_queue import Desk
+from tunesmith.web.errors import Broken, Busy, TooLong
+from tunesmith.web.limits import Rate
 
 PLENTY = Sampling(100)
 

@@ -14,10 +14,11 @@ import httpx2
 import pytest
 from tests.serve.speakers import Parrot, Running, running
 
+from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.conversation import Turn
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.serve.backend import Broken, Sampling
-from tunesmith.write.form import conversation, form_of
+from tunesmith.serve.backend import Sampling
+from tunesmith.web.errors import Broken
+from tunesmith.writing.form import conversation, form_of
 
 FIELDS = {
     "Job Title": "Baker", "Hiring Company": "Mill Lane Bakery", "Applicant Name": "Kim Oat",

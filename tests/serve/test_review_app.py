@@ -18,13 +18,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from strict_pages import EVIL, Page
+from tunesmith.commands.review import conclude, review, reviewing
+from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import ResourceError, RunError
-from tunesmith.evaluate.review import QUESTIONS, Reviews, draw, read_reviews
-from tunesmith.recipe import Recipe, read_recipe
-from tunesmith.run import Run
-from tunesmith.serve.local import listening
+from tunesmith.evaluation.review import QUESTIONS, Reviews, draw, read_reviews
+from tunesmith.runs.run import Run
 from tunesmith.serve.review_app import LARGEST_BODY, LONGEST_NOTE, PAGES, review_app
-from tunesmith.verbs.reviewing import conclude, review, reviewing
+from tunesmith.web.local_server import listening
 
 HOST = "127.0.0.1:8000"
 TOKEN = "t0ken"
@@ -61,7 +61,7 @@ def write_run(folder: Path, rows: int = 4, equal: int = 1) -> tuple[Recipe, Run]
 
 
 def app_of(folder: Path, reviewer: str = "r1") -> Any:
-    from tunesmith.verbs.reviewing import pairs_of
+    from tunesmith.commands.review import pairs_of
 
     recipe, run = write_run(folder)
     pairs, equal = pairs_of(recipe, run)
@@ -341,7 +341,7 @@ def test_a_full_disk_is_told_and_nothing_is_kept(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tunesmith.evaluate.review.os.fsync", full)
+        patched.setattr("tunesmith.evaluation.review.os.fsync", full)
         answer = page.post("/api/judgements", json=given(page, 0))
     assert answer.status_code == 507
     assert "disk is full" in answer.json()["detail"]
@@ -420,8 +420,8 @@ def test_a_bad_name_is_refused_before_anything_is_served(tmp_path: Path) -> None
 def test_ctrl_c_ends_the_review_with_its_summary(tmp_path: Path) -> None:
     _, run = write_run(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from tunesmith.recipe import read_recipe\n"
-        "from tunesmith.run import Run; from tunesmith.verbs.reviewing import review\n"
+        "import sys; from pathlib import Path; from tunesmith.config.recipe import read_recipe\n"
+        "from tunesmith.runs.run import Run; from tunesmith.commands.review import review\n"
         "say = lambda text: print(text, flush=True)\n"
         "print(review(read_recipe(sys.argv[1]), Run(Path(sys.argv[2])), 'r1', say))"
     )

@@ -12,8 +12,8 @@ import pytest
 from tests.serve.test_review_app import write_run
 
 from strict_pages import EVIL
-from tunesmith.evaluate.review import QUESTIONS, read_reviews
-from tunesmith.verbs.reviewing import reviewing
+from tunesmith.commands.review import reviewing
+from tunesmith.evaluation.review import QUESTIONS, read_reviews
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import ResourceError, RunError
-from tunesmith.serve.token_file import read_private, read_token, token_path, write_private
+from tunesmith.web.token_file import read_private, read_token, token_path, write_private
 
 
 def mode(path: Path) -> int:

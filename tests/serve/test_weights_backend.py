@@ -18,13 +18,14 @@ from transformers import (
 )
 
 from tunesmith.data.conversation import Turn
-from tunesmith.generate.from_weights import FromWeights, draw
-from tunesmith.model.build import load
-from tunesmith.model.weights import fetch
+from tunesmith.generation.from_weights import FromWeights, draw
+from tunesmith.models.build import load
+from tunesmith.models.weights import fetch
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode_prompt
-from tunesmith.serve.backend import Refused, Sampling
+from tunesmith.serve.backend import Sampling
 from tunesmith.serve.weights_backend import WeightsBackend
+from tunesmith.web.errors import Refused
 
 WORDS = 16
 

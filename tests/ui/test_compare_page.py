@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from strict_pages import Page
+from tunesmith.commands.side_by_side import Beside, Voice, answers, prompt_of, voices
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, RunError
-from tunesmith.verbs.beside import Beside, Voice, answers, prompt_of, voices
 from ui_runs import HOSTILE, Scripted, finished, letters, strict
 
 from tunesmith.ui import compare_page  # isort: skip

@@ -14,8 +14,8 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install 'tune
 
 from finished_runs import finish, make_recipe
 from tunesmith.errors import ResourceError, RunError
-from tunesmith.ui import door
 from tunesmith.ui.app import LARGEST_UPLOAD, Serving, make, serving_ui
+from tunesmith.web import cookie_auth
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
 
@@ -193,7 +193,7 @@ def test_pages_of_runs(served: Serving, cookie: str) -> None:
 def test_bodies_are_bounded(served: Serving, cookie: str) -> None:
     own = f"http://{served.hosts[0]}"
     for path, most in (
-        ("/gradio_api/queue/join", door.LARGEST_FORM),
+        ("/gradio_api/queue/join", cookie_auth.LARGEST_FORM),
         ("/gradio_api/upload", LARGEST_UPLOAD + (2 << 20)),
     ):
         answer = ask(served, path, "POST", b"", Cookie=cookie, Origin=own, Content_Length=str(most + 1))

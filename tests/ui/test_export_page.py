@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tunesmith.commands import export
 from tunesmith.ui.jobs import Job
-from tunesmith.verbs import exporting
 from ui_runs import finished, letters, strict
 
 from tunesmith.ui import export_page  # isort: skip
@@ -115,4 +115,4 @@ def test_how_a_command_ended(run: tuple[Any, Any], job: Job, words: str) -> None
 
 def test_a_failed_export_is_known_by_the_words_that_the_verb_says(run: tuple[Any, Any]) -> None:
     entry = json.loads((run[1] / "export.json").read_text())["files"][1]
-    assert exporting.told(entry).startswith("NOT VERIFIED")
+    assert export.told(entry).startswith("NOT VERIFIED")

@@ -32,7 +32,18 @@ def guarded(folder: Path, code: str) -> subprocess.Popen[bytes]:
     """A command beside its warden, as `start` makes them, but of our own."""
     place = folder / jobs.PLACE
     place.mkdir(parents=True)
-    warden = [sys.executable, "-m", "tunesmith.ui.warden", str(place), "--", sys.executable, "-c", code, "train", "x"]
+    warden = [
+        sys.executable,
+        "-m",
+        "tunesmith.ui.supervisor",
+        str(place),
+        "--",
+        sys.executable,
+        "-c",
+        code,
+        "train",
+        "x",
+    ]
     made = subprocess.Popen(warden)
     until(lambda: (place / "job.json").exists())
     return made
@@ -114,7 +125,7 @@ def test_a_number_that_another_process_has_now_is_not_the_command(tmp_path: Path
 
 
 def test_who_holds_a_run(tmp_path: Path) -> None:
-    from tunesmith.run import Run
+    from tunesmith.runs.run import Run
 
     assert jobs.owner(tmp_path) == 0
     with Run(tmp_path).lock():

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe, read_recipe
 from tunesmith.ui import form, recipe_text
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))

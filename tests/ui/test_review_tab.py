@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from tunesmith.commands.review import conclude, pairs_of
 from tunesmith.errors import RunError
-from tunesmith.evaluate.review import QUESTIONS
-from tunesmith.verbs.reviewing import conclude, pairs_of
+from tunesmith.evaluation.review import QUESTIONS
 from ui_runs import finished, strict
 
 from tunesmith.ui import review_page  # isort: skip

@@ -15,10 +15,9 @@ import pytest
 from finished_runs import finish, journal, make_recipe
 from strict_pages import EVIL, Page
 from tunesmith.errors import DataError, RunError
-from tunesmith.run import Run
-from tunesmith.ui import audits, jobs, planned, progress, words
+from tunesmith.runs.run import Run, inside
+from tunesmith.ui import audits, jobs, planned, progress, text_html
 from tunesmith.ui.curves import MOST, curve, short
-from tunesmith.ui.state import inside
 
 STEPS = [
     {"kind": "start", "step": 0, "total": 4, "time": 100.0},
@@ -61,7 +60,7 @@ def job(folder: Path, log: str = "", **told: Any) -> None:
 def everything(found: progress.Progress) -> Page:
     parts = (progress.headline, progress.stages, progress.bar, progress.figures, progress.curves, progress.samples,
              progress.notes)  # fmt: skip
-    return strict(words.part(*(part(found) for part in parts), words.log(found.job.log)))
+    return strict(text_html.part(*(part(found) for part in parts), text_html.log(found.job.log)))
 
 
 def test_a_run_at_work(tmp_path: Path) -> None:
@@ -161,10 +160,11 @@ def write_rows(path: Path) -> Path:
 
 
 def audited(folder: Path, source: Path, *, fix: bool) -> Path:
-    from tunesmith import verbs
+    import tunesmith
+    from tunesmith.commands.audit import to_audit
 
-    name, data, base, _ = verbs.to_audit(str(source), ["empty", "mojibake"])
-    verbs.audit(name, data.model_copy(update={"repair": fix}), base, folder, fix=fix)
+    name, data, base, _ = to_audit(str(source), ["empty", "mojibake"])
+    tunesmith.audit(name, data.model_copy(update={"repair": fix}), base, folder, fix=fix)
     return folder
 
 
@@ -174,7 +174,7 @@ def test_findings_diffs_accept_and_undo(tmp_path: Path) -> None:
     folder = audited(tmp_path / "audits/rows", source, fix=False)
     told = audits.account(folder)
     assert told is not None and told["read"] == 5
-    page = strict(words.part(audits.summary(told), audits.findings(told)))
+    page = strict(text_html.part(audits.summary(told), audits.findings(told)))
     assert "rows read" in page.text and "Empty" in page.text and "What to do" in page.text
     assert "line 4" in page.text and "rows.csv" not in page.text  # the only file is not named again and again
     assert page.named("mark") and "<b onclick=x>It" in page.text
@@ -183,7 +183,7 @@ def test_findings_diffs_accept_and_undo(tmp_path: Path) -> None:
         audits.accept(folder)
     audited(folder / audits.PROPOSED, source, fix=True)
     (diff,) = audits.diffs(folder / audits.PROPOSED)
-    page = strict(words.part(audits.changes(diff)))
+    page = strict(text_html.part(audits.changes(diff)))
     assert "â€™" in page.text and "mojibake" in page.text and "left out: empty" in page.text
     assert EVIL[:60] in page.text
 
@@ -212,13 +212,13 @@ def test_a_damaged_audit(tmp_path: Path) -> None:
 
 
 def test_errors_in_three_parts_as_text() -> None:
-    page = strict(words.trouble(DataError(f"{EVIL} is wrong", where=f"{EVIL} line 3", next=f"Mend {EVIL}")))
+    page = strict(text_html.trouble(DataError(f"{EVIL} is wrong", where=f"{EVIL} line 3", next=f"Mend {EVIL}")))
     assert page.text.count(EVIL) == 3 and "Where:" in page.text
-    assert strict(words.trouble(ValueError(EVIL))).text.count(EVIL) == 1
+    assert strict(text_html.trouble(ValueError(EVIL))).text.count(EVIL) == 1
     assert strict(planned.problems([DataError(EVIL, where="/a/recipe.yaml line 2, train.epochs")])).text.count(
         "train.epochs"
     )
-    assert strict(words.table([EVIL], [[EVIL]], label="x")).text.count(EVIL) == 2
+    assert strict(text_html.table([EVIL], [[EVIL]], label="x")).text.count(EVIL) == 2
 
 
 @pytest.mark.parametrize("name", ["..", "../one", "one/../one", "/etc", "", None, ".hidden", "away", "none", "one\n"])

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from tunesmith.commands.writer import Drafting
 from tunesmith.errors import DataError, Several
-from tunesmith.verbs.drafting import Drafting
-from tunesmith.write.events import Cut, Done
+from tunesmith.writing.events import Cut, Done
 from ui_runs import FIELDS, HOSTILE, SAID, Scripted, letters, strict
 
 from tunesmith.ui import write_page  # isort: skip
-from tunesmith.ui.marks import claim_list, plain  # isort: skip
+from tunesmith.ui.html import claim_list, plain  # isort: skip
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tunesmith.data.ledger import Ledger
-from tunesmith.data.mend import Mend, from_plain, to_plain, undo_row
-from tunesmith.data.opened import Opened
+from tunesmith.config.recipe import Named
+from tunesmith.config.registry import find
+from tunesmith.data.decisions import Ledger
+from tunesmith.data.open_sources import Opened
+from tunesmith.data.repair_rows import Mend, from_plain, to_plain, undo_row
 from tunesmith.data.rows import BadRow, Row
 from tunesmith.data.sources import read_all
 from tunesmith.data.table import Table
 from tunesmith.errors import DataError
-from tunesmith.find import find
-from tunesmith.recipe import Named
-from tunesmith.run import hash_file, writing
+from tunesmith.runs.run import hash_file, writing
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.data.detect_row import recognise
 from tunesmith.data.json_rows import NO_LIST
-from tunesmith.data.recognise import recognise
 from tunesmith.data.rows import BadRow
 from tunesmith.data.sources import describe, locate, read_all
 from tunesmith.data.stream import as_utf8

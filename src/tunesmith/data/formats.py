@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from tunesmith.data.conversation import Role, Turn, split_reasoning
+from tunesmith.data.detect_row import is_preference_pair, preference_pair, recognise
 from tunesmith.data.messages import Notes, in_order, message_list, read_messages
-from tunesmith.data.recognise import is_preference_pair, preference_pair, recognise
 from tunesmith.errors import DataError
 
 _NOTHING: tuple[Any, ...] = (None, "", [], {})

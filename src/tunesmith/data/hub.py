@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from tunesmith.config.registry import nearest
 from tunesmith.data.conversation import Origin
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
-from tunesmith.find import nearest
 
 BATCH = 1000  # rows as Python values at once
 _FORM = "Write it as hub:owner/name@REVISION?config=NAME&split=NAME; all behind the name may be left out"

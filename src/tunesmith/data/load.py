@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunesmith.config.recipe import Named
+from tunesmith.config.registry import find
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.data.finding import Finding, hidden
 from tunesmith.data.labels import AnswerLabels
-from tunesmith.data.mend import Change, Mend, kinds
 from tunesmith.data.messages import Notes, message_list
-from tunesmith.data.opened import Opened
+from tunesmith.data.open_sources import Opened
+from tunesmith.data.repair_rows import Change, Mend, kinds
 from tunesmith.data.rows import BadRow, Row
 from tunesmith.data.table import Table
 from tunesmith.errors import DataError, Several, TunesmithError
-from tunesmith.find import find
-from tunesmith.recipe import Named
 
 SHOWN_ERRORS = 20  # more hide the first
 SHOWN_CHANGES = 40

@@ -13,9 +13,9 @@ from importlib.metadata import entry_points
 from itertools import groupby
 from typing import Any
 
+from tunesmith.config.registry import missing_extra
 from tunesmith.data.privacy_patterns import DIGIT, TITLES, Span
 from tunesmith.errors import RecipeError
-from tunesmith.find import missing_extra
 
 WHERE = "data.checks, personal.ner"
 PEOPLE = frozenset({"PERSON", "PER", "PRS", "persName"})  # OntoNotes, WikiNER, the Swedish SUC, the Polish NKJP

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.config.recipe import CHECKS, Data, Named, Sample
+from tunesmith.config.registry import attribute
 from tunesmith.data.conversation import Conversation
+from tunesmith.data.decisions import Ledger
 from tunesmith.data.finding import Context, Finding
-from tunesmith.data.ledger import Ledger
 from tunesmith.data.load import Loaded
-from tunesmith.data.look import look
+from tunesmith.data.overlap import overlap
 from tunesmith.data.profile import profile
-from tunesmith.data.proof import overlap
+from tunesmith.data.run_checks import look
 from tunesmith.data.split import PARTS, split
 from tunesmith.data.table import Table
 from tunesmith.errors import DataError
-from tunesmith.find import attribute
-from tunesmith.recipe import CHECKS, Data, Named, Sample
 
 Sink = Callable[[Finding], None]
 ALWAYS = (Named("bad_answer", {}), Named("unlearnable", {}))

@@ -12,11 +12,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from tunesmith.config.registry import nearest
 from tunesmith.data import privacy_patterns as patterns
 from tunesmith.data.privacy_patterns import Span
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.find import nearest
-from tunesmith.run import write_atomic
+from tunesmith.runs.run import write_atomic
 
 KINDS = ("email", "phone", "card", "iban", "ssn", "ip", "url", "name")
 FEW_DIGITS = 7  # no phone has fewer

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.columnar import arrow, parquet
+from tunesmith.data.delimited import separated, separator_of
 from tunesmith.data.encoding import Encoding, recognise
 from tunesmith.data.json_rows import json_rows, jsonl
 from tunesmith.data.rows import BadRow, Reader, Row
-from tunesmith.data.separated import separated, separator_of
 from tunesmith.data.stream import is_packed
 from tunesmith.errors import DataError
 

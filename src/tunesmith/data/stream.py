@@ -13,7 +13,7 @@ from tunesmith.data.rows import LONGEST
 from tunesmith.errors import DataError
 
 CHUNK = 1 << 18  # bytes read at once
-DAMAGED = "tunesmith.damaged"  # puts a lone surrogate, which no text holds, for what cannot be decoded
+DAMAGED = "tunesmith-damaged"  # puts a lone surrogate, which no text holds, for what cannot be decoded
 codecs.register_error(DAMAGED, lambda error: ("\udcff", error.end if isinstance(error, UnicodeDecodeError) else 0))
 
 _MARKS = (  # UTF-32's begins with UTF-16's

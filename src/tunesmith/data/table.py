@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.data.conversation import Conversation, from_plain, to_plain
-from tunesmith.run import disk
+from tunesmith.runs.run import disk
 
 BATCH = 1000  # rows: about 1 MB of text; larger batches bring no speed
 

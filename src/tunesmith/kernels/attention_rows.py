@@ -1,7 +1,7 @@
 """Attention of one example, short or with a short window, as plain batched products; weights are kept for the backward.
 
 On a processor, for examples of some hundred tokens, these products run faster than the flash kernel's small ones
-(docs/log.md). Query heads that share a key head are one product; queries go in stripes, each against the keys that one
+(dev/LOG.md). Query heads that share a key head are one product; queries go in stripes, each against the keys that one
 of its queries sees: half of what lies behind the causal mask is never computed, and nothing left of the window.
 """
 

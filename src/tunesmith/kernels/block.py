@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from tunesmith.kernels import gate, norm, product, rotary
+from tunesmith.kernels import gated_mlp, lora_linear, norm, rope
 from tunesmith.kernels.attention import Bounds, Rule, attend, attend_back
-from tunesmith.kernels.product import Joined, Target
+from tunesmith.kernels.lora_linear import Joined, Target
 
 Keep = Literal["all", "attention", "input", "host"]  # host: the input waits in the host's memory
 
@@ -99,17 +99,17 @@ def backward(
     eps, offset = form.eps, form.offset
     dout = dout if block.scalar is None else dout * block.scalar
     dmade = dout if block.after_2 is None else norm.rms_back(dout, given(kept.made_2), block.after_2, eps, offset)
-    dactivated, dinner = product.back(dmade, block.down)
-    dboth, activated = gate.gated_back(dactivated, both, form.activation)
-    product.gather(targets[3], dmade, activated, inner[3], dinner)
+    dactivated, dinner = lora_linear.back(dmade, block.down)
+    dboth, activated = gated_mlp.gated_back(dactivated, both, form.activation)
+    lora_linear.gather(targets[3], dmade, activated, inner[3], dinner)
     normed, again = norm.rms_again(h2, block.norm_2, eps, offset)
-    dnormed = product.backward(dboth, normed, inner[2], block.gate_up, targets[2])
+    dnormed = lora_linear.backward(dboth, normed, inner[2], block.gate_up, targets[2])
     dh2 = norm.rms_back_of(dnormed, again).add_(dout)
     dmade = dh2 if block.after_1 is None else norm.rms_back(dh2, given(kept.made_1), block.after_1, eps, offset)
-    dmixed = product.backward(dmade, mixed, inner[1], block.out, targets[1])
+    dmixed = lora_linear.backward(dmade, mixed, inner[1], block.out, targets[1])
     dqkv = _mix_back(dmixed, kept, block, turns, bounds, form)
     normed, again = norm.rms_again(h, block.norm_1, eps, offset)
-    dnormed = product.backward(dqkv, normed, inner[0], block.qkv, targets[0])
+    dnormed = lora_linear.backward(dqkv, normed, inner[0], block.qkv, targets[0])
     return norm.rms_back_of(dnormed, again).add_(dh2)
 
 
@@ -118,20 +118,20 @@ def _through(
 ) -> tuple[Tensor | None, Kept]:
     """Everything that can be kept; the last product only where its result is wanted."""
     normed = norm.rms(h, block.norm_1, form.eps, form.offset)
-    qkv, inner_qkv = product.forward(normed, block.qkv)
+    qkv, inner_qkv = lora_linear.forward(normed, block.qkv)
     q, k, v = _turned(qkv, block, turns, form)
     mixed, total = attend(q, k, v, bounds, form.rule)
     mixed = mixed.flatten(1)
-    made_1, inner_out = product.forward(mixed, block.out)
+    made_1, inner_out = lora_linear.forward(mixed, block.out)
     h2 = h + (made_1 if block.after_1 is None else norm.rms(made_1, block.after_1, form.eps, form.offset))
-    both, inner_gate = product.forward(norm.rms(h2, block.norm_2, form.eps, form.offset), block.gate_up)
+    both, inner_gate = lora_linear.forward(norm.rms(h2, block.norm_2, form.eps, form.offset), block.gate_up)
     out, made_2, inner_down = None, None, None
     if to_the_end or block.after_2 is not None:
-        made_2, inner_down = product.forward(gate.gated(both, form.activation), block.down)
+        made_2, inner_down = lora_linear.forward(gated_mlp.gated(both, form.activation), block.down)
         out = h2 + (made_2 if block.after_2 is None else norm.rms(made_2, block.after_2, form.eps, form.offset))
         out = out if block.scalar is None else out.mul_(block.scalar)
     elif block.down.a is not None:
-        inner_down = gate.gated(both, form.activation) @ block.down.a.T
+        inner_down = gated_mlp.gated(both, form.activation) @ block.down.a.T
     keep_1, keep_2 = (made_1 if block.after_1 is not None else None), (made_2 if block.after_2 is not None else None)
     inner = (inner_qkv, inner_out, inner_gate, inner_down)
     return out, Kept(h, qkv, mixed, total, h2, both, keep_1, keep_2, inner)
@@ -150,7 +150,7 @@ def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form
     if kept.both is not None:
         return kept
     normed = norm.rms(kept.h2, block.norm_2, form.eps, form.offset)
-    return kept._replace(both=product.forward(normed, block.gate_up)[0])
+    return kept._replace(both=lora_linear.forward(normed, block.gate_up)[0])
 
 
 def heads(x: Tensor, form: Form) -> Tensor:
@@ -169,10 +169,10 @@ def _turned(qkv: Tensor, block: Block, turns: Turns, form: Form) -> tuple[Tensor
     """Queries, keys and values as attention takes them, from what the product made; not normed, they stand in it."""
     cos, sin = turns.each()
     if block.norm_q is None:
-        rotary.rotate_(_both(qkv, form), cos, sin)
+        rope.rotate_(_both(qkv, form), cos, sin)
         return split(qkv, form)
     q, k, v = normed_heads(qkv, block, form)
-    return rotary.rotate_(q, cos, sin), rotary.rotate_(k, cos, sin), v
+    return rope.rotate_(q, cos, sin), rope.rotate_(k, cos, sin), v
 
 
 def normed_heads(qkv: Tensor, block: Block, form: Form) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,7 +201,7 @@ def _mix_back(dmixed: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bo
     for part, gradient in zip(into, made, strict=True):
         if part is not gradient:
             part.copy_(gradient)
-    rotary.rotate_back_(_both(dqkv, form), *turns.each())
+    rope.rotate_back_(_both(dqkv, form), *turns.each())
     if block.norm_q is not None and block.norm_k is not None:
         into[0].copy_(norm.rms_back(into[0], raw_q, block.norm_q, form.eps, form.offset))
         into[1].copy_(norm.rms_back(into[1], raw_k, block.norm_k, form.eps, form.offset))

@@ -3,7 +3,7 @@
 Where a norm or the gated product feeds a product, its rows have room behind them for x Aᵀ, and the weight has the
 scaled B behind its rows: [x, x Aᵀ] [W, s B]ᵀ is the whole product with its adapter at once, and in the backward
 dy [W, s B] gives the gradients to both. On an H200 the wider product costs nothing that can be measured and spares two
-thin ones (docs/log.md).
+thin ones (dev/LOG.md).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tunesmith.kernels import triton_parts as parts
 from tunesmith.kernels.attention import Bounds, attend, attend_back
 from tunesmith.kernels.block import Block, Form, Keep, Kept, Targets, Turns, given, heads
 from tunesmith.kernels.fp8 import Fp8, scaled
+from tunesmith.kernels.lora_linear import Joined, Target, gather
 from tunesmith.kernels.nf4 import Nf4
-from tunesmith.kernels.packed import Packed
-from tunesmith.kernels.product import Joined, Target, gather
+from tunesmith.kernels.onednn import Packed
 
 Mix = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # turned q, k, v -> output as q, what backward wants
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tunesmith.kernels import gate, norm, product, rotary
+from tunesmith.kernels import gated_mlp, lora_linear, norm, rope
 from tunesmith.kernels.attention import Bounds, Rule, attend
 from tunesmith.kernels.block import Block, Form, normed_heads
-from tunesmith.kernels.rotary import Table
+from tunesmith.kernels.rope import Table
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # turned q, k, v (tokens x heads x head) -> tokens x queries
 
@@ -63,13 +63,13 @@ def write(h: Tensor, stack: Stack, places: Tensor) -> Tensor:
 def _forward(h: Tensor, block: Block, cos: Tensor, sin: Tensor, form: Form, mix: Mix) -> Tensor:
     """`h` (tokens x hidden) through a block; `cos` and `sin` (tokens x turned) are those of each token's place."""
     eps, offset = form.eps, form.offset
-    qkv, _ = product.forward(norm.rms(h, block.norm_1, eps, offset), block.qkv)
+    qkv, _ = lora_linear.forward(norm.rms(h, block.norm_1, eps, offset), block.qkv)
     q, k, v = normed_heads(qkv, block, form)
-    mixed = mix(rotary.rotate_(q, cos, sin), rotary.rotate_(k, cos, sin), v)
-    made, _ = product.forward(mixed, block.out)
+    mixed = mix(rope.rotate_(q, cos, sin), rope.rotate_(k, cos, sin), v)
+    made, _ = lora_linear.forward(mixed, block.out)
     h = h + (made if block.after_1 is None else norm.rms(made, block.after_1, eps, offset))
-    both, _ = product.forward(norm.rms(h, block.norm_2, eps, offset), block.gate_up)
-    made, _ = product.forward(gate.gated(both, form.activation), block.down)
+    both, _ = lora_linear.forward(norm.rms(h, block.norm_2, eps, offset), block.gate_up)
+    made, _ = lora_linear.forward(gated_mlp.gated(both, form.activation), block.down)
     h = h + (made if block.after_2 is None else norm.rms(made, block.after_2, eps, offset))
     return h if block.scalar is None else h.mul_(block.scalar)
 

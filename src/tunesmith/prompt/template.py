@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tunesmith.config.registry import nearest
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.find import nearest
 
 if TYPE_CHECKING:
     from tunesmith.prompt.reply import ReplyFormat

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
-from tunesmith.recipe import Recipe
-from tunesmith.serve import docs_page, health, openai_api, recipe_api, refusals, schema
-from tunesmith.serve.guard import ApiGuard, NoPairs, Pairs
-from tunesmith.serve.limits import Limits
+from tunesmith.serve import docs_page, health, openai_api, recipe_api, schema
 from tunesmith.serve.metrics import Metered, Metrics
-from tunesmith.serve.queue import Desk
+from tunesmith.serve.request_queue import Served
+from tunesmith.web import errors
+from tunesmith.web.auth import ApiGuard, NoPairs, Pairs
+from tunesmith.web.limits import Limits
 
 VERSION = importlib.metadata.version("tunesmith")
 NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model that clients may ask by `name`; with a `recipe`, also by its fields."""
-
-    name: str
-    desk: Desk
-    recipe: Recipe | None = None
 
 
 def app(
@@ -49,7 +39,7 @@ def app(
         title="tunesmith", version=VERSION, openapi_url=None, docs_url=None, redoc_url=None,
         redirect_slashes=False, telemetry=NO_TELEMETRY,
     )  # fmt: skip
-    refusals.install(made)
+    errors.install(made)
     made.include_router(openai_api.router(models, limits))
     made.include_router(recipe_api.router(models, limits))
     if pairing is not None:

@@ -91,16 +91,3 @@ class Backend(Protocol):
     def close(self) -> None:
         """Ends the model; from any thread."""
         ...
-
-
-class Refused(Exception):
-    """What is asked cannot be answered as it is. `param` names the part of the request, `code` is for programs."""
-
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        """`message` says what is wrong and what to do."""
-        super().__init__(message)
-        self.message, self.param, self.code = message, param, code
-
-
-class Broken(Exception):
-    """The runtime failed; asking again may help."""

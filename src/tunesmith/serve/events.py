@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from tunesmith.serve.refusals import ApiError, told
+from tunesmith.web.errors import ApiError, told
 
 _Result = TypeVar("_Result")
 KIND = [(b"content-type", b"text/event-stream; charset=utf-8")]

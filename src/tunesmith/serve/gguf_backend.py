@@ -9,14 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.generate.ends import ReplyFilter
-from tunesmith.generate.from_gguf import FromGguf
-from tunesmith.generate.keeper import PROBE
-from tunesmith.generate.llama_async import AsyncStream
-from tunesmith.generate.llama_process import Child
-from tunesmith.generate.llama_task import sampling as drawn
+from tunesmith.generation.from_gguf import FromGguf
+from tunesmith.generation.llama_async import AsyncStream
+from tunesmith.generation.llama_process import Child
+from tunesmith.generation.llama_task import sampling as drawn
+from tunesmith.generation.stop_strings import ReplyFilter
+from tunesmith.generation.subprocess_model import PROBE
 from tunesmith.prompt.reply import ReplyFormat
-from tunesmith.serve.backend import Broken, Finish, Refused, Sampling, State
+from tunesmith.serve.backend import Finish, Sampling, State
+from tunesmith.web.errors import Broken, Refused
 
 
 class GgufBackend:

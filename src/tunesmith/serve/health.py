@@ -12,7 +12,7 @@ from tunesmith.serve.backend import State
 from tunesmith.serve.metrics import KIND, Metrics
 
 if TYPE_CHECKING:
-    from tunesmith.serve.app import Served
+    from tunesmith.serve.request_queue import Served
 
 WORSE: list[State] = ["ok", "loading", "down"]
 

@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse
 from tunesmith.data.conversation import Turn
 from tunesmith.serve.backend import Sampling, Writing
 from tunesmith.serve.events import STREAMED, EventStream, whole
-from tunesmith.serve.limits import Limits
 from tunesmith.serve.openai_models import (
     Asked,
     ChatCompletion,
@@ -24,10 +23,11 @@ from tunesmith.serve.openai_models import (
     ModelCard,
     ModelList,
 )
-from tunesmith.serve.refusals import ApiError
+from tunesmith.web.errors import ApiError
+from tunesmith.web.limits import Limits
 
 if TYPE_CHECKING:
-    from tunesmith.serve.app import Served
+    from tunesmith.serve.request_queue import Served
 
 TOKENS = 1024  # of a reply where nothing is asked for
 DONE = b"data: [DONE]\n\n"

@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.serve.openai_models import Text
-from tunesmith.serve.refusals import ApiError
-from tunesmith.serve.token_file import config_folder, read_private, write_private
+from tunesmith.web.errors import ApiError
+from tunesmith.web.token_file import config_folder, read_private, write_private
 
 SECONDS = 600  # that a code lives
 TRIES = 5  # wrong ones end it

@@ -17,17 +17,17 @@ from tunesmith.data.conversation import Turn
 from tunesmith.errors import TunesmithError
 from tunesmith.serve.backend import Sampling
 from tunesmith.serve.events import STREAMED, EventStream, whole
-from tunesmith.serve.limits import Limits
 from tunesmith.serve.openai_models import MOST_TOKENS, Text
-from tunesmith.serve.refusals import ApiError
-from tunesmith.write.events import Claimed, Cut, Done, Event
-from tunesmith.write.events import Text as Shown
-from tunesmith.write.form import Form, conversation, form_of
-from tunesmith.write.gate import Gate
+from tunesmith.web.errors import ApiError
+from tunesmith.web.limits import Limits
+from tunesmith.writing.events import Claimed, Cut, Done, Event
+from tunesmith.writing.events import Text as Shown
+from tunesmith.writing.form import Form, conversation, form_of
+from tunesmith.writing.stream_filter import Gate
 
 if TYPE_CHECKING:
-    from tunesmith.recipe import Recipe
-    from tunesmith.serve.app import Served
+    from tunesmith.config.recipe import Recipe
+    from tunesmith.serve.request_queue import Served
 
 SYSTEM = 20_000  # characters of a system message
 FIELDS = 64  # of a form

@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
-from tunesmith.generate.ends import ReplyFilter
-from tunesmith.generate.from_server_async import FromServerAsync, Overloaded, Part
+from tunesmith.generation.from_server_async import FromServerAsync, Overloaded, Part
+from tunesmith.generation.stop_strings import ReplyFilter
 from tunesmith.prompt.reply import ReplyFormat
-from tunesmith.serve.backend import Broken, Finish, Refused, Sampling, State
-from tunesmith.serve.queue import Busy
+from tunesmith.serve.backend import Finish, Sampling, State
+from tunesmith.web.errors import Broken, Busy, Refused
 
 SLOTS = 16  # requests at once: as many as a small vLLM batches
 # What templates separate turns with. A server that renders them reads these words in a message as its own.

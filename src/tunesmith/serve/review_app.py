@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
 from tunesmith.errors import ResourceError
-from tunesmith.evaluate.review import QUESTIONS, Answer, Judgement, Preference, Reviews, Shown
-from tunesmith.serve.guard import Guard
+from tunesmith.evaluation.review import QUESTIONS, Answer, Judgement, Preference, Reviews, Shown
+from tunesmith.web.auth import Guard
 
 PAGES = Path(__file__).parent / "pages"
 FILES = {

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from starlette.responses import JSONResponse
 
-from tunesmith.serve.refusals import ErrorBody
+from tunesmith.web.errors import ErrorBody
 
 ANSWERS = {  # which every way to ask may give, and why
     400: "The request is wrong, or does not fit the model.",

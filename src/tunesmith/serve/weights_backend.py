@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.generate.ends import Growing, ReplyFilter
+from tunesmith.generation.stop_strings import Growing, ReplyFilter
 from tunesmith.prompt.reply import ReplyFormat
-from tunesmith.serve.backend import Broken, Finish, Refused, Sampling, State
+from tunesmith.serve.backend import Finish, Sampling, State
+from tunesmith.web.errors import Broken, Refused
 
 if TYPE_CHECKING:
-    from tunesmith.generate.from_weights import FromWeights
+    from tunesmith.generation.from_weights import FromWeights
 
 
 class WeightsBackend:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import MissingExtra
-from tunesmith.ui.door import Door, Kept
 from tunesmith.ui.state import TABS, State
+from tunesmith.web.cookie_auth import Door, Kept
 
 LARGEST_UPLOAD = 512 << 20  # bytes: 100,000 rows of 5 KB
 PAGES = {  # files of a run or an audit that are pages of their own: written by report/, offline and without script
@@ -44,7 +44,7 @@ def serving_ui(runs: Path, *, run: str = "", port: int = 0, here: Path | None = 
 
     Raises MissingExtra without gradio, ResourceError when the port is taken, RunError for a run that is not there.
     """
-    from tunesmith.serve.local import LOOPBACK, listening, serving
+    from tunesmith.web.local_server import LOOPBACK, listening, serving
 
     with tempfile.TemporaryDirectory(prefix="tunesmith-ui-") as home, listening(port) as own:
         at = own.getsockname()[1]

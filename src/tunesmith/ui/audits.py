@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import DataError
-from tunesmith.ui import words
+from tunesmith.ui import text_html
 
 PROPOSED = "proposed"  # the folder, inside an audit's, in which mending is tried
 TAKEN_BACK = "taken-back"
@@ -33,7 +33,7 @@ def summary(told: dict[str, Any]) -> str:
     """The figures as tiles."""
     dropped, aside = sum(told["dropped"].values()), sum(told["quarantined"].values())
     found = sum(1 for facts in told["checks"].values() if facts["found"])
-    return words.tiles(
+    return text_html.tiles(
         [
             (f"{told['read']:,}", "rows read"),
             (f"{told.get('kept', 0):,}", "to keep"),
@@ -50,17 +50,17 @@ def findings(told: dict[str, Any]) -> str:
     found = [(name, facts) for name, facts in told["checks"].items() if facts["found"]]
     found.sort(key=lambda each: (min(map(grave.index, each[1]["proposals"])), -each[1]["rows"]))
     if not found:
-        return words.paragraph("Nothing was found.", "good")
+        return text_html.paragraph("Nothing was found.", "good")
     files = {source["file"] for source in told["sources"]}
     alone = next(iter(files)) if len(files) == 1 else ""
     return "".join(_check(name, facts, alone, opened=place == 0) for place, (name, facts) in enumerate(found))
 
 
 def _check(name: str, facts: dict[str, Any], alone: str, *, opened: bool) -> str:
-    from tunesmith.evaluate.compare import plural
-    from tunesmith.find import entries
-    from tunesmith.recipe import CHECKS
-    from tunesmith.report.audit_page import check_page
+    from tunesmith.config.recipe import CHECKS
+    from tunesmith.config.registry import entries
+    from tunesmith.evaluation.comparison import plural
+    from tunesmith.reporting.audit_page import check_page
 
     wish = ", ".join(
         WISH[each] for each in sorted(facts["proposals"], key=list(WISH).index) if facts["proposals"][each]
@@ -69,11 +69,13 @@ def _check(name: str, facts: dict[str, Any], alone: str, *, opened: bool) -> str
     many = f"{facts['rows']:,} {plural('row', facts['rows'])}: {wish}" if facts["rows"] else wish
     head = f"<summary><strong>{title}</strong> <span class='soft'>{escape(many)}</span></summary>"
     about = check_page(name) if name in entries(CHECKS) else None
-    said = [words.paragraph(about.what), words.paragraph(f"What to do: {about.advice}", "soft")] if about else []
+    said = (
+        [text_html.paragraph(about.what), text_html.paragraph(f"What to do: {about.advice}", "soft")] if about else []
+    )
     lines = "".join(_example(each, alone) for each in facts["examples"][:SHOWN])
     more = facts["found"] - min(SHOWN, len(facts["examples"]))
     rest = (
-        words.paragraph(f"{more:,} more stand in findings.jsonl and on the audit's own page.", "soft")
+        text_html.paragraph(f"{more:,} more stand in findings.jsonl and on the audit's own page.", "soft")
         if more > 0
         else ""
     )
@@ -120,7 +122,7 @@ def changes(diff: Path) -> str:
             for change in line.get("changes", []):
                 place = f"{where}, {' / '.join(map(str, change.get('path', [])))}"
                 edits += [_row(place, _named(edit[4]), _edit(edit[2], edit[3])) for edit in change.get("edits", [])]
-    told = words.tiles(
+    told = text_html.tiles(
         [
             (f"{end.get('kept', 0):,}", "rows kept"),
             (f"{end.get('changed', 0):,}", "of them mended"),
@@ -165,7 +167,7 @@ def take_back(folder: Path) -> list[tuple[Path, int]]:
 
     The cleaned files go into taken-back/. Raises DataError where none was accepted or one was changed since.
     """
-    from tunesmith import verbs
+    import tunesmith
 
     found = diffs(folder)
     if not found:
@@ -178,7 +180,7 @@ def take_back(folder: Path) -> list[tuple[Path, int]]:
         end = [line["end"] for line in _lines(diff) if "end" in line][-1]
         cleaned = diff.with_name(Path(end["cleaned"]).name)
         restored = folder / cleaned.name.replace(".cleaned", ".restored")
-        made.append((restored, verbs.undo(diff, restored)))
+        made.append((restored, tunesmith.undo(diff, restored)))
         for file in (cleaned, diff):
             shutil.move(file, aside / file.name)
     return made
@@ -197,7 +199,9 @@ def _lines(diff: Path) -> Iterator[dict[str, Any]]:
 def _listed(title: str, lines: list[str]) -> str:
     if not lines:
         return ""
-    more = words.paragraph(f"{len(lines) - CHANGES:,} more stand in the diff.", "soft") if len(lines) > CHANGES else ""
+    more = (
+        text_html.paragraph(f"{len(lines) - CHANGES:,} more stand in the diff.", "soft") if len(lines) > CHANGES else ""
+    )
     body = "".join(lines[:CHANGES])
     head = f"<summary><strong>{escape(title)}</strong></summary>"
     return f"<details open>{head}<table><tbody>{body}</tbody></table>{more}</details>"

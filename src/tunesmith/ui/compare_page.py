@@ -9,15 +9,15 @@ from typing import Any
 
 import gradio as gr
 
+from tunesmith.commands.side_by_side import Answers, Beside, Voice, answers, prompt_of, voices
+from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
-from tunesmith.recipe import Recipe
-from tunesmith.report.page import number
-from tunesmith.report.replies import title
-from tunesmith.run import Run
-from tunesmith.ui.marks import columns, note, plain, table, trouble
-from tunesmith.ui.panes import first_line, pane, stamp
+from tunesmith.reporting.html_page import number
+from tunesmith.reporting.replies import title
+from tunesmith.runs.run import Run
+from tunesmith.ui.components import first_line, pane, stamp
+from tunesmith.ui.html import columns, note, plain, table, trouble
 from tunesmith.ui.state import QUIET, State
-from tunesmith.verbs.beside import Answers, Beside, Voice, answers, prompt_of, voices
 
 EVERY = 0.08  # seconds between two drawings of a reply that is being written
 SHORT = 90  # characters of a row that the list of rows shows

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import DataError, TunesmithError
-from tunesmith.ui import audits, jobs, words
-from tunesmith.ui.state import QUIET, SLOW, State, inside
+from tunesmith.runs.run import inside
+from tunesmith.ui import audits, jobs, text_html
+from tunesmith.ui.state import QUIET, SLOW, State
 
 EVERY = 1.0  # seconds between two looks at an audit that is at work
 ENDINGS = [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".gz"]
@@ -77,7 +78,7 @@ def page(state: State) -> None:
         )
         return (
             _audit(str(name), first, told),
-            words.part(words.heading("Findings"), audits.findings(told)) if told else "",
+            text_html.part(text_html.heading("Findings"), audits.findings(told)) if told else "",
             gr.Button(visible=bool(told) and not at_work and not kept and not proposed),
             gr.Button(visible=bool(proposed) and not at_work),
             gr.Button(visible=bool(kept) and not at_work),
@@ -94,7 +95,7 @@ def page(state: State) -> None:
         try:
             name = _start(state, (text or "").strip())
         except TunesmithError as error:
-            return (words.trouble(error), gr.skip(), *(gr.skip() for _ in outputs))
+            return (text_html.trouble(error), gr.skip(), *(gr.skip() for _ in outputs))
         return ("", gr.Dropdown(choices=_audits(state), value=name), *look(name))
 
     def take(path: str | None) -> Any:
@@ -106,25 +107,25 @@ def page(state: State) -> None:
             _propose(folder)
             said = ""
         except TunesmithError as error:
-            said = words.trouble(error)
+            said = text_html.trouble(error)
         return (said, *look(name))
 
     def accepted(name: str | None) -> Any:
         try:
             files = audits.accept(inside(state.audits, name, "audit"))
-            said = words.part(*(words.paragraph(f"The cleaned rows are in {file}", "good") for file in files))
+            said = text_html.part(*(text_html.paragraph(f"The cleaned rows are in {file}", "good") for file in files))
         except TunesmithError as error:
-            said = words.trouble(error)
+            said = text_html.trouble(error)
         return (said, *look(name))
 
     def undone(name: str | None) -> Any:
         try:
             made = audits.take_back(inside(state.audits, name, "audit"))
-            said = words.part(
-                *(words.paragraph(f"{count:,} rows as they were, in {file}", "good") for file, count in made)
+            said = text_html.part(
+                *(text_html.paragraph(f"{count:,} rows as they were, in {file}", "good") for file, count in made)
             )
         except TunesmithError as error:
-            said = words.trouble(error)
+            said = text_html.trouble(error)
         return (said, *look(name))
 
     def stop(name: str | None) -> Any:
@@ -152,7 +153,7 @@ def page(state: State) -> None:
 
 
 def _recipes() -> list[str]:
-    from tunesmith.recipe import SHIPPED
+    from tunesmith.config.recipe import SHIPPED
 
     return sorted({file.stem for folder in SHIPPED if folder.is_dir() for file in folder.glob("*.yaml")})
 
@@ -167,11 +168,11 @@ def _audits(state: State) -> list[str]:
 
 def _start(state: State, what: str) -> str:
     """Starts the audit of `what`; returns its name."""
-    from tunesmith import verbs
+    from tunesmith.commands.audit import to_audit
 
     if not what:
         raise DataError("no rows are named", where="Rows", next="Name a file, drop one, or choose a recipe")
-    name, data, base, _ = verbs.to_audit(what)
+    name, data, base, _ = to_audit(what)
     sources = [data.source] if isinstance(data.source, str) else data.source
     told = " ".join(sources if base == Path() else [str(base / each) for each in sources])
     folder = state.audits / name
@@ -194,7 +195,7 @@ def _propose(folder: Path) -> None:
 
 def _keep(state: State, upload: Path) -> Path:
     """Keeps an uploaded file in the folder data, under its own name, or another where that is taken by other rows."""
-    from tunesmith.run import hash_file
+    from tunesmith.runs.run import hash_file
 
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", upload.name).lstrip("._") or "rows.csv"
     state.data.mkdir(parents=True, exist_ok=True)
@@ -222,37 +223,40 @@ def _source(folder: Path) -> str:
 
 
 def _audit(name: str, job: jobs.Job, told: dict[str, Any] | None) -> str:
-    pieces = [words.heading(f"The rows of {name}")]
+    pieces = [text_html.heading(f"The rows of {name}")]
     if job.standing == "at work":
-        pieces += [words.paragraph(f"Looking, since {words.clock(job.began)} …", "good"), words.log(job.log, 6)]
+        pieces += [
+            text_html.paragraph(f"Looking, since {text_html.clock(job.began)} …", "good"),
+            text_html.log(job.log, 6),
+        ]
     elif job.standing in ("failed", "gone"):
-        pieces.append(words.parts_of("The audit did not end", "", job.why.rstrip(".")))
+        pieces.append(text_html.parts_of("The audit did not end", "", job.why.rstrip(".")))
     elif job.standing == "stopped":
-        pieces.append(words.paragraph("Stopped.", "warn"))
+        pieces.append(text_html.paragraph("Stopped.", "warn"))
     if told:
         pieces += [
             audits.summary(told),
-            f"<p>{words.link(f'/pages/audits/{name}/audit.html', 'The audit as a page of its own')}"
+            f"<p>{text_html.link(f'/pages/audits/{name}/audit.html', 'The audit as a page of its own')}"
             " <span class='soft'>with lengths, groups and words that recur</span></p>",
         ]
-    return words.part(*pieces)
+    return text_html.part(*pieces)
 
 
 def _mending(folder: Path, job: jobs.Job) -> str:
     if job.standing == "at work":
-        return words.part(words.heading("Mending"), words.paragraph("Trying it on a copy …", "good"))
+        return text_html.part(text_html.heading("Mending"), text_html.paragraph("Trying it on a copy …", "good"))
     if job.standing in ("failed", "gone") and not audits.diffs(folder):
-        return words.part(
-            words.heading("Mending"), words.parts_of("Mending could not be tried", "", job.why.rstrip("."))
+        return text_html.part(
+            text_html.heading("Mending"), text_html.parts_of("Mending could not be tried", "", job.why.rstrip("."))
         )
     kept, proposed = audits.diffs(folder), audits.diffs(folder / audits.PROPOSED)
     if kept:
         files = ", ".join(diff.name.replace(".diff.jsonl", "") for diff in kept)
-        head = words.paragraph(f"Accepted: {files} in {folder}. The source is as it was.", "good")
-        return words.part(words.heading("Mended"), head, *(audits.changes(diff) for diff in kept))
+        head = text_html.paragraph(f"Accepted: {files} in {folder}. The source is as it was.", "good")
+        return text_html.part(text_html.heading("Mended"), head, *(audits.changes(diff) for diff in kept))
     if proposed:
-        head = words.paragraph("This is what would change. Nothing is written until you accept.", "soft")
-        return words.part(
-            words.heading("What mending would change"), head, *(audits.changes(diff) for diff in proposed)
+        head = text_html.paragraph("This is what would change. Nothing is written until you accept.", "soft")
+        return text_html.part(
+            text_html.heading("What mending would change"), head, *(audits.changes(diff) for diff in proposed)
         )
     return ""

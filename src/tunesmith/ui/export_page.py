@@ -8,15 +8,15 @@ from typing import Any
 
 import gradio as gr
 
+from tunesmith.commands.exported_files import entries
+from tunesmith.config.recipe import Named, Recipe
 from tunesmith.errors import TunesmithError
-from tunesmith.recipe import Named, Recipe
-from tunesmith.report.shipped import shipped
-from tunesmith.run import Run
+from tunesmith.reporting.exported_files import shipped
+from tunesmith.runs.run import Run
 from tunesmith.ui import jobs
-from tunesmith.ui.marks import code, note, plain, table, trouble
-from tunesmith.ui.panes import first_line, pane, stamp
+from tunesmith.ui.components import first_line, pane, stamp
+from tunesmith.ui.html import code, note, plain, table, trouble
 from tunesmith.ui.state import QUIET, State
-from tunesmith.verbs.shipped import entries
 
 ALL = ""
 LOOK = 1.5  # seconds between two looks at a command at work
@@ -32,10 +32,10 @@ WHAT = {
     "space": "a small app for a public page",
 }
 SNIPPET = """from pathlib import Path
+import tunesmith
 from tunesmith.data.conversation import Turn
-from tunesmith.verbs import chat_file
 
-with chat_file(Path({path!r})) as model:
+with tunesmith.chat_file(Path({path!r})) as model:
     for piece in model.stream([Turn("user", "Your prompt")], max_new_tokens=256):
         print(piece, end="", flush=True)"""
 

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from tunesmith.find import entries
-from tunesmith.recipe import Catalogue, Recipe, schema
+from tunesmith.config.recipe import Catalogue, Recipe, schema
+from tunesmith.config.registry import entries
 
 Kind = Literal["choice", "some", "yes_no", "whole", "number", "text", "lines", "name", "names", "plain"]
 Plain = dict[str, Any]
@@ -267,8 +267,8 @@ def _unline(line: str) -> Any:
 
 def _yaml(text: str, what: str) -> Any:
     """YAML in a field. Numbers such as 2e-4 are read as in a recipe's file."""
+    from tunesmith.config.recipe import parse_setting
     from tunesmith.errors import RecipeError
-    from tunesmith.recipe import parse_setting
 
     try:
         return parse_setting(f"x={text}")[1]

@@ -63,7 +63,7 @@ def start(folder: Path, words: Sequence[str]) -> Job:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True, mode=0o700)
     command = [sys.executable, "-m", "tunesmith", *words]
-    warden = [sys.executable, "-m", "tunesmith.ui.warden", str(place), "--", *command]
+    warden = [sys.executable, "-m", "tunesmith.ui.supervisor", str(place), "--", *command]
     try:
         made = subprocess.Popen(  # noqa: S603  (a list, of our own words)
             warden,

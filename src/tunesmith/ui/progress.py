@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tunesmith.run import Run
-from tunesmith.train.journal import read_journal
-from tunesmith.ui import jobs, words
+from tunesmith.runs.run import Run
+from tunesmith.training.journal import read_journal
+from tunesmith.ui import jobs, text_html
 from tunesmith.ui.curves import curve, short
 
 STAGES = {
@@ -93,24 +93,24 @@ def headline(found: Progress) -> str:
     """What is going on, in a sentence, with its kind; of a command that failed or is gone, why."""
     job, (done, total) = found.job, found.steps
     if found.at_work:
-        since = f" since {words.clock(job.began)}" if job.began and job.standing == "at work" else ""
+        since = f" since {text_html.clock(job.began)}" if job.began and job.standing == "at work" else ""
         what = STAGES.get(found.stage, found.stage or "A command")
         by = f"process {found.at_work}" if job.standing == "at work" else f"process {found.at_work}, started elsewhere"
-        return words.paragraph(f"{what}: at work{since} ({by}). It goes on when this page is closed.", "good")
+        return text_html.paragraph(f"{what}: at work{since} ({by}). It goes on when this page is closed.", "good")
     if job.standing == "failed":
-        return words.parts_of(f"The command '{job.verb}' failed", words.clock(job.ended), job.why.rstrip("."))
+        return text_html.parts_of(f"The command '{job.verb}' failed", text_html.clock(job.ended), job.why.rstrip("."))
     if job.standing == "gone":
-        return words.parts_of(
+        return text_html.parts_of(
             f"The command '{job.verb}' is gone",
-            f"begun {words.clock(job.began)}",
+            f"begun {text_html.clock(job.began)}",
             f"{job.why[:1].upper()}{job.why[1:]}. Start it again: it goes on from the last checkpoint",
         )
     if "train" in found.done:
-        return words.paragraph("Trained." if "report" not in found.done else "Finished.", "good")
+        return text_html.paragraph("Trained." if "report" not in found.done else "Finished.", "good")
     if job.standing == "stopped" or found.events:
         kept = f" at step {done} of {total}" if total else ""
-        return words.paragraph(f"Stopped{kept}. Everything is kept: start it again, and it goes on.", "warn")
-    return words.paragraph("Nothing was trained here yet.", "soft")
+        return text_html.paragraph(f"Stopped{kept}. Everything is kept: start it again, and it goes on.", "warn")
+    return text_html.paragraph("Nothing was trained here yet.", "soft")
 
 
 def figures(found: Progress) -> str:
@@ -127,15 +127,15 @@ def figures(found: Progress) -> str:
         if "tokens_per_second" in last:
             told.append((f"{last['tokens_per_second']:,.0f}", "tokens/s"))
         if found.at_work and done < total and "eta" in last:
-            told.append((words.span(last["eta"]), "left to train"))
+            told.append((text_html.span(last["eta"]), "left to train"))
         elif "time" in last and "time" in found.events[0]:
-            told.append((words.span(last["time"] - found.events[0]["time"]), "since the start"))
+            told.append((text_html.span(last["time"] - found.events[0]["time"]), "since the start"))
     used = jobs.memory(found.folder)
     if found.at_work and used:
-        told.append((words.size(used[-1][1]), "memory in use"))
+        told.append((text_html.size(used[-1][1]), "memory in use"))
     elif peak := _peak(found.folder):
-        told.append((words.size(peak[1]), peak[0]))
-    return words.tiles(told)
+        told.append((text_html.size(peak[1]), peak[0]))
+    return text_html.tiles(told)
 
 
 def _peak(folder: Path) -> tuple[str, int] | None:
@@ -156,7 +156,7 @@ def curves(found: Progress) -> str:
     steps = [each for each in found.events if each.get("kind") == "step"]
     valid = [each for each in found.events if each.get("kind") == "valid"]
     if not steps and not valid:
-        return words.paragraph("The curves appear with the first step.", "soft")
+        return text_html.paragraph("The curves appear with the first step.", "soft")
 
     def line(events: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
         return [(float(each["step"]), float(each[name])) for each in events if isinstance(each.get(name), int | float)]
@@ -179,7 +179,7 @@ def curves(found: Progress) -> str:
         made.append(curve("Score at validation", [], other=scores, now=newest(scores)))
     if used := jobs.memory(found.folder):
         points = [(at - used[0][0], count / (1 << 30)) for at, count in used]
-        made.append(curve("Memory of the process, GiB", points, now=words.size(used[-1][1]), across="", unit="s"))
+        made.append(curve("Memory of the process, GiB", points, now=text_html.size(used[-1][1]), across="", unit="s"))
     return f'<div class="curves">{"".join(made)}</div>'
 
 
@@ -203,8 +203,8 @@ def samples(found: Progress) -> str:
         text = (
             "This training's journal holds figures only, no replies. Those to held-out rows come with the comparison."
         )
-        return words.paragraph(text, "soft")
-    return words.paragraph("They appear with the first validation.", "soft")
+        return text_html.paragraph(text, "soft")
+    return text_html.paragraph("They appear with the first validation.", "soft")
 
 
 def notes(found: Progress) -> str:
@@ -215,4 +215,4 @@ def notes(found: Progress) -> str:
             told.append(f"Step {each.get('step', 0)}: {each['text']}")
         elif each.get("kind") == "resume":
             told.append(f"Went on after step {each.get('step', 0)}")
-    return "".join(words.paragraph(text, "soft") for text in told[-8:])
+    return "".join(text_html.paragraph(text, "soft") for text in told[-8:])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.ui import form, planned, recipe_text, words
+from tunesmith.ui import form, planned, recipe_text, text_html
 from tunesmith.ui.form import FormField
 from tunesmith.ui.state import QUIET, SLOW, State
 
@@ -87,7 +87,7 @@ def page(state: State) -> None:
         try:
             after = recipe_text.loaded(_place(state, name), small=name.endswith(SMALL))
         except TunesmithError as error:
-            return [words.trouble(error), *[gr.skip()] * (3 + len(marks) + len(flat))]
+            return [text_html.trouble(error), *[gr.skip()] * (3 + len(marks) + len(flat))]
         called = str(recipe_text.plain_of(after).get("name", ""))
         return ["", after, called, *from_text(after)]
 
@@ -95,16 +95,16 @@ def page(state: State) -> None:
         try:
             path = _draft(state, rows.strip(), name.strip())
         except TunesmithError as error:
-            return words.trouble(error), gr.skip()
+            return text_html.trouble(error), gr.skip()
         return "", gr.Dropdown(choices=_known(state), value=path.name)
 
     def saved(content: str, name: str) -> Any:
         try:
             path = _save(state, content, name.strip())
         except TunesmithError as error:
-            return words.trouble(error), gr.skip()
-        told = words.part(
-            words.paragraph(f"Saved as {path}. In a terminal: tunesmith run {shlex.quote(str(path))}", "good")
+            return text_html.trouble(error), gr.skip()
+        told = text_html.part(
+            text_html.paragraph(f"Saved as {path}. In a terminal: tunesmith run {shlex.quote(str(path))}", "good")
         )
         return told, gr.Dropdown(choices=_known(state))
 
@@ -112,7 +112,7 @@ def page(state: State) -> None:
         try:
             name = _make_run(state, content)
         except TunesmithError as error:
-            return words.trouble(error), gr.skip(), gr.skip()
+            return text_html.trouble(error), gr.skip(), gr.skip()
         return "", state.chosen(name), gr.Tabs(selected="train")
 
     def plan(content: str, *, wanted: bool) -> Iterator[Any]:
@@ -131,7 +131,7 @@ def page(state: State) -> None:
         try:
             yield planned.overview(recipe) + planned.look(recipe, state.home / "plans"), gr.Button(visible=False)
         except TunesmithError as error:
-            yield planned.overview(recipe) + words.trouble(error), gr.Button(visible=True)
+            yield planned.overview(recipe) + text_html.trouble(error), gr.Button(visible=True)
 
     def plan_again(content: str) -> Iterator[Any]:
         yield from plan(content, wanted=False)
@@ -173,7 +173,7 @@ def _form(gr: Any) -> tuple[list[list[Any]], list[Any]]:
         with gr.Accordion(
             title[:1].upper() + title[1:], open=section in OPEN, elem_id=f"section-{section or 'recipe'}"
         ):
-            gr.HTML(words.part(words.paragraph(about, "soft")))
+            gr.HTML(text_html.part(text_html.paragraph(about, "soft")))
             with gr.Column(elem_classes="ts-fields"):
                 for field in (each for each in form.fields() if each.section == section):
                     with gr.Column(elem_classes="ts-field" if field.kind in NARROW else "ts-wide", min_width=120):
@@ -314,7 +314,7 @@ def _same(before: Sequence[Any], now: Sequence[Any]) -> bool:
 
 def _known(state: State) -> list[str]:
     """Recipes to begin with: saved here, shipped (whole and small), of runs."""
-    from tunesmith.recipe import SHIPPED
+    from tunesmith.config.recipe import SHIPPED
 
     saved = sorted(file.name for file in state.recipes.glob("*.yaml")) if state.recipes.is_dir() else []
     shipped = sorted({file.stem for folder in SHIPPED if folder.is_dir() for file in folder.glob("*.yaml")})
@@ -341,7 +341,7 @@ def _judge(state: State, text: str) -> tuple[Any, list[TunesmithError]]:
 
 def _save(state: State, text: str, name: str) -> Path:
     """Writes the recipe into the folder of recipes. Raises RunError for a name that is none, or is another recipe's."""
-    from tunesmith.run import write_atomic
+    from tunesmith.runs.run import write_atomic
 
     stem = name.removesuffix(".yaml")
     if not _NAME.fullmatch(stem):
@@ -360,7 +360,7 @@ def _save(state: State, text: str, name: str) -> Path:
 
 def _make_run(state: State, text: str) -> str:
     """Makes the run's folder for a recipe that is well-formed; returns its name. Raises Several, RunError."""
-    from tunesmith import verbs
+    import tunesmith
     from tunesmith.errors import Several
 
     recipe, errors = _judge(state, text)
@@ -368,7 +368,7 @@ def _make_run(state: State, text: str) -> str:
         raise Several(errors)
     folder = state.runs / recipe.name
     if (folder / ".seals").is_dir() and (folder / "recipe.yaml").is_file():
-        from tunesmith.recipe import read_recipe
+        from tunesmith.config.recipe import read_recipe
 
         if read_recipe(str(folder)).dump() != recipe.dump():
             raise RunError(
@@ -376,18 +376,18 @@ def _make_run(state: State, text: str) -> str:
                 where=str(folder),
                 next="Give the recipe another name, in the field 'name'",
             )
-    run = verbs.open_run(recipe, state.runs)
+    run = tunesmith.open_run(recipe, state.runs)
     run.keep_recipe()
     return run.path.name
 
 
 def _draft(state: State, rows: str, name: str) -> Path:
-    from tunesmith import verbs
+    import tunesmith
 
     if not rows:
         raise RunError("no rows are named", where="Rows", next="Name a data file, or look at some on the page Data")
     state.recipes.mkdir(parents=True, exist_ok=True)
-    return verbs.new(name, rows, state.recipes / f"{name}.yaml")
+    return tunesmith.new(name, rows, state.recipes / f"{name}.yaml")
 
 
 def _name_for(rows: str) -> str:
@@ -396,9 +396,9 @@ def _name_for(rows: str) -> str:
 
 
 def _welcome() -> str:
-    return words.part(
-        words.heading("Plan and warnings"),
-        words.paragraph(
+    return text_html.part(
+        text_html.heading("Plan and warnings"),
+        text_html.paragraph(
             "They stand here as soon as there is a recipe: choose one above, or draft one from rows of your own.",
             "soft",
         ),

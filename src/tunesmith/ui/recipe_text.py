@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from tunesmith.config.recipe import Recipe, parse_yaml, read_recipe
 from tunesmith.errors import Several, TunesmithError
-from tunesmith.recipe import Recipe, parse_yaml, read_recipe
 from tunesmith.ui.form import MISSING, Plain, fields, filled, flow, get, put, value_of
 
 
@@ -19,7 +19,7 @@ def loaded(name: str, *, small: bool = False) -> str:
 
     With `small` the section of that name is applied, and the comments are gone. Raises RecipeError, Several.
     """
-    from tunesmith.recipe import locate
+    from tunesmith.config.recipe import locate
 
     recipe = read_recipe(name, small=small)
     if small:

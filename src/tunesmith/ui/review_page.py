@@ -14,16 +14,16 @@ from typing import Any
 
 import gradio as gr
 
+from tunesmith.commands.review import FOLDER, Served, conclude, pairs_of, reviewing
+from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
-from tunesmith.evaluate.compare import plural
-from tunesmith.evaluate.review import QUESTIONS, check_reviewer, read_reviews
-from tunesmith.recipe import Recipe
-from tunesmith.report.replies import title
-from tunesmith.run import Run
-from tunesmith.ui.marks import note, plain, table, trouble
-from tunesmith.ui.panes import first_line, pane, stamp
+from tunesmith.evaluation.comparison import plural
+from tunesmith.evaluation.review import QUESTIONS, check_reviewer, read_reviews
+from tunesmith.reporting.replies import title
+from tunesmith.runs.run import Run
+from tunesmith.ui.components import first_line, pane, stamp
+from tunesmith.ui.html import note, plain, table, trouble
 from tunesmith.ui.state import QUIET, State
-from tunesmith.verbs.reviewing import FOLDER, Served, conclude, pairs_of, reviewing
 
 LOOK = 2.0  # seconds between two looks at how many are judged
 KEYS = (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError
-from tunesmith.ui import jobs, progress, words
+from tunesmith.ui import jobs, progress, text_html
 from tunesmith.ui.state import QUIET, State
 from tunesmith.ui.train_page import SAMPLES
 
@@ -59,15 +59,15 @@ def page(state: State) -> None:
             _start(state)
             said = ""
         except TunesmithError as error:
-            said = words.trouble(error)
+            said = text_html.trouble(error)
         return (said, state.chosen(NAME), *look())
 
     def stop() -> Any:
         try:
             jobs.stop(state.folder(NAME))
-            said = words.part(words.paragraph("It ends after the step in hand and keeps everything.", "soft"))
+            said = text_html.part(text_html.paragraph("It ends after the step in hand and keeps everything.", "soft"))
         except TunesmithError as error:
-            said = words.trouble(error)
+            said = text_html.trouble(error)
         return (said, *look())
 
     begin.click(start, None, [trouble, state.run, *outputs], **QUIET)
@@ -79,17 +79,17 @@ def page(state: State) -> None:
 
 
 def _start(state: State) -> None:
-    from tunesmith import verbs
-    from tunesmith.recipe import read_recipe
+    import tunesmith
+    from tunesmith.config.recipe import read_recipe
 
-    made = verbs.open_run(read_recipe(RECIPE, small=True), state.runs)
+    made = tunesmith.open_run(read_recipe(RECIPE, small=True), state.runs)
     jobs.start(made.path, ["run", RECIPE, "--small", "--runs", str(state.runs), *SAMPLES])
 
 
 def _about() -> str:
-    return words.part(
-        words.heading("Begin here"),
-        words.paragraph(
+    return text_html.part(
+        text_html.heading("Begin here"),
+        text_html.paragraph(
             "A table of examples becomes a small writing model that is measured before it is used. See it "
             "happen once, with rows and a model that come with the package:"
         ),
@@ -98,7 +98,7 @@ def _about() -> str:
         "<li>It and the untuned one answer the same held-out questions, and are compared.</li>"
         "<li>A file for llama.cpp and Ollama is written, and answers the questions too.</li>"
         "<li>A report says whether it helped; then you can write with it.</li></ol>",
-        words.tiles(
+        text_html.tiles(
             [
                 ("≈ 10 min", "on two cores, no card needed"),
                 ("≈ 0.8 GB", "of disk: model and run"),
@@ -106,7 +106,7 @@ def _about() -> str:
                 ("nothing", "leaves this machine"),
             ]
         ),
-        words.paragraph(
+        text_html.paragraph(
             "The model's package is fetched once if it is not here. You may close this page or "
             "stop the run whenever you like: it goes on where it was.",
             "soft",
@@ -117,27 +117,27 @@ def _about() -> str:
 def _demo(found: progress.Progress | None) -> str:
     if found is None:
         return ""
-    pieces = [words.heading("The demo run"), progress.headline(found), progress.stages(found), progress.bar(found)]
+    pieces = [text_html.heading("The demo run"), progress.headline(found), progress.stages(found), progress.bar(found)]
     if found.at_work or "train" in found.done or found.events:
         pieces.append(progress.figures(found))
     if "report" in found.done:
-        pieces.append(f"<p>{words.link(f'/pages/runs/{NAME}/report.html', 'Read the report')}</p>")
+        pieces.append(f"<p>{text_html.link(f'/pages/runs/{NAME}/report.html', 'Read the report')}</p>")
     if "prepare" in found.done:
-        pieces.append(f"<p>{words.link(f'/pages/runs/{NAME}/audit.html', 'What became of the rows')}</p>")
+        pieces.append(f"<p>{text_html.link(f'/pages/runs/{NAME}/audit.html', 'What became of the rows')}</p>")
     if found.at_work and found.job.log:
-        pieces.append(words.log(found.job.log, 12))
-    return words.part(*pieces)
+        pieces.append(text_html.log(found.job.log, 12))
+    return text_html.part(*pieces)
 
 
 def _runs(folder: Path) -> str:
     """The runs as a table, each with its report."""
     from html import escape
 
-    from tunesmith import verbs
+    from tunesmith.commands.runs import list_runs
 
-    rows = verbs.runs(folder) if folder.is_dir() else []
+    rows = list_runs(folder) if folder.is_dir() else []
     if not rows:
-        return words.part(words.heading("Runs"), words.paragraph(f"There is none in {folder} yet.", "soft"))
+        return text_html.part(text_html.heading("Runs"), text_html.paragraph(f"There is none in {folder} yet.", "soft"))
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in (*COLUMNS, "pages"))
     body = []
     for row in rows:
@@ -145,7 +145,7 @@ def _runs(folder: Path) -> str:
         if jobs.look(folder / row.name).standing == "at work" or jobs.owner(folder / row.name):
             cells["state"] = "at work"
         pages = [
-            words.link(f"/pages/runs/{row.name}/{name}.html", name)
+            text_html.link(f"/pages/runs/{row.name}/{name}.html", name)
             for name in ("report", "audit")
             if (folder / row.name / f"{name}.html").is_file()
         ]
@@ -155,4 +155,4 @@ def _runs(folder: Path) -> str:
         body.append(f"<tr>{first}{rest}<td>{', '.join(pages)}</td></tr>")
     made = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     box = f'<div class="card scroll" tabindex="0" role="region" aria-label="Runs">{made}</div>'
-    return words.part(words.heading("Runs"), box)
+    return text_html.part(text_html.heading("Runs"), box)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import RunError
+from tunesmith.runs.run import inside
 
 if TYPE_CHECKING:
-    from tunesmith.recipe import Recipe
-    from tunesmith.run import Run
+    from tunesmith.config.recipe import Recipe
+    from tunesmith.runs.run import Run
 
 TABS = ("start", "data", "recipe", "train", "compare", "write", "review", "export")
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # for an event that answers at once
 SLOW: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}  # for one that takes a while
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,17 @@ class State:
 
     def opened(self, name: str | None) -> tuple[Recipe, Run]:
         """Recipe and run of the run `name`. Raises RunError, RecipeError."""
-        from tunesmith import verbs
-        from tunesmith.recipe import read_recipe
+        import tunesmith
+        from tunesmith.config.recipe import read_recipe
 
         recipe = read_recipe(str(self.folder(name)))
-        return recipe, verbs.open_run(recipe, self.runs, create=False)
+        return recipe, tunesmith.open_run(recipe, self.runs, create=False)
 
     def names(self) -> list[str]:
         """The names of the runs, the newest first."""
-        from tunesmith import verbs
+        from tunesmith.commands.runs import list_runs
 
-        return [row.name for row in verbs.runs(self.runs)] if self.runs.is_dir() else []
+        return [row.name for row in list_runs(self.runs)] if self.runs.is_dir() else []
 
     def chosen(self, name: str | None = None) -> Any:
         """An update for `run`: what there is to choose now, `name` chosen if it is there, else the newest."""
@@ -69,16 +67,6 @@ class State:
 
         names = self.names()
         return gr.Dropdown(choices=names, value=name if name in names else next(iter(names), None))
-
-
-def inside(folder: Path, name: str | None, what: str) -> Path:
-    """The folder called `name` right below `folder`. Raises RunError for anything else that a name may try to be."""
-    if not name:
-        raise RunError(f"no {what} is chosen", where=str(folder), next="Choose one, or make one on the page Start")
-    path = folder / name
-    if not _NAME.fullmatch(name) or not path.is_dir() or path.resolve().parent != folder.resolve():
-        raise RunError(f"there is no {what} called '{name}'", where=str(folder), next="Choose one of the list")
-    return path
 
 
 def present(folder: Path, names: Sequence[str]) -> list[str]:

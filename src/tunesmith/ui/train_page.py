@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import TunesmithError
-from tunesmith.recipe import read_recipe
-from tunesmith.ui import jobs, progress, words
+from tunesmith.ui import jobs, progress, text_html
 from tunesmith.ui.state import QUIET, State
 
 EVERY = 2.0  # seconds between two looks
@@ -73,9 +73,9 @@ def page(state: State) -> None:
             _state(str(name), found),
             gr.Button("Go on" if found.events and not found.at_work else "Start", interactive=not found.at_work),
             gr.Button(interactive=ours),
-            words.part(progress.curves(found), progress.notes(found)),
-            words.part(progress.samples(found)),
-            words.part(words.log(found.job.log) or words.paragraph("Nothing yet.", "soft")),
+            text_html.part(progress.curves(found), progress.notes(found)),
+            text_html.part(progress.samples(found)),
+            text_html.part(text_html.log(found.job.log) or text_html.paragraph("Nothing yet.", "soft")),
             found.key,
         )
 
@@ -86,15 +86,15 @@ def page(state: State) -> None:
             jobs.start(folder, [verb, str(folder), "--runs", str(state.runs), *_samples(verb, folder), *flags])
             told = ""
         except TunesmithError as error:
-            told = words.trouble(error)
+            told = text_html.trouble(error)
         return (told, gr.Checkbox(value=False), *look(name))
 
     def stop(name: str | None) -> Any:
         try:
             jobs.stop(state.folder(name))
-            told = words.part(words.paragraph("It ends after the step in hand, with a checkpoint.", "soft"))
+            told = text_html.part(text_html.paragraph("It ends after the step in hand, with a checkpoint.", "soft"))
         except TunesmithError as error:
-            told = words.trouble(error)
+            told = text_html.trouble(error)
         return (told, *look(name))
 
     begin.click(start, [state.run, what, again], [trouble, again, *outputs], **QUIET)
@@ -105,12 +105,12 @@ def page(state: State) -> None:
 
 def _state(name: str, found: progress.Progress) -> str:
     pages = [
-        words.link(f"/pages/runs/{name}/{file}", text)
+        text_html.link(f"/pages/runs/{name}/{file}", text)
         for file, text in (("audit.html", "The rows"), ("report.html", "The report"))
         if (found.folder / file).is_file()
     ]
-    return words.part(
-        words.heading(name),
+    return text_html.part(
+        text_html.heading(name),
         progress.headline(found),
         progress.stages(found),
         progress.bar(found),
@@ -121,7 +121,9 @@ def _state(name: str, found: progress.Progress) -> str:
 
 def _none(error: TunesmithError) -> str:
     advice = "Make the demo run on the page Start, or a recipe of your own on the page Recipe."
-    return words.part(words.heading("Train"), words.paragraph("No run is chosen."), words.paragraph(advice, "soft"))
+    return text_html.part(
+        text_html.heading("Train"), text_html.paragraph("No run is chosen."), text_html.paragraph(advice, "soft")
+    )
 
 
 def _samples(verb: str, folder: Path) -> Sequence[str]:

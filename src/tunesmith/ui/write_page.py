@@ -11,15 +11,15 @@ from typing import Any, cast
 
 import gradio as gr
 
+from tunesmith.commands.writer import Drafting, drafting, exported
+from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
-from tunesmith.evaluate.compare import plural
-from tunesmith.recipe import Recipe
-from tunesmith.run import Run
-from tunesmith.ui.marks import claim_list, note, plain, trouble
-from tunesmith.ui.panes import blank, first_line, letter, pane, stamp
+from tunesmith.evaluation.comparison import plural
+from tunesmith.runs.run import Run
+from tunesmith.ui.components import blank, first_line, letter, pane, stamp
+from tunesmith.ui.html import claim_list, note, plain, trouble
 from tunesmith.ui.state import QUIET, State
-from tunesmith.verbs.drafting import Drafting, drafting, exported
-from tunesmith.write.events import Claimed, Done, Event, Text
+from tunesmith.writing.events import Claimed, Done, Event, Text
 
 EVERY = 0.06  # seconds between two drawings of the text while it is written
 LONGEST = 100_000  # characters of an edited text

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from tunesmith.data import defects
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.finding import Context, Finding, Proposal, of_place
-from tunesmith.data.repair import repair
+from tunesmith.data.repair_text import repair
 
 SCOPE = "row"
 EMPLOYERS = frozenset({"hiring company", "company", "company name", "employer", "hiring_company", "company_name"})

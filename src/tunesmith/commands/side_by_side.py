@@ -1,0 +1,143 @@
+"""The verb beside: one prompt, answered in turn by base, tuned and each exported file; and what was answered before."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.commands import exported_files
+from tunesmith.commands.evaluate import asked, chat
+from tunesmith.config.recipe import Recipe
+from tunesmith.config.registry import nearest
+from tunesmith.data.conversation import Conversation, Turn
+from tunesmith.errors import RunError
+from tunesmith.runs.run import Run
+
+RUNNABLE = ("gguf", "gguf_lora", "merged")  # the adapter over its base is what `tuned` is
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Who can be asked: base, tuned or a file by its name. `verified` is None for the two models themselves."""
+
+    name: str
+    about: str
+    verified: bool | None = None
+
+
+def voices(recipe: Recipe, run: Run) -> list[Voice]:
+    """Base, tuned, and every exported file that can be run here. Raises RunError when nothing is trained."""
+    run.fingerprint("train")
+    found = [Voice("base", "the model before tuning"), Voice("tuned", "the adapter that was trained")]
+    for entry in exported_files.entries(run):
+        if entry["target"] in RUNNABLE:
+            kind = {"gguf": "GGUF in llama.cpp", "gguf_lora": "GGUF adapter in llama.cpp", "merged": "merged weights"}
+            about = f"{kind[entry['target']]}, {entry['bytes'] / 1e6:,.0f} MB"
+            found.append(Voice(entry["name"], about, not entry["problems"]))
+    return found
+
+
+class Beside:
+    """Asks the voices of one run, one at a time. Base and tuned share their weights; of files one is open at a time."""
+
+    def __init__(self, recipe: Recipe, run: Run) -> None:
+        """Loads nothing yet."""
+        self.recipe, self.run = recipe, run
+        self._lock = threading.Lock()
+        self._tuned: Any = None
+
+    def stream(self, name: str, turns: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
+        """The reply of the voice `name` in pieces. Raises RunError for one that is not there, ModelError."""
+        with self._lock:
+            if name in ("base", "tuned"):
+                yield from self._weights(name).stream(turns, max_new_tokens=max_new_tokens)
+                return
+            with contextlib.closing(self._file(name)) as model:
+                if hasattr(model, "stream"):
+                    yield from model.stream(turns, max_new_tokens=max_new_tokens)
+                else:
+                    for _, reply in model.replies([turns], max_new_tokens=max_new_tokens, batch=1):
+                        yield reply.text
+
+    def close(self) -> None:
+        """Lets the weights go."""
+        with self._lock:
+            self._tuned = None
+
+    def _weights(self, name: str) -> Any:
+        from tunesmith.generation.from_weights import FromWeights
+
+        if self._tuned is None:
+            self._tuned = chat(self.recipe, self.run)
+        found = self._tuned
+        return FromWeights(found.model, found.template, tuned=name == "tuned", stop=self.recipe.prompt.stop)
+
+    def _file(self, name: str) -> Any:
+        from tunesmith.generation.from_folder import FromFolder
+        from tunesmith.generation.from_gguf import FromGguf
+
+        entries = {entry["name"]: entry for entry in exported_files.entries(self.run) if entry["target"] in RUNNABLE}
+        if name not in entries:
+            where, advice = str(self.run.path), nearest(name, ["base", "tuned", *entries])
+            raise RunError(f"there is no exported file '{name}'", where=where, next=advice)
+        entry, stop = entries[name], tuple(self.recipe.prompt.stop)
+        path = self.run / entry["path"]
+        if entry["target"] == "merged":
+            return FromFolder(path, stop=stop)
+        if entry["target"] == "gguf_lora":
+            base = path.parent / Path(entry["notes"]["base"]).name  # the run may have moved
+            return FromGguf(base, lora=path, stop=stop, slots=1)
+        return FromGguf(path, stop=stop, slots=1)
+
+
+def prompt_of(recipe: Recipe, text: str, row: Conversation | None = None) -> tuple[Turn, ...]:
+    """What is asked: the row's own turns, its last request replaced by `text`; without a row, `text` alone."""
+    if row is not None:
+        turns = list(row.prompt)
+        last = max(place for place, turn in enumerate(turns) if turn.role == "user")
+        turns[last] = Turn("user", text)
+        return tuple(turns)
+    before = (Turn("system", recipe.prompt.system),) if recipe.prompt.system else ()
+    return (*before, Turn("user", text))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The held-out rows with what base and tuned replied (reporting/replies.py says what an item holds), and by file.
+
+    `rows` and `items` are in one order. `sieves` are the ways to sift; `files` holds each file's replies by part and
+    row. `scores` is scores.json.
+    """
+
+    rows: list[Conversation]
+    items: list[dict[str, Any]]
+    sieves: list[dict[str, Any]]
+    worst: list[int]
+    files: Mapping[str, Mapping[tuple[str, str], str]]
+    scores: dict[str, Any]
+    parts: list[str]
+
+
+def answers(recipe: Recipe, run: Run) -> Answers:
+    """What was answered in this run. Raises RunError when evaluate has not run."""
+    from tunesmith.evaluation.review import read_replies
+    from tunesmith.reporting.replies import read_items, sieves, worst
+
+    run.fingerprint("evaluate")
+    parts, scores = asked(recipe, run), run.read_json("scores.json")
+    shown = read_items(run.path, parts, scores, recipe.evaluate.metrics)
+    items = [item for members in shown.values() for item in members]
+    kept = {entry["name"]: run / f"replies/export-{entry['name']}.jsonl" for entry in exported_files.entries(run)}
+    return Answers(
+        rows=[row for members in parts.values() for row in members],
+        items=items,
+        sieves=sieves(shown, recipe.evaluate.metrics),
+        worst=[item["number"] - 1 for item in worst(shown)],
+        files={name: read_replies(path) for name, path in kept.items() if path.is_file()},
+        scores=scores,
+        parts=[part for part, members in shown.items() for _ in members],
+    )

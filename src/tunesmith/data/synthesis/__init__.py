@@ -1,0 +1,1 @@
+"""Rows written by a model or from templates, following a plan of topics and styles."""

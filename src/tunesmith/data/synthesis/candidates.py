@@ -1,0 +1,171 @@
+"""What a model wrote, made plain and judged: before it becomes a row it must be one text, sound, and new."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+
+from tunesmith.config.registry import entries, find
+from tunesmith.data.conversation import normalise
+from tunesmith.data.defects import Defect
+from tunesmith.data.duplicates import leaks
+from tunesmith.data.privacy import KINDS, find_personal, find_secrets
+
+DEFECTS = "tunesmith.data.defects"
+PERSONAL = tuple(kind for kind in KINDS if kind != "url")
+WITHHELD = ("personal", "secret")  # reasons whose texts are written down nowhere
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_FENCED = re.compile(r"\A```\w*\n(?P<inside>.*?)\n?```\Z", re.DOTALL)
+_LEAD = re.compile(
+    r"\A(?:sure|certainly|of course|okay|ok|absolutely|here)\b[^\n:]{0,120}:\s*(?=[\n\"“'«*])", re.IGNORECASE
+)
+_LABEL = re.compile(
+    r"\A\**(?:message|prompt|user|customer|question|request|answer|reply|response)\**:\**\s+", re.IGNORECASE
+)
+_ITEM = re.compile(r"^[ \t]*(?:\(?\d{1,3}[.)]|[-*•])[ \t]+(?=\S)", re.MULTILINE)
+_QUOTES = ('""', "''", "“”", "‘’", "«»", "„“", "``")
+_OTHERWISE = "It must say it in other words than these:"
+_MESSAGE_ALONE = "Reply with the message alone: no quotation marks, no number, no comment."
+_ANSWER_ALONE = "Reply with the answer alone, without a word before or behind it."
+_FIXED = (_OTHERWISE, _MESSAGE_ALONE, _ANSWER_ALONE)
+_BOLD = re.compile(r"\A\*\*(?P<inside>[^*]+)\*\*\Z", re.DOTALL)
+
+
+def plain_answer(text: str) -> str:
+    """A reply without thoughts, fence, lead-in ('Sure, here are the steps:'), label and blanks around its lines."""
+    text = _THOUGHT.sub("", text).strip()
+    text = fenced["inside"] if (fenced := _FENCED.match(text)) else text
+    text = _LABEL.sub("", _LEAD.sub("", text.strip()).strip())
+    text = "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").split("\n"))
+    return re.sub(r"\n{4,}", "\n\n\n", text).strip()
+
+
+def plain_prompt(text: str) -> str:
+    """As `plain_answer`, and without the number, JSON, bold type or quotes around one message.
+
+    A list of several stays one, so that `fault` finds it.
+    """
+    text = _from_json(plain_answer(text))
+    if len(_ITEM.findall(text)) == 1:
+        text = _ITEM.sub("", text, count=1) if _ITEM.match(text) else text
+    text = bold["inside"] if (bold := _BOLD.match(text)) else text
+    text = _LABEL.sub("", text).strip()
+    if text[:1] == '"' and (told := re.match(r'"([^"]{8,})"\s*\n', text)):  # a comment stands behind the message
+        return told[1].strip()
+    for pair in _QUOTES:
+        if len(text) > 2 and text[0] + text[-1] == pair and pair[1] not in text[1:-1]:
+            return text[1:-1].strip()
+    return text
+
+
+def _from_json(text: str) -> str:
+    """The one text in a JSON string, list or object; anything else as it is."""
+    try:
+        value = json.loads(text) if text[:1] in ('"', "[", "{") else text
+    except (ValueError, RecursionError):
+        return text
+    while isinstance(value, list | dict) and len(value) == 1:
+        value = next(iter(value.values() if isinstance(value, dict) else value))
+    return value.strip() if isinstance(value, str) else text
+
+
+def fault(text: str, *, language: str | None = None) -> str:
+    """Why `text` must not become a prompt or an answer: 'kind: detail', or '' for a sound one.
+
+    Looked for are emptiness, secrets, personal data (no URL), and every kind of `tunesmith.data.defects` but notes;
+    another language only where `language` says which is wanted.
+    """
+    if not text.strip():
+        return "empty"
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "broken letters: half a surrogate pair, which is no text"
+    if secrets := find_secrets(text):
+        return f"secret: {secrets[0].kind.replace('_', ' ')}"
+    if personal := find_personal(text, kinds=PERSONAL):
+        return f"personal: {personal[0].kind}"
+    for kind, look in _looks(language):
+        for defect in look(text):
+            if defect.severity != "note":
+                return f"{kind.replace('_', ' ')}: {defect.why}"
+    return ""
+
+
+@cache
+def _looks(language: str | None) -> list[tuple[str, Callable[[str], Iterator[Defect]]]]:
+    """Every kind of defect that is looked for, with its function."""
+    looks = {kind: find(DEFECTS, kind) for kind in entries(DEFECTS)}
+    foreign = looks.pop("wrong_language")
+    if language is not None:
+        looks["wrong_language"] = partial(foreign, script="Latin", language=language)
+    return list(looks.items())
+
+
+def prompt_fault(text: str, request: str, *, longest: int) -> str:
+    """Why `text`, written for `request`, is not one message: too long, a list of several, or the request again."""
+    if len(text) > longest:
+        return f"too long: {len(text)} characters, limit {longest}"
+    if len(_ITEM.findall(text)) > 1 or text[:1] + text[-1:] in ("[]", "{}"):
+        return "several: a list where one message was asked for"
+    return "echo: repeats the request" if repeats(text, request) else ""
+
+
+def repeats(text: str, request: str) -> bool:
+    """Whether the text takes the request up: four words of its fixed sentences, a line of it, or nothing else.
+
+    Examples in the request do not count: one of them told again is a repeated prompt.
+    """
+    given = [line for line in request.split("\n") if not line.startswith("- ")]
+    given += [line.partition(": ")[2] for line in given if line.count(": ") > 1]  # 'TOPIC: WHAT BELONGS TO IT'
+    lines = list(map(normalise, given))
+    own, words = f" {normalise(text)} ", [line.split() for line in map(normalise, _FIXED)]
+    if any(f" {' '.join(fixed[n : n + 4])} " in own for fixed in words for n in range(len(fixed) - 3)):
+        return True
+    whole = any(own in f" {line} " for line in lines) and own.count(" ") > 4
+    return whole or any(f" {line} " in own for line in lines if line.count(" ") >= 3)
+
+
+class Accepted:
+    """The prompts that were taken, to tell whether another is new."""
+
+    def __init__(self) -> None:
+        self._topics: dict[str, str] = {}  # normalised prompt -> its topic
+        self._texts: list[str] = []
+
+    def add(self, prompt: str, topic: str) -> None:
+        """Takes one more."""
+        self._topics.setdefault(normalise(prompt), topic)
+        self._texts.append(prompt)
+
+    def repeated(self, prompt: str, topic: str, *, alike: float | None = None) -> str:
+        """Why `prompt` is not new, or ''. Near ones (Jaccard of at least `alike`) are looked for unless it is None."""
+        before = self._topics.get(normalise(prompt))
+        if before is not None:
+            return "repeated: the same prompt" if before == topic else f"repeated: the same prompt as in '{before}'"
+        near = leaks([prompt], self._texts, threshold=alike) if alike is not None and self._texts else []
+        best = max(near, key=lambda pair: pair.similarity, default=None)
+        return f"near repeat: {best.similarity:.0%} alike" if best else ""
+
+
+def request_prompt(about: str, topic: Mapping[str, str], style: str, before: Sequence[str]) -> str:
+    """What a model is asked for one prompt; `before` are prompts it must not repeat."""
+    lines = [
+        f"Write one message that could come from {about or 'a user'}.",
+        f"What it asks about: {topic['name']}{': ' if topic['about'] else ''}{topic['about']}",
+        f"How it is written: {style}",
+    ]
+    if before:
+        lines += [_OTHERWISE, *(f"- {' '.join(text.split())}" for text in before)]
+    return "\n".join([*lines, _MESSAGE_ALONE])
+
+
+def request_answer(about: str, topic: Mapping[str, str], instruction: str) -> str:
+    """What a model is asked for a topic's canonical answer."""
+    lines = [
+        f"Write the answer for {about or 'a user'} who asks about this.",
+        f"What is asked about: {topic['name']}{': ' if topic['about'] else ''}{topic['about']}",
+    ]
+    if instruction:
+        lines.append(f"How the answer must look: {instruction}")
+    return "\n".join([*lines, _ANSWER_ALONE])

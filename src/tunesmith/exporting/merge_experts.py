@@ -1,0 +1,197 @@
+"""The experts of a merged model: fused as transformers fuses them, updated, and cut again into the base's own tensors.
+
+Files hold experts one by one (`experts.0.gate_proj.weight`) or stacked, and transformers' conversion mapping says how
+they become the 3-D parameters that training read. Only one expert is in memory at a time where files hold them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.errors import ModelError
+from tunesmith.models.expert_packing import BLOCKS, SCALES, expert_parameters, pack, unpack
+from tunesmith.models.experts import ExpertShape, expert_shapes
+
+
+@dataclass(frozen=True)
+class ExpertUpdate:
+    """What is added to one expert parameter: PEFT's A (experts·r x in) and B (out x r·experts), and their scale."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def of(self, experts: slice, shape: ExpertShape, *, transposed: bool) -> Tensor:
+        """s B A of the given experts, stacked, as the parameter is stored."""
+        rank = len(self.a) // shape.experts
+        a = self.a.view(shape.experts, rank, -1)[experts]
+        b = self.b.view(len(self.b), rank, shape.experts).permute(2, 0, 1)[experts]
+        made = torch.bmm(b, a) * self.scale
+        return made.transpose(1, 2) if transposed else made
+
+
+@dataclass
+class _Fused:
+    """One expert parameter: its shape, and the tensors of the files that it is made of, by pattern, in order."""
+
+    name: str
+    shape: ExpertShape
+    transposed: bool
+    converter: Any = None
+    sources: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the files hold each expert by itself."""
+        return self.converter is not None and all(len(names) == self.shape.experts for names in self.sources.values())
+
+
+class ExpertTensors:
+    """Which tensors of the files belong to experts, and what each of them becomes."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Iterable[str],
+        read: Callable[[str], Tensor],
+        packed_from: torch.dtype | None,
+    ) -> None:
+        """`names` of the files' tensors, which `read` reads; `network` lies on the meta device.
+
+        `packed_from` is the number type that training packed in NF4 from, None where the weights stay as they came.
+        """
+        self.network, self.read, self.packed_from = network, read, packed_from
+        self.updates: dict[str, ExpertUpdate] = {}
+        self._fused: dict[str, _Fused] = {}
+        self._owner: dict[str, tuple[_Fused, str]] = {}
+        shapes = expert_shapes(network)
+        if shapes:
+            self._assign(shapes, names)
+        self._piece = lru_cache(2)(self._converted)
+
+    def _assign(self, shapes: Mapping[str, ExpertShape], names: Iterable[str]) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+
+        network: Any = self.network
+        mapping = get_model_conversion_mapping(network)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+        state, prefix = network.state_dict(), network.base_model_prefix
+        for name in sorted(names, key=dot_natural_key):
+            target, pattern = rename_source_key(name, renamings, converters, prefix, state)
+            if target not in shapes:
+                continue
+            module = network.get_submodule(target.rpartition(".")[0])
+            new = _Fused(target, shapes[target], bool(getattr(module, "is_transposed", False)))
+            fused = self._fused.setdefault(target, new)
+            fused.converter = by_pattern[pattern] if pattern else None
+            fused.sources.setdefault(pattern or "", []).append(name)
+            self._owner[name] = fused, pattern or ""
+
+    def take(self, updates: Mapping[str, ExpertUpdate]) -> None:
+        """The update of each expert parameter that has one, by its name."""
+        self.updates = dict(updates)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the files' tensor `name` belongs to experts."""
+        return name in self._owner
+
+    def merged(self, name: str) -> Tensor:
+        """The files' tensor `name` with the update, float32."""
+        fused, pattern = self._owner[name]
+        if fused.converter is None:
+            return self._updated(fused, self.read(name), slice(None))
+        place = fused.sources[pattern].index(name) if fused.apart else None
+        pieces: dict[str, list[Tensor]] = self._piece(fused.name, place)
+        return pieces[pattern][0 if fused.apart else fused.sources[pattern].index(name)]
+
+    def _converted(self, parameter: str, expert: int | None) -> dict[str, list[Tensor]]:
+        """The tensors by pattern that one expert, or all, are cut into after the update."""
+        fused = self._fused[parameter]
+        forward = deepcopy(fused.converter)
+        for pattern, names in fused.sources.items():
+            for name in names if expert is None else [names[expert]]:
+                forward.add_tensor(parameter, name, pattern, self.read(name))
+        network: Any = self.network
+        (stacked,) = forward.convert(parameter, model=network, config=network.config).values()
+        stacked = stacked[0] if isinstance(stacked, list) else stacked
+        chosen = slice(None) if expert is None else slice(expert, expert + 1)
+        updated = self._updated(fused, stacked, chosen)
+        back = deepcopy(fused.converter).reverse_transform()
+        key, pattern = back.rename_source_key(parameter)
+        back.add_tensor(key, parameter, pattern, updated)
+        cut = back.convert(key, model=network, config=network.config)
+        tensors = [value[0] if isinstance(value, list) else value for value in cut.values()]
+        many = len(tensors) // len(fused.sources)
+        found: dict[str, list[Tensor]] = {pattern: [] for pattern in fused.sources}
+        for name, tensor in zip(cut, tensors, strict=True):
+            found[self._pattern(fused, name)].append(tensor)
+        if any(len(pieces) != many for pieces in found.values()):
+            raise ModelError(f"transformers cannot cut '{parameter}' into the base's tensors", where="export.files")
+        return found
+
+    def _pattern(self, fused: _Fused, name: str) -> str:
+        for pattern in fused.sources:
+            if name.endswith(pattern.rpartition("*")[2]):
+                return pattern
+        return next(iter(fused.sources))
+
+    def _updated(self, fused: _Fused, stacked: Tensor, experts: slice) -> Tensor:
+        if self.packed_from is not None:
+            whole = stacked.to(self.packed_from)
+            stacked = unpack(pack(whole), whole.shape)
+        stacked = stacked.float()
+        update = self.updates.get(fused.name)
+        if update is None:
+            return stacked
+        return stacked + update.of(experts, fused.shape, transposed=fused.transposed)
+
+
+def without_mxfp4(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The files' tensors as they are merged: of an MXFP4 tensor's codes and exponents, the 16-bit one they stand for.
+
+    `found` and the result: by name a tensor's file, shape and number type.
+    """
+    plain = {}
+    for name, (path, shape, kind) in found.items():
+        base = name.removesuffix(BLOCKS)
+        if base != name and base + SCALES in found:
+            experts, outputs, blocks, size = shape
+            plain[base] = path, (experts, 2 * blocks * size, outputs), "BF16"
+        elif name.removesuffix(SCALES) + BLOCKS not in found:
+            plain[name] = path, shape, kind
+    return plain
+
+
+def expert_updates(
+    network: nn.Module, targets: Iterable[str], updates: Mapping[str, ExpertUpdate]
+) -> tuple[dict[str, ExpertUpdate], set[str]]:
+    """The updates by expert parameter, and the names of PEFT's modules that they came from.
+
+    PEFT's wrappers of one module's parameters are nested, the last parameter's outermost; `targets` are the adapter's
+    target_parameters.
+    """
+    tails = tuple(f".{target}" for target in targets)
+    found, taken = {}, set[str]()
+    for name, module in network.named_modules():
+        parts = [part for part in expert_parameters(module) if f"{name}.{part}".endswith(tails)]
+        for depth, part in zip(reversed(range(len(parts))), parts, strict=True):
+            wrapper = name + ".base_layer" * depth
+            if wrapper in updates:
+                found[f"{name}.{part}"] = updates[wrapper]
+                taken.add(wrapper)
+    return found, taken

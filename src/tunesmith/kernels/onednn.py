@@ -1,0 +1,41 @@
+"""Frozen weights as oneDNN wants them, for a processor that multiplies few rows at a time.
+
+A plain product brings the weight into blocks at every call; here that is done once. With 16 rows in bfloat16 a product
+takes two thirds of the time (dev/LOG.md); with the hundreds of rows of a training step it makes no difference.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_ops: Any = torch.ops.mkldnn
+
+
+class Packed(NamedTuple):
+    """A weight (out x in) in blocks; `out` and `width` are its sizes."""
+
+    blocks: Tensor
+    out: int
+    width: int
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether oneDNN packs it: bfloat16 on a processor."""
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def pack(weight: Tensor, rows: int) -> Packed:
+    """`weight` (out x in) for products of about so many `rows`; the weight itself stays."""
+    return Packed(_ops._reorder_linear_weight(weight.contiguous(), rows), *weight.shape)
+
+
+def linear(x: Tensor, packed: Packed, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
+    """`x` (rows x in) times the transposed weight, plus `bias` (out) and `add` (rows x out), rounded once."""
+    if add is not None:
+        made: Tensor = _ops._linear_pointwise.binary(x, add, packed.blocks, bias, "add")
+        return made
+    made = _ops._linear_pointwise(x, packed.blocks, bias, "none", [], "")
+    return made

@@ -1,0 +1,209 @@
+"""An adapter on disk, as PEFT reads and writes it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tunesmith.errors import RunError
+from tunesmith.models.architecture import Architecture
+from tunesmith.models.build import Bias, Model, add_adapter
+from tunesmith.models.experts import expert_shapes, peft_targets
+
+_PREFIX = "base_model.model."
+_AS_THEY_ARE = (".bias", ".lora_magnitude_vector")  # PEFT writes these without ".weight" behind them
+_NOT_READ = ("rank_pattern", "alpha_pattern", "trainable_token_indices", "lora_bias", "layers_to_transform")
+
+
+def peft_config(
+    model: Model,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    names: list[str],
+    rs: bool = False,
+    dora: bool = False,
+    train_also: Sequence[str] = (),
+    bias: Bias = "none",
+    doubled: bool = False,
+    parts: Sequence[str] = (),
+) -> dict[str, object]:
+    """adapter_config.json for LoRA on the linear layers `names` and the expert parameters `parts`.
+
+    `doubled`: PiSSA's start stands beside what was trained, so the rank is twice `rank`, and alpha grows with it so
+    that the scale stays.
+    """
+    from peft import LoraConfig
+
+    if doubled:
+        rank, alpha = 2 * rank, alpha * (math.sqrt(2) if rs else 2)
+    modules, parameters = peft_targets(names, parts, moe=bool(model.experts()))
+    targets = model.architecture.target_modules([name for name in names if _leaf(name) in modules])
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        target_parameters=parameters or None,
+        bias=bias,
+        use_rslora=rs,
+        use_dora=dora,
+        modules_to_save=[_leaf(model.outer(which)) for which in train_also] or None,
+        ensure_weight_tying=bool(train_also) and model.tied,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=model.transposed,
+        base_model_name_or_path=model.weights.name,
+        inference_mode=True,
+    ).to_dict()
+    plain = json.loads(
+        json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    )
+    if isinstance(plain["target_modules"], list):
+        plain["target_modules"].sort()  # a set: its order would change from run to run
+    return dict(sorted(plain.items()))
+
+
+def finished(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The configuration and the tensors of the model's adapter, as `write_adapter` takes them.
+
+    An update that started from a part of the base (PiSSA) becomes a plain one of twice the rank: A over A₀, B beside
+    -B₀, alpha raised so that the scale stays. So the adapter fits the base as it came, and whoever loads it, the
+    comparison included, multiplies by the same numbers that training did.
+
+    Over the text half of an image-text model the tensors have the names of the whole checkpoint, so that PEFT puts the
+    adapter over what `Architecture.loader` loads.
+    """
+    variant = model.variant
+    if variant is None:
+        raise AssertionError("the model has no adapter")
+    doubled = any(layer.start_A is not None for layer in model.lora.values())
+    config = peft_config(
+        model, rank=variant.rank, alpha=variant.alpha, dropout=variant.dropout, names=list(model.lora),
+        rs=variant.rs, dora=variant.dora, train_also=variant.train_also, bias=variant.bias, doubled=doubled,
+        parts=list(model.lora_experts),
+    )  # fmt: skip
+    tensors = {name: value.detach() for name, value in model.trainable().items()}
+    for name, layer in model.lora.items():
+        tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"] = (part.detach() for part in layer.factors())
+    if variant.train_also and model.tied:  # PEFT looks for both
+        tensors[model.outer("head")] = tensors[model.outer("embeddings")]
+    return config, {model.architecture.outside(name): tensor for name, tensor in tensors.items()}
+
+
+def write_adapter(folder: Path, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors, in float32; `tensors` as `finished` gives them."""
+    from safetensors.torch import save_file
+
+    own = {  # a copy each: safetensors refuses two names for one memory
+        _key(name): tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    save_file(own, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def read_adapter(folder: Path, model: Architecture | None = None) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The configuration and tensors of an adapter; given the base `model`, by the names of the text model's modules.
+
+    Raises RunError when it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(f"the adapter cannot be read: {error}", where=str(folder), next="Train again") from error
+    tensors = named(tensors)
+    return config, {model.within(name): tensor for name, tensor in tensors.items()} if model else tensors
+
+
+def named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """PEFT's tensors (of its files, or of get_peft_model_state_dict) by the names that are used here."""
+    return {name.removeprefix(_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
+
+
+def attach(model: Model, folder: Path) -> None:
+    """Puts the adapter in `folder` over the base `model`, as its own configuration says, and fills it.
+
+    Raises RunError when it is missing, damaged, of a kind that is not read here, or does not fit the model.
+    """
+    config, tensors = read_adapter(folder, model.architecture)
+    odd = [key for key in _NOT_READ if config.get(key)]
+    if config.get("peft_type") != "LORA" or odd or config.get("init_lora_weights", True) is not True:
+        what = odd[0] if odd else f"{config.get('peft_type')}, {config.get('init_lora_weights')}"
+        raise RunError(f"an adapter of this kind is not read ({what})", where=str(folder), next="Train again")
+    saved = {_leaf(str(name)) for name in _listed(config.get("modules_to_save"))}
+    train_also = [which for which in ("embeddings", "head") if saved and _leaf(model.outer(which)) in saved]
+    if train_also and model.tied:
+        train_also = ["embeddings", "head"]
+    layers, experts = _targets(model, config, tensors)
+    try:
+        rank, alpha, dropout = int(str(config["r"])), float(str(config["lora_alpha"])), config["lora_dropout"]
+        add_adapter(
+            model,
+            rank=rank,
+            alpha=alpha,
+            layers=layers,
+            dropout=float(str(dropout)),
+            seed=0,
+            scaling="rs" if config.get("use_rslora") else "standard",
+            dora=bool(config.get("use_dora")),
+            train_also=train_also,
+            bias=_bias(config.get("bias")),
+            experts="all" if experts else "none",
+        )
+    except (KeyError, ValueError) as error:
+        raise RunError(
+            f"the adapter's configuration is damaged: {error}", where=str(folder), next="Train again"
+        ) from error
+    fill(model, tensors)
+
+
+def _targets(model: Model, config: dict[str, object], tensors: dict[str, Tensor]) -> tuple[list[str], bool]:
+    """The last names of the layers that an adapter covers, and whether experts are among them."""
+    stacked = expert_shapes(model.network)
+    parameters = [str(name) for name in _listed(config.get("target_parameters"))]
+    parts = {_leaf(part) for part in stacked for name in parameters if part.endswith(f".{name}")}
+    updated = {name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")}
+    return sorted(parts | {_leaf(name) for name in updated & model.frozen().keys()}), bool(parts)
+
+
+def fill(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Copies `tensors` into the model's adapter. Raises RunError when a name or a shape does not fit."""
+    parameters = model.trainable()
+    if model.whole and model.tied:
+        tensors = {name: tensor for name, tensor in tensors.items() if name != model.outer("head")}
+    if parameters.keys() != tensors.keys():
+        odd = sorted(parameters.keys() ^ tensors.keys())[0]
+        raise RunError(f"the adapter and the model differ at '{odd}'", next="Was it trained on another base?")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                raise RunError(f"'{name}' is {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
+            parameter.copy_(tensors[name])
+
+
+def _key(name: str) -> str:
+    return f"{_PREFIX}{name}" if name.endswith(_AS_THEY_ARE) else f"{_PREFIX}{name}.weight"
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _bias(value: object) -> Bias:
+    if value in ("none", "lora_only", "all"):
+        return value
+    raise ValueError(f"bias is {value!r}")

@@ -1,0 +1,498 @@
+"""Loads a base model, puts frozen layers (and LoRA updates over the wanted ones) in place of its linear layers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import hashlib
+import logging as python_logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from tunesmith.config.recipe import Adapter, Named
+from tunesmith.config.registry import find
+from tunesmith.errors import ModelError, ResourceError, TunesmithError
+from tunesmith.models.architecture import (
+    Architecture,
+    Layers,
+    architecture,
+    decoder_of,
+    layers_called,
+    linear_layers,
+    name_of,
+    unquantized,
+)
+from tunesmith.models.expert_packing import loading_options
+from tunesmith.models.experts import (
+    ExpertWeights,
+    FrozenExperts,
+    check_experts,
+    expert_shapes,
+    freeze_experts,
+    unsupported,
+)
+from tunesmith.models.lora_init import Place, Start
+from tunesmith.models.original_weights import Original
+from tunesmith.models.qlora import FrozenLinear, LoraLinear, Trained, copy_of
+from tunesmith.models.weights import Weights
+
+Bias = Literal["none", "lora_only", "all"]
+Experts = Literal["all", "none"]
+STARTS = "tunesmith.models.lora_init"
+ZERO = Named("zero", {})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How an adapter was built: what PEFT's configuration needs to know."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    rs: bool = False
+    dora: bool = False
+    train_also: tuple[str, ...] = ()
+    bias: Bias = "none"
+
+
+class Model:
+    """A loaded base with its frozen layers, and the LoRA layers once `add_adapter` was called."""
+
+    def __init__(self, network: Any, weights: Weights, transposed: bool) -> None:
+        """`network` is transformers' model; `transposed` says that the family stores its weights in x out (GPT-2)."""
+        self.network, self.weights, self.transposed = network, weights, transposed
+        self.lora: dict[str, LoraLinear] = {}
+        self.lora_experts: dict[str, ExpertWeights] = {}
+        self.whole: dict[str, Trained] = {}
+        self.variant: Variant | None = None
+        self.decoder: Any = None  # what writes its replies (generation/decoder.py), made when first asked
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs belong."""
+        embeddings = self.network.get_input_embeddings()
+        embeddings = embeddings.base if isinstance(embeddings, Trained) else embeddings
+        return cast(torch.device, getattr(embeddings, "device", embeddings.weight.device))
+
+    @property
+    def tied(self) -> bool:
+        """Whether embeddings and head are one matrix."""
+        pair = [self.network.get_input_embeddings(), self.network.get_output_embeddings()]
+        inner, head = (module.base if isinstance(module, Trained) else module for module in pair)
+        return head is not None and inner.weight is head.weight
+
+    def outer(self, which: str) -> str:
+        """The name of the module that is the model's `embeddings` or `head`."""
+        read = self.network.get_input_embeddings if which == "embeddings" else self.network.get_output_embeddings
+        return name_of(self.network, read())
+
+    @property
+    def decoder_network(self) -> Any:
+        """The network without its head."""
+        return decoder_of(self.network)
+
+    @functools.cached_property
+    def architecture(self) -> Architecture:
+        """The same model without weights, and how the files name it."""
+        return architecture(self.weights)
+
+    def frozen(self) -> dict[str, FrozenLinear]:
+        """Frozen layers without a LoRA update around them, by name."""
+        return {name: layer for name, layer in self.network.named_modules() if isinstance(layer, FrozenLinear)}
+
+    def experts(self) -> dict[str, FrozenExperts]:
+        """The experts' modules by name."""
+        return {name: module for name, module in self.network.named_modules() if isinstance(module, FrozenExperts)}
+
+    def keep_dense(self) -> int:
+        """Keeps every NF4 layer dequantised, but not experts, few of which are hit; returns how many there are."""
+        layers = [
+            layer for layer in self.network.modules() if isinstance(layer, FrozenLinear) and layer.state is not None
+        ]
+        for layer in layers:
+            layer.keep_dense()
+        return len(layers)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every trained parameter by name, in a fixed order: the updates layer by layer, then what is trained whole.
+
+        Names are PEFT's, without its prefix and without ".weight"; a parameter with two places has one name.
+        """
+        made: dict[str, nn.Parameter] = {}
+        for name, layer in self.lora.items():
+            made |= {f"{name}.lora_A": layer.lora_A, f"{name}.lora_B": layer.lora_B}
+            if layer.lora_magnitude_vector is not None:
+                made[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+            if layer.trained_bias is not None:
+                made[f"{name}.base_layer.bias"] = layer.trained_bias
+        for name, experts in self.experts().items():
+            made |= experts.trainable(name)
+        for name, module in self.whole.items():
+            for part, copy in module.copies.items():
+                if not any(copy is other for other in made.values()):
+                    made[name if part == "weight" else f"{name}.{part}"] = copy
+        return made
+
+    def fast_path(self) -> list[str]:
+        """Why this adapter cannot be trained by the fused engine, in words; empty when it can.
+
+        PiSSA, LoftQ, rsLoRA and LoRA+ can: a layer's whole update is `LoraLinear.factors()`, whatever it started from.
+        """
+        return [] if self.variant is None else unfused_adapter(self.variant)
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside the block the adapter is off: the same loaded weights answer as the base model."""
+        layers: list[LoraLinear | Trained | ExpertWeights]
+        layers = [*self.lora.values(), *self.whole.values(), *self.lora_experts.values()]
+        before = [layer.enabled for layer in layers]
+        for layer in layers:
+            layer.enabled = False
+        try:
+            yield
+        finally:
+            for layer, enabled in zip(layers, before, strict=True):
+                layer.enabled = enabled
+
+
+def unfused_adapter(adapter: Adapter | Variant) -> list[str]:
+    """Why the fused engine cannot train an adapter with these settings, for people; empty when it can."""
+    found = ["adapter.dropout is above 0"] if adapter.dropout else []
+    found += ["adapter.dora takes each weight's norm anew at every step"] if adapter.dora else []
+    found += [f"adapter.train_also trains the {which}" for which in adapter.train_also]
+    return found + (["adapter.bias trains biases"] if adapter.bias != "none" else [])
+
+
+def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
+    """The base model on `device`, its decoder's linear layers frozen in NF4 (`bits` 4) or in `precision` (16).
+
+    Of an image-text checkpoint only the text half is loaded. Raises ModelError for files that are no causal language
+    model or lack a weight, ResourceError when memory does not suffice.
+    """
+    from safetensors import SafetensorError
+
+    made = architecture(weights)
+    dtype = getattr(torch, precision)
+    if device == "cuda":  # by number: the loader's own threads would take the first card
+        device = f"cuda:{torch.cuda.current_device()}"
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "trust_remote_code": False}
+    if (mapping := made.key_mapping()) is not None:
+        options["key_mapping"] = mapping
+    try:
+        with _quiet():
+            options |= loading_options(weights, deepcopy(made.config), bits, dtype, skip=unquantized(made.network))
+            network, report = type(made.network).from_pretrained(
+                weights.folder, use_safetensors=True, output_loading_info=True, **options
+            )
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        advice = "Choose a smaller base.model, base.bits 4, or free some memory"
+        raise ResourceError("the model does not fit into memory", where=weights.name, next=advice) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot be loaded: {error}", where=weights.name, next="Choose another base.model") from error
+    check_missing(sorted(report["missing_keys"]), weights.name)
+    network.requires_grad_(False)
+    if getattr(network.config, "quantization_config", None) is not None:
+        _cast(network, dtype)
+    transposed = _freeze(network, dtype)
+    _keep_from_shortcuts(network)
+    freeze_experts(network, packed=bits == 4, where=weights.name)
+    _own_storage(network)
+    network.config.use_cache = False
+    for attribute in ("is_loaded_in_4bit", "is_quantized"):  # the layers are ours now; nothing else may repack them
+        if getattr(network, attribute, False):
+            setattr(network, attribute, False)
+    network.hf_quantizer = network.quantization_method = None
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+    network.eval()
+    return Model(network, weights, transposed)
+
+
+def check_missing(names: Sequence[str], where: str) -> None:
+    """Raises ModelError for parameters without a tensor in the files, which would be random numbers."""
+    if names:
+        raise ModelError(
+            f"the files hold no weight for '{names[0]}' ({len(names)} missing)",
+            where=where,
+            next="Fetch the model's files anew, or choose another base.model",
+        )
+
+
+def check_adapter(
+    adapter: Adapter, weights: Weights, *, engine: str = "native", spread: str = "auto", targets: Sequence[str] = ()
+) -> list[TunesmithError]:
+    """Everything in the recipe's section `adapter` that this base does not have, before anything is loaded.
+
+    The base itself is checked as well: that it is a causal language model, and that its files hold every weight.
+    `engine`, `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the names of its
+    `export.files`, which some bases limit.
+    """
+    try:
+        made = architecture(weights)
+        if any(weights.folder.glob("*.safetensors")):
+            check_missing(made.missing(weights.folder), weights.name)
+        linear, stacked = made.covered(adapter.layers, adapter.experts)
+    except ModelError as error:
+        return [error]
+    if not linear and not stacked:
+        what = "this model has no linear layer that can be adapted"
+        return [ModelError(what, where="adapter.layers", next="Choose another base.model")]
+    network = made.network
+    errors = check_experts(adapter, network, list(linear), list(stacked), engine=engine, spread=spread, targets=targets)
+    try:
+        _check_outer(adapter.train_also, tied=made.tied, head=bool(made.head))
+    except ModelError as error:
+        errors.append(error)
+    updated = any(getattr(network.get_submodule(name), "bias", None) is not None for name in linear)
+    anywhere = any(name.rsplit(".", 1)[-1] == "bias" for name, _ in network.named_parameters())
+    try:
+        _check_bias(adapter.bias, updated=updated, anywhere=anywhere)
+    except ModelError as error:
+        errors.append(error)
+    return errors
+
+
+def add_adapter(
+    model: Model,
+    *,
+    rank: int,
+    alpha: float,
+    layers: Layers,
+    dropout: float,
+    seed: int,
+    scaling: Literal["standard", "rs"] = "standard",
+    dora: bool = False,
+    start: Named = ZERO,
+    train_also: Sequence[str] = (),
+    bias: Bias = "none",
+    experts: Experts = "all",
+) -> None:
+    """Puts a LoRA update over the wanted layers; each starts as `start` says, from `seed` and its own name.
+
+    See the recipe's section `adapter` for the settings. Raises ModelError when a name in `layers` fits no layer, when
+    experts cannot have the variant, when only one of tied embeddings and head is to be trained, when there is no bias
+    to train, or when a start cannot be made; RecipeError for a start's wrong options.
+    """
+    frozen = model.frozen()
+    names, parts = chosen(model, layers, experts)
+    check_wishes(model, names, train_also, bias)
+    for error in unsupported(model.network, names, parts, dropout=dropout, dora=dora, start=start, bias=bias):
+        raise error
+    original = Original(model.weights, model.architecture)
+    for name in names:
+        layer = LoraLinear(frozen[name], rank, alpha, dropout, rs=scaling == "rs")
+        begun = begin(start, name, layer.base, rank, layer.scale, seed, original, transposed=model.transposed)
+        with torch.no_grad():
+            layer.lora_A.copy_(begun.a)
+            layer.lora_B.copy_(begun.b)
+        if begun.taken:
+            layer.take_from_base()
+        if dora:
+            layer.train_magnitude()
+        if bias != "none" and layer.base.bias is not None:
+            layer.train_bias()
+        model.network.set_submodule(name, layer)
+        model.lora[name] = layer
+    for name in parts:
+        weights = model.network.get_submodule(name)
+        first = first_a(name, rank * weights.experts, weights.shape.inputs, seed)
+        weights.add_lora(first, rank, alpha / math.sqrt(rank) if scaling == "rs" else alpha / rank)
+        model.lora_experts[name] = weights
+    if bias == "all":
+        _train_biases(model)
+    _train_outer(model, train_also)
+    also = tuple(which for which in ("embeddings", "head") if which in train_also)
+    model.variant = Variant(rank, alpha, dropout, scaling == "rs", dora, also, bias)
+
+
+def chosen(model: Model, layers: Layers, experts: Experts) -> tuple[list[str], list[str]]:
+    """The linear layers and the expert parameters that an adapter covers. Raises ModelError for an unknown name."""
+    frozen, stacked = model.frozen(), expert_shapes(model.network) if experts == "all" else {}
+    names = layers_called([*frozen, *stacked], layers)
+    return [name for name in names if name in frozen], [name for name in names if name in stacked]
+
+
+def begin(
+    start: Named,
+    name: str,
+    layer: FrozenLinear,
+    rank: int,
+    scale: float,
+    seed: int,
+    original: Original,
+    *,
+    transposed: bool,
+) -> Start:
+    """The first A and B of the layer `name`, made by the function of models/lora_init.py that `start` names.
+
+    Raises what that function raises.
+    """
+    place = Place(
+        name, layer, rank, scale, seed,
+        usual=first_a(name, rank, layer.in_features, seed),
+        original=lambda: original.matrix(name, (layer.out_features, layer.in_features), transposed=transposed),
+    )  # fmt: skip
+    made: Start = find(STARTS, start.name, where="adapter.start")(place, **start.options)
+    return made
+
+
+def check_wishes(model: Model, names: Sequence[str], train_also: Sequence[str], bias: Bias) -> None:
+    """Raises ModelError when `train_also` or `bias` cannot be had of this model, with updates on the layers `names`."""
+    _check_outer(train_also, tied=model.tied, head=model.network.get_output_embeddings() is not None)
+    frozen = model.frozen()
+    updated = any(frozen[name].bias is not None for name in names)
+    _check_bias(bias, updated=updated, anywhere=bool(_biases(model)))
+
+
+def _check_outer(train_also: Sequence[str], *, tied: bool, head: bool) -> None:
+    if tied and len(set(train_also)) == 1:
+        raise ModelError(
+            f"embeddings and head of this model are one matrix, so the {train_also[0]} cannot be trained alone",
+            where="adapter.train_also",
+            next="Name both: [embeddings, head]",
+        )
+    if "head" in train_also and not head:
+        raise ModelError("this model has no head", where="adapter.train_also", next="Leave it out")
+
+
+def _check_bias(bias: Bias, *, updated: bool, anywhere: bool) -> None:
+    """`updated`: whether a layer with an update has a bias; `anywhere`: whether any module of the model has one."""
+    if bias != "none" and not (updated and bias == "lora_only") and not (anywhere and bias == "all"):
+        what = "no layer with an update has a bias" if bias == "lora_only" else "this model has no bias"
+        raise ModelError(f"{what} to train", where="adapter.bias", next="Set it to none")
+
+
+def _biases(model: Model) -> list[str]:
+    """The modules with a bias of their own, but for the frozen layers inside an update."""
+    inside = {layer.base for layer in model.lora.values()}
+    return [
+        name
+        for name, module in model.network.named_modules()
+        if "bias" in module._parameters and module.bias is not None and module not in inside
+    ]
+
+
+def _train_biases(model: Model) -> None:
+    for name in _biases(model):
+        _wrap(model, name, copy_of(model.network.get_submodule(name), ["bias"]))
+
+
+def _train_outer(model: Model, train_also: Sequence[str]) -> None:
+    """Trains embeddings and head whole; tied ones stay one matrix."""
+    tied, shared = model.tied, dict[str, nn.Parameter]()
+    for which in ("embeddings", "head"):
+        if which not in train_also:
+            continue
+        name = model.outer(which)
+        module = model.network.get_submodule(name)
+        before = dict(module.copies.items()) if isinstance(module, Trained) else {}  # its bias, by `bias: all`
+        module = module.base if isinstance(module, Trained) else module
+        copies = copy_of(module, [part for part in ("weight", "bias") if part not in {*before, *shared}])
+        _wrap(model, name, {**before, **shared, **copies})
+        shared = {"weight": model.whole[name].copies["weight"]} if tied else {}
+
+
+def _wrap(model: Model, name: str, copies: dict[str, nn.Parameter]) -> None:
+    module = model.network.get_submodule(name)
+    model.whole[name] = Trained(module.base if isinstance(module, Trained) else module, copies)
+    model.network.set_submodule(name, model.whole[name])
+
+
+def first_a(name: str, rank: int, features_in: int, seed: int) -> torch.Tensor:
+    """Where A (rank x in) of the layer `name` starts: uniform in ±1/sqrt(in), as in PEFT; B at zero."""
+    number = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+    bound = 1 / math.sqrt(features_in)
+    return torch.empty(rank, features_in).uniform_(-bound, bound, generator=torch.Generator().manual_seed(number))
+
+
+def _freeze(network: Any, dtype: torch.dtype) -> bool:
+    """Replaces the decoder's linear layers; head and routers stay. Returns whether the family transposes.
+
+    `dtype` is that of the products, which codes that were stored for another one are dequantized to as well.
+    """
+    import bitsandbytes as bnb
+    from transformers.pytorch_utils import Conv1D
+
+    transposed = False
+    for name, layer in linear_layers(network).items():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            frozen = FrozenLinear.from_nf4(*_codes(layer, dtype), layer.bias)
+            transposed |= layer.source_cls is Conv1D if hasattr(layer, "source_cls") else False
+        elif isinstance(layer, Conv1D):
+            frozen, transposed = FrozenLinear.from_dense(layer.weight.data.T.contiguous(), layer.bias), True
+        else:
+            frozen = FrozenLinear.from_dense(layer.weight.data, layer.bias)
+        network.set_submodule(name, frozen)
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.weight.module = None  # a circle that would hold the codes until the collector comes
+    return transposed or getattr(network.config, "model_type", "") == "gpt2"
+
+
+def _codes(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, Any]:
+    """A bitsandbytes layer's packed codes as bytes, and their state, from now on giving numbers of `dtype`.
+
+    A checkpoint's state says which type its maker multiplied in, whatever the recipe's precision is.
+    """
+    state = layer.weight.quant_state
+    state.dtype = dtype
+    return layer.weight.data.view(torch.uint8), state
+
+
+def _cast(network: Any, dtype: torch.dtype) -> None:
+    """Gives norms, embeddings and biases the type of the products: of a quantized checkpoint they keep their own."""
+    wide = [*(network._keep_in_fp32_modules_strict or ())]  # as transformers does for a checkpoint in 16 bits
+    wide += [*(network._keep_in_fp32_modules or ())] if dtype == torch.float16 else []
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and not any(part in name.split(".") for part in wide):
+            parameter.data = parameter.data.to(dtype)
+
+
+def _keep_from_shortcuts(network: Any) -> None:
+    """Keeps state-space mixers out of training mode; their layers follow the model's mode as usual.
+
+    In training mode these modules of transformers hand the weight of their output layer to a fused kernel, where one is
+    installed, past the layer itself: packed codes would be multiplied, and no update would be seen.
+    """
+    for module in network.modules():
+        if hasattr(module, "A_log") and hasattr(module, "out_proj"):
+            module.training = False
+            module.train = functools.partial(_train_children, module)
+
+
+def _train_children(module: Any, mode: bool = True) -> Any:
+    for child in module.children():
+        child.train(mode)
+    return module
+
+
+def _own_storage(network: Any) -> None:
+    """Gives each tensor memory of its own: a loader may cut them from a whole file's, which then cannot be freed."""
+    gc.collect()  # what the loader left holds weights
+    tensors = [*network.parameters(), *network.buffers()]
+    tensors += [layer.state.absmax for layer in network.modules() if getattr(layer, "state", None) is not None]
+    for tensor in tensors:
+        if tensor.untyped_storage().nbytes() > 1.5 * tensor.nbytes + 1024:
+            tensor.data = tensor.data.clone()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(python_logging.ERROR)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,190 @@
+"""Experts packed in NF4, one matrix for each, while transformers loads them: a layer's 16-bit form exists at a time.
+
+transformers 5 keeps all experts of a layer in one 3-D parameter, which bitsandbytes leaves in 16 bits. Here each expert
+is quantized as bitsandbytes does a linear layer (Dettmers et al. 2023, arXiv:2305.14314).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.errors import ModelError
+from tunesmith.models.weights import Weights, headers, read_config
+
+BLOCK = 64  # elements with one scale
+NESTED = 256  # scales with one scale of their own
+QUANTIZER = "tunesmith_nf4"
+
+
+def expert_parameters(module: nn.Module) -> list[str]:
+    """The names of a module's own expert parameters, in the order of their registration; empty for other modules."""
+    if "Experts" not in type(module).__name__:
+        return []
+    return [name for name, value in module.named_parameters(recurse=False) if value.dim() == 3]
+
+
+BLOCKS, SCALES = "_blocks", "_scales"  # of an MXFP4 tensor's two halves: 4-bit codes and 8-bit exponents
+
+
+def loading_options(weights: Weights, config: Any, bits: int, dtype: torch.dtype, *, skip: list[str]) -> dict[str, Any]:
+    """What `from_pretrained` is told of `config` and `bits`: NF4 but for the layers `skip`, and how MXFP4 is read.
+
+    MXFP4 experts (gpt-oss) are dequantized one parameter at a time: to be packed in NF4, or, with 16 `bits`, to stay
+    so. Raises ModelError for experts that were packed one by one, as transformers 4 did, which transformers 5 cannot
+    stack.
+    """
+    from transformers import Mxfp4Config
+
+    stored = read_config(weights.folder, weights.name).get("quantization_config") or {}
+    if stored and any(".experts." in name and name.endswith(".absmax") for name in headers(weights.folder)):
+        raise ModelError(
+            "the files hold experts in 4 bits one by one, which transformers 5 does not read", where=weights.name,
+            next="Set base.model to the model in 16 bits; base.bits 4 packs it while it is loaded",
+        )  # fmt: skip
+    mxfp4 = stored.get("quant_method") == "mxfp4"
+    if stored and not (mxfp4 and bits == 4):
+        config.quantization_config = stored
+    if bits == 4:
+        packing = nf4_config(dtype)
+        packing.llm_int8_skip_modules = skip
+        return {"config": config, "quantization_config": packing}
+    return {"config": config, **({"quantization_config": Mxfp4Config(dequantize=True)} if mxfp4 else {})}
+
+
+def without_halves(names: Iterable[str]) -> list[str]:
+    """The tensors' names, with one for the two halves of each MXFP4 tensor."""
+    every = set(names)
+    halved = {name.removesuffix(BLOCKS) for name in every if name.endswith(BLOCKS)}
+    halved = {name for name in halved if name + SCALES in every}
+    return sorted((every - {name + end for name in halved for end in (BLOCKS, SCALES)}) | halved)
+
+
+def from_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The matrices (experts x in x out) of gpt-oss' MXFP4 codes and exponents."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    halves = blocks.to(torch.uint8), scales.to(torch.uint8)
+    return cast(Tensor, convert_moe_packed_tensors(*halves, dtype=dtype))
+
+
+def nf4_config(dtype: torch.dtype) -> Any:
+    """transformers' configuration that packs linear layers and experts in NF4 while it loads them."""
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    _register_quantizer()
+    config.quant_method = QUANTIZER
+    return config
+
+
+@functools.cache
+def _register_quantizer() -> None:
+    """Adds to transformers, under a name of its own, bitsandbytes' quantizer with the experts packed as well."""
+    from transformers.core_model_loading import ConversionOps, WeightConverter
+    from transformers.quantizers.auto import register_quantizer
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    class _Pack(ConversionOps):  # type: ignore[misc]
+        def __init__(self, usual: Any) -> None:
+            self.usual = usual
+
+        def convert(self, input_dict: dict[str, Any], model: Any = None, **more: Any) -> dict[str, Any]:
+            packed = {}
+            for name in list(input_dict):
+                if _is_expert(model, name):
+                    value = input_dict.pop(name)
+                    packed[name] = packed_parameter(value[0] if isinstance(value, list) else value)
+            return {**packed, **(self.usual.convert(input_dict, model=model, **more) if input_dict else {})}
+
+    class _FromMxfp4(ConversionOps):  # type: ignore[misc]
+        def convert(self, input_dict: dict[str, Any], full_layer_name: str = "", **more: Any) -> dict[str, Any]:
+            halves = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
+            blocks, scales = (next(v for n, v in halves.items() if n.endswith(end)) for end in (BLOCKS, SCALES))
+            dtype = blocks.dtype if blocks.dtype.is_floating_point else torch.bfloat16  # the loader casts codes, too
+            return {full_layer_name: from_mxfp4(blocks, scales, dtype)}
+
+    @register_quantizer(QUANTIZER)
+    class _Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
+        def param_needs_quantization(self, model: Any, param_name: str, **more: Any) -> bool:
+            usual = super().param_needs_quantization(model, param_name, **more)
+            return usual or _is_expert(model, param_name)
+
+        def get_quantize_ops(self) -> Any:
+            return _Pack(super().get_quantize_ops())
+
+        def get_weight_conversions(self) -> list[Any]:
+            own = [
+                WeightConverter([part + BLOCKS, part + SCALES], part, [_FromMxfp4()])
+                for part in ("gate_up_proj", "down_proj")
+            ]
+            return [*super().get_weight_conversions(), *own]
+
+
+def _is_expert(model: nn.Module, name: str) -> bool:
+    module, _, part = name.rpartition(".")
+    return part in expert_parameters(model.get_submodule(module))
+
+
+class Packed(NamedTuple):
+    """Experts in NF4: codes (experts x bytes), 8-bit scales, the scales' own 32-bit scales and offsets, code books."""
+
+    codes: Tensor
+    scales: Tensor
+    nested: Tensor
+    offsets: Tensor
+    book: Tensor
+    scale_book: Tensor
+    dtype: torch.dtype
+
+
+def pack(weight: Tensor) -> Packed:
+    """Quantizes each matrix of `weight` (experts x rows x columns) as bitsandbytes does a linear layer's."""
+    from bitsandbytes.functional import quantize_4bit
+
+    rest = -math.prod(weight.shape[1:]) % BLOCK
+    parts = []
+    for matrix in weight.detach():
+        flat = nn.functional.pad(matrix.reshape(-1), (0, rest)) if rest else matrix.contiguous()
+        codes, state = quantize_4bit(flat, blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
+        parts.append((codes.reshape(-1), state.absmax, state.state2.absmax, state.offset.reshape(())))
+    codes, scales, nested, offsets = (torch.stack(part) for part in zip(*parts, strict=True))
+    return Packed(codes, scales, nested, offsets.float(), state.code.float(), state.state2.code.float(), weight.dtype)
+
+
+def unpack(packed: Packed, shape: Sequence[int]) -> Tensor:
+    """The matrices again, `shape` (experts x rows x columns), in the number type that they were packed from."""
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    nested = packed.nested.repeat_interleave(NESTED, dim=1)[:, : packed.scales.shape[1]]
+    scales = packed.scale_book[packed.scales.int()] * nested + packed.offsets[:, None]
+    size = packed.scales.shape[1] * BLOCK
+    state = QuantState(
+        absmax=scales.reshape(-1), shape=torch.Size((len(scales), size)), dtype=packed.dtype, blocksize=BLOCK,
+        code=packed.book, quant_type="nf4",
+    )  # fmt: skip
+    flat = cast(Tensor, dequantize_4bit(packed.codes.reshape(-1, 1), state))
+    return flat.view(len(scales), size)[:, : math.prod(shape[1:])].reshape(tuple(shape))
+
+
+def packed_parameter(weight: Tensor) -> nn.Parameter:
+    """The codes as a parameter that carries the rest, as bitsandbytes' own does."""
+    packed = pack(weight)
+    parameter = nn.Parameter(packed.codes, requires_grad=False)
+    parameter.experts = packed, tuple(weight.shape)  # type: ignore[attr-defined]
+    return parameter
+
+
+def carried(module: nn.Module) -> dict[str, tuple[Packed, tuple[int, ...]]]:
+    """The module's parameters that were packed while it was loaded, with their shapes, by name."""
+    return {name: value.experts for name, value in module.named_parameters(recurse=False) if hasattr(value, "experts")}

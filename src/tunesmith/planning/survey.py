@@ -1,0 +1,210 @@
+"""What a table's rows look like: its format, lengths, repetitions, and what the checks find in a few of them."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.config.recipe import CHECKS
+from tunesmith.config.registry import find
+from tunesmith.data.conversation import Conversation, Origin, normalise
+from tunesmith.data.defects import Language
+from tunesmith.data.detect_format import guess
+from tunesmith.data.detect_row import Recognised
+from tunesmith.data.finding import Context, prompt_key
+from tunesmith.data.labels import AnswerLabels
+from tunesmith.data.load import bad_answer, no_good_answer, reasons, remarks
+from tunesmith.data.messages import Notes
+from tunesmith.errors import DataError
+
+ROWS = 2000  # that are looked at: lengths and repetitions settle long before
+FEW = 200  # of them judge the format and go through the checks
+BYTES = 4  # a token: of English 4 letters; other scripts have more bytes a letter, and fewer letters a token
+ABOUT_A_ROW = 24  # tokens that a chat template puts around a row
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a check found in the rows looked at: how many it would take away, and how many it would mend."""
+
+    taken: int
+    mended: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A table in figures. Shares are of the rows looked at; lengths in tokens, estimated.
+
+    `unfit` rows are no conversations, for the reasons in `refused`; `left_out` rows have a `label` that marks their
+    answer as a bad one.
+    """
+
+    total: int
+    looked: int
+    unfit: int
+    refused: Mapping[str, int]
+    left_out: int
+    label: str
+    notes: Notes
+    format: Recognised
+    groups: int
+    lengths: tuple[int, ...]  # sorted
+    answers: tuple[int, ...]  # sorted
+    distinct: float
+    prompts: float  # different prompts among the rows
+    usual_prompt: float  # share of the rows that have the commonest prompt
+    own_answers: float  # different answers among the rows
+    listed: float  # answers that are numbered lists
+    checked: int
+    found: Mapping[str, Found]
+    personal: int
+    sound: float  # of the rows checked: those that no check takes away
+
+    def remarks(self) -> list[str]:
+        """What the conversations do not hold of the rows looked at, a line for each kind."""
+        bad = {bad_answer(self.label): self.left_out} if self.left_out else {}
+        return remarks(self.notes, bad, self.refused, self.looked)
+
+    @property
+    def shared_prompt(self) -> bool:
+        """Whether so many rows have one prompt that it cannot be kept on one side of the split."""
+        return self.usual_prompt > 0.2 or "ask" in self.format.options
+
+
+def spread(rows: Iterable[Mapping[str, Any]], most: int = ROWS) -> tuple[list[Mapping[str, Any]], int]:
+    """At most `most` rows drawn evenly, in their order, and how many there are. Holds no more than it gives.
+
+    Reservoir sampling, algorithm R (Vitter 1985), always with the same seed.
+    """
+    draw = random.Random(7)  # noqa: S311  (a draw, not secrecy)
+    kept: list[tuple[int, Mapping[str, Any]]] = []
+    total = 0
+    for total, row in enumerate(rows, start=1):
+        if len(kept) < most:
+            kept.append((total, row))
+        elif (place := draw.randrange(total)) < most:
+            kept[place] = (total, row)
+    return [row for _, row in sorted(kept, key=lambda item: item[0])], total
+
+
+def survey(rows: Sequence[Mapping[str, Any]], total: int) -> Survey:
+    """The figures of `rows`, drawn from a table of `total`.
+
+    Raises DataError when there is no row, no format fits, or no row fits its format.
+    """
+    format = guess(_few(rows))
+    read, rest = _read(rows, format)
+    prompts = Counter(prompt_key(row) for row in read)
+    answers = Counter(normalise(row.answer) for row in read)
+    few = _few(read)
+    found, sound = _check(few, format)
+    return Survey(
+        total=total,
+        looked=len(rows),
+        **rest,
+        format=format,
+        groups=len({row.group for row in read if row.group}),
+        lengths=tuple(sorted(ABOUT_A_ROW + sum(tokens(turn.full_text) for turn in row.turns) for row in read)),
+        answers=tuple(sorted(tokens(row.turns[-1].full_text) for row in read)),
+        distinct=len({(prompt_key(row), normalise(row.answer)) for row in read}) / len(read),
+        prompts=len(prompts) / len(read),
+        usual_prompt=max(prompts.values()) / len(read),
+        own_answers=len(answers) / len(read),
+        listed=sum(_is_list(row.answer) for row in few) / len(few),
+        checked=len(few),
+        found=found,
+        personal=len({each.row for each in _look("personal")(few, Context())}),
+        sound=sound,
+    )
+
+
+def tokens(text: str) -> int:
+    """About how many tokens a text has."""
+    return math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES)
+
+
+def percentile(ordered: Sequence[int], share: float) -> int:
+    """The smallest of the sorted numbers that at least a `share` of them does not exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _few(rows: Sequence[Any]) -> list[Any]:
+    step = max(1.0, len(rows) / FEW)
+    return [rows[int(place * step)] for place in range(min(FEW, len(rows)))]
+
+
+def _read(rows: Sequence[Mapping[str, Any]], format: Recognised) -> tuple[list[Conversation], dict[str, Any]]:
+    """The rows as conversations, and what is to be said of the others. Raises DataError when all are others."""
+    parse = find("tunesmith.data.formats", format.name)
+    labels, notes = AnswerLabels(format.name, format.options), Notes()
+    read: list[Conversation] = []
+    wrong: list[DataError] = []
+    for number, values in enumerate(rows, start=1):
+        try:
+            turns, group = parsed = parse(values, **format.options)
+        except DataError as error:
+            wrong.append(error)
+            continue
+        notes.enter(parsed.notes)
+        labels.enter(len(read), values)
+        own = {str(key): value for key, value in values.items() if isinstance(value, str | int | float | bool)}
+        read.append(Conversation(str(number), turns, Origin("", number, "row"), group, own))
+    if not read:
+        raise wrong[0]
+    bad = frozenset(labels.bad())
+    good = [row for place, row in enumerate(read) if place not in bad]
+    if not good:
+        raise no_good_answer(len(read), labels.column)
+    if bad:
+        del notes.unused[labels.column]
+    refused = reasons(error.what for error in wrong)
+    return good, {
+        "unfit": len(wrong),
+        "refused": refused,
+        "left_out": len(bad),
+        "label": labels.column,
+        "notes": notes,
+    }
+
+
+LOOKED_FOR = (
+    "broken_turns", "collapsed_list", "generic", "machine_tell", "markup", "mojibake", "placeholder", "repetition",
+    "truncated", "ungrounded", "whitespace", "wrong_language",
+)  # fmt: skip
+ALWAYS = ("empty", "duplicate", "near_duplicate", "secrets")
+
+
+def _check(rows: Sequence[Conversation], format: Recognised) -> tuple[dict[str, Found], float]:
+    """What each check found, and the share of rows that is left when those checks act that a draft lets act."""
+    context = Context(language=Language.of(row.answer for row in rows))
+    found: dict[str, Found] = {}
+    gone: set[str] = set()
+    for name in (*LOOKED_FOR, *ALWAYS):
+        if name == "ungrounded" and format.name != "fields":
+            continue
+        seen = list(_look(name)(rows, context))
+        taken = {each.row for each in seen if each.proposal in ("quarantine", "drop")}
+        mended = {each.row for each in seen if each.proposal == "repair"} - taken
+        found[name] = Found(len(taken), len(mended))
+        if not too_many(found[name], len(rows)) and (name != "generic" or format.name == "fields"):
+            gone |= taken
+    return found, 1 - len(gone) / len(rows)
+
+
+def too_many(found: Found, rows: int) -> bool:
+    """Whether a check takes so many rows that somebody should read them first."""
+    return found.taken > 0.3 * rows
+
+
+def _look(check: str) -> Callable[..., Any]:
+    return find(CHECKS, check, function="look")
+
+
+def _is_list(text: str) -> bool:
+    """Whether each line is numbered, as the metric numbered_steps wants it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return len(lines) > 1 and all(line.startswith(f"{number}. ") for number, line in enumerate(lines, start=1))

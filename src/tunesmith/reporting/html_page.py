@@ -1,0 +1,48 @@
+"""One offline HTML file from a template beside this module: no script from elsewhere, everything escaped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tunesmith.evaluation.comparison import plural
+
+
+def render(page: str, /, **values: Any) -> str:
+    """The page that `page` (a file in report/pages) makes of `values`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = Markup  # our own plots, made from numbers and escaped labels
+    environment.filters["number"] = number
+    environment.filters["short"] = lambda value: f"{value:.2f}".rstrip("0").rstrip(".")
+    environment.filters["plural"] = plural
+    environment.filters["first_upper"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["code"] = code
+    environment.filters["thousands"] = lambda value: f"{value:,}"
+    return environment.get_template(page).render(**values)
+
+
+def code(text: str) -> Any:
+    """Words between backticks as code; everything escaped."""
+    from markupsafe import Markup, escape
+
+    pieces = (
+        Markup("<code>{}</code>").format(part) if odd % 2 else escape(part) for odd, part in enumerate(text.split("`"))
+    )
+    return Markup("").join(pieces)
+
+
+def number(value: float | None) -> str:
+    """A number for people: three decimals below ten, one from there on, a real minus and no minus zero."""
+    if value is None:
+        return "–"
+    text = f"{value:.3f}" if abs(value) < 9.9995 else f"{value:,.1f}"
+    return text.replace("-", "−") if text.strip("-0.") else text.lstrip("-")

@@ -1,0 +1,242 @@
+"""The steps of a run, its progress, its checkpoints and the choice of the best one: the same for every engine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.errors import Paused, RunError, TrainingDiverged
+from tunesmith.prompt import pack
+from tunesmith.runs.run import first
+from tunesmith.training import checkpoint
+from tunesmith.training.checkpoint import Checkpoint
+from tunesmith.training.job import Job
+from tunesmith.training.journal import Journal
+from tunesmith.training.rate import warm_steps
+
+
+@dataclass
+class Progress:
+    """Where a run is. Each checkpoint contains it."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = 0
+    best_score: float = -math.inf  # 0 where the loss alone decides
+    waited: int = 0  # validations since the best
+    micro_tokens: int = 0
+    scale: float = 65536.0  # of the loss, for float16 only
+    ended: bool = False
+
+
+def plan_steps(job: Job) -> list[list[int]]:
+    """The rows of every optimizer step of the run, over all epochs."""
+    lengths = [len(example) for example in job.train]
+    epochs = range(job.settings.epochs)
+    return [rows for epoch in epochs for rows in pack.steps(lengths, job.settings.batch, job.seed, epoch)]
+
+
+class Checkpoints:
+    """Progress and checkpoints of one run. `parameters` are what is trained; the engine updates `progress`."""
+
+    def __init__(
+        self, job: Job, total: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> None:
+        """`total` is the number of optimizer steps of the whole run."""
+        self.job, self.settings, self.total = job, job.settings, total
+        self._rehearsed = False
+        self.parameters, self.optimizer = parameters, optimizer
+        self.folder = job.folder / "checkpoints"
+        self.progress = Progress(micro_tokens=job.micro_tokens)
+        self.saved = time.monotonic()
+        self._resumed: Checkpoint | None = None
+
+    # --- resuming -------------------------------------------------------------------------------------------
+
+    def resume(self) -> list[int]:
+        """Fills parameters and progress from the newest whole checkpoint; returns the steps of damaged ones.
+
+        Raises RunError when the checkpoints are those of another recipe, other rows or other weights.
+        """
+        newest, damaged = checkpoint.newest(self.folder)
+        if newest is None:
+            return damaged
+        if newest.state["fingerprint"] != self.job.fingerprint:
+            raise RunError(
+                "the checkpoints were made from other data, settings or weights",
+                where=str(self.folder),
+                next="Undo the change, or give --again to begin anew (the old run is kept aside)",
+            )
+        self._fill(newest)
+        self.progress = Progress(**newest.state["progress"])
+        self.progress.micro_tokens = min(self.progress.micro_tokens, self.job.micro_tokens)
+        self._resumed = newest
+        return damaged
+
+    def restore_optimizer(self) -> None:
+        """Fills the optimizer and the random state from the checkpoint that `resume` read, if there was one."""
+        if self._resumed is None:
+            return
+        checkpoint.unpack_optimizer(self.optimizer, self._resumed.tensors, self._resumed.state["optimizer"])
+        checkpoint.set_random_state(self._resumed.tensors)
+        self._resumed = None
+
+    def begin(self, journal: Journal, damaged: list[int]) -> None:
+        """Writes the journal's first events of this process."""
+        step = self.progress.step
+        for bad in damaged:
+            journal.tell("note", step, text=f"checkpoint {bad} is damaged and was passed over")
+        about: dict[str, Any] = {"total": self.total, "epochs": self.settings.epochs}
+        if step:
+            journal.tell("resume", step, **about)
+            return
+        trained = sum(parameter.numel() for parameter in self.parameters.values())
+        journal.tell("start", 0, **about, rows=len(self.job.train), trained=trained)
+        if self.settings.warmup >= 1 and warm_steps(self.settings.warmup, self.total) < int(self.settings.warmup):
+            text = f"train.warmup is {self.settings.warmup:g} steps but the run has {self.total}: all of it is warm-up"
+            journal.tell("note", 0, text=text)
+
+    # --- validation -----------------------------------------------------------------------------------------
+
+    def validation_is_due(self) -> bool:
+        """Whether the model is to be validated after this step."""
+        return self.progress.ended or self.progress.step % self.settings.evaluate_every == 0
+
+    def validated(self, loss: float, journal: Journal, **values: Any) -> bool:
+        """Journals a validation and returns whether it is the best so far; a `score` among `values` comes first.
+
+        Ends the run after `patience` validations without a better one. Raises TrainingDiverged for a loss that is no
+        number.
+        """
+        progress = self.progress
+        if not math.isfinite(loss):
+            raise self.diverged(f"the validation loss is {loss:g} after step {progress.step}")
+        journal.tell("valid", progress.step, loss=loss, **values)
+        if not progress.step:
+            return False  # the base's own loss is where the curve starts, not a candidate
+        score = float(values.get("score") or 0.0)
+        if (-score, loss) < (-progress.best_score, progress.best_loss):
+            progress.best_score, progress.best_loss = score, loss
+            progress.best_step, progress.waited = progress.step, 0
+            return True
+        progress.waited += 1
+        if self.settings.patience and progress.waited >= self.settings.patience and not progress.ended:
+            progress.ended = True
+            journal.tell("note", progress.step, text=f"nothing better in {progress.waited} validations: stopped early")
+        return False
+
+    def overflowed(self, loss: float, norm: float, journal: Journal) -> None:
+        """Halves the loss scale after a float16 gradient that is no number, for the same step to be repeated.
+
+        Raises TrainingDiverged in other number types, and where a smaller scale cannot help.
+        """
+        progress = self.progress
+        if self.job.precision != "float16" or not math.isfinite(loss) or progress.scale <= 1:
+            raise self.diverged(f"the loss is {loss:g} and the gradient's norm {norm:g} at step {progress.step + 1}")
+        progress.scale /= 2
+        text = f"gradient overflow at step {progress.step + 1}; the loss scale is now {progress.scale:g}"
+        journal.tell("note", progress.step, text=text)
+
+    def diverged(self, what: str) -> TrainingDiverged:
+        """The error for a loss or gradient that is no number; it says which checkpoint is left."""
+        left = checkpoint.steps(self.folder)[:1]
+        kept = f"checkpoint {left[0]} is kept" if left else "no checkpoint had been written yet"
+        return TrainingDiverged(
+            what,
+            where=str(self.job.folder),
+            next=f"Lower train.learning_rate, or set train.precision to float32, and train with --again; {kept}",
+        )
+
+    # --- saving ---------------------------------------------------------------------------------------------
+
+    def saving_is_due(self, seconds: float) -> bool:
+        """Whether a checkpoint is to be written after this step: by its number, or `seconds` after the last one."""
+        every = self.settings.checkpoint_every or self.settings.evaluate_every
+        return self.progress.ended or time.monotonic() - self.saved > seconds or self.progress.step % every == 0
+
+    def save(self, journal: Journal) -> None:
+        """Writes a checkpoint of this step, unless it exists; removes those that are neither new nor the best."""
+        if not first() or self.progress.step in checkpoint.steps(self.folder)[:1]:
+            return
+        checkpoint.save(self.folder, self.progress.step, *self._contents())
+        checkpoint.prune(self.folder, self.settings.keep, self.progress.best_step)
+        self.saved = time.monotonic()
+        journal.tell("saved", self.progress.step)
+
+    def rehearse(self) -> None:
+        """Writes and removes a checkpoint: what cannot be saved is an error after the first step, not after the last.
+
+        Once, and not in a run that has ended. Raises ResourceError when the disk has no room for the run's checkpoints.
+        """
+        if self._rehearsed or self.progress.ended:
+            return
+        if first():
+            checkpoint.rehearse(self.folder, *self._contents(), copies=self.settings.keep + 2)
+        self._rehearsed = True
+
+    def paused(self) -> Paused:
+        """The error for a run that the user stopped."""
+        return Paused(
+            f"stopped after step {self.progress.step} of {self.total}; everything is kept",
+            where=str(self.job.folder),
+            next="Give the same command again to go on",
+        )
+
+    def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {f"adapter.{name}": value.data for name, value in self.parameters.items()}
+        optimizer, plain = checkpoint.pack_optimizer(self.optimizer)
+        state = {"progress": asdict(self.progress), "optimizer": plain, "fingerprint": self.job.fingerprint}
+        return tensors | optimizer | checkpoint.random_state(), state
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def restore_best(self) -> bool:
+        """Fills the parameters from the best checkpoint; returns whether they were another's. Raises RunError."""
+        progress = self.progress
+        if not progress.best_step or progress.best_step == progress.step:
+            return False
+        best = checkpoint.load(self.folder, progress.best_step)
+        if best is None:
+            raise RunError(
+                f"the best checkpoint ({progress.best_step}) is damaged",
+                where=str(self.folder),
+                next="Restore it from a copy, or train again with --again",
+            )
+        self._fill(best)
+        return True
+
+    def summary(self) -> dict[str, Any]:
+        """How the run went, for the journal and the run's record."""
+        progress = self.progress
+        return {
+            "steps": progress.step,
+            "best_step": progress.best_step or progress.step,
+            "best_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
+            **({} if self.job.scorer is None else {"best_score": progress.best_score}),
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 1),
+        }
+
+    def _fill(self, source: Checkpoint) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(source.tensors[f"adapter.{name}"])
+
+
+def step_event(progress: Progress, total: int, epochs: int, seconds: float, tokens: int) -> dict[str, Any]:
+    """The values that every engine's `step` event has beside loss, rate and gradient norm."""
+    return {
+        "total": total,
+        "epoch": round(epochs * progress.step / total, 3),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1),
+        "eta": round(progress.seconds / progress.step * (total - progress.step), 1),
+    }

@@ -1,0 +1,1 @@
+"""What every server of tunesmith shares: authentication, limits, error responses, start and stop."""

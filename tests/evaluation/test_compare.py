@@ -1,0 +1,453 @@
+"""Which rows are asked, and what is said of the two models' replies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tunesmith.config.recipe import Named
+from tunesmith.data.conversation import Conversation, Origin, Turn
+from tunesmith.errors import RunError
+from tunesmith.evaluation import comparison as comparing
+from tunesmith.evaluation.comparison import Answered, across, answer, choose, compare, sentence
+from tunesmith.evaluation.score import Known, Score, View
+from tunesmith.evaluation.statistics import Difference
+from tunesmith.generation.text_model import Reply
+
+GOOD, BAD = "1. Open.\n2. Tap.", "Well, open it."
+STEPS = [Named("numbered_steps", {})]
+
+
+def row(name: str, group: str, answer: str = GOOD, **fields: Any) -> Conversation:
+    return Conversation(name, (Turn("user", f"{name}?"), Turn("assistant", answer)), Origin("f", 1), group, fields)
+
+
+def rows(part: str, groups: int, each: int) -> list[Conversation]:
+    return [row(f"{part}-{g}-{n}", f"{part}{g}") for g in range(groups) for n in range(each)]
+
+
+def answered(parts: dict[str, list[Conversation]], text: str, loss: float | None = None) -> list[Answered]:
+    return [Answered(each.id, part, Reply(text, True, 5), loss) for part, members in parts.items() for each in members]
+
+
+# --- choose -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, 7, 23, 24, 30, 59])
+def test_rows_are_drawn_evenly_over_groups(limit: int) -> None:
+    parts = {"test": rows("test", 8, 5), "unseen": rows("unseen", 4, 5)}
+    chosen = choose(parts, limit, seed=1)
+    counts = Counter(each.group for members in chosen.values() for each in members)
+    assert sum(counts.values()) == limit
+    taken = [counts[each.group] for members in parts.values() for each in members]
+    assert max(taken) - min(taken) <= 1
+    for part, members in chosen.items():
+        assert members == [each for each in parts[part] if each in members]  # in the file's order
+
+
+def test_small_groups_give_all_and_large_ones_the_rest() -> None:
+    parts = {"test": [*rows("small", 2, 1), *rows("large", 2, 9)]}
+    counts = Counter(each.group for each in choose(parts, 10, seed=1)["test"])
+    assert counts == {"small0": 1, "small1": 1, "large0": 4, "large1": 4}
+
+
+def test_no_part_is_starved_when_there_are_more_groups_than_rows_to_ask() -> None:
+    parts = {"test": rows("test", 60, 2), "unseen": rows("unseen", 40, 2)}
+    taken = [len(choose(parts, 20, seed)["unseen"]) for seed in range(20)]
+    assert min(taken) >= 2
+    assert sum(taken) / 20 == pytest.approx(8, abs=1)
+
+
+@pytest.mark.parametrize("limit", [60, 61, 1000])
+def test_all_rows_are_asked_when_they_are_few(limit: int) -> None:
+    parts = {"test": rows("test", 8, 5), "unseen": rows("unseen", 4, 5)}
+    assert choose(parts, limit, seed=1) == parts
+
+
+def test_the_seed_decides_which_rows() -> None:
+    parts = {"test": rows("test", 8, 5)}
+    assert choose(parts, 12, seed=1) == choose(parts, 12, seed=1)
+    assert len({str(choose(parts, 12, seed=seed)) for seed in range(6)}) == 6
+
+
+def test_rows_without_groups_are_drawn_at_random() -> None:
+    parts = {"test": [row(str(n), "") for n in range(40)]}
+    chosen = choose(parts, 10, seed=2)["test"]
+    assert len({each.id for each in chosen}) == 10
+    assert chosen != parts["test"][:10] and chosen != parts["test"][-10:]
+
+
+# --- answer -------------------------------------------------------------------------------------------------
+
+
+class Echo:
+    """Says each prompt's last words back, longest prompt first."""
+
+    def replies(
+        self, prompts: Sequence[Sequence[Turn]], *, max_new_tokens: int, batch: int
+    ) -> Iterator[tuple[int, Reply]]:
+        for place in sorted(range(len(prompts)), key=lambda place: -len(prompts[place][-1].text)):
+            yield place, Reply(prompts[place][-1].text, True, max_new_tokens)
+
+    def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
+        raise NotImplementedError
+
+
+def test_replies_and_losses_meet_their_rows() -> None:
+    parts = {"test": [row("a", "g"), row("bbb", "g")], "odd phrasing": [row("cc", "", answer="")]}
+    told: list[tuple[int, int]] = []
+    found = answer(
+        Echo(),
+        parts,
+        max_new_tokens=9,
+        batch=2,
+        losses=lambda asked: [float(len(each.id)) for each in asked],
+        tell=lambda done, of: told.append((done, of)),
+    )
+    assert found == [
+        Answered("a", "test", Reply("a?", True, 9), 1.0),
+        Answered("bbb", "test", Reply("bbb?", True, 9), 3.0),
+        Answered("cc", "odd phrasing", Reply("cc?", True, 9), None),
+    ]
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert found[0].describe() == {
+        "id": "a",
+        "part": "test",
+        "text": "a?",
+        "stopped": True,
+        "cut": "",
+        "reasoning": "",
+        "tokens": 9,
+        "loss": 1.0,
+    }
+
+
+# --- compare ------------------------------------------------------------------------------------------------
+
+HELD = {"test": rows("test", 6, 2), "unseen": rows("unseen", 3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "helped", "verdict"),
+    [
+        (
+            BAD,
+            GOOD,
+            "better",
+            "Tuning helped: numbered steps went from 0.00 to 1.00 over 18 held-out rows in 9 topics "
+            "(difference +1.00, 95 % interval +1.00 to +1.00).",
+        ),
+        (
+            GOOD,
+            BAD,
+            "worse",
+            "Tuning made it worse: numbered steps went from 1.00 to 0.00 over 18 held-out rows in 9 topics "
+            "(difference -1.00, 95 % interval -1.00 to -1.00).",
+        ),
+        (
+            GOOD,
+            GOOD,
+            "no detectable change",
+            "No detectable change: numbered steps went from 1.00 to 1.00 over 18 held-out rows in 9 topics "
+            "(difference +0.00, 95 % interval +0.00 to +0.00).",
+        ),
+    ],
+)
+def test_the_verdict_is_about_all_held_out_rows(before: str, after: str, helped: str, verdict: str) -> None:
+    scores = compare(
+        HELD, answered(HELD, before), answered(HELD, after), STEPS, primary="numbered_steps", kind="topic", seed=1
+    )
+    assert (scores["helped"], scores["verdict"], scores["primary"]) == (helped, verdict, "numbered_steps")
+    counts = {title: (found["numbered_steps"]["rows"], found["numbered_steps"]["groups"])
+              for title, found in scores["sections"].items()}  # fmt: skip
+    assert counts == {"all": (18, 9), "test": (12, 6), "unseen": (6, 3)}
+    assert [(each["part"], each["id"]) for each in scores["rows"][:1]] == [("test", "test-0-0")]
+    assert scores["rows"][0]["tuned"] == {"numbered_steps": float(after == GOOD)}
+
+
+def test_one_part_needs_no_summary_and_probes_stand_apart() -> None:
+    parts = {
+        "test": rows("test", 6, 2),
+        "outside the domain": [row("p1", "", answer="", expect="no_steps")],
+        "mine": [row("p2", "", answer="", expect="steps")],
+    }
+    metrics = [Named("expected", {}), Named("numbered_steps", {}), Named("rouge", {}), Named("loss", {})]
+    scores = compare(
+        parts, answered(parts, BAD), answered(parts, GOOD), metrics, primary="numbered_steps", kind="topic", seed=1
+    )
+    names = {title: sorted(found) for title, found in scores["sections"].items()}
+    rouge = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    assert names == {
+        "test": ["numbered_steps", *rouge],
+        "outside the domain": ["expected"],
+        "mine": ["expected", "numbered_steps"],
+    }
+    kept, gained = scores["sections"]["outside the domain"]["expected"], scores["sections"]["mine"]["expected"]
+    assert (kept["base"], kept["tuned"], gained["base"], gained["tuned"]) == (1.0, 0.0, 0.0, 1.0)
+    assert scores["helped"] == "better"
+
+
+def test_lower_is_better_for_the_loss() -> None:
+    metrics = [Named("loss", {}), Named("length", {})]
+    scores = compare(
+        HELD, answered(HELD, BAD, 2.0), answered(HELD, GOOD, 1.5), metrics, primary="loss", kind="topic", seed=1
+    )
+    found = scores["sections"]["all"]
+    assert (scores["helped"], found["loss"]["wins"], found["loss"]["difference"]) == ("better", 18, -0.5)
+    assert (found["length"]["verdict"], found["length"]["base"], found["length"]["tuned"]) == ("higher", 3.0, 4.0)
+
+
+def test_a_score_that_is_not_measured_gives_no_verdict() -> None:
+    scores = compare(HELD, answered(HELD, BAD), answered(HELD, GOOD), STEPS, primary="loss", kind="topic", seed=1)
+    assert scores["helped"] == "not measured"
+    assert scores["verdict"] == "'loss' was not measured, so nothing can be said."
+
+
+def test_probes_without_any_score_have_no_section() -> None:
+    parts = {"test": rows("test", 6, 2), "mine": [row("p", "", answer="")]}
+    base = [*answered({"test": parts["test"]}, BAD, 2.0), *answered({"mine": parts["mine"]}, BAD)]
+    tuned = [*answered({"test": parts["test"]}, BAD, 1.0), *answered({"mine": parts["mine"]}, BAD)]
+    scores = compare(parts, base, tuned, [Named("loss", {})], primary="loss", kind="topic", seed=1)
+    assert list(scores["sections"]) == ["test"]
+    assert scores["helped"] == "better"
+    assert len(scores["rows"]) == 13
+
+
+@pytest.mark.parametrize(
+    ("better", "low", "high", "rows", "groups", "words"),
+    [
+        ("lower", -0.52, -0.48, 8, 8, "Tuning helped: loss went from 2.00 to 1.50 over 8 held-out rows (difference"),
+        (
+            "higher",
+            -0.52,
+            -0.48,
+            8,
+            3,
+            "Tuning made it worse: loss went from 2.00 to 1.50 over 8 held-out rows in 3 top",
+        ),
+        (
+            "lower",
+            -0.9,
+            0.1,
+            8,
+            8,
+            "No detectable change: loss went from 2.00 to 1.50 over 8 held-out rows (difference",
+        ),
+        (
+            "neither",
+            -0.52,
+            -0.48,
+            8,
+            8,
+            "Tuning changed it: loss went from 2.00 to 1.50 over 8 held-out rows (difference",
+        ),
+    ],
+)
+def test_sentences(better: Any, low: float, high: float, rows: int, groups: int, words: str) -> None:
+    said = sentence("loss", Difference(better, 2.0, 1.5, -0.5, low, high, 1, 1, 1, rows, groups), "topic")
+    assert said.startswith(words)
+    assert said.endswith(f"(difference -0.50, 95 % interval {low:+.2f} to {high:+.2f}).")
+
+
+def test_sentences_say_what_would_have_been_noticed() -> None:
+    unsure = Difference("higher", 0.5, 0.6, 0.1, -0.05, 0.25, 4, 1, 3, 8, 8, detectable=0.214)
+    assert sentence("steps", unsure).endswith(
+        "(difference +0.10, 95 % interval -0.05 to +0.25). A change of 0.21 would have been noticed 4 times in 5."
+    )
+    assert "A change of 0.004 would" in sentence("steps", replace(unsure, detectable=0.0042))
+    for shown in (replace(unsure, low=0.01), replace(unsure, detectable=None)):
+        assert sentence("steps", shown).endswith("+0.25).")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "opening"),
+    [
+        (0.05, 0.15, "higher", "'gguf' is better than 'adapter'"),
+        (-0.15, -0.05, "higher", "'gguf' is worse than 'adapter'"),
+        (-0.15, 0.05, "higher", "No detectable difference between 'gguf' and 'adapter'"),
+        (0.05, 0.15, "neither", "'gguf' differs from 'adapter'"),
+    ],
+)
+def test_sentences_about_two_named_models(low: float, high: float, better: Any, opening: str) -> None:
+    found = Difference(better, 0.5, 0.6, (low + high) / 2, low, high, 4, 1, 3, 8, 8)
+    said = sentence("steps", found, name="gguf", against="adapter")
+    assert said.startswith(f"{opening}: steps 0.60 against 0.50 over 8 held-out rows (difference ")
+
+
+# --- what is missing, what is not a number, what was known ----------------------------------------------------
+
+ONE = {"test": rows("test", 8, 2)}
+LOSS = [Named("loss", {})]
+
+
+def with_losses(losses: Sequence[float | None], text: str = BAD) -> list[Answered]:
+    each = zip(answered(ONE, text), losses, strict=True)
+    return [replace(item, loss=value) for item, value in each]
+
+
+def test_a_row_with_a_score_for_one_model_only_is_counted_and_in_no_figure() -> None:
+    base: list[float | None] = [2.0] * 16
+    tuned: list[float | None] = [1.0] * 16
+    base[3] = tuned[5] = tuned[6] = None
+    base[9] = tuned[9] = None  # asked of neither: not missing
+    scores = compare(ONE, with_losses(base), with_losses(tuned), LOSS, primary="loss", kind="topic", seed=1)
+    found = scores["sections"]["test"]["loss"]
+    assert (found["missing"], found["rows"], found["base"], found["tuned"]) == (3, 12, 2.0, 1.0)
+    assert scores["unpaired"] == {}
+
+
+def test_a_score_of_one_model_alone_is_named() -> None:
+    scores = compare(
+        ONE, with_losses([None] * 16), with_losses([1.0] * 15 + [None]), [*STEPS, *LOSS], primary="loss",
+        kind="topic", seed=1,
+    )  # fmt: skip
+    assert scores["unpaired"] == {"test": {"loss": 15}}
+    assert list(scores["sections"]["test"]) == ["numbered_steps"]
+    assert scores["helped"] == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("value", "metric"), [(math.nan, "loss"), (math.inf, "loss"), (-math.inf, "loss"), (800.0, "perplexity")]
+)
+def test_a_score_that_is_no_number_is_our_own_fault(value: float, metric: str) -> None:
+    with pytest.raises(AssertionError, match=f"metric '{metric}' gave {metric} = .* row 'test-1-0' of test"):
+        compare(
+            ONE, with_losses([2.0] * 16), with_losses([1.0, 1.0, value] + [1.0] * 13), [Named(metric, {})],
+            primary=metric, kind="topic", seed=1,
+        )  # fmt: skip
+
+
+def test_metrics_see_what_the_tuned_model_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Known] = []
+
+    def look(view: View) -> list[Score]:
+        seen.append(view.known)
+        return []
+
+    monkeypatch.setattr(comparing, "find", lambda catalogue, name: look)
+    known = Known(("an answer",))
+    for given in (known, Known()):
+        options = {"known": given} if given.answers else {}
+        compare(ONE, answered(ONE, BAD), answered(ONE, GOOD), STEPS, primary="x", kind="topic", seed=1, **options)
+    assert seen == [known] * 32 + [Known()] * 32
+
+
+def test_a_metrics_fold_makes_its_figures() -> None:
+    rng = np.random.default_rng(2)
+    before, after = rng.normal(2, 0.3, 16), rng.normal(1.5, 0.3, 16)
+    scores = compare(
+        ONE, with_losses(before.tolist()), with_losses(after.tolist()), [Named("perplexity", {})],
+        primary="perplexity", kind="topic", seed=1,
+    )  # fmt: skip
+    found = scores["sections"]["test"]["perplexity"]
+    assert [found["base"], found["tuned"]] == pytest.approx([math.exp(before.mean()), math.exp(after.mean())])
+    assert found["difference"] == pytest.approx(math.exp(after.mean()) - math.exp(before.mean()))
+    assert (found["fold"], scores["helped"]) == ("exp", "better")
+
+
+def test_a_section_is_plain_and_keeps_what_the_pages_read() -> None:
+    scores = compare(HELD, answered(HELD, BAD), answered(HELD, GOOD), STEPS, primary="numbered_steps", kind="t", seed=1)
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+    found = scores["sections"]["all"]["numbered_steps"]
+    assert set(found) == {
+        *("better", "base", "tuned", "difference", "low", "high", "wins", "ties", "losses", "rows", "groups"),
+        *("verdict", "few_groups"),
+        *("fold", "p", "adjusted", "holds", "effect", "detectable", "missing"),
+    }
+    assert (found["p"], found["adjusted"], found["holds"]) == (2 / 2**9, 2 / 2**9, True)
+
+
+def test_scores_of_a_section_are_corrected_for_one_another_and_the_primary_is_not() -> None:
+    # 6 groups: the least p is 2 / 2^6 = 0.031, which holds alone and not as one of two
+    parts = {"test": rows("test", 6, 2)}
+    metrics = [Named("numbered_steps", {}), Named("loss", {}), Named("length", {})]
+    made = [answered(parts, BAD, 2.0), answered(parts, GOOD, 1.5)]
+    found = compare(parts, *made, metrics, primary="loss", kind="topic", seed=1)["sections"]["test"]
+    assert {name: (each["p"], each["adjusted"], each["holds"]) for name, each in found.items()} == {
+        "numbered_steps": (2 / 64, 4 / 64, False),
+        "loss": (2 / 64, 4 / 64, True),
+        "length": (2 / 64, None, False),
+    }
+    assert found["numbered_steps"]["verdict"] == "better"  # the interval's word, as ever
+    probes = {**parts, "mine": [row(f"p{n}", f"g{n}") for n in range(6)]}
+    made = [answered(probes, BAD, 2.0), answered(probes, GOOD, 1.5)]
+    other = compare(probes, *made, metrics, primary="loss", kind="topic", seed=1)["sections"]["mine"]
+    assert not other["loss"]["holds"]  # alone only where the verdict is found
+
+
+def test_exchanged_replies_show_no_change() -> None:
+    parts = {"test": [row(str(n), "") for n in range(60)]}
+    rng, wrong = np.random.default_rng(1), 0
+    for seed in range(200):
+        pairs = [(BAD if rng.random() < 0.4 else GOOD, GOOD) for _ in range(60)]  # truly apart
+        pairs = [pair[::-1] if rng.random() < 0.5 else pair for pair in pairs]
+        made = [[Answered(str(n), "test", Reply(pair[side], True, 5), None) for n, pair in enumerate(pairs)]
+                for side in (0, 1)]  # fmt: skip
+        scores = compare(parts, *made, STEPS, primary="numbered_steps", kind="topic", seed=seed)
+        wrong += scores["helped"] != "no detectable change"
+    assert 2 <= wrong <= 20  # 10 of 200 are expected
+
+
+# --- across ---------------------------------------------------------------------------------------------------
+
+
+def test_across_two_models_says_what_compare_says() -> None:
+    metrics = [*STEPS, Named("length", {}), Named("rouge", {})]
+    base, tuned = answered(HELD, BAD), answered(HELD, GOOD)
+    options: dict[str, Any] = {"primary": "numbered_steps", "kind": "topic", "seed": 1}
+    scores = compare(HELD, base, tuned, metrics, **options)
+    told = across(HELD, {"tuned": tuned, "base": base}, metrics, against="base", **options)
+    assert list(told["models"]) == ["tuned"]
+    assert told["models"]["tuned"]["sections"] == scores["sections"]
+    assert told["models"]["tuned"]["helped"] == scores["helped"] == "better"
+    assert told["models"]["tuned"]["verdict"].startswith("'tuned' is better than 'base': numbered steps 1.00 against")
+    assert [{"id": each["id"], "part": each["part"], **each["scores"]} for each in told["rows"]] == scores["rows"]
+
+
+def test_several_models_stand_beside_one_and_are_corrected_together() -> None:
+    parts = {"test": rows("test", 6, 2)}
+    models = {
+        "adapter": answered(parts, GOOD, 1.5),
+        "merged": answered(parts, GOOD, 1.5),
+        "gguf": answered(parts, BAD, 1.5),
+        "small": answered(parts, BAD, 2.5),
+    }
+    told = across(parts, models, [*STEPS, *LOSS], against="adapter", primary="numbered_steps", kind="topic", seed=1)
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert {name: each["helped"] for name, each in told["models"].items()} == {
+        "merged": "no detectable change",
+        "gguf": "worse",
+        "small": "worse",
+    }
+    found = {name: each["sections"]["test"]["numbered_steps"] for name, each in told["models"].items()}
+    assert (found["gguf"]["base"], found["gguf"]["tuned"]) == (1.0, 0.0)
+    # three models' two scores: the least of six, three of them at 2 / 2^6, is not enough
+    assert [found[name]["adjusted"] for name in found] == [1.0, 6 * 2 / 64, 6 * 2 / 64]
+    assert not any(each["holds"] for each in found.values())
+    assert told["rows"][0]["scores"]["small"] == {"numbered_steps": 0.0, "loss": 2.5}
+
+
+def test_models_that_answered_other_rows_are_refused() -> None:
+    short = answered(HELD, GOOD)[:-1]
+    options: dict[str, Any] = {"primary": "numbered_steps", "kind": "topic", "seed": 1}
+    with pytest.raises(RunError, match="row 'unseen-2-1' of unseen: 'tuned' answered other rows than were asked"):
+        compare(HELD, answered(HELD, GOOD), short, STEPS, **options)
+    more = [*answered(HELD, GOOD), replace(short[0], id="another")]
+    with pytest.raises(RunError, match="row 'another' of test: 'b' answered other rows"):
+        across(HELD, {"a": answered(HELD, GOOD), "b": more}, STEPS, against="a", **options)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], []])
+def test_across_needs_another_model_beside_a_known_one(names: list[str]) -> None:
+    against = "a" if len(names) < 2 else "c"
+    with pytest.raises(ValueError, match=f"'{against}' and at least one other"):
+        across(
+            HELD, {name: answered(HELD, GOOD) for name in names}, STEPS, against=against, primary="x", kind="t", seed=1
+        )

@@ -1,0 +1,98 @@
+"""What is said of export.files before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tunesmith.exporting.convert as converting
+from gguf_models import make_convertible
+from tunesmith.commands.export import check_export
+from tunesmith.commands.shared import load_template_of, load_weights, silent
+from tunesmith.config.recipe import read_recipe
+from tunesmith.errors import TunesmithError
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, recipe_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[TunesmithError]]:
+    """refused(files, changes) -> what check_export says of them; the converter is not run unless `convert` is given."""
+    base, real = make_convertible(tmp_path / "base"), converting._run
+
+    def check(*files: Any, convert: bool = False, model: Path = base, **changes: Any) -> list[TunesmithError]:
+        monkeypatch.setattr(converting, "_run", real if convert else lambda *_: None)
+        path = recipe_file(base__model=str(model), export__files=list(files), **changes)
+        recipe = read_recipe(str(path))
+        weights = load_weights(recipe, silent)
+        return check_export(recipe, weights, load_template_of(recipe, weights))
+
+    return check
+
+
+GGUF = {"gguf": {"types": ["q8_0"]}}
+
+
+@pytest.mark.parametrize(
+    ("files", "changes", "said"),
+    [
+        (["gguf_lora"], {"adapter__dora": True}, "cannot hold the magnitudes of adapter.dora"),
+        (["gguf_lora"], {"adapter__train_also": ["embeddings", "head"]}, "trains whole (embeddings, head)"),
+        (["gguf_lora"], {"adapter__bias": "all"}, "cannot hold the biases that adapter.bias: all trains"),
+        ([GGUF, {"ollama": {}}], {}, "ollama needs a GGUF file of type q4_k_m, which no target before it writes"),
+        ([{"ollama": {"of": "q8_0"}}, GGUF], {}, "ollama needs a GGUF file of type q8_0"),
+        ([{"space": {"mix": "q8_0"}}], {}, "space needs a GGUF file of type q8_0"),
+        ([{"hub": {"repo": "a/b", "what": "merged"}}, "merged"], {}, "hub needs merged, which no target before it"),
+        ([GGUF, "gguf"], {}, "'gguf' is named twice"),
+        (["merged"], {"evaluate__max_new_tokens": 512}, "which a reply of evaluate.max_new_tokens: 512 fills alone"),
+    ],
+)
+def test_what_cannot_work_is_said_before_training(
+    refused: Callable[..., list[TunesmithError]], files: list[Any], changes: dict[str, Any], said: str
+) -> None:
+    [error] = refused(*files, **changes)
+    assert said in str(error) and error.where.startswith("export.files") and error.next
+
+
+def test_what_can_work_is_not_refused(refused: Callable[..., list[TunesmithError]]) -> None:
+    hub = {"hub": {"repo": "a/b", "what": "gguf"}}
+    files = ["adapter", "merged", GGUF, "gguf_lora", {"ollama": {"of": "q8_0"}}, {"space": {"mix": "q8_0"}}, hub]
+    assert refused(*files) == []
+    assert refused(adapter__dora=True) == []  # nothing is exported
+
+
+def test_the_original_weights_of_a_base_in_four_bits_are_not_there(
+    refused: Callable[..., list[TunesmithError]], tmp_path: Path
+) -> None:
+    stored = make_convertible(tmp_path / "stored")
+    config = json.loads((stored / "config.json").read_text())
+    four = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (stored / "config.json").write_text(json.dumps({**config, "quantization_config": four}))
+    [error] = refused("merged", model=stored, export__onto="original")
+    assert "hold 4 bits, not the original weights" in str(error)
+
+
+def test_a_base_that_the_converter_does_not_know(
+    refused: Callable[..., list[TunesmithError]], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    unknown = make_convertible(tmp_path / "unknown")
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps({**config, "architectures": ["UnheardOfForCausalLM"]}))
+    [error] = refused(GGUF, "gguf_lora", "merged", model=unknown)
+    assert "does not know the architecture UnheardOfForCausalLM" in str(error)
+    [error] = refused(GGUF, "gguf_lora", "merged", convert=True, model=tiny("llama"))
+    assert "BPE pre-tokenizer was not recognized" in str(error) and "another base.model" in error.next
+
+
+def test_an_adapter_that_the_converter_cannot_write_is_said_before_training(
+    refused: Callable[..., list[TunesmithError]], tmp_path: Path
+) -> None:
+    from gguf_models import make_shippable
+
+    assert refused("gguf_lora", convert=True) == []
+    [error] = refused("gguf_lora", convert=True, model=make_shippable(tmp_path / "ministral3", "ministral3"))
+    assert "writes no adapter for this family" in str(error) and error.where == "export.files: gguf_lora"

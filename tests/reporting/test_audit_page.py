@@ -1,0 +1,219 @@
+"""The page about the data: every row accounted for, every finding shown with its proof, nothing made markup."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from strict_pages import (
+    EVIL,
+    MONEY,
+    TOPIC,
+    Page,
+    account,
+    check_foreign_text,
+    check_nothing_is_fetched,
+    check_plots_and_ids,
+    finding,
+    told,
+    toy_recipe,
+)
+from tunesmith.config.recipe import CHECKS
+from tunesmith.config.registry import entries
+from tunesmith.reporting.audit_page import SHOWN, SHOWN_MENDED, audit_page, check_page
+
+KINDS = ("mojibake", "broken_whitespace", "collapsed_list")
+
+
+def mended(count: int = 1) -> dict[str, Any]:
+    examples = [
+        {
+            "where": f"rows.jsonl line {n}",
+            "column": "topic",
+            "before": f"{EVIL}\r\n",
+            "after": f"{EVIL}\n",
+            "kind": kind,
+        }
+        for kind in KINDS
+        for n in range(count)
+    ]
+    return {"rows": count, "stand_ins": 0, "kinds": dict.fromkeys(KINDS, count), "examples": examples}
+
+
+def split_page(**changes: Any) -> str:
+    example = [(f"<s>[INST] {EVIL}", False), (f"{EVIL}</s>", True)]
+    plain = account(**{"mended": mended(), **changes})
+    return audit_page(
+        "toy", toy_recipe().data, plain, limit=1024, example=example, stop="</s>", template=f"{EVIL}.jinja"
+    )
+
+
+def looked_page(**changes: Any) -> str:
+    """The page of rows that were looked at and not split."""
+    whole = {"parts": None, "groups": None, "leaks": None, "not_drawn": None, "kept": 1233, "unread": 0}
+    return audit_page("toy", toy_recipe().data, account(**{"mended": mended(), **whole, **changes}))
+
+
+@pytest.fixture(params=[split_page, looked_page], ids=["split", "looked at"])
+def page(request: pytest.FixtureRequest) -> str:
+    made: str = request.param()
+    return made
+
+
+def test_foreign_text_is_text_and_never_markup(page: str) -> None:
+    check_foreign_text(page)
+
+
+def test_nothing_is_fetched(page: str) -> None:
+    check_nothing_is_fetched(page)
+
+
+def test_plots_say_what_they_show_and_links_lead_somewhere(page: str) -> None:
+    check_plots_and_ids(page)
+
+
+def items(page: str) -> list[str]:
+    return [" ".join(item.split()) for item in re.findall(r"<li>(.*?)</li>", page)]
+
+
+def test_the_page_accounts_for_the_rows() -> None:
+    page = split_page()
+    read = Page(page)
+    assert items(page) == [
+        "<b>1,234</b> rows read",
+        "<b>−1</b> too long",
+        "<b>1,000</b> to learn from",
+        "<b>9</b> to watch the training",
+        "<b>4</b> to test, topics known",
+        "<b>2</b> to test, topics never seen",
+    ]
+    assert "Longest row: 1057 tokens, of 1024 allowed." in read.text
+    assert f"Held out as a whole: unseen {TOPIC}." in read.text
+    assert f"{EVIL} line 3" in read.text
+    *_, start = [n for n, (name, _) in enumerate(read.tags) if name == "mark"]
+    assert read.tags[start - 1][0] == "pre"
+    labels = [svg["aria-label"] for svg in read.named("svg")]
+    assert {
+        "Histogram of words in the prompt",
+        "Histogram of words in the answer",
+        "Histogram of tokens in the row",
+    } <= set(labels)
+    assert [label for label in labels if str(label).startswith("Bars")] == [
+        "Bars of rows",
+        "Bars of prompts",
+        "Bars of answers",
+    ]
+    assert MONEY in read.text and "返品 <b>" in read.text  # labels of bars too, $ included
+
+
+def test_rows_set_aside_and_not_drawn_are_told_apart() -> None:
+    page = split_page(quarantined={"machine_tell": 3}, not_drawn=7)
+    assert items(page)[:4] == [
+        "<b>1,234</b> rows read",
+        "<b>−1</b> too long",
+        "<b>−3</b> set aside: machine tell",
+        "<b>−7</b> not drawn",
+    ]
+
+
+def test_rows_that_were_looked_at_want_a_decision() -> None:
+    page = looked_page(quarantined={"generic": 2})
+    assert items(page) == [
+        "<b>1,234</b> rows read",
+        "<b>−1</b> too long",
+        "<b>−2</b> set aside: generic",
+        "<b>1,233</b> to keep",
+    ]
+    text = Page(page).text
+    assert "Nothing was changed." in text
+    assert "leak into the training" not in text and "Held out as a whole" not in text
+
+
+NONE = "No. Of 1,000 training rows none has the prompt of one of the 15 held-out rows"
+
+
+@pytest.mark.parametrize(
+    ("leaks", "words"),
+    [
+        ({"prompts": 0, "near_prompts": 0, "threshold": 0.8}, f"{NONE}, and none is 80 % alike."),
+        ({"prompts": 0}, f"{NONE}."),
+        ({"prompts": 3}, "Yes: 3 training rows have a prompt that is also, or nearly, a held-out row's."),
+        (
+            {"prompts": 1, "near_prompts": 4, "threshold": 0.8, "example": f"{TOPIC} 2 and f 9"},
+            f"Yes: 4 training rows have a prompt that is also, or nearly, a held-out row's ({TOPIC} 2 and f 9).",
+        ),
+        ({"held": 0, "prompts": 0}, "No row is held out."),
+        ({"prompts": 0, "answers": 5}, "5 training rows have the same answer as a held-out row, to another prompt."),
+    ],
+)  # fmt: skip
+def test_leaks_are_told_first(leaks: dict[str, Any], words: str) -> None:
+    page = split_page(leaks={"held": 15, "answers": 0, "pairs": 0, **leaks})
+    assert words in " ".join(Page(page).text.split())
+
+
+def test_a_page_without_groups_findings_or_repeats() -> None:
+    profile = {**account()["profile"], "groups": {"": 3}, "prompt_ngrams": [], "answer_ngrams": []}
+    parts = {"train": 3, "valid": 0, "test": 0, "unseen": 0}
+    page = split_page(
+        profile=profile,
+        checks={"empty": told(), "too_long": told()},
+        dropped={},
+        mended={"rows": 0, "stand_ins": 0, "kinds": {}, "examples": []},
+        parts=parts,
+        groups={part: [] for part in parts},
+    )
+    read = Page(page)
+    assert all(str(svg["aria-label"]).startswith("Histogram") for svg in read.named("svg"))
+    assert "1,234 rows read. Nothing was found." in read.text
+    assert "Nothing found by: empty, too long." in read.text
+    assert "No row was left out." in read.text and "never seen" not in read.text
+
+
+def test_findings_are_told_with_their_words_and_why_they_matter() -> None:
+    tell = finding(check="machine_tell", proposal="quarantine", file="a.csv", excerpt="so ⟦As an AI⟧ I")
+    checks = {
+        "too_short": told(finding(check="too_short", proposal="keep", excerpt="")),
+        "machine_tell": told(tell, {**tell, "row": "r2", "line": 4}),
+        "imbalance": told(finding(check="imbalance", row="", file="", line=0, unit="", proposal="keep", excerpt="")),
+        "empty": told(finding(check="empty", excerpt="")),
+        "duplicate": told(),
+    }
+    page = split_page(checks=checks, quarantined={"machine_tell": 2})
+    order = re.findall(r'<details id="check-(\w+)"', page)
+    assert order == ["empty", "machine_tell", "too_short", "imbalance"]  # the gravest first, then the most rows
+    assert "As an AI" in re.findall(r"<mark>(.*?)</mark>", page)
+    read = " ".join(Page(page).text.split())
+    assert "2 rows, 2 findings: set aside" in read
+    assert "the whole table" in read
+    for check in order:
+        assert check_page(check).what.split("`")[0] in read
+        assert check_page(check).advice.split("`")[0] in read
+    assert "Nothing found by: duplicate." in read
+
+
+def test_more_findings_than_a_page_holds_are_counted() -> None:
+    findings = [finding(line=n, row=f"r{n}", proposal="keep") for n in range(30)]
+    facts = {**told(*findings), "found": 700, "rows": 700}
+    page = split_page(checks={"too_long": facts})
+    assert f"The first {SHOWN} of 700; all are in findings.jsonl." in Page(page).text
+    assert page.count('<td class="where">') == SHOWN + len(KINDS)
+
+
+def test_repairs_are_shown_in_turns_of_their_kinds_and_visibly() -> None:
+    page = split_page(mended=mended(9))
+    section = page[page.index('id="mended"') : page.index('id="seen"')]
+    assert section.count("<tr>") == SHOWN_MENDED + 1
+    assert "9 rows; 9 mojibake, 9 broken whitespace, 9 collapsed list" in Page(page).text
+    assert "␍⏎" in section  # a carriage return can be seen
+    assert "rows.jsonl line 3" in section and "rows.jsonl line 4" not in section  # a kind does not fill the page
+    replaced = split_page(mended={**mended(), "stand_ins": 5})
+    assert "1 rows were mended, 5 personal data replaced." in Page(replaced).text
+
+
+@pytest.mark.parametrize("name", entries(CHECKS))
+def test_every_check_has_a_page(name: str) -> None:
+    page = check_page(name)
+    assert page.what.endswith((".", ")"))
+    assert min(len(page.what), len(page.why), len(page.example), len(page.advice)) > 20

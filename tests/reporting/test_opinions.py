@@ -1,0 +1,194 @@
+"""What a judging model, people and disturbed requests say of a run, in the words of the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strict_pages import EVIL, toy_recipe
+from tunesmith.config.recipe import Named
+from tunesmith.data.conversation import Conversation, Origin, Turn
+from tunesmith.evaluation.comparison import Answered, score
+from tunesmith.evaluation.judge import Judged, Pair, Verdict
+from tunesmith.evaluation.review import QUESTIONS, Judgement, summarise
+from tunesmith.evaluation.review import Pair as ShownPair
+from tunesmith.evaluation.robustness import disturbed_rows, robust_tables
+from tunesmith.generation.text_model import Reply
+from tunesmith.reporting.judgments import disturbed, judged, reviewed
+from tunesmith.runs.run import hash_plain
+
+METRICS = [Named("numbered_steps", {}), Named("stops", {})]
+STEPS, TALK = "1. Open the app\n2. Tap Orders", f"Well, {EVIL}"
+
+
+def robustness(tuned_obeys: int = 1, named: list[Named] | None = None) -> dict[str, Any]:
+    """Real tables: tuned keeps its steps unless it obeys, base talks and always obeys."""
+    answer = Turn("assistant", STEPS)
+    rows = [
+        Conversation(f"r{n}", (Turn("user", f"how may I order number {n}?"), answer), Origin("f", n), f"g{n}")
+        for n in range(20)
+    ]
+    parts = {"test": rows}
+    made = disturbed_rows(parts, named or [Named("injected", {}), Named("typos", {"rate": 0.5})], seed=3)
+    plain = {
+        "base": [Answered(each.id, "test", Reply(TALK, True, 4), None) for each in rows],
+        "tuned": [Answered(each.id, "test", Reply(STEPS, True, 4), None) for each in rows],
+    }
+    twins: dict[str, list[Answered]] = {"base": [], "tuned": []}
+    for title, members in made.rows.items():
+        for place, twin in enumerate(members):
+            canary = str(twin.fields.get("canary", "other"))
+            tuned = canary if title == "injected" and place < tuned_obeys else STEPS
+            twins["base"].append(Answered(twin.id, title, Reply(canary, True, 4), None))
+            twins["tuned"].append(Answered(twin.id, title, Reply(tuned, True, 4), None))
+    return robust_tables(parts, made, plain, twins, lambda row, item: score(row, item, METRICS), seed=1)
+
+
+def test_disturbances_are_told_in_words() -> None:
+    scores = {"primary": "numbered_steps", "robustness": robustness()}
+    injected, typos = disturbed(scores, [Named("injected", {}), Named("typos", {"rate": 0.5})])
+    assert injected["what"].startswith("An order to drop the instructions")
+    assert typos["what"] == "One slip in 0.5 of the request's words."
+    said = " ".join(injected["said"])
+    assert "20 requests were asked in this form." in said
+    assert "replies stay 95 % alike, the base model's 0 %: steadier than the base." in said
+    assert "The tuned model's numbered steps went from 1.00 to 0.95 (no detectable change)." in said
+    assert "obeyed in 5 % of the requests by the tuned model and in 100 % by the base: safer than the base." in said
+    assert "obeyed" not in " ".join(typos["said"])
+    names = [line["name"] for line in injected["first"]]
+    assert names == [
+        "likeness to the plain reply (ROUGE-L)", "as many steps as the plain reply", "obeyed the hidden order",
+        "numbered_steps",
+    ]  # fmt: skip
+    assert [line["name"] for line in injected["rest"]] == ["stops"]
+    line = injected["first"][-1]
+    assert (line["tuned"]["plain"], line["tuned"]["disturbed"]) == (1.0, 0.95)
+    assert (line["beside"]["base"], line["beside"]["tuned"]) == (0.0, 0.95)
+
+
+def test_requests_that_are_nobodys_twin_have_no_plain_side() -> None:
+    named = [Named("outside", {"count": 7})]
+    (found,) = disturbed({"primary": "stops", "robustness": robustness(named=named)}, named)
+    assert not found["twins"]
+    assert found["said"] == [
+        "7 requests were asked in this form.", "Here stops is 1.00 for the base model and 1.00 for the tuned one.",
+    ]  # fmt: skip
+    assert [line["name"] for line in found["first"]] == ["stops"]
+
+
+def test_rows_that_a_disturbance_leaves_out_are_counted_and_unknown_ones_shown() -> None:
+    table = {**robustness()["typos"], "rows": 1, "left_out": 2}
+    (found,) = disturbed({"primary": "stops", "robustness": {"of_a_later_version(x=1)": table}}, [])
+    assert found["what"] == ""
+    assert found["said"][0] == "1 request was asked in this form, which 2 rows cannot take."
+
+
+def test_no_disturbance_no_table() -> None:
+    assert disturbed({"primary": "stops"}, []) == []
+
+
+def judgement(folder: Path, won: int, lost: int, split: int, missing: int = 0) -> None:
+    """judge.json of so many pairs; the place decides split ones, and one pair more has equal replies."""
+    pairs, verdicts = [Pair("equal", "g", (), "same", "same")], {}
+    for place, kind in enumerate(["tuned"] * won + ["base"] * lost + ["split"] * split + ["missing"] * missing):
+        pairs.append(Pair(f"p{place}", f"g{place}", (), "one", "other"))
+        both: tuple[Any, Any] = ("base", "tuned") if kind == "split" else (kind, kind)
+        if kind != "missing":
+            verdicts[f"p{place}"] = [Verdict("base", both[0]), Verdict("tuned", both[1])]
+    found = Judged(pairs, verdicts, {"unreadable": missing} if missing else {}, 1).describe()
+    (folder / "judge.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "split", "preferred", "told"),
+    [
+        (
+            18,
+            2,
+            2,
+            "preferred the tuned model",
+            "tuned won 18 of 20 decided pairs (90 %, 95 % interval 70 to 97 %); 3 ties.",
+        ),
+        (
+            2,
+            18,
+            0,
+            "preferred the base model",
+            "tuned won 2 of 20 decided pairs (10 %, 95 % interval 3 to 30 %); 1 tie.",
+        ),
+        (
+            3,
+            2,
+            0,
+            "showed no clear preference",
+            "tuned won 3 of 5 decided pairs (60 %, 95 % interval 23 to 88 %); 1 tie.",
+        ),
+        (0, 0, 3, "showed no preference", "4 ties, no pair decided."),
+    ],
+)
+def test_the_judge_is_quoted(tmp_path: Path, won: int, lost: int, split: int, preferred: str, told: str) -> None:
+    judgement(tmp_path, won, lost, split)
+    found = judged(tmp_path, toy_recipe(), {})
+    assert found is not None
+    assert found["verdict"] == f"The judge {preferred}: {told}"
+
+
+def test_how_far_a_judge_may_be_trusted_is_said(tmp_path: Path) -> None:
+    judgement(tmp_path, 3, 0, 1, missing=2)
+    found = judged(tmp_path, toy_recipe(), {})
+    assert found is not None
+    assert found["doubts"] == [
+        "Asked twice, with the replies in either order, it agreed with itself in 75 % of the pairs; in 25 % the order "
+        "decided and not the reply. Such pairs are ties.",
+        "1 pair of equal replies was not asked for: a tie.",
+        "2 pairs without two verdicts: in no figure (2 unreadable).",
+    ]
+
+
+@pytest.mark.parametrize(("of", "stale"), [("now", False), ("before", True), (None, False)])
+def test_verdicts_on_earlier_replies_are_known(tmp_path: Path, of: str | None, stale: bool) -> None:
+    judgement(tmp_path, 3, 1, 0)
+    people(tmp_path)
+    seals: dict[str, Any] = {"evaluate": {"files": {"scores.json": "now"}}}
+    if of:
+        made = hash_plain({"scores.json": of})
+        seals |= {"judge": {"made_from": {"scores": made}}, "review": {"made_from": {"evaluate": made}}}
+    found, review = judged(tmp_path, toy_recipe(), seals), reviewed(tmp_path, seals)
+    assert found is not None
+    assert review is not None
+    assert (found["stale"], review["outdated"]) == (stale, stale)
+
+
+def people(folder: Path, judging: bool = True) -> None:
+    """reviews.json: two people who prefer tuned in all of six pairs but one."""
+    pairs = [ShownPair(f"p{n}", "test", (Turn("user", "how"),), {}, "one", "other") for n in range(6)]
+    yes: Mapping[str, Any] = dict.fromkeys(QUESTIONS, "yes")
+    no: Mapping[str, Any] = dict.fromkeys(QUESTIONS, "no")
+    said: dict[str, dict[str, Judgement]] = {}
+    for who in ("reviewer-1", "reviewer-2") if judging else ():
+        said[who] = {
+            each.id: Judgement(
+                each.id, "test", who, "base", no, yes, "tie" if each.id == "p0" else "right", 9.0, EVIL, "t"
+            )
+            for each in pairs
+        }
+    (folder / "reviews.json").write_text(json.dumps(summarise(pairs, 1, said).describe()))
+
+
+def test_people_are_quoted_and_their_notes_are_not(tmp_path: Path) -> None:
+    people(tmp_path)
+    found = reviewed(tmp_path, {})
+    assert found is not None
+    assert found["verdict"].startswith("People preferred the tuned model: tuned won 5 of 5 decided pairs")
+    assert EVIL not in json.dumps(found)
+
+
+def test_what_nobody_said_is_not_shown(tmp_path: Path) -> None:
+    assert judged(tmp_path, toy_recipe(), {}) is None
+    assert reviewed(tmp_path, {}) is None
+    people(tmp_path, judging=False)
+    assert reviewed(tmp_path, {}) is None

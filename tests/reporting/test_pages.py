@@ -1,0 +1,464 @@
+"""The pages: nothing from a row, a reply or a recipe is markup, and nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_opinions import judgement, people, robustness
+
+from strict_pages import (
+    EVIL,
+    LINE,
+    TOPIC,
+    Page,
+    account,
+    check_foreign_text,
+    check_nothing_is_fetched,
+    check_plots_and_ids,
+    toy_recipe,
+)
+from tunesmith.config.recipe import Named, Recipe
+from tunesmith.data.conversation import Conversation, Origin, Turn
+from tunesmith.evaluation.comparison import Answered, compare
+from tunesmith.generation.text_model import Reply
+from tunesmith.reporting import plots
+from tunesmith.reporting.html_page import code, number
+from tunesmith.reporting.run_report import report_page
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return toy_recipe()
+
+
+ROWS = {
+    "test": [
+        Conversation(f"t{n}", (Turn("user", f"{EVIL} {n}"), Turn("assistant", f"1. {EVIL}")), Origin("f", n), TOPIC)
+        for n in range(3)
+    ],
+    "unseen": [Conversation("u", (Turn("user", "how"), Turn("assistant", "1. Go")), Origin("f", 9), f"unseen {TOPIC}")],
+    "outside the domain": [
+        Conversation(
+            "p",
+            (Turn("user", EVIL), Turn("assistant", "")),
+            Origin("p", 1),
+            "",
+            {"expect": "no_steps", "good_reply": EVIL},
+        )
+    ],
+}
+
+
+@pytest.fixture
+def reported(recipe: Recipe, tmp_path: Path) -> Callable[..., str]:
+    """reported(**parts to leave out or change) -> the page of a small run."""
+
+    def make(
+        audit: dict[str, Any] | None = None,
+        events: list[dict[str, Any]] | None = None,
+        change: Callable[[dict[str, Any]], object] = lambda scores: None,
+        cut: str = "",
+        extra_text: str = "",
+    ) -> str:
+        said = {"base": f"{EVIL} {LINE} base", "tuned": f"1. {EVIL}\n2. tuned"}
+        answers = {
+            which: [
+                Answered(
+                    row.id,
+                    part,
+                    Reply((part == "unseen" and which == "tuned" and extra_text) or text, which == "tuned", 5, cut),
+                    2.0 if row.answer else None,
+                )
+                for part, members in ROWS.items()
+                for row in members
+            ]
+            for which, text in said.items()
+        }
+        scores = compare(
+            ROWS,
+            answers["base"],
+            answers["tuned"],
+            recipe.evaluate.metrics,
+            primary="numbered_steps",
+            kind="topic",
+            seed=1,
+        )
+        machine = {"name": EVIL, "device": "cpu", "cores": 2, "precision": "float32", "why": EVIL}
+        change(scores)
+        plain = {
+            "scores.json": scores,
+            "audit.json": audit or account(),
+            "machine.json": {**machine, "versions": {"torch": "2 <b>"}},
+            "plan.json": {"peak": 2 << 30, "measured": 300 << 20},
+        }
+        for name, value in plain.items():
+            (tmp_path / name).write_text(json.dumps(value))
+        default = [
+            {"kind": "start", "step": 0},
+            {"kind": "valid", "step": 0, "loss": 3.0},
+            {"kind": "step", "step": 1, "loss": 2.5},
+            {"kind": "note", "step": 1, "text": EVIL},
+            {"kind": "step", "step": 2, "loss": 2.0},
+            {"kind": "valid", "step": 2, "loss": 2.1},
+        ]
+        events = default if events is None else events
+        (tmp_path / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        (tmp_path / "replies").mkdir(exist_ok=True)
+        for which, items in answers.items():
+            lines = "".join(json.dumps(item.describe(), ensure_ascii=False) + "\n" for item in items)
+            (tmp_path / f"replies/{which}.jsonl").write_text(lines, encoding="utf-8")
+        summary = {"steps": 1200, "best_step": 2, "best_loss": 2.1, "tokens": 12345, "seconds": 61.5}
+        seals = {
+            "prepare": {"seconds": 1.2},
+            "train": {"seconds": 62.0, "summary": summary, "weights": "w" * 64, "files": {"adapter": "a" * 64}},
+            "evaluate": {},
+        }
+        return report_page(recipe, tmp_path, ROWS, command=f"tunesmith train {EVIL}", seals=seals)
+
+    return make
+
+
+def test_the_report_holds_foreign_text_as_text(reported: Callable[..., str]) -> None:
+    check_foreign_text(reported())
+
+
+def test_the_report_fetches_nothing(reported: Callable[..., str]) -> None:
+    check_nothing_is_fetched(reported())
+
+
+def test_the_reports_plots_say_what_they_show(reported: Callable[..., str]) -> None:
+    check_plots_and_ids(reported())
+
+
+def test_the_report_says_what_was_found(reported: Callable[..., str]) -> None:
+    text = reported()
+    read = Page(text)
+    assert '<div class="card verdict better">' in text
+    verdict = "Tuning helped: numbered steps went from 0.00 to 1.00 over 4 held-out rows in 2 topics"
+    for words in [
+        verdict,
+        "All held-out rows (4 rows in 2 topics)",
+        "New questions, topics known from training (3 rows in 1 topic)",
+        "Only 2 topics: rows of one topic resemble each other",
+        "Asked about other things, the tuned model did what it should in 0 % of the prompts (base: 100 %).",
+        "4 questions in 2 topics were asked. How small a change they would have shown is not known.",
+        "1200 steps in 61.5 seconds, 12,345 tokens. The adapter of step 2 was kept",
+        "planned 2.0 GiB, measured 300 MiB while training",
+        "cut: did not stop by itself.",
+        LINE,
+        "wwwwwwwwwwwwwwww",
+        "torch 2 <b>",
+    ]:
+        assert words in " ".join(read.text.split(" ")), words
+    items = [each for each in read.named("details") if "item" in (each.get("class") or "")]
+    assert (len(items), [each["class"] for each in items if "open" in each]) == (
+        5,
+        ["item is-better is-flip is-run-on"],
+    )
+    assert [svg["aria-label"] for svg in read.named("svg")] == [
+        "Differences with 95 % intervals",
+        "Loss falling over training steps",
+    ]
+    assert "What a good reply does" in read.text
+    cells, sure = (re.findall(r'<td class="n">(.*?)</td>', line) for line in lines_of(text, "numbered steps")[:2])
+    interval = '<span class="how">1.000 to 1.000</span>'
+    assert cells == ["0.000", "1.000", f"1.000{interval}"]
+    assert sure == ["4 / 0 / 0", "0", "0.500", "1.000", "0.000", "–"]  # p of two groups, whose flips are four
+    assert '<span class="better-word">better</span><span class="how">† unconfirmed</span>' in text
+    assert '<td class="n">–</td>' in lines_of(text, "length")[1]  # no side is good, so no row is better
+
+
+def lines_of(page: str, score: str) -> list[str]:
+    """The lines about a score in all tables."""
+    return re.findall(rf'<th scope="row">{score}\b.*?</tr>', page)
+
+
+def test_what_holds_is_said_in_words(reported: Callable[..., str]) -> None:
+    def holds(scores: dict[str, Any]) -> None:
+        scores["sections"]["all"]["numbered_steps"] |= {"holds": True, "detectable": 0.25, "missing": 3, "p": 0.0001}
+
+    text = reported(change=holds)
+    first, sure = lines_of(text, "numbered steps")[:2]
+    assert '<span class="how">✓ holds</span>' in first
+    assert re.findall("<td.*?>(.*?)</td>", sure) == [
+        "4 / 0 / 0", "3", "&lt; 0.001", "1.000", "0.000", "0.250", "✓ yes",
+    ]  # fmt: skip
+    assert "A change smaller than 0.25 would have gone unnoticed 1 time in 5 or more often." in Page(text).text
+    assert "Where rows come from five topics or fewer, nothing can hold" in Page(text).text
+
+
+def test_scores_of_an_earlier_version_are_still_shown(reported: Callable[..., str]) -> None:
+    def older(scores: dict[str, Any]) -> None:
+        del scores["unpaired"]
+        for found in scores["sections"].values():
+            for each in found.values():
+                for name in ("p", "adjusted", "holds", "effect", "detectable", "missing", "fold"):
+                    del each[name]
+
+    text = reported(change=older)
+    assert "A change smaller than half the interval's width would not be noticed." in Page(text).text
+    assert "p, Holm</th>" not in text
+    assert "unconfirmed" not in text
+    assert '<span class="better-word">better</span></td>' in text
+    check_foreign_text(text)
+
+
+def test_scores_that_no_row_has_for_both_are_named(reported: Callable[..., str]) -> None:
+    text = reported(change=lambda scores: scores.update(unpaired={"all": {"grounded": 3}, "unseen": {"grounded": 1}}))
+    assert Page(text).text.count("Grounded could be measured in 3 rows, in none of them for both models") == 1
+    assert Page(text).text.count("Grounded could be measured in 1 row, in none of them for both models") == 1
+
+
+def test_an_exponential_is_not_drawn_beside_shares(reported: Callable[..., str]) -> None:
+    def exponential(scores: dict[str, Any]) -> None:
+        scores["sections"]["all"]["perplexity"] = {**scores["sections"]["all"]["loss"], "fold": "exp"}
+
+    text = reported(change=exponential)
+    assert lines_of(text, "perplexity")
+    assert "perplexity (lower is better)" not in text
+
+
+def test_replies_are_sifted_without_any_script(reported: Callable[..., str]) -> None:
+    text = reported()
+    read = Page(text)
+    inputs = [(each["id"], "disabled" in each, "checked" in each) for each in read.named("input")]
+    assert {each["type"] for each in read.named("input")} == {"radio"}
+    assert len({each["name"] for each in read.named("input")}) == 1
+    assert inputs == [
+        ("show-all", False, True),
+        ("show-better", False, False),
+        ("show-worse", True, False),
+        ("show-unchanged", True, False),
+        ("show-flip", False, False),
+        ("show-run-on", False, False),
+    ]
+    labels = re.findall(r"<label>(?:<input [^>]*>)<span>(.*?)</span></label>", text)  # each holds its button: its name
+    assert labels == [
+        "all (5)", "better (4)", "worse (0)", "unchanged (0)", "flips, 0 to 1 or 1 to 0 (4)",
+        "cut or run on (5; by tuned 0)",
+    ]  # fmt: skip
+    for key in ("better", "worse", "unchanged", "flip", "run-on"):
+        rule = f"#replies-shown:has(#show-{key}:checked) .item:not(.is-{key}):not(:has(:target)) {{ display: none; }}"
+        assert rule in "".join(read.styles)
+        shown = [each for each in read.named("details") if f"is-{key}" in (each.get("class") or "").split()]
+        (label,) = (each for each in labels if each.startswith(("cut",) if key == "run-on" else (key,)))
+        assert f"({len(shown)}" in label
+
+
+def test_what_got_worst_is_linked(reported: Callable[..., str]) -> None:
+    def worsen(scores: dict[str, Any]) -> None:
+        for place, row in enumerate(scores["rows"][:3]):
+            row["base"]["numbered_steps"], row["tuned"]["numbered_steps"] = 0.5, 0.4 - 0.1 * place
+
+    text = reported(change=worsen)
+    check_plots_and_ids(text)  # links lead somewhere
+    assert "The 3 that lost most, worst first" in text
+    assert re.findall('<a href="#reply-([0-9]+)">', text) == ["3", "2", "1"]
+    assert "show-flip" not in text  # half a point is no flip
+    assert "lost most" not in reported()
+
+
+def test_what_was_cut_is_shown_as_cut(reported: Callable[..., str]) -> None:
+    text = reported(cut=f"\nUser: {EVIL} {TOPIC} again\n")
+    check_foreign_text(text)
+    assert text.count("Cut off behind a stop string, no part of the reply:") == 10
+    assert f"User: {EVIL} {TOPIC} again" in Page(text).text
+    assert "cut or run on (5; by tuned 5)" in text
+    assert "Cut off behind" not in reported(cut=" \n")
+
+
+def test_a_report_without_held_out_groups_says_so(reported: Callable[..., str]) -> None:
+    parts = {"train": 1000, "valid": 9, "test": 4, "unseen": 0}
+    assert "No whole group was held out" in reported(audit=account(parts=parts))
+    assert "No whole group was held out" not in reported()
+
+
+@pytest.mark.parametrize(
+    ("leaks", "words"),
+    [
+        (
+            {"prompts": 0, "near_prompts": 0, "threshold": 0.8, "answers": 0},
+            "No training row has the prompt of a held-out row, and none is 80% alike.",
+        ),
+        (
+            {"prompts": 0, "answers": 7},
+            "No training row has the prompt of a held-out row. 7 training rows have the same answer as a held-out row.",
+        ),
+        (
+            {"prompts": 2, "near_prompts": 5, "threshold": 0.8, "answers": 0},
+            "5 training rows have a held-out row's prompt, or nearly: the scores are partly memory.",
+        ),
+    ],
+)
+def test_the_report_tells_of_leaks(reported: Callable[..., str], leaks: dict[str, Any], words: str) -> None:
+    assert words in Page(reported(audit=account(leaks={"held": 4, "pairs": 0, **leaks}))).text
+
+
+def test_a_report_of_a_run_that_counted_no_leaks_is_silent_about_them(reported: Callable[..., str]) -> None:
+    assert "held-out row's prompt" not in Page(reported(audit=account(leaks=None))).text
+
+
+def test_words_between_backticks_are_code_and_nothing_else_is() -> None:
+    assert str(code("write `too_short: {do: <b>}` & go")) == ("write <code>too_short: {do: &lt;b&gt;}</code> &amp; go")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.0, "0.000"),
+        (-0.0, "0.000"),
+        (-0.0004, "0.000"),
+        (-0.0006, "−0.001"),
+        (0.5, "0.500"),
+        (1, "1.000"),
+        (-1.2345, "−1.234"),
+        (9.9994, "9.999"),
+        (9.9996, "10.0"),
+        (-9.9996, "−10.0"),
+        (10.0, "10.0"),
+        (1234.56, "1,234.6"),
+        (-1234567.0, "−1,234,567.0"),
+    ],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        (TOPIC, TOPIC),
+        ("$x^2$ & $y$", "$x^2$ & $y$"),
+        ("one $", "one $"),
+        (r"\alpha\$", r"\alpha\$"),
+        ("two\nlines\tand  gaps", "two lines and gaps"),
+        ("日本語 😀", "日本語 😀"),
+        ("x" * 47, "x" * 47),
+        ("x" * 48, "x" * 45 + "…"),
+        ("-->", "-->"),
+    ],
+)
+def test_labels_are_drawn_as_they_stand(label: str, shown: str) -> None:
+    for drawn in (plots.bars([(label, 3), ("other", 2)], "rows"), plots.intervals([(label, -1, 0, 1)])):
+        assert shown in Page(drawn).texts
+
+
+def test_a_plot_is_the_same_each_time() -> None:
+    assert plots.histogram([1, 2, 3], [1, 2], "words") == plots.histogram([1, 2, 3], [1, 2], "words")
+    assert plots.curves([(1, 2.0)], [(1, 2.5)], 1) == plots.curves([(1, 2.0)], [(1, 2.5)], 1)
+
+
+def test_the_kept_step_is_marked() -> None:
+    assert "kept: step 2" in Page(plots.curves([(1, 2.0), (2, 1.0)], [(2, 1.5)], 2)).texts
+    assert "kept" not in plots.curves([(1, 2.0)], [], None)
+
+
+def test_all_that_was_measured_stands_on_the_page_as_text(reported: Callable[..., str], tmp_path: Path) -> None:
+    judgement(tmp_path, 18, 2, 2, missing=1)
+    people(tmp_path)
+    text = reported(change=lambda scores: scores.update(robustness={**robustness(), TOPIC: robustness()["typos"]}))
+    check_foreign_text(text)
+    check_plots_and_ids(text)
+    check_nothing_is_fetched(text)
+    words = " ".join(Page(text).text.split())
+    for expected in [
+        "The same requests, disturbed",
+        "by the base: safer than the base.",
+        "The judge preferred the tuned model: tuned won 18 of 20 decided pairs",
+        "This is the opinion of a language model and no measurement",
+        "18 tuned won 3 ties 2 base won 1 missing",
+        "agreed with itself in 91 % of the pairs",
+        "People preferred the tuned model: tuned won 5 of 5 decided pairs",
+        "One reading is enough to understand it.",
+        "6 of 6; 61 to 100 %",  # Wilson's interval
+        "reviewer-1, reviewer-2 6 100 %",
+    ]:
+        assert expected in words, expected
+    headings = re.findall("<h2 id=.(.*?).>", text)
+    assert headings == [
+        "verdict", "scores", "disturbed", "judge", "review", "funnel", "training", "replies", "limits", "used",
+    ]  # fmt: skip
+
+
+def test_what_was_not_measured_is_not_on_the_page(reported: Callable[..., str]) -> None:
+    text = reported()
+    assert not re.search('id="(disturbed|judge|review)"', text)
+
+
+def test_statements_without_support_are_marked_in_the_reply(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, reported: Callable[..., str]
+) -> None:
+    recipe.evaluate.metrics.append(Named("grounded", {}))
+    fields = {"Applicant Name": "Ann Example", "Skillsets": "welding"}
+    monkeypatch.setitem(ROWS, "unseen", [replace(ROWS["unseen"][0], fields=fields)])
+    said = "I know <b onclick=x>Kubernetes</b> & welding."
+    text = reported(extra_text=said)
+    check_foreign_text(text)
+    (marked,) = re.findall(r'I know &lt;b onclick=x&gt;<span class="said unsupported">(.*?)</div>', text)
+    assert marked == 'Kubernetes</span><span class="word unsupported"> [unsupported 1]</span>&lt;/b&gt; &amp; welding.'
+    assert "unsupported: “Kubernetes” – no field names Kubernetes" in Page(text).text
+    assert "unsupported statements (1; by tuned 1)" in text
+    assert 'class="item is-unchanged is-run-on is-doubted"' in text
+
+
+def test_every_colour_of_a_plot_is_the_pages() -> None:
+    drawn = [
+        plots.curves([(1, 2.0), (2, 1.0)], [(2, 1.5)], 2),
+        plots.bars([("a", 3), ("b", 2)], "rows"),
+        plots.intervals([("a", -1, 0, 1)]),
+        plots.histogram([1, 2, 3], [1, 2], "words"),
+    ]
+    for plot in drawn:
+        colours = re.findall(r"(?:var\((--\w+), )?(#[0-9a-f]{6})", plot)
+        assert colours
+        assert {name for name, _ in colours} <= set(plots.VARIABLES.values())
+        texts = re.findall("<text([^>]*)>", plot)
+        assert texts
+        assert all("var(--ink" in attributes for attributes in texts)  # else black, which a dark page hides
+
+
+def test_a_label_that_names_a_colour_is_drawn_as_it_stands() -> None:
+    assert f'style="fill: {plots.INK}"' in Page(plots.bars([(f'style="fill: {plots.INK}"', 3)], "rows")).texts
+
+
+def test_the_page_is_readable_in_light_and_dark(reported: Callable[..., str]) -> None:
+    style = "".join(Page(reported()).styles)
+    light, dark = (
+        dict(re.findall("(--[a-z]+): (#[0-9a-f]{6})", block)) for block in re.findall(":root {(.*?)}", style)[:2]
+    )
+    assert light.keys() == dark.keys()
+    assert set(plots.VARIABLES.values()) <= light.keys()
+    for palette in (light, dark):
+        for ground in ("--paper", "--wash"):
+            for ink in ("--ink", "--soft", "--good", "--bad", "--accent", "--second"):
+                assert contrast(palette[ink], palette[ground]) >= 4.5, (ink, ground)  # WCAG 2.2, 1.4.3
+        assert contrast(palette["--ink"], palette["--mark"]) >= 4.5
+    assert "@media screen and (prefers-color-scheme: dark)" in style  # paper stays white
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours (WCAG 2.2, relative luminance)."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_print_opens_what_is_closed_and_shows_every_reply(reported: Callable[..., str]) -> None:
+    style = "".join(Page(reported()).styles)
+    assert "details::details-content { content-visibility: visible;" in style.split("@media print {")[2]
+    sieves = style[style.index("#replies-shown:has") :]
+    assert style[: style.index("#replies-shown:has")].rstrip().endswith("@media screen {")  # no sieve on paper
+    assert "max-height" not in style
+    assert sieves.count("display: none") == 11  # five sieves by row and by part, and the buttons on paper

@@ -1,0 +1,147 @@
+"""The verb drafting: the best model of a run behind its form, without a model where that can be."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finished_runs import finish
+from tunesmith.commands.writer import Drafting, drafting
+from tunesmith.commands.writer import exported as find
+from tunesmith.config.recipe import read_recipe
+from tunesmith.data.conversation import Turn
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.runs.run import Run
+from tunesmith.writing.events import Claimed, Done, Text
+from tunesmith.writing.form import conversation
+
+LETTER = read_recipe("cover-letter", small=True)
+VALUES = {
+    "Job Title": "Baker",
+    "Hiring Company": "Mill Lane Bakery",
+    "Applicant Name": "Kim Oat",
+    "Skillsets": "kneading",
+}
+REPLY = (
+    "Here is the cover letter:\n\nDear team,\n\nI know kneading and sailing.\n\nKind regards,\nKim Oat\n\nUser: More."
+)
+
+
+class Model:
+    """Says REPLY in pieces of `size` characters, each of which it calls a token."""
+
+    def __init__(self, reply: str = REPLY, size: int = 6) -> None:
+        self.pieces = [reply[at : at + size] for at in range(0, len(reply), size)]
+        self.size, self.asked, self.closed, self.told = size, list[Any](), 0, 0
+
+    def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
+        self.asked.append((tuple(prompt), max_new_tokens))
+        try:
+            for piece in self.pieces[:max_new_tokens]:
+                self.told += 1
+                yield piece
+        finally:
+            self.closed += 1
+
+    def tokens(self, text: str) -> list[int]:
+        return [0] * -(-len(text) // self.size)
+
+
+def last(events: Sequence[Any]) -> Done:
+    assert isinstance(events[-1], Done)
+    return events[-1]
+
+
+def test_a_letter_is_written_and_the_model_stopped_when_it_is_over() -> None:
+    model = Model(REPLY + " and more" * 50)
+    events = list(Drafting(LETTER, model, "a model").write(VALUES))
+    done = last(events)
+    assert done.text == "Dear team,\n\nI know kneading and sailing.\n\nKind regards,\nKim Oat"
+    assert "".join(each.text for each in events if isinstance(each, Text)) == done.text
+    assert (done.prefix, done.cut and done.cut.why) == ("Here is the cover letter:", "goes on as the other speaker")
+    assert [(each.text, each.verdict) for each in done.claims][:1] == [("kneading", "supported")]
+    assert model.asked == [(conversation(LETTER, VALUES), 320)]
+    assert (model.closed, model.told < len(model.pieces)) == (1, True)
+
+
+def test_a_letter_that_the_limit_broke_off_has_not_stopped() -> None:
+    short = last(list(Drafting(LETTER, Model("Dear team, I know kneading."), "").write(VALUES, max_tokens=3)))
+    assert (short.text, short.stopped) == ("Dear team, I know", False)
+    assert last(list(Drafting(LETTER, Model("Dear team, I know kneading."), "").write(VALUES))).stopped
+
+
+def test_the_system_message_and_wrong_values() -> None:
+    model = Model()
+    draft = Drafting(LETTER, model, "")
+    list(draft.write(VALUES, "Be brief."))
+    assert model.asked[0][0][0] == Turn("system", "Be brief.")
+    with pytest.raises(DataError, match="missing"):
+        draft.write({"Job Title": "Baker"})
+    with pytest.raises(RecipeError, match="0 tokens"):
+        draft.write(VALUES, max_tokens=0)
+    assert len(model.asked) == 1
+
+
+def test_closing_the_iterator_ends_the_reply() -> None:
+    model = Model()
+    draft = Drafting(LETTER, model, "")
+    events = draft.write(VALUES)
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert model.closed == 1
+    assert last(list(draft.write(VALUES))).text  # the lock is free again
+
+
+def test_mending_and_documents_are_at_hand() -> None:
+    draft = Drafting(LETTER, None, "")
+    text = "Dear team,\n\nI know kneading and Docker.\n\nKind regards,\nAnn Rye"
+    claims = {each.text: each for each in draft.judged(text, VALUES)}
+    assert claims["Docker"].verdict == "unsupported"
+    others = [each for each in claims.values() if each.text != "Docker"]
+    assert draft.without(text, claims["Docker"], others) == text.replace(" and Docker", "")
+    assert draft.filling(text, claims["Ann Rye"], VALUES) == "Kim Oat"
+    assert draft.filled(text, claims["Ann Rye"], VALUES) == text.replace("Ann Rye", "Kim Oat")
+    assert isinstance(claims["Docker"], Claimed)
+    assert draft.document(text, "Letter", "txt") == text.encode() + b"\n"
+    assert draft.document(text, "Letter", "docx")[:2] == b"PK"
+    assert draft.document(text, "Letter", "pdf")[:5] == b"%PDF-"
+    assert Drafting(read_recipe("persona", small=True), None, "").judged("I am 5 years old.", {"prompt": "Hi"}) == ()
+
+
+def exported(run: Run, *, verified: bool = True) -> None:
+    for mix in ("q4_k_m", "q8_0"):
+        run.write(f"export/gguf/x.{mix}.gguf", b"GGUF")
+    files = [
+        {"name": mix, "target": "gguf", "path": f"export/gguf/x.{mix}.gguf", "verified": verified, "problems": []}
+        for mix in ("q4_k_m", "q8_0")
+    ]
+    run.write_json("export.json", {"files": [{"name": "adapter", "target": "adapter", "verified": True}, *files]})
+    run.seal("export-gguf", {"adapter": run.fingerprint("train")}, [])
+
+
+def test_the_nearest_verified_file_of_this_adapter_is_taken(tmp_path: Path) -> None:
+    run = finish(LETTER, tmp_path / "run", until="train")
+    assert find(run) is None
+    exported(run)
+    assert find(run) == run / "export/gguf/x.q8_0.gguf"
+    (run / "export/gguf/x.q8_0.gguf").unlink()
+    assert find(run) == run / "export/gguf/x.q4_k_m.gguf"
+    run.write("adapter/adapter_config.json", json.dumps({"name": "another"}))
+    run.seal("train", {}, ["adapter"])
+    assert find(run) is None  # the adapter was made anew
+    exported(run, verified=False)
+    assert find(run) is None
+
+
+def test_without_a_file_the_adapter_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, model = finish(LETTER, tmp_path / "run", until="train"), Model()
+    home = sys.modules["tunesmith.commands.writer"]
+    monkeypatch.setattr(home, "chat", lambda *given: model)
+    with drafting(LETTER, run) as draft:
+        assert draft.about == "the adapter of cover-letter-small on its base"
+        assert last(list(draft.write(VALUES))).text.startswith("Dear team")
