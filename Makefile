@@ -17,7 +17,7 @@ demo: $(READY)
 	.venv/bin/tunesmith run shopsphere --small
 
 test: $(READY)
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(ROOM),tests/$(ROOM))
 
 slow: $(READY)
 	.venv/bin/python -m pytest -m slow

@@ -1,11 +1,13 @@
 """Writes docs/results.md from runs: every figure on the page is read from a run's own files.
 
 python -m tools.results runs/shopsphere-small runs/finance-small …
+python -m tools.results --keep runs/gemma-support      replaces or adds these runs and keeps the others of the page
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,38 +24,46 @@ stands with its 95 % interval; p is corrected over the scores of a section (Holm
 (★) is decided alone. *holds*: the interval is on one side of zero and p is at most 0.05. Where an interval includes
 zero, nothing was shown. [How two models are compared](comparison.md) says how all of it is computed.
 
-The first six are `tunesmith run NAME --small`; the last three learn public rows that are no part of this project, by
-the recipes in benchmarks/public. Training on a card differs in its last bits from run to run, so the figures do a
+The first six are `tunesmith run NAME --small`; the others learn public rows that are not part of this project, by the
+recipes in benchmarks/public. Training on a card differs in its last bits from run to run, so the figures do a
 little, and the last whole run is shown. Of the public letters three trainings gave +0.117 (-0.012 to +0.332), +0.09
 (-0.08 to +0.26) and +0.129 (+0.021 to +0.356): *better* there is one verdict of three.
 """
 PUBLISHED = {"rouge1": (0.12, 0.25), "rouge2": (0.02, 0.04), "rougeL": (0.08, 0.137), "rougeLsum": (0.082, 0.153)}
 
 
-def page(folders: list[Path]) -> str:
-    """The whole page."""
-    lines = [HEAD, *_overview(folders)]
+def page(folders: list[Path], former: str = "") -> str:
+    """The whole page: the runs in `folders`, and those of the `former` page that are not among them."""
+    rows, sections = _parts(former)
     for folder in folders:
-        lines += _section(folder)
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _overview(folders: list[Path]) -> list[str]:
-    lines = [
+        name = _yaml(folder / "recipe.yaml")["name"]
+        sections[name] = "\n".join(_section(folder)).strip()
+        if row := _overview_row(folder):
+            rows[name] = row
+    table = [
         "| run | base model | rows asked | primary score | base | tuned | difference | |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for folder in folders:
-        recipe, scores = _yaml(folder / "recipe.yaml"), _json(folder / "scores.json")
-        main = _first(scores).get(scores["primary"])
-        if main is None:
-            continue
-        lines.append(
-            f"| [{recipe['name']}](#{recipe['name']}) | {_model(recipe)} | {main['rows']} "
-            f"| {_words(scores['primary'])} | {_number(main['base'])} | {_number(main['tuned'])} | {_span(main)} "
-            f"| {main['verdict']} |"
-        )
-    return [*lines, ""]
+    return "\n".join([HEAD, *table, *rows.values(), "", "\n\n".join(sections.values())]) + "\n"
+
+
+def _parts(text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The rows of a page's first table and its sections, by the run's name."""
+    head, *sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    rows = {match[1]: match[0] for match in re.finditer(r"^\| \[([^\]]+)\]\(#.*$", head, re.MULTILINE)}
+    return rows, {section.split("\n")[0][3:]: section.strip() for section in sections}
+
+
+def _overview_row(folder: Path) -> str:
+    recipe, scores = _yaml(folder / "recipe.yaml"), _json(folder / "scores.json")
+    main = _first(scores).get(scores["primary"])
+    if main is None:
+        return ""
+    return (
+        f"| [{recipe['name']}](#{recipe['name']}) | {_model(recipe)} | {main['rows']} "
+        f"| {_words(scores['primary'])} | {_number(main['base'])} | {_number(main['tuned'])} | {_span(main)} "
+        f"| {main['verdict']} |"
+    )
 
 
 def _section(folder: Path) -> list[str]:
@@ -79,7 +89,7 @@ def _section(folder: Path) -> list[str]:
     lines += _table(first, found, scores["primary"])
     lines += _others(dict(others), scores["primary"])
     lines += _robust(scores.get("robustness") or {}, scores["primary"])
-    return [*lines, *_published(scores), *_curve(folder)]
+    return [*lines, *_published(scores), *_exported(folder), *_curve(folder)]
 
 
 def _table(part: str, found: dict[str, Any], primary: str) -> list[str]:
@@ -167,6 +177,24 @@ def _published(scores: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _exported(folder: Path) -> list[str]:
+    """The exported files: size, what each keeps of the adapter's gain, and the verification's result."""
+    if not (folder / "export.json").exists():
+        return []
+    lines = [
+        "| exported file | MB | keeps of the gain, 95 % interval | likelihood rows | result |",
+        "|---|---|---|---|---|",
+    ]
+    for file in _json(folder / "export.json")["files"]:
+        share = file.get("share") or {}
+        span = (
+            f"{share['share']:.1%} ({share['low']:.1%} to {share['high']:.1%})" if share.get("low") is not None else "–"
+        )
+        result = "verified" if file["verified"] else "not verified"
+        lines.append(f"| {file['name']} | {file['bytes'] / 1e6:.0f} | {span} | {share.get('rows', '–')} | {result} |")
+    return [*lines, ""]
+
+
 def _curve(folder: Path) -> list[str]:
     """What more rows and what cleaning brought, where `tunesmith curve` has run."""
     if not (folder / "curve.json").exists():
@@ -222,4 +250,5 @@ def _yaml(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page([Path(each) for each in sys.argv[1:]]), encoding="utf-8")
+    paths = [Path(word) for word in sys.argv[1:] if word != "--keep"]
+    PAGE.write_text(page(paths, PAGE.read_text(encoding="utf-8") if "--keep" in sys.argv else ""), encoding="utf-8")
