@@ -1,7 +1,7 @@
 """Measures names, sizes and import cycles of the package: `python -m tools.structure [FOLDER]`.
 
-One figure per line: files and lines, function lengths, the share of vague local names, public names that several modules
-define, and cycles of imports between modules.
+One figure per line: files and lines, function lengths, the share of vague local names, public names that several
+modules define, and cycles of imports between modules.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 SOURCE = Path(__file__).parents[1] / "src" / "tunesmith"
 VAGUE = set(
     """added asked begun brought called chosen done drawn each found fresh given gone held kept known laid lay left look
-    made many meant met much named now other own put rest said same seen shown some still such taken that then there thing
-    this those told tried wanted what written""".split()  # noqa: SIM905
+    made many meant met much named now other own put rest said same seen shown some still such taken that then there
+    thing this those told tried wanted what written""".split()  # noqa: SIM905
 )
 MAX_HOMES = 2  # modules that may define a public name, unless it is a catalog's contract
 

@@ -43,11 +43,16 @@ def run(
 ) -> None:
     """Everything: check, prepare, train, evaluate, export, report."""
     import tunesmith
+    from tunesmith.commands.shared import refuse_parting
 
     with _opened(name, small, set, runs) as (recipe, folder):
-        _check(recipe, folder)
-        _check_export(recipe, folder)
+        if not again:
+            refuse_parting(recipe, folder)
+        if new := folder.read_seal("prepare") is None:
+            _show(tunesmith.check(recipe, _say))
         tunesmith.prepare(recipe, folder, _say)
+        if not new:
+            _check_export(recipe, folder)
         with _training() as watch:
             tunesmith.train(recipe, folder, _say, watch, again=again)
         with _answering() as tell:
@@ -683,57 +688,28 @@ def _opened(
     With `keep` the recipe, changed settings included, becomes the run's own when the command has succeeded.
     """
     import tunesmith
-    from tunesmith.runs.run import first
 
     with _joined(together):
         recipe = _read(name, small, settings)
         folder = tunesmith.open_run(recipe, runs)
         with folder.lock():
             folder.log(_command())
-            before = _standing(folder) if first() else None  # the first process alone writes the recipe, maybe only now
             try:
                 yield recipe, folder
             except Exception as error:
                 folder.log(f"{type(error).__name__}: {error}")
-                if before:
-                    _restore(folder, before, error)
                 raise
             if keep:
                 folder.keep_recipe()
 
 
-def _standing(folder: Run) -> tuple[str, list[Any]]:
-    """The run's recipe, and what it says of the products that depend on it."""
-    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    return text, [folder.read_seal(product) for product in ("prepare", "train")]
-
-
-def _restore(folder: Run, before: tuple[str, list[Any]], error: Exception) -> None:
-    """Gives a run its former recipe back after a command that failed, unless what it made depends on the new one."""
-    from tunesmith.errors import Paused, ResourceError
-
-    resumes = isinstance(error, Paused) or (isinstance(error, ResourceError) and (folder / "checkpoints").exists())
-    text, seals = _standing(folder)
-    if not resumes and text != before[0] and seals == before[1]:
-        folder.write("recipe.yaml", before[0])
-
-
-def _check(recipe: Recipe, folder: Run) -> None:
-    """In `run`, checks only what was not prepared before."""
-    import tunesmith
-
-    if folder.read_seal("prepare") is None:
-        _show(tunesmith.check(recipe, _say))
-
-
 def _check_export(recipe: Recipe, folder: Run) -> None:
-    """In `run`, refuses files that cannot be exported before anything is trained; `check` did so in a new run."""
+    """Refuses files that cannot be exported before anything is trained."""
     from tunesmith.commands.export import check_export
     from tunesmith.commands.shared import load_template_of, load_weights
     from tunesmith.errors import raise_all
 
-    prepared, trained = (folder.read_seal(product) for product in ("prepare", "train"))
-    if recipe.export.files and prepared and trained is None:
+    if recipe.export.files and folder.read_seal("train") is None:
         weights = load_weights(recipe, _say)
         raise_all(check_export(recipe, weights, load_template_of(recipe, weights, folder), folder))
 

@@ -189,6 +189,14 @@ ONE: dict[str, tuple[str, Wrong]] = {
         MINIMAL + "train: {engine: nativ}\n",
         ("toy.yaml line 7, train.engine", "unknown name 'nativ'", "Did you mean 'native'? Choose from: native, trl"),
     ),
+    "no layers": (
+        MINIMAL + "adapter: {layers: []}\n",
+        (
+            "toy.yaml line 7, adapter.layers",
+            "the list is empty, so no layer would get an update",
+            "Write all, or last names of linear layers such as [q_proj, v_proj]",
+        ),
+    ),
     "unknown option": (
         changed("columns", "\n    columns:\n      prompt: q\n      anser: a"),
         (

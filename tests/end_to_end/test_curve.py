@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import tunesmith
 from handmade import row
 from strict_pages import Page
 from tiny import toy_rows
@@ -32,6 +35,11 @@ QUICK = {
     "evaluate__robustness": ["upper"],
     "evaluate__robustness_rows": 2,
 }
+DATED = (
+    "{{ '<|im_start|>system\\nToday is ' + strftime_now('%d %B %Y') + '.<|im_end|>\\n' }}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 POINTS = (".", "curve/50", "curve/raw")
 
 
@@ -184,6 +192,44 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
 
     with Run(run / "curve/50").lock(), pytest.raises(RunError, match="works on this run"):
         curve(other, run, shares=(50, 100))
+
+
+def test_rows_as_they_came_are_counted_whole_and_read_with_the_runs_own_date(
+    recipe_file: Callable[..., Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later date is longer, so that rows at the limit would be too long under it. A row is marked as a bad answer."""
+    rows = [{**each, "label": True} for each in toy_rows()]
+    rows.append({**rows[0], "completion": "1. Never mind.", "label": False})
+    rows_file.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    (tmp_path / "dated.jinja").write_text(DATED)
+
+    def on(*date: int) -> None:
+        class Then(datetime.date):
+            @classmethod
+            def today(cls) -> datetime.date:
+                return datetime.date(*date)
+
+        for module in ("tunesmith.prompt.template", "tunesmith.commands.prepare"):
+            monkeypatch.setattr(f"{module}.datetime", types.SimpleNamespace(date=Then))
+
+    on(2031, 5, 6)
+    dated = {**QUICK, "data__repair": False, "evaluate__robustness": [], "prompt__template": "dated.jinja"}
+    longest = tunesmith.check(read_recipe(str(recipe_file(**dated)))).longest
+    recipe = read_recipe(str(recipe_file(**dated, prompt__max_tokens=longest)))
+    run = open_run(recipe, tmp_path / "runs")
+    tunesmith.prepare(recipe, run)
+    on(2031, 9, 17)
+    assert tunesmith.check(recipe).too_long > 0
+    (tmp_path / "dated.jinja").unlink()
+    curve(recipe, run, shares=(50, 100), raw=True)
+    counts = run.read_json("curve.json")["raw"]
+    assert counts["too_long"] == 0
+    assert counts["bad_answer"] == 1 and counts["read"] == len(rows)
+    assert counts["read"] == counts["rows"] + sum(v for k, v in counts.items() if k not in ("read", "rows"))
+    assert "1 have a label that says their answer is a bad one" in Page((run / "curve.html").read_text()).text
+    for part in POINTS:
+        assert (run / part / "data/template.jinja").read_text() == DATED
+        assert (run / part / "data/date.json").read_text() == (run / "data/date.json").read_text()
 
 
 def test_shares_are_read_as_they_are_written() -> None:

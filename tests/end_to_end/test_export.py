@@ -196,7 +196,12 @@ def test_only_one_target(
     no_work(monkeypatch)
     words = ["export", str(recipe.folder / "toy.yaml"), "--runs", str(copy.path.parent), "--only"]
     code, _, err = call(*words, "gguff")
-    assert code == 2 and "export.files has no 'gguff'" in err and "gguf" in err.partition("no 'gguff'")[2]
+    named = ", ".join(sorted(target.name for target in recipe.export.files))
+    assert code == 2 and f"export.files has no 'gguff'. Did you mean 'gguf'? Choose from: {named}." in err
+    code, _, err = call(*words, "ollama")
+    assert code == 2 and f"export.files has no 'ollama'. Choose from: {named}." in err
+    code, _, err = call(*words, "gguf", "--set", "export.files=[]")
+    assert code == 2 and "no 'gguf'. It is empty: add gguf to it, or --set 'export.files=[gguf]'" in err
     code, out, _ = call(*words, "gguf")
     assert code == 0 and "export-merged" not in out
     assert entries(copy.path).keys() == FILES  # what stands is still told

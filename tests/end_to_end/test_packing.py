@@ -81,6 +81,26 @@ def moved_in(target: Path, folder: Path, runs: Path, said: list[str]) -> tuple[R
     return recipe, run
 
 
+def test_a_run_whose_template_is_gone_is_carried_with_its_copy(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "own.jinja").write_text(CHATML)
+    recipe, run = begun(recipe_file(prompt__template="own.jinja", train__epochs=1), tmp_path / "first")
+    (tmp_path / "own.jinja").unlink()
+    products(recipe, run, "")
+    tunesmith.pack(run, tmp_path / "toy.tar")
+    assert [name for name in members_of(tmp_path / "toy.tar") if "jinja" in name] == ["data/template.jinja"]
+    shutil.rmtree(run.path)
+    recipe, run = moved_in(tmp_path / "toy.tar", tmp_path / "other/toy", tmp_path / "runs", [])
+    assert [text.split(",")[0] for text in products(recipe, run, "")] == [
+        f"{product}: fresh" for product in ("prepare", "train", "evaluate", "report", "card")
+    ]
+    tunesmith.pack(run, tmp_path / "again.tar")
+    assert hash_file(tmp_path / "again.tar") == hash_file(tmp_path / "toy.tar")
+    tunesmith.prepare(read_recipe(str(run.path), settings={"data.split.test": 0.3}), run)  # anew, from the copy
+    assert (run / "data/template.jinja").read_text() == CHATML
+
+
 def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     """One is finished; one stops in training and in evaluation. Behind them rows, probes, template and run are gone."""
     inputs = tmp_path / "home"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import subprocess
@@ -16,11 +17,19 @@ from stopping import at, crash
 from tiny import FAMILIES
 from tunesmith.commands.serve import Wish, serving
 from tunesmith.config.recipe import read_recipe
+from tunesmith.data.conversation import Turn
 from tunesmith.errors import RunError
-from tunesmith.runs.run import Run
+from tunesmith.runs.run import Run, hash_path
 from tunesmith.training.journal import read_journal
 
 TUNESMITH = str(Path(sys.executable).with_name("tunesmith"))
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+OTHER = TEMPLATE.replace("{{ m['role'] }}", "{{ m['role'] | upper }}").replace("<|assistant|>", "<|ASSISTANT|>")
 
 
 def everything(path: Path, folder: Path) -> Run:
@@ -128,10 +137,7 @@ def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_trainin
     recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     template = tmp_path / "own.jinja"
-    template.write_text(
-        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
+    template.write_text(TEMPLATE)
     path = recipe_file(prompt__template=str(template), train__epochs=1)
     run = everything(path, tmp_path / "runs")
     kept = (run / "recipe.yaml").read_text(encoding="utf-8")
@@ -147,18 +153,93 @@ def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_trainin
             with pytest.raises(RunError, match=rf"trained with something else: {key.split('.')[0]}"):
                 step(changed, run)
     tunesmith.report(read_recipe(str(path), settings={"data.max_dropped": 0.9}), run)  # no row depends on it
-    template.write_text(template.read_text().replace("<|assistant|>", "<|helper|>"))
+    (tmp_path / "other.jinja").write_text(OTHER)
+    other = read_recipe(str(recipe_file(prompt__template="other.jinja", train__epochs=1)))
     for step in steps:
         with pytest.raises(RunError, match="trained with something else: prompt changed"):
-            step(read_recipe(str(path)), run)
-    with pytest.raises(RunError, match="the chat template is not the one"):
-        tunesmith.chat(read_recipe(str(path)), run)
+            step(other, run)
+    for changed in (other, read_recipe(str(path), settings={"prompt.template": "model"})):
+        with pytest.raises(RunError, match="the chat template is not the one"):
+            tunesmith.chat(changed, run)
     with (
         pytest.raises(RunError, match="the chat template is not the one"),
-        serving(Wish([str(run.path)], 0, runs=tmp_path / "runs")),
+        serving(Wish([str(tmp_path / "toy.yaml")], 0, runs=tmp_path / "runs")),
     ):
         pass
     assert (run / "recipe.yaml").read_text(encoding="utf-8") == kept
+
+
+@pytest.mark.parametrize("became", ["edited", "deleted"])
+def test_a_template_that_was_edited_or_deleted_breaks_no_finished_run(
+    recipe_file: Callable[..., Path], tmp_path: Path, call: Callable[..., tuple[int, str, str]], became: str
+) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text(TEMPLATE)
+    path = recipe_file(prompt__template="own.jinja", train__epochs=1, export__files=["merged"])
+    run = everything(path, tmp_path / "runs")
+    assert (run / "data/template.jinja").read_text() == TEMPLATE
+    assert "data/template.jinja" in (run.read_seal("prepare") or {})["files"]
+    rows, seals = hash_path(run / "data"), hash_path(run / ".seals")
+    asked = [Turn("user", "how to do 3?")]
+    before = "".join(tunesmith.chat(read_recipe(str(path)), run).stream(asked, max_new_tokens=8))
+    if became == "edited":
+        template.write_text(OTHER)
+    else:
+        template.unlink()
+    verb = "changed" if became == "edited" else "deleted"
+    told = f"own.jinja was {verb} after the rows were prepared; the run's copy"
+    for name in (str(path), str(run.path)):  # the recipe, and the run's own
+        recipe, said = read_recipe(name), list[str]()
+        assert "".join(tunesmith.chat(recipe, run, said.append).stream(asked, max_new_tokens=8)) == before
+        assert told in " ".join(said)
+        for step in (tunesmith.evaluate, tunesmith.report, tunesmith.card):
+            step(recipe, run)
+        with serving(Wish([name], 0, runs=tmp_path / "runs"), said.append):
+            pass
+        assert " ".join(said).count(told) == 2
+    code, out, err = call("export", str(path))
+    assert code == 0 and out.count(told) == 1, err
+    assert "verified: merged" in out
+    (run / "scores.json").unlink()
+    code, out, err = call("evaluate", str(path))
+    assert code == 0 and out.count(told) == 1, err
+    code, out, err = call("run", str(path))
+    assert hash_path(run / "data") == rows
+    if became == "deleted":
+        assert code == 0 and "prepare: fresh" in out and "train: fresh" in out
+        assert "prepare: the chat template own.jinja is gone; the run's copy is used" in out
+        return
+    assert code == 5 and "own.jinja was changed after the rows were prepared. Undo the change, or go on with" in err
+    code, out, err = call("prepare", str(path))  # sees the edit
+    assert code == 0 and "template file changed" in out and hash_path(run / ".seals") != seals
+    assert (run / "data/template.jinja").read_text() == OTHER and "|USER|" in (run / "audit.html").read_text()
+    code, _, err = call("evaluate", str(path))
+    assert code == 5 and "trained with something else: prompt changed" in err
+
+
+def test_a_stopped_training_goes_on_with_its_own_template(
+    recipe_file: Callable[..., Path], tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text(TEMPLATE)
+    recipe = read_recipe(str(recipe_file(prompt__template="own.jinja")))
+    adapters = []
+    for name in ("whole", "runs"):
+        run = tunesmith.open_run(recipe, tmp_path / name)
+        tunesmith.prepare(recipe, run)
+        with pytest.raises(KeyboardInterrupt) if name == "runs" else contextlib.nullcontext():
+            tunesmith.train(recipe, run, watch=at("step", 8, crash) if name == "runs" else None)
+        if name == "runs":
+            template.write_text(OTHER)
+            code, out, err = call("train", "toy.yaml")
+            assert code == 0, err
+            assert "own.jinja was changed after the rows were prepared; the run's copy is used" in out
+            assert "going on after step 5" in out
+        adapters.append(hash_path(run / "adapter"))
+    assert adapters[0] == adapters[1]
+    (run / "data/template.jinja").write_text(OTHER)
+    code, _, err = call("evaluate", "toy.yaml")
+    assert code == 5 and "template.jinja: the run's copy of its chat template is gone or was changed" in err
 
 
 def test_the_command_line_from_recipe_to_chat(

@@ -20,12 +20,22 @@ import yaml
 from tunesmith.commands.evaluate import asked, evaluate
 from tunesmith.commands.prepare import prepare
 from tunesmith.commands.read_rows import loading
-from tunesmith.commands.shared import DATE, PARTS, Say, is_fresh, load_template_of, load_weights, silent
+from tunesmith.commands.shared import (
+    DATE,
+    PARTS,
+    TEMPLATE,
+    Say,
+    is_fresh,
+    load_template_of,
+    load_weights,
+    refuse_parting,
+    silent,
+)
 from tunesmith.commands.train import train
 from tunesmith.config.recipe import Judge, Named, Recipe
 from tunesmith.data.conversation import Conversation, normalise, read_rows, to_plain
 from tunesmith.data.finding import prompt_key, spoken
-from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.reporting.curve_page import RAW, Point, curve_lines, curve_page, curve_values
 from tunesmith.runs.run import Run, hash_plain
 
@@ -33,7 +43,14 @@ SHARES = (25, 50, 100)
 FEWEST = 8  # rows of the smallest share: one step of the default batch
 GOLDEN = 0.6180339887498949  # its multiples, less their whole parts, fill 0 to 1 evenly (Knuth, volume 3, section 6.4)
 FILES = [*(f"data/{part}.jsonl" for part in PARTS), "audit.json"]
-DROPPED = ("unreadable", "unseen_group", "leaking", "too_long", "unfit")  # why rows as they came are left out
+DROPPED = (
+    "unreadable",
+    "bad_answer",
+    "unseen_group",
+    "leaking",
+    "too_long",
+    "unfit",
+)  # why rows as they came are left out
 Watch = Callable[[dict[str, Any]], None]
 Tell = Callable[[str, int, int], None]
 
@@ -71,6 +88,8 @@ def curve(
     _refuse_shares(shares)
     apart = recipe.evaluate.model_copy(update={"judge": Judge.model_validate({})})  # a judge is asked by evaluate alone
     work = _Work(recipe.model_copy(update={"evaluate": apart}), run, watch, tell, again)
+    if not again:
+        refuse_parting(work.recipe, run)
     prepare(work.recipe, run, say)
     rows = read_rows(run / "data/train.jsonl")
     drawn = nested(rows, [share for share in shares if share < 100], recipe.seed)
@@ -193,8 +212,9 @@ def _lay_down(
     from tunesmith.data.overlap import overlap
 
     began, recipe = time.time(), work.recipe
-    if (work.run / DATE).is_file():
-        part.write(DATE, (work.run / DATE).read_text(encoding="utf-8"))
+    with_template = [name for name in (DATE, TEMPLATE) if (work.run / name).is_file()]
+    for name in with_template:
+        part.write(name, (work.run / name).read_bytes())
     parts = {name: read_rows(work.run / f"data/{name}.jsonl") for name in PARTS} | {"train": list(rows)}
     for name, members in parts.items():
         with part.lines(f"data/{name}.jsonl") as write:
@@ -213,7 +233,7 @@ def _lay_down(
     part.write_json("audit.json", {**account, "not_drawn": kept - sum(account["parts"].values())})
     plain = recipe.dump() | {"name": f"{recipe.name}-{part.path.name}"}
     part.write("recipe.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-    part.seal("prepare", made_from, FILES, seconds=round(time.time() - began, 1))
+    part.seal("prepare", made_from, [*FILES, *with_template], seconds=round(time.time() - began, 1))
 
 
 def _evaluated(work: _Work, part: Run, say: Say) -> None:
@@ -221,7 +241,7 @@ def _evaluated(work: _Work, part: Run, say: Say) -> None:
     try:
         train(work.recipe, part, say, work.watch)
     except RunError:
-        if not work.again or part.read_seal("train") is None:
+        if not work.again:
             raise
         train(work.recipe, part, say, work.watch, again=True)
     if part is not work.run:
@@ -297,15 +317,15 @@ def _as_they_came(work: _Work) -> tuple[list[Conversation], dict[str, int], dict
         loaded = reading()
         all_rows = list(loaded.rows)
     mended = {"rows": loaded.repairs.rows, "stand_ins": loaded.repairs.stand_ins, "kinds": {}, "examples": []}
-    counts["unreadable"] = len(loaded.broken)
-    read = len(all_rows) + len(loaded.broken)
+    counts["unreadable"], counts["bad_answer"] = len(loaded.broken), len(loaded.left_out)
+    read = loaded.count
     rows = [row for row in all_rows if row.origin not in places]
     counts["held_out"] = len(all_rows) - len(rows)
     known = [row for row in rows if normalise(row.group) not in unseen]
     counts["unseen_group"] = len(rows) - len(known)
     apart = _apart(known, [*held, *(row for row in all_rows if row.origin in places)], recipe.data.split.together)
     counts["leaking"] = len(known) - len(apart)
-    fit, taken = _fit(recipe, apart, counts)
+    fit, taken = _fit(work, apart, counts)
     wanted = recipe.data.sample.train or len(fit)
     chosen = [fit[place] for place in sorted(_order(fit, recipe.seed)[:wanted])]
     counts["not_drawn"] = len(fit) - len(chosen)
@@ -334,7 +354,7 @@ def _apart(
 
 
 def _fit(
-    recipe: Recipe, rows: Sequence[Conversation], counts: Counter[str]
+    work: _Work, rows: Sequence[Conversation], counts: Counter[str]
 ) -> tuple[list[Conversation], dict[str, list[Conversation]]]:
     """The rows that can be trained on, and each as training takes it: a row for each answer where that is needed.
 
@@ -342,13 +362,14 @@ def _fit(
     """
     from tunesmith.prompt.tokens import encode_all
 
-    template = load_template_of(recipe, load_weights(recipe, silent))
+    recipe = work.recipe
+    template = load_template_of(recipe, load_weights(recipe, silent), work.run)
     fit, taken = [], {}
     for row in rows:
         try:
             answers = encode_all(row, template, recipe.prompt.learn, recipe.prompt.expand)
             long = max(len(example) for _, example in answers) > recipe.prompt.max_tokens
-        except DataError:
+        except (DataError, ModelError):  # a template may refuse single rows; the others were prepared under it
             counts["unfit"] += 1
             continue
         counts["too_long"] += long

@@ -87,6 +87,7 @@ def _evaluate(
     run.write_json("scores.json", scores)
     written = [*plain, *(f"{which}-disturbed" for which, found in twins.items() if found)]
     files = ["scores.json", *(f"replies/{which}.jsonl" for which in written)]
+    run.keep_recipe()
     run.seal("evaluate", made_from, files, seconds=round(time.time() - began, 1))
     for part in (run / "replies").glob("*.part"):
         part.unlink()
@@ -243,7 +244,7 @@ def _speakers(recipe: Recipe, run: Run, say: Say, *, only: str = "") -> Iterator
     model = load(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
     if machine.device == "cpu":
         model.keep_dense()
-    template = load_template_of(recipe, weights, run)
+    template = load_template_of(recipe, weights, run, say)
     if only != "base":
         attach(model, run / "adapter")
     for which in ("base", "tuned") if not only else (only,):

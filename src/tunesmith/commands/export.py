@@ -151,7 +151,10 @@ def _wanted(recipe: Recipe, only: Sequence[str]) -> list[Named]:
     names = [named.name for named in recipe.export.files]
     for name in only:
         if name not in names:
-            raise RecipeError(f"export.files has no '{name}'", where="--only", next=nearest(name, names))
+            advice = (
+                nearest(name, names) if names else f"It is empty: add {name} to it, or --set 'export.files=[{name}]'"
+            )
+            raise RecipeError(f"export.files has no '{name}'", where="--only", next=advice)
     return [named for named in recipe.export.files if not only or named.name in only]
 
 
@@ -169,7 +172,7 @@ class _Work:
         recipe, run = self.recipe, self.run
         weights = load_weights(recipe, self.say)
         job = _job(
-            recipe, weights, load_template_of(recipe, weights, run), run / FOLDER, adapter=run / "adapter",
+            recipe, weights, load_template_of(recipe, weights, run, self.say), run / FOLDER, adapter=run / "adapter",
             precision=str(run.read_json("machine.json")["precision"]),
         )  # fmt: skip
         return replace(job, card=self._card, say=lambda text: self.say(f"export: {text}"))
@@ -334,7 +337,7 @@ class _Work:
             self._asked, self.job.template, learn=self.recipe.prompt.learn, limit=wish.likelihood_rows,
             seed=self.recipe.seed,
         )  # fmt: skip
-        return chosen, reference_scores(chat(self.recipe, self.run, self.say), chosen)
+        return chosen, reference_scores(chat(self.recipe, self.run), chosen)
 
     def _card(self) -> str:
         from tunesmith.commands.runs import card

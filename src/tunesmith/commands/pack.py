@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -15,11 +16,11 @@ from typing import Any
 import yaml
 
 from tunesmith.commands.runs import list_runs
-from tunesmith.commands.shared import Say, left_behind, silent
+from tunesmith.commands.shared import TEMPLATE, Say, left_behind, silent, template_file
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.folders import tables
 from tunesmith.data.sources import locate
-from tunesmith.errors import DataError, ResourceError, RunError, TunesmithError
+from tunesmith.errors import DataError, RecipeError, ResourceError, RunError, TunesmithError
 from tunesmith.hardware import versions
 from tunesmith.runs import archive
 from tunesmith.runs.archive import Member
@@ -224,7 +225,9 @@ class _Inputs:
         if recipe.evaluate.probes:
             plain["evaluate"]["probes"] = up + self._probes(recipe)
         if recipe.prompt.template != "model":
-            plain["prompt"]["template"] = up + self._take(recipe.path(recipe.prompt.template), "prompt.template")
+            plain["prompt"]["template"] = self._template(recipe, Run(self.run / root)) or up + self._take(
+                recipe.path(recipe.prompt.template), "prompt.template"
+            )
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
     def members(self) -> list[Member]:
@@ -244,6 +247,14 @@ class _Inputs:
             advice = f"Put it where data.source says, or leave it out: --without {SOURCES}"
             raise DataError(error.what, where=error.where, next=advice) from error
         return [self._name(file) if self.bare else self._take(file, "data.source") for file in files]
+
+    def _template(self, recipe: Recipe, run: Run) -> str:
+        """The copy of the chat template in `run`, where the recipe's own file is gone or is that copy; else ''."""
+        own = recipe.path(recipe.prompt.template)
+        with contextlib.suppress(RecipeError):  # nothing was prepared
+            if own == (run / TEMPLATE).resolve() or (not own.is_file() and template_file(recipe, run)):
+                return TEMPLATE
+        return ""
 
     def _probes(self, recipe: Recipe) -> str:
         """A file's name, or that of the folder with the files that evaluate.probes means."""

@@ -35,7 +35,7 @@ class Setup:
     slow: list[str]
     shape: ModelShape
     shard: bool = False
-    notes: tuple[str, ...] = ()  # on what is loaded and adapted
+    notes: tuple[str, ...] = ()  # on the template, and on what is loaded and adapted
 
 
 def plan(recipe: Recipe, run: Run, say: Say = silent) -> Plan:
@@ -130,7 +130,8 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     engine, spread = recipe.train.engine.name, recipe.train.spread
     raise_all(check_adapter(recipe.adapter, weights, engine=engine, spread=spread))
     machine = look(recipe.train.precision)
-    template = load_template_of(recipe, weights, run)
+    said: list[str] = []
+    template = load_template_of(recipe, weights, run, said.append)
     examples = {
         part: [encode(row, template, recipe.prompt.learn) for row in read_rows(run / f"data/{part}.jsonl")]
         for part in ("train", "valid")
@@ -142,7 +143,7 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     made, why = _planned(recipe, machine, shape, examples, fused=layers)
     if recipe.train.precision == "fast" and (slow or why):
         raise _fast_error([*slow, *why])
-    notes = tuple(_notes(recipe, base, shape))
+    notes = (*said, *_notes(recipe, base, shape))
     return Setup(machine, template, examples, made, [*slow, *why], shape, shard=bool(why), notes=notes)
 
 

@@ -14,14 +14,16 @@ from tunesmith.commands.read_rows import cpu_count, loading, say_sources, tellin
 from tunesmith.commands.shared import (
     DATE,
     PARTS,
+    TEMPLATE,
     Say,
     is_fresh,
     left_behind,
     load_template_of,
     load_weights,
-    plain_prompt,
     prepared_with,
+    prompt_hash,
     silent,
+    template_file,
     template_hash,
 )
 from tunesmith.config.recipe import Recipe
@@ -179,11 +181,13 @@ def _later_stages(recipe: Recipe, weights: Any, template: Any) -> list[Tunesmith
 
 def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
     """Checks and splits the rows into data/*.jsonl, with audit.json, audit.html and findings.jsonl."""
-    weights = load_weights(recipe, say)
+    weights, file = load_weights(recipe, say), template_file(recipe, run, now=True)
+    if file == run / TEMPLATE and file.resolve() != recipe.path(recipe.prompt.template):
+        say(f"prepare: the chat template {recipe.prompt.template} is gone; the run's copy is used, {file}")
     made_from = {
         "data": prepared_with(recipe),
-        "prompt": hash_plain(plain_prompt(recipe)),
-        "template file": template_hash(recipe),
+        "prompt": prompt_hash(recipe, template_hash(file)),
+        "template file": template_hash(file),
         "seed": str(recipe.seed),
         "rows": _rows_hash(recipe, run, say),
         "tokenizer": weights.fingerprint,
@@ -193,8 +197,10 @@ def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
     from tunesmith.prompt.tokens import encode_all, show
 
     began, today = time.time(), datetime.date.today()
-    run.write_json(DATE, {"date": today.isoformat()})
-    template = load_template_of(recipe, weights, run)
+    template, template_bytes = (
+        load_template_of(recipe, weights, file=file, today=today),
+        file.read_bytes() if file else None,
+    )
     encoder = _Encoder(template, recipe)
     with contextlib.ExitStack() as stack:
         changes = stack.enter_context(run.lines("data/repairs.jsonl"))
@@ -216,6 +222,9 @@ def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
             raise Several(wrong)
         for part in PARTS:
             _write(run, part, made, encoder)
+        run.write_json(DATE, {"date": today.isoformat()})
+        if template_bytes is not None:
+            run.write(TEMPLATE, template_bytes)
         with run.lines("data/quarantine.jsonl") as write:
             for row in made.quarantined:
                 write(to_plain(row))
@@ -226,8 +235,11 @@ def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
     run.write_json("audit.json", account)
     stop = str(template.tokenizer.convert_ids_to_tokens(example.stop))
     _write_page(recipe, run, account, example=show(example, template), stop=stop, template=template.source)
-    files = [*(f"data/{part}.jsonl" for part in PARTS), DATE, "audit.json"]
+    files = [*(f"data/{part}.jsonl" for part in PARTS), DATE, *([TEMPLATE] if file else []), "audit.json"]
+    run.keep_recipe()
     run.seal("prepare", made_from, files, seconds=round(time.time() - began, 1))
+    if file is None:
+        (run / TEMPLATE).unlink(missing_ok=True)
     counts = ", ".join(f"{len(made.parts[part])} {part}" for part in PARTS if len(made.parts[part]))
     dropped, aside = sum(account["dropped"].values()), len(made.quarantined)
     say(f"prepare: {account['read']} rows read, {dropped} dropped, {aside} set aside: {counts}")

@@ -15,9 +15,10 @@ from tunesmith.commands.shared import (
     is_fresh,
     load_template_of,
     load_weights,
-    plain_prompt,
     refuse_changed,
     silent,
+    template_file,
+    template_hash,
 )
 from tunesmith.config.recipe import Recipe, parse_yaml
 from tunesmith.errors import ModelError, RunError, TunesmithError
@@ -118,7 +119,7 @@ def card(recipe: Recipe, run: Run, say: Say = silent, *, license: str = "") -> P
         "scores": run.fingerprint("evaluate"),
         "adapter": run.fingerprint("train"),
         "data": run.fingerprint("prepare"),
-        "recipe": hash_plain(_without_paths(recipe)),
+        "recipe": hash_plain(_without_paths(recipe, run)),
         "license": license,
     }
     if stale := _stale(run, MADE_FROM[:2]):
@@ -136,13 +137,14 @@ def card(recipe: Recipe, run: Run, say: Say = silent, *, license: str = "") -> P
     return run / "card.md"
 
 
-def _without_paths(recipe: Recipe) -> dict[str, Any]:
+def _without_paths(recipe: Recipe, run: Run) -> dict[str, Any]:
     """The recipe as plain values, but for where files lie: what they hold is in the seals of what is made of them."""
     plain = recipe.dump()
     named = [source for source in plain["data"].pop("source") if source.startswith("hub:")]
     plain["data"].pop("pseudonyms")
     plain["evaluate"].pop("probes")
-    return {**plain, "prompt": plain_prompt(recipe), "sources": named}
+    plain["prompt"]["template"] = template_hash(template_file(recipe, run))
+    return {**plain, "sources": named}
 
 
 def _template(recipe: Recipe, run: Run, trained: Any, say: Say) -> Any:

@@ -203,7 +203,7 @@ def _gguf(name: str, path: Path, wish: Wish, say: Say, *, stop: Sequence[str], t
 def _template(recipe: Recipe, run: Run, say: Say) -> Any:
     """What prompts were rendered with in training. Without the base's tokenizer the file's own, proven alike."""
     try:
-        return load_template_of(recipe, load_weights(recipe, say), run)
+        return load_template_of(recipe, load_weights(recipe, say), run, say)
     except (ModelError, ResourceError) as error:
         say(f"serve: the file's own template renders prompts, for the base's tokenizer is not here: {error}")
         return None

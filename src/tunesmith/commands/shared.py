@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import yaml
 from tunesmith.config.recipe import Recipe, is_recipe
 from tunesmith.errors import ModelError, RecipeError, RunError
 from tunesmith.models.weights import Weights, check_stored_type, fetch
-from tunesmith.runs.run import Run, hash_file, hash_plain
+from tunesmith.runs.run import Run, hash_file, hash_path, hash_plain
 
 Say = Callable[[str], None]
 PARTS = ("train", "valid", "test", "unseen")
 DATE = "data/date.json"  # of a run: the date that its chat template writes
+TEMPLATE = "data/template.jinja"  # of a run whose recipe names a template's file: that file, as its rows were prepared
 
 
 def silent(text: str) -> None:
@@ -27,8 +29,8 @@ def silent(text: str) -> None:
 def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
     """The run's folder for `recipe`; a new one gets its recipe.yaml with every default.
 
-    A run that has one keeps it until `Run.keep_recipe` is called: when a training begins, which resumes with it, and
-    when a command has succeeded.
+    A run that has one keeps it until `Run.keep_recipe` is called: when something is made that depends on the new one
+    (prepared rows, a checkpoint, an adapter, scores), and when a command has succeeded.
 
     Raises RunError when there is none and `create` is False.
     """
@@ -64,28 +66,74 @@ def recipe_text(recipe: Recipe, folder: Path) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def plain_prompt(recipe: Recipe) -> dict[str, Any]:
-    """The section `prompt` for a seal: a template's file is told by what it holds, not by where it lies."""
-    return {**recipe.prompt.model_dump(mode="json"), "template": template_hash(recipe)}
+def template_file(recipe: Recipe, run: Run | None = None, *, now: bool = False) -> Path | None:
+    """The file with the chat template: the copy in `run` with which its rows were prepared, or the recipe's own.
 
-
-def template_hash(recipe: Recipe) -> str:
-    """SHA-256 of the template's file; 'model' where the model's own is wanted. Raises RecipeError for a missing one."""
+    With `now` the recipe's own comes first: that is what rows are prepared with. None where the model's template is
+    wanted. Raises RecipeError when there is no such file, RunError for a copy that was changed.
+    """
     if recipe.prompt.template == "model":
-        return "model"
-    path = recipe.path(recipe.prompt.template)
-    if not path.is_file():
-        raise RecipeError("there is no such template", where=str(path), next="Check prompt.template")
-    return hash_file(path)
+        return None
+    own = recipe.path(recipe.prompt.template)
+    if now and own.is_file():
+        return own
+    if run and (copy := _copied_template(recipe, run)):
+        return copy
+    if not own.is_file():
+        raise RecipeError("there is no such template", where=str(own), next="Check prompt.template")
+    return own
 
 
-def trained_with(recipe: Recipe) -> dict[str, str]:
+def _copied_template(recipe: Recipe, run: Run) -> Path | None:
+    """The copy in `run` of the file that the recipe names, edited or deleted since or not; None where there is none."""
+    prepared = run.read_seal("prepare")
+    if prepared is None or TEMPLATE not in prepared["files"]:
+        return None
+    own, copied = recipe.path(recipe.prompt.template), prepared["files"][TEMPLATE]
+    try:
+        kept = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["prompt"]["template"]
+        named = own == (run.path / str(kept)).resolve()
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):  # deleted, or changed by hand
+        named = False
+    if not named and not (own.is_file() and hash_path(own) == copied):
+        return None
+    if not (run / TEMPLATE).is_file() or hash_path(run / TEMPLATE) != copied:
+        advice = f"Put it back, or prepare the rows anew: tunesmith prepare {shlex.quote(str(run.path))}"
+        raise RunError(
+            "the run's copy of its chat template is gone or was changed", where=str(run / TEMPLATE), next=advice
+        )
+    return run / TEMPLATE
+
+
+def _edited_template(recipe: Recipe, run: Run) -> str:
+    """What became of the template's file after the rows of `run` were prepared, in words; '' where nothing did."""
+    copy = None if recipe.prompt.template == "model" else _copied_template(recipe, run)
+    own = recipe.path(recipe.prompt.template)
+    if copy is None or (own.is_file() and hash_file(own) == hash_file(copy)):
+        return ""
+    return f"the chat template {own} was {'changed' if own.is_file() else 'deleted'} after the rows were prepared"
+
+
+def template_hash(file: Path | None) -> str:
+    """SHA-256 of the template's file; 'model' where there is none."""
+    return hash_file(file) if file else "model"
+
+
+def prompt_hash(recipe: Recipe, template: str) -> str:
+    """The section `prompt` for a seal, without what only replies depend on.
+
+    `template` is the hash of the template's file: it is told by what it holds, not by where it lies.
+    """
+    return hash_plain({**recipe.prompt.model_dump(mode="json", exclude={"stop"}), "template": template})
+
+
+def trained_with(recipe: Recipe, run: Run) -> dict[str, str]:
     """The settings on which an adapter depends, for its seal. Over how many cards it is trained is not among them."""
     wishes = recipe.train.model_dump(mode="json", exclude={"spread", "samples"})
     if recipe.train.best == "score":
         wishes["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
     return {
-        "prompt": hash_plain({key: value for key, value in plain_prompt(recipe).items() if key != "stop"}),
+        "prompt": prompt_hash(recipe, template_hash(template_file(recipe, run))),
         "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
         **{f"train.{key}": hash_plain(value) for key, value in wishes.items()},
         "seed": str(recipe.seed),
@@ -98,32 +146,65 @@ def prepared_with(recipe: Recipe) -> str:
     return hash_plain(recipe.data.model_dump(mode="json", exclude={"source", "max_dropped"}) | kept_apart)
 
 
+def began_with(run: Run) -> tuple[dict[str, str] | None, str]:
+    """What the adapter in `run` was made from, or the checkpoints of a training that stopped; and words for which."""
+    if trained := run.read_seal("train"):
+        return trained["made_from"], "the adapter was trained with something else"
+    if not (run / "checkpoints").is_dir():
+        return None, ""
+    from tunesmith.training.checkpoint import made_from
+
+    return made_from(run / "checkpoints"), "the training that stopped here began with something else"
+
+
 def refuse_changed(recipe: Recipe, run: Run) -> None:
-    """Raises RunError where a finished adapter was trained with other settings, or another template, than `recipe` has.
+    """Raises RunError where an adapter, or one that is half trained, has other settings or another template.
 
     What is measured or written afterwards would be another model's than the recipe says. The precision may be another:
     a run is also measured on machines that lack the one it was trained in.
     """
-    trained, prepared = run.read_seal("train"), run.read_seal("prepare")
-    if trained is None or prepared is None:
+    (began, what), prepared = began_with(run), run.read_seal("prepare")
+    if began is None or prepared is None:
         return
     data = prepared_with(recipe)
-    sealed = {**trained["made_from"], "data": prepared["made_from"].get("data", data)}
-    current = {**trained_with(recipe), "data": data}
+    sealed = {**began, "data": prepared["made_from"].get("data", data)}
+    current = {**trained_with(recipe, run), "data": data}
     del current["train.precision"]
-    changed = [name for name, value in current.items() if sealed.get(name, value) != value]
+    raise_changed(run, what, [f"{name} changed" for name, value in current.items() if sealed.get(name, value) != value])
+
+
+def raise_changed(run: Run, what: str, changed: Sequence[str]) -> None:
+    """Raises RunError with what `changed`, where anything did."""
     if changed:
         raise RunError(
-            f"the adapter was trained with something else: {', '.join(f'{name} changed' for name in changed)}",
+            f"{what}: {', '.join(changed)}",
             where=str(run.path),
-            next="Undo the change (a template's file is in prompt), or train anew: tunesmith run RECIPE --again",
+            next=f"Undo the change (the run keeps the recipe that it began with, {run / 'recipe.yaml'}), name another "
+            "run (--set name=…), or train anew, the old kept aside: tunesmith run RECIPE --again",
+        )
+
+
+def refuse_parting(recipe: Recipe, run: Run) -> None:
+    """Raises RunError where rows prepared with `recipe` would not be those of the adapter, or half of one, in `run`."""
+    refuse_changed(recipe, run)
+    edited = _edited_template(recipe, run) if began_with(run)[0] is not None else ""
+    if edited and recipe.path(recipe.prompt.template).is_file():
+        path = shlex.quote(str(run.path))
+        raise RunError(
+            edited,
+            where=str(run.path),
+            next=f"Undo the change, or go on with the run's copy (tunesmith train {path}, then evaluate, export and "
+            "report), or train anew, the old kept aside: tunesmith run RECIPE --again",
         )
 
 
 def refuse_other_template(recipe: Recipe, run: Run) -> None:
-    """Raises RunError where the template's file is no more the one with which the rows of `run` were prepared."""
+    """Raises RunError where `recipe` names another chat template than that with which the rows of `run` were prepared.
+
+    One whose file was edited or deleted since is no other: the run has a copy.
+    """
     prepared = run.read_seal("prepare")
-    if prepared and prepared["made_from"].get("template file") != template_hash(recipe):
+    if prepared and prepared["made_from"].get("template file") != template_hash(template_file(recipe, run)):
         raise RunError(
             "the chat template is not the one that the model was trained with",
             where=recipe.prompt.template,
@@ -171,17 +252,31 @@ def model_file(name: str, say: Say) -> Path | None:
     return find_gguf(name, say=say)
 
 
-def load_template_of(recipe: Recipe, weights: Weights, run: Run | None = None) -> Any:
-    """The tokenizer with the recipe's template; with the date at which the rows of `run` were prepared."""
+def load_template_of(
+    recipe: Recipe,
+    weights: Weights,
+    run: Run | None = None,
+    say: Say = silent,
+    *,
+    file: Path | None = None,
+    today: datetime.date | None = None,
+) -> Any:
+    """The tokenizer with the recipe's template.
+
+    Of a `run` whose rows are prepared it is the template of then, with the date of then; a file that was edited or
+    deleted since is said. Without `run` it is that in `file`, or what the recipe names, with the date `today`.
+    """
     from tunesmith.prompt.template import load_template, load_tokenizer
 
+    if run and (edited := _edited_template(recipe, run)):
+        say(f"{edited}; the run's copy is used, {run / TEMPLATE}")
     return load_template(
         load_tokenizer(weights.folder),
-        recipe.prompt.template,
+        str(file or template_file(recipe, run) or "model"),
         recipe.folder,
         options=recipe.prompt.template_options,
         reasoning=recipe.prompt.reasoning,
-        today=prepared_on(run) if run else None,
+        today=prepared_on(run) if run else today,
     )
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.commands.plan import describe, refuse_untrainable, set_up
-from tunesmith.commands.shared import Say, load_weights, silent, trained_with
+from tunesmith.commands.shared import (
+    Say,
+    began_with,
+    load_weights,
+    prepared_with,
+    raise_changed,
+    refuse_changed,
+    silent,
+    trained_with,
+)
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import find
 from tunesmith.data.conversation import read_rows
@@ -18,7 +27,7 @@ from tunesmith.models.weights import Weights
 from tunesmith.planning.autograd import Plan
 from tunesmith.runs.run import Run, first, hash_plain
 
-CHECKPOINTS = 2  # how a checkpoint is written; one of another kind is not read
+CHECKPOINTS = 3  # how a checkpoint is written; one of another kind is not read
 
 
 def train(
@@ -43,9 +52,8 @@ def train(
         with distributed.in_turn():
             weights = load_weights(recipe, say)
         made_from = _made_from(recipe, run, weights)
-        if distributed.from_first(lambda: _begin(run, made_from, say, again=again)):
-            run.keep_recipe()  # checkpoints are made with these settings, and resumed with them
-            _train(recipe, run, weights, made_from, say, watch)
+        if distributed.from_first(lambda: _begin(recipe, run, made_from, say, again=again)):
+            _train(recipe, run, weights, made_from, say, watch, again=again)
         return run / "adapter"
 
 
@@ -56,24 +64,30 @@ def _made_from(recipe: Recipe, run: Run, weights: Weights) -> dict[str, str]:
     return {
         "data": prepared,
         "base": hash_plain([weights.fingerprint, recipe.base.bits]),
-        **trained_with(recipe),
+        **trained_with(recipe, run),
     }
 
 
-def _begin(run: Run, made_from: Mapping[str, str], say: Say, *, again: bool) -> bool:
-    """Whether there is something to train; puts an old adapter aside where that is wanted. Raises RunError."""
-    changed = run.changed("train", made_from)
-    if changed and not again:
+def _begin(recipe: Recipe, run: Run, made_from: Mapping[str, str], say: Say, *, again: bool) -> bool:
+    """Whether there is something to train. Raises RunError where that is not what the run has."""
+    if not again:
+        refuse_changed(recipe, run)
+        began, what = began_with(run)
+        changed = run.changed("train", made_from)
+        if changed is None and began is not None:
+            changed = [f"{name} changed" for name, value in made_from.items() if began.get(name) != value]
+        elif changed == []:
+            say(f"train: fresh, {run / 'adapter'} is kept")
+            return False
+        raise_changed(run, what, changed or [])
+    prepared = (run.read_seal("prepare") or {})["made_from"]
+    current = {"data": prepared_with(recipe), "prompt": made_from["prompt"], "seed": made_from["seed"]}
+    if other := [name for name, value in current.items() if prepared.get(name, value) != value]:
         raise RunError(
-            f"the adapter was trained with something else: {', '.join(changed)}",
+            f"the rows were prepared with something else: {', '.join(f'{name} changed' for name in other)}",
             where=str(run.path),
-            next="Undo the change, name another run (--set name=…), or give --again to train anew, the old kept aside",
+            next="Undo the change, or give the same command with prepare in the place of train first",
         )
-    if changed == [] and not again:
-        say(f"train: fresh, {run / 'adapter'} is kept")
-        return False
-    if again and (changed is not None or (run / "checkpoints").exists()):
-        _set_aside(run, say)
     return True
 
 
@@ -99,6 +113,8 @@ def _train(
     made_from: Mapping[str, str],
     say: Say,
     watch: Callable[[dict[str, Any]], None] | None,
+    *,
+    again: bool,
 ) -> None:
     from tunesmith.hardware import versions, watch_memory
     from tunesmith.models.build import load
@@ -117,8 +133,6 @@ def _train(
     )  # as the first one's card has
     setup = replace(setup, plan=made, slow=slow, shard=shard)
     machine, template, examples = setup.machine, setup.template, setup.examples
-    if first():
-        run.write_json("machine.json", {**machine.describe(), "versions": versions(), "processes": many})
     if many > 1:
         say(f"train: {many} processes train together, {'each with a part' if shard else 'each with all'} of the base")
     pack.check_batch(pack.collate(examples["train"][:2], template.tokenizer.pad_token_id), examples["train"][0].stop)
@@ -133,6 +147,7 @@ def _train(
         model.keep_dense()
     scorer = _scorer(recipe, run, model, template, shard) if recipe.train.best == "score" else None
     sampler = _sampler(recipe, run, model, template, shard) if recipe.train.samples else None
+    begun = {**machine.describe(), "versions": versions(), "processes": many}
     job = Job(
         model=model,
         tokenizer=template.tokenizer,
@@ -146,17 +161,32 @@ def _train(
         recompute=made.recompute,
         precision=machine.precision,
         folder=run.path,
-        fingerprint=hash_plain([dict(made_from), machine.precision, CHECKPOINTS, *(["fsdp"] if shard else [])]),
+        made_from={
+            **made_from,
+            "precision of this machine": machine.precision,
+            "way of writing checkpoints": str(CHECKPOINTS),
+            "base in parts": "yes" if shard else "no",
+        },
+        keeping=lambda: _begun(run, begun),
         watcher=watch,
         layout=Layout(made.forms, made.keeps, made.chunk, made.table),
         scorer=scorer,
         sampler=sampler,
     )
     engine = find("tunesmith.training.engines", recipe.train.engine.name, function="train", where="train.engine")
+    distributed.from_first(
+        lambda: _set_aside(run, say) if again else None
+    )  # nothing that can be known stands in the way now
     outcome = engine(job, **recipe.train.engine.options)
     if first():
         _keep(run, made, outcome, measure(), loaded, made_from, weights, round(time.time() - began, 1), say)
     distributed.wait()
+
+
+def _begun(run: Run, machine: Mapping[str, Any]) -> None:
+    """Lays down what a checkpoint depends on, before the first one is written."""
+    run.keep_recipe()
+    run.write_json("machine.json", machine)
 
 
 def _scorer(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) -> Callable[[Any], float]:
@@ -238,6 +268,7 @@ def _keep(
     per_step = outcome.summary["seconds"] / outcome.summary["steps"] if outcome.summary.get("seconds") else None
     seen = {"measured": measured, "measured_step_seconds": per_step, "base_bytes": loaded}
     seen["loader"] = architecture(weights).loader  # the class that reads the base for the adapter
+    run.keep_recipe()
     run.write_json("plan.json", {**made.describe(), **seen, "trained": outcome.trained})
     run.seal("train", made_from, ["adapter"], seconds=seconds, summary=outcome.summary, weights=weights.fingerprint)
     say(f"train: {outcome.summary['steps']} steps in {seconds:.0f} s. The adapter is {run / 'adapter'}")
@@ -251,6 +282,9 @@ OF_AN_ADAPTER = (
 
 
 def _set_aside(run: Run, say: Say) -> None:
+    """Moves an adapter, or half of one, and what was made of it into old/."""
+    if run.read_seal("train") is None and not (run / "checkpoints").exists():
+        return
     aside = run / f"old/{time.strftime('%Y%m%d-%H%M%S')}"
     aside.mkdir(parents=True)
     for name in OF_AN_ADAPTER:

@@ -655,6 +655,10 @@ def _check_sense(recipe: Recipe, path: Path, places: Places) -> list[TunesmithEr
 def _check_adapter(recipe: Recipe, path: Path, places: Places) -> list[TunesmithError]:
     wrong: list[TunesmithError] = []
     adapter = recipe.adapter
+    if not adapter.layers:
+        where = _place(("adapter", "layers"), path, places)
+        advice = "Write all, or last names of linear layers such as [q_proj, v_proj]"
+        wrong.append(RecipeError("the list is empty, so no layer would get an update", where=where, next=advice))
     if adapter.start.name == "loftq" and recipe.base.bits != 4:
         where = _place(("adapter", "start"), path, places)
         advice = "Set base.bits to 4, or start to zero or pissa"

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunesmith.config.registry import nearest
 from tunesmith.data.conversation import Turn
-from tunesmith.errors import ModelError, RecipeError
+from tunesmith.errors import ModelError, RecipeError, raise_all
 
 if TYPE_CHECKING:
     from tunesmith.prompt.reply import ReplyFormat
@@ -29,13 +28,6 @@ PLAIN = (
     "{% else %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
 )
-# What a template is always given, and options that templates of current families know.
-GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token", "starts_with_bos")
-OPTIONS = (
-    "builtin_tools", "custom_tools", "date_string", "enable_thinking", "keep_all_reasoning", "low_effort",
-    "model_identity", "preserve_thinking", "reasoning_effort", "thinking", "thinking_budget", "tools_in_user_message",
-    "truncate_history_thinking", "xml_tools",
-)  # fmt: skip
 PROBE = "xq7question7qx"  # stands for a question, an answer and a thought where a template is examined
 ANSWER = "xq7answer7qx"
 THOUGHT = "xq7thought7qx"
@@ -262,14 +254,13 @@ def load_template(
     """The template `wanted`: 'model', or a .jinja file relative to `folder`.
 
     The date that it writes is fixed to `today`, so that a run which goes on later renders the same text. Raises
-    RecipeError for a file that cannot be read and for an option that the template does not know.
+    RecipeError for a file that cannot be read, and what `wrong_options` finds of the options.
     """
     text, source = _template_text(tokenizer, wanted, folder)
-    for name in options or {}:
-        if not re.search(rf"\b{re.escape(name)}\b", text) or name in GIVEN:
-            raise RecipeError(
-                f"the chat template has no option '{name}'", where="prompt.template_options", next=_known(text, name)
-            )
+    if options:
+        from tunesmith.prompt.options import wrong_options
+
+        raise_all(wrong_options(text, options))
     return Template(tokenizer, pin_date(text, today or datetime.date.today()), source, options or {}, reasoning)
 
 
@@ -288,12 +279,6 @@ def _template_text(tokenizer: Any, wanted: str, folder: Path) -> tuple[str, str]
         raise RecipeError(
             f"the template cannot be read: {error}", where=str(path), next="Check prompt.template"
         ) from error
-
-
-def _known(text: str, name: str) -> str:
-    """What to do about an option that a template does not know."""
-    variables = {found for found in OPTIONS if re.search(rf"\b{found}\b", text)}
-    return nearest(name, variables) if variables else "Remove it: this template has no options"
 
 
 def writes_date(text: str) -> bool:

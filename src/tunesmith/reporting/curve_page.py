@@ -335,6 +335,7 @@ def _step_verdict(point: Mapping[str, Any] | None, primary: str) -> str:
 
 LEFT_OUT = {
     "unreadable": "could not be read as conversations",
+    "bad_answer": "have a label that says their answer is a bad one",
     "held_out": "stand in the test or validation rows",
     "unseen_group": "belong to a group that only the test sees",
     "leaking": "have a prompt that is also, or nearly, a held-out row's",

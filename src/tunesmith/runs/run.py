@@ -249,7 +249,11 @@ class Run:
         return self / name
 
     def keep_recipe(self) -> None:
-        """Writes the recipe that this run was opened with as its recipe.yaml, if that says something else."""
+        """Writes the recipe that this run was opened with as its recipe.yaml, if that says something else.
+
+        It is called when something that depends on it is about to stand in the run: a command that fails before then
+        changes nothing, and what is made by then can be resumed.
+        """
         if self.new_recipe is not None and first():
             self.write("recipe.yaml", self.new_recipe)
             self.new_recipe = None

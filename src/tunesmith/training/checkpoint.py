@@ -120,6 +120,17 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[int]]:
     return None, damaged
 
 
+def made_from(folder: Path) -> dict[str, str] | None:
+    """What the newest checkpoint that says it was made from; None where none does."""
+    for step in steps(folder):
+        try:
+            found: dict[str, str] = json.loads((folder / f"step-{step:07d}/state.json").read_text())["made_from"]
+        except (OSError, ValueError, LookupError):  # damaged, or of an older version
+            continue
+        return found
+    return None
+
+
 def prune(folder: Path, keep: int, best: int | None) -> None:
     """Removes all but the newest `keep` checkpoints and the best one."""
     for step in steps(folder)[keep:]:

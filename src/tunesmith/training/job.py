@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Job:
-    """A fine-tune to be done. `fingerprint` names everything that the adapter depends on."""
+    """A fine-tune to be done.
+
+    `made_from` names everything that the adapter depends on. `keeping` is called before each checkpoint is written, to
+    lay down what a training that resumes from it needs.
+    """
 
     model: Model  # without an adapter
     tokenizer: Any
@@ -45,7 +49,8 @@ class Job:
     recompute: bool
     precision: str
     folder: Path
-    fingerprint: str
+    made_from: Mapping[str, str]
+    keeping: Callable[[], None] = lambda: None
     watcher: Watcher | None = None
     layout: Layout = Layout()
     scorer: Callable[[Any], float] | None = None  # how good replies are, more is better; takes the fused decoder

@@ -69,9 +69,13 @@ class Checkpoints:
         newest, damaged = checkpoint.newest(self.folder)
         if newest is None:
             return damaged
-        if newest.state["fingerprint"] != self.job.fingerprint:
+        before, now = newest.state.get("made_from"), self.job.made_from
+        if before is None:
+            advice = "Give --again to begin anew (the old run is kept aside)"
+            raise RunError("the checkpoints were written by an older version", where=str(self.folder), next=advice)
+        if changed := [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]:
             raise RunError(
-                "the checkpoints were made from other data, settings or weights",
+                f"the checkpoints were made with something else: {', '.join(f'{name} changed' for name in changed)}",
                 where=str(self.folder),
                 next="Undo the change, or give --again to begin anew (the old run is kept aside)",
             )
@@ -166,6 +170,7 @@ class Checkpoints:
         """Writes a checkpoint of this step, unless it exists; removes those that are neither new nor the best."""
         if not first() or self.progress.step in checkpoint.steps(self.folder)[:1]:
             return
+        self.job.keeping()
         checkpoint.save(self.folder, self.progress.step, *self._contents())
         checkpoint.prune(self.folder, self.settings.keep, self.progress.best_step)
         self.saved = time.monotonic()
@@ -193,7 +198,7 @@ class Checkpoints:
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {f"adapter.{name}": value.data for name, value in self.parameters.items()}
         optimizer, plain = checkpoint.pack_optimizer(self.optimizer)
-        state = {"progress": asdict(self.progress), "optimizer": plain, "fingerprint": self.job.fingerprint}
+        state = {"progress": asdict(self.progress), "optimizer": plain, "made_from": dict(self.job.made_from)}
         return tensors | optimizer | checkpoint.random_state(), state
 
     # --- the end --------------------------------------------------------------------------------------------
