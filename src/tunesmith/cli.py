@@ -41,7 +41,7 @@ Again = Annotated[bool, typer.Option("--again", help="Train anew; the old adapte
 def run(
     name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
 ) -> None:
-    """Everything: check, prepare, train, evaluate, export, report."""
+    """Go through check, prepare, train, evaluate, export, report."""
     import tunesmith
     from tunesmith.commands.shared import refuse_parting
 
@@ -66,7 +66,7 @@ def run(
 
 @app.command()
 def check(name: RecipeName, small: Small = False, set: Set = None) -> None:
-    """Read recipe and rows, report everything wrong at once, show the first example as the model sees it."""
+    """Read recipe and rows and report everything wrong at once. Shows some rows as the model sees them."""
     import tunesmith
 
     recipe = _read(name, small, set)
@@ -117,7 +117,7 @@ def undo(
     diff: Annotated[Path, typer.Argument(help="The …cleaned.diff.jsonl that audit --fix wrote.")],
     out: Annotated[Path, typer.Option("--out", help="The file for the rows as they were, .csv, .tsv or .jsonl.")],
 ) -> None:
-    """Take a cleaning back: the rows as they were before audit --fix."""
+    """Write the rows as they were before audit --fix."""
     import tunesmith
 
     if out.exists():
@@ -133,7 +133,7 @@ def new(
     source: Annotated[str, typer.Option("--from", metavar="SOURCE", help="A data file, folder or hub:OWNER/NAME.")],
     folder: Annotated[Path, typer.Option("--into", help="The folder for the recipe.")] = Path(),
 ) -> None:
-    """Write a commented recipe for a table of your own: format, checks, a base that fits, each guess explained."""
+    """Write a commented recipe for a table of your own. Format, checks, a base that fits: each guess is explained."""
     import tunesmith
 
     tunesmith.new(name, source, folder / f"{name}.yaml", _say)
@@ -145,7 +145,7 @@ def synthesize(
     folder: Annotated[Path, typer.Option("--into", help="The folder that the plan's rows are written into.")] = Path(),
     again: Annotated[bool, typer.Option("--again", help="Write anew; the old rows are kept aside.")] = False,
 ) -> None:
-    """Write rows from a plan: from templates and lists, or through any server with OpenAI's chat completions."""
+    """Write rows from a plan, by templates or through a server. Any server with OpenAI's chat completions will do."""
     import tunesmith
 
     for line in tunesmith.synthesize(plan, folder, _say, again=again).describe():
@@ -154,7 +154,7 @@ def synthesize(
 
 @app.command()
 def plan(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
-    """Say what training the prepared rows needs here, how long it takes and why; load and write nothing."""
+    """Say how much memory and time the training needs here. Loads no weights and writes nothing."""
     import tunesmith
 
     with _opened(name, small, set, runs, keep=False) as (recipe, folder):
@@ -181,7 +181,7 @@ def train(
 
 @app.command()
 def evaluate(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
-    """Let the base model and the tuned one answer the held-out rows, and compare."""
+    """Compare the base model and the tuned one on held-out rows."""
     import tunesmith
 
     with _opened(name, small, set, runs) as (recipe, folder), _answering() as tell:
@@ -196,7 +196,7 @@ def export(
     set: Set = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Write files that run elsewhere; each answers the test rows in its own runtime before it counts as verified."""
+    """Write files that run elsewhere, and verify each of them. For that it answers the test rows in its own runtime."""
     from tunesmith.errors import ExportFailed, Unverified
 
     with _opened(name, small, set, runs) as (recipe, folder):
@@ -215,7 +215,7 @@ def push(
     set: Set = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Send what the target hub laid out to the hub, after a search for personal data; the token is HF_TOKEN."""
+    """Send the folder of the target hub to the hub. It is searched for personal data first; the token is HF_TOKEN."""
     import tunesmith
 
     with _opened(name, small, set, runs, keep=False) as (recipe, folder):
@@ -258,7 +258,7 @@ def report(name: RecipeName, small: Small = False, set: Set = None, runs: Runs =
 
 @app.command("runs")
 def list_runs(runs: Runs = Path("runs")) -> None:
-    """The runs of a folder, the newest first: how far each came, what it scored, what it weighs."""
+    """List the runs of a folder, the newest first. How far each came, what it scored, what it weighs."""
     from tunesmith.commands.runs import list_runs
 
     _show_runs(list_runs(runs), runs)
@@ -270,7 +270,7 @@ def compare(
     runs: Runs = Path("runs"),
     out: Annotated[Path | None, typer.Option("--out", help="The folder for the page; --runs by default.")] = None,
 ) -> None:
-    """Set finished runs side by side on the rows that all were asked, each against the first; write a page."""
+    """Compare finished runs with the first of them, on a page. Only rows that all were asked count."""
     import tunesmith
 
     tunesmith.compare_runs(names, runs, _say, out=out)
@@ -288,7 +288,7 @@ def curve(
     raw: Annotated[bool, typer.Option("--raw", help="Also the rows as they came: did cleaning help?")] = False,
     again: Again = False,
 ) -> None:
-    """Train on growing shares of the rows, ask all the same held-out rows: would more rows help?"""
+    """Find out whether more rows would help. Trains on growing shares of the rows; all are asked the same ones."""
     import tunesmith
     from tunesmith.commands.curve import to_shares
 
@@ -305,7 +305,7 @@ def card(
     runs: Runs = Path("runs"),
     license: Annotated[str, typer.Option("--license", help="The adapter's licence, as the hub writes it.")] = "",
 ) -> None:
-    """Write the model card, README.md for a model repository, from what was measured."""
+    """Write the model card from what was measured. It is the README.md of a model repository."""
     import tunesmith
 
     with _opened(name, small, set, runs) as (recipe, folder):
@@ -325,7 +325,7 @@ def review(
         int, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0 is any free one.")
     ] = 0,
 ) -> None:
-    """Judge base's and tuned's replies side by side in the browser, without knowing which is whose."""
+    """Judge pairs of replies in the browser, blind. One is the base model's, the other the tuned one's."""
     import tunesmith
 
     recipe = _read(name, small, set)
@@ -395,7 +395,7 @@ def serve(
     ] = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Serve models to OpenAI's clients and to the browser extension: on this machine alone, with a token."""
+    """Serve models over an OpenAI-compatible API. On this machine alone, with a token; the extension uses it too."""
     import signal
 
     from tunesmith.commands.serve import Wish, revoke_pairing, serve
@@ -441,7 +441,7 @@ def ui(
     ] = 7861,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Pages in the browser: rows, recipe, training, comparison, writing. For this machine alone."""
+    """Open pages in the browser that do what the commands do. For this machine alone."""
     from tunesmith.ui.app import serving_ui
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -458,7 +458,7 @@ def ui(
 
 @app.command()
 def recipes() -> None:
-    """The shipped recipes."""
+    """List the shipped recipes."""
     from tunesmith.config.recipe import SHIPPED, read_recipe
 
     for folder in SHIPPED:
@@ -469,7 +469,7 @@ def recipes() -> None:
 
 @app.command()
 def schema() -> None:
-    """The recipe's JSON schema, for editors."""
+    """Print the recipe's JSON schema, for editors."""
     import json
 
     from tunesmith.config.recipe import schema as make
@@ -488,7 +488,7 @@ def pack(
     ] = "",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Make one checked archive of a run, half-done or finished, to go on with it on another machine."""
+    """Make one archive of a run, to go on on another machine. The run may be half-done; each file is checked."""
     import tunesmith
     from tunesmith.commands.pack import to_pack
 
@@ -504,7 +504,7 @@ def unpack(
         Path | None, typer.Option("--into", help="The run's new folder; runs/NAME here by default.")
     ] = None,
 ) -> None:
-    """Make a packed run again, every byte of it checked first."""
+    """Restore a packed run, every byte of it checked first."""
     import tunesmith
 
     tunesmith.unpack(archive, into, _say)
@@ -722,7 +722,7 @@ def _show(found: Any) -> None:
     answers = f", {found.answers} answers" if found.answers != found.rows else ""
     _say(f"check: {found.rows} rows{answers}, the longest has {found.longest} tokens; {found.template}")
     for shown in found.shown:
-        _say(f"check: the row {shown.title} ({shown.where}):")
+        _say(f"check: {shown.title} ({shown.where}):")
         if console.is_terminal:
             parts = [(piece, "bold green" if learned else "dim") for piece, learned in shown.pieces]
             console.print(Text.assemble(*parts))

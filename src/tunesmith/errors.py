@@ -6,7 +6,10 @@ raises a bare exception for something a user did or can mend.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+
+_COMMAND = re.compile(r": (?:tunesmith|pip) [^\n]*\Z")  # nothing may follow it, so that it can be pasted
 
 
 class TunesmithError(Exception):
@@ -21,7 +24,9 @@ class TunesmithError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}." if self.where else f"{self.what}."
-        return f"{text} {self.next}." if self.next else text
+        if not self.next:
+            return text
+        return f"{text} {self.next}" if _COMMAND.search(self.next) else f"{text} {self.next}."
 
 
 class Several(TunesmithError):

@@ -259,7 +259,7 @@ def test_a_fingerprint_follows_the_files_alone(sealed: Run) -> None:
     assert sealed.fingerprint("train") != first
     with pytest.raises(RunError) as caught:
         sealed.fingerprint("evaluate")
-    expected = ("evaluate is not finished", str(sealed.path), "Run: tunesmith evaluate")
+    expected = ("evaluate is not finished", str(sealed.path), f"Run: tunesmith evaluate {sealed.path}")
     assert (caught.value.what, caught.value.where, caught.value.next) == expected
 
 

@@ -171,7 +171,7 @@ def test_a_weight_of_users_and_system_messages_changes_nothing() -> None:
 def test_what_follows_the_last_learned_answer_is_left_out() -> None:
     parsed = chat({"messages": [ASKED, answered(), ASKED, answered("wrong", weight=0), ASKED]})
     assert parsed[0] == (Turn("user", "q"), Turn("assistant", "a"))
-    assert parsed.notes.changes == {"turns behind the last learned answer left out": 3}
+    assert parsed.notes.turns == {"turns behind the last learned answer left out": 3}
     assert refused(ASKED, answered(weight=0)) == "no answer to learn from"
     assert refused(answered(), ASKED, answered(loss=False)) == "no answer to learn from"
 
@@ -219,7 +219,7 @@ def test_turns_out_of_order_are_left_out_or_joined_and_counted(roles: str, kept:
     said = [{"role": names[role], "content": f"{role}{place}"} for place, role in enumerate(roles)]
     parsed = chat({"messages": said})
     assert "".join(turn.role[0] for turn in parsed[0]) == kept
-    assert parsed.notes.changes == changes
+    assert parsed.notes.turns == changes
 
 
 def test_joined_turns_stand_apart_by_a_blank_line() -> None:

@@ -145,7 +145,35 @@ def test_a_label_of_two_classes_beside_texts_alone_stays_a_group() -> None:
 def test_conversations_that_begin_with_the_assistant(here: Path) -> None:
     opening = {"role": "assistant", "content": "… continued."}
     write(here / "rows.jsonl", [{"messages": [opening] * (number % 3 == 0) + talk(number)} for number in range(30)])
-    agree("rows.jsonl", 30, ["changed conversations: 10 opening assistant turns left out"], {"chat": {}})
+    agree("rows.jsonl", 30, ["in the conversations: 10 opening assistant turns left out"], {"chat": {}})
+
+
+def test_what_was_read_of_turns_is_counted_everywhere(here: Path) -> None:
+    rows = []
+    for number in range(30):
+        turns = [*talk(number), *talk(number + 100)]
+        if number < 12:
+            turns[1] = {**turns[1], "weight": 0}
+        if number < 5:
+            turns[3] = {**turns[3], "content": f"<think>I count to {number}.</think>\n\n{turns[3]['content']}"}
+        rows.append({"messages": turns})
+    write(here / "rows.jsonl", rows)
+    said = "in the conversations: 12 answers kept as context, not learned; 5 answers with reasoning"
+    agree("rows.jsonl", 30, [said], {"chat": {}})
+    assert said in Path("out/audit.html").read_text()
+
+
+def test_a_line_that_is_not_json_counts_in_a_draft_too(here: Path) -> None:
+    write(here / "rows.jsonl", [{"messages": talk(number)} for number in range(29)])
+    with Path("rows.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"messages": [{"role": "user", "con\n')
+    reason = "is not JSON: Unterminated string starting at"
+    agree("rows.jsonl", 29, [f"dropped, no conversations: 1 of 30 rows ({reason})"], {"chat": {}})
+    assert "from a table of 30 rows" in Path("rows.yaml").read_text()
+    Path("rows.yaml").unlink()
+    Path("rows.jsonl").write_text('{"messages": [{"role\n' * 3, encoding="utf-8")
+    with pytest.raises(DataError, match="is not JSON"):
+        drafted("rows.jsonl")
 
 
 def test_a_folder_with_a_report(here: Path) -> None:

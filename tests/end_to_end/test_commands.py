@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+
+import tunesmith
 
 Call = Callable[..., tuple[int, str, str]]
 TUNESMITH = str(Path(sys.executable).with_name("tunesmith"))
@@ -34,12 +39,15 @@ def test_a_wrong_setting_is_said(call: Call) -> None:
     assert "--set, train.epochs" in err
 
 
-def test_a_run_that_is_not_there_is_said(call: Call, tmp_path: Path) -> None:
+def test_a_run_that_is_not_there_is_said(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["shopsphere", "--small", "--runs", str(tmp_path)]
     code, _, err = call("chat", *words)
     assert code == 5
-    assert "there is no such run yet. Make it: tunesmith run RECIPE." in err
+    assert "there is no such run yet. Make it: tunesmith run RECIPE\n" in err
     assert not list(tmp_path.iterdir())
     assert call("prepare", *words)[0] == 0
     _, _, err = call("chat", *words)
-    assert "train is not finished. Run: tunesmith train." in err
+    assert "train is not finished. Run: tunesmith train " in err
+    words = shlex.split(err.rstrip().rpartition("Run: tunesmith ")[2])  # as it stands there, it can be pasted
+    monkeypatch.setattr(tunesmith, "train", lambda recipe, run, *_, **__: print("trains", recipe.name, run.path))
+    assert call(*words)[1] == f"trains shopsphere-small {tmp_path / 'shopsphere-small'}\n"

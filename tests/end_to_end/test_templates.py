@@ -215,10 +215,27 @@ def test_reasoning_is_learned_or_left_out_as_the_recipe_says(recipe_file: Write,
     ]
     path = recipe_of(recipe_file, tmp_path, rows, THINK)
     shown = {each.title: each for each in tunesmith.check(read_recipe(str(path))).shown}
-    assert "I look for" in "".join(text for text, with_loss in shown["longest"].pieces if with_loss)
+    assert "I look for" in "".join(text for text, with_loss in shown["the longest row"].pieces if with_loss)
     dropped = tunesmith.check(read_recipe(str(path), settings={"prompt.reasoning": "drop"}))
     assert "I look for" not in "".join(text for each in dropped.shown for text, _ in each.pieces)
-    assert any("the reasoning of 20 rows is left out" in warning for warning in dropped.warnings)
+    said = "the reasoning of 20 rows is left out, because prompt.reasoning is drop"
+    assert said in dropped.warnings
+    recipe = read_recipe(str(path), settings={"prompt.reasoning": "drop"})
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
+    lines: list[str] = []
+    tunesmith.prepare(recipe, run, lines.append)
+    assert f"prepare: {said}" in lines
+    assert run.read_json("audit.json")["reasoning_left_out"] == 20
+    assert "the reasoning of 20 rows is left out (prompt.reasoning: drop)" in (run / "audit.html").read_text()
+
+
+def test_check_counts_only_rows_that_are_kept(recipe_file: Write, tmp_path: Path) -> None:
+    rows = talks(20, 3)
+    path = recipe_of(recipe_file, tmp_path, [*rows, *rows[:4]], THINK, prompt__max_tokens=512)
+    found = tunesmith.check(read_recipe(str(path), settings={"data.checks": ["duplicate"]}))
+    assert (found.rows, found.answers) == (20, 60)
+    assert any(text.startswith("20 conversations become 60 rows") for text in found.warnings)
+    assert any("4 of 24 rows would be left out: duplicate 4. To keep" in text for text in found.warnings)
 
 
 def test_an_option_that_the_template_does_not_know_is_refused(recipe_file: Write, tmp_path: Path) -> None:

@@ -217,3 +217,14 @@ def test_every_check_has_a_page(name: str) -> None:
     page = check_page(name)
     assert page.what.endswith((".", ")"))
     assert min(len(page.what), len(page.why), len(page.example), len(page.advice)) > 20
+
+
+def test_what_became_of_conversations_and_reasoning_is_said() -> None:
+    page = split_page(
+        expanded={"conversations": 1, "rows": 3}, reasoning_left_out=1, turns={"answers with reasoning": 1}
+    )
+    assert " 1 conversation became 3 rows, one for each answer." in page
+    assert "<dd>in the conversations: 1 answer with reasoning</dd>" in page
+    assert "<dd>the reasoning of 1 row is left out (prompt.reasoning: drop)</dd>" in page
+    many = split_page(expanded={"conversations": 1200, "rows": 3600}, reasoning_left_out=2)
+    assert "1,200 conversations became 3,600 rows" in many and "the reasoning of 2 rows is left out" in many

@@ -399,7 +399,7 @@ def test_before_evaluate_there_is_nothing_to_judge(tmp_path: Path) -> None:
     (run / ".seals/evaluate.json").unlink()
     with pytest.raises(RunError, match="evaluate is not finished") as error:
         review(recipe, run, "r1")
-    assert error.value.next == "Run: tunesmith evaluate"
+    assert error.value.next == f"Run: tunesmith evaluate {run.path}"
     assert not (run / "reviews.json").exists()
 
 

@@ -62,7 +62,7 @@ def new(name: str, source: str, path: Path, say: Say = silent) -> Path:
     for each in opened:
         for note in each.notes:
             say(f"{each.name}: {note}")
-    rows, total = spread(row.values for each in opened for row in each.rows() if isinstance(row, Row))
+    rows, total = spread(row.values if isinstance(row, Row) else row.error for each in opened for row in each.rows())
     text = draft(name, written_source(source, path.parent), rows, look(), total=total, remark=say)
     write_atomic(path, text)
     read_recipe(str(path))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.commands.read_rows import cpu_count, loading, say_sources, telling, values
 from tunesmith.commands.shared import (
@@ -37,10 +38,15 @@ from tunesmith.data.open_sources import open_sources
 from tunesmith.data.prepare import NoRowsLeft, Prepared, checked, left_out_by
 from tunesmith.data.prepare import prepare as prepare_rows
 from tunesmith.errors import DataError, ModelError, Several, TunesmithError
+from tunesmith.evaluation.comparison import plural
 from tunesmith.runs.run import Run, hash_plain
+
+if TYPE_CHECKING:
+    from tunesmith.prompt.template import Template
 
 LOUD = 0.1  # share of the rows left out from which it is said loudly
 ROUND = 64  # tokens: a limit that is advised is a multiple of it
+LONGEST = "the longest row"
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,9 @@ class Shown:
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found out: rows, some of them as the model sees them, stop token, template, warnings.
+    """What `check` found out about the rows that no check takes out: their number, some of them as the model sees them.
 
-    `longest` is in tokens, `too_long` counts rows above the limit, `answers` those that carry loss.
+    `longest` is in tokens, `answers` counts those that carry loss.
     """
 
     rows: int
@@ -64,7 +70,6 @@ class Checked:
     stop: str
     template: str
     longest: int
-    too_long: int
     warnings: list[str]
     answers: int = 0
 
@@ -73,13 +78,13 @@ class Checked:
 class _Encoder:
     """Rows as tokens, each once: its length, and why it cannot be learned."""
 
-    template: Any
+    template: Template
     recipe: Recipe
     lengths: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
     faulty: dict[str, DataError] = field(default_factory=dict)  # rows that only a change of their text mends
+    answers: dict[str, int] = field(default_factory=dict)  # that carry loss
     expanded: dict[str, int] = field(default_factory=dict)  # conversations that become several rows
-    answers: int = 0
     highest: int = -1  # of the ids of all tokens
 
     def length(self, row: Conversation) -> int:
@@ -107,7 +112,7 @@ class _Encoder:
             self.template.plain_answer  # noqa: B018  (raises where no row can be learned; then the template is at fault)
             self.refusals[row.id] = f"{error.what}. {error.next}"
         else:
-            self.answers += sum(example.answers for example in examples)
+            self.answers[row.id] = sum(example.answers for example in examples)
             self.highest = max(self.highest, *(max(example.ids) for example in examples))
             if len(examples) > 1:
                 self.expanded[row.id] = len(examples)
@@ -138,9 +143,11 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
         context = _context(encoder, loaded, recipe)
         ledger = checked(loaded, recipe.data.checks, context, processes=cpu_count())
         lengths = [encoder.length(row) for row in loaded.rows]
-        wrong += _faulty(encoder, (row for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair")))
+        kept = [row.id for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair")]
+        wrong += _faulty(encoder, kept)
         wrong += _beyond(encoder, weights)
         shown, stop = _examples(loaded.rows, ledger, encoder)
+        hints = _hints(template, _reasoned(row for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair")))
     dropped = _dropped(ledger, loaded, lengths, recipe, encoder)
     if dropped.share > recipe.data.max_dropped:
         onward = f", or set data.max_dropped above {dropped.share:.2f} to go on without them" * (dropped.share < 1)
@@ -151,17 +158,15 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
     say_sources(loaded, say)
     if recipe.data.format.name == "auto":
         say(f"check: the format is {_recognised(recipe)}")
-    limit = recipe.prompt.max_tokens
     warnings = []
     if dropped.rows:
         warnings.append(f"{'WARNING: ' * (dropped.share > LOUD)}{dropped.text}. {dropped.advice}")
-    if encoder.expanded:
-        warnings.append(_expanded(encoder.expanded.values(), template.source))
-    warnings += _hints(encoder, loaded.rows)
-    too_long = sum(length > limit for length in lengths)
-    return Checked(
-        len(lengths), shown, stop, template.source, max(lengths), too_long, warnings, encoder.answers
-    )  # fmt: skip
+    if expanded := [encoder.expanded[row] for row in kept if row in encoder.expanded]:
+        warnings.append(_expanded(expanded, template.source))
+    warnings += hints
+    longest = max((encoder.lengths[row] for row in kept), default=0)
+    answers = sum(encoder.answers.get(row, 0) for row in kept)
+    return Checked(len(kept), shown, stop, template.source, longest, warnings, answers)
 
 
 def _later_stages(recipe: Recipe, weights: Any, template: Any) -> list[TunesmithError]:
@@ -218,7 +223,7 @@ def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
             )
         except NoRowsLeft as error:
             raise _no_rows(error, recipe, run, encoder) from error
-        if wrong := _faulty(encoder, (row for part in PARTS for row in made.parts[part])):
+        if wrong := _faulty(encoder, (row.id for part in PARTS for row in made.parts[part])):
             raise Several(wrong)
         for part in PARTS:
             _write(run, part, made, encoder)
@@ -231,7 +236,12 @@ def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
         example = encode_all(made.parts["train"][0], template, recipe.prompt.learn, recipe.prompt.expand)[-1][1]
     learned = (row.id for part in EXPANDED for row in made.parts[part])
     many = {name: encoder.expanded[name] for name in learned if name in encoder.expanded}
-    account = {**made.audit, "expanded": {"conversations": len(many), "rows": sum(many.values())}}
+    reasoned = _reasoned(row for part in PARTS for row in made.parts[part])
+    account = {
+        **made.audit,
+        "expanded": {"conversations": len(many), "rows": sum(many.values())},
+        "reasoning_left_out": reasoned if recipe.prompt.reasoning == "drop" else 0,
+    }
     run.write_json("audit.json", account)
     stop = str(template.tokenizer.convert_ids_to_tokens(example.stop))
     _write_page(recipe, run, account, example=show(example, template), stop=stop, template=template.source)
@@ -245,6 +255,8 @@ def prepare(recipe: Recipe, run: Run, say: Say = silent) -> Path:
     say(f"prepare: {account['read']} rows read, {dropped} dropped, {aside} set aside: {counts}")
     if many:
         say(f"prepare: {_expanded(many.values(), template.source)}")
+    for hint in _hints(template, reasoned):
+        say(f"prepare: {hint}")
     if recipe.data.split.valid > 0 and not len(made.parts["valid"]):
         say("prepare: no row is left to watch the training: rows that stay together are more than data.split.valid")
     if leaks := _leaks(account["leaks"]):
@@ -321,15 +333,16 @@ def _keeping(reasons: dict[str, int], lengths: Sequence[int], recipe: Recipe, en
         if name == "too_long":
             said.append(_limits(lengths, recipe.prompt.max_tokens))
         elif name == "unlearnable":
-            said.append(f"'unlearnable' means: {next(iter(encoder.refusals.values()))}")
+            why = Counter(encoder.refusals.values()).most_common()
+            shown = "; ".join(f"{count} × {reason}" if len(why) > 1 else reason for reason, count in why)
+            said.append(f"'unlearnable' means: {shown}")
         elif name == "broken":
-            said.append("'broken' rows are not conversations of the format data.format names")
+            said.append("'broken' rows are not conversations of the form that data.format names")
         elif name == "bad_answer":
             said.append("'bad_answer' rows have a label that marks a bad answer; rename it if it means otherwise")
         else:
-            said.append(f"to keep the rows of '{name}', write {{{name}: {{do: keep}}}} in data.checks")
-    text = ". ".join(said)
-    return text[:1].upper() + text[1:]
+            said.append(f"To keep the rows of '{name}', write {{{name}: {{do: keep}}}} in data.checks")
+    return ". ".join(text[:1].upper() + text[1:] for text in said)
 
 
 def _limits(lengths: Sequence[int], limit: int) -> str:
@@ -354,9 +367,9 @@ def _beyond(encoder: _Encoder, weights: Any) -> list[TunesmithError]:
     return [ModelError(what, where=weights.name, next="Choose a base.model whose tokenizer belongs to it")]
 
 
-def _faulty(encoder: _Encoder, rows: Iterable[Conversation]) -> list[TunesmithError]:
-    """Errors for rows that no check takes out and that hold a special token of the model."""
-    left = [encoder.faulty[row.id] for row in rows if row.id in encoder.faulty] if encoder.faulty else []
+def _faulty(encoder: _Encoder, kept: Iterable[str]) -> list[TunesmithError]:
+    """Errors for rows (by id) that no check takes out and that hold a special token of the model."""
+    left = [encoder.faulty[row] for row in kept if row in encoder.faulty] if encoder.faulty else []
     if not left:
         return []
     advice = "Mend them, or add special_token to data.checks"
@@ -376,13 +389,13 @@ def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: _Encoder) -
         if ledger.fate(row.id) not in ("keep", "repair") or row.id in encoder.faulty:
             continue
         length = encoder.length(row)
-        longest = chosen.get("longest")
+        longest = chosen.get(LONGEST)
         if length <= limit and (longest is None or length > encoder.length(longest)):
-            chosen["longest"] = row
+            chosen[LONGEST] = row
         if sum(turn.role == "assistant" for turn in row.turns) > 1:
-            chosen.setdefault("of several answers", row)
+            chosen.setdefault("a row of several answers", row)
         if any(turn.reasoning for turn in row.turns):
-            chosen.setdefault("with reasoning", row)
+            chosen.setdefault("a row with reasoning", row)
     shown: list[Shown] = []
     stop = ""
     for title, row in chosen.items():
@@ -398,21 +411,26 @@ def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: _Encoder) -
 
 def _expanded(counts: Iterable[int], source: str) -> str:
     sizes = list(counts)
+    become = "conversation becomes" if len(sizes) == 1 else "conversations become"
     return (
-        f"{len(sizes)} conversations become {sum(sizes)} rows, one for each answer, because the chat template "
-        f"({source}) rewrites earlier turns"
+        f"{len(sizes)} {become} {sum(sizes)} rows, one for each answer, because the chat template "
+        f"({source}) writes an earlier answer differently from the last one"
     )
 
 
-def _hints(encoder: _Encoder, rows: Iterable[Conversation]) -> list[str]:
-    """What a user should know about reasoning before training."""
+def _reasoned(rows: Iterable[Conversation]) -> int:
+    """Rows that have reasoning."""
+    return sum(any(turn.reasoning for turn in row.turns) for row in rows)
+
+
+def _hints(template: Template, reasoned: int) -> list[str]:
+    """What a user should know about reasoning before training; `reasoned` rows have some."""
     from tunesmith.prompt.template import OPEN_THOUGHT
 
-    template = encoder.template
-    with_reasoning = sum(any(turn.reasoning for turn in row.turns) for row in rows)
-    if with_reasoning and encoder.recipe.prompt.reasoning == "drop":
-        return [f"the reasoning of {with_reasoning} rows is left out, because prompt.reasoning is drop"]
-    if not with_reasoning and OPEN_THOUGHT.search(template.plain_answer.prompt):
+    if reasoned and template.reasoning == "drop":
+        rows = f"{reasoned:,} {plural('row', reasoned)}"
+        return [f"the reasoning of {rows} is left out, because prompt.reasoning is drop"]
+    if not reasoned and OPEN_THOUGHT.search(template.plain_answer.prompt):
         hint = "the generation prompt opens a thought, and no row has reasoning: an empty thought is learned"
         known = "enable_thinking" in template.text
         return [f"{hint}{' (prompt.template_options: {enable_thinking: false} writes none)' * known}"]

@@ -25,7 +25,7 @@ from tunesmith.data.conversation import read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.models.weights import Weights
 from tunesmith.planning.autograd import Plan
-from tunesmith.runs.run import Run, first, hash_plain
+from tunesmith.runs.run import Run, first, hash_plain, how_to_make
 
 CHECKPOINTS = 3  # how a checkpoint is written; one of another kind is not read
 
@@ -95,7 +95,9 @@ def _refuse_leaks(recipe: Recipe, run: Run) -> None:
     """Raises DataError when training rows stand in the test, where scores would be memory; RunError if none counted."""
     found = run.read_json("audit.json").get("leaks")
     if found is None:
-        raise RunError("the rows were prepared by an older version", where=str(run.path), next="Run: tunesmith prepare")
+        raise RunError(
+            "the rows were prepared by an older version", where=str(run.path), next=how_to_make("prepare", run.path)
+        )
     leaking = max(found["prompts"], found.get("near_prompts", 0))
     if leaking and not recipe.data.allow_leaks:
         where = f" ({found['example']})" if "example" in found else ""

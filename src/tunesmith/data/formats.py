@@ -129,7 +129,7 @@ def chat(
         turns += _chat_turns(values, completion, "completion", role, content, notes, "assistant")
     elif turns and turns[-1].role == "user" and is_preference_pair(values):
         raise preference_pair(values)
-    ordered = in_order(turns, notes.changes)
+    ordered = in_order(turns, notes.turns)
     return _parsed(values, ordered, group, [messages, *([completion] if completion else [])], notes)
 
 
@@ -156,8 +156,12 @@ def _chat_turns(
 def _parsed(
     values: Mapping[str, Any], turns: Iterable[Turn], group: str | None, used: Iterable[str], notes: Notes | None = None
 ) -> Parsed:
-    """The row's turns and group, with the columns that hold something and are not `used` in the notes."""
-    notes = notes or Notes()
+    """The row's turns and group; the notes count columns that hold something and are not `used`, and kinds of turns."""
+    notes, turns = notes or Notes(), tuple(turns)
+    answers = [turn for turn in turns if turn.role == "assistant"]
+    context, reasoned = sum(not turn.learn for turn in answers), sum(bool(turn.reasoning) for turn in answers)
+    notes.turns.update({"answers with reasoning": reasoned} if reasoned else {})
+    notes.turns.update({"answers kept as context, not learned": context} if context else {})
     known = {*used, group}
     notes.unused.update(str(name) for name, value in values.items() if name not in known and value not in _NOTHING)
     return Parsed(turns, _group(values, group), notes)

@@ -70,10 +70,10 @@ class Loaded:
         return len(self.rows) + len(self.broken) + len(self.left_out)
 
     def account(self) -> dict[str, Any]:
-        """What was not used, changed or left out, as plain values for audit.json."""
+        """What was not used, joined, kept as context or left out, as plain values for audit.json."""
         return {
             "unused": dict(self.notes.unused),
-            "changed_turns": dict(self.notes.changes),
+            "turns": dict(self.notes.turns),
             "left_out": reasons(found.message for found in self.left_out),
             "unread_because": reasons(found.message for found in self.broken),
         }
@@ -237,7 +237,7 @@ def reasons(messages: Iterable[str]) -> dict[str, int]:
 
 
 def remarks(notes: Notes, left_out: Mapping[str, int], refused: Mapping[str, int], total: int) -> list[str]:
-    """What the conversations do not hold of `total` rows, a line for each kind; empty where they hold everything.
+    """What to know of `total` rows as they were read, a line for each kind; empty where every value became a turn.
 
     `left_out` and `refused` are reason -> rows.
     """
@@ -245,20 +245,25 @@ def remarks(notes: Notes, left_out: Mapping[str, int], refused: Mapping[str, int
     columns = [key for key in notes.unused if key not in keys]
     unused = [f"{key.partition('[].')[2]} in {count} message{'s' * (count > 1)}" for key, count in keys.items()]
     unused += [f"the column{'s' * (len(columns) > 1)} {', '.join(columns)}"] if columns else []
-    changes = [f"{count} {what}" for what, count in notes.changes.most_common()]
+    turns = [f"{count} {_singular(what) if count == 1 else what}" for what, count in notes.turns.most_common()]
     return [
         *([f"not used: {', '.join(unused)}"] if unused else []),
-        *([f"changed conversations: {'; '.join(changes)}"] if changes else []),
+        *([f"in the conversations: {'; '.join(turns)}"] if turns else []),
         *_share("left out as preference data", left_out, total),
         *_share("dropped, no conversations", refused, total),
     ]
+
+
+def _singular(what: str) -> str:
+    return re.sub(r"(answer|turn)s\b", r"\1", what, count=1)
 
 
 def _share(what: str, why: Mapping[str, int], total: int) -> list[str]:
     if not why:
         return []
     shown = [f"{count} × {reason}" if len(why) > 1 else reason for reason, count in list(why.items())[:SHOWN_REASONS]]
-    more = [f"{len(why) - SHOWN_REASONS} more reasons"] if len(why) > SHOWN_REASONS else []
+    rest = len(why) - SHOWN_REASONS
+    more = [f"{rest} more reason{'s' * (rest > 1)}"] if rest > 0 else []
     return [f"{what}: {sum(why.values())} of {total} rows ({'; '.join([*shown, *more])})"]
 
 

@@ -42,15 +42,18 @@ _NO_ANSWER = "A conversation needs a user and an assistant message"
 
 @dataclass(frozen=True)
 class Notes:
-    """What was left aside while a row was read: `unused` counts by column or message key, `changes` by what changed."""
+    """What a user should know of rows as they were read: `unused` counts values by column or message key.
+
+    `turns` counts turns by what became of them: reasoning split off, kept as context only, joined, left out.
+    """
 
     unused: Counter[str] = field(default_factory=Counter)
-    changes: Counter[str] = field(default_factory=Counter)
+    turns: Counter[str] = field(default_factory=Counter)
 
     def enter(self, other: Notes) -> None:
         """Adds the counts of another row."""
         self.unused.update(other.unused)
-        self.changes.update(other.changes)
+        self.turns.update(other.turns)
 
 
 # --- lists of messages in cells ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast, get_args
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import RunError
 from tunesmith.evaluation.agreement import cohen, fleiss, wilson
-from tunesmith.runs.run import disk, hash_plain, sync_folder
+from tunesmith.runs.run import disk, hash_plain, how_to_make, sync_folder
 
 Model = Literal["base", "tuned"]
 Side = Literal["left", "right"]
@@ -114,7 +114,7 @@ def pair_up(
     """
     rows = {(part, row.id): row for part, members in parts.items() for row in members}
     if not rows.keys() == base.keys() == tuned.keys():
-        raise RunError("the replies are of other rows", where="replies", next="Run: tunesmith evaluate")
+        raise RunError("the replies are of other rows", where="replies", next="Evaluate the run again")
     pairs = []
     for (part, name), row in rows.items():
         old, new = base[part, name], tuned[part, name]
@@ -126,14 +126,15 @@ def pair_up(
 
 def read_replies(path: Path) -> dict[tuple[str, str], str]:
     """The texts of replies/*.jsonl by part and row. Raises RunError when there are none, or for damage."""
+    advice = how_to_make("evaluate", path.parent.parent)
     try:
         text = path.read_text(encoding="utf-8")  # not splitlines(): a reply may hold U+2028
         plain = [json.loads(line) for line in text.split("\n") if line]
         return {(item["part"], item["id"]): str(item["text"]) for item in plain}
     except FileNotFoundError as error:
-        raise RunError("there are no replies yet", where=str(path), next="Run: tunesmith evaluate") from error
+        raise RunError("there are no replies yet", where=str(path), next=advice) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError("the replies are damaged", where=str(path), next="Run: tunesmith evaluate") from error
+        raise RunError("the replies are damaged", where=str(path), next=advice) from error
 
 
 def draw(pairs: Sequence[Pair], seed: int, reviewer: str) -> list[Shown]:

@@ -7,9 +7,8 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -21,7 +20,7 @@ from tunesmith.errors import RecipeError, ResourceError
 from tunesmith.hardware import Machine
 from tunesmith.planning.autograd import show_bytes
 from tunesmith.planning.base_models import BASES, CARD, PACKAGED, RANK, Choice, choose, needs
-from tunesmith.planning.survey import LOOKED_FOR, Survey, percentile, survey, too_many
+from tunesmith.planning.survey import LOOKED_FOR, Drawn, Survey, percentile, survey, too_many
 
 LINES = 50  # a recipe should be seen at a glance
 LONGEST = 4096  # tokens: a row so long is a document; memory grows with it
@@ -36,7 +35,7 @@ _NAMES = re.compile(r"(?i)^(?:name|surname|.*(?:full|first|last|given|applicant|
 def draft(
     name: str,
     source: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Drawn],
     machine: Machine,
     *,
     total: int | None = None,
@@ -251,7 +250,7 @@ def _train(facts: Survey, shares: _Shares, choice: Choice, small_base: bool, bat
     steps = epochs * math.ceil(rows / batch)
     little = small_base or choice.base.parameters < 10**9
     minutes = epochs * rows * _mean(facts, longest) / SPEED / 60
-    slow = f", {max(1, round(minutes))} minutes on two cores" if small_base else ""
+    slow = f", {_about(minutes)} on two cores" if small_base else ""
     why = "usual for an adapter on a small model; halve it where the loss jumps" if little else "usual for an adapter"
     return [
         "train:",
@@ -260,6 +259,11 @@ def _train(facts: Survey, shares: _Shares, choice: Choice, small_base: bool, bat
         _line(f"  learning_rate: {'5e-4' if little else '2e-4'}", why),
         _line(f"  evaluate_every: {max(5, steps // 8)}", "steps; some eight validations show where it stops learning"),
     ]
+
+
+def _about(minutes: float) -> str:
+    whole = max(1, round(minutes))
+    return f"{whole} minute{'s' * (whole > 1)}"
 
 
 def _epochs(rows: int) -> int:

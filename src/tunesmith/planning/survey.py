@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tunesmith.config.recipe import CHECKS
 from tunesmith.config.registry import find
@@ -24,6 +24,8 @@ from tunesmith.errors import DataError
 ROWS = 2000  # that are looked at: lengths and repetitions settle long before
 FEW = 200  # of them judge the format and go through the checks
 BYTES = 4  # a token: of English 4 letters; other scripts have more bytes a letter, and fewer letters a token
+Drawn = Mapping[str, Any] | DataError  # a row's values, or why it cannot be read
+T = TypeVar("T")
 ABOUT_A_ROW = 24  # tokens that a chat template puts around a row
 
 
@@ -75,13 +77,13 @@ class Survey:
         return self.usual_prompt > 0.2 or "ask" in self.format.options
 
 
-def spread(rows: Iterable[Mapping[str, Any]], most: int = ROWS) -> tuple[list[Mapping[str, Any]], int]:
+def spread(rows: Iterable[T], most: int = ROWS) -> tuple[list[T], int]:
     """At most `most` rows drawn evenly, in their order, and how many there are. Holds no more than it gives.
 
     Reservoir sampling, algorithm R (Vitter 1985), always with the same seed.
     """
     draw = random.Random(7)  # noqa: S311  (a draw, not secrecy)
-    kept: list[tuple[int, Mapping[str, Any]]] = []
+    kept: list[tuple[int, T]] = []
     total = 0
     for total, row in enumerate(rows, start=1):
         if len(kept) < most:
@@ -91,12 +93,15 @@ def spread(rows: Iterable[Mapping[str, Any]], most: int = ROWS) -> tuple[list[Ma
     return [row for _, row in sorted(kept, key=lambda item: item[0])], total
 
 
-def survey(rows: Sequence[Mapping[str, Any]], total: int) -> Survey:
-    """The figures of `rows`, drawn from a table of `total`.
+def survey(rows: Sequence[Drawn], total: int) -> Survey:
+    """The figures of `rows`, drawn from a table of `total`: the values of each, or why it cannot be read.
 
     Raises DataError when there is no row, no format fits, or no row fits its format.
     """
-    format = guess(_few(rows))
+    readable = [row for row in rows if not isinstance(row, DataError)]
+    if rows and not readable:
+        raise next(row for row in rows if isinstance(row, DataError))
+    format = guess(_few(readable))
     read, rest = _read(rows, format)
     prompts = Counter(prompt_key(row) for row in read)
     answers = Counter(normalise(row.answer) for row in read)
@@ -137,7 +142,7 @@ def _few(rows: Sequence[Any]) -> list[Any]:
     return [rows[int(place * step)] for place in range(min(FEW, len(rows)))]
 
 
-def _read(rows: Sequence[Mapping[str, Any]], format: Recognised) -> tuple[list[Conversation], dict[str, Any]]:
+def _read(rows: Sequence[Drawn], format: Recognised) -> tuple[list[Conversation], dict[str, Any]]:
     """The rows as conversations, and what is to be said of the others. Raises DataError when all are others."""
     parse = find("tunesmith.data.formats", format.name)
     labels, notes = AnswerLabels(format.name, format.options), Notes()
@@ -145,6 +150,8 @@ def _read(rows: Sequence[Mapping[str, Any]], format: Recognised) -> tuple[list[C
     wrong: list[DataError] = []
     for number, values in enumerate(rows, start=1):
         try:
+            if isinstance(values, DataError):
+                raise values
             turns, group = parsed = parse(values, **format.options)
         except DataError as error:
             wrong.append(error)

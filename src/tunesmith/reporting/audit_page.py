@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,9 +110,12 @@ def audit_page(
 
 
 def _remarks(audit: dict[str, Any]) -> list[str]:
-    """What of the rows is not used, changed or left out, a line for each kind."""
-    notes = Notes(Counter(audit.get("unused", {})), Counter(audit.get("changed_turns", {})))
-    return remarks(notes, audit.get("left_out", {}), audit.get("unread_because", {}), audit["read"])
+    """What to know of the rows as they were read, a line for each kind."""
+    notes = Notes(Counter(audit.get("unused", {})), Counter(audit.get("turns", {})))
+    said = remarks(notes, audit.get("left_out", {}), audit.get("unread_because", {}), audit["read"])
+    if dropped := audit.get("reasoning_left_out"):
+        said.append(f"the reasoning of {dropped:,} {plural('row', dropped)} is left out (prompt.reasoning: drop)")
+    return said
 
 
 def _shorten(files: Sequence[str]) -> Callable[[str], str]:
@@ -176,17 +179,23 @@ def _summary(audit: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
     read = audit["read"]
     aside, dropped = sum(audit["quarantined"].values()), sum(audit["dropped"].values())
     rows = f"{read:,} {plural('row', read)} read"
-    expanded = audit.get("expanded") or {"conversations": 0}
-    if expanded["conversations"]:
-        rows += f"; {expanded['conversations']:,} conversations become {expanded['rows']:,} rows, one for each answer"
+    expanded = _expanded(audit.get("expanded") or {"conversations": 0})
     if not found and not audit["mended"]["rows"]:
-        return f"{rows}. Nothing was found."
+        return " ".join(filter(None, (f"{rows}. Nothing was found.", expanded)))
     verbs = ("were left out", "set aside for a person to read") if "parts" in audit else ("should go", "want a reader")
     said = [f"{dropped:,} {verbs[0]}" if dropped else "", f"{aside:,} {verbs[1]}" if aside else ""]
     if mended := audit["mended"]["rows"]:
         said.append(f"{mended:,} were mended")
     told = ", ".join(text for text in said if text) or "some are worth a look, none has to go"
-    return f"{rows}: {told}. {_largest(found)}"
+    return " ".join(filter(None, (f"{rows}: {told}.", _largest(found), expanded)))
+
+
+def _expanded(counts: Mapping[str, int]) -> str:
+    """Conversations of which each answer is learned in a row of its own."""
+    if not counts["conversations"]:
+        return ""
+    became = "conversation became" if counts["conversations"] == 1 else "conversations became"
+    return f"{counts['conversations']:,} {became} {counts['rows']:,} rows, one for each answer."
 
 
 def _languages(found: dict[str, int]) -> dict[str, int]:

@@ -120,10 +120,14 @@ def limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> lis
         said.append(leaks)
     expanded = audit.get("expanded") or {"conversations": 0}
     if expanded["conversations"]:
+        were = "conversation was" if expanded["conversations"] == 1 else "conversations were"
         said.append(
-            f"{expanded['conversations']:,} conversations were learned as {expanded['rows']:,} rows, one for each "
-            "answer, because the chat template rewrites earlier turns. Held-out ones were asked for their last answer."
+            f"{expanded['conversations']:,} {were} learned as {expanded['rows']:,} rows, one for each answer, because "
+            "the chat template writes an earlier answer differently from the last one. Held-out ones were asked for "
+            "their last answer."
         )
+    if dropped := audit.get("reasoning_left_out"):
+        said.append(f"The reasoning of {dropped:,} {plural('row', dropped)} was left out (prompt.reasoning: drop).")
     if not audit["parts"]["unseen"]:
         said.append("No whole group was held out, so nothing is known about topics that the rows do not cover.")
     outside = scores["sections"].get("outside the domain", {}).get("expected")

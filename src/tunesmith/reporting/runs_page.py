@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from tunesmith.evaluation.comparison import plural
 from tunesmith.evaluation.statistics import FEW_GROUPS, Difference, paired, settle
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import number, render
-from tunesmith.runs.run import Run, hash_file, hash_plain
+from tunesmith.runs.run import Run, hash_file, hash_plain, how_to_make
 
 HELD = ("test", "unseen")
 BY_TOKEN = ("loss", "perplexity")  # means over tokens: another tokenizer has other tokens
@@ -186,11 +185,12 @@ def _read(folder: Path, label: str) -> _Member:
     seals = {product: run.read_seal(product) for product in ("prepare", "train", "evaluate")}
     for product, seal in seals.items():
         if seal is None:
-            advice = f"Run: tunesmith {product} {shlex.quote(str(folder))}"
-            raise RunError(f"{product} is not finished", where=str(folder), next=advice)
+            raise RunError(f"{product} is not finished", where=str(folder), next=how_to_make(product, folder))
     whole = {product: seal for product, seal in seals.items() if seal}
     if whole["evaluate"]["made_from"].get("adapter") != run.fingerprint("train"):
-        raise RunError("its scores are older than its adapter", where=str(folder), next="Run: tunesmith evaluate")
+        raise RunError(
+            "its scores are older than its adapter", where=str(folder), next=how_to_make("evaluate", run.path)
+        )
     for product, names in (("prepare", ("data/test.jsonl", "data/unseen.jsonl")), ("evaluate", None)):
         _check(run, whole[product]["files"], names)
     scores = run.read_json("scores.json")
@@ -204,7 +204,9 @@ def _read(folder: Path, label: str) -> _Member:
 def _check(run: Run, files: Mapping[str, str], names: Sequence[str] | None) -> None:
     for name in names or files:
         if name in files and (not (run / name).is_file() or hash_file(run / name) != files[name]):
-            raise RunError(f"{name} is gone or was changed", where=str(run.path), next="Run: tunesmith evaluate")
+            raise RunError(
+                f"{name} is gone or was changed", where=str(run.path), next=how_to_make("evaluate", run.path)
+            )
 
 
 def _recipe(folder: Path, trained: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -63,6 +64,11 @@ def hash_path(path: Path) -> str:
     if path.is_file():
         return hash_file(path)
     return hash_plain({str(f.relative_to(path)): hash_file(f) for f in sorted(path.rglob("*")) if f.is_file()})
+
+
+def how_to_make(product: str, folder: Path) -> str:
+    """The advice to make a run's `product`, as a command that can be pasted."""
+    return f"Run: tunesmith {product} {shlex.quote(str(folder))}"
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -316,5 +322,5 @@ class Run:
         """A finished product's own fingerprint, for the seal of what is made from it."""
         seal = self.read_seal(product)
         if seal is None:
-            raise RunError(f"{product} is not finished", where=str(self.path), next=f"Run: tunesmith {product}")
+            raise RunError(f"{product} is not finished", where=str(self.path), next=how_to_make(product, self.path))
         return hash_plain(seal["files"])

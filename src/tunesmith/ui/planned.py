@@ -89,7 +89,7 @@ def look(recipe: Recipe, scratch: Path) -> str:
         "</details>",
         text_html.heading("Rows as the model sees them"),
         *(
-            text_html.paragraph(f"The row {shown.title} ({shown.where})", "soft")
+            text_html.paragraph(f"{shown.title[:1].upper()}{shown.title[1:]} ({shown.where})", "soft")
             + f'<div class="card text">{_pieces(shown.pieces)}</div>'
             for shown in found.shown
         ),
