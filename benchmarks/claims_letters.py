@@ -29,8 +29,8 @@ from tools.letters import clean_rows  # noqa: E402
 from tools.plant import plant  # noqa: E402
 
 from claims.planted import DEVELOPMENT, HELD_OUT, measure  # noqa: E402
-from tunesmith.claims.claim import Checked  # noqa: E402
-from tunesmith.claims.fold import located  # noqa: E402
+from tunesmith.claims.claim import CheckedClaim  # noqa: E402
+from tunesmith.claims.fold import word_spans  # noqa: E402
 from tunesmith.claims.match import check  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "claims_letters.csv"
@@ -80,7 +80,7 @@ def part(occupation: str) -> str:
     return PARTS[hashlib.sha256(occupation.encode()).digest()[0] % 3 == 0]
 
 
-def judged(row: Row) -> list[Checked]:
+def judged(row: Row) -> list[CheckedClaim]:
     """The claims of a row's letter that its other fields do not support."""
     fields = {name: text for name, text in row.items() if name != LETTER}
     return [each for each in check(row[LETTER], fields, today=TODAY) if each.verdict != "supported"]
@@ -88,7 +88,7 @@ def judged(row: Row) -> list[Checked]:
 
 def changed(before: str, after: str) -> list[tuple[int, int]]:
     """The characters of `after` whose words are not those of `before`."""
-    old, new = located(before), located(after)
+    old, new = word_spans(before), word_spans(after)
     matcher = SequenceMatcher(None, [each[0] for each in old], [each[0] for each in new], autojunk=False)
     codes = [code for code in matcher.get_opcodes() if code[0] in {"replace", "insert"}]
     return [(new[start][1], new[end - 1][2]) for _, _, _, start, end in codes]

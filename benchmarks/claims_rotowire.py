@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tunesmith.claims.claim import Checked
+from tunesmith.claims.claim import CheckedClaim
 from tunesmith.claims.match import check
 
 RESULTS = Path(__file__).parent / "results" / "claims_rotowire.csv"
@@ -204,14 +204,14 @@ def reports(texts: Path, box_scores: Path, gold: Path) -> Iterator[Report]:
             yield Report(name, text, fields(game), tuple(spans))
 
 
-def judged(report: Report) -> list[Checked]:
+def judged(report: Report) -> list[CheckedClaim]:
     """The verdicts on a report; its things are the teams and the players."""
     things = [name for name in report.fields if name not in {"Game", "League"}]
     known = {short: name for short, long in NICKNAMES.items() for name in things if name.endswith(long)}
     return check(report.text, report.fields, about="both", subjects=things, synonyms=SYNONYMS | known, proper=True)
 
 
-def compare(report: Report, found: Sequence[Checked]) -> dict[str, Count]:
+def compare(report: Report, found: Sequence[CheckedClaim]) -> dict[str, Count]:
     """A report's counts for NUMBER, NAME and all."""
     wrong = [each.claim for each in found if each.verdict != "supported"]
     counts = {}

@@ -1,4 +1,4 @@
-"""What each kind's finder draws from prose, with its value, and what is no claim."""
+"""Extraction of each kind of claim from prose, with its value."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 
 from tunesmith.claims.claim import Degree, Period, Quantity
 from tunesmith.claims.extract import extract
-from tunesmith.claims.fold import alike, bare, words
-from tunesmith.claims.numbers import numbers, spelled
+from tunesmith.claims.fold import core_words, nearly_equal, words
+from tunesmith.claims.numbers import find_numbers, parse_spelled
 
 
-def drawn(text: str, kind: str) -> list[str]:
+def extracted(text: str, kind: str) -> list[str]:
     return [claim.text for claim in extract(text) if claim.kind == kind]
 
 
@@ -26,12 +26,12 @@ def amount(text: str, kind: str) -> tuple[float, float, str]:
      ("1.2 million", 1_200_000), ("two thousand", 2000), ("12", 12), ("two and a half", 2.5), ("£3m", 3_000_000)],
 )  # fmt: skip
 def test_numbers(text: str, value: float) -> None:
-    assert [each.value for each in numbers(f"made {text} of them")] == [value]
+    assert [number.value for number in find_numbers(f"made {text} of them")] == [value]
 
 
 def test_figures_in_words_are_no_numbers() -> None:
-    assert [each.value for each in numbers("mp3 and C3PO and v1.2b3")] == []
-    assert spelled("nineteen hundred") == 1900
+    assert [number.value for number in find_numbers("mp3 and C3PO and v1.2b3")] == []
+    assert parse_spelled("nineteen hundred") == 1900
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_durations(text: str, value: tuple[float, float, str]) -> None:
 
 
 def test_a_rate_is_no_duration() -> None:
-    assert drawn("We made 1,200 joints a year.", "duration") == []
+    assert extracted("We made 1,200 joints a year.", "duration") == []
 
 
 def test_money_and_percentages() -> None:
@@ -81,8 +81,8 @@ def test_dates(text: str, value: Period) -> None:
 
 
 def test_a_counted_number_is_no_year() -> None:
-    assert drawn("I served 2000 customers.", "date") == []
-    assert drawn("I served 2000 customers.", "number") == ["2000"]
+    assert extracted("I served 2000 customers.", "date") == []
+    assert extracted("I served 2000 customers.", "number") == ["2000"]
 
 
 def test_the_letterhead_makes_no_claims() -> None:
@@ -116,39 +116,39 @@ def test_a_degrees_subject_ends_with_its_paragraph() -> None:
 
 
 def test_mastering_is_no_degree() -> None:
-    assert drawn("I want to master the trade as a Scrum Master.", "degree") == []
+    assert extracted("I want to master the trade as a Scrum Master.", "degree") == []
 
 
 def test_employers() -> None:
-    assert drawn("I worked for Tilling and Sons, then at The Copper Ladle as a cook.", "employer") == [
+    assert extracted("I worked for Tilling and Sons, then at The Copper Ladle as a cook.", "employer") == [
         "Tilling and Sons",
         "The Copper Ladle",
     ]
-    assert drawn("I worked at Gridnest and Ledgerly.", "employer") == ["Gridnest", "Ledgerly"]
-    assert drawn("Fathomware Inc. paid me.", "organisation") == ["Fathomware Inc."]
-    assert drawn("I was at home, at my best.", "employer") == []
+    assert extracted("I worked at Gridnest and Ledgerly.", "employer") == ["Gridnest", "Ledgerly"]
+    assert extracted("Fathomware Inc. paid me.", "organisation") == ["Fathomware Inc."]
+    assert extracted("I was at home, at my best.", "employer") == []
 
 
 def test_titles() -> None:
-    assert drawn("I worked as a Senior Data Analyst there.", "title") == ["Senior Data Analyst"]
-    assert drawn("I have been a registered nurse for long.", "title") == ["registered nurse"]
-    assert drawn("Our nurses met a designer.", "title") == []
-    assert drawn("Dear Hiring Manager,\nI write.", "title") == []
+    assert extracted("I worked as a Senior Data Analyst there.", "title") == ["Senior Data Analyst"]
+    assert extracted("I have been a registered nurse for long.", "title") == ["registered nurse"]
+    assert extracted("Our nurses met a designer.", "title") == []
+    assert extracted("Dear Hiring Manager,\nI write.", "title") == []
 
 
 def test_skills() -> None:
-    assert drawn("I use python, C++, Go and REST APIs.", "skill") == ["python", "C++", "Go", "REST APIs"]
-    assert drawn("I excel at work and go on.", "skill") == []
+    assert extracted("I use python, C++, Go and REST APIs.", "skill") == ["python", "C++", "Go", "REST APIs"]
+    assert extracted("I excel at work and go on.", "skill") == []
     assert [c.text for c in extract("I know glass blowing.", ["Glass blowing"])] == ["glass blowing"]
 
 
 def test_names() -> None:
-    assert drawn("Dear Ms. Okoro,\nI write.\n\nSincerely,\nAna", "name") == ["Ms. Okoro", "Ana"]
-    assert drawn("Dear Hiring Manager,\nI write.\n\nThank you for your time\n", "name") == []
+    assert extracted("Dear Ms. Okoro,\nI write.\n\nSincerely,\nAna", "name") == ["Ms. Okoro", "Ana"]
+    assert extracted("Dear Hiring Manager,\nI write.\n\nThank you for your time\n", "name") == []
 
 
 def test_folding() -> None:
     assert words("Sr. Nurses' k8s") == ("senior", "nurse", "kubernetes")
-    assert bare(words("The Lumenpost GmbH")) == bare(words("Lumenpost"))
-    assert alike(("brightmoor",), ("brightmor",))
-    assert not alike(("java",), ("lava",))
+    assert core_words(words("The Lumenpost GmbH")) == core_words(words("Lumenpost"))
+    assert nearly_equal(("brightmoor",), ("brightmor",))
+    assert not nearly_equal(("java",), ("lava",))

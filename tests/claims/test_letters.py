@@ -1,4 +1,4 @@
-"""Letters of application: what a letter denies, asks, remarks or calls its own, and what its fields do not speak of."""
+"""Application letters: denials, demands, general remarks, unlisted skills, and kinds that no field covers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FIELDS = {
 GOOD, BAD, NEW = "supported", "contradicted", "unsupported"
 
 
-def verdicts(text: str, **other: str) -> dict[str, str]:
-    found = check(text, FIELDS | other, today=date(2026, 1, 15))
-    return {each.claim.text: each.verdict for each in found}
+def verdicts(text: str, **extra_fields: str) -> dict[str, str]:
+    results = check(text, FIELDS | extra_fields, today=date(2026, 1, 15))
+    return {result.claim.text: result.verdict for result in results}
 
 
 def doubted(text: str) -> list[str]:
@@ -65,11 +65,11 @@ def test_a_general_remark_claims_no_number(remark: str) -> None:
 @pytest.mark.parametrize(
     "fact", ["The bakery sold 450 cakes that year.", "I bake 450 cakes.", "- 450 cakes a week", "We bake 450 cakes."]
 )
-def test_a_fact_stays_one(fact: str) -> None:
+def test_a_fact_is_no_general_remark(fact: str) -> None:
     assert doubted(f"I am a baker.\n{fact}\n") == ["450"]
 
 
-def test_a_skill_that_acts_by_itself_is_nobodys() -> None:
+def test_a_skill_as_subject_of_a_verb_is_not_claimed() -> None:
     assert verdicts("I bake. Statistics tell me little.") == {}
     assert verdicts("I bake. Statistics is my second trade.") == {"Statistics": NEW}
 
@@ -95,7 +95,7 @@ def test_what_is_denied_is_not_claimed(denial: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("claim", "said"),
+    ("claim", "phrase"),
     [
         ("As your advert requires, I have a pastry examiner's licence.", "pastry examiner's licence"),
         ("What you want, a pastry examiner's licence, is something I already have.", "pastry examiner's licence"),
@@ -105,18 +105,20 @@ def test_what_is_denied_is_not_claimed(denial: str) -> None:
         ("What you want, 9 years in rye baking, is something I already have.", "9 years"),
     ],
 )
-def test_a_demand_that_is_claimed_is_found(claim: str, said: str) -> None:
-    assert verdicts(claim)[said] != GOOD
+def test_a_demand_that_is_claimed_is_found(claim: str, phrase: str) -> None:
+    assert verdicts(claim)[phrase] != GOOD
 
 
-def test_years_that_add_up_are_not_the_wished_ones() -> None:
+def test_years_of_a_job_do_not_support_a_requirement() -> None:
     fields = {"Preferred Qualifications": "7 years on motorways", "Experience": "Cook at Villa Ostra for 7 years"}
-    found = check("I have 7 years on motorways.", fields)
-    assert [(each.claim.text, each.verdict) for each in found if each.claim.kind == "duration"] == [("7 years", NEW)]
-    assert [each.verdict for each in check("I have 7 years of practice.", fields)] == [GOOD]
+    results = check("I have 7 years on motorways.", fields)
+    assert [(result.claim.text, result.verdict) for result in results if result.claim.kind == "duration"] == [
+        ("7 years", NEW)
+    ]
+    assert [result.verdict for result in check("I have 7 years of practice.", fields)] == [GOOD]
 
 
-# --- whose side -----------------------------------------------------------------------------------------------
+# --- writer or reader -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_years_that_add_up_are_not_the_wished_ones() -> None:
         "After my years as a Baker, Lindmoor Mill has advertised the right post.",
     ],
 )
-def test_the_company_applied_to_is_the_readers(letter: str) -> None:
+def test_the_company_applied_to_is_checked_against_the_advert(letter: str) -> None:
     assert [claim for claim in doubted(letter) if claim in {"Head Baker", "Lindmoor Mill"}] == []
 
 
@@ -144,7 +146,7 @@ def test_the_company_applied_to_is_the_readers(letter: str) -> None:
         "I can show you a Diploma in Bread Technology.",
     ],
 )
-def test_what_the_reader_is_shown_is_the_writers(letter: str) -> None:
+def test_what_the_reader_is_shown_is_about_the_writer(letter: str) -> None:
     assert verdicts(letter) == {"Diploma in Bread Technology": GOOD}
     assert doubted(letter.replace("Bread", "Pastry")) == ["Diploma in Pastry Technology"]
 
@@ -176,7 +178,7 @@ def test_a_name_far_from_work_is_no_employer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "said"),
+    ("frame", "phrase"),
     [
         ("I am proficient in {} as well.", "gait analysis"),
         ("Colleagues value my knowledge of {}.", "gait analysis"),
@@ -190,8 +192,8 @@ def test_a_name_far_from_work_is_no_employer() -> None:
         ("My skills at a glance:\n- sourdough\n- {}\n- lamination", "court reporting"),
     ],
 )
-def test_a_skill_in_the_writers_own_words(frame: str, said: str) -> None:
-    assert doubted(frame.format(said)) == [said]
+def test_a_skill_that_no_list_names_is_found(frame: str, phrase: str) -> None:
+    assert doubted(frame.format(phrase)) == [phrase]
     assert doubted(frame.format("Oven repair" if frame.startswith("{}") else "oven repair")) == []
 
 
@@ -220,7 +222,7 @@ def test_common_words_are_no_skill(letter: str) -> None:
     assert doubted(letter) == []
 
 
-# --- what the fields do not speak of --------------------------------------------------------------------------
+# --- kinds that no field covers --------------------------------------------------------------------------
 
 BARE = {
     "Preferred Qualifications": "3 years as a cook",
@@ -230,9 +232,9 @@ BARE = {
 LETTER = "Dear Ms Quay,\n\nI am applying for the role of Head Baker at Lindmoor Mill. {}\n\nSincerely,\nNoor Vale\n"
 
 
-def test_what_no_field_speaks_of_is_not_judged() -> None:
+def test_claims_that_no_field_covers_are_skipped() -> None:
     assert check(LETTER.format("I know rye."), BARE)[-1].verdict == GOOD
-    assert [each.claim.text for each in check(LETTER.format("I know rye."), BARE)] == ["rye"]
+    assert [result.claim.text for result in check(LETTER.format("I know rye."), BARE)] == ["rye"]
     assert check("I bake. Your 40 branches please me.", BARE) == []
 
 
@@ -245,19 +247,19 @@ def test_what_no_field_speaks_of_is_not_judged() -> None:
         ("Hiring Manager", "Mr Brisk", "Ms Quay"),
     ],
 )
-def test_one_field_of_a_kind_is_enough_to_judge_it(field: str, text: str, claim: str) -> None:
-    found = check(LETTER.format("I know rye."), BARE | {field: text})
-    assert [each.claim.text for each in found if each.verdict != GOOD] == [claim]
+def test_one_field_of_a_kind_is_enough_to_check_it(field: str, text: str, claim: str) -> None:
+    results = check(LETTER.format("I know rye."), BARE | {field: text})
+    assert [result.claim.text for result in results if result.verdict != GOOD] == [claim]
 
 
-def test_where_something_was_done_is_the_writers_employer() -> None:
-    assert [each.verdict for each in check("I bake. At Quill House, I learned to wait.", BARE)] == [NEW]
+def test_a_place_of_past_work_is_the_writers_employer() -> None:
+    assert [result.verdict for result in check("I bake. At Quill House, I learned to wait.", BARE)] == [NEW]
     assert check("I am glad of your work at Quill House.", BARE) == []
 
 
-def test_the_writers_record_counts_as_whole() -> None:
-    found = check(LETTER.format("I was a Baker at Quill House and hold a Diploma in Rye."), BARE)
-    assert {each.claim.text for each in found if each.verdict != GOOD} == {"Quill House", "Diploma in Rye"}
+def test_the_writers_fields_count_as_complete() -> None:
+    results = check(LETTER.format("I was a Baker at Quill House and hold a Diploma in Rye."), BARE)
+    assert {result.claim.text for result in results if result.verdict != GOOD} == {"Quill House", "Diploma in Rye"}
 
 
 # --- fields ---------------------------------------------------------------------------------------------------
@@ -270,9 +272,9 @@ def test_a_fields_short_lines_are_no_letterhead() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "verdict"),
+    ("phrase", "verdict"),
     [("Certificate in Philosophy", BAD), ("Doctor's degree in Bread Technology", BAD), ("Bachelor of Science", GOOD)],
 )
-def test_degrees_are_read_whole(said: str, verdict: str) -> None:
+def test_all_words_of_a_degree_count(phrase: str, verdict: str) -> None:
     fields = {"Qualifications": "Certificate in Typography; BSc in Physics"}
-    assert [each.verdict for each in check(f"I hold a {said}.", fields)] == [verdict]
+    assert [result.verdict for result in check(f"I hold a {phrase}.", fields)] == [verdict]

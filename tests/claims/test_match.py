@@ -1,4 +1,4 @@
-"""Verdicts: notation does not matter, negation claims nothing, the advert's demand is not the applicant's fact."""
+"""Verdicts: notation does not matter, denials are no claims, an advert's demands are not the applicant's facts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from datetime import date
 
 import pytest
 
-from tunesmith.claims.claim import Checked
-from tunesmith.claims.fields import guess_side, items
+from tunesmith.claims.claim import CheckedClaim
+from tunesmith.claims.fields import guess_side, list_items
 from tunesmith.claims.match import check
 
 FIELDS = {
@@ -22,10 +22,10 @@ FIELDS = {
 
 
 def verdicts(text: str) -> dict[str, str]:
-    return {each.claim.text: each.verdict for each in check(text, FIELDS, today=date(2026, 1, 15))}
+    return {result.claim.text: result.verdict for result in check(text, FIELDS, today=date(2026, 1, 15))}
 
 
-def only(text: str, **options: object) -> Checked:
+def only(text: str, **options: object) -> CheckedClaim:
     (checked,) = check(text, FIELDS, **options)  # type: ignore[arg-type]
     return checked
 
@@ -52,8 +52,8 @@ def only(text: str, **options: object) -> Checked:
     ],
 )
 def test_one_wrong_word_decides(text: str, verdict: str) -> None:
-    found = set(verdicts(text).values())
-    assert found == {verdict} or (verdict != "supported" and found == {"supported", verdict})
+    results = set(verdicts(text).values())
+    assert results == {verdict} or (verdict != "supported" and results == {"supported", verdict})
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_a_denial_ends_with_its_clause() -> None:
 
 
 def test_the_adverts_demand_is_not_the_applicants_fact() -> None:
-    own = only("I have used Kafka for long.")
-    assert (own.verdict, own.field) == ("unsupported", "Preferred Qualifications")
-    assert "demand" in own.reason
+    kafka = only("I have used Kafka for long.")
+    assert (kafka.verdict, kafka.field) == ("unsupported", "Preferred Qualifications")
+    assert "asks for it" in kafka.reason
     years = check("I have 8 years of Scala.", FIELDS)
-    assert [(each.verdict, "demand" in each.reason) for each in years] == [("unsupported", True)] * 2
+    assert [(result.verdict, "asks for it" in result.reason) for result in years] == [("unsupported", True)] * 2
     assert only("Your team uses Kafka.").verdict == "supported"
     assert only("I have used Kafka.", sides={"Preferred Qualifications": "writer"}).verdict == "supported"
     assert only("I have used Kafka.", about="both").verdict == "supported"
@@ -90,8 +90,8 @@ def test_durations_of_several_jobs_add_up() -> None:
 def test_subjects_have_their_own_numbers() -> None:
     fields = {"Blue Lamp": "12 watts, 300 lumens", "Red Lamp": "20 watts, 500 lumens"}
     text = "The Blue Lamp draws 20 watts, while the Red Lamp gives 500 lumens."
-    found = check(text, fields, about="both", subjects=list(fields))
-    assert [(each.claim.text, each.verdict, each.field) for each in found] == [
+    results = check(text, fields, about="both", subjects=list(fields))
+    assert [(result.claim.text, result.verdict, result.field) for result in results] == [
         ("20", "contradicted", "Blue Lamp"),
         ("500", "supported", "Red Lamp"),
     ]
@@ -103,16 +103,16 @@ def test_small_talk_is_no_claim() -> None:
 
 def test_an_empty_text_or_no_fields() -> None:
     assert check("", FIELDS) == []
-    assert [each.verdict for each in check("I know Python.", {})] == ["unsupported"]
+    assert [result.verdict for result in check("I know Python.", {})] == ["unsupported"]
 
 
 def test_a_post_that_is_held_is_the_writers_own() -> None:
     fields = {"Job Title": "Tailor", "Current Working Experience": "Tailor at Windlecombe Tailors for 4 years"}
     for text in ("I hold the post of Tailor for 4 years.", "I have held the position of Tailor for 4 years."):
-        (years,) = (each for each in check(text, fields) if each.claim.kind == "duration")
+        (years,) = (result for result in check(text, fields) if result.claim.kind == "duration")
         assert years.verdict == "supported"
-    said = "I want the post for 4 years."
-    assert not any(each.verdict == "supported" for each in check(said, fields) if each.claim.kind == "duration")
+    demand = "I want the post for 4 years."
+    assert not any(result.verdict == "supported" for result in check(demand, fields) if result.claim.kind == "duration")
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_sides_are_guessed_from_names(name: str, side: str) -> None:
 
 
 def test_items_of_a_field() -> None:
-    assert items("Python, knowledge of SQL and Tableau;\n- welding") == ["Python", "SQL", "Tableau", "welding"]
+    assert list_items("Python, knowledge of SQL and Tableau;\n- welding") == ["Python", "SQL", "Tableau", "welding"]

@@ -1,4 +1,4 @@
-"""The detector finds planted errors in original letters and lets the clean letters pass; pytest -s shows the tables."""
+"""Planted errors in original letters are found, clean letters pass; pytest -s prints the tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from claims.planted import DEVELOPMENT, HELD_OUT, ROWS, errors, fields_of, look, measure
+from claims.planted import DEVELOPMENT, HELD_OUT, ROWS, check_row, errors, fields_of, measure
 from tunesmith.claims.score import score
 
 
@@ -20,7 +20,7 @@ def test_planted_errors_are_found(rows: list[dict[str, Any]]) -> None:
     assert figures.clean_supported >= 0.95 * figures.clean
 
 
-def test_there_are_enough_letters_and_every_error_is_one() -> None:
+def test_there_are_enough_letters_and_every_error_changes_one() -> None:
     assert len(ROWS) >= 12
     for row in ROWS:
         for kind, text, start, end in errors(row):
@@ -29,40 +29,40 @@ def test_there_are_enough_letters_and_every_error_is_one() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["fields"].get("Job Title", "position"))
-def test_spans_are_the_texts_own_and_never_overlap(row: dict[str, Any]) -> None:
+def test_spans_match_the_text_and_never_overlap(row: dict[str, Any]) -> None:
     end = 0
-    for each in look(row["letter"], row):
-        claim = each.claim
+    for result in check_row(row["letter"], row):
+        claim = result.claim
         assert row["letter"][claim.start : claim.end] == claim.text
         assert claim.start >= end
-        assert each.reason
-        assert each.field is None or each.field in fields_of(row)
+        assert result.reason
+        assert result.field is None or result.field in fields_of(row)
         end = claim.end
 
 
-def test_a_clean_letter_scores_full_and_a_silent_one_nothing() -> None:
+def test_a_clean_letter_has_full_scores_and_an_empty_one_none() -> None:
     row = ROWS[0]
-    good = score(row["letter"], fields_of(row), look(row["letter"], row))
-    assert (good.precision, good.coverage, good.contradictions) == (1.0, 1.0, 0)
+    full = score(row["letter"], fields_of(row), check_row(row["letter"], row))
+    assert (full.precision, full.coverage, full.contradictions) == (1.0, 1.0, 0)
     silent = "I would like to work with you. I am diligent and friendly."
-    none = score(silent, fields_of(row), look(silent, row))
+    none = score(silent, fields_of(row), check_row(silent, row))
     assert (none.precision, none.coverage, none.claims) == (None, 0.0, 0)
     assert score("", {}, []).coverage is None
 
 
 def test_planted_errors_lower_precision() -> None:
     row = ROWS[0]
-    clean = score(row["letter"], fields_of(row), look(row["letter"], row)).precision
+    clean = score(row["letter"], fields_of(row), check_row(row["letter"], row)).precision
     for _, text, _, _ in errors(row):
-        found = score(text, fields_of(row), look(text, row)).precision
+        error_precision = score(text, fields_of(row), check_row(text, row)).precision
         assert clean is not None
-        assert found is not None
-        assert found < clean
+        assert error_precision is not None
+        assert error_precision < clean
 
 
-def test_an_error_elsewhere_does_not_move_the_other_verdicts() -> None:
+def test_an_error_does_not_change_other_verdicts() -> None:
     row = ROWS[2]
-    before = {c.claim.text: c.verdict for c in look(row["letter"], row)}
+    before = {c.claim.text: c.verdict for c in check_row(row["letter"], row)}
     changed = re.sub("seven years", "twelve years", row["letter"])
-    after = {c.claim.text: c.verdict for c in look(changed, row)}
+    after = {c.claim.text: c.verdict for c in check_row(changed, row)}
     assert {text for text in before.keys() & after.keys() if before[text] != after[text]} == set()

@@ -1,10 +1,10 @@
-"""Reports about named things: each number belongs to its thing, and figures that the fields imply count as stated."""
+"""Reports about named subjects: each number belongs to its subject, and implied figures are supported."""
 
 from __future__ import annotations
 
 import pytest
 
-from tunesmith.claims.claim import Checked
+from tunesmith.claims.claim import CheckedClaim
 from tunesmith.claims.match import check
 from tunesmith.claims.phrases import Phrases
 
@@ -22,12 +22,12 @@ SAME = {"boards": "rebounds", "from the floor": "goals", "shooting": "goals", "f
 GOOD, BAD, NEW = "supported", "contradicted", "unsupported"
 
 
-def judged(text: str, proper: bool = False) -> list[Checked]:
+def judged(text: str, proper: bool = False) -> list[CheckedClaim]:
     return check(text, FIELDS, about="both", subjects=THINGS, synonyms=SAME, proper=proper)
 
 
 def verdicts(text: str, proper: bool = False) -> list[tuple[str, str]]:
-    return [(each.claim.text, each.verdict) for each in judged(text, proper)]
+    return [(result.claim.text, result.verdict) for result in judged(text, proper)]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_words_that_are_numbers(text: str, expected: list[tuple[str, str]]) -> N
 
 
 @pytest.mark.parametrize("text", ["She saw a pair of herons.", "I have spent a couple of years there."])
-def test_groups_of_what_no_field_counts_claim_nothing(text: str) -> None:
+def test_a_pair_of_something_uncounted_is_no_claim(text: str) -> None:
     assert verdicts(text) == []
     assert check(text, {"Experience": "Cook at Villa Ostra for 9 years, with 4 apprentices"}) == []
 
@@ -59,14 +59,16 @@ def test_groups_of_what_no_field_counts_claim_nothing(text: str) -> None:
      ("9-16", GOOD), ("8-for-16 from the floor", BAD), ("9-of-15 shooting", BAD)],
 )  # fmt: skip
 def test_shares_are_two_numbers(shots: str, verdict: str) -> None:
-    found = judged(f"Ilse Brandt went {shots}.")
-    assert [(each.claim.text, each.verdict != GOOD) for each in found] == [(found[0].claim.text, verdict != GOOD)]
+    results = judged(f"Ilse Brandt went {shots}.")
+    assert [(result.claim.text, result.verdict != GOOD) for result in results] == [
+        (results[0].claim.text, verdict != GOOD)
+    ]
 
 
 def test_a_score_is_no_range() -> None:
     assert verdicts("The Foxes (9-4) came in with a win.") == [("9-4", GOOD)]
     assert verdicts("The Foxes (8-5) came in with a win.") == [("8-5", BAD)]  # a range from 8 to 5 or 5 to 8 holds none
-    assert [each.verdict for each in check("A team of 3-5 people.", {"Experience": "team of 4 people"})] == [GOOD]
+    assert [result.verdict for result in check("A team of 3-5 people.", {"Experience": "team of 4 people"})] == [GOOD]
 
 
 def test_a_phrase_says_what_is_counted() -> None:
@@ -78,7 +80,9 @@ def test_a_phrase_says_what_is_counted() -> None:
 
 def test_figures_inside_a_phrase_count_nothing() -> None:
     assert verdicts("Ilse Brandt stood at the 3-point line with 24 points.") == [("24", GOOD)]
-    assert [(said.nouns, said.start) for said in Phrases.of(SAME).find("on Boards")] == [(frozenset({"rebound"}), 3)]
+    assert [(match.nouns, match.start) for match in Phrases.from_synonyms(SAME).find("on Boards")] == [
+        (frozenset({"rebound"}), 3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -114,14 +118,14 @@ def test_figures_that_fields_imply(text: str, number: str, verdict: str) -> None
         ("Pell wasn't far behind, with 12 points.", [("12", BAD)]),
     ],
 )
-def test_whose_number_it_is(text: str, expected: list[tuple[str, str]]) -> None:
+def test_numbers_belong_to_the_right_subject(text: str, expected: list[tuple[str, str]]) -> None:
     assert verdicts(text) == expected
 
 
-def test_what_a_stranger_did_is_not_laid_on_another() -> None:
+def test_numbers_of_an_unknown_name_are_not_another_subjects() -> None:
     text = "Oona Pell had 15 points. Mirek Sand had 8 points."
-    found = verdicts(text, proper=True)
-    assert found == [("Oona Pell", GOOD), ("15", GOOD), ("Mirek Sand", NEW)]
+    results = verdicts(text, proper=True)
+    assert results == [("Oona Pell", GOOD), ("15", GOOD), ("Mirek Sand", NEW)]
 
 
 def test_ranks_and_windows() -> None:
@@ -151,20 +155,20 @@ def test_names(text: str, wrong: list[str]) -> None:
 
 
 def test_a_misplaced_name_is_the_second_one() -> None:
-    (one, other) = judged("Then the Foxes outscored the Foxes.", proper=True)
-    assert (one.verdict, other.verdict, other.claim.start) == (GOOD, BAD, 29)
-    assert "itself" in other.reason
+    (first, second) = judged("Then the Foxes outscored the Foxes.", proper=True)
+    assert (first.verdict, second.verdict, second.claim.start) == (GOOD, BAD, 29)
+    assert "itself" in second.reason
 
 
-def test_one_wrong_name_explains_more_than_three_wrong_numbers() -> None:
+def test_a_wrong_name_is_contradicted_instead_of_its_numbers() -> None:
     text = "Oona Pell led all with 24 points, seven rebounds and 9-16 goals. Ilse Brandt had 24 points."
-    wrong = [(each.claim.text, each.field) for each in judged(text, proper=True) if each.verdict != GOOD]
+    wrong = [(result.claim.text, result.field) for result in judged(text, proper=True) if result.verdict != GOOD]
     assert wrong == [("Oona Pell", "Ilse Brandt")]
-    numbers = [(each.claim.text, each.field) for each in judged(text) if each.verdict == GOOD]
+    numbers = [(result.claim.text, result.field) for result in judged(text) if result.verdict == GOOD]
     assert numbers == [("24", "Ilse Brandt")]  # without names as claims the numbers are what is wrong
 
 
-def test_a_single_wrong_number_is_the_numbers_fault() -> None:
+def test_a_single_wrong_number_does_not_contradict_the_name() -> None:
     assert verdicts("Oona Pell had 24 points.", proper=True) == [("Oona Pell", GOOD), ("24", BAD)]
 
 
@@ -173,12 +177,12 @@ def test_a_single_wrong_number_is_the_numbers_fault() -> None:
     ["Oona Pell is averaging 15 points.", "Oona Pell had 15 points over her last two games.",
      "Oona Pell had 15 points per match."],
 )  # fmt: skip
-def test_a_mean_is_not_borne_out_by_one_days_figure(text: str) -> None:
+def test_a_mean_is_not_supported_by_a_single_value(text: str) -> None:
     assert verdicts(text) == [("15", NEW)]
     assert ("39", NEW) in verdicts("Ilse Brandt and Oona Pell combined for 39 points over their last two games.")
     fields = {"Oona Pell": "15 points; averages 18 points per match"}
-    (found,) = check(text.replace("15", "18"), fields, about="both", subjects=list(fields))
-    assert found.verdict == GOOD
+    (result,) = check(text.replace("15", "18"), fields, about="both", subjects=list(fields))
+    assert result.verdict == GOOD
 
 
 def test_names_are_no_claims_unless_asked_for() -> None:
@@ -186,11 +190,11 @@ def test_names_are_no_claims_unless_asked_for() -> None:
     assert verdicts("They met on Friday with the Foxes.") == []
 
 
-def test_things_of_any_trade() -> None:
+def test_subjects_of_any_domain() -> None:
     fields = {
         "North Depot": "120 orders, 30 returns, 3 complaints",
         "South Depot": "95 orders, 12 returns, 0 complaints",
     }
     text = "The North Depot took 25 orders more, a 25-order lead over the South Depot, which saw a complaint."
-    found = check(text, fields, about="both", subjects=list(fields))
-    assert [(each.claim.text, each.verdict) for each in found] == [("25", BAD), ("25", GOOD), ("a", BAD)]
+    results = check(text, fields, about="both", subjects=list(fields))
+    assert [(result.claim.text, result.verdict) for result in results] == [("25", BAD), ("25", GOOD), ("a", BAD)]

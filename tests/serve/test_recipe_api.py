@@ -106,7 +106,7 @@ def test_a_whole_text(server: Running, recipe: Recipe) -> None:
     found = write(server).json()
     assert set(found) == {"text", "claims", "stopped", "prefix", "cut", "usage", "seconds"}
     assert (found["text"], found["prefix"], found["stopped"]) == (LETTER, "Sure! Here is your letter:", False)
-    assert found["cut"]["why"] == "goes on as the other speaker"
+    assert found["cut"]["why"] == "continues as the other speaker"
     verdicts = {each["text"]: (each["verdict"], each["field"]) for each in found["claims"]}
     assert verdicts["kneading"] == ("supported", "Skillsets")
     assert verdicts["Master's degree in Baking"] == ("contradicted", "Qualifications")
@@ -158,7 +158,7 @@ def test_an_unknown_recipe_is_not_found(server: Running, way: str) -> None:
     ("body", "param", "says"),
     [
         ({"fields": {"Job Title": "Baker"}}, "fields", "missing"),
-        ({"fields": {**FIELDS, "Salary": "high"}}, "fields", "no field is called 'Salary'"),
+        ({"fields": {**FIELDS, "Salary": "high"}}, "fields", "the form has no field 'Salary'"),
         ({"fields": {**FIELDS, "Skillsets": "x" * 9999}}, "fields", "Shorten it"),
         ({"fields": {**FIELDS, "Skillsets": 5}}, "fields.Skillsets", "string"),
         ({"fields": {**FIELDS, "Skillsets": "a\u0000b"}}, "fields.Skillsets", "zero byte"),

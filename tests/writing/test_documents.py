@@ -1,4 +1,4 @@
-"""A text as a file: read back by the libraries that others use, letter by letter."""
+"""Documents, read back by other libraries."""
 
 from __future__ import annotations
 
@@ -32,48 +32,50 @@ def test_a_plain_file() -> None:
     assert to_txt(ODD).decode("utf-8") == "Onetwo[31m\n\nthree\nfour\ttab\n\n\n\nfive\n"
 
 
-def test_word_reads_the_same_paragraphs() -> None:
+def test_a_word_document_has_the_same_paragraphs() -> None:
     document = docx.Document(io.BytesIO(to_docx(LETTER, "A letter")))
-    assert [each.text for each in document.paragraphs] == PARAGRAPHS
+    assert [paragraph.text for paragraph in document.paragraphs] == PARAGRAPHS
     assert document.core_properties.title == "A letter"
     assert document.core_properties.author == ""
     odd = docx.Document(io.BytesIO(to_docx(ODD, "x\x00" * 300)))
-    assert [each.text for each in odd.paragraphs] == ["Onetwo[31m", "three\nfour\ttab", "five"]
+    assert [paragraph.text for paragraph in odd.paragraphs] == ["Onetwo[31m", "three\nfour\ttab", "five"]
     assert to_docx("", "")
 
 
 def pdf_text(data: bytes) -> str:
-    """What the pages say, by the map from glyphs to letters that the file has in it (PDF 32000-1:2008, 9.10.3)."""
+    """Return the text of all pages by the file's ToUnicode map (PDF 32000-1:2008, 9.10.3)."""
     streams = []
-    for each in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", data, re.DOTALL):
+    for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", data, re.DOTALL):
         try:
-            streams.append(zlib.decompress(each))
+            streams.append(zlib.decompress(stream))
         except zlib.error:
-            streams.append(each)
-    (known,) = [each for each in streams if b"beginbfchar" in each]
+            streams.append(stream)
+    (glyph_map,) = [stream for stream in streams if b"beginbfchar" in stream]
     letters = {
         int(glyph, 16): bytes.fromhex(text.decode()).decode("utf-16-be")
-        for glyph, text in re.findall(rb"<([0-9A-F]{4})> <([0-9A-F]+)>\n", known)
+        for glyph, text in re.findall(rb"<([0-9A-F]{4})> <([0-9A-F]+)>\n", glyph_map)
     }
-    said = []
-    for page in (each for each in streams if b") Tj" in each):
+    parts = []
+    for page in (stream for stream in streams if b") Tj" in stream):
         for line in re.findall(rb"BT(.*?)ET", page, re.DOTALL):
             for raw in re.findall(rb"\(((?:\\.|[^\\)])*)\)", line, re.DOTALL):
-                plain = re.sub(rb"\\(.)", lambda found: ESCAPES.get(found[1], found[1]), raw, flags=re.DOTALL)
-                said.append("".join(letters[plain[at] << 8 | plain[at + 1]] for at in range(0, len(plain), 2)))
-            said.append(" ")
-    return "".join(said)
+                plain = re.sub(rb"\\(.)", lambda match: ESCAPES.get(match[1], match[1]), raw, flags=re.DOTALL)
+                parts.append(
+                    "".join(letters[plain[index] << 8 | plain[index + 1]] for index in range(0, len(plain), 2))
+                )
+            parts.append(" ")
+    return "".join(parts)
 
 
 def test_the_pdf_has_its_letters_as_text() -> None:
-    made = to_pdf(LETTER, "A letter")
-    assert made.startswith(b"%PDF-")
-    assert "".join(pdf_text(made).split()) == "".join(LETTER.split())
-    assert b"/JavaScript" not in made and b"/URI" not in made
-    assert len(made) < 60_000  # the used letters alone are embedded
+    pdf = to_pdf(LETTER, "A letter")
+    assert pdf.startswith(b"%PDF-")
+    assert "".join(pdf_text(pdf).split()) == "".join(LETTER.split())
+    assert b"/JavaScript" not in pdf and b"/URI" not in pdf
+    assert len(pdf) < 60_000  # only the used glyphs are embedded
 
 
-def test_a_long_text_has_several_pages_and_odd_signs_are_left_out() -> None:
+def test_a_long_text_has_several_pages_and_control_characters_are_removed() -> None:
     assert len(re.findall(rb"/Type /Page\b", to_pdf(f"{'word ' * 700}\n\n" * 3, "long"))) > 2
     assert "".join(pdf_text(to_pdf(ODD, "t\x00")).split()) == "Onetwo[31mthreefourtabfive"
     assert to_pdf("", "").startswith(b"%PDF-")

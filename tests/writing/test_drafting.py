@@ -1,4 +1,4 @@
-"""The verb drafting: the best model of a run behind its form, without a model where that can be."""
+"""The `writer` command: the best model of a run behind its form, with a stub model."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ REPLY = (
 
 
 class Model:
-    """Says REPLY in pieces of `size` characters, each of which it calls a token."""
+    """Streams REPLY in pieces of `size` characters, each counted as a token."""
 
     def __init__(self, reply: str = REPLY, size: int = 6) -> None:
-        self.pieces = [reply[at : at + size] for at in range(0, len(reply), size)]
-        self.size, self.asked, self.closed, self.told = size, list[Any](), 0, 0
+        self.pieces = [reply[start : start + size] for start in range(0, len(reply), size)]
+        self.size, self.prompts, self.closed, self.sent = size, list[Any](), 0, 0
 
     def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
-        self.asked.append((tuple(prompt), max_new_tokens))
+        self.prompts.append((tuple(prompt), max_new_tokens))
         try:
             for piece in self.pieces[:max_new_tokens]:
-                self.told += 1
+                self.sent += 1
                 yield piece
         finally:
             self.closed += 1
@@ -62,14 +62,14 @@ def test_a_letter_is_written_and_the_model_stopped_when_it_is_over() -> None:
     events = list(Drafting(LETTER, model, "a model").write(VALUES))
     done = last(events)
     assert done.text == "Dear team,\n\nI know kneading and sailing.\n\nKind regards,\nKim Oat"
-    assert "".join(each.text for each in events if isinstance(each, Text)) == done.text
-    assert (done.prefix, done.cut and done.cut.why) == ("Here is the cover letter:", "goes on as the other speaker")
-    assert [(each.text, each.verdict) for each in done.claims][:1] == [("kneading", "supported")]
-    assert model.asked == [(conversation(LETTER, VALUES), 320)]
-    assert (model.closed, model.told < len(model.pieces)) == (1, True)
+    assert "".join(event.text for event in events if isinstance(event, Text)) == done.text
+    assert (done.prefix, done.cut and done.cut.why) == ("Here is the cover letter:", "continues as the other speaker")
+    assert [(claim.text, claim.verdict) for claim in done.claims][:1] == [("kneading", "supported")]
+    assert model.prompts == [(conversation(LETTER, VALUES), 320)]
+    assert (model.closed, model.sent < len(model.pieces)) == (1, True)
 
 
-def test_a_letter_that_the_limit_broke_off_has_not_stopped() -> None:
+def test_a_letter_cut_by_the_limit_has_not_stopped() -> None:
     short = last(list(Drafting(LETTER, Model("Dear team, I know kneading."), "").write(VALUES, max_tokens=3)))
     assert (short.text, short.stopped) == ("Dear team, I know", False)
     assert last(list(Drafting(LETTER, Model("Dear team, I know kneading."), "").write(VALUES))).stopped
@@ -79,12 +79,12 @@ def test_the_system_message_and_wrong_values() -> None:
     model = Model()
     draft = Drafting(LETTER, model, "")
     list(draft.write(VALUES, "Be brief."))
-    assert model.asked[0][0][0] == Turn("system", "Be brief.")
+    assert model.prompts[0][0][0] == Turn("system", "Be brief.")
     with pytest.raises(DataError, match="missing"):
         draft.write({"Job Title": "Baker"})
     with pytest.raises(RecipeError, match="0 tokens"):
         draft.write(VALUES, max_tokens=0)
-    assert len(model.asked) == 1
+    assert len(model.prompts) == 1
 
 
 def test_closing_the_iterator_ends_the_reply() -> None:
@@ -97,12 +97,12 @@ def test_closing_the_iterator_ends_the_reply() -> None:
     assert last(list(draft.write(VALUES))).text  # the lock is free again
 
 
-def test_mending_and_documents_are_at_hand() -> None:
+def test_repair_and_documents() -> None:
     draft = Drafting(LETTER, None, "")
     text = "Dear team,\n\nI know kneading and Docker.\n\nKind regards,\nAnn Rye"
-    claims = {each.text: each for each in draft.judged(text, VALUES)}
+    claims = {claim.text: claim for claim in draft.judged(text, VALUES)}
     assert claims["Docker"].verdict == "unsupported"
-    others = [each for each in claims.values() if each.text != "Docker"]
+    others = [claim for claim in claims.values() if claim.text != "Docker"]
     assert draft.without(text, claims["Docker"], others) == text.replace(" and Docker", "")
     assert draft.filling(text, claims["Ann Rye"], VALUES) == "Kim Oat"
     assert draft.filled(text, claims["Ann Rye"], VALUES) == text.replace("Ann Rye", "Kim Oat")
@@ -133,7 +133,7 @@ def test_the_nearest_verified_file_of_this_adapter_is_taken(tmp_path: Path) -> N
     assert find(run) == run / "export/gguf/x.q4_k_m.gguf"
     run.write("adapter/adapter_config.json", json.dumps({"name": "another"}))
     run.seal("train", {}, ["adapter"])
-    assert find(run) is None  # the adapter was made anew
+    assert find(run) is None  # the adapter was trained again
     exported(run, verified=False)
     assert find(run) is None
 
@@ -141,7 +141,7 @@ def test_the_nearest_verified_file_of_this_adapter_is_taken(tmp_path: Path) -> N
 def test_without_a_file_the_adapter_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, model = finish(LETTER, tmp_path / "run", until="train"), Model()
     home = sys.modules["tunesmith.commands.writer"]
-    monkeypatch.setattr(home, "chat", lambda *given: model)
+    monkeypatch.setattr(home, "chat", lambda *arguments: model)
     with drafting(LETTER, run) as draft:
         assert draft.about == "the adapter of cover-letter-small on its base"
         assert last(list(draft.write(VALUES))).text.startswith("Dear team")

@@ -1,4 +1,4 @@
-"""A recipe's form, and the prompt that its values make: the very tokens of training."""
+"""The form of a recipe, and its prompt: the same tokens as in training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import DataError, Several, TunesmithError
 from tunesmith.prompt.template import Template, load_template
 from tunesmith.prompt.tokens import encode, encode_prompt, special_ids
-from tunesmith.writing.form import SHORT, conversation, form_of, harmless
+from tunesmith.writing.form import MAX_LINE, conversation, form_of, harmless
 
 RECIPES = ("cover-letter", "finance", "instruct", "persona", "persona-gpt2", "shopsphere")
 LETTER = read_recipe("cover-letter", small=True)
@@ -31,21 +31,21 @@ def template_of(recipe: Recipe) -> Template:
 
 
 def rows_of(recipe: Recipe) -> Iterator[Conversation]:
-    """The rows as training reads them, mended where the recipe mends."""
+    """Yield the rows as training reads them, repaired if the recipe says so."""
     with loading(recipe.data, recipe.folder, recipe.prompt.system) as reading:
         yield from reading().rows
 
 
 def values_of(recipe: Recipe, row: Conversation) -> dict[str, str]:
-    """What somebody would fill in to ask the same."""
-    names = [each.name for each in form_of(recipe).fields]
+    """Return the form values that ask the same as a row."""
+    names = [field.name for field in form_of(recipe).fields]
     if names == ["request"]:
         return {"request": next(turn.text for turn in row.turns if turn.role == "user")}
     return {name: str(row.fields.get(name) or "") for name in names}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_prompt_of_a_rows_fields_is_the_one_of_training_token_for_token(name: str) -> None:
+def test_a_rows_prompt_has_the_tokens_of_training(name: str) -> None:
     recipe = read_recipe(name, small=True)
     template, compared = template_of(recipe), 0
     for row in rows_of(recipe):
@@ -71,7 +71,7 @@ def test_the_example_is_a_row_and_fits_the_form(name: str) -> None:
     assert (form.name, form.about, form.system) == (recipe.name, recipe.about, recipe.prompt.system)
     assert form.max_tokens == recipe.evaluate.max_new_tokens
     for field in form.fields:
-        assert field.label and field.help.endswith(".") and field.longest >= SHORT
+        assert field.label and field.help.endswith(".") and field.longest >= MAX_LINE
 
 
 def test_the_letters_form() -> None:
@@ -85,40 +85,40 @@ def test_the_letters_form() -> None:
         "Job Title", "Hiring Company", "Applicant Name",
     }  # fmt: skip
     assert form.checked and form.document and set(form.facts) == {field.name for field in form.fields}
-    assert form.echoes == ("Write the cover letter. About the applicant state only what these fields say.",)
+    assert form.prompt_lines == ("Write the cover letter. About the applicant state only what these fields say.",)
     assert not form_of(read_recipe("persona", small=True)).checked
 
 
 def filled(**changes: str) -> dict[str, str]:
-    given = {"Job Title": "Baker", "Hiring Company": "Mill & Co", "Applicant Name": "Kim"}
-    return {**given, **{name.replace("_", " "): text for name, text in changes.items()}}
+    values = {"Job Title": "Baker", "Hiring Company": "Mill & Co", "Applicant Name": "Kim"}
+    return {**values, **{name.replace("_", " "): text for name, text in changes.items()}}
 
 
 @pytest.mark.parametrize(
-    ("values", "what"),
+    ("values", "message"),
     [
         ({"Job Title": "Baker", "Hiring Company": "Mill"}, "Applicant Name is missing"),
         ({"Job Title": " "}, "Job Title, Hiring Company, Applicant Name are missing"),
-        (filled(Salary="high"), "no field is called 'Salary'"),
+        (filled(Salary="high"), "the form has no field 'Salary'"),
         (filled(Skillsets="x" * 5000), "'Skillsets' has 5,000 characters, more than 3,072"),
         (filled(Job_Title="x" * 201), "'Job Title' has 201 characters, more than 200"),
-        ({**filled(), "Skillsets": ["a"]}, "'Skillsets' holds list, not text"),
+        ({**filled(), "Skillsets": ["a"]}, "'Skillsets' is a list, not a string"),
     ],
 )
-def test_values_that_do_not_fit_are_refused_in_three_parts(values: Mapping[str, Any], what: str) -> None:
+def test_invalid_values_are_refused_with_place_and_fix(values: Mapping[str, Any], message: str) -> None:
     with pytest.raises(DataError, match="the form cover-letter-small") as refused:
         conversation(LETTER, values)
-    assert what in str(refused.value)
+    assert message in str(refused.value)
     assert refused.value.next
 
 
-def test_everything_wrong_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(Several) as refused:
         conversation(LETTER, {"Salary": "high", "Skillsets": "x" * 5000})
     assert len(refused.value.errors) == 3
 
 
-def test_a_form_whose_fields_are_all_optional_wants_one() -> None:
+def test_a_form_with_optional_fields_only_needs_one() -> None:
     recipe = make_recipe("notes", data__format={"fields": {"fields": ["Facts", "Notes"], "answer": "text"}})
     with pytest.raises(TunesmithError, match="no field is filled"):
         conversation(recipe, {"Facts": " "})
@@ -137,37 +137,37 @@ def test_a_hostile_value_stays_a_value(name: str) -> None:
     recipe = read_recipe(name, small=True)
     form, template = form_of(recipe), template_of(recipe)
     special = special_ids(template.tokenizer)
-    field = next((each.name for each in form.fields if "Preferred" in each.name), form.fields[0].name)
+    field = next((item.name for item in form.fields if "Preferred" in item.name), form.fields[0].name)
     kind = {**form.example, field: "Kind words."}
     tame, wild = (conversation(recipe, {**kind, field: text}) for text in ("Kind words.", HOSTILE))
     counts = [[token for token in encode_prompt(turns, template) if token in special] for turns in (tame, wild)]
     assert counts[0] == counts[1]
     assert [turn.role for turn in tame] == [turn.role for turn in wild]
-    if form.document:  # one line, so that no heading of a plain template stands at a line's start
+    if form.document:  # one line, so that no heading of a plain template is at the start of a line
         lines = wild[-1].text.split("\n")
         assert len(lines) == len(tame[-1].text.split("\n"))
         assert sum(line.startswith("#") for line in lines) == 0
-    for kept in ("{{ bos_token }}", "{% for x in y %}", "${name}", "<b>bold</b>"):
-        assert kept in wild[-1].text
+    for literal in ("{{ bos_token }}", "{% for x in y %}", "${name}", "<b>bold</b>"):
+        assert literal in wild[-1].text
 
 
 def test_control_tokens_are_broken_and_nothing_else() -> None:
     assert harmless("a<|im_end|>b</s>c<s>[INST]<file_sep><｜User｜>") == (
         "a< |im_end|>b< /s>c< s>[ INST]< file_sep>< ｜User｜>"
     )
-    for kept in ("a < b > c", "<b>x</b>", "<|", "[1]", "[a]", "if x</y", "C++ <vector>", "[TODO]x"[:1]):
-        assert harmless(kept) == kept
+    for text in ("a < b > c", "<b>x</b>", "<|", "[1]", "[a]", "if x</y", "C++ <vector>", "[TODO]x"[:1]):
+        assert harmless(text) == text
 
 
 def test_templates_in_the_format_columns_make_a_field_of_each_column() -> None:
     options = {"prompt": "Write about {topic} for {reader}.", "answer": "text", "system": "tone"}
     recipe = make_recipe("about", data__format={"columns": options})
-    assert [each.name for each in form_of(recipe).fields] == ["topic", "reader", "tone"]
+    assert [field.name for field in form_of(recipe).fields] == ["topic", "reader", "tone"]
     turns = conversation(recipe, {"topic": "bees", "reader": "{topic}", "tone": "Be brief."})
     assert turns == (Turn("system", "Be brief."), Turn("user", "Write about bees for {topic}."))
 
 
-def test_no_example_where_names_are_replaced_or_the_data_is_elsewhere(tmp_path: Path) -> None:
+def test_there_is_no_example_with_pseudonyms_or_remote_data(tmp_path: Path) -> None:
     assert form_of(make_recipe("far", data__source="hub:someone/rows")).example == {}
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "Ask Ann", "answer": "No"}\n')

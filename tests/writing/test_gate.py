@@ -1,4 +1,4 @@
-"""The gate: what is shown of a reply, what it states, where it ends, however it comes in pieces."""
+"""The stream filter: visible text, claims and end of a reply, in pieces of any size."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tunesmith.commands.read_rows import values as read_values
 from tunesmith.config.recipe import read_recipe
 from tunesmith.config.registry import find
 from tunesmith.data.conversation import Turn
-from tunesmith.writing.events import Claimed, Cut, Done, Event, Text, claimed
+from tunesmith.writing.events import Claimed, Cut, Done, Event, Text, claim_event
 from tunesmith.writing.form import Form, form_of
-from tunesmith.writing.preamble import HELD
+from tunesmith.writing.preamble import MAX_HELD
 from tunesmith.writing.stream_filter import Gate
 
 HERE = Path(__file__).parent
@@ -45,20 +45,22 @@ FACTS = {
 }
 
 
-def passed(gate: Gate, pieces: Sequence[str], *, stopped: bool = True) -> list[Event]:
+def run_filter(gate: Gate, pieces: Sequence[str], *, stopped: bool = True) -> list[Event]:
     return [event for piece in pieces for event in gate.feed(piece)] + gate.end(stopped)
 
 
-def done(events: Sequence[Event]) -> Done:
+def done_event(events: Sequence[Event]) -> Done:
     last = events[-1]
     assert isinstance(last, Done)
-    assert "".join(each.text for each in events if isinstance(each, Text)) == last.text
+    assert "".join(event.text for event in events if isinstance(event, Text)) == last.text
     return last
 
 
 def letter(reply: str, *, stopped: bool = True, size: int = 5) -> Done:
     gate = Gate(FACTS, claims=True, today=TODAY)
-    return done(passed(gate, [reply[at : at + size] for at in range(0, len(reply), size)], stopped=stopped))
+    return done_event(
+        run_filter(gate, [reply[start : start + size] for start in range(0, len(reply), size)], stopped=stopped)
+    )
 
 
 def letters() -> list[tuple[dict[str, str], str]]:
@@ -68,21 +70,23 @@ def letters() -> list[tuple[dict[str, str], str]]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{n}-{row['recipe']}-{row['model']}" for n, row in enumerate(ROWS, 1)])
-def test_every_prefix_and_run_on_that_models_produced(row: Mapping[str, Any]) -> None:
-    found = done(passed(Gate.of(FORMS[row["recipe"]], row["fields"]), list(row["reply"]), stopped=row["stopped"]))
-    assert found.text == row["text"]
-    assert found.prefix == row["prefix"]
-    assert (found.cut.why if found.cut else None) == row["cut"]
-    assert found.stopped == (row["stopped"] and row["cut"] is None)
-    if found.cut:
-        assert found.cut.removed.strip()
-        assert row["reply"].replace(found.prefix, "", 1).strip().startswith((found.text + found.cut.removed).strip())
+def test_prefixes_and_run_on_of_real_models_are_removed(row: Mapping[str, Any]) -> None:
+    result = done_event(
+        run_filter(Gate.of(FORMS[row["recipe"]], row["fields"]), list(row["reply"]), stopped=row["stopped"])
+    )
+    assert result.text == row["text"]
+    assert result.prefix == row["prefix"]
+    assert (result.cut.why if result.cut else None) == row["cut"]
+    assert result.stopped == (row["stopped"] and row["cut"] is None)
+    if result.cut:
+        assert result.cut.removed.strip()
+        assert row["reply"].replace(result.prefix, "", 1).strip().startswith((result.text + result.cut.removed).strip())
 
 
-def test_the_regressions_hold_every_kind_and_both_models() -> None:
+def test_the_regressions_cover_every_kind_and_both_models() -> None:
     assert {row["cut"] for row in ROWS} == {
-        None, "goes on as the other speaker", "goes on behind an end-of-text token", "says the prompt again",
-        "begins a second letter", "goes on behind the end", "runs in circles",
+        None, "continues as the other speaker", "continues after an end-of-text token", "repeats the prompt",
+        "starts a second letter", "continues after the end", "repeats itself",
     }  # fmt: skip
     assert {row["model"] for row in ROWS} == {"base", "tuned", "by hand"}
     assert {row["recipe"] for row in ROWS} == {*FORMS} - {"persona-gpt2"} | {row["recipe"] for row in ROWS}
@@ -97,14 +101,14 @@ def test_answers_of_the_samples_pass_unchanged(name: str) -> None:
     for values in read_values(recipe.data.source, recipe.folder, recipe.data.encoding):
         turns, _ = parse(values, **recipe.data.format.options)
         answer, rows = turns[-1].text.strip(), rows + 1
-        form = replace(FORMS[name], checked=False)  # what is judged is another test's
-        known = {each.name: str(values.get(each.name) or "") for each in form.fields}
-        found = done(passed(Gate.of(form, known, turns[:-1]), [answer]))
+        form = replace(FORMS[name], checked=False)  # claims are tested elsewhere
+        inputs = {field.name: str(values.get(field.name) or "") for field in form.fields}
+        result = done_event(run_filter(Gate.of(form, inputs, turns[:-1]), [answer]))
         tells = "Here's a draft" in answer or "Would you like me" in answer  # planted in the sample on purpose
         planted_tells += tells
-        if found.text != answer and not tells:
-            changed.append((answer, found))
-        assert not tells or found.text != answer
+        if result.text != answer and not tells:
+            changed.append((answer, result))
+        assert not tells or result.text != answer
     assert not changed
     assert rows > 180
     assert planted_tells == (2 if name == "cover-letter" else 0)
@@ -117,9 +121,9 @@ def test_however_a_reply_is_cut_the_events_are_the_same(row: Mapping[str, Any], 
     cuts = sorted(data.draw(st.lists(st.integers(0, len(reply)), max_size=12)))
     pieces = [reply[a:b] for a, b in zip([0, *cuts], [*cuts, len(reply)], strict=True)]
     form = FORMS[row["recipe"]]
-    once = passed(Gate.of(form, row["fields"]), [reply], stopped=row["stopped"])
-    again = passed(Gate.of(form, row["fields"]), pieces, stopped=row["stopped"])
-    assert once == again
+    in_one = run_filter(Gate.of(form, row["fields"]), [reply], stopped=row["stopped"])
+    in_pieces = run_filter(Gate.of(form, row["fields"]), pieces, stopped=row["stopped"])
+    assert in_one == in_pieces
 
 
 WORDS = st.sampled_from([
@@ -132,83 +136,91 @@ WORDS = st.sampled_from([
 
 @settings(max_examples=120, deadline=None)
 @given(parts=st.lists(WORDS, max_size=40), cuts=st.lists(st.integers(0, 400), max_size=9), stopped=st.booleans())
-def test_any_reply_at_all_comes_out_alike_and_is_never_taken_back(
-    parts: list[str], cuts: list[int], stopped: bool
-) -> None:
+def test_any_reply_gives_the_same_events_in_any_pieces(parts: list[str], cuts: list[int], stopped: bool) -> None:
     reply = "".join(parts)
-    places = sorted(min(each, len(reply)) for each in cuts)
+    places = sorted(min(cut, len(reply)) for cut in cuts)
     pieces = [reply[a:b] for a, b in zip([0, *places], [*places, len(reply)], strict=True)]
-    found = [passed(Gate(FACTS, claims=True, today=TODAY), each, stopped=stopped) for each in (pieces, [reply], reply)]
-    assert found[0] == found[1] == found[2]
-    last = done(found[0])
+    runs = [
+        run_filter(Gate(FACTS, claims=True, today=TODAY), split, stopped=stopped) for split in (pieces, [reply], reply)
+    ]
+    assert runs[0] == runs[1] == runs[2]
+    last = done_event(runs[0])
     assert last.text in reply or not last.text
     assert last.text == last.text.strip()
-    told = ""
-    for event in found[0]:
-        told += event.text if isinstance(event, Text) else ""
+    visible = ""
+    for event in runs[0]:
+        visible += event.text if isinstance(event, Text) else ""
         if isinstance(event, Claimed):
-            assert told[event.start : event.end] == event.text
+            assert visible[event.start : event.end] == event.text
 
 
 @given(st.text(max_size=300), st.integers(1, 7))
 @settings(max_examples=100, deadline=None)
-def test_plain_text_is_never_eaten(text: str, size: int) -> None:
+def test_plain_text_is_never_removed(text: str, size: int) -> None:
     words = "".join(sign if sign.isalnum() else " " for sign in text).split()
     reply = " ".join(dict.fromkeys(f"{word}{place}" for place, word in enumerate(words)))
-    assert done(passed(Gate({}, claims=False), [reply[a : a + size] for a in range(0, len(reply), size)])).text == reply
+    assert (
+        done_event(run_filter(Gate({}, claims=False), [reply[a : a + size] for a in range(0, len(reply), size)])).text
+        == reply
+    )
 
 
-def test_verdicts_told_meanwhile_are_those_of_the_whole_text() -> None:
+def test_early_verdicts_are_those_of_the_whole_text() -> None:
     sample = letters()
     cases = sample + [(sample[(place * 7 + 3) % len(sample)][0], text) for place, (_, text) in enumerate(sample)]
     for row in planted.ROWS:
-        cases += [(planted.fields_of(row), each[1].strip()) for each in planted.errors(row)]
+        cases += [(planted.fields_of(row), event[1].strip()) for event in planted.errors(row)]
     told_early = 0
     for values, text in cases[::14]:
-        events = passed(Gate(values, claims=True, today=TODAY), [text[at : at + 7] for at in range(0, len(text), 7)])
-        last, told = done(events), [each for each in events if isinstance(each, Claimed)]
+        events = run_filter(
+            Gate(values, claims=True, today=TODAY), [text[offset : offset + 7] for offset in range(0, len(text), 7)]
+        )
+        last, early = done_event(events), [event for event in events if isinstance(event, Claimed)]
         if last.cut or last.prefix:
             continue
-        whole = [claimed(each) for each in check(text, values, today=TODAY)]
-        assert list(last.claims) == whole
-        for each in told:
-            assert each in whole, text[max(0, each.start - 60) : each.end + 30]
-        told_early += len(told)
+        expected = [claim_event(event) for event in check(text, values, today=TODAY)]
+        assert list(last.claims) == expected
+        for event in early:
+            assert event in expected, text[max(0, event.start - 60) : event.end + 30]
+        told_early += len(early)
     assert told_early > 500
 
 
-def test_a_statement_is_told_with_its_sentence() -> None:
+def test_a_claim_is_reported_with_its_sentence() -> None:
     gate = Gate(FACTS, claims=True, today=TODAY)
-    assert not any(isinstance(each, Claimed) for each in gate.feed("Dear team,\n\nI have 5 years of kneading"))
-    found = [each for each in gate.feed(" behind me. And") if isinstance(each, Claimed)]
-    assert [(each.text, each.verdict) for each in found] == [("5 years", "unsupported"), ("kneading", "supported")]
-    assert found[0].why == "No field states this duration."
-    assert (found[1].why, found[1].field) == ("Skillsets states it.", "Skillsets")
+    assert not any(isinstance(event, Claimed) for event in gate.feed("Dear team,\n\nI have 5 years of kneading"))
+    reported = [event for event in gate.feed(" behind me. And") if isinstance(event, Claimed)]
+    assert [(event.text, event.verdict) for event in reported] == [
+        ("5 years", "unsupported"),
+        ("kneading", "supported"),
+    ]
+    assert reported[0].why == "No field states this duration."
+    assert (reported[1].why, reported[1].field) == ("Skillsets states it.", "Skillsets")
 
 
 @pytest.mark.parametrize("reply", ["Dear team,\n\nI bake.", "I bake. I sell. I sweep.", "1. Tap Save.\n2. Wait."])
-def test_plain_text_is_shown_a_word_late_at_most(reply: str) -> None:
-    gate, come, shown = Gate({}, claims=False, document=True), "", ""
+def test_plain_text_is_delayed_by_a_word_at_most(reply: str) -> None:
+    gate, received, visible = Gate({}, claims=False, document=True), "", ""
     for sign in reply:
-        come += sign
-        shown += "".join(each.text for each in gate.feed(sign) if isinstance(each, Text))
-        words = come.split()
-        assert come[: len(shown)] == shown
-        assert len(come.strip()) - len(shown) <= len(" ".join(words[-2:])) + 2
+        received += sign
+        visible += "".join(event.text for event in gate.feed(sign) if isinstance(event, Text))
+        words = received.split()
+        assert received[: len(visible)] == visible
+        assert len(received.strip()) - len(visible) <= len(" ".join(words[-2:])) + 2
 
 
 @pytest.mark.parametrize("opening", ["Certainly, here I go on without an end ", "Sure, I can help ", "Job Title: x "])
-def test_what_is_held_back_is_bounded(opening: str) -> None:
-    gate, come, shown = Gate(FACTS, claims=True), "", ""
+def test_held_back_text_is_bounded(opening: str) -> None:
+    gate, received, visible = Gate(FACTS, claims=True), "", ""
     for word in f"{opening}{' '.join(f'word{n}' for n in range(200))}".split(" "):
-        come += f"{word} "
-        shown += "".join(each.text for each in gate.feed(f"{word} ") if isinstance(each, Text))
-        assert len(come) - len(shown) <= HELD + 80
+        received += f"{word} "
+        visible += "".join(event.text for event in gate.feed(f"{word} ") if isinstance(event, Text))
+        assert len(received) - len(visible) <= MAX_HELD + 80
 
 
 def test_the_reply_can_be_stopped_when_the_text_is_over() -> None:
     gate = Gate({}, claims=False)
-    assert not any(isinstance(each, Cut) for each in gate.feed("Leave the lamp on.\n\nUser"))
+    assert not any(isinstance(event, Cut) for event in gate.feed("Leave the lamp on.\n\nUser"))
     assert not gate.over
     events = gate.feed(": Why? ")
     assert isinstance(events[-1], Cut)
@@ -221,39 +233,39 @@ def test_the_reply_can_be_stopped_when_the_text_is_over() -> None:
     assert gate.end(True) == []
 
 
-def test_nothing_but_chatter_is_shown_rather_than_an_empty_page() -> None:
-    found = letter("Sure! Here is your letter:")
-    assert (found.text, found.prefix) == ("Sure! Here is your letter:", "")
+def test_a_reply_of_chatter_only_is_shown() -> None:
+    result = letter("Sure! Here is your letter:")
+    assert (result.text, result.prefix) == ("Sure! Here is your letter:", "")
     assert letter("").text == ""
     assert letter(" \n ").text == ""
 
 
-def test_words_of_the_asker_are_known_by_the_name_of_the_prompt() -> None:
+def test_the_users_name_in_the_prompt_marks_the_other_speaker() -> None:
     prompt = [Turn("user", "Anna: Hi.\nBot: Hi.\nAnna: Are you well?\nBot:")]
-    found = done(passed(Gate({}, claims=False, prompt=prompt), ["I am.\nAnna: Good."]))
-    assert (found.text, found.cut and found.cut.why) == ("I am.", "goes on as the other speaker")
+    result = done_event(run_filter(Gate({}, claims=False, prompt=prompt), ["I am.\nAnna: Good."]))
+    assert (result.text, result.cut and result.cut.why) == ("I am.", "continues as the other speaker")
 
 
-def test_markup_and_templates_in_a_reply_are_letters() -> None:
+def test_markup_and_templates_in_a_reply_stay_literal() -> None:
     reply = "<script>alert(1)</script> {{ config }} ${x} &amp; <b>5</b> \x1b[31m %s {0}"
-    assert done(passed(Gate({}, claims=False), list(reply))).text == reply
+    assert done_event(run_filter(Gate({}, claims=False), list(reply))).text == reply
 
 
 def test_offsets_count_code_points() -> None:
-    found = letter("Dear team,\n\nI 🙂 know kneading, é and 𝒳, for 5 years.\n\nKind regards,\nKim Oat")
-    assert {each.text for each in found.claims} >= {"kneading", "5 years"}
-    for each in found.claims:
-        assert found.text[each.start : each.end] == each.text
+    result = letter("Dear team,\n\nI 🙂 know kneading, é and 𝒳, for 5 years.\n\nKind regards,\nKim Oat")
+    assert {claim.text for claim in result.claims} >= {"kneading", "5 years"}
+    for claim in result.claims:
+        assert result.text[claim.start : claim.end] == claim.text
 
 
-def test_feeding_takes_far_less_than_a_millisecond_and_a_sentence_a_few() -> None:
+def test_feeding_is_fast() -> None:
     feeding, judging = list[float](), list[float]()
     for values, text in letters()[:12]:
         gate = Gate(values, claims=True, today=TODAY)
-        for at in range(0, len(text), 4):
+        for start in range(0, len(text), 4):
             began = time.process_time()
-            events = gate.feed(text[at : at + 4])
-            (judging if any(isinstance(each, Claimed) for each in events) else feeding).append(
+            events = gate.feed(text[start : start + 4])
+            (judging if any(isinstance(event, Claimed) for event in events) else feeding).append(
                 time.process_time() - began
             )
     assert statistics.median(feeding) < 2e-4

@@ -1,4 +1,4 @@
-"""Statements taken out, or filled from a field: what is left is grammatical, and no other statement is touched."""
+"""Removal and replacement of claims: the rest stays grammatical, and no other claim is touched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.claims import planted
 from tunesmith.writing.claim_stream import judged
 from tunesmith.writing.events import Claimed
 from tunesmith.writing.repair import filled, filling, without
-from tunesmith.writing.spans import article
+from tunesmith.writing.spans import correct_article
 
 
 def claim(text: str, words: str, kind: Any = "skill", **more: Any) -> Claimed:
@@ -19,7 +19,7 @@ def claim(text: str, words: str, kind: Any = "skill", **more: Any) -> Claimed:
     return Claimed(start, start + len(words), words, kind, **plain)
 
 
-REMOVED = [  # kind, the text with the statement in brackets, what is left
+REMOVED = [  # kind, text with the claim in brackets, remaining text
     # items of lists
     ("skill", "I know baking, [sailing] and kneading.", "I know baking and kneading."),
     ("skill", "I know [sailing], baking and kneading.", "I know baking and kneading."),
@@ -72,38 +72,38 @@ REMOVED = [  # kind, the text with the statement in brackets, what is left
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "marked", "left"), REMOVED, ids=[each[1][:60] for each in REMOVED])
-def test_what_is_left_is_grammatical(kind: Any, marked: str, left: str) -> None:
+@pytest.mark.parametrize(("kind", "marked", "expected"), REMOVED, ids=[case[1][:60] for case in REMOVED])
+def test_the_remaining_text_is_grammatical(kind: Any, marked: str, expected: str) -> None:
     start, end = marked.index("["), marked.index("]") - 1
     text = marked.replace("[", "").replace("]", "")
-    found = Claimed(start, end, text[start:end], kind, "unsupported", "No field states it.", None)
-    assert without(text, found) == left
+    unsupported = Claimed(start, end, text[start:end], kind, "unsupported", "No field states it.", None)
+    assert without(text, unsupported) == expected
 
 
-def test_the_planted_errors_go_and_everything_else_stays() -> None:
+def test_planted_errors_are_removed_and_the_rest_stays() -> None:
     removed = total = 0
     for row in planted.ROWS:
         values = planted.fields_of(row)
         for _, text, start, end in planted.errors(row):
-            found = judged(text, values, today=planted.TODAY)
-            for each in found:
-                if each.verdict == "supported" or not (each.start < end and start < each.end):
+            claims = judged(text, values, today=planted.TODAY)
+            for claim in claims:
+                if claim.verdict == "supported" or not (claim.start < end and start < claim.end):
                     continue
-                others = [other for other in found if other != each]
-                left = without(text, each, others)
-                after = [other.text.casefold() for other in judged(left, values, today=planted.TODAY)]
-                total, removed = total + 1, removed + (left != text)
-                said = " ".join(left.casefold().split())
-                assert all(" ".join(other.text.casefold().split()) in said for other in others), left
+                others = [other for other in claims if other != claim]
+                shortened = without(text, claim, others)
+                after = [other.text.casefold() for other in judged(shortened, values, today=planted.TODAY)]
+                total, removed = total + 1, removed + (shortened != text)
+                folded = " ".join(shortened.casefold().split())
+                assert all(" ".join(other.text.casefold().split()) in folded for other in others), shortened
                 assert sum(other.text.casefold() in after for other in others) >= len(others) - 2
                 for odd in ("  ", " ,", " .", ",,", "..", ",.", "and and", "and.", "with.", " a a ", " a an "):
-                    assert odd not in left.replace("...", ""), left
-                assert left[0].isupper()
+                    assert odd not in shortened.replace("...", ""), shortened
+                assert shortened[0].isupper()
     assert total > 100
     assert removed > 0.95 * total
 
 
-def test_other_statements_are_never_touched() -> None:
+def test_other_claims_are_never_touched() -> None:
     text = "I saved Small Mill $5k in 2021."
     money, date = claim(text, "$5k", "money"), claim(text, "2021", "date", verdict="supported")
     assert without(text, money, [date, claim(text, "Small Mill", "employer")]) == text
@@ -136,39 +136,41 @@ FILLED = [
      "I was a Baker at Corner Bakery, where I cut waste by 12%."),
     ("I am glad to come.\n\nKind regards,\n[Ann Rye]", "I am glad to come.\n\nKind regards,\nKim Oat"),
     ("I look forward to it as a [Chef] applying for your job.", None),
-    ("I would like to be considered for the position of [Costume Maker].", None),  # taken for an employer
-    ("I know [sailing] well.", None),  # no field says which skill was meant
+    ("I would like to be considered for the position of [Costume Maker].", None),  # looks like an employer
+    ("I know [sailing] well.", None),  # no field says which skill is meant
     ("I know kneading, Six Sigma and scoring. I have [9] cats.", None),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("marked", "wanted"), FILLED, ids=[each[0][:60] for each in FILLED])
-def test_a_field_that_knows_fills_in(marked: str, wanted: str | None) -> None:
+@pytest.mark.parametrize(("marked", "expected"), FILLED, ids=[claim[0][:60] for claim in FILLED])
+def test_claims_are_replaced_from_fields(marked: str, expected: str | None) -> None:
     start, end = marked.index("["), marked.index("]") - 1
     text = marked.replace("[", "").replace("]", "")
-    found = [each for each in judged(text, FIELDS) if each.start < end and start < each.end]
-    if wanted is None:
-        assert all(filled(text, each, FIELDS) is None for each in found)
+    claims = [claim for claim in judged(text, FIELDS) if claim.start < end and start < claim.end]
+    if expected is None:
+        assert all(filled(text, claim, FIELDS) is None for claim in claims)
         return
-    (each,) = found
-    assert each.verdict != "supported"
-    assert filled(text, each, FIELDS) == wanted
-    words = filling(text, each, FIELDS)
-    assert words and words in wanted
-    there = wanted.index(words)
-    after = [other for other in judged(wanted, FIELDS) if other.start < there + len(words) and there < other.end]
+    (claim,) = claims
+    assert claim.verdict != "supported"
+    assert filled(text, claim, FIELDS) == expected
+    words = filling(text, claim, FIELDS)
+    assert words and words in expected
+    position = expected.index(words)
+    after = [
+        other for other in judged(expected, FIELDS) if other.start < position + len(words) and position < other.end
+    ]
     assert {other.verdict for other in after} <= {"supported"}
 
 
-def test_what_is_filled_in_is_always_borne_out() -> None:
+def test_replacements_are_always_supported() -> None:
     filled_in = 0
     for row in planted.ROWS:
         values = planted.fields_of(row)
         for _, text, start, end in planted.errors(row):
-            for each in judged(text, values, today=planted.TODAY):
-                if each.verdict == "supported" or not (each.start < end and start < each.end):
+            for claim in judged(text, values, today=planted.TODAY):
+                if claim.verdict == "supported" or not (claim.start < end and start < claim.end):
                     continue
-                new = filled(text, each, values, today=planted.TODAY)
+                new = filled(text, claim, values, today=planted.TODAY)
                 if new is not None:
                     filled_in += 1
                     doubts = [
@@ -180,10 +182,10 @@ def test_what_is_filled_in_is_always_borne_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [("a engineer", "an engineer"), ("an baker", "a baker"), ("A hour", "An hour"), ("an university", "a university"),
      ("a MBA", "an MBA"), ("an UX job", "a UX job"), ("a 8-hour day", "an 8-hour day"), ("an one", "a one"),
      ("a MSc", "an MSc"), ("the x", "the x"), ("an HGV", "an HGV")],
 )  # fmt: skip
-def test_articles(text: str, wanted: str) -> None:
-    assert article(text) == wanted
+def test_articles(text: str, expected: str) -> None:
+    assert correct_article(text) == expected

@@ -1,1 +1,1 @@
-"""Texts and fields in, checked facts out: which statements of a text its fields support, contradict or do not know."""
+"""Extracts the claims of a text and checks each against the fields that the text was written from."""

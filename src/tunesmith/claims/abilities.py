@@ -1,4 +1,4 @@
-"""Skills in the writer's own words: what a letter calls an ability, or lists beside a known skill."""
+"""Extracts skills that no list names: phrases after "proficient in", or listed beside a known skill."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tunesmith.claims.claim import Claim
-from tunesmith.claims.fold import Words, listed, located, words
-from tunesmith.claims.skills import SOFT
+from tunesmith.claims.fold import Words, split_words, word_spans, words
+from tunesmith.claims.skills import SOFT_SKILL_WORDS
 
-LONGEST = 4  # words of a skill: 'hearing aid battery change'
-_ABLE = re.compile(  # a phrase behind it is an ability
+MAX_WORDS = 4  # 'hearing aid battery change'
+_ABILITY_CUE = re.compile(  # the phrase after it is an ability
     r"(?:(?:proficien(?:t|cy)|fluen(?:t|cy)|skilled|experienced|versed|competent|adept|trained|expert|practi[sc]ed|confident|"
     r"strong|good|sure of myself|at home|at ease|comfortable|familiar) (?:in|at|with)|"
     r"(?:knowledge|command|grasp|mastery|understanding|experience|expertise|background|foundation|samples) "
@@ -25,15 +25,15 @@ _ABLE = re.compile(  # a phrase behind it is an ability
     r"(?:can do|what I do|I do)[^.;:]{0,25}(?: comes? down to|:)|answer is)\s+(?=[\w(])",
     re.IGNORECASE,
 )
-_FIRST = frozenset(  # the first words of what _ABLE matches: a set is looked up faster than a pattern is tried
-    listed(
+_CUE_WORDS = frozenset(  # first words of _ABILITY_CUE: a set lookup is faster than a match attempt
+    split_words(
         "proficient proficiency fluent fluency skilled experienced versed competent adept trained expert practised "
         "practiced confident strong good sure at comfortable familiar knowledge command grasp mastery understanding "
         "experience expertise background foundation samples have i specialise specialised specialize specialized given "
         "take rely my skills can what answer"
     )
 )
-_STRENGTH = re.compile(  # a phrase in front of it is an ability
+_ABILITY_CUE_AFTER = re.compile(  # the phrase before it is an ability
     r"\s+(?:is|are) (?:(?:also|certainly|another|one|part|among|some)\s)*(?:of )?"
     r"(?:my\b|how I work\b|familiar\b|second nature\b|what (?:I|colleagues|people)\b)"
 )
@@ -42,8 +42,8 @@ _JOIN = re.compile(
     r"closely followed by)\s+(?:also\s+)?)?"
     r"(?:(?:in|with|of)\s+)?(?:[-*•–]\s+|\d{1,2}[.)]\s+)?"
 )
-_STOP = frozenset(
-    listed(
+_STOP_WORDS = frozenset(
+    split_words(
         "a an the of in on at to for from with by and or nor but as is are was were be been being have has had do "
         "does did that which who whom where when while what how why if than then so i my me mine myself yours ours we "
         "our us you your he she they their it its this these those there here not no also too both either each every "
@@ -56,8 +56,8 @@ _STOP = frozenset(
         "ensures drives provides combined coupled gained developed honed"
     )
 )
-_OPENING = frozenset(  # words with which a phrase says how good or how many, not what
-    listed(
+_NO_SKILL_START = frozenset(  # a phrase that starts with one of these says how good or how many, not what
+    split_words(
         "various several different new modern similar relevant related other own same large small big complex good "
         "great best better strong solid deep broad wide eager keen able willing ready happy proud passionate "
         "dedicated diligent motivated reliable punctual friendly quick fast hard full high top key main daily early "
@@ -65,8 +65,8 @@ _OPENING = frozenset(  # words with which a phrase says how good or how many, no
         "extensive vast hands advanced proven robust one two three four five six seven eight nine ten"
     )
 )
-_WEAK = SOFT | frozenset(
-    listed(
+_GENERIC_WORDS = SOFT_SKILL_WORDS | frozenset(
+    split_words(
         "analysis analyse system method methodology practice process tool technique technology application solution "
         "environment product principle standard care control check report record paper plan task duty area thing way "
         "people person team colleague customer client concept field industry sector business company market role job "
@@ -79,8 +79,8 @@ _WEAK = SOFT | frozenset(
         "modeling modelling algorithm structure possess"
     )
 )
-_NO_SKILL = frozenset(  # a phrase that ends in one tells of people, places and aims
-    listed(
+_NO_SKILL_END = frozenset(  # a phrase that ends with one of these is about people, places or aims
+    split_words(
         "team role experience trend stakeholder audience need goal requirement insight discipline expertise career "
         "position company organization organisation project opportunity client customer colleague people success "
         "knowledge skill ability innovation result growth future"
@@ -88,9 +88,9 @@ _NO_SKILL = frozenset(  # a phrase that ends in one tells of people, places and 
 )
 _ADJECTIVE = re.compile(r"^(?:[a-z]+(?:al|ive|ic|ous|able|ible|ary|ful|less)|end|user)$")  # 'front-end'
 _PARTICLES = frozenset(
-    listed("out up off down in")
-)  # 'setting out' is a trade's word, 'building bridges' may be anything
-_ENDING = re.compile(
+    split_words("out up off down in")
+)  # 'setting out' is a trade term; 'building bridges' may mean anything
+_SUFFIX = re.compile(
     r"(?:ys(?:is|es|t|e|ing)|ytics?|ytical|at(?:ions?|ing|ed|es?|ors?)|ments?|ings?|ions?|ers?|ors?|ed|es|al|ly|ist|e|y|s)$"
 )
 
@@ -98,144 +98,140 @@ _ENDING = re.compile(
 @dataclass(frozen=True)
 class _Phrase:
     first: int  # index of its first word
-    stop: int  # and of the one behind its last
-    end: str  # the word or sign that ended it
+    stop: int  # index after its last word
+    end: str  # the word or character that follows it
 
 
 @lru_cache(maxsize=20_000)
 def stem(word: str) -> str:
-    """A folded word without its ending: 'welding', 'welder' and 'welded' are 'weld'."""
-    cut = _ENDING.sub("", word)
+    """Return a folded word without its suffix: 'welding', 'welder' and 'welded' become 'weld'."""
+    cut = _SUFFIX.sub("", word)
     cut = cut if len(cut) >= 3 else word
     return cut[:-1] if len(cut) > 3 and cut[-1] == cut[-2] and cut[-1] not in "sl" else cut
 
 
-def content(phrase: Words) -> frozenset[str]:
-    """The stems of the words that say what a skill is about; of all words where none does."""
-    telling = [word for word in phrase if word not in _WEAK and word not in _STOP]
-    return frozenset(map(stem, telling or phrase))
+def content_stems(phrase: Words) -> frozenset[str]:
+    """Return the stems of the words that say what a skill is about, or of all words if none does."""
+    content_words = [word for word in phrase if word not in _GENERIC_WORDS and word not in _STOP_WORDS]
+    return frozenset(map(stem, content_words or phrase))
 
 
-def tells(phrase: Words) -> bool:
-    """Whether a phrase has a word that says what it is about: 'electric cars', no 'new systems'."""
-    return any(word not in _WEAK and word not in _STOP for word in phrase)
+def is_specific(phrase: Words) -> bool:
+    """Return whether a phrase says what it is about: 'electric cars' does, 'new systems' does not."""
+    return any(word not in _GENERIC_WORDS and word not in _STOP_WORDS for word in phrase)
 
 
-def abilities(text: str, known: Sequence[Claim]) -> Iterator[Claim]:
-    """Phrases given as abilities: behind 'proficient in', before 'is my strength', beside a `known` skill."""
-    found = located(text)
-    starts = [start for _, start, _ in found]
-    seen: set[int] = set()
-    for word, start, _ in found:
-        if word.lower() in _FIRST and (match := _ABLE.match(text, start)):
-            yield from _series(text, found, bisect_left(starts, match.end()), seen)
-    for match in _STRENGTH.finditer(text):
+def find_abilities(text: str, known_skills: Sequence[Claim]) -> Iterator[Claim]:
+    """Yield phrases stated as abilities: after 'proficient in', before 'is my strength', or beside a known skill."""
+    spans = word_spans(text)
+    starts = [start for _, start, _ in spans]
+    yielded: set[int] = set()
+    for word, start, _ in spans:
+        if word.lower() in _CUE_WORDS and (match := _ABILITY_CUE.match(text, start)):
+            yield from _series_from(text, spans, bisect_left(starts, match.end()), yielded)
+    for match in _ABILITY_CUE_AFTER.finditer(text):
         last = bisect_left(starts, match.start()) - 1
-        yield from _before(text, found, last, seen)
-    for claim in known:
+        yield from _series_before(text, spans, last, yielded)
+    for claim in known_skills:
         first = bisect_left(starts, claim.start)
         join = _JOIN.match(text, claim.end)
         if join and join.end() > claim.end + 1:
-            yield from _series(text, found, bisect_left(starts, join.end()), seen, listed_only=True)
-        if first and _joined(text[found[first - 1][2] : claim.start], found[first - 1][0]):
-            last = first - 2 if found[first - 1][0].lower() in {"and", "or"} else first - 1
-            yield from _before(text, found, last, seen)
+            yield from _series_from(text, spans, bisect_left(starts, join.end()), yielded, listed_only=True)
+        if first and _is_joined(text[spans[first - 1][2] : claim.start], spans[first - 1][0]):
+            last = first - 2 if spans[first - 1][0].lower() in {"and", "or"} else first - 1
+            yield from _series_before(text, spans, last, yielded)
 
 
-def _joined(gap: str, word: str) -> bool:
+def _is_joined(gap: str, word: str) -> bool:
     return gap.strip(" ") == "," or gap.lstrip(" ").startswith("\n") or word.lower() in {"and", "or"}
 
 
-def _series(
-    text: str, found: Sequence[tuple[str, int, int]], at: int, seen: set[int], listed_only: bool = False
+def _series_from(
+    text: str, spans: Sequence[tuple[str, int, int]], index: int, yielded: set[int], listed_only: bool = False
 ) -> Iterator[Claim]:
-    """The phrases of a series from word `at` on."""
-    while at < len(found):
-        phrase = _right(text, found, at)
-        if phrase is None or not _names(found, phrase, strict=listed_only):
+    """Yield the abilities of a series that starts at word `index`."""
+    while index < len(spans):
+        phrase = _phrase_from(text, spans, index)
+        if phrase is None or not _is_ability(spans, phrase, strict=listed_only):
             return
-        claim = _claim(text, found, phrase)
-        if (
-            phrase.first not in seen
-            and isinstance(claim.value, tuple)
-            and not all(each in _WEAK for each in claim.value)
-        ):
-            seen.add(phrase.first)
-            yield claim
-        end = found[phrase.stop - 1][2]
+        yield from _new_claim(text, spans, phrase, yielded)
+        end = spans[phrase.stop - 1][2]
         join = _JOIN.match(text, end)
         if not join or not re.search(r"[,\n]|\b(?:and|or|plus|with|then)\b", join[0]):
             return
-        at, listed_only = phrase.stop, True
-        while at < len(found) and found[at][1] < join.end():
-            at += 1
+        index, listed_only = phrase.stop, True
+        while index < len(spans) and spans[index][1] < join.end():
+            index += 1
 
 
-def _before(text: str, found: Sequence[tuple[str, int, int]], last: int, seen: set[int]) -> Iterator[Claim]:
-    """The phrases of a series that ends with word `last`, backwards."""
+def _series_before(text: str, spans: Sequence[tuple[str, int, int]], last: int, yielded: set[int]) -> Iterator[Claim]:
+    """Yield the abilities of a series that ends with word `last`, from right to left."""
     while last >= 0:
         first = last
-        while first >= 0 and found[first][0].lower() not in _STOP and last - first < LONGEST:
-            gap = text[found[first][2] : found[first + 1][1]] if first < last else " "
+        while first >= 0 and spans[first][0].lower() not in _STOP_WORDS and last - first < MAX_WORDS:
+            gap = text[spans[first][2] : spans[first + 1][1]] if first < last else " "
             if gap not in {" ", "-", "/"}:
                 break
             first -= 1
         phrase = _Phrase(first + 1, last + 1, ",")
-        infinitive = first >= 0 and found[first][0] == "to"  # 'able to present and influence change'
-        if first + 1 > last or last - first > LONGEST or infinitive or not _names(found, phrase, strict=True):
+        infinitive = first >= 0 and spans[first][0] == "to"  # 'able to present and influence change'
+        if first + 1 > last or last - first > MAX_WORDS or infinitive or not _is_ability(spans, phrase, strict=True):
             return
-        claim = _claim(text, found, phrase)
-        if (
-            phrase.first not in seen
-            and isinstance(claim.value, tuple)
-            and not all(each in _WEAK for each in claim.value)
-        ):
-            seen.add(phrase.first)
-            yield claim
+        yield from _new_claim(text, spans, phrase, yielded)
         if first < 0:
             return
-        word = found[first][0].lower()
-        gap = text[found[first][2] : found[first + 1][1]]
+        word = spans[first][0].lower()
+        gap = text[spans[first][2] : spans[first + 1][1]]
         if word in {"and", "or"}:
             last = first - 1
-        elif gap.strip(" ") == "," and word not in _STOP:
+        elif gap.strip(" ") == "," and word not in _STOP_WORDS:
             last = first
         else:
             return
 
 
-def _right(text: str, found: Sequence[tuple[str, int, int]], at: int) -> _Phrase | None:
-    stop = at
-    while stop < len(found) and stop - at <= LONGEST:
-        word = found[stop][0].lower()
-        gap = text[found[stop - 1][2] : found[stop][1]] if stop > at else " "
+def _phrase_from(text: str, spans: Sequence[tuple[str, int, int]], first: int) -> _Phrase | None:
+    stop = first
+    while stop < len(spans) and stop - first <= MAX_WORDS:
+        word = spans[stop][0].lower()
+        gap = text[spans[stop - 1][2] : spans[stop][1]] if stop > first else " "
         if gap not in {" ", "-", "/"}:
-            return _Phrase(at, stop, gap.strip(" ")[:1] or "\n")
-        if word in _STOP:
-            return _Phrase(at, stop, word) if stop > at else None
+            return _Phrase(first, stop, gap.strip(" ")[:1] or "\n")
+        if word in _STOP_WORDS:
+            return _Phrase(first, stop, word) if stop > first else None
         stop += 1
-    return _Phrase(at, stop, ".") if stop == len(found) and stop - at <= LONGEST else None
+    return _Phrase(first, stop, ".") if stop == len(spans) and stop - first <= MAX_WORDS else None
 
 
-def _names(found: Sequence[tuple[str, int, int]], phrase: _Phrase, strict: bool) -> bool:
-    """Whether a phrase has the shape of an ability's name: a few nouns, no verb, no person.
+def _is_ability(spans: Sequence[tuple[str, int, int]], phrase: _Phrase, strict: bool) -> bool:
+    """Return whether a phrase looks like the name of an ability: a few nouns, no verb, no person.
 
-    In a `strict` place, a list of other things, a single word must stand alone between its commas.
+    `strict` is for lists that may hold other things: there a single word must stand alone between commas.
     """
-    said = [word.lower() for word, _, _ in found[phrase.first : phrase.stop]]
-    if not said or len(said) > LONGEST or said[0] in _OPENING or said[0].endswith("ly") or phrase.end in {"of", "that"}:
-        return False
-    if strict and len(said) > 1 and said[0].endswith("ed"):
-        return False  # 'Python, and implemented models'
-    if any(mark.isdigit() for word in said for mark in word) or (
-        said[0].endswith("ing") and len(said) > 1 and said[1] not in _PARTICLES
+    phrase_words = [word.lower() for word, _, _ in spans[phrase.first : phrase.stop]]
+    if (
+        not phrase_words
+        or len(phrase_words) > MAX_WORDS
+        or phrase_words[0] in _NO_SKILL_START
+        or phrase_words[0].endswith("ly")
+        or phrase.end in {"of", "that"}
     ):
         return False
-    if strict and len(said) == 1 and phrase.end in _STOP - {"and", "or", "is", "are", "has", "have"}:
+    if strict and len(phrase_words) > 1 and phrase_words[0].endswith("ed"):
+        return False  # 'Python, and implemented models'
+    if any(char.isdigit() for word in phrase_words for char in word) or (
+        phrase_words[0].endswith("ing") and len(phrase_words) > 1 and phrase_words[1] not in _PARTICLES
+    ):
         return False
-    return not (_ADJECTIVE.match(said[-1]) or _NO_SKILL & set(words(said[-1])))
+    if strict and len(phrase_words) == 1 and phrase.end in _STOP_WORDS - {"and", "or", "is", "are", "has", "have"}:
+        return False
+    return not (_ADJECTIVE.match(phrase_words[-1]) or _NO_SKILL_END & set(words(phrase_words[-1])))
 
 
-def _claim(text: str, found: Sequence[tuple[str, int, int]], phrase: _Phrase) -> Claim:
-    start, end = found[phrase.first][1], found[phrase.stop - 1][2]
-    return Claim("skill", start, end, text[start:end], words(text[start:end]))
+def _new_claim(text: str, spans: Sequence[tuple[str, int, int]], phrase: _Phrase, yielded: set[int]) -> Iterator[Claim]:
+    """Yield the phrase as a claim, unless it was yielded before or has generic words only."""
+    start, end = spans[phrase.first][1], spans[phrase.stop - 1][2]
+    value = words(text[start:end])
+    if phrase.first not in yielded and not all(word in _GENERIC_WORDS for word in value):
+        yielded.add(phrase.first)
+        yield Claim("skill", start, end, text[start:end], value)

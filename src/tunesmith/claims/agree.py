@@ -1,4 +1,4 @@
-"""Whether a stated value and a field's value say the same, kind by kind."""
+"""Compares a value that a text states with a field's value, for each kind of claim."""
 
 from __future__ import annotations
 
@@ -11,84 +11,93 @@ from rapidfuzz import fuzz
 from tunesmith.claims.claim import Claim, Degree, Period, Quantity
 from tunesmith.claims.fold import Words
 
-SAME_SUBJECT = 85.0  # rapidfuzz token_set_ratio: 'computer science' and 'computing science' give 86
-ROUGH = 0.15  # 'about 100' may be 85 to 115
-WIDE = 2.0  # the most that a range may span to bear out a number inside it
-NEARLY = 0.8  # 'nearly 5' is 4 to 5
-MOST_JOBS = 6  # durations that are added up in every combination: 2 to the power of 6 sums
+SUBJECT_SIMILARITY = 85.0  # rapidfuzz token_set_ratio: 'computer science' and 'computing science' give 86
+ABOUT_TOLERANCE = 0.15  # 'about 100' may be 85 to 115
+MAX_RANGE_RATIO = 2.0  # upper over lower end of the widest range that supports a number inside it
+NEARLY_RATIO = 0.8  # 'nearly 5' is 4 to 5
+MAX_JOBS = 6  # durations added up in all combinations: 2^6 sums
 
 
-def quantity(said: Quantity, known: Quantity) -> bool:
-    """Whether a field's amount bears out the text's: 'over 5' by 5 and more, 'nearly 5' by 4 to 5, 5 by 5 or 5+."""
-    if said.unit and known.unit and said.unit != known.unit:
+def quantities_agree(claimed: Quantity, field_value: Quantity) -> bool:
+    """Return whether a field's amount supports the text's: 5 or more supports 'over 5', 4 to 5 'nearly 5', 5+ '5'."""
+    if claimed.unit and field_value.unit and claimed.unit != field_value.unit:
         return False
-    low, high = known.amount, known.upper
-    if _same(said.amount, low) and _same(said.upper, high):
-        return not (said.bound == "over" and known.bound in {"under", "nearly"})
-    if said.pair and known.pair:
-        return False  # 8 of 16 is not borne out by 9 of 16, as a range of 8 to 16 would be
-    if said.bound == "over":
-        return high >= said.amount and known.bound != "under"  # 2018 to 2023 may be more than five years
-    if said.bound == "under":
-        return high <= said.upper and known.bound != "over"
-    if said.bound == "nearly":
-        return NEARLY * said.upper <= high <= said.upper
-    if said.bound == "about" or known.bound == "about":
-        return abs(said.amount - low) <= ROUGH * low
-    if said.upper == said.amount:
-        return low <= said.amount <= high <= WIDE * low  # '3-5 people' bears out 4; a score of 2-31 is no range
-    return said.amount <= low <= high <= said.upper
+    low, high = field_value.amount, field_value.upper
+    if _is_close(claimed.amount, low) and _is_close(claimed.upper, high):
+        return not (claimed.bound == "over" and field_value.bound in {"under", "nearly"})
+    if claimed.pair and field_value.pair:
+        return False  # as ranges, 9 to 16 would support 8 to 16; as pairs, 9 of 16 does not support 8 of 16
+    if claimed.bound == "over":
+        return high >= claimed.amount and field_value.bound != "under"  # 2018 to 2023 may be more than five years
+    if claimed.bound == "under":
+        return high <= claimed.upper and field_value.bound != "over"
+    if claimed.bound == "nearly":
+        return NEARLY_RATIO * claimed.upper <= high <= claimed.upper
+    if claimed.bound == "about" or field_value.bound == "about":
+        return abs(claimed.amount - low) <= ABOUT_TOLERANCE * low
+    if claimed.upper == claimed.amount:
+        return (
+            low <= claimed.amount <= high <= MAX_RANGE_RATIO * low
+        )  # '3-5 people' supports 4; a score of 2-31 is no range
+    return claimed.amount <= low <= high <= claimed.upper
 
 
-def _same(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-6)
+def _is_close(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=1e-6)
 
 
-def period(said: Period, known: Period) -> bool:
-    """Whether a field's date bears out the text's, at the coarser of both precisions; a date may lie in a range."""
-    if said.until:
-        return bool(known.until) and _meet(said, known) and _overlap(said.until, known.until or (0, 0))
-    if said.since:
-        return _meet(said, known) and (known.since or not known.until)
-    if known.until:
-        return known.first <= said.last and said.first <= known.until[1]
-    return said.first >= known.first if known.since else _meet(said, known)
+def periods_agree(claimed: Period, field_value: Period) -> bool:
+    """Return whether a field's date supports the text's, at the coarser precision; a date may lie in a range."""
+    if claimed.until:
+        return (
+            bool(field_value.until)
+            and _periods_overlap(claimed, field_value)
+            and _spans_overlap(claimed.until, field_value.until or (0, 0))
+        )
+    if claimed.since:
+        return _periods_overlap(claimed, field_value) and (field_value.since or not field_value.until)
+    if field_value.until:
+        return field_value.first <= claimed.last and claimed.first <= field_value.until[1]
+    return claimed.first >= field_value.first if field_value.since else _periods_overlap(claimed, field_value)
 
 
-def _meet(one: Period, other: Period) -> bool:
-    return _overlap((one.first, one.last), (other.first, other.last))
+def _periods_overlap(left: Period, right: Period) -> bool:
+    return _spans_overlap((left.first, left.last), (right.first, right.last))
 
 
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return one[0] <= other[1] and other[0] <= one[1]
+def _spans_overlap(left: tuple[int, int], right: tuple[int, int]) -> bool:
+    return left[0] <= right[1] and right[0] <= left[1]
 
 
-def lasted(known: Period, month: int) -> Quantity | None:
-    """How long a range of dates lasted, in months: 2018 to 2021 is 25 to 48; an open one lasts to `month`."""
-    end = known.until or ((month, month) if known.since else None)
-    return Quantity(max(end[0] - known.last, 0), end[1] - known.first + 1) if end else None
+def period_duration(period: Period, month: int) -> Quantity | None:
+    """Return the length of a range of dates in months: 2018 to 2021 is 25 to 48; an open range ends with `month`."""
+    end = period.until or ((month, month) if period.since else None)
+    return Quantity(max(end[0] - period.last, 0), end[1] - period.first + 1) if end else None
 
 
-def total(said: Quantity, known: Sequence[Quantity]) -> bool:
-    """Whether several durations (of different jobs) add up to the one that the text states."""
-    for size in range(2, min(len(known), MOST_JOBS) + 1):
-        for some in combinations(known[:MOST_JOBS], size):
-            if quantity(said, Quantity(sum(each.amount for each in some), sum(each.upper for each in some))):
+def is_sum_of(claimed: Quantity, durations: Sequence[Quantity]) -> bool:
+    """Return whether several durations (of different jobs) add up to the stated one."""
+    for size in range(2, min(len(durations), MAX_JOBS) + 1):
+        for subset in combinations(durations[:MAX_JOBS], size):
+            if quantities_agree(
+                claimed,
+                Quantity(sum(duration.amount for duration in subset), sum(duration.upper for duration in subset)),
+            ):
                 return True
     return False
 
 
-def degree(said: Degree, known: Degree) -> bool:
-    """Same level, and the same subject where both state one."""
-    return said.level == known.level and subject(said.subject, known.subject)
+def degrees_agree(claimed: Degree, field_value: Degree) -> bool:
+    """Return whether two degrees have the same level, and the same subject if both state one."""
+    return claimed.level == field_value.level and subjects_agree(claimed.subject, field_value.subject)
 
 
-def subject(one: Words, other: Words) -> bool:
-    """Whether two fields of study are one, typing errors and additions apart; nothing stated fits everything."""
-    return not one or not other or fuzz.token_set_ratio(" ".join(one), " ".join(other)) >= SAME_SUBJECT
+def subjects_agree(left: Words, right: Words) -> bool:
+    """Return whether two fields of study match apart from typing errors and additions; an empty one matches all."""
+    return not left or not right or fuzz.token_set_ratio(" ".join(left), " ".join(right)) >= SUBJECT_SIMILARITY
 
 
-def related(said: Claim, known: Claim) -> bool:
-    """Whether two quantities count the same noun."""
-    one, other = said.value, known.value
-    return isinstance(one, Quantity) and isinstance(other, Quantity) and bool(one.nouns & other.nouns)
+def counts_same_noun(claim: Claim, fact: Claim) -> bool:
+    """Return whether two quantities count the same noun."""
+    value, fact_value = claim.value, fact.value
+    return isinstance(value, Quantity) and isinstance(fact_value, Quantity) and bool(value.nouns & fact_value.nouns)

@@ -1,64 +1,71 @@
-"""One wrong name explains more than many wrong numbers: figures that are all another's are laid at the name's door."""
+"""Finds names that are wrong because the numbers stated of them belong to another subject."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tunesmith.claims.claim import Checked, Claim
+from tunesmith.claims.claim import CheckedClaim, Claim
 from tunesmith.claims.subject import Mention, Subjects
 
-GAIN = 2  # numbers that the other subject must bear out beyond those that the named one does
-SPARE = 4  # of so many numbers one may be wrong of the other too
+MIN_GAIN = 2  # supported numbers that the other subject must be ahead of the named one
+ALLOW_ONE_MISS_FROM = 4  # with this many numbers, the other subject may miss one
 
-Judge = Callable[[Claim, str], Checked | None]
+Judge = Callable[[Claim, str], CheckedClaim | None]
 
 
-def reattributed(
-    found: Sequence[Checked], text: str, subjects: Subjects, names: Sequence[str], judge: Judge
-) -> list[Checked]:
-    """The verdicts, the numbers of a wrongly named subject being judged as the right one's and its name contradicted.
+def reattribute(
+    results: Sequence[CheckedClaim], text: str, subjects: Subjects, names: Sequence[str], judge: Judge
+) -> list[CheckedClaim]:
+    """Return the results, with each wrong name contradicted and its numbers checked against the right subject.
 
-    A name is wrong where another subject's field bears out at least GAIN more of the numbers said of it, and all of
-    them (all but one of SPARE and more).
+    A name is wrong if another subject's field supports at least MIN_GAIN more of the numbers stated of it, and all of
+    them (all but one if there are ALLOW_ONE_MISS_FROM or more).
     """
-    groups: dict[Mention, list[Checked]] = {}
-    for each in found:
-        anchor = subjects.anchor(text, each.claim.start)
-        if anchor and each.claim.kind in {"number", "percentage"}:
-            groups.setdefault(anchor, []).append(each)
-    changed: dict[Claim, Checked] = {}
-    for anchor, said in groups.items():
-        own = sum(each.verdict == "supported" for each in said)
-        named = next((each for each in found if each.claim.kind == "name" and _at(each, anchor)), None)
-        if named is None or len(said) - own < GAIN:
+    groups: dict[Mention, list[CheckedClaim]] = {}
+    for result in results:
+        anchor = subjects.anchor(text, result.claim.start)
+        if anchor and result.claim.kind in {"number", "percentage"}:
+            groups.setdefault(anchor, []).append(result)
+    replacements: dict[Claim, CheckedClaim] = {}
+    for anchor, group in groups.items():
+        own_count = sum(result.verdict == "supported" for result in group)
+        name_result = next(
+            (result for result in results if result.claim.kind == "name" and _covers(result, anchor)), None
+        )
+        if name_result is None or len(group) - own_count < MIN_GAIN:
             continue
-        other, verdicts = _best(said, [name for name in names if name != anchor.name], judge)
-        fit = sum(each.verdict == "supported" for each in verdicts)
-        if fit - own >= GAIN and fit >= len(said) - (len(said) >= SPARE):
-            changed.update({each.claim: each for each in verdicts})
-            changed[named.claim] = replace(
-                named, verdict="contradicted", field=other, reason=f"{other} has these figures"
+        best_name, verdicts = _best_subject(group, [name for name in names if name != anchor.name], judge)
+        fit_count = sum(result.verdict == "supported" for result in verdicts)
+        if fit_count - own_count >= MIN_GAIN and fit_count >= len(group) - (len(group) >= ALLOW_ONE_MISS_FROM):
+            replacements.update({result.claim: result for result in verdicts})
+            replacements[name_result.claim] = replace(
+                name_result, verdict="contradicted", field=best_name, reason=f"{best_name} has these figures"
             )
-    return [changed.get(each.claim, each) for each in found]
+    return [replacements.get(result.claim, result) for result in results]
 
 
-def _best(said: Sequence[Checked], names: Sequence[str], judge: Judge) -> tuple[str, list[Checked]]:
-    """The subject whose field bears out most of the claims, and its verdicts on them."""
-    best: tuple[str, list[Checked]] = ("", [])
-    most = 0
+def _best_subject(
+    results: Sequence[CheckedClaim], names: Sequence[str], judge: Judge
+) -> tuple[str, list[CheckedClaim]]:
+    """Return the subject whose field supports most of the claims, and the results against it."""
+    best: tuple[str, list[CheckedClaim]] = ("", [])
+    best_count = 0
     for name in names:
-        verdicts = [_own(judge(each.claim, name), name) or replace(each, verdict="unsupported") for each in said]
-        fit = sum(each.verdict == "supported" for each in verdicts)
-        if fit > most:
-            best, most = (name, verdicts), fit
+        verdicts = [
+            _from_own_field(judge(result.claim, name), name) or replace(result, verdict="unsupported")
+            for result in results
+        ]
+        count = sum(result.verdict == "supported" for result in verdicts)
+        if count > best_count:
+            best, best_count = (name, verdicts), count
     return best
 
 
-def _own(checked: Checked | None, name: str) -> Checked | None:
-    """A verdict that rests on the subject's own field, no other's."""
-    return checked if checked and (checked.verdict != "supported" or checked.field == name) else None
+def _from_own_field(result: CheckedClaim | None, name: str) -> CheckedClaim | None:
+    """Return the result, or None if it is supported by the field of another subject."""
+    return result if result and (result.verdict != "supported" or result.field == name) else None
 
 
-def _at(checked: Checked, mention: Mention) -> bool:
-    return checked.claim.start <= mention.start < checked.claim.end
+def _covers(result: CheckedClaim, mention: Mention) -> bool:
+    return result.claim.start <= mention.start < result.claim.end

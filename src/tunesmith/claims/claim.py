@@ -1,4 +1,4 @@
-"""The frozen types of this room: what a text states, and what its fields say to it."""
+"""The frozen types of this package: claims of a text, their values and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUANTITIES: frozenset[Kind] = frozenset({"number", "duration", "money", "percent
 
 @dataclass(frozen=True)
 class Quantity:
-    """A measured amount: durations in months, percentages in per cent, money in `unit` (an ISO 4217 code or '').
+    """An amount: durations in months, percentages in percent, money in `unit` (an ISO 4217 code or '').
 
     `upper` is the other end of a range (2-3 years), else the amount itself. In a `pair` (a score of 31-12, 7 of 12
     shots) it is the second number. `nouns` are the stems of what is counted.
@@ -34,9 +34,9 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Period:
-    """A date as months since year 0, first to last month meant: 2019 is 24228 to 24239.
+    """A date as its first and last month, counted from year 0: 2019 is 24228 to 24239.
 
-    A range has the months of its end in `until`; `since` is a range without an end.
+    For a range, `until` holds the first and last month of its end. `since` marks a range without an end.
     """
 
     first: int
@@ -58,7 +58,7 @@ Value = Quantity | Period | Degree | tuple[str, ...]  # words folded by `fold.wo
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement of a text: characters start to end (end not included), and its normalised value."""
+    """One statement of a text: characters start to end (exclusive) and the normalized value."""
 
     kind: Kind
     start: int
@@ -68,8 +68,8 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A claim with its verdict, the field that decided it, and a reason a person can read."""
+class CheckedClaim:
+    """A claim with its verdict, the field that decided it, and a reason for readers."""
 
     claim: Claim
     verdict: Verdict

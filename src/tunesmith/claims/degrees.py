@@ -1,4 +1,4 @@
-"""Degrees with their level and subject: Bachelor's in Computer Science, BSc, MBA, Level 3 Diploma in Welding."""
+"""Extracts degrees with level and subject: Bachelor's in Computer Science, BSc, MBA, Level 3 Diploma in Welding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from tunesmith.claims.claim import Claim, Degree
 from tunesmith.claims.fold import words
 
-_LEVELS = {  # order matters: the first that matches names the level
+_LEVELS = {  # in order of precedence
     "doctorate": (
         r"Ph\.?\s?D\b\.?|D\.?Phil\b|[Dd]octorate|[Dd]octor[’']s(?= degree)|[Dd]octoral degree|Doctor of|Pharm\.?D\b"
     ),
@@ -32,36 +32,36 @@ _IMPLIED = {"mba": "business administration", "bba": "business administration", 
             "mfa": "fine arts", "bfa": "fine arts", "bcom": "commerce"}  # fmt: skip
 _NO_SUBJECT = {("science",), ("art",), ("philosophy",)}  # 'Bachelor of Science' says no more than BSc
 _LEVEL = "|".join(f"(?P<{level}>{pattern})" for level, pattern in _LEVELS.items())
-_STOP = (
+_STOP_WORDS = (
     r"(?:and|or|from|at|with|which|who|where|to|as|for|have|has|is|was|that|a|an|the|my|i|plus|along|by|but|while|"
     r"combined|coupled|required|preferred|degree|equivalent|related|will|make|minimum|among|in|of)\b"
 )
-_WORD = rf"(?!{_STOP})[A-Za-z][\w’'-]*"
+_WORD = rf"(?!{_STOP_WORDS})[A-Za-z][\w’'-]*"
 _CAP = r"(?!(?:Master|Bachelor|Doctor|MBA|BSc|MSc|PhD|BA|PGCE|I)\b)[A-Z][\w’'-]*"
 _GAP = r"(?:(?!\n\s*\n)\s)+"  # a subject ends with its paragraph at the latest
-_SUBJECT = rf"(?P<subject>{_WORD}(?:{_GAP}(?:(?:and|&|of){_GAP})?{_CAP}|[ ](?!(?i:{_STOP}))[a-z][\w’'-]*){{0,4}})"
+_SUBJECT = rf"(?P<subject>{_WORD}(?:{_GAP}(?:(?:and|&|of){_GAP})?{_CAP}|[ ](?!(?i:{_STOP_WORDS}))[a-z][\w’'-]*){{0,4}})"
 _TAIL = (
     rf"(?:{_GAP}Level{_GAP}\d+)?(?:{_GAP}(?:[Dd]egrees?|[Hh]onours))?(?:\s*\([^)]{{1,12}}\))?"
     rf"(?:{_GAP}(?:in|of){_GAP}(?:the{_GAP})?{_SUBJECT})?"
 )
-_FIRST = "(?=[ABCDGHLMNPabcdhm])"  # the first letters of all levels: most words are passed over at once
-DEGREE = re.compile(rf"(?<![\w.]){_FIRST}(?:Level{_GAP}\d+{_GAP})?(?:{_LEVEL}){_TAIL}")
+_FIRST = "(?=[ABCDGHLMNPabcdhm])"  # first letters of all levels: rejects most words at once
+_DEGREE = re.compile(rf"(?<![\w.]){_FIRST}(?:Level{_GAP}\d+{_GAP})?(?:{_LEVEL}){_TAIL}")
 _OF = re.compile(rf"(?:{_GAP})?{_SUBJECT}")
 _IN = re.compile(rf"{_GAP}in{_GAP}(?:the{_GAP})?{_SUBJECT}")
 
 
-def degrees(text: str) -> Iterator[Claim]:
-    """Every degree of a text. 'Scrum Master' and 'to master' are none."""
-    for match in DEGREE.finditer(text):
+def find_degrees(text: str) -> Iterator[Claim]:
+    """Yield every degree of a text. 'Scrum Master' and 'to master' are none."""
+    for match in _DEGREE.finditer(text):
         level = match.lastgroup if match.lastgroup != "subject" else None
         level = level or next(name for name in _LEVELS if match[name])
-        named, end = match["subject"], match.end()
+        subject_text, end = match["subject"], match.end()
         if match[level].endswith(" of") and (first := _OF.match(text, match.end(level))):
-            named, end = first["subject"], first.end()
+            subject_text, end = first["subject"], first.end()
             if second := _IN.match(text, end):
-                named, end = second["subject"], second.end()
-        short = match[level].lower().replace(".", "").replace(" ", "")
-        subject = words(named or _IMPLIED.get(short, ""))
+                subject_text, end = second["subject"], second.end()
+        abbreviation = match[level].lower().replace(".", "").replace(" ", "")
+        subject = words(subject_text or _IMPLIED.get(abbreviation, ""))
         empty = match[level].endswith(" of") and subject in _NO_SUBJECT
         value = Degree(level, () if empty else subject)
         yield Claim("degree", match.start(), end, text[match.start() : end], value)

@@ -1,4 +1,4 @@
-"""What may speak for a claim: the sources and facts of its side, and those that go with it."""
+"""The evidence for a claim: fields and facts of its side, and the claims next to it."""
 
 from __future__ import annotations
 
@@ -8,114 +8,136 @@ from datetime import date
 from functools import cached_property
 
 from tunesmith.claims.abilities import stem
-from tunesmith.claims.claim import Checked, Claim, Side
-from tunesmith.claims.fields import SKILLS, Fact, Known, Source
-from tunesmith.claims.fold import Words, bare, holds, words
+from tunesmith.claims.claim import CheckedClaim, Claim, Side
+from tunesmith.claims.fields import SKILL_FIELD, Fact, ParsedFields, SourceField
+from tunesmith.claims.fold import Words, contains_phrase, core_words, words
 from tunesmith.claims.subject import Subjects
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A text with its claims, and its fields as facts. `today` ends 'since 2019'.
+    """A text with its claims, and its fields as facts.
 
-    In a `letter` somebody speaks of himself.
+    `today` ends 'since 2019'. A `letter` is written in the first person.
     """
 
     text: str
-    known: Known
+    fields: ParsedFields
     claims: list[Claim]
     subjects: Subjects
     today: date
     letter: bool = False
 
     @cached_property
-    def own(self) -> frozenset[str]:
-        """The stems of all that the writer's fields say."""
-        return frozenset(stem(word) for each in self.sources("writer") for word in each.words)
+    def writer_stems(self) -> frozenset[str]:
+        """Stems of all words in the writer's fields."""
+        return frozenset(stem(word) for source in self.sources("writer") for word in source.words)
 
     @cached_property
-    def skilled(self) -> frozenset[str]:
-        """The stems of the writer's lists of skills; of all that his fields say where none is a list of skills."""
-        lists = [each for each in self.sources("writer") if SKILLS.search(each.name)]
-        return frozenset(stem(word) for each in lists for word in each.words) if lists else self.own
+    def skill_stems(self) -> frozenset[str]:
+        """Stems of the words in the writer's skill lists, or in all the writer's fields if there is no list."""
+        lists = [source for source in self.sources("writer") if SKILL_FIELD.search(source.name)]
+        return frozenset(stem(word) for source in lists for word in source.words) if lists else self.writer_stems
 
     @cached_property
     def by_field(self) -> Mapping[str, Sequence[Fact]]:
-        """The facts of each field."""
+        """Facts by field."""
         table: dict[str, list[Fact]] = {}
-        for each in self.known.facts:
-            table.setdefault(each.field, []).append(each)
+        for fact in self.fields.facts:
+            table.setdefault(fact.field, []).append(fact)
         return table
 
-    def sources(self, side: Side) -> list[Source]:
-        """The fields that may speak for a side."""
-        return [each for each in self.known.sources if may(each.side, side)]
+    def sources(self, side: Side) -> list[SourceField]:
+        """Return the fields that apply to a side."""
+        return [source for source in self.fields.sources if applies_to(source.side, side)]
 
     def facts(self, side: Side, *kinds: str) -> list[Fact]:
-        """Their facts of these kinds."""
-        return [each for each in self.known.facts if each.claim.kind in kinds and may(each.side, side)]
+        """Return the facts of these kinds that apply to a side."""
+        return [fact for fact in self.fields.facts if fact.claim.kind in kinds and applies_to(fact.side, side)]
 
-    def naming(self, stems: frozenset[str]) -> str:
-        """The writer's field that has most of these stems."""
-        return max(self.sources("writer"), key=lambda each: len(stems & {stem(word) for word in each.words})).name
+    def best_field(self, stems: frozenset[str]) -> str:
+        """Return the writer's field that has most of these stems."""
+        return max(self.sources("writer"), key=lambda source: len(stems & {stem(word) for word in source.words})).name
 
-    def near(self, claim: Claim, start: int, end: int, *kinds: str) -> list[Claim]:
-        """Claims of the kinds that go with this one: behind it up to a comma or 'and', else before it.
+    def neighbors(self, claim: Claim, start: int, end: int, *kinds: str) -> list[Claim]:
+        """Return claims of the kinds that belong to this one: after it up to a comma or 'and', else before it.
 
         'two years as a Cook at X and three years as a Chef at Y': each duration has its own employer.
         """
-        there = [each for each in self.claims if start <= each.start and each.end <= end and each is not claim]
-        same = [each for each in there if each.kind == claim.kind]
-        until = min([each.start for each in same if each.start >= claim.end], default=end)
+        in_span = [
+            other_claim
+            for other_claim in self.claims
+            if start <= other_claim.start and other_claim.end <= end and other_claim is not claim
+        ]
+        same_kind = [other_claim for other_claim in in_span if other_claim.kind == claim.kind]
+        until = min([other_claim.start for other_claim in same_kind if other_claim.start >= claim.end], default=end)
         for mark in (",", " and ", " but "):
             cut = self.text.find(mark, claim.end, until)
             until = cut if cut >= 0 else until
-        found = [each for each in there if each.kind in kinds and claim.end <= each.start < until]
-        since = max([each.end for each in same if each.end <= claim.start], default=start)
-        return found or [each for each in there if each.kind in kinds and since <= each.start < claim.start]
+        following = [
+            other_claim
+            for other_claim in in_span
+            if other_claim.kind in kinds and claim.end <= other_claim.start < until
+        ]
+        since = max([other_claim.end for other_claim in same_kind if other_claim.end <= claim.start], default=start)
+        return following or [
+            other_claim
+            for other_claim in in_span
+            if other_claim.kind in kinds and since <= other_claim.start < claim.start
+        ]
 
-    def anchored(self, facts: list[Fact], claim: Claim, start: int, end: int) -> list[Fact]:
-        """The facts whose piece names the employer, else the title, else the skill that goes with the claim."""
+    def facts_nearby(self, facts: list[Fact], claim: Claim, start: int, end: int) -> list[Fact]:
+        """Return the facts whose piece names the employer, else the title, else the skill next to the claim."""
         for kind in ("employer", "title", "skill"):
-            for near in self.near(claim, start, end, kind):
-                some = [each for each in facts if holds(bare(words(each.piece)), bare(worded(near)))]
-                if some:
-                    return some
+            for neighbor in self.neighbors(claim, start, end, kind):
+                matching = [
+                    fact
+                    for fact in facts
+                    if contains_phrase(core_words(words(fact.piece)), core_words(claim_words(neighbor)))
+                ]
+                if matching:
+                    return matching
         return []
 
-    def elsewhere(self, claim: Claim, wanted: Words, side: Side) -> Checked | None:
-        """The verdict on what only the other side's fields say."""
-        for source in self.known.sources:
-            if side == "writer" and source.side == "reader" and holds(bare(source.words), bare(wanted)):
-                return demand(claim, source.name)
+    def demanded_elsewhere(self, claim: Claim, phrase: Words, side: Side) -> CheckedClaim | None:
+        """Return a verdict if only the reader's fields name a phrase that the writer claims."""
+        for source in self.fields.sources:
+            if (
+                side == "writer"
+                and source.side == "reader"
+                and contains_phrase(core_words(source.words), core_words(phrase))
+            ):
+                return only_demanded(claim, source.name)
         return None
 
 
-def may(field: Side, side: Side) -> bool:
-    """Whether a field of one side may speak for a statement of the other."""
+def applies_to(field: Side, side: Side) -> bool:
+    """Return whether a field of one side applies to a statement about the other."""
     return "both" in {field, side} or field == side
 
 
-def worded(claim: Claim) -> Words:
-    """A claim's folded words."""
+def claim_words(claim: Claim) -> Words:
+    """Return a claim's folded words."""
     return claim.value if isinstance(claim.value, tuple) else words(claim.text)
 
 
-def supported(claim: Claim, field: str) -> Checked:
-    """The verdict on what a field states."""
-    return Checked(claim, "supported", field, f"{field} states it")
+def supported(claim: Claim, field: str) -> CheckedClaim:
+    """Return the verdict for a claim that a field states."""
+    return CheckedClaim(claim, "supported", field, f"{field} states it")
 
 
-def against(claim: Claim, fact: Fact) -> Checked:
-    """The verdict on what a field states otherwise."""
-    return Checked(claim, "contradicted", fact.field, f"{fact.field} says {fact.claim.text!r}")
+def contradicted(claim: Claim, fact: Fact) -> CheckedClaim:
+    """Return the verdict for a claim that a fact contradicts."""
+    return CheckedClaim(claim, "contradicted", fact.field, f"{fact.field} says {fact.claim.text!r}")
 
 
-def demand(claim: Claim, field: str) -> Checked:
-    """The verdict on what only the other side's field states."""
-    return Checked(claim, "unsupported", field, f"only {field} names it: the advert's demand, not the applicant's fact")
+def only_demanded(claim: Claim, field: str) -> CheckedClaim:
+    """Return the verdict for a claim that only the reader's field names."""
+    return CheckedClaim(
+        claim, "unsupported", field, f"only {field} names it: the advert asks for it, no field says it of the applicant"
+    )
 
 
-def unknown(claim: Claim, reason: str) -> Checked:
-    """The verdict on what no field states."""
-    return Checked(claim, "unsupported", None, reason)
+def unsupported(claim: Claim, reason: str) -> CheckedClaim:
+    """Return the verdict for a claim that no field states."""
+    return CheckedClaim(claim, "unsupported", None, reason)

@@ -1,4 +1,4 @@
-"""Fields as facts: whose they are, what they state, and which words the text may be searched for."""
+"""Reads fields as facts: which side they belong to, what they state, and which phrases to look for in the text."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tunesmith.claims.abilities import tells
+from tunesmith.claims.abilities import is_specific
 from tunesmith.claims.claim import Claim, Side
 from tunesmith.claims.extract import extract
 from tunesmith.claims.fold import Words, words
 from tunesmith.claims.people import CAPITALS
-from tunesmith.claims.phrases import Report
-from tunesmith.claims.skills import hard
+from tunesmith.claims.phrases import ReportOptions
+from tunesmith.claims.skills import specific_items
 
 _WRITER = re.compile(
     r"\b(?:applicant|candidate|my|user|past|previous|current|working|work|experience|skill\w*|qualifications?|education|"
@@ -25,37 +25,37 @@ _READER = re.compile(
     r"description|hiring|responsibilit\w+|posting|school hiring|client)\b",
     re.IGNORECASE,
 )
-_OWNED = re.compile(r"\b(?:applicant|candidate|my|user|past|previous|current|former|last)\b", re.IGNORECASE)
-_ITEMS = re.compile(r"[,;\n•|]+|\band\b|\bor\b|(?<=[a-z])\.\s")
+_OWNER = re.compile(r"\b(?:applicant|candidate|my|user|past|previous|current|former|last)\b", re.IGNORECASE)
+_ITEM_END = re.compile(r"[,;\n•|]+|\band\b|\bor\b|(?<=[a-z])\.\s")
 _COMPANY = re.compile(r"company|employer|organi[sz]ation|school hiring", re.IGNORECASE)
-_LEAD = re.compile(
+_LEADING_WORDS = re.compile(
     r"^(?:[-*\d.)\s]+)?(?:(?:good|strong|proven|proficient|proficiency|skilled|knowledge|experience|expertise|familiarity|"
     r"familiar|background|ability|certified|training|excellent|solid|deep)\s+)*(?:(?:of|in|with|to|using|as)\s+)?"
     r"(?:(?:an?|the)\s+)?",
     re.IGNORECASE,
 )
-_AT = re.compile(rf"\b(?:at|for|with)\s+(?P<name>(?:[Tt]he )?{CAPITALS}(?: and {CAPITALS})?)")
+_EMPLOYER_CUE = re.compile(rf"\b(?:at|for|with)\s+(?P<name>(?:[Tt]he )?{CAPITALS}(?: and {CAPITALS})?)")
 _VAGUE = re.compile(
     r"\w+ly\b|\b(?:communication|skills?|abilit\w+|experience|knowledge|attention|teams?|fields?|degree|years?|related|"
     r"strong|excellent|other|any|etc|manner|practices|role|position)\b",
     re.IGNORECASE,
 )
 _ACTIVITY = re.compile(r"^\w+ing(?:\s|$)")
-_PIECES = re.compile(
+_PIECE_END = re.compile(
     r"[;\n]|(?<=[a-z)])(?<!Inc)(?<!Ltd)\.\s|\),|,\s+(?=\d+\+?\s*(?:years?|yrs?|months?)\b)", re.IGNORECASE
 )
 
 
-SKILLS = re.compile(r"skill|tool|language|competenc", re.IGNORECASE)  # names of fields that list skills
-_DEMANDS = re.compile(r"prefer|require|qualification", re.IGNORECASE)
-_WISHES = re.compile(r"[;\n]|(?<=[a-z)])\.(?=\s|$)")
+SKILL_FIELD = re.compile(r"skill|tool|language|competenc", re.IGNORECASE)  # names of fields that list skills
+_DEMAND_FIELD = re.compile(r"prefer|require|qualification", re.IGNORECASE)
+_REQUIREMENT_END = re.compile(r"[;\n]|(?<=[a-z)])\.(?=\s|$)")
 _ARTICLE = re.compile(r"^\s*(?:[-*•]\s*)?(?:\d+[.)]\s+)?(?:an?\s+|the\s+)?", re.IGNORECASE)
-LONGEST_WISH = 7  # words: a longer one is a sentence, which no letter repeats
+MAX_REQUIREMENT_WORDS = 7  # a longer one is a sentence, which letters do not repeat
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A claim of a field, with the piece of the field (a line, an entry) that it stands in."""
+    """A claim of a field, with the piece of the field (a line, an entry) that contains it."""
 
     field: str
     side: Side
@@ -64,8 +64,8 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One field: its text, its side, all its folded words."""
+class SourceField:
+    """One field: its name, side, text and folded words."""
 
     name: str
     side: Side
@@ -74,123 +74,127 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Known:
-    """All fields, read once: sources, facts, phrases to look for in the text, and each advert's wishes by field."""
+class ParsedFields:
+    """All fields, read once: sources, facts, phrases to look for in the text, and requirements of adverts by field."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[SourceField, ...]
     facts: tuple[Fact, ...]
     skills: frozenset[str]
-    organisations: frozenset[str]
-    wishes: tuple[tuple[str, Words], ...] = ()
+    organizations: frozenset[str]
+    requirements: tuple[tuple[str, Words], ...] = ()
 
-    def speaks(self, side: Side, *kinds: str) -> bool:
-        """Whether the fields say anything of these kinds for a side; what they do not speak of cannot be wrong.
+    def covers(self, side: Side, *kinds: str) -> bool:
+        """Return whether the fields state anything of these kinds for a side; if not, they cannot contradict it.
 
-        The writer's own fields count as a whole record: a degree that they do not name is one too many. An advert's
-        list of demands ('3 years as a cook') does not tell which title or company it is about.
+        The writer's fields count as complete: a degree that they do not name is unsupported. An advert's requirements
+        ('3 years as a cook') do not say which title or company it is about.
         """
         if side == "writer" and "name" not in kinds:
             return True
-        told = (each for each in self.facts if each.claim.kind in kinds and each.side in {side, "both"})
-        return any("skill" in kinds or not _DEMANDS.search(each.field) for each in told)
+        facts = (fact for fact in self.facts if fact.claim.kind in kinds and fact.side in {side, "both"})
+        return any("skill" in kinds or not _DEMAND_FIELD.search(fact.field) for fact in facts)
 
 
 @lru_cache(maxsize=256)
 def guess_side(name: str) -> Side:
-    """Whose facts a field holds, from its name.
+    """Guess from a field's name whose facts it holds.
 
-    'past', 'current', 'my', 'applicant' and the like make a field the writer's; else job, title, company, preferred,
+    'past', 'current', 'my', 'applicant' and the like make it the writer's; else job, title, company, preferred,
     required and the like make it the reader's (the advert's); else name, experience, skills, qualifications, education
-    make it the writer's. Any other field may support statements about both.
+    make it the writer's. Any other field applies to both.
     """
     plain = re.sub(r"[_\-]+|(?<=[a-z])(?=[A-Z])", " ", name)
-    if _OWNED.search(plain):
+    if _OWNER.search(plain):
         return "writer"
     if _READER.search(plain):
         return "reader"
     return "writer" if _WRITER.search(plain) else "both"
 
 
-def items(text: str) -> list[str]:
-    """What a field lists: its parts between commas, semicolons, lines and 'and', leading phrases cut."""
-    parts = (_LEAD.sub("", part.strip(" .()\t")) for part in _ITEMS.split(text))
+def list_items(text: str) -> list[str]:
+    """Return the items of a list: parts between commas, semicolons, lines and 'and', without leading phrases."""
+    parts = (_LEADING_WORDS.sub("", part.strip(" .()\t")) for part in _ITEM_END.split(text))
     return [part for part in parts if part and len(part.split()) <= 4]
 
 
-def read(
+def read_fields(
     fields: Mapping[str, str],
     sides: Mapping[str, Side],
     skills: frozenset[str] = frozenset(),
-    report: Report | None = None,
-) -> Known:
-    """The fields as facts. `sides` overrides the guess by name; `skills` are the caller's phrases."""
+    report: ReportOptions | None = None,
+) -> ParsedFields:
+    """Read fields as facts. `sides` overrides the guess by name; `skills` are extra phrases to look for."""
     sources = tuple(
-        Source(name, sides.get(name) or guess_side(name), text, words(text)) for name, text in fields.items() if text
+        SourceField(name, sides.get(name) or guess_side(name), text, words(text))
+        for name, text in fields.items()
+        if text
     )
-    listed = {item for source in sources for item in _skill_items(source)}
-    organisations = {name for source in sources for name in _organisations(source)}
-    wished = [(source.name, wish) for source in sources for wish in _wishes(source)]
-    known = hard(listed | {wish for _, wish in wished}) | skills
-    facts = [fact for source in sources for fact in _facts(source, known, frozenset(organisations), report)]
-    wishes = tuple((name, words(wish)) for name, wish in wished)
-    return Known(sources, tuple(facts), known, frozenset(organisations), wishes)
+    listed_skills = {item for source in sources for item in _skill_items(source)}
+    organizations = {name for source in sources for name in _organizations(source)}
+    requirements = [(source.name, requirement) for source in sources for requirement in _requirements(source)]
+    skill_phrases = specific_items(listed_skills | {requirement for _, requirement in requirements}) | skills
+    facts = [fact for source in sources for fact in _facts(source, skill_phrases, frozenset(organizations), report)]
+    wishes = tuple((name, words(requirement)) for name, requirement in requirements)
+    return ParsedFields(sources, tuple(facts), skill_phrases, frozenset(organizations), wishes)
 
 
-def _skill_items(source: Source) -> list[str]:
-    if SKILLS.search(source.name):
-        return items(source.text)
-    if _DEMANDS.search(source.name):
-        return [item for item in items(source.text) if _particular(item)]
+def _skill_items(source: SourceField) -> list[str]:
+    if SKILL_FIELD.search(source.name):
+        return list_items(source.text)
+    if _DEMAND_FIELD.search(source.name):
+        return [item for item in list_items(source.text) if _is_particular(item)]
     return []
 
 
-def _wishes(source: Source) -> Iterator[str]:
-    """What an advert asks for, wish by wish and as it has it: 'experience in prisons', 'tram permit'."""
-    if source.side != "reader" or _whole(source):
+def _requirements(source: SourceField) -> Iterator[str]:
+    """Yield what an advert asks for, as written: 'experience in prisons', 'tram permit'."""
+    if source.side != "reader" or _single_value_kind(source):
         return
-    for piece in _WISHES.split(source.text):
-        wish = _ARTICLE.sub("", piece).strip()
-        rest = _LEAD.sub("", wish)
-        plain = rest == piece.strip()  # neither an article nor 'experience with' says that a thing is named
-        named = tells(words(rest)) and not _VAGUE.search(rest) and not (plain and _ACTIVITY.search(rest))
-        if 2 <= len(wish.split()) <= LONGEST_WISH and (named or wish[:1].isdigit()):
-            yield wish
+    for piece in _REQUIREMENT_END.split(source.text):
+        requirement = _ARTICLE.sub("", piece).strip()
+        topic = _LEADING_WORDS.sub("", requirement)
+        unmarked = topic == piece.strip()  # no article or 'experience with' in front
+        specific = is_specific(words(topic)) and not _VAGUE.search(topic) and not (unmarked and _ACTIVITY.search(topic))
+        if 2 <= len(requirement.split()) <= MAX_REQUIREMENT_WORDS and (specific or requirement[:1].isdigit()):
+            yield requirement
 
 
-def _particular(item: str) -> bool:
-    """Whether a part of an advert's prose names a skill: two or three words, or a name; no 'communication skills'."""
+def _is_particular(item: str) -> bool:
+    """Return whether a part of an advert's prose names a skill: two or three words, or a capitalized name."""
     parts = item.split()
-    named = len(parts) > 1 or any(mark.isupper() for mark in item)
+    is_name = len(parts) > 1 or any(char.isupper() for char in item)
     return (
-        named
+        is_name
         and len(parts) <= 3
-        and not any(mark.isdigit() for mark in item[:2])
+        and not any(char.isdigit() for char in item[:2])
         and not _VAGUE.search(item)
         and not _ACTIVITY.search(item)
     )
 
 
-def _organisations(source: Source) -> list[str]:
+def _organizations(source: SourceField) -> list[str]:
     if _COMPANY.search(source.name) and len(source.words) <= 6:
         return [source.text.strip()]
-    return [match["name"] for match in _AT.finditer(source.text)] if source.side != "reader" else []
+    return [match["name"] for match in _EMPLOYER_CUE.finditer(source.text)] if source.side != "reader" else []
 
 
-def _facts(source: Source, skills: frozenset[str], organisations: frozenset[str], report: Report | None) -> list[Fact]:
+def _facts(
+    source: SourceField, skills: frozenset[str], organizations: frozenset[str], report: ReportOptions | None
+) -> list[Fact]:
     text = source.text
-    whole = _whole(source)
-    if whole:
-        return [Fact(source.name, source.side, Claim(whole, 0, len(text), text, source.words), text)]  # type: ignore[arg-type]
-    found = []
-    cuts = [0, *(match.end() for match in _PIECES.finditer(text)), len(text)]
-    for claim in extract(text, skills, organisations, report, field=True):
-        at = max(index for index, cut in enumerate(cuts[:-1]) if cut <= claim.start)
-        found.append(Fact(source.name, source.side, claim, text[cuts[at] : cuts[at + 1]]))
-    return found
+    kind = _single_value_kind(source)
+    if kind:
+        return [Fact(source.name, source.side, Claim(kind, 0, len(text), text, source.words), text)]  # type: ignore[arg-type]
+    facts = []
+    starts = [0, *(match.end() for match in _PIECE_END.finditer(text)), len(text)]
+    for claim in extract(text, skills, organizations, report, field=True):
+        index = max(index for index, start in enumerate(starts[:-1]) if start <= claim.start)
+        facts.append(Fact(source.name, source.side, claim, text[starts[index] : starts[index + 1]]))
+    return facts
 
 
-def _whole(source: Source) -> str | None:
-    """The kind of a field that is one value: a title, a company, a name."""
+def _single_value_kind(source: SourceField) -> str | None:
+    """Return the kind of a field that holds one value: a title, a company, a name."""
     name = source.name
     if len(source.words) > 6:
         return None

@@ -1,47 +1,47 @@
-"""Verdicts on amounts: numbers, durations, money and percentages."""
+"""Decides verdicts on amounts in letters: numbers, durations, money and percentages."""
 
 from __future__ import annotations
 
 import re
 
-from tunesmith.claims import agree
-from tunesmith.claims.claim import QUANTITIES, Checked, Claim, Period, Quantity, Side
-from tunesmith.claims.evidence import Evidence, against, demand, may, supported, unknown
+from tunesmith.claims.agree import counts_same_noun, is_sum_of, period_duration, quantities_agree
+from tunesmith.claims.claim import QUANTITIES, CheckedClaim, Claim, Period, Quantity, Side
+from tunesmith.claims.evidence import Evidence, applies_to, contradicted, only_demanded, supported, unsupported
 from tunesmith.claims.fields import Fact
-from tunesmith.claims.idle import remark
+from tunesmith.claims.idle import is_general_remark
 from tunesmith.claims.numbers import is_group
 
-FEW = 3  # 'two schools', 'three reasons': so small a number in words is a claim only where a field counts the same noun
+SMALL_NUMBER = 3  # 'two schools', 'three reasons': a claim only if a field counts the same noun
 
 
-def quantity(given: Evidence, claim: Claim, side: Side, start: int, end: int) -> Checked | None:
-    """The verdict on an amount of a letter; None for a rhetorical 'two'."""
-    facts = given.facts("both", *_comparable(claim))
-    mine = [each for each in facts if may(each.side, side)]
-    close = given.anchored(mine, claim, start, end) if claim.kind == "duration" else []
-    close = close or [each for each in mine if agree.related(claim, each.claim)]
-    if not close and is_group(claim.text):
+def check_quantity(evidence: Evidence, claim: Claim, side: Side, start: int, end: int) -> CheckedClaim | None:
+    """Return the verdict on an amount in a letter; None if it states nothing, like a rhetorical 'two'."""
+    facts = evidence.facts("both", *_comparable(claim))
+    own_facts = [fact for fact in facts if applies_to(fact.side, side)]
+    related_facts = evidence.facts_nearby(own_facts, claim, start, end) if claim.kind == "duration" else []
+    related_facts = related_facts or [fact for fact in own_facts if counts_same_noun(claim, fact.claim)]
+    if not related_facts and is_group(claim.text):
         return None
-    if fact := _equal(given, claim, close or mine):
+    if fact := _equal(evidence, claim, related_facts or own_facts):
         return supported(claim, fact.field)
-    named = re.match(r"\s*(?:as|at|with)\b", given.text[claim.end :])
-    if close and not named and (fact := _sum(given, claim, mine)):
+    qualified = re.match(r"\s*(?:as|at|with)\b", evidence.text[claim.end :])
+    if related_facts and not qualified and (fact := _sum(evidence, claim, own_facts)):
         return supported(claim, fact.field)  # 'in ten years I was a Cook at X for two': ten is all jobs together
-    if close:
-        return against(claim, close[0])
-    if claim.kind == "number" and claim.text.replace(" ", "").isalpha() and _amount(claim) <= FEW:
+    if related_facts:
+        return contradicted(claim, related_facts[0])
+    if claim.kind == "number" and claim.text.replace(" ", "").isalpha() and _amount(claim) <= SMALL_NUMBER:
         return None
-    if side == "reader" and not mine:
-        return None  # 'your 40 branches': no field counts anything of the reader's
-    if given.letter and not close and remark(given.text, claim.start):
+    if side == "reader" and not own_facts:
+        return None  # 'your 40 branches': the fields count nothing of the reader's
+    if evidence.letter and not related_facts and is_general_remark(evidence.text, claim.start):
         return None
-    theirs = [each for each in facts if each not in mine]
+    other_facts = [fact for fact in facts if fact not in own_facts]
     if claim.kind == "number":
-        theirs = [each for each in theirs if agree.related(claim, each.claim)]
-    other = _equal(given, claim, theirs)
-    if other and side == "writer":
-        return demand(claim, other.field)
-    return unknown(claim, f"no field states this {claim.kind}")
+        other_facts = [fact for fact in other_facts if counts_same_noun(claim, fact.claim)]
+    demanded = _equal(evidence, claim, other_facts)
+    if demanded and side == "writer":
+        return only_demanded(claim, demanded.field)
+    return unsupported(claim, f"no field states this {claim.kind}")
 
 
 def _comparable(claim: Claim) -> tuple[str, ...]:
@@ -51,37 +51,41 @@ def _comparable(claim: Claim) -> tuple[str, ...]:
     return ("number", "duration") if claim.kind == "number" and elliptic else (claim.kind,)
 
 
-def _equal(given: Evidence, claim: Claim, facts: list[Fact]) -> Fact | None:
-    """The first fact that bears out a quantity, or the first of several that add up to it."""
-    said = claim.value
-    if not isinstance(said, Quantity):
+def _equal(evidence: Evidence, claim: Claim, facts: list[Fact]) -> Fact | None:
+    """Return the first fact that supports a quantity, or the first of several that add up to it."""
+    claimed = claim.value
+    if not isinstance(claimed, Quantity):
         return None
-    if claim.kind == "number" and any(each.claim.kind == "duration" for each in facts):
-        yearly = Quantity(said.amount * 12, said.upper * 12, said.bound)
+    if claim.kind == "number" and any(fact.claim.kind == "duration" for fact in facts):
+        in_months = Quantity(claimed.amount * 12, claimed.upper * 12, claimed.bound)
     else:
-        yearly = said
-    held = [(each, value) for each in facts if (value := _value(given, each.claim))]
-    for fact, value in held:
-        if agree.quantity(yearly if fact.claim.kind == "duration" else said, value):
+        in_months = claimed
+    fact_values = [(fact, value) for fact in facts if (value := _value(evidence, fact.claim))]
+    for fact, value in fact_values:
+        if quantities_agree(in_months if fact.claim.kind == "duration" else claimed, value):
             return fact
-    return _sum(given, claim, facts)
+    return _sum(evidence, claim, facts)
 
 
-def _sum(given: Evidence, claim: Claim, facts: list[Fact]) -> Fact | None:
-    """The first of several jobs whose durations add up to the claim's; years of two skills do not."""
-    jobs = {(each.field, each.piece) for each in given.known.facts if each.claim.kind in {"employer", "title"}}
-    some = [each for each in facts if each.side != "reader" and (each.field, each.piece) in jobs]
-    own = [(each, value) for each in some if (value := _value(given, each.claim))]
-    said = claim.value
-    if claim.kind == "duration" and isinstance(said, Quantity) and agree.total(said, [value for _, value in own]):
-        return own[0][0]
+def _sum(evidence: Evidence, claim: Claim, facts: list[Fact]) -> Fact | None:
+    """Return the first of several jobs whose durations add up to the claim's; years of two skills do not count."""
+    jobs = {(fact.field, fact.piece) for fact in evidence.fields.facts if fact.claim.kind in {"employer", "title"}}
+    job_facts = [fact for fact in facts if fact.side != "reader" and (fact.field, fact.piece) in jobs]
+    fact_values = [(fact, value) for fact in job_facts if (value := _value(evidence, fact.claim))]
+    claimed = claim.value
+    if (
+        claim.kind == "duration"
+        and isinstance(claimed, Quantity)
+        and is_sum_of(claimed, [value for _, value in fact_values])
+    ):
+        return fact_values[0][0]
     return None
 
 
-def _value(given: Evidence, known: Claim) -> Quantity | None:
-    if isinstance(known.value, Period):
-        return agree.lasted(known.value, given.today.year * 12 + given.today.month - 1)
-    return known.value if isinstance(known.value, Quantity) and known.kind in QUANTITIES else None
+def _value(evidence: Evidence, claim: Claim) -> Quantity | None:
+    if isinstance(claim.value, Period):
+        return period_duration(claim.value, evidence.today.year * 12 + evidence.today.month - 1)
+    return claim.value if isinstance(claim.value, Quantity) and claim.kind in QUANTITIES else None
 
 
 def _amount(claim: Claim) -> float:

@@ -1,21 +1,21 @@
-"""A text's claims in three figures. Precision alone rewards saying nothing, so coverage stands beside it."""
+"""Scores a checked text. Precision alone rewards saying nothing, so coverage is reported too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tunesmith.claims import agree
-from tunesmith.claims.claim import Checked, Claim, Degree, Side
-from tunesmith.claims.fields import read
-from tunesmith.claims.fold import bare, holds, words
+from tunesmith.claims.agree import degrees_agree
+from tunesmith.claims.claim import CheckedClaim, Claim, Degree, Side
+from tunesmith.claims.fields import read_fields
+from tunesmith.claims.fold import contains_phrase, core_words, words
 
-OWN_FACTS = 3  # k: a letter that names three of the applicant's facts has said something; a list of all is no letter
+OWN_FACTS = 3  # three facts of the applicant are enough: a letter should not list all of them
 
 
 @dataclass(frozen=True)
 class Score:
-    """`precision` and `coverage` are shares of 1, None where there is nothing to divide by."""
+    """`precision` and `coverage` are shares of 1, or None if there is nothing to divide by."""
 
     precision: float | None
     coverage: float | None
@@ -26,23 +26,23 @@ class Score:
 def score(
     text: str,
     fields: Mapping[str, str],
-    checked: Sequence[Checked],
+    checked: Sequence[CheckedClaim],
     *,
     sides: Mapping[str, Side] | None = None,
     own_facts: int = OWN_FACTS,
 ) -> Score:
-    """Precision, coverage and contradictions of a checked text.
+    """Return precision, coverage and number of contradictions of a checked text.
 
     Precision is supported claims over all claims. Coverage is the share of key facts that the text mentions. Key facts
-    are the job's title and the company (each field that is one, counting 1) and `own_facts` facts of the applicant, or
-    as many as the fields hold if fewer: mentioning more earns nothing. The applicant's facts are the different
-    employers, titles, degrees, skills and quantities of the writer's fields.
+    are the job title and the company (each field that is one counts 1) and `own_facts` facts of the applicant, or fewer
+    if the fields hold fewer; mentioning more earns nothing. The applicant's facts are the distinct employers, titles,
+    degrees, skills and quantities of the writer's fields.
     """
-    supported = [each.claim for each in checked if each.verdict == "supported"]
+    supported = [result.claim for result in checked if result.verdict == "supported"]
     return Score(
         len(supported) / len(checked) if checked else None,
         _coverage(text, fields, supported, sides or {}, own_facts),
-        sum(each.verdict == "contradicted" for each in checked),
+        sum(result.verdict == "contradicted" for result in checked),
         len(checked),
     )
 
@@ -50,22 +50,22 @@ def score(
 def _coverage(
     text: str, fields: Mapping[str, str], supported: Sequence[Claim], sides: Mapping[str, Side], own_facts: int
 ) -> float | None:
-    stream = bare(words(text))
-    job: list[bool] = []
-    own: dict[tuple[str, object], bool] = {}
-    for fact in read(fields, sides).facts:
-        told = _told(fact.claim, stream, supported)
+    stream = core_words(words(text))
+    job_mentioned: list[bool] = []
+    own_mentioned: dict[tuple[str, object], bool] = {}
+    for fact in read_fields(fields, sides).facts:
+        mentioned = _is_mentioned(fact.claim, stream, supported)
         if fact.side == "reader" and fact.claim.kind in {"title", "employer"} and fact.claim.text == fact.piece:
-            job.append(told)
+            job_mentioned.append(mentioned)
         elif fact.side == "writer" and fact.claim.kind != "name":
-            own[fact.claim.kind, fact.claim.value] = told
-    wanted = len(job) + min(own_facts, len(own))
-    return (sum(job) + min(own_facts, sum(own.values()))) / wanted if wanted else None
+            own_mentioned[fact.claim.kind, fact.claim.value] = mentioned
+    key_facts = len(job_mentioned) + min(own_facts, len(own_mentioned))
+    return (sum(job_mentioned) + min(own_facts, sum(own_mentioned.values()))) / key_facts if key_facts else None
 
 
-def _told(fact: Claim, stream: tuple[str, ...], supported: Sequence[Claim]) -> bool:
+def _is_mentioned(fact: Claim, stream: tuple[str, ...], supported: Sequence[Claim]) -> bool:
     if isinstance(fact.value, tuple):
-        return holds(stream, bare(fact.value))
+        return contains_phrase(stream, core_words(fact.value))
     if isinstance(fact.value, Degree):
-        return any(isinstance(c.value, Degree) and agree.degree(c.value, fact.value) for c in supported)
+        return any(isinstance(c.value, Degree) and degrees_agree(c.value, fact.value) for c in supported)
     return any((c.kind == fact.kind and c.value == fact.value) or c.text == fact.text for c in supported)

@@ -1,4 +1,4 @@
-"""Whose facts a statement speaks of: the writer's own, or the reader's, such as what an advert asks for."""
+"""Decides whose facts a statement is about: the writer's, or the reader's, such as an advert's requirements."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 from tunesmith.claims.claim import Claim, Side
 
 _WRITER = r"\bI\b|\bI['’](?:m|ve)\b|\b[Mm]y(?:self)?\b|\bme\b|\bmine\b"
-_READER = (  # but for 'I hold the post of …'
+_READER = (  # except 'I hold the post of …'
     r"\b[Yy]ou(?:r|rs)?\b|(?<!\bhold )(?<!\bheld )(?<!\bholding )\b(?:[Tt]he|[Tt]his) "
     r"(?:role|position|job|post|posting|advert|vacancy|opening|company|employer|"
     r"successful candidate)\b(?! of my)|\b(?:job (?:description|posting|advert)|requirements?)\b"
 )
-_SHOWN = (  # the reader is shown it, and does not own it: 'you will find', 'I can show you'
+_SHOWN_TO_READER = (  # shown to the reader, not the reader's: 'you will find', 'I can show you'
     r"\b[Yy]ou(?:['’]ll| will| would| can| may)? (?:also |soon )?(?:see|find|get|gain|notice|meet|discover)\b|"
     r"\b(?:show|offer|give|tell|bring|send|assure|promise|provide) you\b|\b[Aa]s (?:you|your \w+) \w+,"
 )
-_CUE = re.compile(rf"(?P<none>{_SHOWN})|(?P<writer>{_WRITER})|(?P<reader>{_READER})")
+_CUE = re.compile(rf"(?P<none>{_SHOWN_TO_READER})|(?P<writer>{_WRITER})|(?P<reader>{_READER})")
 _THEIRS = re.compile(
     r"^[^.;,]*(?:,\s*(?:which|as) you\b|\bis something you\b|"
     r"\bthat you (?:need|want|ask|require|list|seek)\b)",
@@ -27,14 +27,14 @@ _MINE = re.compile(
     r"I (?:already |also |do |can )?(?:have|hold|bring|offer|own|possess)\b|\b(?:among|on|in|of) my\b)",
     re.IGNORECASE,
 )
-_ASKED = re.compile(  # a demand reaches to the clause's end: 'you ask for 4 years as a cook'
+_DEMAND = re.compile(  # a demand extends to the end of the clause: 'you ask for 4 years as a cook'
     r"(?:\byou (?:also )?(?:ask|prefer|want|require|seek|need|expect|wish|list|mention|name|look|are looking|"
     r"would like)|"
     r"\b(?:the|your|this) (?:advert|ad|posting|list|notice|vacancy|job description)\b[^.;,]{0,20}?"
     r"\b(?:speak|ask|mention|list|name|require|call|want|say)s?)\b(?P<then>[^.;]*)$",
     re.IGNORECASE,
 )
-_ANSWERED = re.compile(  # the sentence behind a demand: 'That I have.'
+_DEMAND_ANSWERED = re.compile(  # the sentence after a demand: 'That I have.'
     r"^\s*(?:I (?:do|have|bring|hold|offer|meet|fulfil)(?: (?:exactly|just|all of))? "
     r"(?:it|that|this|these|those|both|one)\b|"
     r"(?:it|that|this|these|those|both|all of (?:it|that|this))(?: (?:is|are))?(?: (?:exactly|just|precisely))?"
@@ -64,33 +64,34 @@ _VACANT = re.compile(
     re.IGNORECASE,
 )
 _THERE = re.compile(r"^,? (?:where )?I (?:have |also |successfully )*\w+ed\b")  # 'At the mill, I learned to bake'
-_OWN = re.compile(r"\b(?:my|current|previous|past|last|former)\b[^,.;]{0,30}$", re.IGNORECASE)
+_OWN_POST = re.compile(r"\b(?:my|current|previous|past|last|former)\b[^,.;]{0,30}$", re.IGNORECASE)
 
 
-def about(claim: Claim, before: str, after: str, following: str = "") -> Side:
-    """Whose facts a claim speaks of, by the nearest cue in its sentence.
+def claim_side(claim: Claim, before: str, after: str, following: str = "") -> Side:
+    """Return whose facts a claim is about, by the nearest cue in its sentence.
 
-    Titles and employers go by what is done with them (applied for, worked at); everything else by the last 'I', 'my',
-    'you', 'the role' in front of it. Without a cue the writer speaks of himself, titles and employers apart. What the
-    reader asks for is the writer's where the sentence ends so ('is something I have') or the `following` text does.
+    Titles and employers are decided by what is done with them (applied for, worked at), everything else by the last
+    'I', 'my', 'you', 'the role' before it. Without a cue a claim is about the writer; a title or employer is about
+    both. A demand is claimed by the writer if its sentence ends so ('is something I have') or the `following` one says
+    so.
     """
     if claim.kind == "name":
         return "both"
     if (" I " in after or " my " in after) and _MINE.match(after):
         return "writer"
-    asked = _ASKED.search(before)
-    if asked and not re.search(_WRITER, asked["then"]):
-        return "writer" if _ANSWERED.match(following) else "reader"
+    demand = _DEMAND.search(before)
+    if demand and not re.search(_WRITER, demand["then"]):
+        return "writer" if _DEMAND_ANSWERED.match(following) else "reader"
     if claim.kind in {"title", "employer", "organisation"}:
-        if _VACANT.match(after) and not _OWN.search(before):
+        if _VACANT.match(after) and not _OWN_POST.search(before):
             return "reader"
-        return _last(_OFFICE, before) or ("writer" if _THERE.match(after) else "both")
+        return _last_cue(_OFFICE, before) or ("writer" if _THERE.match(after) else "both")
     if " you" in after and _THEIRS.match(after):
         return "reader"
-    return _last(_CUE, before) or "writer"
+    return _last_cue(_CUE, before) or "writer"
 
 
-def _last(cues: re.Pattern[str], before: str) -> Side | None:
+def _last_cue(cues: re.Pattern[str], before: str) -> Side | None:
     side: Side | None = None
     for match in cues.finditer(before):
         if match.lastgroup == "writer":

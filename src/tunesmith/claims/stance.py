@@ -1,4 +1,4 @@
-"""Whether a text states a claim at all: 'I have not used Java yet' does not claim Java."""
+"""Decides whether a text asserts a claim: 'I have not used Java yet' does not claim Java."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ _WISH = re.compile(
 )
 
 
-def stops(text: str) -> tuple[list[int], list[int]]:
-    """Where sentences end: the full stops' first characters, and the characters behind them."""
-    found = [match.span() for match in _END.finditer(text)]
-    return [start for start, _ in found], [end for _, end in found]
+def sentence_ends(text: str) -> tuple[list[int], list[int]]:
+    """Return where sentences end: positions of the final marks, and positions after them."""
+    spans = [match.span() for match in _END.finditer(text)]
+    return [start for start, _ in spans], [end for _, end in spans]
 
 
-def sentence(text: str, claim: Claim, ends: tuple[list[int], list[int]]) -> tuple[int, int]:
-    """First character of the claim's sentence and the one behind its last, from the text's `stops`."""
+def sentence_span(text: str, claim: Claim, ends: tuple[list[int], list[int]]) -> tuple[int, int]:
+    """Return the span of the claim's sentence, given the text's `sentence_ends`."""
     earlier, later = bisect_right(ends[1], claim.start), bisect_left(ends[0], claim.end)
     return ends[1][earlier - 1] if earlier else 0, ends[0][later] if later < len(ends[0]) else len(text)
 
 
-def states(before: str, after: str, report: bool = False) -> bool:
-    """Whether a claim is asserted at all, given its sentence's words before and after it.
+def is_asserted(before: str, after: str, report: bool = False) -> bool:
+    """Return whether a claim is asserted, given the words of its sentence before and after it.
 
-    In a `report` every comma ends what is denied: 'Lee was not far behind, with 11' states the 11.
+    In a `report` every comma ends a denial: 'Lee was not far behind, with 11' asserts the 11.
     """
     clause = before[max((match.start() for match in (_COMMA if report else _TURN).finditer(before)), default=0) :]
     return not (_DENIAL.search(clause) or _WISH.search(clause) or _DENIAL_AFTER.match(after))
 
 
-def supposed(before: str) -> bool:
-    """Whether a letter names something as a condition only: 'if a licence is needed'."""
+def is_conditional(before: str) -> bool:
+    """Return whether a letter names something only as a condition: 'if a license is needed'."""
     return bool(_CONDITION.search(before))
 
 
-def following(text: str, end: int, ends: tuple[list[int], list[int]]) -> str:
-    """The sentence behind the one that ends at `end`; nothing where the paragraph ends there."""
-    later = bisect_left(ends[0], end)
-    if later >= len(ends[0]) or "\n" in text[ends[0][later] : ends[1][later] + 1]:
+def next_sentence(text: str, end: int, ends: tuple[list[int], list[int]]) -> str:
+    """Return the sentence after the one that ends at `end`, or '' at the end of a paragraph."""
+    index = bisect_left(ends[0], end)
+    if index >= len(ends[0]) or "\n" in text[ends[0][index] : ends[1][index] + 1]:
         return ""
-    return text[ends[1][later] : ends[0][later + 1] if later + 1 < len(ends[0]) else len(text)]
+    return text[ends[1][index] : ends[0][index + 1] if index + 1 < len(ends[0]) else len(text)]

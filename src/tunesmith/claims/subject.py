@@ -1,4 +1,4 @@
-"""Which named thing a number belongs to: in reports about many things each thing has its own field."""
+"""Finds which subject a number belongs to in a report about several, each with its own field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tunesmith.claims.claim import Claim
-from tunesmith.claims.fold import Words, holds, words
+from tunesmith.claims.fold import Words, contains_phrase, words
 
 _ASIDE = re.compile(  # 'Kim led the way for the Hawks with 20', 'Kim paced the Hawks with 20'
     r"\b(?:for|of|over|against|from|than|led|leads|leading|paced|pacing|carried|carrying)\s+(?:the\s+)?$", re.IGNORECASE
@@ -17,12 +17,12 @@ _ASIDE = re.compile(  # 'Kim led the way for the Hawks with 20', 'Kim paced the 
 _PERSON = r"[Hh]e|[Ss]he|[Hh]is|[Hh]er|[Hh]im"
 _ARTICLE = re.compile(r"\b[Tt]he\s$")
 _OPEN = re.compile(r"\s*\($")
-_TAKEN_UP = re.compile(r",?\s+who\b|['’]s\b")  # 'a strong game from Kim, who scored 20'
+_SUBJECT_AFTER_ALL = re.compile(r",?\s+who\b|['’]s\b")  # 'a strong game from Kim, who scored 20'
 
 
 @dataclass(frozen=True)
 class Mention:
-    """Where a text names a subject; None for a name without a field. An `aside` is named in another's statement."""
+    """A mention of a subject. `name` is None for a name without a field; an `aside` is part of another's statement."""
 
     start: int
     end: int
@@ -32,99 +32,109 @@ class Mention:
 
 
 class Names:
-    """What a text may call its subjects: in full, by a synonym, or by a word that only one of them has (a surname)."""
+    """What a text may call its subjects: the full name, a synonym, or a word that only one of them has (a surname)."""
 
     def __init__(self, names: Collection[str], synonyms: Mapping[str, str] | None = None) -> None:
         shared = Counter(word for name in names for word in set(name.split()))
-        spelled = {word: name for name in names for word in name.split() if shared[word] == 1 and word[0].isupper()}
-        spelled.update({phrase: name for phrase, name in (synonyms or {}).items() if name in names})
-        self.spelled = spelled | {name: name for name in names}
-        self._folded = {words(phrase): name for phrase, name in self.spelled.items()}
+        by_phrase = {word: name for name in names for word in name.split() if shared[word] == 1 and word[0].isupper()}
+        by_phrase.update({phrase: name for phrase, name in (synonyms or {}).items() if name in names})
+        self.by_phrase = by_phrase | {name: name for name in names}
+        self._folded = {words(phrase): name for phrase, name in self.by_phrase.items()}
         self._parts = [(words(name), name) for name in names]
 
-    def called(self, name: Words) -> str | None:
-        """The subject that folded words name: in full, in part, by a synonym, or with an addition ('Kim Lee III')."""
-        fitting = (full for folded, full in self._parts if holds(folded, name) or holds(name, folded))
-        return self._folded.get(name) or next(fitting, None)
+    def lookup(self, name: Words) -> str | None:
+        """Return the subject that folded words name: in full, in part, by a synonym, or extended ('Kim Lee III')."""
+        candidates = (
+            full for folded, full in self._parts if contains_phrase(folded, name) or contains_phrase(name, folded)
+        )
+        return self._folded.get(name) or next(candidates, None)
 
 
 class Subjects:
-    """Where a text names its subjects.
+    """The mentions of subjects in a text.
 
-    'he' and 'she' name the one that opened the sentence, else the last one before it, of those that never stand with
-    'the': in 'Kim led the Hawks as she scored 20' the 20 are Kim's. `strange` are other names, of which those that open
-    a sentence are noted: what follows is said of them.
+    'he' and 'she' refer to the person that opened the sentence, else to the last one before it. Names that are ever
+    used with 'the' are no persons: in 'Kim led the Hawks as she scored 20' the 20 are Kim's. Of `unknown_names`, those
+    that open a sentence are mentions too, as what follows is stated of them.
     """
 
-    def __init__(self, text: str, names: Names, strange: Iterable[Claim] = ()) -> None:
+    def __init__(self, text: str, names: Names, unknown_names: Iterable[Claim] = ()) -> None:
         self.names = names
-        opening = (each for each in strange if " " in each.text and each.start - _sentence(text, each.start) <= 3)
-        found = [*_mentions(text, names.spelled), *(Mention(each.start, each.end, None) for each in opening)]
-        self.mentions = sorted(found, key=lambda each: each.start)
-        self._starts = [each.start for each in self.mentions]
+        opening = (
+            name for name in unknown_names if " " in name.text and name.start - _sentence_start(text, name.start) <= 3
+        )
+        mentions = [*_mentions(text, names.by_phrase), *(Mention(name.start, name.end, None) for name in opening)]
+        self.mentions = sorted(mentions, key=lambda mention: mention.start)
+        self._starts = [mention.start for mention in self.mentions]
 
-    def of(self, text: str, place: int) -> Mention | None:
-        """The subject of a number: the one in front of its bracket, else the last one that is no aside."""
-        index = bisect_left(self._starts, place)
-        if index and _OPEN.fullmatch(text[self.mentions[index - 1].end : place]):
+    def subject_at(self, text: str, position: int) -> Mention | None:
+        """Return the subject of a number: the mention before its parenthesis, else the last one that is no aside."""
+        index = bisect_left(self._starts, position)
+        if index and _OPEN.fullmatch(text[self.mentions[index - 1].end : position]):
             return self.mentions[index - 1]
         return next(self._back(index), None)
 
-    def anchor(self, text: str, place: int) -> Mention | None:
-        """Where the subject of a number is named, behind any pronoun."""
-        mention = self.of(text, place)
+    def anchor(self, text: str, position: int) -> Mention | None:
+        """Return the mention by name of a number's subject, looking past pronouns."""
+        mention = self.subject_at(text, position)
         if mention and mention.pronoun:
-            earlier = [each for each in self.mentions if each.start < mention.start and not each.pronoun]
-            return next((each for each in reversed(earlier) if each.name == mention.name), None)
+            earlier = [
+                candidate for candidate in self.mentions if candidate.start < mention.start and not candidate.pronoun
+            ]
+            return next((candidate for candidate in reversed(earlier) if candidate.name == mention.name), None)
         return mention if mention and mention.name else None
 
-    def earlier(self, text: str, place: int) -> Iterator[str]:
-        """The subjects of the sentence before a place, the last one first."""
-        since = bisect_left(self._starts, _sentence(text, place))
-        return (each.name for each in self._back(bisect_left(self._starts, place), since) if each.name)
+    def earlier(self, text: str, position: int) -> Iterator[str]:
+        """Yield the subjects named earlier in the sentence, the last one first."""
+        since = bisect_left(self._starts, _sentence_start(text, position))
+        return (mention.name for mention in self._back(bisect_left(self._starts, position), since) if mention.name)
 
-    def near(self, start: int, end: int) -> list[str]:
-        """The subjects of a sentence; with fewer than two, those before it, then behind it, up to two."""
+    def around(self, start: int, end: int) -> list[str]:
+        """Return the subjects of a sentence; if fewer than two, add those before it, then those after it, up to two."""
         first, last = bisect_left(self._starts, start), bisect_left(self._starts, end)
-        found = list(dict.fromkeys(each.name for each in self.mentions[first:last] if each.name))
-        for each in reversed(self.mentions[:first]):
-            if len(found) >= 2:
+        names = list(dict.fromkeys(mention.name for mention in self.mentions[first:last] if mention.name))
+        for mention in reversed(self.mentions[:first]):
+            if len(names) >= 2:
                 break
-            if each.name and each.name not in found:
-                found.append(each.name)
-        return found if len(found) >= 2 else list(dict.fromkeys([*found, *self._after(last)]))[:2]
+            if mention.name and mention.name not in names:
+                names.append(mention.name)
+        return names if len(names) >= 2 else list(dict.fromkeys([*names, *self._after(last)]))[:2]
 
     def _after(self, index: int) -> Iterator[str]:
-        return (each.name for each in self.mentions[index:] if each.name)
+        return (mention.name for mention in self.mentions[index:] if mention.name)
 
     def _back(self, index: int, since: int = 0) -> Iterator[Mention]:
-        return (self.mentions[at] for at in range(index - 1, since - 1, -1) if not self.mentions[at].aside)
+        return (
+            self.mentions[position] for position in range(index - 1, since - 1, -1) if not self.mentions[position].aside
+        )
 
 
-def _mentions(text: str, spelled: Mapping[str, str]) -> Iterator[Mention]:
-    if not spelled:
+def _mentions(text: str, by_phrase: Mapping[str, str]) -> Iterator[Mention]:
+    if not by_phrase:
         return
-    longest = sorted(map(re.escape, spelled), key=len, reverse=True)
-    found = list(re.finditer(rf"(?<!\w)(?:(?P<name>{'|'.join(longest)})|{_PERSON})(?!\w)", text))
-    named = [(match.start(), spelled[match[0]]) for match in found if match["name"]]
-    things = {name for at, name in named if _ARTICLE.search(text[max(0, at - 5) : at])}
-    people = [(at, name) for at, name in named if name not in things]
-    last = -1
-    for match in found:
-        sentence = _sentence(text, match.start())
+    longest = sorted(map(re.escape, by_phrase), key=len, reverse=True)
+    matches = list(re.finditer(rf"(?<!\w)(?:(?P<name>{'|'.join(longest)})|{_PERSON})(?!\w)", text))
+    occurrences = [(match.start(), by_phrase[match[0]]) for match in matches if match["name"]]
+    things = {name for start, name in occurrences if _ARTICLE.search(text[max(0, start - 5) : start])}
+    people = [(start, name) for start, name in occurrences if name not in things]
+    previous = -1
+    for match in matches:
+        sentence = _sentence_start(text, match.start())
         if match["name"]:
             before = text[max(0, match.start() - 14) : match.start()]
-            aside = last > sentence and bool(_ASIDE.search(before)) and not _TAKEN_UP.match(text, match.end())
-            yield Mention(match.start(), match.end(), spelled[match[0]], aside)
+            aside = (
+                previous > sentence and bool(_ASIDE.search(before)) and not _SUBJECT_AFTER_ALL.match(text, match.end())
+            )
+            yield Mention(match.start(), match.end(), by_phrase[match[0]], aside)
         else:
-            earlier = [each for each in people if each[0] < match.start()]
-            here = [name for at, name in earlier if at > sentence]
+            earlier = [person for person in people if person[0] < match.start()]
+            in_sentence = [name for start, name in earlier if start > sentence]
             if earlier:
-                name = here[0] if here else earlier[-1][1]
+                name = in_sentence[0] if in_sentence else earlier[-1][1]
                 yield Mention(match.start(), match.end(), name, pronoun=True)
-        last = match.start()
+        previous = match.start()
 
 
-def _sentence(text: str, place: int) -> int:
-    """The character in front of a place's sentence, -1 at the text's start."""
-    return max(text.rfind(mark, 0, place) for mark in (". ", "\n", "; "))
+def _sentence_start(text: str, position: int) -> int:
+    """Return the position before the sentence at a position, -1 at the start of the text."""
+    return max(text.rfind(mark, 0, position) for mark in (". ", "\n", "; "))

@@ -1,4 +1,4 @@
-"""Employers that no field names: a name of two words or more in a sentence about the writer's work."""
+"""Finds employers that no field names: two or more capitalized words in a sentence about the writer's work."""
 
 from __future__ import annotations
 
@@ -24,32 +24,34 @@ _WORK = re.compile(
     r"\b(?:employ\w*|work(?:ed|ing|place)?|job|post|position|role|second(?:ed|ment)|internship|apprentice\w*|trained|"
     r"stint|spell|days|years|staff|lent|posted|joined|left|moved|came|start(?:ed)?|since|earlier|previous\w*|before)\b"
 )
-_NO_HOUSE = re.compile(r"\b(?:Science|Sciences|Team|Department|Skills?|Degree|Experience|Manager|University|College)$")
-_STOP = re.compile(r"[.!?](?=\s|$)|\n")
+_NO_EMPLOYER_END = re.compile(
+    r"\b(?:Science|Sciences|Team|Department|Skills?|Degree|Experience|Manager|University|College)$"
+)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 
 
-def workplaces(text: str, stated: Sequence[Claim], known: Vocabulary) -> Iterator[Claim]:
-    """Names in a sentence with a first person and with a title or a word of work; no title, skill, degree or person."""
+def find_workplaces(text: str, stated: Sequence[Claim], known_skills: Vocabulary) -> Iterator[Claim]:
+    """Yield names in first-person sentences about work that are no title, skill, degree or person."""
     heads = word_list("titles.txt")
     for match in _PLACE.finditer(text):
         start, end = match.span("name")
         if match["opens"] is not None and not _DOES.match(text, end):
             continue
-        if text[end : end + 1] == "/" or any(each.start < end and start < each.end for each in stated):
+        if text[end : end + 1] == "/" or any(claim.start < end and start < claim.end for claim in stated):
             continue
         name = re.sub(r"['’]s?$", "", match["name"])
         folded = words(name)
         if _about_work(text, start, end, stated) and not (
-            folded[-1] in heads or _NO_HOUSE.search(name) or next(known.find(name), None)
+            folded[-1] in heads or _NO_EMPLOYER_END.search(name) or next(known_skills.find(name), None)
         ):
             yield Claim("employer", start, start + len(name), name, folded)
 
 
 def _about_work(text: str, start: int, end: int, stated: Sequence[Claim]) -> bool:
-    """Whether the sentence around these characters has a first person, and a title or a word of work."""
+    """Return whether the sentence around a span has a first person, and a title or a word of work."""
     first = max(text.rfind(mark, 0, start) for mark in (". ", "! ", "? ", "\n")) + 1
-    stop = _STOP.search(text, end)
+    stop = _SENTENCE_END.search(text, end)
     last = stop.start() if stop else len(text)
     sentence = text[first:last]
-    titled = any(each.kind == "title" and first <= each.start < last for each in stated)
+    titled = any(claim.kind == "title" and first <= claim.start < last for claim in stated)
     return bool(_PERSON.search(sentence)) and (titled or bool(_WORK.search(sentence)))

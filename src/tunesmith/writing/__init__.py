@@ -1,1 +1,1 @@
-"""Fields in, checked text out: the form of a recipe, the gate that a model's words pass, mending, documents."""
+"""Turns a recipe into a form, filters and checks what a model writes for it, and repairs and exports the text."""

@@ -1,4 +1,4 @@
-"""The statements of a text that is still being written, each judged when nothing to come can change the verdict."""
+"""Checks the claims of a text while it is written, each as soon as later text cannot change its verdict."""
 
 from __future__ import annotations
 
@@ -6,69 +6,69 @@ import re
 from collections.abc import Mapping
 from datetime import date
 
-from tunesmith.claims.claim import Checked
+from tunesmith.claims.claim import CheckedClaim
 from tunesmith.claims.extract import FIRST_PERSON
 from tunesmith.claims.match import check
-from tunesmith.writing.events import Claimed, claimed, facts
+from tunesmith.writing.events import Claimed, claim_event, filled_fields
 
-_END = re.compile(  # '2.' in front of a line ends nothing, nor does 'Dr.'
+_SENTENCE_END = re.compile(  # neither '2.' at the start of a line nor 'Dr.' ends a sentence
     r"(?<!\n\d)(?<!\n\d\d)(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bInc)(?<!\bLtd)"
     r"[.!?;][\"'”’)\]*_]*(?=\s)|\n"
 )
-_ASKED = re.compile(  # what the reader asks for is the writer's where the next sentence says so
+_READER_CUE = re.compile(  # the next sentence may answer a demand of the reader
     r"\b(?:you|your|advert|ad|posting|notice|vacancy|description)\b", re.IGNORECASE
 )
-PATIENCE = 400  # characters: a text in which nobody has said 'I' by then is no letter
+MAX_IMPERSONAL = 400  # characters: a text without 'I' or 'my' by then is no letter
 
 
-class Judged:
+class ClaimStream:
     """Checks the text so far whenever a sentence ends: 4 ms for a letter of 650 characters.
 
-    Told at once are the statements of the sentence that ended, but where the next one may answer a demand; a name that
-    no field gives waits for the end, as its place in the whole decides.
+    The claims of a finished sentence are reported at once, except where the next sentence may answer a demand. A name
+    that no field states waits for the end, because its position in the whole text matters.
     """
 
     def __init__(self, values: Mapping[str, str], *, today: date | None = None) -> None:
-        self._values, self._today = facts(values), today
-        self._seen, self._told = 0, dict[tuple[int, int], Claimed]()
+        self._values, self._today = filled_fields(values), today
+        self._end, self._sent = 0, dict[tuple[int, int], Claimed]()
 
-    def more(self, text: str) -> list[Claimed]:
-        """The statements that are settled now that the visible text is `text`."""
-        ends = [found.end() for found in _END.finditer(text, max(0, self._seen - 1))]
-        ends = [end for end in ends if end > self._seen]
-        known = text[: ends[-1]] if ends else ""
-        if not (FIRST_PERSON.search(known) or len(known) > PATIENCE):
+    def update(self, text: str) -> list[Claimed]:
+        """Return the claims that are settled now that the visible text is `text`."""
+        ends = [match.end() for match in _SENTENCE_END.finditer(text, max(0, self._end - 1))]
+        ends = [end for end in ends if end > self._end]
+        complete = text[: ends[-1]] if ends else ""
+        if not (FIRST_PERSON.search(complete) or len(complete) > MAX_IMPERSONAL):
             return []
-        self._seen = ends[-1]
-        return self._new(known, [each for each in self._checked(known) if _settled(each, known)])
+        self._end = ends[-1]
+        return self._unsent(complete, [result for result in self._checked(complete) if _is_settled(result, complete)])
 
-    def end(self, text: str) -> tuple[list[Claimed], tuple[Claimed, ...]]:
-        """The statements not told yet or told otherwise, and all of the whole text."""
-        found = self._checked(text)
-        return self._new(text, found), tuple(map(claimed, found))
+    def finish(self, text: str) -> tuple[list[Claimed], tuple[Claimed, ...]]:
+        """Return the claims that are new or have changed, and all claims of the whole text."""
+        results = self._checked(text)
+        return self._unsent(text, results), tuple(map(claim_event, results))
 
-    def _checked(self, text: str) -> list[Checked]:
+    def _checked(self, text: str) -> list[CheckedClaim]:
         return check(text, self._values, today=self._today) if self._values else []
 
-    def _new(self, text: str, found: list[Checked]) -> list[Claimed]:
-        new = [each for each in map(claimed, found) if self._told.get((each.start, each.end)) != each]
-        self._told.update({(each.start, each.end): each for each in new})
+    def _unsent(self, text: str, results: list[CheckedClaim]) -> list[Claimed]:
+        new = [event for event in map(claim_event, results) if self._sent.get((event.start, event.end)) != event]
+        self._sent.update({(event.start, event.end): event for event in new})
         return new
 
 
-def _settled(found: Checked, text: str) -> bool:
-    """Whether nothing behind `text`, which ends with a sentence, can change the verdict."""
-    if found.claim.kind == "name" and found.verdict != "supported":
+def _is_settled(result: CheckedClaim, text: str) -> bool:
+    """Return whether text after `text`, which ends with a sentence, cannot change the verdict."""
+    if result.claim.kind == "name" and result.verdict != "supported":
         return False
-    if "\n" in text[found.claim.end :]:
+    if "\n" in text[result.claim.end :]:
         return True
-    rest = [each.end() for each in _END.finditer(text, found.claim.end)]
-    if len(rest) > 1:
+    ends = [match.end() for match in _SENTENCE_END.finditer(text, result.claim.end)]
+    if len(ends) > 1:
         return True
-    begin = max((each.end() for each in _END.finditer(text, 0, found.claim.start)), default=0)
-    return not _ASKED.search(text[begin : found.claim.start])
+    start = max((match.end() for match in _SENTENCE_END.finditer(text, 0, result.claim.start)), default=0)
+    return not _READER_CUE.search(text[start : result.claim.start])
 
 
 def judged(text: str, values: Mapping[str, str], *, today: date | None = None) -> tuple[Claimed, ...]:
-    """The statements of a whole text."""
-    return Judged(values, today=today).end(text)[1]
+    """Return the claims of a whole text."""
+    return ClaimStream(values, today=today).finish(text)[1]

@@ -1,4 +1,4 @@
-"""A text as a file: .txt, .docx, .pdf. What the text holds stays text; control characters, which no file can, go."""
+"""Writes a text as .txt, .docx or .pdf. The text is never markup; control characters are removed."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pathlib import Path
 from tunesmith.errors import MissingExtra
 
 MARGIN = 25.0  # mm
-SIZE, LEADING = 11.0, 1.45  # points; line height over them
+SIZE, LEADING = 11.0, 1.45  # points; line height per font size
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]|[\ud800-\udfff]")
 _BREAK = re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 def paragraphs(text: str) -> list[list[str]]:
-    """The text's paragraphs, which empty lines separate, each as its lines."""
+    """Return the lines of each paragraph. Empty lines separate paragraphs."""
     blocks = re.split(r"\n[ \t]*\n\s*", _plain(text).strip("\n"))
     return [[line.rstrip() for line in block.split("\n")] for block in blocks if block.strip()]
 
 
 def to_txt(text: str, title: str = "") -> bytes:
-    """UTF-8 without a byte order mark, lines end in a line feed. The title is the file's name, and no part of it."""
+    """Return UTF-8 without a byte order mark, with line feeds. The title is not part of the text."""
     return (_plain(text).rstrip() + "\n").encode("utf-8")
 
 
 def to_docx(text: str, title: str) -> bytes:
-    """A Word document: a paragraph for each, its lines broken by line breaks; the title in the properties.
+    """Return a Word document with line breaks inside paragraphs and the title in its properties.
 
-    Raises MissingExtra without python-docx.
+    Raises MissingExtra if python-docx is not installed.
     """
     try:
         import docx
@@ -39,21 +39,21 @@ def to_docx(text: str, title: str) -> bytes:
     document = docx.Document()
     for lines in paragraphs(text):
         paragraph = document.add_paragraph()
-        for place, line in enumerate(lines):
+        for index, line in enumerate(lines):
             run = paragraph.add_run(line)
-            if place + 1 < len(lines):
+            if index + 1 < len(lines):
                 run.add_break()
-    about = document.core_properties
-    about.title, about.author, about.comments = _plain(title)[:255], "", ""
+    properties = document.core_properties
+    properties.title, properties.author, properties.comments = _plain(title)[:255], "", ""
     buffer = io.BytesIO()
     document.save(buffer)
     return buffer.getvalue()
 
 
 def to_pdf(text: str, title: str) -> bytes:
-    """A PDF on A4 with its letters embedded, so that its text can be searched and copied in any script DejaVu knows.
+    """Return a PDF on A4 with embedded glyphs, so that the text can be searched and copied in all scripts of DejaVu.
 
-    Letters that DejaVu Sans lacks are shown as an empty box. Raises MissingExtra without fpdf2.
+    Characters that DejaVu Sans lacks are shown as an empty box. Raises MissingExtra if fpdf2 is not installed.
     """
     try:
         import fpdf
@@ -80,9 +80,9 @@ def _plain(text: str) -> str:
 
 
 def _font() -> Path:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Armenian, Georgian, Hebrew and signs."""
-    found = find_spec("matplotlib")
-    font = Path(str(found.origin)).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if found else Path()
+    """Return DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Armenian, Georgian, Hebrew, symbols."""
+    spec = find_spec("matplotlib")
+    font = Path(str(spec.origin)).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if spec else Path()
     if not font.is_file():
         raise MissingExtra("DejaVuSans.ttf is missing", where="matplotlib", next="pip install matplotlib")
     return font

@@ -1,4 +1,4 @@
-"""What the gate tells, in order. Offsets count Unicode code points of the visible text."""
+"""The events of the stream filter. Offsets count Unicode code points of the visible text."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tunesmith.claims.claim import Checked, Kind, Verdict
+from tunesmith.claims.claim import CheckedClaim, Kind, Verdict
 
 _PARAGRAPH = re.compile(r"[ \t]*\n[ \t]*\n")
 
 
 @dataclass(frozen=True)
 class Text:
-    """Visible text that is appended. What was told is never taken back."""
+    """Visible text to append. It is never taken back."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Claimed:
-    """A statement, characters start to end (end not included) of the visible text, with the fields' verdict on it.
+    """A statement, characters start to end (exclusive) of the visible text, with the verdict of the fields.
 
-    `why` is a sentence; `field` is the one that decided. One for a place that was told before replaces the earlier one.
+    `why` is a sentence; `field` is the field that decided. A later event for the same span replaces the earlier one.
     """
 
     start: int
@@ -36,7 +36,7 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Cut:
-    """The model ran on, so the text ends here. `removed` is what had come of it by then."""
+    """The model ran on, so the text ends here. `removed` is what had arrived of the run-on."""
 
     why: str
     removed: str
@@ -44,9 +44,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Done:
-    """The whole. `stopped`: the model ended by itself and nothing was cut. `prefix`: chatter left out in front.
+    """The whole text. `stopped`: the model ended by itself and nothing was cut. `prefix`: chatter removed in front.
 
-    `claims` are those of the whole text, in its order; they count where they differ from what was told before.
+    `claims` are those of the whole text in order; they replace the earlier ones.
     """
 
     text: str
@@ -59,14 +59,14 @@ class Done:
 Event = Text | Claimed | Cut | Done
 
 
-def claimed(found: Checked) -> Claimed:
-    """A checked claim as an event; a statement ends with its paragraph at the latest."""
-    claim, why = found.claim, found.reason
+def claim_event(result: CheckedClaim) -> Claimed:
+    """Return a checked claim as an event that ends with its paragraph at the latest."""
+    claim, why = result.claim, result.reason
     text = _PARAGRAPH.split(claim.text, maxsplit=1)[0]
     sentence = f"{why[:1].upper()}{why[1:]}."
-    return Claimed(claim.start, claim.start + len(text), text, claim.kind, found.verdict, sentence, found.field)
+    return Claimed(claim.start, claim.start + len(text), text, claim.kind, result.verdict, sentence, result.field)
 
 
-def facts(values: Mapping[str, str]) -> dict[str, str]:
-    """The fields that say something."""
+def filled_fields(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields that are not blank."""
     return {name: text for name, text in values.items() if text.strip()}

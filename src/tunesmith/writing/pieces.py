@@ -1,41 +1,41 @@
-"""Text in pieces of any size in, atoms out: the same ones however the text was cut, so all that follows is the same."""
+"""Splits streamed text into words and whitespace, independent of how the stream is cut into pieces."""
 
 from __future__ import annotations
 
-LONGEST = 64  # characters of a word: languages without spaces, addresses and loops must not wait for ever
-_OPENERS = "<["  # how a control token begins
-_MARK = 40  # characters that one has at most
+MAX_WORD = 64  # characters: languages without spaces, URLs and loops must not wait forever
+_OPENERS = "<["  # first characters of control tokens
+_MAX_CONTROL_TOKEN = 40  # characters
 
 
-class Atoms:
-    """Cuts a text into words and single blanks, as soon as each is complete."""
+class WordSplitter:
+    """Splits text into words and single whitespace characters, as soon as each is complete."""
 
     def __init__(self) -> None:
-        self._rest = ""
+        self._pending = ""
 
     def feed(self, piece: str) -> list[str]:
-        """The atoms that are complete with this piece."""
-        text, start, found = self._rest + piece, 0, list[str]()
-        for place in range(len(self._rest), len(text)):
-            if text[place].isspace():
-                if start < place:
-                    found.append(text[start:place])
-                found.append(text[place])
-                start = place + 1
-            elif place + 1 - start >= LONGEST:
-                cut = _cut(text, start, place + 1)
-                found.append(text[start:cut])
+        """Return the words and whitespace completed by this piece."""
+        text, start, atoms = self._pending + piece, 0, list[str]()
+        for index in range(len(self._pending), len(text)):
+            if text[index].isspace():
+                if start < index:
+                    atoms.append(text[start:index])
+                atoms.append(text[index])
+                start = index + 1
+            elif index + 1 - start >= MAX_WORD:
+                cut = _cut_position(text, start, index + 1)
+                atoms.append(text[start:cut])
                 start = cut
-        self._rest = text[start:]
-        return found
+        self._pending = text[start:]
+        return atoms
 
-    def end(self) -> list[str]:
-        """What is left."""
-        rest, self._rest = self._rest, ""
-        return [rest] if rest else []
+    def flush(self) -> list[str]:
+        """Return what is left."""
+        pending, self._pending = self._pending, ""
+        return [pending] if pending else []
 
 
-def _cut(text: str, start: int, end: int) -> int:
-    """Where a long word is cut: not inside what may be a control token."""
-    begun = max(text.rfind(mark, max(start + 1, end - _MARK), end) for mark in _OPENERS)
-    return begun if begun > start else end
+def _cut_position(text: str, start: int, end: int) -> int:
+    """Return where to cut a long word: not inside what may be a control token."""
+    token_start = max(text.rfind(mark, max(start + 1, end - _MAX_CONTROL_TOKEN), end) for mark in _OPENERS)
+    return token_start if token_start > start else end

@@ -1,7 +1,7 @@
-"""What a model says before the text that it was asked for: recognised while it comes, and left out.
+"""Recognizes and removes what a model says before the requested text, while it arrives.
 
-Held back is only what may still be such chatter, at most `HELD` characters at a time. A beginning that is no chatter as
-a whole sentence or line stays as it is: 'Certainly my years at …', 'Here is what I bring'.
+Text is held back only while it may still be such chatter, at most `MAX_HELD` characters. A beginning stays unless a
+whole sentence or line of it is chatter: 'Certainly my years at …' and 'Here is what I bring' stay.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-HELD = 200  # characters
-ECHO = 4  # words that a line of the prompt must have to be known again
+MAX_HELD = 200  # characters
+MIN_ECHO_WORDS = 4  # a repeated line of the prompt counts only with this many words
 
 _EAGER = (
     r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|alright|all right|great|gladly|got it|understood"
@@ -20,10 +20,10 @@ _PIECE = (
     r"(?:(?:cover(?:ing)?|application|motivation) letter|letter|draft|version|sample|example|text|response|answer|reply"
     r"|template|rewrite|revision|summary|e-?mail|message|document|output|essay|note)s?"
 )
-_MADE = r"(?:written|drafted|prepared|created|composed|put together|generated|crafted|tailored)"
-_HERE = (
+_WRITTEN = r"(?:written|drafted|prepared|created|composed|put together|generated|crafted|tailored)"
+_ANNOUNCEMENT = (
     rf"(?:here(?:['’]s| is| are| you go| it is)|below (?:is|are|you(?:['’]ll| will) find)|please find(?: below)?"
-    rf"|the following is|this is|I(?:['’]ve| have) {_MADE})\b"
+    rf"|the following is|this is|I(?:['’]ve| have) {_WRITTEN})\b"
 )
 _OFFER = (
     r"(?:I(?:['’]d| would)(?: be)? (?:happy|glad|delighted|love|pleased) to"
@@ -37,16 +37,16 @@ _TITLE = (
 )
 _END = r"[^\n]*[.:!…]"
 
-# Any recipe: an eager word with an offer or an announcement behind it.
-_ALWAYS = (
-    rf"{_EAGER}[!,.:—–-]*\s+(?:{_OFFER}{_END}|{_HERE}{_END}|(?:the|your|my) {_PIECE}\b[^\n]*:)",
-    rf"as requested[,:]?\s+(?:{_HERE}|the |your ){_END}",
+# Any recipe: an eager word followed by an offer or an announcement.
+_TALK_PATTERNS = (
+    rf"{_EAGER}[!,.:—–-]*\s+(?:{_OFFER}{_END}|{_ANNOUNCEMENT}{_END}|(?:the|your|my) {_PIECE}\b[^\n]*:)",
+    rf"as requested[,:]?\s+(?:{_ANNOUNCEMENT}|the |your ){_END}",
     r"the answer(?: to (?:this|the|your|that)(?: above)? (?:question|puzzle|problem))?(?: is)?:",
 )
-# Recipes that write one document: what announces it needs no eager word, and titles are none of it.
-_DOCUMENT = (
+# Recipes for one document: announcements need no eager word, and titles are not part of it.
+_DOCUMENT_PATTERNS = (
     rf"{_EAGER}[!.]",
-    rf"{_HERE}[^\n]*\b{_PIECE}\b[^\n]*[:.!]",
+    rf"{_ANNOUNCEMENT}[^\n]*\b{_PIECE}\b[^\n]*[:.!]",
     rf"{_OFFER}[^\n]*\b(?:you|with|{_PIECE})\b{_END}",
     rf"(?:the|your|my) {_PIECE}(?: (?:for|to|from|based|that)\b[^:\n]{{0,90}})?"
     r"(?: is| reads?| would be| could be| could read)?(?: as follows| below| like this)?:",
@@ -56,8 +56,11 @@ _DOCUMENT = (
     r"(?::|\b(?:information|details|data|fields|background|profile)[.!]|\b(?:here|below)\b[^\n]*[.!])",
     rf"as an? (?:AI|artificial|(?:large )?language model)\b{_END}",
 )
-_TITLES = (rf"{_TITLE}:", rf"{_TITLE}(?: (?:for|to|of|from)\b[^.!?\n]{{0,110}})?:?")  # the second one a line of its own
-_LABEL = re.compile(  # whose turn it is, in front of the answer
+_TITLE_PATTERNS = (
+    rf"{_TITLE}:",
+    rf"{_TITLE}(?: (?:for|to|of|from)\b[^.!?\n]{{0,110}})?:?",
+)  # the second one only as a whole line
+_LABEL = re.compile(  # a speaker label before the answer
     r"(?:#{1,4} ?(?:Response|Answer|Assistant|Output)\s?:?[ \t]*(?=\n)|#{1,4} ?(?:Response|Answer|Assistant)\s?:"
     r"|(?:\*\*)?(?:Assistant|ASSISTANT|Response|AI|Bot)(?:\*\*)?\s?:(?:\*\*)?)(?=\s)"
 )
@@ -65,18 +68,18 @@ _ANSWER = re.compile(r"(?:A|Answer|Output)\s?:(?=\s)")
 _CHOICE = re.compile(r"(?m)^[ \t]*(?:A|B|Q|Question|Answer)\s?[:.)]")
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n")
 _RULE = re.compile(r"(?:[-*_=]{3,})[ \t]*\n")
-_UNIT = re.compile(r"\n|[.!?:…][\"'”’*_)]*(?=\s)")
+_UNIT_END = re.compile(r"\n|[.!?:…][\"'”’*_)]*(?=\s)")
 _EAGER_MARK = re.compile(rf"{_EAGER}[!.:]+[*_]*[ \t]+(?=\S)", re.IGNORECASE)
 _EAGER_ALONE = re.compile(rf"{_EAGER}[!.:]+[*_]*[ \t]*", re.IGNORECASE)
 _MARKS = re.compile(r"^[\s*_#>\"“]+|[\s*_\"”]+$")
 _QUOTES = {'"': '"', "“": "”"}
 _GREETING = re.compile(r"[\s*_\"“]*(?:Dear|Hello|Hi|To [Ww]hom|To the)\b")
 
-_EAGER_WORDS = (  # the words that chatter can begin with; anything else is let through at once
+_EAGER_WORDS = (  # chatter begins with one of these; other text passes at once
     "sure|certainly|of course|absolutely|okay|ok|alright|all right|great|gladly|got it|understood|perfect|no problem|"
     "happy to help|with pleasure|as requested|the answer"
 )
-_ANNOUNCING = (
+_DOCUMENT_WORDS = (
     "here's|here is|here are|here you|here it|below is|below are|below you|please find|the following is|this is|i've|"
     "i have|i'd be|i'd love|i would be|i would love|i'm|i am|i can|i'll|i will|i could|let me|allow me|based on the|"
     "based on your|based on these|using the|using your|using these|with the|with your|with these|given the|"
@@ -87,93 +90,101 @@ _ANNOUNCING = (
     "your draft|your application|my cover|my letter|my application|a cover|a letter|a sample|a draft|an application|"
     "final|revised|new"
 )
-_STARTS = tuple(tuple(each.split()) for each in _EAGER_WORDS.split("|"))
-_DOCUMENT_STARTS = tuple(tuple(each.split()) for each in _ANNOUNCING.split("|"))
-_BEHIND = "here|here's|below|i|i'd|i'm|i'll|i've|let|allow|please|the|your|my|this"
-_FOLLOWING = frozenset(_BEHIND.split("|"))  # behind an eager word: 'Certainly, every …' is no chatter
+_EAGER_STARTS = tuple(tuple(start.split()) for start in _EAGER_WORDS.split("|"))
+_DOCUMENT_STARTS = tuple(tuple(start.split()) for start in _DOCUMENT_WORDS.split("|"))
+_AFTER_EAGER = "here|here's|below|i|i'd|i'm|i'll|i've|let|allow|please|the|your|my|this"
+_AFTER_EAGER_WORDS = frozenset(
+    _AFTER_EAGER.split("|")
+)  # after an eager word and a mark: 'Certainly, every …' is no chatter
 
 
-class Opening:
-    """Takes a text's atoms until it is clear where the text itself begins.
+class PreambleFilter:
+    """Takes words until it is clear where the text itself begins.
 
-    `document`: one document is wanted, no talk. `labels` are names of fields, `echoes` lines of the prompt, `question`
-    is what the user said. `dropped` is what was left out; `fenced` and `quoted` say what it opened.
+    `document`: the reply is one document, not a chat answer. `prompt_lines` are lines of the prompt, `question` is the
+    user's message. Afterwards `dropped` is what was removed; `fenced` and `quoted` say whether it opened a code fence
+    or a quote.
     """
 
     def __init__(
-        self, *, document: bool, fields: Mapping[str, str] | None = None, echoes: Iterable[str] = (), question: str = ""
+        self,
+        *,
+        document: bool,
+        fields: Mapping[str, str] | None = None,
+        prompt_lines: Iterable[str] = (),
+        question: str = "",
     ) -> None:
-        self._document, self._held = document, ""
+        self._document, self._pending = document, ""
         self._choices = bool(_CHOICE.search(question))
-        self._echoes = [words for line in echoes if len(words := line.split()) >= ECHO]
-        self._fields, self._listing = dict(fields or {}) if document else {}, False
-        self._starts = (*_STARTS, *(_DOCUMENT_STARTS if document else ()))
-        shapes = (*_ALWAYS, *(_DOCUMENT if document else ()))
-        self._shapes = re.compile("|".join(f"(?:{each})" for each in shapes), re.IGNORECASE)
+        self._prompt_lines = [words for line in prompt_lines if len(words := line.split()) >= MIN_ECHO_WORDS]
+        self._fields, self._in_field_list = dict(fields or {}) if document else {}, False
+        self._starts = (*_EAGER_STARTS, *(_DOCUMENT_STARTS if document else ()))
+        shapes = (*_TALK_PATTERNS, *(_DOCUMENT_PATTERNS if document else ()))
+        self._shapes = re.compile("|".join(f"(?:{shape})" for shape in shapes), re.IGNORECASE)
         self.dropped, self.fenced, self.quoted, self.open = "", False, "", True
 
-    def add(self, atom: str) -> str:
-        """What the text begins with, '' while that is open."""
-        self._held += atom
+    def add(self, word: str) -> str:
+        """Return the beginning of the text, or '' while it is undecided."""
+        self._pending += word
         return self._settle(ended=False)
 
-    def end(self, *, stopped: bool) -> str:
-        """What is left when nothing more comes; chatter that the limit of tokens broke off is none of it."""
+    def finish(self, *, stopped: bool) -> str:
+        """Return what is left at the end of the reply, without chatter that the token limit cut off."""
         if not self.open:
             return ""
-        text = self._held.strip()
-        if not stopped and self.dropped.strip() and self._may_be(text):
-            self.dropped, self._held = self.dropped + self._held, ""
+        text = self._pending.strip()
+        if not stopped and self.dropped.strip() and self._may_be_chatter(text):
+            self.dropped, self._pending = self.dropped + self._pending, ""
             return ""
         return self._settle(ended=True)
 
     def _settle(self, *, ended: bool) -> str:
-        while self._held:
-            size = self._chatter(self._held, ended=ended)
+        while self._pending:
+            size = self._chatter(self._pending, ended=ended)
             if size is None:
                 return ""
             if size == 0:
                 self.open = False
-                text, self._held = self._held, ""
+                text, self._pending = self._pending, ""
                 return text
-            self.dropped += self._held[:size]
-            self._held = self._held[size:]
+            self.dropped += self._pending[:size]
+            self._pending = self._pending[size:]
         return ""
 
-    def _chatter(self, held: str, *, ended: bool) -> int | None:
-        """How many characters in front are no part of the text; None while it is open."""
-        blank = len(held) - len(held.lstrip())
-        text = held[blank:]
+    def _chatter(self, pending: str, *, ended: bool) -> int | None:
+        """Return the number of characters to drop; None while undecided."""
+        blank = len(pending) - len(pending.lstrip())
+        text = pending[blank:]
         if blank or not text:
             return blank
-        if found := self._sign(text):
-            return found
-        if (listed := self._listed(text, ended)) is None or listed:
-            return listed
+        if marker := self._marker(text):
+            return marker
+        if (field_list := self._field_list(text, ended)) is None or field_list:
+            return field_list
         if (echo := self._echo(text)) is None or echo:
             return echo if echo or not ended else 0
-        if self._may_be_sign(text) and not ended:
+        if self._may_be_marker(text) and not ended:
             return None
-        return self._said(text, ended)
+        return self._announcement(text, ended)
 
-    def _sign(self, text: str) -> int:
-        """Fences, rules, quotation marks and labels in front."""
-        if found := _LABEL.match(text):
-            return found.end()
-        if (found := _ANSWER.match(text)) and (self._document or (found[0][0] == "A" and not self._choices)):
-            return found.end() if found[0] in ("A:", "A :") or self._document else 0
-        if self._document and (found := _FENCE.match(text)):
+    def _marker(self, text: str) -> int:
+        """Return the length of a fence, rule, quotation mark or label at the start."""
+        if match := _LABEL.match(text):
+            return match.end()
+        if (match := _ANSWER.match(text)) and (self._document or (match[0][0] == "A" and not self._choices)):
+            return match.end() if match[0] in ("A:", "A :") or self._document else 0
+        if self._document and (match := _FENCE.match(text)):
             self.fenced = True
-            return found.end()
-        if self.dropped.strip() and (found := _RULE.match(text)):
-            return found.end()
+            return match.end()
+        if self.dropped.strip() and (match := _RULE.match(text)):
+            return match.end()
         if self._document and self.dropped.strip() and text[0] in _QUOTES and _GREETING.match(text):
             self.quoted = _QUOTES[text[0]]
             return 1
         return 0
 
-    def _may_be_sign(self, text: str) -> bool:
-        if len(text) >= HELD or "\n" in text:
+    def _may_be_marker(self, text: str) -> bool:
+        if len(text) >= MAX_HELD or "\n" in text:
             return False
         if re.fullmatch(
             r"#{1,4} ?\w*\s?:?[ \t]*|(?:\*\*)?(?:Assistant|ASSISTANT|Response|AI|Bot|A|Answer|Output)[*: ]*", text
@@ -183,23 +194,23 @@ class Opening:
             return True
         return bool(self.dropped.strip()) and bool(re.fullmatch(r"[-*_=]{3,}[ \t]*|[\"“]\S{0,8}[ ]?", text))
 
-    def _said(self, text: str, ended: bool) -> int | None:
-        """A sentence or line that announces, offers or entitles."""
-        if not ended and _EAGER_ALONE.fullmatch(_lead(text)):
-            return None  # what it is eager for decides
-        end, line = _unit(text)
+    def _announcement(self, text: str, ended: bool) -> int | None:
+        """Return the length of a sentence or line that announces, offers or is a title; None while undecided."""
+        if not ended and _EAGER_ALONE.fullmatch(_without_marks(text)):
+            return None  # the next words decide
+        end, line = _first_unit_end(text)
         if end is None:
             if ended:
                 end, line = len(text), True
-            elif len(text) < HELD and self._may_be(text):
+            elif len(text) < MAX_HELD and self._may_be_chatter(text):
                 return None
             else:
                 return 0
         unit = _MARKS.sub("", text[:end])
-        if end <= HELD and self._is_chatter(unit, line):
+        if end <= MAX_HELD and self._is_chatter(unit, line):
             return end
-        if line and self._document and end <= HELD and unit[-1:] in (".", ":", "!"):
-            return self._greeted(text, end, ended)
+        if line and self._document and end <= MAX_HELD and unit[-1:] in (".", ":", "!"):
+            return self._before_greeting(text, end, ended)
         return 0
 
     def _is_chatter(self, unit: str, line: bool) -> bool:
@@ -209,80 +220,90 @@ class Opening:
             return line or unit[-1] in ".:!…"
         if not self._document:
             return False
-        return any(re.fullmatch(shape, unit, re.IGNORECASE) for shape in (_TITLES if line else _TITLES[:1]))
+        return any(
+            re.fullmatch(shape, unit, re.IGNORECASE) for shape in (_TITLE_PATTERNS if line else _TITLE_PATTERNS[:1])
+        )
 
-    def _may_be(self, text: str) -> bool:
-        """Whether a sentence that begins so can be chatter."""
-        words = [word for word in (_MARKS.sub("", each).casefold().replace("’", "'") for each in text.split()) if word]
+    def _may_be_chatter(self, text: str) -> bool:
+        """Return whether a sentence with this beginning can be chatter."""
+        words = [word for word in (_MARKS.sub("", word).casefold().replace("’", "'") for word in text.split()) if word]
         plain = [word.strip("!,.:;—–-") for word in words]
         for start in self._starts:
             size = min(len(start), len(plain))
             if tuple(plain[:size]) == start[:size]:
-                return len(plain) <= len(start) or start not in _STARTS or self._goes_on(words, plain, len(start))
+                return (
+                    len(plain) <= len(start)
+                    or start not in _EAGER_STARTS
+                    or self._eager_goes_on(words, plain, len(start))
+                )
         return not words
 
-    def _goes_on(self, words: list[str], plain: list[str], size: int) -> bool:
-        """Whether what stands behind an eager word can make it chatter."""
+    def _eager_goes_on(self, words: list[str], plain: list[str], size: int) -> bool:
+        """Return whether the words after an eager word can make it chatter."""
         if plain[:size] in (["the", "answer"], ["as", "requested"]):
             return True
         marked = words[size - 1][-1] in "!,.:—–-"
-        return (marked and plain[size] in _FOLLOWING) or plain[size] in ("here", "here's")
+        return (marked and plain[size] in _AFTER_EAGER_WORDS) or plain[size] in ("here", "here's")
 
-    def _greeted(self, text: str, end: int, ended: bool) -> int | None:
-        """A line that ends a sentence, and then a letter's greeting: whoever wrote the letter did not write it."""
-        rest = text[end:].lstrip()
+    def _before_greeting(self, text: str, end: int, ended: bool) -> int | None:
+        """Return the length of a line that is followed by a letter's greeting, as it cannot be part of the letter."""
+        following = text[end:].lstrip()
         if _GREETING.match(text):
             return 0
-        if not rest or (not ended and " " not in rest and "\n" not in rest):
+        if not following or (not ended and " " not in following and "\n" not in following):
             return 0 if ended else None
-        return end if _GREETING.match(rest) else 0
+        return end if _GREETING.match(following) else 0
 
     def _echo(self, text: str) -> int | None:
-        """A line of the prompt that is said again; None while it may be."""
-        said = text.split()
-        for words in self._echoes:
-            size = min(len(words), len(said))
-            if [each.casefold() for each in said[:size]] == [each.casefold() for each in words[:size]]:
+        """Return the length of a repeated line of the prompt; None while undecided."""
+        text_words = text.split()
+        for words in self._prompt_lines:
+            size = min(len(words), len(text_words))
+            if [word.casefold() for word in text_words[:size]] == [word.casefold() for word in words[:size]]:
                 if size < len(words):
-                    return None if len(text) < HELD else 0
-                found = re.match(r"\s+".join(map(re.escape, words)), text, re.IGNORECASE)
-                return found.end() if found else 0
+                    return None if len(text) < MAX_HELD else 0
+                match = re.match(r"\s+".join(map(re.escape, words)), text, re.IGNORECASE)
+                return match.end() if match else 0
         return 0
 
-    def _listed(self, text: str, ended: bool) -> int | None:
-        """The prompt's own fields, line by line: 'Job Title: …' and the next one; None while it may be."""
+    def _field_list(self, text: str, ended: bool) -> int | None:
+        """Return the length of a repeated field of the prompt ('Job Title: …', then the next); None while undecided."""
         label = next((name for name in self._fields if text.startswith(f"{name}:")), None)
-        line = text.find("\n")
+        line_end = text.find("\n")
         if label is None:
-            begun = any(f"{name}:".startswith(text) for name in self._fields)
-            return None if begun and not ended else 0
-        if self._listing:
-            return line + 1 if line >= 0 else len(text) if ended else None
-        if line < 0:
-            return None if not ended and len(text) < HELD else 0
-        rest = text[line:].lstrip()
-        other = any(" " in each and rest.startswith(f"{name}:") for name in self._fields for each in (name, label))
-        if other:
-            self._listing = True
-            return line + 1
-        may = any(f"{name}:".startswith(rest) for name in self._fields) and not ended
-        return None if may else 0
+            may_begin = any(f"{name}:".startswith(text) for name in self._fields)
+            return None if may_begin and not ended else 0
+        if self._in_field_list:
+            return line_end + 1 if line_end >= 0 else len(text) if ended else None
+        if line_end < 0:
+            return None if not ended and len(text) < MAX_HELD else 0
+        following = text[line_end:].lstrip()
+        next_label = any(
+            " " in label_name and following.startswith(f"{name}:")
+            for name in self._fields
+            for label_name in (name, label)
+        )
+        if next_label:
+            self._in_field_list = True
+            return line_end + 1
+        may_follow = any(f"{name}:".startswith(following) for name in self._fields) and not ended
+        return None if may_follow else 0
 
 
-def _unit(text: str) -> tuple[int | None, bool]:
-    """Where the first sentence or line ends, and whether the line does; an eager word is joined to what follows."""
-    eager = _EAGER_MARK.match(_lead(text))
-    begin = len(text) - len(_lead(text)) + (eager.end() if eager and "\n" not in eager[0] else 0)
-    found = _UNIT.search(text, begin)
-    if found is None:
+def _first_unit_end(text: str) -> tuple[int | None, bool]:
+    """Return where the first sentence or line ends, and whether a line ends there.
+
+    An eager word is joined with the sentence after it.
+    """
+    eager = _EAGER_MARK.match(_without_marks(text))
+    start = len(text) - len(_without_marks(text)) + (eager.end() if eager and "\n" not in eager[0] else 0)
+    match = _UNIT_END.search(text, start)
+    if match is None:
         return None, False
-    if found[0] == "\n":
-        return found.start(), True
-    rest = text[found.end() :]
-    return found.end(), rest[: len(rest) - len(rest.lstrip(" \t"))].endswith("\n") or rest.lstrip(" \t").startswith(
-        "\n"
-    )
+    if match[0] == "\n":
+        return match.start(), True
+    return match.end(), text[match.end() :].lstrip(" \t").startswith("\n")
 
 
-def _lead(text: str) -> str:
+def _without_marks(text: str) -> str:
     return text.lstrip('*_#>"“ ')

@@ -1,26 +1,26 @@
-"""Text that runs in circles, found while it is written: words said over and over, sentences said again."""
+"""Detects loops in a text while it is written: repeated words and repeated sentences."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 
-PERIOD = 40  # words of a circle at most
-FEW = 3  # words that a sentence must have to be a repeated one
-SURE = 4  # words of a third copy that make it one
-LONG = 8  # words from which a circle is clear in the midst of the third round
-SAME = 200  # characters that stand a second time are a circle, wherever they stood first
-HALF = 0.5  # of the sentences: songs and plans repeat up to 0.48 of themselves on purpose
-IN_CODE = 4  # code repeats itself: circles need so many times more
-_ENDS = re.compile(r"[.!?…][\"'”’)*_]*$")
-_NUMBER = re.compile(r"[-*•–]|\(?\d{1,3}[.)]")
-_CHARACTERS = re.compile(r"^(.{1,16}?)\1+")
+MAX_PERIOD = 40  # words per cycle
+MIN_SENTENCE_WORDS = 3  # shorter sentences may repeat
+THIRD_COPY_WORDS = 4  # this many words of a third copy make a loop
+LONG_PERIOD = 8  # words: cycles from this length on are cut in the middle of the third round
+MAX_REPEATED_CHARACTERS = 200  # this many repeated characters are a loop, wherever the first copy is
+MAX_REPEATED_SHARE = 0.5  # of the sentences: songs and plans repeat up to 0.48 on purpose
+CODE_FACTOR = 4  # code is repetitive: a loop needs this many times more words
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)*_]*$")
+_LIST_MARK = re.compile(r"[-*•–]|\(?\d{1,3}[.)]")
+_REPEATED_PIECE = re.compile(r"^(.{1,16}?)\1+")
 
 
-class Loops:
-    """Sees a text's words in order and says from where on it must be held back, or cut.
+class LoopDetector:
+    """Reads words in order and says from where on the text must be held back or cut.
 
-    `hold` is the first character that may still be part of a circle, None where none is; `cut` is where one began.
+    `hold` is the first character that may be part of a loop, or None; `cut` is where a loop began.
     """
 
     def __init__(self) -> None:
@@ -28,105 +28,113 @@ class Loops:
         self.cut: int | None = None
         self._words: list[str] = []
         self._starts: list[int] = []
-        self._runs = [0] * (PERIOD + 1)
+        self._runs = [0] * (MAX_PERIOD + 1)
         self._unit: list[str] = []
         self._unit_start = 0
         self._units: Counter[tuple[str, ...]] = Counter()
         self._order: list[tuple[str, ...]] = []
-        self._alike: list[tuple[str, ...]] = []
-        self._again: int | None = None  # where a sentence began that repeats the one before it
+        self._candidates: list[tuple[str, ...]] = []
+        self._repeat_start: int | None = None  # start of a sentence that repeats the one before it
         self._repeats = 0
-        self._turning: int | None = None
+        self._cycle_start: int | None = None
 
-    def word(self, word: str, start: int, *, code: bool = False) -> None:
-        """A word and the character it begins with."""
-        said = word.casefold()
-        self._words.append(said)
+    def add_word(self, word: str, start: int, *, code: bool = False) -> None:
+        """Add a word and the position of its first character."""
+        folded = word.casefold()
+        self._words.append(folded)
         self._starts.append(start)
-        self._turning = self._circle(code)
-        waits = [at for at in (self._turning, None if code else self._sentence(said, start)) if at is not None]
-        if self.cut is None and len(word) >= 60 and _spins(word):
+        self._cycle_start = self._cycle(code)
+        holds = [
+            position
+            for position in (self._cycle_start, None if code else self._sentence(folded, start))
+            if position is not None
+        ]
+        if self.cut is None and len(word) >= 60 and _repeats_one_piece(word):
             self.cut = start
-        self.hold = min(waits, default=None)
+        self.hold = min(holds, default=None)
 
-    def line(self, *, code: bool = False) -> None:
-        """A line has ended."""
+    def end_line(self, *, code: bool = False) -> None:
+        """End a line."""
         if not code and self._unit:
-            self._ended(self._unit_start)
+            self._end_sentence(self._unit_start)
 
     @property
-    def broken_off(self) -> int | None:
-        """Where a circle began in the midst of which the text is now; None where it is in none."""
-        return self._again if self._again is not None and self._alike else self._turning
+    def open_loop(self) -> int | None:
+        """Start of the loop that the text is in, or None."""
+        return self._repeat_start if self._repeat_start is not None and self._candidates else self._cycle_start
 
-    def _circle(self, code: bool) -> int | None:
-        """From where on the last words repeat those before them, as a whole and once more."""
-        last, wait = len(self._words) - 1, None
-        for period in range(1, min(PERIOD, last) + 1):
-            same = self._words[last] == self._words[last - period]
-            run = self._runs[period] = self._runs[period] + 1 if same else 0
+    def _cycle(self, code: bool) -> int | None:
+        """Return from where on the last words repeat the ones before them more than once, or None."""
+        last, hold = len(self._words) - 1, None
+        for period in range(1, min(MAX_PERIOD, last) + 1):
+            is_repeat = self._words[last] == self._words[last - period]
+            run = self._runs[period] = self._runs[period] + 1 if is_repeat else 0
             if run < period:
                 continue
-            needed = _needed(period, self._words[last]) * (IN_CODE if code else 1)
+            needed = _required_run(period, self._words[last]) * (CODE_FACTOR if code else 1)
             if run >= needed and self.cut is None:
                 self.cut = self._starts[last + 1 - run]
             elif period > 2 and run > period:
-                at = self._starts[last + 1 - run + period]
-                wait = at if wait is None else min(wait, at)
-        return wait
+                start = self._starts[last + 1 - run + period]
+                hold = start if hold is None else min(hold, start)
+        return hold
 
-    def _sentence(self, said: str, start: int) -> int | None:
+    def _sentence(self, word: str, start: int) -> int | None:
         if not self._unit:
             self._unit_start = start
-            self._alike = [each for each in self._units if each[0] == said]
+            self._candidates = [unit for unit in self._units if unit[0] == word]
         else:
-            place = len(self._unit)
-            self._alike = [each for each in self._alike if len(each) > place and each[place] == said]
-        self._unit.append(said)
-        begun = self._unit_start if self._again is None else self._again
-        third = self._again is not None and tuple(self._unit) == self._order[-1][: len(self._unit)]
-        if (third and len(self._unit) >= SURE) or (self._alike and start + len(said) - self._unit_start >= SAME):
-            self.cut = begun if self.cut is None else self.cut
-        if _ENDS.search(said) and not (len(self._unit) == 1 and _NUMBER.fullmatch(said)):
-            return self._ended(self._unit_start)
-        if self._alike:
-            return self._unit_start if self._again is None else self._again
-        self._again = None
+            index = len(self._unit)
+            self._candidates = [unit for unit in self._candidates if len(unit) > index and unit[index] == word]
+        self._unit.append(word)
+        loop_start = self._unit_start if self._repeat_start is None else self._repeat_start
+        is_third = self._repeat_start is not None and tuple(self._unit) == self._order[-1][: len(self._unit)]
+        if (is_third and len(self._unit) >= THIRD_COPY_WORDS) or (
+            self._candidates and start + len(word) - self._unit_start >= MAX_REPEATED_CHARACTERS
+        ):
+            self.cut = loop_start if self.cut is None else self.cut
+        if _SENTENCE_END.search(word) and not (len(self._unit) == 1 and _LIST_MARK.fullmatch(word)):
+            return self._end_sentence(self._unit_start)
+        if self._candidates:
+            return self._unit_start if self._repeat_start is None else self._repeat_start
+        self._repeat_start = None
         return None
 
-    def _ended(self, start: int) -> int | None:
-        """Counts the sentence that ended, and says from where on to hold back."""
+    def _end_sentence(self, start: int) -> int | None:
+        """Count the finished sentence and return from where on to hold back."""
         unit, self._unit = tuple(self._unit), []
-        self._alike = []
-        if len(unit) < FEW:
-            self._again = None
+        self._candidates = []
+        if len(unit) < MIN_SENTENCE_WORDS:
+            self._repeat_start = None
             return None
-        times, before = self._units[unit], self._order[-1] if self._order else ()
+        earlier_count, previous = self._units[unit], self._order[-1] if self._order else ()
         self._units[unit] += 1
         self._order.append(unit)
-        self._repeats = self._repeats + 1 if times else 0
-        share = 1 - len(self._units) / len(self._order)
-        twice = unit == before
-        begun = self._again if self._again is not None else start
-        if (twice and self._again is not None) or (times > 1 and (share >= HALF or self._repeats > 2)):
-            self.cut = begun if self.cut is None else self.cut
-        self._again = begun if twice else None
-        return self._again
+        self._repeats = self._repeats + 1 if earlier_count else 0
+        repeated_share = 1 - len(self._units) / len(self._order)
+        is_second = unit == previous
+        loop_start = self._repeat_start if self._repeat_start is not None else start
+        if (is_second and self._repeat_start is not None) or (
+            earlier_count > 1 and (repeated_share >= MAX_REPEATED_SHARE or self._repeats > 2)
+        ):
+            self.cut = loop_start if self.cut is None else self.cut
+        self._repeat_start = loop_start if is_second else None
+        return self._repeat_start
 
 
-def _needed(period: int, word: str) -> int:
-    """How many words must repeat those `period` before them."""
+def _required_run(period: int, word: str) -> int:
+    """Return how many words must repeat the ones `period` before them."""
     if period == 1:
         return 7 if len(word) > 2 and word[0].isalpha() else 15
-    if period < LONG:
+    if period < LONG_PERIOD:
         return max(6, 2 * period)
     return period + period // 2
 
 
-def _spins(word: str) -> bool:
-    """Whether a long word is one piece over and over: 'wacky-wacky-wacky-…'."""
+def _repeats_one_piece(word: str) -> bool:
+    """Return whether a long word repeats one piece: 'wacky-wacky-wacky-…'."""
     for skip in range(16):
-        found = _CHARACTERS.match(word, skip) if skip == 0 else _CHARACTERS.match(word[skip:])
-        if found and len(found[0]) >= 48 and any(sign.isalpha() for sign in found[1]):
+        match = _REPEATED_PIECE.match(word, skip) if skip == 0 else _REPEATED_PIECE.match(word[skip:])
+        if match and len(match[0]) >= 48 and any(char.isalpha() for char in match[1]):
             return True
     return False

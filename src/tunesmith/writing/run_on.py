@@ -1,14 +1,14 @@
-"""Where a text ends although the model goes on: run-on is recognised before it is told, and cut."""
+"""Recognizes where a text ends although the model continues, before the run-on is shown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from tunesmith.writing.repetition import Loops
+from tunesmith.writing.repetition import LoopDetector
 
-HELD = 200  # characters
-_CONTROL = re.compile(
+MAX_HELD = 200  # characters
+_CONTROL_TOKEN = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:eos|bos|pad)>|<(?:start|end)_of_\w{1,20}>|\[/?INST\]|<</?SYS>>|<｜[^<>\s]{1,40}｜>"
 )
 _TURN = re.compile(r"[>*_ \t]*(?:User|USER|Human|HUMAN|Assistant|ASSISTANT)[*_]*\s?:")
@@ -27,15 +27,15 @@ _CLOSING = re.compile(
     r"(?: [^\n.!?:]{0,20})?[,.!]?",
     re.IGNORECASE,
 )
-_BELONGS = re.compile(  # what people write below their name
+_POSTSCRIPT = re.compile(  # what people write below their signature
     r"\W{0,3}(?:p\.? ?(?:p\.? ?)?s\b|encl|enclos|attach|cc\b|copy|phone|tel\b|mobile|e-?mail|address|www\.|https?:)"
     r"|[^\n]*@",
     re.IGNORECASE,
 )
-_SPOKEN = re.compile(r"[^\W\d_][\w .'’-]{0,30}:\s")  # a dialogue was asked for: its lines name who speaks
+_DIALOGUE = re.compile(r"[^\W\d_][\w .'’-]{0,30}:\s")  # a requested dialogue: its lines name the speaker
 _RULE = re.compile(r"[-*_=]{3,}")
 _CHANGE = r"(?:adjust|modify|customi[sz]e|edit|change|adapt|tweak|personali[sz]e|replace|tailor|revise|fill in|refine)"
-_TALK = re.compile(  # what a chat model says behind the text it was asked for
+_TALK = re.compile(  # what a chat model says after the requested text
     r"[\W_]{0,3}(?:note:|note that (?:this|I)\b|I hope (?:this|it) (?:helps|works for you|meets your)|"
     rf"(?:please )?feel free to {_CHANGE}\b|(?:remember|be sure|make sure|don['’]t forget) to {_CHANGE}\b|"
     r"(?:please )?let me know if you(?:['’]d| would)?(?: like| want| need| prefer| wish| have)\b[^.!?\n]{0,40}?"
@@ -48,23 +48,23 @@ _TALK_STARTS = (
     "please let", "would you like me", "is there anything", "if you'd", "if you would",
 )  # fmt: skip
 _FENCE = re.compile(r"[ \t]*```")
-_BREAKS = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+_LINE_BREAKS = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
 
-TURN = "goes on as the other speaker"
-CONTROL = "goes on behind an end-of-text token"
-PROMPT = "says the prompt again"
-SECOND = "begins a second letter"
-BEHIND = "goes on behind the end"
-CIRCLE = "runs in circles"
+OTHER_SPEAKER = "continues as the other speaker"
+END_OF_TEXT = "continues after an end-of-text token"
+PROMPT_ECHO = "repeats the prompt"
+SECOND_LETTER = "starts a second letter"
+AFTER_END = "continues after the end"
+LOOP = "repeats itself"
 
 
-class Ending:
-    """Takes the text's atoms behind its opening and tells what may be shown.
+class RunOnFilter:
+    """Takes the words after the preamble and returns what may be shown.
 
-    `text` is all that came, of it the first `told` characters are shown. `why` is set when the rest is cut. For a
-    `document` a second letter and talk behind the signature are run-on; `fields` and `echoes` are the prompt's own
-    lines, `names` those with which the asker's lines open. `fenced`: an opening fence was left out; `quoted`: the
-    quotation mark that will close the text.
+    `text` is everything received; its first `shown_length` characters are shown. `reason` is set once the rest is cut.
+    In a `document`, a second letter and talk after the signature are run-on. `fields` and `prompt_lines` come from the
+    prompt, `names` are speaker labels of the user. `fenced`: the preamble opened a code fence; `quoted`: the quotation
+    mark that closes the text.
     """
 
     def __init__(
@@ -72,81 +72,81 @@ class Ending:
         *,
         document: bool,
         fields: Mapping[str, str] | None = None,
-        echoes: Iterable[str] = (),
+        prompt_lines: Iterable[str] = (),
         names: Collection[str] = (),
         question: str = "",
     ) -> None:
-        self.text, self.told, self.why, self.fenced, self.quoted = "", 0, "", False, ""
+        self.text, self.shown_length, self.reason, self.fenced, self.quoted = "", 0, "", False, ""
         self._document, self._names = document, frozenset(names)
-        self._asked = bool(re.search(r"(?m)^\s*(?:Q|A|Question|Answer)\s?[:.)]", question))
+        self._has_question_labels = bool(re.search(r"(?m)^\s*(?:Q|A|Question|Answer)\s?[:.)]", question))
         self._fields = dict(fields or {}) if document else {}
-        self._echoes = [words for line in echoes if len(words := line.casefold().split()) >= 4]
-        self._loops = Loops()
+        self._prompt_lines = [words for line in prompt_lines if len(words := line.casefold().split()) >= 4]
+        self._loops = LoopDetector()
         self._line, self._settled, self._code = 0, False, False
         self._greeted, self._closed, self._signed = False, False, False
-        self._from = 0  # where the cut is
-        self._behind: int | None = None  # where what stands behind the signature begins
-        self._over: int | None = None  # behind the closing fence
+        self._cut_at = 0
+        self._after_start: int | None = None  # where the text after the signature begins
+        self._fence_end: int | None = None  # start of the closing fence
 
-    def add(self, atom: str) -> str:
-        """What is shown of it and of what was held back."""
-        if self.why:
+    def add(self, word: str) -> str:
+        """Return what may be shown of the word and of what was held back."""
+        if self.reason:
             return ""
         start = len(self.text)
-        self.text += atom
-        if atom.isspace():
-            return self._line_ends(start) if atom in _BREAKS else ""
-        cut, hold = self._judged(atom, start)
+        self.text += word
+        if word.isspace():
+            return self._end_line(start) if word in _LINE_BREAKS else ""
+        cut, hold = self._check_word(word, start)
         if cut is not None:
             return self._cut(cut)
         return self._show(min(hold, len(self.text)))
 
-    def end(self, *, stopped: bool) -> str:
-        """What was held back and is no run-on."""
-        if self.why:
+    def finish(self, *, stopped: bool) -> str:
+        """Return what was held back and is no run-on."""
+        if self.reason:
             return ""
-        if self._over is not None:
-            return self._show(self._over)
-        if (at := self._line_done()) is not None:
-            return self._cut(at)
-        if not stopped and (at := self._loops.broken_off) is not None and at >= self.told:
-            self.why = CIRCLE
-            return self._cut(at)
+        if self._fence_end is not None:
+            return self._show(self._fence_end)
+        if (cut := self._finish_line()) is not None:
+            return self._cut(cut)
+        if not stopped and (cut := self._loops.open_loop) is not None and cut >= self.shown_length:
+            self.reason = LOOP
+            return self._cut(cut)
         return self._show(len(self.text), last=True)
 
     @property
-    def all_told(self) -> bool:
-        """Whether nothing but blanks is held back."""
-        return not self.why and not self.text[self.told :].strip()
+    def all_shown(self) -> bool:
+        """Whether only whitespace is held back."""
+        return not self.reason and not self.text[self.shown_length :].strip()
 
     @property
     def removed(self) -> str:
-        """What was cut off, as far as it had come."""
-        return self.text[self._from :] if self.why else ""
+        """What was cut off, as far as it had arrived."""
+        return self.text[self._cut_at :] if self.reason else ""
 
-    def _judged(self, atom: str, start: int) -> tuple[int | None, int]:
-        """Where to cut, and from where on to hold back."""
-        if self._over is not None:
-            self.why = BEHIND
-            return self._over, self._over
-        found = _CONTROL.search(self.text, max(self.told, start))
-        if found and (not self._code or found[0].startswith("<|")):
-            self.why = CONTROL
-            return found.start(), found.start()
+    def _check_word(self, word: str, start: int) -> tuple[int | None, int]:
+        """Return where to cut, or None, and from where on to hold back."""
+        if self._fence_end is not None:
+            self.reason = AFTER_END
+            return self._fence_end, self._fence_end
+        match = _CONTROL_TOKEN.search(self.text, max(self.shown_length, start))
+        if match and (not self._code or match[0].startswith("<|")):
+            self.reason = END_OF_TEXT
+            return match.start(), match.start()
         hold = len(self.text)
         if not self._settled:
-            told = self._line_judged(self.text[self._line :], whole=False)
-            if isinstance(told, str):
-                self.why = told
-                return self._from_where(told), self._line
-            self._settled = told
-            if not told:
-                hold = self._behind if self._behind is not None else self._line
-            if self._over is not None:
-                return None, self._over
-        self._loops.word(atom, start, code=self._code)
+            verdict = self._check_line(self.text[self._line :], whole=False)
+            if isinstance(verdict, str):
+                self.reason = verdict
+                return self._cut_position(verdict), self._line
+            self._settled = verdict
+            if not verdict:
+                hold = self._after_start if self._after_start is not None else self._line
+            if self._fence_end is not None:
+                return None, self._fence_end
+        self._loops.add_word(word, start, code=self._code)
         if self._loops.cut is not None:
-            self.why = CIRCLE
+            self.reason = LOOP
             return self._loops.cut, self._loops.cut
         if self._loops.hold is not None:
             hold = min(hold, self._loops.hold)
@@ -155,51 +155,51 @@ class Ending:
         return None, hold
 
     def _show(self, until: int, *, last: bool = False) -> str:
-        until = max(self.told, until)
-        while until > self.told and self.text[until - 1].isspace():
+        until = max(self.shown_length, until)
+        while until > self.shown_length and self.text[until - 1].isspace():
             until -= 1
-        if last and self.quoted and until > self.told and self.text[until - 1] == self.quoted:
+        if last and self.quoted and until > self.shown_length and self.text[until - 1] == self.quoted:
             until -= 1
-        shown, self.told = self.text[self.told : until], until
-        return shown
+        text, self.shown_length = self.text[self.shown_length : until], until
+        return text
 
-    def _cut(self, at: int) -> str:
-        self._from = max(self.told, at)
-        shown = self._show(self._from)
-        self._from = self.told
-        return shown
+    def _cut(self, position: int) -> str:
+        self._cut_at = max(self.shown_length, position)
+        text = self._show(self._cut_at)
+        self._cut_at = self.shown_length
+        return text
 
     # --- lines ---------------------------------------------------------------------------------------------------
 
-    def _line_ends(self, place: int) -> str:
-        line = self.text[self._line : place].strip()
-        if (at := self._line_done()) is not None:
-            return self._cut(at)
-        self._loops.line(code=self._code)
+    def _end_line(self, position: int) -> str:
+        line = self.text[self._line : position].strip()
+        if (cut := self._finish_line()) is not None:
+            return self._cut(cut)
+        self._loops.end_line(code=self._code)
         if self._loops.cut is not None:
-            self.why = CIRCLE
+            self.reason = LOOP
             return self._cut(self._loops.cut)
         if line and self._document and not self._code:
-            self._follow(line)
-        self._line, self._settled = place + 1, False
+            self._track_letter(line)
+        self._line, self._settled = position + 1, False
         return ""
 
-    def _line_done(self) -> int | None:
-        """Where to cut, now that the line is whole."""
+    def _finish_line(self) -> int | None:
+        """Return where to cut now that the line is complete, or None."""
         line = self.text[self._line :].rstrip()
         if self._settled or not line:
             return None
-        told = self._line_judged(line, whole=True)
-        if not isinstance(told, str):
+        verdict = self._check_line(line, whole=True)
+        if not isinstance(verdict, str):
             return None
-        self.why = told
-        return self._from_where(told)
+        self.reason = verdict
+        return self._cut_position(verdict)
 
-    def _from_where(self, why: str) -> int:
-        return self._behind if why == BEHIND and self._behind is not None else self._line
+    def _cut_position(self, reason: str) -> int:
+        return self._after_start if reason == AFTER_END and self._after_start is not None else self._line
 
-    def _follow(self, line: str) -> None:
-        """How far the letter is: greeted, closed, signed."""
+    def _track_letter(self, line: str) -> None:
+        """Update how far the letter is: greeted, closed, signed."""
         if _GREETED.fullmatch(line):
             self._greeted = True
         if (
@@ -213,52 +213,57 @@ class Ending:
         if _CLOSING.fullmatch(line) and len(line.split()) <= 6:
             self._closed = True
 
-    def _line_judged(self, line: str, *, whole: bool) -> str | bool:
-        """Why the text is cut at this line; else whether that is out of the question for the line."""
+    def _check_line(self, line: str, *, whole: bool) -> str | bool:
+        """Return why to cut at this line, else whether the line can no longer become run-on."""
         if _FENCE.match(line):
             return self._fence()
         if self._code:
             return True
-        place = bool(self.text[: self._line].strip())
-        if place and not _SPOKEN.match(self.text) and (why := self._turned(line)):
-            return why
-        waits = not whole and place and _MAY_TURN.fullmatch(line) is not None
-        echo = self._echoed(line) if place else True
+        has_text = bool(self.text[: self._line].strip())
+        if has_text and not _DIALOGUE.match(self.text) and (reason := self._check_speaker(line)):
+            return reason
+        may_turn = not whole and has_text and _MAY_TURN.fullmatch(line) is not None
+        echo = self._check_echo(line) if has_text else True
         if isinstance(echo, str):
             return echo
-        if not self._document or not place:
-            return whole or not (waits or (echo is False))
-        later = self._later(line, whole=whole)
-        if isinstance(later, str):
-            return later
-        return whole or (later and not waits and echo)
+        if not self._document or not has_text:
+            return whole or not (may_turn or (echo is False))
+        document_verdict = self._check_document(line, whole=whole)
+        if isinstance(document_verdict, str):
+            return document_verdict
+        return whole or (document_verdict and not may_turn and echo)
 
     def _fence(self) -> bool:
         if self.fenced and not self._code:
-            self._over = self._line
+            self._fence_end = self._line
             return True
         self._code = not self._code
         return True
 
-    def _turned(self, line: str) -> str:
-        if _TURN.match(line) or _HEADING.match(line) or (_QUESTION.match(line) and not self._asked):
-            return TURN
+    def _check_speaker(self, line: str) -> str:
+        if _TURN.match(line) or _HEADING.match(line) or (_QUESTION.match(line) and not self._has_question_labels):
+            return OTHER_SPEAKER
         if _ANSWER_HEADING.match(line) and "\n#" not in self.text[: self._line] and not self.text.startswith("#"):
-            return TURN
-        alone = "\n\n" in self.text[max(0, self._line - 3) : self._line]
-        if alone and _ANSWER.match(line) and not self._asked and not _QUESTION.search(self.text[:12]):
-            return TURN
+            return OTHER_SPEAKER
+        after_blank_line = "\n\n" in self.text[max(0, self._line - 3) : self._line]
+        if (
+            after_blank_line
+            and _ANSWER.match(line)
+            and not self._has_question_labels
+            and not _QUESTION.search(self.text[:12])
+        ):
+            return OTHER_SPEAKER
         label, colon, _ = line.partition(":")
-        return TURN if colon and label.strip() in self._names else ""
+        return OTHER_SPEAKER if colon and label.strip() in self._names else ""
 
-    def _echoed(self, line: str) -> str | bool:
-        """Whether the line says a line of the prompt again: PROMPT; False while it may."""
-        said, settled = line.casefold().split(), True
-        for words in self._echoes:
-            size = min(len(words), len(said), 8)
-            if said[:size] == words[:size]:
+    def _check_echo(self, line: str) -> str | bool:
+        """Return PROMPT_ECHO if the line repeats a line of the prompt, else whether it cannot any more."""
+        line_words, settled = line.casefold().split(), True
+        for words in self._prompt_lines:
+            size = min(len(words), len(line_words), 8)
+            if line_words[:size] == words[:size]:
                 if size >= min(8, len(words)):
-                    return PROMPT
+                    return PROMPT_ECHO
                 settled = False
         for name in self._names:
             settled = settled and not f"{name}:".startswith(line)
@@ -267,58 +272,62 @@ class Ending:
                 settled = False
             elif line.startswith(f"{name}:"):
                 if " " in name:
-                    return PROMPT
-                told, known = line[len(name) + 1 :].split(), value.split()
-                size = min(len(told), len(known), 5)
-                if told[:size] == known[:size]:
-                    if size and size == min(len(known), 5):
-                        return PROMPT
+                    return PROMPT_ECHO
+                line_value, field_value = line[len(name) + 1 :].split(), value.split()
+                size = min(len(line_value), len(field_value), 5)
+                if line_value[:size] == field_value[:size]:
+                    if size and size == min(len(field_value), 5):
+                        return PROMPT_ECHO
                     settled = False
         return settled
 
-    def _later(self, line: str, *, whole: bool) -> str | bool:
-        """A second letter, and what follows a text or its signature; False while it may be one."""
+    def _check_document(self, line: str, *, whole: bool) -> str | bool:
+        """Return why to cut a second letter or talk after the end, else whether the line cannot be one."""
         if self._signed:
-            return self._after(line, whole=whole)
+            return self._check_after_signature(line, whole=whole)
         if _RULE.fullmatch(line.strip()):
-            self._behind = self._line if self._behind is None else self._behind
+            self._after_start = self._line if self._after_start is None else self._after_start
             return whole
-        told = self._talked(line, whole=whole)
-        if told is True:
-            told = self._greets(line, whole=whole)
-        if told is True:
-            self._behind = None
-        return told
+        verdict = self._check_talk(line, whole=whole)
+        if verdict is True:
+            verdict = self._check_greeting(line, whole=whole)
+        if verdict is True:
+            self._after_start = None
+        return verdict
 
-    def _talked(self, line: str, *, whole: bool) -> str | bool:
+    def _check_talk(self, line: str, *, whole: bool) -> str | bool:
         if _TALK.match(line):
-            return BEHIND
-        said = line.casefold().lstrip("*_([>- ").replace("’", "'")
-        may = any(said.startswith(each[: len(said)]) for each in _TALK_STARTS)
-        return whole or not (may and len(line) < 100 and not any(sign in line for sign in ".!?"))
+            return AFTER_END
+        plain = line.casefold().lstrip("*_([>- ").replace("’", "'")
+        may_be_talk = any(plain.startswith(start[: len(plain)]) for start in _TALK_STARTS)
+        return whole or not (may_be_talk and len(line) < 100 and not any(mark in line for mark in ".!?"))
 
-    def _greets(self, line: str, *, whole: bool) -> str | bool:
+    def _check_greeting(self, line: str, *, whole: bool) -> str | bool:
         if not self._greeted:
             return True
         if _GREETING.match(line):
             if whole:
-                return SECOND if _GREETED.fullmatch(line.strip()) else True
-            return len(line) > 100 or any(sign in line for sign in ".!?;")
-        return whole or not any(each.startswith(line) for each in ("Dear", "To whom", "To Whom"))
+                return SECOND_LETTER if _GREETED.fullmatch(line.strip()) else True
+            return len(line) > 100 or any(mark in line for mark in ".!?;")
+        return whole or not any(start.startswith(line) for start in ("Dear", "To whom", "To Whom"))
 
-    def _after(self, line: str, *, whole: bool) -> str | bool:
-        if self._behind is None:
-            self._behind = self._line
-        if _BELONGS.match(line):
-            self._behind = None
+    def _check_after_signature(self, line: str, *, whole: bool) -> str | bool:
+        if self._after_start is None:
+            self._after_start = self._line
+        if _POSTSCRIPT.match(line):
+            self._after_start = None
             return True
         if _GREETING.match(line):
-            return SECOND if whole or len(line) > 5 else False
+            return SECOND_LETTER if whole or len(line) > 5 else False
         if _RULE.fullmatch(line.strip()):
             return whole
-        text = self.text[self._behind :].strip()
-        if len(line) >= HELD or len(text) >= HELD or (line.rstrip()[-1:] in (".", "!", "?", ":") and len(line) >= 12):
-            return BEHIND
+        following = self.text[self._after_start :].strip()
+        if (
+            len(line) >= MAX_HELD
+            or len(following) >= MAX_HELD
+            or (line.rstrip()[-1:] in (".", "!", "?", ":") and len(line) >= 12)
+        ):
+            return AFTER_END
         if whole:
-            self._behind = None
+            self._after_start = None
         return whole

@@ -1,10 +1,10 @@
-"""Places in a text that a statement stands in: its sentence, its line, the words that belong to it."""
+"""Finds the sentence, the list line and the words that belong to a claim."""
 
 from __future__ import annotations
 
 import re
 
-_END = re.compile(
+_SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bInc)(?<!\bLtd)(?<!\be\.g)(?<!\bi\.e)"
     r"(?<!\n\d)(?<!\n\d\d)[.!?][\"'”’)]*(?=\s|\Z)|\n"
 )
@@ -16,49 +16,49 @@ DETERMINER = (
 )
 
 
-def sentence(text: str, start: int, end: int) -> tuple[int, int]:
-    """The sentence (or line) around characters start to end, its mark included, blanks around it and a bullet not."""
-    begin = max((found.end() for found in _END.finditer(text, 0, start) if found.end() <= start), default=0)
-    found = _END.search(text, end)
-    stop = found.end() if found else len(text)
-    if found and found[0] == "\n":
-        stop = found.start()
-    begin += len(text[begin:start]) - len(text[begin:start].lstrip())
-    if bullet := _BULLET.match(text, begin, start):
-        begin = bullet.end()
-    return begin, stop
+def sentence_span(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return the sentence or line around a span with its final mark, without surrounding whitespace and bullet."""
+    first = max((match.end() for match in _SENTENCE_END.finditer(text, 0, start) if match.end() <= start), default=0)
+    match = _SENTENCE_END.search(text, end)
+    stop = match.end() if match else len(text)
+    if match and match[0] == "\n":
+        stop = match.start()
+    first += len(text[first:start]) - len(text[first:start].lstrip())
+    if bullet := _BULLET.match(text, first, start):
+        first = bullet.end()
+    return first, stop
 
 
-def bulleted(text: str, begin: int) -> int | None:
-    """Where the line of a list begins whose words begin at `begin`; None where that is no list."""
-    line = text.rfind("\n", 0, begin) + 1
-    found = _BULLET.match(text, line)
-    return line if found and found.end() == begin else None
+def list_line_start(text: str, start: int) -> int | None:
+    """Return the start of the list line whose words begin at `start`; None if it is no list line."""
+    line = text.rfind("\n", 0, start) + 1
+    match = _BULLET.match(text, line)
+    return line if match and match.end() == start else None
 
 
-def widened(text: str, start: int, end: int, floor: int) -> int:
-    """Where the articles and adjectives in front of a statement begin, not before `floor`."""
-    found = re.search(rf"{DETERMINER}+$", text[floor:start], re.IGNORECASE)
-    return floor + found.start() if found else start
+def widen_start(text: str, start: int, end: int, floor: int) -> int:
+    """Return the start of the articles and adjectives before a claim, but not before `floor`."""
+    match = re.search(rf"{DETERMINER}+$", text[floor:start], re.IGNORECASE)
+    return floor + match.start() if match else start
 
 
-def article(text: str) -> str:
-    """`text` with 'a' or 'an' by how the next word sounds, where one of the two stands in front."""
-    found = re.match(r"(an?)(\s+[\"“'‘]?)(\w+)", text, re.IGNORECASE)
-    if not found:
+def correct_article(text: str) -> str:
+    """Correct 'a' or 'an' at the start of `text` to fit the sound of the next word."""
+    match = re.match(r"(an?)(\s+[\"“'‘]?)(\w+)", text, re.IGNORECASE)
+    if not match:
         return text
-    right = "an" if _vowel(found[3]) else "a"
-    right = right.capitalize() if found[1][0].isupper() else right
-    return right + text[found.end(1) :]
+    correct = "an" if _starts_with_vowel_sound(match[3]) else "a"
+    correct = correct.capitalize() if match[1][0].isupper() else correct
+    return correct + text[match.end(1) :]
 
 
-def _vowel(word: str) -> bool:
-    """Whether a word begins with the sound of a vowel: hour, MBA, 8, 11; not university, one, UX."""
+def _starts_with_vowel_sound(word: str) -> bool:
+    """Return whether a word starts with a vowel sound: hour, MBA, 8, 11; not university, one, UX."""
     if word[0].isdigit():
         return word[0] == "8" or re.fullmatch(r"1[18](?:\d{3})*", word) is not None
     if word.isupper() and 1 < len(word) <= 4:  # spelled out
         return word[0] in "AEFHILMNORSX"
-    small = word.casefold()
-    if re.match(r"hour|honou?r|honest|heir", small) or re.match(r"M(?:Sc|Eng|Phil)|LL|N[VH]", word):
+    lower = word.casefold()
+    if re.match(r"hour|honou?r|honest|heir", lower) or re.match(r"M(?:Sc|Eng|Phil)|LL|N[VH]", word):
         return True
-    return small[0] in "aeiou" and not re.match(r"uni|use|usu|eu|one|ut[io]", small)
+    return lower[0] in "aeiou" and not re.match(r"uni|use|usu|eu|one|ut[io]", lower)
