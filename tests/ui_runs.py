@@ -1,4 +1,4 @@
-"""What the tests of the pages share: Gradio loaded quietly, a run of letters, a model that says what it is told."""
+"""Shared by the tests of the pages: Gradio, a finished run of letters, and a scripted model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from strict_pages import EVIL, Page
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.runs.run import Run
-from tunesmith.ui.app import gradio
+from tunesmith.ui.app import load_gradio
 
-gradio(Path(tempfile.mkdtemp(prefix="tunesmith-test-")))
+load_gradio(Path(tempfile.mkdtemp(prefix="tunesmith-test-")))
 
 HOSTILE = f"{EVIL} **bold** [link](javascript:window.pwned=1) ${{window.pwned=2}} {{{{value}}}}"
 HOSTILE += " <img src=x onerror=window.pwned=3> \u202etxt"
@@ -40,13 +40,13 @@ SAID = (
 
 
 class Scripted:
-    """A TextModel that says one text in pieces of a few characters, slowly where `wait` seconds are given."""
+    """A TextModel that streams one text in small pieces, with `wait` seconds before each."""
 
     def __init__(self, text: str = SAID, wait: float = 0.0) -> None:
-        self.text, self.wait, self.closed, self.asked = text, wait, False, list[Sequence[Turn]]()
+        self.text, self.wait, self.closed, self.prompts = text, wait, False, list[Sequence[Turn]]()
 
     def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
-        self.asked.append(prompt)
+        self.prompts.append(prompt)
         try:
             for start in range(0, len(self.text), 7):
                 time.sleep(self.wait)
@@ -56,7 +56,7 @@ class Scripted:
 
 
 def letters(folder: Path, name: str = "letters", **changes: Any) -> Recipe:
-    """A recipe for letters whose data, one row, lies in `folder`."""
+    """Returns a recipe for letters and writes its data, one row, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.jsonl").write_text(json.dumps({**FIELDS, "Cover Letter": "Dear team,"}) + "\n")
     options = {"fields": list(FIELDS), "answer": "Cover Letter", "instruction": "Write the cover letter."}
@@ -71,17 +71,17 @@ def letters(folder: Path, name: str = "letters", **changes: Any) -> Recipe:
 
 
 def letter_rows(count: int = 6) -> dict[str, list[Conversation]]:
-    """Held-out rows whose words are hostile."""
-    asked = "\n".join(f"{name}: {value}" for name, value in FIELDS.items())
-    made = [
-        row(n, f"Letter {n} {HOSTILE}\n{asked}", f"Dear team {n}, {HOSTILE}", group=f"t{n}", **FIELDS)
+    """Returns held-out rows with hostile texts."""
+    question = "\n".join(f"{name}: {value}" for name, value in FIELDS.items())
+    rows = [
+        row(n, f"Letter {n} {HOSTILE}\n{question}", f"Dear team {n}, {HOSTILE}", group=f"t{n}", **FIELDS)
         for n in range(count)
     ]
-    return {"test": made[: count // 2], "unseen": made[count // 2 :]}
+    return {"test": rows[: count // 2], "unseen": rows[count // 2 :]}
 
 
 def finished(folder: Path, gain: float = 1.0, **changes: Any) -> tuple[Recipe, Run]:
-    """A run of letters in folder/runs/letters that was evaluated and exported, as far as its small files say."""
+    """Creates an evaluated and exported run in folder/runs/NAME from small files."""
     recipe = letters(folder, **changes)
     text = f"The base says 40 years. {HOSTILE}"
     run = finish(recipe, folder / "runs" / recipe.name, rows=letter_rows(), base_text=text, gain=gain)
@@ -91,7 +91,7 @@ def finished(folder: Path, gain: float = 1.0, **changes: Any) -> tuple[Recipe, R
 
 
 def exported(run: Run) -> None:
-    """export.json with a verified GGUF, one that failed, and replies of both; a hub folder that is faulty."""
+    """Writes export.json with one verified and one failed GGUF, and the replies of both."""
     entries = []
     for name, problems in (("q4_k_m", []), ("q8_0", [f"5 of 6 prompts are other tokens {HOSTILE}"])):
         path = run.write(f"export/gguf/letters.{name}.gguf", b"no model")
@@ -109,7 +109,7 @@ def exported(run: Run) -> None:
 
 
 def strict(markup: str) -> Page:
-    """Markup read strictly: nothing of HOSTILE may be a tag or an attribute of one."""
+    """Parses HTML and checks that nothing of HOSTILE became a tag or an attribute."""
     page = Page(markup)
     for tag, attributes in page.tags:
         assert tag not in {"script", "img", "iframe", "style"}

@@ -1,4 +1,4 @@
-"""The pages Write, Compare, Review and Export in a browser: each one's main path, hostile texts, two widths."""
+"""The pages Write, Compare, Review and Export in a browser: main paths, hostile texts, two widths."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from ui_runs import FIELDS, SAID, Scripted, finished
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install chromium"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # from Gradio's use of pandas
+]
 MODEL = Scripted(SAID)
 
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The pages over a finished run; the models say a script, all else is real."""
+    """Serves the pages for a finished run; only the models are scripted."""
     from tunesmith.commands.writer import Drafting
     from tunesmith.ui import compare_page, write_page
     from tunesmith.ui.app import serving_ui
@@ -46,38 +49,38 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield made
-        made.close()
+        instance = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield instance
+        instance.close()
 
 
 @pytest.fixture(scope="module")
 def page(browser: Any, ui: Any) -> Iterator[Any]:
-    """One page for all tests here, which fail for whatever it complains of."""
+    """One page for all tests of this file; console errors fail the tests."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
-    made = context.new_page()
-    made.set_default_timeout(30_000)
+    new_page = context.new_page()
+    new_page.set_default_timeout(30_000)
     sync_api.expect.set_options(timeout=30_000)
     troubles: list[str] = []
-    made.on("pageerror", lambda error: troubles.append(str(error)))
-    made.on("console", lambda said: troubles.append(said.text) if said.type == "error" else None)
-    made.on("dialog", lambda dialog: troubles.append(dialog.message) or dialog.dismiss())
-    asked: list[str] = []
-    made.on("request", lambda request: asked.append(request.url))
-    made.goto(ui.url)
-    made.wait_for_url(lambda url: "token" not in url)
-    made.get_by_role("tab", name="Write", exact=True).wait_for()
-    settle(made)
-    yield made
-    assert made.evaluate("window.pwned") is None
+    new_page.on("pageerror", lambda error: troubles.append(str(error)))
+    new_page.on("console", lambda line: troubles.append(line.text) if line.type == "error" else None)
+    new_page.on("dialog", lambda dialog: troubles.append(dialog.message) or dialog.dismiss())
+    urls: list[str] = []
+    new_page.on("request", lambda request: urls.append(request.url))
+    new_page.goto(ui.url)
+    new_page.wait_for_url(lambda url: "token" not in url)
+    new_page.get_by_role("tab", name="Write", exact=True).wait_for()
+    settle(new_page)
+    yield new_page
+    assert new_page.evaluate("window.pwned") is None
     context.close()
     assert troubles == []
-    assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in asked)
+    assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in urls)
 
 
 def settle(page: Any) -> None:
-    """Waits until the page has drawn itself: no element came or went for 0.4 s, after 10 s at most."""
+    """Waits until the DOM has not changed for 0.4 s, at most 10 s."""
     page.evaluate(
         """() => new Promise((resolve) => {
             let quiet = setTimeout(resolve, 400);
@@ -97,29 +100,30 @@ def tab(page: Any, name: str) -> Any:
 
 
 def unnamed(page: Any) -> list[str]:
-    """Visible controls without a name for a screen reader."""
+    """Returns visible controls without an accessible name."""
     return page.evaluate(
         """() => [...document.querySelectorAll("button, input, textarea, a, progress")]
-            .filter((each) => each.checkVisibility() && !(each.innerText?.trim() || each.getAttribute("aria-label")
-              || each.title || each.labels?.length || each.getAttribute("aria-labelledby")))
-            .map((each) => each.outerHTML.slice(0, 120))"""
+            .filter((control) => control.checkVisibility() && !(control.innerText?.trim()
+              || control.getAttribute("aria-label") || control.title || control.labels?.length
+              || control.getAttribute("aria-labelledby")))
+            .map((control) => control.outerHTML.slice(0, 120))"""
     )
 
 
-def test_a_letter_is_written_mended_edited_and_taken_along(page: Any) -> None:
+def test_a_letter_is_written_fixed_edited_and_downloaded(page: Any) -> None:
     expect = sync_api.expect
     tab(page, "Write")
     page.get_by_role("button", name="Fill in the example").click()
     expect(page.get_by_label("Applicant Name", exact=True)).to_have_value(FIELDS["Applicant Name"])
     page.get_by_role("button", name="Write", exact=True).click()
-    text, told = page.get_by_label("The text, editable"), page.locator("#letter .told")
-    expect(told).to_contain_text("to look at")
+    text, status = page.get_by_label("The text, editable"), page.locator("#letter .status")
+    expect(status).to_contain_text("to review")
     letter = text.input_value()
     assert letter.startswith("Dear Zellington Clothing team,")
     assert "<script>alert(1)</script>" in letter
     marks = page.locator("#letter mark")
     assert {"12 years", "Kubernetes"} <= set(marks.all_inner_texts())
-    assert page.locator("#letter .marks").inner_text().rstrip("\n") == letter  # the marks lie where the words are
+    assert page.locator("#letter .marks").inner_text().rstrip("\n") == letter  # the highlights match the text
     assert "wavy" in page.locator("#letter mark.contradicted").first.evaluate("e => getComputedStyle(e).textDecoration")
 
     page.get_by_role("button", name="Show in the text: Kubernetes").click()
@@ -133,7 +137,7 @@ def test_a_letter_is_written_mended_edited_and_taken_along(page: Any) -> None:
     text.press("Control+End")
     page.keyboard.type(" I have 77 years of experience.")
     expect(page.get_by_role("button", name="Remove: 77 years")).to_be_visible()
-    expect(told).to_contain_text("Checked again.")
+    expect(status).to_contain_text("Checked again.")
     assert "77 years" in marks.all_inner_texts()
     assert text.input_value().endswith("I have 77 years of experience.")
     for name, ending in (("plain text", ".txt"), ("Word", ".docx"), ("PDF", ".pdf")):
@@ -142,12 +146,12 @@ def test_a_letter_is_written_mended_edited_and_taken_along(page: Any) -> None:
         assert download.value.suggested_filename == f"letters{ending}"
         assert download.value.path().stat().st_size > 100
     page.get_by_role("button", name="Copy", exact=True).click()
-    expect(told).to_have_text("Copied.")
+    expect(status).to_have_text("Copied.")
     assert page.evaluate("navigator.clipboard.readText()") == text.input_value()
     assert page.locator("#letter script, #letter img, #letter a").count() == 0
 
 
-def test_stop_and_what_the_form_refuses(page: Any) -> None:
+def test_stop_and_form_errors(page: Any) -> None:
     expect = sync_api.expect
     tab(page, "Write")
     MODEL.wait = 0.05
@@ -155,7 +159,7 @@ def test_stop_and_what_the_form_refuses(page: Any) -> None:
         page.get_by_role("button", name="Write", exact=True).click()
         expect(page.get_by_label("The text, editable")).to_have_value(re.compile("I was a"))
         page.get_by_role("button", name="Stop").locator("visible=true").click()
-        expect(page.locator("#letter .told")).to_contain_text("Stopped")
+        expect(page.locator("#letter .status")).to_contain_text("Stopped")
     finally:
         MODEL.wait = 0.0
     assert MODEL.closed
@@ -164,37 +168,37 @@ def test_stop_and_what_the_form_refuses(page: Any) -> None:
     expect(page.get_by_role("alert").locator("visible=true")).to_contain_text("Applicant Name is missing")
 
 
-def test_replies_side_by_side_and_those_that_were_kept(page: Any) -> None:
+def test_replies_side_by_side_and_to_held_out_rows(page: Any) -> None:
     expect = sync_api.expect
     tab(page, "Compare")
-    page.get_by_role("button", name="Ask them all").click()
-    expect(page.get_by_text("All have replied.")).to_be_visible()
+    page.get_by_role("button", name="Ask all").click()
+    expect(page.get_by_text("All models have replied.")).to_be_visible()
     replies = page.get_by_role("region", name="Replies side by side")
-    assert [each.get_attribute("aria-label") for each in replies.get_by_role("article").all()] == [
+    assert [article.get_attribute("aria-label") for article in replies.get_by_role("article").all()] == [
         "base", "tuned", "q4_k_m",
     ]  # fmt: skip
     assert replies.get_by_text("<script>alert(1)</script>").count() == 3
     page.get_by_role("radio", name="unsupported statements").check()
-    shown = page.get_by_role("region", name="The row's replies")
-    expect(shown).to_contain_text("Row 1,")
+    row_replies = page.get_by_role("region", name="The row's replies")
+    expect(row_replies).to_contain_text("Row 1,")
     page.get_by_role("button", name="Next row").click()
-    expect(shown).to_contain_text("Row 2,")
-    assert shown.locator("script, img, a").count() == 0
+    expect(row_replies).to_contain_text("Row 2,")
+    assert row_replies.locator("script, img, a").count() == 0
 
 
-def test_pairs_are_judged_in_a_tab_of_their_own(page: Any, ui: Any) -> None:
+def test_pairs_are_judged_in_a_new_tab(page: Any, ui: Any) -> None:
     expect = sync_api.expect
     tab(page, "Review")
-    page.get_by_label("Who judges").fill("ann")
-    with page.context.expect_page() as opened:
-        page.get_by_role("button", name="Begin, or go on").click()
-    pairs = opened.value
+    page.get_by_label("Reviewer").fill("ann")
+    with page.context.expect_page() as popup:
+        page.get_by_role("button", name="Start or resume").click()
+    pairs = popup.value
     expect(pairs.locator("#place")).to_contain_text("Pair 1 of 6")
     for key in ("x", "1", "Enter"):
         pairs.keyboard.press(key)
     expect(pairs.locator("#place")).to_contain_text("Pair 2 of 6")
-    expect(page.get_by_text("has judged 1 of 6 pairs")).to_be_visible()  # without a click
-    page.get_by_role("button", name="End and count up").click()
+    expect(page.get_by_text("has judged 1 of 6 pairs")).to_be_visible()  # refreshed automatically
+    page.get_by_role("button", name="Finish and summarize").click()
     expect(page.get_by_role("region", name="Results")).to_contain_text("1 decided pair")
     assert ui.run.read_json("reviews.json")["reviewers"] == {"ann": 1}
     pairs.close()
@@ -212,11 +216,11 @@ def test_states_and_commands_of_exported_files(page: Any, ui: Any) -> None:
 
 
 @pytest.mark.slow
-def test_an_export_is_started_and_its_failure_told(page: Any, ui: Any) -> None:
+def test_a_failed_export_is_reported(page: Any, ui: Any) -> None:
     tab(page, "Export")
-    page.get_by_role("button", name="Make and verify").click()
+    page.get_by_role("button", name="Export and verify").click()
     failed = page.get_by_role("region", name="Progress")
-    sync_api.expect(failed).to_contain_text("It failed", timeout=120_000)  # there is no base called someone/base
+    sync_api.expect(failed).to_contain_text("Failed", timeout=120_000)  # there is no base called someone/base
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -227,19 +231,19 @@ def test_every_page_fits_and_every_control_has_a_name(page: Any, width: int) -> 
         page.wait_for_timeout(150)
         wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert wide[0] <= wide[1], name
-        own = [each for each in unnamed(page) if "toolbar" not in each]
-        assert own == [], name
+        unlabeled = [control for control in unnamed(page) if "toolbar" not in control]
+        assert unlabeled == [], name
 
 
-def test_by_keyboard_alone_with_markup_in_a_field(page: Any) -> None:
+def test_keyboard_only_with_markup_in_a_field(page: Any) -> None:
     page.set_viewport_size({"width": 1280, "height": 900})
     tab(page, "Write")
     evil = "<img src=x onerror=window.pwned=4> ${window.pwned=5}"
     page.get_by_label("Applicant Name", exact=True).fill(evil)
     page.get_by_role("button", name="Write", exact=True).focus()
     page.keyboard.press("Enter")
-    told = page.locator("#letter .told")
-    sync_api.expect(told).to_contain_text("to look at")
+    status = page.locator("#letter .status")
+    sync_api.expect(status).to_contain_text("to review")
     page.get_by_role("button", name="Remove: Kubernetes").focus()
     page.keyboard.press("Enter")
     text = page.get_by_label("The text, editable")
@@ -247,5 +251,5 @@ def test_by_keyboard_alone_with_markup_in_a_field(page: Any) -> None:
     page.get_by_role("button", name="Use “3 years”").focus()
     page.keyboard.press("Enter")
     sync_api.expect(text).to_have_value(re.compile("3 years"))
-    assert evil in str(MODEL.asked[-1])  # the model is told what the field says, whatever that is
+    assert evil in str(MODEL.prompts[-1])  # the model gets the field's text unchanged
     assert page.get_by_role("tabpanel", name="Write").locator("img, script, b[onclick]").count() == 0

@@ -1,4 +1,4 @@
-"""The page Compare: columns that stream, scores beside, the kept replies sifted; what was said stays text."""
+"""The page Compare: streaming columns, scores, filtering of held-out rows; replies stay text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ui_runs import HOSTILE, Scripted, finished, letters, strict
 
 from tunesmith.ui import compare_page  # isort: skip
 
-THREE = (Voice("base", "before"), Voice("tuned", "after"), Voice("q4_k_m", f"a file {HOSTILE}", False))
+MODELS = (Voice("base", "before"), Voice("tuned", "after"), Voice("q4_k_m", f"a file {HOSTILE}", False))
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return finished(tmp_path_factory.mktemp("compare"))
 
 
-class Said(Beside):
-    """Voices that say a script; tuned breaks down half-way."""
+class ScriptedModels(Beside):
+    """Models that reply with a script; the tuned one fails half-way."""
 
     def stream(self, name: str, turns: Any, *, max_new_tokens: int) -> Iterator[str]:
         if name == "tuned":
@@ -37,52 +37,52 @@ class Said(Beside):
 
 
 def articles(page: Page) -> list[str]:
-    return [str(each["aria-label"]) for each in page.named("article")]
+    return [str(article["aria-label"]) for article in page.named("article")]
 
 
-def test_each_voice_writes_into_its_column_one_after_another(run: tuple[Any, Any]) -> None:
-    told = list(compare_page.asking(Said(*run), "Hello <b>", None, THREE, 99, threading.Event()))
-    first, last = strict(told[0][0]), strict(told[-1][0])
+def test_each_model_writes_into_its_own_column_in_turn(run: tuple[Any, Any]) -> None:
+    updates = list(compare_page.stream_replies(ScriptedModels(*run), "Hello <b>", None, MODELS, 99, threading.Event()))
+    first, last = strict(updates[0][0]), strict(updates[-1][0])
     assert articles(first) == articles(last) == ["base", "tuned", "q4_k_m"]
-    assert first.text.count("waits for its turn") == 2
+    assert first.text.count("waiting") == 2
     assert "base says" in last.text
     assert "q4_k_m says" in last.text
     assert last.text.count("<script>alert(1)</script>") >= 4
     assert "Hello <b>" in last.text
-    assert "could not reply. it is gone" in last.text  # one that fails does not stop the others
+    assert "Failed: it is gone" in last.text  # a failure does not stop the others
     assert "NOT VERIFIED" in last.text
-    assert told[-1][1] == "All have replied."
+    assert updates[-1][1] == "All models have replied."
 
 
-def test_stop_ends_the_column_and_asks_nobody_else(run: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare_page, "EVERY", 0.0)
-    stop, told = threading.Event(), []
-    for markup, line in compare_page.asking(Said(*run), "x", None, THREE, 99, stop):
-        told.append((markup, line))
+def test_stop_ends_the_reply_and_asks_no_other_model(run: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_page, "UPDATE_SECONDS", 0.0)
+    stop, updates = threading.Event(), []
+    for markup, line in compare_page.stream_replies(ScriptedModels(*run), "x", None, MODELS, 99, stop):
+        updates.append((markup, line))
         if "base says" in markup:
             stop.set()
-    page = strict(told[-1][0])
-    assert told[-1][1] == "Stopped."
-    assert "stopped here" in page.text
-    assert page.text.count("was not asked") == 2
+    page = strict(updates[-1][0])
+    assert updates[-1][1] == "Stopped."
+    assert "stopped" in page.text
+    assert page.text.count("not asked") == 2
     assert "q4_k_m says" not in page.text
 
 
-def test_who_can_be_asked(run: tuple[Any, Any]) -> None:
-    found = voices(*run)
-    assert [(each.name, each.verified) for each in found] == [
+def test_models_that_can_be_asked(run: tuple[Any, Any]) -> None:
+    results = voices(*run)
+    assert [(model.name, model.verified) for model in results] == [
         ("base", None), ("tuned", None), ("q4_k_m", True), ("q8_0", False),
     ]  # fmt: skip
     (run[1] / "export/gguf/letters.q8_0.gguf").rename(run[1] / "export/gguf/gone")
     try:
-        assert [each.name for each in voices(*run)] == ["base", "tuned", "q4_k_m"]
+        assert [model.name for model in voices(*run)] == ["base", "tuned", "q4_k_m"]
     finally:
         (run[1] / "export/gguf/gone").rename(run[1] / "export/gguf/letters.q8_0.gguf")
     with pytest.raises(RunError, match="q4_k_m"):
         list(Beside(*run).stream("q4_k", (Turn("user", "x"),), max_new_tokens=5))
 
 
-def test_a_held_out_row_is_asked_as_it_stands(run: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_held_out_row_is_asked_with_its_own_prompt(run: tuple[Any, Any], tmp_path: Path) -> None:
     row = answers(*run).rows[0].with_system("Be kind.")
     assert prompt_of(run[0], row.question, row) == row.prompt
     assert prompt_of(run[0], "other", row) == (Turn("system", "Be kind."), Turn("user", "other"))
@@ -90,15 +90,15 @@ def test_a_held_out_row_is_asked_as_it_stands(run: tuple[Any, Any], tmp_path: Pa
     assert prompt_of(recipe, "own") == (Turn("system", "Be brief."), Turn("user", "own"))
 
 
-def test_rows_are_sifted_and_shown_with_every_reply(run: tuple[Any, Any]) -> None:
-    found = answers(*run)
-    assert len(found.rows) == len(found.items) == len(found.parts) == 6
-    assert [place for _, place in compare_page.choices(found, "all")] == list(range(6))
-    doubted = [place for _, place in compare_page.choices(found, "doubted")]
-    assert doubted  # the base says 40 years, which no field does
-    page = strict(compare_page.row_of(found, doubted[0]))
+def test_rows_are_filtered_and_shown_with_every_reply(run: tuple[Any, Any]) -> None:
+    results = answers(*run)
+    assert len(results.rows) == len(results.items) == len(results.parts) == 6
+    assert [place for _, place in compare_page.row_choices(results, "all")] == list(range(6))
+    doubted = [place for _, place in compare_page.row_choices(results, "doubted")]
+    assert doubted  # the base says 40 years, which is in no field
+    page = strict(compare_page.row_html(results, doubted[0]))
     assert articles(page) == ["base", "tuned", "The row's own answer"]
-    assert "Word for word the same: q4_k_m, q8_0" in page.text
+    assert "Identical: q4_k_m, q8_0" in page.text
     assert "40 years" in page.text
     assert "Statements in doubt" in page.text
     assert page.text.count("<script>alert(1)</script>") >= 3
@@ -110,23 +110,23 @@ def test_a_file_that_says_something_else_has_its_own_column(run: tuple[Any, Any]
     first = json.loads(before.split("\n")[0])
     path.write_text(json.dumps({**first, "text": f"quite other {HOSTILE}"}) + "\n")
     try:
-        page = strict(compare_page.row_of(answers(*run), 0))
+        page = strict(compare_page.row_html(answers(*run), 0))
     finally:
         path.write_text(before)
     assert articles(page) == ["base", "tuned", "q8_0", "The row's own answer"]
     assert "quite other" in page.text
 
 
-def test_worst_rows_come_first_by_their_loss(tmp_path: Path) -> None:
-    found = answers(*finished(tmp_path, gain=-1.0, evaluate__primary="loss"))
-    places = [place for _, place in compare_page.choices(found, "worst")]
-    gains = [found.items[place]["gain"] for place in places]
+def test_worst_rows_come_first_by_loss(tmp_path: Path) -> None:
+    results = answers(*finished(tmp_path, gain=-1.0, evaluate__primary="loss"))
+    places = [place for _, place in compare_page.row_choices(results, "worst")]
+    gains = [results.items[place]["gain"] for place in places]
     assert len(places) == 6
     assert gains == sorted(gains)
     assert gains[0] < -0.5
-    page = strict(compare_page.scores_of(found))
+    page = strict(compare_page.scores_html(results))
     assert page.text.index("loss (primary)") < page.text.index("more scores")
 
 
 def test_a_run_that_was_not_evaluated_says_so() -> None:
-    assert "no scores yet" in strict(compare_page.scores_of(None)).text
+    assert "no scores yet" in strict(compare_page.scores_html(None)).text

@@ -1,4 +1,4 @@
-"""Who may come in: every route of the pages without the token, from another host, for another site's page."""
+"""Access control: every route without the token, from another host, and from another site."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install 'tune
 
 from finished_runs import finish, make_recipe
 from tunesmith.errors import ResourceError, RunError
-from tunesmith.ui.app import LARGEST_UPLOAD, Serving, make, serving_ui
+from tunesmith.ui.app import LARGEST_UPLOAD, Serving, make_app, serving_ui
 from tunesmith.web import cookie_auth
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
@@ -33,8 +33,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(place: Path) -> Iterator[Serving]:
-    with serving_ui(place / "runs", here=place) as made:
-        yield made
+    with serving_ui(place / "runs", here=place) as serving:
+        yield serving
 
 
 class Answer:
@@ -44,10 +44,10 @@ class Answer:
 
 
 def ask(served: Serving, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
-    given = {"Host": served.hosts[0]} | {name.replace("_", "-"): value for name, value in headers.items()}
+    all_headers = {"Host": served.hosts[0]} | {name.replace("_", "-"): value for name, value in headers.items()}
     connection = http.client.HTTPConnection("127.0.0.1", int(served.hosts[0].split(":")[1]), timeout=10)
     try:
-        connection.request(method, path, body, given)
+        connection.request(method, path, body, all_headers)
         return Answer(connection.getresponse())
     finally:
         connection.close()
@@ -56,16 +56,16 @@ def ask(served: Serving, path: str, method: str = "GET", body: bytes | None = No
 @pytest.fixture(scope="module")
 def cookie(served: Serving) -> str:
     answer = ask(served, f"/?token={served.token}")
-    found = answer.headers["set-cookie"]
+    set_cookie = answer.headers["set-cookie"]
     assert answer.status == 200
-    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= {part.strip() for part in found.split(";")}
-    assert served.token not in found and served.token.encode() not in answer.body
-    return str(found.split(";")[0])
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= {part.strip() for part in set_cookie.split(";")}
+    assert served.token not in set_cookie and served.token.encode() not in answer.body
+    return str(set_cookie.split(";")[0])
 
 
 def every_route(place: Path, home: Path) -> list[tuple[str, str]]:
-    """(method, path) of all that Gradio answers, its mounted app's too."""
-    found: list[tuple[str, str]] = []
+    """Returns (method, path) of all routes of Gradio and its mounted app."""
+    found_routes: list[tuple[str, str]] = []
 
     def walk(routes: Any) -> None:
         for route in routes:
@@ -74,13 +74,13 @@ def every_route(place: Path, home: Path) -> list[tuple[str, str]]:
                 walk(inner.routes)
                 continue
             path = re.sub(r"\{[^}]*\}", "x", route.path)
-            found.extend((method, path) for method in getattr(route, "methods", None) or ())
+            found_routes.extend((method, path) for method in getattr(route, "methods", None) or ())
 
-    walk(make(place / "runs", place, home)._app.routes)
-    return found
+    walk(make_app(place / "runs", place, home)._app.routes)
+    return found_routes
 
 
-def test_every_route_is_shut_without_the_token(served: Serving, place: Path, tmp_path: Path) -> None:
+def test_every_route_needs_the_token(served: Serving, place: Path, tmp_path: Path) -> None:
     routes = every_route(place, tmp_path)
     paths = {path for _, path in routes}
     assert len(routes) > 60
@@ -91,18 +91,18 @@ def test_every_route_is_shut_without_the_token(served: Serving, place: Path, tmp
         "/gradio_api/file=x",
         "/",
     } <= paths
-    own = f"http://{served.hosts[0]}"
+    origin = f"http://{served.hosts[0]}"
     for method, path in [*routes, ("GET", "/pages/runs/one/report.html"), ("GET", "/gradio_api/mcp/sse")]:
-        assert ask(served, path, method, Origin=own).status == 401, (method, path)
+        assert ask(served, path, method, Origin=origin).status == 401, (method, path)
     wrong = f"tunesmith-{served.hosts[0].split(':')[1]}={'x' * 43}"
     assert ask(served, "/", Cookie=wrong).status == 401
     assert ask(served, "/?token=wrong").status == 401
-    assert ask(served, f"/config?token={served.token}").status == 401  # it lets in at the door alone
-    shown = ask(served, "/", Accept="text/html")
-    assert shown.status == 401 and b"that the terminal shows" in shown.body
+    assert ask(served, f"/config?token={served.token}").status == 401  # the token is only accepted at /
+    answer = ask(served, "/", Accept="text/html")
+    assert answer.status == 401 and b"that the terminal shows" in answer.body
 
 
-def test_the_cookie_lets_in(served: Serving, cookie: str) -> None:
+def test_the_cookie_grants_access(served: Serving, cookie: str) -> None:
     answer = ask(served, "/", Cookie=cookie, Accept_Encoding="br, gzip")
     assert answer.status == 200 and b"gradio_config" in answer.body
     policy = answer.headers["content-security-policy"]
@@ -114,28 +114,28 @@ def test_the_cookie_lets_in(served: Serving, cookie: str) -> None:
     assert ask(served, "/config", Cookie=cookie).status == 200
     assert ask(served, "/theme.css", Cookie=cookie).headers["referrer-policy"] == "no-referrer"
     assert ask(served, "/", Cookie=cookie).headers["content-security-policy"] != policy  # a nonce is used once
-    other = ask(served, "/", Cookie=f"a=b; {cookie}; c=d", Host=served.hosts[1])
-    assert other.status == 200
+    second = ask(served, "/", Cookie=f"a=b; {cookie}; c=d", Host=served.hosts[1])
+    assert second.status == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example", ""])
-def test_another_host_is_not_served(served: Serving, cookie: str, host: str) -> None:
+def test_other_hosts_are_refused(served: Serving, cookie: str, host: str) -> None:
     assert ask(served, "/", Cookie=cookie, Host=host).status == 421
     assert ask(served, f"/?token={served.token}", Host=host).status == 421
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1"])
-def test_another_page_may_not_ask(served: Serving, cookie: str, origin: str) -> None:
+def test_other_origins_are_refused(served: Serving, cookie: str, origin: str) -> None:
     for method, path in (("POST", "/gradio_api/queue/join"), ("POST", "/gradio_api/upload"), ("GET", "/config")):
         assert ask(served, path, method, b"{}", Cookie=cookie, Origin=origin).status == 403
 
 
 def test_writing_needs_the_origin_and_other_sites_cannot_read(served: Serving, cookie: str) -> None:
     assert ask(served, "/gradio_api/queue/join", "POST", b"{}", Cookie=cookie).status == 403
-    for site in ("cross-site", "same-site"):  # a page of another port is same-site
+    for site in ("cross-site", "same-site"):  # a page on another port is same-site
         assert ask(served, "/config", Cookie=cookie, Sec_Fetch_Site=site).status == 403
         comes = {"Sec_Fetch_Site": site, "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
-        assert ask(served, "/", Cookie=cookie, **comes).status == 200  # a person follows a link
+        assert ask(served, "/", Cookie=cookie, **comes).status == 200  # the user follows a link
         assert ask(served, "/", Cookie=cookie, **(comes | {"Sec_Fetch_Dest": "iframe"})).status == 403
     assert ask(served, "/config", Cookie=cookie, Sec_Fetch_Site="same-origin").status == 200
 
@@ -160,11 +160,11 @@ def test_writing_needs_the_origin_and_other_sites_cannot_read(served: Serving, c
         "/manifest.json",
     ],
 )
-def test_what_the_pages_do_not_need_stays_shut(served: Serving, cookie: str, path: str) -> None:
+def test_unneeded_routes_are_not_served(served: Serving, cookie: str, path: str) -> None:
     assert ask(served, path, Cookie=cookie).status == 404
 
 
-def test_files_of_this_machine_are_not_given_out(served: Serving, cookie: str, place: Path) -> None:
+def test_local_files_are_not_served(served: Serving, cookie: str, place: Path) -> None:
     for path in ("/etc/passwd", str(place / "secret.html"), str(place / "runs/one/report.html"), "../../etc/passwd"):
         assert ask(served, f"/gradio_api/file={path}", Cookie=cookie).status in (403, 404)
     for path in ("/static/../../../../etc/passwd", "/assets/%2e%2e/%2e%2e/%2e%2e/routes.py", "/svelte/../../routes.py"):
@@ -172,12 +172,12 @@ def test_files_of_this_machine_are_not_given_out(served: Serving, cookie: str, p
 
 
 def test_pages_of_runs(served: Serving, cookie: str) -> None:
-    shown = ask(served, "/pages/runs/one/report.html", Cookie=cookie)
-    assert shown.status == 200 and b"the report" in shown.body
-    assert "sandbox" in shown.headers["content-security-policy"]
+    answer = ask(served, "/pages/runs/one/report.html", Cookie=cookie)
+    assert answer.status == 200 and b"the report" in answer.body
+    assert "sandbox" in answer.headers["content-security-policy"]
     for path in (
-        "/pages/runs/one/audit.html",  # a link to a file elsewhere
-        "/pages/runs/away/secret.html",  # a folder that is a link to elsewhere
+        "/pages/runs/one/audit.html",  # a symlink to a file elsewhere
+        "/pages/runs/away/secret.html",  # a folder that is a symlink
         "/pages/runs/one/recipe.yaml",
         "/pages/runs/one/replies/base.jsonl",
         "/pages/runs/../secret.html",
@@ -190,20 +190,20 @@ def test_pages_of_runs(served: Serving, cookie: str) -> None:
         assert ask(served, path, Cookie=cookie).status == 404, path
 
 
-def test_bodies_are_bounded(served: Serving, cookie: str) -> None:
-    own = f"http://{served.hosts[0]}"
+def test_request_bodies_are_limited(served: Serving, cookie: str) -> None:
+    origin = f"http://{served.hosts[0]}"
     for path, most in (
         ("/gradio_api/queue/join", cookie_auth.LARGEST_FORM),
         ("/gradio_api/upload", LARGEST_UPLOAD + (2 << 20)),
     ):
-        answer = ask(served, path, "POST", b"", Cookie=cookie, Origin=own, Content_Length=str(most + 1))
+        answer = ask(served, path, "POST", b"", Cookie=cookie, Origin=origin, Content_Length=str(most + 1))
         assert answer.status == 413
     assert ask(
-        served, "/gradio_api/queue/join", "POST", b"", Cookie=cookie, Origin=own, Content_Length="-1"
+        served, "/gradio_api/queue/join", "POST", b"", Cookie=cookie, Origin=origin, Content_Length="-1"
     ).status in (400, 413)
 
 
-def test_a_second_door_on_the_same_port_and_a_run_that_is_not_there(served: Serving, place: Path) -> None:
+def test_port_in_use_and_missing_run(served: Serving, place: Path) -> None:
     port = int(served.hosts[0].split(":")[1])
     with pytest.raises(ResourceError, match="cannot be had"), serving_ui(place / "runs", port=port):
         raise AssertionError
@@ -211,11 +211,11 @@ def test_a_second_door_on_the_same_port_and_a_run_that_is_not_there(served: Serv
         raise AssertionError
 
 
-def test_without_gradio_it_says_which_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_gradio_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sys
 
     from tunesmith.errors import MissingExtra
 
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(MissingExtra, match=r"tunesmith\[ui\]"):
-        make(tmp_path / "runs", tmp_path, tmp_path)
+        make_app(tmp_path / "runs", tmp_path, tmp_path)

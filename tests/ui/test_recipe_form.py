@@ -1,4 +1,4 @@
-"""The recipe's form: all of the schema, there and back, and a text that is edited a setting at a time."""
+"""The recipe form: every setting of the schema, round trips, and in-place edits of the text."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ train:
 
 
 def settings(model: type[BaseModel], above: str = "") -> list[str]:
-    found: list[str] = []
+    recipe: list[str] = []
     for name, info in model.model_fields.items():
         inner = info.annotation
         deeper = isinstance(inner, type) and issubclass(inner, BaseModel)
-        found += settings(inner, f"{above}{name}.") if deeper else [f"{above}{name}"]  # type: ignore[arg-type]
-    return found
+        recipe += settings(inner, f"{above}{name}.") if deeper else [f"{above}{name}"]  # type: ignore[arg-type]
+    return recipe
 
 
 def field(key: str) -> form.FormField:
-    return next(each for each in form.fields() if each.key == key)
+    return next(item for item in form.fields() if item.key == key)
 
 
 def test_every_setting_is_a_field_with_help() -> None:
-    assert [each.key for each in form.fields()] == settings(Recipe)
-    assert all(each.help for each in form.fields())
-    assert {each.section for each in form.fields()} == set(form.sections())
+    assert [item.key for item in form.fields()] == settings(Recipe)
+    assert all(item.help for item in form.fields())
+    assert {item.section for item in form.fields()} == set(form.sections())
     assert all(form.sections().values())
     assert field("base.bits").choices == (4, 16)
     assert field("train.epochs").limits == "A whole number at least 1."
@@ -59,26 +59,26 @@ def test_every_setting_is_a_field_with_help() -> None:
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe_goes_through_the_form(name: str, small: bool, tmp_path: Path) -> None:
-    wanted = read_recipe(name, small=small).dump() | ({"small": {}} if small else {})
-    plain = recipe_text.plain_of(recipe_text.loaded(name, small=small))
-    shown = {each.key: form.shown(each, form.value_of(plain, each)) for each in form.fields()}
-    read = {each.key: form.read(each, *shown[each.key]) for each in form.fields()}
-    text = yaml.safe_dump(form.filled(read), sort_keys=False, allow_unicode=True)
-    found, errors = recipe_text.judged(text, tmp_path)
+    expected = read_recipe(name, small=small).dump() | ({"small": {}} if small else {})
+    plain = recipe_text.parse_text(recipe_text.load_text(name, small=small))
+    controls = {item.key: form.to_controls(item, form.get_or_default(plain, item)) for item in form.fields()}
+    read = {item.key: form.from_controls(item, *controls[item.key]) for item in form.fields()}
+    text = yaml.safe_dump(form.without_defaults(read), sort_keys=False, allow_unicode=True)
+    recipe, errors = recipe_text.validate(text, tmp_path)
     assert errors == []
-    assert found is not None and found.dump() == wanted
+    assert recipe is not None and recipe.dump() == expected
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_text_keeps_its_comments_when_settings_are_added(name: str, tmp_path: Path) -> None:
-    text = recipe_text.loaded(name)
+    text = recipe_text.load_text(name)
     comments = [line[line.index("#") :] for line in text.splitlines() if "#" in line]
-    plain, wanted = recipe_text.plain_of(text), recipe_text.judged(text, tmp_path)[0]
-    for each in [each for each in form.fields() if form.get(plain, each.key) is form.MISSING][::9]:
-        text = recipe_text.with_value(text, each.key, form.value_of(plain, each))
-    found, errors = recipe_text.judged(text, tmp_path)
-    assert errors == [] and found is not None and wanted is not None
-    assert found.dump() == wanted.dump()
+    plain, expected = recipe_text.parse_text(text), recipe_text.validate(text, tmp_path)[0]
+    for item in [item for item in form.fields() if form.get_value(plain, item.key) is form.MISSING][::9]:
+        text = recipe_text.with_value(text, item.key, form.get_or_default(plain, item))
+    recipe, errors = recipe_text.validate(text, tmp_path)
+    assert errors == [] and recipe is not None and expected is not None
+    assert recipe.dump() == expected.dump()
     assert all(comment in text for comment in comments)
 
 
@@ -100,51 +100,51 @@ def test_a_text_keeps_its_comments_when_settings_are_added(name: str, tmp_path: 
 )
 def test_one_setting_is_changed_and_the_rest_stays(key: str, value: Any) -> None:
     edited = recipe_text.with_value(COMMENTED, key, value)
-    wanted = recipe_text.plain_of(COMMENTED)
-    form.put(wanted, key, value)
-    assert recipe_text.plain_of(edited) == wanted
+    expected = recipe_text.parse_text(COMMENTED)
+    form.set_value(expected, key, value)
+    assert recipe_text.parse_text(edited) == expected
     lost = {"data.checks": {"# first"}}.get(key, set())
     for comment in {"# why: all of it", "# short", "# these suit the rows", "# first", "# a fifth", "# the end"} - lost:
         assert comment in edited
     assert abs(len(edited.splitlines()) - len(COMMENTED.splitlines())) <= 2
 
 
-def test_what_cannot_be_edited_in_place_is_written_anew() -> None:
+def test_rare_yaml_is_rewritten() -> None:
     text = "base: &b {model: someone/base}\nname: x\ndata: {source: a.csv}\nsmall: *b\n"
     edited = recipe_text.with_value(text, "base.model", "other/base")
-    assert recipe_text.plain_of(edited)["base"] == {"model": "other/base"}
-    assert recipe_text.plain_of(edited)["small"] == {"model": "someone/base"}
+    assert recipe_text.parse_text(edited)["base"] == {"model": "other/base"}
+    assert recipe_text.parse_text(edited)["small"] == {"model": "someone/base"}
 
 
 @pytest.mark.parametrize(
     "value", [["a", "b"], ["\nUser:", " lead", '"quoted"', "tab\tin", "User:"], [""], ["ünï", "two\nlines\n"], []]
 )
-def test_lines_are_read_as_they_were(value: list[str]) -> None:
-    each = field("prompt.stop")
-    assert form.read(each, *form.shown(each, value)) == value
+def test_lines_round_trip(value: list[str]) -> None:
+    item = field("prompt.stop")
+    assert form.from_controls(item, *form.to_controls(item, value)) == value
 
 
-def test_what_is_entered_becomes_a_value_or_a_reason() -> None:
-    assert form.read(field("train.learning_rate"), "2e-4") == 2e-4
-    assert form.read(field("train.epochs"), "three") == "three"  # the recipe says what is wrong with it
-    assert form.read(field("train.patience"), " ") is None
-    assert form.read(field("base.bits"), "16") == 16
-    assert form.read(field("data.format"), "columns", "columns: {prompt: q}") == {
+def test_input_becomes_a_value_or_an_error() -> None:
+    assert form.from_controls(field("train.learning_rate"), "2e-4") == 2e-4
+    assert form.from_controls(field("train.epochs"), "three") == "three"  # the recipe rejects it
+    assert form.from_controls(field("train.patience"), " ") is None
+    assert form.from_controls(field("base.bits"), "16") == 16
+    assert form.from_controls(field("data.format"), "columns", "columns: {prompt: q}") == {
         "columns": {"columns": {"prompt": "q"}}
     }
-    assert form.read(field("data.format"), "auto", "") == "auto"
-    assert form.read(field("export.files"), ["adapter", "{gguf: {types: [q8_0]}}"]) == [
+    assert form.from_controls(field("data.format"), "auto", "") == "auto"
+    assert form.from_controls(field("export.files"), ["adapter", "{gguf: {types: [q8_0]}}"]) == [
         "adapter",
         {"gguf": {"types": ["q8_0"]}},
     ]
     with pytest.raises(ValueError, match="YAML"):
-        form.read(field("data.format"), "columns", "{a: [}")
+        form.from_controls(field("data.format"), "columns", "{a: [}")
     with pytest.raises(ValueError, match="quote"):
-        form.read(field("prompt.stop"), '"open')
+        form.from_controls(field("prompt.stop"), '"open')
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("train.epochs", 0, "greater than or equal to 1"),
         ("train.learning_rate", "fast", "number"),
@@ -154,26 +154,26 @@ def test_what_is_entered_becomes_a_value_or_a_reason() -> None:
         ("name", "No Name", "match"),
     ],
 )
-def test_an_error_is_told_at_its_field(key: str, value: Any, said: str, tmp_path: Path) -> None:
-    recipe, errors = recipe_text.judged(recipe_text.with_value(COMMENTED, key, value), tmp_path)
+def test_an_error_is_shown_at_its_field(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    recipe, errors = recipe_text.validate(recipe_text.with_value(COMMENTED, key, value), tmp_path)
     assert recipe is None
-    (error,) = [each for each in errors if recipe_text.key_of(each) == key]
-    assert said in error.what
-    assert str(tmp_path) not in recipe_text.place_of(error)
-    assert "line" in recipe_text.place_of(error)
+    (error,) = [item for item in errors if recipe_text.setting_of(item) == key]
+    assert message in error.what
+    assert str(tmp_path) not in recipe_text.location_of(error)
+    assert "line" in recipe_text.location_of(error)
 
 
-def test_text_that_is_no_yaml(tmp_path: Path) -> None:
-    recipe, errors = recipe_text.judged("name: [", tmp_path)
+def test_invalid_yaml(tmp_path: Path) -> None:
+    recipe, errors = recipe_text.validate("name: [", tmp_path)
     assert recipe is None
-    assert len(errors) == 1 and recipe_text.key_of(errors[0]) == ""
+    assert len(errors) == 1 and recipe_text.setting_of(errors[0]) == ""
     with pytest.raises(RecipeError):
         recipe_text.with_value("name: [", "name", "x")
 
 
 def test_a_recipe_from_elsewhere_means_the_same_here(tmp_path: Path) -> None:
-    text = recipe_text.loaded("shopsphere")
-    source = recipe_text.plain_of(text)["data"]["source"]
+    text = recipe_text.load_text("shopsphere")
+    source = recipe_text.parse_text(text)["data"]["source"]
     assert Path(source).is_absolute() and Path(source).is_file()
     (tmp_path / "kept.yaml").write_text(text)
     assert read_recipe(str(tmp_path / "kept.yaml")).dump() == read_recipe("shopsphere").dump()

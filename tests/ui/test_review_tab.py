@@ -1,4 +1,4 @@
-"""The page Review: a reviewer's pairs are served blind, found again, ended, counted up."""
+"""The page Review: pairs are served blind, found again after a reload, closed and summarized."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 
 @pytest.fixture
-def house(run: tuple[Any, Any]) -> Iterator[review_page.House]:
-    made = review_page.House()
-    yield made
-    made.end(run[1])
+def open_reviews(run: tuple[Any, Any]) -> Iterator[review_page.OpenReviews]:
+    reviews = review_page.OpenReviews()
+    yield reviews
+    reviews.close(run[1])
 
 
 def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """One request as the review's page sends it."""
+    """Sends one request like the review page."""
     base, _, token = url.partition("/#")
     headers = {"Authorization": f"Bearer {token}", "Origin": base, "Content-Type": "application/json"}
     sent = urllib.request.Request(base + path, data=json.dumps(body).encode() if body else None, headers=headers)
@@ -41,74 +41,80 @@ def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
 
 def judge(url: str, place: int, preference: str) -> None:
     key = ask(url, f"/api/pairs/{place}")["key"]
-    same = dict.fromkeys(QUESTIONS, "yes")
-    body = {"key": key, "left": same, "right": same, "preference": preference, "seconds": 2.0}
+    answers = dict.fromkeys(QUESTIONS, "yes")
+    body = {"key": key, "left": answers, "right": answers, "preference": preference, "seconds": 2.0}
     ask(url, "/api/judgements", body)
 
 
-def test_pairs_are_served_found_again_and_counted_up(run: tuple[Any, Any], house: review_page.House) -> None:
-    served = house.begin(*run, "ann")
-    assert house.begin(*run, "ann") is served  # a page that was loaded again
-    page = strict(review_page.open_now(house, run[1], 6))
+def test_pairs_are_served_found_again_and_summarized(
+    run: tuple[Any, Any], open_reviews: review_page.OpenReviews
+) -> None:
+    served = open_reviews.start(*run, "ann")
+    assert open_reviews.start(*run, "ann") is served  # after a reload
+    page = strict(review_page.open_reviews_html(open_reviews, run[1], 6))
     (link,) = page.named("a")
     assert link["href"] == served.url
     assert link["rel"] == "noopener"
     assert "ann has judged 0 of 6 pairs" in page.text
     judge(served.url, 0, "left")
     judge(served.url, 1, "right")
-    assert "ann has judged 2 of 6 pairs" in strict(review_page.open_now(house, run[1], 6)).text
-    house.end(run[1])
+    assert "ann has judged 2 of 6 pairs" in strict(review_page.open_reviews_html(open_reviews, run[1], 6)).text
+    open_reviews.close(run[1])
     with pytest.raises(OSError, match="refused"):
         ask(served.url, "/api/state")
-    closed = strict(review_page.open_now(house, run[1], 6))
-    assert "2 of 6 pairs (not open now)" in closed.text
+    closed = strict(review_page.open_reviews_html(open_reviews, run[1], 6))
+    assert "2 of 6 pairs (closed)" in closed.text
     assert not closed.named("a")
     conclude(*run)
-    shown = strict(review_page.results_of(review_page._summary(run[1]), "topic"))
-    assert "2 decided pairs" in shown.text
-    assert "95 % interval" in shown.text
-    assert {"correct", "format", "clear", "robust", "preferred"} <= set(shown.texts)
-    again = house.begin(*run, "ann")  # goes on where it was left
+    results = strict(review_page.results_html(review_page._read_summary(run[1]), "topic"))
+    assert "2 decided pairs" in results.text
+    assert "95 % interval" in results.text
+    assert {"correct", "format", "clear", "robust", "preferred"} <= set(results.texts)
+    again = open_reviews.start(*run, "ann")  # resumes
     assert ask(again.url, "/api/state")["done"] == 2
 
 
-def test_the_page_says_nothing_of_whose_reply_is_whose(run: tuple[Any, Any], house: review_page.House) -> None:
-    house.begin(*run, "eve")
+def test_the_page_does_not_name_models(run: tuple[Any, Any], open_reviews: review_page.OpenReviews) -> None:
+    open_reviews.start(*run, "eve")
     pairs, equal = pairs_of(*run)
-    said = review_page._about(len(pairs), equal) + review_page._keys() + review_page.open_now(house, run[1], 6)
-    page = strict(said)
+    markup = (
+        review_page._intro_html(len(pairs), equal)
+        + review_page._keys_html()
+        + review_page.open_reviews_html(open_reviews, run[1], 6)
+    )
+    page = strict(markup)
     assert "The base says" not in page.text
     assert "letters says so" not in page.text
 
 
-def test_two_pages_cannot_judge_under_one_name(run: tuple[Any, Any], house: review_page.House) -> None:
-    house.begin(*run, "bob")
+def test_two_pages_cannot_judge_under_one_name(run: tuple[Any, Any], open_reviews: review_page.OpenReviews) -> None:
+    open_reviews.start(*run, "bob")
     with pytest.raises(RunError, match="judging already"):
-        review_page.House().begin(*run, "bob")
+        review_page.OpenReviews().start(*run, "bob")
 
 
 @pytest.mark.parametrize("name", ["", "Ann", "a b", "../x", "<b>", "x" * 33])
-def test_names_that_are_none(run: tuple[Any, Any], house: review_page.House, name: str) -> None:
+def test_invalid_names(run: tuple[Any, Any], open_reviews: review_page.OpenReviews, name: str) -> None:
     with pytest.raises(RunError):
-        house.begin(*run, name)
-    assert house.of(run[1]) == {}
+        open_reviews.start(*run, name)
+    assert open_reviews.served(run[1]) == {}
 
 
-def test_nothing_to_judge_and_nothing_judged(run: tuple[Any, Any], tmp_path: Path) -> None:
-    assert "nothing to judge" in strict(review_page._about(0, 4)).text
-    assert "Nothing is counted up yet" in strict(review_page.results_of(None, "topic")).text
+def test_no_pairs_and_no_judgments(run: tuple[Any, Any], tmp_path: Path) -> None:
+    assert "Nothing to judge" in strict(review_page._intro_html(0, 4)).text
+    assert "No results yet" in strict(review_page.results_html(None, "topic")).text
 
 
 def test_results_with_several_reviewers_and_ties() -> None:
     share = {"count": 0, "of": 0, "left_out": 3, "share": None, "low": None, "high": None}
-    some = {"count": 3, "of": 4, "left_out": 0, "share": 0.75, "low": 0.3, "high": 0.954}
-    found = {
-        "verdict": "People <b> preferred", "stale": 2, "left": some,
-        "sections": {"test": {"pairs": 4, "questions": {"clear": {"base": share, "tuned": some}}, "tuned": some}},
+    tuned = {"count": 3, "of": 4, "left_out": 0, "share": 0.75, "low": 0.3, "high": 0.954}
+    summary = {
+        "verdict": "People <b> preferred", "stale": 2, "left": tuned,
+        "sections": {"test": {"pairs": 4, "questions": {"clear": {"base": share, "tuned": tuned}}, "tuned": tuned}},
         "agreement": {"preference": [{"reviewers": ["a", "b"], "items": 4, "equal": 0.5, "kappa": None}]},
     }  # fmt: skip
-    page = strict(review_page.results_of(found, "topic"))
-    assert "1 of 4" in page.text  # base has what tuned has not
+    page = strict(review_page.results_html(summary, "topic"))
+    assert "1 of 4" in page.text  # the complement of tuned
     assert "25 %, 5 to 70 %" in page.text
-    assert "a and b preferred the same in 50 % of 4 pairs." in page.text
-    assert "2 judgements are of earlier replies" in page.text
+    assert "a and b agreed in 50 % of 4 pairs." in page.text
+    assert "2 judgments of earlier replies" in page.text

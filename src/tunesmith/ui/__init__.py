@@ -1,1 +1,1 @@
-"""Pages for one person's browser. They call verbs and hold no logic; a run's folder is the only state."""
+"""Browser pages for a single user. They call the commands and keep no state outside the run's folder."""

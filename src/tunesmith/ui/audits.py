@@ -1,4 +1,4 @@
-"""What an audit's folder tells, as pieces of a page. Rows are foreign text: it is shown, never obeyed."""
+"""An audit's folder as HTML, and accepting or undoing its repairs. Rows are untrusted text and always escaped."""
 
 from __future__ import annotations
 
@@ -13,207 +13,215 @@ from typing import Any
 from tunesmith.errors import DataError
 from tunesmith.ui import text_html
 
-PROPOSED = "proposed"  # the folder, inside an audit's, in which mending is tried
-TAKEN_BACK = "taken-back"
-SHOWN = 8  # examples of a check
-CHANGES = 60  # changes of a diff that are shown; the file has all
-WISH = {"drop": "leave out", "quarantine": "set aside", "repair": "mend", "keep": "look at"}
+PROPOSED = "proposed"  # subfolder of an audit in which repairs are tried
+UNDONE = "taken-back"
+MAX_EXAMPLES = 8  # shown for each check
+MAX_CHANGES = 60  # shown of a diff; the file has all
+ACTIONS = {"drop": "leave out", "quarantine": "set aside", "repair": "repair", "keep": "review"}
 
 
-def account(folder: Path) -> dict[str, Any] | None:
-    """What the audit wrote, or None while there is nothing (or nothing that can be read)."""
+def read_audit(folder: Path) -> dict[str, Any] | None:
+    """Returns the contents of audit.json, or None if it does not exist or cannot be read."""
     try:
-        found = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+        audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and "checks" in found else None
+    return audit if isinstance(audit, dict) and "checks" in audit else None
 
 
-def summary(told: dict[str, Any]) -> str:
-    """The figures as tiles."""
-    dropped, aside = sum(told["dropped"].values()), sum(told["quarantined"].values())
-    found = sum(1 for facts in told["checks"].values() if facts["found"])
+def summary_tiles(audit: dict[str, Any]) -> str:
+    """Returns the counts of the audit as tiles."""
+    dropped, quarantined = sum(audit["dropped"].values()), sum(audit["quarantined"].values())
+    with_findings = sum(1 for result in audit["checks"].values() if result["found"])
     return text_html.tiles(
         [
-            (f"{told['read']:,}", "rows read"),
-            (f"{told.get('kept', 0):,}", "to keep"),
-            (f"{dropped:,}", "better left out"),
-            (f"{aside:,}", "want a reader"),
-            (f"{found} of {len(told['checks'])}", "checks found something"),
+            (f"{audit['read']:,}", "rows read"),
+            (f"{audit.get('kept', 0):,}", "to keep"),
+            (f"{dropped:,}", "should be left out"),
+            (f"{quarantined:,}", "need a review"),
+            (f"{with_findings} of {len(audit['checks'])}", "checks with findings"),
         ]
     )
 
 
-def findings(told: dict[str, Any]) -> str:
-    """Each check that found something, the gravest first: why it hurts, what to do, examples with their places."""
-    grave = list(WISH)
-    found = [(name, facts) for name, facts in told["checks"].items() if facts["found"]]
-    found.sort(key=lambda each: (min(map(grave.index, each[1]["proposals"])), -each[1]["rows"]))
-    if not found:
-        return text_html.paragraph("Nothing was found.", "good")
-    files = {source["file"] for source in told["sources"]}
-    alone = next(iter(files)) if len(files) == 1 else ""
-    return "".join(_check(name, facts, alone, opened=place == 0) for place, (name, facts) in enumerate(found))
+def findings_html(audit: dict[str, Any]) -> str:
+    """Returns the checks with findings, most severe first: why they matter, what to do, and examples."""
+    severity = list(ACTIONS)
+    results = [(name, result) for name, result in audit["checks"].items() if result["found"]]
+    results.sort(key=lambda item: (min(map(severity.index, item[1]["proposals"])), -item[1]["rows"]))
+    if not results:
+        return text_html.paragraph("No findings.", "good")
+    files = {source["file"] for source in audit["sources"]}
+    only_file = next(iter(files)) if len(files) == 1 else ""
+    return "".join(
+        _check_section(name, result, only_file, is_open=position == 0)
+        for position, (name, result) in enumerate(results)
+    )
 
 
-def _check(name: str, facts: dict[str, Any], alone: str, *, opened: bool) -> str:
+def _check_section(name: str, result: dict[str, Any], only_file: str, *, is_open: bool) -> str:
     from tunesmith.config.recipe import CHECKS
     from tunesmith.config.registry import entries
     from tunesmith.evaluation.comparison import plural
     from tunesmith.reporting.audit_page import check_page
 
-    wish = ", ".join(
-        WISH[each] for each in sorted(facts["proposals"], key=list(WISH).index) if facts["proposals"][each]
+    actions = ", ".join(
+        ACTIONS[item] for item in sorted(result["proposals"], key=list(ACTIONS).index) if result["proposals"][item]
     )
     title = escape(name.replace("_", " ").capitalize())
-    many = f"{facts['rows']:,} {plural('row', facts['rows'])}: {wish}" if facts["rows"] else wish
-    head = f"<summary><strong>{title}</strong> <span class='soft'>{escape(many)}</span></summary>"
-    about = check_page(name) if name in entries(CHECKS) else None
-    said = (
-        [text_html.paragraph(about.what), text_html.paragraph(f"What to do: {about.advice}", "soft")] if about else []
+    count = f"{result['rows']:,} {plural('row', result['rows'])}: {actions}" if result["rows"] else actions
+    head = f"<summary><strong>{title}</strong> <span class='soft'>{escape(count)}</span></summary>"
+    help_text = check_page(name) if name in entries(CHECKS) else None
+    paragraphs = (
+        [text_html.paragraph(help_text.what), text_html.paragraph(f"What to do: {help_text.advice}", "soft")]
+        if help_text
+        else []
     )
-    lines = "".join(_example(each, alone) for each in facts["examples"][:SHOWN])
-    more = facts["found"] - min(SHOWN, len(facts["examples"]))
-    rest = (
-        text_html.paragraph(f"{more:,} more stand in findings.jsonl and on the audit's own page.", "soft")
-        if more > 0
-        else ""
+    rows = "".join(_example_row(item, only_file) for item in result["examples"][:MAX_EXAMPLES])
+    more = result["found"] - min(MAX_EXAMPLES, len(result["examples"]))
+    hint = text_html.paragraph(f"{more:,} more in findings.jsonl and in the audit report.", "soft") if more > 0 else ""
+    attribute = " open" if is_open else ""
+    return f"<details{attribute}>{head}{''.join(paragraphs)}<table><tbody>{rows}</tbody></table>{hint}</details>"
+
+
+def _example_row(finding: dict[str, Any], only_file: str) -> str:
+    """Returns a finding with its location; the name of the only file is left out."""
+    file = "" if finding["file"] == only_file else f"{Path(finding['file']).name} "
+    place = f"{file}{finding['unit']} {finding['line']}" if finding["line"] else "the whole table"
+    message = finding["message"].replace(f"{only_file} ", "") if only_file else finding["message"]
+    excerpt = "".join(
+        f"<mark>{escape(text)}</mark>" if index % 2 else escape(text)
+        for index, text in enumerate(re.split("[⟦⟧]", finding["excerpt"]))
     )
-    opens = " open" if opened else ""
-    return f"<details{opens}>{head}{''.join(said)}<table><tbody>{lines}</tbody></table>{rest}</details>"
+    excerpt_line = f'<br><span class="text soft">{excerpt}</span>' if finding["excerpt"] else ""
+    return f'<tr><td class="where">{escape(place)}</td><td>{escape(message)}{excerpt_line}</td></tr>'
 
 
-def _example(each: dict[str, Any], alone: str) -> str:
-    """A finding with its place; of the only file, `alone`, the name is not said again."""
-    file = "" if each["file"] == alone else f"{Path(each['file']).name} "
-    place = f"{file}{each['unit']} {each['line']}" if each["line"] else "the whole table"
-    message = each["message"].replace(f"{alone} ", "") if alone else each["message"]
-    shown = "".join(
-        f"<mark>{escape(text)}</mark>" if odd % 2 else escape(text)
-        for odd, text in enumerate(re.split("[⟦⟧]", each["excerpt"]))
-    )
-    words_of = f'<br><span class="text soft">{shown}</span>' if each["excerpt"] else ""
-    return f'<tr><td class="where">{escape(place)}</td><td>{escape(message)}{words_of}</td></tr>'
+# --- repairs -----------------------------------------------------------------------------------------------
 
 
-# --- mending -----------------------------------------------------------------------------------------------
-
-
-def diffs(folder: Path) -> list[Path]:
-    """The diffs of cleaned files in a folder."""
+def find_diffs(folder: Path) -> list[Path]:
+    """Returns the diffs of cleaned files in a folder."""
     return sorted(folder.glob("*.cleaned.diff.jsonl")) if folder.is_dir() else []
 
 
-def changes(diff: Path) -> str:
-    """What a diff says: the edits, was and is, then the rows that are left out and why."""
+def diff_html(diff: Path) -> str:
+    """Returns a diff as HTML: the edits, then the removed rows with the reason."""
     edits: list[str] = []
-    gone: list[str] = []
-    end: dict[str, Any] = {}
-    for line in _lines(diff):
+    removed_rows: list[str] = []
+    footer: dict[str, Any] = {}
+    for line in _read_diff(diff):
         where = re.sub(r"^.*/", "", str(line.get("where", "")))
         if "end" in line:
-            end = line["end"]
+            footer = line["end"]
         elif "fate" in line:
-            fate = "left out" if line["fate"] == "drop" else "set aside"
-            gone.append(
-                _row(where, f"{fate}: {_named(line.get('check'))}", escape(_first_words(line.get("values", {}))))
+            decision = "left out" if line["fate"] == "drop" else "set aside"
+            removed_rows.append(
+                _table_row(
+                    where, f"{decision}: {_readable(line.get('check'))}", escape(_row_preview(line.get("values", {})))
+                )
             )
         else:
             for change in line.get("changes", []):
                 place = f"{where}, {' / '.join(map(str, change.get('path', [])))}"
-                edits += [_row(place, _named(edit[4]), _edit(edit[2], edit[3])) for edit in change.get("edits", [])]
-    told = text_html.tiles(
+                edits += [
+                    _table_row(place, _readable(edit[4]), _edit_html(edit[2], edit[3]))
+                    for edit in change.get("edits", [])
+                ]
+    counts = text_html.tiles(
         [
-            (f"{end.get('kept', 0):,}", "rows kept"),
-            (f"{end.get('changed', 0):,}", "of them mended"),
-            (f"{end.get('left_out', 0):,}", "left out"),
+            (f"{footer.get('kept', 0):,}", "rows kept"),
+            (f"{footer.get('changed', 0):,}", "of them repaired"),
+            (f"{footer.get('left_out', 0):,}", "left out"),
         ]
     )
-    return told + _listed("What is mended", edits) + _listed("What is left out", gone)
+    return counts + _change_table("Edits", edits) + _change_table("Removed rows", removed_rows)
 
 
-def _row(where: str, why: str, text: str) -> str:
-    """A line of a table: place and reason as text, `text` as HTML."""
+def _table_row(where: str, why: str, text: str) -> str:
+    """Returns a table row; `where` and `why` are text, `text` is HTML."""
     place = f'<td class="where">{escape(where)}</td>'
     return f'<tr>{place}<td><span class="soft">{escape(why)}</span><br><span class="text">{text}</span></td></tr>'
 
 
-def _edit(old: Any, new: Any) -> str:
-    return f"<del>{_seen(old)}</del> → <ins>{_seen(new)}</ins>"
+def _edit_html(old: Any, new: Any) -> str:
+    return f"<del>{_visible_html(old)}</del> → <ins>{_visible_html(new)}</ins>"
 
 
-def _named(name: Any) -> str:
+def _readable(name: Any) -> str:
     return str(name).replace("_", " ")
 
 
-def accept(folder: Path) -> list[Path]:
-    """Takes over what was proposed: cleaned files and diffs; returns the files. Raises DataError where none is."""
-    found = diffs(folder / PROPOSED)
-    if not found:
-        raise DataError("there is nothing to accept", where=str(folder), next="See what mending would change first")
-    kept = []
-    for diff in found:
-        for line in _lines(diff):
+def accept_repair(folder: Path) -> list[Path]:
+    """Moves the proposed cleaned files and diffs into the audit's folder and returns the files. Raises DataError."""
+    diff_files = find_diffs(folder / PROPOSED)
+    if not diff_files:
+        raise DataError("no repairs were proposed", where=str(folder), next="Click 'Preview repairs' first")
+    cleaned_files = []
+    for diff in diff_files:
+        for line in _read_diff(diff):
             if name := line.get("end", {}).get("cleaned"):
                 file = folder / Path(name).name
                 shutil.move(diff.with_name(file.name), file)
-                kept.append(file)
+                cleaned_files.append(file)
         shutil.move(diff, folder / diff.name)
-    return kept
+    return cleaned_files
 
 
-def take_back(folder: Path) -> list[tuple[Path, int]]:
-    """Takes an accepted cleaning back: the rows as they were, in files of their own, and their numbers.
+def undo_repair(folder: Path) -> list[tuple[Path, int]]:
+    """Undoes an accepted repair: writes the original rows into new files; returns the files and their row counts.
 
-    The cleaned files go into taken-back/. Raises DataError where none was accepted or one was changed since.
+    The cleaned files move to taken-back/. Raises DataError if none was accepted or one was changed since.
     """
     import tunesmith
 
-    found = diffs(folder)
-    if not found:
-        raise DataError("no cleaning was accepted here", where=str(folder), next="Nothing has to be taken back")
-    aside = folder / TAKEN_BACK
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    made = []
-    for diff in found:
-        end = [line["end"] for line in _lines(diff) if "end" in line][-1]
-        cleaned = diff.with_name(Path(end["cleaned"]).name)
+    diff_files = find_diffs(folder)
+    if not diff_files:
+        raise DataError("no repair was accepted here", where=str(folder), next="There is nothing to undo")
+    undone = folder / UNDONE
+    shutil.rmtree(undone, ignore_errors=True)
+    undone.mkdir()
+    results = []
+    for diff in diff_files:
+        footer = [line["end"] for line in _read_diff(diff) if "end" in line][-1]
+        cleaned = diff.with_name(Path(footer["cleaned"]).name)
         restored = folder / cleaned.name.replace(".cleaned", ".restored")
-        made.append((restored, tunesmith.undo(diff, restored)))
+        results.append((restored, tunesmith.undo(diff, restored)))
         for file in (cleaned, diff):
-            shutil.move(file, aside / file.name)
-    return made
+            shutil.move(file, undone / file.name)
+    return results
 
 
-def _lines(diff: Path) -> Iterator[dict[str, Any]]:
+def _read_diff(diff: Path) -> Iterator[dict[str, Any]]:
     try:
         with diff.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 if line.strip():
                     yield json.loads(line)
     except (OSError, ValueError) as error:
-        raise DataError(f"the diff cannot be read ({error})", where=str(diff), next="Look at the rows again") from error
+        raise DataError(f"the diff cannot be read ({error})", where=str(diff), next="Audit the rows again") from error
 
 
-def _listed(title: str, lines: list[str]) -> str:
-    if not lines:
+def _change_table(title: str, rows: list[str]) -> str:
+    if not rows:
         return ""
-    more = (
-        text_html.paragraph(f"{len(lines) - CHANGES:,} more stand in the diff.", "soft") if len(lines) > CHANGES else ""
+    hint = (
+        text_html.paragraph(f"{len(rows) - MAX_CHANGES:,} more in the diff file.", "soft")
+        if len(rows) > MAX_CHANGES
+        else ""
     )
-    body = "".join(lines[:CHANGES])
+    body = "".join(rows[:MAX_CHANGES])
     head = f"<summary><strong>{escape(title)}</strong></summary>"
-    return f"<details open>{head}<table><tbody>{body}</tbody></table>{more}</details>"
+    return f"<details open>{head}<table><tbody>{body}</tbody></table>{hint}</details>"
 
 
-def _first_words(values: Any) -> str:
-    """The beginning of a row, for a person to know it again."""
+def _row_preview(values: Any) -> str:
+    """Returns the beginning of a row, enough to recognize it."""
     text = " · ".join(str(value) for value in values.values() if value) if isinstance(values, dict) else str(values)
     return text if len(text) <= 160 else f"{text[:160]}…"
 
 
-def _seen(text: Any) -> str:
-    """A piece of text with its blanks to be seen."""
-    shown = str(text).replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
-    return escape(shown if shown.strip() else shown.replace(" ", "·")) or "nothing"
+def _visible_html(text: Any) -> str:
+    """Returns a text as HTML with visible whitespace."""
+    visible = str(text).replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
+    return escape(visible if visible.strip() else visible.replace(" ", "·")) or "nothing"

@@ -1,10 +1,11 @@
-"""Compare: one prompt answered by base, tuned and each exported file; what they scored; what they replied."""
+"""Page Compare: one prompt answered by the base, tuned and exported models; scores; replies to held-out rows."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -15,201 +16,205 @@ from tunesmith.errors import TunesmithError
 from tunesmith.reporting.html_page import number
 from tunesmith.reporting.replies import title
 from tunesmith.runs.run import Run
-from tunesmith.ui.components import first_line, pane, stamp
-from tunesmith.ui.html import columns, note, plain, table, trouble
+from tunesmith.ui.components import pane, run_name, watch_run
+from tunesmith.ui.html import columns, error_note, escape, note, table
 from tunesmith.ui.state import QUIET, State
 
-EVERY = 0.08  # seconds between two drawings of a reply that is being written
-SHORT = 90  # characters of a row that the list of rows shows
-OWN = "— a prompt of my own —"
+UPDATE_SECONDS = 0.08  # between two updates of a reply while it is generated
+LABEL_LENGTH = 90  # characters of a row in the list of rows
+OWN_PROMPT = "— my own prompt —"
 
 
 def page(state: State) -> None:
-    """The page Compare."""
-    desk = Desk()
+    """Builds the page Compare."""
+    open_models = OpenModels()
 
-    drawn = stamp(state, ["train", "evaluate"], ["export.json"])
+    version = watch_run(state, ["train", "evaluate"], ["export.json"])
 
-    @gr.render(inputs=[drawn], show_progress="hidden")  # type: ignore[untyped-decorator, unused-ignore]
-    def room(seen: str | None) -> None:
+    @gr.render(inputs=[version], show_progress="hidden")  # type: ignore[untyped-decorator, unused-ignore]
+    def render(current: str | None) -> None:
         try:
-            recipe, run = state.opened(first_line(seen))
-            speakers = voices(recipe, run)
+            recipe, run = state.open_run(run_name(current))
+            models = voices(recipe, run)
         except TunesmithError as error:
-            pane(trouble(error))
+            pane(error_note(error))
             return
         try:
-            found: Answers | None = answers(recipe, run)
+            results: Answers | None = answers(recipe, run)
         except TunesmithError:
-            found = None  # trained, but not evaluated
+            results = None  # trained, but not evaluated
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
-                controls = _controls(speakers, found)
+                controls = _prompt_controls(models, results)
             with gr.Column(scale=3, min_width=300):
-                pane(scores_of(found), label="Scores of this run")
-        _asking(desk, recipe, run, speakers, found, controls)
-        if found:
-            _browsing(found)
+                pane(scores_html(results), label="Scores of this run")
+        _connect_prompt(open_models, recipe, run, models, results, controls)
+        if results:
+            _replies_browser(results)
 
 
-class Desk:
-    """The models of the run that is compared now: those of another run are let go first."""
+class OpenModels:
+    """The models of the run being compared; those of another run are closed first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: tuple[Any, Beside] | None = None
-        self.stops: dict[str, threading.Event] = {}  # by browser session
+        self.stop_events: dict[str, threading.Event] = {}  # by browser session
 
-    def beside(self, recipe: Recipe, run: Run) -> Beside:
-        """Who can be asked of this run, by its adapter as it is now."""
+    def side_by_side(self, recipe: Recipe, run: Run) -> Beside:
+        """Returns the models of the run with its current adapter."""
         key = (run.path, run.fingerprint("train"))
         with self._lock:
-            before = self._open
-            if before and before[0] == key:
-                return before[1]
+            previous = self._open
+            if previous and previous[0] == key:
+                return previous[1]
             self._open = (key, Beside(recipe, run))
-            found = self._open[1]
-        if before:
-            before[1].close()
-        return found
+            opened = self._open[1]
+        if previous:
+            previous[1].close()
+        return opened
 
 
-def asking(
-    beside: Beside, prompt: str, row: Any, chosen: Sequence[Voice], limit: int, stop: threading.Event
+def stream_replies(
+    side_by_side: Beside, prompt: str, row: Any, models: Sequence[Voice], limit: int, stop: threading.Event
 ) -> Iterator[tuple[str, str]]:
-    """Markup of the columns and a line about them, as the replies are written one after another."""
-    heads = [head(voice) for voice in chosen]
-    texts, states = [""] * len(chosen), ["waits for its turn"] * len(chosen)
-    turns = prompt_of(beside.recipe, prompt, row)
-    for place, voice in enumerate(chosen):
+    """Yields the columns as HTML and a status line while the models reply one after another."""
+    headers = [column_header(model) for model in models]
+    texts, statuses = [""] * len(models), ["waiting"] * len(models)
+    turns = prompt_of(side_by_side.recipe, prompt, row)
+    for index, model in enumerate(models):
         if stop.is_set():
             break
-        began, drawn, pieces = time.monotonic(), 0.0, 0
-        states[place] = "is read in and begins"
-        yield columns(heads, texts, states), f"{voice.name} writes."
+        started, updated = time.monotonic(), 0.0
+        statuses[index] = "loading"
+        yield columns(headers, texts, statuses), f"{model.name} is writing."
         try:
-            for piece in beside.stream(voice.name, turns, max_new_tokens=limit):
-                texts[place] += piece
-                pieces += 1
+            for piece in side_by_side.stream(model.name, turns, max_new_tokens=limit):
+                texts[index] += piece
                 if stop.is_set():
                     break
-                if time.monotonic() - drawn > EVERY:
-                    states[place], drawn = "writes …", time.monotonic()
-                    yield columns(heads, texts, states), f"{voice.name} writes."
-            states[place] = "stopped here" if stop.is_set() else f"{time.monotonic() - began:.1f} s"
+                if time.monotonic() - updated > UPDATE_SECONDS:
+                    statuses[index], updated = "writing …", time.monotonic()
+                    yield columns(headers, texts, statuses), f"{model.name} is writing."
+            statuses[index] = "stopped" if stop.is_set() else f"{time.monotonic() - started:.1f} s"
         except TunesmithError as error:
-            states[place] = f"could not reply. {error}"
+            statuses[index] = f"Failed: {error}"
     if stop.is_set():
-        states = ["was not asked" if state == "waits for its turn" else state for state in states]
-    yield columns(heads, texts, states), "Stopped." if stop.is_set() else "All have replied."
+        statuses = ["not asked" if status == "waiting" else status for status in statuses]
+    yield columns(headers, texts, statuses), "Stopped." if stop.is_set() else "All models have replied."
 
 
-def head(voice: Voice) -> tuple[str, str, str]:
-    """A column's name, the line below it, and its kind."""
-    if voice.verified is None:
-        return voice.name, voice.about, voice.name
-    return voice.name, f"{voice.about}, {'verified' if voice.verified else 'NOT VERIFIED'}", "file"
+def column_header(model: Voice) -> tuple[str, str, str]:
+    """Returns a column's title, subtitle and CSS class."""
+    if model.verified is None:
+        return model.name, model.about, model.name
+    return model.name, f"{model.about}, {'verified' if model.verified else 'NOT VERIFIED'}", "file"
 
 
-def scores_of(found: Answers | None) -> str:
-    """The verdict and the scores of base and tuned."""
-    if found is None:
-        return note("This run has no scores yet: its held-out rows were not asked. The page Train does it.")
-    scores = found.scores
-    part, first = next(iter(scores["sections"].items()))
+def scores_html(results: Answers | None) -> str:
+    """Returns the verdict and the scores of base and tuned model."""
+    if results is None:
+        return note("This run has no scores yet. Run the comparison on the page Train.")
+    scores = results.scores
+    part, metrics = next(iter(scores["sections"].items()))
     rows = [
         [
-            plain(name.replace("_", " ")) + (" <b>(primary)</b>" if name == scores["primary"] else ""),
-            _figure(each["base"]),
-            _figure(each["tuned"]),
-            plain(each["verdict"]) + _ends(each),
+            escape(name.replace("_", " ")) + (" <b>(primary)</b>" if name == scores["primary"] else ""),
+            _figure(metric["base"]),
+            _figure(metric["tuned"]),
+            escape(metric["verdict"]) + _interval(metric),
         ]
-        for name, each in sorted(first.items(), key=lambda item: item[0] != scores["primary"])
+        for name, metric in sorted(metrics.items(), key=lambda item: item[0] != scores["primary"])
     ]
-    top, rest = rows[:1], rows[1:]
-    names = ("score", "base", "tuned", "verdict")
-    more = f"<details><summary>{len(rest)} more scores</summary>{table(names, rest, 'The other scores')}</details>"
-    told = table(names, top, f"Means over {title(part, scores['kind'])}")
-    return f'<p class="big">{plain(scores["verdict"])}</p>{told}{more if rest else ""}'
+    primary, others = rows[:1], rows[1:]
+    header = ("score", "base", "tuned", "verdict")
+    more_scores = (
+        f"<details><summary>{len(others)} more scores</summary>{table(header, others, 'Other scores')}</details>"
+    )
+    primary_table = table(header, primary, f"Means over {title(part, scores['kind'])}")
+    return f'<p class="big">{escape(scores["verdict"])}</p>{primary_table}{more_scores if others else ""}'
 
 
 def _figure(value: float | None) -> str:
     return f'<span class="figure">{number(value)}</span>'
 
 
-def _ends(each: dict[str, Any]) -> str:
-    if each.get("low") is None:
+def _interval(metric: dict[str, Any]) -> str:
+    if metric.get("low") is None:
         return ""
-    low, high = (f"{'+' if each[end] > 0 else ''}{number(each[end])}" for end in ("low", "high"))
+    low, high = (f"{'+' if metric[end] > 0 else ''}{number(metric[end])}" for end in ("low", "high"))
     return f'<br><span class="soft">by {low} to {high}</span>'
 
 
-def row_of(found: Answers, place: int) -> str:
-    """One held-out row: what was asked, each one's reply, what the row itself says, and the scores of the replies."""
-    item, row, part = found.items[place], found.rows[place], found.parts[place]
-    primary = found.scores["primary"].replace("_", " ")
-    heads, texts, states = [], [], []
-    for which in ("base", "tuned"):
-        side = item[which]
-        mark = side["scores"].get(found.scores["primary"])
-        heads.append((which, "" if mark is None else f"{primary}: {number(mark)}", which))
-        texts.append(side["text"])
-        states.append("" if side["stopped"] else "broke off at the limit")
-    same = []
-    for name, replies in found.files.items():
+def row_html(results: Answers, index: int) -> str:
+    """Returns a held-out row: its question, every model's reply with its score, and the row's own answer."""
+    item, row, part = results.items[index], results.rows[index], results.parts[index]
+    primary = results.scores["primary"].replace("_", " ")
+    headers, texts, statuses = [], [], []
+    for model in ("base", "tuned"):
+        reply = item[model]
+        score = reply["scores"].get(results.scores["primary"])
+        headers.append((model, "" if score is None else f"{primary}: {number(score)}", model))
+        texts.append(reply["text"])
+        statuses.append("" if reply["stopped"] else "cut off at the token limit")
+    identical = []
+    for name, replies in results.files.items():
         text = replies.get((part, row.id))
         if text is not None and text == item["tuned"]["text"]:
-            same.append(name)
+            identical.append(name)
         elif text is not None:
-            heads.append((name, "exported file", "file"))
+            headers.append((name, "exported file", "file"))
             texts.append(text)
-            states.append("")
-    if same:
-        states[1] = ". ".join(filter(None, [states[1], f"Word for word the same: {', '.join(same)}"]))
+            statuses.append("")
+    if identical:
+        statuses[1] = ". ".join(filter(None, [statuses[1], f"Identical: {', '.join(identical)}"]))
     if item["wanted"]:
-        heads.append((item["wanted_title"], "", "wanted"))
+        headers.append((item["wanted_title"], "", "wanted"))
         texts.append(item["wanted"])
-        states.append("")
-    words = ", ".join([f"Row {item['number']}", title(part, found.scores["kind"]), *item["signs"]])
-    asked = f'<p class="soft">{plain(words)}</p><div class="text">{plain(row.question)}</div>'
-    return f"{asked}{columns(heads, texts, states)}{doubts(item)}"
+        statuses.append("")
+    caption = ", ".join([f"Row {item['number']}", title(part, results.scores["kind"]), *item["signs"]])
+    question_html = f'<p class="soft">{escape(caption)}</p><div class="text">{escape(row.question)}</div>'
+    return f"{question_html}{columns(headers, texts, statuses)}{doubted_claims_html(item)}"
 
 
-def doubts(item: dict[str, Any]) -> str:
-    """What the two replies state that the row's fields do not bear out."""
-    found = [(which, each) for which in ("base", "tuned") for each in item[which]["doubted"]]
+def doubted_claims_html(item: dict[str, Any]) -> str:
+    """Returns the statements of both replies that the row's fields do not support."""
+    claims = [(model, claim) for model in ("base", "tuned") for claim in item[model]["doubted"]]
     lines = "".join(
-        f"<li>{which}: <q>{plain(each.text)}</q> {plain(each.word)}. {plain(each.reason)}</li>" for which, each in found
+        f"<li>{model}: <q>{escape(claim.text)}</q> {escape(claim.word)}. {escape(claim.reason)}</li>"
+        for model, claim in claims
     )
-    return f"<details><summary>Statements in doubt: {len(found)}</summary><ul>{lines}</ul></details>" if found else ""
+    return f"<details><summary>Statements in doubt: {len(claims)}</summary><ul>{lines}</ul></details>" if claims else ""
 
 
-def choices(found: Answers, sieve: str) -> list[tuple[str, int]]:
-    """The rows that a sieve lets through, for a dropdown: their first words and their place."""
-    places = found.worst if sieve == "worst" else range(len(found.items))
-    kept = [place for place in places if sieve in ("all", "worst") or sieve in found.items[place]["signs"]]
-    return [(label(found, place), place) for place in kept]
+def row_choices(results: Answers, row_filter: str) -> list[tuple[str, int]]:
+    """Returns the rows that match a filter as dropdown choices: their first words and their index."""
+    candidates = results.worst if row_filter == "worst" else range(len(results.items))
+    indices = [
+        index for index in candidates if row_filter in ("all", "worst") or row_filter in results.items[index]["signs"]
+    ]
+    return [(row_label(results, index), index) for index in indices]
 
 
-def label(found: Answers, place: int) -> str:
-    """A row's number and first words."""
-    words = found.items[place]["heading"]
-    return f"{place + 1}. {words if len(words) <= SHORT else words[: SHORT - 1] + '…'}"
+def row_label(results: Answers, index: int) -> str:
+    """Returns a row's number and first words."""
+    heading = results.items[index]["heading"]
+    return f"{index + 1}. {heading if len(heading) <= LABEL_LENGTH else heading[: LABEL_LENGTH - 1] + '…'}"
 
 
-def _controls(speakers: Sequence[Voice], found: Answers | None) -> list[Any]:
-    """What is asked and who answers: row, prompt, who, go, stop."""
-    first = [voice.name for voice in speakers if voice.verified][:1]
-    rows = [(OWN, -1), *(choices(found, "all") if found else [])]
-    begin = found.rows[0].question if found and found.rows else ""
+def _prompt_controls(models: Sequence[Voice], results: Answers | None) -> list[Any]:
+    """Returns the controls: row, prompt, models, ask and stop button."""
+    verified_file = [model.name for model in models if model.verified][:1]
+    rows = [(OWN_PROMPT, -1), *(row_choices(results, "all") if results else [])]
+    question_text = results.rows[0].question if results and results.rows else ""
     return [
-        gr.Dropdown(rows, value=rows[min(1, len(rows) - 1)][1], label="Ask a held-out row, or write your own prompt",
+        gr.Dropdown(rows, value=rows[min(1, len(rows) - 1)][1], label="Pick a held-out row or write your own prompt",
                     interactive=True),
-        gr.Textbox(begin, label="Prompt", lines=3, max_lines=12, max_length=20_000, interactive=True),
+        gr.Textbox(question_text, label="Prompt", lines=3, max_lines=12, max_length=20_000, interactive=True),
         gr.CheckboxGroup(
-            [(f"{v.name}{'' if v.verified is not False else ' (not verified)'}", v.name) for v in speakers],
-            value=["base", "tuned", *first], label="Who answers", interactive=True,
-            info="One after another: they share this machine. Asked anew, 16-bit numbers may round to another word.",
+            [(f"{m.name}{'' if m.verified is not False else ' (not verified)'}", m.name) for m in models],
+            value=["base", "tuned", *verified_file], label="Models", interactive=True,
+            info="They reply one after another. Rounding of 16-bit numbers can change a word of an evaluated reply.",
         ),
         *_buttons(),
     ]  # fmt: skip
@@ -218,74 +223,76 @@ def _controls(speakers: Sequence[Voice], found: Answers | None) -> list[Any]:
 def _buttons() -> list[Any]:
     with gr.Row():
         return [
-            gr.Button("Ask them all", variant="primary", min_width=120),
+            gr.Button("Ask all", variant="primary", min_width=120),
             gr.Button("Stop", interactive=False, min_width=90),
         ]
 
 
-def _asking(
-    desk: Desk,
+def _connect_prompt(
+    open_models: OpenModels,
     recipe: Recipe,
     run: Run,
-    speakers: Sequence[Voice],
-    found: Answers | None,
+    models: Sequence[Voice],
+    results: Answers | None,
     controls: Sequence[Any],
 ) -> None:
-    row, prompt, who, go, stop = controls
-    told = pane(live=True, label="State")
-    shown = pane(label="Replies side by side")
+    row_choice, prompt, model_choice, ask_button, stop_button = controls
+    status = pane(live=True, label="State")
+    replies = pane(label="Replies side by side")
 
-    def fill(place: int) -> Any:
-        return gr.skip() if place < 0 or found is None else found.rows[place].question
+    def fill(index: int) -> Any:
+        return gr.skip() if index < 0 or results is None else results.rows[index].question
 
-    def ask(request: gr.Request, text: str, place: int, chosen: list[str]) -> Iterator[Any]:
-        if not text.strip() or not chosen:
-            yield "", note("Write a prompt and choose at least one to answer it.", "bad"), gr.skip(), gr.skip()
+    def ask(request: gr.Request, text: str, index: int, names: list[str]) -> Iterator[Any]:
+        if not text.strip() or not names:
+            yield "", note("Write a prompt and choose at least one model.", "bad"), gr.skip(), gr.skip()
             return
-        flag = desk.stops[str(request.session_hash)] = threading.Event()
-        asked = [voice for voice in speakers if voice.name in chosen]
-        line = found.rows[place] if found and place >= 0 else None
+        stop_event = open_models.stop_events[str(request.session_hash)] = threading.Event()
+        selected = [model for model in models if model.name in names]
+        row = results.rows[index] if results and index >= 0 else None
         yield "", "", gr.Button(interactive=False), gr.Button(interactive=True)
         try:
             limit = recipe.evaluate.max_new_tokens
-            for markup, words in asking(desk.beside(recipe, run), text, line, asked, limit, flag):
-                yield markup, note(words), gr.skip(), gr.skip()
+            for markup, message in stream_replies(
+                open_models.side_by_side(recipe, run), text, row, selected, limit, stop_event
+            ):
+                yield markup, note(message), gr.skip(), gr.skip()
         finally:
-            flag.set()
+            stop_event.set()
         yield gr.skip(), gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False)
 
-    def halt(request: gr.Request) -> None:
-        if flag := desk.stops.get(str(request.session_hash)):
-            flag.set()
+    def stop(request: gr.Request) -> None:
+        if stop_event := open_models.stop_events.get(str(request.session_hash)):
+            stop_event.set()
 
-    row.input(fill, row, prompt, **QUIET)
-    go.click(ask, [prompt, row, who], [shown, told, go, stop], **QUIET)
-    stop.click(halt, queue=False, **QUIET)
+    row_choice.input(fill, row_choice, prompt, **QUIET)
+    ask_button.click(ask, [prompt, row_choice, model_choice], [replies, status, ask_button, stop_button], **QUIET)
+    stop_button.click(stop, queue=False, **QUIET)
 
 
-def _browsing(found: Answers) -> None:
-    kinds = [(f"{each['label']} ({each['count']})", each["key"]) for each in found.sieves if each["count"]]
-    if found.worst:
-        kinds.insert(1, (f"worst, the greatest loss first ({len(found.worst)})", "worst"))
-    pane("<h3>What they replied to the held-out rows</h3>")
-    sieve = gr.Radio(kinds, value="all", label="Which rows", interactive=True)
-    rows = choices(found, "all")
-    chosen = gr.Dropdown(rows, value=rows[0][1], label="Row", interactive=True)
+def _replies_browser(results: Answers) -> None:
+    filters = [(f"{item['label']} ({item['count']})", item["key"]) for item in results.sieves if item["count"]]
+    if results.worst:
+        filters.insert(1, (f"worst, largest loss first ({len(results.worst)})", "worst"))
+    pane("<h3>Replies to the held-out rows</h3>")
+    filter_choice = gr.Radio(filters, value="all", label="Which rows", interactive=True)
+    rows = row_choices(results, "all")
+    row_choice = gr.Dropdown(rows, value=rows[0][1], label="Row", interactive=True)
     with gr.Row():
-        back = gr.Button("← Row before", min_width=120)
-        on = gr.Button("Next row →", min_width=120)
-    shown = pane(row_of(found, rows[0][1]), label="The row's replies")
+        previous_button = gr.Button("← Previous row", min_width=120)
+        next_button = gr.Button("Next row →", min_width=120)
+    replies = pane(row_html(results, rows[0][1]), label="The row's replies")
 
-    def sift(kind: str) -> tuple[Any, str]:
-        left = choices(found, kind)
-        return gr.Dropdown(left, value=left[0][1]), row_of(found, left[0][1])
+    def apply_filter(row_filter: str) -> tuple[Any, str]:
+        matching = row_choices(results, row_filter)
+        return gr.Dropdown(matching, value=matching[0][1]), row_html(results, matching[0][1])
 
-    def step(by: int, kind: str, place: int) -> tuple[int, str]:
-        places = [each for _, each in choices(found, kind)]
-        at = places[(places.index(place) + by) % len(places)] if place in places else places[0]
-        return at, row_of(found, at)
+    def step(offset: int, row_filter: str, current: int) -> tuple[int, str]:
+        indices = [index for _, index in row_choices(results, row_filter)]
+        position = (indices.index(current) + offset) % len(indices) if current in indices else 0
+        return indices[position], row_html(results, indices[position])
 
-    sieve.change(sift, sieve, [chosen, shown], **QUIET)
-    chosen.input(lambda place: row_of(found, place), chosen, shown, **QUIET)
-    back.click(lambda kind, place: step(-1, kind, place), [sieve, chosen], [chosen, shown], **QUIET)
-    on.click(lambda kind, place: step(1, kind, place), [sieve, chosen], [chosen, shown], **QUIET)
+    filter_choice.change(apply_filter, filter_choice, [row_choice, replies], **QUIET)
+    row_choice.input(lambda index: row_html(results, index), row_choice, replies, **QUIET)
+    for button, offset in ((previous_button, -1), (next_button, 1)):
+        button.click(partial(step, offset), [filter_choice, row_choice], [row_choice, replies], **QUIET)

@@ -1,4 +1,4 @@
-"""Components that several pages are made of: a pane of escaped markup, and the letter that can be edited."""
+"""Components that several pages use: a pane for escaped HTML, the text editor, and a watch on the chosen run."""
 
 from __future__ import annotations
 
@@ -9,85 +9,85 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError
-from tunesmith.ui.html import COPY, DELEGATE
+from tunesmith.ui.html import ACTION_JS, COPY_JS
 from tunesmith.ui.state import QUIET, State
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
-def pane(value: str = "", *, label: str = "", live: bool = False, within: str = "") -> Any:
-    """A gr.HTML for what `marks` makes. Its buttons with data-do fire the event `asked`; data-copy copies a text.
+def pane(value: str = "", *, label: str = "", live: bool = False, elem_id: str = "") -> Any:
+    """Returns a gr.HTML for the markup of `ui.html`. Buttons with data-do fire its event `action`, data-copy copies.
 
-    `live`: a screen reader says what changes. `within` is the component's id.
+    `live` makes screen readers announce changes.
     """
     import gradio as gr
 
-    told = f' role="region" aria-label="{label}"' if label else ""
+    role = f' role="region" aria-label="{label}"' if label else ""
     return gr.HTML(
         value,
-        html_template=f"<div{told}{' aria-live=polite' if live else ''}>${{value}}</div>",
-        css_template=_file("marks.css"),
-        js_on_load=DELEGATE + COPY,
+        html_template=f"<div{role}{' aria-live=polite' if live else ''}>${{value}}</div>",
+        css_template=_read_asset("marks.css"),
+        js_on_load=ACTION_JS + COPY_JS,
         apply_default_css=False,
-        elem_id=within or None,
+        elem_id=elem_id or None,
     )
 
 
-def letter(document: Callable[[list[str]], dict[str, str]]) -> Any:
-    """A text with marks behind it, editable, to be copied and taken along; fires `edited` when a pause follows an edit.
+def text_editor(document: Callable[[list[str]], dict[str, str]]) -> Any:
+    """Returns an editor that highlights claims and offers downloads; fires `edited` once typing pauses.
 
-    Its value: {"text", "claims": [{"id", "start", "end", "verdict", …}], "version", "busy", "say"}, offsets in code
-    points. `document` is given [kind, text] and returns {"name", "type", "data"} in base64, or {"error"}.
+    Its value: {"text", "claims": [{"id", "start", "end", "verdict", …}], "version", "busy", "status"}, offsets in code
+    points. `document` takes [kind, text] and returns {"name", "type", "data"} in base64, or {"error"}.
     """
     import gradio as gr
 
     document.__name__ = "document"
     return gr.HTML(
-        blank(),
-        html_template=_file("letter.html"),
-        css_template=_file("letter.css"),
-        js_on_load=_file("letter.js"),
+        empty_text(),
+        html_template=_read_asset("letter.html"),
+        css_template=_read_asset("letter.css"),
+        js_on_load=_read_asset("letter.js"),
         apply_default_css=False,
         server_functions=[document],
         elem_id="letter",
     )
 
 
-def blank() -> dict[str, Any]:
-    """The value of a letter that holds nothing."""
-    return {"text": "", "claims": [], "version": 0, "busy": False, "say": ""}
+def empty_text() -> dict[str, Any]:
+    """Returns the editor's value for an empty text."""
+    return {"text": "", "claims": [], "version": 0, "busy": False, "status": ""}
 
 
-def stamp(state: State, products: Sequence[str], files: Sequence[str] = ()) -> Any:
-    """A gr.State that changes when the chosen run, or one of these of it, is another: what a page is drawn from.
+def watch_run(state: State, products: Sequence[str], files: Sequence[str] = ()) -> Any:
+    """Returns a gr.State that changes with the chosen run and its products and files; pages render from it.
 
-    It is looked at when a page is opened, so that what was made meanwhile is there and nothing typed is lost.
-    Its value: the run's name, then the seals of `products` and the times of `files`, a line each.
+    It is updated when a tab is opened, so new results appear without losing what the user typed. Its value: the run's
+    name, then the modification times of the fingerprints of `products` and of `files`, one a line.
     """
     import gradio as gr
 
-    def look(name: str | None) -> str:
-        said = [name or ""]
+    def read_version(name: str | None) -> str:
+        lines = [name or ""]
         try:
             folder = state.folder(name)
         except TunesmithError:
-            return said[0]
-        for each in (*(f".seals/{product}.json" for product in products), *files):
+            return lines[0]
+        for file in (*(f".seals/{product}.json" for product in products), *files):
             with contextlib.suppress(OSError):
-                said.append(f"{each} {(folder / each).stat().st_mtime_ns}")
-        return "\n".join(said)
+                lines.append(f"{file} {(folder / file).stat().st_mtime_ns}")
+        return "\n".join(lines)
 
-    made = gr.State(None)
-    events = [state.run.change, state.tabs.change]  # one after the other: two at once would both draw the page
-    gr.on(events, look, state.run, made, trigger_mode="always_last", concurrency_limit=1, **QUIET)
-    return made
+    version = gr.State(None)
+    events = [state.run.change, state.tabs.change]  # one at a time: two at once would render the page twice
+    gr.on(events, read_version, state.run, version, trigger_mode="always_last", concurrency_limit=1, **QUIET)
+    return version
 
 
-def first_line(seen: str | None) -> str:
-    """The run's name in the value of a `stamp`."""
-    return (seen or "").partition("\n")[0]
+def run_name(version: str | None) -> str:
+    """Returns the run's name from the value of `watch_run`."""
+    return (version or "").partition("\n")[0]
 
 
 @cache
-def _file(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
+def _read_asset(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Export: the recipe's targets and how far each is, what the files weigh and how fast they are, how to use them."""
+"""Page Export: the recipe's targets and their state, sizes and speeds of the files, and commands to use them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from tunesmith.errors import TunesmithError
 from tunesmith.reporting.exported_files import shipped
 from tunesmith.runs.run import Run
 from tunesmith.ui import jobs
-from tunesmith.ui.components import first_line, pane, stamp
-from tunesmith.ui.html import code, note, plain, table, trouble
+from tunesmith.ui.components import pane, run_name, watch_run
+from tunesmith.ui.html import code, error_note, escape, note, table
 from tunesmith.ui.state import QUIET, State
 
-ALL = ""
-LOOK = 1.5  # seconds between two looks at a command at work
-SHOWN_LINES = 12
-VERBS = ("export", "push")
-WHAT = {
-    "adapter": "the adapter, for PEFT over its base",
-    "merged": "base and adapter as one folder, for transformers and vLLM",
-    "gguf": "one file, for llama.cpp, Ollama and tunesmith chat",
-    "gguf_lora": "the adapter as a GGUF, beside its base",
-    "ollama": "a Modelfile over the GGUF",
-    "hub": "a folder ready for a model repository",
-    "space": "a small app for a public page",
+ALL_TARGETS = ""
+REFRESH_SECONDS = 1.5  # while a command is running
+LOG_LINES = 12
+COMMANDS = ("export", "push")
+TARGET_HELP = {
+    "adapter": "adapter for PEFT",
+    "merged": "merged model for transformers and vLLM",
+    "gguf": "one file for llama.cpp, Ollama and tunesmith chat",
+    "gguf_lora": "adapter as GGUF, used with its base model",
+    "ollama": "Modelfile for the GGUF",
+    "hub": "folder for a model repository on the Hub",
+    "space": "small Gradio app for a Space",
 }
 SNIPPET = """from pathlib import Path
 import tunesmith
@@ -41,201 +41,216 @@ with tunesmith.chat_file(Path({path!r})) as model:
 
 
 def page(state: State) -> None:
-    """The page Export."""
+    """Builds the page Export."""
+    version = watch_run(state, ["train"], ["recipe.yaml"])
 
-    drawn = stamp(state, ["train"], ["recipe.yaml"])
-
-    @gr.render(inputs=[drawn], show_progress="hidden")  # type: ignore[untyped-decorator, unused-ignore]
-    def room(seen: str | None) -> None:
+    @gr.render(inputs=[version], show_progress="hidden")  # type: ignore[untyped-decorator, unused-ignore]
+    def render(current: str | None) -> None:
         try:
-            recipe, run = state.opened(first_line(seen))
+            recipe, run = state.open_run(run_name(current))
             run.fingerprint("train")
         except TunesmithError as error:
-            pane(trouble(error))
+            pane(error_note(error))
             return
-        _room(recipe, run)
+        _build(recipe, run)
 
 
-def _room(recipe: Recipe, run: Run) -> None:
+def _build(recipe: Recipe, run: Run) -> None:
     names = [named.name for named in recipe.export.files]
-    job = jobs.look(run.path)
-    at_work = job.standing == "at work"
-    targets = pane(targets_of(recipe, run), label="Targets")
-    only = gr.Dropdown([("all of them", ALL), *((name, name) for name in names)], value=ALL, label="Make",
-                       info="What is finished and fresh is not made again")  # fmt: skip
+    job = jobs.read_job(run.path)
+    running = job.status == "running"
+    targets = pane(targets_html(recipe, run), label="Targets")
+    choices = [("all", ALL_TARGETS), *((name, name) for name in names)]
+    target_choice = gr.Dropdown(
+        choices, value=ALL_TARGETS, label="Targets", info="Files that are up to date are skipped."
+    )
     with gr.Row():
-        go = gr.Button("Make and verify", variant="primary", interactive=bool(names) and not at_work, min_width=150)
-        stop = gr.Button("Stop", interactive=at_work, min_width=90)
-        dry = gr.Button("Push: dry run", interactive="hub" in names and not at_work, min_width=150)
-    told = pane(progress_of(recipe, run, job), label="Progress", live=True)
-    files = pane(files_of(run), label="Files")
-    commands = pane(commands_of(run), label="Commands")
-    clock = gr.Timer(LOOK, active=at_work)
+        export_button = gr.Button(
+            "Export and verify", variant="primary", interactive=bool(names) and not running, min_width=150
+        )
+        stop_button = gr.Button("Stop", interactive=running, min_width=90)
+        push_button = gr.Button("Push: dry run", interactive="hub" in names and not running, min_width=150)
+    progress = pane(progress_html(recipe, run, job), label="Progress", live=True)
+    files = pane(files_html(run), label="Files")
+    commands = pane(commands_html(run), label="Commands")
+    timer = gr.Timer(REFRESH_SECONDS, active=running)
 
-    def look() -> list[Any]:
-        now = jobs.look(run.path)
-        works = now.standing == "at work"
+    def refresh() -> list[Any]:
+        current = jobs.read_job(run.path)
+        busy = current.status == "running"
         return [
-            progress_of(recipe, run, now), targets_of(recipe, run), files_of(run), commands_of(run),
-            gr.Button(interactive=bool(names) and not works), gr.Button(interactive=works),
-            gr.Button(interactive="hub" in names and not works), gr.Timer(active=works),
+            progress_html(recipe, run, current), targets_html(recipe, run), files_html(run), commands_html(run),
+            gr.Button(interactive=bool(names) and not busy), gr.Button(interactive=busy),
+            gr.Button(interactive="hub" in names and not busy), gr.Timer(active=busy),
         ]  # fmt: skip
 
-    def begin(words: Sequence[str]) -> list[Any]:
+    def start_job(arguments: Sequence[str]) -> list[Any]:
         try:
-            jobs.start(run.path, words)
+            jobs.start(run.path, arguments)
         except TunesmithError as error:
-            return [trouble(error), *look()[1:]]
-        return look()
+            return [error_note(error), *refresh()[1:]]
+        return refresh()
 
-    def make(chosen: str) -> list[Any]:
-        return begin(["export", str(run.path), *(["--only", chosen] if chosen else [])])
+    def export(target: str) -> list[Any]:
+        return start_job(["export", str(run.path), *(["--only", target] if target else [])])
 
     def push() -> list[Any]:
-        return begin(["push", str(run.path), "--dry-run"])
+        return start_job(["push", str(run.path), "--dry-run"])
 
-    def halt() -> list[Any]:
+    def stop() -> list[Any]:
         try:
             jobs.stop(run.path)
         except TunesmithError as error:
-            return [trouble(error), *look()[1:]]
-        return look()
+            return [error_note(error), *refresh()[1:]]
+        return refresh()
 
-    seen = [told, targets, files, commands, go, stop, dry, clock]
-    go.click(make, only, seen, **QUIET)
-    dry.click(push, None, seen, **QUIET)
-    stop.click(halt, None, seen, queue=False, **QUIET)
-    clock.tick(look, None, seen, queue=False, **QUIET)
+    outputs = [progress, targets, files, commands, export_button, stop_button, push_button, timer]
+    export_button.click(export, target_choice, outputs, **QUIET)
+    push_button.click(push, None, outputs, **QUIET)
+    stop_button.click(stop, None, outputs, queue=False, **QUIET)
+    timer.tick(refresh, None, outputs, queue=False, **QUIET)
 
 
-def targets_of(recipe: Recipe, run: Run) -> str:
-    """The recipe's targets, each with its state and why."""
+def targets_html(recipe: Recipe, run: Run) -> str:
+    """Returns the recipe's targets with their state and the reasons for it."""
     if not recipe.export.files:
-        return note("This recipe names nothing to export. Add a target to export.files on the page Recipe.")
-    made = entries(run)
-    rows = [row for named in recipe.export.files for row in _target(named, made)]
-    return table(("target", "what it is", "state"), rows, "What the recipe wants")
+        return note("This recipe has no export targets. Add one to export.files on the page Recipe.")
+    exported = entries(run)
+    rows = [row for target in recipe.export.files for row in _target_rows(target, exported)]
+    return table(("target", "description", "state"), rows, "Targets of the recipe")
 
 
-def _target(named: Named, made: Sequence[dict[str, Any]]) -> list[list[str]]:
-    own = [entry for entry in made if entry["target"] == named.name]
-    wanted = [str(each) for each in named.options.get("types", [])] if named.name == "gguf" else []
-    missing = [name for name in wanted if name not in {entry["name"] for entry in own}]
-    what = plain(WHAT.get(named.name, ""))
-    rows = [[_name(named.name, entry["name"]), what, standing(entry)] for entry in own]
-    rows += [[_name(named.name, name), what, badge("not made", "none")] for name in missing]
-    return rows or [[_name(named.name, ""), what, badge("not made", "none")]]
+def _target_rows(target: Named, exported: Sequence[dict[str, Any]]) -> list[list[str]]:
+    files = [entry for entry in exported if entry["target"] == target.name]
+    types = [str(item) for item in target.options.get("types", [])] if target.name == "gguf" else []
+    missing = [name for name in types if name not in {entry["name"] for entry in files}]
+    help_text = escape(TARGET_HELP.get(target.name, ""))
+    rows = [[_target_name(target.name, entry["name"]), help_text, verification_badge(entry)] for entry in files]
+    rows += [[_target_name(target.name, name), help_text, badge("not exported", "none")] for name in missing]
+    return rows or [[_target_name(target.name, ""), help_text, badge("not exported", "none")]]
 
 
-def _name(target: str, file: str) -> str:
-    return plain(target if file in ("", target) else f"{target}: {file}")
+def _target_name(target: str, file: str) -> str:
+    return escape(target if file in ("", target) else f"{target}: {file}")
 
 
-def standing(entry: dict[str, Any]) -> str:
-    """Whether a file is verified, and why not."""
+def verification_badge(entry: dict[str, Any]) -> str:
+    """Returns whether a file is verified, and if not, why."""
     if not entry["problems"]:
         return badge("verified", "good")
-    why = "".join(f"<li>{plain(each)}</li>" for each in entry["problems"])
-    return f"{badge('NOT VERIFIED', 'bad')}<ul>{why}</ul>"
+    reasons = "".join(f"<li>{escape(problem)}</li>" for problem in entry["problems"])
+    return f"{badge('NOT VERIFIED', 'bad')}<ul>{reasons}</ul>"
 
 
-def badge(words: str, kind: str) -> str:
-    """A state in a frame; without colour the word, the sign and the frame's line tell it."""
+def badge(text: str, kind: str) -> str:
+    """Returns a framed state; text, sign and border style distinguish states without color."""
     sign = {"good": "✓", "bad": "✗", "none": "–"}[kind]
-    return f'<span class="state {kind}"><span aria-hidden="true">{sign} </span>{plain(words)}</span>'
+    return f'<span class="state {kind}"><span aria-hidden="true">{sign} </span>{escape(text)}</span>'
 
 
-def files_of(run: Run) -> str:
-    """What each file keeps of the gain, what it weighs, how fast it is here."""
-    found = shipped(run.path)
-    if found is None:
+def files_html(run: Run) -> str:
+    """Returns for each file the share of the gain that it keeps, its size and its speed on this machine."""
+    exported = shipped(run.path)
+    if exported is None:
         return ""
-    proofs = {each["name"]: each for each in found["proofs"]}
+    verifications = {item["name"]: item for item in exported["proofs"]}
     rows = []
-    for cost in found["costs"]:
-        proof = proofs[cost["name"]]
-        state = badge("verified", "good") if proof["verified"] else badge("NOT VERIFIED", "bad")
-        ends = f'<br><span class="soft">{plain(proof["ends"])}</span>' if proof["ends"] else ""
+    for cost in exported["costs"]:
+        verification = verifications[cost["name"]]
+        state = badge("verified", "good") if verification["verified"] else badge("NOT VERIFIED", "bad")
+        interval = f'<br><span class="soft">{escape(verification["ends"])}</span>' if verification["ends"] else ""
         speed = f"{cost['rate']} tokens/s" if cost["rate"] else "–"
         rows.append(
             [
-                f'{plain(cost["name"])}<br><span class="soft">{plain(cost["path"])}</span>', state,
-                f"{plain(proof['keeps'] or '–')}{ends}", plain(cost["size"]), plain(cost["memory"] or "–"), speed,
-                plain(cost["load"] or "–"),
+                f'{escape(cost["name"])}<br><span class="soft">{escape(cost["path"])}</span>', state,
+                f"{escape(verification['keeps'] or '–')}{interval}", escape(cost["size"]),
+                escape(cost["memory"] or "–"), speed, escape(cost["load"] or "–"),
             ]
         )  # fmt: skip
-    head = ("file", "state", "keeps of the gain", "size", "memory", "speed here", "loads in")
-    return table(head, rows, "What lies in the export folder")
+    header = ("file", "state", "share of the gain", "size", "memory", "speed", "load time")
+    return table(header, rows, "Exported files")
 
 
-def commands_of(run: Run) -> str:
-    """Ready commands for each file that can be used."""
+def commands_html(run: Run) -> str:
+    """Returns the commands to use each file."""
     parts: list[str] = []
     number = 0
     for entry in entries(run):
-        ready = {**entry["commands"]}
+        commands = {**entry["commands"]}
         if entry["target"] == "gguf":
-            ready["Python"] = SNIPPET.format(path=str(run / entry["path"]))
+            commands["Python"] = SNIPPET.format(path=str(run / entry["path"]))
         lines = []
-        for runtime, command in ready.items():
+        for runtime, command in commands.items():
             number += 1
-            lines.append(f"<p>{plain(runtime)}</p>{code(placed(command, entry['path'], run), f'command-{number}')}")
+            lines.append(
+                f"<p>{escape(runtime)}</p>{code(with_current_path(command, entry['path'], run), f'command-{number}')}"
+            )
         if lines:
-            warned = note("This file is not verified: it may answer otherwise than what was tested.", "bad")
-            doubt = warned if entry["problems"] else ""
+            warning = note("This file is not verified: its replies may differ from the evaluated model's.", "bad")
+            doubt = warning if entry["problems"] else ""
             parts.append(
-                f"<details{' open' if not parts else ''}><summary>Use {plain(entry['name'])}</summary>"
+                f"<details{' open' if not parts else ''}><summary>Use {escape(entry['name'])}</summary>"
                 f"{doubt}{''.join(lines)}</details>"
             )
-    return f"<h3>Ready commands</h3>{''.join(parts)}" if parts else ""
+    return f"<h3>Commands</h3>{''.join(parts)}" if parts else ""
 
 
-def placed(command: str, path: str, run: Run) -> str:
-    """A command with the run's folder as it is now: since the export the run may have moved."""
-    found = re.search(rf"[^\s'\"=]*(?={re.escape(path)})", command)
-    return command.replace(found[0], f"{run.path}/") if found and found[0] else command
+def with_current_path(command: str, path: str, run: Run) -> str:
+    """Returns a command with the run's current path, which may have changed since the export."""
+    old_path = re.search(rf"[^\s'\"=]*(?={re.escape(path)})", command)
+    return command.replace(old_path[0], f"{run.path}/") if old_path and old_path[0] else command
 
 
-def progress_of(recipe: Recipe, run: Run, job: jobs.Job) -> str:
-    """How far the command is that was started here, or how it ended."""
-    if job.verb not in VERBS:
-        busy = job.standing == "at work"
-        return note(f"The page Train is busy with '{job.verb}' on this run.") if busy else ""
+def progress_html(recipe: Recipe, run: Run, job: jobs.Job) -> str:
+    """Returns the progress of the last export or push, or how it ended."""
+    if job.command not in COMMANDS:
+        running = job.status == "running"
+        return note(f"'{job.command}' is running on this run. Watch it on the page Train.") if running else ""
     lines = [line for line in job.log.splitlines() if line.strip()]
-    shown = plain("\n".join(lines[-SHOWN_LINES:]))
-    log = f'<details open><summary>What it says</summary><pre tabindex="0">{shown}</pre></details>'
-    if job.standing == "at work":
-        return f"<h3>At work: {plain(job.verb)}</h3>{_bars(recipe, run)}{log if lines else note('It begins.')}"
-    if job.standing == "failed" and job.verb == "export" and "NOT VERIFIED" in job.log:
-        return note("All is written, but not every file is the model that was tested. See below why.", "bad") + log
-    done = "All is made and verified." if job.verb == "export" else "The dry run sent nothing. It would send:"
-    told = {
-        "ended": (done, "good"),
-        "stopped": ("Stopped. What is finished is kept; the same button goes on.", "soft"),
-        "failed": (f"It failed: {job.why}", "bad"),
-        "gone": (f"It is gone: {job.why}", "bad"),
+    tail = escape("\n".join(lines[-LOG_LINES:]))
+    log = f'<details open><summary>Output</summary><pre tabindex="0">{tail}</pre></details>'
+    if job.status == "running":
+        return (
+            f"<h3>Running: {escape(job.command)}</h3>{_progress_bars(recipe, run)}{log if lines else note('Starting.')}"
+        )
+    if job.status == "failed" and job.command == "export" and "NOT VERIFIED" in job.log:
+        return (
+            note("All files are written, but some failed verification. See the reasons in the list of targets.", "bad")
+            + log
+        )
+    finished = (
+        "All files are exported and verified."
+        if job.command == "export"
+        else "The dry run sent nothing. It would send:"
+    )
+    notes = {
+        "ended": (finished, "good"),
+        "stopped": ("Stopped. Finished files are kept; click the button again to resume.", "soft"),
+        "failed": (f"Failed: {job.reason}", "bad"),
+        "gone": (f"The process is gone: {job.reason}", "bad"),
     }  # fmt: skip
-    if job.standing not in told:
+    if job.status not in notes:
         return ""
-    return note(*told[job.standing]) + (log if lines else "")
+    return note(*notes[job.status]) + (log if lines else "")
 
 
-def _bars(recipe: Recipe, run: Run) -> str:
-    """How many of the test rows each file under proof has answered, by the replies that are kept as they come."""
-    most = len(_lines(run / "data/test.jsonl")) + len(_lines(run / "data/unseen.jsonl"))
-    wanted = min(each for each in (most, recipe.export.rows, recipe.evaluate.rows) if each) if most else 0
+def _progress_bars(recipe: Recipe, run: Run) -> str:
+    """Returns for each file being verified how many test rows it has answered, counted in its partial reply file."""
+    available = len(_read_lines(run / "data/test.jsonl")) + len(_read_lines(run / "data/unseen.jsonl"))
+    total = min(limit for limit in (available, recipe.export.rows, recipe.evaluate.rows) if limit) if available else 0
     bars = []
     for part in sorted((run / "replies").glob("export-*.part")):
-        name, done = part.stem.removeprefix("export-"), max(0, len(_lines(part)) - 1)
-        done = min(done, wanted)
+        name, answered = part.stem.removeprefix("export-"), max(0, len(_read_lines(part)) - 1)
+        answered = min(answered, total)
+        label = f"Rows answered by {escape(name)}"
         bars.append(
-            f"<p>{plain(name)} has answered {done} of {wanted} rows</p>"
-            f'<progress max="{max(wanted, 1)}" value="{done}" aria-label="Rows answered by {plain(name)}"></progress>'
+            f"<p>{escape(name)} has answered {answered} of {total} rows</p>"
+            f'<progress max="{max(total, 1)}" value="{answered}" aria-label="{label}"></progress>'
         )
     return "".join(bars)
 
 
-def _lines(path: Any) -> list[str]:
+def _read_lines(path: Any) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
     except OSError:

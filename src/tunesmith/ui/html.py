@@ -1,13 +1,13 @@
-"""Markup that pages are made of. Whatever a model, a row or a field says goes through `plain` and stays text.
+"""HTML building blocks for gr.HTML. Text from models, rows and fields is always escaped with `escape`.
 
-gr.HTML reads `{{…}}` and `${…}` in its templates, never in the value that stands for `${value}`: texts are handed over
-as the value alone (with `{{name}}` in a template, a `${…}` in a text would run as script).
+gr.HTML interpolates `{{…}}` and `${…}` in its templates but not in the value inserted for `${value}`, so texts are only
+passed as the value: with `{{name}}` in a template, a `${…}` in a text would run as script.
 """
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from tunesmith.errors import Several, TunesmithError
@@ -17,22 +17,22 @@ VERDICTS = {
     "unsupported": "Unsupported",
     "supported": "Supported",
 }
-DELEGATE = """
+ACTION_JS = """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-do]");
   if (!button) return;
-  const { do: what, at = "" } = button.dataset;
-  if (what === "find") document.dispatchEvent(new CustomEvent("tunesmith-claim", { detail: at }));
-  else trigger("asked", { do: what, at });
+  const { do: action, at = "" } = button.dataset;
+  if (action === "find") document.dispatchEvent(new CustomEvent("tunesmith-claim", { detail: at }));
+  else trigger("action", { do: action, at });
 });
 """
-COPY = """
+COPY_JS = """
 element.addEventListener("click", async (event) => {
   const button = event.target.closest("button[data-copy]");
   if (!button) return;
-  const words = element.querySelector("#" + CSS.escape(button.dataset.copy));
-  try { await navigator.clipboard.writeText(words.textContent); } catch {
-    getSelection().selectAllChildren(words);
+  const text = element.querySelector("#" + CSS.escape(button.dataset.copy));
+  try { await navigator.clipboard.writeText(text.textContent); } catch {
+    getSelection().selectAllChildren(text);
     document.execCommand("copy");
   }
   button.textContent = "Copied";
@@ -41,107 +41,108 @@ element.addEventListener("click", async (event) => {
 """
 
 
-def plain(text: object) -> str:
-    """`text` as HTML that shows it as it is."""
-    return escape(str(text), quote=True)
+def escape(text: object) -> str:
+    """Returns `text` escaped for HTML content and attributes."""
+    return html.escape(str(text), quote=True)
 
 
 def note(text: str, kind: str = "soft") -> str:
-    """A sentence on its own; `kind` is soft, good or bad."""
-    return f'<p class="note {kind}"{" role=alert" if kind == "bad" else ""}>{plain(text)}</p>' if text else ""
+    """Returns a one-paragraph note, '' for no text; `kind` is soft, good or bad."""
+    return f'<p class="note {kind}"{" role=alert" if kind == "bad" else ""}>{escape(text)}</p>' if text else ""
 
 
-def trouble(error: TunesmithError) -> str:
-    """What is wrong, where, and what to do next."""
+def error_note(error: TunesmithError) -> str:
+    """Returns an error as HTML: what is wrong, what to do, and where."""
     errors = error.errors if isinstance(error, Several) else [error]
-    said = "".join(
-        f"<p><b>{plain(each.what[:1].upper() + each.what[1:])}.</b> {plain(each.next + '.' if each.next else '')}"
-        + (f'<br><span class="soft">{plain(each.where)}</span>' if each.where else "")
+    paragraphs = "".join(
+        f"<p><b>{escape(item.what[:1].upper() + item.what[1:])}.</b> {escape(item.next + '.' if item.next else '')}"
+        + (f'<br><span class="soft">{escape(item.where)}</span>' if item.where else "")
         + "</p>"
-        for each in errors
+        for item in errors
     )
-    return f'<div class="note bad" role="alert">{said}</div>'
+    return f'<div class="note bad" role="alert">{paragraphs}</div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    """A table whose first cell of a row is its heading. Cells are HTML already; narrow screens show a card a row."""
-    cells = "".join(f'<th scope="col">{plain(each)}</th>' for each in head)
+    """Returns a table with row headers. `head` is text, cells are HTML; narrow screens show each row as a block."""
+    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>'
         + "".join(
-            f'<td data-label="{plain(name)}"><div>{cell}</div></td>'
+            f'<td data-label="{escape(name)}"><div>{cell}</div></td>'
             for name, cell in zip(head[1:], row[1:], strict=True)
         )
         + "</tr>"
         for row in rows
     )
-    return f"<table><caption>{plain(caption)}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table><caption>{escape(caption)}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def claim_list(claims: Sequence[Mapping[str, Any]], checked: bool) -> str:
-    """The statements of a letter beside it: those to look at, each with what can be done; then those that hold.
+    """Returns the list of claims: first those in doubt, each with its actions, then the supported ones.
 
-    A claim has id, text, verdict, why, field and `fill`, the words that would take its place ('' where none fit).
-    `checked` False: this recipe has no fields that a statement could be held against.
+    A claim has id, text, verdict, why, field and `fill`, the replacement from its field ('' if there is none).
+    `checked` is False if the recipe has no fields to check statements against.
     """
     if not checked:
-        return note("This recipe has no fields of facts, so statements are not checked.")
-    doubted = [each for each in claims if each["verdict"] != "supported"]
-    held = [each for each in claims if each["verdict"] == "supported"]
+        return note("This recipe has no fact fields, so statements are not checked.")
+    doubted = [claim for claim in claims if claim["verdict"] != "supported"]
+    supported = [claim for claim in claims if claim["verdict"] == "supported"]
     if not claims:
-        return note("No statements were found yet. Each is checked as soon as its sentence is complete.")
-    told = f"{_count(len(doubted), 'statement')} to look at" if doubted else "Every statement is borne out by a field"
-    parts = [f"<h3>{told}</h3>"]
+        return note("No statements yet. Each one is checked as soon as its sentence is complete.")
+    heading = f"{_count(len(doubted), 'statement')} to review" if doubted else "Every statement is supported by a field"
+    parts = [f"<h3>{heading}</h3>"]
     if doubted:
-        parts.append(f'<ol class="claims">{"".join(map(_claim, doubted))}</ol>')
-    if held:
-        items = "".join(f"<li><q>{plain(each['text'])}</q> {plain(_from(each))}</li>" for each in held)
-        borne = f"{_count(len(held), 'statement')} that a field bears out"
-        parts.append(f"<details><summary>{borne}</summary><ul>{items}</ul></details>")
+        parts.append(f'<ol class="claims">{"".join(map(_claim_item, doubted))}</ol>')
+    if supported:
+        items = "".join(f"<li><q>{escape(claim['text'])}</q>{_source(claim)}</li>" for claim in supported)
+        summary = f"{_count(len(supported), 'statement')} supported by a field"
+        parts.append(f"<details><summary>{summary}</summary><ul>{items}</ul></details>")
     return "".join(parts)
 
 
-def _claim(claim: Mapping[str, Any]) -> str:
-    at, words, verdict = plain(claim["id"]), plain(claim["text"]), claim["verdict"]
+def _claim_item(claim: Mapping[str, Any]) -> str:
+    claim_id, text, verdict = escape(claim["id"]), escape(claim["text"]), claim["verdict"]
     sign = "≠" if verdict == "contradicted" else "?"
-    fill = plain(claim.get("fill") or "")
-    use = f'<button type="button" data-do="fill" data-at="{at}">Use “{fill}”{_where(claim)}</button>' if fill else ""
+    fill = escape(claim.get("fill") or "")
+    fill_button = (
+        f'<button type="button" data-do="fill" data-at="{claim_id}">Use “{fill}”{_source(claim)}</button>'
+        if fill
+        else ""
+    )
     return (
-        f'<li class="{plain(verdict)}" data-claim="{at}"><div class="said">'
-        f'<button type="button" class="find" data-do="find" data-at="{at}" aria-label="Show in the text: {words}">'
-        f'<q>{words}</q></button><button type="button" data-do="remove" data-at="{at}" aria-label="Remove: {words}">'
-        f'Remove</button></div><p><b><span aria-hidden="true">{sign}</span> {VERDICTS.get(verdict, "")}.</b> '
-        f"{plain(claim['why'])}</p>{use}</li>"
+        f'<li class="{escape(verdict)}" data-claim="{claim_id}"><div class="claim">'
+        f'<button type="button" class="find" data-do="find" data-at="{claim_id}" aria-label="Show in the text: {text}">'
+        f"<q>{text}</q></button>"
+        f'<button type="button" data-do="remove" data-at="{claim_id}" aria-label="Remove: {text}">Remove</button>'
+        f'</div><p><b><span aria-hidden="true">{sign}</span> {VERDICTS.get(verdict, "")}.</b> '
+        f"{escape(claim['why'])}</p>{fill_button}</li>"
     )
 
 
-def _where(claim: Mapping[str, Any]) -> str:
-    return f" from {plain(claim['field'])}" if claim.get("field") else ""
+def _source(claim: Mapping[str, Any]) -> str:
+    return f" from {escape(claim['field'])}" if claim.get("field") else ""
 
 
-def _from(claim: Mapping[str, Any]) -> str:
-    return f"from {claim['field']}" if claim.get("field") else ""
-
-
-def columns(heads: Sequence[tuple[str, str, str]], texts: Sequence[str], states: Sequence[str]) -> str:
-    """Replies side by side: of each column its name, a line below it and its kind, its text, and how far it is."""
-    made = []
-    for (name, below, kind), text, state in zip(heads, texts, states, strict=True):
-        shown = plain(text) if text.strip() else f'<i class="soft">{plain(state or "nothing yet")}</i>'
-        after = f'<p class="soft">{plain(state)}</p>' if text.strip() and state else ""
-        made.append(
-            f'<article class="{plain(kind)}" aria-label="{plain(name)}"><h3>{plain(name)}</h3>'
-            f'<p class="soft">{plain(below)}</p><div class="text">{shown}</div>{after}</article>'
+def columns(headers: Sequence[tuple[str, str, str]], texts: Sequence[str], statuses: Sequence[str]) -> str:
+    """Returns replies side by side. A header is (name, subtitle, CSS class); a status says how far the reply is."""
+    articles = []
+    for (name, subtitle, kind), text, status in zip(headers, texts, statuses, strict=True):
+        body = escape(text) if text.strip() else f'<i class="soft">{escape(status or "nothing yet")}</i>'
+        footer = f'<p class="soft">{escape(status)}</p>' if text.strip() and status else ""
+        articles.append(
+            f'<article class="{escape(kind)}" aria-label="{escape(name)}"><h3>{escape(name)}</h3>'
+            f'<p class="soft">{escape(subtitle)}</p><div class="text">{body}</div>{footer}</article>'
         )
-    return f'<div class="columns">{"".join(made)}</div>'
+    return f'<div class="columns">{"".join(articles)}</div>'
 
 
 def code(text: str, name: str) -> str:
-    """A command with a button that copies it; `name` tells it from others on the page."""
-    several = ' class="lines"' if "\n" in text else ""
+    """Returns a command with a copy button; `name` is its id on the page."""
+    attribute = ' class="lines"' if "\n" in text else ""
     return (
-        f'<div class="code"><pre tabindex="0"{several}><code id="{plain(name)}">{plain(text)}</code></pre>'
-        f'<button type="button" data-copy="{plain(name)}" aria-label="Copy the command">Copy</button></div>'
+        f'<div class="code"><pre tabindex="0"{attribute}><code id="{escape(name)}">{escape(text)}</code></pre>'
+        f'<button type="button" data-copy="{escape(name)}" aria-label="Copy the command">Copy</button></div>'
     )
 
 

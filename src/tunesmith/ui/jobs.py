@@ -1,7 +1,7 @@
-"""Long commands in processes of their own. What is known of one lies in a folder; nothing is kept here.
+"""Background jobs: commands that run in their own process and keep their state in a folder, RUN/.job for a run.
 
-A run's job lies in RUN/.job. The command goes on when the browser or the pages end; whoever looks later reads the same
-folder: at work, ended well, stopped, failed and why, or gone without a word.
+A job survives the browser and the web server. Its status is always read from the folder, so every page and every later
+start of the pages sees the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess  # the command is a list of our own words; nothing is given to a shell
+import subprocess  # always with a list of arguments, never through a shell
 import sys
 import threading
 import time
@@ -22,186 +22,199 @@ from typing import Any, Literal
 
 from tunesmith.errors import ResourceError, RunError
 
-PLACE = ".job"
-KEPT_LOG = 64 * 1024  # bytes of a log that are read: its end
+JOB_FOLDER = ".job"
+LOG_BYTES = 64 * 1024  # only the end of a log is read
 START_SECONDS = 20.0
-Standing = Literal["none", "at work", "ended", "stopped", "failed", "gone"]
+Status = Literal["none", "running", "ended", "stopped", "failed", "gone"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What became of a folder's last command. `words` are those after `tunesmith`; times in seconds since 1970.
+    """The last command of a folder. `arguments` are those after `tunesmith`; times are Unix timestamps.
 
-    `why` is said of one that failed or is gone. `log` is the end of what it said.
+    `reason` is set if the job failed or its process is gone. `log` is the end of the command's output.
     """
 
-    standing: Standing
-    words: tuple[str, ...] = ()
+    status: Status
+    arguments: tuple[str, ...] = ()
     pid: int = 0
-    began: float = 0.0
+    started: float = 0.0
     ended: float = 0.0
-    why: str = ""
+    reason: str = ""
     log: str = ""
 
     @property
-    def verb(self) -> str:
-        """Its first word: train, run, …"""
-        return self.words[0] if self.words else ""
+    def command(self) -> str:
+        """The command's name: train, run, …"""
+        return self.arguments[0] if self.arguments else ""
 
 
-def start(folder: Path, words: Sequence[str]) -> Job:
-    """Starts `tunesmith WORDS` beside `folder`, whose job it is from now on; the command's own log is anew.
+def start(folder: Path, arguments: Sequence[str]) -> Job:
+    """Starts `tunesmith ARGUMENTS` as the job of `folder`, which replaces the record of the last one.
 
-    Raises RunError while another is at work there, ResourceError when it cannot be started.
+    Raises RunError while another job of the folder runs, ResourceError if the process cannot be started.
     """
-    before = look(folder)
-    if before.standing == "at work":
+    current = read_job(folder)
+    if current.status == "running":
         raise RunError(
-            f"'{before.verb}' is at work on this already", where=str(folder), next="Wait for it to end, or stop it"
+            f"'{current.command}' is already running here", where=str(folder), next="Wait until it ends, or stop it"
         )
-    place = folder / PLACE
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True, mode=0o700)
-    command = [sys.executable, "-m", "tunesmith", *words]
-    warden = [sys.executable, "-m", "tunesmith.ui.supervisor", str(place), "--", *command]
+    job_folder = folder / JOB_FOLDER
+    shutil.rmtree(job_folder, ignore_errors=True)
+    job_folder.mkdir(parents=True, mode=0o700)
+    command = [sys.executable, "-m", "tunesmith", *arguments]
+    supervisor_command = [sys.executable, "-m", "tunesmith.ui.supervisor", str(job_folder), "--", *command]
     try:
-        made = subprocess.Popen(  # noqa: S603  (a list, of our own words)
-            warden,
+        supervisor = subprocess.Popen(  # noqa: S603  (a list of our own arguments)
+            supervisor_command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # what ends the pages does not end it
+            start_new_session=True,  # so that a signal for the pages does not reach it
             env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
         )
     except OSError as error:
         raise ResourceError(f"the command cannot be started ({error})", where=str(folder)) from error
-    threading.Thread(target=made.wait, name="warden", daemon=True).start()  # none stays as a zombie
-    until = time.monotonic() + START_SECONDS
-    while not (place / "job.json").exists():
-        if made.poll() is not None or time.monotonic() > until:
-            raise ResourceError("the command did not start", where=str(folder), next="Try it again")
+    threading.Thread(target=supervisor.wait, name="job-supervisor", daemon=True).start()  # reaps the process
+    deadline = time.monotonic() + START_SECONDS
+    while not (job_folder / "job.json").exists():
+        if supervisor.poll() is not None or time.monotonic() > deadline:
+            raise ResourceError(
+                "the command did not start", where=str(folder), next="Try again, or run it in a terminal to see why"
+            )
         time.sleep(0.02)
-    return look(folder)
+    return read_job(folder)
 
 
 def stop(folder: Path) -> None:
-    """Asks the command to end as Ctrl-C does: a training keeps a checkpoint after the step in hand.
+    """Interrupts the command like Ctrl-C: training finishes the current step and writes a checkpoint.
 
-    Asked a second time it ends at once. Raises RunError where none is at work.
+    A second call ends it at once. Raises RunError if nothing runs.
     """
-    job = look(folder)
-    if job.standing != "at work":
-        raise RunError("nothing is at work here", where=str(folder), next="Start it first")
+    job = read_job(folder)
+    if job.status != "running":
+        raise RunError("no command is running here", where=str(folder), next="Start one first")
     with contextlib.suppress(ProcessLookupError):
         os.kill(job.pid, signal.SIGINT)
 
 
-def look(folder: Path) -> Job:
-    """The folder's job as it stands now."""
-    place = folder / PLACE
-    told = _told(place)
-    if told is not None and told.code is None and not told.lives():
-        told = _told(place)  # its end may have been written since
-    if told is None:
+def read_job(folder: Path) -> Job:
+    """Returns the folder's job with its current status."""
+    job_folder = folder / JOB_FOLDER
+    record = _read_record(job_folder)
+    if record is not None and record.code is None and not record.is_alive():
+        record = _read_record(job_folder)  # it may have ended since the first read
+    if record is None:
         return Job("none")
-    log, code = _tail(place / "log"), told.code
-    known: dict[str, Any] = {"words": told.words, "pid": told.pid, "began": told.began, "ended": told.ended, "log": log}
+    log, code = _tail(job_folder / "log"), record.code
+    details: dict[str, Any] = {
+        "arguments": record.arguments,
+        "pid": record.pid,
+        "started": record.started,
+        "ended": record.ended,
+        "log": log,
+    }
     if code is None:
-        if told.lives():
-            return Job("at work", **known)
-        why = "its process is gone, and so is the one that watched it: the machine went down, or someone ended both"
-        return Job("gone", why=why, **known)
+        if record.is_alive():
+            return Job("running", **details)
+        reason = "its process and its supervisor are gone: the machine went down, or both were killed"
+        return Job("gone", reason=reason, **details)
     if code == 0:
-        return Job("ended", **known)
+        return Job("ended", **details)
     if code in (130, -signal.SIGINT):
-        return Job("stopped", **known)
-    return Job("failed", why=_why(code, log), **known)
+        return Job("stopped", **details)
+    return Job("failed", reason=_failure_reason(code, log), **details)
 
 
-def memory(folder: Path) -> list[tuple[float, int]]:
-    """What the command had in use: (seconds since 1970, bytes), every two seconds."""
-    found = []
-    for line in _tail(folder / PLACE / "memory.jsonl", 1 << 20).splitlines():
+def read_memory(folder: Path) -> list[tuple[float, int]]:
+    """Returns the memory that the command used: (Unix timestamp, bytes), a sample every two seconds."""
+    samples = []
+    for line in _tail(folder / JOB_FOLDER / "memory.jsonl", 1 << 20).splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            event = json.loads(line)
-            found.append((float(event["time"]), int(event["bytes"])))
-    return found
+            sample = json.loads(line)
+            samples.append((float(sample["time"]), int(sample["bytes"])))
+    return samples
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What job.json says; `code` is None as long as the end is not written."""
+class _Record:
+    """The contents of job.json. `code` is None until the end of the command is recorded."""
 
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     pid: int
-    warden: int
-    began: float
+    supervisor_pid: int
+    started: float
     ended: float
     code: int | None
 
-    def lives(self) -> bool:
-        """Whether the command is there, or its warden, who is about to say how it ended."""
-        return _alive(self.pid, self.began) or _alive(self.warden, self.began)
+    def is_alive(self) -> bool:
+        """Whether the command runs, or its supervisor, which is about to record how it ended."""
+        return _is_alive(self.pid, self.started) or _is_alive(self.supervisor_pid, self.started)
 
 
-def _told(place: Path) -> _Told | None:
+def _read_record(job_folder: Path) -> _Record | None:
     try:
-        told = json.loads((place / "job.json").read_text(encoding="utf-8"))
-        words, code = tuple(str(word) for word in told["command"][3:]), told.get("code")
-        numbers = int(told["pid"]), int(told.get("warden", 0)), float(told["began"]), float(told.get("ended", 0))
-        return _Told(words, *numbers, None if code is None else int(code))
+        fields = json.loads((job_folder / "job.json").read_text(encoding="utf-8"))
+        arguments, code = tuple(str(argument) for argument in fields["command"][3:]), fields.get("code")
+        values = (
+            int(fields["pid"]),
+            int(fields.get("warden", 0)),
+            float(fields["began"]),
+            float(fields.get("ended", 0)),
+        )
+        return _Record(arguments, *values, None if code is None else int(code))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _why(code: int, log: str) -> str:
-    """Why a command ended with `code`: what it said last, or what its signal means."""
-    said = [line for line in log.splitlines() if line.startswith("tunesmith: ")]
-    if said:
-        return log[log.rindex(said[-1]) :].removeprefix("tunesmith: ").strip()
+def _failure_reason(code: int, log: str) -> str:
+    """Returns why a command ended with `code`: its last error message, or the meaning of its signal."""
+    error_lines = [line for line in log.splitlines() if line.startswith("tunesmith: ")]
+    if error_lines:
+        return log[log.rindex(error_lines[-1]) :].removeprefix("tunesmith: ").strip()
     if code == -signal.SIGKILL:
-        return "it was killed (SIGKILL). Most often that is the system, whose memory was full"
+        return "it was killed (SIGKILL), most likely by the system because memory was full"
     if code < 0:
-        return f"it was ended by {signal.Signals(-code).name}"
+        return f"it was terminated by {signal.Signals(-code).name}"
     lines = [line for line in log.splitlines() if line.strip()]
-    return lines[-1] if lines else f"it ended with code {code} and said nothing"
+    return lines[-1] if lines else f"it exited with code {code} and wrote no message"
 
 
-def _alive(pid: int, began: float) -> bool:
-    """Whether the process lives and is that one: one that began later only has its number."""
+def _is_alive(pid: int, started: float) -> bool:
+    """Whether the process `pid` runs and is not a later one that got the same number."""
     import psutil
 
     if not pid:
         return False
     try:
         process = psutil.Process(pid)
-        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= began + 5)
+        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= started + 5)
     except psutil.Error:
         return False
 
 
-def _tail(path: Path, most: int = KEPT_LOG) -> str:
-    """The end of a file as text; '' where there is none."""
+def _tail(path: Path, max_bytes: int = LOG_BYTES) -> str:
+    """Returns the end of a file as text; '' if there is no file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - most))
+            file.seek(max(0, size - max_bytes))
             return file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def owner(folder: Path) -> int:
-    """The process that holds the run's lock, one of a terminal included; 0 where none does."""
+def lock_owner(folder: Path) -> int:
+    """Returns the process that holds the run's lock, also one started in a terminal; 0 if there is none."""
     try:
         file = folder / ".lock.owner"
         pid, since = int(file.read_text(encoding="utf-8").removeprefix("pid ")), file.stat().st_mtime
     except (OSError, ValueError):
         return 0
-    return pid if _alive(pid, since) and _locked(folder) else 0
+    return pid if _is_alive(pid, since) and _is_locked(folder) else 0
 
 
-def _locked(folder: Path) -> bool:
+def _is_locked(folder: Path) -> bool:
     from filelock import FileLock, Timeout
 
     try:

@@ -1,4 +1,4 @@
-"""How far a run has come, as its folder tells it."""
+"""Progress of a run, read from its folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith.runs.run import Run
 from tunesmith.training.journal import read_journal
 from tunesmith.ui import jobs, text_html
-from tunesmith.ui.curves import curve, short
+from tunesmith.ui.curves import curve, short_number
 
 STAGES = {
     "prepare": "Rows",
@@ -19,200 +19,208 @@ STAGES = {
     "evaluate": "Comparison",
     "export": "Files",
     "report": "Report",
-}  # in the order in which `run` goes through them
+}  # in the order of `tunesmith run`
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A run as its folder shows it now. `at_work` is the process that works on it, 0 where none does."""
+    """State of a run. `pid` is the process that works on it, 0 if there is none."""
 
     folder: Path
     job: jobs.Job
-    at_work: int
-    done: tuple[str, ...]
+    pid: int
+    finished: tuple[str, ...]
     events: tuple[dict[str, Any], ...]
 
     @property
     def stage(self) -> str:
-        """The stage in hand; '' where nothing is at work."""
-        if not self.at_work:
+        """The current stage; '' if nothing is running."""
+        if not self.pid:
             return ""
-        verb = self.job.verb if self.job.standing == "at work" else "run"
-        if verb != "run":
-            return verb
-        return next((name for name in STAGES if name not in self.done), "report")
+        command = self.job.command if self.job.status == "running" else "run"
+        if command != "run":
+            return command
+        return next((name for name in STAGES if name not in self.finished), "report")
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Steps done, and all."""
-        total = next((int(each["total"]) for each in reversed(self.events) if "total" in each), 0)
-        return max((int(each.get("step", 0)) for each in self.events), default=0), total
+        """Finished steps and total steps."""
+        total = next((int(event["total"]) for event in reversed(self.events) if "total" in event), 0)
+        return max((int(event.get("step", 0)) for event in self.events), default=0), total
 
     @property
     def key(self) -> str:
-        """What changes when there is something new to show."""
+        """A key that changes when there is something new to show."""
         return json.dumps(
-            [str(self.folder), self.job.standing, self.at_work, self.done, len(self.events), len(self.job.log)]
+            [str(self.folder), self.job.status, self.pid, self.finished, len(self.events), len(self.job.log)]
         )
 
 
-def look(folder: Path) -> Progress:
-    """Reads the run's folder: its job, its seals, its journal. Writes nothing."""
-    job = jobs.look(folder)
+def read_progress(folder: Path) -> Progress:
+    """Reads the run's job, fingerprints and journal."""
+    job = jobs.read_job(folder)
     run = Run(folder)
-    done = tuple(
+    finished = tuple(
         name for name in STAGES if run.read_seal(name) or (name == "export" and (run / "export.json").is_file())
     )
-    at_work = job.pid if job.standing == "at work" else jobs.owner(folder)
-    return Progress(folder, job, at_work, done, tuple(read_journal(folder / "journal.jsonl")))
+    pid = job.pid if job.status == "running" else jobs.lock_owner(folder)
+    return Progress(folder, job, pid, finished, tuple(read_journal(folder / "journal.jsonl")))
 
 
-def stages(found: Progress) -> str:
-    """The stages: done, in hand, to come."""
-    now = found.stage
+def stages_html(progress: Progress) -> str:
+    """Returns the list of stages: done, running, pending."""
+    current = progress.stage
     parts = []
     for name, title in STAGES.items():
-        kind, sign = ("now", "●") if name == now else ("done", "✓") if name in found.done else ("", "○")
-        said = {"now": "at work", "done": "done", "": "to come"}[kind]
-        parts.append(f'<li class="{kind}">{sign} {escape(title)}<span class="sr-only"> {said}</span></li>')
+        kind, sign = ("now", "●") if name == current else ("done", "✓") if name in progress.finished else ("", "○")
+        status = {"now": "running", "done": "done", "": "pending"}[kind]
+        parts.append(f'<li class="{kind}">{sign} {escape(title)}<span class="sr-only"> {status}</span></li>')
     return f'<ul class="stages">{"".join(parts)}</ul>'
 
 
-def bar(found: Progress) -> str:
-    """How much of the training is done, as a bar."""
-    done, total = found.steps
-    share = 100 * done / total if total else 0
-    label = f"Training: step {done} of {total}" if total else "Training has not begun"
+def progress_bar(progress: Progress) -> str:
+    """Returns the progress bar of the training."""
+    step, total = progress.steps
+    percent = 100 * step / total if total else 0
+    label = f"Training: step {step} of {total}" if total else "Training has not started"
     return (
-        f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{share:.0f}" '
-        f'aria-label="{label}"><i style="width:{share:.1f}%"></i></div>'
+        f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent:.0f}" '
+        f'aria-label="{label}"><i style="width:{percent:.1f}%"></i></div>'
     )
 
 
-def headline(found: Progress) -> str:
-    """What is going on, in a sentence, with its kind; of a command that failed or is gone, why."""
-    job, (done, total) = found.job, found.steps
-    if found.at_work:
-        since = f" since {text_html.clock(job.began)}" if job.began and job.standing == "at work" else ""
-        what = STAGES.get(found.stage, found.stage or "A command")
-        by = f"process {found.at_work}" if job.standing == "at work" else f"process {found.at_work}, started elsewhere"
-        return text_html.paragraph(f"{what}: at work{since} ({by}). It goes on when this page is closed.", "good")
-    if job.standing == "failed":
-        return text_html.parts_of(f"The command '{job.verb}' failed", text_html.clock(job.ended), job.why.rstrip("."))
-    if job.standing == "gone":
-        return text_html.parts_of(
-            f"The command '{job.verb}' is gone",
-            f"begun {text_html.clock(job.began)}",
-            f"{job.why[:1].upper()}{job.why[1:]}. Start it again: it goes on from the last checkpoint",
+def headline(progress: Progress) -> str:
+    """Returns the state of the run in one sentence; if the command failed or is gone, why."""
+    job, (step, total) = progress.job, progress.steps
+    if progress.pid:
+        since = f" since {text_html.clock(job.started)}" if job.started and job.status == "running" else ""
+        title = STAGES.get(progress.stage, progress.stage or "A command")
+        process = f"process {progress.pid}" if job.status == "running" else f"process {progress.pid}, started elsewhere"
+        return text_html.paragraph(f"{title}: running{since} ({process}). It continues if you close this page.", "good")
+    if job.status == "failed":
+        return text_html.error_box(
+            f"The command '{job.command}' failed", text_html.clock(job.ended), job.reason.rstrip(".")
         )
-    if "train" in found.done:
-        return text_html.paragraph("Trained." if "report" not in found.done else "Finished.", "good")
-    if job.standing == "stopped" or found.events:
-        kept = f" at step {done} of {total}" if total else ""
-        return text_html.paragraph(f"Stopped{kept}. Everything is kept: start it again, and it goes on.", "warn")
-    return text_html.paragraph("Nothing was trained here yet.", "soft")
+    if job.status == "gone":
+        return text_html.error_box(
+            f"The process of '{job.command}' is gone",
+            f"started {text_html.clock(job.started)}",
+            f"{job.reason[:1].upper()}{job.reason[1:]}. Start it again to resume from the last checkpoint",
+        )
+    if "train" in progress.finished:
+        return text_html.paragraph("Trained." if "report" not in progress.finished else "Finished.", "good")
+    if job.status == "stopped" or progress.events:
+        at_step = f" at step {step} of {total}" if total else ""
+        return text_html.paragraph(f"Stopped{at_step}. Everything is saved: start it again to resume.", "warn")
+    return text_html.paragraph("Not trained yet.", "soft")
 
 
-def figures(found: Progress) -> str:
-    """The newest figures as tiles."""
-    steps = [each for each in found.events if each.get("kind") == "step"]
-    valid = [each for each in found.events if each.get("kind") == "valid"]
-    done, total = found.steps
-    told = [(f"{done} / {total}" if total else "–", "steps")]
+def figure_tiles(progress: Progress) -> str:
+    """Returns the latest metrics as tiles."""
+    steps = [event for event in progress.events if event.get("kind") == "step"]
+    valid = [event for event in progress.events if event.get("kind") == "valid"]
+    step, total = progress.steps
+    figures = [(f"{step} / {total}" if total else "–", "steps")]
     if steps:
         last = steps[-1]
-        told.append((f"{last.get('loss', float('nan')):.3f}", "loss"))
+        figures.append((f"{last.get('loss', float('nan')):.3f}", "loss"))
         if valid:
-            told.append((f"{valid[-1].get('loss', float('nan')):.3f}", "validation loss"))
+            figures.append((f"{valid[-1].get('loss', float('nan')):.3f}", "validation loss"))
         if "tokens_per_second" in last:
-            told.append((f"{last['tokens_per_second']:,.0f}", "tokens/s"))
-        if found.at_work and done < total and "eta" in last:
-            told.append((text_html.span(last["eta"]), "left to train"))
-        elif "time" in last and "time" in found.events[0]:
-            told.append((text_html.span(last["time"] - found.events[0]["time"]), "since the start"))
-    used = jobs.memory(found.folder)
-    if found.at_work and used:
-        told.append((text_html.size(used[-1][1]), "memory in use"))
-    elif peak := _peak(found.folder):
-        told.append((text_html.size(peak[1]), peak[0]))
-    return text_html.tiles(told)
+            figures.append((f"{last['tokens_per_second']:,.0f}", "tokens/s"))
+        if progress.pid and step < total and "eta" in last:
+            figures.append((text_html.duration(last["eta"]), "time left"))
+        elif "time" in last and "time" in progress.events[0]:
+            figures.append((text_html.duration(last["time"] - progress.events[0]["time"]), "training time"))
+    memory = jobs.read_memory(progress.folder)
+    if progress.pid and memory:
+        figures.append((text_html.byte_size(memory[-1][1]), "memory in use"))
+    elif peak := _peak_memory(progress.folder):
+        figures.append((text_html.byte_size(peak[1]), peak[0]))
+    return text_html.tiles(figures)
 
 
-def _peak(folder: Path) -> tuple[str, int] | None:
-    """What training took at most, measured; or else what the plan says."""
+def _peak_memory(folder: Path) -> tuple[str, int] | None:
+    """Returns the caption and bytes of the measured peak memory, or else of the planned one."""
     try:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if isinstance(plan, dict):
-        for key, name in (("measured", "memory, at most"), ("peak", "memory, planned")):
+        for key, name in (("measured", "peak memory"), ("peak", "planned peak memory")):
             if isinstance(plan.get(key), int | float) and plan[key]:
                 return name, int(plan[key])
     return None
 
 
-def curves(found: Progress) -> str:
-    """Loss, validation, rate, gradient's norm, tokens/s and memory of the training."""
-    steps = [each for each in found.events if each.get("kind") == "step"]
-    valid = [each for each in found.events if each.get("kind") == "valid"]
+def curves_html(progress: Progress) -> str:
+    """Returns the curves of loss, learning rate, gradient norm, tokens/s and memory."""
+    steps = [event for event in progress.events if event.get("kind") == "step"]
+    valid = [event for event in progress.events if event.get("kind") == "valid"]
     if not steps and not valid:
-        return text_html.paragraph("The curves appear with the first step.", "soft")
+        return text_html.paragraph("Curves appear after the first step.", "soft")
 
     def line(events: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-        return [(float(each["step"]), float(each[name])) for each in events if isinstance(each.get(name), int | float)]
+        return [
+            (float(event["step"]), float(event[name])) for event in events if isinstance(event.get(name), int | float)
+        ]
 
-    def newest(points: list[tuple[float, float]], unit: str = "") -> str:
-        return f"{short(points[-1][1])}{unit}" if points else ""
+    def latest_value(points: list[tuple[float, float]], unit: str = "") -> str:
+        return f"{short_number(points[-1][1])}{unit}" if points else ""
 
-    loss, checked = line(steps, "loss"), line(valid, "loss")
-    names = "line: training, with dots: validation" if checked else ""
-    both = " / ".join(each for each in (newest(loss), newest(checked)) if each)
-    made = [curve("Loss and validation", loss, other=checked, now=both, names=names)]
+    loss, valid_loss = line(steps, "loss"), line(valid, "loss")
+    legend = "line: training, dots: validation" if valid_loss else ""
+    latest_loss = " / ".join(filter(None, (latest_value(loss), latest_value(valid_loss))))
+    figures = [curve("Training and validation loss", loss, dots=valid_loss, latest=latest_loss, legend=legend)]
     for title, name, unit in (
         ("Learning rate", "rate", ""),
         ("Gradient norm", "grad_norm", ""),
         ("Tokens per second", "tokens_per_second", " /s"),
     ):
         points = line(steps, name)
-        made.append(curve(title, points, now=newest(points, unit)))
+        figures.append(curve(title, points, latest=latest_value(points, unit)))
     if scores := line(valid, "score"):
-        made.append(curve("Score at validation", [], other=scores, now=newest(scores)))
-    if used := jobs.memory(found.folder):
-        points = [(at - used[0][0], count / (1 << 30)) for at, count in used]
-        made.append(curve("Memory of the process, GiB", points, now=text_html.size(used[-1][1]), across="", unit="s"))
-    return f'<div class="curves">{"".join(made)}</div>'
+        figures.append(curve("Validation score", [], dots=scores, latest=latest_value(scores)))
+    if memory := jobs.read_memory(progress.folder):
+        points = [(seconds - memory[0][0], count / (1 << 30)) for seconds, count in memory]
+        figures.append(
+            curve(
+                "Memory of the process, GiB", points, latest=text_html.byte_size(memory[-1][1]), x_label="", x_unit="s"
+            )
+        )
+    return f'<div class="curves">{"".join(figures)}</div>'
 
 
-def samples(found: Progress) -> str:
-    """Replies written at each validation, if the journal has some; it is said if it has not."""
-    kept = [each for each in found.events if each.get("kind") == "valid" and isinstance(each.get("samples"), list)]
-    told = []
-    for event in reversed(kept[-8:]):
+def samples_html(progress: Progress) -> str:
+    """Returns the sample replies of each validation, or a note if there are none."""
+    with_samples = [
+        event for event in progress.events if event.get("kind") == "valid" and isinstance(event.get("samples"), list)
+    ]
+    blocks = []
+    for event in reversed(with_samples[-8:]):
         pieces = []
-        for each in event["samples"]:
-            if isinstance(each, dict):
-                prompt, reply = str(each.get("prompt", "")), str(each.get("reply", ""))
+        for item in event["samples"]:
+            if isinstance(item, dict):
+                prompt, reply = str(item.get("prompt", "")), str(item.get("reply", ""))
                 pieces.append(f'<p class="soft text">{escape(prompt)}</p><p class="text">{escape(reply)}</p>')
-        opened = " open" if event is kept[-1] else ""
-        told.append(
-            f"<details{opened}><summary>After step {int(event.get('step', 0))}</summary>{''.join(pieces)}</details>"
+        attribute = " open" if event is with_samples[-1] else ""
+        blocks.append(
+            f"<details{attribute}><summary>After step {int(event.get('step', 0))}</summary>{''.join(pieces)}</details>"
         )
-    if told:
-        return "".join(told)
-    if "train" in found.done or any(each.get("kind") == "valid" for each in found.events):
-        text = (
-            "This training's journal holds figures only, no replies. Those to held-out rows come with the comparison."
-        )
+    if blocks:
+        return "".join(blocks)
+    if "train" in progress.finished or any(event.get("kind") == "valid" for event in progress.events):
+        text = "This training wrote no sample replies. Set train.samples to get them at each validation."
         return text_html.paragraph(text, "soft")
-    return text_html.paragraph("They appear with the first validation.", "soft")
+    return text_html.paragraph("Sample replies appear after the first validation.", "soft")
 
 
-def notes(found: Progress) -> str:
-    """What the training wanted to say: a resume, memory that was short, an early end."""
-    told = []
-    for each in found.events:
-        if each.get("kind") == "note" and each.get("text"):
-            told.append(f"Step {each.get('step', 0)}: {each['text']}")
-        elif each.get("kind") == "resume":
-            told.append(f"Went on after step {each.get('step', 0)}")
-    return "".join(text_html.paragraph(text, "soft") for text in told[-8:])
+def notes_html(progress: Progress) -> str:
+    """Returns the notes of the journal, for example a resume, short memory or early stopping."""
+    lines = []
+    for event in progress.events:
+        if event.get("kind") == "note" and event.get("text"):
+            lines.append(f"Step {event.get('step', 0)}: {event['text']}")
+        elif event.get("kind") == "resume":
+            lines.append(f"Resumed after step {event.get('step', 0)}")
+    return "".join(text_html.paragraph(text, "soft") for text in lines[-8:])

@@ -1,4 +1,4 @@
-"""A recipe's text, edited a setting at a time: its comments and its order stay as they are."""
+"""Edits a recipe's YAML one setting at a time and keeps its comments and order."""
 
 from __future__ import annotations
 
@@ -11,55 +11,66 @@ import yaml
 
 from tunesmith.config.recipe import Recipe, parse_yaml, read_recipe
 from tunesmith.errors import Several, TunesmithError
-from tunesmith.ui.form import MISSING, Plain, fields, filled, flow, get, put, value_of
+from tunesmith.ui.form import (
+    MISSING,
+    RecipeDict,
+    fields,
+    get_or_default,
+    get_value,
+    inline_yaml,
+    set_value,
+    without_defaults,
+)
 
 
-def loaded(name: str, *, small: bool = False) -> str:
-    """The text of a recipe, so that it means the same wherever it is kept: its paths absolute.
+def load_text(name: str, *, small: bool = False) -> str:
+    """Returns the text of a recipe with absolute paths, so that it can be saved anywhere.
 
-    With `small` the section of that name is applied, and the comments are gone. Raises RecipeError, Several.
+    With `small`, the section `small` is applied and comments are lost. Raises RecipeError, Several.
     """
     from tunesmith.config.recipe import locate
 
     recipe = read_recipe(name, small=small)
     if small:
-        plain = recipe.dump() | {"small": {}}
-        return written(plain)
+        values = recipe.dump() | {"small": {}}
+        return to_text(values)
     text = locate(name).read_text(encoding="utf-8-sig")
-    plain, moved = parse_yaml(text, name)[0], recipe.dump()
+    values, resolved = parse_yaml(text, name)[0], recipe.dump()
     for key in ("data.source", "data.pseudonyms", "evaluate.probes", "prompt.template", "base.model"):
-        before, after = get(plain, key), get(moved, key)
+        before, after = get_value(values, key), get_value(resolved, key)
         if before is not MISSING and before != after and [before] != after:
             text = with_value(text, key, after[0] if isinstance(before, str) and isinstance(after, list) else after)
     return text
 
 
-def written(plain: Plain) -> str:
-    """A recipe's text from plain values; what is as the default says is left out."""
-    values = {field.key: value_of(plain, field) for field in fields()}
-    return yaml.safe_dump(filled(values), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+def to_text(recipe: RecipeDict) -> str:
+    """Returns a recipe as YAML without the settings that have their default value."""
+    values = {field.key: get_or_default(recipe, field) for field in fields()}
+    return yaml.safe_dump(
+        without_defaults(values), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110
+    )
 
 
-def plain_of(text: str) -> Plain:
-    """The plain values of a recipe's text. Raises RecipeError for text that is no YAML mapping."""
+def parse_text(text: str) -> RecipeDict:
+    """Parses a recipe's text. Raises RecipeError if it is not a YAML mapping."""
     return parse_yaml(text, "recipe")[0]
 
 
 def with_value(text: str, key: str, value: Any) -> str:
-    """`text` with `value` at `key`: the value's own characters are replaced, or a line is added to its section."""
-    wanted = _apart(plain_of(text))
-    put(wanted, key, value)
-    edited = _edited(text, key.split("."), value)
+    """Returns `text` with `key` set to `value`: only the value is replaced, or a line is added to its section."""
+    target = _unshared_copy(parse_text(text))
+    set_value(target, key, value)
+    edited = _edit_in_place(text, key.split("."), value)
     try:
-        if edited is not None and plain_of(edited) == wanted:
+        if edited is not None and parse_text(edited) == target:
             return edited
     except TunesmithError:
         pass
-    return written(wanted)  # an anchor, a tag or another rarity: the values are right, the comments are gone
+    return to_text(target)  # rare YAML such as anchors and tags: values are kept, comments are lost
 
 
-def judged(text: str, scratch: Path) -> tuple[Recipe | None, list[TunesmithError]]:
-    """The recipe of `text`, or everything that is wrong with it. `scratch` is a folder for a moment's file."""
+def validate(text: str, scratch: Path) -> tuple[Recipe | None, list[TunesmithError]]:
+    """Returns the recipe of `text`, or all of its errors. `scratch` is a folder for a temporary file."""
     file = scratch / "recipe.yaml"
     scratch.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
@@ -71,29 +82,29 @@ def judged(text: str, scratch: Path) -> tuple[Recipe | None, list[TunesmithError
         return None, [error]
 
 
-def key_of(error: TunesmithError) -> str:
-    """The setting that an error is about, with dots; '' where it is about none."""
+def setting_of(error: TunesmithError) -> str:
+    """Returns the dotted name of the setting that an error is about, '' if it is about none."""
     place = error.where.rpartition(", ")[2] if ", " in error.where else ""
     keys = {field.key for field in fields()}
     parts = place.split(".")
     return next((".".join(parts[:end]) for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in keys), "")
 
 
-def place_of(error: TunesmithError) -> str:
-    """Where an error is, without the name of the moment's file."""
+def location_of(error: TunesmithError) -> str:
+    """Returns where an error is, without the name of the temporary file."""
     return re.sub(r"^.*recipe\.yaml(?=$| line|,)", "", error.where).strip(", ")
 
 
-def _edited(text: str, way: list[str], value: Any) -> str | None:
-    """`text` with the value written into it; None where that is not plain to do."""
+def _edit_in_place(text: str, path: list[str], value: Any) -> str | None:
+    """Returns `text` with the value replaced in place, or None if that is not possible."""
     node = yaml.compose(text, Loader=yaml.SafeLoader)
-    for depth, name in enumerate(way):
+    for depth, name in enumerate(path):
         if not isinstance(node, yaml.MappingNode):
             return None
-        found = next(((k, v) for k, v in node.value if k.value == name), None)
-        if found is None:
-            return _added(text, node, way[depth:], value)
-        node = found[1]
+        entry = next(((k, v) for k, v in node.value if k.value == name), None)
+        if entry is None:
+            return _add_key(text, node, path[depth:], value)
+        node = entry[1]
     if node is None:
         return None
     start, end = node.start_mark.index, node.end_mark.index
@@ -103,14 +114,14 @@ def _edited(text: str, way: list[str], value: Any) -> str | None:
         end = start + len(text[start:end].rstrip("\n"))
     before = text[:start].rstrip(" \n") + " " if text[:start].rstrip(" ").endswith("\n") else text[:start]
     before = before if not before or before[-1] in " \n[{," else f"{before} "
-    return before + _inner(value) + text[end:]
+    return before + _inline_value(value) + text[end:]
 
 
-def _added(text: str, node: yaml.MappingNode, way: list[str], value: Any) -> str | None:
-    """A new key at the end of a mapping."""
-    for name in reversed(way[1:]):
+def _add_key(text: str, node: yaml.MappingNode, path: list[str], value: Any) -> str | None:
+    """Returns `text` with a new key at the end of a mapping, or None if the mapping is an empty block."""
+    for name in reversed(path[1:]):
         value = {name: value}
-    item = f"{way[0]}: {_inner(value)}"
+    item = f"{path[0]}: {_inline_value(value)}"
     if node.flow_style:
         end = node.end_mark.index - 1
         return f"{text[:end].rstrip()}{', ' if node.value else ''}{item}{text[end:]}"
@@ -121,17 +132,17 @@ def _added(text: str, node: yaml.MappingNode, way: list[str], value: Any) -> str
     return f"{text[:start]}{body}\n{' ' * node.start_mark.column}{item}{text[start + len(body) :] or chr(10)}"
 
 
-def _inner(value: Any) -> str:
-    """The value in one line, quoted so that it may stand inside brackets; as JSON where a text has several lines."""
-    text = flow([value])
+def _inline_value(value: Any) -> str:
+    """Returns the value as one line that is valid inside a flow mapping; multi-line texts become JSON."""
+    text = inline_yaml([value])
     return (json.dumps([value], ensure_ascii=False) if "\n" in text else text)[1:-1]
 
 
-def _apart(value: Any) -> Any:
-    """A copy in which nothing stands at two places, as an alias of YAML does."""
+def _unshared_copy(value: Any) -> Any:
+    """Copies a value so that no object occurs twice, as YAML aliases do."""
     if isinstance(value, dict):
-        return {key: _apart(each) for key, each in value.items()}
-    return [_apart(each) for each in value] if isinstance(value, list) else value
+        return {key: _unshared_copy(item) for key, item in value.items()}
+    return [_unshared_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def _without_trailing_comments(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Stands beside one long command and writes down how it ends: `python -m tunesmith.ui.supervisor FOLDER -- COMMAND…`.
+"""Runs one long command and records how it ends: `python -m tunesmith.ui.supervisor FOLDER -- COMMAND…`.
 
-It is a process of its own, so that neither a closed browser nor pages that end stop the command. In FOLDER it keeps
-job.json (what, since when, its process, how it ended), log (what the command said) and memory.jsonl.
+It is its own process, so the command survives the browser and the web server. In FOLDER it writes job.json (command,
+start, process, end and exit code), log (the command's output) and memory.jsonl.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import signal
-import subprocess  # the command is given as a list, by our own pages
+import subprocess  # always with a list of arguments from our own pages
 import sys
 import time
 from collections.abc import Sequence
@@ -20,51 +20,51 @@ from typing import Any
 
 from tunesmith.runs.run import write_atomic
 
-EVERY = 2.0  # seconds between two looks at the command's memory
+SAMPLE_SECONDS = 2.0  # between two samples of the command's memory
 
 
-def main(words: Sequence[str]) -> int:
-    """Runs the command after `--`; returns its exit code. A signal for this process goes on to the command."""
-    folder, command = Path(words[0]), list(words[2:])
-    told: dict[str, Any] = {"command": command, "began": time.time(), "warden": os.getpid()}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command after `--` and returns its exit code. SIGINT and SIGTERM are forwarded as SIGINT."""
+    folder, command = Path(arguments[0]), list(arguments[2:])
+    record: dict[str, Any] = {"command": command, "began": time.time(), "warden": os.getpid()}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     with (folder / "log").open("ab") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)  # noqa: S603
-        _tell(folder, {**told, "pid": child.pid})
+        _write_record(folder, {**record, "pid": child.pid})
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
+        def forward(number: int, frame: FrameType | None) -> None:
             with contextlib.suppress(ProcessLookupError):
-                child.send_signal(signal.SIGINT)  # what a person's Ctrl-C is: the step in hand, a checkpoint, the end
+                child.send_signal(signal.SIGINT)  # like Ctrl-C: training ends with a checkpoint
 
-        signal.signal(signal.SIGTERM, pass_on)
-        signal.signal(signal.SIGINT, pass_on)
+        signal.signal(signal.SIGTERM, forward)
+        signal.signal(signal.SIGINT, forward)
         with (folder / "memory.jsonl").open("w", encoding="utf-8") as memory:
             while True:
                 try:
-                    child.wait(EVERY)
+                    child.wait(SAMPLE_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
-                    if used := _used(child.pid):
+                    if used := _memory_bytes(child.pid):
                         memory.write(json.dumps({"time": round(time.time(), 1), "bytes": used}) + "\n")
                         memory.flush()
-    _tell(folder, {**told, "pid": child.pid, "ended": time.time(), "code": child.returncode})
+    _write_record(folder, {**record, "pid": child.pid, "ended": time.time(), "code": child.returncode})
     return child.returncode
 
 
-def _tell(folder: Path, told: dict[str, Any]) -> None:
-    write_atomic(folder / "job.json", json.dumps(told, indent=1) + "\n", mode=0o600)
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    write_atomic(folder / "job.json", json.dumps(record, indent=1) + "\n", mode=0o600)
 
 
-def _used(pid: int) -> int:
-    """Bytes of memory that the command and what it started have in use; 0 when it is gone."""
+def _memory_bytes(pid: int) -> int:
+    """Returns the resident memory of the command and its child processes in bytes; 0 if it is gone."""
     import psutil
 
     total = 0
     with contextlib.suppress(psutil.Error):
-        first = psutil.Process(pid)
-        for each in [first, *first.children(recursive=True)]:
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                total += each.memory_info().rss
+                total += process.memory_info().rss
     return total
 
 

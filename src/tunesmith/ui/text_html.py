@@ -1,4 +1,4 @@
-"""Pieces of HTML that the pages share. Everything that is given is text and becomes text."""
+"""HTML building blocks styled by pages.css. Arguments are plain text and are escaped, except those of `part`."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from tunesmith.errors import Several, TunesmithError
 
 
 def part(*pieces: str) -> str:
-    """Pieces of HTML as one part of a page, styled as pages.css says."""
+    """Wraps pieces of HTML in a container that pages.css styles."""
     return f'<div class="ts">{"".join(pieces)}</div>'
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph; `kind` is a class: soft, good, bad, warn."""
+    """Returns a paragraph; `kind` is its CSS class: soft, good, bad or warn."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
 def heading(text: str) -> str:
-    """A heading of a page's part."""
+    """Returns a second-level heading."""
     return f"<h2>{escape(text)}</h2>"
 
 
-def tiles(told: Iterable[tuple[str, str]]) -> str:
-    """Figures side by side: (figure, what it is)."""
-    made = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in told)
-    return f'<div class="tiles">{made}</div>'
+def tiles(figures: Iterable[tuple[str, str]]) -> str:
+    """Returns a row of tiles, each a (value, caption) pair."""
+    tiles_html = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in figures
+    )
+    return f'<div class="tiles">{tiles_html}</div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, label: str, numbers: Sequence[int] = ()) -> str:
-    """A table of texts; the columns `numbers` stand right."""
+    """Returns a table of texts; the columns `numbers` are right-aligned."""
     kind = [' class="n"' if place in numbers else "" for place in range(len(head))]
     top = "".join(f'<th scope="col"{kind[i]}>{escape(name)}</th>' for i, name in enumerate(head))
     body = "".join(
@@ -42,41 +44,42 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, label: str, num
 
 
 def link(address: str, text: str) -> str:
-    """A link to a page of our own, opened beside this one."""
+    """Returns a link to one of our own pages that opens in a new tab."""
     return f'<a href="{escape(address)}" target="_blank" rel="noopener">{escape(text)}</a>'
 
 
-def trouble(error: BaseException) -> str:
-    """An error in its parts: what is wrong, where, what to do next."""
+def error_boxes(error: BaseException) -> str:
+    """Returns a box for each error: what is wrong, where, and what to do next."""
     errors = error.errors if isinstance(error, Several) else [error]
     return part(
-        *(_one(each) for each in errors[:20]), paragraph(f"… and {len(errors) - 20} more") if len(errors) > 20 else ""
+        *(_error_box_of(item) for item in errors[:20]),
+        paragraph(f"… and {len(errors) - 20} more") if len(errors) > 20 else "",
     )
 
 
-def parts_of(what: str, where: str, advice: str) -> str:
-    """One error as a box."""
-    told = [f"<b>{escape(what[:1].upper() + what[1:])}.</b>"]
-    told += [f'<br><span class="soft">Where: {escape(where)}</span>'] if where else []
-    told += [f"<br>{escape(advice)}."] if advice else []
-    return f'<div class="trouble" role="alert">{"".join(told)}</div>'
+def error_box(what: str, where: str, advice: str) -> str:
+    """Returns a box for one error."""
+    lines = [f"<b>{escape(what[:1].upper() + what[1:])}.</b>"]
+    lines += [f'<br><span class="soft">Where: {escape(where)}</span>'] if where else []
+    lines += [f"<br>{escape(advice)}."] if advice else []
+    return f'<div class="trouble" role="alert">{"".join(lines)}</div>'
 
 
-def _one(error: BaseException) -> str:
+def _error_box_of(error: BaseException) -> str:
     if isinstance(error, TunesmithError):
-        return parts_of(error.what, error.where, error.next)
-    return parts_of(f"{type(error).__name__}: {error}", "", "")
+        return error_box(error.what, error.where, error.next)
+    return error_box(f"{type(error).__name__}: {error}", "", "")
 
 
 def log(text: str, lines: int = 200) -> str:
-    """The end of what a command said."""
-    kept = "\n".join(text.rstrip().splitlines()[-lines:])
-    name = 'tabindex="0" role="region" aria-label="What the command said"'
-    return f'<pre class="log" {name}><code>{escape(kept)}</code></pre>' if kept else ""
+    """Returns the last lines of a command's output."""
+    tail = "\n".join(text.rstrip().splitlines()[-lines:])
+    attributes = 'tabindex="0" role="region" aria-label="Output of the command"'
+    return f'<pre class="log" {attributes}><code>{escape(tail)}</code></pre>' if tail else ""
 
 
-def span(seconds: float) -> str:
-    """A time for people: 42 s, 3:05 min, 1:12 h."""
+def duration(seconds: float) -> str:
+    """Formats a duration: 42 s, 3:05 min, 1:12 h."""
     seconds = max(0, round(seconds))
     if seconds < 60:
         return f"{seconds} s"
@@ -85,12 +88,12 @@ def span(seconds: float) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02d} h"
 
 
-def clock(at: float) -> str:
-    """A time of day, with its date when it is not today's."""
-    then, now = time.localtime(at), time.localtime()
-    return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
+def clock(seconds: float) -> str:
+    """Formats a Unix timestamp as local time, with the date if it is not today."""
+    date, today = time.localtime(seconds), time.localtime()
+    return time.strftime("%H:%M" if date[:3] == today[:3] else "%Y-%m-%d %H:%M", date)
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
+def byte_size(count: float) -> str:
+    """Formats a number of bytes: 12 MiB, 3.4 GiB."""
     return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

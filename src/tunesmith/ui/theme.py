@@ -1,4 +1,4 @@
-"""How the pages look: one theme, light and dark, fonts of the machine, nothing fetched."""
+"""The theme of the pages, light and dark, with system fonts so that nothing is fetched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mon
 
 
 def theme() -> Any:
-    """The theme: a quiet paper ground, one green for what can be pressed."""
+    """Returns the Gradio theme: stone neutrals with teal for primary actions."""
     import gradio as gr
 
     return gr.themes.Base(

@@ -1,4 +1,4 @@
-"""Train: start, watch, stop and go on with the chosen run. All that is shown is read from its folder."""
+"""Page Train: start, watch, stop and resume the chosen run. Everything shown is read from its folder."""
 
 from __future__ import annotations
 
@@ -11,122 +11,126 @@ from tunesmith.errors import TunesmithError
 from tunesmith.ui import jobs, progress, text_html
 from tunesmith.ui.state import QUIET, State
 
-EVERY = 2.0  # seconds between two looks
-SAMPLES = ("--set", "train.samples=2")  # replies to look at, at each validation
-WAYS = [
-    ("everything that is left: rows, training, comparison, files, report", "run"),
-    ("the rows only", "prepare"),
-    ("the training only", "train"),
-    ("the comparison only", "evaluate"),
-    ("the report only", "report"),
+REFRESH_SECONDS = 2.0  # between two refreshes
+SAMPLES = ("--set", "train.samples=2")  # sample replies at each validation
+COMMANDS = [
+    ("all remaining steps: rows, training, comparison, files, report", "run"),
+    ("rows only", "prepare"),
+    ("training only", "train"),
+    ("comparison only", "evaluate"),
+    ("report only", "report"),
 ]
 
 
 def page(state: State) -> None:
-    """The page, inside its tab."""
+    """Builds the page inside its tab."""
     import gradio as gr
 
-    shown = gr.HTML(elem_id="train-state")
+    state_html = gr.HTML(elem_id="train-state")
     with gr.Row(equal_height=True):
-        what = gr.Dropdown(
-            WAYS,
+        command_choice = gr.Dropdown(
+            COMMANDS,
             value="run",
-            label="What",
-            info="What was finished and still fits is not made again.",
+            label="Steps",
+            info="Steps that are up to date are skipped.",
             scale=3,
             min_width=280,
             filterable=False,
             elem_id="train-what",
         )
         with gr.Column(scale=2, min_width=240), gr.Row():
-            begin = gr.Button("Start", variant="primary", elem_id="train-begin")
-            end = gr.Button("Stop", elem_id="train-stop", interactive=False)
-    with gr.Accordion("Train anew", open=False):
+            start_button = gr.Button("Start", variant="primary", elem_id="train-begin")
+            stop_button = gr.Button("Stop", elem_id="train-stop", interactive=False)
+    with gr.Accordion("Train again", open=False):
         again = gr.Checkbox(
             False,
-            label="Put the old adapter aside and train anew",
-            info="Needed after the recipe or the rows were changed. The old one is kept in old/.",
+            label="Set the old adapter aside and train again",
+            info="Needed after a change of the recipe or the rows. The old adapter is kept in old/.",
             elem_id="train-again",
         )
-    trouble = gr.HTML(elem_id="train-trouble")
-    drawn = gr.HTML(elem_id="train-curves")
+    error_box = gr.HTML(elem_id="train-trouble")
+    curves = gr.HTML(elem_id="train-curves")
     with gr.Accordion("Sample replies at each validation", open=True):
         replies = gr.HTML(elem_id="train-samples")
-    with gr.Accordion("What the command said", open=False):
-        said = gr.HTML(elem_id="train-log")
-    seen = gr.State("")
-    ticking = gr.Timer(EVERY, active=True)
-    outputs = [shown, begin, end, drawn, replies, said, seen]
+    with gr.Accordion("Output of the command", open=False):
+        output = gr.HTML(elem_id="train-log")
+    version = gr.State("")
+    timer = gr.Timer(REFRESH_SECONDS, active=True)
+    outputs = [state_html, start_button, stop_button, curves, replies, output, version]
 
-    def look(name: str | None, before: str = "", *, anew: bool = True) -> Any:
+    def refresh(name: str | None, last_key: str = "", *, force: bool = True) -> Any:
         try:
-            found = progress.look(state.folder(name))
+            current = progress.read_progress(state.folder(name))
         except TunesmithError as error:
             key = f"none: {error}"
-            if key == before and not anew:
+            if key == last_key and not force:
                 return [gr.skip() for _ in outputs]
-            return (_none(error), gr.Button(interactive=False), gr.Button(interactive=False), "", "", "", key)
-        if found.key == before and not anew:
+            return (_no_run_html(error), gr.Button(interactive=False), gr.Button(interactive=False), "", "", "", key)
+        if current.key == last_key and not force:
             return [gr.skip() for _ in outputs]
-        ours = found.job.standing == "at work"
+        stoppable = current.job.status == "running"
         return (
-            _state(str(name), found),
-            gr.Button("Go on" if found.events and not found.at_work else "Start", interactive=not found.at_work),
-            gr.Button(interactive=ours),
-            text_html.part(progress.curves(found), progress.notes(found)),
-            text_html.part(progress.samples(found)),
-            text_html.part(text_html.log(found.job.log) or text_html.paragraph("Nothing yet.", "soft")),
-            found.key,
+            _state_html(str(name), current),
+            gr.Button("Resume" if current.events and not current.pid else "Start", interactive=not current.pid),
+            gr.Button(interactive=stoppable),
+            text_html.part(progress.curves_html(current), progress.notes_html(current)),
+            text_html.part(progress.samples_html(current)),
+            text_html.part(text_html.log(current.job.log) or text_html.paragraph("Nothing yet.", "soft")),
+            current.key,
         )
 
-    def start(name: str | None, verb: str, anew: bool) -> Any:
+    def start(name: str | None, command: str, retrain: bool) -> Any:
         try:
             folder = state.folder(name)
-            flags = ["--again"] if anew and verb in ("run", "train") else []
-            jobs.start(folder, [verb, str(folder), "--runs", str(state.runs), *_samples(verb, folder), *flags])
-            told = ""
+            flags = ["--again"] if retrain and command in ("run", "train") else []
+            jobs.start(
+                folder, [command, str(folder), "--runs", str(state.runs), *_sample_options(command, folder), *flags]
+            )
+            message = ""
         except TunesmithError as error:
-            told = text_html.trouble(error)
-        return (told, gr.Checkbox(value=False), *look(name))
+            message = text_html.error_boxes(error)
+        return (message, gr.Checkbox(value=False), *refresh(name))
 
     def stop(name: str | None) -> Any:
         try:
             jobs.stop(state.folder(name))
-            told = text_html.part(text_html.paragraph("It ends after the step in hand, with a checkpoint.", "soft"))
+            message = text_html.part(
+                text_html.paragraph("It stops after the current step and writes a checkpoint.", "soft")
+            )
         except TunesmithError as error:
-            told = text_html.trouble(error)
-        return (told, *look(name))
+            message = text_html.error_boxes(error)
+        return (message, *refresh(name))
 
-    begin.click(start, [state.run, what, again], [trouble, again, *outputs], **QUIET)
-    end.click(stop, state.run, [trouble, *outputs], **QUIET)
-    ticking.tick(lambda name, before: look(name, before, anew=False), [state.run, seen], outputs, **QUIET)
-    state.run.change(lambda name: ("", *look(name)), state.run, [trouble, *outputs], **QUIET)
+    start_button.click(start, [state.run, command_choice, again], [error_box, again, *outputs], **QUIET)
+    stop_button.click(stop, state.run, [error_box, *outputs], **QUIET)
+    timer.tick(lambda name, last_key: refresh(name, last_key, force=False), [state.run, version], outputs, **QUIET)
+    state.run.change(lambda name: ("", *refresh(name)), state.run, [error_box, *outputs], **QUIET)
 
 
-def _state(name: str, found: progress.Progress) -> str:
+def _state_html(name: str, current: progress.Progress) -> str:
     pages = [
         text_html.link(f"/pages/runs/{name}/{file}", text)
         for file, text in (("audit.html", "The rows"), ("report.html", "The report"))
-        if (found.folder / file).is_file()
+        if (current.folder / file).is_file()
     ]
     return text_html.part(
         text_html.heading(name),
-        progress.headline(found),
-        progress.stages(found),
-        progress.bar(found),
-        progress.figures(found),
+        progress.headline(current),
+        progress.stages_html(current),
+        progress.progress_bar(current),
+        progress.figure_tiles(current),
         f"<p>{' · '.join(pages)}</p>" if pages else "",
     )
 
 
-def _none(error: TunesmithError) -> str:
-    advice = "Make the demo run on the page Start, or a recipe of your own on the page Recipe."
+def _no_run_html(error: TunesmithError) -> str:
+    advice = "Start the demo run on the page Start, or create a recipe on the page Recipe."
     return text_html.part(
         text_html.heading("Train"), text_html.paragraph("No run is chosen."), text_html.paragraph(advice, "soft")
     )
 
 
-def _samples(verb: str, folder: Path) -> Sequence[str]:
-    """Asks for replies to look at, where training can write some and the recipe does not say how many."""
-    wish = read_recipe(str(folder)).train
-    return SAMPLES if verb in ("run", "train") and wish.engine.name == "native" and not wish.samples else ()
+def _sample_options(command: str, folder: Path) -> Sequence[str]:
+    """Returns options that turn on sample replies if the engine can write them and the recipe sets no number."""
+    settings = read_recipe(str(folder)).train
+    return SAMPLES if command in ("run", "train") and settings.engine.name == "native" and not settings.samples else ()
