@@ -173,7 +173,7 @@ def test_every_file_is_made_proven_and_shown(exported: Path, recipe: Recipe) -> 
     assert not list(exported.rglob("*.part*")) and not (exported / "export/.work").exists()
     assert not list(exported.rglob("*.UNVERIFIED.txt"))
     page = tunesmith.report(recipe, Run(exported)).read_text(encoding="utf-8")
-    assert "The files to ship" in page and "toy.q4_k_m.gguf" in page and "is not the model that was tested" not in page
+    assert "Exported files" in page and "toy.q4_k_m.gguf" in page and "is not verified" not in page
 
 
 def test_a_second_call_does_nothing(
@@ -438,7 +438,7 @@ def test_a_file_that_is_not_the_model_is_kept_and_marked(
     entry = entries(copy.path)["f16"]
     assert not entry["verified"] and any(said in problem for problem in entry["problems"])
     page = tunesmith.report(recipe, copy).read_text(encoding="utf-8")
-    assert "f16 is not the model that was tested" in page
+    assert "f16 is not verified" in page
     path.write_bytes(whole)
     shipped_as(copy, "export/gguf/toy.f16.gguf")
     tunesmith.export(recipe, copy, only=["gguf"])

@@ -109,7 +109,7 @@ def test_replies_and_losses_meet_their_rows() -> None:
         max_new_tokens=9,
         batch=2,
         losses=lambda asked: [float(len(each.id)) for each in asked],
-        tell=lambda done, of: told.append((done, of)),
+        on_progress=lambda done, of: told.append((done, of)),
     )
     assert found == [
         Answered("a", "test", Reply("a?", True, 9), 1.0),
@@ -207,7 +207,7 @@ def test_lower_is_better_for_the_loss() -> None:
 def test_a_score_that_is_not_measured_gives_no_verdict() -> None:
     scores = compare(HELD, answered(HELD, BAD), answered(HELD, GOOD), STEPS, primary="loss", kind="topic", seed=1)
     assert scores["helped"] == "not measured"
-    assert scores["verdict"] == "'loss' was not measured, so nothing can be said."
+    assert scores["verdict"] == "'loss' was not measured, so there is no verdict."
 
 
 def test_probes_without_any_score_have_no_section() -> None:
@@ -259,7 +259,7 @@ def test_sentences(better: Any, low: float, high: float, rows: int, groups: int,
 def test_sentences_say_what_would_have_been_noticed() -> None:
     unsure = Difference("higher", 0.5, 0.6, 0.1, -0.05, 0.25, 4, 1, 3, 8, 8, detectable=0.214)
     assert sentence("steps", unsure).endswith(
-        "(difference +0.10, 95 % interval -0.05 to +0.25). A change of 0.21 would have been noticed 4 times in 5."
+        "(difference +0.10, 95 % interval -0.05 to +0.25). A change of 0.21 would have been detected 4 times in 5."
     )
     assert "A change of 0.004 would" in sentence("steps", replace(unsure, detectable=0.0042))
     for shown in (replace(unsure, low=0.01), replace(unsure, detectable=None)):
@@ -328,13 +328,13 @@ def test_metrics_see_what_the_tuned_model_has_seen(monkeypatch: pytest.MonkeyPat
     seen: list[Known] = []
 
     def look(view: View) -> list[Score]:
-        seen.append(view.known)
+        seen.append(view.training)
         return []
 
     monkeypatch.setattr(comparing, "find", lambda catalogue, name: look)
     known = Known(("an answer",))
     for given in (known, Known()):
-        options = {"known": given} if given.answers else {}
+        options = {"training": given} if given.answers else {}
         compare(ONE, answered(ONE, BAD), answered(ONE, GOOD), STEPS, primary="x", kind="topic", seed=1, **options)
     assert seen == [known] * 32 + [Known()] * 32
 
@@ -437,10 +437,12 @@ def test_several_models_stand_beside_one_and_are_corrected_together() -> None:
 def test_models_that_answered_other_rows_are_refused() -> None:
     short = answered(HELD, GOOD)[:-1]
     options: dict[str, Any] = {"primary": "numbered_steps", "kind": "topic", "seed": 1}
-    with pytest.raises(RunError, match="row 'unseen-2-1' of unseen: 'tuned' answered other rows than were asked"):
+    with pytest.raises(
+        RunError, match="row 'unseen-2-1' of unseen: 'tuned' did not answer the same rows as the others"
+    ):
         compare(HELD, answered(HELD, GOOD), short, STEPS, **options)
     more = [*answered(HELD, GOOD), replace(short[0], id="another")]
-    with pytest.raises(RunError, match="row 'another' of test: 'b' answered other rows"):
+    with pytest.raises(RunError, match="row 'another' of test: 'b' did not answer the same rows"):
         across(HELD, {"a": answered(HELD, GOOD), "b": more}, STEPS, against="a", **options)
 
 

@@ -129,7 +129,7 @@ def test_what_cannot_be_read_is_missing_not_lost(tmp_path: Path, answer: Any, wh
     assert found["failures"] == {why: GIVE_UP, "not sent: the first all failed": 8}
     assert (found["preference"], found["agreement"], found["order_decided"]) == (None, None, None)
     assert not journal.exists()
-    assert "16 of 16 requests brought no verdict" in said[1]
+    assert "16 of 16 requests gave no verdict" in said[1]
 
 
 def test_one_failed_order_makes_a_pair_missing_and_is_asked_again(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_known_verdicts_are_not_asked_for_again(tmp_path: Path) -> None:
     journal.write_bytes(journal.read_bytes() + b'{"key": "torn')  # as a kill leaves it
     server, judged, said = run(prefers_good, journal)
     assert judged.describe() == first
-    assert not server.told and "0 requests" in said[0] and "16 verdicts are known" in said[0]
+    assert not server.told and "0 requests" in said[0] and "16 verdicts are on disk" in said[0]
     journal.write_text("".join(f"{line}\n" for line in lines[:-3]) + lines[-3][:30])
     server, judged, _ = run(prefers_good, journal)
     assert len(server.told) == 3 and judged.describe() == first
@@ -310,5 +310,5 @@ def test_pairs_are_the_drawn_rows_replies() -> None:
     asked = request(found[0], "tuned", "n", "Shortness.", False)
     assert [turn.role for turn in asked] == ["system", "user"] and "Shortness." in asked[0].text
     assert asked[1].text.index("a!") < asked[1].text.index("a1") < asked[1].text.index("a0")
-    with pytest.raises(ValueError, match="ids of their own"):
+    with pytest.raises(ValueError, match="same id"):
         Judge(None, Path("none")).judge([found[0], found[0]], lambda text: None)  # type: ignore[arg-type]

@@ -158,14 +158,14 @@ def test_typos_are_of_four_kinds() -> None:
             kinds.add("doubled" if len(told) == 5 else "missing")
     assert kinds == {"swapped", "neighbour", "doubled", "missing"}
     assert all((one("typos", "KITE", seed) or "").isupper() for seed in range(50))
-    assert set(perturbations._NEIGHBOURS["g"]) == set("fhtyvb") and set(perturbations._NEIGHBOURS["q"]) == set("wa")
-    for letter, others in perturbations._NEIGHBOURS.items():
-        assert all(letter in perturbations._NEIGHBOURS[other] for other in others)
+    assert set(perturbations._NEIGHBORS["g"]) == set("fhtyvb") and set(perturbations._NEIGHBORS["q"]) == set("wa")
+    for letter, others in perturbations._NEIGHBORS.items():
+        assert all(letter in perturbations._NEIGHBORS[other] for other in others)
 
 
 @pytest.mark.parametrize("rate", [0, -0.5, 1.5])
 def test_a_rate_that_is_none(rate: float) -> None:
-    with pytest.raises(RecipeError, match="'rate' must lie above 0"):
+    with pytest.raises(RecipeError, match="'rate' must be above 0"):
         perturbations.typos([row("r")], 1, rate=rate)
 
 
@@ -300,7 +300,7 @@ def test_the_same_disturbance_with_other_options() -> None:
     found = disturbed_rows(PARTS, twice, seed=1)
     assert list(found.rows) == ["typos(rate=0.1)", "typos(rate=0.5)"]
     assert found.rows["typos(rate=0.5)"][0].id == "t0~typos(rate=0.5)"
-    with pytest.raises(RecipeError, match="'typos' is named twice"):
+    with pytest.raises(RecipeError, match="'typos' is listed twice"):
         disturbed_rows(PARTS, named("typos", "typos"), seed=1)
     with pytest.raises(RecipeError, match=r"unknown name 'typo'.*Did you mean 'typos'"):
         disturbed_rows(PARTS, named("typo"), seed=1)

@@ -574,7 +574,7 @@ def replace_tuned(text: FromWeights) -> FromWeights:
 def test_a_file_in_its_own_runtime(tuned: tuple[Any, Any, Template], tmp_path: Path) -> None:
     ours, merged, template = tuned
     tested, plain = FromWeights(ours, template, tuned=True), FromWeights(ours, template, tuned=False)
-    how: dict[str, Any] = {"max_new_tokens": WORDS, "batch": 16, "losses": None, "tell": lambda done, of: None}
+    how: dict[str, Any] = {"max_new_tokens": WORDS, "batch": 16, "losses": None, "on_progress": lambda done, of: None}
     first = answer(tested, PARTS, **how)
     learnt = {each.id: each.reply.text for each in first}
     rows = [replace(each, turns=(each.turns[0], Turn("assistant", learnt[each.id] or "hm"))) for each in ROWS]

@@ -22,7 +22,7 @@ from strict_pages import (
 )
 from tunesmith.config.recipe import CHECKS
 from tunesmith.config.registry import entries
-from tunesmith.reporting.audit_page import SHOWN, SHOWN_MENDED, audit_page, check_page
+from tunesmith.reporting.audit_page import SHOWN, SHOWN_REPAIRS, audit_page, check_page
 
 KINDS = ("mojibake", "broken_whitespace", "collapsed_list")
 
@@ -84,10 +84,10 @@ def test_the_page_accounts_for_the_rows() -> None:
     assert items(page) == [
         "<b>1,234</b> rows read",
         "<b>−1</b> too long",
-        "<b>1,000</b> to learn from",
-        "<b>9</b> to watch the training",
-        "<b>4</b> to test, topics known",
-        "<b>2</b> to test, topics never seen",
+        "<b>1,000</b> for training",
+        "<b>9</b> for validation",
+        "<b>4</b> for testing, topics known",
+        "<b>2</b> for testing, topics never seen",
     ]
     assert "Longest row: 1057 tokens, of 1024 allowed." in read.text
     assert f"Held out as a whole: unseen {TOPIC}." in read.text
@@ -131,7 +131,7 @@ def test_rows_that_were_looked_at_want_a_decision() -> None:
     assert "leak into the training" not in text and "Held out as a whole" not in text
 
 
-NONE = "No. Of 1,000 training rows none has the prompt of one of the 15 held-out rows"
+NONE = "No. None of the 1,000 training rows has the prompt of one of the 15 held-out rows"
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ NONE = "No. Of 1,000 training rows none has the prompt of one of the 15 held-out
     [
         ({"prompts": 0, "near_prompts": 0, "threshold": 0.8}, f"{NONE}, and none is 80 % alike."),
         ({"prompts": 0}, f"{NONE}."),
-        ({"prompts": 3}, "Yes: 3 training rows have a prompt that is also, or nearly, a held-out row's."),
+        ({"prompts": 3}, "Yes: 3 training rows have the same prompt as a held-out row, or nearly."),
         (
             {"prompts": 1, "near_prompts": 4, "threshold": 0.8, "example": f"{TOPIC} 2 and f 9"},
-            f"Yes: 4 training rows have a prompt that is also, or nearly, a held-out row's ({TOPIC} 2 and f 9).",
+            f"Yes: 4 training rows have the same prompt as a held-out row, or nearly ({TOPIC} 2 and f 9).",
         ),
         ({"held": 0, "prompts": 0}, "No row is held out."),
         ({"prompts": 0, "answers": 5}, "5 training rows have the same answer as a held-out row, to another prompt."),
@@ -203,13 +203,13 @@ def test_more_findings_than_a_page_holds_are_counted() -> None:
 
 def test_repairs_are_shown_in_turns_of_their_kinds_and_visibly() -> None:
     page = split_page(mended=mended(9))
-    section = page[page.index('id="mended"') : page.index('id="seen"')]
-    assert section.count("<tr>") == SHOWN_MENDED + 1
+    section = page[page.index('id="repairs"') : page.index('id="seen"')]
+    assert section.count("<tr>") == SHOWN_REPAIRS + 1
     assert "9 rows; 9 mojibake, 9 broken whitespace, 9 collapsed list" in Page(page).text
     assert "␍⏎" in section  # a carriage return can be seen
     assert "rows.jsonl line 3" in section and "rows.jsonl line 4" not in section  # a kind does not fill the page
     replaced = split_page(mended={**mended(), "stand_ins": 5})
-    assert "1 rows were mended, 5 personal data replaced." in Page(replaced).text
+    assert "1 rows were repaired, 5 personal values replaced." in Page(replaced).text
 
 
 @pytest.mark.parametrize("name", entries(CHECKS))

@@ -56,7 +56,7 @@ def test_the_front_says_what_is_known_and_no_more(tmp_path: Path) -> None:
     run = finish(bare_recipe, tmp_path / "two", audit=silent)
     text = card(bare_recipe, run)
     assert front(text) == {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["tunesmith", "lora"]}
-    for words in ("No licence was named", "language of the rows was not recognised", "has no name on the hub"):
+    for words in ("No license was named", "language of the rows was not recognized", "has no name on the Hub"):
         assert words in text
 
 
@@ -78,7 +78,7 @@ def test_it_tells_the_reports_figures(tmp_path: Path) -> None:
         "1,234 rows from files that are not published",
         "| 200 | left out: too long |",
         "| 17 | set aside: personal |",
-        "| 1,000 | to learn from |",
+        "| 1,000 | training |",
         "23 of 1,234 rows were found to hold personal data. Of these rows 17 were left out.",
         "2 of 1,234 rows were found to hold keys and passwords.",
         "7 values of personal data were replaced",
@@ -92,7 +92,7 @@ def test_it_tells_the_reports_figures(tmp_path: Path) -> None:
         "Short help about topics",
     ):
         assert words in text, words
-    assert "Personal data were not looked for." in card(recipe, finish(recipe, tmp_path / "none"))
+    assert "Personal data were not searched for." in card(recipe, finish(recipe, tmp_path / "none"))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -196,7 +196,7 @@ def test_a_packaged_base_is_named_by_its_package(tmp_path: Path) -> None:
             "owner/name",
         ),
         ("owner/name/tiny.gguf", "`tiny.gguf` of [owner/name](https://huggingface.co/owner/name)", "owner/name"),
-        ("/home/me/tiny.gguf", "a GGUF file, which has no public name here", None),
+        ("/home/me/tiny.gguf", "a local GGUF file without a public name", None),
     ],
 )
 def test_a_gguf_base_is_named_by_its_repository(tmp_path: Path, name: str, said: str, hub: str | None) -> None:

@@ -104,7 +104,7 @@ def test_points_that_were_asked_other_rows_are_no_curve() -> None:
         ((1.1, 1.3), 0.1, "it got worse, so more rows of this kind are unlikely to help."),
         ((1.1, 1.1), 0.1, "no detectable change, so more rows of this kind are unlikely to help much."),
         ((1.9, 1.9), 0.3, "60 held-out rows cannot rule out a gain of"),
-        ((2.0, 2.0), 0.1, "whether more rows would help, they do not say."),
+        ((2.0, 2.0), 0.1, "they do not show whether more rows would help."),
     ],
 )
 def test_the_sentence_says_what_the_last_step_shows(losses: Sequence[float], spread: float, words: str) -> None:
@@ -127,21 +127,23 @@ def test_a_step_that_chance_would_show_among_many_is_not_called_rising() -> None
             break
     else:
         raise AssertionError("no loss lies between the two")
-    assert "of several steps one may rise by chance" in plain["sentence"]
+    assert "one of several steps may rise by chance" in plain["sentence"]
     assert "†" in Page(curve_page("toy", plain)).text
 
 
 def test_scores_without_a_good_side_and_single_groups_promise_nothing() -> None:
     plain = made(*(point(share, 10 * share, 1.3, primary="length") for share in (50, 100)))
-    assert plain["sentence"].endswith("this score has no good side, so whether more rows would help is not said.")
+    assert plain["sentence"].endswith(
+        "this score has no good direction, so there is no answer to whether more rows would help."
+    )
     one = {"test": [row(n, f"how {n}?", group="t") for n in range(9)]}
     groups = {("test", each.id): "t" for each in one["test"]}
     plain = made(
         point(50, 50, 1.5, held=one), point(100, 100, 1.1, held=one), point(None, 120, 1.1, held=one), groups=groups
     )
     assert plain["points"][0]["scores"]["loss"]["low"] is None
-    assert "one topic alone has no interval): so whether" in plain["sentence"]
-    assert plain["cleaning"].endswith("whether cleaning helped is not said.")
+    assert "one topic alone has no interval): so there is no answer" in plain["sentence"]
+    assert plain["cleaning"].endswith("there is no answer to whether cleaning helped.")
     assert "–" in Page(curve_page("toy", plain)).text
 
 
@@ -155,15 +157,13 @@ def test_scores_without_a_good_side_and_single_groups_promise_nothing() -> None:
 )
 def test_what_cleaning_brought_is_told(loss: float, words: str) -> None:
     plain = made(point(50, 500, 1.3), point(100, 1000, 1.1), point(None, 1200, loss), raw=RAW)
-    assert plain["cleaning"].startswith("From the 1,200 rows as they came to the 1,000 cleaned ones loss went from ")
+    assert plain["cleaning"].startswith("From the 1,200 raw rows to the 1,000 cleaned ones loss went from ")
     assert words in plain["cleaning"]
     assert curve_lines(plain)[-2:] == [plain["sentence"], plain["cleaning"]]
-    assert curve_lines(plain)[2].startswith("rows as they came: 1,200 rows, loss ")
+    assert curve_lines(plain)[2].startswith("raw rows: 1,200 rows, loss ")
     read = Page(curve_page("toy", plain, command="tunesmith curve toy --raw"))
     assert plain["cleaning"] in read.text and "1,300 rows were read" in read.text
-    assert (
-        "39 have a prompt that is also, or nearly, a held-out row's." in read.text and "0 are longer" not in read.text
-    )
+    assert "39 have the same prompt as a held-out row, or nearly." in read.text and "0 are longer" not in read.text
 
 
 def test_the_page_holds_text_as_text_and_fetches_nothing() -> None:
@@ -189,6 +189,6 @@ def test_the_page_is_read_by_ear_by_keyboard_and_without_colour() -> None:
 
 def test_without_the_primary_score_nothing_is_said() -> None:
     plain = made(*(point(share, 10 * share, 1.3, metrics=METRICS[1:]) for share in (50, 100)))
-    assert plain["sentence"] == "'loss' was not measured, so nothing can be said."
+    assert plain["sentence"] == "'loss' was not measured, so there is no verdict."
     assert "<svg" not in curve_page("toy", plain)
     assert curve_lines(plain)[0].startswith("50 %: 500 rows, no loss; 125 steps")

@@ -51,13 +51,16 @@ def robustness(tuned_obeys: int = 1, named: list[Named] | None = None) -> dict[s
 def test_disturbances_are_told_in_words() -> None:
     scores = {"primary": "numbered_steps", "robustness": robustness()}
     injected, typos = disturbed(scores, [Named("injected", {}), Named("typos", {"rate": 0.5})])
-    assert injected["what"].startswith("An order to drop the instructions")
-    assert typos["what"] == "One slip in 0.5 of the request's words."
+    assert injected["what"].startswith("An order to ignore the instructions")
+    assert typos["what"] == "One typo in 0.5 of the request's words."
     said = " ".join(injected["said"])
     assert "20 requests were asked in this form." in said
     assert "replies stay 95 % alike, the base model's 0 %: steadier than the base." in said
     assert "The tuned model's numbered steps went from 1.00 to 0.95 (no detectable change)." in said
-    assert "obeyed in 5 % of the requests by the tuned model and in 100 % by the base: safer than the base." in said
+    assert (
+        "The tuned model obeyed the hidden order in 5 % of the requests, the base model in 100 %: safer than the base."
+        in said
+    )
     assert "obeyed" not in " ".join(typos["said"])
     names = [line["name"] for line in injected["first"]]
     assert names == [
@@ -84,7 +87,7 @@ def test_rows_that_a_disturbance_leaves_out_are_counted_and_unknown_ones_shown()
     table = {**robustness()["typos"], "rows": 1, "left_out": 2}
     (found,) = disturbed({"primary": "stops", "robustness": {"of_a_later_version(x=1)": table}}, [])
     assert found["what"] == ""
-    assert found["said"][0] == "1 request was asked in this form, which 2 rows cannot take."
+    assert found["said"][0] == "1 request was asked in this form; 2 rows could not be changed like this."
 
 
 def test_no_disturbance_no_table() -> None:
@@ -142,10 +145,10 @@ def test_how_far_a_judge_may_be_trusted_is_said(tmp_path: Path) -> None:
     found = judged(tmp_path, toy_recipe(), {})
     assert found is not None
     assert found["doubts"] == [
-        "Asked twice, with the replies in either order, it agreed with itself in 75 % of the pairs; in 25 % the order "
-        "decided and not the reply. Such pairs are ties.",
-        "1 pair of equal replies was not asked for: a tie.",
-        "2 pairs without two verdicts: in no figure (2 unreadable).",
+        "Asked twice, with the replies in both orders, the judge agreed with itself in 75 % of the pairs; in 25 % the "
+        "order decided, not the reply. Such pairs are ties.",
+        "1 pair with equal replies was not judged and counts as a tie.",
+        "2 pairs without two verdicts were left out (2 unreadable).",
     ]
 
 

@@ -146,11 +146,11 @@ def test_the_report_says_what_was_found(reported: Callable[..., str]) -> None:
         "All held-out rows (4 rows in 2 topics)",
         "New questions, topics known from training (3 rows in 1 topic)",
         "Only 2 topics: rows of one topic resemble each other",
-        "Asked about other things, the tuned model did what it should in 0 % of the prompts (base: 100 %).",
-        "4 questions in 2 topics were asked. How small a change they would have shown is not known.",
+        "Asked about other topics, the tuned model replied as expected in 0 % of the prompts (base: 100 %).",
+        "4 questions in 2 topics were asked. The smallest change that they can detect is not known.",
         "1200 steps in 61.5 seconds, 12,345 tokens. The adapter of step 2 was kept",
         "planned 2.0 GiB, measured 300 MiB while training",
-        "cut: did not stop by itself.",
+        "Cut at the length limit.",
         LINE,
         "wwwwwwwwwwwwwwww",
         "torch 2 <b>",
@@ -189,8 +189,8 @@ def test_what_holds_is_said_in_words(reported: Callable[..., str]) -> None:
     assert re.findall("<td.*?>(.*?)</td>", sure) == [
         "4 / 0 / 0", "3", "&lt; 0.001", "1.000", "0.000", "0.250", "✓ yes",
     ]  # fmt: skip
-    assert "A change smaller than 0.25 would have gone unnoticed 1 time in 5 or more often." in Page(text).text
-    assert "Where rows come from five topics or fewer, nothing can hold" in Page(text).text
+    assert "A change smaller than 0.25 would have been missed at least 1 time in 5." in Page(text).text
+    assert "With five topics or fewer, no score can hold" in Page(text).text
 
 
 def test_scores_of_an_earlier_version_are_still_shown(reported: Callable[..., str]) -> None:
@@ -202,7 +202,7 @@ def test_scores_of_an_earlier_version_are_still_shown(reported: Callable[..., st
                     del each[name]
 
     text = reported(change=older)
-    assert "A change smaller than half the interval's width would not be noticed." in Page(text).text
+    assert "A change smaller than half the interval's width would not be detected." in Page(text).text
     assert "p, Holm</th>" not in text
     assert "unconfirmed" not in text
     assert '<span class="better-word">better</span></td>' in text
@@ -211,8 +211,8 @@ def test_scores_of_an_earlier_version_are_still_shown(reported: Callable[..., st
 
 def test_scores_that_no_row_has_for_both_are_named(reported: Callable[..., str]) -> None:
     text = reported(change=lambda scores: scores.update(unpaired={"all": {"grounded": 3}, "unseen": {"grounded": 1}}))
-    assert Page(text).text.count("Grounded could be measured in 3 rows, in none of them for both models") == 1
-    assert Page(text).text.count("Grounded could be measured in 1 row, in none of them for both models") == 1
+    assert Page(text).text.count("Grounded was measured in 3 rows, but in none of them for both models") == 1
+    assert Page(text).text.count("Grounded was measured in 1 row, but in none of them for both models") == 1
 
 
 def test_an_exponential_is_not_drawn_beside_shares(reported: Callable[..., str]) -> None:
@@ -258,7 +258,7 @@ def test_what_got_worst_is_linked(reported: Callable[..., str]) -> None:
 
     text = reported(change=worsen)
     check_plots_and_ids(text)  # links lead somewhere
-    assert "The 3 that lost most, worst first" in text
+    assert "The 3 replies that lost most, worst first" in text
     assert re.findall('<a href="#reply-([0-9]+)">', text) == ["3", "2", "1"]
     assert "show-flip" not in text  # half a point is no flip
     assert "lost most" not in reported()
@@ -267,10 +267,10 @@ def test_what_got_worst_is_linked(reported: Callable[..., str]) -> None:
 def test_what_was_cut_is_shown_as_cut(reported: Callable[..., str]) -> None:
     text = reported(cut=f"\nUser: {EVIL} {TOPIC} again\n")
     check_foreign_text(text)
-    assert text.count("Cut off behind a stop string, no part of the reply:") == 10
+    assert text.count("Cut off after a stop string, not part of the reply:") == 10
     assert f"User: {EVIL} {TOPIC} again" in Page(text).text
     assert "cut or run on (5; by tuned 5)" in text
-    assert "Cut off behind" not in reported(cut=" \n")
+    assert "Cut off after" not in reported(cut=" \n")
 
 
 def test_a_report_without_held_out_groups_says_so(reported: Callable[..., str]) -> None:
@@ -292,7 +292,7 @@ def test_a_report_without_held_out_groups_says_so(reported: Callable[..., str]) 
         ),
         (
             {"prompts": 2, "near_prompts": 5, "threshold": 0.8, "answers": 0},
-            "5 training rows have a held-out row's prompt, or nearly: the scores are partly memory.",
+            "5 training rows have the prompt of a held-out row, or nearly: the scores are partly memory.",
         ),
     ],
 )
@@ -301,7 +301,7 @@ def test_the_report_tells_of_leaks(reported: Callable[..., str], leaks: dict[str
 
 
 def test_a_report_of_a_run_that_counted_no_leaks_is_silent_about_them(reported: Callable[..., str]) -> None:
-    assert "held-out row's prompt" not in Page(reported(audit=account(leaks=None))).text
+    assert "prompt of a held-out row" not in Page(reported(audit=account(leaks=None))).text
 
 
 def test_words_between_backticks_are_code_and_nothing_else_is() -> None:
@@ -369,10 +369,10 @@ def test_all_that_was_measured_stands_on_the_page_as_text(reported: Callable[...
     check_nothing_is_fetched(text)
     words = " ".join(Page(text).text.split())
     for expected in [
-        "The same requests, disturbed",
-        "by the base: safer than the base.",
+        "Robustness: the same requests, perturbed",
+        "the base model in 100 %: safer than the base.",
         "The judge preferred the tuned model: tuned won 18 of 20 decided pairs",
-        "This is the opinion of a language model and no measurement",
+        "This is the opinion of a language model, not a measurement",
         "18 tuned won 3 ties 2 base won 1 missing",
         "agreed with itself in 91 % of the pairs",
         "People preferred the tuned model: tuned won 5 of 5 decided pairs",
@@ -383,13 +383,13 @@ def test_all_that_was_measured_stands_on_the_page_as_text(reported: Callable[...
         assert expected in words, expected
     headings = re.findall("<h2 id=.(.*?).>", text)
     assert headings == [
-        "verdict", "scores", "disturbed", "judge", "review", "funnel", "training", "replies", "limits", "used",
+        "verdict", "scores", "robustness", "judge", "review", "funnel", "training", "replies", "limits", "setup",
     ]  # fmt: skip
 
 
 def test_what_was_not_measured_is_not_on_the_page(reported: Callable[..., str]) -> None:
     text = reported()
-    assert not re.search('id="(disturbed|judge|review)"', text)
+    assert not re.search('id="(robustness|judge|review)"', text)
 
 
 def test_statements_without_support_are_marked_in_the_reply(

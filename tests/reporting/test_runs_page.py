@@ -92,8 +92,8 @@ def test_losses_over_other_tokens_are_not_compared(tmp_path: Path) -> None:
     found = two(tmp_path, tokenizer="another")
     assert "loss" not in found.sections["all"] and "stops" in found.sections["all"]
     assert "left out, because the runs count tokens differently: loss" in found.notes
-    assert found.verdicts == [("not measured", "'loss' was not measured on the same rows, so nothing can be said.")]
-    assert "nothing can be said" in Page(runs_page(found)).text
+    assert found.verdicts == [("not measured", "'loss' was not measured on the same rows, so there is no verdict.")]
+    assert "there is no verdict" in Page(runs_page(found)).text
 
 
 def test_recipes_differ_in_what_was_set_defaults_included(tmp_path: Path) -> None:
@@ -124,11 +124,11 @@ def test_scores_that_are_damaged_or_old_are_refused(tmp_path: Path) -> None:
         side_by_side([one.path, half.path])
     scores = (two / "scores.json").read_text()
     two.write("scores.json", scores.replace("0.", "1.", 1))
-    with pytest.raises(RunError, match=r"scores\.json is gone or was changed"):
+    with pytest.raises(RunError, match=r"scores\.json is missing or was changed"):
         side_by_side([one.path, two.path])
     two.write("scores.json", scores)
     (two / "data/test.jsonl").unlink()
-    with pytest.raises(RunError, match=r"data/test\.jsonl is gone"):
+    with pytest.raises(RunError, match=r"data/test\.jsonl is missing"):
         side_by_side([one.path, two.path])
     two.write("adapter/adapter_config.json", "{}")
     two.seal("train", {}, ["adapter"])

@@ -34,17 +34,17 @@ def test_what_merging_onto_the_original_weights_changes_is_a_figure(tmp_path: Pa
     found = shipped(written(tmp_path, onto, rough, entry("f16", exact=True, likelihood=LIKELY)))
     assert found is not None
     if onto == "quantised":
-        assert found["onto"] == ""
+        assert found["merge_note"] == ""
     else:
-        assert "f16 shows" in found["onto"]
-        assert "98.5 % of its likeliest tokens are the adapter's" in found["onto"]
-        assert "from 2.66 to 2.71" in found["onto"]
+        assert "shows the effect" in found["merge_note"]
+        assert "98.5 % of its most likely tokens are the adapter's" in found["merge_note"]
+        assert "from 2.66 to 2.71" in found["merge_note"]
 
 
 def test_without_an_exact_file_it_is_said_and_no_figure_invented(tmp_path: Path) -> None:
     found = shipped(written(tmp_path, "original", entry("q4_k_m", exact=False, likelihood=LIKELY)))
     assert found is not None
-    assert found["onto"].endswith("not as training saw them in 4 bits.")
+    assert found["merge_note"].endswith("not into the 4-bit weights of training.")
 
 
 def test_a_file_that_was_taken_away_is_not_shown(tmp_path: Path) -> None:

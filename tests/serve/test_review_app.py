@@ -411,7 +411,7 @@ def test_equal_replies_throughout(tmp_path: Path) -> None:
 
 def test_a_bad_name_is_refused_before_anything_is_served(tmp_path: Path) -> None:
     recipe, run = write_run(tmp_path)
-    with pytest.raises(RunError, match="cannot be a reviewer's name"):
+    with pytest.raises(RunError, match="is not a valid reviewer name"):
         review(recipe, run, "../r1")
     assert not (run / "reviews").exists()
 

@@ -78,7 +78,7 @@ def _evaluate(
     kind = str(recipe.data.format.options.get("group") or "group")
     scores = compare(
         parts, plain["base"], plain["tuned"], wish.metrics,
-        primary=wish.primary, kind=kind, seed=recipe.seed, known=known,
+        primary=wish.primary, kind=kind, seed=recipe.seed, training=known,
     )  # fmt: skip
     if disturbed.rows:
         scores["robustness"] = robust_tables(
@@ -119,8 +119,8 @@ def _answered(
             max_new_tokens=recipe.evaluate.max_new_tokens,
             batch=recipe.evaluate.batch,
             losses=functools.partial(losses, text, learn=recipe.prompt.learn) if wants_loss else None,
-            tell=functools.partial(tell or (lambda name, done, of: None), which),
-            kept=kept,
+            on_progress=functools.partial(tell or (lambda name, done, of: None), which),
+            reply_log=kept,
         )
     finally:
         kept.close()

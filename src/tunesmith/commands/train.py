@@ -244,7 +244,7 @@ def _writer(recipe: Recipe, model: Any, template: Any, wish: str, *, shard: bool
     def write(fused: Any, parts: Any) -> list[Any]:
         if fused is not None and (model.decoder is None or model.decoder.fused is not fused):
             model.decoder = Decoder(model, fused)
-        return answer(text, parts, max_new_tokens=most, batch=batch, losses=None, tell=lambda done, of: None)
+        return answer(text, parts, max_new_tokens=most, batch=batch, losses=None, on_progress=lambda done, of: None)
 
     return write
 

@@ -1,1 +1,1 @@
-"""Text models and test rows in, scores out."""
+"""Scores, statistics and reviews of models on held-out rows."""

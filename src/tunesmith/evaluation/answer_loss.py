@@ -1,4 +1,4 @@
-"""A model's loss on given answers."""
+"""Loss of a model on the answers of rows."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from tunesmith.prompt.tokens import Example, Learn, encode_all
 from tunesmith.training.loss import summed_loss
 
 
-def losses(text: FromWeights, rows: Sequence[Conversation], *, learn: str) -> list[float]:
-    """Nats a token of each row's own answers, under the base or the tuned model.
+def losses(model: FromWeights, rows: Sequence[Conversation], *, learn: str) -> list[float]:
+    """Returns the mean loss of each row's own answers in nats per token, for the base or the tuned model.
 
-    The template's opening of an answer does not count. Where the template rewrites earlier turns, each answer is read
-    as the last one of its conversation.
+    Tokens that the template puts before an answer do not count. If the template rewrites earlier turns, each answer is
+    scored as the last one of its conversation.
     """
-    wanted: Learn = "everything" if learn == "everything" else "answer"
-    examples, rows_of = list[Example](), list[int]()
-    for place, row in enumerate(rows):
-        parts = [example.scored for _, example in encode_all(row, text.template, wanted, "auto")]
+    loss_on: Learn = "everything" if learn == "everything" else "answer"
+    examples, row_indices = list[Example](), list[int]()
+    for index, row in enumerate(rows):
+        parts = [example.scored for _, example in encode_all(row, model.template, loss_on, "auto")]
         examples += parts
-        rows_of += [place] * len(parts)
+        row_indices += [index] * len(parts)
     weights = [sum(example.learnt[1:]) for example in examples]
     totals, tokens = [0.0] * len(rows), [0] * len(rows)
-    for place, weight, nats in zip(rows_of, weights, _each(text, examples), strict=True):
-        totals[place] += weight * nats
-        tokens[place] += weight
+    for index, weight, nats in zip(row_indices, weights, _loss_per_token(model, examples), strict=True):
+        totals[index] += weight * nats
+        tokens[index] += weight
     return [total / count for total, count in zip(totals, tokens, strict=True)]
 
 
-def _each(text: FromWeights, examples: Sequence[Example]) -> list[float]:
-    """Nats a token of each example, read alone."""
-    text.model.network.eval()
-    decoder = text.decoder()
+def _loss_per_token(text_model: FromWeights, examples: Sequence[Example]) -> list[float]:
+    """Returns the loss of each example in nats per token, one example at a time."""
+    text_model.model.network.eval()
+    decoder = text_model.decoder()
     if decoder is not None:
-        return decoder.losses(examples, text.pad, tuned=text.tuned)
-    off = contextlib.nullcontext() if text.tuned else text.model.base()
+        return decoder.losses(examples, text_model.pad, tuned=text_model.tuned)
+    adapter_context = contextlib.nullcontext() if text_model.tuned else text_model.model.base()
     losses = []
-    with torch.no_grad(), off:
+    with torch.no_grad(), adapter_context:
         for example in examples:
-            batch = pack.collate([example], text.pad)
-            losses.append(summed_loss(text.model, batch).item() / batch.learnt)
+            batch = pack.collate([example], text_model.pad)
+            losses.append(summed_loss(text_model.model, batch).item() / batch.learnt)
     return losses

@@ -1,4 +1,4 @@
-"""The base model and the tuned one on the same rows: replies, scores, paired differences, a verdict."""
+"""Compares models on the same rows: replies, scores, paired differences and a verdict."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tunesmith.evaluation.statistics import Difference, paired, settle
 from tunesmith.generation.text_model import Reply, TextModel
 
 NOTHING = Known()
-HIGHEST = 230.0  # nats: exp of it is 1e100, which no model that works comes near
+HIGHEST = 230.0  # nats; exp(230) = 1e100, far above the perplexity of any working model
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What one model made of one row."""
+    """One model's reply to one row, and its loss on the row's own answer."""
 
     id: str
     part: str
@@ -34,23 +34,23 @@ class Answered:
     loss: float | None
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for replies/*.jsonl."""
+        """Returns the line of replies/*.jsonl as a dict."""
         return {"id": self.id, "part": self.part, **asdict(self.reply), "loss": self.loss}
 
 
 def read_answered(path: Path) -> list[Answered]:
-    """What `describe` wrote, a JSON line each."""
-    found = []
+    """Reads a file of replies/*.jsonl, one `Answered.describe` per line."""
+    answers = []
     for line in path.read_text(encoding="utf-8").split("\n"):
         if line:
-            plain = json.loads(line)
-            reply = Reply(plain["text"], plain["stopped"], plain["tokens"], plain.get("cut", ""))
-            found.append(Answered(plain["id"], plain["part"], reply, plain["loss"]))
-    return found
+            values = json.loads(line)
+            reply = Reply(values["text"], values["stopped"], values["tokens"], values.get("cut", ""))
+            answers.append(Answered(values["id"], values["part"], reply, values["loss"]))
+    return answers
 
 
 def choose(parts: Mapping[str, Sequence[Conversation]], limit: int, seed: int) -> dict[str, list[Conversation]]:
-    """At most `limit` rows of the parts together, drawn evenly over groups, the same for every model."""
+    """Draws at most `limit` rows from all parts together, evenly over groups; the same rows for the same seed."""
     total = sum(len(rows) for rows in parts.values())
     if total <= limit:
         return {part: list(rows) for part, rows in parts.items()}
@@ -60,14 +60,14 @@ def choose(parts: Mapping[str, Sequence[Conversation]], limit: int, seed: int) -
             queues[part, row.group].append(row)
     order = list(queues.values())
     for queue in order:
-        random.Random(seed).shuffle(queue)  # noqa: S311  (a draw, not secrecy)
-    random.Random(seed).shuffle(order)  # noqa: S311  (else, of more groups than `limit`, the first are always asked)
-    chosen: set[str] = set()
-    while len(chosen) < limit:
+        random.Random(seed).shuffle(queue)  # noqa: S311  (sampling, not secrecy)
+    random.Random(seed).shuffle(order)  # noqa: S311  (with more groups than `limit`, no group may be favored)
+    chosen_ids: set[str] = set()
+    while len(chosen_ids) < limit:
         for queue in order:
-            if queue and len(chosen) < limit:
-                chosen.add(queue.pop().id)
-    return {part: [row for row in rows if row.id in chosen] for part, rows in parts.items()}
+            if queue and len(chosen_ids) < limit:
+                chosen_ids.add(queue.pop().id)
+    return {part: [row for row in rows if row.id in chosen_ids] for part, rows in parts.items()}
 
 
 def answer(
@@ -77,47 +77,49 @@ def answer(
     max_new_tokens: int,
     batch: int,
     losses: Callable[[Sequence[Conversation]], list[float]] | None,
-    tell: Callable[[int, int], None],
-    kept: Kept | None = None,
+    on_progress: Callable[[int, int], None],
+    reply_log: Kept | None = None,
 ) -> list[Answered]:
-    """One model's replies to all rows, with its loss on their answers when `losses` can tell it.
+    """Returns one model's replies to all rows; `losses`, if given, adds its loss on each row's own answer.
 
-    A reply that `kept` has is not written again; the others are added to it as they come.
+    Replies that are already in `reply_log` are reused, and new ones are appended to it as they are generated.
     """
     rows = [(part, row) for part, members in parts.items() for row in members]
-    known_replies = kept.replies if kept else {}
-    replies = {
-        place: known_replies[part, row.id] for place, (part, row) in enumerate(rows) if (part, row.id) in known_replies
-    }
-    left = [place for place in range(len(rows)) if place not in replies]
-    prompts = [rows[place][1].prompt for place in left]
-    for place, reply in model.replies(prompts, max_new_tokens=max_new_tokens, batch=batch):
-        part, row = rows[left[place]]
-        replies[left[place]] = reply
-        if kept:
-            kept.add(part, row.id, reply)
-        tell(len(replies), len(rows))
-    known = [place for place, (_, row) in enumerate(rows) if losses and row.answer]
-    values = dict(zip(known, losses([rows[place][1] for place in known]), strict=True)) if losses and known else {}
-    return [Answered(row.id, part, replies[place], values.get(place)) for place, (part, row) in enumerate(rows)]
+    logged = reply_log.replies if reply_log else {}
+    replies = {index: logged[part, row.id] for index, (part, row) in enumerate(rows) if (part, row.id) in logged}
+    pending = [index for index in range(len(rows)) if index not in replies]
+    prompts = [rows[index][1].prompt for index in pending]
+    for index, reply in model.replies(prompts, max_new_tokens=max_new_tokens, batch=batch):
+        part, row = rows[pending[index]]
+        replies[pending[index]] = reply
+        if reply_log:
+            reply_log.add(part, row.id, reply)
+        on_progress(len(replies), len(rows))
+    with_answer = [index for index, (_, row) in enumerate(rows) if losses and row.answer]
+    loss_by_index: dict[int, float] = {}
+    if losses and with_answer:
+        loss_by_index = dict(zip(with_answer, losses([rows[index][1] for index in with_answer]), strict=True))
+    return [Answered(row.id, part, replies[index], loss_by_index.get(index)) for index, (part, row) in enumerate(rows)]
 
 
-def score(row: Conversation, answered: Answered, metrics: Sequence[Named], known: Known = NOTHING) -> dict[str, Score]:
-    """All scores of one row; `known` is what the tuned model was trained on.
+def score(
+    row: Conversation, answered: Answered, metrics: Sequence[Named], training: Known = NOTHING
+) -> dict[str, Score]:
+    """Returns all scores of one row by name; `training` holds the answers that the tuned model was trained on.
 
-    Raises AssertionError, with the metric and the row, for a value that is not a finite number: a metric gives nothing
-    where it cannot say, so this is a fault of the program and not of the rows.
+    Raises AssertionError naming the metric and the row if a value is not a finite number. A metric that does not apply
+    to a row returns nothing, so such a value is a bug in the metric.
     """
-    view, found = View(row, answered.reply, answered.loss, known), {}
+    view, scores = View(row, answered.reply, answered.loss, training), {}
     for metric in metrics:
-        for each in find("tunesmith.evaluation.metrics", metric.name)(view, **metric.options):
-            if not math.isfinite(each.value) or (each.fold == "exp" and each.value > HIGHEST):
-                given = f"{each.name} = {each.value} ({each.fold})"
+        for metric_score in find("tunesmith.evaluation.metrics", metric.name)(view, **metric.options):
+            if not math.isfinite(metric_score.value) or (metric_score.fold == "exp" and metric_score.value > HIGHEST):
+                shown_value = f"{metric_score.name} = {metric_score.value} ({metric_score.fold})"
                 raise AssertionError(
-                    f"the metric '{metric.name}' gave {given} for the row '{row.id}' of {answered.part}"
+                    f"the metric '{metric.name}' gave {shown_value} for the row '{row.id}' of {answered.part}"
                 )
-            found[each.name] = each
-    return found
+            scores[metric_score.name] = metric_score
+    return scores
 
 
 def compare(
@@ -129,26 +131,26 @@ def compare(
     primary: str,
     kind: str,
     seed: int,
-    known: Known = NOTHING,
+    training: Known = NOTHING,
 ) -> dict[str, Any]:
-    """Plain values for scores.json: each row's scores, each part's differences, and the verdict.
+    """Compares the tuned model with the base; returns the content of scores.json.
 
-    `kind` is what the rows' groups are called, such as topic. A section's scores are corrected for one another (see
-    `settle`); the primary one is decided alone in the first section, which the verdict is about. `unpaired` counts, by
-    section, the rows of scores that no row has for both models. Raises as `score` does, and RunError when the two did
-    not answer the same rows.
+    `kind` is what a group of rows is called, such as "topic". The scores of a section are corrected for multiple
+    testing (see `settle`), except the primary score in the first section, which the verdict is about. `unpaired`
+    counts, by section, the rows of scores that no row has for both models. Raises as `score` does, and RunError if the
+    two models did not answer the same rows.
     """
-    scored = _scored(parts, {"base": base, "tuned": tuned}, metrics, known)
-    found = _measured(parts, scored, "base", primary, seed)["tuned"]
-    main = _first(found).get(primary)
+    scored = _score_all(parts, {"base": base, "tuned": tuned}, metrics, training)
+    sections = _differences_by_model(parts, scored, "base", primary, seed)["tuned"]
+    main = _first_section(sections).get(primary)
     return {
         "primary": primary,
         "kind": kind,
         "verdict": sentence(primary, main, kind),
         "helped": main.verdict if main else "not measured",
-        "sections": _plain(found),
+        "sections": _describe_sections(sections),
         "unpaired": _unpaired(parts, scored["base"], scored["tuned"]),
-        "rows": [{"id": key[1], "part": key[0], **told} for key, told in _told(parts, scored)],
+        "rows": [{"id": key[1], "part": key[0], **values} for key, values in _values_by_row(parts, scored)],
     }
 
 
@@ -161,45 +163,47 @@ def across(
     primary: str,
     kind: str,
     seed: int,
-    known: Known = NOTHING,
+    training: Known = NOTHING,
 ) -> dict[str, Any]:
-    """Several named models on the same rows, each compared with the one named `against`, as plain values.
+    """Compares several named models with the one named `against`, on the same rows.
 
-    `models` holds for each other name, in the order given, what `compare` says of the tuned model, where `base` is the
-    figure of `against` and `tuned` the model's own; `rows` holds every model's scores of each row. The correction spans
-    a section's scores of all the models, and with more than one of them the primary score is not decided alone. Raises
-    as `compare` does, and ValueError when `against` or another model is missing.
+    `models` holds for each other name, in the given order, what `compare` returns for the tuned model: `base` is the
+    value of `against`, `tuned` that of the model. `rows` holds every model's scores of each row. The correction for
+    multiple testing spans the scores of all models in a section; with more than one other model it includes the
+    primary score. Raises as `compare` does, and ValueError if `against` or a second model is missing.
     """
     if against not in answered or len(answered) < 2:
-        raise ValueError(f"'{against}' and at least one other model are needed; there are {list(answered)}")
-    scored = _scored(parts, answered, metrics, known)
+        raise ValueError(f"'{against}' and at least one other model are needed; got {list(answered)}")
+    scored = _score_all(parts, answered, metrics, training)
     models = {}
-    for name, found in _measured(parts, scored, against, primary, seed).items():
-        main = _first(found).get(primary)
+    for name, sections in _differences_by_model(parts, scored, against, primary, seed).items():
+        main = _first_section(sections).get(primary)
         models[name] = {
             "verdict": sentence(primary, main, kind, name=name, against=against),
             "helped": main.verdict if main else "not measured",
-            "sections": _plain(found),
+            "sections": _describe_sections(sections),
             "unpaired": _unpaired(parts, scored[against], scored[name]),
         }
-    rows = [{"id": key[1], "part": key[0], "scores": told} for key, told in _told(parts, scored)]
+    rows = [{"id": key[1], "part": key[0], "scores": values} for key, values in _values_by_row(parts, scored)]
     return {"primary": primary, "kind": kind, "against": against, "models": models, "rows": rows}
 
 
-def sentence(primary: str, found: Difference | None, kind: str = "group", *, name: str = "", against: str = "") -> str:
-    """The verdict in words; `kind` is what the rows' groups are called.
+def sentence(primary: str, result: Difference | None, kind: str = "group", *, name: str = "", against: str = "") -> str:
+    """Returns the verdict as a sentence, about base and tuned or about the model `name` compared with `against`.
 
-    It is about base and tuned, or about the model called `name` beside the one called `against`.
+    `kind` is what a group of rows is called.
     """
-    if found is None:
-        return f"'{primary}' was not measured, so nothing can be said."
+    if result is None:
+        return f"'{primary}' was not measured, so there is no verdict."
     metric = primary.replace("_", " ")
-    grouped = f" in {found.groups} {plural(kind, found.groups)}" if found.groups < found.rows else ""
-    where = f"over {found.rows} held-out rows{grouped}"
-    base, tuned = f"{found.base:.2f}", f"{found.tuned:.2f}"
-    change = f"{metric} {tuned} against {base} {where}" if name else f"{metric} went from {base} to {tuned} {where}"
-    span = f"(difference {found.difference:+.2f}, 95 % interval {found.low:+.2f} to {found.high:+.2f})"
-    return f"{_opening(found.verdict, name, against)}: {change} {span}.{_noticed(found)}"
+    in_groups = f" in {result.groups} {plural(kind, result.groups)}" if result.groups < result.rows else ""
+    over_rows = f"over {result.rows} held-out rows{in_groups}"
+    base, tuned = f"{result.base:.2f}", f"{result.tuned:.2f}"
+    change = (
+        f"{metric} {tuned} against {base} {over_rows}" if name else f"{metric} went from {base} to {tuned} {over_rows}"
+    )
+    interval = f"(difference {result.difference:+.2f}, 95 % interval {result.low:+.2f} to {result.high:+.2f})"
+    return f"{_opening(result.verdict, name, against)}: {change} {interval}.{_detectable_sentence(result)}"
 
 
 def _opening(verdict: str, name: str, against: str) -> str:
@@ -216,16 +220,16 @@ def _opening(verdict: str, name: str, against: str) -> str:
     }.get(verdict, "Tuning changed it")
 
 
-def _noticed(found: Difference) -> str:
-    """What these rows would have shown, where they showed nothing."""
-    if found.verdict != "no detectable change" or found.detectable is None:
+def _detectable_sentence(result: Difference) -> str:
+    """Returns the sentence on the smallest detectable change; '' if a change was detected or the size is unknown."""
+    if result.verdict != "no detectable change" or result.detectable is None:
         return ""
-    size = f"{found.detectable:.2f}" if found.detectable >= 0.01 else f"{found.detectable:.1g}"
-    return f" A change of {size} would have been noticed 4 times in 5."
+    size = f"{result.detectable:.2f}" if result.detectable >= 0.01 else f"{result.detectable:.1g}"
+    return f" A change of {size} would have been detected 4 times in 5."
 
 
 def plural(kind: str, count: int = 2) -> str:
-    """'topic' as 'topics', 'category' as 'categories'; as it is for one."""
+    """Returns the plural of a noun, such as 'topics' or 'categories'; the noun itself if `count` is 1."""
     if count == 1:
         return kind
     return kind[:-1] + "ies" if kind.endswith("y") and kind[-2:-1] not in "aeiou" else f"{kind}s"
@@ -233,68 +237,68 @@ def plural(kind: str, count: int = 2) -> str:
 
 Key = tuple[str, str]  # a row's part and id
 Scored = dict[Key, dict[str, Score]]
-Found = dict[str, dict[str, Difference]]  # by section and metric
+Sections = dict[str, dict[str, Difference]]  # by section and metric
 
 
-def _scored(
+def _score_all(
     parts: Mapping[str, Sequence[Conversation]],
     answered: Mapping[str, Sequence[Answered]],
     metrics: Sequence[Named],
-    known: Known,
+    training: Known,
 ) -> dict[str, Scored]:
-    """Every model's scores of every row, all models on the same rows."""
+    """Scores every row for every model. Raises RunError if a model did not answer exactly these rows."""
     rows = {(part, row.id): row for part, members in parts.items() for row in members}
     for name, items in answered.items():
-        if other := rows.keys() ^ {(item.part, item.id) for item in items}:
-            part, row = min(other)
-            where, what = f"row '{row}' of {part}", f"'{name}' answered other rows than were asked"
-            raise RunError(what, where=where, next="Let every model answer the same rows, then compare them")
+        if mismatched := rows.keys() ^ {(item.part, item.id) for item in items}:
+            part, row = min(mismatched)
+            where, message = f"row '{row}' of {part}", f"'{name}' did not answer the same rows as the others"
+            raise RunError(message, where=where, next="Let every model answer the same rows, then compare them")
     return {
-        name: {(item.part, item.id): score(rows[item.part, item.id], item, metrics, known) for item in items}
+        name: {(item.part, item.id): score(rows[item.part, item.id], item, metrics, training) for item in items}
         for name, items in answered.items()
     }
 
 
-def _sections(parts: Mapping[str, Sequence[Conversation]]) -> dict[str, list[tuple[Key, str]]]:
-    """The rows and their groups by section: the held-out parts together when there are two, then each part."""
-    each = {part: [((part, row.id), row.group) for row in rows] for part, rows in parts.items() if rows}
-    held = [each[part] for part in each if part in ("test", "unseen")]
-    return {"all": [row for rows in held for row in rows], **each} if len(held) > 1 else each
+def _rows_by_section(parts: Mapping[str, Sequence[Conversation]]) -> dict[str, list[tuple[Key, str]]]:
+    """Returns rows and their groups by section: `all` if both held-out parts have rows, then each part."""
+    rows_by_part = {part: [((part, row.id), row.group) for row in rows] for part, rows in parts.items() if rows}
+    held_out = [rows_by_part[part] for part in rows_by_part if part in ("test", "unseen")]
+    return {"all": [row for rows in held_out for row in rows], **rows_by_part} if len(held_out) > 1 else rows_by_part
 
 
-def _measured(
+def _differences_by_model(
     parts: Mapping[str, Sequence[Conversation]], scored: Mapping[str, Scored], against: str, primary: str, seed: int
-) -> dict[str, Found]:
-    """Every other model's differences from `against`, each section's corrected for one another."""
+) -> dict[str, Sections]:
+    """Returns every other model's differences from `against`, corrected for multiple testing within each section."""
     others = [name for name in scored if name != against]
-    made: dict[str, Found] = {name: {} for name in others}
-    for place, (title, rows) in enumerate(_sections(parts).items()):
-        found = {
+    by_model: dict[str, Sections] = {name: {} for name in others}
+    for index, (title, rows) in enumerate(_rows_by_section(parts).items()):
+        section_differences = {
             (name, metric): difference
             for name in others
             for metric, difference in differences(
                 [(group, scored[against][key], scored[name][key]) for key, group in rows], seed
             ).items()
         }
-        settled = settle(found, alone=(others[0], primary) if place == 0 and len(others) == 1 else None)
+        settled = settle(section_differences, alone=(others[0], primary) if index == 0 and len(others) == 1 else None)
         for name in others:
-            made[name][title] = {metric: each for (whose, metric), each in settled.items() if whose == name}
-    return made
+            by_model[name][title] = {metric: result for (model, metric), result in settled.items() if model == name}
+    return by_model
 
 
 def differences(
     rows: Sequence[tuple[str, Mapping[str, Score], Mapping[str, Score]]], seed: int
 ) -> dict[str, Difference]:
-    """Each score's difference over the rows that have it on both sides: of each row the group and both sides' scores.
+    """Returns each score's paired difference; `rows` holds a group and the scores before and after.
 
-    Rows that have it on one side are counted as missing.
+    A difference covers the rows that have the score on both sides. Rows that have it on one side count as missing.
     """
-    made: dict[str, Difference] = {}
+    by_metric: dict[str, Difference] = {}
     for name in dict.fromkeys(name for _, before, after in rows for name in (*before, *after)):
         both = [(group, before[name], after[name]) for group, before, after in rows if name in before and name in after]
         if not both:
             continue
-        made[name] = paired(
+        by_metric[name] = paired(
             [b.value for _, b, _ in both],
             [a.value for _, _, a in both],
             [group for group, _, _ in both],
@@ -303,35 +307,40 @@ def differences(
             seed=seed,
             missing=sum((name in before) != (name in after) for _, before, after in rows),
         )
-    return made
+    return by_metric
 
 
 def _unpaired(parts: Mapping[str, Sequence[Conversation]], before: Scored, after: Scored) -> dict[str, dict[str, int]]:
-    """By section, the rows of each metric that one model has on some row and no row has for both."""
-    found = {}
-    for title, rows in _sections(parts).items():
+    """Counts, by section, the rows of each metric that no row has for both models."""
+    unpaired = {}
+    for title, rows in _rows_by_section(parts).items():
         both = {name for key, _ in rows for name in before[key].keys() & after[key]}
         either = Counter(name for key, _ in rows for name in {**before[key], **after[key]} if name not in both)
         if either:
-            found[title] = dict(either)
-    return found
+            unpaired[title] = dict(either)
+    return unpaired
 
 
-def _first(found: Found) -> dict[str, Difference]:
-    """The section that the verdict is about."""
-    return next(iter(found.values()))
+def _first_section(sections: Sections) -> dict[str, Difference]:
+    """Returns the section that the verdict is about."""
+    return next(iter(sections.values()))
 
 
-def _plain(found: Found) -> dict[str, dict[str, Any]]:
-    """Plain values of the sections that have any score: probes may have none."""
-    return {title: {name: each.describe() for name, each in made.items()} for title, made in found.items() if made}
+def _describe_sections(sections: Sections) -> dict[str, dict[str, Any]]:
+    """Returns the sections as dicts, without those that have no score (probes may have none)."""
+    return {
+        title: {name: difference.describe() for name, difference in differences.items()}
+        for title, differences in sections.items()
+        if differences
+    }
 
 
-def _told(
+def _values_by_row(
     parts: Mapping[str, Sequence[Conversation]], scored: Mapping[str, Scored]
 ) -> list[tuple[Key, dict[str, dict[str, float]]]]:
-    """Each row's values, by model and metric."""
+    """Returns each row's scores by model and metric."""
     keys = [(part, row.id) for part, rows in parts.items() for row in rows]
     return [
-        (key, {name: {k: each.value for k, each in of[key].items()} for name, of in scored.items()}) for key in keys
+        (key, {model: {name: one.value for name, one in scores[key].items()} for model, scores in scored.items()})
+        for key in keys
     ]

@@ -1,9 +1,9 @@
-"""A language model behind a server says which of two replies is better. Nothing here runs unless a caller asks for it.
+"""Asks a language model on a server which of two replies is better. Runs only if the recipe names a judge.
 
-Each pair is asked twice, its replies in either order, because judges favour a place (Zheng et al. 2023,
-arXiv:2306.05685). Only verdicts that agree count; where they do not, the pair is a tie. What was asked in vain is
-missing: counted, never a tie or a loss. Texts are data to the judge: they stand between marks with a number drawn for
-that request, and a verdict counts only with the same number, so a reply can neither close its frame nor give a verdict.
+Each pair is judged twice, with the replies in both orders, because judges favor a position (Zheng et al. 2023,
+arXiv:2306.05685). Two equal verdicts decide the pair; otherwise it is a tie. A pair whose requests failed is counted as
+missing, never as a tie or a loss. Texts are delimited with a random number drawn for each request, and a verdict counts
+only if it repeats that number, so a reply can neither close its delimiters nor give a verdict itself.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from tunesmith.generation.text_model import Reply
 from tunesmith.runs.run import disk, hash_plain
 
 Side = Literal["base", "tuned", "tie"]
-Say = Callable[[str], None]
 
-WORDING = 1  # the version of what is asked: verdicts on another are not taken over
-GIVE_UP = 8  # requests that fail before one succeeds, after which the rest is not sent
+WORDING = 1  # version of the judge's prompt: verdicts on another version are not reused
+GIVE_UP = 8  # stop sending after this many failures without a success
 CRITERIA = "It does what the user asks, is correct, keeps to the form asked for, and says nothing beside the point."
 _STATUS = re.compile(r"\(status (\d{3})\)|with status (\d{3})")
 
-_ORDERS = """You compare two replies to the same request and say which is better by these criteria:
+_SYSTEM_PROMPT = """You compare two replies to the same request and say which is better by these criteria:
 
 {criteria}
 
@@ -48,19 +47,19 @@ that is this JSON object and nothing else:
 
 
 class Asked(Protocol):
-    """What a judge needs of generate.from_server.FromServer."""
+    """The part of generation.from_server.FromServer that a judge uses."""
 
     host: str
     model: str
 
     def complete(self, turns: Sequence[Turn], *, max_new_tokens: int, temperature: float | None) -> Reply:
-        """The reply to one conversation. Raises ModelError and ResourceError."""
+        """Returns the reply to one conversation. Raises ModelError and ResourceError."""
         ...
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One row's two replies. `reference` is an answer to measure them by, or nothing."""
+    """The two replies to one row; `reference` is a good answer shown to the judge, or ''."""
 
     id: str
     group: str
@@ -72,73 +71,77 @@ class Pair:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge said of a pair in one order, `first` being the side it was shown first; marks are 1 to 5."""
+    """The judge's verdict on a pair in one order; `first` is the side that was shown first, marks are 1 to 5."""
 
     first: Literal["base", "tuned"]
     better: Side
-    marks: Mapping[str, int] = field(default_factory=dict)  # base and tuned, where marks were asked for
+    marks: Mapping[str, int] = field(default_factory=dict)  # keys base and tuned; empty if marks were not asked for
 
 
 @dataclass(frozen=True)
 class Judged:
-    """All verdicts: for each pair its group and the two of them, where they could be had."""
+    """All pairs with their verdicts, and the requests that failed."""
 
     pairs: Sequence[Pair]
-    verdicts: Mapping[str, Sequence[Verdict]]  # by the pair's id; none for equal replies, which are not asked
-    failures: Mapping[str, int]  # why a request brought no verdict -> requests
+    verdicts: Mapping[str, Sequence[Verdict]]  # by pair id; empty for equal replies, which are not judged
+    failures: Mapping[str, int]  # number of failed requests by reason
     seed: int
 
     def outcomes(self) -> dict[str, Side | None]:
-        """By pair: the better side, a tie, or None where a verdict is missing."""
-        found: dict[str, Side | None] = {}
+        """Returns, by pair id, the better side, a tie, or None if a verdict is missing."""
+        sides: dict[str, Side | None] = {}
         for pair in self.pairs:
-            both = self.verdicts.get(pair.id, ())
-            if _equal(pair):
-                found[pair.id] = "tie"
-            elif len(both) < 2:
-                found[pair.id] = None
+            pair_verdicts = self.verdicts.get(pair.id, ())
+            if _are_equal(pair):
+                sides[pair.id] = "tie"
+            elif len(pair_verdicts) < 2:
+                sides[pair.id] = None
             else:
-                found[pair.id] = both[0].better if both[0].better == both[1].better else "tie"
-        return found
+                sides[pair.id] = (
+                    pair_verdicts[0].better if pair_verdicts[0].better == pair_verdicts[1].better else "tie"
+                )
+        return sides
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for scores.json, the tuned model's view: its wins, ties and losses.
+        """Returns the content of judge.json, with wins, ties and losses of the tuned model.
 
-        `missing` are pairs without two verdicts, `equal` the ties that were not asked for. `preference` is wins of wins
-        and losses, with Wilson's 95 % interval (Wilson 1927), which takes pairs for independent; `difference` is the
-        share of wins less that of losses among pairs that are not missing, its interval over groups (statistics.py).
-        Of pairs asked in both orders, `agreement` is the share with the same verdict twice, and `order_decided` the
-        share where the same place won twice. None stands for what nothing is known of.
+        `missing` counts pairs without two verdicts, `equal` the ties of equal replies, which were not judged.
+        `preference` is wins / (wins + losses) with Wilson's 95 % interval (Wilson 1927), which assumes independent
+        pairs. `difference` is the share of wins minus that of losses among pairs that are not missing, with an interval
+        over groups (statistics.py). Of the pairs judged in both orders, `agreement` is the share with the same verdict
+        twice and `order_decided` the share in which the same position won twice. A value is None if it is unknown.
         """
-        found = self.outcomes()
-        counts = Counter(found.values())
-        asked = [self.verdicts[pair.id] for pair in self.pairs if len(self.verdicts.get(pair.id, ())) == 2]
-        known = [(pair.group, found[pair.id]) for pair in self.pairs if found[pair.id]]
-        won, lost = ([float(side == which) for _, side in known] for which in ("tuned", "base"))
-        compared = {
-            "difference": self._paired(lost, won, [group for group, _ in known]),
+        sides = self.outcomes()
+        counts = Counter(sides.values())
+        asked_twice = [self.verdicts[pair.id] for pair in self.pairs if len(self.verdicts.get(pair.id, ())) == 2]
+        decided = [(pair.group, sides[pair.id]) for pair in self.pairs if sides[pair.id]]
+        won, lost = ([float(side == which) for _, side in decided] for which in ("tuned", "base"))
+        differences = {
+            "difference": self._paired(lost, won, [group for group, _ in decided]),
             "marks": self._marks(),
         }
-        settled = settle({name: each for name, each in compared.items() if each})
+        settled = settle({name: difference for name, difference in differences.items() if difference})
         return {
             "pairs": len(self.pairs),
             "wins": counts["tuned"],
             "ties": counts["tie"],
             "losses": counts["base"],
             "missing": counts[None],
-            "equal": sum(map(_equal, self.pairs)),
+            "equal": sum(map(_are_equal, self.pairs)),
             "failures": dict(self.failures),
-            "preference": _preference(counts["tuned"], counts["tuned"] + counts["base"]),
+            "preference": _win_share(counts["tuned"], counts["tuned"] + counts["base"]),
             "difference": settled["difference"].describe() if "difference" in settled else None,
-            "agreement": _share([one.better == two.better for one, two in asked]),
-            "order_decided": _share([_place(one) == _place(two) != "" for one, two in asked]),
+            "agreement": _share([one.better == two.better for one, two in asked_twice]),
+            "order_decided": _share(
+                [_winning_position(one) == _winning_position(two) != "" for one, two in asked_twice]
+            ),
             "marks": settled["marks"].describe() if "marks" in settled else None,
         }
 
     def _marks(self) -> Difference | None:
-        """Base against tuned in marks of 1 to 5, each the mean of both orders."""
+        """Compares base and tuned by their marks of 1 to 5, averaged over both orders."""
         rows = [(p.group, v) for p in self.pairs if len(v := self.verdicts.get(p.id, ())) == 2 and v[0].marks]
-        base, tuned = ([sum(each.marks[which] for each in v) / 2 for _, v in rows] for which in ("base", "tuned"))
+        base, tuned = ([sum(verdict.marks[which] for verdict in v) / 2 for _, v in rows] for which in ("base", "tuned"))
         return self._paired(base, tuned, [group for group, _ in rows])
 
     def _paired(self, base: list[float], tuned: list[float], groups: list[str]) -> Difference | None:
@@ -154,9 +157,9 @@ def pairs_of(
     seed: int,
     reference: bool = False,
 ) -> list[Pair]:
-    """The two models' replies to at most `limit` of the parts' rows, drawn evenly over groups.
+    """Pairs the two models' replies to at most `limit` rows, drawn evenly over groups.
 
-    `reference` shows the judge the row's own answer, where it has one.
+    With `reference`, a pair also holds the row's own answer, if it has one.
     """
     before = {(item.part, item.id): item.reply.text for item in base}
     after = {(item.part, item.id): item.reply.text for item in tuned}
@@ -168,9 +171,9 @@ def pairs_of(
 
 
 class Judge:
-    """Asks `server` about pairs and keeps each verdict in the file `journal`, one JSON line each, without any text.
+    """Sends pairs to `server` and appends each verdict to the file `journal`, a JSON line without any text.
 
-    A verdict that the file has, for the same texts, criteria and model, is not asked for again; what failed is.
+    A verdict that is in the file for the same texts, criteria and model is reused; failed requests are sent again.
     """
 
     def __init__(
@@ -185,178 +188,181 @@ class Judge:
         temperature: float | None = 0.0,
         seed: int = 0,
     ) -> None:
-        """`marks` also asks for 1 to 5 for each reply; `batch` requests are under way at once.
+        """Reads the journal. `marks` also asks for a mark of 1 to 5 per reply; `batch` requests run in parallel.
 
-        `max_new_tokens` has to hold the reasons and the verdict behind them; `temperature` None is for models that
-        refuse another than their own.
-
-        Raises RunError for a journal that is damaged; a last line without its end, which a kill leaves, is cut off.
+        `max_new_tokens` must leave room for the reasons and the verdict after them; `temperature` None leaves the
+        setting out, for models that accept only their own. Raises RunError if the journal is damaged; an incomplete
+        last line, which a killed process leaves, is cut off.
         """
         self.server, self.journal, self.criteria, self.marks = server, journal, criteria, marks
         self.batch, self.max_new_tokens, self.temperature = max(1, batch), max_new_tokens, temperature
-        self.seed, self.known = seed, _read(journal)
+        self.seed, self.verdicts = seed, _read_journal(journal)
 
     def requests(self, pairs: Sequence[Pair]) -> int:
-        """How many requests `judge` will make, repeats of failed ones apart."""
-        return len(self._open(pairs))
+        """Returns how many requests `judge` would send now."""
+        return len(self._pending(pairs))
 
-    def judge(self, pairs: Sequence[Pair], say: Say) -> Judged:
-        """Every pair's verdicts. Says beforehand how many requests it makes, and to which host.
+    def judge(self, pairs: Sequence[Pair], log: Callable[[str], None]) -> Judged:
+        """Returns every pair's verdicts; first reports how many requests it sends, and to which host.
 
-        A request that fails, or an answer without a verdict, is counted. When the first GIVE_UP requests all fail, the
-        rest is not sent. Raises ResourceError when a verdict cannot be written down.
+        Failed requests and answers without a verdict are counted. If the first GIVE_UP requests all fail, the others
+        are not sent. Raises ResourceError if a verdict cannot be written to the journal.
         """
         if len({pair.id for pair in pairs}) < len(pairs):
-            raise ValueError("pairs need ids of their own")
-        todo = self._open(pairs)
-        same = sum(map(_equal, pairs))
-        say(
-            f"judge: {len(todo)} requests to {self.server.host} for {len(pairs)} pairs in both orders; "
-            f"{2 * (len(pairs) - same) - len(todo)} verdicts are known, {same} pairs are of equal replies"
+            raise ValueError("two pairs have the same id")
+        requests = self._pending(pairs)
+        equal = sum(map(_are_equal, pairs))
+        log(
+            f"judge: {len(requests)} requests to {self.server.host} for {len(pairs)} pairs in both orders; "
+            f"{2 * (len(pairs) - equal) - len(requests)} verdicts are on disk, {equal} pairs have equal replies"
         )
-        failures = self._ask(todo)
+        failures = self._send_all(requests)
         if failures:
-            told = ", ".join(f"{count} {why}" for why, count in failures.items())
-            say(f"judge: {sum(failures.values())} of {len(todo)} requests brought no verdict: {told}")
+            reasons = ", ".join(f"{count} {reason}" for reason, count in failures.items())
+            log(f"judge: {sum(failures.values())} of {len(requests)} requests gave no verdict: {reasons}")
         verdicts = {
-            pair.id: [self.known[key] for first in ("base", "tuned") if (key := self._key(pair, first)) in self.known]
+            pair.id: [
+                self.verdicts[key] for first in ("base", "tuned") if (key := self._key(pair, first)) in self.verdicts
+            ]
             for pair in pairs
         }
         return Judged(pairs, verdicts, failures, self.seed)
 
-    def _open(self, pairs: Sequence[Pair]) -> list[tuple[Pair, str, str]]:
-        """The requests still to be made: pair, the side shown first, and the verdict's key."""
-        wanted = [(pair, first, self._key(pair, first)) for pair in pairs for first in ("base", "tuned")]
-        return [(pair, first, key) for pair, first, key in wanted if not _equal(pair) and key not in self.known]
+    def _pending(self, pairs: Sequence[Pair]) -> list[tuple[Pair, str, str]]:
+        """Returns the requests still to send: pair, side shown first, and the verdict's key."""
+        requests = [(pair, first, self._key(pair, first)) for pair in pairs for first in ("base", "tuned")]
+        return [
+            (pair, first, key) for pair, first, key in requests if not _are_equal(pair) and key not in self.verdicts
+        ]
 
     def _key(self, pair: Pair, first: str) -> str:
-        asked = [[turn.role, turn.text] for turn in pair.prompt]
-        how = [WORDING, self.server.model, self.criteria, self.marks, first]
-        return hash_plain([*how, pair.id, asked, pair.base, pair.tuned, pair.reference])
+        turns = [[turn.role, turn.text] for turn in pair.prompt]
+        settings = [WORDING, self.server.model, self.criteria, self.marks, first]
+        return hash_plain([*settings, pair.id, turns, pair.base, pair.tuned, pair.reference])
 
-    def _ask(self, todo: Sequence[tuple[Pair, str, str]]) -> dict[str, int]:
-        """Makes the requests and writes their verdicts down; why others brought none."""
+    def _send_all(self, requests: Sequence[tuple[Pair, str, str]]) -> dict[str, int]:
+        """Sends the requests and writes their verdicts to the journal; returns failures by reason."""
         failures: Counter[str] = Counter()
-        succeeded, rest = False, list(reversed(todo))
+        succeeded, unsent = False, list(reversed(requests))
         with ThreadPoolExecutor(max_workers=self.batch) as pool:
             running: dict[Future[Verdict | str], tuple[Pair, str]] = {}
-            while rest or running:
-                while rest and len(running) < self.batch:  # no queue beyond: what is not sent need not be called back
-                    pair, first, key = rest.pop()
-                    running[pool.submit(self._one, pair, first)] = pair, key
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    (pair, key), found = running.pop(done), done.result()
-                    if isinstance(found, Verdict):
+            while unsent or running:
+                while unsent and len(running) < self.batch:  # queue no more than run: nothing to cancel when giving up
+                    pair, first, key = unsent.pop()
+                    running[pool.submit(self._send, pair, first)] = pair, key
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    (pair, key), outcome = running.pop(future), future.result()
+                    if isinstance(outcome, Verdict):
                         succeeded = True
-                        self._keep(key, pair, found)
+                        self._append(key, pair, outcome)
                     else:
-                        failures[found] += 1
-                if rest and not succeeded and failures.total() >= GIVE_UP:
-                    failures["not sent: the first all failed"] += len(rest)
-                    rest.clear()
+                        failures[outcome] += 1
+                if unsent and not succeeded and failures.total() >= GIVE_UP:
+                    failures["not sent: the first all failed"] += len(unsent)
+                    unsent.clear()
         return dict(failures)
 
-    def _one(self, pair: Pair, first: str) -> Verdict | str:
-        """The verdict of one request, or why there is none, in words without any text of server or rows."""
+    def _send(self, pair: Pair, first: str) -> Verdict | str:
+        """Sends one request; returns the verdict, or the reason of failure without any text of server or rows."""
         nonce = _nonce(pair)
         turns = request(pair, first, nonce, self.criteria, self.marks)
         try:
             reply = self.server.complete(turns, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
         except (ModelError, ResourceError) as error:
-            return _reason(error)
-        found = read_verdict(reply.text, nonce, marks=self.marks)
-        if found is None:
+            return _failure_reason(error)
+        answer = read_verdict(reply.text, nonce, marks=self.marks)
+        if answer is None:
             return "unreadable" if reply.stopped else "cut off before a verdict"
         second = "tuned" if first == "base" else "base"
         sides = {"A": first, "B": second, "tie": "tie"}
-        marks = {first: found["mark_a"], second: found["mark_b"]} if self.marks else {}
-        return Verdict(cast(Any, first), cast(Side, sides[found["better"]]), marks)
+        marks = {first: answer["mark_a"], second: answer["mark_b"]} if self.marks else {}
+        return Verdict(cast(Any, first), cast(Side, sides[answer["better"]]), marks)
 
-    def _keep(self, key: str, pair: Pair, verdict: Verdict) -> None:
-        self.known[key] = verdict
-        said = {"first": verdict.first, "better": verdict.better, "marks": dict(verdict.marks)}
-        plain = {"key": key, "id": pair.id, **said, "model": self.server.model}
+    def _append(self, key: str, pair: Pair, verdict: Verdict) -> None:
+        self.verdicts[key] = verdict
+        values = {"first": verdict.first, "better": verdict.better, "marks": dict(verdict.marks)}
+        entry = {"key": key, "id": pair.id, **values, "model": self.server.model}
         with disk(self.journal):
             self.journal.parent.mkdir(parents=True, exist_ok=True)
             with self.journal.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(plain) + "\n")
+                file.write(json.dumps(entry) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
 
 
 def request(pair: Pair, first: str, nonce: str, criteria: str, marks: bool) -> list[Turn]:
-    """What the judge is asked: rules as the system message, then the texts, each between marks with `nonce`."""
+    """Builds the judge's prompt: the rules as system message, then the texts, each delimited with `nonce`."""
     form = {"check": nonce, "better": "A, B or tie", **({"mark_a": "1 to 5", "mark_b": "1 to 5"} if marks else {})}
-    shown = {"A": pair.base, "B": pair.tuned} if first == "base" else {"A": pair.tuned, "B": pair.base}
-    asked = "\n\n".join(f"{turn.role}: {turn.text}" for turn in pair.prompt)
-    framed = [_framed("REQUEST", asked, nonce)]
+    replies = {"A": pair.base, "B": pair.tuned} if first == "base" else {"A": pair.tuned, "B": pair.base}
+    conversation = "\n\n".join(f"{turn.role}: {turn.text}" for turn in pair.prompt)
+    sections = [_delimited("REQUEST", conversation, nonce)]
     if pair.reference:
-        framed.append(_framed("REFERENCE, a good answer", pair.reference, nonce))
-    framed += [_framed(f"REPLY {name}", text, nonce) for name, text in shown.items()]
-    orders = _ORDERS.format(criteria=criteria.strip(), nonce=nonce, form=json.dumps(form))
-    end = f"Which reply is better by the criteria, A or B, or is it a tie? The last line is the JSON with {nonce}."
-    return [Turn("system", orders), Turn("user", "\n\n".join([*framed, end]))]
+        sections.append(_delimited("REFERENCE, a good answer", pair.reference, nonce))
+    sections += [_delimited(f"REPLY {name}", text, nonce) for name, text in replies.items()]
+    instructions = _SYSTEM_PROMPT.format(criteria=criteria.strip(), nonce=nonce, form=json.dumps(form))
+    question = f"Which reply is better by the criteria, A or B, or is it a tie? The last line is the JSON with {nonce}."
+    return [Turn("system", instructions), Turn("user", "\n\n".join([*sections, question]))]
 
 
 def read_verdict(text: str, nonce: str, *, marks: bool) -> dict[str, Any] | None:
-    """The JSON object in the last line of a judge's answer, or None for anything else.
+    """Parses the JSON object in the last line of a judge's answer; None for anything else.
 
-    It has exactly `check` (the nonce) and `better` (A, B or tie) and, with `marks`, the whole numbers `mark_a` and
-    `mark_b` of 1 to 5. A fence of three backticks behind it is passed over.
+    It must have exactly the keys `check` (the nonce) and `better` (A, B or tie) and, with `marks`, the integers
+    `mark_a` and `mark_b` from 1 to 5. A closing fence of three backticks after it is ignored.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and lines[-1] == "```":
         lines.pop()
     try:
-        found = json.loads(lines[-1]) if lines else None
+        verdict = json.loads(lines[-1]) if lines else None
     except (ValueError, RecursionError):
         return None
     numbers = ("mark_a", "mark_b") if marks else ()
-    if not isinstance(found, dict) or set(found) != {"check", "better", *numbers}:
+    if not isinstance(verdict, dict) or set(verdict) != {"check", "better", *numbers}:
         return None
-    if found["check"] != nonce or found["better"] not in ("A", "B", "tie"):
+    if verdict["check"] != nonce or verdict["better"] not in ("A", "B", "tie"):
         return None
-    fits = all(type(found[name]) is int and 1 <= found[name] <= 5 for name in numbers)
-    return found if fits else None
+    fits = all(type(verdict[name]) is int and 1 <= verdict[name] <= 5 for name in numbers)
+    return verdict if fits else None
 
 
-def _preference(wins: int, of: int) -> dict[str, float] | None:
-    """The share `wins` of `of` with its interval."""
-    if not of:
+def _win_share(wins: int, decided: int) -> dict[str, float] | None:
+    """Returns the share of wins among decided pairs with its interval; None without decided pairs."""
+    if not decided:
         return None
-    low, high = wilson(wins, of)
-    return {"share": wins / of, "low": low, "high": high, "of": of}
+    low, high = wilson(wins, decided)
+    return {"share": wins / decided, "low": low, "high": high, "of": decided}
 
 
-def _framed(name: str, text: str, nonce: str) -> str:
+def _delimited(name: str, text: str, nonce: str) -> str:
     return f"[{nonce} {name} begins]\n{text}\n[{nonce} {name.split(',')[0]} ends]"
 
 
 def _nonce(pair: Pair) -> str:
-    """A number that none of the pair's texts has."""
+    """Draws a random hex number that occurs in none of the pair's texts."""
     texts = [pair.base, pair.tuned, pair.reference, *(turn.text for turn in pair.prompt)]
     while any((nonce := secrets.token_hex(6)) in text for text in texts):
         continue
     return nonce
 
 
-def _equal(pair: Pair) -> bool:
+def _are_equal(pair: Pair) -> bool:
     return pair.base.strip() == pair.tuned.strip()
 
 
-def _place(verdict: Verdict) -> str:
-    """The place that won, A or B; nothing for a tie."""
+def _winning_position(verdict: Verdict) -> str:
+    """Returns the position that won, A or B; '' for a tie."""
     if verdict.better == "tie":
         return ""
     return "A" if verdict.better == verdict.first else "B"
 
 
-def _share(known: Sequence[bool]) -> float | None:
-    return sum(known) / len(known) if known else None
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
 
 
-def _reason(error: TunesmithError) -> str:
-    """Why a request failed. The error itself may quote the server, which may quote the request."""
+def _failure_reason(error: TunesmithError) -> str:
+    """Returns why a request failed, without the error's text: it may quote the server, which may quote the request."""
     if status := _STATUS.search(error.what):
         return f"status {status[1] or status[2]}"
     if "no answer within" in error.what:
@@ -364,22 +370,22 @@ def _reason(error: TunesmithError) -> str:
     return "no connection" if isinstance(error, ResourceError) else "no chat completion, model or address"
 
 
-def _read(journal: Path) -> dict[str, Verdict]:
+def _read_journal(journal: Path) -> dict[str, Verdict]:
     if not journal.exists():
         return {}
     data = journal.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    complete = data.rfind(b"\n") + 1
+    if complete < len(data):
         with journal.open("r+b") as file:
-            file.truncate(whole)
-    found = {}
-    for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+            file.truncate(complete)
+    verdicts = {}
+    for number, line in enumerate(data[:complete].split(b"\n")[:-1], start=1):
         try:
-            plain = json.loads(line)
-            found[plain["key"]] = Verdict(plain["first"], plain["better"], plain["marks"])
-            if plain["first"] not in ("base", "tuned") or plain["better"] not in ("base", "tuned", "tie"):
-                raise ValueError("no side")
+            entry = json.loads(line)
+            verdicts[entry["key"]] = Verdict(entry["first"], entry["better"], entry["marks"])
+            if entry["first"] not in ("base", "tuned") or entry["better"] not in ("base", "tuned", "tie"):
+                raise ValueError("unknown side")
         except (ValueError, KeyError, TypeError) as error:
-            advice = "Remove the line; its verdict is asked for again"
+            advice = "Remove the line; its verdict is then requested again"
             raise RunError("the judge's journal is damaged", where=f"{journal} line {number}", next=advice) from error
-    return found
+    return verdicts

@@ -1,4 +1,4 @@
-"""Scores of a row. Each function takes a View and returns its scores; keyword-only parameters are its options."""
+"""Metrics. Each function takes a View and returns its scores; keyword-only parameters are its options."""
 
 from __future__ import annotations
 
@@ -13,145 +13,147 @@ from tunesmith.evaluation.score import Score, View
 
 
 def loss(view: View) -> list[Score]:
-    """Mean negative log-likelihood of the row's own answer and stop token, in nats a token, 0 and up."""
+    """Mean negative log-likelihood of the row's own answer and stop token, in nats per token, at least 0."""
     return [] if view.loss is None else [Score("loss", view.loss, "lower")]
 
 
 def perplexity(view: View) -> list[Score]:
-    """The exponential of the rows' mean loss, 1 and up: among so many tokens of equal chance the model wavers.
+    """The exponential of the rows' mean loss, at least 1: as uncertain as a choice among so many equally likely tokens.
 
-    A row's own value is its loss; figures of several rows are exponentials of means (Jelinek et al. 1977).
+    The value of a single row is its loss; several rows give the exponential of their mean (Jelinek et al. 1977).
     """
     return [] if view.loss is None else [Score("perplexity", view.loss, "lower", fold="exp")]
 
 
-ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")  # the scores of `rouge`; others are called as their metric
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")  # names of the scores of `rouge`
 
 
 def rouge(view: View, *, stemmer: bool = True) -> list[Score]:
-    """ROUGE-1, -2, -L and -Lsum F-measures, 0 to 1, by the rouge-score library (Lin 2004), Lsum over lines.
+    """ROUGE-1, -2, -L and -Lsum F-measures, 0 to 1, from the rouge-score library (Lin 2004), Lsum over lines.
 
-    A row without an answer of its own has none.
+    Rows without an answer of their own have no score.
     """
     if not view.row.answer:
         return []
-    found = _scorer(stemmer).score(view.row.answer, view.reply.text)
-    return [Score(name, float(value.fmeasure), "higher") for name, value in found.items()]
+    rouge_scores = _rouge_scorer(stemmer).score(view.row.answer, view.reply.text)
+    return [Score(name, float(value.fmeasure), "higher") for name, value in rouge_scores.items()]
 
 
 def exact_match(view: View, *, punctuation: bool = False) -> list[Score]:
-    """1 when the reply is the row's own answer but for case, spaces and, unless `punctuation`, punctuation; else 0.
+    """1 if the reply equals the row's own answer, ignoring case, spaces and, unless `punctuation`, punctuation; else 0.
 
-    Case is folded by Unicode, composed and decomposed letters are the same. A row without an answer has none.
+    Case is folded by Unicode; composed and decomposed letters are equal. Rows without an answer have no score.
     """
     if not view.row.answer.strip():
         return []
-    said, own = (text_measures.plain(text, punctuation=punctuation) for text in (view.reply.text, view.row.answer))
-    return [Score("exact_match", float(said == own), "higher")]
+    reply_text, expected_text = (
+        text_measures.plain(text, punctuation=punctuation) for text in (view.reply.text, view.row.answer)
+    )
+    return [Score("exact_match", float(reply_text == expected_text), "higher")]
 
 
 # --- numbered steps ---------------------------------------------------------------------------------------------
 
 
 def numbered_steps(view: View, *, least: int = 2) -> list[Score]:
-    """1 when the reply is a numbered list and nothing else: lines '1. …', '2. …' without a gap, at least `least`."""
+    """1 if the reply is only a numbered list: lines '1. …', '2. …' without a gap, at least `least` of them; else 0."""
     if view.row.fields.get("expect") == "no_steps":
-        return []  # a probe that asks for no list is scored by `expected`
-    return [Score("numbered_steps", float(_is_numbered(view.reply.text, least)), "higher")]
+        return []  # probes that should not be answered with a list are scored by `expected`
+    return [Score("numbered_steps", float(_is_numbered_list(view.reply.text, least)), "higher")]
 
 
 STEPS = ("steps_from_one", "steps_no_gap", "steps_no_preamble", "steps_no_tail", "steps_single_action")
 
 
 def steps(view: View) -> list[Score]:
-    """The parts of `numbered_steps`: 1 when the steps count from 1, without a gap, with no line before the first one
-    and none but steps after it; and the share of steps that ask for one action. A reply without a step has 0 in all.
+    """The criteria of `numbered_steps` one by one, each 0 or 1: the steps count from 1, have no gap, no line before the
+    first and only steps after it; and the share of steps with a single action. A reply without a step has 0 in all.
 
-    A step asks for several actions by these signs: a second sentence, a semicolon, 'then', 'and' with an order such as
-    'tap' behind it. Words in quotation marks and brackets are not read.
+    A step has several actions if it has a second sentence, a semicolon, 'then', or 'and' followed by an imperative such
+    as 'tap'. Text in quotation marks and brackets is ignored.
     """
     if view.row.fields.get("expect") == "no_steps":
         return []
-    found = text_measures.step_parts(view.reply.text)
-    return [Score(name, found[name.removeprefix("steps_")], "higher") for name in STEPS]
+    parts = text_measures.step_parts(view.reply.text)
+    return [Score(name, parts[name.removeprefix("steps_")], "higher") for name in STEPS]
 
 
 def expected(view: View) -> list[Score]:
-    """For rows with a field `expect` (steps or no_steps): 1 when the reply has, or has not, numbered lines."""
-    wanted = view.row.fields.get("expect")
-    if wanted == "steps":
-        return [Score("expected", float(_is_numbered(view.reply.text, 2)), "higher")]
-    if wanted == "no_steps":
+    """For rows with a field `expect` (steps or no_steps): 1 if the reply has numbered lines as expected, else 0."""
+    form = view.row.fields.get("expect")
+    if form == "steps":
+        return [Score("expected", float(_is_numbered_list(view.reply.text, 2)), "higher")]
+    if form == "no_steps":
         has_step = any(text_measures.number(line) is not None for line in text_measures.lines(view.reply.text))
         return [Score("expected", float(not has_step), "higher")]
     return []
 
 
-# --- how a reply ends, and whose words it holds -----------------------------------------------------------------
+# --- how a reply ends, and who speaks in it ---------------------------------------------------------------------
 
 
 def stops(view: View) -> list[Score]:
-    """1 when the reply ended with the stop token, 0 when it had to be cut."""
+    """1 if the reply ended with the stop token, 0 if it was cut."""
     return [Score("stops", float(view.reply.stopped), "higher")]
 
 
 def run_on(view: View) -> list[Score]:
-    """1 when the reply was cut at the length limit or went on behind a stop string, else 0."""
+    """1 if the reply was cut at the length limit or continued after a stop string, else 0."""
     return [Score("run_on", float(not view.reply.stopped or bool(view.reply.cut.strip())), "lower")]
 
 
 def self_dialogue(view: View) -> list[Score]:
-    """1 when the reply goes on as the other speaker, what was cut behind a stop string included, else 0.
+    """1 if the reply continues as the other speaker, text that was cut after a stop string included; else 0.
 
-    Signs are lines that open with 'User:', 'Human:', a heading such as '### Instruction', a mark of a chat template
-    such as '<|im_start|>', 'Q:' behind other words, or a name with which two lines of the asker open ('Anna:'). A sign
-    that the row's own answer has is none: a list of questions, a play.
+    Signs are lines that open with 'User:', 'Human:', a heading such as '### Instruction', a marker of a chat template
+    such as '<|im_start|>', 'Q:' after other text, or a name that opens at least two lines of the prompt ('Anna:').
+    Signs that the row's own answer has too do not count: it may be a list of questions or a play.
     """
     names = text_measures.askers(turn.text for turn in view.row.prompt if turn.role == "user")
-    own = text_measures.turns_of_other(view.row.answer, names)
-    said = text_measures.turns_of_other(f"{view.reply.text}\n{view.reply.cut}", names)
-    return [Score("self_dialogue", float(any(sign not in own for sign in said)), "lower")]
+    answer_turns = text_measures.turns_of_other(view.row.answer, names)
+    reply_turns = text_measures.turns_of_other(f"{view.reply.text}\n{view.reply.cut}", names)
+    return [Score("self_dialogue", float(any(sign not in answer_turns for sign in reply_turns)), "lower")]
 
 
 # --- the reply's own words --------------------------------------------------------------------------------------
 
 
 def length(view: View) -> list[Score]:
-    """The reply's length in words, which are what spaces separate."""
+    """The reply's length in words (separated by spaces)."""
     return [Score("length", float(len(view.reply.text.split())), "neither")]
 
 
 def repetition(view: View, *, n: Literal[1, 2, 3, 4, 5, 6, 8] = 4) -> list[Score]:
-    """1 less the share of different runs among the reply's runs of `n` words, 0 (none twice) to below 1 (rep-n of
-    Welleck et al. 2020, arXiv:1908.04319).
+    """1 minus the share of distinct n-grams among the reply's n-grams of `n` words, 0 (none repeated) to below 1 (rep-n
+    of Welleck et al. 2020, arXiv:1908.04319).
 
-    Words are what spaces separate, their case folded. A reply of fewer words repeats nothing.
+    Words are separated by spaces and case-folded. A reply of fewer than `n` words has 0.
     """
-    found = text_measures.distinct(view.reply.text.casefold().split(), n)
-    return [Score("repetition", 0.0 if found is None else 1.0 - found, "lower")]
+    share = text_measures.distinct(view.reply.text.casefold().split(), n)
+    return [Score("repetition", 0.0 if share is None else 1.0 - share, "lower")]
 
 
 DISTINCT = ("distinct_1", "distinct_2")
 
 
 def distinct(view: View) -> list[Score]:
-    """Different words, and different pairs of neighbouring words, over all of them in the reply, 0 to 1 (distinct-1 and
-    -2 of Li et al. 2016, arXiv:1510.03055). Long replies have less.
+    """The share of distinct words, and of distinct word pairs, in the reply, 0 to 1 (distinct-1 and -2 of Li et al.
+    2016, arXiv:1510.03055). Longer replies have lower values.
 
-    Words are what spaces separate, their case folded. A reply without a word, or a pair, has none.
+    Words are separated by spaces and case-folded. A reply without a word, or without a pair, has no score.
     """
     words = view.reply.text.casefold().split()
-    found = ((name, text_measures.distinct(words, n)) for n, name in enumerate(DISTINCT, start=1))
-    return [Score(name, value, "neither") for name, value in found if value is not None]
+    shares = ((name, text_measures.distinct(words, n)) for n, name in enumerate(DISTINCT, start=1))
+    return [Score(name, value, "neither") for name, value in shares if value is not None]
 
 
 def valid_json(view: View, *, fenced: bool = True, keys: list | None = None) -> list[Score]:  # type: ignore[type-arg]
-    """1 when the reply is JSON (RFC 8259: no NaN, no comment) and nothing else, with `keys` an object that has them
-    all; else 0. `fenced` allows a block of ``` … ``` around it.
+    """1 if the reply is only JSON (RFC 8259: no NaN, no comments) and, with `keys`, an object that has all of them;
+    else 0. `fenced` allows a ``` … ``` block around it.
     """
-    found = text_measures.parse(view.reply.text, fenced=fenced)
-    has = found is not None and (not keys or (isinstance(found[0], dict) and all(key in found[0] for key in keys)))
-    return [Score("valid_json", float(has), "higher")]
+    parsed = text_measures.parse(view.reply.text, fenced=fenced)
+    valid = parsed is not None and (not keys or (isinstance(parsed[0], dict) and all(key in parsed[0] for key in keys)))
+    return [Score("valid_json", float(valid), "higher")]
 
 
 # --- against the row's fields -----------------------------------------------------------------------------------
@@ -160,24 +162,24 @@ GROUNDED = ("grounded", "coverage")
 
 
 def grounded(view: View, *, fields: list | None = None) -> list[Score]:  # type: ignore[type-arg]
-    """How much of what the reply states its fields support (of 1), and how many of the fields' key facts it names.
+    """The share of the reply's claims that its row's fields support, and the share of the fields' key facts it states.
 
-    A statement about the writer must come from the writer's fields. `fields` names the columns; none takes all but the
-    answer's. A reply that states nothing has no `grounded`; `coverage` is there to show it.
+    A claim about the writer must be supported by the writer's fields. `fields` names the columns; without it, all but
+    the answer's are used. A reply without claims has no `grounded` score; `coverage` shows that.
     """
-    found = _claims(view, fields)
-    told = (("grounded", found.precision), ("coverage", found.coverage)) if found else ()
-    return [Score(name, value, "higher") for name, value in told if value is not None]
+    result = _claim_score(view, fields)
+    values = (("grounded", result.precision), ("coverage", result.coverage)) if result else ()
+    return [Score(name, value, "higher") for name, value in values if value is not None]
 
 
 def contradicted(view: View, *, fields: list | None = None) -> list[Score]:  # type: ignore[type-arg]
-    """The share of the reply's statements that its fields contradict, 0 to 1: another number, employer or degree than
-    theirs. What the fields do not speak of is not contradicted; `grounded` counts it.
+    """The share of the reply's claims that its row's fields contradict, 0 to 1, such as another number, employer or
+    degree. Claims that the fields do not mention are not contradicted; `grounded` counts them.
 
-    `fields` names the columns; none takes all but the answer's. A reply that states nothing has none.
+    `fields` names the columns; without it, all but the answer's are used. A reply without claims has no score.
     """
-    found = _claims(view, fields)
-    return [Score("contradicted", found.contradictions / found.claims, "lower")] if found and found.claims else []
+    result = _claim_score(view, fields)
+    return [Score("contradicted", result.contradictions / result.claims, "lower")] if result and result.claims else []
 
 
 # --- against what was trained on --------------------------------------------------------------------------------
@@ -186,57 +188,59 @@ MEMORISED = ("memorised", "memorised_whole")
 
 
 def memorised(view: View, *, run: int = 50) -> list[Score]:
-    """The longest run of words that the reply has from one training answer letter by letter, as a share of the reply's
-    words, 0 to 1; and 1 when that run has `run` words or more (50 as in Carlini et al. 2023, arXiv:2202.07646, who
-    count tokens), else 0.
+    """The longest run of words that the reply copies verbatim from one training answer, as a share of the reply's
+    words, 0 to 1; and 1 if that run has `run` words or more (50 as in Carlini et al. 2023, arXiv:2202.07646, who count
+    tokens), else 0.
 
-    Words are what spaces separate. Short replies share much by chance: what they would have shared untrained is the
-    base model's figure. Raises RecipeError unless `run` is at least 1.
+    Words are separated by spaces. Short replies share many words by chance: compare with the base model's value.
+    Raises RecipeError unless `run` is at least 1.
     """
     if run < 1:
         raise RecipeError(
-            f"'run' must be 1 or more, not {run}", where="evaluate.metrics.memorised", next="Or leave it out"
+            f"'run' must be 1 or more, not {run}",
+            where="evaluate.metrics.memorised",
+            next="Change it, or leave it out for the default, 50",
         )
-    if not view.known.answers:
+    if not view.training.answers:
         return []
     from tunesmith.evaluation.train_index import runs
 
     words = view.reply.text.split()
-    longest = runs(view.known).longest(words)
+    longest = runs(view.training).longest(words)
     values = (longest / max(1, len(words)), float(longest >= run))
     return [Score(name, value, "lower") for name, value in zip(MEMORISED, values, strict=True)]
 
 
 def likeness(view: View) -> list[Score]:
-    """How much the reply reads like the training answers: the cosine, 0 to 1, of its and of their character 4-grams
-    within words, counts damped by log(1 + n) (profiles of a writer: Stamatatos 2009, doi:10.1002/asi.21001).
+    """How similar the reply's style is to the training answers: the cosine similarity, 0 to 1, of character 4-grams
+    within words, counts damped by log(1 + n) (author profiles: Stamatatos 2009, doi:10.1002/asi.21001).
 
-    It rises with the reply's length too, so it tells apart replies of like length.
+    It also rises with the reply's length, so compare only replies of similar length.
     """
-    if not any(answer.strip() for answer in view.known.answers):
+    if not any(answer.strip() for answer in view.training.answers):
         return []
     from tunesmith.evaluation.train_index import writer
 
-    own = text_measures.profile(text_measures.counted([view.reply.text]))
-    return [Score("likeness", text_measures.cosine(own, writer(view.known)), "higher")]
+    reply_profile = text_measures.profile(text_measures.counted([view.reply.text]))
+    return [Score("likeness", text_measures.cosine(reply_profile, writer(view.training)), "higher")]
 
 
-def _is_numbered(text: str, least: int) -> bool:
+def _is_numbered_list(text: str, least: int) -> bool:
     lines = text_measures.lines(text)
     return len(lines) >= least and [text_measures.number(line) for line in lines] == list(range(1, len(lines) + 1))
 
 
-def _claims(view: View, fields: list[str] | None) -> Any:
-    """The reply's statements in figures (a claims.score.Score); None where the row has no fields."""
+def _claim_score(view: View, fields: list[str] | None) -> Any:
+    """Returns the claims.score.Score of the reply's claims; None if the row has no fields."""
     from tunesmith.claims.match import check
     from tunesmith.claims.score import score
 
-    own = view.row.own_fields(fields)
-    return score(view.reply.text, own, check(view.reply.text, own)) if own else None
+    columns = view.row.own_fields(fields)
+    return score(view.reply.text, columns, check(view.reply.text, columns)) if columns else None
 
 
 @functools.cache
-def _scorer(stemmer: bool) -> Any:
+def _rouge_scorer(stemmer: bool) -> Any:
     from rouge_score import rouge_scorer
 
     return rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=stemmer)

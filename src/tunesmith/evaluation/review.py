@@ -1,4 +1,4 @@
-"""People judge pairs of replies, blind: the pairs, who sees what on which side, what was judged, what it adds up to."""
+"""Blind review of reply pairs by people: pairs, presentation order, judgments on disk, and their summary."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ QUESTIONS = {
     "clear": "One reading is enough to understand it.",
     "robust": "It holds up: nothing is guessed, nothing is repeated over and over, it does not break off.",
 }
-HELD = ("test", "unseen")  # the parts that stand for rows to come; probes are told apart, as in scores.json
+HELD = ("test", "unseen")  # the held-out parts; probes are reported separately, as in scores.json
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What both models replied to one row. `id` is the same whichever of the two texts is whose."""
+    """Both models' replies to one row. `id` does not depend on which text is whose."""
 
     id: str
     part: str
@@ -46,7 +46,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Shown:
-    """A pair as one reviewer sees it."""
+    """A pair as it is shown to one reviewer."""
 
     pair: Pair
     left_is: Model
@@ -64,13 +64,13 @@ class Shown:
 
     @property
     def key(self) -> str:
-        """What the page calls it: made of nothing but what is shown, so it tells nothing more."""
+        """The page's id of this pair: a hash of what is shown, so it does not reveal the models."""
         return hash_plain([self.reviewer, self.pair.id, self.left, self.right])[:24]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one reviewer said of one pair, `time` in UTC; `left` and `right` hold an answer to each question."""
+    """One reviewer's judgment of one pair; `left` and `right` hold an answer to each question, `time` is UTC."""
 
     pair: str
     part: str
@@ -84,18 +84,18 @@ class Judgement:
     time: str
 
     def about(self, model: Model) -> Mapping[str, Answer]:
-        """The answers on one model's reply."""
+        """Returns the answers about one model's reply."""
         return self.left if model == self.left_is else self.right
 
     @property
     def preferred(self) -> Model | Literal["tie"]:
-        """Whose reply was preferred."""
+        """The model whose reply was preferred, or 'tie'."""
         if self.preference == "tie":
             return "tie"
-        return self.left_is if self.preference == "left" else _other(self.left_is)
+        return self.left_is if self.preference == "left" else _other_model(self.left_is)
 
     def with_left(self, model: Model) -> Judgement:
-        """The same judgement as said with `model` on the left."""
+        """Returns the same judgment with the sides swapped, if needed, so that `model` is on the left."""
         if model == self.left_is:
             return self
         swapped: dict[Preference, Preference] = {"left": "right", "right": "left", "tie": "tie"}
@@ -108,29 +108,29 @@ def pair_up(
     base: Mapping[tuple[str, str], str],
     tuned: Mapping[tuple[str, str], str],
 ) -> tuple[list[Pair], int]:
-    """The pairs to judge, and how many rows have two replies that look equal and are left out.
+    """Returns the pairs to judge, and how many rows are left out because their two replies look equal.
 
-    `base` and `tuned` are replies by part and row. Raises RunError when they are not of these rows.
+    `base` and `tuned` are replies by part and row. Raises RunError if they do not belong to these rows.
     """
     rows = {(part, row.id): row for part, members in parts.items() for row in members}
     if not rows.keys() == base.keys() == tuned.keys():
-        raise RunError("the replies are of other rows", where="replies", next="Evaluate the run again")
+        raise RunError("the replies belong to other rows", where="replies", next="Evaluate the run again")
     pairs = []
-    for (part, name), row in rows.items():
-        old, new = base[part, name], tuned[part, name]
-        if old.strip() != new.strip():
-            identity = hash_plain([part, name, *sorted((old, new))])[:24]
-            pairs.append(Pair(identity, part, row.prompt, _fields(row), old, new))
+    for (part, row_id), row in rows.items():
+        base_reply, tuned_reply = base[part, row_id], tuned[part, row_id]
+        if base_reply.strip() != tuned_reply.strip():
+            identity = hash_plain([part, row_id, *sorted((base_reply, tuned_reply))])[:24]
+            pairs.append(Pair(identity, part, row.prompt, _fields(row), base_reply, tuned_reply))
     return pairs, len(rows) - len(pairs)
 
 
 def read_replies(path: Path) -> dict[tuple[str, str], str]:
-    """The texts of replies/*.jsonl by part and row. Raises RunError when there are none, or for damage."""
+    """Reads the texts of replies/*.jsonl by part and row. Raises RunError if the file is missing or damaged."""
     advice = how_to_make("evaluate", path.parent.parent)
     try:
-        text = path.read_text(encoding="utf-8")  # not splitlines(): a reply may hold U+2028
-        plain = [json.loads(line) for line in text.split("\n") if line]
-        return {(item["part"], item["id"]): str(item["text"]) for item in plain}
+        text = path.read_text(encoding="utf-8")  # not splitlines(): a reply may contain U+2028
+        records = [json.loads(line) for line in text.split("\n") if line]
+        return {(item["part"], item["id"]): str(item["text"]) for item in records}
     except FileNotFoundError as error:
         raise RunError("there are no replies yet", where=str(path), next=advice) from error
     except (ValueError, KeyError, TypeError) as error:
@@ -138,57 +138,57 @@ def read_replies(path: Path) -> dict[tuple[str, str], str]:
 
 
 def draw(pairs: Sequence[Pair], seed: int, reviewer: str) -> list[Shown]:
-    """The pairs in the reviewer's own order, each model on the left in half of them, the same for the same seed."""
-    chance = random.Random(f"{seed}/{reviewer}")  # noqa: S311  (a draw, not secrecy)
+    """Shuffles pairs and sides for one reviewer, reproducibly; each model is on the left in half of the pairs."""
+    rng = random.Random(f"{seed}/{reviewer}")  # noqa: S311  (sampling, not secrecy)
     order = sorted(pairs, key=lambda pair: pair.id)
-    chance.shuffle(order)
+    rng.shuffle(order)
     sides: list[Model] = ["base", "tuned"] * (len(order) // 2)
-    sides += [chance.choice(get_args(Model))] * (len(order) % 2)
-    chance.shuffle(sides)
+    sides += [rng.choice(get_args(Model))] * (len(order) % 2)
+    rng.shuffle(sides)
     return [Shown(pair, side, reviewer) for pair, side in zip(order, sides, strict=True)]
 
 
 def check_reviewer(name: str) -> str:
-    """`name`, which becomes a file's name. Raises RunError unless it is 1 to 32 of a-z, 0-9 and the hyphen."""
+    """Returns `name` if it can be a file name. Raises RunError unless it is 1 to 32 of a-z, 0-9 and hyphens."""
     if not re.fullmatch(r"[a-z0-9-]{1,32}", name):
         raise RunError(
-            f"'{name}' cannot be a reviewer's name",
+            f"'{name}' is not a valid reviewer name",
             where="reviewer",
-            next="Use 1 to 32 small letters, digits and hyphens, such as reviewer-1",
+            next="Use 1 to 32 lowercase letters, digits and hyphens, such as reviewer-1",
         )
     return name
 
 
 @dataclass
 class Reviews:
-    """One reviewer's judgements: a file that only grows, a line each; of one pair the last line counts."""
+    """One reviewer's judgments: an append-only file, one line each; the last line about a pair counts."""
 
     path: Path
     judgements: dict[str, Judgement] = field(default_factory=dict)
-    torn: int = 0  # bytes without a line's end that were removed
+    torn: int = 0  # bytes of an incomplete last line that were removed
 
     @classmethod
     def open(cls, folder: Path, reviewer: str) -> Reviews:
-        """The file in `folder`, begun if there is none; the end of a line that a power cut tore off is removed.
+        """Opens the reviewer's file in `folder`, or creates it; an incomplete last line is removed.
 
-        Raises RunError for a name that is no slug, and for damage.
+        Raises RunError if the name is not valid or the file is damaged.
         """
         path = folder / f"{check_reviewer(reviewer)}.jsonl"
         with disk(path):
             folder.mkdir(parents=True, exist_ok=True)
             with path.open("ab+") as file:
-                judgements, whole = _read(path)
+                judgments, whole = _read_journal(path)
                 torn = file.seek(0, os.SEEK_END) - whole
                 file.truncate(whole)
             sync_folder(folder)
-        return cls(path, judgements, torn)
+        return cls(path, judgments, torn)
 
-    def add(self, judgement: Judgement) -> None:
-        """One more judgement, on the disk when this returns.
+    def add(self, judgment: Judgement) -> None:
+        """Appends a judgment and syncs it to disk.
 
-        Raises ResourceError when the disk is full; the file then is as before.
+        Raises ResourceError if the disk is full; the file is then unchanged.
         """
-        line = json.dumps(asdict(judgement)) + "\n"
+        line = json.dumps(asdict(judgment)) + "\n"
         with disk(self.path), self.path.open("ab") as file:
             before = file.tell()
             try:
@@ -198,24 +198,24 @@ class Reviews:
             except OSError:
                 os.truncate(self.path, before)
                 raise
-        self.judgements[judgement.pair] = judgement
+        self.judgements[judgment.pair] = judgment
 
 
 def read_reviews(folder: Path) -> dict[str, dict[str, Judgement]]:
-    """Every reviewer's judgements by pair; the files stay as they are. Raises RunError for damage."""
-    return {path.stem: _read(path)[0] for path in sorted(folder.glob("*.jsonl"))}
+    """Reads every reviewer's judgments by pair, without changing the files. Raises RunError if one is damaged."""
+    return {path.stem: _read_journal(path)[0] for path in sorted(folder.glob("*.jsonl"))}
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many, with the ends of a 95 % interval; `left_out` were neither."""
+    """A proportion, `count` of `of`; `left_out` are the undecided cases, which are in neither."""
 
     count: int
     of: int
     left_out: int
 
     def describe(self) -> dict[str, Any]:
-        """Plain values; no share and no ends when there is nothing to share."""
+        """Returns a dict with the share and its 95 % interval; these are None if `of` is 0."""
         low, high = wilson(self.count, self.of) if self.of else (None, None)
         share = self.count / self.of if self.of else None
         return {**asdict(self), "share": share, "low": low, "high": high}
@@ -223,23 +223,26 @@ class Share:
 
 @dataclass(frozen=True)
 class Section:
-    """What the judgements of some pairs add up to; each pair counts once, whatever the number of its reviewers."""
+    """The summary of some pairs' judgments; each pair counts once, however many reviewers judged it."""
 
     pairs: int
     questions: Mapping[str, Mapping[Model, Share]]
-    tuned: Share  # preferred, of the decided pairs; left out are ties
+    tuned: Share  # preferences for tuned among the decided pairs; ties are left out
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for reviews.json."""
-        told = {name: {model: share.describe() for model, share in of.items()} for name, of in self.questions.items()}
-        return {"pairs": self.pairs, "questions": told, "tuned": self.tuned.describe()}
+        """Returns the section of reviews.json as a dict."""
+        by_question = {
+            name: {model: share.describe() for model, share in shares.items()}
+            for name, shares in self.questions.items()
+        }
+        return {"pairs": self.pairs, "questions": by_question, "tuned": self.tuned.describe()}
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far reviewers agree who judged the same items: the share of equal answers, and kappa.
+    """Agreement of reviewers who judged the same items: the share of equal answers, and kappa.
 
-    `items` are pairs (for the preference) or single replies (for a question).
+    `items` counts pairs (for the preference) or single replies (for a question).
     """
 
     reviewers: tuple[str, ...]
@@ -250,7 +253,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that was judged in a run."""
+    """The summary of all judgments of a run."""
 
     reviewers: Mapping[str, int]
     pairs: int
@@ -258,30 +261,30 @@ class Summary:
     stale: int
     seconds: float | None
     sections: Mapping[str, Section]
-    left: Share  # preferred, of all decided judgements: far from a half, the side decided and not the reply
+    left: Share  # preferences for the left reply among decided judgments: far from a half, the side decided
     agreement: Mapping[str, Sequence[Agreement]]
 
     @property
     def verdict(self) -> str:
-        """The preference in words."""
+        """The preference as a sentence."""
         if not self.sections:
             return "Nothing was judged yet."
-        title, found = next(iter(self.sections.items()))
-        share = found.tuned
-        where = "" if title == "all" or title in HELD else f" of {title}"
+        part, section = next(iter(self.sections.items()))
+        share = section.tuned
+        of_part = "" if part == "all" or part in HELD else f" of {part}"
         if not share.of:
-            return f"No preference was shown: all {share.left_out} judged pairs{where} are ties."
+            return f"No preference was shown: all {share.left_out} judged pairs{of_part} are ties."
         low, high = wilson(share.count, share.of)
         opening = "No preference was shown"
         if low > 0.5 or high < 0.5:
             opening = f"People preferred the {'tuned' if low > 0.5 else 'base'} model"
-        span = f"{100 * share.count / share.of:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %"
+        interval = f"{100 * share.count / share.of:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %"
         ties = "1 tie" if share.left_out == 1 else f"{share.left_out} ties"
-        return f"{opening}: tuned won {share.count} of {share.of} decided pairs{where} ({span}); {ties}."
+        return f"{opening}: tuned won {share.count} of {share.of} decided pairs{of_part} ({interval}); {ties}."
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for reviews.json."""
-        told = {name: [asdict(each) for each in found] for name, found in self.agreement.items()}
+        """Returns the content of reviews.json as a dict."""
+        by_question = {name: [asdict(entry) for entry in agreements] for name, agreements in self.agreement.items()}
         return {
             "verdict": self.verdict,
             "questions": QUESTIONS,
@@ -292,51 +295,52 @@ class Summary:
             "seconds": self.seconds,
             "sections": {title: section.describe() for title, section in self.sections.items()},
             "left": self.left.describe(),
-            "agreement": told,
+            "agreement": by_question,
         }
 
 
 def summarise(pairs: Sequence[Pair], equal: int, reviews: Mapping[str, Mapping[str, Judgement]]) -> Summary:
-    """What all reviewers' judgements of `pairs` add up to.
+    """Summarizes all reviewers' judgments of `pairs`.
 
-    A judgement of a pair that is not among `pairs`, because the models have replied anew since, is counted as stale
-    and left out. Where several judged a pair, the majority is what counts; an even split is a tie, or 'cannot say'.
+    A judgment of a pair that is not among `pairs`, because the models have generated new replies since, is counted as
+    stale and left out. If several reviewers judged a pair, the majority counts; an even split is a tie or 'cannot say'.
     """
     by_pair: dict[str, list[Judgement]] = {pair.id: [] for pair in pairs}
-    for judgement in (each for own in reviews.values() for each in own.values()):
-        by_pair.get(judgement.pair, []).append(judgement)
-    judged = {pair: found for pair, found in by_pair.items() if found}
+    for reviewed in reviews.values():
+        for pair_id, judgment in reviewed.items():
+            by_pair.get(pair_id, []).append(judgment)
+    judged = {pair: judgments for pair, judgments in by_pair.items() if judgments}
     parts: dict[str, list[list[Judgement]]] = defaultdict(list)
     for pair in pairs:
         if pair.id in judged:
             parts[pair.part].append(judged[pair.id])
-    held = [found for part in HELD for found in parts.get(part, [])]
-    both = {"all": held} if all(parts.get(part) for part in HELD) else {}
+    held_out = [judgments for part in HELD for judgments in parts.get(part, [])]
+    both = {"all": held_out} if all(parts.get(part) for part in HELD) else {}
     order = sorted(parts, key=lambda part: (HELD.index(part) if part in HELD else len(HELD), part))
-    every = [each for found in judged.values() for each in found]
-    sides = Counter(each.preference for each in every)
+    every = [judgment for judgments in judged.values() for judgment in judgments]
+    sides = Counter(judgment.preference for judgment in every)
     return Summary(
-        reviewers={name: sum(pair in by_pair for pair in own) for name, own in reviews.items()},
+        reviewers={name: sum(pair in by_pair for pair in reviewed) for name, reviewed in reviews.items()},
         pairs=len(pairs),
         equal=equal,
-        stale=sum(pair not in by_pair for own in reviews.values() for pair in own),
-        seconds=median(each.seconds for each in every) if every else None,
-        sections={title: _section(found) for title, found in {**both, **{p: parts[p] for p in order}}.items()},
+        stale=sum(pair not in by_pair for reviewed in reviews.values() for pair in reviewed),
+        seconds=median(judgment.seconds for judgment in every) if every else None,
+        sections={title: _section(judgments) for title, judgments in {**both, **{p: parts[p] for p in order}}.items()},
         left=Share(sides["left"], sides["left"] + sides["right"], sides["tie"]),
         agreement=_agreement(reviews, by_pair.keys()),
     )
 
 
 def _section(judged: Sequence[Sequence[Judgement]]) -> Section:
-    """`judged` holds each pair's judgements, one a reviewer."""
+    """Summarizes a section; `judged` holds each pair's judgments, one per reviewer."""
     questions: dict[str, dict[Model, Share]] = {name: {} for name in QUESTIONS}
     for name in QUESTIONS:
         for model in get_args(Model):
             signs = {"yes": 1, "no": -1, "cannot say": 0}
-            votes = [_majority([signs[each.about(model)[name]] for each in found]) for found in judged]
+            votes = [_majority([signs[judgment.about(model)[name]] for judgment in judgments]) for judgments in judged]
             questions[name][model] = _share(votes)
     signs = {"tuned": 1, "base": -1, "tie": 0}
-    wins = [_majority([signs[each.preferred] for each in found]) for found in judged]
+    wins = [_majority([signs[judgment.preferred] for judgment in judgments]) for judgments in judged]
     return Section(len(judged), questions, _share(wins))
 
 
@@ -349,78 +353,83 @@ def _share(votes: Sequence[int]) -> Share:
     return Share(votes.count(1), votes.count(1) + votes.count(-1), votes.count(0))
 
 
-def _agreement(reviews: Mapping[str, Mapping[str, Judgement]], known: Collection[str]) -> dict[str, list[Agreement]]:
-    """For the preference and each question: every two reviewers, and all of them where there are more."""
-    own = {name: {pair: each for pair, each in of.items() if pair in known} for name, of in reviews.items()}
-    names = [name for name, of in own.items() if of]
+def _agreement(reviews: Mapping[str, Mapping[str, Judgement]], pair_ids: Collection[str]) -> dict[str, list[Agreement]]:
+    """Computes the agreement on the preference and each question: of every two reviewers, and of all if more."""
+    by_reviewer = {
+        name: {pair: judgment for pair, judgment in judgments.items() if pair in pair_ids}
+        for name, judgments in reviews.items()
+    }
+    names = [name for name, judgments in by_reviewer.items() if judgments]
     groups = [*combinations(names, 2), *([tuple(names)] if len(names) > 2 else [])]
-    made: dict[str, list[Agreement]] = {name: [] for name in ("preference", *QUESTIONS)}
+    by_question: dict[str, list[Agreement]] = {name: [] for name in ("preference", *QUESTIONS)}
     for group in groups:
-        shared = sorted(set.intersection(*(set(own[name]) for name in group)))
-        for what, found in made.items() if shared else ():
-            found.append(_agreed(group, [_said(own[name], shared, what) for name in group]))
-    return {what: found for what, found in made.items() if found}
+        shared = sorted(set.intersection(*(set(by_reviewer[name]) for name in group)))
+        for question, agreements in by_question.items() if shared else ():
+            agreements.append(
+                _agreement_of(group, [_answers_of(by_reviewer[name], shared, question) for name in group])
+            )
+    return {question: agreements for question, agreements in by_question.items() if agreements}
 
 
-def _said(own: Mapping[str, Judgement], pairs: Sequence[str], what: str) -> list[str]:
-    if what == "preference":
-        return [own[pair].preferred for pair in pairs]
-    return [own[pair].about(model)[what] for pair in pairs for model in get_args(Model)]
+def _answers_of(judgments: Mapping[str, Judgement], pairs: Sequence[str], question: str) -> list[str]:
+    if question == "preference":
+        return [judgments[pair].preferred for pair in pairs]
+    return [judgments[pair].about(model)[question] for pair in pairs for model in get_args(Model)]
 
 
-def _agreed(group: tuple[str, ...], said: Sequence[Sequence[str]]) -> Agreement:
-    items = list(zip(*said, strict=True))
+def _agreement_of(group: tuple[str, ...], answers: Sequence[Sequence[str]]) -> Agreement:
+    items = list(zip(*answers, strict=True))
     equal, kappa = fleiss(items)
-    return Agreement(group, len(items), equal, cohen(said[0], said[1]) if len(group) == 2 else kappa)
+    return Agreement(group, len(items), equal, cohen(answers[0], answers[1]) if len(group) == 2 else kappa)
 
 
 def _fields(row: Conversation) -> dict[str, str]:
-    """The row's own values that are text or numbers, those apart that its prompt or its answer shows anyway."""
+    """Returns the row's text and number fields, without those that its prompt or answer shows anyway."""
     prompt = "\n".join(turn.text for turn in row.prompt)
-    plain = {name for name, value in row.fields.items() if isinstance(value, str | int | float)}
-    own = {name: value for name, value in row.own_fields().items() if name in plain and value not in prompt}
-    return {name: value for name, value in own.items() if not row.answer or row.answer not in value}
+    scalars = {name for name, value in row.fields.items() if isinstance(value, str | int | float)}
+    columns = {name: value for name, value in row.own_fields().items() if name in scalars and value not in prompt}
+    return {name: value for name, value in columns.items() if not row.answer or row.answer not in value}
 
 
-def _other(model: Model) -> Model:
+def _other_model(model: Model) -> Model:
     return "tuned" if model == "base" else "base"
 
 
-def _read(path: Path) -> tuple[dict[str, Judgement], int]:
-    """Judgements by pair, the last of each, and the length in bytes of the lines that have their end.
+def _read_journal(path: Path) -> tuple[dict[str, Judgement], int]:
+    """Returns the last judgment of each pair, and the length in bytes of all complete lines.
 
-    What a power cut leaves behind them is no line and is passed over.
+    An incomplete last line, which a power cut leaves, is ignored.
     """
     data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    found: dict[str, Judgement] = {}
-    for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+    complete = data.rfind(b"\n") + 1
+    judgments: dict[str, Judgement] = {}
+    for number, line in enumerate(data[:complete].split(b"\n")[:-1], start=1):
         try:
-            judgement = _judgement(json.loads(line))
-            if judgement.reviewer != path.stem:
-                raise ValueError("of another reviewer")
+            judgment = _parse_judgment(json.loads(line))
+            if judgment.reviewer != path.stem:
+                raise ValueError("belongs to another reviewer")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            advice = "Remove the line if you changed it; the other judgements stay"
-            raise RunError("the judgement cannot be read", where=f"{path} line {number}", next=advice) from error
-        found[judgement.pair] = judgement
-    return found, whole
+            advice = "Remove the line if you edited it; the other judgments stay"
+            raise RunError("the judgment cannot be read", where=f"{path} line {number}", next=advice) from error
+        judgments[judgment.pair] = judgment
+    return judgments, complete
 
 
-def _judgement(plain: Mapping[str, Any]) -> Judgement:
-    """The inverse of `asdict`. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
+def _parse_judgment(record: Mapping[str, Any]) -> Judgement:
+    """Reverses `asdict`. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
     for side in get_args(Side):
-        answers = plain[side]
+        answers = record[side]
         if answers.keys() != QUESTIONS.keys() or not set(answers.values()) <= set(get_args(Answer)):
-            raise ValueError(f"no answer to each question on the {side}")
-    if plain["left_is"] not in get_args(Model) or plain["preference"] not in get_args(Preference):
-        raise ValueError("no such side or preference")
-    texts = {name: str(plain[name]) for name in ("pair", "part", "reviewer", "note", "time")}
-    left, right = cast(Mapping[str, Answer], plain["left"]), cast(Mapping[str, Answer], plain["right"])
+            raise ValueError(f"the answers on the {side} are incomplete or unknown")
+    if record["left_is"] not in get_args(Model) or record["preference"] not in get_args(Preference):
+        raise ValueError("unknown side or preference")
+    texts = {name: str(record[name]) for name in ("pair", "part", "reviewer", "note", "time")}
+    left, right = cast(Mapping[str, Answer], record["left"]), cast(Mapping[str, Answer], record["right"])
     return Judgement(
         **texts,
-        left_is=plain["left_is"],
+        left_is=record["left_is"],
         left=left,
         right=right,
-        preference=plain["preference"],
-        seconds=float(plain["seconds"]),
+        preference=record["preference"],
+        seconds=float(record["seconds"]),
     )

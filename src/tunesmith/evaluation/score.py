@@ -1,4 +1,4 @@
-"""What metrics look at and what they give."""
+"""The input and output types of metrics."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.generation.text_model import Reply
 
 Better = Literal["higher", "lower", "neither"]
-Fold = Literal["mean", "exp"]  # how rows become one figure: their mean, or its exponential
+Fold = Literal["mean", "exp"]  # how rows are aggregated: their mean, or the exponential of their mean
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the tuned model has seen: the answers of its training rows."""
+    """The answers of the rows that the tuned model was trained on."""
 
     answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class View:
-    """One row as a metric sees it: the row, the model's reply, its loss on the row's own answer in nats a token, and
-    what was trained on.
+    """The input of a metric: the row, the model's reply, its loss on the row's own answer in nats per token, and the
+    answers that were trained on.
     """
 
     row: Conversation
     reply: Reply
     loss: float | None
-    known: Known = Known()
+    training: Known = Known()
 
 
 @dataclass(frozen=True)
 class Score:
-    """A row's score under one name; `better` says which way is good, `fold` how rows become one figure."""
+    """A row's score; `better` is the direction of improvement, `fold` how rows are aggregated."""
 
     name: str
     value: float

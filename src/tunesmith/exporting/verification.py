@@ -128,7 +128,7 @@ def _answered(
     try:
         return answer(  # which asks for replies alone, not for a stream
             cast(TextModel, runtime), parts, max_new_tokens=evaluate.max_new_tokens, batch=evaluate.batch, losses=None,
-            tell=tell, kept=kept,
+            on_progress=tell, reply_log=kept,
         )  # fmt: skip
     finally:
         kept.close()

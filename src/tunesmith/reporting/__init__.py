@@ -1,1 +1,1 @@
-"""Everything measured, as offline pages."""
+"""Offline HTML pages and model cards of a run's results."""

@@ -1,4 +1,4 @@
-"""The page about the data: what was read, what was found and why it matters, what became of every row."""
+"""The audit page: what was read, what the checks found and why it matters, and the decision on every row."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tunesmith.evaluation.comparison import plural
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import render
 
-SHOWN = 12  # examples of a check; findings.jsonl has all
-SHOWN_MENDED = 10
-PROPOSED = {"drop": "leave out", "quarantine": "set aside", "repair": "mend", "keep": "look at"}
-DONE = {"drop": "left out", "quarantine": "set aside", "repair": "not mended", "keep": "kept"}
+SHOWN = 12  # examples per check; findings.jsonl has all
+SHOWN_REPAIRS = 10
+PROPOSED = {"drop": "leave out", "quarantine": "set aside", "repair": "repair", "keep": "look at"}
+DONE = {"drop": "left out", "quarantine": "set aside", "repair": "not repaired", "keep": "kept"}
 LANGUAGES = {
     "en": "English",
     "de": "German",
@@ -41,7 +41,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Page:
-    """What a check's page says, by paragraph."""
+    """The paragraphs of a check's documentation."""
 
     what: str
     why: str
@@ -50,13 +50,13 @@ class Page:
 
 
 def check_page(name: str) -> Page:
-    """The page of a check: the first words of its file."""
+    """Reads a check's documentation from the docstring of its module."""
     import importlib
 
-    words = importlib.import_module(f"{CHECKS}.{name}").__doc__ or ""
-    paragraphs = [" ".join(text.split()) for text in words.split("\n\n")]
-    told = {key: text for text in paragraphs for key, _, text in [text.partition(": ")]}
-    return Page(paragraphs[0], told["Why it hurts"], told["Example"], told["What to do"])
+    docstring = importlib.import_module(f"{CHECKS}.{name}").__doc__ or ""
+    paragraphs = [" ".join(text.split()) for text in docstring.split("\n\n")]
+    sections = {key: text for text in paragraphs for key, _, text in [text.partition(": ")]}
+    return Page(paragraphs[0], sections["Why it hurts"], sections["Example"], sections["What to do"])
 
 
 def audit_page(
@@ -69,33 +69,40 @@ def audit_page(
     stop: str = "",
     template: str = "",
 ) -> str:
-    """The page of an account as `data.prepare` makes it: split (with `parts`), or only looked at.
+    """Renders the audit page; `audit` is the content of audit.json, with `parts` if the rows were also split.
 
-    `limit` is prompt.max_tokens; `example` a row as the model sees it, in pieces (text, learnt).
+    `limit` is prompt.max_tokens; `example` is a row as the model sees it, in pieces (text, whether it is trained on).
     """
     profile = audit["profile"]
     kind = str(data.format.options.get("group") or "group")
     split = "parts" in audit
-    words = DONE if split else PROPOSED
-    short = _shorten([source["file"] for source in audit["sources"]])
-    found = [_told(check, facts, words, short) for check, facts in audit["checks"].items() if facts["found"]]
-    order = {"drop": 0, "quarantine": 1, "repair": 2, "keep": 3}
-    found.sort(key=lambda each: (order[each["strongest"]], -each["rows"]))
-    opened = [each["check"] for each in found if each["examples"][0]["excerpt"]][:3]
+    labels = DONE if split else PROPOSED
+    shorten = _shorten([source["file"] for source in audit["sources"]])
+    findings = [
+        _check_findings(check, facts, labels, shorten) for check, facts in audit["checks"].items() if facts["found"]
+    ]
+    severity = {"drop": 0, "quarantine": 1, "repair": 2, "keep": 3}
+    findings.sort(key=lambda entry: (severity[entry["strongest"]], -entry["rows"]))
+    open_checks = [entry["check"] for entry in findings if entry["examples"][0]["excerpt"]][:3]
     return render(
         "audit.html",
         name=name,
         audit=audit,
         kind=kind,
         split=split,
-        summary=_summary(audit, found),
-        found=found,
-        opened=opened,
-        silent=[check for check, facts in audit["checks"].items() if not facts["found"]],
+        summary=_summary(audit, findings),
+        findings=findings,
+        open_checks=open_checks,
+        without_findings=[check for check, facts in audit["checks"].items() if not facts["found"]],
         pages={check: check_page(check) for check in audit["checks"] if check in entries(CHECKS)},
-        mended=[
-            {**each, "where": short(each["where"]), "was": _visible(each["before"]), "now": _visible(each["after"])}
-            for each in _mended(audit)
+        repairs=[
+            {
+                **entry,
+                "where": shorten(entry["where"]),
+                "was": _show_control_characters(entry["before"]),
+                "now": _show_control_characters(entry["after"]),
+            }
+            for entry in _repair_examples(audit)
         ],
         example=example,
         stop=stop,
@@ -104,22 +111,22 @@ def audit_page(
         plots=_plots(profile),
         limit=limit,
         fields=profile["fields"],
-        languages=_languages(profile["languages"]),
+        languages=_language_names(profile["languages"]),
         remarks=_remarks(audit),
     )
 
 
 def _remarks(audit: dict[str, Any]) -> list[str]:
-    """What to know of the rows as they were read, a line for each kind."""
+    """Returns a line for each kind of unused, changed or left-out content."""
     notes = Notes(Counter(audit.get("unused", {})), Counter(audit.get("turns", {})))
-    said = remarks(notes, audit.get("left_out", {}), audit.get("unread_because", {}), audit["read"])
+    lines = remarks(notes, audit.get("left_out", {}), audit.get("unread_because", {}), audit["read"])
     if dropped := audit.get("reasoning_left_out"):
-        said.append(f"the reasoning of {dropped:,} {plural('row', dropped)} is left out (prompt.reasoning: drop)")
-    return said
+        lines.append(f"the reasoning of {dropped:,} {plural('row', dropped)} is left out (prompt.reasoning: drop)")
+    return lines
 
 
 def _shorten(files: Sequence[str]) -> Callable[[str], str]:
-    """Takes the files' folders out of a text; of a single file its name too: the page says it once."""
+    """Returns a function that removes the files' folders from a text, and the name of a single file."""
     folders = sorted({file[: file.rfind("/") + 1] for file in files} - {""}, key=len, reverse=True)
 
     def short(text: str) -> str:
@@ -130,95 +137,101 @@ def _shorten(files: Sequence[str]) -> Callable[[str], str]:
     return short
 
 
-def _told(check: str, facts: dict[str, Any], words: dict[str, str], short: Callable[[str], str]) -> dict[str, Any]:
-    proposals = sorted(facts["proposals"], key=list(words).index)
+def _check_findings(
+    check: str, facts: dict[str, Any], labels: dict[str, str], shorten: Callable[[str], str]
+) -> dict[str, Any]:
+    proposals = sorted(facts["proposals"], key=list(labels).index)
     return {
         "check": check,
         "found": facts["found"],
         "rows": facts["rows"],
-        "wish": ", ".join(words[each] for each in proposals),
+        "wish": ", ".join(labels[proposal] for proposal in proposals),
         "strongest": proposals[0],
         "examples": [
             {
-                **each,
-                "where": short(f"{each['file']} {each['unit']} {each['line']}") if each["line"] else "the whole table",
-                "message": short(each["message"]),
-                "pieces": list(_pieces(each["excerpt"])),
+                **proposal,
+                "where": shorten(f"{proposal['file']} {proposal['unit']} {proposal['line']}")
+                if proposal["line"]
+                else "the whole table",
+                "message": shorten(proposal["message"]),
+                "pieces": list(_pieces(proposal["excerpt"])),
             }
-            for each in facts["examples"][:SHOWN]
+            for proposal in facts["examples"][:SHOWN]
         ],
     }
 
 
 def _pieces(excerpt: str) -> Iterator[tuple[str, bool]]:
-    """An excerpt in pieces: (text, whether it is the place itself)."""
+    """Splits an excerpt into (text, whether it is highlighted)."""
     for place, text in enumerate(re.split("[⟦⟧]", excerpt)):
         if text:
             yield text, place % 2 == 1
 
 
-def _mended(audit: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first examples of each kind of repair in turn, so that the commonest kind does not fill the page."""
+def _repair_examples(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns examples of repairs, taking turns between kinds so that the most frequent one does not fill the page."""
     by_kind: dict[str, list[dict[str, Any]]] = {}
-    for each in audit["mended"]["examples"]:
-        by_kind.setdefault(each["kind"], []).append(each)
+    for example in audit["mended"]["examples"]:
+        by_kind.setdefault(example["kind"], []).append(example)
     turns = max((len(members) for members in by_kind.values()), default=0)
     return [members[turn] for turn in range(turns) for members in by_kind.values() if turn < len(members)][
-        :SHOWN_MENDED
+        :SHOWN_REPAIRS
     ]
 
 
-def _visible(text: str) -> str:
-    signs = {"\r": "␍", "\n": "⏎\n", "\t": "⇥", "\x0b": "␋", "\x0c": "␌", "\ufeff": "␣", "\xa0": "⍽"}
-    shown = "".join(signs.get(each, "·" if each == " " and not text.strip() else each) for each in text)
-    return re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]", "�", shown) or "(nothing)"
+def _show_control_characters(text: str) -> str:
+    symbols = {"\r": "␍", "\n": "⏎\n", "\t": "⇥", "\x0b": "␋", "\x0c": "␌", "\ufeff": "␣", "\xa0": "⍽"}
+    visible = "".join(symbols.get(letter, "·" if letter == " " and not text.strip() else letter) for letter in text)
+    return re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]", "�", visible) or "(nothing)"
 
 
-def _summary(audit: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
-    """One sentence for a person in a hurry."""
+def _summary(audit: dict[str, Any], findings: Sequence[dict[str, Any]]) -> str:
+    """Returns the audit as one or two sentences."""
     read = audit["read"]
-    aside, dropped = sum(audit["quarantined"].values()), sum(audit["dropped"].values())
+    quarantined, dropped = sum(audit["quarantined"].values()), sum(audit["dropped"].values())
     rows = f"{read:,} {plural('row', read)} read"
-    expanded = _expanded(audit.get("expanded") or {"conversations": 0})
-    if not found and not audit["mended"]["rows"]:
+    expanded = _expanded_sentence(audit.get("expanded") or {"conversations": 0})
+    if not findings and not audit["mended"]["rows"]:
         return " ".join(filter(None, (f"{rows}. Nothing was found.", expanded)))
-    verbs = ("were left out", "set aside for a person to read") if "parts" in audit else ("should go", "want a reader")
-    said = [f"{dropped:,} {verbs[0]}" if dropped else "", f"{aside:,} {verbs[1]}" if aside else ""]
-    if mended := audit["mended"]["rows"]:
-        said.append(f"{mended:,} were mended")
-    told = ", ".join(text for text in said if text) or "some are worth a look, none has to go"
-    return " ".join(filter(None, (f"{rows}: {told}.", _largest(found), expanded)))
+    verbs = (
+        ("were left out", "set aside for review") if "parts" in audit else ("should be left out", "should be reviewed")
+    )
+    parts = [f"{dropped:,} {verbs[0]}" if dropped else "", f"{quarantined:,} {verbs[1]}" if quarantined else ""]
+    if repaired := audit["mended"]["rows"]:
+        parts.append(f"{repaired:,} were repaired")
+    changes = ", ".join(text for text in parts if text) or "some are worth a look, none has to be left out"
+    return " ".join(filter(None, (f"{rows}: {changes}.", _most_frequent(findings), expanded)))
 
 
-def _expanded(counts: Mapping[str, int]) -> str:
-    """Conversations of which each answer is learned in a row of its own."""
+def _expanded_sentence(counts: Mapping[str, int]) -> str:
+    """Says how many conversations became one row for each answer; '' for none."""
     if not counts["conversations"]:
         return ""
     became = "conversation became" if counts["conversations"] == 1 else "conversations became"
     return f"{counts['conversations']:,} {became} {counts['rows']:,} rows, one for each answer."
 
 
-def _languages(found: dict[str, int]) -> dict[str, int]:
-    return {LANGUAGES.get(name, name): count for name, count in found.items()}
+def _language_names(counts: dict[str, int]) -> dict[str, int]:
+    return {LANGUAGES.get(name, name): count for name, count in counts.items()}
 
 
-def _largest(found: Sequence[dict[str, Any]]) -> str:
-    if not found:
+def _most_frequent(findings: Sequence[dict[str, Any]]) -> str:
+    if not findings:
         return ""
-    most = max(found, key=lambda each: each["rows"])
+    most = max(findings, key=lambda finding: finding["rows"])
     if not most["rows"]:
         return ""
-    return f"Most often: {most['check'].replace('_', ' ')} ({most['rows']:,} {plural('row', most['rows'])})."
+    return f"Most frequent: {most['check'].replace('_', ' ')} ({most['rows']:,} {plural('row', most['rows'])})."
 
 
 def _plots(profile: dict[str, Any]) -> dict[str, str]:
     lengths = profile["lengths"]
     groups = sorted(((name, count) for name, count in profile["groups"].items() if name), key=lambda item: -item[1])
-    shown = [name for name in ("prompt_words", "answer_words", "tokens") if lengths.get(name)]
-    if "tokens" not in shown and "answer_characters" in lengths:
-        shown.append("answer_characters")
+    measures = [name for name in ("prompt_words", "answer_words", "tokens") if lengths.get(name)]
+    if "tokens" not in measures and "answer_characters" in lengths:
+        measures.append("answer_characters")
     return {
-        "lengths": "".join(plots.histogram(lengths[n]["edges"], lengths[n]["counts"], UNITS[n]) for n in shown),
+        "lengths": "".join(plots.histogram(lengths[n]["edges"], lengths[n]["counts"], UNITS[n]) for n in measures),
         "groups": plots.bars(groups[:40], "rows") if groups else "",
         "prompt_ngrams": plots.bars(profile["prompt_ngrams"], "prompts") if profile["prompt_ngrams"] else "",
         "answer_ngrams": plots.bars(profile["answer_ngrams"], "answers") if profile["answer_ngrams"] else "",

@@ -1,4 +1,4 @@
-"""A learning curve: what more rows brought, and what cleaning brought; the values, the sentences and the page."""
+"""The learning curve: effect of more training rows and of cleaning, as values, sentences and a page."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import number, render
 
 HELD = ("test", "unseen")
-MUCH = 0.5  # of what tuning gained on the base: a step that may bring more is not called unlikely to help
+MUCH = 0.5  # share of the gain of tuning: if a step may gain more than this, "unlikely to help" is not said
 RAW = "raw"
 Key = tuple[str, str]  # a row's part and id
 
 
 @dataclass(frozen=True)
 class Point:
-    """One trained point. `share`: percent of the training rows, None for the rows as they came; `run`: its folder.
+    """One trained point. `share`: percent of the training rows, None for the raw rows; `run`: its folder.
 
-    `tokens` and `steps` are those that training saw, `seconds` its time; `scores` is the point's scores.json.
+    `tokens`, `steps` and `seconds` are those of its training; `scores` is its scores.json.
     """
 
     share: int | None
@@ -35,40 +35,42 @@ class Point:
 
     @property
     def name(self) -> str:
-        """What the point is called in curve.json and in the run's folder."""
+        """The name of the point in curve.json and in the run's folder."""
         return RAW if self.share is None else str(self.share)
 
 
 def curve_values(
     points: Sequence[Point], groups: Mapping[Key, str], *, seed: int, raw: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """Plain values for curve.json: `points` by share, the smallest first, then the rows as they came if at all.
+    """Returns the content of curve.json: `points` by share, the smallest first, then the raw rows if they were trained.
 
-    `groups` holds the group of every row that was asked; `raw` says what became of the rows as they came. All points
-    were asked the same rows, and all have the same base. Each point stands beside the next larger share, and the rows
-    as they came beside the whole of the cleaned rows (`next`), row by row. The primary score's differences are
-    corrected for one another, and so are all others together (see `settle`). The section is the first one of the
-    points' scores, which the verdict is about. Raises ValueError when a point was not asked the same rows as the first.
+    `groups` holds the group of every evaluated row; `raw` counts the raw rows by what happened to them. All points have
+    the same held-out rows and the same base. Each point is compared, row by row, with the next larger share (`next`),
+    and the raw rows with all cleaned rows. The differences of the primary score are corrected for multiple testing
+    among themselves, and so are those of all other scores (see `settle`). `section` is the section that the verdict is
+    about. Raises ValueError if the points were not evaluated on the same rows.
     """
     primary, kind = str(points[0].scores["primary"]), str(points[0].scores["kind"])
     section = next(iter(points[0].scores["sections"]))
-    values = {point.name: _values(point.scores, section) for point in points}
-    if any(each.keys() != values[points[0].name].keys() for each in values.values()):
-        raise ValueError("the points were asked different rows")
+    values = {point.name: _scores_by_row(point.scores, section) for point in points}
+    if any(facts.keys() != values[points[0].name].keys() for facts in values.values()):
+        raise ValueError("the points were evaluated on different rows")
     full = max((point for point in points if point.share is not None), key=lambda point: point.share or 0)
     shares = [point for point in points if point.share is not None]
-    following = {small.name: large for small, large in itertools.pairwise(shares)}
-    following |= {point.name: full for point in points if point.share is None}
-    good = {name: each for point in points for name, each in point.scores["sections"][section].items()}
-    found = {
-        (small, name): made
-        for small, large in following.items()
-        for name, each in good.items()
-        if (made := _step(values[small], values[large.name], groups, name, each, seed))
+    next_point = {small.name: large for small, large in itertools.pairwise(shares)}
+    next_point |= {point.name: full for point in points if point.share is None}
+    facts_by_name = {name: facts for point in points for name, facts in point.scores["sections"][section].items()}
+    differences = {
+        (small, name): difference
+        for small, large in next_point.items()
+        for name, facts in facts_by_name.items()
+        if (difference := _step_difference(values[small], values[large.name], groups, name, facts, seed))
     }
-    main = {key: each for key, each in found.items() if key[1] == primary}
-    settled = settle(main) | settle({key: each for key, each in found.items() if key not in main})
-    told = [
+    primary_differences = {key: facts for key, facts in differences.items() if key[1] == primary}
+    settled = settle(primary_differences) | settle(
+        {key: facts for key, facts in differences.items() if key not in primary_differences}
+    )
+    point_values = [
         {
             "name": point.name,
             "share": point.share,
@@ -77,9 +79,9 @@ def curve_values(
             "tokens": point.tokens,
             "steps": point.steps,
             "seconds": point.seconds,
-            "scores": _levels(values[point.name], groups, good),
+            "scores": _score_levels(values[point.name], groups, facts_by_name),
             "base": dict(point.scores["sections"][section]),
-            "next": _next(point.name, following, settled),
+            "next": _next_step(point.name, next_point, settled),
         }
         for point in points
     ]
@@ -88,25 +90,25 @@ def curve_values(
         "kind": kind,
         "section": section,
         "asked": len(values[points[0].name]),
-        "points": told,
+        "points": point_values,
         "raw": dict(raw) if raw is not None else None,
     }
     return {**plain, "sentence": growth(plain), "cleaning": cleaning(plain)}
 
 
-def _next(name: str, following: Mapping[str, Point], settled: Mapping[Key, Difference]) -> dict[str, Any] | None:
-    if name not in following:
+def _next_step(name: str, next_point: Mapping[str, Point], settled: Mapping[Key, Difference]) -> dict[str, Any] | None:
+    if name not in next_point:
         return None
-    scores = {metric: each.describe() for (small, metric), each in settled.items() if small == name}
-    return {"against": following[name].name, "scores": scores}
+    scores = {metric: difference.describe() for (small, metric), difference in settled.items() if small == name}
+    return {"against": next_point[name].name, "scores": scores}
 
 
-def _values(scores: Mapping[str, Any], section: str) -> dict[Key, dict[str, float]]:
+def _scores_by_row(scores: Mapping[str, Any], section: str) -> dict[Key, dict[str, float]]:
     parts = HELD if section == "all" else (section,)
     return {(row["part"], row["id"]): row["tuned"] for row in scores["rows"] if row["part"] in parts}
 
 
-def _step(
+def _step_difference(
     small: Mapping[Key, Mapping[str, float]],
     large: Mapping[Key, Mapping[str, float]],
     groups: Mapping[Key, str],
@@ -114,7 +116,7 @@ def _step(
     facts: Mapping[str, Any],
     seed: int,
 ) -> Difference | None:
-    """The larger point's score minus the smaller one's, over the rows that have it for both."""
+    """Returns the larger point's score minus the smaller one's, over the rows that have it for both."""
     both = [key for key in small if name in small[key] and name in large[key]]
     if not both:
         return None
@@ -129,142 +131,148 @@ def _step(
     )
 
 
-def _levels(
+def _score_levels(
     rows: Mapping[Key, Mapping[str, float]], groups: Mapping[Key, str], facts: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    return {name: level for name, each in facts.items() if (level := _level(rows, groups, name, each))}
+    return {
+        name: level for name, metric_facts in facts.items() if (level := _score_level(rows, groups, name, metric_facts))
+    }
 
 
-def _level(
+def _score_level(
     rows: Mapping[Key, Mapping[str, float]], groups: Mapping[Key, str], name: str, facts: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """A point's own score with its interval over groups: the difference from a score of 0 (folded: from exp 0)."""
+    """Returns a point's score with its interval over groups, as the difference from a constant score of 0."""
     keys = [key for key in rows if name in rows[key]]
     if not keys:
         return None
-    given = [rows[key][name] for key in keys]
-    found = paired(
-        [0.0] * len(given), given, [groups[key] for key in keys], better="neither", fold=facts["fold"], seed=0
+    values = [rows[key][name] for key in keys]
+    difference = paired(
+        [0.0] * len(values), values, [groups[key] for key in keys], better="neither", fold=facts["fold"], seed=0
     )
-    from_ = 1.0 if facts["fold"] == "exp" else 0.0
-    ends = (found.low + from_, found.high + from_) if found.groups > 1 else (None, None)
-    sizes = {"rows": found.rows, "groups": found.groups}
-    return {"value": found.tuned, "low": ends[0], "high": ends[1], "better": facts["better"], **sizes}
+    zero = 1.0 if facts["fold"] == "exp" else 0.0
+    ends = (difference.low + zero, difference.high + zero) if difference.groups > 1 else (None, None)
+    sizes = {"rows": difference.rows, "groups": difference.groups}
+    return {"value": difference.tuned, "low": ends[0], "high": ends[1], "better": facts["better"], **sizes}
 
 
 # --- in words ----------------------------------------------------------------------------------------------
 
 
-def growth(plain: Mapping[str, Any]) -> str:
-    """Whether more rows brought something: the last step of the curve, in words that claim no more than it shows."""
-    shares = [point for point in plain["points"] if point["share"] is not None]
+def growth(curve: Mapping[str, Any]) -> str:
+    """Returns a sentence on whether more rows would help, from the last step of the curve."""
+    shares = [point for point in curve["points"] if point["share"] is not None]
     if len(shares) < 2:
-        return "One share alone is no curve: whether more rows would help is not said."
+        return "A single share makes no curve, so there is no answer to whether more rows would help."
     small, full = shares[-2:]
-    primary = plain["primary"]
-    found = small["next"]["scores"].get(primary)
-    if found is None:
-        return f"'{primary}' was not measured, so nothing can be said."
+    primary = curve["primary"]
+    difference = small["next"]["scores"].get(primary)
+    if difference is None:
+        return f"'{primary}' was not measured, so there is no verdict."
     rows = f"{small['rows']:,} to {full['rows']:,}"
-    span = f"From {small['share']} % to {full['share']} % of the rows ({rows}) {_changed(plain, found)}"
-    return f"{span}: {_outlook(found, full['base'].get(primary))}"
+    change = f"From {small['share']} % to {full['share']} % of the rows ({rows}) {_change_text(curve, difference)}"
+    return f"{change}: {_growth_outlook(difference, full['base'].get(primary))}"
 
 
-def cleaning(plain: Mapping[str, Any]) -> str:
-    """What the rows as they came gave beside the cleaned ones; '' where they were not trained on."""
-    raw = next((point for point in plain["points"] if point["share"] is None), None)
+def cleaning(curve: Mapping[str, Any]) -> str:
+    """Returns a sentence on the effect of cleaning; '' if the raw rows were not trained on."""
+    raw = next((point for point in curve["points"] if point["share"] is None), None)
     if raw is None:
         return ""
-    full = next(point for point in plain["points"] if point["name"] == raw["next"]["against"])
-    found = raw["next"]["scores"].get(plain["primary"])
-    if found is None:
-        return f"'{plain['primary']}' was not measured, so nothing can be said of the cleaning."
-    rows = f"{raw['rows']:,} rows as they came to the {full['rows']:,} cleaned ones"
-    return f"From the {rows} {_changed(plain, found)}: {_cleaned(found)}"
+    full = next(point for point in curve["points"] if point["name"] == raw["next"]["against"])
+    difference = raw["next"]["scores"].get(curve["primary"])
+    if difference is None:
+        return f"'{curve['primary']}' was not measured, so there is no verdict on the cleaning."
+    rows = f"{raw['rows']:,} raw rows to the {full['rows']:,} cleaned ones"
+    return f"From the {rows} {_change_text(curve, difference)}: {_cleaning_outcome(difference)}"
 
 
-def _changed(plain: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    kind, groups = plain["kind"], found["groups"]
-    grouped = f" in {groups} {plural(kind, groups)}" if groups < found["rows"] else ""
-    ends = f"95 % interval {number(found['low'])} to {number(found['high'])}"
-    span = f"one {kind} alone has no interval" if found["low"] is None else ends
-    went = f"{plain['primary'].replace('_', ' ')} went from {number(found['base'])} to {number(found['tuned'])}"
-    over = f"over {found['rows']} held-out rows{grouped}"
-    return f"{went} {over} (difference {number(found['difference'])}, {span})"
+def _change_text(curve: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
+    kind, groups = curve["kind"], difference["groups"]
+    in_groups = f" in {groups} {plural(kind, groups)}" if groups < difference["rows"] else ""
+    ends = f"95 % interval {number(difference['low'])} to {number(difference['high'])}"
+    interval = f"one {kind} alone has no interval" if difference["low"] is None else ends
+    change = (
+        f"{curve['primary'].replace('_', ' ')} went from {number(difference['base'])} to {number(difference['tuned'])}"
+    )
+    over = f"over {difference['rows']} held-out rows{in_groups}"
+    return f"{change} {over} (difference {number(difference['difference'])}, {interval})"
 
 
-def _outlook(found: Mapping[str, Any], gained: Mapping[str, Any] | None) -> str:
-    if found["better"] == "neither":
-        return "this score has no good side, so whether more rows would help is not said."
-    if found["low"] is None:
-        return "so whether more rows would help is not said."
-    if found["verdict"] == "worse":
+def _growth_outlook(difference: Mapping[str, Any], base_difference: Mapping[str, Any] | None) -> str:
+    if difference["better"] == "neither":
+        return "this score has no good direction, so there is no answer to whether more rows would help."
+    if difference["low"] is None:
+        return "so there is no answer to whether more rows would help."
+    if difference["verdict"] == "worse":
         return "it got worse, so more rows of this kind are unlikely to help."
-    if found["verdict"] == "better" and found["holds"]:
+    if difference["verdict"] == "better" and difference["holds"]:
         return "still rising, so more rows of this kind would probably help."
-    if found["verdict"] == "better":
-        return "rising, but of several steps one may rise by chance: more rows of this kind may help."
-    possible = _good_end(found)
-    won = abs(gained["difference"]) if gained and gained["verdict"] == "better" else 0.0
-    if possible <= MUCH * won:
+    if difference["verdict"] == "better":
+        return "rising, but one of several steps may rise by chance: more rows of this kind may help."
+    possible = _largest_possible_gain(difference)
+    gain = abs(base_difference["difference"]) if base_difference and base_difference["verdict"] == "better" else 0.0
+    if possible <= MUCH * gain:
         return "no detectable change, so more rows of this kind are unlikely to help much."
     return (
-        f"no detectable change, but {found['rows']} held-out rows cannot rule out a gain of {number(possible)}: "
-        "whether more rows would help, they do not say."
+        f"no detectable change, but {difference['rows']} held-out rows cannot rule out a gain of {number(possible)}: "
+        "they do not show whether more rows would help."
     )
 
 
-def _cleaned(found: Mapping[str, Any]) -> str:
-    if found["low"] is None or found["better"] == "neither":
-        return "whether cleaning helped is not said."
-    if found["verdict"] == "no detectable change":
-        size = found["detectable"]
-        seen = f" A difference of {number(size)} would have been noticed 4 times in 5." if size is not None else ""
-        return f"no detectable difference, so cleaning was not shown to help or to harm.{seen}"
-    if not found["holds"]:
-        return f"{found['verdict']} with the cleaned rows, but of several steps one may be so by chance."
-    return "cleaning helped." if found["verdict"] == "better" else "cleaning made it worse."
+def _cleaning_outcome(difference: Mapping[str, Any]) -> str:
+    if difference["low"] is None or difference["better"] == "neither":
+        return "there is no answer to whether cleaning helped."
+    if difference["verdict"] == "no detectable change":
+        size = difference["detectable"]
+        detectable = (
+            f" A difference of {number(size)} would have been detected 4 times in 5." if size is not None else ""
+        )
+        return f"no detectable difference, so cleaning was not shown to help or to harm.{detectable}"
+    if not difference["holds"]:
+        return f"{difference['verdict']} with the cleaned rows, but one of several steps may be so by chance."
+    return "cleaning helped." if difference["verdict"] == "better" else "cleaning made it worse."
 
 
-def _good_end(found: Mapping[str, Any]) -> float:
-    """The largest gain that the interval leaves possible."""
-    return float(found["high"] if found["better"] == "higher" else -found["low"])
+def _largest_possible_gain(difference: Mapping[str, Any]) -> float:
+    """Returns the largest gain within the interval."""
+    return float(difference["high"] if difference["better"] == "higher" else -difference["low"])
 
 
-def curve_lines(plain: Mapping[str, Any]) -> list[str]:
-    """The curve for a terminal: a line a point, then the sentences."""
-    primary = plain["primary"]
+def curve_lines(curve: Mapping[str, Any]) -> list[str]:
+    """Returns the curve as text for a terminal: a line per point, then the sentences."""
+    primary = curve["primary"]
     lines = []
-    for point, words in _named(plain):
+    for point, label in _labeled_points(curve):
         level = point["scores"].get(primary)
-        ends = f" ({number(level['low'])} to {number(level['high'])})" if level and level["low"] is not None else ""
-        score = f"{primary.replace('_', ' ')} {number(level['value'])}{ends}" if level else f"no {primary}"
+        interval = f" ({number(level['low'])} to {number(level['high'])})" if level and level["low"] is not None else ""
+        score = f"{primary.replace('_', ' ')} {number(level['value'])}{interval}" if level else f"no {primary}"
         work = f"{point['steps']:,} steps, {point['tokens']:,} tokens, {point['seconds']:,.0f} s"
-        lines.append(f"{words}: {point['rows']:,} rows, {score}; {work}")
-    return [*lines, plain["sentence"], *([plain["cleaning"]] if plain["cleaning"] else [])]
+        lines.append(f"{label}: {point['rows']:,} rows, {score}; {work}")
+    return [*lines, curve["sentence"], *([curve["cleaning"]] if curve["cleaning"] else [])]
 
 
 # --- the page ----------------------------------------------------------------------------------------------
 
 
 def curve_page(name: str, plain: Mapping[str, Any], *, command: str = "") -> str:
-    """The curve as one offline page: `plain` is what `curve_values` made."""
+    """Renders the curve as an offline page; `plain` is the result of `curve_values`."""
     from tunesmith.reporting.replies import title
 
-    named, primary = _named(plain), plain["primary"]
-    metrics = list(dict.fromkeys(metric for point, _ in named for metric in point["scores"]))
-    full = max((point for point, _ in named if point["share"] is not None), key=lambda point: point["share"])
-    any_level = next(iter(full["scores"].values()), {"groups": 0, "rows": 0})
+    labeled, primary = _labeled_points(plain), plain["primary"]
+    metrics = list(dict.fromkeys(metric for point, _ in labeled for metric in point["scores"]))
+    largest = max((point for point, _ in labeled if point["share"] is not None), key=lambda point: point["share"])
+    any_level = next(iter(largest["scores"].values()), {"groups": 0, "rows": 0})
     return render(
         "curve.html",
         name=name,
         curve=plain,
-        named=named,
+        named=labeled,
         metrics=metrics,
-        base={metric: each["base"] for metric, each in full["base"].items()},
-        good={metric: each["better"] for metric, each in full["base"].items()},
-        verdict=_verdict(plain),
-        cleaning_verdict=_step_verdict(next((p for p, _ in named if p["share"] is None), None), primary),
+        base={metric: difference["base"] for metric, difference in largest["base"].items()},
+        good={metric: difference["better"] for metric, difference in largest["base"].items()},
+        verdict=_last_step_verdict(plain),
+        cleaning_verdict=_step_verdict(next((p for p, _ in labeled if p["share"] is None), None), primary),
         title=title(plain["section"], plain["kind"]),
         plot=curve_plot(plain),
         groups=any_level["groups"],
@@ -274,76 +282,78 @@ def curve_page(name: str, plain: Mapping[str, Any], *, command: str = "") -> str
     )
 
 
-def curve_plot(plain: Mapping[str, Any]) -> str:
-    """The primary score over the rows, both with the points' intervals, and the base's as a line; '' without one."""
-    primary = plain["primary"]
-    drawn = [(point, point["scores"][primary]) for point in plain["points"] if primary in point["scores"]]
-    if not drawn:
+def curve_plot(curve: Mapping[str, Any]) -> str:
+    """Plots the primary score with intervals over the number of rows, and the base as a line; '' without scores."""
+    primary = curve["primary"]
+    measured = [(point, point["scores"][primary]) for point in curve["points"] if primary in point["scores"]]
+    if not measured:
         return ""
     figure, axes = plots._axes(plots.WIDTH, 3.2)
     for raw in (False, True):
-        chosen = [(point, level) for point, level in drawn if (point["share"] is None) == raw]
-        look = {"color": plots.SECOND, "marker": "s", "linestyle": ""} if raw else {"color": plots.FIRST, "marker": "o"}
-        label = "rows as they came" if raw else "shares of the cleaned rows"
-        if chosen:
-            xs, ys = [point["rows"] for point, _ in chosen], [level["value"] for _, level in chosen]
-            axes.plot(xs, ys, label=label, markersize=6, linewidth=1.4, **look)
-        for point, level in chosen:
+        series = [(point, level) for point, level in measured if (point["share"] is None) == raw]
+        style = (
+            {"color": plots.SECOND, "marker": "s", "linestyle": ""} if raw else {"color": plots.FIRST, "marker": "o"}
+        )
+        label = "raw rows" if raw else "shares of the cleaned rows"
+        if series:
+            xs, ys = [point["rows"] for point, _ in series], [level["value"] for _, level in series]
+            axes.plot(xs, ys, label=label, markersize=6, linewidth=1.4, **style)
+        for point, level in series:
             if level["low"] is not None:
                 axes.plot(
-                    [point["rows"]] * 2, [level["low"], level["high"]], color=look["color"], linewidth=2, alpha=0.6
+                    [point["rows"]] * 2, [level["low"], level["high"]], color=style["color"], linewidth=2, alpha=0.6
                 )
-    base = next((point["base"][primary]["base"] for point, _ in drawn if primary in point["base"]), None)
+    base = next((point["base"][primary]["base"] for point, _ in measured if primary in point["base"]), None)
     if base is not None:
         axes.axhline(base, color=plots.INK, linewidth=1, linestyle="--", label="base, not tuned")
     axes.set_xscale("log", base=2)
-    ticks = _ticks({point["rows"] for point, _ in drawn})
+    ticks = _ticks({point["rows"] for point, _ in measured})
     axes.set_xticks(ticks, [f"{count:,}" for count in ticks])
     axes.minorticks_off()
     axes.margins(x=0.08, y=0.12)
     axes.set_xlabel("rows to learn from (logarithmic scale)")
-    better = drawn[0][1]["better"]
+    better = measured[0][1]["better"]
     axes.set_ylabel(plots._label(primary.replace("_", " ") + (f" ({better} is better)" if better != "neither" else "")))
     axes.legend(frameon=False, fontsize=8)
     return plots._svg(figure, "The primary score over the number of training rows, with 95 % intervals")
 
 
 def _ticks(counts: Iterable[int]) -> list[int]:
-    """Those of the counts whose labels do not touch: from the largest down, each a tenth below the last."""
-    kept: list[int] = []
+    """Returns the counts whose tick labels do not overlap, from the largest down, each at least a tenth smaller."""
+    ticks: list[int] = []
     for count in sorted(counts, reverse=True):
-        if not kept or count * 1.1 <= kept[-1]:
-            kept.append(count)
-    return kept[::-1]
+        if not ticks or count * 1.1 <= ticks[-1]:
+            ticks.append(count)
+    return ticks[::-1]
 
 
-def _named(plain: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
-    """Each point with what people call it."""
-    return [(p, "rows as they came" if p["share"] is None else f"{p['share']} %") for p in plain["points"]]
+def _labeled_points(curve: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
+    """Returns each point with its label."""
+    return [(p, "raw rows" if p["share"] is None else f"{p['share']} %") for p in curve["points"]]
 
 
-def _verdict(plain: Mapping[str, Any]) -> str:
-    shares = [point for point in plain["points"] if point["share"] is not None]
-    return _step_verdict(shares[-2] if len(shares) > 1 else None, plain["primary"])
+def _last_step_verdict(curve: Mapping[str, Any]) -> str:
+    shares = [point for point in curve["points"] if point["share"] is not None]
+    return _step_verdict(shares[-2] if len(shares) > 1 else None, curve["primary"])
 
 
 def _step_verdict(point: Mapping[str, Any] | None, primary: str) -> str:
-    """The colour of a step's card: better or worse where that holds, else none."""
-    found = point["next"]["scores"].get(primary) if point and point["next"] else None
-    return str(found["verdict"]) if found and found["holds"] else ""
+    """Returns the CSS class of a step's card: better or worse if the difference holds, else ''."""
+    difference = point["next"]["scores"].get(primary) if point and point["next"] else None
+    return str(difference["verdict"]) if difference and difference["holds"] else ""
 
 
-LEFT_OUT = {
+LEFT_OUT_REASONS = {
     "unreadable": "could not be read as conversations",
     "bad_answer": "have a label that says their answer is a bad one",
-    "held_out": "stand in the test or validation rows",
+    "held_out": "are test or validation rows",
     "unseen_group": "belong to a group that only the test sees",
-    "leaking": "have a prompt that is also, or nearly, a held-out row's",
+    "leaking": "have the same prompt as a held-out row, or nearly",
     "too_long": "are longer than prompt.max_tokens",
-    "unfit": "cannot be trained on: a turn holds a special token, or the turns are in no order",
-    "not_drawn": "were not drawn: data.sample.train asks for fewer",
+    "unfit": "cannot be trained on: a turn contains a special token, or the turns do not alternate",
+    "not_drawn": "were not sampled: data.sample.train asks for fewer",
 }
 
 
 def _left_out(raw: Mapping[str, int]) -> list[tuple[int, str]]:
-    return [(raw[key], words) for key, words in LEFT_OUT.items() if raw.get(key)]
+    return [(raw[key], words) for key, words in LEFT_OUT_REASONS.items() if raw.get(key)]

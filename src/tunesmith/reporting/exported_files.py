@@ -1,4 +1,4 @@
-"""The exported files beside the adapter, as the report shows them."""
+"""The report's section on exported files, compared with the adapter."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ Plain = dict[str, Any]
 
 
 def shipped(folder: Path) -> Plain | None:
-    """export.json as rows of a table and sentences; None where nothing was exported."""
+    """Prepares export.json for the page; None if nothing was exported."""
     try:
-        found = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        export = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    files = [entry for entry in found["files"] if (folder / entry["path"]).exists()]
+    files = [entry for entry in export["files"] if (folder / entry["path"]).exists()]
     if not files:
         return None
     return {
-        "proofs": [_proof(entry) for entry in files],
-        "costs": [_cost(entry) for entry in files],
+        "proofs": [_verification_row(entry) for entry in files],
+        "costs": [_cost_row(entry) for entry in files],
         "problems": {entry["name"]: entry["problems"] for entry in files if entry["problems"]},
         "commands": {entry["name"]: entry["commands"] for entry in files if entry["commands"]},
         "scores": [_scores(entry) for entry in files if entry.get("replies")],
-        "onto": _onto(files) if found.get("onto") == "original" else "",
+        "merge_note": _merge_note(files) if export.get("onto") == "original" else "",
     }
 
 
-def _onto(files: list[Plain]) -> str:
-    """What it changes that the adapter was merged onto the weights as they came, by the first file that shows it."""
-    said = "The adapter was merged onto the weights as they came, not as training saw them in 4 bits."
-    shown = next((entry for entry in files if entry.get("exact") and (entry.get("likelihood") or {}).get("file")), None)
-    if shown is None:
-        return said
-    likely, name = shown["likelihood"], shown["name"]
-    same, before, after = _percent(likely["agreement"]), f"{likely['adapter']:.2f}", f"{likely['file']:.2f}"
+def _merge_note(files: list[Plain]) -> str:
+    """Explains the effect of merging into the original weights, as measured on the first file that shows it."""
+    sentence = "The adapter was merged into the original weights, not into the 4-bit weights of training."
+    evidence = next(
+        (entry for entry in files if entry.get("exact") and (entry.get("likelihood") or {}).get("file")), None
+    )
+    if evidence is None:
+        return sentence
+    likelihood, agreement = evidence["likelihood"], _percent(evidence["likelihood"]["agreement"])
     return (
-        f"{said} What that changes, {name} shows, which rounds next to nothing itself: {same} of its likeliest tokens "
-        f"are the adapter's, and the perplexity went from {before} to {after}."
+        f"{sentence} {evidence['name']}, which has almost no rounding error, shows the effect: {agreement} of its "
+        f"most likely tokens are the adapter's, and the perplexity went from {likelihood['adapter']:.2f} to "
+        f"{likelihood['file']:.2f}."
     )
 
 
-def _proof(entry: Plain) -> Plain:
-    prompts, likely, replies = entry.get("prompts"), entry.get("likelihood"), entry.get("replies")
-    share, ends = _share(entry.get("share"))
+def _verification_row(entry: Plain) -> Plain:
+    prompts, likelihood, replies = entry.get("prompts"), entry.get("likelihood"), entry.get("replies")
+    share, ends = _retained_share(entry.get("share"))
     return {
         "name": entry["name"],
         "verified": not entry["problems"],
@@ -52,13 +54,15 @@ def _proof(entry: Plain) -> Plain:
         "ends": ends,
         "prompts": f"{prompts['rows'] - prompts['unlike']} of {prompts['rows']}" if prompts else "",
         "same": f"{replies['identical']} of {replies['rows']}" if replies else "",
-        "likeliest": _percent(likely["agreement"]) if likely else "",
-        "divergence": _figure(likely["divergence"]) if likely else "",
-        "perplexity": f"{likely['adapter']:.2f} → {likely['file']:.2f}" if likely and likely["file"] else "",
+        "likeliest": _percent(likelihood["agreement"]) if likelihood else "",
+        "divergence": _two_digits(likelihood["divergence"]) if likelihood else "",
+        "perplexity": f"{likelihood['adapter']:.2f} → {likelihood['file']:.2f}"
+        if likelihood and likelihood["file"]
+        else "",
     }
 
 
-def _cost(entry: Plain) -> Plain:
+def _cost_row(entry: Plain) -> Plain:
     facts = entry.get("facts")
     return {
         "name": entry["name"],
@@ -73,29 +77,29 @@ def _cost(entry: Plain) -> Plain:
 
 
 def _scores(entry: Plain) -> Plain:
-    """A file's scores beside the adapter's on the same rows."""
-    told = [
-        {"score": name.replace("_", " "), **{key: each[key] for key in ("adapter", "file", "low", "high", "verdict")}}
-        for name, each in entry["replies"]["scores"].items()
+    """Returns a file's scores and the adapter's on the same rows."""
+    scores = [
+        {"score": name.replace("_", " "), **{key: score[key] for key in ("adapter", "file", "low", "high", "verdict")}}
+        for name, score in entry["replies"]["scores"].items()
     ]
-    return {"file": entry["name"], "rows": entry["replies"]["rows"], "scores": told}
+    return {"file": entry["name"], "rows": entry["replies"]["rows"], "scores": scores}
 
 
-def _share(found: Plain | None) -> tuple[str, str]:
-    """The share that is kept, and its interval."""
-    if not found or found["share"] is None:
-        return ("" if not found else "–"), ""
-    known = found["low"] is not None and found["high"] is not None
+def _retained_share(retained: Plain | None) -> tuple[str, str]:
+    """Returns the share of the gain that the file keeps, and its interval."""
+    if not retained or retained["share"] is None:
+        return ("" if not retained else "–"), ""
+    has_interval = retained["low"] is not None and retained["high"] is not None
     return _percent(
-        found["share"]
-    ), f"{100 * found['low']:.1f} to {_percent(found['high'])}" if known else "no interval"
+        retained["share"]
+    ), f"{100 * retained['low']:.1f} to {_percent(retained['high'])}" if has_interval else "no interval"
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _figure(value: float | None) -> str:
+def _two_digits(value: float | None) -> str:
     return "–" if value is None else f"{value:.2g}"
 
 

@@ -1,4 +1,4 @@
-"""One offline HTML file from a template beside this module: no script from elsewhere, everything escaped."""
+"""Renders offline HTML pages from the templates in `pages`: no external resources, everything escaped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tunesmith.evaluation.comparison import plural
 
 
 def render(page: str, /, **values: Any) -> str:
-    """The page that `page` (a file in report/pages) makes of `values`."""
+    """Renders the template `page`, a file in reporting/pages, with `values`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -20,7 +20,7 @@ def render(page: str, /, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = Markup  # our own plots, made from numbers and escaped labels
+    environment.filters["svg"] = Markup  # only for our own plots, whose labels are escaped
     environment.filters["number"] = number
     environment.filters["short"] = lambda value: f"{value:.2f}".rstrip("0").rstrip(".")
     environment.filters["plural"] = plural
@@ -31,7 +31,7 @@ def render(page: str, /, **values: Any) -> str:
 
 
 def code(text: str) -> Any:
-    """Words between backticks as code; everything escaped."""
+    """Escapes a text and turns words between backticks into code elements."""
     from markupsafe import Markup, escape
 
     pieces = (
@@ -41,7 +41,7 @@ def code(text: str) -> Any:
 
 
 def number(value: float | None) -> str:
-    """A number for people: three decimals below ten, one from there on, a real minus and no minus zero."""
+    """Formats a number for display: three decimals below ten, else one; a real minus sign, and no minus zero."""
     if value is None:
         return "–"
     text = f"{value:.3f}" if abs(value) < 9.9995 else f"{value:,.1f}"

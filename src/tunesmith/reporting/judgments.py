@@ -1,4 +1,4 @@
-"""What others than the scores say of a run, in words: a model that judged, people who judged, disturbed requests."""
+"""The report's sections on the judging model, on human reviews and on robustness, in sentences."""
 
 from __future__ import annotations
 
@@ -19,144 +19,152 @@ Plain = dict[str, Any]
 Seals = Mapping[str, Plain]
 
 
-# --- a model that judged ----------------------------------------------------------------------------------------
+# --- the judging model ------------------------------------------------------------------------------------------
 
 
 def judged(folder: Path, recipe: Recipe, seals: Seals) -> Plain | None:
-    """judge.json with what it says in sentences; None where no judge was asked."""
-    found = _read(folder / "judge.json")
-    if found is None:
+    """Returns judge.json with its result in sentences; None if no judge was asked."""
+    content = _read_json(folder / "judge.json")
+    if content is None:
         return None
     return {
-        **found,
+        **content,
         "model": recipe.evaluate.judge.model,
-        "verdict": _preferred(found),
-        "doubts": _doubts(found),
-        "stale": not found["missing"] and _stale(seals, "judge", "scores"),
+        "verdict": _preference_sentence(content),
+        "doubts": _reliability_notes(content),
+        "stale": not content["missing"] and _is_outdated(seals, "judge", "scores"),
     }
 
 
-def _preferred(found: Plain) -> str:
-    share = found["preference"]
-    ties = f"{found['ties']} {plural('tie', found['ties'])}"
-    if not share:
+def _preference_sentence(judge: Plain) -> str:
+    preference = judge["preference"]
+    ties = f"{judge['ties']} {plural('tie', judge['ties'])}"
+    if not preference:
         return f"The judge showed no preference: {ties}, no pair decided."
     opening = "The judge showed no clear preference"
-    if share["low"] > 0.5 or share["high"] < 0.5:
-        opening = f"The judge preferred the {'tuned' if share['low'] > 0.5 else 'base'} model"
-    return f"{opening}: tuned won {found['wins']} of {share['of']} decided pairs ({percent(share)}); {ties}."
+    if preference["low"] > 0.5 or preference["high"] < 0.5:
+        opening = f"The judge preferred the {'tuned' if preference['low'] > 0.5 else 'base'} model"
+    return f"{opening}: tuned won {judge['wins']} of {preference['of']} decided pairs ({percent(preference)}); {ties}."
 
 
-def _doubts(found: Plain) -> list[str]:
-    """How far the judge may be trusted, a sentence each."""
-    said = []
-    if found["agreement"] is not None:
-        said.append(
-            f"Asked twice, with the replies in either order, it agreed with itself in {_share(found['agreement'])} of "
-            f"the pairs; in {_share(found['order_decided'])} the order decided and not the reply. Such pairs are ties."
+def _reliability_notes(judge: Plain) -> list[str]:
+    """Returns sentences on the reliability of the judge."""
+    sentences = []
+    if judge["agreement"] is not None:
+        sentences.append(
+            "Asked twice, with the replies in both orders, the judge agreed with itself in "
+            f"{_percent(judge['agreement'])} of the pairs; in {_percent(judge['order_decided'])} the order decided, "
+            "not the reply. Such pairs are ties."
         )
-    if found["equal"]:
-        was = "was not asked for: a tie" if found["equal"] == 1 else "were not asked for: ties"
-        said.append(f"{_count(found['equal'], 'pair')} of equal replies {was}.")
-    if found["missing"]:
-        why = ", ".join(f"{count} {reason}" for reason, count in found["failures"].items())
-        said.append(f"{_count(found['missing'], 'pair')} without two verdicts: in no figure ({why}).")
-    return said
+    if judge["equal"]:
+        was = "was not judged and counts as a tie" if judge["equal"] == 1 else "were not judged and count as ties"
+        sentences.append(f"{_count(judge['equal'], 'pair')} with equal replies {was}.")
+    if judge["missing"]:
+        were = "was" if judge["missing"] == 1 else "were"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in judge["failures"].items())
+        sentences.append(f"{_count(judge['missing'], 'pair')} without two verdicts {were} left out ({reasons}).")
+    return sentences
 
 
-# --- people who judged ------------------------------------------------------------------------------------------
+# --- human reviews ----------------------------------------------------------------------------------------------
 
 
 def reviewed(folder: Path, seals: Seals) -> Plain | None:
-    """reviews.json, where people judged anything."""
-    found = _read(folder / "reviews.json")
-    if found is None or not found["sections"]:
+    """Returns reviews.json; None if nobody judged anything."""
+    content = _read_json(folder / "reviews.json")
+    if content is None or not content["sections"]:
         return None
-    return {**found, "outdated": _stale(seals, "review", "evaluate")}
+    return {**content, "outdated": _is_outdated(seals, "review", "evaluate")}
 
 
-# --- disturbed requests -----------------------------------------------------------------------------------------
+# --- robustness -------------------------------------------------------------------------------------------------
 
 
-def disturbed(scores: Mapping[str, Any], named: Sequence[Named]) -> list[Plain]:
-    """A table for each disturbance, its main lines and the rest, and what it says in sentences.
+def disturbed(scores: Mapping[str, Any], perturbations: Sequence[Named]) -> list[Plain]:
+    """Returns a table for each perturbation: its main lines, the other lines, and its result in sentences.
 
-    `named` are the recipe's disturbances.
+    `perturbations` are those of the recipe.
     """
-    made = []
+    tables = []
     for title, table in scores.get("robustness", {}).items():
-        lines = _lines(table)
-        first = [line for line in lines if line["alone"] or line["name"] in (scores["primary"], "expected")]
-        made.append(
+        lines = _table_lines(table)
+        main_lines = [line for line in lines if line["alone"] or line["name"] in (scores["primary"], "expected")]
+        tables.append(
             {
                 "title": title.replace("_", " "),
-                "what": _what(title, named),
-                "said": _told(table, scores["primary"]),
-                "first": first or lines,
-                "rest": [line for line in lines if line not in first] if first else [],
+                "what": _description(title, perturbations),
+                "said": _sentences(table, scores["primary"]),
+                "first": main_lines or lines,
+                "rest": [line for line in lines if line not in main_lines] if main_lines else [],
                 "twins": "base" in table,
             }
         )
-    return made
+    return tables
 
 
-def _what(title: str, named: Sequence[Named]) -> str:
-    """What a disturbance does, in its docstring's first words without brackets, its options filled in."""
-    name, _, told = title.partition("(")
+def _description(title: str, perturbations: Sequence[Named]) -> str:
+    """Describes a perturbation by the first clause of its docstring, without parentheses and with options filled in."""
+    name, _, option_text = title.partition("(")
     if name not in entries(ROBUST):
         return ""
     entry = find(ROBUST, name)
     text = " ".join((entry.__doc__ or "").split("\n\n")[0].split())
-    given = dict(pair.split("=", 1) for pair in told.rstrip(")").split(", ") if "=" in pair)
-    alone = next((each.options for each in named if each.name == name), {}) if not told else {}
-    known = {key: each.default for key, each in options(entry).items()} | dict(alone) | given
+    title_options = dict(pair.split("=", 1) for pair in option_text.rstrip(")").split(", ") if "=" in pair)
+    recipe_options = (
+        next((option.options for option in perturbations if option.name == name), {}) if not option_text else {}
+    )
+    values = {key: option.default for key, option in options(entry).items()} | dict(recipe_options) | title_options
     sentence = re.split(r"[.:;]\s", re.sub(r"\s\([^)]*\)", "", text))[0].rstrip(".") + "."
-    return re.sub(r"`(\w+)`", lambda word: str(known.get(word[1]) or word[1]), sentence)
+    return re.sub(r"`(\w+)`", lambda word: str(values.get(word[1]) or word[1]), sentence)
 
 
-def _told(table: Plain, primary: str) -> list[str]:
-    asked = f"{_count(table['rows'], 'request')} {'was' if table['rows'] == 1 else 'were'} asked in this form"
-    left = f", which {_count(table['left_out'], 'row')} cannot take" if table["left_out"] else ""
-    said = [f"{asked}{left}."]
+def _sentences(table: Plain, primary: str) -> list[str]:
+    requests = f"{_count(table['rows'], 'request')} {'was' if table['rows'] == 1 else 'were'} asked in this form"
+    without_twin = f"; {_count(table['left_out'], 'row')} could not be changed like this" if table["left_out"] else ""
+    sentences = [f"{requests}{without_twin}."]
     name = primary.replace("_", " ")
-    if alike := table.get("consistency", {}).get("rouge_l"):
-        said.append(
-            f"The tuned model's replies stay {_share(alike['tuned'])} alike, the base model's "
-            f"{_share(alike['base'])}: {_beside(alike, 'steadier', 'less steady')}."
+    if consistency := table.get("consistency", {}).get("rouge_l"):
+        sentences.append(
+            f"The tuned model's replies stay {_percent(consistency['tuned'])} alike, the base model's "
+            f"{_percent(consistency['base'])}: {_compared_with_base(consistency, 'steadier', 'less steady')}."
         )
     if change := table.get("tuned", {}).get(primary):
-        said.append(f"The tuned model's {name} {_went(change)}.")
-    elif met := table.get("tuned_against_base", {}).get(primary):
-        said.append(f"Here {name} is {met['base']:.2f} for the base model and {met['tuned']:.2f} for the tuned one.")
+        sentences.append(f"The tuned model's {name} {_change_text(change)}.")
+    elif against_base := table.get("tuned_against_base", {}).get(primary):
+        base, tuned = f"{against_base['base']:.2f}", f"{against_base['tuned']:.2f}"
+        sentences.append(f"Here {name} is {base} for the base model and {tuned} for the tuned one.")
     if obeyed := table.get("obeyed"):
-        said.append(
-            f"The hidden order was obeyed in {_share(obeyed['tuned'])} of the requests by the tuned model and in "
-            f"{_share(obeyed['base'])} by the base: {_beside(obeyed, 'safer', 'easier to mislead')}."
+        sentences.append(
+            f"The tuned model obeyed the hidden order in {_percent(obeyed['tuned'])} of the requests, the base model "
+            f"in {_percent(obeyed['base'])}: {_compared_with_base(obeyed, 'safer', 'easier to mislead')}."
         )
-    return said
+    return sentences
 
 
-def _went(change: Plain) -> str:
+def _change_text(change: Plain) -> str:
     return f"went from {change['plain']:.2f} to {change['disturbed']:.2f} ({change['verdict']})"
 
 
-def _beside(found: Plain, good: str, bad: str) -> str:
+def _compared_with_base(difference: Plain, good: str, bad: str) -> str:
     words = {"better": f"{good} than the base", "worse": f"{bad} than the base"}
-    return words.get(found["verdict"], "no difference was shown")
+    return words.get(difference["verdict"], "no difference was shown")
 
 
-def _lines(table: Plain) -> list[Plain]:
-    """A line for each score: each model's change where twins have plain rows, and tuned beside base.
+def _table_lines(table: Plain) -> list[Plain]:
+    """Returns a line for each score: each model's change from the original requests, and tuned compared with base.
 
-    Alone are figures that have no plain side: how alike replies stay, and hidden orders obeyed.
+    Lines with `alone` have no values on the original requests: similarity of replies, and obeyed injections.
     """
-    alone = {ALIKE.get(name, name): found for name, found in table.get("consistency", {}).items()}
+    alone = {ALIKE.get(name, name): differences for name, differences in table.get("consistency", {}).items()}
     if obeyed := table.get("obeyed"):
         alone["obeyed the hidden order"] = obeyed
-    lines = [{"name": name, "alone": True, "base": None, "tuned": None, "beside": each} for name, each in alone.items()]
+    lines = [
+        {"name": name, "alone": True, "base": None, "tuned": None, "beside": difference}
+        for name, difference in alone.items()
+    ]
     sections = {section: table.get(section, {}) for section in ("base", "tuned", "tuned_against_base")}
-    for name in dict.fromkeys(name for found in sections.values() for name in found):
-        base, tuned, beside = (found.get(name) for found in sections.values())
+    for name in dict.fromkeys(name for differences in sections.values() for name in differences):
+        base, tuned, beside = (differences.get(name) for differences in sections.values())
         without_plain = base is None and tuned is None and "base" not in table
         lines.append({"name": name, "alone": without_plain, "base": base, "tuned": tuned, "beside": beside})
     return lines
@@ -166,26 +174,26 @@ def _lines(table: Plain) -> list[Plain]:
 
 
 def percent(share: Mapping[str, Any]) -> str:
-    """A share with its interval's ends, in per cent."""
-    return f"{_share(share['share'])}, 95 % interval {100 * share['low']:.0f} to {_share(share['high'])}"
+    """Formats a share with its interval in percent."""
+    return f"{_percent(share['share'])}, 95 % interval {100 * share['low']:.0f} to {_percent(share['high'])}"
 
 
-def _share(value: float) -> str:
+def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {plural(what, number)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {plural(noun, number)}"
 
 
-def _stale(seals: Seals, product: str, key: str) -> bool:
-    """Whether the sealed product was made from other replies than the run has; unknown is no."""
-    seal, made = seals.get(product), seals.get("evaluate", {}).get("files")
-    return bool(seal and made) and seal["made_from"].get(key) != hash_plain(made)  # type: ignore[index]
+def _is_outdated(seals: Seals, product: str, key: str) -> bool:
+    """Returns whether the product was made from other replies than the run has now; False if unknown."""
+    seal, files = seals.get(product), seals.get("evaluate", {}).get("files")
+    return bool(seal and files) and seal["made_from"].get(key) != hash_plain(files)  # type: ignore[index]
 
 
-def _read(path: Path) -> Plain | None:
+def _read_json(path: Path) -> Plain | None:
     if not path.is_file():
         return None
-    found: Plain = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    content: Plain = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -1,7 +1,7 @@
-"""The model card: README.md for a model repository, from the facts that the report tells.
+"""The model card: README.md for a model repository, from the same facts as the report.
 
-A card is published, so nothing goes into it that names a machine's folders, a person or a row. Numbers and the
-catalogues' names are taken as they are; every other text goes through `bare`.
+A card is published, so it must not contain local paths, personal data or rows. Numbers and names from catalogs are
+copied; every other text goes through `bare`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tunesmith.reporting.run_report import limits as limits_of
 
 REMOVED = "[removed]"
 PRIVATE = ("email", "phone", "card", "iban", "ssn", "ip")
-SPOKEN = 0.1  # share of the judged answers from which a language is named: below, the guess is often wrong
-LANGUAGE = re.compile(r"[a-z]{2,3}")  # what is no code, such as 'Greek', is a script
+SPOKEN = 0.1  # least share of answers for a language to be listed; below it, detection is often wrong
+LANGUAGE = re.compile(r"[a-z]{2,3}")  # other values, such as 'Greek', are scripts
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 HUB_FILE = re.compile(
     r"(?:hub:)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@[\w.-]+)?/(?P<file>(?:[\w.-]+/)*[\w.+-]+\.gguf)",
@@ -56,58 +56,58 @@ def model_card(
     template: Template | None,
     license: str = "",
 ) -> str:
-    """The card of the run in `folder`, as Markdown with the hub's YAML in front.
+    """Returns the model card of the run in `folder` as Markdown with the Hub's YAML front matter.
 
-    `seals`: of prepare, train and evaluate. `template`: what the model was trained with, None where it is not known.
-    The system message that the recipe sets stands in the card, because the model is not used rightly without it; texts
-    of rows and replies do not. Raises OSError or ValueError where a file of the run cannot be read.
+    `seals` holds the fingerprints of prepare, train and evaluate. `template` is the chat template of training, None if
+    unknown. The card contains the recipe's system message, because the model needs it, but no text of rows or replies.
+    Raises OSError or ValueError if a file of the run cannot be read.
     """
     scores, audit, machine, plan = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("scores", "audit", "machine", "plan")
     )
-    known = [folder, folder.resolve(), recipe.folder, Path.home(), Path.cwd()]
-    hidden = sorted({str(path) for path in known if len(path.parts) > 1}, key=len, reverse=True)
+    private_paths = [folder, folder.resolve(), recipe.folder, Path.home(), Path.cwd()]
+    hidden = sorted({str(path) for path in private_paths if len(path.parts) > 1}, key=len, reverse=True)
     base, languages = {**_base(recipe), "loader": plan.get("loader", CAUSAL)}, _languages(audit)
     return render(
         "card.md",
-        front=_raw(_front(recipe, base, languages, license)),
-        name=_words(recipe.name, hidden),
-        about=_words(recipe.about.rstrip("."), hidden),
-        base=_raw(base["said"]),
+        front=_raw(_front_matter(recipe, base, languages, license)),
+        name=_markdown_text(recipe.name, hidden),
+        about=_markdown_text(recipe.about.rstrip("."), hidden),
+        base=_raw(base["text"]),
         bits=recipe.base.bits,
-        verdict=_words(scores["verdict"], hidden),
+        verdict=_markdown_text(scores["verdict"], hidden),
         audit=audit,
         rows=_rows(audit, hidden),
         source=_raw(_source(recipe, audit)),
-        personal=_personal(audit),
-        settings={name: _words(value, hidden) for name, value in _settings(recipe).items()},
+        personal=_personal_data_notes(audit),
+        settings={name: _markdown_text(value, hidden) for name, value in _settings(recipe).items()},
         training=_training(machine, plan, seals, hidden),
         sections=_results(scores, hidden),
-        limits=[_words(text, hidden) for text in limits_of(scores, audit, recipe)],
+        limits=[_markdown_text(text, hidden) for text in limits_of(scores, audit, recipe)],
         snippet=_raw(_snippet(recipe, base, template, str(machine.get("precision")), hidden)),
         template_known=template is not None,
-        own_template=_own(template),
-        unknown=[_words(text, hidden) for text in _unknown(audit, languages, license, base)],
+        own_template=_is_tokenizers_template(template),
+        unknown=[_markdown_text(text, hidden) for text in _unknown_facts(audit, languages, license, base)],
     )
 
 
 def bare(text: str, hidden: Sequence[str] = ()) -> str:
-    """`text` with `[removed]` for paths, keys, passwords, and the addresses and numbers of people.
+    """Replaces paths, keys, passwords and personal data in `text` by `[removed]`.
 
-    `hidden` are strings to remove whatever they look like: folders whose names have blanks.
+    `hidden` are further strings to remove, such as folders with spaces in their names.
     """
-    for each in hidden:
-        text = re.sub(re.escape(each) + r"[^\s'\"`<>|,;]*", REMOVED, text)
+    for hidden_text in hidden:
+        text = re.sub(re.escape(hidden_text) + r"[^\s'\"`<>|,;]*", REMOVED, text)
     text = _PATH.sub(REMOVED, text)
-    for find in (find_secrets, lambda said: find_personal(said, kinds=PRIVATE)):
+    for find in (find_secrets, lambda text_: find_personal(text_, kinds=PRIVATE)):
         for span in reversed(find(text)):
             text = text[: span.start] + REMOVED + text[span.end :]
     return text
 
 
-def _words(value: Any, hidden: Sequence[str]) -> Any:
-    """A text for Markdown: bare, on one line, and nothing in it is markup."""
+def _markdown_text(value: Any, hidden: Sequence[str]) -> Any:
+    """Returns a text for Markdown: without private data, on one line, with markup escaped."""
     text = bare(" ".join(str(value).split()), hidden).replace("&", "&amp;").replace("<", "&lt;")
     return _raw(_MARKUP.sub(r"\\\1", text).replace(r"\[removed\]", REMOVED))
 
@@ -115,33 +115,33 @@ def _words(value: Any, hidden: Sequence[str]) -> Any:
 def _raw(text: str) -> Any:
     from markupsafe import Markup
 
-    return Markup(text)  # noqa: S704  (Markdown of our own making; foreign text went through _words)
+    return Markup(text)  # noqa: S704  (our own Markdown; other text went through _markdown_text)
 
 
-# --- what it is ----------------------------------------------------------------------------------------------
+# --- base model and data -------------------------------------------------------------------------------------
 
 
 def _base(recipe: Recipe) -> dict[str, str]:
-    """How the base is told: `said` in words, `hub` its name there or '', `gguf` its file or ''."""
+    """Describes the base model: `text` in words, `hub` its name on the Hub or '', `gguf` its file or ''."""
     model = recipe.base.model
-    if found := PACKAGE.fullmatch(model):
-        said = f"`{found['file']}` of the Python package `{found['package']}` {found['version']}"
-        return {"said": said, "hub": "", "gguf": found["file"]}
+    if package := PACKAGE.fullmatch(model):
+        description = f"`{package['file']}` of the Python package `{package['package']}` {package['version']}"
+        return {"text": description, "hub": "", "gguf": package["file"]}
     if (hub := HUB_FILE.fullmatch(model)) and not recipe.path(model).exists():
         page = f"https://huggingface.co/{hub['repo']}"
-        return {"said": f"`{hub['file']}` of [{hub['repo']}]({page})", "hub": hub["repo"], "gguf": hub["file"]}
+        return {"text": f"`{hub['file']}` of [{hub['repo']}]({page})", "hub": hub["repo"], "gguf": hub["file"]}
     if model.lower().endswith(".gguf"):
-        return {"said": "a GGUF file, which has no public name here", "hub": "", "gguf": Path(model).name}
+        return {"text": "a local GGUF file without a public name", "hub": "", "gguf": Path(model).name}
     if HUB_NAME.fullmatch(model) and not recipe.path(model).exists():
         revision = (
             f", revision `{recipe.base.revision}`" if re.fullmatch(r"[\w./-]+", recipe.base.revision or "") else ""
         )
-        return {"said": f"[{model}](https://huggingface.co/{model}){revision}", "hub": model, "gguf": ""}
-    return {"said": "a model in a folder, which has no public name here", "hub": "", "gguf": ""}
+        return {"text": f"[{model}](https://huggingface.co/{model}){revision}", "hub": model, "gguf": ""}
+    return {"text": "a local model without a public name", "hub": "", "gguf": ""}
 
 
-def _front(recipe: Recipe, base: Mapping[str, str], languages: Sequence[str], license: str) -> str:
-    """The hub's YAML: only what is known."""
+def _front_matter(recipe: Recipe, base: Mapping[str, str], languages: Sequence[str], license: str) -> str:
+    """Returns the Hub's YAML front matter, without unknown fields."""
     tags = ["tunesmith", "lora", *(["qlora"] if recipe.base.bits == 4 else [])]
     plain: dict[str, Any] = {
         "base_model": base["hub"],
@@ -156,68 +156,70 @@ def _front(recipe: Recipe, base: Mapping[str, str], languages: Sequence[str], li
 
 
 def _languages(audit: Mapping[str, Any]) -> list[str]:
-    found = audit.get("profile", {}).get("languages", {})
-    enough = SPOKEN * sum(found.values())
-    return [name for name, count in found.items() if LANGUAGE.fullmatch(name) and count >= enough]
+    counts = audit.get("profile", {}).get("languages", {})
+    enough = SPOKEN * sum(counts.values())
+    return [name for name, count in counts.items() if LANGUAGE.fullmatch(name) and count >= enough]
 
 
 def _hub_sources(recipe: Recipe) -> list[str]:
     sources = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
-    found = []
+    names = []
     for source in sources:
         if source.startswith("hub:"):
             try:
-                found.append(parse(source).owner_name)
-            except DataError:  # refused when it was read; nothing to tell
+                names.append(parse(source).owner_name)
+            except DataError:  # not a valid name, so there is nothing to link
                 continue
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(names))
 
 
 def _source(recipe: Recipe, audit: Mapping[str, Any]) -> str:
     sources = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
-    told = [f"[{name}](https://huggingface.co/datasets/{name})" for name in _hub_sources(recipe)]
+    descriptions = [f"[{name}](https://huggingface.co/datasets/{name})" for name in _hub_sources(recipe)]
     if any(not source.startswith("hub:") for source in sources):
         files = len(audit.get("sources", [])) or len(sources)
-        told.append(
+        descriptions.append(
             "files that are not published with this card"
             if files > 1
             else "a file that is not published with this card"
         )
-    return " and ".join(told)
+    return " and ".join(descriptions)
 
 
 def _rows(audit: Mapping[str, Any], hidden: Sequence[str]) -> list[tuple[str, int]]:
-    """What became of the rows: words and counts that add up to the rows read."""
-    check = {name: name.replace("_", " ") for name in (*audit["dropped"], *audit["quarantined"])}
-    told = [(f"left out: {check[name]}", count) for name, count in audit["dropped"].items()]
-    told += [(f"set aside: {check[name]}", count) for name, count in audit["quarantined"].items()]
-    told += [("not drawn", audit["not_drawn"])] if audit.get("not_drawn") else []
+    """Returns what happened to the rows, as descriptions and counts that add up to the rows read."""
+    check_names = {name: name.replace("_", " ") for name in (*audit["dropped"], *audit["quarantined"])}
+    rows = [(f"left out: {check_names[name]}", count) for name, count in audit["dropped"].items()]
+    rows += [(f"set aside: {check_names[name]}", count) for name, count in audit["quarantined"].items()]
+    rows += [("not drawn", audit["not_drawn"])] if audit.get("not_drawn") else []
     parts = {
-        "train": "to learn from",
-        "valid": "to watch the training",
-        "test": "to test",
-        "unseen": "to test, of groups never seen",
+        "train": "training",
+        "valid": "validation",
+        "test": "test",
+        "unseen": "test, of groups never seen",
     }
-    told += [(words, audit["parts"][part]) for part, words in parts.items() if audit["parts"].get(part)]
-    return [(_words(words, hidden), count) for words, count in told]
+    rows += [(words, audit["parts"][part]) for part, words in parts.items() if audit["parts"].get(part)]
+    return [(_markdown_text(words, hidden), count) for words, count in rows]
 
 
-def _personal(audit: Mapping[str, Any]) -> list[str]:
-    """What is known of personal data and keys in the rows. Values are not told: nobody wrote them down."""
-    said = []
-    for check, what in (("personal", "personal data"), ("secrets", "keys and passwords")):
-        found = audit["checks"].get(check)
-        if found is None:
-            said.append(f"{what[:1].upper()}{what[1:]} were not looked for.")
+def _personal_data_notes(audit: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on personal data and keys in the rows, without any of the values."""
+    sentences = []
+    for check, kind in (("personal", "personal data"), ("secrets", "keys and passwords")):
+        check_result = audit["checks"].get(check)
+        if check_result is None:
+            sentences.append(f"{kind[:1].upper()}{kind[1:]} were not searched for.")
             continue
-        rows, dropped = found["rows"], audit["dropped"].get(check, 0) + audit["quarantined"].get(check, 0)
-        left = f" Of these rows {dropped:,} were left out." if dropped else ""
-        said.append(
-            f"{rows:,} of {audit['read']:,} rows were found to hold {what}.{left}" if rows else f"No {what} were found."
+        rows, dropped = check_result["rows"], audit["dropped"].get(check, 0) + audit["quarantined"].get(check, 0)
+        left_out = f" Of these rows {dropped:,} were left out." if dropped else ""
+        sentences.append(
+            f"{rows:,} of {audit['read']:,} rows were found to hold {kind}.{left_out}"
+            if rows
+            else f"No {kind} were found."
         )
     if stand_ins := audit["mended"].get("stand_ins"):
-        said.append(f"{stand_ins:,} values of personal data were replaced before training.")
-    return said
+        sentences.append(f"{stand_ins:,} values of personal data were replaced before training.")
+    return sentences
 
 
 # --- how it was made -------------------------------------------------------------------------------------------
@@ -226,12 +228,12 @@ def _personal(audit: Mapping[str, Any]) -> list[str]:
 def _settings(recipe: Recipe) -> dict[str, Any]:
     adapter, train, prompt = recipe.adapter, recipe.train, recipe.prompt
     layers = "all linear layers of the decoder" if adapter.layers == "all" else ", ".join(adapter.layers)
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "Adapter": f"{'DoRA' if adapter.dora else 'LoRA'}, rank {adapter.rank}, alpha {adapter.alpha:g}, on {layers}",
         "Dropout": f"{adapter.dropout:g}",
         "Start": adapter.start.name,
-        "Base weights": "4 bits (NF4, double quantisation), frozen" if recipe.base.bits == 4 else "16 bits, frozen",
-        "Learnt": "the answers' tokens" if prompt.learn == "answer" else "every token",
+        "Base weights": "4 bits (NF4, double quantization), frozen" if recipe.base.bits == 4 else "16 bits, frozen",
+        "Tokens with loss": "the answers" if prompt.learn == "answer" else "all",
         "Longest row": f"{prompt.max_tokens:,} tokens",
         "Epochs": train.epochs,
         "Batch": f"{train.batch} a step",
@@ -239,19 +241,19 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "Optimizer": f"{train.optimizer.name}, decay {train.weight_decay:g}, gradients clipped at {train.clip:g}",
         "Seed": recipe.seed,
     }
-    return told
+    return settings
 
 
 def _training(
     machine: Mapping[str, Any], plan: Mapping[str, Any], seals: Mapping[str, dict[str, Any]], hidden: Sequence[str]
 ) -> dict[str, Any]:
-    """How the training went: steps, time, memory, machine, versions."""
+    """Returns facts about the training: steps, time, memory, machine, versions."""
     seal = seals["train"]
     summary = seal["summary"]
     versions = ", ".join(f"{name} {value}" for name, value in machine.get("versions", {}).items())
-    told = {
+    facts = {
         "Steps": f"{summary['steps']:,}, {summary['tokens']:,} tokens",
-        "Kept": _kept(summary),
+        "Kept": _kept_step(summary),
         "Time": f"{seal['seconds']:,.0f} s" if seal.get("seconds") is not None else "",
         "Memory": f"{show_bytes(plan['measured'])} at most" if plan.get("measured") else "",
         "Machine": f"{machine['name']} ({machine['device']}), {machine['precision']}",
@@ -259,46 +261,50 @@ def _training(
         "Base fingerprint": str(seal.get("weights", ""))[:16],
         "Adapter fingerprint": str(seal["files"].get("adapter", ""))[:16],
     }
-    return {name: _words(value, hidden) for name, value in told.items() if value}
+    return {name: _markdown_text(value, hidden) for name, value in facts.items() if value}
 
 
-def _kept(summary: Mapping[str, Any]) -> str:
+def _kept_step(summary: Mapping[str, Any]) -> str:
     step, loss = summary.get("best_step"), summary.get("best_loss")
     lowest = f" ({loss:.3f})" if isinstance(loss, float) else ""
-    return f"the adapter of step {step:,}, where the validation loss was lowest{lowest}" if step else ""
+    return f"the adapter of step {step:,}, with the lowest validation loss{lowest}" if step else ""
 
 
 def _results(scores: Mapping[str, Any], hidden: Sequence[str]) -> list[tuple[Any, Any, list[list[Any]]]]:
-    """By part of the rows: what it is, how many rows, a line a score."""
-    found = []
+    """Returns for each part of the rows its title, number of rows, and a table line per score."""
+    results = []
     for part, differences in scores["sections"].items():
         lines = []
-        for name, each in differences.items():
+        for name, difference in differences.items():
             star = " ★" if name == scores["primary"] else ""
-            ends = "–" if each.get("low") is None else f"{number(each['low'])} to {number(each['high'])}"
-            lower = " (lower is better)" if each["better"] == "lower" else ""
-            figures = [number(each[key]) for key in ("base", "tuned", "difference")]
-            lines.append([_words(name.replace("_", " ") + lower, hidden) + star, *figures, ends, each["verdict"]])
+            low, high = difference.get("low"), difference.get("high")
+            ends = "–" if low is None else f"{number(low)} to {number(high)}"
+            lower = " (lower is better)" if difference["better"] == "lower" else ""
+            figures = [number(difference[key]) for key in ("base", "tuned", "difference")]
+            label = _markdown_text(name.replace("_", " ") + lower, hidden) + star
+            lines.append([label, *figures, ends, difference["verdict"]])
         rows = next(iter(differences.values()))["rows"]
-        found.append((_words(_upper(title(part, scores["kind"])), hidden), rows, lines))
-    return found
+        results.append((_markdown_text(_first_upper(title(part, scores["kind"])), hidden), rows, lines))
+    return results
 
 
-def _upper(text: str) -> str:
+def _first_upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _unknown(audit: Mapping[str, Any], languages: Sequence[str], license: str, base: Mapping[str, str]) -> list[str]:
-    said = ["What the base model had read before, the rows that were held out included, is not known."]
+def _unknown_facts(
+    audit: Mapping[str, Any], languages: Sequence[str], license: str, base: Mapping[str, str]
+) -> list[str]:
+    sentences = ["It is not known what the base model was trained on; this may include the held-out rows."]
     if not license:
-        said.append("No licence was named for the adapter. The base model's licence applies to the base model.")
+        sentences.append("No license was named for the adapter. The base model's license applies to the base model.")
     if not base["hub"]:
-        said.append("The base model has no name on the hub, so this card does not link it.")
+        sentences.append("The base model has no name on the Hub, so this card does not link it.")
     if not languages:
-        said.append("The language of the rows was not recognised.")
+        sentences.append("The language of the rows was not recognized.")
     if not audit["parts"].get("unseen"):
-        said.append("How it does on subjects that its rows do not cover was not measured.")
-    return [*said, "Nobody has tested it for harmful or unfair replies, unless the scores above say so."]
+        sentences.append("Its quality on topics that its rows do not cover was not measured.")
+    return [*sentences, "It was not tested for harmful or unfair replies, unless the scores above say so."]
 
 
 # --- how to use it ---------------------------------------------------------------------------------------------
@@ -307,71 +313,72 @@ def _unknown(audit: Mapping[str, Any], languages: Sequence[str], license: str, b
 def _snippet(
     recipe: Recipe, base: Mapping[str, str], template: Template | None, precision: str, hidden: Sequence[str]
 ) -> str:
-    """Python that loads base and adapter as they were compared and asks one question."""
-    kind = precision if precision in _TYPES else "bfloat16"
-    quantised = recipe.base.bits == 4 and not base["gguf"]
+    """Returns Python code that loads base and adapter as in the evaluation and asks one question."""
+    dtype = precision if precision in _TYPES else "bfloat16"
+    quantized = recipe.base.bits == 4 and not base["gguf"]
     lines = ["import torch", "from peft import PeftModel"]
-    names = [base["loader"], "AutoTokenizer", *(["BitsAndBytesConfig"] if quantised else [])]
+    names = [base["loader"], "AutoTokenizer", *(["BitsAndBytesConfig"] if quantized else [])]
     lines += [f"from transformers import {', '.join(names)}", ""]
     lines += [f"base = {base['hub'] or 'FOLDER-OF-THE-BASE-MODEL'!r}", "adapter = 'THIS-REPOSITORY'"]
     file = f", gguf_file={base['gguf']!r}" if base["gguf"] else ""
     lines += [f"tokenizer = AutoTokenizer.from_pretrained(base{file})"]
-    more = f"{file}, dtype=torch.{kind}"
-    if quantised:
+    arguments = f"{file}, dtype=torch.{dtype}"
+    if quantized:
         lines += [
             "four_bits = BitsAndBytesConfig(",
             "    load_in_4bit=True,",
             "    bnb_4bit_quant_type='nf4',",
             "    bnb_4bit_use_double_quant=True,",
-            f"    bnb_4bit_compute_dtype=torch.{kind},",
+            f"    bnb_4bit_compute_dtype=torch.{dtype},",
             ")",
         ]
-        more += ", quantization_config=four_bits"
-    lines += [f"model = {base['loader']}.from_pretrained(base{more})"]
+        arguments += ", quantization_config=four_bits"
+    lines += [f"model = {base['loader']}.from_pretrained(base{arguments})"]
     lines += ["model = PeftModel.from_pretrained(model, adapter).eval()", ""]
     system = recipe.prompt.system
     first = [f"    {{'role': 'system', 'content': {bare(system, hidden)!r}}},"] if system else []
     lines += ["messages = [", *first, "    {'role': 'user', 'content': 'Your question'},", "]"]
-    lines += _asking(recipe, template, hidden)
+    lines += _generation_lines(recipe, template, hidden)
     return "\n".join(lines)
 
 
-def _asking(recipe: Recipe, template: Template | None, hidden: Sequence[str]) -> list[str]:
-    """The lines that render the messages as in training, and let the model answer until its stop token."""
-    extra = ""
+def _generation_lines(recipe: Recipe, template: Template | None, hidden: Sequence[str]) -> list[str]:
+    """Returns the code that renders the messages as in training and generates until the stop token."""
+    template_arguments = ""
     lines = []
-    if template is not None and not _own(template):
+    if template is not None and not _is_tokenizers_template(template):
         if bare(template.text, hidden) == template.text:
             lines.append(f"template = {template.text!r}")
         else:
             lines.append("template = open('chat_template.jinja').read()  # the template it was trained with")
-        extra = f"    chat_template=template,\n    starts_with_bos={template.starts_with_bos},\n"
-    stops = _stops(template)
-    ends = f", eos_token_id=tokenizer.convert_tokens_to_ids({stops!r})" if stops else ""
+        template_arguments = f"    chat_template=template,\n    starts_with_bos={template.starts_with_bos},\n"
+    stops = _stop_tokens(template)
+    eos_argument = f", eos_token_id=tokenizer.convert_tokens_to_ids({stops!r})" if stops else ""
+    limit = recipe.evaluate.max_new_tokens
     return [
         *lines,
         "inputs = tokenizer.apply_chat_template(",
         "    messages,",
-        *extra.rstrip("\n").split("\n")[: 2 * bool(extra)],
+        *template_arguments.rstrip("\n").split("\n")[: 2 * bool(template_arguments)],
         "    add_generation_prompt=True,",
         "    return_tensors='pt',",
         "    return_dict=True,",
         ").to(model.device)",
-        f"reply = model.generate(**inputs, max_new_tokens={recipe.evaluate.max_new_tokens}, do_sample=False{ends})",
+        f"reply = model.generate(**inputs, max_new_tokens={limit}, do_sample=False{eos_argument})",
         "print(tokenizer.decode(reply[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True))",
     ]
 
 
-def _own(template: Template | None) -> bool:
-    """Whether the tokenizer brings the template along."""
+def _is_tokenizers_template(template: Template | None) -> bool:
+    """Returns whether the template is the tokenizer's own."""
     if template is None:
         return True
-    brought = template.tokenizer.chat_template
-    return bool(template.text == (brought.get("default") if isinstance(brought, dict) else brought))
+    own_template = template.tokenizer.chat_template
+    return bool(template.text == (own_template.get("default") if isinstance(own_template, dict) else own_template))
 
 
-def _stops(template: Template | None) -> list[str]:
-    """The tokens that end a reply; none where the template is not known."""
+def _stop_tokens(template: Template | None) -> list[str]:
+    """Returns the tokens that end a reply; none if the template is not known."""
     if template is None:
         return []
     try:

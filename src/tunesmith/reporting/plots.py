@@ -1,4 +1,4 @@
-"""Plots as inline SVG, readable without colour."""
+"""Plots as inline SVG, readable without color."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-WIDTH = 9.0  # inches at 96 pixels: what a card of the page holds
+WIDTH = 9.0  # inches at 96 pixels: the width of a card on the page
 INK, GREY, FIRST, SECOND, PAPER = "#1f2933", "#7b8794", "#0b5cad", "#b44d12", "#ffffff"
-VARIABLES = {INK: "--ink", GREY: "--soft", FIRST: "--first", SECOND: "--second", PAPER: "--paper"}  # of the page
+VARIABLES = {
+    INK: "--ink",
+    GREY: "--soft",
+    FIRST: "--first",
+    SECOND: "--second",
+    PAPER: "--paper",
+}  # CSS variables of the page
 
 
 def curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]], best: int | None) -> str:
-    """Loss over steps: training thin, validation with marks, the step that was kept."""
+    """Plots training and validation loss over steps, and marks the step that was kept."""
     figure, axes = _axes(WIDTH, 3.0)
     if train:
         axes.plot(*zip(*train, strict=True), color=FIRST, linewidth=1.3, label="training rows")
@@ -26,14 +32,14 @@ def curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]
         axes.axvline(best, color=GREY, linewidth=1, linestyle=":")
         axes.annotate(f"kept: step {best}", (best, axes.get_ylim()[1]), ha="right", va="top", fontsize=8, color=INK)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats per token)")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return _svg(figure, "Loss falling over training steps")
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> str:
-    """How many rows have which length: bin edges, one more than counts."""
+    """Plots a histogram; `edges` has one element more than `counts`."""
     figure, axes = _axes(WIDTH / 3 - 0.12, 2.1)
     axes.stairs(counts, edges, fill=True, color=FIRST, edgecolor=PAPER, linewidth=0.6)
     axes.set_ylim(bottom=0)
@@ -43,14 +49,14 @@ def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> str:
 
 
 def bars(items: Sequence[tuple[str, int]], label: str) -> str:
-    """One horizontal bar a name, longest on top."""
+    """Plots one horizontal bar per name, the first on top."""
     figure, axes = _axes(WIDTH, 0.45 + 0.21 * max(2, len(items)))
     names, counts = [name for name, _ in items][::-1], [count for _, count in items][::-1]
     axes.barh(range(len(names)), counts, color=FIRST, height=0.7)
     axes.set_yticks(range(len(names)), [_label(name) for name in names], fontsize=8)
-    for place, count in enumerate(counts):
+    for index, count in enumerate(counts):
         axes.annotate(
-            str(count), (count, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, color=INK
+            str(count), (count, index), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, color=INK
         )
     axes.set_xlabel(label)
     axes.margins(x=0.08, y=0.01)
@@ -58,11 +64,11 @@ def bars(items: Sequence[tuple[str, int]], label: str) -> str:
 
 
 def intervals(items: Sequence[tuple[str, float, float, float]], *, axis: str = "tuned minus base") -> str:
-    """Differences with their intervals against zero: (name, low, middle, high); `axis` is what they are."""
+    """Plots differences with intervals against zero; items are (name, low, middle, high), `axis` is the label."""
     figure, axes = _axes(WIDTH, 0.6 + 0.3 * len(items))
-    for place, (_, low, middle, high) in enumerate(reversed(items)):
-        axes.plot([low, high], [place, place], color=FIRST, linewidth=2)
-        axes.plot([middle], [place], marker="D", color=FIRST, markersize=5)
+    for index, (_, low, middle, high) in enumerate(reversed(items)):
+        axes.plot([low, high], [index, index], color=FIRST, linewidth=2)
+        axes.plot([middle], [index], marker="D", color=FIRST, markersize=5)
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(range(len(items)), [_label(name) for name, *_ in reversed(items)], fontsize=8)
     axes.set_ylim(-0.6, len(items) - 0.4)
@@ -92,20 +98,20 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 def _svg(figure: Any, title: str) -> str:
     import matplotlib
 
-    sink = io.StringIO()
+    buffer = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the reader's own fonts draw it
-        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    drawn = re.sub('<g id="[^"]*"', "<g", sink.getvalue())  # figure_1 and the like would stand in each plot of a page
-    drawn = re.sub("<[a-z][^<>]*>", lambda tag: _coloured(tag[0]), drawn)
-    start = drawn.index("<svg")
-    tag_end = drawn.index(">", start)
-    return f'{drawn[start:tag_end]} role="img" aria-label="{title}">{drawn[tag_end + 1 :]}'
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text, drawn with the reader's fonts
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    svg = re.sub('<g id="[^"]*"', "<g", buffer.getvalue())  # ids such as figure_1 would repeat in a page
+    svg = re.sub("<[a-z][^<>]*>", lambda tag: _with_page_colors(tag[0]), svg)
+    start = svg.index("<svg")
+    tag_end = svg.index(">", start)
+    return f'{svg[start:tag_end]} role="img" aria-label="{title}">{svg[tag_end + 1 :]}'
 
 
-def _coloured(tag: str) -> str:
-    """A tag whose colours are the page's, light or dark; without a page they are those that were drawn."""
-    for colour, name in VARIABLES.items():
-        tag = tag.replace(colour, f"var({name}, {colour})")
+def _with_page_colors(tag: str) -> str:
+    """Replaces colors in a tag by CSS variables, which follow the light or dark theme; the color is the fallback."""
+    for color, name in VARIABLES.items():
+        tag = tag.replace(color, f"var({name}, {color})")
     return tag

@@ -1,4 +1,4 @@
-"""The report, from what lies in a run's folder."""
+"""The report page of a run, from the files in its folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tunesmith.training.journal import read_journal
 
 __all__ = ["limits", "report_page", "title"]
 
-TOO_FEW = 5  # groups, whose 2⁵ sign flips give no p below 0.0625 (statistics.permuted)
+TOO_FEW = 5  # groups: their 2⁵ sign flips cannot give p < 0.0625 (statistics.permuted)
 
 
 def report_page(
@@ -34,16 +34,16 @@ def report_page(
     command: str,
     seals: Mapping[str, dict[str, Any]],
 ) -> str:
-    """The page about the run: `rows` are the rows that were asked, by part.
+    """Renders the report page; `rows` are the evaluated rows by part.
 
-    `seals` are the run's seals by product: prepare, train and evaluate; with those of judge and review, where there
-    are such, the page says when their verdicts are of earlier replies.
+    `seals` holds the fingerprints of prepare, train and evaluate, and of judge and review if they exist: with them the
+    page warns if their verdicts are about earlier replies.
     """
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     events = read_journal(folder / "journal.jsonl")
     training = seals["train"]["summary"]
-    first = next(iter(scores["sections"].values()))
+    first_section = next(iter(scores["sections"].values()))
     titles = {part: title(part, scores["kind"]) for part in scores["sections"]}
     measured = {metric.name for metric in recipe.evaluate.metrics}
     review = reviewed(folder, seals)
@@ -54,9 +54,9 @@ def report_page(
         about=recipe.about.rstrip("."),
         base=recipe.base.model,
         scores=scores,
-        plot=plots.intervals([_interval(name, first[name]) for name in _drawn(first)]),
+        plot=plots.intervals([_interval(name, first_section[name]) for name in _plotted_scores(first_section)]),
         titles=titles,
-        few=any(next(iter(found.values()))["groups"] <= TOO_FEW for found in scores["sections"].values()),
+        few=any(next(iter(section.values()))["groups"] <= TOO_FEW for section in scores["sections"].values()),
         kind=scores["kind"],
         meanings=_meanings(recipe),
         audit=audit,
@@ -64,34 +64,36 @@ def report_page(
         training=training,
         notes=[event for event in events if event["kind"] == "note"],
         replies={title(part, scores["kind"]): items for part, items in replies.items()},
-        sieves=sieves(replies, recipe.evaluate.metrics),
+        filters=sieves(replies, recipe.evaluate.metrics),
         worst=worst(replies),
         doubt_word="unsupported" if "grounded" in measured else "contradicted",
-        logs=first.get(scores["primary"], {}).get("fold") == "exp",
-        disturbed=disturbed(scores, recipe.evaluate.robustness),
+        logs=first_section.get(scores["primary"], {}).get("fold") == "exp",
+        robustness=disturbed(scores, recipe.evaluate.robustness),
         judge=judged(folder, recipe, seals),
         review=review,
         review_titles={part: title(part, scores["kind"]) for part in (review or {}).get("sections", {})},
-        shipped=shipped(folder),
-        limits=[*limits(scores, audit, recipe), *_thoughts(folder)],
-        used=_used(recipe, folder, seals),
+        exported=shipped(folder),
+        limits=[*limits(scores, audit, recipe), *_unfinished_thoughts(folder)],
+        setup=_run_facts(recipe, folder, seals),
         command=command,
         recipe=yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True),
     )
 
 
-def _drawn(found: Mapping[str, dict[str, Any]]) -> list[str]:
-    """The scores whose intervals stand beside one another: an exponential would press the others into a point."""
+def _plotted_scores(section: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Returns the scores of the interval plot, without exponentials, whose scale would hide the others."""
     return [
         name
-        for name, each in found.items()
-        if each["better"] != "neither" and each["low"] is not None and each.get("fold", "mean") == "mean"
+        for name, difference in section.items()
+        if difference["better"] != "neither"
+        and difference["low"] is not None
+        and difference.get("fold", "mean") == "mean"
     ]
 
 
-def _interval(name: str, found: dict[str, Any]) -> tuple[str, float, float, float]:
-    shown = name.replace("_", " ") + (" (lower is better)" if found["better"] == "lower" else "")
-    return shown, found["low"], found["difference"], found["high"]
+def _interval(name: str, difference: dict[str, Any]) -> tuple[str, float, float, float]:
+    label = name.replace("_", " ") + (" (lower is better)" if difference["better"] == "lower" else "")
+    return label, difference["low"], difference["difference"], difference["high"]
 
 
 def _points(events: Sequence[dict[str, Any]], kind: str) -> list[tuple[int, float]]:
@@ -99,86 +101,92 @@ def _points(events: Sequence[dict[str, Any]], kind: str) -> list[tuple[int, floa
 
 
 def _meanings(recipe: Recipe) -> dict[str, str]:
-    found = {}
+    meanings = {}
     for metric in recipe.evaluate.metrics:
         if metric.name in entries("tunesmith.evaluation.metrics"):
-            found[metric.name] = (find("tunesmith.evaluation.metrics", metric.name).__doc__ or "").split("\n\n")[0]
-    return found
+            meanings[metric.name] = (find("tunesmith.evaluation.metrics", metric.name).__doc__ or "").split("\n\n")[0]
+    return meanings
 
 
 def limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> list[str]:
-    """What the scores do not show, a sentence each."""
-    first = next(iter(scores["sections"].values()))
-    primary = first.get(scores["primary"]) or next(iter(first.values()))
+    """Returns sentences on what the scores do not show."""
+    first_section = next(iter(scores["sections"].values()))
+    primary = first_section.get(scores["primary"]) or next(iter(first_section.values()))
     groups = f"{primary['groups']} {plural(scores['kind'], primary['groups'])}"
-    said = [
-        f"{primary['rows']} questions in {groups} were asked. {_unnoticed(primary)}",
-        "The scores look at form and at likeness to the rows' own answers. Whether an answer is true, people must say.",
-        "Replies were written with greedy decoding; other settings give other replies.",
+    sentences = [
+        f"{primary['rows']} questions in {groups} were asked. {_detectable_sentence(primary)}",
+        "The scores measure form and similarity to the rows' answers. Only people can tell whether an answer is true.",
+        "Replies were generated with greedy decoding; other settings give other replies.",
     ]
-    if leaks := _leaks(audit.get("leaks")):
-        said.append(leaks)
+    if leaks := _leak_sentence(audit.get("leaks")):
+        sentences.append(leaks)
     expanded = audit.get("expanded") or {"conversations": 0}
     if expanded["conversations"]:
         were = "conversation was" if expanded["conversations"] == 1 else "conversations were"
-        said.append(
-            f"{expanded['conversations']:,} {were} learned as {expanded['rows']:,} rows, one for each answer, because "
-            "the chat template writes an earlier answer differently from the last one. Held-out ones were asked for "
+        sentences.append(
+            f"{expanded['conversations']:,} {were} trained on as {expanded['rows']:,} rows, one for each answer, "
+            "because the chat template writes an earlier answer differently from the last one. Held-out ones were asked for "
             "their last answer."
         )
     if dropped := audit.get("reasoning_left_out"):
-        said.append(f"The reasoning of {dropped:,} {plural('row', dropped)} was left out (prompt.reasoning: drop).")
+        sentences.append(
+            f"The reasoning of {dropped:,} {plural('row', dropped)} was left out (prompt.reasoning: drop)."
+        )
     if not audit["parts"]["unseen"]:
-        said.append("No whole group was held out, so nothing is known about topics that the rows do not cover.")
+        sentences.append("No whole group was held out, so nothing is known about topics that the rows do not cover.")
     outside = scores["sections"].get("outside the domain", {}).get("expected")
     if outside and outside["tuned"] < 0.5:
         tuned, base = (f"{100 * outside[which]:.0f} %" for which in ("tuned", "base"))
-        said.append(
-            f"Asked about other things, the tuned model did what it should in {tuned} of the prompts (base: {base}). "
-            "Keep such questions away from it, or add rows that decline."
+        sentences.append(
+            f"Asked about other topics, the tuned model replied as expected in {tuned} of the prompts (base: {base}). "
+            "Do not send it such questions, or add rows that decline them."
         )
     if primary["low"] == primary["high"]:
-        said.append("Every row changed by the same amount, so the interval shows no width; more rows would show some.")
-    return said
+        sentences.append(
+            "Every row changed by the same amount, so the interval has no width; more rows would widen it."
+        )
+    return sentences
 
 
-def _thoughts(folder: Path) -> list[str]:
-    """What to know about replies that ended before the model's thought did."""
-    said = []
+def _unfinished_thoughts(folder: Path) -> list[str]:
+    """Returns a sentence per model whose replies were cut while it was still thinking."""
+    sentences = []
     for which in ("base", "tuned"):
         replies = [item.reply for item in read_answered(folder / f"replies/{which}.jsonl")]
         count = sum(bool(reply.reasoning) and not reply.text for reply in replies)
         if count:
-            said.append(
-                f"{count} of {len(replies)} replies of the {which} model were still a thought when "
-                "evaluate.max_new_tokens ended them, so they hold no answer. A higher limit would show one."
+            sentences.append(
+                f"{count} of {len(replies)} replies of the {which} model were cut at evaluate.max_new_tokens while it "
+                "was still thinking, so they contain no answer. Raise the limit to see one."
             )
-    return said
+    return sentences
 
 
-def _unnoticed(primary: Mapping[str, Any]) -> str:
-    """How small a change these rows would have missed."""
+def _detectable_sentence(primary: Mapping[str, Any]) -> str:
+    """Returns a sentence on the smallest change that these rows can detect."""
     if "detectable" not in primary:  # scores of an earlier version
-        return "A change smaller than half the interval's width would not be noticed."
+        return "A change smaller than half the interval's width would not be detected."
     if primary["detectable"] is None:
-        return "How small a change they would have shown is not known."
-    found = primary["detectable"]
-    size = f"{found:.2f}" if found >= 0.01 else f"{found:.1g}"
-    return f"A change smaller than {size} would have gone unnoticed 1 time in 5 or more often."
+        return "The smallest change that they can detect is not known."
+    detectable = primary["detectable"]
+    size = f"{detectable:.2f}" if detectable >= 0.01 else f"{detectable:.1g}"
+    return f"A change smaller than {size} would have been missed at least 1 time in 5."
 
 
-def _leaks(found: dict[str, Any] | None) -> str:
-    """What was counted of training rows among the held-out ones."""
-    if not found:
+def _leak_sentence(leaks: dict[str, Any] | None) -> str:
+    """Returns a sentence on training rows that also occur among the held-out rows."""
+    if not leaks:
         return ""
-    if leaking := max(found["prompts"], found.get("near_prompts", 0)):
-        return f"{leaking} training rows have a held-out row's prompt, or nearly: the scores are partly memory."
-    near = f", and none is {found['threshold']:.0%} alike" if "threshold" in found else ""
-    same = f" {found['answers']} training rows have the same answer as a held-out row." if found["answers"] else ""
-    return f"No training row has the prompt of a held-out row{near}.{same}"
+    if leaking := max(leaks["prompts"], leaks.get("near_prompts", 0)):
+        return f"{leaking} training rows have the prompt of a held-out row, or nearly: the scores are partly memory."
+    near = f", and none is {leaks['threshold']:.0%} alike" if "threshold" in leaks else ""
+    same_answers = (
+        f" {leaks['answers']} training rows have the same answer as a held-out row." if leaks["answers"] else ""
+    )
+    return f"No training row has the prompt of a held-out row{near}.{same_answers}"
 
 
-def _used(recipe: Recipe, folder: Path, seals: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+def _run_facts(recipe: Recipe, folder: Path, seals: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     machine = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())

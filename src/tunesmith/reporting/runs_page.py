@@ -1,4 +1,4 @@
-"""Finished runs side by side on the same rows: the values, and the page about them."""
+"""Compares finished runs on the same rows: the values, and the page about them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tunesmith.reporting.html_page import number, render
 from tunesmith.runs.run import Run, hash_file, hash_plain, how_to_make
 
 HELD = ("test", "unseen")
-BY_TOKEN = ("loss", "perplexity")  # means over tokens: another tokenizer has other tokens
-IDENTITY = ("name", "small")  # what a run is called, and what --small would change: neither is a difference of work
-LONGEST = 150  # characters of a page's name; file systems take 255 bytes
+BY_TOKEN = ("loss", "perplexity")  # means over tokens, which depend on the tokenizer
+IDENTITY = ("name", "small")  # keys that are not compared: the run's name, and what --small would change
+LONGEST = 150  # characters of a page's file name; file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Runs on the rows that all were asked, in plain values.
+    """The comparison of runs on their common rows.
 
-    `rows`: by run, how many were asked, are common, were asked here alone, and under the same id said something else.
-    `sections`: by part and score: better, rows, groups, base (None where the runs' bases differ), runs (the means
-    by run) and against (by run but the first, the paired difference from it as `Difference.describe` gives it).
-    `recipe`: keys that differ, each with the runs' values as text. `facts`: what each run is.
+    `rows`: by run, how many rows were asked, are common, were not asked in all runs, and have another text elsewhere.
+    `sections`: by part and score: better, rows, groups, base (None if the runs' bases differ), runs (the means by run)
+    and against (by run except the first, the paired difference from it as `Difference.describe` returns it).
+    `recipe`: settings that differ, with the value of each run. `facts`: facts about each run.
     """
 
     labels: tuple[str, ...]
@@ -49,21 +49,21 @@ class SideBySide:
 
     @property
     def common(self) -> int:
-        """How many rows all runs were asked."""
+        """The number of rows that all runs were asked."""
         return self.rows[self.labels[0]]["common"]
 
     def lines(self) -> list[str]:
-        """The comparison in words, for a terminal."""
-        said = [text for _, text in self.verdicts]
-        said += [f"{label}: {_counted(self.rows[label])}" for label in self.labels]
-        said += self.notes
-        said += [f"{key}: {', '.join(values)}" for key, values in self.recipe]
-        return said if self.recipe else [*said, "the recipes differ in nothing but their names"]
+        """Returns the comparison as text for a terminal."""
+        text_lines = [text for _, text in self.verdicts]
+        text_lines += [f"{label}: {_rows_sentence(self.rows[label])}" for label in self.labels]
+        text_lines += self.notes
+        text_lines += [f"{key}: {', '.join(values)}" for key, values in self.recipe]
+        return text_lines if self.recipe else [*text_lines, "the recipes differ only in their names"]
 
 
 @dataclass(frozen=True)
-class _Member:
-    """One run as it is read. `asked`: by row its part, its group and what makes it the same row elsewhere."""
+class _RunData:
+    """The data of one run. `asked`: by row id, its part, its group and its identity, which is equal in other runs."""
 
     label: str
     run: Run
@@ -84,7 +84,7 @@ class _Member:
 
 
 def page_name(labels: Sequence[str]) -> str:
-    """The file's name for a comparison of these runs."""
+    """Returns the file name of the page that compares these runs."""
     plain = "-".join(re.sub(r"[^\w.-]+", "_", label) for label in labels)
     if len(plain) > LONGEST:
         plain = f"{plain[:LONGEST]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
@@ -94,26 +94,25 @@ def page_name(labels: Sequence[str]) -> str:
 def side_by_side(folders: Sequence[Path]) -> SideBySide:
     """Compares the runs in `folders`, each with the first, on the rows that all were asked.
 
-    A row is the same where its id and every turn are; a probe, where the file of probes and the system message are.
-    Raises RunError for a run that is not evaluated, is damaged or has scores of an older adapter, and where no row is
-    common.
+    A row is the same if its id and all turns are equal; a probe, if the file of probes and the system message are.
+    Raises RunError if a run is not evaluated, is damaged or has scores of an older adapter, or if no row is common.
     """
     members = [_read(folder, label) for folder, label in zip(folders, _labels(folders), strict=True)]
     first = members[0]
-    common = [key for key in first.asked if all(_same(first, other, key) for other in members[1:])]
+    common = [key for key in first.asked if all(_is_same_row(first, another, key) for another in members[1:])]
     if not common:
-        asked = ", ".join(f"{member.label}: {len(member.asked)} rows" for member in members)
-        advice = "Compare runs of the same rows with the same data.split, prompt.system and seed"
-        raise RunError("no row was asked in all of these runs", where=asked, next=advice)
+        row_counts = ", ".join(f"{member.label}: {len(member.asked)} rows" for member in members)
+        advice = "Compare runs with the same rows, data.split, prompt.system and seed"
+        raise RunError("no row was asked in all of these runs", where=row_counts, next=advice)
     notes = [f"{member.label}: {member.note}" for member in members if member.note]
-    left_out = _uneven(members)
+    left_out = _incomparable_scores(members)
     notes += [f"left out, because the runs count tokens differently: {', '.join(left_out)}"] if left_out else []
-    notes += _asked_otherwise(members)
-    base_note = _bases_differ(members, common)
+    notes += _settings_notes(members)
+    base_note = _base_note(members, common)
     sections = {
-        title: found
+        title: section
         for place, (title, keys) in enumerate(_parts(members, common).items())
-        if (found := _compare(members, keys, left_out, shared_base=not base_note, decides=place == 0))
+        if (section := _compare(members, keys, left_out, shared_base=not base_note, decides=place == 0))
     }
     kind = str(first.scores.get("kind", "group"))
     verdicts = _verdicts(members, sections, kind)
@@ -121,46 +120,46 @@ def side_by_side(folders: Sequence[Path]) -> SideBySide:
         labels=tuple(member.label for member in members),
         primary=first.scores["primary"],
         kind=kind,
-        rows={member.label: _count(member, members, set(common)) for member in members},
+        rows={member.label: _count_rows(member, members, set(common)) for member in members},
         sections=sections,
         verdicts=verdicts,
-        recipe=_differences(members),
+        recipe=_recipe_differences(members),
         facts={member.label: _facts(member) for member in members},
         notes=[*notes, *([base_note] if base_note else [])],
     )
 
 
-def runs_page(found: SideBySide) -> str:
-    """The comparison as one offline page."""
+def runs_page(comparison: SideBySide) -> str:
+    """Renders the comparison as an offline page."""
     from tunesmith.reporting.replies import title
 
-    main = next(iter(found.sections.values()))
+    main = next(iter(comparison.sections.values()))
     return render(
         "runs.html",
-        found=found,
-        first=found.labels[0],
-        others=found.labels[1:],
-        titles={part: title(part, found.kind) for part in found.sections},
-        counted={label: _counted(found.rows[label]) for label in found.labels},
-        facts={name: [found.facts[label].get(name, "–") for label in found.labels] for name in _FACTS},
+        comparison=comparison,
+        first=comparison.labels[0],
+        others=comparison.labels[1:],
+        titles={part: title(part, comparison.kind) for part in comparison.sections},
+        counted={label: _rows_sentence(comparison.rows[label]) for label in comparison.labels},
+        facts={name: [comparison.facts[label].get(name, "–") for label in comparison.labels] for name in _FACTS},
         main=main,
-        plot=_plot(found, main),
+        plot=_plot(comparison, main),
         few=FEW_GROUPS,
-        pairs=sum(len(each["against"]) for part in found.sections.values() for each in part.values()),
+        pairs=sum(len(score["against"]) for part in comparison.sections.values() for score in part.values()),
     )
 
 
-def _plot(found: SideBySide, main: Mapping[str, Any]) -> str:
-    """Two runs: every score that has a good side; more: the primary score of each. None with ends: no plot."""
-    names = [found.primary] if len(found.labels) > 2 and found.primary in main else list(main)
+def _plot(comparison: SideBySide, main: Mapping[str, Any]) -> str:
+    """Plots every score with a good direction for two runs, the primary score for more; '' without intervals."""
+    names = [comparison.primary] if len(comparison.labels) > 2 and comparison.primary in main else list(main)
     items = []
     for name in names:
-        for label, each in main[name]["against"].items():
-            if each["better"] == "neither" or each["low"] is None:
+        for label, difference in main[name]["against"].items():
+            if difference["better"] == "neither" or difference["low"] is None:
                 continue
             words = label if len(names) == 1 else name.replace("_", " ")
-            lower = " (lower is better)" if each["better"] == "lower" else ""
-            items.append((words + lower, each["low"], each["difference"], each["high"]))
+            lower = " (lower is better)" if difference["better"] == "lower" else ""
+            items.append((words + lower, difference["low"], difference["difference"], difference["high"]))
     if not items:
         return ""
     axis = names[0].replace("_", " ") if len(names) == 1 else "difference"
@@ -171,16 +170,16 @@ def _plot(found: SideBySide, main: Mapping[str, Any]) -> str:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """A name for each run: its folder's, with as many of the folders around it as set all apart."""
+    """Returns a label for each run: the end of its path, as long as needed to tell the runs apart."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
-        tails = ["/".join(each[-length:]) for each in parts]
+        tails = ["/".join(path_parts[-length:]) for path_parts in parts]
         if len(set(tails)) == len(tails):
             return tails
-    raise AssertionError(f"a run stands twice in {folders}")
+    raise AssertionError(f"a run is listed twice in {folders}")
 
 
-def _read(folder: Path, label: str) -> _Member:
+def _read(folder: Path, label: str) -> _RunData:
     run = Run(folder)
     seals = {product: run.read_seal(product) for product in ("prepare", "train", "evaluate")}
     for product, seal in seals.items():
@@ -192,114 +191,121 @@ def _read(folder: Path, label: str) -> _Member:
             "its scores are older than its adapter", where=str(folder), next=how_to_make("evaluate", run.path)
         )
     for product, names in (("prepare", ("data/test.jsonl", "data/unseen.jsonl")), ("evaluate", None)):
-        _check(run, whole[product]["files"], names)
+        _check_files(run, whole[product]["files"], names)
     scores = run.read_json("scores.json")
     recipe, note = _recipe(folder, whole["train"])
     base, tuned = ({row["id"]: row[which] for row in scores["rows"]} for which in ("base", "tuned"))
-    return _Member(
-        label, run, recipe, scores, whole, _asked(run, scores, whole, recipe), tuned, base, _replies(run), note
+    return _RunData(
+        label, run, recipe, scores, whole, _asked_rows(run, scores, whole, recipe), tuned, base, _replies(run), note
     )
 
 
-def _check(run: Run, files: Mapping[str, str], names: Sequence[str] | None) -> None:
+def _check_files(run: Run, files: Mapping[str, str], names: Sequence[str] | None) -> None:
     for name in names or files:
         if name in files and (not (run / name).is_file() or hash_file(run / name) != files[name]):
             raise RunError(
-                f"{name} is gone or was changed", where=str(run.path), next=how_to_make("evaluate", run.path)
+                f"{name} is missing or was changed", where=str(run.path), next=how_to_make("evaluate", run.path)
             )
 
 
 def _recipe(folder: Path, trained: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The run's recipe with today's defaults filled in, and what should be known about it."""
+    """Returns the run's recipe with current defaults filled in, and a note on it or ''."""
     try:
-        written = parse_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))[0]
+        recipe = parse_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))[0]
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"recipe.yaml cannot be read: {error}", where=str(folder), next="Restore it") from error
-    changed = _changed(written, trained["made_from"])
+        advice = "Restore it from a backup"
+        raise RunError(f"recipe.yaml cannot be read: {error}", where=str(folder), next=advice) from error
+    changed = _changed_sections(recipe, trained["made_from"])
     note = f"the recipe was changed after training ({', '.join(changed)}), so what differs may not be why" * bool(
         changed
     )
     try:
         return read_recipe(str(folder)).dump(), note
     except TunesmithError:
-        return written, note or "the recipe is of another version: settings that it lacks are shown as –"
+        return recipe, note or "the recipe is from another version: settings that it lacks are shown as –"
 
 
-def _changed(written: Mapping[str, Any], made_from: Mapping[str, str]) -> list[str]:
-    """Sections that recipe.yaml now writes otherwise than the adapter was trained with."""
-    prompt = {key: value for key, value in (written.get("prompt") or {}).items() if key != "stop"}  # not of training
-    told = {"adapter": written.get("adapter"), "prompt": prompt}
-    told |= {f"train.{key}": value for key, value in (written.get("train") or {}).items()}
+def _changed_sections(recipe: Mapping[str, Any], made_from: Mapping[str, str]) -> list[str]:
+    """Returns the sections of recipe.yaml that differ from those that the adapter was trained with."""
+    prompt = {
+        key: value for key, value in (recipe.get("prompt") or {}).items() if key != "stop"
+    }  # does not affect training
+    sections = {"adapter": recipe.get("adapter"), "prompt": prompt}
+    sections |= {f"train.{key}": value for key, value in (recipe.get("train") or {}).items()}
     if prompt.get("template") != "model":
-        del told["prompt"]  # a template's path stands as it was found, not as the recipe wrote it
-    return [name for name, value in told.items() if name in made_from and hash_plain(value) != made_from[name]]
+        del sections["prompt"]  # the fingerprint has the resolved path, not that of the recipe
+    return [name for name, value in sections.items() if name in made_from and hash_plain(value) != made_from[name]]
 
 
-def _asked(
+def _asked_rows(
     run: Run, scores: Mapping[str, Any], seals: Mapping[str, Any], recipe: Mapping[str, Any]
 ) -> dict[str, tuple[str, str, Any]]:
-    """By row its part, its group, and what must be equal for the row to be the same in another run."""
+    """Returns, by row id, its part, its group, and its identity, which must be equal to be the same row elsewhere."""
     files = [run / f"data/{part}.jsonl" for part in HELD]
-    held = {row.id: row for file in files if file.exists() for row in read_rows(file)}
+    held_out = {row.id: row for file in files if file.exists() for row in read_rows(file)}
     made_from, system = seals["evaluate"]["made_from"], (recipe.get("prompt") or {}).get("system")
-    asked = {}
-    for each in scores["rows"]:
-        name, _, disturbed = str(each["id"]).partition("~")  # a disturbed twin's id: its text follows from the settings
-        if row := held.get(name):
+    asked_rows = {}
+    for scored_row in scores["rows"]:
+        name, _, perturbation = str(scored_row["id"]).partition(
+            "~"
+        )  # a perturbed twin: its text follows from the settings
+        if row := held_out.get(name):
             turns = [(turn.role, turn.text) for turn in row.turns]
-            same: Any = (turns, made_from["evaluate"], made_from["seed"]) if disturbed else turns
+            identity: Any = (turns, made_from["evaluate"], made_from["seed"]) if perturbation else turns
         else:
-            same = (made_from["probes"], system) if made_from.get("probes") else run.path  # unknown: like nothing else
-        asked[each["id"]] = (each["part"], row.group if row else "", same)
-    return asked
+            identity = (
+                (made_from["probes"], system) if made_from.get("probes") else run.path
+            )  # unknown: equal to no other run
+        asked_rows[scored_row["id"]] = (scored_row["part"], row.group if row else "", identity)
+    return asked_rows
 
 
 def _replies(run: Run) -> dict[str, str]:
     text = (run / "replies/base.jsonl").read_text(encoding="utf-8")
-    found = [json.loads(line) for line in text.split("\n") if line]
-    return {reply["id"]: reply["text"] for reply in found}
+    records = [json.loads(line) for line in text.split("\n") if line]
+    return {reply["id"]: reply["text"] for reply in records}
 
 
 # --- the same rows -----------------------------------------------------------------------------------------
 
 
-def _same(one: _Member, other: _Member, key: str) -> bool:
-    return key in other.asked and one.asked[key][2] == other.asked[key][2]
+def _is_same_row(first: _RunData, second: _RunData, key: str) -> bool:
+    return key in second.asked and first.asked[key][2] == second.asked[key][2]
 
 
-def _count(member: _Member, members: Sequence[_Member], common: set[str]) -> dict[str, int]:
+def _count_rows(member: _RunData, members: Sequence[_RunData], common: set[str]) -> dict[str, int]:
     others = [key for key in member.asked if key not in common]
-    everywhere = sum(all(key in each.asked for each in members) for key in others)
+    everywhere = sum(all(key in run.asked for run in members) for key in others)
     alone = len(others) - everywhere
     return {"asked": len(member.asked), "common": len(common), "elsewhere_not": alone, "other_words": everywhere}
 
 
-def _counted(rows: Mapping[str, int]) -> str:
-    said = f"{rows['common']} of {rows['asked']} rows are common to all runs"
+def _rows_sentence(rows: Mapping[str, int]) -> str:
+    text = f"{rows['common']} of {rows['asked']} rows are common to all runs"
     if rows["elsewhere_not"]:
-        said += f", {rows['elsewhere_not']} were not asked everywhere"
+        text += f", {rows['elsewhere_not']} were not asked everywhere"
     if rows["other_words"]:
-        said += f", {rows['other_words']} have another prompt or answer elsewhere"
-    return said
+        text += f", {rows['other_words']} have another prompt or answer elsewhere"
+    return text
 
 
-def _parts(members: Sequence[_Member], common: Sequence[str]) -> dict[str, list[str]]:
-    """The common rows by part: all held-out ones, those that every run has in the same part, each kind of probe."""
+def _parts(members: Sequence[_RunData], common: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the common rows by part: all held-out rows, those in the same part in every run, each kind of probe."""
     parts = {key: {member.asked[key][0] for member in members} for key in common}
-    held = [key for key in common if parts[key] <= set(HELD)]
-    agreed = {part: [key for key in held if parts[key] == {part}] for part in HELD}
-    found = {"all": held} if held else {}
+    held_out = [key for key in common if parts[key] <= set(HELD)]
+    agreed = {part: [key for key in held_out if parts[key] == {part}] for part in HELD}
+    keys_by_part = {"all": held_out} if held_out else {}
     if sum(map(bool, agreed.values())) > 1:
-        found |= agreed
+        keys_by_part |= agreed
     for key in common:
-        if key not in held:
-            found.setdefault(members[0].asked[key][0], []).append(key)
-    return found
+        if key not in held_out:
+            keys_by_part.setdefault(members[0].asked[key][0], []).append(key)
+    return keys_by_part
 
 
-def _uneven(members: Sequence[_Member]) -> list[str]:
-    """Scores by token that these runs have and that cannot be compared."""
-    counted = {
+def _incomparable_scores(members: Sequence[_RunData]) -> list[str]:
+    """Returns the per-token scores of these runs that cannot be compared, because their tokens differ."""
+    tokenizations = {
         (
             member.seals["prepare"]["made_from"].get("tokenizer"),
             learn := member.setting("prompt", "learn"),
@@ -307,108 +313,114 @@ def _uneven(members: Sequence[_Member]) -> list[str]:
         )
         for member in members
     }
-    known = {name for member in members for found in member.tuned.values() for name in found}
-    return [name for name in BY_TOKEN if name in known] if len(counted) > 1 else []
+    names = {name for member in members for scores in member.tuned.values() for name in scores}
+    return [name for name in BY_TOKEN if name in names] if len(tokenizations) > 1 else []
 
 
-def _asked_otherwise(members: Sequence[_Member]) -> list[str]:
-    said = []
+def _settings_notes(members: Sequence[_RunData]) -> list[str]:
+    notes = []
     for key in ("max_new_tokens", "metrics", "primary"):
-        values = [_text(member.setting("evaluate", key)) for member in members]
+        values = [_as_text(member.setting("evaluate", key)) for member in members]
         if len(set(values)) > 1:
-            told = ", ".join(f"{member.label} {value}" for member, value in zip(members, values, strict=True))
-            said.append(f"evaluate.{key} is not the same: {told}")
-    return said
+            shown_values = ", ".join(f"{member.label} {value}" for member, value in zip(members, values, strict=True))
+            notes.append(f"evaluate.{key} is not the same: {shown_values}")
+    return notes
 
 
-def _bases_differ(members: Sequence[_Member], common: Sequence[str]) -> str:
-    """Why the base has no column; '' where all runs have the same one with the same replies."""
-    known = {(member.seals["train"].get("weights"), member.setting("base", "bits")) for member in members}
-    if len(known) > 1:
+def _base_note(members: Sequence[_RunData], common: Sequence[str]) -> str:
+    """Returns why the base has no column; '' if all runs have the same base with the same replies."""
+    bases = {(member.seals["train"].get("weights"), member.setting("base", "bits")) for member in members}
+    if len(bases) > 1:
         return "the base has no column, because the runs have different ones"
     replies = [[member.replies.get(key) for key in common] for member in members]
-    if odd := sum(len(set(texts)) > 1 for texts in zip(*replies, strict=True)):
-        return f"the base has no column, because {odd} of its {len(common)} replies differ from run to run"
+    if differing := sum(len(set(texts)) > 1 for texts in zip(*replies, strict=True)):
+        return f"the base has no column, because {differing} of its {len(common)} replies differ from run to run"
     return ""
 
 
 def _compare(
-    members: Sequence[_Member], keys: Sequence[str], left_out: Sequence[str], *, shared_base: bool, decides: bool
+    members: Sequence[_RunData], keys: Sequence[str], left_out: Sequence[str], *, shared_base: bool, decides: bool
 ) -> dict[str, dict[str, Any]]:
-    """The scores of one part. `decides`: the verdict is about this part, so of two runs the primary score is alone."""
+    """Compares the scores of one part. `decides`: the verdict is about this part.
+
+    Then, with two runs, the primary score is not corrected for multiple testing.
+    """
     first, *others = members
     names = dict.fromkeys(name for key in keys for name in first.tuned[key] if name not in left_out)
-    found: dict[str, dict[str, Any]] = {}
+    values_by_score: dict[str, dict[str, Any]] = {}
     differences: dict[tuple[str, str], Difference] = {}
     for name in names:
-        facts = _known(first, name)
+        facts = _score_facts(first, name)
         both = [key for key in keys if all(member.tuned[key].get(name) is not None for member in members)]
         if not both or facts is None:
             continue
         groups, fold = [first.asked[key][1] for key in both], facts.get("fold", "mean")
-        for other in others:
-            values = [[member.tuned[key][name] for key in both] for member in (first, other)]
+        for another in others:
+            values = [[member.tuned[key][name] for key in both] for member in (first, another)]
             seed = int(first.setting("seed") or 0)
-            made = paired(values[0], values[1], groups, better=facts["better"], seed=seed, fold=fold)
-            differences[other.label, name] = made
+            difference = paired(values[0], values[1], groups, better=facts["better"], seed=seed, fold=fold)
+            differences[another.label, name] = difference
         base = [value for key in both if (value := first.base[key].get(name)) is not None]
-        known = shared_base and len(base) == len(both)
-        found[name] = {
+        base_known = shared_base and len(base) == len(both)
+        values_by_score[name] = {
             "better": facts["better"],
             "rows": len(both),
-            "groups": made.groups,
-            "base": _figure(base, fold) if known else None,
-            "runs": {first.label: made.base, **{each.label: differences[each.label, name].tuned for each in others}},
+            "groups": difference.groups,
+            "base": _aggregate(base, fold) if base_known else None,
+            "runs": {
+                first.label: difference.base,
+                **{other_run.label: differences[other_run.label, name].tuned for other_run in others},
+            },
         }
     alone = (others[0].label, str(first.scores["primary"])) if decides and len(others) == 1 else None
     settled = settle(differences, alone=alone)
-    for name, facts in found.items():
-        facts["against"] = {each.label: settled[each.label, name].describe() for each in others}
-    return found
+    for name, facts in values_by_score.items():
+        facts["against"] = {other_run.label: settled[other_run.label, name].describe() for other_run in others}
+    return values_by_score
 
 
-def _figure(values: Sequence[float], fold: str) -> float:
+def _aggregate(values: Sequence[float], fold: str) -> float:
     mean = sum(values) / len(values)
     return math.exp(mean) if fold == "exp" else mean
 
 
-def _known(member: _Member, name: str) -> dict[str, Any] | None:
-    """What the run's own scores say about the score `name`: which way is good."""
+def _score_facts(member: _RunData, name: str) -> dict[str, Any] | None:
+    """Returns the entry of the score `name` in the run's own scores, which has its good direction."""
     return next((part[name] for part in member.scores["sections"].values() if name in part), None)
 
 
 def _verdicts(
-    members: Sequence[_Member], sections: Mapping[str, Mapping[str, Any]], kind: str
+    members: Sequence[_RunData], sections: Mapping[str, Mapping[str, Any]], kind: str
 ) -> list[tuple[str, str]]:
-    """For each run but the first: better, worse or neither by the first run's primary score, and a sentence."""
+    """Returns, for each run except the first, its verdict by the first run's primary score and a sentence."""
     first, primary = members[0], str(members[0].scores["primary"])
     name = primary.replace("_", " ")
     main = next(iter(sections.values()), {}).get(primary)
     if main is None:
-        return [("not measured", f"'{name}' was not measured on the same rows, so nothing can be said.")]
-    said = []
-    for label, each in main["against"].items():
+        return [("not measured", f"'{name}' was not measured on the same rows, so there is no verdict.")]
+    verdicts = []
+    for label, difference in main["against"].items():
         opening = {
             "better": f"{label} is better than {first.label}",
             "worse": f"{label} is worse than {first.label}",
             "no detectable change": f"No detectable difference between {first.label} and {label}",
-        }.get(each["verdict"], f"{label} differs from {first.label}")
-        grouped = f" in {main['groups']} {plural(kind, main['groups'])}" if main["groups"] < main["rows"] else ""
-        span = (
-            f"95 % interval {number(each['low'])} to {number(each['high'])}"
-            if each["low"] is not None
+        }.get(difference["verdict"], f"{label} differs from {first.label}")
+        in_groups = f" in {main['groups']} {plural(kind, main['groups'])}" if main["groups"] < main["rows"] else ""
+        interval = (
+            f"95 % interval {number(difference['low'])} to {number(difference['high'])}"
+            if difference["low"] is not None
             else (f"one {kind} alone has no interval")
         )
-        over = f"over {main['rows']} rows{grouped}"
-        scores = f"{name} {number(each['base'])} and {number(each['tuned'])}"
-        text = f"{opening}: {scores} {over} (difference {number(each['difference'])}, {span})."
-        said.append((each["verdict"], text))
-    return said
+        over = f"over {main['rows']} rows{in_groups}"
+        scores = f"{name} {number(difference['base'])} and {number(difference['tuned'])}"
+        text = f"{opening}: {scores} {over} (difference {number(difference['difference'])}, {interval})."
+        verdicts.append((difference["verdict"], text))
+    return verdicts
 
 
 # --- what differs ------------------------------------------------------------------------------------------
 
-_FACTS: dict[str, Callable[[_Member], Any]] = {
+_FACTS: dict[str, Callable[[_RunData], Any]] = {
     "Base model": lambda member: member.setting("base", "model"),
     "Rows to learn from": lambda member: f"{member.run.read_json('audit.json')['parts']['train']:,}",
     "Steps": lambda member: f"{member.seals['train']['summary']['steps']:,}",
@@ -418,31 +430,31 @@ _FACTS: dict[str, Callable[[_Member], Any]] = {
 }
 
 
-def _facts(member: _Member) -> dict[str, str]:
-    found = {}
+def _facts(member: _RunData) -> dict[str, str]:
+    facts = {}
     for name, get in _FACTS.items():
         try:
-            found[name] = str(get(member))
-        except (KeyError, TypeError):  # a run of another version may not have it
-            found[name] = "–"
-    return found
+            facts[name] = str(get(member))
+        except (KeyError, TypeError):  # missing in runs of another version
+            facts[name] = "–"
+    return facts
 
 
-def _differences(members: Sequence[_Member]) -> list[tuple[str, list[str]]]:
-    """Settings that differ, each with its value in every run."""
-    flat = [dict(_flat({key: value for key, value in m.recipe.items() if key not in IDENTITY})) for m in members]
-    keys = dict.fromkeys(key for each in flat for key in each)
-    told = [(key, [each.get(key, "–") for each in flat]) for key in keys]
-    return [(key, values) for key, values in told if len(set(values)) > 1]
+def _recipe_differences(members: Sequence[_RunData]) -> list[tuple[str, list[str]]]:
+    """Returns the settings that differ, each with its value in every run."""
+    flat = [dict(_flatten({key: value for key, value in m.recipe.items() if key not in IDENTITY})) for m in members]
+    keys = dict.fromkeys(key for flat_recipe in flat for key in flat_recipe)
+    settings = [(key, [flat_recipe.get(key, "–") for flat_recipe in flat]) for key in keys]
+    return [(key, values) for key, values in settings if len(set(values)) > 1]
 
 
-def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+def _flatten(value: Any, path: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict) and value:
-        return [pair for key, inner in value.items() for pair in _flat(inner, f"{path}.{key}" if path else str(key))]
-    return [(path, _text(value))]
+        return [pair for key, inner in value.items() for pair in _flatten(inner, f"{path}.{key}" if path else str(key))]
+    return [(path, _as_text(value))]
 
 
-def _text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return "none" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What a reply states that its row's fields do not bear out, as pieces of its text."""
+"""Finds statements in a reply that its row's fields do not support, and marks them in its text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tunesmith.config.recipe import Named
 from tunesmith.data.conversation import Conversation
 
 WORDS = {"unsupported": "unsupported", "contradicted": "contradicts the fields"}
-SHOWN = {"grounded": ("unsupported", "contradicted"), "contradicted": ("contradicted",)}  # by metric, the verdicts
+SHOWN = {"grounded": ("unsupported", "contradicted"), "contradicted": ("contradicted",)}  # verdicts shown, by metric
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement of a reply, characters start to end (end not included), with the verdict in words and the reason."""
+    """A statement in a reply, characters `start` to `end` (exclusive), with its verdict and the reason."""
 
     start: int
     end: int
@@ -25,37 +25,37 @@ class Statement:
 
 
 def doubted(text: str, row: Conversation, metrics: Sequence[Named]) -> list[Statement]:
-    """The statements of `text` that the row's fields do not support, in the text's order.
+    """Returns the statements of `text` that the row's fields do not support, in order of position.
 
-    Unsupported and contradicted ones where `metrics` names `grounded`, contradicted ones alone where it names
-    `contradicted`, each checked against the columns that the metric's option `fields` names; else none.
+    The metric `grounded` shows unsupported and contradicted statements, `contradicted` only the latter, each checked
+    against the columns of its option `fields`. Without these metrics the list is empty.
     """
-    found: dict[tuple[int, int], Statement] = {}
+    statements: dict[tuple[int, int], Statement] = {}
     for metric in metrics:
-        own = row.own_fields(metric.options.get("fields")) if metric.name in SHOWN else {}
-        if not own:
+        columns = row.own_fields(metric.options.get("fields")) if metric.name in SHOWN else {}
+        if not columns:
             continue
         from tunesmith.claims.match import check
 
-        for each in check(text, own):
-            claim = each.claim
-            if each.verdict in SHOWN[metric.name]:
-                word = WORDS[each.verdict]
-                found[claim.start, claim.end] = Statement(
-                    claim.start, claim.end, text[claim.start : claim.end], each.verdict, word, each.reason
+        for checked in check(text, columns):
+            claim = checked.claim
+            if checked.verdict in SHOWN[metric.name]:
+                word = WORDS[checked.verdict]
+                statements[claim.start, claim.end] = Statement(
+                    claim.start, claim.end, text[claim.start : claim.end], checked.verdict, word, checked.reason
                 )
-    return [found[place] for place in sorted(found)]
+    return [statements[place] for place in sorted(statements)]
 
 
 def pieces(text: str, marked: Sequence[Statement]) -> list[tuple[str, int]]:
-    """`text` in pieces, each with the number from 1 of the statement that it is, or 0.
+    """Splits `text` into pieces, each with the number of its statement (from 1), or 0.
 
-    Of statements that overlap the first one is marked; joined, the pieces are the text.
+    Of overlapping statements, only the first is marked. The pieces joined are the text.
     """
-    made: list[tuple[str, int]] = []
+    parts: list[tuple[str, int]] = []
     end = 0
-    for number, each in enumerate(marked, start=1):
-        if each.start >= end:
-            made += [(text[end : each.start], 0), (text[each.start : each.end], number)]
-            end = each.end
-    return [piece for piece in [*made, (text[end:], 0)] if piece[0]]
+    for number, statement in enumerate(marked, start=1):
+        if statement.start >= end:
+            parts += [(text[end : statement.start], 0), (text[statement.start : statement.end], number)]
+            end = statement.end
+    return [piece for piece in [*parts, (text[end:], 0)] if piece[0]]
