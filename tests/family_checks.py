@@ -292,7 +292,7 @@ def shortened(check: Callable[[], None]) -> str:
         return "llama.cpp's tokens differ from transformers'"
     if "KeyError" in cell or "pre-tokenizer" in cell:
         return "not tried: needs the family's own tokenizer"
-    if "Its last words" in cell or "cannot load" in cell:
+    if "Its last " in cell or "cannot load" in cell:
         return "llama.cpp cannot load the file"
     return cell.replace("llama.cpp's converter cannot write this model:", "the converter says:").split("\n")[0][:90]
 

@@ -145,7 +145,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("something is made or asked")
 
     monkeypatch.setattr(converting, "_run", never)
-    monkeypatch.setattr(from_gguf, "Child", never)
+    monkeypatch.setattr(from_gguf, "LlamaProcess", never)
     monkeypatch.setattr(from_folder, "_Child", never)
 
 
@@ -226,7 +226,7 @@ def test_what_is_damaged_is_made_again(
     flip(folder / "gguf_lora/base.f16.gguf")  # the file beside the file
     (folder / "merged/model.safetensors").unlink()
     monkeypatch.setattr(from_folder, "_Child", None)  # they are what was proven before, so nothing is asked
-    monkeypatch.setattr(from_gguf, "Child", None)
+    monkeypatch.setattr(from_gguf, "LlamaProcess", None)
     tunesmith.export(recipe, copy, said.append)
     assert files(copy.path) == files(exported)
     for target, name, what in [

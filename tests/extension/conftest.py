@@ -1,4 +1,4 @@
-"""A Chromium with the extension for each file of this folder, emptied between tests."""
+"""One Chromium with the extension per test file, reset between tests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from scripted_letters import Scripted, scripted
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: install chromium")
-    with browsing(tmp_path_factory.mktemp("chromium")) as made:
-        yield made
+    with browsing(tmp_path_factory.mktemp("chromium")) as session:
+        yield session
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def browser(chromium: Browser) -> Iterator[Browser]:
     """Empty before each test; fails one whose extension pages complained or asked anybody else than this computer."""
     chromium.clear()
     yield chromium
-    troubles, asked = list(chromium.troubles), list(chromium.asked)
+    troubles, requested = list(chromium.troubles), list(chromium.asked)
     chromium.clear()
     assert troubles == []
     ours = ("chrome-extension://", "http://127.0.0.1:", "http://board.example:", "about:", "data:", "blob:")
-    assert [url for url in asked if not url.startswith(ours)] == []
+    assert [url for url in requested if not url.startswith(ours)] == []
 
 
 @pytest.fixture
 def letters() -> Iterator[Scripted]:
-    with scripted() as made:
-        yield made
+    with scripted() as scripted_model:
+        yield scripted_model

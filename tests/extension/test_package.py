@@ -1,4 +1,4 @@
-"""The packing command: what it refuses, and that the same files give the same bytes."""
+"""The packing command: what it refuses, and that its output is reproducible."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MANIFESTS: list[tuple[dict[str, Any], str]] = [
 def test_manifests_that_ask_for_more(copy: Path, change: dict[str, Any], words: str) -> None:
     path = copy / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    assert any(words in each for each in troubles(copy))
+    assert any(words in item for item in troubles(copy))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_manifests_that_ask_for_more(copy: Path, change: dict[str, Any], words: 
 def test_code_that_does_not_belong(copy: Path, file: str, line: str, words: str) -> None:
     with (copy / file).open("a") as opened:
         opened.write(f"\n{line}\n")
-    assert any(each.startswith(f"{file}: ") and words in each for each in troubles(copy))
+    assert any(item.startswith(f"{file}: ") and words in item for item in troubles(copy))
 
 
 def test_stray_and_missing_files(copy: Path) -> None:
@@ -88,17 +88,17 @@ def test_the_same_files_give_the_same_bytes(copy: Path, tmp_path: Path) -> None:
     for path in copy.rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
         path.chmod(0o700)
-    one, other = pack(EXTENSION, tmp_path / "one.zip"), pack(copy, tmp_path / "other.zip")
-    assert one.read_bytes() == other.read_bytes()
-    with zipfile.ZipFile(one) as made:
-        assert "manifest.json" in made.namelist()
-        assert {entry.date_time[0] for entry in made.infolist()} == {1980}
+    one, second = pack(EXTENSION, tmp_path / "one.zip"), pack(copy, tmp_path / "other.zip")
+    assert one.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(one) as archive:
+        assert "manifest.json" in archive.namelist()
+        assert {entry.date_time[0] for entry in archive.infolist()} == {1980}
 
 
 def test_chromium_takes_the_manifest_as_it_is_meant(browser: Browser) -> None:
-    asked = browser.worker.evaluate("chrome.permissions.getAll()")
-    assert set(asked["permissions"]) == {"activeTab", "scripting", "storage", "sidePanel"}
-    assert set(asked["origins"]) == {"http://127.0.0.1/*", "http://localhost/*"}
+    permissions = browser.worker.evaluate("chrome.permissions.getAll()")
+    assert set(permissions["permissions"]) == {"activeTab", "scripting", "storage", "sidePanel"}
+    assert set(permissions["origins"]) == {"http://127.0.0.1/*", "http://localhost/*"}
     page = browser.own("options.html")
     outside = "fetch('http://board.example:1/').then(() => 'asked', (error) => String(error))"
     assert "Failed to fetch" in page.evaluate(outside)

@@ -1,4 +1,4 @@
-"""The side panel: a letter as it comes, its marks, edits and uses; and everything that can go wrong on the way."""
+"""The side panel: a streamed letter, its marks, edits and uses, and the errors that can occur."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def written(panel: Any) -> None:
 
 
 def text(panel: Any) -> str:
-    found: str = panel.locator("#letter").evaluate("e => e.textContent")
-    return found
+    result: str = panel.locator("#letter").evaluate("e => e.textContent")
+    return result
 
 
 def marks(panel: Any) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = panel.evaluate("Object.fromEntries([...CSS.highlights].map(([name, "
+    result: dict[str, list[str]] = panel.evaluate("Object.fromEntries([...CSS.highlights].map(([name, "
 "ranges]) => [name, [...ranges].map(String)]))")  # fmt: skip
-    return found
+    return result
 
 
 def test_without_a_click_no_page_can_be_read(browser: Browser, letters: Scripted) -> None:
@@ -389,9 +389,9 @@ def test_the_draft_outlives_the_panel_but_not_the_browser(browser: Browser, lett
 def test_an_advert_of_another_tab_does_not_replace_the_letter(browser: Browser, letters: Scripted) -> None:
     _, panel = opened(browser, letters)
     written(panel)
-    other = browser.open("plain.html")
+    other_tab = browser.open("plain.html")
     expect(panel.locator("#advert-hint")).to_contain_text("Another tab is in front")
-    browser.click(other)
+    browser.click(other_tab)
     expect(panel.locator("#advert-hint")).to_contain_text("This page can be read and filled in now")
     expect(panel.locator("#advert-name")).to_have_value("Structural Engineer")
     panel.get_by_role("button", name="Read this page").click(force=True)
@@ -405,15 +405,15 @@ def test_narrow_and_named(browser: Browser, letters: Scripted, page: str, width:
     letters.events = [("text", {"text": "W" * 300}), *events()]
     _, panel = opened(browser, letters, "plain.html")
     written(panel)
-    made = browser.own(page, width) if page == "options.html" else panel
-    made.set_viewport_size({"width": width, "height": 700})
-    assert made.evaluate("document.documentElement.scrollWidth") <= width
-    nameless = made.evaluate("""() => [...document.querySelectorAll("button, input, textarea, select, [role=textbox]")]
+    view = browser.own(page, width) if page == "options.html" else panel
+    view.set_viewport_size({"width": width, "height": 700})
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    nameless = view.evaluate("""() => [...document.querySelectorAll("button, input, textarea, select, [role=textbox]")]
       .filter((each) => each.checkVisibility())
       .filter((each) => !(each.labels?.length || each.getAttribute("aria-label") || each.textContent.trim()))
       .map((each) => each.outerHTML)""")  # fmt: skip
     assert nameless == []
-    ids = made.evaluate("[...document.querySelectorAll('[id]')].map((each) => each.id)")
+    ids = view.evaluate("[...document.querySelectorAll('[id]')].map((each) => each.id)")
     assert len(ids) == len(set(ids))
 
 

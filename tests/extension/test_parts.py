@@ -65,16 +65,16 @@ def call(chromium: Browser) -> Iterator[Any]:
     """call(module, code, *given): what the code returns, with the module as `m` and the values as `given`."""
     page = chromium.own("options.html")
 
-    def calling(module: str, code: str, *given: Any) -> Any:
-        return page.evaluate(f"given => import('./lib/{module}.js').then((m) => {{ {code} }})", list(given))
+    def calling(module: str, code: str, *value: Any) -> Any:
+        return page.evaluate(f"given => import('./lib/{module}.js').then((m) => {{ {code} }})", list(value))
 
     yield calling
     page.close()
 
 
 def test_pasted_text(call: Any) -> None:
-    found = call("profile", "return m.imported(given[0])", CV)
-    profile = found["profile"]
+    result = call("profile", "return m.imported(given[0])", CV)
+    profile = result["profile"]
     assert profile["name"] == "Lior Fernleaf"
     assert profile["summary"] == "Builds bridges and likes culverts."
     assert (
@@ -85,7 +85,7 @@ def test_pasted_text(call: Any) -> None:
     assert profile["skills"] == "AutoCAD, drainage design"
     assert profile["qualifications"] == "Master's degree in Structural Engineering, 2016"
     assert profile["other"] == "Curriculum Vitae\nlior@example.com\nDutch"  # nothing is lost
-    assert "Other" in found["notes"][0]
+    assert "Other" in result["notes"][0]
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_pasted_text_in_other_languages(call: Any, words: str, expected: tuple[s
 
 
 def test_text_without_headings_and_nothing(call: Any) -> None:
-    found = call("profile", "return m.imported(given[0])", "I bake bread at night.\nFor nine years.")
-    assert found["profile"]["other"] == "I bake bread at night.\nFor nine years."
-    assert "No section headings" in found["notes"][0]
+    result = call("profile", "return m.imported(given[0])", "I bake bread at night.\nFor nine years.")
+    assert result["profile"]["other"] == "I bake bread at night.\nFor nine years."
+    assert "No section headings" in result["notes"][0]
     assert "nothing to read" in call("profile", "return m.imported(given[0]).notes[0]", " \n ")
     assert "not JSON" in call("profile", "return m.imported(given[0]).notes[0]", '{"basics": ')
 
@@ -144,16 +144,16 @@ def test_odd_resumes_give_an_empty_profile(call: Any, resume: Any) -> None:
 
 
 def test_an_exported_profile_comes_back_as_it_was(call: Any) -> None:
-    made = call("profile", "return m.exported(given[0])", PROFILE)
-    assert made["basics"]["name"] == "Lior Fernleaf"
-    assert [each["name"] for each in made["skills"]] == ["progress reports", "AutoCAD", "drainage design"]
-    assert call("profile", "return m.imported(given[0]).profile", json.dumps(made)) == PROFILE
+    exported = call("profile", "return m.exported(given[0])", PROFILE)
+    assert exported["basics"]["name"] == "Lior Fernleaf"
+    assert [item["name"] for item in exported["skills"]] == ["progress reports", "AutoCAD", "drainage design"]
+    assert call("profile", "return m.imported(given[0]).profile", json.dumps(exported)) == PROFILE
 
 
 def test_what_is_too_long_is_cut_and_said(call: Any) -> None:
-    found = call("profile", "return m.imported(given[0])", f"Skills\n{'x' * 5000}\nEducation\nCAP")
-    assert len(found["profile"]["skills"]) == 4000
-    assert "Too long and cut: skills." in found["notes"]
+    result = call("profile", "return m.imported(given[0])", f"Skills\n{'x' * 5000}\nEducation\nCAP")
+    assert len(result["profile"]["skills"]) == 4000
+    assert "Too long and cut: skills." in result["notes"]
 
 
 def test_sources_by_the_fields_names(call: Any) -> None:
@@ -164,8 +164,8 @@ def test_sources_by_the_fields_names(call: Any) -> None:
         "profile.current", "profile.skills", "profile.qualifications", "typed",
     ]  # fmt: skip
     recipe = {"name": "r", "fields": [{"name": "Skillsets"}, {"name": "Qualifications"}]}
-    chosen = {"r": {"Skillsets": "profile.other", "Qualifications": "constructor"}}
-    assert call("mapping", "return m.sources(...given)", recipe, chosen) == {
+    token = {"r": {"Skillsets": "profile.other", "Qualifications": "constructor"}}
+    assert call("mapping", "return m.sources(...given)", recipe, token) == {
         "Skillsets": "profile.other",
         "Qualifications": "profile.qualifications",
     }
@@ -183,9 +183,9 @@ def test_values_fit_their_fields(call: Any) -> None:
     assert cut == {"text": "One sentence. Two.", "left": 17}
     emoji = call("mapping", "return m.fitted(given[0], 3)", "🌉🌉🌉🌉")
     assert (emoji["text"], emoji["left"]) == ("🌉🌉🌉", 1)
-    wrong = "return m.wrong({fields: [{name: 'a', required: true, longest: 3}, {name: 'b', longest: 3}]}, given[0])"
-    assert call("mapping", wrong, {"a": " ", "b": "🌉🌉🌉"}) == [{"name": "a", "why": "is needed"}]
-    assert call("mapping", wrong, {"a": "abcd", "b": ""}) == [{"name": "a", "why": "is 1 character too long"}]
+    invalid = "return m.wrong({fields: [{name: 'a', required: true, longest: 3}, {name: 'b', longest: 3}]}, given[0])"
+    assert call("mapping", invalid, {"a": " ", "b": "🌉🌉🌉"}) == [{"name": "a", "why": "is needed"}]
+    assert call("mapping", invalid, {"a": "abcd", "b": ""}) == [{"name": "a", "why": "is 1 character too long"}]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_malformed_events_are_not_believed(call: Any) -> None:
         None,
         good,
     ]
-    kept = call("stream", "return given[0].map((row) => m.checked('claim', row ?? {}))", rows)
-    assert [each is not None for each in kept] == [False] * 7 + [True]
+    accepted = call("stream", "return given[0].map((row) => m.checked('claim', row ?? {}))", rows)
+    assert [item is not None for item in accepted] == [False] * 7 + [True]
     assert call("stream", "return m.checked('text', {text: 7}).text") == ""
     assert call("stream", "return m.checked('done', {claims: 7, text: null}).claims") == []

@@ -1,4 +1,4 @@
-"""What the reading code makes of documents, apart from the extension: structured data, text, frames, hostile markup."""
+"""The page reader, apart from the extension: structured data, text, frames, hostile markup."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FILLER = "The workshop stands by the river and smells of wood and glue. " * 5
 @pytest.fixture(scope="module")
 def page(chromium: Browser) -> Iterator[Any]:
     """An ordinary page; each test fills it anew."""
-    made = chromium.context.new_page()
-    made.set_default_timeout(5000)
-    yield made
-    made.close()
+    tab = chromium.context.new_page()
+    tab.set_default_timeout(5000)
+    yield tab
+    tab.close()
 
 
 def load(page: Any, html: str) -> None:
@@ -33,14 +33,14 @@ def load(page: Any, html: str) -> None:
 
 def read(page: Any, html: str) -> dict[str, Any]:
     load(page, html)
-    told: dict[str, Any] = page.evaluate("tunesmith.read(document)")
-    return told
+    text: dict[str, Any] = page.evaluate("tunesmith.read(document)")
+    return text
 
 
 def advert(page: Any, html: str) -> dict[str, Any]:
-    told = read(page, html)
-    assert told["found"], told
-    first: dict[str, Any] = told["adverts"][0]
+    text = read(page, html)
+    assert text["found"], text
+    first: dict[str, Any] = text["adverts"][0]
     return first
 
 
@@ -82,10 +82,10 @@ POSTING = {
     ],
 )
 def test_job_data_in_its_shapes(page: Any, data: Any) -> None:
-    found = advert(page, linked(data))
-    assert (found["title"], found["from"]) == ("Cooper", "JSON-LD")
-    assert found["description"].replace("Make barrels", "Make barrels").startswith("Make barrels.\n- oak")
-    assert "<" not in found["description"]
+    result = advert(page, linked(data))
+    assert (result["title"], result["from"]) == ("Cooper", "JSON-LD")
+    assert result["description"].replace("Make barrels", "Make barrels").startswith("Make barrels.\n- oak")
+    assert "<" not in result["description"]
 
 
 @pytest.mark.parametrize(
@@ -105,32 +105,32 @@ def test_the_company_in_its_shapes(page: Any, organisation: Any, name: str) -> N
 
 
 def test_requirements_from_properties_or_from_the_text(page: Any) -> None:
-    asked = {
+    posting = {
         "qualifications": "<ul><li>A knife</li></ul>",
         "skills": [{"@type": "DefinedTerm", "name": "Bending"}, "Hooping"],
         "experienceRequirements": {"monthsOfExperience": 36},
         "educationRequirements": {"credentialCategory": "certificate"},
     }
-    found = advert(page, linked({**POSTING, **asked}))
-    assert found["requirements"] == "- A knife\nBending\nHooping\n36 months of experience\ncertificate"
+    result = advert(page, linked({**POSTING, **posting}))
+    assert result["requirements"] == "- A knife\nBending\nHooping\n36 months of experience\ncertificate"
     text = (
         "<p>Hello.</p><p><strong>What you bring:</strong></p><ul><li>A knife</li><li>Two</li></ul>"
         "<p><b>We offer</b></p><p>oak</p>"
     )
-    found = advert(page, linked({**POSTING, "description": text + FILLER}))
-    assert found["requirements"] == "- A knife\n- Two"
+    result = advert(page, linked({**POSTING, "description": text + FILLER}))
+    assert result["requirements"] == "- A knife\n- Two"
 
 
 def test_of_several_adverts_the_pages_own_comes_first(page: Any) -> None:
     several = [{**POSTING, "title": title} for title in ("Joiner", "Cooper", "Turner")]
-    assert [each["title"] for each in read(page, linked(several))["adverts"]] == ["Cooper", "Joiner", "Turner"]
+    assert [item["title"] for item in read(page, linked(several))["adverts"]] == ["Cooper", "Joiner", "Turner"]
 
 
 def test_a_title_alone_as_data_is_completed_from_the_text(page: Any) -> None:
     html = linked({"@type": "JobPosting", "title": "Cooper", "hiringOrganization": "Barrel & Sons"})
-    found = advert(page, html + f"<main><p>{FILLER}</p><h2>Requirements</h2><p>A knife</p></main>")
-    assert (found["company"], found["requirements"]) == ("Barrel & Sons", "A knife")
-    assert "smells of wood" in found["description"]
+    result = advert(page, html + f"<main><p>{FILLER}</p><h2>Requirements</h2><p>A knife</p></main>")
+    assert (result["company"], result["requirements"]) == ("Barrel & Sons", "A knife")
+    assert "smells of wood" in result["description"]
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ OTHERS = [
 @pytest.mark.parametrize("language", list(HEADINGS))
 def test_section_words(page: Any, language: str) -> None:
     load(page, "<p>Hello</p>")
-    known = page.evaluate(
+    expected = page.evaluate(
         "all => all.filter(each => tunesmith.REQUIREMENTS.test(each.toLowerCase()))", HEADINGS[language]
     )
-    assert known == HEADINGS[language]
+    assert expected == HEADINGS[language]
     assert page.evaluate("all => all.filter(each => tunesmith.REQUIREMENTS.test(each.toLowerCase()))", OTHERS) == []
 
 
@@ -222,19 +222,19 @@ def test_headings_of_every_make_end_where_the_next_begins(page: Any, heading: st
 
 
 def test_a_page_without_an_advert(page: Any) -> None:
-    told = read(page, f"<article><h1>A walk</h1><p>{FILLER}</p><p>You can apply butter to bread.</p></article>")
-    assert told["found"] is False
-    assert "smells of wood" in told["adverts"][0]["description"]
+    text = read(page, f"<article><h1>A walk</h1><p>{FILLER}</p><p>You can apply butter to bread.</p></article>")
+    assert text["found"] is False
+    assert "smells of wood" in text["adverts"][0]["description"]
     assert read(page, "")["found"] is False
 
 
 def test_what_a_person_selected_is_the_advert(page: Any) -> None:
     load(page, f"<h1>A walk</h1><p id='one'>{FILLER}</p><p>Other words.</p>")
     page.evaluate("getSelection().selectAllChildren(document.getElementById('one'))")
-    told = page.evaluate("tunesmith.read(document)")
-    assert told["found"]
-    assert told["adverts"][0]["from"] == "selection"
-    assert told["adverts"][0]["description"] == FILLER.strip()
+    text = page.evaluate("tunesmith.read(document)")
+    assert text["found"]
+    assert text["adverts"][0]["from"] == "selection"
+    assert text["adverts"][0]["description"] == FILLER.strip()
 
 
 def test_hidden_text_and_invisible_characters_are_left_out(page: Any) -> None:
@@ -252,14 +252,14 @@ def test_hidden_text_and_invisible_characters_are_left_out(page: Any) -> None:
         )
     )
     tags = "".join(chr(0xE0000 + ord(letter)) for letter in "IGNORE")
-    odd = f"A\u200b knife\u202e,\u2066 sharp{tags}\x07. می\u200cخواهم"
+    unusual = f"A\u200b knife\u202e,\u2066 sharp{tags}\x07. می\u200cخواهم"
     body = (
-        f"<article><h1>Cooper</h1><p>{FILLER}</p><h2>Requirements</h2><p>{odd}</p>{hidden}<h2>"
+        f"<article><h1>Cooper</h1><p>{FILLER}</p><h2>Requirements</h2><p>{unusual}</p>{hidden}<h2>"
         f"Benefits</h2><p>Full-time</p></article>"
     )
-    found = advert(page, body)
-    assert "SECRET" not in json.dumps(found)
-    assert found["requirements"] == "A knife, sharp. می\u200cخواهم"
+    result = advert(page, body)
+    assert "SECRET" not in json.dumps(result)
+    assert result["requirements"] == "A knife, sharp. می\u200cخواهم"
     data = {**POSTING, "description": POSTING["description"] + hidden.replace("visibility", "visibility")}
     assert "SECRET" not in advert(page, linked(data))["description"]
 
@@ -277,11 +277,11 @@ def test_bounds(page: Any) -> None:
           }
         }"""
     )
-    [found] = page.evaluate("tunesmith.read(document)")["adverts"]
-    assert len(found["description"]) <= 20_000
-    assert "description" in found["clipped"]
-    found = advert(page, linked({**POSTING, "title": "T" * 5000, "qualifications": "word. " * 5000}))
-    assert (len(found["title"]), len(found["requirements"]) <= 8000) == (200, True)
+    [result] = page.evaluate("tunesmith.read(document)")["adverts"]
+    assert len(result["description"]) <= 20_000
+    assert "description" in result["clipped"]
+    result = advert(page, linked({**POSTING, "title": "T" * 5000, "qualifications": "word. " * 5000}))
+    assert (len(result["title"]), len(result["requirements"]) <= 8000) == (200, True)
 
 
 def test_markup_in_data_runs_and_loads_nothing(page: Any) -> None:
@@ -289,13 +289,13 @@ def test_markup_in_data_runs_and_loads_nothing(page: Any) -> None:
         "<img src=http://board.example/leak onerror='window.hurt=1'><script>window.hurt=2</script>"
         "<svg onload='window.hurt=3'></svg><p>Oak</p>"
     )
-    page.on("request", lambda request: asked.append(request.url))
-    asked: list[str] = []
-    found = advert(page, linked({**POSTING, "description": evil + FILLER}))
+    page.on("request", lambda request: requested.append(request.url))
+    requested: list[str] = []
+    result = advert(page, linked({**POSTING, "description": evil + FILLER}))
     page.wait_for_timeout(200)
-    assert found["description"].startswith("Oak")
+    assert result["description"].startswith("Oak")
     assert page.evaluate("window.hurt") is None
-    assert asked == []
+    assert requested == []
 
 
 def test_frames_and_shadow_roots(page: Any) -> None:
@@ -305,12 +305,12 @@ def test_frames_and_shadow_roots(page: Any) -> None:
     )
     load(page, f'<h1>Site</h1><iframe width=500 height=400 srcdoc="{inner}"></iframe><div id=host></div>')
     page.wait_for_function("document.querySelector('iframe').contentDocument?.querySelector('textarea')")
-    [found] = page.evaluate("tunesmith.read(document)")["adverts"]
-    assert (found["title"], found["company"], found["requirements"]) == ("Cooper", "Barrel Works", "A knife")
+    [result] = page.evaluate("tunesmith.read(document)")["adverts"]
+    assert (result["title"], result["company"], result["requirements"]) == ("Cooper", "Barrel Works", "A knife")
     page.evaluate(
         "host.attachShadow({mode: 'open'}).append(Object.assign(document.createElement('textarea'), {title: 'shaded'}))"
     )
-    assert [each["label"] for each in page.evaluate("tunesmith.fields(document)")] == ["shaded", "inside"]
+    assert [item["label"] for item in page.evaluate("tunesmith.fields(document)")] == ["shaded", "inside"]
     load(page, "<div id=host></div>")
     page.evaluate(
         (
@@ -319,8 +319,8 @@ def test_frames_and_shadow_roots(page: Any) -> None:
         ),
         inner,
     )
-    [found] = page.evaluate("tunesmith.read(document)")["adverts"]
-    assert found["requirements"] == "A knife"
+    [result] = page.evaluate("tunesmith.read(document)")["adverts"]
+    assert result["requirements"] == "A knife"
 
 
 def test_which_fields_are_offered(page: Any) -> None:
@@ -332,8 +332,8 @@ def test_which_fields_are_offered(page: Any) -> None:
         "<div contenteditable aria-label=Body><p contenteditable=true>inner</p></div>"
         "<div contenteditable=false>no</div><select></select>",
     )
-    found = page.evaluate("tunesmith.fields(document)")
-    assert [(each["label"], each["kind"], each["holds"], each["limit"]) for each in found] == [
+    result = page.evaluate("tunesmith.fields(document)")
+    assert [(item["label"], item["kind"], item["holds"], item["limit"]) for item in result] == [
         ("Anschreiben", "text", 2, 90), ("Body", "editor", 5, 0), ("a", "line", 0, 0),
     ]  # fmt: skip
 
@@ -355,12 +355,12 @@ def test_inserting(page: Any, html: str, expected: str) -> None:
         "seen.push(event.type)))"
     )
     page.evaluate("tunesmith.fields(document)")
-    told = page.evaluate("tunesmith.insert(0, 'One\\n\\nTwo <b>')")
-    assert (told["done"], told["why"]) == (True, "")
-    shown = page.evaluate(
+    text = page.evaluate("tunesmith.insert(0, 'One\\n\\nTwo <b>')")
+    assert (text["done"], text["why"]) == (True, "")
+    visible = page.evaluate(
         "document.querySelector('textarea, input, div').value ?? document.querySelector('div').innerText"
     )
-    assert re.sub(r"\n{3,}", "\n\n", shown.strip()) == expected  # an editor's paragraphs count as more line breaks
+    assert re.sub(r"\n{3,}", "\n\n", visible.strip()) == expected  # an editor's paragraphs count as more line breaks
     assert "input" in page.evaluate("seen")
     assert page.locator("b").count() == 0
     page.evaluate("document.body.replaceChildren()")
@@ -394,6 +394,6 @@ def test_a_field_that_refuses_or_is_too_short_says_so(page: Any) -> None:
 def test_waiting_is_bounded(page: Any) -> None:
     load(page, "<p>Hello</p>")
     page.evaluate("setInterval(() => document.body.append('.'), 20)")
-    told = page.evaluate("tunesmith.readWhenStill(document, 200, 700)")
-    assert told["found"] is False
-    assert 600 <= told["waited"] < 2000
+    text = page.evaluate("tunesmith.readWhenStill(document, 200, 700)")
+    assert text["found"] is False
+    assert 600 <= text["waited"] < 2000

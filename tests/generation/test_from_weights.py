@@ -1,4 +1,4 @@
-"""Replies of a tiny model, against a slow decoder written here."""
+"""Replies of a tiny model, compared with a slow decoder in this file."""
 
 from __future__ import annotations
 
@@ -51,33 +51,33 @@ def plain(tiny: Callable[..., Path]) -> Model:
 @pytest.fixture(scope="module")
 def model(tiny: Callable[..., Path]) -> Model:
     """The same with an adapter that changes what is said."""
-    made = loaded(tiny("llama"))
-    add_adapter(made, rank=4, alpha=8, layers="all", dropout=0.5, seed=1)
+    loaded_model = loaded(tiny("llama"))
+    add_adapter(loaded_model, rank=4, alpha=8, layers="all", dropout=0.5, seed=1)
     source = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for layer in made.lora.values():
+        for layer in loaded_model.lora.values():
             layer.lora_B.normal_(std=0.3, generator=source)
-    return made
+    return loaded_model
 
 
 def slowly(model: Model, ids: list[int], stops: list[int], limit: int = WORDS) -> tuple[list[int], bool]:
     """Greedy decoding without cache, padding or company."""
-    written: list[int] = []
+    output: list[int] = []
     model.network.eval()
     with torch.inference_mode():
-        while len(written) < limit:
-            logits = model.network(input_ids=torch.tensor([ids + written]), use_cache=False).logits
-            chosen = int(logits[0, -1].argmax())
-            if chosen in stops:
-                return written, True
-            written.append(chosen)
-    return written, False
+        while len(output) < limit:
+            logits = model.network(input_ids=torch.tensor([ids + output]), use_cache=False).logits
+            token = int(logits[0, -1].argmax())
+            if token in stops:
+                return output, True
+            output.append(token)
+    return output, False
 
 
 def expected(model: Model, template: Template, stops: list[int]) -> list[Reply]:
-    found = [slowly(model, encode_prompt(prompt, template), stops) for prompt in PROMPTS]
+    result = [slowly(model, encode_prompt(prompt, template), stops) for prompt in PROMPTS]
     return [
-        Reply(template.tokenizer.decode(ids, skip_special_tokens=True).strip(), end, len(ids)) for ids, end in found
+        Reply(template.tokenizer.decode(ids, skip_special_tokens=True).strip(), end, len(ids)) for ids, end in result
     ]
 
 
@@ -92,9 +92,9 @@ def joined(text: FromWeights, limit: int = WORDS) -> list[str]:
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_replies_side_by_side_are_those_of_a_slow_decoder(model: Model, template: Template, batch: int) -> None:
     text = FromWeights(model, template, tuned=True)
-    found = replies(text, batch)
-    assert found == expected(model, template, text.stops)
-    assert len({reply.text for reply in found}) >= 3  # the prompts matter
+    result = replies(text, batch)
+    assert result == expected(model, template, text.stops)
+    assert len({reply.text for reply in result}) >= 3  # the prompts matter
 
 
 def test_places_are_given_with_the_shortest_prompt_first(model: Model, template: Template) -> None:
@@ -123,11 +123,11 @@ def test_a_stop_token_ends_a_reply_and_is_not_part_of_it(model: Model, template:
     free, _ = slowly(model, encode_prompt(PROMPTS[0], template), [])
     place = next(n for n in range(2, WORDS) if free[n] not in free[:n])
     text.stops = [free[place]]
-    found = replies(text, 16)
-    assert found == expected(model, template, text.stops)
-    assert found[0] == Reply(template.tokenizer.decode(free[:place]).strip(), True, place)
-    assert {reply.stopped for reply in found} == {True, False}  # some go on beside those that ended
-    assert [whole.strip() for whole in joined(text)] == [reply.text for reply in found]
+    result = replies(text, 16)
+    assert result == expected(model, template, text.stops)
+    assert result[0] == Reply(template.tokenizer.decode(free[:place]).strip(), True, place)
+    assert {reply.stopped for reply in result} == {True, False}  # some go on beside those that ended
+    assert [whole.strip() for whole in joined(text)] == [reply.text for reply in result]
 
 
 def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(model: Model, template: Template) -> None:
@@ -135,16 +135,16 @@ def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(model: Model, templa
     long = max(free, key=lambda reply: len(reply.text))
     stop = long.text[len(long.text) // 2 :][:3]
     text = FromWeights(model, template, tuned=True, stop=[stop, "never said"])
-    found = replies(text, 16)
-    for plain, ended in zip(free, found, strict=True):
+    result = replies(text, 16)
+    for plain, ended in zip(free, result, strict=True):
         if stop not in plain.text:
             assert ended == plain
             continue
         before = plain.text[: plain.text.index(stop)]
         assert ended.text == before.strip() and ended.cut.startswith(stop) and not ended.stopped
         assert ended.tokens <= plain.tokens
-    assert any(reply.cut for reply in found)
-    assert [whole.strip() for whole in joined(text)] == [reply.text for reply in found]
+    assert any(reply.cut for reply in result)
+    assert [whole.strip() for whole in joined(text)] == [reply.text for reply in result]
 
 
 def test_a_reply_of_nothing_but_the_stop_token(model: Model, template: Template) -> None:
@@ -229,8 +229,8 @@ TEMPLATE = Template(TOKENIZER, TOKENIZER.chat_template, "tiny")
 
 
 def spoken(ids: list[int], limit: int) -> list[str]:
-    made: Any = Scripted([*ids, TOKENIZER.eos_token_id], len(TOKENIZER))
-    return list(FromWeights(made, TEMPLATE, tuned=True).stream(PROMPTS[0], max_new_tokens=limit))
+    scripted: Any = Scripted([*ids, TOKENIZER.eos_token_id], len(TOKENIZER))
+    return list(FromWeights(scripted, TEMPLATE, tuned=True).stream(PROMPTS[0], max_new_tokens=limit))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=12))
@@ -249,5 +249,5 @@ def test_a_character_cut_by_the_limit_is_told_as_broken() -> None:
 
 
 def test_bytes_that_are_no_character_are_told_when_the_next_one_is() -> None:
-    first, other = TOKENIZER("日", add_special_tokens=False)["input_ids"][0], TOKENIZER("b")["input_ids"]
-    assert spoken([first, *other], limit=9) == ["\ufffdb"]
+    first, next_ids = TOKENIZER("日", add_special_tokens=False)["input_ids"][0], TOKENIZER("b")["input_ids"]
+    assert spoken([first, *next_ids], limit=9) == ["\ufffdb"]

@@ -13,7 +13,7 @@ from gguf_models import opened, write_model
 from tiny import make_model, make_tokenizer
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.generation.from_weights import FromWeights
-from tunesmith.generation.stop_strings import ReplyFilter, reply_of
+from tunesmith.generation.stop_strings import ReplyFilter, build_reply
 from tunesmith.models.build import load
 from tunesmith.models.weights import Weights
 from tunesmith.prompt.reply import ReplyFormat, Thought
@@ -101,13 +101,13 @@ def test_an_output_divides_into_a_thought_and_a_reply(
     assert form.split(output) == (reasoning, text)
     for size in (1, 2, 3, 7):
         stream = ReplyFilter(form, ())
-        shown = "".join(stream.feed(output[at : at + size]) for at in range(0, len(output), size)) + stream.rest()
-        assert (stream.reasoning, shown.strip()) == (reasoning, text)
+        visible = "".join(stream.feed(output[at : at + size]) for at in range(0, len(output), size)) + stream.flush()
+        assert (stream.reasoning, visible.strip()) == (reasoning, text)
 
 
 def test_a_stop_string_is_looked_for_in_the_reply_alone() -> None:
     output = "<think>User: asks</think>Aye.\nUser: more"
     stream = ReplyFilter(ReplyFormat(), ["User:"])
-    assert "".join(map(stream.feed, output)) + stream.rest() == "Aye.\n" and stream.hit
-    reply = reply_of(output, ReplyFormat(), ["User:"], ended=True, tokens=9)
+    assert "".join(map(stream.feed, output)) + stream.flush() == "Aye.\n" and stream.hit
+    reply = build_reply(output, ReplyFormat(), ["User:"], ended=True, tokens=9)
     assert (reply.text, reply.reasoning, reply.stopped, reply.cut) == ("Aye.", "User: asks", False, "User: more")

@@ -1,4 +1,4 @@
-"""Servers on loopback for tests: with a backend that says what it is told to, or a tiny model."""
+"""Test servers on loopback, with a scripted backend or a tiny model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tunesmith.data.conversation import Turn
 from tunesmith.serve.app import app
 from tunesmith.serve.backend import Finish, Sampling
 from tunesmith.serve.request_queue import Desk, Served
-from tunesmith.web.errors import Broken, Refused
+from tunesmith.web.errors import BackendFailed, RequestRefused
 from tunesmith.web.limits import Limits
 from tunesmith.web.local_server import listening
 from tunesmith.web.server import answering
@@ -33,9 +33,10 @@ FREE = Limits(rate=1e9, burst=1 << 30)  # where the rate is not what is tested
 
 @dataclass
 class Parrot:
-    """A backend that says the last message's words, one a piece, each after `wait` seconds. Words can ask for trouble:
+    """A backend that repeats the last message word by word, one piece per `wait` seconds, with words that cause
+    trouble:
 
-    BREAK (the runtime fails there), REFUSE (at once), HANG (for ever).
+    BREAK (the runtime fails there), REFUSE (the request is refused), HANG (the reply never ends).
     """
 
     name: str = "parrot"
@@ -53,7 +54,7 @@ class Parrot:
         self.heard.append((prompt, sampling))
         text = prompt if isinstance(prompt, str) else prompt[-1].text
         if "REFUSE" in text:
-            raise Refused("it does not fit", param="messages", code="context_length_exceeded")
+            raise RequestRefused("it does not fit", param="messages", code="context_length_exceeded")
         self.now += 1
         self.most = max(self.most, self.now)
         try:
@@ -69,7 +70,7 @@ class Parrot:
 
 
 class Echo:
-    """See Writing."""
+    """A reply of Parrot."""
 
     def __init__(self, parrot: Parrot, text: str, limit: int) -> None:
         self.parrot, self.text, self.limit = parrot, text, limit
@@ -83,14 +84,14 @@ class Echo:
                 return
             await asyncio.sleep(self.parrot.wait if word != "HANG" else 3600)
             if word == "BREAK":
-                raise Broken("the runtime failed")
+                raise BackendFailed("the runtime failed")
             yield f" {word}" if self.tokens else word
             self.tokens += 1
 
 
 @dataclass
 class Running:
-    """A server that runs; `client` has the token."""
+    """A running server; `client` sends the token."""
 
     url: str
     port: int
@@ -111,49 +112,52 @@ def running(
     waiting: int | None = None,
     allow: Sequence[str] = (),
 ) -> Iterator[Running]:
-    """A real server on a free port."""
+    """Run a real server on a free port."""
     room = limits.waiting if waiting is None else waiting
-    models = [Served(each.name, Desk(each, room, seconds=limits.reply_seconds), recipe) for each in backends]
-    with listening() as own:
-        port = own.getsockname()[1]
+    models = [Served(item.name, Desk(item, room, seconds=limits.reply_seconds), recipe) for item in backends]
+    with listening() as listener:
+        port = listener.getsockname()[1]
         hosts = [f"127.0.0.1:{port}", f"localhost:{port}", *allow]
-        made = app(models, token=TOKEN, hosts=hosts, limits=limits, pairing=pairing)
+        application = app(models, token=TOKEN, hosts=hosts, limits=limits, pairing=pairing)
         url = f"http://127.0.0.1:{port}"
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        with answering(made, own, limits), httpx2.Client(base_url=url, headers=headers, timeout=20) as client:
+        with (
+            answering(application, listener, limits),
+            httpx2.Client(base_url=url, headers=headers, timeout=20) as client,
+        ):
             yield Running(url, port, client, list(backends))
 
 
 def raw(port: int, *parts: bytes, seconds: float = 10.0) -> bytes:
-    """What comes back for bytes as they are, until the server hangs up or says nothing more."""
+    """Send bytes unchanged; return the response until the server closes the connection or sends nothing more."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as wire:
         for part in parts:
             wire.sendall(part)
-        found = b""
+        result = b""
         with contextlib.suppress(TimeoutError, ConnectionError):
             while data := wire.recv(65536):
-                found += data
-        return found
+                result += data
+        return result
 
 
 def events(text: str) -> list[Any]:
-    """The data of server-sent events; [DONE] as it is."""
-    found = [each.removeprefix("data: ") for each in text.split("\n\n") if each]
-    return [each if each == "[DONE]" else json.loads(each) for each in found]
+    """Return the data of server-sent events; [DONE] as it is."""
+    result = [item.removeprefix("data: ") for item in text.split("\n\n") if item]
+    return [item if item == "[DONE]" else json.loads(item) for item in result]
 
 
 def make_speaker(folder: Path, **changes: Any) -> Any:
-    """A random llama that says nothing but ASCII, in transformers' format in `folder`."""
-    made = make_model(folder, tie_word_embeddings=False, **changes)
-    model = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+    """Write a random llama that generates only ASCII to `folder`, in transformers' format."""
+    model_folder = make_model(folder, tie_word_embeddings=False, **changes)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     pieces = make_tokenizer().convert_ids_to_tokens(range(261))
     silent = [n for n, piece in enumerate(pieces) if n < 5 or not sayable(piece)]
     with torch.no_grad():
         model.lm_head.weight[silent] = 0.0
-    model.save_pretrained(made)
+    model.save_pretrained(model_folder)
     return model.eval()
 
 
 def make_file(folder: Path, **changes: Any) -> Path:
-    """The same as a GGUF file."""
+    """Write the same model as a GGUF file."""
     return write_model(folder / "tiny.gguf", make_speaker(folder / "hf", **changes))

@@ -1,4 +1,4 @@
-"""What is tried against a server on loopback: by pages, by other programs, by what is written in a request."""
+"""Attacks on a server on loopback: by web pages, by other programs, and by the content of requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from tests.serve.speakers import FREE, TOKEN, Parrot, Running, events, raw, running
 
 from strict_pages import EVIL
-from tunesmith.serve.docs_page import FILES
+from tunesmith.serve.docs_page import DOCS_FILES
 from tunesmith.web.limits import Limits
 
 EXTENSION = "chrome-extension://abcdefghijklmnopabcdefghijklmnop"
@@ -33,12 +33,12 @@ WAYS = [
 
 
 class Paired:
-    """One extension is paired."""
+    """A store with one paired extension."""
 
-    def knows(self, origin: str, path: str) -> bool:
+    def allows_origin(self, origin: str, path: str) -> bool:
         return origin == EXTENSION or (path == "/v1/pair" and origin.startswith("chrome-extension://"))
 
-    def accepts(self, token: str, origin: str) -> bool:
+    def accepts_token(self, token: str, origin: str) -> bool:
         return token == "its own" and origin == EXTENSION
 
     def router(self) -> APIRouter:
@@ -48,8 +48,8 @@ class Paired:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     limits = Limits(rate=1e9, burst=1 << 30, body=20_000, body_seconds=0.3, header_seconds=0.3)
-    with running(Parrot(), limits=limits) as made:
-        yield made
+    with running(Parrot(), limits=limits) as running_server:
+        yield running_server
 
 
 def body(text: str = "x", **more: Any) -> bytes:
@@ -65,7 +65,7 @@ def request(
     drop: tuple[str, ...] = (),
     **headers: str,
 ) -> tuple[int, dict[str, str], bytes]:
-    """A request as it is written here, no library correcting it: status, headers, body."""
+    """Send a request as written here, uncorrected by a library; return status, headers and body."""
     plain = {
         "Host": f"127.0.0.1:{server.port}",
         "Authorization": f"Bearer {TOKEN}",
@@ -75,9 +75,9 @@ def request(
     }
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in plain.items() if name not in drop)]
     answer = raw(server.port, "\r\n".join([*lines, "", ""]).encode() + content)
-    head, _, rest = answer.partition(b"\r\n\r\n")
-    first, *told = head.decode("latin-1").split("\r\n")
-    return int(first.split()[1]), {k.lower(): v for k, v in (line.split(": ", 1) for line in told)}, rest
+    head, _, payload = answer.partition(b"\r\n\r\n")
+    first, *header_lines = head.decode("latin-1").split("\r\n")
+    return int(first.split()[1]), {k.lower(): v for k, v in (line.split(": ", 1) for line in header_lines)}, payload
 
 
 def heard(server: Running) -> int:
@@ -110,19 +110,19 @@ def test_nothing_without_the_token(server: Running, given: str | None, way: tupl
     content = body() if way[0] == "POST" else b""
     more = {} if given is None else {"Authorization": given}
     lines = {"drop": ("Authorization",)} if given is None else {}
-    status, headers, told = request(server, *way, content=content, **lines, **more)  # type: ignore[arg-type]
+    status, headers, payload = request(server, *way, content=content, **lines, **more)  # type: ignore[arg-type]
     assert status == 401
     assert headers["www-authenticate"] == "Bearer"
-    assert way[0] == "HEAD" or json.loads(told)["error"]["code"] == "invalid_api_key"
+    assert way[0] == "HEAD" or json.loads(payload)["error"]["code"] == "invalid_api_key"
     assert heard(server) == before
 
 
 def test_what_is_open_tells_nothing(server: Running) -> None:
-    for path in ("/health", *FILES):
-        status, headers, told = request(server, "GET", path, drop=("Authorization",))
+    for path in ("/health", *DOCS_FILES):
+        status, headers, payload = request(server, "GET", path, drop=("Authorization",))
         assert status == 200
-        assert b"parrot" not in told
-        assert TOKEN.encode() not in told
+        assert b"parrot" not in payload
+        assert TOKEN.encode() not in payload
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store"
         assert "default-src 'none'" in headers["content-security-policy"]
@@ -132,9 +132,9 @@ def test_what_is_open_tells_nothing(server: Running) -> None:
 
 def test_the_token_stands_in_no_answer(server: Running) -> None:
     for way in WAYS:
-        _, headers, told = request(server, *way, content=body() if way[0] == "POST" else b"")
+        _, headers, payload = request(server, *way, content=body() if way[0] == "POST" else b"")
         assert TOKEN not in str(headers)
-        assert TOKEN.encode() not in told
+        assert TOKEN.encode() not in payload
 
 
 # --- other pages ---------------------------------------------------------------------------------------------
@@ -158,9 +158,9 @@ def test_the_token_stands_in_no_answer(server: Running) -> None:
     ],
 )
 def test_another_host_is_not_served_even_with_the_token(server: Running, host: str) -> None:
-    status, _, told = request(server, "GET", "/v1/models", Host=host.format(port=server.port))
+    status, _, payload = request(server, "GET", "/v1/models", Host=host.format(port=server.port))
     assert status == 421
-    assert json.loads(told)["error"]["code"] == "host_not_allowed"
+    assert json.loads(payload)["error"]["code"] == "host_not_allowed"
     assert request(server, "GET", "/health", Host=host.format(port=server.port))[0] == 421  # rebinding sees nothing
 
 
@@ -176,8 +176,8 @@ def test_names_of_this_machine_and_allowed_ones_are_served() -> None:
 
 
 def test_two_hosts_or_none_are_refused(server: Running) -> None:
-    own = f"Host: 127.0.0.1:{server.port}\r\n"
-    for lines in (own + own, "", own + "Host: evil.example\r\n"):
+    host_line = f"Host: 127.0.0.1:{server.port}\r\n"
+    for lines in (host_line + host_line, "", host_line + "Host: evil.example\r\n"):
         answer = raw(server.port, f"GET /health HTTP/1.1\r\n{lines}Connection: close\r\n\r\n".encode())
         assert answer.split()[1] in (b"400", b"421")
 
@@ -203,8 +203,8 @@ def test_a_foreign_page_may_not_ask_even_with_the_token(server: Running, origin:
         status, headers, _ = request(server, *way, content=content, Origin=origin)
         assert status == 403
         assert "access-control-allow-origin" not in headers
-    wish = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
-    status, headers, _ = request(server, "OPTIONS", CHAT, Origin=origin, drop=("Authorization",), **wish)
+    preflight = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
+    status, headers, _ = request(server, "OPTIONS", CHAT, Origin=origin, drop=("Authorization",), **preflight)
     assert status == 403  # so that the browser sends nothing
     assert not [name for name in headers if name.startswith("access-control")]
     assert heard(server) == before
@@ -217,8 +217,11 @@ def test_the_servers_own_page_may(server: Running) -> None:
 
 def test_a_paired_extension_may_with_a_token_of_its_own() -> None:
     with running(Parrot(), pairing=Paired()) as server:
-        wish = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization,content-type"}
-        status, headers, _ = request(server, "OPTIONS", CHAT, Origin=EXTENSION, drop=("Authorization",), **wish)
+        preflight = {
+            "Access_Control_Request_Method": "POST",
+            "Access_Control_Request_Headers": "authorization,content-type",
+        }
+        status, headers, _ = request(server, "OPTIONS", CHAT, Origin=EXTENSION, drop=("Authorization",), **preflight)
         assert status == 204
         assert headers["access-control-allow-origin"] == EXTENSION
         assert headers["vary"] == "Origin"
@@ -226,12 +229,12 @@ def test_a_paired_extension_may_with_a_token_of_its_own() -> None:
         status, headers, _ = request(server, content=body(), Origin=EXTENSION, Authorization="Bearer its own")
         assert status == 200
         assert headers["access-control-allow-origin"] == EXTENSION
-        other = "chrome-extension://ponmlkjihgfedcbaponmlkjihgfedcba"
-        assert request(server, content=body(), Origin=other, Authorization="Bearer its own")[0] == 403
+        second = "chrome-extension://ponmlkjihgfedcbaponmlkjihgfedcba"
+        assert request(server, content=body(), Origin=second, Authorization="Bearer its own")[0] == 403
         assert request(server, content=body(), Authorization="Bearer its own")[0] == 401
         assert request(server, content=body(), Origin=EXTENSION, Authorization="Bearer nothing")[0] == 401
         assert (
-            request(server, "POST", "/v1/pair", content=b"{}", Origin=other)[0] == 404
+            request(server, "POST", "/v1/pair", content=b"{}", Origin=second)[0] == 404
         )  # may ask; nobody is there yet
 
 
@@ -249,8 +252,8 @@ def test_a_paired_extension_may_with_a_token_of_its_own() -> None:
 )
 def test_what_a_form_can_send_is_not_read(server: Running, kind: str) -> None:
     before = heard(server)
-    status, _, told = request(server, content=body(), Content_Type=kind)
-    assert (status, json.loads(told)["error"]["code"]) == (415, "unsupported_media_type")
+    status, _, payload = request(server, content=body(), Content_Type=kind)
+    assert (status, json.loads(payload)["error"]["code"]) == (415, "unsupported_media_type")
     assert heard(server) == before
     assert request(server, content=body(), Content_Type="Application/JSON; charset=utf-8")[0] == 200
 
@@ -259,12 +262,12 @@ def test_what_a_form_can_send_is_not_read(server: Running, kind: str) -> None:
 
 
 def test_a_body_that_is_too_large(server: Running) -> None:
-    status, headers, told = request(server, content=body("x" * 30_000))
-    assert (status, json.loads(told)["error"]["code"]) == (413, "body_too_large")
+    status, headers, payload = request(server, content=body("x" * 30_000))
+    assert (status, json.loads(payload)["error"]["code"]) == (413, "body_too_large")
     assert headers["connection"] == "close"
-    began = time.monotonic()
+    started = time.monotonic()
     assert request(server, content=b"{}", Content_Length=str(10**15))[0] == 413  # by what it says, before it comes
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started < 5
     chunk = b"1000\r\n" + b"x" * 4096 + b"\r\n"
     head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nAuthorization: Bearer {TOKEN}\r\n"
     head += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -280,7 +283,7 @@ def test_without_the_token_a_body_is_not_even_waited_for(server: Running) -> Non
 def test_a_body_that_comes_slowly(server: Running) -> None:
     head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nAuthorization: Bearer {TOKEN}\r\n"
     head += "Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
-    began = time.monotonic()
+    started = time.monotonic()
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as wire:
         wire.sendall(head.encode())
         for _ in range(12):  # a byte now and then helps nobody
@@ -292,15 +295,15 @@ def test_a_body_that_comes_slowly(server: Running) -> None:
         answer = wire.recv(4096)
     assert answer.split()[1] == b"408"
     assert b"connection: close" in answer.lower()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - started < 4
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: "])
 def test_headers_that_come_slowly(server: Running, begun: bytes) -> None:
-    began = time.monotonic()
+    started = time.monotonic()
     answer = raw(server.port, begun, seconds=5)
     assert answer == b"" or answer.split()[1] == b"408"
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - started < 4
     with socket.create_connection(
         ("127.0.0.1", server.port), timeout=5
     ) as wire:  # a second request on a connection too
@@ -312,7 +315,7 @@ def test_headers_that_come_slowly(server: Running, begun: bytes) -> None:
         wire.sendall(b"GET /hea")
         answer = wire.recv(4096)
     assert answer == b"" or answer.split()[1] == b"408"
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - started < 8
 
 
 def test_headers_without_end(server: Running) -> None:
@@ -378,12 +381,12 @@ def test_a_client_that_takes_nothing_is_left() -> None:
 )
 def test_paths_lead_nowhere(server: Running, path: str) -> None:
     for key in ({}, {"drop": ("Authorization",)}):
-        status, _, told = request(server, "GET", path, **key)  # type: ignore[arg-type]
+        status, _, payload = request(server, "GET", path, **key)  # type: ignore[arg-type]
         assert status in (404, 401, 400, 405)
-        assert b"root:" not in told
+        assert b"root:" not in payload
         if status != 400:  # bytes that are no request at all are told so by the protocol
-            assert set(json.loads(told)["error"]) == {"message", "type", "param", "code"}
-            assert "passwd" not in told.decode()
+            assert set(json.loads(payload)["error"]) == {"message", "type", "param", "code"}
+            assert "passwd" not in payload.decode()
 
 
 def test_methods_that_are_not_there(server: Running) -> None:
@@ -393,8 +396,8 @@ def test_methods_that_are_not_there(server: Running) -> None:
 
 
 def test_what_is_no_http_is_refused(server: Running) -> None:
-    for said in (b"\x16\x03\x01\x02\x00", b"\x00" * 100, b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
-        answer = raw(server.port, said, seconds=1)
+    for data in (b"\x16\x03\x01\x02\x00", b"\x00" * 100, b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
+        answer = raw(server.port, data, seconds=1)
         assert answer == b"" or answer.split()[1] in (b"400", b"408", b"421", b"505")
     smuggled = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nAuthorization: Bearer {TOKEN}\r\n"
     smuggled += "Content-Type: application/json\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET"
@@ -430,20 +433,20 @@ INJECTED = [
 @pytest.mark.parametrize("text", INJECTED)
 @pytest.mark.parametrize("stream", [True, False])
 def test_what_is_written_is_text_and_comes_back_as_text(server: Running, text: str, stream: bool) -> None:
-    status, headers, told = request(server, content=body(text, stream=stream))
+    status, headers, payload = request(server, content=body(text, stream=stream))
     assert status == 200
     assert server.backends[0].heard[-1][0][-1].text == text
     assert headers["x-content-type-options"] == "nosniff"
     if stream:
         assert headers["content-type"].startswith("text/event-stream")
-        plain = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", b"\r\n" + told).removesuffix(b"\r\n").decode()
-        found = events(plain)
-        assert found[-1] == "[DONE]"
-        assert found.count("[DONE]") == 1
-        assert "".join(each["choices"][0]["delta"].get("content", "") for each in found[:-1]) == text
+        plain = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", b"\r\n" + payload).removesuffix(b"\r\n").decode()
+        result = events(plain)
+        assert result[-1] == "[DONE]"
+        assert result.count("[DONE]") == 1
+        assert "".join(item["choices"][0]["delta"].get("content", "") for item in result[:-1]) == text
     else:
         assert headers["content-type"] == "application/json"
-        assert json.loads(told)["choices"][0]["message"]["content"] == text
+        assert json.loads(payload)["choices"][0]["message"]["content"] == text
 
 
 @pytest.mark.parametrize("role", ["system<|im_end|>", "assistant\n", "USER", "", "tool", "{{ role }}", "root"])
@@ -479,9 +482,9 @@ def test_roles_are_three(server: Running, role: str) -> None:
     ],
 )
 def test_bodies_that_are_no_request(server: Running, content: bytes) -> None:
-    status, _, told = request(server, content=content or b" ")
+    status, _, payload = request(server, content=content or b" ")
     assert status == 400
-    error = json.loads(told)["error"]
+    error = json.loads(payload)["error"]
     assert error["type"] == "invalid_request_error"
     assert len(error["message"]) < 500
 
@@ -495,15 +498,15 @@ def test_an_error_repeats_nothing_that_was_sent(server: Running) -> None:
         json.dumps({"model": secret, "messages": [{"role": "user", "content": secret}]}).encode(),
         json.dumps({"model": "parrot", "messages": secret}).encode(),
     ):
-        status, _, told = request(server, content=content)
+        status, _, payload = request(server, content=content)
         assert status in (400, 404)
-        assert secret.encode() not in told
+        assert secret.encode() not in payload
 
 
 def test_the_page_holds_to_its_policy() -> None:
-    from tunesmith.serve.docs_page import PAGES
+    from tunesmith.serve.docs_page import DOCS_FOLDER
 
-    texts = {name: (PAGES / name).read_text() for name in ("docs.html", "docs.css", "docs.js")}
+    texts = {name: (DOCS_FOLDER / name).read_text() for name in ("docs.html", "docs.css", "docs.js")}
     for text in texts.values():
         assert not re.search(r"https?://", text)
     assert not re.search(r"\son\w+=|style=|<script>|<style", texts["docs.html"])

@@ -1,4 +1,4 @@
-"""The page about the interface, in a browser: nothing from elsewhere, and nothing without the token."""
+"""The API documentation page in a browser: nothing from other servers, and nothing without the token."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 def page() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        made = browser.new_page()
-        made.set_default_timeout(8000)
-        yield made
+        tab = browser.new_page()
+        tab.set_default_timeout(8000)
+        yield tab
         browser.close()
 
 
 def test_the_page_shows_what_may_be_asked(page: Any) -> None:
     troubles: list[str] = []
-    asked: list[str] = []
+    requested: list[str] = []
     page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("console", lambda said: troubles.append(said.text) if said.type == "error" else None)
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda console: troubles.append(console.text) if console.type == "error" else None)
+    page.on("request", lambda request: requested.append(request.url))
     with running(Parrot()) as server:
         page.goto(f"{server.url}/docs")
         assert page.locator("details").count() == 0
@@ -43,5 +43,5 @@ def test_the_page_shows_what_may_be_asked(page: Any) -> None:
         page.keyboard.press("Enter")
         sync_api.expect(page.get_by_role("alert")).to_contain_text("the token is missing or wrong")
         assert page.locator("details").count() == 0
-        assert all(url.startswith((server.url, "data:,")) for url in asked)
+        assert all(url.startswith((server.url, "data:,")) for url in requested)
     assert TOKEN not in page.content()

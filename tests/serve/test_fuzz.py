@@ -1,4 +1,4 @@
-"""Requests made from the server's own description, right ones and wrong ones, with and without the token."""
+"""Requests generated from the server's own API description, valid and invalid, with and without the token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fuzz(server: Running, requests: int) -> Counter[Any]:
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi import checks
 
-    wanted = [
+    expected = [
         not_a_server_error,
         checks.status_code_conformance,
         checks.content_type_conformance,
@@ -32,9 +32,9 @@ def fuzz(server: Running, requests: int) -> Counter[Any]:
     description = server.client.get("/openapi.json").json()
     schema = schemathesis.openapi.from_dict(description)
     schema.config.update(base_url=server.url)
-    operations = [each.ok() for each in schema.get_all_operations()]
-    posts = [each for each in operations if each.method.upper() == "POST"]
-    seen: Counter[Any] = Counter()
+    operations = [item.ok() for item in schema.get_all_operations()]
+    posts = [item for item in operations if item.method.upper() == "POST"]
+    visited: Counter[Any] = Counter()
     share = requests // (4 * len(posts) + len(operations) - len(posts))  # those that take a body are asked more
     for operation in operations:
         kinds = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE] if operation in posts else [GenerationMode.POSITIVE]
@@ -56,23 +56,23 @@ def fuzz(server: Running, requests: int) -> Counter[Any]:
                 }
                 answer = case.call(headers=key, timeout=20)
                 free = (case.method.upper(), case.path) in OPEN
-                seen[(key is RIGHT, answer.status_code)] += 1
+                visited[(key is RIGHT, answer.status_code)] += 1
                 assert key is RIGHT or free or answer.status_code in (401, 404), case  # 404: a path that is none
-                case.validate_response(answer, checks=wanted, headers=key)
+                case.validate_response(answer, checks=expected, headers=key)
 
             ask()
-    return seen
+    return visited
 
 
 @pytest.mark.parametrize("requests", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_nothing_is_served_that_should_not_be(requests: int) -> None:
     parrot = Parrot(context=64)
     with running(parrot, limits=FREE) as server:
-        found = fuzz(server, requests)
+        result = fuzz(server, requests)
         assert server.client.get("/health").json()["status"] == "ok"
-    assert sum(found.values()) >= 0.9 * requests
-    assert not [status for _, status in found if status >= 500]
-    assert {True, False} == {right for right, _ in found}
-    assert found[(True, 200)] > requests / 20  # right requests are answered
-    assert found[(True, 400)] > requests / 20  # and wrong ones refused
+    assert sum(result.values()) >= 0.9 * requests
+    assert not [status for _, status in result if status >= 500]
+    assert {True, False} == {right for right, _ in result}
+    assert result[(True, 200)] > requests / 20  # right requests are answered
+    assert result[(True, 400)] > requests / 20  # and wrong ones refused
     assert parrot.now == 0

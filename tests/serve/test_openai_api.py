@@ -1,4 +1,4 @@
-"""What OpenAI's own library and curl get from the server."""
+"""The API with OpenAI's own library and with curl."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TEXT = "one two three four"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with running(Parrot(), Parrot("other")) as made:
-        yield made
+    with running(Parrot(), Parrot("other")) as running_server:
+        yield running_server
 
 
 @pytest.fixture(scope="module")
 def library(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=TOKEN, max_retries=0) as made:
-        yield made
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=TOKEN, max_retries=0) as client:
+        yield client
 
 
 def say(text: str) -> list[Any]:
@@ -38,13 +38,13 @@ def say(text: str) -> list[Any]:
 
 
 def test_a_chat_completion_by_the_library(library: openai.OpenAI) -> None:
-    found = library.chat.completions.create(model="parrot", messages=say(TEXT))
-    assert found.object == "chat.completion"
-    assert found.id.startswith("chatcmpl-")
-    assert abs(found.created - time.time()) < 60
-    (choice,) = found.choices
+    result = library.chat.completions.create(model="parrot", messages=say(TEXT))
+    assert result.object == "chat.completion"
+    assert result.id.startswith("chatcmpl-")
+    assert abs(result.created - time.time()) < 60
+    (choice,) = result.choices
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", TEXT, "stop")
-    assert found.usage and found.usage.model_dump(exclude_unset=True) == {
+    assert result.usage and result.usage.model_dump(exclude_unset=True) == {
         "prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8,
     }  # fmt: skip
     short = library.chat.completions.create(model="other", messages=say(TEXT), max_completion_tokens=2)
@@ -72,14 +72,18 @@ def test_a_streamed_chat_by_the_library(library: openai.OpenAI, usage: bool) -> 
 
 def test_the_librarys_own_way_to_join_a_stream(library: openai.OpenAI) -> None:
     with library.chat.completions.stream(model="parrot", messages=say(TEXT)) as stream:
-        found = stream.get_final_completion()
-    assert found.choices[0].message.role == "assistant"
-    assert found.choices[0].message.content == TEXT
+        result = stream.get_final_completion()
+    assert result.choices[0].message.role == "assistant"
+    assert result.choices[0].message.content == TEXT
 
 
 def test_a_text_completion_by_the_library(library: openai.OpenAI, server: Running) -> None:
-    found = library.completions.create(model="parrot", prompt="go on", max_tokens=1)
-    assert (found.object, found.choices[0].text, found.choices[0].finish_reason) == ("text_completion", "go", "length")
+    result = library.completions.create(model="parrot", prompt="go on", max_tokens=1)
+    assert (result.object, result.choices[0].text, result.choices[0].finish_reason) == (
+        "text_completion",
+        "go",
+        "length",
+    )
     assert server.backends[0].heard[-1][0] == "go on"
     parts = list(library.completions.create(model="parrot", prompt=["go on"], stream=True))
     assert "".join(part.choices[0].text for part in parts) == "go on"
@@ -112,16 +116,16 @@ def test_the_library_knows_our_errors(library: openai.OpenAI, server: Running) -
 
 
 def test_a_failure_within_a_stream_is_an_event_and_the_end(library: openai.OpenAI, server: Running) -> None:
-    said = ""
+    output = ""
     with pytest.raises(openai.APIError, match="the runtime failed"):
         for chunk in library.chat.completions.create(model="parrot", messages=say("one BREAK"), stream=True):
-            said += chunk.choices[0].delta.content or ""
-    assert said == "one"
-    found = events(server.chat("one BREAK", stream=True).text)
-    assert found[-1]["error"] == {
+            output += chunk.choices[0].delta.content or ""
+    assert output == "one"
+    iterator = events(server.chat("one BREAK", stream=True).text)
+    assert iterator[-1]["error"] == {
         "message": "the runtime failed", "type": "server_error", "param": None, "code": "backend_failed",
     }  # fmt: skip
-    assert "[DONE]" not in found
+    assert "[DONE]" not in iterator
 
 
 def test_what_clients_spell_out_and_means_nothing_is_accepted(server: Running) -> None:
@@ -173,9 +177,9 @@ def test_what_is_not_served_is_refused_by_name(server: Running, more: dict[str, 
     before = len(server.backends[0].heard)
     body = {"model": "parrot", "messages": say("x"), **more}
     headers = {"Content-Type": "application/json"}
-    found = server.client.post("/v1/chat/completions", content=json.dumps(body), headers=headers)
-    assert found.status_code == 400
-    error = found.json()["error"]
+    response = server.client.post("/v1/chat/completions", content=json.dumps(body), headers=headers)
+    assert response.status_code == 400
+    error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert str(error["param"]).startswith(param)
     assert error["message"]
@@ -198,36 +202,36 @@ def test_the_recipes_system_message_is_there_unless_another_is() -> None:
     with running(Parrot(), recipe=make_recipe("toy", prompt__system="Be brief.")) as server:
         server.chat("x")
         assert server.backends[0].heard[-1][0] == [Turn("system", "Be brief."), Turn("user", "x")]
-        own = [{"role": "system", "content": "Be long."}, *say("x")]
-        server.chat("", messages=own)
+        own_messages = [{"role": "system", "content": "Be long."}, *say("x")]
+        server.chat("", messages=own_messages)
         assert server.backends[0].heard[-1][0] == [Turn("system", "Be long."), Turn("user", "x")]
 
 
 def test_too_many_at_once_are_told_when_to_come_again() -> None:
     with running(Parrot(slots=1, wait=0.3), waiting=1) as server:
-        found: list[Any] = []
-        asked = [threading.Thread(target=lambda: found.append(server.chat("a b"))) for _ in range(6)]
-        for each in asked:
-            each.start()
-        for each in asked:
-            each.join()
-        statuses = [each.status_code for each in found]
+        result: list[Any] = []
+        threads = [threading.Thread(target=lambda: result.append(server.chat("a b"))) for _ in range(6)]
+        for item in threads:
+            item.start()
+        for item in threads:
+            item.join()
+        statuses = [item.status_code for item in result]
         assert set(statuses) == {200, 429}
         assert statuses.count(200) >= 2
-        for each in found:
-            if each.status_code == 429:
-                assert int(each.headers["retry-after"]) >= 1
-                assert each.json()["error"]["code"] == "busy"
-                assert each.json()["error"]["type"] == "rate_limit_error"
+        for item in result:
+            if item.status_code == 429:
+                assert int(item.headers["retry-after"]) >= 1
+                assert item.json()["error"]["code"] == "busy"
+                assert item.json()["error"]["type"] == "rate_limit_error"
         assert server.chat("after").status_code == 200
 
 
 def test_the_rate_of_one_client_is_bounded() -> None:
     with running(Parrot(), limits=Limits(rate=0.5, burst=3)) as server:
-        found = [server.client.get("/v1/models") for _ in range(5)]
-        assert [each.status_code for each in found] == [200, 200, 200, 429, 429]
-        assert found[-1].headers["retry-after"] == "2"
-        assert found[-1].json()["error"]["code"] == "rate_limit_exceeded"
+        response = [server.client.get("/v1/models") for _ in range(5)]
+        assert [item.status_code for item in response] == [200, 200, 200, 429, 429]
+        assert response[-1].headers["retry-after"] == "2"
+        assert response[-1].json()["error"]["code"] == "rate_limit_exceeded"
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -256,8 +260,8 @@ def test_a_client_that_leaves_ends_its_reply(stream: bool) -> None:
 
 def test_a_reply_that_takes_too_long() -> None:
     with running(Parrot(), limits=Limits(reply_seconds=0.1, rate=1e9)) as server:
-        found = server.chat("a HANG")
-        assert (found.status_code, found.json()["error"]["code"]) == (504, "timeout")
+        response = server.chat("a HANG")
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
         assert events(server.chat("a HANG", stream=True).text)[-1]["error"]["code"] == "timeout"
         assert server.chat("a").status_code == 200
 
@@ -275,13 +279,13 @@ def curl(*words: str) -> str:
 def test_with_curl(server: Running) -> None:
     key, kind = f"Authorization: Bearer {TOKEN}", "Content-Type: application/json"
     body = json.dumps({"model": "parrot", "messages": say(TEXT)})
-    found = json.loads(curl(f"{server.url}/v1/chat/completions", "-H", key, "-H", kind, "-d", body))
-    assert found["choices"][0]["message"]["content"] == TEXT
+    result = json.loads(curl(f"{server.url}/v1/chat/completions", "-H", key, "-H", kind, "-d", body))
+    assert result["choices"][0]["message"]["content"] == TEXT
     body = json.dumps({"model": "parrot", "messages": say(TEXT), "stream": True})
-    said = curl("-N", f"{server.url}/v1/chat/completions", "-H", key, "-H", kind, "-d", body)
-    assert said.endswith("\n\ndata: [DONE]\n\n")
-    told = events(said)
-    assert "".join(each["choices"][0]["delta"].get("content", "") for each in told[:-1]) == TEXT
+    text = curl("-N", f"{server.url}/v1/chat/completions", "-H", key, "-H", kind, "-d", body)
+    assert text.endswith("\n\ndata: [DONE]\n\n")
+    text = events(text)
+    assert "".join(item["choices"][0]["delta"].get("content", "") for item in text[:-1]) == TEXT
     assert json.loads(curl(f"{server.url}/health"))["status"] == "ok"
     assert "tunesmith_requests_total" in curl(f"{server.url}/metrics", "-H", key)
     assert curl("-o", "/dev/null", "-w", "%{http_code}", f"{server.url}/v1/models") == "401"
@@ -329,12 +333,12 @@ def test_metrics_count_and_tell_nothing_that_was_written() -> None:
 
 
 def test_the_description_tells_what_is_asked_and_answered(server: Running) -> None:
-    found = server.client.get("/openapi.json").json()
-    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"} <= set(found["paths"])
-    chat = found["paths"]["/v1/chat/completions"]["post"]
+    result = server.client.get("/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"} <= set(result["paths"])
+    chat = result["paths"]["/v1/chat/completions"]["post"]
     assert chat["security"] == [{"token": []}]
     assert {"200", "400", "401", "408", "413", "415", "429", "502"} <= set(chat["responses"])
     assert "422" not in chat["responses"]
     assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
-    assert "security" not in found["paths"]["/health"]["get"]
+    assert "security" not in result["paths"]["/health"]["get"]
     assert FREE.body == 1 << 20

@@ -1,4 +1,4 @@
-"""Pairing: a code lets one extension in, its token is its own, and what is kept is a hash in a private file."""
+"""Pairing: a code pairs one extension, which gets its own token, and only a hash is stored in a private file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.serve.speakers import Parrot, Running, running
 
 from tunesmith.errors import RunError
 from tunesmith.serve import pairing
-from tunesmith.serve.pairing import LETTERS, SECONDS, TRIES, Pairing, paired, pairs_path, unpair
+from tunesmith.serve.pairing import CODE_LETTERS, MAX_TRIES, SECONDS, Pairing, paired, pairs_path, unpair
 from tunesmith.web.errors import ApiError
 
 ONE = f"chrome-extension://{'a' * 32}"
@@ -57,14 +57,14 @@ def test_a_code_is_eight_clear_letters(pairs: Pairing) -> None:
     assert len(codes) == 50
     for code in codes:
         assert len(code) == 9 and code[4] == "-"
-        assert set(code.replace("-", "")) <= set(LETTERS)
+        assert set(code.replace("-", "")) <= set(CODE_LETTERS)
 
 
 def test_a_code_works_once_however_it_is_typed(pairs: Pairing) -> None:
     code = pairs.code()
     token = pairs.pair(f" {code.lower().replace('-', ' ')} ", ONE, "Chrome")
     assert len(token) == 43
-    assert pairs.accepts(token, ONE)
+    assert pairs.accepts_token(token, ONE)
     assert wrong(pairs, code) == "pairing_failed"
     assert wrong(pairs, code, OTHER) == "pairing_failed"
 
@@ -72,25 +72,25 @@ def test_a_code_works_once_however_it_is_typed(pairs: Pairing) -> None:
 def test_a_code_lives_ten_minutes(pairs: Pairing, clock: Clock) -> None:
     code = pairs.code()
     clock.now += SECONDS - 0.5
-    assert pairs.knows(ONE, "/v1/pair")
+    assert pairs.allows_origin(ONE, "/v1/pair")
     assert SECONDS == 600
     late = Pairing(pairs._path, clock=clock)
     assert wrong(late, code) == "pairing_failed"  # of another server
     clock.now += 1
-    assert not pairs.knows(ONE, "/v1/pair")
+    assert not pairs.allows_origin(ONE, "/v1/pair")
     assert wrong(pairs, code) == "pairing_failed"
 
 
 def test_five_wrong_tries_end_a_code(pairs: Pairing) -> None:
     code = pairs.code()
-    for _ in range(TRIES - 1):
+    for _ in range(MAX_TRIES - 1):
         wrong(pairs, "AAAA-AAAA")
     assert pairs.pair(code, ONE)  # four are allowed
     code = pairs.code()
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         wrong(pairs, "AAAA-AAAA")
     assert wrong(pairs, code) == "pairing_failed"
-    assert TRIES == 5
+    assert MAX_TRIES == 5
     assert pairs.pair(pairs.code(), ONE)  # a new one is not hurt by it
 
 
@@ -101,7 +101,7 @@ def test_a_new_code_ends_the_one_before(pairs: Pairing) -> None:
 
 
 def test_no_code_no_pairing(pairs: Pairing) -> None:
-    assert not pairs.knows(ONE, "/v1/pair")
+    assert not pairs.allows_origin(ONE, "/v1/pair")
     for code in ("", "\0" * 8, "AAAAAAAA"):
         assert wrong(pairs, code) == "pairing_failed"
 
@@ -113,27 +113,29 @@ def test_no_code_no_pairing(pairs: Pairing) -> None:
 def test_only_extensions_are_paired_and_known(pairs: Pairing, origin: str) -> None:
     code = pairs.code()
     assert wrong(pairs, code, origin) == "origin_not_allowed"
-    assert not pairs.knows(origin, "/v1/pair")
+    assert not pairs.allows_origin(origin, "/v1/pair")
     assert pairs.pair(code, ONE)  # the wrong origin has not used it up
 
 
 def test_a_token_is_its_origins_own(pairs: Pairing) -> None:
     first, second = pairs.pair(pairs.code(), ONE), pairs.pair(pairs.code(), OTHER)
-    assert pairs.accepts(first, ONE) and pairs.accepts(second, OTHER)
-    assert pairs.accepts(first, "")  # Chrome names no origin with GET
-    assert not pairs.accepts(first, OTHER)
-    assert not pairs.accepts(second, ONE)
+    assert pairs.accepts_token(first, ONE) and pairs.accepts_token(second, OTHER)
+    assert pairs.accepts_token(first, "")  # Chrome names no origin with GET
+    assert not pairs.accepts_token(first, OTHER)
+    assert not pairs.accepts_token(second, ONE)
     for token in ("", first[:-1], f"{first} ", hashlib.sha256(first.encode()).hexdigest(), "\ud800"):
-        assert not pairs.accepts(token, ONE)
-    assert pairs.knows(ONE, "/v1/models") and not pairs.knows(f"chrome-extension://{'c' * 32}", "/v1/models")
+        assert not pairs.accepts_token(token, ONE)
+    assert pairs.allows_origin(ONE, "/v1/models") and not pairs.allows_origin(
+        f"chrome-extension://{'c' * 32}", "/v1/models"
+    )
 
 
 def test_pairing_again_replaces_the_token(pairs: Pairing, file: Path) -> None:
     old = pairs.pair(pairs.code(), ONE, "Chrome")
     new = pairs.pair(pairs.code(), ONE, "Chrome again")
-    assert not pairs.accepts(old, ONE)
-    assert pairs.accepts(new, ONE)
-    assert [each.name for each in paired(file)] == ["Chrome again"]
+    assert not pairs.accepts_token(old, ONE)
+    assert pairs.accepts_token(new, ONE)
+    assert [item.name for item in paired(file)] == ["Chrome again"]
 
 
 def test_only_hashes_are_kept_in_a_private_file(pairs: Pairing, file: Path) -> None:
@@ -143,8 +145,8 @@ def test_only_hashes_are_kept_in_a_private_file(pairs: Pairing, file: Path) -> N
     assert hashlib.sha256(token.encode()).hexdigest() in text
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    (kept,) = paired(file)
-    assert (kept.origin, kept.name) == (ONE, "My [31m Chrome")
+    (stored,) = paired(file)
+    assert (stored.origin, stored.name) == (ONE, "My [31m Chrome")
     assert set(json.loads(text)["pairs"][0]) == {"origin", "name", "sha256", "made"}
 
 
@@ -152,34 +154,34 @@ def test_tokens_are_compared_in_constant_time(pairs: Pairing, monkeypatch: pytes
     compared = list[Any]()
     real = pairing.hmac.compare_digest
 
-    def spy(one: Any, other: Any) -> bool:
-        compared.append((one, other))
-        return real(one, other)
+    def spy(one: Any, second: Any) -> bool:
+        compared.append((one, second))
+        return real(one, second)
 
     monkeypatch.setattr(pairing.hmac, "compare_digest", spy)
     token = pairs.pair(pairs.code(), ONE)
     pairs.pair(pairs.code(), OTHER)
     assert len(compared) == 2
-    assert pairs.accepts(token, ONE)
+    assert pairs.accepts_token(token, ONE)
     assert len(compared) == 4  # every pair is looked at, wherever the right one stands
-    assert all(len(one) == len(other) for one, other in compared)
+    assert all(len(one) == len(second) for one, second in compared)
 
 
 def test_extensions_are_listed_and_let_in_no_more_while_the_server_runs(pairs: Pairing, file: Path) -> None:
     first, second = pairs.pair(pairs.code(), ONE, "Chrome"), pairs.pair(pairs.code(), OTHER, "Edge")
-    with pytest.raises(RunError, match="no extension called 'Opera' is paired"):
+    with pytest.raises(RunError, match="no paired extension is called 'Opera'"):
         unpair("Opera", file)
-    assert [each.origin for each in unpair("Chrome", file)] == [ONE]
-    assert not pairs.accepts(first, ONE) and not pairs.knows(ONE, "/v1/models")
-    assert pairs.accepts(second, OTHER)
-    assert [each.name for each in unpair("", file)] == ["Edge"]
-    assert not pairs.accepts(second, OTHER)
+    assert [item.origin for item in unpair("Chrome", file)] == [ONE]
+    assert not pairs.accepts_token(first, ONE) and not pairs.allows_origin(ONE, "/v1/models")
+    assert pairs.accepts_token(second, OTHER)
+    assert [item.name for item in unpair("", file)] == ["Edge"]
+    assert not pairs.accepts_token(second, OTHER)
     assert paired(file) == [] and unpair("", file) == []
 
 
 def test_pairs_outlive_the_server(pairs: Pairing, file: Path) -> None:
     token = pairs.pair(pairs.code(), ONE)
-    assert Pairing(file).accepts(token, ONE)
+    assert Pairing(file).accepts_token(token, ONE)
     assert paired(file.with_name("none.json")) == []
 
 
@@ -187,7 +189,7 @@ def test_a_file_that_others_read_or_that_is_damaged_is_refused(pairs: Pairing, f
     token = pairs.pair(pairs.code(), ONE)
     file.chmod(0o644)
     file.touch()
-    assert not pairs.accepts(token, ONE)  # a server that runs goes on, and lets nobody in
+    assert not pairs.accepts_token(token, ONE)  # a server that runs goes on, and lets nobody in
     with pytest.raises(RunError, match="others may read"):
         Pairing(file)
     file.chmod(0o600)
@@ -207,8 +209,8 @@ def test_the_file_lies_with_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.fixture
 def server(pairs: Pairing) -> Iterator[Running]:
-    with running(Parrot(), pairing=pairs) as made:
-        yield made
+    with running(Parrot(), pairing=pairs) as running_server:
+        yield running_server
 
 
 def ask(server: Running, code: str, origin: str | None = ONE, **more: Any) -> httpx2.Response:
@@ -221,18 +223,18 @@ def test_an_extension_is_let_in_and_may_ask(server: Running, pairs: Pairing) -> 
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == ONE
     assert set(answer.json()) == {"token"}
-    own = {"Authorization": f"Bearer {answer.json()['token']}", "Origin": ONE}
-    assert httpx2.get(f"{server.url}/v1/models", headers=own).status_code == 200
-    del own["Origin"]
-    assert httpx2.get(f"{server.url}/v1/models", headers=own).status_code == 200
-    assert httpx2.get(f"{server.url}/v1/models", headers={**own, "Origin": OTHER}).status_code == 403
+    own_headers = {"Authorization": f"Bearer {answer.json()['token']}", "Origin": ONE}
+    assert httpx2.get(f"{server.url}/v1/models", headers=own_headers).status_code == 200
+    del own_headers["Origin"]
+    assert httpx2.get(f"{server.url}/v1/models", headers=own_headers).status_code == 200
+    assert httpx2.get(f"{server.url}/v1/models", headers={**own_headers, "Origin": OTHER}).status_code == 403
     unpair("", pairs._path)
-    assert httpx2.get(f"{server.url}/v1/models", headers=own).status_code == 401
+    assert httpx2.get(f"{server.url}/v1/models", headers=own_headers).status_code == 401
 
 
 def test_wrong_codes_and_pages_are_refused(server: Running, pairs: Pairing) -> None:
     code = pairs.code()
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         answer = ask(server, "AAAA-AAAA")
         assert answer.status_code == 403
         assert answer.json()["error"]["code"] == "pairing_failed"

@@ -1,4 +1,4 @@
-"""The desk before a model: how many at once, who is next, who is sent away."""
+"""The request queue of one model: running requests, their order, and rejection."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.serve.speakers import Parrot
 from tunesmith.data.conversation import Turn
 from tunesmith.serve.backend import Sampling
 from tunesmith.serve.request_queue import Desk
-from tunesmith.web.errors import Broken, Busy, TooLong
-from tunesmith.web.limits import Rate
+from tunesmith.web.errors import BackendFailed, QueueFull, ReplyTimeout
+from tunesmith.web.limits import RateLimiter
 
 PLENTY = Sampling(100)
 
@@ -23,9 +23,9 @@ def say(text: str) -> list[Turn]:
 
 async def ask(desk: Desk, text: str, done: list[str]) -> str:
     async with desk.writing(say(text), PLENTY) as writing:
-        told = "".join([piece async for piece in writing])
+        output = "".join([piece async for piece in writing])
     done.append(text)
-    return told
+    return output
 
 
 def run(work: Any) -> Any:
@@ -34,13 +34,13 @@ def run(work: Any) -> Any:
 
 def test_as_many_at_once_as_there_are_slots_in_the_order_they_came() -> None:
     async def work() -> None:
-        parrot, done = Parrot(slots=2, wait=0.002), list[str]()
+        parrot, completed = Parrot(slots=2, wait=0.002), list[str]()
         desk = Desk(parrot, 20)
         texts = [f"word {n}" for n in range(12)]
-        assert await asyncio.gather(*(ask(desk, text, done) for text in texts)) == texts
+        assert await asyncio.gather(*(ask(desk, text, completed) for text in texts)) == texts
         assert parrot.most == 2
         assert [heard[0].text for heard, _ in parrot.heard] == texts
-        assert sorted(done) == sorted(texts)
+        assert sorted(completed) == sorted(texts)
         assert (desk.busy, desk.waiting) == (0, 0)
 
     run(work())
@@ -49,15 +49,15 @@ def test_as_many_at_once_as_there_are_slots_in_the_order_they_came() -> None:
 def test_beyond_those_who_may_wait_one_is_sent_away_and_told_when_to_come() -> None:
     async def work() -> None:
         parrot = Parrot(slots=1, wait=0.01)
-        desk, done = Desk(parrot, 2), list[str]()
-        tasks = [asyncio.create_task(ask(desk, f"a {n}", done)) for n in range(3)]
+        desk, completed = Desk(parrot, 2), list[str]()
+        tasks = [asyncio.create_task(ask(desk, f"a {n}", completed)) for n in range(3)]
         await asyncio.sleep(0.001)
         assert (desk.busy, desk.waiting) == (1, 2)
-        with pytest.raises(Busy, match=r"try again in \d+ s") as told:
-            await ask(desk, "one too many", done)
-        assert 1 <= told.value.retry_after <= 60
+        with pytest.raises(QueueFull, match=r"try again in \d+ s") as text:
+            await ask(desk, "one too many", completed)
+        assert 1 <= text.value.retry_after <= 60
         await asyncio.gather(*tasks)
-        assert await ask(desk, "now", done) == "now"
+        assert await ask(desk, "now", completed) == "now"
 
     run(work())
 
@@ -66,13 +66,13 @@ def test_beyond_those_who_may_wait_one_is_sent_away_and_told_when_to_come() -> N
 def test_whoever_leaves_gives_the_place_to_the_next(at: str) -> None:
     async def work() -> None:
         parrot = Parrot(slots=1, wait=0.005)
-        desk, done = Desk(parrot, 5), list[str]()
-        tasks = [asyncio.create_task(ask(desk, f"b {n}", done)) for n in range(4)]
+        desk, completed = Desk(parrot, 5), list[str]()
+        tasks = [asyncio.create_task(ask(desk, f"b {n}", completed)) for n in range(4)]
         await asyncio.sleep(0.002)
         tasks[0 if at == "writing" else 1].cancel()
-        found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [isinstance(each, asyncio.CancelledError) for each in found].count(True) == 1
-        assert len(done) == 3
+        result = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(item, asyncio.CancelledError) for item in result].count(True) == 1
+        assert len(completed) == 3
         assert (desk.busy, desk.waiting, parrot.now) == (0, 0, 0)
 
     run(work())
@@ -80,11 +80,11 @@ def test_whoever_leaves_gives_the_place_to_the_next(at: str) -> None:
 
 def test_one_who_is_called_and_leaves_at_the_same_moment_loses_no_place() -> None:
     async def work() -> None:
-        desk, done = Desk(Parrot(slots=1), 5), list[str]()
+        desk, completed = Desk(Parrot(slots=1), 5), list[str]()
         first = desk.writing(say("x"), PLENTY)
         await first.__aenter__()
-        second = asyncio.create_task(ask(desk, "second", done))
-        third = asyncio.create_task(ask(desk, "third", done))
+        second = asyncio.create_task(ask(desk, "second", completed))
+        third = asyncio.create_task(ask(desk, "third", completed))
         await asyncio.sleep(0)
         await first.__aexit__(None, None, None)  # calls the second
         second.cancel()
@@ -98,11 +98,11 @@ def test_one_who_is_called_and_leaves_at_the_same_moment_loses_no_place() -> Non
 
 def test_a_failure_frees_the_place() -> None:
     async def work() -> None:
-        desk, done = Desk(Parrot(slots=1), 5), list[str]()
+        desk, completed = Desk(Parrot(slots=1), 5), list[str]()
         for _ in range(3):
-            with pytest.raises(Broken):
-                await ask(desk, "a BREAK", done)
-        assert await ask(desk, "fine", done) == "fine"
+            with pytest.raises(BackendFailed):
+                await ask(desk, "a BREAK", completed)
+        assert await ask(desk, "fine", completed) == "fine"
         assert desk.busy == 0
 
     run(work())
@@ -110,21 +110,21 @@ def test_a_failure_frees_the_place() -> None:
 
 def test_a_reply_may_take_so_long_and_no_longer() -> None:
     async def work() -> None:
-        desk, done = Desk(Parrot(slots=1), 5, seconds=0.05), list[str]()
-        with pytest.raises(TooLong, match=r"within 0\.05 s"):
-            await ask(desk, "a HANG", done)
-        assert await ask(desk, "fine", done) == "fine"
+        desk, completed = Desk(Parrot(slots=1), 5, seconds=0.05), list[str]()
+        with pytest.raises(ReplyTimeout, match=r"within 0\.05 s"):
+            await ask(desk, "a HANG", completed)
+        assert await ask(desk, "fine", completed) == "fine"
 
     run(work())
 
 
 def test_the_rate() -> None:
-    now = 0.0
-    rate = Rate(2.0, 3, clock=lambda: now)
+    current = 0.0
+    rate = RateLimiter(2.0, 3, clock=lambda: current)
     assert [rate.wait("a") for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
     assert rate.wait("b") == 0.0  # each has a bucket
-    now = 0.5
+    current = 0.5
     assert rate.wait("a") == 0.0
     assert rate.wait("a") == 0.5
-    now = 100.0
+    current = 100.0
     assert [rate.wait("a") for _ in range(4)].count(0.0) == 3  # no more than the burst is saved up

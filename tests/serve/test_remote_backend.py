@@ -1,4 +1,4 @@
-"""Another server behind this one: a second server of ours, llama.cpp's own, and servers that misbehave."""
+"""Another server as backend: a second tunesmith server, llama.cpp's own, and servers that misbehave."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def key(monkeypatch: pytest.MonkeyPatch) -> str:
 def before(url: str, model: str, key: str | None = None, **options: Any) -> Iterator[Running]:
     """A server of ours that asks another one."""
     backend = RemoteBackend(model, FromServerAsync(url, model, key=key, timeout=10), **options)
-    with contextlib.closing(backend), running(backend) as made:
-        yield made
+    with contextlib.closing(backend), running(backend) as running_server:
+        yield running_server
 
 
 def test_a_second_server_of_ours_says_the_same(file: Path, key: str) -> None:
@@ -56,16 +56,16 @@ def test_a_second_server_of_ours_says_the_same(file: Path, key: str) -> None:
         first = GgufBackend("tiny", model)
         with running(first) as far, before(f"{far.url}/v1", "tiny", key) as near:
             for more in ({}, {"temperature": 1.2, "top_p": 0.9, "seed": 5}, {"stop": ["e"]}, {"max_tokens": 3}):
-                asked = {"max_tokens": 20, **more}
-                one, other = far.chat("hi there", **asked).json(), near.chat("hi there", **asked).json()
-                assert other["choices"] == one["choices"]
+                options = {"max_tokens": 20, **more}
+                one, second = far.chat("hi there", **options).json(), near.chat("hi there", **options).json()
+                assert second["choices"] == one["choices"]
                 if "stop" not in more:  # there the counts, which come last, are not waited for
-                    assert other["usage"] == one["usage"]
-            told = events(near.chat("hi there", stream=True, max_tokens=20).text)
+                    assert second["usage"] == one["usage"]
+            output = events(near.chat("hi there", stream=True, max_tokens=20).text)
             plain = far.chat("hi there", max_tokens=20).json()["choices"][0]["message"]["content"]
-            assert "".join(each["choices"][0]["delta"].get("content", "") for each in told[:-1]) == plain
+            assert "".join(item["choices"][0]["delta"].get("content", "") for item in output[:-1]) == plain
             raw = {"model": "tiny", "prompt": "go on", "max_tokens": 9}
-            texts = [each.client.post("/v1/completions", json=raw).json()["choices"] for each in (far, near)]
+            texts = [item.client.post("/v1/completions", json=raw).json()["choices"] for item in (far, near)]
             assert texts[0] == texts[1]
 
 
@@ -88,8 +88,8 @@ def test_errors_of_the_other_server(key: str) -> None:
     with running(Parrot()) as far, before(f"{far.url}/v1", "parrot", key) as near:
         assert near.chat("REFUSE").status_code == 400
         assert near.chat("BREAK").status_code == 502
-        found = events(near.chat("one BREAK", stream=True).text)
-        assert found[-1]["error"]["code"] == "backend_failed"
+        response = events(near.chat("one BREAK", stream=True).text)
+        assert response[-1]["error"]["code"] == "backend_failed"
         assert near.client.get("/health").json()["status"] == "down"
         assert near.chat("fine").status_code == 200
         assert near.client.get("/health").json()["status"] == "ok"
@@ -100,17 +100,17 @@ def test_errors_of_the_other_server(key: str) -> None:
         slow.start()
         while not far.backends[0].now:
             pass
-        found = near.chat("x")
+        response = near.chat("x")
         slow.join()
-        assert (found.status_code, found.json()["error"]["code"]) == (429, "busy")
-        assert int(found.headers["retry-after"]) >= 1
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "busy")
+        assert int(response.headers["retry-after"]) >= 1
 
 
 def test_servers_that_are_silent_about_tokens_or_break_off() -> None:
     with serve(lambda body: body["messages"][-1]["content"]) as far, before(far.url, "m", stop=["User:"]) as near:
-        found = near.chat("hello over there").json()
-        assert found["choices"][0]["message"]["content"] == "hello over there"
-        assert found["usage"]["completion_tokens"] == 4  # its pieces have five letters
+        result = near.chat("hello over there").json()
+        assert result["choices"][0]["message"]["content"] == "hello over there"
+        assert result["usage"]["completion_tokens"] == 4  # its pieces have five letters
         assert near.chat("hello User: there").json()["choices"][0]["message"]["content"] == "hello "
         assert far.told[-1].body["stream_options"] == {"include_usage": True}
         assert "authorization" not in far.told[-1].headers
@@ -132,8 +132,8 @@ def test_servers_that_are_silent_about_tokens_or_break_off() -> None:
 def test_what_another_server_may_take_for_a_turn_is_refused(text: str) -> None:
     parrot = Parrot()
     with serve(lambda body: "never") as far, before(far.url, "m") as near:
-        found = near.chat(text)
-        assert (found.status_code, found.json()["error"]["code"]) == (400, "special_token")
+        response = near.chat(text)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "special_token")
         assert far.told == []
         assert near.chat("a < b, [INS] and <b>bold</b>").status_code == 200
     assert parrot.heard == []
@@ -144,14 +144,14 @@ def test_llama_cpps_own_server_behind_ours(file: Path, monkeypatch: pytest.Monke
     command = [sys.executable, "-c", OWN, str(file)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as own:
+    ) as process:
         try:
-            assert own.stdout
-            line = next(line for line in own.stdout if line.startswith('"http'))
+            assert process.stdout
+            line = next(line for line in process.stdout if line.startswith('"http'))
             with before(f"{json.loads(line)}/v1", "tiny", "REMOTE_KEY") as near, opened(file, slots=1) as model:
-                found = near.chat("hi there", max_tokens=20).json()
+                result = near.chat("hi there", max_tokens=20).json()
                 plain = "".join(model.stream([Turn("user", "hi there")], max_new_tokens=20))
-                assert found["choices"][0]["message"]["content"] == plain
-                assert found["usage"]["completion_tokens"] == 20
+                assert result["choices"][0]["message"]["content"] == plain
+                assert result["usage"]["completion_tokens"] == 20
         finally:
-            own.kill()
+            process.kill()

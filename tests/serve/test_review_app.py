@@ -1,4 +1,4 @@
-"""The review's server: who may ask, what is never told, what is kept; and the verb around it."""
+"""The review server: authentication, what it must not reveal, what it stores; and the command around it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import ResourceError, RunError
 from tunesmith.evaluation.review import QUESTIONS, Reviews, draw, read_reviews
 from tunesmith.runs.run import Run
-from tunesmith.serve.review_app import LARGEST_BODY, LONGEST_NOTE, PAGES, review_app
+from tunesmith.serve.review_app import MAX_BODY, MAX_NOTE, PAGES_FOLDER, review_app
 from tunesmith.web.local_server import listening
 
 HOST = "127.0.0.1:8000"
@@ -50,9 +50,11 @@ def write_run(folder: Path, rows: int = 4, equal: int = 1) -> tuple[Recipe, Run]
         fields = {"skill": f"skill {n} {EVIL}", "letter": "wanted"}
         plain.append({"id": f"row-{n}", "group": "", "messages": turns, "origin": origin, "fields": fields})
         common = {"id": f"row-{n}", "part": "test", "stopped": True, "tokens": 3, "cut": "", "loss": 0.5}
-        same = n >= rows - equal
-        base.append({**common, "text": "same" if same else f"1. First of {n} {EVIL}\n2. two\u2028lines"})
-        tuned.append({**common, "text": "same" if same else f"Other of {n}\n\n{EVIL}", "stopped": False, "loss": 0.25})
+        identical = n >= rows - equal
+        base.append({**common, "text": "same" if identical else f"1. First of {n} {EVIL}\n2. two\u2028lines"})
+        tuned.append(
+            {**common, "text": "same" if identical else f"Other of {n}\n\n{EVIL}", "stopped": False, "loss": 0.25}
+        )
     for name, values in (("data/test", plain), ("replies/base", base), ("replies/tuned", tuned)):
         run.write(f"{name}.jsonl", "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
     run.write("data/unseen.jsonl", "")
@@ -66,8 +68,12 @@ def app_of(folder: Path, reviewer: str = "r1") -> Any:
     recipe, run = write_run(folder)
     pairs, equal = pairs_of(recipe, run)
     reviews = Reviews.open(run / "reviews", reviewer)
-    shown = draw(pairs, recipe.seed, reviewer)
-    return review_app(shown, equal, reviews, name="toy", token=TOKEN, hosts=[HOST, "localhost:8000"]), shown, reviews
+    blind = draw(pairs, recipe.seed, reviewer)
+    return (
+        review_app(blind, equal, reviews, name="toy", token=TOKEN, hosts=[HOST, "localhost:8000"]),
+        blind,
+        reviews,
+    )
 
 
 def client_of(app: Any, **headers: str) -> TestClient:
@@ -87,20 +93,30 @@ def given(client: TestClient, place: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_judgement_is_kept_with_its_sides(tmp_path: Path) -> None:
-    app, shown, reviews = app_of(tmp_path)
+    app, blind, reviews = app_of(tmp_path)
     page = client_of(app)
     state = page.get("/api/state").json()
     assert (state["of"], state["done"], state["open"], state["equal"], state["reviewer"]) == (3, 0, 0, 1, "r1")
-    assert [each["name"] for each in state["questions"]] == list(QUESTIONS)
-    told = page.get("/api/pairs/1").json()
-    assert (told["left"], told["right"], told["given"]) == (shown[1].left, shown[1].right, None)
-    assert told["turns"] == [{"role": "user", "text": shown[1].pair.turns[0].text}]
-    assert [field["name"] for field in told["fields"]] == ["skill"]
+    assert [item["name"] for item in state["questions"]] == list(QUESTIONS)
+    output = page.get("/api/pairs/1").json()
+    assert (output["left"], output["right"], output["given"]) == (blind[1].left, blind[1].right, None)
+    assert output["turns"] == [{"role": "user", "text": blind[1].pair.turns[0].text}]
+    assert [field["name"] for field in output["fields"]] == ["skill"]
     assert page.post("/api/judgements", json=given(page, 1)).json() == {"of": 3, "done": 1, "open": 0}
-    (kept,) = read_reviews(reviews.path.parent)["r1"].values()
-    assert (kept.pair, kept.part, kept.left_is, kept.preference) == (shown[1].pair.id, "test", shown[1].left_is, "left")
-    assert (kept.left["clear"], kept.right["clear"], kept.seconds, kept.note) == ("yes", "cannot say", 2.5, "one")
-    assert kept.preferred == shown[1].left_is
+    (stored,) = read_reviews(reviews.path.parent)["r1"].values()
+    assert (stored.pair, stored.part, stored.left_is, stored.preference) == (
+        blind[1].pair.id,
+        "test",
+        blind[1].left_is,
+        "left",
+    )
+    assert (stored.left["clear"], stored.right["clear"], stored.seconds, stored.note) == (
+        "yes",
+        "cannot say",
+        2.5,
+        "one",
+    )
+    assert stored.preferred == blind[1].left_is
 
 
 def test_back_and_another_answer(page: TestClient, tmp_path: Path) -> None:
@@ -120,18 +136,18 @@ def test_it_goes_on_where_it_was_left(tmp_path: Path) -> None:
     again = client_of(app_of(tmp_path)[0])
     assert again.get("/api/state").json()["open"] == 1
     for place in (1, 2):
-        told = again.post("/api/judgements", json=given(again, place)).json()
-    assert told == {"of": 3, "done": 3, "open": None}
+        text = again.post("/api/judgements", json=given(again, place)).json()
+    assert text == {"of": 3, "done": 3, "open": None}
     assert len(path.read_text().splitlines()) == 3
-    other = client_of(app_of(tmp_path, "r2")[0])
-    assert other.get("/api/state").json()["done"] == 0
+    other_client = client_of(app_of(tmp_path, "r2")[0])
+    assert other_client.get("/api/state").json()["done"] == 0
 
 
 def test_nothing_tells_which_reply_is_whose(tmp_path: Path) -> None:
-    app, shown, _ = app_of(tmp_path)
+    app, blind, _ = app_of(tmp_path)
     page = client_of(app)
     answers = [page.get(path) for path in ("/", "/review.js", "/review.css", "/api/state")]
-    for place in range(len(shown)):
+    for place in range(len(blind)):
         answers += [page.get(f"/api/pairs/{place}"), page.post("/api/judgements", json=given(page, place))]
         answers += [page.get(f"/api/pairs/{place}")]
     answers += [page.post("/api/judgements", json={}), page.get("/api/pairs/99"), page.get("/api/summary")]
@@ -140,21 +156,21 @@ def test_nothing_tells_which_reply_is_whose(tmp_path: Path) -> None:
         whole = answer.text.lower() + str(headers).lower()
         for word in ("base", "tuned", "left_is", "row-", "stopped", "loss", "tokens"):
             assert word not in whole, (answer.url, word)
-    told = [page.get(f"/api/pairs/{place}").json() for place in range(3)]
+    output = [page.get(f"/api/pairs/{place}").json() for place in range(3)]
     keys = {"place", "key", "turns", "fields", "left", "right", "given"}
-    assert [set(each) for each in told] == [keys] * 3
+    assert [set(item) for item in output] == [keys] * 3
     # the same texts on the same sides, written by the other model: the very same bytes
     swapped = [
-        each.__class__(
-            each.pair.__class__(**{**each.pair.__dict__, "base": each.pair.tuned, "tuned": each.pair.base}),
-            "tuned" if each.left_is == "base" else "base",
-            each.reviewer,
+        item.__class__(
+            item.pair.__class__(**{**item.pair.__dict__, "base": item.pair.tuned, "tuned": item.pair.base}),
+            "tuned" if item.left_is == "base" else "base",
+            item.reviewer,
         )
-        for each in shown
+        for item in blind
     ]
-    other = Reviews.open(tmp_path / "other", "r1")
-    mirrored = client_of(review_app(swapped, 1, other, name="toy", token=TOKEN, hosts=[HOST]))
-    assert [{**each, "given": None} for each in told] == [
+    other_reviews = Reviews.open(tmp_path / "other", "r1")
+    mirrored = client_of(review_app(swapped, 1, other_reviews, name="toy", token=TOKEN, hosts=[HOST]))
+    assert [{**item, "given": None} for item in output] == [
         mirrored.get(f"/api/pairs/{place}").json() for place in range(3)
     ]
 
@@ -206,7 +222,7 @@ def test_only_json_is_read(page: TestClient, kind: str) -> None:
 
 
 WRONG: list[dict[str, Any]] = [
-    {"note": "x" * (LONGEST_NOTE + 1)},
+    {"note": "x" * (MAX_NOTE + 1)},
     {"preference": "both"},
     {"preference": None},
     {"seconds": -1},
@@ -233,7 +249,7 @@ def test_replies_that_are_gone_and_places_that_are_none(page: TestClient) -> Non
 
 
 def test_the_longest_note_fits(page: TestClient) -> None:
-    answer = page.post("/api/judgements", json=given(page, 0, note="🙂" * LONGEST_NOTE))
+    answer = page.post("/api/judgements", json=given(page, 0, note="🙂" * MAX_NOTE))
     assert answer.status_code == 200
 
 
@@ -256,10 +272,10 @@ def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
             finally:
                 connection.close()
 
-        assert ask(None, **{"Content-Length": str(LARGEST_BODY + 1)}) == 413
+        assert ask(None, **{"Content-Length": str(MAX_BODY + 1)}) == 413
         assert (
             ask(
-                (b'{"note": "' + b"x" * 4096 for _ in range(LARGEST_BODY // 4096 + 1)),
+                (b'{"note": "' + b"x" * 4096 for _ in range(MAX_BODY // 4096 + 1)),
                 **{"Transfer-Encoding": "chunked"},
             )
             == 413
@@ -309,13 +325,13 @@ def test_nothing_else_is_served(page: TestClient, path: str) -> None:
 
 
 def test_the_page_is_whole_and_asks_nothing_of_others() -> None:
-    whole = Page((PAGES / "review.html").read_text(encoding="utf-8"))
-    assert all("style" not in found and not any(name.startswith("on") for name in found) for _, found in whole.tags)
-    assert [found["src"] for found in whole.named("script")] == ["review.js"]
-    assert {found["for"] for found in whole.named("label") if "for" in found} == {"progress", "note"}
-    identities = [found["id"] for _, found in whole.tags if "id" in found]
+    whole = Page((PAGES_FOLDER / "review.html").read_text(encoding="utf-8"))
+    assert all("style" not in result and not any(name.startswith("on") for name in result) for _, result in whole.tags)
+    assert [result["src"] for result in whole.named("script")] == ["review.js"]
+    assert {result["for"] for result in whole.named("label") if "for" in result} == {"progress", "note"}
+    identities = [result["id"] for _, result in whole.tags if "id" in result]
     assert len(identities) == len(set(identities))
-    texts = {file.name: file.read_text(encoding="utf-8") for file in PAGES.iterdir()}
+    texts = {file.name: file.read_text(encoding="utf-8") for file in PAGES_FOLDER.iterdir()}
     assert set(texts) == {"review.html", "review.css", "review.js"}
     for text in texts.values():
         assert "http:" not in text
@@ -323,8 +339,8 @@ def test_the_page_is_whole_and_asks_nothing_of_others() -> None:
         assert "//cdn" not in text
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser", "srcdoc"):
         assert way not in texts["review.js"]
-    asked = re.findall(r'\bat\("([^"]+)"\)', texts["review.js"])
-    assert set(asked) <= set(identities)
+    element_ids = re.findall(r'\bat\("([^"]+)"\)', texts["review.js"])
+    assert set(element_ids) <= set(identities)
 
 
 def test_telemetry_stays_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,8 +381,8 @@ def post(url: str, **changes: Any) -> dict[str, Any]:
 
 def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:
     recipe, run = write_run(tmp_path)
-    said: list[str] = []
-    with reviewing(recipe, run, "r1", said.append) as served:
+    lines: list[str] = []
+    with reviewing(recipe, run, "r1", lines.append) as served:
         assert served.url.startswith("http://127.0.0.1:")
         assert len(served.url.split("#")[1]) >= 43  # 256 bits
         port = int(served.url.split(":")[2].split("/")[0])
@@ -376,7 +392,7 @@ def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:
         with reviewing(recipe, run, "r2") as second:
             assert second.url.split("#")[1] != served.url.split("#")[1]
             assert post(second.url, preference="tie")["done"] == 1
-        with pytest.raises(ResourceError, match=f"port {port} cannot be had"), listening(port):
+        with pytest.raises(ResourceError, match=f"port {port} is already in use"), listening(port):
             pass
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/state", timeout=10)
@@ -387,7 +403,7 @@ def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:
         pass
     with listening(port):  # the port is free again at once
         pass
-    assert said == ["review: 1 of 4 rows have two equal replies and are left out"]
+    assert lines == ["review: 1 of 4 rows have two equal replies and are left out"]
     summary = conclude(recipe, run)
     assert summary.reviewers == {"r1": 1, "r2": 1}
     assert run.read_json("reviews.json")["sections"]["test"]["pairs"] in (1, 2)
@@ -440,6 +456,6 @@ def test_ctrl_c_ends_the_review_with_its_summary(tmp_path: Path) -> None:
     assert err == ""
     assert "review: r1 has judged 1 of 3 pairs" in out
     assert out.strip().endswith("reviews.json")
-    found = run.read_json("reviews.json")
-    assert found["sections"]["test"]["tuned"]["of"] == 1
-    assert found["reviewers"] == {"r1": 1}
+    result = run.read_json("reviews.json")
+    assert result["sections"]["test"]["tuned"]["of"] == 1
+    assert result["reviewers"] == {"r1": 1}

@@ -1,4 +1,4 @@
-"""The review's page in a browser: by keyboard alone, replies shown as text, a server that goes and comes back."""
+"""The review page in a browser: with the keyboard alone, replies shown as text, and a server that restarts."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ OTHERS = {"key": "gone", "left": SAME, "right": SAME, "preference": "tie", "seco
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield made
-        made.close()
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     """A page that fails the test for whatever it complains of, requests to others included."""
     context = browser.new_context()
-    made = context.new_page()
-    made.set_default_timeout(8000)
+    tab = context.new_page()
+    tab.set_default_timeout(8000)
     troubles: list[str] = []
-    made.on("pageerror", lambda error: troubles.append(str(error)))
-    made.on("console", lambda said: troubles.append(said.text) if said.type == "error" else None)
-    asked: list[str] = []
-    made.on("request", lambda request: asked.append(request.url))
-    made.troubles, made.asked = troubles, asked
-    yield made
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on("console", lambda console: troubles.append(console.text) if console.type == "error" else None)
+    requested: list[str] = []
+    tab.on("request", lambda request: requested.append(request.url))
+    tab.troubles, tab.asked = troubles, requested
+    yield tab
     context.close()
-    assert all(url.startswith(("http://127.0.0.1:", "data:,")) for url in asked)
+    assert all(url.startswith(("http://127.0.0.1:", "data:,")) for url in requested)
 
 
 def press(page: Any, keys: str) -> None:
@@ -95,18 +95,18 @@ def test_three_pairs_by_keyboard_alone(page: Any, tmp_path: Path) -> None:
         sync_api.expect(page.locator("#finished-title")).to_be_focused()
         sync_api.expect(page.locator("#count")).to_have_text("3 of 3 judged")
         assert "1 more had two equal replies" in page.locator("#finished-equal").inner_text()
-    kept = lines(run / "reviews/r1.jsonl")
-    assert [each["preference"] for each in kept] == ["left", "right", "tie", "tie"]
-    assert kept[0]["left"] == {"correct": "yes", "format": "no", "clear": "cannot say", "robust": "cannot say"}
-    assert set(kept[0]["right"].values()) == {"cannot say"}
-    assert kept[0]["note"] == "q 2 ?"
-    assert kept[1]["left"] == dict.fromkeys(QUESTIONS, "yes")
-    assert kept[1]["right"] == {**dict.fromkeys(QUESTIONS, "yes"), "robust": "no"}
-    assert kept[2]["pair"] == kept[1]["pair"]
-    assert kept[2]["seconds"] >= kept[1]["seconds"]  # the time of a second look is added
-    assert kept[3]["left"]["correct"] == "yes"
-    assert len({each["pair"] for each in kept}) == 3
-    assert [each.preferred for each in read_reviews(run / "reviews")["r1"].values()].count("tie") == 2
+    stored = lines(run / "reviews/r1.jsonl")
+    assert [item["preference"] for item in stored] == ["left", "right", "tie", "tie"]
+    assert stored[0]["left"] == {"correct": "yes", "format": "no", "clear": "cannot say", "robust": "cannot say"}
+    assert set(stored[0]["right"].values()) == {"cannot say"}
+    assert stored[0]["note"] == "q 2 ?"
+    assert stored[1]["left"] == dict.fromkeys(QUESTIONS, "yes")
+    assert stored[1]["right"] == {**dict.fromkeys(QUESTIONS, "yes"), "robust": "no"}
+    assert stored[2]["pair"] == stored[1]["pair"]
+    assert stored[2]["seconds"] >= stored[1]["seconds"]  # the time of a second look is added
+    assert stored[3]["left"]["correct"] == "yes"
+    assert len({item["pair"] for item in stored}) == 3
+    assert [item.preferred for item in read_reviews(run / "reviews")["r1"].values()].count("tie") == 2
     assert page.troubles == []
 
 
@@ -140,7 +140,7 @@ def test_a_server_that_goes_and_comes_back(page: Any, tmp_path: Path) -> None:
         sync_api.expect(page.locator("#missing")).to_contain_text("Not saved: this judgement is of other replies")
         press(page, "x")
         sync_api.expect(page.locator("#missing")).to_contain_text("your preference")
-    assert [each["preference"] for each in lines(run / "reviews/r1.jsonl")] == ["left", "right"]
+    assert [item["preference"] for item in lines(run / "reviews/r1.jsonl")] == ["left", "right"]
 
 
 def test_help_names_and_single_keys(page: Any, tmp_path: Path) -> None:
@@ -185,5 +185,5 @@ def test_without_the_token_the_page_says_what_to_do(page: Any, tmp_path: Path) -
     recipe, run = write_run(tmp_path)
     with reviewing(recipe, run, "r1") as served:
         page.goto(served.url.split("#")[0])
-        sync_api.expect(page.locator("#trouble")).to_contain_text("Open the address that the review says now")
+        sync_api.expect(page.locator("#trouble")).to_contain_text("Open the address that the terminal shows now")
         sync_api.expect(page.locator("#judging")).to_be_hidden()

@@ -1,4 +1,4 @@
-"""Secrets on disk."""
+"""Token files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_token_that_others_may_read_or_write_is_refused(tmp_path: Path, bits: 
     path = tmp_path / "token"
     read_token(path)
     path.chmod(bits)
-    with pytest.raises(RunError, match="others may read or change this file") as error:
+    with pytest.raises(RunError, match="other users may read or change this file") as error:
         read_token(path)
     assert f"chmod 600 {path}" in error.value.next
 
@@ -48,7 +48,7 @@ def test_a_token_that_others_may_read_or_write_is_refused(tmp_path: Path, bits: 
 def test_what_is_no_token_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "token"
     write_private(path, text)
-    with pytest.raises(RunError, match="holds no token"):
+    with pytest.raises(RunError, match="contains no token"):
         read_token(path)
 
 
@@ -58,7 +58,7 @@ def test_links_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot be read"):
         read_token(tmp_path / "link")
     (tmp_path / "folder").mkdir()
-    with pytest.raises((RunError, ResourceError), match=r"no plain file|cannot be read"):
+    with pytest.raises((RunError, ResourceError), match=r"not a regular file|cannot be read"):
         read_token(tmp_path / "folder")
 
 
@@ -69,6 +69,6 @@ def test_what_is_written_is_whole_and_private(tmp_path: Path) -> None:
     assert read_private(path) == "two"
     assert mode(path) == 0o600
     with pytest.raises(FileExistsError):
-        write_private(path, "three", fresh=True)
+        write_private(path, "three", exclusive=True)
     assert read_private(path) == "two"
-    assert [each.name for each in path.parent.iterdir()] == ["secrets.json"]
+    assert [item.name for item in path.parent.iterdir()] == ["secrets.json"]

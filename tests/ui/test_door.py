@@ -205,7 +205,7 @@ def test_request_bodies_are_limited(served: Serving, cookie: str) -> None:
 
 def test_port_in_use_and_missing_run(served: Serving, place: Path) -> None:
     port = int(served.hosts[0].split(":")[1])
-    with pytest.raises(ResourceError, match="cannot be had"), serving_ui(place / "runs", port=port):
+    with pytest.raises(ResourceError, match="already in use"), serving_ui(place / "runs", port=port):
         raise AssertionError
     with pytest.raises(RunError, match="no run called 'none'"), serving_ui(place / "runs", run="none"):
         raise AssertionError

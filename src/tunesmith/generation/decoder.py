@@ -1,9 +1,9 @@
-"""Greedy decoding of many prompts at once over the fused decoder's joined weights.
+"""Greedy decoding of many prompts at once with the joined weights of the fused decoder.
 
-A fixed number of slots is written one token a step; a slot whose reply is done takes the next prompt (continuous
-batching, Yu et al. 2022, Orca). Prompts are read one by one, and prompts with like needs of room share a cache, so that
-every product has the same shape whoever else is being answered: a reply is the same to the last bit alone and in
-company, which padded batches in 16 bits cannot promise.
+A fixed number of slots generates one token per step, and a slot whose reply is complete takes the next prompt
+(continuous batching, Yu et al. 2022, Orca). Prompts are read one by one, and prompts that need caches of the same size
+share a batch. Every matrix product therefore has the same shape whatever else is in the batch, so a reply is the same
+to the last bit alone and in a batch. Padded batches in 16 bits do not have this property.
 """
 
 from __future__ import annotations
@@ -30,224 +30,241 @@ from tunesmith.models.fused_config import config_reasons
 from tunesmith.prompt.pack import packed
 from tunesmith.prompt.tokens import Example
 
-SLOTS = (16, 64)  # a batch is one of these: as many as fill a processor's vector units, a card's matrix units
-FEWER = (4, 1)  # where a card has no room for the caches of more
-ROOM = 256  # tokens; caches are multiples of it
+SLOTS = (16, 64)  # batch sizes that fill a CPU's vector units and a GPU's matrix units
+FALLBACK_SLOTS = (4, 1)  # for a GPU without memory for more caches
+CACHE_BLOCK = 256  # tokens; cache lengths are multiples of it
 
-Ended = Callable[[Sequence[int]], bool]  # whether a reply of these tokens is done
+StoppingCriterion = Callable[[Sequence[int]], bool]  # whether a reply with these tokens is complete
 
 
 @dataclass
-class _Slot:
-    """One reply on its way: which prompt's, and what is written."""
+class _Sequence:
+    """One reply in progress: the index of its prompt and its tokens so far."""
 
-    prompt: int
-    written: list[int] = field(default_factory=list)
+    prompt_index: int
+    tokens: list[int] = field(default_factory=list)
 
 
-def reasons(model: Model) -> list[str]:
-    """Why this model's replies cannot be written here, for people; empty when they can."""
-    found = config_reasons(model.network.config)
+def unsupported_reasons(model: Model) -> list[str]:
+    """Return the reasons, for users, why this decoder cannot run the model; empty if it can."""
+    reasons = config_reasons(model.network.config)
     variant = model.variant
     if variant is not None and (variant.dora or variant.bias != "none"):
-        found.append("the adapter has gains or biases of its own")
+        reasons.append("the adapter has its own magnitudes (DoRA) or biases")
     if variant is not None and variant.train_also:
-        found.append("embeddings or head are trained, which the base must not share")
+        reasons.append("the embeddings or the head are trained, so the base cannot share them")
     if any(layer.start_A is not None for layer in model.lora.values()):
-        found.append("the adapter's start was taken from the base")
-    return found
+        reasons.append("the adapter's initial weights were taken from the base")
+    return reasons
 
 
 class Decoder:
-    """Writes for the base and for the tuned model over the same weights."""
+    """Generates with the base and with the tuned model over the same weights."""
 
     def __init__(self, model: Model, fused: Fused | None = None) -> None:
-        """Joins the model's layers, unless they are joined in `fused` already, which a training goes on with."""
-        self.variant, self.longest, self.device = model.variant, ROOM, model.device
-        self.fused = fused or Fused(model, longest=ROOM, forms=_form(model))
-        self.own = fused is None
+        """Joins the model's layers, unless `fused` holds them joined already, as during training."""
+        self.variant, self.max_length, self.device = model.variant, CACHE_BLOCK, model.device
+        self.fused = fused or Fused(model, longest=CACHE_BLOCK, forms=_base_format(model))
+        self.owns_layers = fused is None
         self.kernels: Any = decode
         if self.fused.own_kernels:
             from tunesmith.kernels import decode_cuda
 
             self.kernels = decode_cuda
-        self.head = _packed(self.fused, model) if self.own else None
-        self.tables, self.shapes = self.fused.tables(ROOM)
+        self.head = _pack_weights(self.fused, model) if self.owns_layers else None
+        self.tables, self.shapes = self.fused.tables(CACHE_BLOCK)
 
     def write(
-        self, prompts: Sequence[Sequence[int]], limit: int, batch: int, ended: Ended, *, tuned: bool
+        self, prompts: Sequence[Sequence[int]], limit: int, batch: int, ended: StoppingCriterion, *, tuned: bool
     ) -> Iterator[tuple[int, list[int]]]:
-        """Each prompt's place and the tokens of its reply, in any order: at most `limit`, or until `ended` says so.
+        """Yield each prompt's index and its reply's tokens, in any order: at most `limit`, or until `ended` is true.
 
-        `batch` is rounded up to one of SLOTS, or down to what a card has the memory for.
-        Raises ResourceError where it has none.
+        `batch` is rounded up to one of SLOTS, or down to what fits the memory of the GPU. Raises ResourceError if
+        nothing fits.
         """
-        many = next((slots for slots in SLOTS if slots >= batch), SLOTS[-1])
-        rooms: dict[int, deque[int]] = defaultdict(deque)
-        for place in sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place)):
-            rooms[-(-(len(prompts[place]) + limit) // ROOM) * ROOM].append(place)
-        self._ready(max(rooms, default=0))
+        slot_count = next((slots for slots in SLOTS if slots >= batch), SLOTS[-1])
+        queues: dict[int, deque[int]] = defaultdict(deque)
+        for index in sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index)):
+            queues[-(-(len(prompts[index]) + limit) // CACHE_BLOCK) * CACHE_BLOCK].append(index)
+        self._prepare(max(queues, default=0))
         with torch.inference_mode(), self.fused.adapter(tuned):
-            for room, queue in sorted(rooms.items()):
-                yield from _Desk(self, many, room).serve(prompts, queue, limit, ended)
+            for capacity, queue in sorted(queues.items()):
+                yield from _Batch(self, slot_count, capacity).serve(prompts, queue, limit, ended)
 
     def losses(self, examples: Sequence[Example], pad: int, *, tuned: bool) -> list[float]:
-        """Nats a learnt token of each example, read alone. Only of a decoder that joined the layers itself."""
-        self._ready(max(map(len, examples), default=0))
-        found = []
+        """Return the mean loss of each example in nats per token with loss, each example in its own batch.
+
+        Only for a decoder that joined the layers itself.
+        """
+        self._prepare(max(map(len, examples), default=0))
+        token_losses = []
         with torch.inference_mode(), self.fused.adapter(tuned):
             for example in examples:
                 flat = flat_of(packed([example], pad), len(example), self.device)
-                found.append(self.fused.loss(flat).item() / len(flat.chosen))
-        return found
+                token_losses.append(self.fused.loss(flat).item() / len(flat.chosen))
+        return token_losses
 
-    def _ready(self, longest: int) -> None:
-        if longest > self.longest:
-            self.tables, self.shapes = self.fused.tables(longest)
-            self.longest = longest
-            if self.own:
-                self.fused.reach(longest)
-        self.fused.refresh()  # the adapter may have changed since
+    def _prepare(self, length: int) -> None:
+        if length > self.max_length:
+            self.tables, self.shapes = self.fused.tables(length)
+            self.max_length = length
+            if self.owns_layers:
+                self.fused.reach(length)
+        self.fused.refresh()  # the adapter may have changed since the last call
 
 
-class _Desk:
-    """Slots and their caches for prompts that need like room."""
+class _Batch:
+    """The slots and caches for prompts that need caches of the same size."""
 
-    def __init__(self, decoder: Decoder, many: int, room: int) -> None:
-        self.of, self.fused, self.room, device = decoder, decoder.fused, room, decoder.device
+    def __init__(self, decoder: Decoder, slot_count: int, capacity: int) -> None:
+        self.decoder, self.fused, self.capacity, device = decoder, decoder.fused, capacity, decoder.device
         dtype, forms = self.fused.dtype, decoder.shapes
-        many = _fitting(many, 2 * sum(form.keys for form in forms) * room * dtype.itemsize, device)
+        slot_count = _slots_that_fit(
+            slot_count, 2 * sum(form.keys for form in forms) * capacity * dtype.itemsize, device
+        )
 
         def cache(form: Form) -> Tensor:
-            return torch.zeros(many, form.keys // form.head, room, form.head, dtype=dtype, device=device)
+            return torch.zeros(slot_count, form.keys // form.head, capacity, form.head, dtype=dtype, device=device)
 
         caches = [Cache(cache(form), cache(form)) for form in forms]
         self.stack = Stack(self.fused.blocks, forms, caches, decoder.tables)
         self.switches = {table.switch for table in decoder.tables} - {0}
-        self.tokens, self.places, self.taken = (torch.zeros(many, dtype=torch.int64, device=device) for _ in range(3))
-        self.held: list[_Slot | None] = [None] * many
+        self.tokens, self.positions, self.active = (
+            torch.zeros(slot_count, dtype=torch.int64, device=device) for _ in range(3)
+        )
+        self.sequences: list[_Sequence | None] = [None] * slot_count
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def serve(
-        self, prompts: Sequence[Sequence[int]], queue: deque[int], limit: int, ended: Ended
+        self, prompts: Sequence[Sequence[int]], queue: deque[int], limit: int, ended: StoppingCriterion
     ) -> Iterator[tuple[int, list[int]]]:
-        """Until the queue and all slots are empty."""
-        while queue or any(self.held):
-            for slot, held in enumerate(self.held):
-                while held is None and queue:
-                    held = self._take(slot, queue.popleft(), prompts)
-                    if ended(held.written) or limit <= 1:
-                        yield held.prompt, held.written[:limit]
-                        held = None
-                self.held[slot] = held
-            if not any(self.held):
+        """Yield replies until the queue and all slots are empty."""
+        while queue or any(self.sequences):
+            for slot, sequence in enumerate(self.sequences):
+                while sequence is None and queue:
+                    sequence = self._admit(slot, queue.popleft(), prompts)
+                    if ended(sequence.tokens) or limit <= 1:
+                        yield sequence.prompt_index, sequence.tokens[:limit]
+                        sequence = None
+                self.sequences[slot] = sequence
+            if not any(self.sequences):
                 return
             for slot, token in enumerate(self._step()):
-                held = self.held[slot]
-                if held is None:
+                sequence = self.sequences[slot]
+                if sequence is None:
                     continue
-                held.written.append(self._reread(slot, [*prompts[held.prompt], *held.written], token))
-                if ended(held.written) or len(held.written) >= limit:
-                    yield held.prompt, held.written
-                    self.held[slot] = None
-                    self.taken[slot] = self.places[slot] = 0  # reads nothing, stays where it is
+                sequence.tokens.append(
+                    self._after_rope_change(slot, [*prompts[sequence.prompt_index], *sequence.tokens], token)
+                )
+                if ended(sequence.tokens) or len(sequence.tokens) >= limit:
+                    yield sequence.prompt_index, sequence.tokens
+                    self.sequences[slot] = None
+                    self.active[slot] = self.positions[slot] = 0  # an empty slot stays at its position
 
-    def _take(self, slot: int, prompt: int, prompts: Sequence[Sequence[int]]) -> _Slot:
-        """Reads a prompt into a slot; the reply's first token is known then."""
+    def _admit(self, slot: int, prompt: int, prompts: Sequence[Sequence[int]]) -> _Sequence:
+        """Read a prompt into a slot, which yields the first token of the reply."""
         ids = prompts[prompt]
-        self.tokens[slot] = self._read(slot, torch.tensor(ids, device=self.tokens.device))
-        self.places[slot], self.taken[slot] = len(ids), 1
-        return _Slot(prompt, [int(self.tokens[slot])])
+        self.tokens[slot] = self._prefill(slot, torch.tensor(ids, device=self.tokens.device))
+        self.positions[slot], self.active[slot] = len(ids), 1
+        return _Sequence(prompt, [int(self.tokens[slot])])
 
-    def _read(self, slot: int, ids: Tensor) -> Tensor:
-        many = len(ids)
-        starts = torch.tensor([0, many], dtype=torch.int32, device=ids.device)
-        h = self.of.kernels.read(self.fused.embed(ids), self.stack, slot, Bounds(starts, many, (0, many)))
-        return self._choose(h[-1:])[0]
+    def _prefill(self, slot: int, ids: Tensor) -> Tensor:
+        length = len(ids)
+        starts = torch.tensor([0, length], dtype=torch.int32, device=ids.device)
+        h = self.decoder.kernels.read(self.fused.embed(ids), self.stack, slot, Bounds(starts, length, (0, length)))
+        return self._argmax(h[-1:])[0]
 
-    def _reread(self, slot: int, ids: Sequence[int], token: int) -> int:
-        """The token after `ids`: `token`, unless the text has just become so long that its keys are rotated otherwise.
+    def _after_rope_change(self, slot: int, ids: Sequence[int], token: int) -> int:
+        """Return the token after `ids`: `token`, unless the text just reached the length where the RoPE factors change.
 
-        LongRoPE's factors depend on the text's length; what was cached under the short ones is computed again.
+        LongRoPE's factors depend on the length of the text. The cache was computed with the short factors, so it is
+        computed again.
         """
         if len(ids) - 1 not in self.switches:
             return token
-        self.tokens[slot] = self._read(slot, torch.tensor(ids, device=self.tokens.device))
+        self.tokens[slot] = self._prefill(slot, torch.tensor(ids, device=self.tokens.device))
         return int(self.tokens[slot])
 
     def _step(self) -> list[int]:
-        """One token for every slot; a slot that holds nothing writes nonsense that nobody reads."""
+        """Return one token for every slot; the token of an empty slot is ignored."""
         if self.graph is not None:
             self.graph.replay()
         elif self.tokens.is_cuda:
-            self.graph = self._recorded()
+            self.graph = self._capture_graph()
         else:
-            self._advance()
+            self._decode_step()
         return self.tokens.tolist()
 
-    def _recorded(self) -> torch.cuda.CUDAGraph:
-        """Makes a step and records it: launched one by one, its kernels keep a card waiting."""
+    def _capture_graph(self) -> torch.cuda.CUDAGraph:
+        """Run a step and capture it as a CUDA graph: kernels launched one by one leave the GPU waiting."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._advance()
+            self._decode_step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # what is recorded is not run
-            self._advance()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # capturing does not run the kernels
+            self._decode_step()
         return graph
 
-    def _advance(self) -> None:
-        h = self.of.kernels.write(self.fused.embed(self.tokens), self.stack, self.places)
-        self.tokens.copy_(self._choose(h))
-        self.places.add_(self.taken)
+    def _decode_step(self) -> None:
+        h = self.decoder.kernels.write(self.fused.embed(self.tokens), self.stack, self.positions)
+        self.tokens.copy_(self._argmax(h))
+        self.positions.add_(self.active)
 
-    def _choose(self, h: Tensor) -> Tensor:
+    def _argmax(self, h: Tensor) -> Tensor:
         hidden = norm.rms(h, *self.fused.last_norm)
-        scores = self.fused.logits(hidden) if self.of.head is None else linear(hidden, self.of.head, None)
-        return scores.argmax(-1)  # a cap on the scores would not change their order
+        scores = self.fused.logits(hidden) if self.decoder.head is None else linear(hidden, self.decoder.head, None)
+        return scores.argmax(-1)  # soft-capping the logits would not change their order
 
 
-def _fitting(many: int, size: int, device: torch.device) -> int:
-    """So many slots, or as many as a card has the memory for; `size` are the bytes of one slot's caches."""
+def _slots_that_fit(slot_count: int, slot_bytes: int, device: torch.device) -> int:
+    """Return `slot_count`, or the number of slots of `slot_bytes` that fits the memory of the GPU."""
     if device.type != "cuda":
-        return many
+        return slot_count
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    for each in sorted({many, *(slots for slots in (*FEWER, *SLOTS) if slots < many)}, reverse=True):
-        if each * size < 0.8 * free:
-            return each
+    for count in sorted(
+        {slot_count, *(slots for slots in (*FALLBACK_SLOTS, *SLOTS) if slots < slot_count)}, reverse=True
+    ):
+        if count * slot_bytes < 0.8 * free:
+            return count
     raise ResourceError(
-        f"the card has {free / 2**30:.1f} GiB free, less than the {size / 2**30:.1f} GiB that one reply's cache needs",
-        where="writing replies",
-        next="Lower evaluate.max_new_tokens or prompt.max_tokens, or close what else runs on the card",
+        f"the GPU has {free / 2**30:.1f} GiB free, but the cache of one reply needs {slot_bytes / 2**30:.1f} GiB",
+        where="generating replies",
+        next="Lower evaluate.max_new_tokens or prompt.max_tokens, or end other programs on the GPU",
     )
 
 
-def _packed(fused: Fused, model: Model) -> Packed | None:
-    """Packs the blocks' weights where the processor gains by it and has the memory; returns the head's, too."""
+def _pack_weights(fused: Fused, model: Model) -> Packed | None:
+    """Pack the blocks' weights if that is faster on this processor and fits its memory; return the packed head."""
     head = model.network.get_output_embeddings()
-    joined = [each for block in fused.blocks for each in (block.qkv, block.out, block.gate_up, block.down)]
-    weights = [each.base for each in joined if isinstance(each.base, torch.Tensor)]
+    layers = [layer for block in fused.blocks for layer in (block.qkv, block.out, block.gate_up, block.down)]
+    weights = [layer.base for layer in layers if isinstance(layer.base, torch.Tensor)]
     size = sum(weight.nbytes for weight in weights)
-    if len(weights) < len(joined) or not can_pack(weights[0]) or size > 0.25 * look().memory_free:
+    if len(weights) < len(layers) or not can_pack(weights[0]) or size > 0.25 * look().memory_free:
         return None
     fused.blocks = [
-        block._replace(qkv=_pack(block.qkv), out=_pack(block.out), gate_up=_pack(block.gate_up), down=_pack(block.down))
+        block._replace(
+            qkv=_pack_layer(block.qkv),
+            out=_pack_layer(block.out),
+            gate_up=_pack_layer(block.gate_up),
+            down=_pack_layer(block.down),
+        )
         for block in fused.blocks
     ]
     plain = type(head) is nn.Linear and head.bias is None
     return pack(head.weight.data, SLOTS[-1]) if plain else None
 
 
-def _pack(joined: Joined) -> Joined:
-    return joined._replace(base=pack(joined.base, SLOTS[-1])) if isinstance(joined.base, torch.Tensor) else joined
+def _pack_layer(layer: Joined) -> Joined:
+    return layer._replace(base=pack(layer.base, SLOTS[-1])) if isinstance(layer.base, torch.Tensor) else layer
 
 
-def _form(model: Model) -> BaseForm:
-    """Dequantised once where that fits: on a processor always, on a card with room to spare."""
+def _base_format(model: Model) -> BaseForm:
+    """Return "dense" if the dequantized weights fit: always on a processor, on a GPU only with memory to spare."""
     if model.device.type != "cuda":
         return "dense"
     free, _ = torch.cuda.mem_get_info(model.device)
     size = sum(layer.in_features * layer.out_features for layer in model.network.modules() if hasattr(layer, "state"))
-    return "dense" if 3 * size < 0.8 * free else "stored"  # two bytes an element, half as much for what comes beside
+    return "dense" if 3 * size < 0.8 * free else "stored"  # two bytes per element, and half as much for everything else

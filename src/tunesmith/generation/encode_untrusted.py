@@ -1,8 +1,8 @@
-"""A conversation's tokens in which what is said stays what is said.
+"""Encodes conversations whose text cannot be mistaken for the markers between turns.
 
-A chat template joins texts, and a tokenizer finds its special tokens in the result, so that a text with `<|im_end|>` in
-it would end its own turn and begin another's. Here such words are taken out before the text is rendered, and put back
-as plain characters when it is cut into tokens. All other tokens are those of the usual way.
+A chat template joins texts, and the tokenizer finds its special tokens in the result, so a text that contains
+`<|im_end|>` would end its own turn and begin another. Such markers are replaced before the text is rendered, and
+encoded as plain characters afterwards. All other tokens are those of the usual encoding.
 """
 
 from __future__ import annotations
@@ -15,60 +15,61 @@ from typing import Protocol
 from tunesmith.data.conversation import Turn
 from tunesmith.prompt.template import Template
 
-SHORTEST = 4  # letters of a template's own line that count as a mark
+MIN_MARKER_LENGTH = 4  # characters of a template's line that count as a marker
 
 
-class Cut(Protocol):
-    """Cuts a text into tokens, special ones among them; `start` says that it is the beginning."""
+class Tokenize(Protocol):
+    """Encodes a text in which special tokens are recognized; `start` is true at the beginning of the prompt."""
 
     def __call__(self, text: str, *, start: bool) -> list[int]:
-        """The tokens."""
+        """Return the token ids."""
         ...
 
 
-def any_of(words: Sequence[str]) -> re.Pattern[str]:
-    """Finds any of the words, the longest first; nothing where there is none."""
+def match_any(words: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern that matches any of the words, the longest first; it matches nothing if there are none."""
     return re.compile("|".join(map(re.escape, sorted(set(words), key=len, reverse=True))) or r"(?!)")
 
 
-def marks_of(specials: re.Pattern[str], render: Callable[[Sequence[Turn]], str]) -> re.Pattern[str]:
-    """Finds special tokens, and the lines that the template itself writes around what is said.
+def turn_markers(specials: re.Pattern[str], render: Callable[[Sequence[Turn]], str]) -> re.Pattern[str]:
+    """Return a pattern that matches special tokens and the lines that the template writes around the messages.
 
-    The latter are what separates turns where a template has no special tokens for it (### Response:).
+    Those lines separate turns in templates without special tokens (### Response:).
     """
-    said = [secrets.token_hex(8) for _ in range(3)]
-    turns = (Turn("user", said[0]), Turn("assistant", said[1]), Turn("user", said[2]))
-    between = re.split("|".join(said), render(turns))[1:]  # what stands before the first may be a system message
-    lines = {line.strip() for part in between for line in part.split("\n")}
-    own = any_of([line for line in lines if len(line) >= SHORTEST])
-    return re.compile(f"(?:{own.pattern})|(?:{specials.pattern})")
+    contents = [secrets.token_hex(8) for _ in range(3)]
+    turns = (Turn("user", contents[0]), Turn("assistant", contents[1]), Turn("user", contents[2]))
+    parts = re.split("|".join(contents), render(turns))[1:]  # text before the first message may be a system message
+    lines = {line.strip() for part in parts for line in part.split("\n")}
+    template_lines = match_any([line for line in lines if len(line) >= MIN_MARKER_LENGTH])
+    return re.compile(f"(?:{template_lines.pattern})|(?:{specials.pattern})")
 
 
-def bos_of(template: Template | None) -> list[int]:
-    """The start token before a raw text; none without a template, for llama.cpp puts its own."""
+def bos_ids(template: Template | None) -> list[int]:
+    """Return the start token for a raw text; none without a template, because llama.cpp adds its own."""
     return [template.tokenizer.bos_token_id] if template is not None and template.starts_with_bos else []
 
 
-def encode_plainly(
-    turns: Sequence[Turn], *, render: Callable[[Sequence[Turn]], str], cut: Cut, marks: re.Pattern[str]
+def encode_untrusted(
+    turns: Sequence[Turn], *, render: Callable[[Sequence[Turn]], str], tokenize: Tokenize, markers: re.Pattern[str]
 ) -> list[int]:
-    """The tokens up to where the assistant begins; what `marks` finds in a turn's text is cut as plain characters."""
-    kept: list[str] = []
-    name = secrets.token_hex(12)
+    """Encode a conversation up to where the assistant begins; `markers` in a message become plain characters."""
+    replaced: list[str] = []
+    nonce = secrets.token_hex(12)
 
-    def take(found: re.Match[str]) -> str:
-        kept.append(found[0])
-        return f"x{name}n{len(kept) - 1}x"
+    def hide(match: re.Match[str]) -> str:
+        replaced.append(match[0])
+        return f"x{nonce}n{len(replaced) - 1}x"
 
-    plain = [Turn(turn.role, marks.sub(take, turn.text)) for turn in turns]
-    rendered = render(plain)
-    if not kept:
-        return cut(rendered, start=True)
+    masked = [Turn(turn.role, markers.sub(hide, turn.text)) for turn in turns]
+    rendered = render(masked)
+    if not replaced:
+        return tokenize(rendered, start=True)
     ids: list[int] = []
-    for place, part in enumerate(re.split(f"x{name}n([0-9]+)x", rendered)):
-        if place % 2:
-            word = kept[int(part)]
-            ids += cut(word[:1], start=False) + cut(word[1:], start=False)  # in two, it is no special token
+    for index, part in enumerate(re.split(f"x{nonce}n([0-9]+)x", rendered)):
+        if index % 2:
+            marker = replaced[int(part)]
+            halves = (marker[:1], marker[1:])  # in two halves it is not a special token
+            ids += [token for half in halves for token in tokenize(half, start=False)]
         else:
-            ids += cut(part, start=place == 0)
+            ids += tokenize(part, start=index == 0)
     return ids

@@ -1,4 +1,4 @@
-"""Whether a converted GGUF file is still the same model: llama.cpp reads the file itself, and both are compared."""
+"""Checks that a converted GGUF file is still the same model, by comparing it with llama.cpp's reading of the file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tunesmith.models.weights import Weights, headers
 from tunesmith.prompt.template import load_tokenizer
 
 CONTEXT = 256  # tokens; the longest text has about 60
-SCORED = "The order was shipped on Monday. If it has not arrived after five days, please write to us again."
+SCORED_TEXT = "The order was shipped on Monday. If it has not arrived after five days, please write to us again."
 TEXTS = (
-    SCORED,
+    SCORED_TEXT,
     "Hello, world!",
     " leading space",
     "  two  spaces   three    four     ",
@@ -41,60 +41,62 @@ TEXTS = (
     "\n",
     "",
 )
-AROUND = "{0}user\n{0} text{0}{0}\nmore {0}"  # a special token stands before letters, spaces, breaks, and itself
-SPECIALS = 24  # of them, at most
-NATS = 0.2  # a token, in the mean over SCORED; llama.cpp's products with 4-bit weights cost up to 0.03
+SPECIALS_TEXT = "{0}user\n{0} text{0}{0}\nmore {0}"  # before letters, spaces, breaks and itself
+MAX_SPECIAL_TOKENS = 24  # tested
+MAX_DIFFERENCE = 0.2  # nats per token, mean over SCORED_TEXT; llama.cpp's 4-bit products differ by up to 0.03
 
 
-def compare(gguf: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """Compares the converted model in `folder` with llama.cpp reading `gguf`: its tokens, and how it judges a text.
+def compare(gguf: Path, folder: Path, report: Callable[[str], None]) -> None:
+    """Compare the converted model in `folder` with llama.cpp reading `gguf`: tokenization and the likelihood of a text.
 
-    The second loads the model in 32 bits and is left out, and said to be, where memory does not suffice. Raises
-    ModelError where the two differ: what was trained would be another model than the file's.
+    The likelihood needs the model in float32; it is skipped, with a message, if memory does not suffice. Raises
+    ModelError if the two differ, because the trained model would not be the model in the file.
     """
     tokenizer = load_tokenizer(folder)
     trained = read_header(gguf, values=False).metadata
     context = min(CONTEXT, int(trained[f"{trained['general.architecture']}.context_length"]))
     with FromGguf(gguf, slots=1, context=context, threads=1) as runtime:
         compare_tokens(gguf, runtime, tokenizer)
-        stored = sum(math.prod(shape) for _, shape, _ in headers(folder).values())
-        if 5 * stored > detect("auto").memory_free // 2:
-            say(f"{gguf.name}: its tokens are llama.cpp's; the weights were not compared, for lack of memory")
+        parameter_count = sum(math.prod(shape) for _, shape, _ in headers(folder).values())
+        if 5 * parameter_count > detect("auto").memory_free // 2:
+            report(f"{gguf.name}: tokens match llama.cpp's; too little memory to compare the weights")
             return
         network = load(Weights(gguf.name, folder, ""), bits=16, device="cpu", precision="float32").network
         compare_likelihood(gguf, runtime, tokenizer, network)
-    say(f"{gguf.name}: tokens and likelihoods of the converted model are llama.cpp's")
+    report(f"{gguf.name}: tokens and likelihoods of the converted model match llama.cpp's")
 
 
 def compare_tokens(gguf: Path, runtime: FromGguf, tokenizer: Any) -> None:
-    """Cuts texts into tokens with both. Raises ModelError for the first text whose tokens differ."""
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special][:SPECIALS]
-    for text in (*TEXTS, *(AROUND.format(token) for token in special)):
+    """Tokenize texts with both. Raises ModelError for the first text whose tokens differ."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special][:MAX_SPECIAL_TOKENS]
+    for text in (*TEXTS, *(SPECIALS_TEXT.format(token) for token in special)):
         ours, theirs = list(tokenizer(text, add_special_tokens=False)["input_ids"]), runtime.cut(text)
         if ours != theirs:
-            same = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), 0)
-            here, there = (tokenizer.convert_ids_to_tokens(ids[same : same + 3]) for ids in (ours, theirs))
+            first = next((index for index, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), 0)
+            our_tokens, their_tokens = (
+                tokenizer.convert_ids_to_tokens(ids[first : first + 3]) for ids in (ours, theirs)
+            )
             raise ModelError(
-                f"its tokenizer cannot be rebuilt: in {text[:60]!r} llama.cpp reads {there} where {here} were found",
+                f"its tokenizer cannot be rebuilt: in {text[:60]!r} llama.cpp reads {their_tokens}, not {our_tokens}",
                 where=str(gguf),
                 next=ADVICE,
             )
 
 
 def compare_likelihood(gguf: Path, runtime: FromGguf, tokenizer: Any, network: Any) -> None:
-    """How likely both find an English text. Raises ModelError where they differ by more than NATS a token."""
+    """Compare the likelihood of a text. Raises ModelError for a difference of more than MAX_DIFFERENCE per token."""
     import torch
 
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    ids = (start + list(tokenizer(SCORED, add_special_tokens=False)["input_ids"]))[: runtime.context - 1]
-    theirs = [each.nats for each in runtime.scores(ids, start=1)]
+    ids = (start + list(tokenizer(SCORED_TEXT, add_special_tokens=False)["input_ids"]))[: runtime.context - 1]
+    theirs = [score.nats for score in runtime.scores(ids, start=1)]
     with torch.inference_mode():
-        table = network(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    ours = (-table.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]).tolist()
-    apart = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
-    if not apart <= NATS:  # also where it is no number
+        logprobs = network(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    ours = (-logprobs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]).tolist()
+    difference = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
+    if not difference <= MAX_DIFFERENCE:  # also if it is NaN
         raise ModelError(
-            f"the converted model is another one: {apart:.2f} nats a token from llama.cpp's likelihoods",
+            f"the converted model differs from the file: {difference:.2f} nats per token from llama.cpp's likelihoods",
             where=str(gguf),
             next=ADVICE,
         )

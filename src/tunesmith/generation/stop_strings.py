@@ -1,4 +1,4 @@
-"""A reply that comes piece by piece: texts that end it, and tokens that are only parts of characters."""
+"""Streamed replies: stop strings, incremental detokenization, and the part of the output that is shown."""
 
 from __future__ import annotations
 
@@ -7,100 +7,110 @@ from collections.abc import Callable, Sequence
 from tunesmith.generation.text_model import Reply
 from tunesmith.prompt.reply import ReplyFormat, ReplyStream
 
-REPLACED = "\ufffd"  # what a part of a character is decoded to
+REPLACEMENT_CHAR = "\ufffd"  # the text of an incomplete character
 
 
-class Ends:
-    """Lets a reply through up to the first of `texts`; nothing is told that may be the beginning of one."""
+class StopStrings:
+    """Passes streamed text on up to the first stop string, and holds back text that may be the beginning of one."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        """Empty texts end nothing."""
-        self._texts = tuple(text for text in texts if text)
-        self._held, self.hit = "", False
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        """Empty strings are ignored."""
+        self._stop_strings = tuple(text for text in stop_strings if text)
+        self._pending, self.hit = "", False
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to look for."""
-        return not self._texts
+        """Whether there are no stop strings."""
+        return not self._stop_strings
 
     def feed(self, piece: str) -> str:
-        """What can be told now. Once a text has been `hit`, nothing more is."""
+        """Return the text that can be shown now; nothing once a stop string was `hit`."""
         if self.hit:
             return ""
-        if not self._texts:
+        if not self._stop_strings:
             return piece
-        text = self._held + piece
-        found = [place for each in self._texts if (place := text.find(each)) >= 0]
-        if found:
-            self.hit, self._held = True, ""
-            return text[: min(found)]
-        safe = len(text) - self._begun(text)
-        self._held = text[safe:]
+        text = self._pending + piece
+        positions = [position for stop_string in self._stop_strings if (position := text.find(stop_string)) >= 0]
+        if positions:
+            self.hit, self._pending = True, ""
+            return text[: min(positions)]
+        safe = len(text) - self._partial_match(text)
+        self._pending = text[safe:]
         return text[:safe]
 
-    def rest(self) -> str:
-        """What was held back, when nothing more comes."""
-        held, self._held = self._held, ""
-        return "" if self.hit else held
+    def flush(self) -> str:
+        """Return the text that was held back, at the end of the output."""
+        pending, self._pending = self._pending, ""
+        return "" if self.hit else pending
 
-    def _begun(self, text: str) -> int:
-        return max((n for each in self._texts for n in range(1, len(each)) if text.endswith(each[:n])), default=0)
+    def _partial_match(self, text: str) -> int:
+        return max(
+            (
+                length
+                for stop_string in self._stop_strings
+                for length in range(1, len(stop_string))
+                if text.endswith(stop_string[:length])
+            ),
+            default=0,
+        )
 
 
-class Growing:
-    """The text of tokens that come one by one; what ends in a part of a character waits for its rest."""
+class IncrementalDetokenizer:
+    """Decodes tokens one by one; text that ends inside a character is held back until the character is complete."""
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        """`decode` makes text of tokens."""
-        self._decode, self._text, self._told = decode, "", 0
+        """`decode` turns token ids into text."""
+        self._decode, self._text, self._emitted = decode, "", 0
         self.ids: list[int] = []
 
     def feed(self, token: int) -> str:
-        """The text that it adds."""
+        """Return the text that the token adds."""
         self.ids.append(token)
         self._text = self._decode(self.ids)
-        return "" if self._text.endswith(REPLACED) else self.rest()
+        return "" if self._text.endswith(REPLACEMENT_CHAR) else self.flush()
 
-    def rest(self) -> str:
-        """What was not told yet."""
-        new = self._text[self._told :]
-        self._told += len(new)
+    def flush(self) -> str:
+        """Return the text that was not returned yet."""
+        new = self._text[self._emitted :]
+        self._emitted += len(new)
         return new
 
 
 class ReplyFilter:
-    """The part of a model's output that is shown: behind its thought and its opening, before a stop string."""
+    """Passes on the visible part of a model's output: after its thought and opening, and before a stop string."""
 
-    def __init__(self, form: ReplyFormat, stop_strings: Sequence[str]) -> None:
-        """`form` divides the output; `stop_strings` end the reply."""
-        self._reply, self._ends = ReplyStream(form), Ends(stop_strings)
+    def __init__(self, reply_format: ReplyFormat, stop_strings: Sequence[str]) -> None:
+        """`reply_format` says how the output is divided into a thought and the reply."""
+        self._stream, self._stop = ReplyStream(reply_format), StopStrings(stop_strings)
 
     @property
     def hit(self) -> bool:
-        """Whether a stop string was met."""
-        return self._ends.hit
+        """Whether a stop string was reached."""
+        return self._stop.hit
 
     @property
     def idle(self) -> bool:
-        """Whether no stop string is looked for."""
-        return self._ends.idle
+        """Whether there are no stop strings."""
+        return self._stop.idle
 
     @property
     def reasoning(self) -> str:
-        """The thought as far as it was written."""
-        return self._reply.thought.strip()
+        """The thought as far as it was generated."""
+        return self._stream.thought.strip()
 
     def feed(self, piece: str) -> str:
-        """What can be shown now."""
-        return self._ends.feed(self._reply.feed(piece))
+        """Return the text that can be shown now."""
+        return self._stop.feed(self._stream.feed(piece))
 
-    def rest(self) -> str:
-        """What was held back, when nothing more comes."""
-        return self._ends.feed(self._reply.rest()) + self._ends.rest()
+    def flush(self) -> str:
+        """Return the text that was held back, at the end of the output."""
+        return self._stop.feed(self._stream.rest()) + self._stop.flush()
 
 
-def reply_of(output: str, form: ReplyFormat, stop_strings: Sequence[str], *, ended: bool, tokens: int) -> Reply:
-    """A whole output of so many `tokens` as a reply; `ended` says that a token ended it."""
-    reasoning, text = form.split(output)
-    at = min((text.index(each) for each in stop_strings if each in text), default=len(text))
-    return Reply(text[:at].strip(), ended and at == len(text), tokens, text[at:], reasoning)
+def build_reply(
+    output: str, reply_format: ReplyFormat, stop_strings: Sequence[str], *, ended: bool, tokens: int
+) -> Reply:
+    """Build a reply from the whole output of `tokens` tokens; `ended` is true if a stop token ended it."""
+    reasoning, text = reply_format.split(output)
+    end = min((text.index(stop_string) for stop_string in stop_strings if stop_string in text), default=len(text))
+    return Reply(text[:end].strip(), ended and end == len(text), tokens, text[end:], reasoning)

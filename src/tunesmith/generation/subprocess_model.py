@@ -1,4 +1,4 @@
-"""A model in a process of its own: started at once, started again when it has ended, ended with its keeper."""
+"""A model in a separate process: started at once, restarted after it ended, and ended with the object that owns it."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode_prompt, stop_ids
 
-LAST_WORDS, QUOTED = 8, 200  # lines of stderr in an error, characters of each
-BURIAL = 5.0  # seconds for a child to end by itself
-PATIENCE = 600.0  # seconds without a token; a long prompt of a large model takes minutes on a laptop
-CONTEXT = 2048  # tokens unless more is asked for; Llama-2-7b keeps 0.5 MiB for each, the embedded model 23 KiB
+STDERR_LINES, STDERR_CHARS = 8, 200  # lines of stderr in an error, characters of each
+EXIT_SECONDS = 5.0  # for a child to end by itself
+PATIENCE = 600.0  # seconds without a token; a long prompt takes a large model minutes on a laptop
+CONTEXT = 2048  # tokens by default; the cache takes 0.5 MiB per token for Llama-2-7b, 23 KiB for the embedded model
 PROBE = (Turn("user", "Does it know 3 words, or 4?"),)
 
 
-class Kept(Protocol):
-    """The process."""
+class ChildProcess(Protocol):
+    """The process that runs the model."""
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether the process accepts requests."""
         ...
 
     def close(self) -> None:
-        """Ends it."""
+        """End the process."""
         ...
 
 
-_Child = TypeVar("_Child", bound=Kept)
+_Child = TypeVar("_Child", bound=ChildProcess)
 
 
-class Keeper(ABC, Generic[_Child]):
-    """What models in a process of their own share. `where` is the file or folder, `kind` its word."""
+class SubprocessModel(ABC, Generic[_Child]):
+    """Base class of models in a separate process. `path` is the file or folder, `kind` the word for it in errors."""
 
     context: int
 
     def __init__(
-        self, where: Path, kind: str, *, stop: Sequence[str], template: Template | None, patience: float
+        self, path: Path, kind: str, *, stop: Sequence[str], template: Template | None, patience: float
     ) -> None:
-        """Starts nothing yet. See the subclasses for what the settings mean."""
-        self._where, self._kind = where, kind
+        """Starts nothing yet. The subclasses describe the arguments."""
+        self._path, self._kind = path, kind
         self.texts, self.template, self.patience = tuple(stop), template, patience
         self.stops = frozenset(stop_ids(template)) if template else frozenset()
         self.form = template.form if template else ReplyFormat()
@@ -64,7 +64,7 @@ class Keeper(ABC, Generic[_Child]):
         self.close()
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         with self._lock:
             self._closed = True
             if self._child is not None:
@@ -73,21 +73,21 @@ class Keeper(ABC, Generic[_Child]):
 
     @abstractmethod
     def _start(self) -> _Child:
-        """A new process with the model loaded."""
+        """Return a new process with the model loaded."""
 
     @abstractmethod
     def render(self, turns: Sequence[Turn]) -> str:
-        """See Runtime."""
+        """Return the conversation rendered with the model's own template, up to where the assistant begins."""
 
     @abstractmethod
     def tokens(self, text: str) -> list[int]:
-        """See Runtime."""
+        """Return the token ids of a rendered text."""
 
     def _running(self) -> _Child:
-        """The process, started again if it ended."""
+        """Return the process, started again if it ended."""
         with self._lock:
             if self._closed:
-                raise ModelError("the model was closed", where=str(self._where), next=f"Open the {self._kind} again")
+                raise ModelError("the model was closed", where=str(self._path), next=f"Open the {self._kind} again")
             if self._child is not None and not self._child.alive:
                 self._child.close()
                 self._child = None
@@ -98,26 +98,31 @@ class Keeper(ABC, Generic[_Child]):
     def _encode(self, prompt: Sequence[Turn], limit: int) -> list[int]:
         ids = encode_prompt(prompt, self.template) if self.template else self.tokens(self.render(prompt))
         if len(ids) + limit > self.context:
-            what = f"a prompt of {len(ids)} tokens and a reply of {limit} do not fit the context of {self.context}"
-            raise ModelError(what, where=str(self._where), next="Give more context, or shorten the prompt or the reply")
+            message = f"a prompt of {len(ids)} tokens and a reply of {limit} do not fit the context of {self.context}"
+            raise ModelError(
+                message, where=str(self._path), next="Increase context, or shorten the prompt or the reply"
+            )
         return ids
 
-    def _too_long(self, context: int, trained: int) -> ModelError:
-        what, advice = f"the model was trained on {trained} tokens, not {context}", "Set context to that, or less"
-        return ModelError(what, where=str(self._where), next=advice)
+    def _context_error(self, context: int, trained_context: int) -> ModelError:
+        message, advice = (
+            f"context is {context} tokens, but the model was trained on {trained_context}",
+            f"Set context to {trained_context} or less",
+        )
+        return ModelError(message, where=str(self._path), next=advice)
 
 
-def ending(code: int) -> str:
-    """How a process ended, by its exit code."""
+def describe_exit(code: int) -> str:
+    """Describe how a process ended, by its exit code."""
     if code >= 0:
         return f"it ended with exit code {code}"
     with contextlib.suppress(ValueError):
-        return f"it was ended by signal {-code} ({signal.Signals(-code).name})"
-    return f"it was ended by signal {-code}"
+        return f"it was killed by signal {-code} ({signal.Signals(-code).name})"
+    return f"it was killed by signal {-code}"
 
 
-def ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether a process ended by itself within `seconds`; if not, it is ended."""
+def wait_or_kill(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Return whether a process ended by itself within `seconds`; otherwise kill it."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -127,7 +132,7 @@ def ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
     return True
 
 
-def last_words(words: Iterable[str]) -> str:
-    """The last lines of a process' stderr, to go behind an error."""
-    said = " | ".join(words)
-    return f". Its last words: {said}" if said else ""
+def stderr_tail(lines: Iterable[str]) -> str:
+    """Return the last lines of a process's stderr as the end of an error message."""
+    tail = " | ".join(lines)
+    return f". Its last output: {tail}" if tail else ""

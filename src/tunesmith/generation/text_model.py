@@ -1,4 +1,4 @@
-"""Anything that replies: the contract between models and those who ask them."""
+"""The interface that everything which generates replies implements."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tunesmith.data.conversation import Turn
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model wrote; `stopped` says that it ended by itself, `tokens` counts what it wrote.
+    """The reply of a model, with the reason why it ended and its token count.
 
-    `cut` is what it went on with behind a stop string, which is no part of `text`; neither is `reasoning`, the thought
-    that came before it.
+    `stopped` is true if the model ended the reply itself. `tokens` counts the generated tokens. `cut` is the output
+    from the stop string on, which is not part of `text`. `reasoning` is the thought before the reply.
     """
 
     text: str
@@ -26,9 +26,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Facts:
-    """What running the file takes: seconds to load, bytes on disk and in memory, tokens of context a slot.
+    """Resources that a runtime uses, and its throughput.
 
-    `tokens` were written within `seconds` in which at least one reply was under way, reading of prompts included.
+    Seconds to load, bytes on disk and in memory, and the context of each slot in tokens. `tokens` were generated within
+    `seconds` of the time in which at least one reply was in progress, reading the prompts included.
     """
 
     load_seconds: float
@@ -42,13 +43,16 @@ class Facts:
 
     @property
     def rate(self) -> float:
-        """Tokens a second; 0 before the first."""
+        """Tokens per second; 0 before the first reply."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A token that was given, in nats: -ln of its probability; `top` are the likeliest ids there, with ln p."""
+    """The score of a given token: its negative log-probability in nats.
+
+    `top` holds the likeliest token ids at its position with their log-probabilities.
+    """
 
     token: int
     nats: float
@@ -56,14 +60,14 @@ class Scored:
 
 
 class TextModel(Protocol):
-    """A model that answers conversations."""
+    """A model that replies to conversations."""
 
     def replies(
         self, prompts: Sequence[Sequence[Turn]], *, max_new_tokens: int, batch: int
     ) -> Iterator[tuple[int, Reply]]:
-        """The reply to each prompt with its place in `prompts`, in any order, greedily decoded."""
+        """Yield the reply to each prompt with its index in `prompts`, in any order, decoded greedily."""
         ...
 
     def stream(self, prompt: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
-        """The reply to one prompt in pieces, as it is written."""
+        """Yield the reply to one prompt in pieces, as it is generated."""
         ...

@@ -1,10 +1,10 @@
-"""transformers, and PEFT where there is an adapter, in a process of their own: what a user of the shipped files has.
+"""Runs transformers, and PEFT if there is an adapter, in a separate process, as a user of the exported files would.
 
-Run by path, by generation/from_folder.py alone; it imports nothing of the package, and neither code nor pickles of the
-folder are ever run. JSON comes in on stdin, a line each: first the settings, then requests with an "id" of their own
-("replies", "render", "tokens", "scores"; {"stop": id} ends one early). Answers go out on stdout with the request's id,
-loading has id 0; the last line of each holds "done", or "refused" with the reason. Whatever else is said, chatter on
-stdout included, goes to stderr. One request is served at a time. It lives as long as its stdin is open.
+Run by path, only by generation/from_folder.py; it imports nothing of the package and runs neither code nor pickles of
+the folder. It reads one JSON object per line from stdin: the settings, then requests with an "id" ("replies", "render",
+"tokens", "scores"; {"stop": id} cancels one). It writes answers with the request's id to stdout; loading has id 0. The
+last line of an answer holds "done", or "refused" with the reason. All other output, including messages on stdout, goes
+to stderr. One request is served at a time. The process ends when its stdin is closed.
 """
 
 from __future__ import annotations
@@ -20,216 +20,232 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-SMALL = 4 << 30  # bytes of weights up to which a processor computes in float32, whatever the folder's number type
-TICK = 1.0  # seconds between signs of life while a batch is written
+FLOAT32_LIMIT = 4 << 30  # bytes of weights up to which a CPU computes in float32
+HEARTBEAT_SECONDS = 1.0  # between progress messages while a batch is generated
 
 
 def main() -> None:
-    """Serves until stdin ends. Exit code 1: it could not go on; why is on stderr, or was told as id 0's refusal."""
+    """Serve until stdin is closed. Exit code 1: a fatal error, reported on stderr or as the refusal of id 0."""
     settings = json.loads(sys.stdin.buffer.readline())
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    asked: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    requests: SimpleQueue[dict[str, Any]] = SimpleQueue()
     stopped: set[int] = set()
-    threading.Thread(target=_listen, args=(asked, stopped), daemon=True).start()
+    threading.Thread(target=_read_requests, args=(requests, stopped), daemon=True).start()
 
-    def tell(number: int, **what: Any) -> None:
-        answer.write(json.dumps({"id": number, **what}) + "\n")
+    def send(request_id: int, **fields: Any) -> None:
+        answer.write(json.dumps({"id": request_id, **fields}) + "\n")
         answer.flush()
 
     try:
-        _import(adapted=bool(settings["adapter"]))
-        began = time.perf_counter()
-        speaker = Speaker(**settings)
-    except Exception as error:  # of any of three libraries; the one who asked decides what to do about it
-        tell(0, refused=_words(error))
-        os._exit(1)  # the ordinary way out stumbles over the thread that waits for stdin
-    tell(0, done=True, seconds=time.perf_counter() - began, context=speaker.context, card=speaker.card)
+        _import_libraries(adapted=bool(settings["adapter"]))
+        started = time.perf_counter()
+        model = LoadedModel(**settings)
+    except Exception as error:  # of any of three libraries; the parent decides what to do
+        send(0, refused=_error_text(error))
+        os._exit(1)  # a normal exit would wait for the thread that reads stdin
+    send(0, done=True, seconds=time.perf_counter() - started, context=model.context, gpu_bytes=model.gpu_bytes)
     try:
         while True:
-            _serve(speaker, asked.get(), stopped, tell)
-    except Exception as error:  # what a card or memory leaves behind then is not to be relied on
-        sys.stderr.write(_words(error) + "\n")
+            _serve(model, requests.get(), stopped, send)
+    except Exception as error:  # after an error of the GPU or of memory the state is unreliable
+        sys.stderr.write(_error_text(error) + "\n")
         sys.stderr.flush()
         os._exit(1)
 
 
-class Speaker:
+class LoadedModel:
     """The loaded model and its tokenizer."""
 
     def __init__(self, folder: str, adapter: str, bits: int, threads: int) -> None:
-        """Raises what transformers and PEFT raise, and ValueError for weights that are missing or fit nowhere."""
+        """Raises what transformers and PEFT raise, and ValueError for weights that are missing or do not fit."""
         import torch
         from transformers import AutoTokenizer, GenerationConfig
 
         torch.set_num_threads(threads)
-        own = Path(adapter) if adapter and (Path(adapter) / "tokenizer_config.json").exists() else Path(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=False)
-        self.base = self.model = _base(Path(folder), bits)
+        tokenizer_folder = (
+            Path(adapter) if adapter and (Path(adapter) / "tokenizer_config.json").exists() else Path(folder)
+        )
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
+        self.base = self.model = _load_base(Path(folder), bits)
         if adapter:
-            self.model = _adapted(self.base, Path(adapter))
+            self.model = _load_adapter(self.base, Path(adapter))
         self.device = self.base.get_input_embeddings().weight.device
-        wish = self.base.generation_config.eos_token_id
-        self.stops = frozenset(wish if isinstance(wish, list) else [] if wish is None else [wish])
+        eos = self.base.generation_config.eos_token_id
+        self.stops = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
         pad = self.tokenizer.pad_token_id
-        self.pad = int(self.tokenizer.eos_token_id or 0) if pad is None else int(pad)  # masked by its place
-        self.base.generation_config = GenerationConfig(do_sample=False, pad_token_id=self.pad)  # no wish but greed
+        self.pad = int(self.tokenizer.eos_token_id or 0) if pad is None else int(pad)  # masked
+        self.base.generation_config = GenerationConfig(do_sample=False, pad_token_id=self.pad)  # greedy
         self.context = int(getattr(self.base.config.get_text_config(), "max_position_embeddings", None) or 0)
 
     @property
-    def card(self) -> int:
-        """Bytes that torch holds on the card."""
+    def gpu_bytes(self) -> int:
+        """GPU memory that torch has reserved, in bytes."""
         import torch
 
         return int(torch.cuda.memory_reserved()) if self.device.type == "cuda" else 0
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """By the folder's own template, up to where the assistant begins."""
+        """Render with the folder's own template, up to where the assistant begins."""
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def tokens(self, text: str) -> list[int]:
-        """A rendered text; a start token is the template's to write."""
+        """Return the token ids of a rendered text; the template writes the start token."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def batch(
         self,
         prompts: list[list[int]],
         limit: int,
-        stops: frozenset[int],
-        cuts: Sequence[str],
-        go_on: Callable[[], bool],
+        stop_ids: frozenset[int],
+        stop_strings: Sequence[str],
+        keep_going: Callable[[], bool],
     ) -> list[list[int]]:
-        """What is written behind each prompt, at most `limit` tokens, up to and with what ends it."""
+        """Return the tokens after each prompt: at most `limit`, up to and including what ends the reply."""
         import torch
 
         width = max(map(len, prompts))
-        ids = torch.tensor([[self.pad] * (width - len(each)) + each for each in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=self.device)
-        ending = Ending(width, len(prompts), stops, cuts, self._decode, go_on)
+        ids = torch.tensor([[self.pad] * (width - len(prompt)) + prompt for prompt in prompts], device=self.device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device)
+        criteria = StoppingCriteria(width, len(prompts), stop_ids, stop_strings, self._decode, keep_going)
         with torch.inference_mode():
             out = self.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=limit, stopping_criteria=[ending]
+                input_ids=ids, attention_mask=mask, max_new_tokens=limit, stopping_criteria=[criteria]
             )
-        return [row[width:][:length] for row, length in zip(out.tolist(), ending.lengths, strict=True)]
+        return [row[width:][:length] for row, length in zip(out.tolist(), criteria.lengths, strict=True)]
 
-    def reply(self, written: list[int], stops: frozenset[int], cuts: Sequence[str], *, special: bool) -> list[Any]:
-        """Text, whether it ended by itself, how many tokens, and what came behind a text that ends replies.
+    def reply(
+        self, ids: list[int], stop_ids: frozenset[int], stop_strings: Sequence[str], *, special: bool
+    ) -> list[Any]:
+        """Return the text, whether it ended by itself, its token count, and the output from the stop string on.
 
-        With `special` the text holds special tokens written out.
+        With `special` the text contains special tokens.
         """
-        ended = bool(written) and written[-1] in stops
-        kept = written[:-1] if ended else written
-        text = self._decode(kept, skip=not special)
-        at = min((text.index(each) for each in cuts if each in text), default=len(text))
-        return [text[:at].strip(), ended and at == len(text), len(kept), text[at:]]
+        ended = bool(ids) and ids[-1] in stop_ids
+        reply_ids = ids[:-1] if ended else ids
+        text = self._decode(reply_ids, skip=not special)
+        end = min((text.index(stop_string) for stop_string in stop_strings if stop_string in text), default=len(text))
+        return [text[:end].strip(), ended and end == len(text), len(reply_ids), text[end:]]
 
-    def scores(self, ids: list[int], start: int, top: int, tell: Callable[[list[Any]], None]) -> None:
-        """Tells of each token from place `start` on: itself, -ln p, and the `top` likeliest with ln p."""
+    def scores(self, ids: list[int], start: int, top: int, send: Callable[[list[Any]], None]) -> None:
+        """Send for each token from index `start` on: the token, -ln p, and the `top` likeliest tokens with ln p."""
         import torch
 
-        wanted = len(ids) - start
-        room = {"logits_to_keep": wanted + 1} if "logits_to_keep" in _parameters(self.base) else {}
+        count = len(ids) - start
+        options = {"logits_to_keep": count + 1} if "logits_to_keep" in _forward_parameters(self.base) else {}
         with torch.inference_mode():
-            logits = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False, **room).logits[0]
-            for token, row in zip(ids[start:], logits[-wanted - 1 : -1], strict=True):
-                table = row.float().log_softmax(-1)
-                best = table.topk(min(top, len(table)))
-                pairs = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-                tell([token, -float(table[token]), pairs])
+            logits = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False, **options).logits[0]
+            for token, row in zip(ids[start:], logits[-count - 1 : -1], strict=True):
+                logprobs = row.float().log_softmax(-1)
+                likeliest = logprobs.topk(min(top, len(logprobs)))
+                pairs = list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
+                send([token, -float(logprobs[token]), pairs])
 
     def _decode(self, ids: list[int], *, skip: bool = True) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
 
 
-class Ending:
-    """Tells transformers which rows of a batch have ended, and keeps at how many tokens each did."""
+class StoppingCriteria:
+    """Tells transformers which rows of a batch have ended, and records the length of each."""
 
     def __init__(
         self,
         width: int,
         rows: int,
-        stops: frozenset[int],
-        cuts: Sequence[str],
+        stop_ids: frozenset[int],
+        stop_strings: Sequence[str],
         decode: Callable[[list[int]], str],
-        go_on: Callable[[], bool],
+        keep_going: Callable[[], bool],
     ) -> None:
-        """`width`: tokens of the prompts; `go_on` is asked at each token and may end them all."""
+        """`width`: tokens of the padded prompts; `keep_going` is called at each token and may end all rows."""
         self.lengths: list[int | None] = [None] * rows
-        self._width, self._stops, self._cuts, self._decode, self._go_on = width, stops, cuts, decode, go_on
-        self._reach = max(map(len, cuts), default=0) + 4  # a token has a character at least, or is joined
+        self._width, self._stop_ids, self._stop_strings, self._decode, self._keep_going = (
+            width,
+            stop_ids,
+            stop_strings,
+            decode,
+            keep_going,
+        )
+        self._tail_length = max(map(len, stop_strings), default=0) + 4  # a token adds a character or is part of one
 
     def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
-        """A flag a row, on the rows' device."""
+        """Return one flag per row, on the device of the rows."""
         import torch
 
         count = ids.shape[1] - self._width
-        tails = ids[:, max(self._width, ids.shape[1] - self._reach) :].tolist()
+        tails = ids[:, max(self._width, ids.shape[1] - self._tail_length) :].tolist()
         for row, tail in enumerate(tails):
-            if self.lengths[row] is None and (tail[-1] in self._stops or self._cut(ids, row, tail)):
+            if self.lengths[row] is None and (tail[-1] in self._stop_ids or self._has_stop_string(ids, row, tail)):
                 self.lengths[row] = count
-        over = not self._go_on()
-        return torch.tensor([over or length is not None for length in self.lengths], device=ids.device)
+        cancelled = not self._keep_going()
+        return torch.tensor([cancelled or length is not None for length in self.lengths], device=ids.device)
 
-    def _cut(self, ids: Any, row: int, tail: list[int]) -> bool:
-        """Looks at the end first: the whole is decoded only where the end seems to hold a text."""
-        return self._holds(tail) and self._holds(ids[row, self._width :].tolist())
+    def _has_stop_string(self, ids: Any, row: int, tail: list[int]) -> bool:
+        """Decode the whole reply only if its last tokens seem to contain a stop string."""
+        return self._contains(tail) and self._contains(ids[row, self._width :].tolist())
 
-    def _holds(self, ids: list[int]) -> bool:
-        text = self._decode(ids) if self._cuts else ""
-        return any(each in text for each in self._cuts)
+    def _contains(self, ids: list[int]) -> bool:
+        text = self._decode(ids) if self._stop_strings else ""
+        return any(stop_string in text for stop_string in self._stop_strings)
 
 
-def _serve(speaker: Speaker, asked: dict[str, Any], stopped: set[int], tell: Callable[..., None]) -> None:
-    number, what = asked["id"], asked["what"]
-    if what == "replies":
-        _write(speaker, asked, stopped, tell)
-    elif what == "scores":
-        speaker.scores(asked["tokens"], asked["start"], asked["top"], lambda scored: tell(number, scored=scored))
-    elif what == "tokens":
-        tell(number, value=speaker.tokens(asked["text"]))
+def _serve(model: LoadedModel, request: dict[str, Any], stopped: set[int], send: Callable[..., None]) -> None:
+    request_id, method = request["id"], request["what"]
+    if method == "replies":
+        _write(model, request, stopped, send)
+    elif method == "scores":
+        model.scores(
+            request["tokens"], request["start"], request["top"], lambda scored: send(request_id, scored=scored)
+        )
+    elif method == "tokens":
+        send(request_id, value=model.tokens(request["text"]))
     else:
         try:
-            tell(number, value=speaker.render(asked["messages"]))
-        except Exception as error:  # a template is foreign code: whatever it raises is its refusal
-            tell(number, refused=_words(error))
+            send(request_id, value=model.render(request["messages"]))
+        except Exception as error:  # a template may raise anything, which counts as a refusal
+            send(request_id, refused=_error_text(error))
             return
-    tell(number, done=True, card=speaker.card)
+    send(request_id, done=True, gpu_bytes=model.gpu_bytes)
 
 
-def _write(speaker: Speaker, asked: dict[str, Any], stopped: set[int], tell: Callable[..., None]) -> None:
-    number, prompts, limit, cuts = asked["id"], asked["prompts"], asked["limit"], asked["cuts"]
-    stops = speaker.stops | frozenset(asked["stops"])
-    last = time.monotonic()
+def _write(model: LoadedModel, request: dict[str, Any], stopped: set[int], send: Callable[..., None]) -> None:
+    request_id, prompts, limit, stop_strings = request["id"], request["prompts"], request["limit"], request["cuts"]
+    stop_ids = model.stops | frozenset(request["stops"])
+    last_sent = time.monotonic()
 
-    def go_on() -> bool:
-        nonlocal last
-        if time.monotonic() - last > TICK:
-            last = time.monotonic()
-            tell(number, alive=True)
-        return number not in stopped
+    def keep_going() -> bool:
+        nonlocal last_sent
+        if time.monotonic() - last_sent > HEARTBEAT_SECONDS:
+            last_sent = time.monotonic()
+            send(request_id, alive=True)
+        return request_id not in stopped
 
-    order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place))
-    for begin in range(0, len(order), asked["batch"]):
-        chosen = order[begin : begin + asked["batch"]]
-        began = time.perf_counter()
-        written = speaker.batch([prompts[place] for place in chosen], limit, stops, cuts, go_on)
-        if number in stopped:
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    for start in range(0, len(order), request["batch"]):
+        indices = order[start : start + request["batch"]]
+        started = time.perf_counter()
+        outputs = model.batch([prompts[index] for index in indices], limit, stop_ids, stop_strings, keep_going)
+        if request_id in stopped:
             return
-        found = [speaker.reply(ids, stops, cuts, special=asked["special"]) for ids in written]
-        tell(number, spent=[sum(each[2] for each in found), time.perf_counter() - began], card=speaker.card)
-        for place, reply in zip(chosen, found, strict=True):
-            tell(number, reply=[place, *reply])
+        replies = [model.reply(ids, stop_ids, stop_strings, special=request["special"]) for ids in outputs]
+        send(
+            request_id,
+            spent=[sum(entry[2] for entry in replies), time.perf_counter() - started],
+            gpu_bytes=model.gpu_bytes,
+        )
+        for index, reply in zip(indices, replies, strict=True):
+            send(request_id, reply=[index, *reply])
 
 
-def _import(*, adapted: bool) -> None:
-    """So that the time of loading is the files' alone."""
+def _import_libraries(*, adapted: bool) -> None:
+    """Import everything first, so that the load time covers only the files."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig  # noqa: F401
 
     if adapted:
         import peft  # noqa: F401
 
 
-def _base(folder: Path, bits: int) -> Any:
+def _load_base(folder: Path, bits: int) -> Any:
     import torch
     import transformers
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, BitsAndBytesConfig
@@ -238,7 +254,7 @@ def _base(folder: Path, bits: int) -> Any:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     dtype = config.get_text_config().dtype or torch.bfloat16
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if device == "cpu" and size / dtype.itemsize * torch.float32.itemsize <= SMALL:
+    if device == "cpu" and size / dtype.itemsize * torch.float32.itemsize <= FLOAT32_LIMIT:
         dtype = torch.float32
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "trust_remote_code": False}
     if bits == 4:
@@ -248,55 +264,55 @@ def _base(folder: Path, bits: int) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING  # else an image-text model, whose text half has the adapter
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING  # otherwise an image-text model
     loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForImageTextToText
-    model, found = loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
-    if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers
-        raise ValueError(f"the files lack the weight '{missing[0]}', {len(missing)} in all")
+    model, loading_info = loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+    if missing := sorted(loading_info["missing_keys"]):  # transformers would initialize them randomly
+        raise ValueError(f"{len(missing)} weights are missing in the files, such as '{missing[0]}'")
     return model.eval()
 
 
-def _adapted(base: Any, adapter: Path) -> Any:
+def _load_adapter(base: Any, adapter: Path) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
     model = PeftModel.from_pretrained(base, str(adapter))
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
-        held = set(file.keys())
-    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if odd := sorted(held ^ wanted):  # PEFT would leave out the one and start the other anew
-        side = "does not know" if odd[0] in held else "misses"
-        raise ValueError(f"the adapter does not fit this base: it {side} '{odd[0]}', {len(odd)} in all")
-    if any(getattr(each, "use_dora", False) for each in model.peft_config.values()):
-        _keep_plain(base)
+        file_keys = set(file.keys())
+    model_keys = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if mismatched := sorted(file_keys ^ model_keys):  # PEFT would ignore unknown weights and initialize missing ones
+        side = "unknown to the base" if mismatched[0] in file_keys else "missing in the adapter"
+        raise ValueError(f"the adapter does not fit this base: '{mismatched[0]}' is {side}, {len(mismatched)} in all")
+    if any(getattr(config, "use_dora", False) for config in model.peft_config.values()):
+        _disable_avx512_packing(base)
     return model.eval()
 
 
-def _keep_plain(base: Any) -> None:
-    """DoRA takes the weights' norms, and PEFT would take them of what bitsandbytes has packed for AVX512-BF16.
+def _disable_avx512_packing(base: Any) -> None:
+    """Keep bitsandbytes from packing weights for AVX512-BF16: PEFT would take DoRA's norms from packed weights.
 
-    With bitsandbytes 0.50.2 and PEFT 0.21.2 that is wrong by 0.2 to 0.7 nats a token on random models.
+    With bitsandbytes 0.50.2 and PEFT 0.21.2 that is wrong by 0.2 to 0.7 nats per token on random models.
     """
     for layer in base.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
 
 
-def _parameters(model: Any) -> set[str]:
+def _forward_parameters(model: Any) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
-def _listen(asked: SimpleQueue[dict[str, Any]], stopped: set[int]) -> None:
+def _read_requests(requests: SimpleQueue[dict[str, Any]], stopped: set[int]) -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         if "stop" in request:
             stopped.add(request["stop"])
         else:
-            asked.put(request)
-    os._exit(0)  # from a thread of its own, so that it ends in the middle of a product, too
+            requests.put(request)
+    os._exit(0)  # from this thread, to end in the middle of a computation as well
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -125,8 +125,8 @@ def limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> lis
         were = "conversation was" if expanded["conversations"] == 1 else "conversations were"
         sentences.append(
             f"{expanded['conversations']:,} {were} trained on as {expanded['rows']:,} rows, one for each answer, "
-            "because the chat template writes an earlier answer differently from the last one. Held-out ones were asked for "
-            "their last answer."
+            "because the chat template writes an earlier answer differently from the last one. Held-out conversations "
+            "were asked for their last answer."
         )
     if dropped := audit.get("reasoning_left_out"):
         sentences.append(

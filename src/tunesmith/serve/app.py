@@ -1,4 +1,4 @@
-"""The server's application: models behind desks, and the ways to ask them."""
+"""The server's ASGI application: the OpenAI-compatible API, recipe API, pairing, health, metrics and docs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
 from tunesmith.serve import docs_page, health, openai_api, recipe_api, schema
-from tunesmith.serve.metrics import Metered, Metrics
+from tunesmith.serve.metrics import Metrics, MetricsMiddleware
 from tunesmith.serve.request_queue import Served
 from tunesmith.web import errors
-from tunesmith.web.auth import ApiGuard, NoPairs, Pairs
+from tunesmith.web.auth import ApiAuth, NoPairing, PairingStore
 from tunesmith.web.limits import Limits
 
 VERSION = importlib.metadata.version("tunesmith")
@@ -29,25 +29,26 @@ def app(
     limits: Limits | None = None,
     pairing: Any | None = None,
 ) -> ASGIApp:
-    """The guarded application. `hosts` are the names and ports it may be asked under, such as 127.0.0.1:8765.
+    """Build the application with authentication.
 
-    `pairing` is serve/pairing.py's, where extensions may be paired.
+    `hosts` are the accepted Host names with ports, such as 127.0.0.1:8765. `pairing` is a serve.pairing.Pairing, if
+    extensions may be paired.
     """
     limits = limits or Limits()
-    metrics = Metrics([(each.name, each.desk) for each in models])
-    made = FastAPI(
+    metrics = Metrics([(model.name, model.desk) for model in models])
+    api = FastAPI(
         title="tunesmith", version=VERSION, openapi_url=None, docs_url=None, redoc_url=None,
         redirect_slashes=False, telemetry=NO_TELEMETRY,
     )  # fmt: skip
-    errors.install(made)
-    made.include_router(openai_api.router(models, limits))
-    made.include_router(recipe_api.router(models, limits))
+    errors.install_error_handlers(api)
+    api.include_router(openai_api.openai_router(models, limits))
+    api.include_router(recipe_api.recipe_router(models, limits))
     if pairing is not None:
-        made.include_router(pairing.router())
-    made.include_router(health.router(models, metrics, VERSION))
-    made.include_router(docs_page.router())
-    made.include_router(schema.router(made))
-    pairs: Pairs = pairing if pairing is not None else NoPairs()
-    public = {("GET", "/health"), ("POST", "/v1/pair"), *docs_page.PUBLIC}
-    guarded = ApiGuard(made, hosts=hosts, token=token, public=public, pairs=pairs, limits=limits)
-    return Metered(guarded, metrics)
+        api.include_router(pairing.router())
+    api.include_router(health.health_router(models, metrics, VERSION))
+    api.include_router(docs_page.docs_router())
+    api.include_router(schema.schema_router(api))
+    pairs: PairingStore = pairing if pairing is not None else NoPairing()
+    public = {("GET", "/health"), ("POST", "/v1/pair"), *docs_page.DOCS_PATHS}
+    guarded = ApiAuth(api, hosts=hosts, token=token, public=public, pairs=pairs, limits=limits)
+    return MetricsMiddleware(guarded, metrics)

@@ -1,4 +1,4 @@
-"""Anything that writes for the server: the contract between models and the event loop that asks them."""
+"""The interface between the server's event loop and the models that generate."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ State = Literal["ok", "loading", "down"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a reply is drawn. Temperature 0 always takes the likeliest token; `seed` None draws anew each time.
+    """Sampling settings. Temperature 0 takes the likeliest token; `seed` None draws a different reply each time.
 
-    First the temperature is applied, then all but the likeliest tokens that together reach `top_p` are left out. A
-    reply ends before the first text of `stop`.
+    The temperature is applied first, then `top_p`. A reply ends before the first string in `stop`.
     """
 
     max_tokens: int
@@ -28,66 +27,67 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
-class Writing(Protocol):
-    """One reply on its way: its pieces, each at least one character; the rest is known when they have ended."""
+class StreamedReply(Protocol):
+    """One reply in progress: iterate over its pieces of at least one character. The counts are final after the last."""
 
     @property
     def finish(self) -> Finish:
-        """`stop`: it ended by itself or before a stop text; `length`: there was no room for more."""
+        """`stop`: the model ended the reply, or a stop string was reached; `length`: the token limit was reached."""
         ...
 
     @property
     def reasoning(self) -> str:
-        """The thought that came before the reply; '' where none did, or none is known."""
+        """The thought before the reply; '' if there is none."""
         ...
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens that were read."""
+        """Tokens in the prompt."""
         ...
 
     @property
     def tokens(self) -> int:
-        """Tokens that were written."""
+        """Generated tokens."""
         ...
 
     def __aiter__(self) -> AsyncIterator[str]:
-        """The pieces; joined they are the reply. Raises Broken when the runtime fails, Refused for what it refuses."""
+        """Yield the pieces of the reply. Raises BackendFailed if the runtime fails, RequestRefused if it refuses."""
         ...
 
 
 class Backend(Protocol):
-    """A model that writes for several at once."""
+    """A model that generates several replies at once."""
 
     @property
     def name(self) -> str:
-        """What clients call it."""
+        """The model's name in the API."""
         ...
 
     @property
     def context(self) -> int | None:
-        """Tokens for prompt and reply together; None where that is not known."""
+        """Tokens for prompt and reply together; None if unknown."""
         ...
 
     @property
     def slots(self) -> int:
-        """How many it writes for at once."""
+        """The number of replies that are generated at once."""
         ...
 
     @property
     def state(self) -> State:
-        """Whether it can be asked now."""
+        """Whether the model accepts requests now."""
         ...
 
     def writing(
         self, prompt: Sequence[Turn] | str, sampling: Sampling
-    ) -> AbstractAsyncContextManager[Writing, bool | None]:
-        """Begins a reply to a conversation, or goes on with a text. Leaving the block ends it in the runtime.
+    ) -> AbstractAsyncContextManager[StreamedReply, bool | None]:
+        """Start the reply to a conversation, or the continuation of a text. Leaving the block ends generation.
 
-        Raises Refused for a prompt that does not fit or that the template refuses, Broken when the runtime fails.
+        Raises RequestRefused for a prompt that does not fit or that the template refuses, BackendFailed if the runtime
+        fails.
         """
         ...
 
     def close(self) -> None:
-        """Ends the model; from any thread."""
+        """End the model; from any thread."""
         ...

@@ -1,4 +1,4 @@
-"""The page that describes the interface: from this server alone, with its own script and style."""
+"""The API documentation page, served with its own script and style."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
-PAGES = Path(__file__).parent / "docs"
-FILES = {
+DOCS_FOLDER = Path(__file__).parent / "docs"
+DOCS_FILES = {
     "/docs": ("docs.html", "text/html; charset=utf-8"),
     "/docs.css": ("docs.css", "text/css; charset=utf-8"),
     "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
 }
-PUBLIC = frozenset(("GET", path) for path in FILES)  # the same for everybody; what it shows it asks for with the token
+DOCS_PATHS = frozenset(("GET", path) for path in DOCS_FILES)  # static; the page requests its content with the token
 
 
-def router() -> APIRouter:
-    """GET /docs and its files."""
-    made = APIRouter()
-    for path, (file, kind) in FILES.items():
-        made.add_api_route(path, _page((PAGES / file).read_bytes(), kind), include_in_schema=False)
-    return made
+def docs_router() -> APIRouter:
+    """Routes: GET /docs and its files."""
+    router = APIRouter()
+    for path, (file, kind) in DOCS_FILES.items():
+        router.add_api_route(path, _static_page((DOCS_FOLDER / file).read_bytes(), kind), include_in_schema=False)
+    return router
 
 
-def _page(body: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
+def _static_page(body: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
     async def page(request: Request) -> Response:
         return Response(body, headers={"Content-Type": kind})
 

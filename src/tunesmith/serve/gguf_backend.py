@@ -1,4 +1,4 @@
-"""A GGUF file behind the server: llama.cpp in a process of its own, several replies at once."""
+"""Serves a GGUF file with llama.cpp in a separate process, several replies at once."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
 from tunesmith.generation.from_gguf import FromGguf
-from tunesmith.generation.llama_async import AsyncStream
-from tunesmith.generation.llama_process import Child
-from tunesmith.generation.llama_task import sampling as drawn
+from tunesmith.generation.llama_async import AsyncCompletionStream
+from tunesmith.generation.llama_process import LlamaProcess
+from tunesmith.generation.llama_task import sampling_options as drawn
 from tunesmith.generation.stop_strings import ReplyFilter
 from tunesmith.generation.subprocess_model import PROBE
 from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.serve.backend import Finish, Sampling, State
-from tunesmith.web.errors import Broken, Refused
+from tunesmith.web.errors import BackendFailed, RequestRefused
 
 
 class GgufBackend:
-    """See Backend. The process is started again when it ends, at once; requests wait until it is there."""
+    """A backend whose process is restarted at once when it ends; requests wait until the restart is complete."""
 
     def __init__(self, name: str, model: FromGguf) -> None:
-        """`model` is closed with this."""
+        """`model` is closed with this backend."""
         self.name, self._model = name, model
         self._pool = ThreadPoolExecutor(model.slots, thread_name_prefix="gguf")
         self._child = model.running()
-        model.encode(PROBE)  # what separates turns is looked up once, in some tenths of a second
-        self._revival: Future[Child] | None = None
+        model.encode(PROBE)  # caches the patterns of turn markers, which takes some tenths of a second
+        self._restarting: Future[LlamaProcess] | None = None
         self.restarts = 0
 
     @property
@@ -39,52 +39,52 @@ class GgufBackend:
 
     @property
     def slots(self) -> int:
-        """How many replies llama.cpp writes at once."""
+        """The number of replies that llama.cpp generates at once."""
         return self._model.slots
 
     @property
     def memory(self) -> int:
-        """Bytes of the process."""
+        """Memory of the process in bytes."""
         return self._child.memory
 
     @property
     def state(self) -> State:
-        """A process that ended is started again by whoever sees it."""
+        """Whether the process accepts requests; restarts a process that has ended."""
         if self._model.alive:
             return "ok"
-        if self._revival is not None and self._revival.done() and self._revival.exception() is not None:
-            self._revive()
+        if self._restarting is not None and self._restarting.done() and self._restarting.exception() is not None:
+            self._restart()
             return "down"
-        self._revive()
+        self._restart()
         return "loading"
 
     @contextlib.asynccontextmanager
-    async def writing(self, prompt: Sequence[Turn] | str, sampling: Sampling) -> AsyncIterator[_Writing]:
-        """See Backend. A reply has no more tokens than the context has room for."""
-        child, ids = await self._off_loop(prompt)
+    async def writing(self, prompt: Sequence[Turn] | str, sampling: Sampling) -> AsyncIterator[_GgufReply]:
+        """Start a reply, limited to the tokens that are left in the context."""
+        child, ids = await self._encode_off_loop(prompt)
         limit = min(sampling.max_tokens, self._model.context - len(ids))
         if limit < 1:
-            what = f"the prompt has {len(ids)} tokens, and the context {self._model.context}; shorten it"
-            raise Refused(what, code="context_length_exceeded")
-        draw = drawn(sampling.temperature, sampling.top_p, sampling.seed)
-        body = {**draw, "prompt": ids, "n_predict": limit, "cache_prompt": True}
-        stream = AsyncStream(child, "/completion", body)
-        form = ReplyFormat("", (), self._model.form.specials) if isinstance(prompt, str) else self._model.form
-        reply = ReplyFilter(form, (*self._model.texts, *sampling.stop))
+            message = f"the prompt has {len(ids)} tokens, the context only {self._model.context}; shorten it"
+            raise RequestRefused(message, code="context_length_exceeded")
+        options = drawn(sampling.temperature, sampling.top_p, sampling.seed)
+        body = {**options, "prompt": ids, "n_predict": limit, "cache_prompt": True}
+        stream = AsyncCompletionStream(child, "/completion", body)
+        reply_format = ReplyFormat("", (), self._model.form.specials) if isinstance(prompt, str) else self._model.form
+        reply_filter = ReplyFilter(reply_format, (*self._model.texts, *sampling.stop))
         try:
-            yield _Writing(stream, len(ids), self._model.stops, reply, self._broken)
+            yield _GgufReply(stream, len(ids), self._model.stops, reply_filter, self._runtime_error)
         finally:
             stream.close()
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._model.close()
 
-    async def _off_loop(self, prompt: Sequence[Turn] | str) -> tuple[Child, list[int]]:
-        """The process, and the prompt's tokens: a restart takes seconds, a long prompt some hundredths."""
+    async def _encode_off_loop(self, prompt: Sequence[Turn] | str) -> tuple[LlamaProcess, list[int]]:
+        """Return the process and the prompt's tokens from a thread: a restart takes seconds, a long prompt 10 ms."""
 
-        def ready() -> tuple[Child, list[int]]:
+        def ready() -> tuple[LlamaProcess, list[int]]:
             child = self._model.running()
             return child, self._model.encode(prompt)
 
@@ -92,75 +92,80 @@ class GgufBackend:
             child, ids = await asyncio.get_running_loop().run_in_executor(self._pool, ready)
         except ModelError as error:
             if self._model.alive:
-                raise Refused(str(error), param=None) from error
-            raise self._broken(error) from error
-        self._count(child)
+                raise RequestRefused(str(error), param=None) from error
+            raise self._runtime_error(error) from error
+        self._note_process(child)
         return child, ids
 
-    def _broken(self, error: ModelError) -> Exception:
-        """The runtime refuses, or is at its end and is started again."""
+    def _runtime_error(self, error: ModelError) -> Exception:
+        """Return RequestRefused if the process is alive; otherwise restart it and return BackendFailed."""
         if self._model.alive:
-            return Refused(str(error))
-        self._revive()
-        return Broken(error.what + ". Ask again: it is being started anew")
+            return RequestRefused(str(error))
+        self._restart()
+        return BackendFailed(error.what + ". Try again: it is being restarted")
 
-    def _revive(self) -> None:
-        if self._revival is None or self._revival.done():
-            with contextlib.suppress(RuntimeError):  # closed
-                self._revival = self._pool.submit(self._model.running)
-                self._revival.add_done_callback(self._revived)
+    def _restart(self) -> None:
+        if self._restarting is None or self._restarting.done():
+            with contextlib.suppress(RuntimeError):  # the pool is closed
+                self._restarting = self._pool.submit(self._model.running)
+                self._restarting.add_done_callback(self._count_revival)
 
-    def _revived(self, done: Future[Child]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            self._count(done.result())
+    def _count_revival(self, future: Future[LlamaProcess]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._note_process(future.result())
 
-    def _count(self, child: Child) -> None:
+    def _note_process(self, child: LlamaProcess) -> None:
         if child is not self._child:
             self._child = child
             self.restarts += 1
 
 
-class _Writing:
-    """See Writing."""
+class _GgufReply:
+    """A reply that llama.cpp generates."""
 
     def __init__(
-        self, stream: AsyncStream, read: int, stops: frozenset[int], reply: ReplyFilter, broken: object
+        self,
+        stream: AsyncCompletionStream,
+        prompt_tokens: int,
+        stops: frozenset[int],
+        reply_filter: ReplyFilter,
+        broken: object,
     ) -> None:
-        self._stream, self._stops, self._reply, self._broken = stream, stops, reply, broken
+        self._stream, self._stops, self._filter, self._runtime_error = stream, stops, reply_filter, broken
         self.finish: Finish = "length"
-        self.prompt_tokens, self.tokens = read, 0
+        self.prompt_tokens, self.tokens = prompt_tokens, 0
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """The pieces."""
+        """Yield the pieces of the reply."""
         try:
             async with contextlib.aclosing(self._texts()) as texts:  # type: ignore[type-var]
                 async for text in texts:
-                    if shown := self._reply.feed(text):
-                        yield shown
-                    if self._reply.hit:
+                    if visible := self._filter.feed(text):
+                        yield visible
+                    if self._filter.hit:
                         self.finish = "stop"
                         return
         except ModelError as error:
-            raise self._broken(error) from error  # type: ignore[operator]
-        if rest := self._reply.rest():
-            yield rest
+            raise self._runtime_error(error) from error  # type: ignore[operator]
+        if remaining := self._filter.flush():
+            yield remaining
 
     @property
     def reasoning(self) -> str:
-        """See Writing."""
-        return self._reply.reasoning
+        """The thought before the reply."""
+        return self._filter.reasoning
 
     async def _texts(self) -> AsyncIterator[str]:
         async for pieces in self._stream:
             text, ended = "", False
             for piece in pieces:
-                known = not self._stops.isdisjoint(piece["tokens"])
-                ended = known or (piece["stop"] and piece["stop_type"] == "eos")
+                stop_token = not self._stops.isdisjoint(piece["tokens"])
+                ended = stop_token or (piece["stop"] and piece["stop_type"] == "eos")
                 self.tokens = int(piece["tokens_predicted"]) - ended
-                if known:
+                if stop_token:
                     break
                 text += piece["content"]
-                if text and not self._reply.idle:  # so that tokens behind a text that ends it are not counted
+                if text and not self._filter.idle:  # so that tokens after a stop string are not counted
                     yield text
                     text = ""
             if text:

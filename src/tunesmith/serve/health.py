@@ -1,4 +1,4 @@
-"""Whether the server can be asked, and what it counted."""
+"""Health and metrics of the server."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from tunesmith.serve.backend import State
-from tunesmith.serve.metrics import KIND, Metrics
+from tunesmith.serve.metrics import CONTENT_TYPE, Metrics
 
 if TYPE_CHECKING:
     from tunesmith.serve.request_queue import Served
 
-WORSE: list[State] = ["ok", "loading", "down"]
+STATES: list[State] = ["ok", "loading", "down"]
 
 
 class Health(BaseModel):
-    """`ok`: every model can be asked; `loading`: one is being started; `down`: one cannot be."""
+    """`ok`: all models accept requests; `loading`: a model is being started; `down`: a model cannot be started."""
 
     status: State
     version: str
 
 
-def router(models: Sequence[Served], metrics: Metrics, version: str) -> APIRouter:
-    """GET /health and GET /metrics."""
-    made = APIRouter()
+def health_router(models: Sequence[Served], metrics: Metrics, version: str) -> APIRouter:
+    """Routes: GET /health and GET /metrics."""
+    router = APIRouter()
 
-    @made.get("/health", response_model=Health)
+    @router.get("/health", response_model=Health)
     async def health() -> Health:
-        """Whether the models can be asked. The one address that needs no token."""
-        states = [each.desk.backend.state for each in models]
-        return Health(status=max(states, key=WORSE.index, default="ok"), version=version)
+        """Return whether the models accept requests. Needs no token."""
+        states = [model.desk.backend.state for model in models]
+        return Health(status=max(states, key=STATES.index, default="ok"), version=version)
 
-    @made.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def read() -> Response:
-        """What was counted, in Prometheus' text format."""
-        return Response(metrics.text(), headers={"Content-Type": KIND})
+        """Return the metrics in Prometheus' text format."""
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
-    return made
+    return router

@@ -1,4 +1,4 @@
-"""What the server counts, as Prometheus reads it. Labels hold names of models and routes, never what anybody wrote."""
+"""Prometheus metrics. Labels contain names of models and routes, never text of requests."""
 
 from __future__ import annotations
 
@@ -12,105 +12,108 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith.serve.request_queue import Desk
 
-KIND = "text/plain; version=0.0.4; charset=utf-8"
-FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
-WHOLE = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)  # seconds
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
+REQUEST_BUCKETS = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)  # seconds
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 
 
 class Metrics:
-    """A registry of its own, so that two servers in one process do not meet."""
+    """The metrics of one server, in a registry of its own so that two servers in one process do not collide."""
 
-    def __init__(self, desks: Sequence[tuple[str, Desk]]) -> None:
-        """Counts for each of the named desks from now on."""
+    def __init__(self, queues: Sequence[tuple[str, Desk]]) -> None:
+        """Registers the metrics and attaches a QueueMetrics to each of the named queues."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "tunesmith_requests", "Requests, by route and status.", ["route", "method", "status"],
+            "tunesmith_requests", "Requests by route, method and status.", ["route", "method", "status"],
             registry=self.registry,
         )  # fmt: skip
         self.seconds = Histogram(
-            "tunesmith_request_seconds", "Seconds until a request was answered.", ["route"], buckets=WHOLE,
+            "tunesmith_request_seconds", "Seconds until a request was answered.", ["route"], buckets=REQUEST_BUCKETS,
             registry=self.registry,
         )  # fmt: skip
         self.tokens = Counter("tunesmith_tokens", "Tokens.", ["model", "kind"], registry=self.registry)
         self.first = Histogram(
-            "tunesmith_first_token_seconds", "Seconds from a request's arrival to its first text, the wait included.",
-            ["model"], buckets=FIRST, registry=self.registry,
+            "tunesmith_first_token_seconds", "Seconds from a request's arrival to its first text, including the wait.",
+            ["model"], buckets=FIRST_TOKEN_BUCKETS, registry=self.registry,
         )  # fmt: skip
-        self.registry.register(_Desks(desks))
+        self.registry.register(_QueueCollector(queues))
         ProcessCollector(registry=self.registry)
-        for name, desk in desks:
-            desk.meter = Meter(self, name)
+        for name, queue in queues:
+            queue.meter = QueueMetrics(self, name)
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-class Meter:
-    """What one desk tells."""
+class QueueMetrics:
+    """Records the replies of one queue."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._first = metrics.first.labels(model)
-        self._read, self._written = (metrics.tokens.labels(model, kind) for kind in ("prompt", "completion"))
+        self._prompt_tokens, self._completion_tokens = (
+            metrics.tokens.labels(model, kind) for kind in ("prompt", "completion")
+        )
 
     def began(self, seconds: float) -> None:
-        """The first text came, so long after the request."""
+        """Record the time from the request to the first text."""
         self._first.observe(seconds)
 
     def ended(self, prompt_tokens: int, tokens: int) -> None:
-        """A reply ended, whole or not."""
-        self._read.inc(prompt_tokens)
-        self._written.inc(tokens)
+        """Record the token counts of a reply that ended, complete or not."""
+        self._prompt_tokens.inc(prompt_tokens)
+        self._completion_tokens.inc(tokens)
 
 
-class Metered:
-    """Counts what `app` answers."""
+class MetricsMiddleware:
+    """Middleware that counts requests and their duration."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request (ASGI)."""
-        status, began = 500, time.perf_counter()
+        """Handle one request (ASGI)."""
+        status, started = 500, time.perf_counter()
 
-        async def sending(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, send_and_note_status)
         finally:
-            route = str(getattr(scope.get("route"), "path", "refused"))  # the pattern, not what was asked for
+            route = str(getattr(scope.get("route"), "path", "refused"))  # the pattern, not the path
             method = scope.get("method", "")
             self._metrics.requests.labels(route, method if method in METHODS else "other", str(status)).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
 
-class _Desks(Collector):
-    """What the desks are like when somebody looks."""
+class _QueueCollector(Collector):
+    """Reads the state of the queues at each scrape."""
 
-    def __init__(self, desks: Sequence[tuple[str, Desk]]) -> None:
-        self._desks = desks
+    def __init__(self, queues: Sequence[tuple[str, Desk]]) -> None:
+        self._queues = queues
 
     def collect(self) -> Iterable[Metric]:
-        """A family for each property."""
-        looks: dict[str, tuple[str, Callable[[Desk], int]]] = {
-            "queue_length": ("Requests that wait.", lambda desk: desk.waiting),
-            "busy_slots": ("Replies that are being written.", lambda desk: desk.busy),
-            "slots": ("Replies that can be written at once.", lambda desk: desk.backend.slots),
-            "child_memory_bytes": ("Memory of the runtime's process.", lambda desk: getattr(desk.backend, "memory", 0)),
+        """Yield one metric family per property."""
+        gauges: dict[str, tuple[str, Callable[[Desk], int]]] = {
+            "queue_length": ("Waiting requests.", lambda queue: queue.waiting),
+            "busy_slots": ("Replies that are being generated.", lambda queue: queue.busy),
+            "slots": ("Replies that can be generated at once.", lambda queue: queue.backend.slots),
+            "child_memory_bytes": (
+                "Memory of the runtime process.",
+                lambda queue: getattr(queue.backend, "memory", 0),
+            ),
         }
-        for what, (about, look) in looks.items():
-            gauge = GaugeMetricFamily(f"tunesmith_{what}", about, labels=["model"])
-            for name, desk in self._desks:
-                gauge.add_metric([name], look(desk))
+        for metric, (help_text, read_value) in gauges.items():
+            gauge = GaugeMetricFamily(f"tunesmith_{metric}", help_text, labels=["model"])
+            for name, queue in self._queues:
+                gauge.add_metric([name], read_value(queue))
             yield gauge
-        restarts = CounterMetricFamily(
-            "tunesmith_child_restarts", "How often the runtime's process was started again.", labels=["model"]
-        )
-        for name, desk in self._desks:
-            restarts.add_metric([name], getattr(desk.backend, "restarts", 0))
+        restarts = CounterMetricFamily("tunesmith_child_restarts", "Restarts of the runtime process.", labels=["model"])
+        for name, queue in self._queues:
+            restarts.add_metric([name], getattr(queue.backend, "restarts", 0))
         yield restarts

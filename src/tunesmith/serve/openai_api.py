@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, completions and models, for clients that know nothing else."""
+"""OpenAI's chat completions, completions and models."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
 from tunesmith.data.conversation import Turn
-from tunesmith.serve.backend import Sampling, Writing
-from tunesmith.serve.events import STREAMED, EventStream, whole
+from tunesmith.serve.backend import Sampling, StreamedReply
+from tunesmith.serve.events import EVENT_STREAM_RESPONSE, EventStream, run_unless_disconnected
 from tunesmith.serve.openai_models import (
-    Asked,
     ChatCompletion,
     ChatRequest,
     Completion,
     CompletionRequest,
+    GenerationRequest,
     ModelCard,
     ModelList,
 )
@@ -29,148 +29,154 @@ from tunesmith.web.limits import Limits
 if TYPE_CHECKING:
     from tunesmith.serve.request_queue import Served
 
-TOKENS = 1024  # of a reply where nothing is asked for
+DEFAULT_MAX_TOKENS = 1024  # of a reply, if the request sets no limit
 DONE = b"data: [DONE]\n\n"
-Choice = Callable[[str, str | None], dict[str, Any]]
+MakeChoice = Callable[[str, str | None], dict[str, Any]]
 
 
-def router(models: Sequence[Served], limits: Limits) -> APIRouter:
-    """GET /v1/models, POST /v1/chat/completions, POST /v1/completions."""
-    made, known, since = APIRouter(prefix="/v1"), {each.name: each for each in models}, int(time.time())
+def openai_router(models: Sequence[Served], limits: Limits) -> APIRouter:
+    """Routes: GET /v1/models, POST /v1/chat/completions, POST /v1/completions."""
+    router, served, created = APIRouter(prefix="/v1"), {entry.name: entry for entry in models}, int(time.time())
 
     def find(name: str) -> Served:
-        if name not in known:
-            raise ApiError(
-                404, f"there is no such model; there are: {', '.join(known)}", param="model", code="model_not_found"
-            )
-        return known[name]
+        if name not in served:
+            raise ApiError(404, f"unknown model; available: {', '.join(served)}", param="model", code="model_not_found")
+        return served[name]
 
-    @made.get("/models", response_model=ModelList)
+    @router.get("/models", response_model=ModelList)
     async def list_models() -> ModelList:
-        """The models that can be asked."""
-        return ModelList(object="list", data=[_card(name, since) for name in known])
+        """List the models."""
+        return ModelList(object="list", data=[_model_card(name, created) for name in served])
 
-    @made.get("/models/{name}", response_model=ModelCard)
+    @router.get("/models/{name}", response_model=ModelCard)
     async def one_model(name: str) -> ModelCard:
-        """One of them."""
-        return _card(find(name).name, since)
+        """Return one model."""
+        return _model_card(find(name).name, created)
 
-    @made.post("/chat/completions", response_model=ChatCompletion, responses=STREAMED)
-    async def chat(asked: ChatRequest, request: Request) -> Response:
-        """The reply to a conversation, whole or as it is written."""
-        model = find(asked.model)
+    @router.post("/chat/completions", response_model=ChatCompletion, responses=EVENT_STREAM_RESPONSE)
+    async def chat(payload: ChatRequest, request: Request) -> Response:
+        """Reply to a conversation, whole or streamed."""
+        model = find(payload.model)
         turns = [
-            Turn("system" if m.role == "developer" else m.role, m.text, m.reasoning_content or "")
-            for m in asked.messages
+            Turn(
+                "system" if message.role == "developer" else message.role, message.text, message.reasoning_content or ""
+            )
+            for message in payload.messages
         ]
         if model.recipe and model.recipe.prompt.system and not any(turn.role == "system" for turn in turns):
-            turns.insert(0, Turn("system", model.recipe.prompt.system))  # as in every row that it learnt from
-        form = _Form("chatcmpl", "chat.completion", model.name, _message, _delta)
-        return await _answer(
-            model, turns, asked, asked.max_completion_tokens or asked.max_tokens, form, request, limits
+            turns.insert(0, Turn("system", model.recipe.prompt.system))  # as in every training row
+        builder = _ResponseBuilder("chatcmpl", "chat.completion", model.name, _message, _delta)
+        return await _respond(
+            model, turns, payload, payload.max_completion_tokens or payload.max_tokens, builder, request, limits
         )
 
-    @made.post("/completions", response_model=Completion, responses=STREAMED)
-    async def complete(asked: CompletionRequest, request: Request) -> Response:
-        """How the model goes on with a text."""
-        model = find(asked.model)
-        form = _Form("cmpl", "text_completion", model.name, _text, _text)
-        return await _answer(model, asked.text, asked, asked.max_tokens, form, request, limits)
+    @router.post("/completions", response_model=Completion, responses=EVENT_STREAM_RESPONSE)
+    async def complete(payload: CompletionRequest, request: Request) -> Response:
+        """Continue a text, whole or streamed."""
+        model = find(payload.model)
+        builder = _ResponseBuilder("cmpl", "text_completion", model.name, _text, _text)
+        return await _respond(model, payload.text, payload, payload.max_tokens, builder, request, limits)
 
-    return made
+    return router
 
 
-class _Form:
-    """How a reply is written down: whole, and in chunks whose frame is made once."""
+class _ResponseBuilder:
+    """Builds the JSON of a reply: the whole body, or chunks whose frame is encoded once."""
 
-    def __init__(self, prefix: str, kind: str, model: str, whole: Choice, part: Choice) -> None:
-        self._whole, self._part = whole, part
+    def __init__(self, prefix: str, kind: str, model: str, full_choice: MakeChoice, chunk_choice: MakeChoice) -> None:
+        self._full_choice, self._chunk_choice = full_choice, chunk_choice
         chunk = f"{kind}.chunk" if kind == "chat.completion" else kind
         head = {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
         self.head, self._chunk = head, {**head, "object": chunk}
 
-    def body(self, text: str, writing: Writing) -> dict[str, Any]:
-        """The whole reply."""
-        choice = self._whole(text, writing.finish)
-        if writing.reasoning and "message" in choice:  # the name that DeepSeek, vLLM and llama.cpp give it
-            choice["message"]["reasoning_content"] = writing.reasoning
-        return {**self.head, "choices": [choice], "usage": _usage(writing)}
+    def body(self, text: str, reply: StreamedReply) -> dict[str, Any]:
+        """Return the body of a whole reply."""
+        choice = self._full_choice(text, reply.finish)
+        if reply.reasoning and "message" in choice:  # the name in DeepSeek, vLLM and llama.cpp
+            choice["message"]["reasoning_content"] = reply.reasoning
+        return {**self.head, "choices": [choice], "usage": _usage(reply)}
 
     def frame(self, usage: bool) -> tuple[bytes, bytes]:
-        """What stands before and behind each piece of text, which is put between as JSON."""
-        mark = "\ue000"
-        plain = {**self._chunk, "choices": [self._part(mark, None)], **({"usage": None} if usage else {})}
-        before, _, behind = json.dumps(plain, separators=(",", ":")).partition(json.dumps(mark))
-        return f"data: {before}".encode(), f"{behind}\n\n".encode()
+        """Return the bytes before and after each piece of text, which is inserted as a JSON string."""
+        placeholder = "\ue000"
+        chunk = {
+            **self._chunk,
+            "choices": [self._chunk_choice(placeholder, None)],
+            **({"usage": None} if usage else {}),
+        }
+        head_text, _, tail_text = json.dumps(chunk, separators=(",", ":")).partition(json.dumps(placeholder))
+        return f"data: {head_text}".encode(), f"{tail_text}\n\n".encode()
 
     def first(self, usage: bool) -> bytes:
-        """What a chat begins with: who speaks. Nothing else does, for clients join what comes."""
-        if self._part is _text:
+        """Return the first chunk of a chat, with the role; empty for completions."""
+        if self._chunk_choice is _text:
             return b""
         choice = {**_delta("", None), "delta": {"role": "assistant", "content": ""}}
         return _event({**self._chunk, "choices": [choice], **({"usage": None} if usage else {})})
 
     def last(self, finish: str | None, usage: bool) -> bytes:
-        """The chunk that says how it ended."""
-        return _event({**self._chunk, "choices": [self._part("", finish)], **({"usage": None} if usage else {})})
+        """Return the chunk with the finish reason."""
+        return _event(
+            {**self._chunk, "choices": [self._chunk_choice("", finish)], **({"usage": None} if usage else {})}
+        )
 
-    def counts(self, writing: Writing) -> bytes:
-        """The chunk with the counts."""
-        return _event({**self._chunk, "choices": [], "usage": _usage(writing)})
+    def counts(self, reply: StreamedReply) -> bytes:
+        """Return the chunk with the token counts."""
+        return _event({**self._chunk, "choices": [], "usage": _usage(reply)})
 
 
-async def _answer(
+async def _respond(
     model: Served,
     prompt: Sequence[Turn] | str,
-    asked: Asked,
-    tokens: int | None,
-    form: _Form,
+    payload: GenerationRequest,
+    max_tokens: int | None,
+    builder: _ResponseBuilder,
     request: Request,
     limits: Limits,
 ) -> Response:
     sampling = Sampling(
-        tokens or TOKENS,
-        1.0 if asked.temperature is None and asked.top_p is not None else asked.temperature or 0.0,
-        1.0 if asked.top_p is None else asked.top_p,
-        asked.seed,
-        asked.stops,
+        max_tokens or DEFAULT_MAX_TOKENS,
+        1.0 if payload.temperature is None and payload.top_p is not None else payload.temperature or 0.0,
+        1.0 if payload.top_p is None else payload.top_p,
+        payload.seed,
+        payload.stop_strings,
     )
-    if asked.stream:
+    if payload.stream:
         return EventStream(
-            _chunks(model, prompt, sampling, asked.wants_usage, form), _wrong, stall=limits.stall_seconds
+            _chunks(model, prompt, sampling, payload.wants_usage, builder), _error_event, stall=limits.stall_seconds
         )
 
     async def work() -> dict[str, Any]:
-        async with model.desk.writing(prompt, sampling) as writing:
-            text = "".join([piece async for piece in writing])
-            return form.body(text, writing)
+        async with model.desk.writing(prompt, sampling) as reply:
+            text = "".join([piece async for piece in reply])
+            return builder.body(text, reply)
 
-    return JSONResponse(await whole(request, work()))
+    return JSONResponse(await run_unless_disconnected(request, work()))
 
 
 async def _chunks(
-    model: Served, prompt: Sequence[Turn] | str, sampling: Sampling, usage: bool, form: _Form
+    model: Served, prompt: Sequence[Turn] | str, sampling: Sampling, usage: bool, builder: _ResponseBuilder
 ) -> AsyncGenerator[bytes, None]:
-    before, behind = form.frame(usage)
-    encode, first = json.JSONEncoder().encode, form.first(usage)
-    async with model.desk.writing(prompt, sampling) as writing:
-        async for piece in writing:
-            yield first + before + encode(piece).encode() + behind
+    prefix, suffix = builder.frame(usage)
+    encode, first = json.JSONEncoder().encode, builder.first(usage)
+    async with model.desk.writing(prompt, sampling) as reply:
+        async for piece in reply:
+            yield first + prefix + encode(piece).encode() + suffix
             first = b""
-        yield first + form.last(writing.finish, usage) + (form.counts(writing) if usage else b"") + DONE
+        yield first + builder.last(reply.finish, usage) + (builder.counts(reply) if usage else b"") + DONE
 
 
-def _wrong(error: ApiError) -> bytes:
+def _error_event(error: ApiError) -> bytes:
     return _event(error.body())
 
 
-def _event(plain: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(plain, separators=(',', ':'))}\n\n".encode()
+def _event(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
-def _usage(writing: Writing) -> dict[str, int]:
-    read, written = writing.prompt_tokens, writing.tokens
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+def _usage(reply: StreamedReply) -> dict[str, int]:
+    total = reply.prompt_tokens + reply.tokens
+    return {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.tokens, "total_tokens": total}
 
 
 def _message(text: str, finish: str | None) -> dict[str, Any]:
@@ -187,5 +193,5 @@ def _text(text: str, finish: str | None) -> dict[str, Any]:
     return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
 
 
-def _card(name: str, since: int) -> ModelCard:
-    return ModelCard(id=name, object="model", created=since, owned_by="tunesmith")
+def _model_card(name: str, created: int) -> ModelCard:
+    return ModelCard(id=name, object="model", created=created, owned_by="tunesmith")

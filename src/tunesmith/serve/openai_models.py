@@ -1,7 +1,7 @@
-"""What OpenAI's chat completions, completions and models send and answer, as far as they are served here.
+"""Requests and responses of OpenAI's chat completions, completions and models, as far as they are supported.
 
-https://platform.openai.com/docs/api-reference/chat/create and /completions/create. What is not served is allowed with
-the value alone that asks for nothing, so that a client which spells out defaults is understood.
+https://platform.openai.com/docs/api-reference/chat/create and /completions/create. A setting that is not supported is
+accepted only with its neutral value, so that clients which send defaults work.
 """
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tunesmith.web.limits import Limits
 
-_MOST = Limits()
+_LIMITS = Limits()
 
 
 def _encodable(text: str) -> str:
-    """JSON can name halves of characters, which nothing else can hold, and the zero byte, where C's texts end."""
+    """Reject surrogates, which only JSON can hold, and null characters, where C strings end."""
     if "\0" in text:
-        raise ValueError("a zero byte stands in it; leave it out")
+        raise ValueError("the text contains a null character; remove it")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError("half of a character stands alone (a surrogate); send whole characters")
+        raise ValueError("the text contains a lone surrogate; send whole characters")
     return text
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
 Zero = Annotated[float, Field(ge=0, le=0)]
-Empty = Annotated[dict[str, Any], Field(max_length=0)]
-Nothing = Annotated[list[Any], Field(max_length=0)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Stop = Annotated[Text, Field(min_length=1, max_length=_MOST.stop_letters)]
+EmptyObject = Annotated[dict[str, Any], Field(max_length=0)]
+EmptyList = Annotated[list[Any], Field(max_length=0)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+StopString = Annotated[Text, Field(min_length=1, max_length=_LIMITS.stop_letters)]
 Label = Annotated[str, Field(max_length=512)]
-MOST_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 20
 
 
-class _Strict(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class TextPart(_Strict):
-    """A part of a message."""
+class TextPart(_StrictModel):
+    """A text part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
-class Message(_Strict):
-    """One speaker's words. `developer` is the newer name of `system`."""
+class Message(_StrictModel):
+    """One message of a conversation. `developer` is the newer name of `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
@@ -55,68 +55,68 @@ class Message(_Strict):
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Nothing | None = None
-    annotations: Nothing | None = None
+    tool_calls: EmptyList | None = None
+    annotations: EmptyList | None = None
 
     @property
     def text(self) -> str:
-        """What is said."""
+        """The whole text of the message."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Strict):
-    """`include_usage` asks for a last chunk with the counts."""
+class StreamOptions(_StrictModel):
+    """`include_usage` requests a last chunk with the token counts."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class TextFormat(_Strict):
-    """Plain text is the one format."""
+class TextFormat(_StrictModel):
+    """Plain text, the only supported format."""
 
     type: Literal["text"]
 
 
-class Asked(_Strict):
-    """What both ways of asking share."""
+class GenerationRequest(_StrictModel):
+    """Settings that chat completions and completions share."""
 
-    model: Name
-    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    model: ModelName
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=_MOST.stops)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=_LIMITS.stops)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
-    logit_bias: Empty | None = None
+    logit_bias: EmptyObject | None = None
     user: Label | None = None
 
     @property
-    def stops(self) -> tuple[str, ...]:
-        """Texts that end the reply."""
+    def stop_strings(self) -> tuple[str, ...]:
+        """The strings that end the reply."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream is to end with the counts."""
+        """Whether a stream ends with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class ChatRequest(Asked):
-    """A conversation to answer."""
+class ChatRequest(GenerationRequest):
+    """A conversation to reply to."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=_MOST.turns)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_LIMITS.turns)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    tools: Nothing | None = None
+    tools: EmptyList | None = None
     tool_choice: Literal["none", "auto"] | None = None
-    functions: Nothing | None = None
+    functions: EmptyList | None = None
     function_call: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
     store: Literal[False] | None = None
@@ -126,8 +126,8 @@ class ChatRequest(Asked):
     prompt_cache_key: Label | None = None
 
 
-class CompletionRequest(Asked):
-    """A text to go on with. It is the model's raw input: special tokens written in it are special tokens."""
+class CompletionRequest(GenerationRequest):
+    """A text to continue. It is the model's raw input: special tokens in it are recognized."""
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
@@ -137,20 +137,20 @@ class CompletionRequest(Asked):
 
     @property
     def text(self) -> str:
-        """The one prompt."""
+        """The only prompt."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
 
 class Usage(BaseModel):
-    """Tokens read and written."""
+    """Token counts of prompt and reply."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
-class Answer(BaseModel):
-    """What the model said."""
+class AssistantMessage(BaseModel):
+    """The model's message."""
 
     role: Literal["assistant"]
     content: str
@@ -159,16 +159,16 @@ class Answer(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """The one reply."""
+    """The only choice."""
 
     index: int
-    message: Answer
+    message: AssistantMessage
     logprobs: None
     finish_reason: Literal["stop", "length"]
 
 
 class ChatCompletion(BaseModel):
-    """A whole reply."""
+    """A whole chat completion."""
 
     id: str
     object: Literal["chat.completion"]
@@ -179,7 +179,7 @@ class ChatCompletion(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """The one reply."""
+    """The only choice."""
 
     index: int
     text: str
@@ -188,7 +188,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """A whole reply."""
+    """A whole completion."""
 
     id: str
     object: Literal["text_completion"]
@@ -199,7 +199,7 @@ class Completion(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that can be asked."""
+    """A model that is served."""
 
     id: str
     object: Literal["model"]
@@ -208,7 +208,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models that can be asked."""
+    """All models that are served."""
 
     object: Literal["list"]
     data: list[ModelCard]

@@ -1,7 +1,7 @@
-"""Browser extensions that may ask: each let in once by a code from the terminal, then by a token of its own.
+"""Pairs browser extensions: a code from the terminal is exchanged once for a token of the extension's own.
 
-A code is shown to whoever sits at this machine, lives ten minutes, works once and dies with the fifth wrong try. A
-token belongs to the origin it was given to; only its SHA-256 is kept, in a file that this user alone reads.
+A code is shown in the terminal, is valid for ten minutes, works once, and expires after five wrong tries. A token
+belongs to one origin; only its SHA-256 is stored, in a file that only this user may read.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from tunesmith.serve.openai_models import Text
 from tunesmith.web.errors import ApiError
 from tunesmith.web.token_file import config_folder, read_private, write_private
 
-SECONDS = 600  # that a code lives
-TRIES = 5  # wrong ones end it
-LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # none that is taken for another; 8 of them are 40 bits
-LENGTH = 8
-MOST = 32  # extensions that are kept
-PLACE = "/v1/pair"
+SECONDS = 600  # lifetime of a code
+MAX_TRIES = 5  # wrong tries until a code expires
+CODE_LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # without look-alikes; 8 of them are 40 bits
+CODE_LENGTH = 8
+MAX_PAIRS = 32  # stored extensions
+PAIR_PATH = "/v1/pair"
 _ORIGIN = re.compile(r"chrome-extension://[a-p]{32}")  # Chrome, Chromium, Edge, Brave, Opera
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An extension that was let in: its origin, what it called itself, its token's SHA-256, when (seconds, UTC)."""
+class PairedExtension:
+    """A paired extension: its origin, the name it gave, its token's SHA-256, and when it was paired (seconds, UTC)."""
 
     origin: str
     name: str
@@ -47,118 +47,121 @@ class Pair:
 
 
 class PairRequest(BaseModel):
-    """The code that the terminal shows, and what the extension calls itself."""
+    """The code that the terminal shows, and the extension's name."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    code: Annotated[Text, Field(min_length=LENGTH, max_length=32)]
+    code: Annotated[Text, Field(min_length=CODE_LENGTH, max_length=32)]
     name: Annotated[Text, Field(max_length=80)] = ""
 
 
-class Paired(BaseModel):
+class PairResponse(BaseModel):
     """The extension's own token."""
 
     token: str
 
 
 class Pairing:
-    """Who was paired, and the code that lets one more in. See guard.Pairs."""
+    """The paired extensions, and the code that pairs one more; implements web.auth.PairingStore."""
 
     def __init__(self, path: Path | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Reads the pairs from `path` (default: pairs_path()). `clock` tells seconds for the code's life.
+        """Reads the extensions from `path` (default: pairs_path()). `clock` returns seconds for the lifetime of a code.
 
-        Raises what token_file.read_private does, RunError for a file that is damaged.
+        Raises the errors of token_file.read_private, and RunError for a damaged file.
         """
         self._path, self._clock, self._lock = path or pairs_path(), clock, threading.Lock()
-        self._code, self._until, self._open_until, self._tries = b"", 0.0, 0.0, 0
-        self._stamp, self._pairs = _stamp(self._path), paired(self._path)
+        self._code, self._expires_at, self._pairing_open_until, self._tries_left = b"", 0.0, 0.0, 0
+        self._version, self._extensions = _file_version(self._path), paired(self._path)
 
     def code(self) -> str:
-        """A new code, in two groups of four; an earlier one ends."""
-        made = "".join(secrets.choice(LETTERS) for _ in range(LENGTH))
+        """Return a new code in two groups of four; an earlier code expires."""
+        letters = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_LENGTH))
         with self._lock:
-            self._code, self._tries = _hash(made), TRIES
-            self._until = self._open_until = self._clock() + SECONDS
-        return f"{made[:4]}-{made[4:]}"
+            self._code, self._tries_left = _hash(letters), MAX_TRIES
+            self._expires_at = self._pairing_open_until = self._clock() + SECONDS
+        return f"{letters[:4]}-{letters[4:]}"
 
-    def knows(self, origin: str, path: str) -> bool:
-        """Whether pages of `origin` may ask: those paired for anything, other extensions to pair while a code is shown.
+    def allows_origin(self, origin: str, path: str) -> bool:
+        """Return whether pages of `origin` may request `path`; unpaired extensions may pair while a code is shown.
 
-        They may as well when the code was used up or tried too often, so that they can read why they are refused.
+        That includes codes that were used or tried too often, so that the extension can read the error.
         """
         with self._lock:
-            self._read()
-            if any(each.origin == origin for each in self._pairs):
+            self._reload()
+            if any(extension.origin == origin for extension in self._extensions):
                 return True
-            return path == PLACE and self._clock() < self._open_until and bool(_ORIGIN.fullmatch(origin))
+            return path == PAIR_PATH and self._clock() < self._pairing_open_until and bool(_ORIGIN.fullmatch(origin))
 
-    def accepts(self, token: str, origin: str) -> bool:
-        """Whether `token` was given to `origin`; "" is what a paired extension sends with GET. In constant time."""
-        wanted, found = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest(), False
+    def accepts_token(self, token: str, origin: str) -> bool:
+        """Return whether `token` belongs to `origin`, or to any extension if `origin` is "" as in their GET requests.
+
+        Compares in constant time.
+        """
+        digest, accepted = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest(), False
         with self._lock:
-            self._read()
-            for each in self._pairs:
-                same = hmac.compare_digest(each.sha256, wanted)
-                found = found or (same and origin in ("", each.origin))
-        return found
+            self._reload()
+            for extension in self._extensions:
+                matches = hmac.compare_digest(extension.sha256, digest)
+                accepted = accepted or (matches and origin in ("", extension.origin))
+        return accepted
 
     def pair(self, code: str, origin: str, name: str = "") -> str:
-        """A token for `origin`, in whose place an earlier one of the same origin is forgotten. The code is used up.
+        """Use up the code and return a token for `origin`, which replaces an earlier one of the same origin.
 
-        Raises ApiError (403) for a wrong, used, old or missing code and for an origin that is no extension's.
+        Raises ApiError (403) for a wrong, used, expired or missing code, and for an origin that is not an extension's.
         """
         if not _ORIGIN.fullmatch(origin):
             raise ApiError(403, "only a browser extension can be paired", code="origin_not_allowed")
-        given = _hash(re.sub(r"[\s-]", "", code).upper())
+        code_hash = _hash(re.sub(r"[\s-]", "", code).upper())
         with self._lock:
-            alive = self._tries > 0 and self._clock() < self._until
-            right = hmac.compare_digest(given, self._code or bytes(len(given)))
-            if not (alive and right):
-                self._tries -= alive
-                what = "the code is wrong, used up or too old. For a new one start the server with --pair"
-                raise ApiError(403, what, code="pairing_failed", param="code")
-            self._tries = 0
+            valid = self._tries_left > 0 and self._clock() < self._expires_at
+            matches = hmac.compare_digest(code_hash, self._code or bytes(len(code_hash)))
+            if not (valid and matches):
+                self._tries_left -= valid
+                message = "the code is wrong, used or expired. For a new one, restart the server with --pair"
+                raise ApiError(403, message, code="pairing_failed", param="code")
+            self._tries_left = 0
             token = secrets.token_urlsafe(32)
-            self._read()
-            new = Pair(origin, _line(name), hashlib.sha256(token.encode()).hexdigest(), int(time.time()))
-            kept = [each for each in self._pairs if each.origin != origin]
-            self._write([*kept, new][-MOST:])
+            self._reload()
+            new = PairedExtension(origin, _one_line(name), hashlib.sha256(token.encode()).hexdigest(), int(time.time()))
+            others = [extension for extension in self._extensions if extension.origin != origin]
+            self._write([*others, new][-MAX_PAIRS:])
         return token
 
     def router(self) -> APIRouter:
-        """POST /v1/pair."""
-        made = APIRouter()
+        """Routes: POST /v1/pair."""
+        api_router = APIRouter()
 
-        @made.post(PLACE, response_model=Paired)
-        async def pair(asked: PairRequest, request: Request) -> Paired:
-            """Gives a browser extension its own token for the code that the terminal shows."""
-            return Paired(token=self.pair(asked.code, request.headers.get("origin", ""), asked.name))
+        @api_router.post(PAIR_PATH, response_model=PairResponse)
+        async def pair(payload: PairRequest, request: Request) -> PairResponse:
+            """Exchange the code that the terminal shows for a token of the extension's own."""
+            return PairResponse(token=self.pair(payload.code, request.headers.get("origin", ""), payload.name))
 
-        return made
+        return api_router
 
-    def _read(self) -> None:
-        """The file, where it is another than before: extensions are unpaired while the server runs.
+    def _reload(self) -> None:
+        """Read the file again if it has changed, because extensions can be unpaired while the server runs.
 
-        One that cannot be read any more lets nobody in.
+        If the file cannot be read any more, no extension is accepted.
         """
-        stamp = _stamp(self._path)
-        if stamp != self._stamp:
-            self._pairs, self._stamp = [], stamp
+        version = _file_version(self._path)
+        if version != self._version:
+            self._extensions, self._version = [], version
             with contextlib.suppress(TunesmithError):
-                self._pairs = paired(self._path)
+                self._extensions = paired(self._path)
 
-    def _write(self, pairs: list[Pair]) -> None:
-        write_pairs(pairs, self._path)
-        self._pairs, self._stamp = pairs, _stamp(self._path)
+    def _write(self, extensions: list[PairedExtension]) -> None:
+        write_pairs(extensions, self._path)
+        self._extensions, self._version = extensions, _file_version(self._path)
 
 
 def pairs_path() -> Path:
-    """Where the pairs are kept."""
+    """Return the path of the file with the paired extensions."""
     return config_folder() / "paired.json"
 
 
-def paired(path: Path | None = None) -> list[Pair]:
-    """The extensions that were let in, the oldest first; none where there is no file.
+def paired(path: Path | None = None) -> list[PairedExtension]:
+    """Return the paired extensions, the oldest first; none if the file does not exist.
 
     Raises RunError for a file that others may read or that is damaged, ResourceError for one that cannot be read.
     """
@@ -166,35 +169,37 @@ def paired(path: Path | None = None) -> list[Pair]:
     if not path.exists():
         return []
     try:
-        return [Pair(**each) for each in json.loads(read_private(path))["pairs"]]
+        return [PairedExtension(**entry) for entry in json.loads(read_private(path))["pairs"]]
     except (ValueError, TypeError, KeyError) as error:
-        raise RunError("is damaged", where=str(path), next="Delete it, and pair the extensions anew") from error
+        raise RunError(
+            "the file is damaged", where=str(path), next="Delete it, and pair the extensions again"
+        ) from error
 
 
-def unpair(which: str = "", path: Path | None = None) -> list[Pair]:
-    """Lets extensions in no more: those whose origin or name is `which`, all for ''. Returns those it was.
+def unpair(which: str = "", path: Path | None = None) -> list[PairedExtension]:
+    """Revoke the extensions whose origin or name is `which`, or all for ''. Returns the revoked ones.
 
-    Raises RunError where none is called so, and what `paired` raises.
+    Raises RunError if there is none with that name, and the errors of `paired`.
     """
-    known = paired(path)
-    gone = [each for each in known if which in ("", each.origin, each.name)]
-    if which and not gone:
-        names = ", ".join(sorted({each.name or each.origin for each in known})) or "none"
-        raise RunError(f"no extension called '{which}' is paired", where="--unpair", next=f"There are: {names}")
-    if gone:
-        write_pairs([each for each in known if each not in gone], path or pairs_path())
-    return gone
+    extensions = paired(path)
+    removed = [extension for extension in extensions if which in ("", extension.origin, extension.name)]
+    if which and not removed:
+        names = ", ".join(sorted({extension.name or extension.origin for extension in extensions})) or "none"
+        raise RunError(f"no paired extension is called '{which}'", where="--unpair", next=f"Paired extensions: {names}")
+    if removed:
+        write_pairs([extension for extension in extensions if extension not in removed], path or pairs_path())
+    return removed
 
 
-def write_pairs(pairs: list[Pair], path: Path) -> None:
-    """Keeps these pairs and no others."""
-    write_private(path, json.dumps({"pairs": [asdict(each) for each in pairs]}, indent=1) + "\n")
+def write_pairs(extensions: list[PairedExtension], path: Path) -> None:
+    """Replace the stored extensions."""
+    write_private(path, json.dumps({"pairs": [asdict(extension) for extension in extensions]}, indent=1) + "\n")
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _file_version(path: Path) -> tuple[int, int, int] | None:
     with contextlib.suppress(OSError):
-        found = path.stat()
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        status = path.stat()
+        return status.st_mtime_ns, status.st_size, status.st_ino
     return None
 
 
@@ -202,6 +207,6 @@ def _hash(code: str) -> bytes:
     return hashlib.sha256(code.encode()).digest()
 
 
-def _line(name: str) -> str:
-    """A name as it can stand in a terminal."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())
+def _one_line(name: str) -> str:
+    """Return a name that is safe to print in a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())

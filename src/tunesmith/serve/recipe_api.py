@@ -1,4 +1,4 @@
-"""Recipes as forms: what each asks for, and the text that its model writes, checked as it comes."""
+"""Recipes as forms: the fields of each recipe, and the text that its model writes, checked as it is generated."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from starlette.responses import JSONResponse
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import TunesmithError
 from tunesmith.serve.backend import Sampling
-from tunesmith.serve.events import STREAMED, EventStream, whole
-from tunesmith.serve.openai_models import MOST_TOKENS, Text
+from tunesmith.serve.events import EVENT_STREAM_RESPONSE, EventStream, run_unless_disconnected
+from tunesmith.serve.openai_models import MAX_TOKENS, Text
 from tunesmith.web.errors import ApiError
 from tunesmith.web.limits import Limits
 from tunesmith.writing.events import Claimed, Cut, Done, Event
-from tunesmith.writing.events import Text as Shown
+from tunesmith.writing.events import Text as TextEvent
 from tunesmith.writing.form import Form, conversation, form_of
 from tunesmith.writing.stream_filter import Gate
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
     from tunesmith.serve.request_queue import Served
 
-SYSTEM = 20_000  # characters of a system message
-FIELDS = 64  # of a form
-_NAMES: dict[type, str] = {Shown: "text", Claimed: "claim", Cut: "cut", Done: "done"}
+MAX_SYSTEM = 20_000  # characters
+MAX_FIELDS = 64  # per form
+_EVENT_NAMES: dict[type, str] = {TextEvent: "text", Claimed: "claim", Cut: "cut", Done: "done"}
 
 
 class RecipeCard(BaseModel):
-    """A recipe that can be written with."""
+    """A recipe to write with."""
 
     name: str
     about: str
@@ -43,13 +43,13 @@ class RecipeCard(BaseModel):
 
 
 class RecipeList(BaseModel):
-    """All of them."""
+    """All recipes."""
 
     data: list[RecipeCard]
 
 
 class FieldShape(BaseModel):
-    """A value that is asked for; `longest` in characters."""
+    """A field of the form; `longest` is in characters."""
 
     name: str
     label: str
@@ -60,7 +60,7 @@ class FieldShape(BaseModel):
 
 
 class RecipeShape(RecipeCard):
-    """What a recipe asks for, its own system message, and a row's values as an example."""
+    """A recipe's fields, its system message, and the values of a row as an example."""
 
     system: str | None
     max_tokens: int
@@ -69,20 +69,20 @@ class RecipeShape(RecipeCard):
 
 
 class WriteRequest(BaseModel):
-    """The values to write from. `system` null is the recipe's own, "" none; `max_tokens` null the recipe's."""
+    """The values to write from. `system` null is the recipe's own, "" none; `max_tokens` null is the recipe's."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    fields: Annotated[dict[Annotated[str, Field(max_length=200)], Text], Field(max_length=FIELDS)]
-    system: Annotated[Text, Field(max_length=SYSTEM)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    fields: Annotated[dict[Annotated[str, Field(max_length=200)], Text], Field(max_length=MAX_FIELDS)]
+    system: Annotated[Text, Field(max_length=MAX_SYSTEM)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
 
 
 class ClaimShape(BaseModel):
-    """A statement of the text, code points start to end (end not included), and what the fields say to it."""
+    """A claim in the text, from code point `start` to `end` (exclusive), and whether the fields support it."""
 
     start: int
     end: int
@@ -94,21 +94,21 @@ class ClaimShape(BaseModel):
 
 
 class CutShape(BaseModel):
-    """Why the text was ended, and the beginning of what was removed."""
+    """Why the text was cut, and the beginning of what was removed."""
 
     why: str
     removed: str
 
 
 class Tokens(BaseModel):
-    """Tokens read and written."""
+    """Token counts of prompt and reply."""
 
     prompt_tokens: int
     completion_tokens: int
 
 
-class Written(BaseModel):
-    """A whole text. `stopped`: the model ended by itself; `prefix`: the chatter that was left out in front."""
+class WriteResponse(BaseModel):
+    """A whole text. `stopped`: the model ended it; `prefix`: introductory chatter that was removed."""
 
     text: str
     claims: list[ClaimShape]
@@ -120,7 +120,7 @@ class Written(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Written:
+class _ServedRecipe:
     model: Served
     recipe: Recipe
     form: Form
@@ -129,103 +129,103 @@ class _Written:
         return {"name": name, "about": self.form.about, "model": self.model.name}
 
 
-def router(models: Sequence[Served], limits: Limits) -> APIRouter:
-    """GET /v1/recipes, GET /v1/recipes/{name}, POST /v1/recipes/{name}/write."""
-    made, known = APIRouter(prefix="/v1/recipes"), _known(models)
+def recipe_router(models: Sequence[Served], limits: Limits) -> APIRouter:
+    """Routes: GET /v1/recipes, GET /v1/recipes/{name}, POST /v1/recipes/{name}/write."""
+    router, recipes = APIRouter(prefix="/v1/recipes"), _recipes_by_name(models)
 
-    def find(name: str) -> _Written:
-        if name not in known:
-            there = ", ".join(known) or "none; serve a run, or name one with --recipe"
-            raise ApiError(404, f"there is no such recipe; there are: {there}", param="name", code="recipe_not_found")
-        return known[name]
+    def find(name: str) -> _ServedRecipe:
+        if name not in recipes:
+            names = ", ".join(recipes) or "none; serve a run, or add --recipe NAME"
+            raise ApiError(404, f"unknown recipe; available: {names}", param="name", code="recipe_not_found")
+        return recipes[name]
 
-    @made.get("", response_model=RecipeList)
+    @router.get("", response_model=RecipeList)
     async def list_recipes() -> dict[str, Any]:
-        """The recipes whose models are served."""
-        return {"data": [each.card(name) for name, each in known.items()]}
+        """List the recipes whose models are served."""
+        return {"data": [entry.card(name) for name, entry in recipes.items()]}
 
-    @made.get("/{name}", response_model=RecipeShape)
+    @router.get("/{name}", response_model=RecipeShape)
     async def one_recipe(name: str) -> dict[str, Any]:
-        """The form of one."""
-        found = find(name)
-        form = found.form
-        fields, example = [asdict(each) for each in form.fields], dict(form.example)
-        more = {"system": form.system, "max_tokens": form.max_tokens, "fields": fields, "example": example}
-        return {**found.card(name), **more}
+        """Return the form of one recipe."""
+        served = find(name)
+        form = served.form
+        fields, example = [asdict(entry) for entry in form.fields], dict(form.example)
+        details = {"system": form.system, "max_tokens": form.max_tokens, "fields": fields, "example": example}
+        return {**served.card(name), **details}
 
-    @made.post("/{name}/write", response_model=Written, responses=STREAMED)
-    async def write(name: str, asked: WriteRequest, request: Request) -> Response:
-        """The text for a form's values, whole or as it is written, with its statements held against the fields."""
-        found = find(name)
+    @router.post("/{name}/write", response_model=WriteResponse, responses=EVENT_STREAM_RESPONSE)
+    async def write(name: str, payload: WriteRequest, request: Request) -> Response:
+        """Write a text from the form's values, whole or streamed, and check its claims against the fields."""
+        served = find(name)
         try:
-            turns = conversation(found.recipe, asked.fields, asked.system)
+            turns = conversation(served.recipe, payload.fields, payload.system)
         except TunesmithError as error:
             raise ApiError(400, str(error), param="fields", code="invalid_fields") from error
-        source = _events(found, turns, asked)
-        if asked.stream:
-            return EventStream(_told(source), _wrong, stall=limits.stall_seconds)
+        source = _events(served, turns, payload)
+        if payload.stream:
+            return EventStream(_encode_events(source), _error_event, stall=limits.stall_seconds)
 
         async def work() -> dict[str, Any]:
             body: dict[str, Any] = {}
-            async for told in source:
-                body = told[-1][1]
+            async for events in source:
+                body = events[-1][1]
             return body
 
-        return JSONResponse(await whole(request, work()))
+        return JSONResponse(await run_unless_disconnected(request, work()))
 
-    return made
+    return router
 
 
-def _known(models: Sequence[Served]) -> dict[str, _Written]:
-    """The recipes by name; of two models with the same one the second is told by its own name."""
-    known: dict[str, _Written] = {}
+def _recipes_by_name(models: Sequence[Served]) -> dict[str, _ServedRecipe]:
+    """Return the recipes by name; the name of a repeated recipe gets the model's name as a suffix."""
+    recipes: dict[str, _ServedRecipe] = {}
     for model in models:
         if model.recipe is not None:
-            name = model.recipe.name if model.recipe.name not in known else f"{model.recipe.name}.{model.name}"
-            known[name] = _Written(model, model.recipe, form_of(model.recipe))
-    return known
+            name = model.recipe.name if model.recipe.name not in recipes else f"{model.recipe.name}.{model.name}"
+            recipes[name] = _ServedRecipe(model, model.recipe, form_of(model.recipe))
+    return recipes
 
 
 async def _events(
-    found: _Written, turns: Sequence[Turn], asked: WriteRequest
+    served: _ServedRecipe, turns: Sequence[Turn], payload: WriteRequest
 ) -> AsyncGenerator[list[tuple[str, dict[str, Any]]], None]:
-    """What each piece of the reply brings, by name; `done` comes last. The reply is ended when the text is."""
-    began, gate = time.monotonic(), Gate.of(found.form, asked.fields, turns)
-    sampling = Sampling(asked.max_tokens or found.form.max_tokens, asked.temperature or 0.0, seed=asked.seed)
-    async with found.model.desk.writing(turns, sampling) as writing:
-        async for piece in writing:
-            if told := gate.feed(piece):
-                yield _plain(told)
-            if gate.over:
+    """Yield the named events of each piece of the reply; `done` comes last. The reply ends with the text."""
+    started, stream_filter = time.monotonic(), Gate.of(served.form, payload.fields, turns)
+    sampling = Sampling(payload.max_tokens or served.form.max_tokens, payload.temperature or 0.0, seed=payload.seed)
+    async with served.model.desk.writing(turns, sampling) as reply:
+        async for piece in reply:
+            if events := stream_filter.feed(piece):
+                yield _named_events(events)
+            if stream_filter.over:
                 break
-        last = _plain(gate.end(not gate.over and writing.finish == "stop"))
-        last[-1][1]["usage"] = {"prompt_tokens": writing.prompt_tokens, "completion_tokens": writing.tokens}
-        last[-1][1]["seconds"] = round(time.monotonic() - began, 3)
-        yield last
+        final = _named_events(stream_filter.end(not stream_filter.over and reply.finish == "stop"))
+        final[-1][1]["usage"] = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.tokens}
+        final[-1][1]["seconds"] = round(time.monotonic() - started, 3)
+        yield final
 
 
-def _plain(events: Iterable[Event]) -> list[tuple[str, dict[str, Any]]]:
-    """Events as plain values by name, neighbouring texts as one."""
-    found: list[tuple[str, dict[str, Any]]] = []
+def _named_events(events: Iterable[Event]) -> list[tuple[str, dict[str, Any]]]:
+    """Return events as names and JSON values, with adjacent texts merged."""
+    named: list[tuple[str, dict[str, Any]]] = []
     for event in events:
-        name = _NAMES[type(event)]
-        if isinstance(event, Shown) and found and found[-1][0] == "text":
-            found[-1][1]["text"] += event.text
+        name = _EVENT_NAMES[type(event)]
+        if isinstance(event, TextEvent) and named and named[-1][0] == "text":
+            named[-1][1]["text"] += event.text
         else:
-            found.append((name, asdict(event)))
-    return found
+            named.append((name, asdict(event)))
+    return named
 
 
-async def _told(source: AsyncGenerator[list[tuple[str, dict[str, Any]]], None]) -> AsyncGenerator[bytes, None]:
-    """Server-sent events; what is told at the same moment goes out together."""
+async def _encode_events(source: AsyncGenerator[list[tuple[str, dict[str, Any]]], None]) -> AsyncGenerator[bytes, None]:
+    """Yield server-sent events; events that arrive together are sent together."""
     async with contextlib.aclosing(source):
-        async for told in source:
-            yield b"".join(_event(name, plain) for name, plain in told)
+        async for events in source:
+            yield b"".join(_event(name, data) for name, data in events)
 
 
-def _wrong(error: ApiError) -> bytes:
+def _error_event(error: ApiError) -> bytes:
     return _event("error", {"message": error.message, "code": error.code})
 
 
-def _event(name: str, plain: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(plain, separators=(',', ':'))}\n\n".encode()
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()

@@ -1,4 +1,4 @@
-"""Another server behind this one, for those who outgrow one machine: vLLM, Ollama, llama.cpp, a vendor's."""
+"""Serves the model of another server, for more than one machine: vLLM, Ollama, llama.cpp or a vendor's."""
 
 from __future__ import annotations
 
@@ -8,86 +8,88 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
-from tunesmith.generation.from_server_async import FromServerAsync, Overloaded, Part
+from tunesmith.generation.from_server_async import FromServerAsync, Overloaded, ReplyChunk
 from tunesmith.generation.stop_strings import ReplyFilter
 from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.serve.backend import Finish, Sampling, State
-from tunesmith.web.errors import Broken, Busy, Refused
+from tunesmith.web.errors import BackendFailed, QueueFull, RequestRefused
 
-SLOTS = 16  # requests at once: as many as a small vLLM batches
-# What templates separate turns with. A server that renders them reads these words in a message as its own.
-FORGED = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?s>")
+SLOTS = 16  # requests at once, as a small vLLM server batches
+# Markers between turns. A server that renders the template would read them in a message as its own.
+TURN_MARKERS = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?s>")
 
 
 class RemoteBackend:
-    """See Backend."""
+    """A backend that forwards requests to another server."""
 
     context = None
 
     def __init__(self, name: str, server: FromServerAsync, slots: int = SLOTS, stop: Sequence[str] = ()) -> None:
-        """`stop` are texts that end every reply, besides each request's own."""
+        """`stop` are stop strings of every reply, in addition to each request's own."""
         self.name, self.slots, self._server, self._stop = name, slots, server, tuple(stop)
         self.state: State = "ok"
 
     @contextlib.asynccontextmanager
-    async def writing(self, prompt: Sequence[Turn] | str, sampling: Sampling) -> AsyncIterator[_Writing]:
-        """See Backend. Raises Busy when the other server says so."""
-        for place, turn in enumerate([] if isinstance(prompt, str) else prompt):
-            if found := FORGED.search(turn.text):
-                what = f"message {place} holds {found[0]!r}, which the other server reads as the end of a turn"
-                raise Refused(f"{what}; leave it out", param="messages", code="special_token")
-        parts = self._server.parts(
+    async def writing(self, prompt: Sequence[Turn] | str, sampling: Sampling) -> AsyncIterator[_RemoteReply]:
+        """Start a reply. Raises QueueFull if the other server is overloaded."""
+        for index, turn in enumerate([] if isinstance(prompt, str) else prompt):
+            if match := TURN_MARKERS.search(turn.text):
+                message = f"message {index} contains {match[0]!r}, which the other server may read as the end of a turn"
+                raise RequestRefused(f"{message}; remove it", param="messages", code="special_token")
+        chunks = self._server.parts(
             prompt, max_new_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
             seed=sampling.seed,
         )  # fmt: skip
-        async with contextlib.aclosing(parts):
-            form = ReplyFormat("", ()) if isinstance(prompt, str) else ReplyFormat()
-            yield _Writing(self, parts, ReplyFilter(form, (*self._stop, *sampling.stop)))
+        async with contextlib.aclosing(chunks):
+            reply_format = ReplyFormat("", ()) if isinstance(prompt, str) else ReplyFormat()
+            yield _RemoteReply(self, chunks, ReplyFilter(reply_format, (*self._stop, *sampling.stop)))
 
     def close(self) -> None:
-        """Ends the connections that no event loop holds."""
+        """Close the connections outside the event loop."""
         self._server.close()
 
 
-class _Writing:
-    """See Writing. Where the other server is silent about tokens, pieces are counted."""
+class _RemoteReply:
+    """A reply of the other server. If that reports no token counts, pieces are counted."""
 
-    def __init__(self, backend: RemoteBackend, parts: AsyncGenerator[Part, None], reply: ReplyFilter) -> None:
-        self._backend, self._parts, self._reply = backend, parts, reply
+    def __init__(
+        self, backend: RemoteBackend, chunks: AsyncGenerator[ReplyChunk, None], reply_filter: ReplyFilter
+    ) -> None:
+        self._backend, self._chunks, self._filter = backend, chunks, reply_filter
         self.finish: Finish = "length"
         self.prompt_tokens = self.tokens = 0
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """The pieces."""
+        """Yield the pieces of the reply."""
         backend = self._backend
         try:
-            async for part in self._parts:
+            async for chunk in self._chunks:
                 backend.state = "ok"
-                self._note(part)
-                if shown := self._reply.feed(part.text):
-                    yield shown
-                if self._reply.hit:
+                self._record(chunk)
+                if visible := self._filter.feed(chunk.text):
+                    yield visible
+                if self._filter.hit:
                     self.finish = "stop"
                     return
         except Overloaded as error:
-            raise Busy(error.seconds) from error
+            raise QueueFull(error.seconds) from error
         except ResourceError as error:
             backend.state = "down"
-            raise Broken(str(error)) from error
+            raise BackendFailed(str(error)) from error
         except ModelError as error:
-            raise Refused(str(error)) from error
-        if rest := self._reply.rest():
-            yield rest
+            raise RequestRefused(str(error)) from error
+        if remaining := self._filter.flush():
+            yield remaining
 
     @property
     def reasoning(self) -> str:
-        """See Writing."""
-        return self._reply.reasoning
+        """The thought before the reply."""
+        return self._filter.reasoning
 
-    def _note(self, part: Part) -> None:
-        if part.finish is not None:
-            self.finish = "length" if part.finish == "length" else "stop"
-        if part.read is not None and part.written is not None:
-            self.prompt_tokens, self.tokens = part.read, part.written
-        elif part.text:
+    def _record(self, chunk: ReplyChunk) -> None:
+        if chunk.finish is not None:
+            self.finish = "length" if chunk.finish == "length" else "stop"
+        if chunk.prompt_tokens is not None and chunk.completion_tokens is not None:
+            self.prompt_tokens, self.tokens = chunk.prompt_tokens, chunk.completion_tokens
+        elif chunk.text:
             self.tokens += 1

@@ -1,4 +1,4 @@
-"""Who is written for now, who waits, and who is sent away: one desk before each model."""
+"""The request queue of one model: running requests, waiting requests, and rejection with Retry-After."""
 
 from __future__ import annotations
 
@@ -13,149 +13,149 @@ from typing import Protocol
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Turn
-from tunesmith.serve.backend import Backend, Finish, Sampling, Writing
-from tunesmith.web.errors import Busy, TooLong
+from tunesmith.serve.backend import Backend, Finish, Sampling, StreamedReply
+from tunesmith.web.errors import QueueFull, ReplyTimeout
 
-LONGEST_WAIT = 60  # seconds in Retry-After at most: a client that is told more gives up
-FORGET = 0.2  # how much the newest reply counts in the mean of how long one takes
+MAX_RETRY_AFTER = 60  # seconds; a client gives up on longer waits
+SMOOTHING = 0.2  # weight of the newest reply in the moving average of durations
 
 
 class Meter(Protocol):
-    """Who counts."""
+    """Records the replies of one queue."""
 
     def began(self, seconds: float) -> None:
-        """The first text came, so long after the request."""
+        """Record the time from the request to the first text."""
         ...
 
     def ended(self, prompt_tokens: int, tokens: int) -> None:
-        """A reply ended, whole or not."""
+        """Record the token counts of a reply that ended, complete or not."""
         ...
 
 
 class Desk:
-    """Admits as many at once as the backend writes for; `waiting` more wait, in the order in which they came.
+    """Runs as many requests at once as the backend has slots; `waiting` more wait in the order of arrival.
 
-    A reply, its wait apart, may take `seconds`. Everything happens in one event loop.
+    A reply may take `seconds`, not counting the wait. Used in one event loop.
     """
 
     def __init__(self, backend: Backend, waiting: int, *, seconds: float = 600.0) -> None:
-        """Admits nobody yet."""
-        self.backend, self.room, self.seconds = backend, waiting, seconds
+        """Starts with an empty queue."""
+        self.backend, self.max_waiting, self.seconds = backend, waiting, seconds
         self.meter: Meter | None = None
-        self._line: deque[asyncio.Future[None]] = deque()
-        self._busy, self._mean = 0, 1.0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._busy, self._mean_seconds = 0, 1.0
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
-        return len(self._line)
+        """The number of waiting requests."""
+        return len(self._waiters)
 
     @property
     def busy(self) -> int:
-        """How many are written for."""
+        """The number of running requests."""
         return self._busy
 
     @asynccontextmanager
-    async def writing(self, prompt: Sequence[Turn] | str, sampling: Sampling) -> AsyncIterator[Writing]:
-        """See Backend; raises Busy, and TooLong for a reply that takes too long.
+    async def writing(self, prompt: Sequence[Turn] | str, sampling: Sampling) -> AsyncIterator[StreamedReply]:
+        """Wait for a slot and start a reply. Raises QueueFull, ReplyTimeout, and the errors of the backend.
 
-        Whoever leaves, by an error or cancelled, gives the place to the next.
+        A request that ends, fails or is canceled passes its slot to the next.
         """
-        came = time.monotonic()
-        async with self._place():
-            began = time.monotonic()
+        arrived = time.monotonic()
+        async with self._slot():
+            started = time.monotonic()
             try:
-                async with asyncio.timeout(self.seconds) as limit, self.backend.writing(prompt, sampling) as writing:
+                async with asyncio.timeout(self.seconds) as limit, self.backend.writing(prompt, sampling) as reply:
                     try:
-                        yield _Counted(writing, came, self.meter)
+                        yield _TimedReply(reply, arrived, self.meter)
                     finally:
                         if self.meter:
-                            self.meter.ended(writing.prompt_tokens, writing.tokens)
+                            self.meter.ended(reply.prompt_tokens, reply.tokens)
             except TimeoutError:
                 if not limit.expired():
                     raise
-                raise TooLong(f"the reply was not done within {self.seconds:g} s") from None
+                raise ReplyTimeout(f"the reply was not complete within {self.seconds:g} s") from None
             finally:
-                self._mean += FORGET * (time.monotonic() - began - self._mean)
+                self._mean_seconds += SMOOTHING * (time.monotonic() - started - self._mean_seconds)
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        if self._busy >= self.backend.slots or self._line:
-            await self._wait()  # whoever leaves has kept the place for this one
+    async def _slot(self) -> AsyncIterator[None]:
+        if self._busy >= self.backend.slots or self._waiters:
+            await self._wait_for_slot()  # the request that ended has passed its slot on
         else:
             self._busy += 1
         try:
             yield
         finally:
-            self._pass_on()
+            self._release_slot()
 
-    async def _wait(self) -> None:
-        if len(self._line) >= self.room:
-            raise Busy(self._retry_after())
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append(turn)
+    async def _wait_for_slot(self) -> None:
+        if len(self._waiters) >= self.max_waiting:
+            raise QueueFull(self._retry_after())
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # called, and gone at the same moment
-                self._pass_on()
+            if waiter.done() and not waiter.cancelled():  # canceled just after it got the slot
+                self._release_slot()
             else:
                 with suppress(ValueError):
-                    self._line.remove(turn)
+                    self._waiters.remove(waiter)
             raise
 
-    def _pass_on(self) -> None:
-        while self._line:
-            turn = self._line.popleft()
-            if not turn.done():
-                turn.set_result(None)
+    def _release_slot(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
                 return
         self._busy -= 1
 
     def _retry_after(self) -> int:
-        rounds = (len(self._line) + 1) / max(1, self.backend.slots)
-        return max(1, min(LONGEST_WAIT, math.ceil(rounds * self._mean)))
+        rounds = (len(self._waiters) + 1) / max(1, self.backend.slots)
+        return max(1, min(MAX_RETRY_AFTER, math.ceil(rounds * self._mean_seconds)))
 
 
-class _Counted:
-    """A reply whose first text is timed."""
+class _TimedReply:
+    """A reply that records the time to its first text."""
 
-    def __init__(self, writing: Writing, came: float, meter: Meter | None) -> None:
-        self._writing, self._came, self._meter = writing, came, meter
+    def __init__(self, reply: StreamedReply, arrived: float, meter: Meter | None) -> None:
+        self._reply, self._arrived, self._meter = reply, arrived, meter
 
     @property
     def finish(self) -> Finish:
-        """See Writing."""
-        return self._writing.finish
+        """The finish reason."""
+        return self._reply.finish
 
     @property
     def reasoning(self) -> str:
-        """See Writing."""
-        return self._writing.reasoning
+        """The thought before the reply."""
+        return self._reply.reasoning
 
     @property
     def prompt_tokens(self) -> int:
-        """See Writing."""
-        return self._writing.prompt_tokens
+        """Tokens in the prompt."""
+        return self._reply.prompt_tokens
 
     @property
     def tokens(self) -> int:
-        """See Writing."""
-        return self._writing.tokens
+        """Generated tokens."""
+        return self._reply.tokens
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """See Writing."""
+        """Yield the pieces of the reply."""
         meter = self._meter
-        async for piece in self._writing:
+        async for piece in self._reply:
             if meter:
-                meter.began(time.monotonic() - self._came)
+                meter.began(time.monotonic() - self._arrived)
                 meter = None
             yield piece
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model that clients may ask by `name`; with a `recipe`, also by its fields."""
+    """A model in the API under `name`; with a `recipe`, also in the recipe API."""
 
     name: str
     desk: Desk

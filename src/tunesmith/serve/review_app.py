@@ -1,4 +1,4 @@
-"""The review's page and what it asks for. Nothing that is sent says which reply is whose."""
+"""The review page and its API. Responses never reveal which model wrote a reply."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from starlette.types import ASGIApp
 
 from tunesmith.errors import ResourceError
 from tunesmith.evaluation.review import QUESTIONS, Answer, Judgement, Preference, Reviews, Shown
-from tunesmith.web.auth import Guard
+from tunesmith.web.auth import TokenAuth
 
-PAGES = Path(__file__).parent / "pages"
-FILES = {
+PAGES_FOLDER = Path(__file__).parent / "pages"
+PAGE_FILES = {
     "/": ("review.html", "text/html; charset=utf-8"),
     "/review.css": ("review.css", "text/css; charset=utf-8"),
     "/review.js": ("review.js", "text/javascript; charset=utf-8"),
 }
-LONGEST_NOTE = 4000  # characters
-LARGEST_BODY = 64 * 1024  # bytes: a note of 4,000 characters, each written as \uXXXX\uXXXX, and the answers
+MAX_NOTE = 4000  # characters
+MAX_BODY = 64 * 1024  # bytes: a note of 4,000 characters as \uXXXX\uXXXX, and the answers
 NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
-def _complete(answers: dict[str, Answer]) -> dict[str, Answer]:
+def _require_all_answers(answers: dict[str, Answer]) -> dict[str, Answer]:
     if answers.keys() != QUESTIONS.keys():
-        raise ValueError(f"each of {', '.join(QUESTIONS)} needs an answer, and nothing else")
+        raise ValueError(f"exactly these questions need an answer: {', '.join(QUESTIONS)}")
     return answers
 
 
-Answers = Annotated[dict[str, Answer], AfterValidator(_complete)]
+Answers = Annotated[dict[str, Answer], AfterValidator(_require_all_answers)]
 
 
-class Given(BaseModel):
+class JudgementRequest(BaseModel):
     """A judgement as the page sends it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -46,92 +46,98 @@ class Given(BaseModel):
     right: Answers
     preference: Preference
     seconds: Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]
-    note: Annotated[str, Field(max_length=LONGEST_NOTE)] = ""
+    note: Annotated[str, Field(max_length=MAX_NOTE)] = ""
 
 
 def review_app(
-    shown: Sequence[Shown], equal: int, reviews: Reviews, *, name: str, token: str, hosts: Collection[str]
+    blind_pairs: Sequence[Shown], equal: int, reviews: Reviews, *, name: str, token: str, hosts: Collection[str]
 ) -> ASGIApp:
-    """The guarded app for one reviewer: `shown` are their pairs, `equal` were left out, `name` is the recipe's.
+    """Build the app with authentication for one reviewer; `equal` pairs were left out, `name` is the recipe's.
 
-    `hosts` are the names and ports it may be asked under, such as 127.0.0.1:8000.
+    `blind_pairs` are the reviewer's pairs; `hosts` are the accepted Host names with ports, such as 127.0.0.1:8000.
     """
-    app = FastAPI(openapi_url=None, redirect_slashes=False, max_body_size=LARGEST_BODY, telemetry=NO_TELEMETRY)
-    by_key = {each.key: place for place, each in enumerate(shown)}
-    for path, (file, kind) in FILES.items():
-        app.add_route(path, _page((PAGES / file).read_bytes(), kind))
+    app = FastAPI(openapi_url=None, redirect_slashes=False, max_body_size=MAX_BODY, telemetry=NO_TELEMETRY)
+    by_key = {entry.key: place for place, entry in enumerate(blind_pairs)}
+    for path, (file, kind) in PAGE_FILES.items():
+        app.add_route(path, _static_page((PAGES_FOLDER / file).read_bytes(), kind))
 
     @app.get("/api/state")
     async def state() -> dict[str, Any]:
         return {
             "name": name,
-            "reviewer": shown[0].reviewer if shown else "",
+            "reviewer": blind_pairs[0].reviewer if blind_pairs else "",
             "equal": equal,
-            "longest_note": LONGEST_NOTE,
-            "questions": [{"name": each, "text": text} for each, text in QUESTIONS.items()],
-            **_progress(shown, reviews),
+            "longest_note": MAX_NOTE,
+            "questions": [{"name": entry, "text": text} for entry, text in QUESTIONS.items()],
+            **_progress(blind_pairs, reviews),
         }
 
     @app.get("/api/pairs/{place}")
     async def pair(place: int) -> dict[str, Any]:
-        if not 0 <= place < len(shown):
-            raise HTTPException(404, f"there is no pair {place}")
-        return {"place": place, **_describe(shown[place], reviews)}
+        if not 0 <= place < len(blind_pairs):
+            raise HTTPException(404, f"pair {place} does not exist")
+        return {"place": place, **_describe(blind_pairs[place], reviews)}
 
     @app.post("/api/judgements")
-    async def judge(given: Given) -> dict[str, Any]:
-        if given.key not in by_key:
-            raise HTTPException(409, "this judgement is of other replies than are shown here now")
-        reviews.add(_judgement(given, shown[by_key[given.key]]))
-        return _progress(shown, reviews)
+    async def judge(payload: JudgementRequest) -> dict[str, Any]:
+        if payload.key not in by_key:
+            raise HTTPException(409, "this judgement is about replies that are no longer shown; reload the page")
+        reviews.add(_judgement(payload, blind_pairs[by_key[payload.key]]))
+        return _progress(blind_pairs, reviews)
 
     @app.exception_handler(ResourceError)
     async def full(request: Request, error: ResourceError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 507)
 
-    return Guard(app, hosts, token, FILES)
+    return TokenAuth(app, hosts, token, PAGE_FILES)
 
 
-def _page(body: bytes, kind: str) -> Callable[[Request], Response]:
+def _static_page(body: bytes, kind: str) -> Callable[[Request], Response]:
     return lambda request: Response(body, headers={"Content-Type": kind})
 
 
-def _progress(shown: Sequence[Shown], reviews: Reviews) -> dict[str, Any]:
-    """How many are judged, and the place of the first that is not."""
-    open_places = [place for place, each in enumerate(shown) if each.pair.id not in reviews.judgements]
-    return {"of": len(shown), "done": len(shown) - len(open_places), "open": open_places[0] if open_places else None}
-
-
-def _describe(shown: Shown, reviews: Reviews) -> dict[str, Any]:
-    found = reviews.judgements.get(shown.pair.id)
-    given = found.with_left(shown.left_is) if found else None
+def _progress(blind_pairs: Sequence[Shown], reviews: Reviews) -> dict[str, Any]:
+    """Return how many pairs are judged, and the index of the first that is not."""
+    open_places = [
+        place for place, blind_pair in enumerate(blind_pairs) if blind_pair.pair.id not in reviews.judgements
+    ]
     return {
-        "key": shown.key,
-        "turns": [{"role": turn.role, "text": turn.text} for turn in shown.pair.turns],
-        "fields": [{"name": name, "value": value} for name, value in shown.pair.fields.items()],
-        "left": shown.left,
-        "right": shown.right,
-        "given": given
+        "of": len(blind_pairs),
+        "done": len(blind_pairs) - len(open_places),
+        "open": open_places[0] if open_places else None,
+    }
+
+
+def _describe(blind_pair: Shown, reviews: Reviews) -> dict[str, Any]:
+    judgement = reviews.judgements.get(blind_pair.pair.id)
+    oriented = judgement.with_left(blind_pair.left_is) if judgement else None
+    return {
+        "key": blind_pair.key,
+        "turns": [{"role": turn.role, "text": turn.text} for turn in blind_pair.pair.turns],
+        "fields": [{"name": name, "value": value} for name, value in blind_pair.pair.fields.items()],
+        "left": blind_pair.left,
+        "right": blind_pair.right,
+        "given": oriented
         and {
-            "left": given.left,
-            "right": given.right,
-            "preference": given.preference,
-            "seconds": given.seconds,
-            "note": given.note,
+            "left": oriented.left,
+            "right": oriented.right,
+            "preference": oriented.preference,
+            "seconds": oriented.seconds,
+            "note": oriented.note,
         },
     }
 
 
-def _judgement(given: Given, shown: Shown) -> Judgement:
+def _judgement(payload: JudgementRequest, blind_pair: Shown) -> Judgement:
     return Judgement(
-        pair=shown.pair.id,
-        part=shown.pair.part,
-        reviewer=shown.reviewer,
-        left_is=shown.left_is,
-        left=given.left,
-        right=given.right,
-        preference=given.preference,
-        seconds=round(given.seconds, 1),
-        note=given.note.strip(),
+        pair=blind_pair.pair.id,
+        part=blind_pair.pair.part,
+        reviewer=blind_pair.reviewer,
+        left_is=blind_pair.left_is,
+        left=payload.left,
+        right=payload.right,
+        preference=payload.preference,
+        seconds=round(payload.seconds, 1),
+        note=payload.note.strip(),
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )

@@ -1,4 +1,4 @@
-"""The OpenAPI description: what may be sent and answered, the guard's answers included."""
+"""The OpenAPI document, including the responses of the authentication."""
 
 from __future__ import annotations
 
@@ -10,59 +10,62 @@ from starlette.responses import JSONResponse
 
 from tunesmith.web.errors import ErrorBody
 
-ANSWERS = {  # which every way to ask may give, and why
-    400: "The request is wrong, or does not fit the model.",
+ERROR_RESPONSES = {  # that any operation may return
+    400: "The request is invalid or does not fit the model.",
     401: "The token is missing or wrong.",
-    403: "Pages of this origin may not ask.",
-    404: "There is no such address or name.",
-    405: "This address is asked in another way.",
-    408: "The body came too slowly.",
+    403: "Pages of this origin are not allowed.",
+    404: "The path or name does not exist.",
+    405: "The path does not support this method.",
+    408: "The body was sent too slowly.",
     413: "The body is too large.",
-    415: "Only application/json is read.",
-    421: "This host is not served.",
+    415: "The body must be application/json.",
+    421: "This host name is not allowed.",
     429: "Too many requests; see Retry-After.",
-    500: "The server failed.",
-    502: "The model's runtime failed; asking again may help.",
-    503: "There are too many connections.",
+    500: "Internal server error.",
+    502: "The model's runtime failed; a retry may succeed.",
+    503: "Too many connections.",
     504: "The reply took too long.",
 }
-READS = {"get", "head"}
-FREE = {("/health", "get"), ("/v1/pair", "post")}
+READ_METHODS = {"get", "head"}
+PUBLIC_OPERATIONS = {("/health", "get"), ("/v1/pair", "post")}
 
 
-def router(app: FastAPI) -> APIRouter:
-    """GET /openapi.json."""
-    made, kept = APIRouter(), dict[str, Any]()
+def schema_router(app: FastAPI) -> APIRouter:
+    """Routes: GET /openapi.json."""
+    router, document = APIRouter(), dict[str, Any]()
 
-    @made.get("/openapi.json", include_in_schema=False)
+    @router.get("/openapi.json", include_in_schema=False)
     async def read() -> JSONResponse:
-        if not kept:
-            kept.update(_complete(copy.deepcopy(app.openapi())))
-        return JSONResponse(kept)
+        if not document:
+            document.update(_add_error_responses(copy.deepcopy(app.openapi())))
+        return JSONResponse(document)
 
-    return made
+    return router
 
 
-def _complete(schema: dict[str, Any]) -> dict[str, Any]:
+def _add_error_responses(schema: dict[str, Any]) -> dict[str, Any]:
     parts = schema.setdefault("components", {})
-    known = parts.setdefault("schemas", {})
-    made = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
-    known.update(made.pop("$defs"))
-    known["ErrorBody"] = made
+    schemas = parts.setdefault("schemas", {})
+    error_schema = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(error_schema.pop("$defs"))
+    schemas["ErrorBody"] = error_schema
     parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-    for path, ways in schema["paths"].items():
-        for method, way in ways.items():
-            answers = way["responses"]
-            answers.pop("422", None)  # FastAPI's own, which is answered as 400 here
-            for status, why in ANSWERS.items():
-                if method in READS and status in (408, 413, 415, 502, 504):
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            responses = operation["responses"]
+            responses.pop("422", None)  # FastAPI's default; this server returns 400
+            for status, description in ERROR_RESPONSES.items():
+                if method in READ_METHODS and status in (408, 413, 415, 502, 504):
                     continue
-                answers[str(status)] = {"description": why, "content": {"application/json": {"schema": _REF}}}
-            if (path, method) not in FREE:
-                way["security"] = [{"token": []}]
+                responses[str(status)] = {
+                    "description": description,
+                    "content": {"application/json": {"schema": _ERROR_REF}},
+                }
+            if (path, method) not in PUBLIC_OPERATIONS:
+                operation["security"] = [{"token": []}]
     for name in ("HTTPValidationError", "ValidationError"):
-        known.pop(name, None)
+        schemas.pop(name, None)
     return schema
 
 
-_REF = {"$ref": "#/components/schemas/ErrorBody"}
+_ERROR_REF = {"$ref": "#/components/schemas/ErrorBody"}

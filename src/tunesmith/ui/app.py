@@ -56,7 +56,7 @@ def serving_ui(runs: Path, *, run: str = "", port: int = 0, here: Path | None = 
             name: Kept(folder, PAGES[name])
             for name, folder in (("runs", runs.resolve()), ("audits", place.resolve() / "audits"))
         }
-        door = Door(app, hosts=hosts, token=token, pages=pages, largest=LARGEST_UPLOAD)
+        door = Door(app, hosts=hosts, token=token, pages=pages, max_upload=LARGEST_UPLOAD)
         with serving(door, socket) as thread:
             yield Serving(f"http://{hosts[0]}/?token={token}", token, hosts, thread)
 

@@ -1,1 +1,1 @@
-"""What every server of tunesmith shares: authentication, limits, error responses, start and stop."""
+"""Authentication, limits, error responses and server start, shared by all of tunesmith's servers."""

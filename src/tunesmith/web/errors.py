@@ -1,4 +1,4 @@
-"""Errors as OpenAI writes them: {"error": {"message", "type", "param", "code"}}."""
+"""Error responses in OpenAI's format: {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse
 
 from tunesmith.errors import TunesmithError
 
-KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-QUOTED = 400  # letters of a message
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+MAX_MESSAGE = 400  # characters
 
 
-class Problem(BaseModel):
-    """What is wrong."""
+class ErrorDetail(BaseModel):
+    """The error in OpenAI's format."""
 
     message: str
     type: str
@@ -28,13 +28,13 @@ class Problem(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What every refused request is answered with."""
+    """The body of every error response."""
 
-    error: Problem
+    error: ErrorDetail
 
 
-class Refused(Exception):
-    """What is asked cannot be answered as it is. `param` names the part of the request, `code` is for programs."""
+class RequestRefused(Exception):
+    """The request cannot be served as it is. `param` names the field of the request, `code` is for programs."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         """`message` says what is wrong and what to do."""
@@ -42,25 +42,25 @@ class Refused(Exception):
         self.message, self.param, self.code = message, param, code
 
 
-class Broken(Exception):
-    """The runtime failed; asking again may help."""
+class BackendFailed(Exception):
+    """The runtime failed; a retry may succeed."""
 
 
-class Busy(Exception):
-    """As many wait as may; `retry_after` in seconds."""
+class QueueFull(Exception):
+    """The queue of waiting requests is full; `retry_after` is in seconds."""
 
     def __init__(self, retry_after: int) -> None:
-        """`retry_after` is about how long those who wait will take."""
-        super().__init__(f"too many requests are waiting; try again in {retry_after} s")
+        """`retry_after` is an estimate of when the queue has a free place."""
+        super().__init__(f"the queue is full; try again in {retry_after} s")
         self.retry_after = retry_after
 
 
-class TooLong(Exception):
-    """A reply was not done within the time that one may take."""
+class ReplyTimeout(Exception):
+    """A reply was not complete within the time limit."""
 
 
 class ApiError(Exception):
-    """An answer other than the wished one."""
+    """An error response."""
 
     def __init__(
         self,
@@ -73,64 +73,73 @@ class ApiError(Exception):
     ) -> None:
         """`message` says what is wrong and what to do; `code` is for programs."""
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message[:QUOTED], code, param
+        self.status, self.message, self.code, self.param = status, message[:MAX_MESSAGE], code, param
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """As OpenAI writes it."""
-        kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        """Return the body in OpenAI's format."""
+        kind = ERROR_TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """Return the response."""
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-def told(error: Exception) -> ApiError:
-    """Any error as an answer. What is not known is named by its kind alone: its words may hold somebody's text."""
+def to_api_error(error: Exception) -> ApiError:
+    """Convert any error to a response; of an unknown error only the class, since its text may be private."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, Busy):
+    if isinstance(error, QueueFull):
         return ApiError(429, str(error), code="busy", headers={"Retry-After": str(error.retry_after)})
-    if isinstance(error, TooLong):
-        return ApiError(504, f"{error}. Ask for fewer tokens", code="timeout")
-    if isinstance(error, Refused):
+    if isinstance(error, ReplyTimeout):
+        return ApiError(504, f"{error}. Request fewer tokens", code="timeout")
+    if isinstance(error, RequestRefused):
         return ApiError(400, error.message, code=error.code, param=error.param)
-    if isinstance(error, Broken):
+    if isinstance(error, BackendFailed):
         return ApiError(502, str(error), code="backend_failed")
     if isinstance(error, TunesmithError):
         return ApiError(400, str(error))
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        return _validation_error(error)
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
-    return ApiError(500, f"the server failed ({type(error).__name__})", code="internal")
+    return ApiError(500, f"internal server error ({type(error).__name__})", code="internal")
 
 
-def install(app: FastAPI) -> None:
-    """Lets `app` answer every error so."""
+def install_error_handlers(app: FastAPI) -> None:
+    """Make `app` convert every error with `to_api_error`."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        return told(error).response()
+        return to_api_error(error).response()
 
-    for kind in (ApiError, Busy, TooLong, Refused, Broken, TunesmithError, RequestValidationError, HTTPException):
+    for kind in (
+        ApiError,
+        QueueFull,
+        ReplyTimeout,
+        RequestRefused,
+        BackendFailed,
+        TunesmithError,
+        RequestValidationError,
+        HTTPException,
+    ):
         app.add_exception_handler(kind, answer)
 
 
-def busy_for(seconds: float) -> ApiError:
-    """The answer to one who asks too often."""
+def rate_limit_error(seconds: float) -> ApiError:
+    """Return the response to a client that sends requests too fast."""
     wait = {"Retry-After": str(max(1, math.ceil(seconds)))}
-    return ApiError(429, "too many requests; slow down", code="rate_limit_exceeded", headers=wait)
+    return ApiError(429, "too many requests; send them more slowly", code="rate_limit_exceeded", headers=wait)
 
 
-def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong, without what was sent: that may be anything."""
-    found = error.errors()[0]
-    place = [str(part) for part in found.get("loc", ()) if part != "body"]
-    param = ".".join(part for part in place if part.isascii() and part.isprintable())[:80] or None
-    what = str(found.get("msg", "is invalid"))
-    if found.get("type") == "json_invalid":
-        return ApiError(400, "the body is no JSON", code="invalid_json")
-    if found.get("type") == "extra_forbidden":
-        return ApiError(400, f"'{param}' is not known here; leave it out", param=param, code="unknown_parameter")
-    return ApiError(400, f"{param or 'the request'}: {what}", param=param)
+def _validation_error(error: RequestValidationError) -> ApiError:
+    """Return the first problem, without the value that was sent, which may be anything."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem.get("loc", ()) if part != "body"]
+    param = ".".join(part for part in location if part.isascii() and part.isprintable())[:80] or None
+    message = str(problem.get("msg", "is invalid"))
+    if problem.get("type") == "json_invalid":
+        return ApiError(400, "the body is not valid JSON", code="invalid_json")
+    if problem.get("type") == "extra_forbidden":
+        return ApiError(400, f"unknown field '{param}'; remove it", param=param, code="unknown_parameter")
+    return ApiError(400, f"{param or 'the request'}: {message}", param=param)

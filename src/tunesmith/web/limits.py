@@ -1,4 +1,4 @@
-"""What the server bears: sizes, times and rates."""
+"""The server's limits: sizes, times and request rates."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes, seconds and counts. A request beyond `rate` a second, once `burst` are used up, is answered with 429."""
+    """Limits of a server; beyond `rate` requests per second, after a burst of `burst`, a client gets status 429."""
 
     body: int = 1 << 20  # bytes
     body_seconds: float = 10.0  # for a whole body
     header_seconds: float = 10.0  # for a whole request line with its headers
-    stall_seconds: float = 30.0  # for a client to take what is sent
+    stall_seconds: float = 30.0  # for a client to read what was sent
     reply_seconds: float = 600.0
-    waiting: int = 64  # requests before each model
+    waiting: int = 64  # requests per model
     connections: int = 512
-    rate: float = 50.0  # requests a second of one client: far more than two cores answer, far fewer than a flood
+    rate: float = 50.0  # requests per second and client: more than two cores can answer, fewer than a flood
     burst: int = 200
-    turns: int = 256  # of one conversation
-    stops: int = 16  # texts in `stop`; OpenAI allows 4
-    stop_letters: int = 128  # of each
+    turns: int = 256  # messages of a conversation
+    stops: int = 16  # strings in `stop`; OpenAI allows 4
+    stop_letters: int = 128  # characters of each
 
 
-class Rate:
-    """A bucket for each client: `burst` tokens, refilled with `rate` a second."""
+class RateLimiter:
+    """A token bucket per client: `burst` tokens, refilled with `rate` per second."""
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` tells seconds."""
+        """`clock` returns seconds."""
         self._rate, self._burst, self._clock = rate, float(burst), clock
-        self._left: dict[str, tuple[float, float]] = {}
+        self._buckets: dict[str, tuple[float, float]] = {}
 
     def wait(self, client: str) -> float:
-        """Takes a token; 0 where there was one, else the seconds until there is."""
-        now = self._clock()
-        left, since = self._left.get(client, (self._burst, now))
-        left = min(self._burst, left + (now - since) * self._rate)
-        if left < 1.0:
-            self._left[client] = left, now
-            return (1.0 - left) / self._rate
-        self._left[client] = left - 1.0, now
+        """Take a token and return 0, or return the seconds until one is available."""
+        current = self._clock()
+        tokens, updated = self._buckets.get(client, (self._burst, current))
+        tokens = min(self._burst, tokens + (current - updated) * self._rate)
+        if tokens < 1.0:
+            self._buckets[client] = tokens, current
+            return (1.0 - tokens) / self._rate
+        self._buckets[client] = tokens - 1.0, current
         return 0.0

@@ -1,8 +1,9 @@
-"""A server for this machine alone, in a thread of its own."""
+"""Runs a server on a local socket in a background thread."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -15,33 +16,35 @@ from starlette.types import ASGIApp
 from tunesmith.errors import ResourceError
 
 LOOPBACK = "127.0.0.1"
-START_SECONDS = 20.0  # one that has not started by then, on a processor busy with training, is stuck
+START_SECONDS = 20.0  # enough even on a CPU that is busy with training
 
 
 @contextlib.contextmanager
 def listening(port: int = 0, host: str = LOOPBACK) -> Iterator[socket.socket]:
-    """A socket on the loopback address, or another of this machine's; 0 is any free port.
+    """Open a listening socket on the loopback address, or on another address of this machine; port 0 is any free port.
 
-    Raises ResourceError when the port is taken or the address is not this machine's.
+    Raises ResourceError if the port is in use or the address is not of this machine.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as made:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just given back is free
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # allows a port that was closed just now
         try:
-            made.bind((host, port))
-            made.listen()
+            listener.bind((host, port))
+            listener.listen()
         except (OSError, OverflowError) as error:
-            advice = "Name another, or none for a free one"
-            raise ResourceError(f"port {port} cannot be had ({error})", where=host, next=advice) from error
-        yield made
+            advice = "Choose another with --port"
+            in_use = getattr(error, "errno", None) == errno.EADDRINUSE
+            message = f"port {port} is already in use" if in_use else f"cannot listen on port {port} ({error})"
+            raise ResourceError(message, where=host, next=advice) from error
+        yield listener
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp, own: socket.socket, **settings: Any) -> Iterator[threading.Thread]:
-    """Inside the block `app` answers on the socket; the thread is alive as long as it does.
+def serving(app: ASGIApp, listener: socket.socket, **settings: Any) -> Iterator[threading.Thread]:
+    """Serve `app` on the socket inside the block; yields the thread, which is alive as long as the server runs.
 
-    `settings` are uvicorn's, over those here. Raises ResourceError when it does not start.
+    `settings` override the defaults for uvicorn. Raises ResourceError if the server does not start.
     """
-    plain: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "http": "h11",
         "ws": "none",
         "lifespan": "off",
@@ -52,14 +55,14 @@ def serving(app: ASGIApp, own: socket.socket, **settings: Any) -> Iterator[threa
         "proxy_headers": False,
         "timeout_graceful_shutdown": 2,
     }
-    server = uvicorn.Server(uvicorn.Config(app, **{**plain, **settings}))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [own]}, name="serving", daemon=True)
+    server = uvicorn.Server(uvicorn.Config(app, **{**defaults, **settings}))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="serving", daemon=True)
     thread.start()
     try:
-        until = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not server.started:
-            if not thread.is_alive() or time.monotonic() > until:
-                raise ResourceError("the server does not start", where=LOOPBACK, next="Give the command again")
+            if not thread.is_alive() or time.monotonic() > deadline:
+                raise ResourceError("the server does not start", where=LOOPBACK, next="Run the command again")
             time.sleep(0.01)
         yield thread
     finally:

@@ -1,4 +1,4 @@
-"""The HTTP server under the application: one that waits for nobody for ever."""
+"""An HTTP server that closes connections of clients that are too slow."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tunesmith.web.limits import Limits
 from tunesmith.web.local_server import serving
 
-TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+TIMEOUT_RESPONSE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-def patient(seconds: float) -> type[asyncio.Protocol]:
-    """A protocol that hangs up on whoever takes longer than `seconds` for a request line with its headers."""
+def header_timeout_protocol(seconds: float) -> type[asyncio.Protocol]:
+    """Return a protocol that closes connections whose request line and headers take longer than `seconds`."""
 
-    class Patient(H11Protocol):
-        _alarm: asyncio.TimerHandle | None = None
+    class HeaderTimeoutProtocol(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._arm()
+            self._start_timer()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._disarm()
+            self._stop_timer()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.conn.their_state is not h11.IDLE:  # a request has begun
-                self._disarm()
-            elif self._alarm is None and self.conn.trailing_data[0]:
-                self._arm()
+                self._stop_timer()
+            elif self._timer is None and self.conn.trailing_data[0]:
+                self._start_timer()
 
-        def _arm(self) -> None:
-            self._alarm = self.loop.call_later(seconds, self._late)
+        def _start_timer(self) -> None:
+            self._timer = self.loop.call_later(seconds, self._time_out)
 
-        def _disarm(self) -> None:
-            if self._alarm is not None:
-                self._alarm.cancel()
-                self._alarm = None
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
-        def _late(self) -> None:
+        def _time_out(self) -> None:
             if not self.transport.is_closing():
-                self.transport.write(TOO_SLOW)
+                self.transport.write(TIMEOUT_RESPONSE)
                 self.transport.close()
 
-    return Patient
+    return HeaderTimeoutProtocol
 
 
 @contextlib.contextmanager
-def answering(app: ASGIApp, own: socket, limits: Limits) -> Iterator[threading.Thread]:
-    """Inside the block `app` answers on the socket, within the limits. Raises ResourceError when it does not start."""
-    http = patient(limits.header_seconds)
-    with serving(app, own, http=http, limit_concurrency=limits.connections, timeout_keep_alive=15) as thread:
+def answering(app: ASGIApp, listener: socket, limits: Limits) -> Iterator[threading.Thread]:
+    """Serve `app` on the socket inside the block, within `limits`. Raises ResourceError if it does not start."""
+    http = header_timeout_protocol(limits.header_seconds)
+    with serving(app, listener, http=http, limit_concurrency=limits.connections, timeout_keep_alive=15) as thread:
         yield thread

@@ -2,71 +2,71 @@
 
 const at = (id) => document.getElementById(id);
 
-function made(kind, text, more = {}) {
-  const element = document.createElement(kind);
-  element.textContent = text;
-  return Object.assign(element, more);
+function element(tag, text, properties = {}) {
+  const node = document.createElement(tag);
+  node.textContent = text;
+  return Object.assign(node, properties);
 }
 
-function named(schema, whole) {
+function resolve(schema, spec) {
   const name = schema.$ref && schema.$ref.split("/").pop();
-  return name ? whole.components.schemas[name] : schema;
+  return name ? spec.components.schemas[name] : schema;
 }
 
-function kind(schema) {
+function typeName(schema) {
   if (schema.$ref) return schema.$ref.split("/").pop();
-  if (schema.anyOf) return schema.anyOf.map(kind).join(" or ");
-  if (schema.enum) return schema.enum.map((each) => JSON.stringify(each)).join(" or ");
+  if (schema.anyOf) return schema.anyOf.map(typeName).join(" or ");
+  if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(" or ");
   if ("const" in schema) return JSON.stringify(schema.const);
-  if (schema.type === "array") return "list of " + kind(schema.items || {});
-  return schema.type || "anything";
+  if (schema.type === "array") return "list of " + typeName(schema.items || {});
+  return schema.type || "any";
 }
 
-function fields(schema, whole) {
+function fields(schema, spec) {
   const table = document.createElement("table");
-  const plain = named(schema, whole);
-  for (const [name, each] of Object.entries(plain.properties || {})) {
+  const resolved = resolve(schema, spec);
+  for (const [name, property] of Object.entries(resolved.properties || {})) {
     const row = table.insertRow();
-    row.append(made("td", name), made("td", kind(each)));
-    row.append(made("td", (plain.required || []).includes(name) ? "needed" : "", { className: "dim" }));
+    row.append(element("td", name), element("td", typeName(property)));
+    row.append(element("td", (resolved.required || []).includes(name) ? "required" : "", { className: "dim" }));
   }
   return table;
 }
 
-function way(path, method, told, whole) {
+function operationBox(path, method, operation, spec) {
   const box = document.createElement("details");
   const head = document.createElement("summary");
-  head.append(made("b", method.toUpperCase()), made("code", path), made("span", " " + (told.description || "")));
+  head.append(element("b", method.toUpperCase()), element("code", path), element("span", " " + (operation.description || "")));
   box.append(head);
-  const asked = told.requestBody && told.requestBody.content["application/json"];
-  if (asked) box.append(made("h3", "Sent"), fields(asked.schema, whole));
-  const answers = document.createElement("table");
-  for (const [status, each] of Object.entries(told.responses)) {
-    const row = answers.insertRow();
-    row.append(made("td", status), made("td", each.description || ""));
+  const request = operation.requestBody && operation.requestBody.content["application/json"];
+  if (request) box.append(element("h3", "Request"), fields(request.schema, spec));
+  const responses = document.createElement("table");
+  for (const [status, details] of Object.entries(operation.responses)) {
+    const row = responses.insertRow();
+    row.append(element("td", status), element("td", details.description || ""));
   }
-  box.append(made("h3", "Answered"), answers);
-  const given = told.responses["200"] && told.responses["200"].content;
-  const body = given && given["application/json"];
-  if (body && body.schema) box.append(fields(body.schema, whole));
+  box.append(element("h3", "Responses"), responses);
+  const response = operation.responses["200"] && operation.responses["200"].content;
+  const body = response && response["application/json"];
+  if (body && body.schema) box.append(fields(body.schema, spec));
   return box;
 }
 
 async function show(token) {
-  const trouble = at("trouble");
-  trouble.hidden = true;
-  at("ways").replaceChildren();
+  const alert = at("error");
+  alert.hidden = true;
+  at("operations").replaceChildren();
   try {
-    const answer = await fetch("/openapi.json", { headers: { Authorization: "Bearer " + token } });
-    const whole = await answer.json();
-    if (!answer.ok) throw new Error(whole.error.message);
-    for (const [path, ways] of Object.entries(whole.paths)) {
-      for (const [method, told] of Object.entries(ways)) at("ways").append(way(path, method, told, whole));
+    const reply = await fetch("/openapi.json", { headers: { Authorization: "Bearer " + token } });
+    const spec = await reply.json();
+    if (!reply.ok) throw new Error(spec.error.message);
+    for (const [path, operations] of Object.entries(spec.paths)) {
+      for (const [method, operation] of Object.entries(operations)) at("operations").append(operationBox(path, method, operation, spec));
     }
-    at("ways").append(made("h2", "All of it"), made("pre", JSON.stringify(whole, null, 1)));
+    at("operations").append(element("h2", "OpenAPI document"), element("pre", JSON.stringify(spec, null, 1)));
   } catch (error) {
-    trouble.textContent = error.message;
-    trouble.hidden = false;
+    alert.textContent = error.message;
+    alert.hidden = false;
   }
 }
 

@@ -1,4 +1,4 @@
-// One reviewer's page. Whatever a model or a row says goes in by textContent, never as markup.
+// The page of one reviewer. Text of models and rows is inserted with textContent, never as markup.
 
 const SIDES = ["left", "right"];
 const ANSWERS = ["yes", "no", "cannot say"];
@@ -49,7 +49,7 @@ async function ask(path, body) {
     }
     const kept = body ? " Your judgement is kept here." : "";
     if (answer === null) trouble(`The server does not answer.${kept} Trying again every ${RETRY_MS / 1000} seconds.`);
-    else if (answer.status === 401) stop(`This address is no longer valid.${kept} Open the address that the review says now, in this tab.`);
+    else if (answer.status === 401) stop(`This address is no longer valid.${kept} Open the address that the terminal shows now in this tab.`);
     else if (answer.status >= 500) trouble(`${await detail(answer)}${kept} Trying again every ${RETRY_MS / 1000} seconds.`);
     else return { refused: answer.status, detail: await detail(answer) };
     await wait(RETRY_MS);
@@ -61,12 +61,12 @@ async function detail(answer) {
     const told = (await answer.json()).detail;
     return typeof told === "string" ? told : JSON.stringify(told);
   } catch {
-    return `The server could not do it (${answer.status}).`;
+    return `The server failed (${answer.status}).`;
   }
 }
 
 function trouble(text) {
-  if (at("trouble-text").textContent !== text) at("trouble-text").textContent = text; // said once, not every two seconds
+  if (at("trouble-text").textContent !== text) at("trouble-text").textContent = text; // announced once, not every two seconds
   at("trouble").hidden = false;
 }
 
@@ -215,7 +215,7 @@ function names() { return SIDES.flatMap((side) => state.questions.map((question)
 function missing() {
   const open = names().filter((name) => !chosen(name)).map((name) => name.replace("-", " "));
   if (!chosen("preference")) open.push("your preference");
-  return open.length ? `Still to answer: ${open.join(", ")}. The key x says 'cannot say' to every open question.` : "";
+  return open.length ? `Still to answer: ${open.join(", ")}. The key x answers 'cannot say' to every open question.` : "";
 }
 
 function answers(side) {
