@@ -70,7 +70,7 @@ def losses(folder: Path, name: str) -> None:
     batch = Batch(IDS.tolist(), torch.ones_like(IDS).tolist(), IDS.tolist())
     for bits in (16, 4):
         model = load(fetch(str(folder)), bits=bits, device="cpu", precision="float32")
-        check_loaded(read_shape(folder, name), model, bits=bits, number=4)
+        check_loaded(read_shape(folder, name), model, bits=bits, bytes_per_element=4)
         loader = getattr(transformers, model.architecture.loader)
         own = loader.from_pretrained(folder, dtype=torch.float32).eval()
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Writes the table of docs/templates.md: what becomes of rows under every chat template that TRL ships."""
+"""Writes the table of docs/templates.md: how rows are trained on under each chat template that TRL ships."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BEGIN, END = "<!-- table: python -m tools.templates -->", "<!-- end of the table
 SPECIAL = re.compile(
     r"<\|[^<>|\s'\"]+\|>|<\|[a-z_]+>|<[a-z_]+\|>|<｜[^<>｜\s]+｜>|</s>|<(?:start|end)_of_\w+>|\[/?INST\]"
 )
-PLAIN = ("<think>", "</think>")  # tokens that current tokenizers have and that are not special
+PLAIN = ("<think>", "</think>")  # current tokenizers have these as tokens that are not special
 
 
 def folder() -> Path:
-    """Where TRL keeps its templates."""
+    """Returns the folder of TRL's templates."""
     spec = importlib.util.find_spec("trl")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("trl")
@@ -34,13 +34,13 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """Every template that TRL ships."""
+    """Returns the names of TRL's templates."""
     return sorted(path.stem for path in folder().glob("*.jinja"))
 
 
 @functools.cache
 def template(name: str, reasoning: Reasoning = "learn") -> Template:
-    """A template of TRL's over a byte-level tokenizer that knows the special tokens written in it."""
+    """Returns one of TRL's templates with a byte-level tokenizer that has the special tokens in it."""
     text = (folder() / f"{name}.jinja").read_text(encoding="utf-8")
     special = list(dict.fromkeys(["<PAD>", "<BOS>", "<EOS>", *SPECIAL.findall(text)]))
     words = [*special, *PLAIN, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -58,7 +58,7 @@ def template(name: str, reasoning: Reasoning = "learn") -> Template:
 
 
 def conversation(answers: int, *, system: bool = False, reasoning: bool = False) -> Conversation:
-    """A row of so many answers."""
+    """Returns a row with this many answers."""
     turns = [Turn("system", "Be kind.")] if system else []
     for n in range(answers):
         thought = f"Thought {n}:\nleft?\n\nright." if reasoning else ""
@@ -66,37 +66,37 @@ def conversation(answers: int, *, system: bool = False, reasoning: bool = False)
     return Conversation("r", tuple(turns), Origin("rows.jsonl", 3))
 
 
-def outcome(made: Template, row: Conversation) -> str:
-    """What becomes of a row: learned in place, expanded, or refused and why."""
+def outcome(chat_template: Template, row: Conversation) -> str:
+    """Returns whether a row is trained on in place, expanded, or refused (with the reason)."""
     try:
-        return "in place" if len(expand(row, made)) == 1 else "a row for each answer"
+        return "in place" if len(expand(row, chat_template)) == 1 else "one row per answer"
     except (DataError, ModelError) as error:
         return f"refused: {error.what.rsplit(': ', 1)[-1]}"
 
 
 def table() -> str:
-    """The table, in Markdown."""
+    """Returns the table in Markdown."""
     lines = [
         f"TRL {version('trl')}:",
         "",
-        "| template | several answers | system message | reasoning | ends an answer | generation prompt |",
+        "| template | several answers | system message | reasoning | end of an answer | generation prompt |",
         "|---|---|---|---|---|---|",
     ]
     for name in names():
         if name.endswith("_training"):
             continue
-        made = template(name)
-        form, prompt = ReplyFormat.of(made), made.plain_answer.prompt
-        reasoning = outcome(made, conversation(1, reasoning=True))
+        chat_template = template(name)
+        form, prompt = ReplyFormat.of(chat_template), chat_template.plain_answer.prompt
+        reasoning = outcome(chat_template, conversation(1, reasoning=True))
         if reasoning == "in place":
             start = form.thoughts[0].start or "(opened by the prompt)"
             reasoning = f"`{start} … {form.thoughts[0].end}`"
-        (end,) = made.tokenizer.convert_ids_to_tokens(stop_ids(made)[:1])
+        (end,) = chat_template.tokenizer.convert_ids_to_tokens(stop_ids(chat_template)[:1])
         opens = "opens a thought" if OPEN_THOUGHT.search(prompt) else ""
         cells = [
             name,
-            outcome(made, conversation(2)),
-            outcome(made, conversation(1, system=True)),
+            outcome(chat_template, conversation(2)),
+            outcome(chat_template, conversation(1, system=True)),
             reasoning,
             f"`{end}`",
             opens,
@@ -106,7 +106,7 @@ def table() -> str:
 
 
 def page() -> str:
-    """docs/templates.md with the table of today."""
+    """Returns docs/templates.md with a new table."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
 

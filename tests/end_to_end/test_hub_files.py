@@ -82,7 +82,7 @@ def ask(url: str) -> dict[str, Any]:
         ("hub:owner/name/other.gguf", "HF_HUB_OFFLINE is set and it is not in the hub's cache"),
         ("hub:owner/name", r"names no GGUF file\. Write hub:owner/name/FILE\.gguf"),
         ("none.gguf", r"none\.gguf: no such file or folder"),
-        ("pypi:absent", r"is not written pypi:PACKAGE==VERSION/FILE\.gguf"),
+        ("pypi:absent", r"is not of the form pypi:PACKAGE==VERSION/FILE\.gguf"),
         ("no-such-recipe", "no recipe is called 'no-such-recipe'"),
     ],
 )

@@ -244,7 +244,7 @@ def test_an_option_that_the_template_does_not_know_is_refused(recipe_file: Write
     path = recipe_of(recipe_file, tmp_path, rows, template, prompt__template_options={"enable_thinkin": False})
     with pytest.raises(Several, match=r"no option 'enable_thinkin'.*enable_thinking"):
         tunesmith.check(read_recipe(str(path)))
-    with pytest.raises(Several, match=r"'enable_thinking' is true or false, and it is the text 'false'"):
+    with pytest.raises(Several, match=r"'enable_thinking' as true or false, but it is the string 'false'"):
         tunesmith.check(read_recipe(str(path), settings={"prompt.template_options": {"enable_thinking": "false"}}))
     right = read_recipe(str(path), settings={"prompt.template_options": {"enable_thinking": False}})
     assert tunesmith.check(right).shown[0].pieces[0][0].startswith("<s>")
@@ -256,4 +256,4 @@ def test_a_template_under_which_no_row_can_be_learned_is_refused(recipe_file: Wr
     with pytest.raises(Several) as caught:
         tunesmith.check(read_recipe(str(path)))
     assert isinstance(caught.value.errors[0], DataError)
-    assert "leaves the answer out" in str(caught.value)
+    assert "leaves out the answer" in str(caught.value)

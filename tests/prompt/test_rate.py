@@ -1,4 +1,4 @@
-"""The learning rate, by hand."""
+"""Learning-rate schedules against values computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is learnt, under templates as the families write them."""
+"""Loss masks under the chat templates of common model families."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-PHI3 = (  # as Phi-3-mini has it: eos_token once, behind the whole text
+PHI3 = (  # as in Phi-3-mini: eos_token once, after the whole text
     "{% for message in messages %}{% if message['role'] == 'system' %}"
     "{{ '<|system|>\n' + message['content'] + '<|end|>\n' }}"
     "{% elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '<|end|>\n' }}"
@@ -58,7 +58,7 @@ STOPS = {  # the template's end of answer, then the tokenizer's end of text
     "phi3": ["<|end|>", "</s>"],
     "plain": ["</s>"],
 }
-PIECES = {  # TWO below, by hand: what is read, what is learnt, in turns
+PIECES = {  # the conversation TWO below, by hand: text without loss and text with loss in turns
     "chatml": (
         "<|im_start|>user\nhi é<|im_end|>\n<|im_start|>assistant\n",
         "Aye.<|im_end|>",
@@ -112,44 +112,44 @@ def given(text: str, added: list[str] | None = None) -> Template:
     return Template(tokenizer, text, "test.jinja")
 
 
-def pieces(example: Example, made: Template) -> tuple[tuple[str, bool], ...]:
+def pieces(example: Example, chat_template: Template) -> tuple[tuple[str, bool], ...]:
     runs = itertools.groupby(zip(example.ids, example.learnt, strict=True), key=lambda pair: pair[1])
-    return tuple((made.tokenizer.decode([index for index, _ in run]), learnt) for learnt, run in runs)
+    return tuple((chat_template.tokenizer.decode([index for index, _ in run]), learnt) for learnt, run in runs)
 
 
-def names(made: Template, ids: list[int]) -> list[str]:
-    return list(made.tokenizer.convert_ids_to_tokens(ids))
+def names(chat_template: Template, ids: list[int]) -> list[str]:
+    return list(chat_template.tokenizer.convert_ids_to_tokens(ids))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_answer_and_its_stop_token_is_learnt_and_nothing_else(family: str) -> None:
-    made = template(family)
-    example = encode(TWO, made)
+def test_every_answer_and_its_stop_token_carry_loss_and_nothing_else_does(family: str) -> None:
+    chat_template = template(family)
+    example = encode(TWO, chat_template)
     expected = tuple((text, place % 2 == 1) for place, text in enumerate(PIECES[family]))
-    assert pieces(example, made) == expected
-    assert tuple(show(example, made)) == expected
-    assert names(made, [example.stop]) == STOPS[family][:1]
+    assert pieces(example, chat_template) == expected
+    assert tuple(show(example, chat_template)) == expected
+    assert names(chat_template, [example.stop]) == STOPS[family][:1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_learning_everything_ends_at_the_last_stop_token(family: str) -> None:
-    made = template(family)
+    chat_template = template(family)
     parts = PIECES[family]
     expected = [("".join(parts[:4]), True)] + [(text, False) for text in parts[4:]]
-    assert list(pieces(encode(TWO, made, "everything"), made)) == expected
+    assert list(pieces(encode(TWO, chat_template, "everything"), chat_template)) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_templates_stop_comes_first_then_the_tokenizers(family: str) -> None:
-    made = template(family)
-    assert names(made, stop_ids(made)) == STOPS[family]
+    chat_template = template(family)
+    assert names(chat_template, stop_ids(chat_template)) == STOPS[family]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("row", [ONE, TWO], ids=["one turn", "two turns"])
-def test_a_prompt_is_the_unlearnt_beginning_of_its_example(family: str, row: Conversation) -> None:
-    made = template(family)
-    example, prompt = encode(row, made), encode_prompt(row.prompt, made)
+def test_a_prompt_is_the_beginning_of_its_example_without_loss(family: str, row: Conversation) -> None:
+    chat_template = template(family)
+    example, prompt = encode(row, chat_template), encode_prompt(row.prompt, chat_template)
     assert example.ids[: len(prompt)] == tuple(prompt)
     assert example.learnt[len(prompt)]
     assert not example.learnt[len(prompt) - 1]
@@ -164,28 +164,30 @@ def test_a_tokenizer_that_joins_line_breaks_gives_the_prompt_the_same_tokens(ans
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
     )
-    made = Template(tokenizer, CHATML, "test.jinja")
+    chat_template = Template(tokenizer, CHATML, "test.jinja")
     row = conversation("how?", answer)
-    example, prompt = encode(row, made), encode_prompt(row.prompt, made)
+    example, prompt = encode(row, chat_template), encode_prompt(row.prompt, chat_template)
     assert example.ids[: len(prompt)] == tuple(prompt)
     head = "<|im_start|>user\nhow?<|im_end|>\n<|im_start|>assistant\n"
-    assert pieces(example, made) == ((head, False), (f"{answer}<|im_end|>", True), ("\n", False))
+    assert pieces(example, chat_template) == ((head, False), (f"{answer}<|im_end|>", True), ("\n", False))
 
 
 @pytest.mark.parametrize("family", ["chatml", "llama2", "phi3", "plain"])
-def test_a_system_message_is_read_and_not_learnt(family: str) -> None:
-    made = template(family)
-    (before, first), (after, second), *_ = pieces(encode(conversation("how?", "Aye.", system="Be kind."), made), made)
+def test_a_system_message_carries_no_loss(family: str) -> None:
+    chat_template = template(family)
+    (before, first), (after, second), *_ = pieces(
+        encode(conversation("how?", "Aye.", system="Be kind."), chat_template), chat_template
+    )
     assert (first, second) == (False, True)
     assert "Be kind." in before and "Be kind." not in after
 
 
-def test_padding_with_the_stop_token_leaves_the_stop_learnt_and_the_padding_not() -> None:
-    made = template("chatml")
-    made.tokenizer.pad_token = "<|im_end|>"
-    stop = made.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    short, long = encode(ONE, made), encode(TWO, made)
-    batch = collate([short, long], made.tokenizer.pad_token_id)
+def test_padding_with_the_stop_token_leaves_loss_on_the_stop_and_none_on_padding() -> None:
+    chat_template = template("chatml")
+    chat_template.tokenizer.pad_token = "<|im_end|>"
+    stop = chat_template.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    short, long = encode(ONE, chat_template), encode(TWO, chat_template)
+    batch = collate([short, long], chat_template.tokenizer.pad_token_id)
     gap = len(long) - len(short)
     assert gap > 0 and batch.ids[0][-gap:] == [stop] * gap
     assert batch.labels[0][-gap:] == [IGNORED] * gap and batch.mask[0][-gap:] == [0] * gap
@@ -205,13 +207,13 @@ CHAT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
             ONE,
             "no stop token follows",
         ),
-        (CHATML.replace("assistant\n", "assistant\nNow: "), ONE, "before the answer differs"),
-        ("{{ messages | length }}" + CHAT, ONE, "before the answer differs"),
+        (CHATML.replace("assistant\n", "assistant\nNow: "), ONE, "before an answer differs"),
+        ("{{ messages | length }}" + CHAT, ONE, "before an answer differs"),
         ("{{ bos_token }}{{ bos_token }}" + CHAT, ONE, "two start tokens"),
         (GEMMA, conversation("how?", "Aye.", system="Be kind."), "System role not supported"),
-        (LLAMA2, Conversation("r", (Turn("assistant", "Aye."),), Origin("f", 1)), "refuses the conversation"),
-        ("{{ messages[0].nothing.at_all }}", ONE, "refuses the conversation"),
-        ("{% for m in messages %}", ONE, "refuses the conversation"),
+        (LLAMA2, Conversation("r", (Turn("assistant", "Aye."),), Origin("f", 1)), "fails on the conversation"),
+        ("{{ messages[0].nothing.at_all }}", ONE, "fails on the conversation"),
+        ("{% for m in messages %}", ONE, "fails on the conversation"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}" + CHAT, ONE, "'__class__' of 'str' object is unsafe"),
         ("{{ cycler.__init__.__globals__.os.popen('id').read() }}" + CHAT, ONE, "object is unsafe"),
         ("{{ '{0.__class__.__mro__}'.format('a') }}" + CHAT, ONE, "'__class__' of 'str' object is unsafe"),
@@ -221,21 +223,21 @@ CHAT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
         ("{% for n in range(10 ** 9) %}a{% endfor %}" + CHAT, ONE, "Range too big"),
     ],
 )
-def test_a_template_that_cannot_teach_is_refused(text: str, row: Conversation, message: str) -> None:
+def test_a_template_that_cannot_be_trained_on_is_refused(text: str, row: Conversation, message: str) -> None:
     with pytest.raises(ModelError) as caught:
         encode(row, given(text))
     assert message in caught.value.what
     assert caught.value.where == "test.jinja"
 
 
-def test_a_refused_system_message_names_the_way_out() -> None:
+def test_the_error_for_a_system_message_says_to_leave_it_out() -> None:
     with pytest.raises(ModelError) as caught:
         template("gemma").render(conversation("how?", "Aye.", system="Be kind.").turns)
     assert caught.value.next == "Leave the system message out"
 
 
 def test_an_empty_conversation_is_refused_like_any_other() -> None:
-    with pytest.raises(ModelError, match="refuses the conversation"):
+    with pytest.raises(ModelError, match="fails on the conversation"):
         encode_prompt((), template("gemma"))
 
 
@@ -267,21 +269,21 @@ def test_an_empty_conversation_is_refused_like_any_other() -> None:
         ),
     ],
 )
-def test_every_answer_is_learned_whatever_stands_before_and_behind_it(text: str, learned: list[str]) -> None:
-    made = given(text)
-    examples = [encode(row, made) for row in expand(TWO, made)]
-    runs = [text for example in examples for text, is_learned in pieces(example, made) if is_learned]
+def test_every_answer_carries_loss_whatever_the_template_writes_around_it(text: str, learned: list[str]) -> None:
+    chat_template = given(text)
+    examples = [encode(row, chat_template) for row in expand(TWO, chat_template)]
+    runs = [text for example in examples for text, is_learned in pieces(example, chat_template) if is_learned]
     assert runs == learned
-    for row, example in zip(expand(TWO, made), examples, strict=True):
-        prompt = encode_prompt(row.prompt, made)
+    for row, example in zip(expand(TWO, chat_template), examples, strict=True):
+        prompt = encode_prompt(row.prompt, chat_template)
         assert example.ids[: len(prompt)] == tuple(prompt)
 
 
 def test_a_rewritten_conversation_is_refused_where_it_may_not_be_expanded() -> None:
-    made = given(RETHINKS)
+    chat_template = given(RETHINKS)
     with pytest.raises(Rewritten, match=r"changes answer 1 of 2 .* Set prompt.expand to auto"):
-        expand(TWO, made, "never")
-    assert expand(ONE, made, "never") == [ONE]
+        expand(TWO, chat_template, "never")
+    assert expand(ONE, chat_template, "never") == [ONE]
 
 
 def test_an_expanded_row_keeps_origin_group_and_fields() -> None:
@@ -292,16 +294,18 @@ def test_an_expanded_row_keeps_origin_group_and_fields() -> None:
     assert [turn.learn for turn in second.turns] == [True, False, True, True]
 
 
-def test_an_answer_with_weight_0_is_read_and_not_learned() -> None:
-    made = template("chatml")
+def test_an_answer_with_weight_0_carries_no_loss() -> None:
+    chat_template = template("chatml")
     turns = (TWO.turns[0], Turn("assistant", "Aye.", learn=False), *TWO.turns[2:])
     learned = [
-        text for text, is_learned in pieces(encode(Conversation("r", turns, Origin("f", 1)), made), made) if is_learned
+        text
+        for text, is_learned in pieces(encode(Conversation("r", turns, Origin("f", 1)), chat_template), chat_template)
+        if is_learned
     ]
     assert learned == ["1. Go\n2. 日<|im_end|>"]
     nothing = Conversation("r", (TWO.turns[0], Turn("assistant", "Aye.", learn=False)), Origin("f", 1))
-    with pytest.raises(DataError, match="no answer to learn from"):
-        encode(nothing, made)
+    with pytest.raises(DataError, match="no answer of the row carries loss"):
+        encode(nothing, chat_template)
 
 
 @pytest.mark.parametrize(
@@ -313,22 +317,22 @@ def test_an_answer_with_weight_0_is_read_and_not_learned() -> None:
     ],
 )
 def test_an_answer_that_the_template_changes_is_refused(text: str) -> None:
-    with pytest.raises(DataError, match=r"changes the answer's text|leaves the answer out"):
+    with pytest.raises(DataError, match=r"changes the answer's text|leaves out the answer"):
         encode(conversation("how?", "Take the #road home."), given(text))
 
 
-RETHINKS = (  # Qwen3's way: the last answer has its thinking, earlier ones lost theirs
+RETHINKS = (  # as in Qwen3: only the last answer has its thought, earlier ones do not
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['role'] == 'assistant' and loop.last %}(thinks) {% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-def test_the_opening_of_an_answer_is_learned_and_not_scored() -> None:
-    made = given(RETHINKS)
-    example = encode(ONE, made)
-    assert [text for text, is_learned in pieces(example, made) if is_learned] == ["(thinks) Aye.<|im_end|>"]
-    assert [text for text, is_learned in pieces(example.scored, made) if is_learned] == ["Aye.<|im_end|>"]
+def test_the_opening_of_an_answer_is_trained_on_and_not_scored() -> None:
+    chat_template = given(RETHINKS)
+    example = encode(ONE, chat_template)
+    assert [text for text, is_learned in pieces(example, chat_template) if is_learned] == ["(thinks) Aye.<|im_end|>"]
+    assert [text for text, is_learned in pieces(example.scored, chat_template) if is_learned] == ["Aye.<|im_end|>"]
 
 
 @pytest.mark.parametrize(("adds", "begin"), [(True, "<s>"), (False, "")])
@@ -336,22 +340,22 @@ def test_the_plain_template_begins_as_the_tokenizer_would(adds: bool, begin: str
     tokenizer: Any = make_tokenizer(None)
     if adds:
         tokenizer._tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-    made = load_template(tokenizer, "model", Path())
-    assert (made.text, made.source) == (PLAIN, "the plain template (the model has none)")
-    assert made.render(ONE.turns) == begin + "### Instruction:\nhow?\n\n### Response:\nAye.</s>\n\n"
-    assert names(made, encode_prompt(ONE.prompt, made)).count("<s>") == adds
+    chat_template = load_template(tokenizer, "model", Path())
+    assert (chat_template.text, chat_template.source) == (PLAIN, "the plain template (the model has none)")
+    assert chat_template.render(ONE.turns) == begin + "### Instruction:\nhow?\n\n### Response:\nAye.</s>\n\n"
+    assert names(chat_template, encode_prompt(ONE.prompt, chat_template)).count("<s>") == adds
 
 
 def test_a_template_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text(CHATML)
-    made = load_template(make_tokenizer(None), "own.jinja", tmp_path)
-    assert (made.text, made.source) == (CHATML, str(tmp_path / "own.jinja"))
+    chat_template = load_template(make_tokenizer(None), "own.jinja", tmp_path)
+    assert (chat_template.text, chat_template.source) == (CHATML, str(tmp_path / "own.jinja"))
     with pytest.raises(RecipeError, match="cannot be read"):
         load_template(make_tokenizer(None), "none.jinja", tmp_path)
 
 
 def with_flags(token: str, **flags: bool) -> Template:
-    """ChatML over a tokenizer that takes blanks beside `token` into it."""
+    """ChatML with a tokenizer whose `token` absorbs whitespace beside it."""
     from tokenizers import AddedToken
 
     tokenizer = make_tokenizer(CHATML)
@@ -361,23 +365,25 @@ def with_flags(token: str, **flags: bool) -> Template:
 
 @pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"lstrip": True, "rstrip": True}])
 @pytest.mark.parametrize("answer", ["Aye.\n", "Aye. ", "Aye.", "Aye.\n\n"])
-def test_an_end_token_that_takes_blanks_in_is_the_end_of_its_own_answer(flags: dict[str, bool], answer: str) -> None:
-    made = with_flags("<|over|>", **flags)
+def test_an_end_token_that_absorbs_whitespace_ends_its_own_answer(flags: dict[str, bool], answer: str) -> None:
+    chat_template = with_flags("<|over|>", **flags)
     for row in (conversation("how?", answer), conversation("how?", answer, "bye", answer)):
         runs = [
             text
-            for example in (encode(each, made) for each in expand(row, made))
-            for text, on in pieces(example, made)
+            for example in (encode(each, chat_template) for each in expand(row, chat_template))
+            for text, on in pieces(example, chat_template)
             if on
         ]
         assert len(runs) == len(row.turns) // 2
         assert all("".join(run.split()) == "Aye.<|over|>" for run in runs)
 
 
-def test_the_prompts_last_token_carries_no_loss_where_it_takes_blanks_in() -> None:
+def test_the_prompts_last_token_carries_no_loss_if_it_absorbs_whitespace() -> None:
     chat = CHATML.replace("assistant\n", "assistant<|head|>").replace("['role'] }}\n", "['role'] }}<|head|>")
-    made = Template(with_flags("<|head|>", rstrip=True).tokenizer, chat, "test.jinja")
-    first = next(text for text, on in pieces(encode(conversation("how?", "    return x"), made), made) if on)
+    chat_template = Template(with_flags("<|head|>", rstrip=True).tokenizer, chat, "test.jinja")
+    first = next(
+        text for text, on in pieces(encode(conversation("how?", "    return x"), chat_template), chat_template) if on
+    )
     assert first.strip().startswith("return")
 
 
@@ -389,10 +395,10 @@ def test_text_that_the_tokenizer_loses_is_refused() -> None:
         tokenizer_object=inner, unk_token="<unk>", eos_token="<|im_end|>", pad_token="<pad>",
         additional_special_tokens=["<|im_start|>"],
     )  # fmt: skip
-    made = Template(tokenizer, CHATML, "test.jinja")
-    assert encode(conversation("how?", "aye."), made).answers == 1
-    with pytest.raises(DataError, match="the tokenizer cannot write the answer"):
-        encode(conversation("how?", "aye 日."), made)
+    chat_template = Template(tokenizer, CHATML, "test.jinja")
+    assert encode(conversation("how?", "aye."), chat_template).answers == 1
+    with pytest.raises(DataError, match="the tokenizer cannot represent the answer"):
+        encode(conversation("how?", "aye 日."), chat_template)
 
 
 def test_an_end_of_text_that_also_stands_for_unknown_text_ends_an_answer() -> None:
@@ -400,28 +406,28 @@ def test_an_end_of_text_that_also_stands_for_unknown_text_ends_an_answer() -> No
     inner = Tokenizer(models.BPE({token: n for n, token in enumerate(alphabet)}, []))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     end = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), "<|endoftext|>")
-    made = Template(PreTrainedTokenizerFast(tokenizer_object=inner, **end), PLAIN, "the plain template")
-    assert names(made, stop_ids(made)) == ["<|endoftext|>"]
+    chat_template = Template(PreTrainedTokenizerFast(tokenizer_object=inner, **end), PLAIN, "the plain template")
+    assert names(chat_template, stop_ids(chat_template)) == ["<|endoftext|>"]
     with pytest.raises(DataError, match="special token"):
-        encode(conversation("how?", "Aye.<|endoftext|>"), made)
+        encode(conversation("how?", "Aye.<|endoftext|>"), chat_template)
 
 
 def test_everything_leaves_out_an_answer_with_weight_0() -> None:
-    made = template("chatml")
+    chat_template = template("chatml")
     turns = (TWO.turns[0], Turn("assistant", "Aye.", learn=False), *TWO.turns[2:])
-    example = encode(Conversation("r", turns, Origin("f", 1)), made, "everything")
-    assert "Aye." in "".join(text for text, on in pieces(example, made) if not on)
-    assert "Aye." not in "".join(text for text, on in pieces(example, made) if on)
+    example = encode(Conversation("r", turns, Origin("f", 1)), chat_template, "everything")
+    assert "Aye." in "".join(text for text, on in pieces(example, chat_template) if not on)
+    assert "Aye." not in "".join(text for text, on in pieces(example, chat_template) if on)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<think> is a tag", "would be taken for a thought"),
-        ("<think>never closed", "would be taken for a thought"),
+        ("<think> is a tag", "would be read as a thought"),
+        ("<think>never closed", "would be read as a thought"),
     ],
 )
-def test_an_answer_that_a_reply_could_not_show_is_refused(text: str, message: str) -> None:
+def test_an_answer_that_would_be_read_as_a_thought_is_refused(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         encode(conversation("how?", text), template("chatml"))
 

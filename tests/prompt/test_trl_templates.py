@@ -1,4 +1,4 @@
-"""Every chat template that the installed TRL ships: each answer of a conversation is learned whole, or refused."""
+"""Under every chat template of the installed TRL, each answer carries loss as a whole or its row is refused."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ MORE = 2000  # random conversations
 TEMPLATES = names()
 
 
-def learned(example: Example, made: Template) -> list[list[int]]:
-    """The runs of tokens with loss."""
+def learned(example: Example, chat_template: Template) -> list[list[int]]:
+    """Returns the runs of tokens with loss."""
     pairs = itertools.groupby(zip(example.ids, example.learnt, strict=True), key=lambda pair: pair[1])
     return [[token for token, _ in run] for with_loss, run in pairs if with_loss]
 
 
-def check(row: Conversation, made: Template) -> str:
-    """Proves from the tokens alone that every answer is learned; returns 'in place' or 'expanded'."""
-    rows = expand(row, made)
-    examples = [encode(each, made) for each in rows]
-    runs = [run for example in examples for run in learned(example, made)]
+def check(row: Conversation, chat_template: Template) -> str:
+    """Asserts from the tokens alone that every answer carries loss; returns 'in place' or 'expanded'."""
+    rows = expand(row, chat_template)
+    examples = [encode(part, chat_template) for part in rows]
+    runs = [run for example in examples for run in learned(example, chat_template)]
     answers = [turn for turn in row.turns if turn.role == "assistant" and turn.learn]
     assert len(runs) == len(answers)
-    special = special_ids(made.tokenizer)
+    special = special_ids(chat_template.tokenizer)
     for turn, run in zip(answers, runs, strict=True):
-        text = made.tokenizer.decode(run[:-1])
+        text = chat_template.tokenizer.decode(run[:-1])
         assert run[-1] in special
-        assert text.rstrip().endswith(turn.text.strip())  # so that the token with loss behind it is its end
+        assert text.rstrip().endswith(turn.text.strip())  # so the token with loss after it ends it
         before = text.rstrip().removesuffix(turn.text.strip())
-        thought = turn.reasoning.strip() if made.reasoning == "learn" else ""
+        thought = turn.reasoning.strip() if chat_template.reasoning == "learn" else ""
         assert thought in before
-    for each, example in zip(rows, examples, strict=True):
-        last = max(place for place, turn in enumerate(each.turns) if turn.role == "assistant" and turn.learn)
-        prompt = encode_prompt(each.turns[:last], made)
+    for part, example in zip(rows, examples, strict=True):
+        last = max(place for place, turn in enumerate(part.turns) if turn.role == "assistant" and turn.learn)
+        prompt = encode_prompt(part.turns[:last], chat_template)
         assert list(example.ids[: len(prompt)]) == prompt
         assert example.learnt[len(prompt)] and not example.learnt[len(prompt) - 1]
     return "in place" if len(rows) == 1 else "expanded"
@@ -55,33 +55,35 @@ def check(row: Conversation, made: Template) -> str:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_answer_of_every_template(name: str) -> None:
-    made = template(name)
+    chat_template = template(name)
     for answers, system, reasoning in itertools.product((1, 2, 3), (False, True), (False, True)):
         row = conversation(answers, system=system, reasoning=reasoning)
         if system and name in NO_SYSTEM:
             with pytest.raises(ModelError, match="System role not supported"):
-                expand(row, made)
+                expand(row, chat_template)
             continue
         if reasoning and name in EMPTY_THOUGHT_PROMPT:
             with pytest.raises(
-                DataError, match=r"leaves no place for the row's reasoning\. Set prompt\.reasoning to drop"
+                DataError, match=r"has no place for the row's reasoning\. Set prompt\.reasoning to drop"
             ):
-                expand(row, made)
+                expand(row, chat_template)
             assert check(row, template(name, "drop"))
             continue
-        outcome = check(row, made)
+        outcome = check(row, chat_template)
         assert outcome == "in place" if answers == 1 else outcome
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if not name.endswith("_training")])
 def test_a_reply_is_what_follows_the_opening_and_the_thought(name: str) -> None:
-    made = template(name)
-    form = ReplyFormat.of(made)
+    chat_template = template(name)
+    form = ReplyFormat.of(chat_template)
     for reasoning in (False, True) if name not in EMPTY_THOUGHT_PROMPT else (False,):
         row = conversation(1, system=False, reasoning=reasoning)
-        (run,) = learned(encode(row, made), made)
-        written = [made.tokenizer.decode([token], skip_special_tokens=not form.keeps_specials) for token in run[:-1]]
-        whole = made.tokenizer.decode(run[:-1], skip_special_tokens=not form.keeps_specials)
+        (run,) = learned(encode(row, chat_template), chat_template)
+        written = [
+            chat_template.tokenizer.decode([token], skip_special_tokens=not form.keeps_specials) for token in run[:-1]
+        ]
+        whole = chat_template.tokenizer.decode(run[:-1], skip_special_tokens=not form.keeps_specials)
         assert form.split(whole) == (row.turns[-1].reasoning, row.answer)
         stream = ReplyStream(form)
         ascii_only = [piece for piece in written if piece.isascii()]
@@ -159,5 +161,5 @@ def test_no_row_of_random_conversations_is_silent_under_any_template(name: str) 
     assert sum(counts.values()) == MORE
 
 
-def test_the_page_says_what_becomes_of_rows_under_every_template() -> None:
+def test_the_table_in_the_docs_is_up_to_date() -> None:
     assert templates.PAGE.read_text(encoding="utf-8") == templates.page(), "run: python -m tools.templates"

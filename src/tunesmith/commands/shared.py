@@ -232,7 +232,7 @@ def load_weights(recipe: Recipe, say: Say) -> Weights:
         compare(gguf, folder, say)
 
     base = recipe.base
-    found = fetch(base.model, base.revision, relative_to=recipe.folder, say=say, compare=compare)
+    found = fetch(base.model, base.revision, relative_to=recipe.folder, log=say, compare=compare)
     check_stored_type(found, base.bits)
     return found
 
@@ -249,7 +249,7 @@ def model_file(name: str, say: Say) -> Path | None:
     if name.startswith("hub:") and not name.lower().endswith(".gguf"):
         advice = f"Write {name.rstrip('/')}/FILE.gguf; the page of the model on the hub lists its files"
         raise ModelError("names no GGUF file", where=name, next=advice)
-    return find_gguf(name, say=say)
+    return find_gguf(name, log=say)
 
 
 def load_template_of(

@@ -144,7 +144,7 @@ def _train(
     device = "cpu" if shard and many > 1 else machine.device  # it reaches the cards in parts
     model = load(weights, bits=recipe.base.bits, device=device, precision=machine.precision)
     number = 4 if machine.precision == "float32" else 2
-    loaded = check_loaded(setup.shape, model, bits=recipe.base.bits, number=number)
+    loaded = check_loaded(setup.shape, model, bits=recipe.base.bits, bytes_per_element=number)
     if made.dense:
         model.keep_dense()
     scorer = _scorer(recipe, run, model, template, shard) if recipe.train.best == "score" else None

@@ -1,1 +1,1 @@
-"""Weights in, a trainable model out: weights, shape, qlora, adapter, build."""
+"""Base models and adapters: loading, 4-bit weights, LoRA, the fused decoder, and GGUF files."""

@@ -1,4 +1,4 @@
-"""An adapter on disk, as PEFT reads and writes it."""
+"""Reads and writes adapters in PEFT's format."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tunesmith.models.build import Bias, Model, add_adapter
 from tunesmith.models.experts import expert_shapes, peft_targets
 
 _PREFIX = "base_model.model."
-_AS_THEY_ARE = (".bias", ".lora_magnitude_vector")  # PEFT writes these without ".weight" behind them
-_NOT_READ = ("rank_pattern", "alpha_pattern", "trainable_token_indices", "lora_bias", "layers_to_transform")
+_WITHOUT_WEIGHT_SUFFIX = (".bias", ".lora_magnitude_vector")  # PEFT writes these names without ".weight"
+_UNSUPPORTED_KEYS = ("rank_pattern", "alpha_pattern", "trainable_token_indices", "lora_bias", "layers_to_transform")
 
 
 def peft_config(
@@ -31,17 +31,17 @@ def peft_config(
     dora: bool = False,
     train_also: Sequence[str] = (),
     bias: Bias = "none",
-    doubled: bool = False,
+    double_rank: bool = False,
     parts: Sequence[str] = (),
 ) -> dict[str, object]:
-    """adapter_config.json for LoRA on the linear layers `names` and the expert parameters `parts`.
+    """Returns adapter_config.json for LoRA on the linear layers `names` and the expert parameters `parts`.
 
-    `doubled`: PiSSA's start stands beside what was trained, so the rank is twice `rank`, and alpha grows with it so
-    that the scale stays.
+    `double_rank` is for PiSSA, whose update also holds its initial factors: rank 2 · `rank`, with alpha raised so that
+    the scale stays the same.
     """
     from peft import LoraConfig
 
-    if doubled:
+    if double_rank:
         rank, alpha = 2 * rank, alpha * (math.sqrt(2) if rs else 2)
     modules, parameters = peft_targets(names, parts, moe=bool(model.experts()))
     targets = model.architecture.target_modules([name for name in names if _leaf(name) in modules])
@@ -61,57 +61,56 @@ def peft_config(
         base_model_name_or_path=model.weights.name,
         inference_mode=True,
     ).to_dict()
-    plain = json.loads(
+    values = json.loads(
         json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
     )
-    if isinstance(plain["target_modules"], list):
-        plain["target_modules"].sort()  # a set: its order would change from run to run
-    return dict(sorted(plain.items()))
+    if isinstance(values["target_modules"], list):
+        values["target_modules"].sort()  # a set, whose order changes from run to run
+    return dict(sorted(values.items()))
 
 
 def finished(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """The configuration and the tensors of the model's adapter, as `write_adapter` takes them.
+    """Returns the configuration and tensors of the model's adapter, as `write_adapter` takes them.
 
-    An update that started from a part of the base (PiSSA) becomes a plain one of twice the rank: A over A₀, B beside
-    -B₀, alpha raised so that the scale stays. So the adapter fits the base as it came, and whoever loads it, the
-    comparison included, multiplies by the same numbers that training did.
+    A PiSSA update is written as a plain LoRA of twice the rank: A over A₀, B beside -B₀, with alpha raised so that the
+    scale stays the same. It then fits the original base and gives the same numbers as in training.
 
-    Over the text half of an image-text model the tensors have the names of the whole checkpoint, so that PEFT puts the
-    adapter over what `Architecture.loader` loads.
+    For the text half of an image-text model the tensors have the names of the whole checkpoint, so that PEFT can load
+    the adapter onto what `Architecture.loader` loads.
     """
     variant = model.variant
     if variant is None:
         raise AssertionError("the model has no adapter")
-    doubled = any(layer.start_A is not None for layer in model.lora.values())
+    double_rank = any(layer.start_A is not None for layer in model.lora.values())
     config = peft_config(
         model, rank=variant.rank, alpha=variant.alpha, dropout=variant.dropout, names=list(model.lora),
-        rs=variant.rs, dora=variant.dora, train_also=variant.train_also, bias=variant.bias, doubled=doubled,
+        rs=variant.rs, dora=variant.dora, train_also=variant.train_also, bias=variant.bias, double_rank=double_rank,
         parts=list(model.lora_experts),
     )  # fmt: skip
     tensors = {name: value.detach() for name, value in model.trainable().items()}
     for name, layer in model.lora.items():
         tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"] = (part.detach() for part in layer.factors())
-    if variant.train_also and model.tied:  # PEFT looks for both
+    if variant.train_also and model.tied:  # PEFT expects both
         tensors[model.outer("head")] = tensors[model.outer("embeddings")]
     return config, {model.architecture.outside(name): tensor for name, tensor in tensors.items()}
 
 
 def write_adapter(folder: Path, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, in float32; `tensors` as `finished` gives them."""
+    """Writes adapter_config.json and adapter_model.safetensors (float32), given what `finished` returns."""
     from safetensors.torch import save_file
 
-    own = {  # a copy each: safetensors refuses two names for one memory
+    copies = {  # copies, because safetensors refuses two names for the same memory
         _key(name): tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    save_file(own, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(copies, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def read_adapter(folder: Path, model: Architecture | None = None) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """The configuration and tensors of an adapter; given the base `model`, by the names of the text model's modules.
+    """Reads an adapter's configuration and tensors; given `model`, with names mapped to the text model's modules.
 
-    Raises RunError when it is missing or damaged.
+    Raises RunError if the adapter is missing or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -126,21 +125,21 @@ def read_adapter(folder: Path, model: Architecture | None = None) -> tuple[dict[
 
 
 def named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """PEFT's tensors (of its files, or of get_peft_model_state_dict) by the names that are used here."""
+    """Maps PEFT's tensor names (of its files or get_peft_model_state_dict) to the names of `Model.trainable`."""
     return {name.removeprefix(_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
 
 
 def attach(model: Model, folder: Path) -> None:
-    """Puts the adapter in `folder` over the base `model`, as its own configuration says, and fills it.
+    """Adds the adapter in `folder` to `model` and loads its tensors.
 
-    Raises RunError when it is missing, damaged, of a kind that is not read here, or does not fit the model.
+    Raises RunError if it is missing, damaged, of an unsupported type, or does not fit the model.
     """
     config, tensors = read_adapter(folder, model.architecture)
-    odd = [key for key in _NOT_READ if config.get(key)]
-    if config.get("peft_type") != "LORA" or odd or config.get("init_lora_weights", True) is not True:
-        what = odd[0] if odd else f"{config.get('peft_type')}, {config.get('init_lora_weights')}"
-        raise RunError(f"an adapter of this kind is not read ({what})", where=str(folder), next="Train again")
-    saved = {_leaf(str(name)) for name in _listed(config.get("modules_to_save"))}
+    unsupported = [key for key in _UNSUPPORTED_KEYS if config.get(key)]
+    if config.get("peft_type") != "LORA" or unsupported or config.get("init_lora_weights", True) is not True:
+        kind = unsupported[0] if unsupported else f"{config.get('peft_type')}, {config.get('init_lora_weights')}"
+        raise RunError(f"adapters of this type are not supported ({kind})", where=str(folder), next="Train again")
+    saved = {_leaf(str(name)) for name in _as_list(config.get("modules_to_save"))}
     train_also = [which for which in ("embeddings", "head") if saved and _leaf(model.outer(which)) in saved]
     if train_also and model.tied:
         train_also = ["embeddings", "head"]
@@ -168,38 +167,44 @@ def attach(model: Model, folder: Path) -> None:
 
 
 def _targets(model: Model, config: dict[str, object], tensors: dict[str, Tensor]) -> tuple[list[str], bool]:
-    """The last names of the layers that an adapter covers, and whether experts are among them."""
+    """Returns the last names of the layers that an adapter covers, and whether experts are among them."""
     stacked = expert_shapes(model.network)
-    parameters = [str(name) for name in _listed(config.get("target_parameters"))]
+    parameters = [str(name) for name in _as_list(config.get("target_parameters"))]
     parts = {_leaf(part) for part in stacked for name in parameters if part.endswith(f".{name}")}
     updated = {name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")}
     return sorted(parts | {_leaf(name) for name in updated & model.frozen().keys()}), bool(parts)
 
 
 def fill(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Copies `tensors` into the model's adapter. Raises RunError when a name or a shape does not fit."""
+    """Copies `tensors` into the model's adapter. Raises RunError if a name or a shape does not fit."""
     parameters = model.trainable()
     if model.whole and model.tied:
         tensors = {name: tensor for name, tensor in tensors.items() if name != model.outer("head")}
     if parameters.keys() != tensors.keys():
-        odd = sorted(parameters.keys() ^ tensors.keys())[0]
-        raise RunError(f"the adapter and the model differ at '{odd}'", next="Was it trained on another base?")
+        differing = sorted(parameters.keys() ^ tensors.keys())[0]
+        raise RunError(
+            f"the adapter does not fit this model: they differ at '{differing}'",
+            next="Use the base model that the adapter was trained on",
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             if parameter.shape != tensors[name].shape:
-                raise RunError(f"'{name}' is {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
+                raise RunError(
+                    f"the adapter does not fit this model: '{name}' has shape {tuple(tensors[name].shape)}, not "
+                    f"{tuple(parameter.shape)}"
+                )
             parameter.copy_(tensors[name])
 
 
 def _key(name: str) -> str:
-    return f"{_PREFIX}{name}" if name.endswith(_AS_THEY_ARE) else f"{_PREFIX}{name}.weight"
+    return f"{_PREFIX}{name}" if name.endswith(_WITHOUT_WEIGHT_SUFFIX) else f"{_PREFIX}{name}.weight"
 
 
 def _leaf(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def _listed(value: object) -> list[object]:
+def _as_list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 

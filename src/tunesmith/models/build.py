@@ -1,4 +1,4 @@
-"""Loads a base model, puts frozen layers (and LoRA updates over the wanted ones) in place of its linear layers."""
+"""Loads a base model with frozen linear layers, and adds LoRA updates to it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ZERO = Named("zero", {})
 
 @dataclass(frozen=True)
 class Variant:
-    """How an adapter was built: what PEFT's configuration needs to know."""
+    """The settings of an adapter that go into PEFT's configuration."""
 
     rank: int
     alpha: float
@@ -64,56 +64,56 @@ class Variant:
 
 
 class Model:
-    """A loaded base with its frozen layers, and the LoRA layers once `add_adapter` was called."""
+    """A loaded base model with frozen layers, and LoRA layers after `add_adapter`."""
 
     def __init__(self, network: Any, weights: Weights, transposed: bool) -> None:
-        """`network` is transformers' model; `transposed` says that the family stores its weights in x out (GPT-2)."""
+        """`network` is the transformers model; `transposed` says that its weights are stored as in x out (GPT-2)."""
         self.network, self.weights, self.transposed = network, weights, transposed
         self.lora: dict[str, LoraLinear] = {}
         self.lora_experts: dict[str, ExpertWeights] = {}
         self.whole: dict[str, Trained] = {}
         self.variant: Variant | None = None
-        self.decoder: Any = None  # what writes its replies (generation/decoder.py), made when first asked
+        self.decoder: Any = None  # generates replies (generation/decoder.py), created on first use
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs belong."""
+        """The device of the inputs."""
         embeddings = self.network.get_input_embeddings()
         embeddings = embeddings.base if isinstance(embeddings, Trained) else embeddings
         return cast(torch.device, getattr(embeddings, "device", embeddings.weight.device))
 
     @property
     def tied(self) -> bool:
-        """Whether embeddings and head are one matrix."""
+        """Whether embeddings and head share one matrix."""
         pair = [self.network.get_input_embeddings(), self.network.get_output_embeddings()]
         inner, head = (module.base if isinstance(module, Trained) else module for module in pair)
         return head is not None and inner.weight is head.weight
 
     def outer(self, which: str) -> str:
-        """The name of the module that is the model's `embeddings` or `head`."""
+        """Returns the module name of the `embeddings` or the `head`."""
         read = self.network.get_input_embeddings if which == "embeddings" else self.network.get_output_embeddings
         return name_of(self.network, read())
 
     @property
     def decoder_network(self) -> Any:
-        """The network without its head."""
+        """The network without its head, which returns hidden states."""
         return decoder_of(self.network)
 
     @functools.cached_property
     def architecture(self) -> Architecture:
-        """The same model without weights, and how the files name it."""
+        """The model's architecture: modules without weights, and tensor names in the files."""
         return architecture(self.weights)
 
     def frozen(self) -> dict[str, FrozenLinear]:
-        """Frozen layers without a LoRA update around them, by name."""
+        """Returns the frozen layers by name; inside a LoRA layer the name ends in `.base`."""
         return {name: layer for name, layer in self.network.named_modules() if isinstance(layer, FrozenLinear)}
 
     def experts(self) -> dict[str, FrozenExperts]:
-        """The experts' modules by name."""
+        """Returns the expert modules by name."""
         return {name: module for name, module in self.network.named_modules() if isinstance(module, FrozenExperts)}
 
     def keep_dense(self) -> int:
-        """Keeps every NF4 layer dequantised, but not experts, few of which are hit; returns how many there are."""
+        """Keeps all NF4 layers dequantized, except experts, few of which are used; returns the number of layers."""
         layers = [
             layer for layer in self.network.modules() if isinstance(layer, FrozenLinear) and layer.state is not None
         ]
@@ -122,35 +122,35 @@ class Model:
         return len(layers)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Every trained parameter by name, in a fixed order: the updates layer by layer, then what is trained whole.
+        """Returns the trained parameters by name in a fixed order: updates layer by layer, then full parameters.
 
-        Names are PEFT's, without its prefix and without ".weight"; a parameter with two places has one name.
+        Names are PEFT's without its prefix and ".weight"; a shared parameter appears once.
         """
-        made: dict[str, nn.Parameter] = {}
+        parameters: dict[str, nn.Parameter] = {}
         for name, layer in self.lora.items():
-            made |= {f"{name}.lora_A": layer.lora_A, f"{name}.lora_B": layer.lora_B}
+            parameters |= {f"{name}.lora_A": layer.lora_A, f"{name}.lora_B": layer.lora_B}
             if layer.lora_magnitude_vector is not None:
-                made[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+                parameters[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
             if layer.trained_bias is not None:
-                made[f"{name}.base_layer.bias"] = layer.trained_bias
+                parameters[f"{name}.base_layer.bias"] = layer.trained_bias
         for name, experts in self.experts().items():
-            made |= experts.trainable(name)
+            parameters |= experts.trainable(name)
         for name, module in self.whole.items():
             for part, copy in module.copies.items():
-                if not any(copy is other for other in made.values()):
-                    made[name if part == "weight" else f"{name}.{part}"] = copy
-        return made
+                if not any(copy is parameter for parameter in parameters.values()):
+                    parameters[name if part == "weight" else f"{name}.{part}"] = copy
+        return parameters
 
     def fast_path(self) -> list[str]:
-        """Why this adapter cannot be trained by the fused engine, in words; empty when it can.
+        """Returns the reasons why this adapter cannot be trained with the fused decoder; empty if it can.
 
-        PiSSA, LoftQ, rsLoRA and LoRA+ can: a layer's whole update is `LoraLinear.factors()`, whatever it started from.
+        PiSSA, LoftQ, rsLoRA and LoRA+ can: `LoraLinear.factors()` is a layer's whole update for all of them.
         """
         return [] if self.variant is None else unfused_adapter(self.variant)
 
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
-        """Inside the block the adapter is off: the same loaded weights answer as the base model."""
+        """Turns the adapter off inside the block, so that the model computes as its base."""
         layers: list[LoraLinear | Trained | ExpertWeights]
         layers = [*self.lora.values(), *self.whole.values(), *self.lora_experts.values()]
         before = [layer.enabled for layer in layers]
@@ -164,49 +164,55 @@ class Model:
 
 
 def unfused_adapter(adapter: Adapter | Variant) -> list[str]:
-    """Why the fused engine cannot train an adapter with these settings, for people; empty when it can."""
-    found = ["adapter.dropout is above 0"] if adapter.dropout else []
-    found += ["adapter.dora takes each weight's norm anew at every step"] if adapter.dora else []
-    found += [f"adapter.train_also trains the {which}" for which in adapter.train_also]
-    return found + (["adapter.bias trains biases"] if adapter.bias != "none" else [])
+    """Returns the reasons why an adapter with these settings cannot be trained with the fused decoder."""
+    reasons = ["adapter.dropout is above 0"] if adapter.dropout else []
+    reasons += ["adapter.dora needs each weight's norm at every step"] if adapter.dora else []
+    reasons += [f"adapter.train_also trains the {module}" for module in adapter.train_also]
+    return reasons + (["adapter.bias trains biases"] if adapter.bias != "none" else [])
 
 
 def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
-    """The base model on `device`, its decoder's linear layers frozen in NF4 (`bits` 4) or in `precision` (16).
+    """Loads the base model to `device`, with its linear layers frozen in NF4 (`bits` 4) or in `precision` (16).
 
-    Of an image-text checkpoint only the text half is loaded. Raises ModelError for files that are no causal language
-    model or lack a weight, ResourceError when memory does not suffice.
+    Only the text half of an image-text checkpoint is loaded. Raises ModelError for files that are not a causal language
+    model or lack a weight, ResourceError if there is not enough memory.
     """
     from safetensors import SafetensorError
 
-    made = architecture(weights)
+    meta_model = architecture(weights)
     dtype = getattr(torch, precision)
-    if device == "cuda":  # by number: the loader's own threads would take the first card
+    if device == "cuda":  # with its index: the loader's threads would use the first GPU
         device = f"cuda:{torch.cuda.current_device()}"
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "trust_remote_code": False}
-    if (mapping := made.key_mapping()) is not None:
+    if (mapping := meta_model.key_mapping()) is not None:
         options["key_mapping"] = mapping
     try:
         with _quiet():
-            options |= loading_options(weights, deepcopy(made.config), bits, dtype, skip=unquantized(made.network))
-            network, report = type(made.network).from_pretrained(
+            options |= loading_options(
+                weights, deepcopy(meta_model.config), bits, dtype, skip=unquantized(meta_model.network)
+            )
+            network, report = type(meta_model.network).from_pretrained(
                 weights.folder, use_safetensors=True, output_loading_info=True, **options
             )
     except (torch.OutOfMemoryError, MemoryError) as error:
-        advice = "Choose a smaller base.model, base.bits 4, or free some memory"
+        advice = "Choose a smaller base.model, set base.bits to 4, or free some memory"
         raise ResourceError("the model does not fit into memory", where=weights.name, next=advice) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot be loaded: {error}", where=weights.name, next="Choose another base.model") from error
+        message = f"the model cannot be loaded: {error}"
+        raise ModelError(message, where=weights.name, next="Choose another base.model") from error
     check_missing(sorted(report["missing_keys"]), weights.name)
     network.requires_grad_(False)
     if getattr(network.config, "quantization_config", None) is not None:
         _cast(network, dtype)
     transposed = _freeze(network, dtype)
-    _keep_from_shortcuts(network)
+    _disable_fused_mixers(network)
     freeze_experts(network, packed=bits == 4, where=weights.name)
-    _own_storage(network)
+    _release_shared_storage(network)
     network.config.use_cache = False
-    for attribute in ("is_loaded_in_4bit", "is_quantized"):  # the layers are ours now; nothing else may repack them
+    for attribute in (
+        "is_loaded_in_4bit",
+        "is_quantized",
+    ):  # the layers were replaced; nothing may repack them
         if getattr(network, attribute, False):
             setattr(network, attribute, False)
     network.hf_quantizer = network.quantization_method = None
@@ -217,38 +223,38 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
 
 
 def check_missing(names: Sequence[str], where: str) -> None:
-    """Raises ModelError for parameters without a tensor in the files, which would be random numbers."""
+    """Raises ModelError for parameters without a tensor in the files, which would be initialized randomly."""
     if names:
         raise ModelError(
-            f"the files hold no weight for '{names[0]}' ({len(names)} missing)",
+            f"the files have no weight for '{names[0]}' ({len(names)} missing)",
             where=where,
-            next="Fetch the model's files anew, or choose another base.model",
+            next="Download the model's files again, or choose another base.model",
         )
 
 
 def check_adapter(
     adapter: Adapter, weights: Weights, *, engine: str = "native", spread: str = "auto", targets: Sequence[str] = ()
 ) -> list[TunesmithError]:
-    """Everything in the recipe's section `adapter` that this base does not have, before anything is loaded.
+    """Returns an error for each setting in the recipe's `adapter` section that this base does not support.
 
-    The base itself is checked as well: that it is a causal language model, and that its files hold every weight.
-    `engine`, `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the names of its
-    `export.files`, which some bases limit.
+    Nothing is loaded. It also checks that the base is a causal language model and that its files hold every weight.
+    `engine`, `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the names in its
+    `export.files`, some of which mixtures of experts do not support.
     """
     try:
-        made = architecture(weights)
+        meta_model = architecture(weights)
         if any(weights.folder.glob("*.safetensors")):
-            check_missing(made.missing(weights.folder), weights.name)
-        linear, stacked = made.covered(adapter.layers, adapter.experts)
+            check_missing(meta_model.missing(weights.folder), weights.name)
+        linear, stacked = meta_model.covered(adapter.layers, adapter.experts)
     except ModelError as error:
         return [error]
     if not linear and not stacked:
-        what = "this model has no linear layer that can be adapted"
-        return [ModelError(what, where="adapter.layers", next="Choose another base.model")]
-    network = made.network
+        message = "the model has no linear layer that can be adapted"
+        return [ModelError(message, where="adapter.layers", next="Choose another base.model")]
+    network = meta_model.network
     errors = check_experts(adapter, network, list(linear), list(stacked), engine=engine, spread=spread, targets=targets)
     try:
-        _check_outer(adapter.train_also, tied=made.tied, head=bool(made.head))
+        _check_outer(adapter.train_also, tied=meta_model.tied, head=bool(meta_model.head))
     except ModelError as error:
         errors.append(error)
     updated = any(getattr(network.get_submodule(name), "bias", None) is not None for name in linear)
@@ -275,11 +281,11 @@ def add_adapter(
     bias: Bias = "none",
     experts: Experts = "all",
 ) -> None:
-    """Puts a LoRA update over the wanted layers; each starts as `start` says, from `seed` and its own name.
+    """Adds a LoRA update to the selected layers, each initialized by `start` from `seed` and the layer's name.
 
-    See the recipe's section `adapter` for the settings. Raises ModelError when a name in `layers` fits no layer, when
-    experts cannot have the variant, when only one of tied embeddings and head is to be trained, when there is no bias
-    to train, or when a start cannot be made; RecipeError for a start's wrong options.
+    See the recipe's `adapter` section for the settings. Raises ModelError if a name in `layers` matches no layer,
+    experts do not support a setting, only one of tied embeddings and head is to be trained, there is no bias to train,
+    or the initialization fails; RecipeError for wrong options of the initialization.
     """
     frozen = model.frozen()
     names, parts = chosen(model, layers, experts)
@@ -289,11 +295,11 @@ def add_adapter(
     original = Original(model.weights, model.architecture)
     for name in names:
         layer = LoraLinear(frozen[name], rank, alpha, dropout, rs=scaling == "rs")
-        begun = begin(start, name, layer.base, rank, layer.scale, seed, original, transposed=model.transposed)
+        initial = begin(start, name, layer.base, rank, layer.scale, seed, original, transposed=model.transposed)
         with torch.no_grad():
-            layer.lora_A.copy_(begun.a)
-            layer.lora_B.copy_(begun.b)
-        if begun.taken:
+            layer.lora_A.copy_(initial.a)
+            layer.lora_B.copy_(initial.b)
+        if initial.taken:
             layer.take_from_base()
         if dora:
             layer.train_magnitude()
@@ -314,7 +320,7 @@ def add_adapter(
 
 
 def chosen(model: Model, layers: Layers, experts: Experts) -> tuple[list[str], list[str]]:
-    """The linear layers and the expert parameters that an adapter covers. Raises ModelError for an unknown name."""
+    """Returns the linear layers and expert parameters that an adapter covers. Raises ModelError for an unknown name."""
     frozen, stacked = model.frozen(), expert_shapes(model.network) if experts == "all" else {}
     names = layers_called([*frozen, *stacked], layers)
     return [name for name in names if name in frozen], [name for name in names if name in stacked]
@@ -331,7 +337,7 @@ def begin(
     *,
     transposed: bool,
 ) -> Start:
-    """The first A and B of the layer `name`, made by the function of models/lora_init.py that `start` names.
+    """Returns the initial A and B of the layer `name`, from the function of models/lora_init.py that `start` names.
 
     Raises what that function raises.
     """
@@ -340,12 +346,12 @@ def begin(
         usual=first_a(name, rank, layer.in_features, seed),
         original=lambda: original.matrix(name, (layer.out_features, layer.in_features), transposed=transposed),
     )  # fmt: skip
-    made: Start = find(STARTS, start.name, where="adapter.start")(place, **start.options)
-    return made
+    start_values: Start = find(STARTS, start.name, where="adapter.start")(place, **start.options)
+    return start_values
 
 
 def check_wishes(model: Model, names: Sequence[str], train_also: Sequence[str], bias: Bias) -> None:
-    """Raises ModelError when `train_also` or `bias` cannot be had of this model, with updates on the layers `names`."""
+    """Raises ModelError if the model, with updates on the layers `names`, does not support `train_also` or `bias`."""
     _check_outer(train_also, tied=model.tied, head=model.network.get_output_embeddings() is not None)
     frozen = model.frozen()
     updated = any(frozen[name].bias is not None for name in names)
@@ -355,23 +361,23 @@ def check_wishes(model: Model, names: Sequence[str], train_also: Sequence[str], 
 def _check_outer(train_also: Sequence[str], *, tied: bool, head: bool) -> None:
     if tied and len(set(train_also)) == 1:
         raise ModelError(
-            f"embeddings and head of this model are one matrix, so the {train_also[0]} cannot be trained alone",
+            f"embeddings and head of this model share one matrix, so the {train_also[0]} cannot be trained alone",
             where="adapter.train_also",
-            next="Name both: [embeddings, head]",
+            next="Set it to [embeddings, head]",
         )
     if "head" in train_also and not head:
-        raise ModelError("this model has no head", where="adapter.train_also", next="Leave it out")
+        raise ModelError("this model has no head", where="adapter.train_also", next="Remove head from it")
 
 
 def _check_bias(bias: Bias, *, updated: bool, anywhere: bool) -> None:
-    """`updated`: whether a layer with an update has a bias; `anywhere`: whether any module of the model has one."""
+    """Raises ModelError if there is no bias to train in a layer with an update (`updated`) or in any (`anywhere`)."""
     if bias != "none" and not (updated and bias == "lora_only") and not (anywhere and bias == "all"):
-        what = "no layer with an update has a bias" if bias == "lora_only" else "this model has no bias"
-        raise ModelError(f"{what} to train", where="adapter.bias", next="Set it to none")
+        message = "no layer with an update has a bias" if bias == "lora_only" else "this model has no bias"
+        raise ModelError(f"{message} to train", where="adapter.bias", next="Set it to none")
 
 
 def _biases(model: Model) -> list[str]:
-    """The modules with a bias of their own, but for the frozen layers inside an update."""
+    """Returns the modules with a bias, except for frozen layers inside an update."""
     inside = {layer.base for layer in model.lora.values()}
     return [
         name
@@ -386,18 +392,18 @@ def _train_biases(model: Model) -> None:
 
 
 def _train_outer(model: Model, train_also: Sequence[str]) -> None:
-    """Trains embeddings and head whole; tied ones stay one matrix."""
-    tied, shared = model.tied, dict[str, nn.Parameter]()
-    for which in ("embeddings", "head"):
-        if which not in train_also:
+    """Makes full embeddings and head trainable; tied ones stay one matrix."""
+    tied, tied_weight = model.tied, dict[str, nn.Parameter]()
+    for key in ("embeddings", "head"):
+        if key not in train_also:
             continue
-        name = model.outer(which)
+        name = model.outer(key)
         module = model.network.get_submodule(name)
-        before = dict(module.copies.items()) if isinstance(module, Trained) else {}  # its bias, by `bias: all`
+        existing = dict(module.copies.items()) if isinstance(module, Trained) else {}  # its bias, with `bias: all`
         module = module.base if isinstance(module, Trained) else module
-        copies = copy_of(module, [part for part in ("weight", "bias") if part not in {*before, *shared}])
-        _wrap(model, name, {**before, **shared, **copies})
-        shared = {"weight": model.whole[name].copies["weight"]} if tied else {}
+        copies = copy_of(module, [part for part in ("weight", "bias") if part not in {*existing, *tied_weight}])
+        _wrap(model, name, {**existing, **tied_weight, **copies})
+        tied_weight = {"weight": model.whole[name].copies["weight"]} if tied else {}
 
 
 def _wrap(model: Model, name: str, copies: dict[str, nn.Parameter]) -> None:
@@ -407,16 +413,16 @@ def _wrap(model: Model, name: str, copies: dict[str, nn.Parameter]) -> None:
 
 
 def first_a(name: str, rank: int, features_in: int, seed: int) -> torch.Tensor:
-    """Where A (rank x in) of the layer `name` starts: uniform in ±1/sqrt(in), as in PEFT; B at zero."""
+    """Returns the initial A (rank x in) of the layer `name`: uniform in ±1/sqrt(in), as in PEFT."""
     number = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
     bound = 1 / math.sqrt(features_in)
     return torch.empty(rank, features_in).uniform_(-bound, bound, generator=torch.Generator().manual_seed(number))
 
 
 def _freeze(network: Any, dtype: torch.dtype) -> bool:
-    """Replaces the decoder's linear layers; head and routers stay. Returns whether the family transposes.
+    """Replaces the decoder's linear layers with FrozenLinear; returns whether the family stores them as in x out.
 
-    `dtype` is that of the products, which codes that were stored for another one are dequantized to as well.
+    `dtype` is the dtype of products, to which codes are dequantized.
     """
     import bitsandbytes as bnb
     from transformers.pytorch_utils import Conv1D
@@ -424,7 +430,7 @@ def _freeze(network: Any, dtype: torch.dtype) -> bool:
     transposed = False
     for name, layer in linear_layers(network).items():
         if isinstance(layer, bnb.nn.Linear4bit):
-            frozen = FrozenLinear.from_nf4(*_codes(layer, dtype), layer.bias)
+            frozen = FrozenLinear.from_nf4(*_nf4_codes(layer, dtype), layer.bias)
             transposed |= layer.source_cls is Conv1D if hasattr(layer, "source_cls") else False
         elif isinstance(layer, Conv1D):
             frozen, transposed = FrozenLinear.from_dense(layer.weight.data.T.contiguous(), layer.bias), True
@@ -432,14 +438,14 @@ def _freeze(network: Any, dtype: torch.dtype) -> bool:
             frozen = FrozenLinear.from_dense(layer.weight.data, layer.bias)
         network.set_submodule(name, frozen)
         if isinstance(layer, bnb.nn.Linear4bit):
-            layer.weight.module = None  # a circle that would hold the codes until the collector comes
+            layer.weight.module = None  # breaks a reference cycle that keeps the codes in memory
     return transposed or getattr(network.config, "model_type", "") == "gpt2"
 
 
-def _codes(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, Any]:
-    """A bitsandbytes layer's packed codes as bytes, and their state, from now on giving numbers of `dtype`.
+def _nf4_codes(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, Any]:
+    """Returns a bitsandbytes layer's packed codes as bytes, and its state, set to dequantize to `dtype`.
 
-    A checkpoint's state says which type its maker multiplied in, whatever the recipe's precision is.
+    A checkpoint's state names the dtype of whoever quantized it, not the recipe's precision.
     """
     state = layer.weight.quant_state
     state.dtype = dtype
@@ -447,19 +453,19 @@ def _codes(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, Any]:
 
 
 def _cast(network: Any, dtype: torch.dtype) -> None:
-    """Gives norms, embeddings and biases the type of the products: of a quantized checkpoint they keep their own."""
-    wide = [*(network._keep_in_fp32_modules_strict or ())]  # as transformers does for a checkpoint in 16 bits
+    """Casts norms, embeddings and biases of a quantized checkpoint to `dtype`; transformers does not."""
+    wide = [*(network._keep_in_fp32_modules_strict or ())]  # as transformers does for a 16-bit checkpoint
     wide += [*(network._keep_in_fp32_modules or ())] if dtype == torch.float16 else []
     for name, parameter in network.named_parameters():
         if parameter.is_floating_point() and not any(part in name.split(".") for part in wide):
             parameter.data = parameter.data.to(dtype)
 
 
-def _keep_from_shortcuts(network: Any) -> None:
-    """Keeps state-space mixers out of training mode; their layers follow the model's mode as usual.
+def _disable_fused_mixers(network: Any) -> None:
+    """Keeps state-space mixers in evaluation mode; their children follow the model's mode.
 
-    In training mode these modules of transformers hand the weight of their output layer to a fused kernel, where one is
-    installed, past the layer itself: packed codes would be multiplied, and no update would be seen.
+    In training mode transformers' mixers pass the weight of their output layer directly to a fused kernel, if one is
+    installed. That would multiply packed codes and ignore the update.
     """
     for module in network.modules():
         if hasattr(module, "A_log") and hasattr(module, "out_proj"):
@@ -473,9 +479,9 @@ def _train_children(module: Any, mode: bool = True) -> Any:
     return module
 
 
-def _own_storage(network: Any) -> None:
-    """Gives each tensor memory of its own: a loader may cut them from a whole file's, which then cannot be freed."""
-    gc.collect()  # what the loader left holds weights
+def _release_shared_storage(network: Any) -> None:
+    """Copies tensors that are views of a larger storage, such as a whole file's, so that it can be freed."""
+    gc.collect()  # the loader's leftovers hold weights
     tensors = [*network.parameters(), *network.buffers()]
     tensors += [layer.state.absmax for layer in network.modules() if getattr(layer, "state", None) is not None]
     for tensor in tensors:

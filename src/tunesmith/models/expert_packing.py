@@ -1,7 +1,7 @@
-"""Experts packed in NF4, one matrix for each, while transformers loads them: a layer's 16-bit form exists at a time.
+"""Quantizes experts to NF4 while transformers loads them, so that at most one layer's experts are in 16 bits.
 
-transformers 5 keeps all experts of a layer in one 3-D parameter, which bitsandbytes leaves in 16 bits. Here each expert
-is quantized as bitsandbytes does a linear layer (Dettmers et al. 2023, arXiv:2305.14314).
+transformers 5 stores all experts of a layer in one 3-D parameter, which bitsandbytes leaves in 16 bits. Here each
+expert's matrix is quantized as bitsandbytes quantizes a linear layer (Dettmers et al. 2023, arXiv:2305.14314).
 """
 
 from __future__ import annotations
@@ -17,35 +17,34 @@ from torch import Tensor, nn
 from tunesmith.errors import ModelError
 from tunesmith.models.weights import Weights, headers, read_config
 
-BLOCK = 64  # elements with one scale
-NESTED = 256  # scales with one scale of their own
+BLOCK = 64  # elements per scale
+NESTED = 256  # scales per second-level scale (double quantization)
 QUANTIZER = "tunesmith_nf4"
 
 
 def expert_parameters(module: nn.Module) -> list[str]:
-    """The names of a module's own expert parameters, in the order of their registration; empty for other modules."""
+    """Returns the names of a module's expert parameters, in registration order; empty for other modules."""
     if "Experts" not in type(module).__name__:
         return []
     return [name for name, value in module.named_parameters(recurse=False) if value.dim() == 3]
 
 
-BLOCKS, SCALES = "_blocks", "_scales"  # of an MXFP4 tensor's two halves: 4-bit codes and 8-bit exponents
+BLOCKS, SCALES = "_blocks", "_scales"  # suffixes of an MXFP4 tensor's 4-bit codes and 8-bit exponents
 
 
 def loading_options(weights: Weights, config: Any, bits: int, dtype: torch.dtype, *, skip: list[str]) -> dict[str, Any]:
-    """What `from_pretrained` is told of `config` and `bits`: NF4 but for the layers `skip`, and how MXFP4 is read.
+    """Returns options of `from_pretrained`: with 4 `bits`, NF4 except for the layers `skip`.
 
-    MXFP4 experts (gpt-oss) are dequantized one parameter at a time: to be packed in NF4, or, with 16 `bits`, to stay
-    so. Raises ModelError for experts that were packed one by one, as transformers 4 did, which transformers 5 cannot
-    stack.
+    MXFP4 experts (gpt-oss) are dequantized one parameter at a time; with 4 `bits` they are then packed in NF4. Raises
+    ModelError for experts quantized separately, as transformers 4 did, which transformers 5 cannot stack.
     """
     from transformers import Mxfp4Config
 
     stored = read_config(weights.folder, weights.name).get("quantization_config") or {}
     if stored and any(".experts." in name and name.endswith(".absmax") for name in headers(weights.folder)):
         raise ModelError(
-            "the files hold experts in 4 bits one by one, which transformers 5 does not read", where=weights.name,
-            next="Set base.model to the model in 16 bits; base.bits 4 packs it while it is loaded",
+            "the files hold each expert separately in 4 bits, which transformers 5 cannot read", where=weights.name,
+            next="Set base.model to the 16-bit model; base.bits 4 quantizes it while loading",
         )  # fmt: skip
     mxfp4 = stored.get("quant_method") == "mxfp4"
     if stored and not (mxfp4 and bits == 4):
@@ -58,15 +57,15 @@ def loading_options(weights: Weights, config: Any, bits: int, dtype: torch.dtype
 
 
 def without_halves(names: Iterable[str]) -> list[str]:
-    """The tensors' names, with one for the two halves of each MXFP4 tensor."""
-    every = set(names)
-    halved = {name.removesuffix(BLOCKS) for name in every if name.endswith(BLOCKS)}
-    halved = {name for name in halved if name + SCALES in every}
-    return sorted((every - {name + end for name in halved for end in (BLOCKS, SCALES)}) | halved)
+    """Returns the tensor names, with one name for the codes and exponents of each MXFP4 tensor."""
+    all_names = set(names)
+    halved = {name.removesuffix(BLOCKS) for name in all_names if name.endswith(BLOCKS)}
+    halved = {name for name in halved if name + SCALES in all_names}
+    return sorted((all_names - {name + end for name in halved for end in (BLOCKS, SCALES)}) | halved)
 
 
 def from_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """The matrices (experts x in x out) of gpt-oss' MXFP4 codes and exponents."""
+    """Dequantizes gpt-oss' MXFP4 codes and exponents to experts x in x out."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     halves = blocks.to(torch.uint8), scales.to(torch.uint8)
@@ -74,7 +73,7 @@ def from_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def nf4_config(dtype: torch.dtype) -> Any:
-    """transformers' configuration that packs linear layers and experts in NF4 while it loads them."""
+    """Returns a transformers config that quantizes linear layers and experts to NF4 while loading."""
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
@@ -90,7 +89,7 @@ def nf4_config(dtype: torch.dtype) -> Any:
 
 @functools.cache
 def _register_quantizer() -> None:
-    """Adds to transformers, under a name of its own, bitsandbytes' quantizer with the experts packed as well."""
+    """Registers QUANTIZER with transformers: bitsandbytes' quantizer that packs experts as well."""
     from transformers.core_model_loading import ConversionOps, WeightConverter
     from transformers.quantizers.auto import register_quantizer
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -111,7 +110,7 @@ def _register_quantizer() -> None:
         def convert(self, input_dict: dict[str, Any], full_layer_name: str = "", **more: Any) -> dict[str, Any]:
             halves = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
             blocks, scales = (next(v for n, v in halves.items() if n.endswith(end)) for end in (BLOCKS, SCALES))
-            dtype = blocks.dtype if blocks.dtype.is_floating_point else torch.bfloat16  # the loader casts codes, too
+            dtype = blocks.dtype if blocks.dtype.is_floating_point else torch.bfloat16  # the loader casts codes as well
             return {full_layer_name: from_mxfp4(blocks, scales, dtype)}
 
     @register_quantizer(QUANTIZER)
@@ -124,11 +123,11 @@ def _register_quantizer() -> None:
             return _Pack(super().get_quantize_ops())
 
         def get_weight_conversions(self) -> list[Any]:
-            own = [
+            from_mxfp4_ops = [
                 WeightConverter([part + BLOCKS, part + SCALES], part, [_FromMxfp4()])
                 for part in ("gate_up_proj", "down_proj")
             ]
-            return [*super().get_weight_conversions(), *own]
+            return [*super().get_weight_conversions(), *from_mxfp4_ops]
 
 
 def _is_expert(model: nn.Module, name: str) -> bool:
@@ -137,7 +136,7 @@ def _is_expert(model: nn.Module, name: str) -> bool:
 
 
 class Packed(NamedTuple):
-    """Experts in NF4: codes (experts x bytes), 8-bit scales, the scales' own 32-bit scales and offsets, code books."""
+    """Experts in NF4: codes (experts x bytes), 8-bit scales, their 32-bit scales and offsets, and code books."""
 
     codes: Tensor
     scales: Tensor
@@ -149,13 +148,13 @@ class Packed(NamedTuple):
 
 
 def pack(weight: Tensor) -> Packed:
-    """Quantizes each matrix of `weight` (experts x rows x columns) as bitsandbytes does a linear layer's."""
+    """Quantizes each matrix of `weight` (experts x rows x columns) as bitsandbytes quantizes a linear layer."""
     from bitsandbytes.functional import quantize_4bit
 
-    rest = -math.prod(weight.shape[1:]) % BLOCK
+    padding = -math.prod(weight.shape[1:]) % BLOCK
     parts = []
     for matrix in weight.detach():
-        flat = nn.functional.pad(matrix.reshape(-1), (0, rest)) if rest else matrix.contiguous()
+        flat = nn.functional.pad(matrix.reshape(-1), (0, padding)) if padding else matrix.contiguous()
         codes, state = quantize_4bit(flat, blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
         parts.append((codes.reshape(-1), state.absmax, state.state2.absmax, state.offset.reshape(())))
     codes, scales, nested, offsets = (torch.stack(part) for part in zip(*parts, strict=True))
@@ -163,7 +162,7 @@ def pack(weight: Tensor) -> Packed:
 
 
 def unpack(packed: Packed, shape: Sequence[int]) -> Tensor:
-    """The matrices again, `shape` (experts x rows x columns), in the number type that they were packed from."""
+    """Dequantizes to `shape` (experts x rows x columns), in the dtype before packing."""
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     nested = packed.nested.repeat_interleave(NESTED, dim=1)[:, : packed.scales.shape[1]]
@@ -178,7 +177,7 @@ def unpack(packed: Packed, shape: Sequence[int]) -> Tensor:
 
 
 def packed_parameter(weight: Tensor) -> nn.Parameter:
-    """The codes as a parameter that carries the rest, as bitsandbytes' own does."""
+    """Returns the codes as a parameter with the quantization state as attribute, as bitsandbytes does."""
     packed = pack(weight)
     parameter = nn.Parameter(packed.codes, requires_grad=False)
     parameter.experts = packed, tuple(weight.shape)  # type: ignore[attr-defined]
@@ -186,5 +185,5 @@ def packed_parameter(weight: Tensor) -> nn.Parameter:
 
 
 def carried(module: nn.Module) -> dict[str, tuple[Packed, tuple[int, ...]]]:
-    """The module's parameters that were packed while it was loaded, with their shapes, by name."""
+    """Returns the module's parameters that were packed while loading, and their shapes, by name."""
     return {name: value.experts for name, value in module.named_parameters(recurse=False) if hasattr(value, "experts")}

@@ -1,8 +1,8 @@
-"""The experts of a mixture-of-experts layer: frozen, multiplied only where they are hit, adapted by LoRA.
+"""Frozen experts of a mixture-of-experts layer with LoRA; only experts that receive tokens are computed.
 
 transformers 5 stacks all experts of a layer in one 3-D parameter (experts x out x in; gpt-oss: experts x in x out).
-The update is PEFT's for `target_parameters`: rank r per expert, A of all experts stacked (experts·r x in), B of all
-experts side by side, the experts innermost (out x r·experts).
+The update has PEFT's layout for `target_parameters`: rank r per expert, A stacked over experts (experts·r x in), B side
+by side with experts innermost (out x r·experts).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tunesmith.config.recipe import Adapter, Named
 from tunesmith.errors import ModelError, RecipeError, TunesmithError
 from tunesmith.models.expert_packing import Packed, carried, expert_parameters, packed_parameter, unpack
 
-AT_ONCE = 1 << 25  # elements that are dequantized together
+AT_ONCE = 1 << 25  # elements dequantized together
 
 
 class ExpertShape(NamedTuple):
-    """One 3-D parameter: its experts, and the inputs and outputs of each."""
+    """The shape of one 3-D parameter: experts, and inputs and outputs of each."""
 
     experts: int
     inputs: int
@@ -30,58 +30,58 @@ class ExpertShape(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """Elements of the parameter."""
+        """The number of elements."""
         return self.experts * self.inputs * self.outputs
 
     def adapter_parameters(self, rank: int) -> int:
-        """Elements of its LoRA update with `rank` per expert."""
+        """Returns the number of elements of its LoRA update with `rank` per expert."""
         return self.experts * rank * (self.inputs + self.outputs)
 
 
 def expert_shapes(network: nn.Module) -> dict[str, ExpertShape]:
-    """The 3-D expert parameters of `network` by name, in order; a model on the meta device serves as well."""
-    found: dict[str, ExpertShape] = {}
+    """Returns the shapes of `network`'s 3-D expert parameters by name, in order; works on the meta device too."""
+    shapes: dict[str, ExpertShape] = {}
     for name, module in network.named_modules():
         if isinstance(module, FrozenExperts):
-            found |= {f"{name}.{part}": weights.shape for part, weights in module.weights.items()}
+            shapes |= {f"{name}.{part}": weights.shape for part, weights in module.weights.items()}
             continue
         for part in expert_parameters(module):
             experts, first, second = getattr(module, part).shape
             transposed = bool(getattr(module, "is_transposed", False))
-            found[f"{name}.{part}"] = ExpertShape(experts, *((first, second) if transposed else (second, first)))
-    return found
+            shapes[f"{name}.{part}"] = ExpertShape(experts, *((first, second) if transposed else (second, first)))
+    return shapes
 
 
 def freeze_experts(network: Any, *, packed: bool, where: str = "") -> None:
-    """Replaces the experts' modules of `network` by frozen ones.
+    """Replaces the expert modules of `network` with FrozenExperts.
 
-    `packed`: experts that are still in 16 bits, as an NF4 checkpoint of transformers holds them, are packed now.
-    Raises ModelError for experts in a form that is not read; `where` names the model.
+    With `packed`, experts still in 16 bits, as in NF4 checkpoints written by transformers, are quantized. Raises
+    ModelError for experts in an unsupported form; `where` names the model in it.
     """
-    if unread := _unread(network):
-        raise ModelError(_UNREAD.format(unread), where=where, next="Choose another base.model")
+    if unread := _unsupported_experts(network):
+        raise ModelError(_UNSUPPORTED.format(unread), where=where, next="Choose another base.model")
     for name, module in list(network.named_modules()):
         if not (expert_parameters(module) or carried(module)):
             continue
         for part in expert_parameters(module):
             value = getattr(module, part)
-            value.data = value.data.to(network.dtype)  # transformers 5.17 reads MXFP4 in bfloat16, whatever it is told
+            value.data = value.data.to(network.dtype)  # transformers 5.17 always reads MXFP4 as bfloat16
             if packed:
                 setattr(module, part, packed_parameter(value))
         network.set_submodule(name, FrozenExperts(module))
 
 
-# --- what PEFT can read ------------------------------------------------------------------------------------------
+# --- limits of PEFT ----------------------------------------------------------------------------------------------
 
-# Names that PEFT takes for experts of a checkpoint from before transformers 5, even where they are other layers'.
+# Names that PEFT treats as experts of checkpoints from before transformers 5, even if other layers have them.
 RENAMED = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 def peft_targets(names: Sequence[str], parts: Sequence[str], *, moe: bool) -> tuple[list[str], list[str]]:
-    """PEFT's target_modules and target_parameters for the linear layers `names` and the expert parameters `parts`.
+    """Returns PEFT's target_modules and target_parameters for linear layers `names` and expert parameters `parts`.
 
-    Where the model has experts (`moe`), PEFT 0.21 reads some names of linear layers as its experts (see RENAMED), so
-    those layers' weights are named as parameters, which gives the same tensors.
+    In a model with experts (`moe`), PEFT 0.21 treats some linear layers as experts (see RENAMED), so their weights are
+    listed as parameters, which gives the same tensors.
     """
     renamed = {name for name in names if moe and name.rpartition(".")[2] in RENAMED}
     modules = {name.rpartition(".")[2] for name in names if name not in renamed}
@@ -93,16 +93,16 @@ def _tail(name: str) -> str:
     return ".".join(name.split(".")[-2:])
 
 
-_UNREAD = "the experts in {} are stored in a form that is neither packed nor trained here"
+_UNSUPPORTED = "the experts in {} have a layout that is not supported"
 
 
-def _unread(network: nn.Module) -> str:
-    """The first module that holds experts in another form than stacked matrices; empty where there is none."""
+def _unsupported_experts(network: nn.Module) -> str:
+    """Returns the first module whose experts are not stacked matrices; empty if there is none."""
     for name, module in network.named_modules():
-        own = [value.dim() for value in module.parameters(recurse=False)]
+        dims = [value.dim() for value in module.parameters(recurse=False)]
         if "Expert" not in type(module).__name__ or isinstance(module, ExpertWeights | nn.Linear) or carried(module):
             continue
-        if max(own, default=0) > 1 and not expert_parameters(module):
+        if max(dims, default=0) > 1 and not expert_parameters(module):
             return str(name)
     return ""
 
@@ -117,13 +117,13 @@ def check_experts(
     spread: str = "auto",
     targets: Sequence[str] = (),
 ) -> list[TunesmithError]:
-    """What a mixture of experts cannot have of these settings; empty for other models.
+    """Returns an error for each setting that a mixture of experts does not support; empty for other models.
 
-    `names` and `parts` are the linear layers and the expert parameters of `network` that the adapter covers; `engine`,
-    `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the names of its `export.files`.
+    `names` and `parts` are the linear layers and expert parameters of `network` that the adapter covers; `engine`,
+    `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the names in its `export.files`.
     """
-    if unread := _unread(network):
-        return [ModelError(_UNREAD.format(unread), where="base.model", next="Choose another base.model")]
+    if unread := _unsupported_experts(network):
+        return [ModelError(_UNSUPPORTED.format(unread), where="base.model", next="Choose another base.model")]
     stacked = expert_shapes(network)
     errors: list[TunesmithError] = [
         *unsupported(
@@ -133,16 +133,14 @@ def check_experts(
     ]  # fmt: skip
     if stacked and engine != "native":
         errors.append(
-            RecipeError(f"engine {engine} trains no mixture of experts", where="train.engine", next="Set it to native")
+            RecipeError(f"{engine} cannot train mixtures of experts", where="train.engine", next="Set it to native")
         )
     if stacked and spread == "fsdp":
         advice = "Set train.spread to ddp"
-        errors.append(RecipeError("experts are not divided over processes", where="train.spread", next=advice))
+        errors.append(RecipeError("fsdp cannot train mixtures of experts", where="train.spread", next=advice))
     if parts and "gguf_lora" in targets:
         advice = "Export gguf instead, or set adapter.experts to none"
-        errors.append(
-            RecipeError("a GGUF adapter cannot hold updates of experts", where="export.files: gguf_lora", next=advice)
-        )
+        errors.append(RecipeError("GGUF adapters do not support experts", where="export.files: gguf_lora", next=advice))
     return errors
 
 
@@ -156,19 +154,21 @@ def unsupported(
     start: Named,
     bias: str,
 ) -> list[ModelError]:
-    """What experts cannot have of an adapter over the linear layers `names` and the expert parameters `parts`."""
+    """Returns an error for each setting that an adapter on `names` and the expert parameters `parts` cannot have."""
     moe = bool(expert_shapes(network))
     renamed = sorted({name.rpartition(".")[2] for name in names if moe and name.rpartition(".")[2] in RENAMED})
     errors = []
-    for setting, on in (("dora", dora), ("dropout", bool(dropout))):
-        if on and (parts or renamed):
-            what = "the experts" if parts else f"{', '.join(renamed)} of a mixture of experts"
-            usual = "false" if setting == "dora" else "0"
-            advice = f"Set adapter.{setting} to {usual}, or name adapter.layers without {'them' if parts else 'these'}"
-            errors.append(ModelError(f"PEFT has no {setting} for {what}", where=f"adapter.{setting}", next=advice))
+    for setting, enabled in (("dora", dora), ("dropout", bool(dropout))):
+        if enabled and (parts or renamed):
+            target = "the experts" if parts else f"{', '.join(renamed)} of a mixture of experts"
+            default = "false" if setting == "dora" else "0"
+            advice = (
+                f"Set adapter.{setting} to {default}, or name adapter.layers without {'them' if parts else 'these'}"
+            )
+            errors.append(ModelError(f"PEFT has no {setting} for {target}", where=f"adapter.{setting}", next=advice))
     if parts and start.name != "zero":
         advice = "Set adapter.start to zero, or adapter.experts to none"
-        errors.append(ModelError(f"experts cannot start from {start.name}", where="adapter.start", next=advice))
+        errors.append(ModelError(f"experts do not support start {start.name}", where="adapter.start", next=advice))
     if parts and bias != "none" and _has_bias(network):
         advice = "Set adapter.bias to none, or adapter.experts to none"
         errors.append(ModelError("the experts' biases are not trained", where="adapter.bias", next=advice))
@@ -180,14 +180,14 @@ def _has_bias(network: nn.Module) -> bool:
     return any(getattr(family, "has_bias", False) for family in families)
 
 
-# --- the frozen experts and their update ----------------------------------------------------------------------------
+# --- frozen experts and their update -----------------------------------------------------------------------------
 
 
 class ExpertWeights(nn.Module):
-    """One 3-D parameter, frozen, with its LoRA update once `add_lora` was called.
+    """A frozen 3-D parameter, with a LoRA update after `add_lora`.
 
-    It holds packed codes or a plain `weight` (experts x rows x columns). `lora_A` (experts·r x in) and `lora_B`
-    (out x r·experts) are float32.
+    It holds NF4 codes or a `weight` (experts x rows x columns). `lora_A` (experts·r x in) and `lora_B` (out x
+    r·experts) are float32.
     """
 
     lora_A: nn.Parameter | None
@@ -195,7 +195,7 @@ class ExpertWeights(nn.Module):
     weight: Tensor | None
 
     def __init__(self, value: Packed | Tensor, shape: Sequence[int], *, transposed: bool, swapped: bool) -> None:
-        """`transposed`: a matrix is in x out. `swapped`: A works on its rows, which PEFT reads off `is_transposed`."""
+        """`transposed`: a matrix is in x out. `swapped`: A multiplies its rows, as PEFT does if `is_transposed`."""
         super().__init__()
         self.experts, self.rows, self.columns = shape
         self.transposed, self.swapped = transposed, swapped
@@ -209,58 +209,58 @@ class ExpertWeights(nn.Module):
 
     @property
     def shape(self) -> ExpertShape:
-        """Experts, inputs and outputs, as the update sees them."""
+        """Experts, inputs and outputs of the update."""
         sides = (self.rows, self.columns) if self.swapped else (self.columns, self.rows)
         return ExpertShape(self.experts, *sides)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        held = self.codes if self.weight is None else self.weight
-        return cast(Tensor, held).device
+        """The device of the weights."""
+        tensor = self.codes if self.weight is None else self.weight
+        return cast(Tensor, tensor).device
 
     def add_lora(self, first_a: Tensor, rank: int, scale: float) -> None:
-        """Adds an update that starts at zero, its A at `first_a` (experts·rank x in)."""
+        """Adds an update with A = `first_a` (experts·rank x in) and B = 0."""
         self.rank, self.scale = rank, scale
         self.lora_A = nn.Parameter(first_a.to(self.device, torch.float32))
         self.lora_B = nn.Parameter(torch.zeros(self.shape.outputs, rank * self.experts, device=self.device))
 
     def matrices(self, which: Sequence[int]) -> Tensor:
-        """The matrices of the experts `which`, stacked as they are stored, without the update."""
-        every = len(which) == self.experts
+        """Returns the matrices of the experts `which`, stacked, in their stored layout, without the update."""
+        all_experts = len(which) == self.experts
         index = torch.tensor(which, device=self.device)
         if self.weight is not None:
-            return self.weight if every else self.weight[index]
+            return self.weight if all_experts else self.weight[index]
         parts = [cast(Tensor, getattr(self, name)) for name in ("codes", "scales", "nested", "offsets")]
-        codes, scales, nested, offsets = parts if every else (part[index] for part in parts)
+        codes, scales, nested, offsets = parts if all_experts else (part[index] for part in parts)
         books = cast(Tensor, self.book), cast(Tensor, self.scale_book)
         packed = Packed(codes, scales, nested, offsets, *books, cast(torch.dtype, self.packed_dtype))
         return unpack(packed, (len(which), self.rows, self.columns))
 
-    def each(self, which: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Each expert of `which` with its matrix (in x out, a view), some dequantized together."""
+    def each(self, experts: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yields each of `experts` with its matrix (in x out, a view); several are dequantized together."""
         step = 1 if self.weight is not None else max(1, AT_ONCE // (self.rows * self.columns))
-        for start in range(0, len(which), step):
-            part = which[start : start + step]
+        for start in range(0, len(experts), step):
+            part = experts[start : start + step]
             matrices = self.weight[part[0]][None] if self.weight is not None else self.matrices(part)
             for expert, matrix in zip(part, matrices, strict=True):
                 yield expert, matrix if self.transposed else matrix.T
 
     def factors(self, a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A (experts x r x in) and B (experts x out x r) in `dtype`."""
+        """Returns A (experts x r x in) and B (experts x out x r) in `dtype`."""
         shaped = b.view(len(b), self.rank, self.experts).permute(2, 0, 1)
         return a.view(self.experts, self.rank, -1).to(dtype), shaped.to(dtype, memory_format=torch.contiguous_format)
 
     def product(self, x: Tensor, counts: Sequence[int]) -> Tensor:
-        """`x` (rows sorted by expert x in) to rows x out; expert e multiplies the next `counts[e]` rows.
+        """Maps `x` (rows sorted by expert, x in) to rows x out; expert e multiplies the next `counts[e]` rows.
 
-        Rows beyond the counts become zero. The gradient reaches `x`, A and B; no dequantized weight is saved for it.
+        Rows beyond the counts become zero. Differentiable in `x`, A and B; no dequantized weight is saved.
         """
         a, b = (self.lora_A, self.lora_B) if self.enabled else (None, None)
         return cast(Tensor, _Product.apply(x, a, b, self, counts))  # type: ignore[no-untyped-call]
 
     def whole(self) -> Tensor:
-        """All matrices with the update, differentiable in A and B."""
+        """Returns all matrices with the update, differentiable in A and B."""
         base = self.matrices(range(self.experts))
         if self.lora_A is None or self.lora_B is None or not self.enabled:
             return base
@@ -270,7 +270,7 @@ class ExpertWeights(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """y = x W + s (x Aᵀ) Bᵀ per expert, saving x, A and B only; without an update, nothing."""
+    """y = x W + s (x Aᵀ) Bᵀ per expert. Saves x, A and B; nothing if there is no update."""
 
     @staticmethod
     def forward(
@@ -282,13 +282,13 @@ class _Product(torch.autograd.Function):
         outputs = weights.columns if weights.transposed else weights.rows
         y = x.new_zeros(len(x), outputs)
         small_a, small_b = weights.factors(a, b, x.dtype) if a is not None and b is not None else (None, None)
-        for expert, rows, matrix in _hit(weights, counts):
+        for expert, rows, matrix in _active_experts(weights, counts):
             part = x[rows]
             if small_a is None or small_b is None:
                 torch.mm(part, matrix, out=y[rows])
                 continue
             inner = (part @ small_a[expert].T).mul_(weights.scale)
-            torch.addmm(inner @ small_b[expert].T, part, matrix, out=y[rows])  # summed in 32 bits, rounded once
+            torch.addmm(inner @ small_b[expert].T, part, matrix, out=y[rows])  # accumulated in float32, rounded once
         return y
 
     @staticmethod
@@ -297,16 +297,16 @@ class _Product(torch.autograd.Function):
         weights, counts = ctx.weights, ctx.counts
         inputs = weights.rows if weights.transposed else weights.columns
         dx = dy.new_zeros(len(dy), inputs) if ctx.needs_input_grad[0] else None
-        saved = ctx.saved_tensors  # once: recomputed activations are given out a single time
+        saved = ctx.saved_tensors  # read once: with checkpointing it can be read only once
         if not saved:
             if dx is not None:
-                for _, rows, matrix in _hit(weights, counts):
+                for _, rows, matrix in _active_experts(weights, counts):
                     torch.mm(dy[rows], matrix.T, out=dx[rows])
             return dx, None, None, None, None
         x, a, b = saved
         small_a, small_b = weights.factors(a, b, dy.dtype)
         da, db = torch.zeros_like(small_a), torch.zeros_like(small_b)
-        for expert, rows, matrix in _hit(weights, counts):
+        for expert, rows, matrix in _active_experts(weights, counts):
             part, d_part = x[rows], dy[rows]
             d_inner = (d_part @ small_b[expert]).mul_(weights.scale)
             torch.mm(d_inner.T, part, out=da[expert])
@@ -316,22 +316,22 @@ class _Product(torch.autograd.Function):
         return dx, da.to(a.dtype).view_as(a), db.permute(1, 2, 0).to(b.dtype).reshape(b.shape), None, None
 
 
-def _hit(weights: ExpertWeights, counts: Sequence[int]) -> Iterator[tuple[int, slice, Tensor]]:
-    """The experts that have rows, with those rows and their matrix (in x out)."""
+def _active_experts(weights: ExpertWeights, counts: Sequence[int]) -> Iterator[tuple[int, slice, Tensor]]:
+    """Yields each expert that has rows, with those rows and its matrix (in x out)."""
     starts = [sum(counts[:expert]) for expert in range(len(counts))]
     for expert, matrix in weights.each([expert for expert, count in enumerate(counts) if count]):
         yield expert, slice(starts[expert], starts[expert] + counts[expert]), matrix
 
 
 class FrozenExperts(nn.Module):
-    """The experts of one layer, in place of the family's module, whose gate, biases and norms it goes on using.
+    """The frozen experts of one layer. Replaces the family's module and still uses its activation, biases and norms.
 
-    Families that follow transformers' interface for experts are multiplied expert by expert; any other family's own
-    forward runs over all matrices dequantized, and again before its backward.
+    If the module follows transformers' expert interface, experts are computed one by one. Otherwise its own forward
+    runs on all dequantized matrices, under activation checkpointing.
     """
 
     def __init__(self, family: nn.Module) -> None:
-        """Takes the expert parameters out of the module `family`."""
+        """Moves the expert parameters out of the module `family`."""
         super().__init__()
         loaded = carried(family)
         self.parts = [*loaded] if loaded else expert_parameters(family)
@@ -346,53 +346,53 @@ class FrozenExperts(nn.Module):
 
     @property
     def weights(self) -> dict[str, ExpertWeights]:
-        """The expert parameters by their names in the family's module, in its order."""
+        """The expert parameters by name in the family's module, in its order."""
         return {part: cast(ExpertWeights, getattr(self, part)) for part in self.parts}
 
     def trainable(self, name: str) -> dict[str, nn.Parameter]:
-        """The updates' parameters by PEFT's names, `name` being this module's: the last one's wrapper is outermost."""
+        """Returns the LoRA parameters by PEFT's names for the module `name`; the last wrapper is outermost."""
         adapted = [weights for weights in self.weights.values() if weights.lora_A is not None]
-        found: dict[str, nn.Parameter | None] = {}
+        parameters: dict[str, nn.Parameter | None] = {}
         for depth, weights in zip(reversed(range(len(adapted))), adapted, strict=True):
             prefix = name + ".base_layer" * depth
-            found |= {f"{prefix}.lora_A": weights.lora_A, f"{prefix}.lora_B": weights.lora_B}
-        return cast("dict[str, nn.Parameter]", found)
+            parameters |= {f"{prefix}.lora_A": weights.lora_A, f"{prefix}.lora_B": weights.lora_B}
+        return cast("dict[str, nn.Parameter]", parameters)
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the family's module computes from the same arguments."""
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Computes what the family's module computes, from the same arguments."""
         if self.by_interface:
-            return self._routed(*inputs, *named.values())
+            return self._routed(*inputs, *options.values())
         if torch.is_grad_enabled():
-            return checkpoint(self._dense, *inputs, use_reentrant=False, **named)
-        return self._dense(*inputs, **named)
+            return checkpoint(self._dense, *inputs, use_reentrant=False, **options)
+        return self._dense(*inputs, **options)
 
-    def _dense(self, *inputs: Any, **named: Any) -> Any:
+    def _dense(self, *inputs: Any, **options: Any) -> Any:
         whole = {part: weights.whole() for part, weights in self.weights.items()}
-        return torch.func.functional_call(self.family, whole, inputs, named)
+        return torch.func.functional_call(self.family, whole, inputs, options)
 
-    def _routed(self, hidden: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """`hidden` (tokens x width), each token's `chosen` experts and `shares` (tokens x k), to tokens x width."""
+    def _routed(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Maps `hidden` (tokens x width) to tokens x width, given each token's experts and weights (tokens x k)."""
         family: Any = self.family
         tokens, width = hidden.shape
-        index, order = torch.sort(chosen.reshape(-1), stable=True)
+        index, order = torch.sort(top_k_index.reshape(-1), stable=True)
         counts = self._counts(index)
-        spread = hidden[:, None].expand(tokens, chosen.shape[1], width).reshape(-1, width)
+        repeated = hidden[:, None].expand(tokens, top_k_index.shape[1], width).reshape(-1, width)
         first, last = self.parts
         biased = index.clamp(max=len(counts) - 1) if family.has_bias else index
-        x = getattr(self, first).product(spread[order], counts)
+        x = getattr(self, first).product(repeated[order], counts)
         x = x + getattr(family, f"{first}_bias")[biased] if family.has_bias else x
         x = family._apply_gate(x) if family.has_gate else family.act_fn(x)
         x = getattr(self, last).product(x, counts)
         x = x + getattr(family, f"{last}_bias")[biased] if family.has_bias else x
         if getattr(family, "has_post_expert_norm", False):
             x = family.post_expert_norm(x)
-        x = x * shares.reshape(-1)[order][:, None]
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return cast(Tensor, x[back].view(tokens, -1, width).sum(1).to(hidden.dtype))
+        x = x * top_k_weights.reshape(-1)[order][:, None]
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        return cast(Tensor, x[inverse].view(tokens, -1, width).sum(1).to(hidden.dtype))
 
     def _counts(self, index: Tensor) -> list[int]:
-        """Rows of each expert: the only time that the device is waited for."""
+        """Returns the number of rows of each expert; the only device synchronization."""
         experts = getattr(self, self.parts[0]).experts
         ones = torch.ones_like(index, dtype=torch.int64)
         counted = torch.zeros(experts + 1, dtype=torch.int64, device=index.device).scatter_add_(0, index, ones)

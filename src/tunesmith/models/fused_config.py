@@ -1,4 +1,4 @@
-"""What a model's configuration says about fused blocks: whether it can have them, and the attention of each layer."""
+"""Reads from a model's configuration whether it can be fused, and the attention of each layer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ FAMILIES = (
     "gemma", "gemma2", "gemma3_text", "gemma4_text", "llama", "ministral", "mistral", "phi3", "qwen2", "qwen3",
     "smollm3",
 )  # fmt: skip
-LATER_GEMMAS = ("gemma2", "gemma3_text", "gemma4_text")  # norms behind both parts, capped logits
+LATER_GEMMAS = ("gemma2", "gemma3_text", "gemma4_text")  # norms after attention and MLP, capped logits
 LAYER_TYPES = ("full_attention", "sliding_attention")
-ROPE_TYPES = ("default", "linear", "llama3", "longrope", "proportional", "yarn")  # one or two tables hold all positions
+ROPE_TYPES = (
+    "default",
+    "linear",
+    "llama3",
+    "longrope",
+    "proportional",
+    "yarn",
+)  # one or two tables suffice
 
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """One layer's attention. `queries` and `keys` are the widths of all their heads together.
+    """One layer's attention. `queries` and `keys` are the total widths of query and key heads, `head` that of one.
 
-    `window` counts the tokens that a query sees, itself included (0: all before it). `rope` is the key of the layer's
-    RoPE parameters ("" where all layers share them), None for a layer without RoPE; `switch` is the most tokens of a
-    text for which LongRoPE uses its short factors (0: other RoPE). `shared_values` says that the values are the key
-    projection's output; `norm_values` that they are normalized.
+    `window` is the number of tokens that a query sees, itself included (0: all before it). `rope` is the key of the
+    layer's RoPE parameters ("" if all layers share them), None for a layer without RoPE. `switch` is the longest text
+    for which LongRoPE uses its short factors (0: other RoPE). With `shared_values` the values are the key projection's
+    output; with `norm_values` they are normalized.
     """
 
     queries: int
@@ -40,7 +47,7 @@ class LayerAttention:
 
 
 def unfused_config(config: Mapping[str, Any]) -> list[str]:
-    """Returns the reasons why a model with this config.json cannot be fused; empty when it can."""
+    """Returns the reasons why a model with this config.json cannot be fused; empty if it can."""
     from huggingface_hub.errors import StrictDataclassError
 
     family = str(text_config(config).get("model_type", ""))
@@ -49,7 +56,7 @@ def unfused_config(config: Mapping[str, Any]) -> list[str]:
     try:
         return config_reasons(_read(config))
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return [f"its config.json cannot be read ({str(error).splitlines()[-1].strip()})"]
+        return [f"its config.json cannot be parsed ({str(error).splitlines()[-1].strip()})"]
 
 
 def fused_layers(config: Mapping[str, Any]) -> list[LayerAttention]:
@@ -65,7 +72,7 @@ def _read(config: Mapping[str, Any]) -> Any:
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the text decoder's part of a config.json: its `text_config`, where only that one can be fused."""
+    """Returns a config.json's `text_config` if only that can be fused, else the whole."""
     inner = config.get("text_config")
     if config.get("model_type") in FAMILIES or not isinstance(inner, Mapping):
         return config
@@ -73,28 +80,28 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def config_reasons(config: Any) -> list[str]:
-    """Returns the reasons why a model with transformers' `config` cannot be fused; empty when it can."""
+    """Returns the reasons why a model with this transformers `config` cannot be fused; empty if it can."""
     family = str(config.model_type)
     if family not in FAMILIES:
         return [f"the family {family} has no fused blocks"]
-    found = []
+    reasons = []
     if any(getattr(config, key, None) for key in ("attention_dropout", "resid_pdrop", "embd_pdrop")):
-        found.append("the model has dropout of its own")
-    found += _activation_reasons(config)
+        reasons.append("the model itself has dropout")
+    reasons += _activation_reasons(config)
     if getattr(config, "use_bidirectional_attention", None) in (True, "all") or not getattr(config, "is_causal", True):
-        found.append("its tokens attend to later ones (use_bidirectional_attention)")
+        reasons.append("its tokens attend to later ones (use_bidirectional_attention)")
     if unknown := sorted(set(_layer_types(config)) - set(LAYER_TYPES)):
-        found.append(f"it has layers of type {', '.join(unknown)}")
+        reasons.append(f"it has layers of type {', '.join(unknown)}")
     scalings = {str(_rope(config, kind).get("rope_type", "default")) for kind in _rope_kinds(config)}
     if unknown := sorted(scalings - set(ROPE_TYPES)):
-        found.append(f"its RoPE frequencies change with the length of the text (rope_type {', '.join(unknown)})")
+        reasons.append(f"its RoPE frequencies change with the length of the text (rope_type {', '.join(unknown)})")
     if getattr(config, "enable_moe_block", False):
-        found.append("its feed-forward layers are mixtures of experts")
+        reasons.append("its feed-forward layers are mixtures of experts")
     if family == "gemma4_text" and config.hidden_size_per_layer_input:
-        found.append("its layers have inputs of their own (hidden_size_per_layer_input)")
+        reasons.append("its layers have per-layer inputs (hidden_size_per_layer_input)")
     if family == "gemma4_text" and config.num_kv_shared_layers:
-        found.append("its last layers reuse the keys and values of others (num_kv_shared_layers)")
-    return found
+        reasons.append("its last layers share the keys and values of others (num_kv_shared_layers)")
+    return reasons
 
 
 def _activation_reasons(config: Any) -> list[str]:
@@ -108,21 +115,21 @@ def _activation_reasons(config: Any) -> list[str]:
 
 
 def activation(function: Any) -> str | None:
-    """Returns the fused activation that `function` computes, determined by its values; None when there is none."""
+    """Returns the fused activation that equals `function` on sample values; None if there is none."""
     x = torch.linspace(-4, 4, 65)
     values = {"silu": nn.functional.silu(x), "gelu_tanh": nn.functional.gelu(x, approximate="tanh")}
     return next((name for name, value in values.items() if torch.allclose(function(x), value, atol=1e-6)), None)
 
 
 def layers(config: Any) -> list[LayerAttention]:
-    """Returns the attention of each layer of a model with transformers' `config`, one of FAMILIES."""
+    """Returns the attention of each layer of a model with this transformers `config`, of one of FAMILIES."""
     return [_layer(config, index) for index in range(config.num_hidden_layers)]
 
 
 def _layer(config: Any, index: int) -> LayerAttention:
     gemma4 = config.model_type == "gemma4_text"
-    own = config.per_layer_config[index] if gemma4 else config
-    head = int(getattr(own, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    layer_config = config.per_layer_config[index] if gemma4 else config
+    head = int(getattr(layer_config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     types = _layer_types(config)
     if types:
         windowed, kind = types[index] == "sliding_attention", types[index]
@@ -133,23 +140,23 @@ def _layer(config: Any, index: int) -> LayerAttention:
         rope = None
     return LayerAttention(
         queries=config.num_attention_heads * head,
-        keys=int(own.num_key_value_heads or config.num_attention_heads) * head,
+        keys=int(layer_config.num_key_value_heads or config.num_attention_heads) * head,
         head=head,
         window=int(config.sliding_window or 0) if windowed else 0,
         rope=rope,
-        switch=0 if rope is None else _switch(config, rope),
+        switch=0 if rope is None else _longrope_switch(config, rope),
         shared_values=bool(gemma4 and config.attention_k_eq_v and not windowed),
         norm_values=gemma4,
     )
 
 
 def _layer_types(config: Any) -> list[str]:
-    """The type of each layer, where the family's layers differ; other families ignore a `layer_types` entry."""
+    """Returns each layer's type if the family's layers differ; other families ignore a `layer_types` entry."""
     return [] if config.model_type in ("gemma", "llama", "mistral", "phi3") else list(config.layer_types)
 
 
 def _nested(config: Any) -> bool:
-    """Whether each type of layer has RoPE parameters of its own."""
+    """Whether each layer type has its own RoPE parameters."""
     return config.model_type in ("gemma3_text", "gemma4_text")
 
 
@@ -158,11 +165,11 @@ def _rope_kinds(config: Any) -> list[str]:
 
 
 def _rope(config: Any, kind: str) -> Mapping[str, Any]:
-    """The RoPE parameters with the key `kind` (see LayerAttention.rope)."""
-    found: Mapping[str, Any] = config.rope_parameters[kind] if kind else config.rope_parameters
-    return found
+    """Returns the RoPE parameters with the key `kind` (see LayerAttention.rope)."""
+    parameters: Mapping[str, Any] = config.rope_parameters[kind] if kind else config.rope_parameters
+    return parameters
 
 
-def _switch(config: Any, kind: str) -> int:
+def _longrope_switch(config: Any, kind: str) -> int:
     rope = _rope(config, kind)
     return int(rope["original_max_position_embeddings"]) if rope.get("rope_type") == "longrope" else 0

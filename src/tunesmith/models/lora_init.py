@@ -1,6 +1,6 @@
-"""Where an adapter starts, by name. Each function takes a `Place` and returns a `Start`: the first A and B.
+"""LoRA initializations by name. Each function takes a `Place` and returns a `Start` with the initial A and B.
 
-All are deterministic in the seed and the layer's name, so that a run that goes on meets the same start again.
+All depend only on the seed, the layer's name and its weight, so that a resumed run computes the same ones again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from torch import Tensor
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.models.qlora import FrozenLinear
 
-OVERSAMPLED = 8  # directions beyond the rank in the randomised SVD; Halko et al. advise 5 to 10
+OVERSAMPLED = 8  # directions beyond the rank in the randomized SVD; Halko et al. advise 5 to 10
 
 
 class Place(NamedTuple):
-    """A layer that gets an update: its name, itself, the rank, the update's scale, the seed, A's usual start (rank x
-    in), and the weight as it was before quantisation (out x in, float32).
+    """A layer to initialize an update for.
+
+    `usual` is the default A (rank x in); `original` returns the weight before quantization (out x in, float32).
     """
 
     name: str
@@ -33,7 +34,7 @@ class Place(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The first A (rank x in) and B (out x rank); `taken`: their product is taken off the base."""
+    """The initial A (rank x in) and B (out x rank); with `taken`, their product is subtracted from the base."""
 
     a: Tensor
     b: Tensor
@@ -41,76 +42,75 @@ class Start(NamedTuple):
 
 
 def zero(place: Place) -> Start:
-    """LoRA's own: A uniform in ±1/sqrt(in), B zero, so that the model starts as its base (arXiv:2106.09685)."""
+    """Standard LoRA: A uniform in ±1/sqrt(in), B zero, so that training starts at the base (arXiv:2106.09685)."""
     return Start(place.usual, torch.zeros(place.layer.out_features, place.rank))
 
 
 def pissa(place: Place, *, iterations: int | None = 8) -> Start:
-    """PiSSA: the weight's principal singular vectors are trained, the base keeps the rest (arXiv:2404.02948).
+    """PiSSA: trains the weight's principal singular vectors and keeps the residual frozen (arXiv:2404.02948).
 
-    `iterations` of the randomised SVD; null takes the exact one, which needs minutes for a large model. With
-    W = U S Vᵀ, B₀ = U sqrt(S / s) and A₀ = sqrt(S / s) Vᵀ of the first `rank` values, so that W - s B₀ A₀ is the rest.
+    `iterations` of the randomized SVD; null computes the exact one, which takes minutes for a large model. With
+    W = U S Vᵀ, B₀ = U sqrt(S / s) and A₀ = sqrt(S / s) Vᵀ of the first `rank` values; the residual is W - s B₀ A₀.
 
-    W is the weight as the base multiplies by it, dequantised where it is NF4. The paper quantises the rest anew, which
-    shrinks the quantisation error, but then neither the untouched base nor its plain NF4 with any adapter is the model
-    that was trained. Here the base stays as it is and -s B₀ A₀ runs along as a frozen half of an update of twice the
-    rank. That update is what is saved, and the base with it is what was trained, term by term.
+    W is the weight that the base multiplies by, dequantized if it is NF4. The paper quantizes the residual again, which
+    reduces the quantization error, but the trained model then is no longer the original base plus an adapter. Here the
+    base stays unchanged and -s B₀ A₀ is a frozen part of an update of twice the rank, which is saved as the adapter.
 
-    Raises ModelError when the rank is larger than the layer, RecipeError for iterations below 0.
+    Raises ModelError if the rank exceeds the layer's size, RecipeError for iterations below 0.
     """
-    return Start(*_divided(place.layer.matrix().to(torch.float32), place, iterations), taken=True)
+    return Start(*_low_rank(place.layer.matrix().to(torch.float32), place, iterations), taken=True)
 
 
 def loftq(place: Place, *, iterations: int | None = 8) -> Start:
-    """LoftQ's first step: s B A starts as the best answer of its rank to what NF4 took away (arXiv:2310.08659).
+    """LoftQ's first step: s B A starts as the best low-rank approximation of the NF4 error (arXiv:2310.08659).
 
-    `iterations` of the randomised SVD; null takes the exact one. The paper goes on and quantises W - s B A anew; here
-    the NF4 weight stays Q = NF4(W), so that the adapter fits the plain NF4 base. B A is the truncated SVD of W - Q,
-    with W read from the model's files, a layer at a time.
+    `iterations` of the randomized SVD; null computes the exact one. The paper then quantizes W - s B A again; here the
+    NF4 weight stays Q = NF4(W), so that the adapter fits the plain NF4 base. s B A is the truncated SVD of W - Q, with
+    W read from the model's files one layer at a time.
 
-    Raises ModelError when the base is not NF4, the rank is larger than the layer, or the files do not hold the weight;
+    Raises ModelError if the base is not NF4, the rank exceeds the layer's size, or the files do not hold the weight;
     RecipeError for iterations below 0.
     """
     if place.layer.state is None:
         raise ModelError(
-            "loftq answers the error of NF4, and this base is not quantised",
+            "loftq needs base.bits: 4; this base is not quantized",
             where="adapter.start",
             next="Set base.bits to 4, or adapter.start to zero or pissa",
         )
-    kept = place.layer.matrix().to(torch.float32)
-    return Start(*_divided(place.original().to(kept.device) - kept, place, iterations))
+    quantized = place.layer.matrix().to(torch.float32)
+    return Start(*_low_rank(place.original().to(quantized.device) - quantized, place, iterations))
 
 
-def _divided(matrix: Tensor, place: Place, iterations: int | None) -> tuple[Tensor, Tensor]:
-    """A and B with s B A the best approximation of `matrix` (out x in, float32) of the place's rank."""
+def _low_rank(matrix: Tensor, place: Place, iterations: int | None) -> tuple[Tensor, Tensor]:
+    """Returns A and B such that s B A is the best approximation of `matrix` (out x in, float32) of that rank."""
     if place.rank > min(matrix.shape):
         raise ModelError(
-            f"rank {place.rank} is more than '{place.name}' has ({min(matrix.shape)})",
+            f"rank {place.rank} exceeds the rank of '{place.name}', {min(matrix.shape)}",
             where="adapter.rank",
-            next="Lower it, name other adapter.layers, or set adapter.start to zero",
+            next="Lower it, choose other adapter.layers, or set adapter.start to zero",
         )
     if iterations is not None and iterations < 0:
-        raise RecipeError("iterations must be 0 or more", where="adapter.start", next="Or null, for the exact SVD")
+        raise RecipeError("iterations must be 0 or more", where="adapter.start", next="Use null for the exact SVD")
     with torch.no_grad():
-        left, values, right = _svd(matrix, place, iterations)
+        u, values, vt = _svd(matrix, place, iterations)
         root = (values / place.scale).sqrt()
-        return root[:, None] * right, left * root
+        return root[:, None] * vt, u * root
 
 
 def _svd(matrix: Tensor, place: Place, iterations: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out x rank), the singular values and Vᵀ (rank x in).
+    """Returns U (out x rank), the singular values and Vᵀ (rank x in).
 
-    The randomised one is subspace iteration (Halko, Martinsson & Tropp 2009, arXiv:0909.4061, algorithms 4.4 and 5.1)
-    with one QR a round, its directions drawn on the processor, so that every device starts from the same.
+    The randomized SVD is subspace iteration (Halko, Martinsson & Tropp 2009, arXiv:0909.4061, algorithms 4.4 and 5.1)
+    with one QR per iteration. Its random directions are drawn on the CPU, so that they are the same on every device.
     """
     rank, width = place.rank, min(place.rank + OVERSAMPLED, *matrix.shape)
     if iterations is None or width == min(matrix.shape):
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        return left[:, :rank], values[:rank], right[:rank]
+        u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return u[:, :rank], values[:rank], vt[:rank]
     number = int.from_bytes(hashlib.sha256(f"{place.seed}/{place.name}/svd".encode()).digest()[:8], "big") >> 1
-    drawn = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(number))
-    basis = torch.linalg.qr(matrix @ drawn.to(matrix.device)).Q
+    directions = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(number))
+    basis = torch.linalg.qr(matrix @ directions.to(matrix.device)).Q
     for _ in range(iterations):
         basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
-    left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return (basis @ left)[:, :rank], values[:rank], right[:rank]
+    u, values, vt = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return (basis @ u)[:, :rank], values[:rank], vt[:rank]

@@ -1,4 +1,4 @@
-"""What waits in the host's memory: block inputs between forward and backward, and embeddings, read where they stand."""
+"""Offloads block inputs to pinned host memory between forward and backward, and embeddings for good."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tunesmith.models.build import Model
 
 
 class Shelf:
-    """Pinned buffers, one a block, and a stream of its own for the copies.
+    """Pinned buffers, one per block, with a separate stream for copies.
 
-    A tensor that is put is held until the next block has been launched and the main stream has waited for the copy, so
-    the allocator may give its place away without knowing of the second stream (inside a captured graph it could not).
+    A tensor being copied is referenced until the next block was launched and the main stream has waited for the copy.
+    The allocator can then reuse its memory without knowing of the second stream, which a CUDA graph requires.
     """
 
     def __init__(self) -> None:
@@ -32,57 +32,57 @@ class Shelf:
         self._leaving = h, self.stream.record_event()
 
     def settle(self) -> None:
-        """Lets go of the tensor that was put last, once its copy is done."""
+        """Waits for the last copy to the host and releases its tensor."""
         if self._leaving is not None:
             torch.cuda.current_stream().wait_event(self._leaving[1])
             self._leaving = None
 
     def fetch(self, block: int, like: Tensor) -> None:
-        """Starts the copy of `block`'s input to the card; `like` has its shape."""
+        """Starts the copy of `block`'s input to the GPU; `like` has its shape."""
         if block in self._coming:
             return
-        made = torch.empty_like(like)
+        buffer = torch.empty_like(like)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            made.copy_(self._buffer(block, like), non_blocking=True)
-        self._coming[block] = made, self.stream.record_event()
+            buffer.copy_(self._buffer(block, like), non_blocking=True)
+        self._coming[block] = buffer, self.stream.record_event()
 
     def take(self, block: int, like: Tensor) -> Tensor:
-        """`block`'s input on the card, waited for."""
+        """Waits for `block`'s input on the GPU and returns it."""
         self.fetch(block, like)
-        made, copied = self._coming.pop(block)
+        tensor, copied = self._coming.pop(block)
         torch.cuda.current_stream().wait_event(copied)
-        return made
+        return tensor
 
     def _buffer(self, block: int, like: Tensor) -> Tensor:
-        held = self._buffers.get(block)
-        if held is None or len(held) < len(like):
-            held = torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
-            self._buffers[block] = held
-        return held[: len(like)]
+        buffer = self._buffers.get(block)
+        if buffer is None or len(buffer) < len(like):
+            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+            self._buffers[block] = buffer
+        return buffer[: len(like)]
 
 
 class HostTable(nn.Module):
-    """Embeddings in the host's pinned memory, in place of the model's: a card reads the rows it needs over the bus.
+    """Embeddings in pinned host memory, from where the GPU reads the rows that it needs.
 
-    Reading 2,048 rows of 4,096 numbers takes less than a millisecond, and the table's whole size is free on the card.
+    Reading 2,048 rows of 4,096 numbers takes less than a millisecond, and the table needs no GPU memory.
     """
 
     def __init__(self, weight: Tensor) -> None:
-        """`weight` is the table (vocabulary x hidden) on a card; its memory there is free afterwards."""
+        """`weight` is the table (vocabulary x hidden) on a GPU; its memory there is released."""
         super().__init__()
         self.device = weight.device
         self.weight = nn.Parameter(weight.data.cpu().pin_memory(), requires_grad=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The rows `ids` (any shape, on the card) with their hidden width as the last size, on the card."""
+        """Returns the rows `ids` (any shape x hidden), on the GPU."""
         from tunesmith.kernels import triton_parts
 
         return triton_parts.rows(self.weight, ids.reshape(-1)).view(*ids.shape, -1)
 
 
 def shelve_table(model: Model) -> None:
-    """Moves the model's embeddings to the host, unless the head is the same matrix or the family scales them."""
+    """Moves the model's embeddings to host memory, unless they are tied to the head or scaled by the family."""
     table = model.network.get_input_embeddings()
     if type(table) is nn.Embedding and not model.tied:
         model.network.set_input_embeddings(HostTable(table.weight))

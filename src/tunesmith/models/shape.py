@@ -1,4 +1,4 @@
-"""A model's sizes, counted on its tree of modules before any weight is loaded; and compared with what was loaded."""
+"""Computes a model's sizes from its modules before weights are loaded, and compares them with the loaded model."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from tunesmith.models.experts import ExpertShape, ExpertWeights, expert_shapes
 from tunesmith.models.qlora import FrozenLinear
 
 GROUPS = ("embeddings", "head", "linear", "experts", "other")
-CLOSE = 0.01  # the share by which loaded and planned bytes may differ
+CLOSE = 0.01  # the relative tolerance between loaded and planned bytes
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder, in elements; `linears` are the (in, out) of one decoder layer's linear layers.
+    """Sizes of a decoder, in elements; `linears` are (in, out) of the linear layers of its largest block.
 
-    Where the layers differ, `linears` are those of the largest; `blocks` has every layer's. `counts` are the
-    parameters by group: embeddings, head (0 where it is the embeddings), linear, experts, other. A shape that was
-    written by hand has neither, and is taken for layers that are all alike, without experts.
+    `blocks` has those of every block. `counts` are the parameters by group: embeddings, head (0 if tied), linear,
+    experts, other. A shape without `blocks` and `counts` means equal blocks without experts.
     """
 
     family: str
     layers: int
     hidden: int
-    intermediate: int  # of the gated product; with experts, of all those that one token passes through
-    queries: int  # width of all query heads together
-    keys: int  # width of all key heads together
+    intermediate: int  # of the MLP; with experts, of all experts of one token together
+    queries: int  # total width of query heads
+    keys: int  # total width of key heads
     head: int  # width of one head
     vocabulary: int
     tied: bool
@@ -43,14 +42,14 @@ class ModelShape:
     counts: Mapping[str, int] = field(default_factory=dict, compare=False, hash=False)
     blocks: tuple[tuple[tuple[str, int, int], ...], ...] = field(default=(), compare=False, hash=False)
     outside: tuple[tuple[str, int, int], ...] = field(default=(), compare=False, hash=False)  # not in any block
-    stacked: tuple[tuple[str, ExpertShape], ...] = field(default=(), compare=False, hash=False)  # experts' parameters
-    used: int = field(default=0, compare=False)  # experts of one token
+    stacked: tuple[tuple[str, ExpertShape], ...] = field(default=(), compare=False, hash=False)  # expert parameters
+    used: int = field(default=0, compare=False)  # experts per token
     recurrent: frozenset[int] = field(default=frozenset(), compare=False)  # blocks with a state-space or linear mixer
-    eager: bool = field(default=False, compare=False)  # whether attention keeps its scores
+    eager: bool = field(default=False, compare=False)  # whether attention saves its scores
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The last parts of the linear layers' names, in the order of `linears`."""
+        """The last names of the linear layers, in the order of `linears`."""
         if self.blocks:
             return tuple(name for name, _, _ in _largest(self.blocks))
         if self.family == "gpt2":
@@ -61,66 +60,66 @@ class ModelShape:
 
     @property
     def linear(self) -> int:
-        """Elements of the linear layers of all decoder layers."""
+        """The number of elements in the linear layers of all blocks."""
         return self.counts["linear"] if self.counts else self.layers * sum(inner * out for inner, out in self.linears)
 
     @property
     def experts(self) -> int:
-        """Elements of the experts of all layers."""
+        """The number of elements in the experts of all blocks."""
         return self.counts.get("experts", 0)
 
     @property
     def rest(self) -> int:
-        """Elements of embeddings, head and norms."""
+        """The number of elements in embeddings, head and norms."""
         if self.counts:
             return self.counts["embeddings"] + self.counts["head"] + self.counts["other"]
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + (2 * self.layers + 1) * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """The number of all elements."""
         return self.linear + self.experts + self.rest
 
-    def base_bytes(self, bits: int, number: int) -> dict[str, int]:
-        """Bytes of the loaded base by group, with `number` bytes an element of what is not packed in 4 bits."""
+    def base_bytes(self, bits: int, bytes_per_element: int) -> dict[str, int]:
+        """Returns bytes of the loaded base by group; `bytes_per_element` applies to what is not in 4 bits."""
         counts = self.counts or {"linear": self.linear, "other": self.rest}
-        packed = {name: int(count * number) for name, count in counts.items()}
+        packed = {name: int(count * bytes_per_element) for name, count in counts.items()}
         if bits == 4:
             packed["linear"] = sum(nf4_bytes(inner * out) for _, inner, out in self.every())
-            packed["experts"] = sum(each.experts * nf4_bytes(each.inputs * each.outputs) for _, each in self.stacked)
+            packed["experts"] = sum(
+                expert_shape.experts * nf4_bytes(expert_shape.inputs * expert_shape.outputs)
+                for _, expert_shape in self.stacked
+            )
         return packed
 
     def every(self) -> tuple[tuple[str, int, int], ...]:
-        """(name, in, out) of every linear layer that may be adapted."""
+        """Returns (last name, in, out) of every linear layer that may be adapted."""
         if self.blocks:
-            return (*(each for block in self.blocks for each in block), *self.outside)
+            return (*(layer for block in self.blocks for layer in block), *self.outside)
         return tuple((name, *size) for name, size in zip(self.names, self.linears, strict=True)) * self.layers
 
     def adapter(self, rank: int, layers: str | Sequence[str] = "all", experts: str = "all") -> int:
-        """Elements of a LoRA adapter of `rank` on the layers, experts among them, whose last names are in `layers`."""
+        """Returns the number of elements of a LoRA adapter on the layers and experts with a last name in `layers`."""
         linear = sum(inner + out for name, inner, out in self.every() if layers == "all" or name in layers)
         if experts == "none":
             return rank * linear
-        stacked = [each for name, each in self.stacked if layers == "all" or name in layers]
-        return rank * linear + sum(each.adapter_parameters(rank) for each in stacked)
+        stacked = [expert_shape for name, expert_shape in self.stacked if layers == "all" or name in layers]
+        return rank * linear + sum(expert_shape.adapter_parameters(rank) for expert_shape in stacked)
 
 
 def nf4_bytes(count: int) -> int:
-    """Bytes of `count` weights in NF4: codes, an 8-bit scale for 64 of them, a 32-bit scale for 256 scales."""
+    """Returns bytes of `count` weights in NF4: codes, 8-bit scales of 64 weights, 32-bit scales of 256 scales."""
     scales = -(-count // 64)
     return -(-count // 2) + scales + 4 * (-(-scales // 256))
 
 
 def read_shape(folder: Path, name: str) -> ModelShape:
-    """The shape of the text model that `folder`'s config.json describes.
-
-    Raises ModelError for a configuration that is no decoder's.
-    """
+    """Reads the shape of the text model in `folder`. Raises ModelError for a model that is not a decoder."""
     return shape_of(read_architecture(folder, name))
 
 
 def shape_of(model: Architecture) -> ModelShape:
-    """The shape of a model without weights."""
+    """Returns the shape of a model without weights."""
     config, network = model.config, model.network
     hidden = int(network.get_input_embeddings().weight.shape[1])
     heads = _first(config, "num_attention_heads", "n_head", fallback=1)
@@ -145,52 +144,58 @@ def shape_of(model: Architecture) -> ModelShape:
         used=_first(config, "num_experts_per_tok", "top_k_experts", fallback=0),
         recurrent=frozenset(_recurrent(network)),
         eager=_keeps_scores(network),
-        stacked=tuple((name.rsplit(".", 1)[-1], each) for name, each in expert_shapes(network).items()),
+        stacked=tuple((name.rsplit(".", 1)[-1], expert_shape) for name, expert_shape in expert_shapes(network).items()),
     )
 
 
 def count(network: Any, *, tied: bool) -> dict[str, int]:
-    """Parameters of a model by group, on any device; its linear layers must not be packed."""
-    return {group: sum(each.numel() for each in members) for group, members in _grouped(network, tied=tied).items()}
+    """Returns the number of parameters by group, for a model on any device with unpacked linear layers."""
+    return {
+        group: sum(parameter.numel() for parameter in members)
+        for group, members in _parameters_by_group(network, tied=tied).items()
+    }
 
 
 def loaded_bytes(network: Any, *, tied: bool) -> dict[str, int]:
-    """Bytes of a loaded model by group: weights, codes and the scales of codes."""
-    found = {group: sum(each.nbytes for each in members) for group, members in _grouped(network, tied=tied).items()}
+    """Returns bytes of a loaded model by group: weights, codes and their scales."""
+    totals = {
+        group: sum(parameter.nbytes for parameter in members)
+        for group, members in _parameters_by_group(network, tied=tied).items()
+    }
     for layer in network.modules():
         if isinstance(layer, FrozenLinear) and layer.state is not None:
             state = layer.state
-            found["linear"] += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+            totals["linear"] += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
         if isinstance(layer, ExpertWeights):
-            found["experts"] += sum(part.nbytes for name, part in layer.named_buffers() if not name.endswith("book"))
-    return found
+            totals["experts"] += sum(part.nbytes for name, part in layer.named_buffers() if not name.endswith("book"))
+    return totals
 
 
-def check_loaded(shape: ModelShape, model: Any, *, bits: int, number: int) -> dict[str, dict[str, int]]:
-    """Planned and loaded bytes by group. Raises InternalError where they differ by more than 1 %.
+def check_loaded(shape: ModelShape, model: Any, *, bits: int, bytes_per_element: int) -> dict[str, dict[str, int]]:
+    """Returns planned and loaded bytes by group. Raises InternalError if they differ by more than 1 %.
 
-    `model` is a loaded Model before its adapter; a vector that a family keeps in float32 counts as it is planned, so
-    small groups may differ by up to 0.1 % of the whole.
+    `model` is a loaded Model without adapter. A group may also differ by 0.1 % of the total, because some families keep
+    small vectors in float32.
     """
-    planned = shape.base_bytes(bits, number)
+    planned = shape.base_bytes(bits, bytes_per_element)
     loaded = loaded_bytes(model.network, tied=model.tied)
     whole = sum(planned.values())
     for group in sorted({*planned, *loaded}):
-        wanted, got = planned.get(group, 0), loaded.get(group, 0)
-        if abs(wanted - got) > max(CLOSE * wanted, 0.001 * whole):
+        expected, actual = planned.get(group, 0), loaded.get(group, 0)
+        if abs(expected - actual) > max(CLOSE * expected, 0.001 * whole):
             raise InternalError(
-                f"the plan counted {wanted:,} bytes of {group} and {got:,} were loaded", where=model.weights.name
+                f"the plan has {expected:,} bytes of {group}, but {actual:,} were loaded", where=model.weights.name
             )
     return {group: {"planned": planned.get(group, 0), "loaded": loaded.get(group, 0)} for group in loaded}
 
 
 def planned_trained(model: Architecture, adapter: Adapter) -> int:
-    """Parameters that the recipe's section `adapter` trains in this model.
+    """Returns the number of parameters that the recipe's `adapter` section trains.
 
-    Raises ModelError for layers that it does not have.
+    Raises ModelError for layers that the model does not have.
     """
     layers, stacked = model.covered(adapter.layers, adapter.experts)
-    total = sum(each.adapter_parameters(adapter.rank) for each in stacked.values())
+    total = sum(expert_shape.adapter_parameters(adapter.rank) for expert_shape in stacked.values())
     total += sum(adapter.rank * (inner + out) + (out if adapter.dora else 0) for inner, out in layers.values())
     network = model.network
     if adapter.bias == "all":
@@ -198,64 +203,64 @@ def planned_trained(model: Architecture, adapter: Adapter) -> int:
     elif adapter.bias == "lora_only":
         total += sum(getattr(network.get_submodule(n).bias, "numel", int)() for n in layers)
     outer = {"embeddings": network.get_input_embeddings(), "head": network.get_output_embeddings()}
-    wanted = list(dict.fromkeys(adapter.train_also))
-    total += sum(outer[which].weight.numel() for which in (wanted[:1] if model.tied else wanted))
-    return int(total) + sum(_own_bias(outer[which]) for which in wanted if adapter.bias != "all")
+    names = list(dict.fromkeys(adapter.train_also))
+    total += sum(outer[name].weight.numel() for name in (names[:1] if model.tied else names))
+    return int(total) + sum(_bias_size(outer[name]) for name in names if adapter.bias != "all")
 
 
 def check_trained(model: Architecture, adapter: Adapter, trained: int) -> dict[str, int]:
-    """Planned and actual trained parameters. Raises InternalError where they differ by more than 1 %."""
+    """Returns planned and actual trained parameters. Raises InternalError if they differ by more than 1 %."""
     planned = planned_trained(model, adapter)
     if abs(planned - trained) > CLOSE * planned:
-        what = f"the plan counted {planned:,} trained parameters and the model has {trained:,}"
-        raise InternalError(what, where=model.family)
+        message = f"the plan has {planned:,} trained parameters, but the model has {trained:,}"
+        raise InternalError(message, where=model.family)
     return {"planned": planned, "trained": trained}
 
 
 # --- counting ----------------------------------------------------------------------------------------------------
 
 
-def _grouped(network: Any, *, tied: bool) -> dict[str, list[Any]]:
-    """Every parameter in its group; a tied head is in none, for it is the embeddings."""
+def _parameters_by_group(network: Any, *, tied: bool) -> dict[str, list[Any]]:
+    """Returns the parameters by group; a tied head counts as embeddings only."""
     head, linear = network.get_output_embeddings(), set(linear_layers(network).values())
-    made: dict[str, list[Any]] = {group: [] for group in GROUPS}
+    grouped: dict[str, list[Any]] = {group: [] for group in GROUPS}
     for module in network.modules():
-        own = list(module.parameters(recurse=False))
-        for parameter in own:
+        direct = list(module.parameters(recurse=False))
+        for parameter in direct:
             if module is head:
                 if not (tied and parameter.dim() == 2):
-                    made["head"].append(parameter)
+                    grouped["head"].append(parameter)
             elif isinstance(module, nn.Embedding):
-                made["embeddings"].append(parameter)
+                grouped["embeddings"].append(parameter)
             elif module in linear and parameter is module.weight:
-                made["linear"].append(parameter)
+                grouped["linear"].append(parameter)
             elif parameter.dim() == 3 and expert_parameters(module):
-                made["experts"].append(parameter)
+                grouped["experts"].append(parameter)
             else:
-                made["other"].append(parameter)
-    return made
+                grouped["other"].append(parameter)
+    return grouped
 
 
 def _blocks(network: Any) -> tuple[tuple[tuple[tuple[str, int, int], ...], ...], tuple[tuple[str, int, int], ...]]:
-    """(last name, in, out) of the linear layers of each block, and of those outside of them."""
+    """Returns (last name, in, out) of the linear layers in each block, and of those outside all blocks."""
     layers = {name: sides(module) for name, module in linear_layers(network).items()}
     blocks, inside = [], set()
     for prefix in decoder_layers(network):
-        held = [name for name in layers if name.startswith(f"{prefix}.")]
-        inside |= set(held)
-        blocks.append(tuple((name.rsplit(".", 1)[-1], *layers[name]) for name in held))
+        names = [name for name in layers if name.startswith(f"{prefix}.")]
+        inside |= set(names)
+        blocks.append(tuple((name.rsplit(".", 1)[-1], *layers[name]) for name in names))
     outside = tuple((name.rsplit(".", 1)[-1], *size) for name, size in layers.items() if name not in inside)
     return tuple(blocks), outside
 
 
 def _keeps_scores(network: Any) -> bool:
-    """Whether attention keeps its scores: no fused kernel has this family's sinks, caps or dropout."""
+    """Whether attention saves its scores, because no fused kernel supports the family's sinks, caps or dropout."""
     names = ("attn_logit_softcapping", "attention_dropout", "attn_pdrop")
     return not getattr(network, "_supports_sdpa", True) or any(getattr(network.config, name, None) for name in names)
 
 
 def _recurrent(network: Any) -> Iterator[int]:
-    """The blocks with a mixer that carries a state along the row."""
+    """Yields the indices of blocks with a state-space or linear mixer."""
     for index, name in enumerate(decoder_layers(network)):
         if any(hasattr(module, "A_log") for module in network.get_submodule(name).modules()):
             yield index
@@ -266,25 +271,25 @@ def _largest(blocks: Sequence[Sequence[tuple[str, int, int]]]) -> Sequence[tuple
 
 
 def _intermediate(config: Any, hidden: int) -> int:
-    """The widest gated product that a token passes through in a layer."""
+    """Returns the width of a layer's MLP, or of all experts of one token together."""
     dense = _first(config, "intermediate_size", "n_inner", fallback=4 * hidden)
     used = _first(config, "num_experts_per_tok", "top_k_experts", fallback=0)
     return max(dense, used * _first(config, "moe_intermediate_size", fallback=dense))
 
 
 def _first(config: Any, *keys: str, fallback: int) -> int:
-    """The first of these settings that is a number; the largest, where each layer has one of its own."""
+    """Returns the first of these settings that is a number; the largest, if it differs by layer."""
     for key in keys:
         try:
             value = getattr(config, key, None)
-        except Exception:  # transformers refuses to give one value for settings that differ from layer to layer
+        except Exception:  # transformers raises for settings that differ by layer
             value = [getattr(layer, key, None) for layer in config.per_layer_config]
-        values = [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, int)]
+        values = [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, int)]
         if values:
             return max(values)
     return fallback
 
 
-def _own_bias(module: Any) -> int:
+def _bias_size(module: Any) -> int:
     bias = getattr(module, "bias", None)
     return 0 if bias is None else int(bias.numel())

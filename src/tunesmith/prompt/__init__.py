@@ -1,1 +1,1 @@
-"""Conversations in, batches of tokens out: template, tokens, pack."""
+"""Chat templates, tokenization with a loss mask, and packing: conversations in, batches of tokens out."""

@@ -1,8 +1,8 @@
-"""Where an answer lies in a rendered conversation, found with markers, for templates of every kind.
+"""Locates an answer in a rendered conversation, under any chat template.
 
-A template may write a header before an answer, an empty thought, a trimmed text, an end-of-turn token only when the
-conversation goes on, or a generation prompt that leaves a thought open. Markers in place of the text and the reasoning
-show which part of the rendered text is whose.
+A template may write a header or an empty thought before an answer, trim the text, write the end-of-turn token only if
+another turn follows, or leave a thought open at the end of the generation prompt. Rendering the conversation again with
+markers in place of the answer's text and reasoning shows which part of the rendered text is which.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tunesmith.prompt.template import (
     Template,
 )
 
-DROP = "Set prompt.reasoning to drop, or give a prompt.template that writes reasoning"
+DROP = "Set prompt.reasoning to drop, or use a prompt.template that writes reasoning"
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """A rendered conversation around its last answer: before the thought, thought, text, and what follows."""
+    """A rendered conversation, split at its last answer: before the thought, thought, text, and what follows."""
 
     head: str
     thought: str
@@ -36,23 +36,23 @@ class _Parts:
 
 
 def locate(template: Template, turns: Sequence[Turn]) -> Answer:
-    """See Template.answer."""
+    """Returns the last turn of `turns` as an Answer; see Template.answer."""
     turn = turns[-1]
     if template.reasoning == "drop" and turn.reasoning:
         turn = replace(turn, reasoning="")
         turns = (*turns[:-1], turn)
     rendered = template.render(turns)
     prompt = template.render(turns[:-1], generate=True)
-    parts = _quickly(template, turn, rendered, prompt) or _parts(template, turns, rendered)
-    parts = _behind(parts, prompt, turn, template)
-    ending, rest = _end(parts.tail, template)
+    parts = _locate_plain(template, turn, rendered, prompt) or _locate_by_markers(template, turns, rendered)
+    parts = _after_prompt(parts, prompt, turn, template)
+    ending, trailing = _split_tail(parts.tail, template)
     opening = parts.head[len(prompt) :]
-    return Answer(prompt, opening, parts.thought, parts.text, ending, rest)
+    return Answer(prompt, opening, parts.thought, parts.text, ending, trailing)
 
 
-def _quickly(template: Template, turn: Turn, rendered: str, prompt: str) -> _Parts | None:
-    """The parts of an answer without reasoning that is written as such answers usually are; else None."""
-    if turn.reasoning or turn.text == ANSWER:  # the latter asks how they usually are
+def _locate_plain(template: Template, turn: Turn, rendered: str, prompt: str) -> _Parts | None:
+    """Returns the parts of an answer without reasoning, if it is written as `plain_answer` is; else None."""
+    if turn.reasoning or turn.text == ANSWER:  # the latter is how `plain_answer` itself is found
         return None
     head = prompt + template.plain_answer.opening
     if not rendered.startswith(head):
@@ -63,37 +63,37 @@ def _quickly(template: Template, turn: Turn, rendered: str, prompt: str) -> _Par
     return None
 
 
-def _parts(template: Template, turns: Sequence[Turn], rendered: str) -> _Parts:
-    """The parts of any answer, found with markers. Raises DataError for one that the template changes or leaves out."""
+def _locate_by_markers(template: Template, turns: Sequence[Turn], rendered: str) -> _Parts:
+    """Returns the parts of any answer. Raises DataError if the template changes the answer or leaves it out."""
     turn = turns[-1]
-    own = turn.reasoning and template.render((*turns[:-1], replace(turn, text=ANSWER, reasoning=THOUGHT)))
-    if turn.reasoning and THOUGHT not in own:
-        return _with_thought(template, turns)
-    marked = own or template.render((*turns[:-1], replace(turn, text=ANSWER)))
-    before, found, tail = marked.partition(ANSWER)
-    if not found:
-        raise DataError("the chat template leaves the answer out", next="Give a prompt.template that writes answers")
+    with_reasoning = turn.reasoning and template.render((*turns[:-1], replace(turn, text=ANSWER, reasoning=THOUGHT)))
+    if turn.reasoning and THOUGHT not in with_reasoning:
+        return _insert_thought(template, turns)
+    marked = with_reasoning or template.render((*turns[:-1], replace(turn, text=ANSWER)))
+    before, marker, tail = marked.partition(ANSWER)
+    if not marker:
+        raise DataError("the chat template leaves out the answer", next="Use a prompt.template that writes answers")
     head, _, between = before.partition(THOUGHT) if turn.reasoning else (before, "", "")
     inner = rendered[len(head) : len(rendered) - len(tail)]
     whole = rendered.startswith(head) and rendered.endswith(tail) and len(rendered) >= len(head) + len(tail)
-    thought, text = _split(inner, turn, between) if whole else (None, "")
+    thought, text = _split_thought(inner, turn, between) if whole else (None, "")
     if thought is None:
         raise DataError(
             "the chat template changes the answer's text",
-            next="Remove what the template reads as its own marks, such as <think> inside an answer",
+            next="Remove the template's own markup, such as <think>, from the answer",
         )
     return _Parts(head, thought, text, tail)
 
 
-def _split(inner: str, turn: Turn, between: str) -> tuple[str | None, str]:
-    """Thought and text as rendered, blanks around either possibly taken off; None where they are not the turn's."""
-    own, text = turn.reasoning.strip(), turn.text.strip()
-    if not own:
+def _split_thought(inner: str, turn: Turn, between: str) -> tuple[str | None, str]:
+    """Splits `inner` into thought and text, either possibly trimmed; the thought is None if they are not the turn's."""
+    thought, text = turn.reasoning.strip(), turn.text.strip()
+    if not thought:
         return ("", inner) if inner.strip() == text else (None, "")
-    at = len(inner) - len(inner.lstrip())
-    if not inner.startswith(own, at):
+    offset = len(inner) - len(inner.lstrip())
+    if not inner.startswith(thought, offset):
         return None, ""
-    end = at + len(own)
+    end = offset + len(thought)
     gap = between.strip()
     start = inner.find(gap, end) + len(gap)
     if inner[end : start - len(gap)].strip() or inner[start:].strip() != text:
@@ -102,42 +102,42 @@ def _split(inner: str, turn: Turn, between: str) -> tuple[str | None, str]:
     return inner[:start], inner[start:]
 
 
-def _with_thought(template: Template, turns: Sequence[Turn]) -> _Parts:
-    """The parts where the template has no place for reasoning: in its empty thought, or as a thought of its own.
+def _insert_thought(template: Template, turns: Sequence[Turn]) -> _Parts:
+    """Returns the parts under a template that does not write reasoning: it goes into an empty thought or a new one.
 
-    Raises DataError where neither can be.
+    Raises DataError if neither is possible.
     """
     turn = turns[-1]
     plain = (*turns[:-1], replace(turn, reasoning=""))
-    parts = _parts(template, plain, template.render(plain))
+    parts = _locate_by_markers(template, plain, template.render(plain))
     prompt = template.render(turns[:-1], generate=True)
     if OPEN_THOUGHT.search(prompt):
-        return replace(parts, thought=turn.reasoning)  # `_behind` closes it
+        return replace(parts, thought=turn.reasoning)  # `_after_prompt` closes it
     shared = next((n for n, (a, b) in enumerate(zip(prompt, parts.head, strict=False)) if a != b), len(prompt))
     opening = parts.head[shared:]
     if match := EMPTY_THOUGHT.search(opening):
         blank = match[3][: len(match[3]) // 2]
         start = len(parts.head) - len(opening) + match.end(1)
-        rest = parts.head[start + len(match[3]) :]
-        thought = f"{blank}{turn.reasoning}{blank}{rest}"
+        after = parts.head[start + len(match[3]) :]
+        thought = f"{blank}{turn.reasoning}{blank}{after}"
         return replace(parts, head=parts.head[:start], thought=thought)
     if EMPTY_THOUGHT.search(prompt):
         raise DataError("the generation prompt ends with an empty thought, and the row has reasoning", next=DROP)
     return replace(parts, thought=f"<think>\n{turn.reasoning}\n</think>\n\n")
 
 
-def _behind(parts: _Parts, prompt: str, turn: Turn, template: Template) -> _Parts:
-    """The parts behind the generation prompt, which is what the model reads in use.
+def _after_prompt(parts: _Parts, prompt: str, turn: Turn, template: Template) -> _Parts:
+    """Makes `head` begin with the generation prompt, which is what the model reads when it generates.
 
-    Raises ModelError, or DataError where the row's reasoning is the cause, for a template that writes something else
-    before the answer than its generation prompt.
+    Raises ModelError if the template writes something other than its generation prompt before the answer, DataError if
+    the row's reasoning is the cause.
     """
     if parts.head.startswith(prompt):
         open_thought = OPEN_THOUGHT.search(prompt)
         if not (open_thought and parts.head == prompt and f"</{open_thought[1]}>" not in parts.thought):
             return parts
     if match := OPEN_THOUGHT.search(prompt):
-        closing = _closing(match, template)
+        closing = _closing_tag(match, template)
         if turn.reasoning:
             return replace(parts, head=prompt, thought=turn.reasoning + closing)
         return replace(parts, head=prompt + closing)
@@ -145,22 +145,22 @@ def _behind(parts: _Parts, prompt: str, turn: Turn, template: Template) -> _Part
     if parts.head.startswith(bare):
         return replace(parts, head=prompt + parts.head[len(bare) :].lstrip())
     if turn.reasoning:
-        raise DataError("the generation prompt leaves no place for the row's reasoning", next=DROP)
+        raise DataError("the generation prompt has no place for the row's reasoning", next=DROP)
     raise ModelError(
-        "the template's text before the answer differs between training and use",
+        "the template's text before an answer differs from its generation prompt",
         where=template.source,
-        next="Give a prompt.template whose generation prompt is the beginning of an answer",
+        next="Use a prompt.template whose generation prompt is the beginning of an answer",
     )
 
 
-def _closing(open_thought: re.Match[str], template: Template) -> str:
-    """What ends an open thought: as the template does it where it writes reasoning, else its tag and a blank line."""
+def _closing_tag(open_thought: re.Match[str], template: Template) -> str:
+    """Returns what ends an open thought: what the template writes after reasoning, else the tag and a blank line."""
     tag = f"</{open_thought[1]}>"
     return template.after_thought if tag in template.after_thought else f"\n{tag}\n\n"
 
 
-def _end(tail: str, template: Template) -> tuple[str, str]:
-    """What follows a text, up to the end of the end-of-turn token, and the rest. Raises ModelError without one."""
+def _split_tail(tail: str, template: Template) -> tuple[str, str]:
+    """Splits what follows an answer after its end-of-turn token. Raises ModelError if there is no such token."""
     if match := template.specials.search(tail):
         return tail[: match.end()], tail[match.end() :]
     if template.next_end:

@@ -1,4 +1,4 @@
-"""Which variables a chat template reads besides what it is always given, and of what kind they are."""
+"""Checks `prompt.template_options` against the variables that a chat template reads."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tunesmith.config.registry import nearest
 from tunesmith.errors import RecipeError
 
-# What transformers gives to every template.
+# Variables that transformers passes to every template.
 GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token", "starts_with_bos")
 WHERE = "prompt.template_options"
 Parents = tuple[nodes.Node, ...]
 
 
 class _Generation(Extension):
-    """The blocks `generation` of transformers: what is in them."""
+    """Parses transformers' `{% generation %}` blocks as if their content stood alone."""
 
     tags = {"generation"}  # noqa: RUF012  (as Extension declares it)
 
@@ -30,109 +30,110 @@ class _Generation(Extension):
 
 
 def wrong_options(text: str, options: Mapping[str, Any]) -> list[RecipeError]:
-    """Returns what is wrong with variables for the template `text`: names that it never reads, values of another kind.
+    """Returns an error for each option that the template `text` never reads or whose value has the wrong type.
 
-    A template that cannot be parsed says so itself, where it is rendered.
+    A template that cannot be parsed gives no errors here: it fails where it is rendered.
     """
     environment = ImmutableSandboxedEnvironment(extensions=[_Generation, loopcontrols])
     environment.globals |= dict.fromkeys(("raise_exception", "strftime_now"))
     try:
         names = list(_names(environment.parse(text), ()))
-        free = meta.find_undeclared_variables(environment.parse(text)) - set(GIVEN)  # it changes the tree that it reads
+        undeclared = meta.find_undeclared_variables(environment.parse(text)) - set(GIVEN)  # changes the tree it reads
     except TemplateSyntaxError:
         return []
-    own = {node.name for _, node in names if node.ctx != "load"}  # set by the template, if only under a condition
+    assigned = {node.name for _, node in names if node.ctx != "load"}  # by the template, perhaps only under a condition
     defaulted = {node.name for parents, node in names if _has_default(parents, node)}
-    known, wrong = free - (own - defaulted), list[RecipeError]()
+    options_read, errors = undeclared - (assigned - defaulted), list[RecipeError]()
     for name, value in options.items():
-        if name not in known:
-            advice = nearest(name, known) if known else "Remove it: this template has no options"
-            wrong.append(RecipeError(f"the chat template has no option '{name}'", where=WHERE, next=advice))
+        if name not in options_read:
+            advice = nearest(name, options_read) if options_read else "Remove it: this template has no options"
+            errors.append(RecipeError(f"the chat template has no option '{name}'", where=WHERE, next=advice))
             continue
-        uses, words = _uses(names, name)
-        if uses == {"truth"} and not isinstance(value, bool):
-            what = f"the chat template asks whether '{name}' is true or false, and it is {_shown(value)}"
+        uses, strings = _uses(names, name)
+        if uses == {"boolean"} and not isinstance(value, bool):
+            message = f"the chat template reads '{name}' as true or false, but it is {_describe(value)}"
             advice = f"Write {name}: true or {name}: false, without quotes"
-            wrong.append(RecipeError(what, where=WHERE, next=advice))
-        elif uses == {"word"} and not isinstance(value, str):
-            what = f"the chat template compares '{name}' with texts, and it is {_shown(value)}"
-            wrong.append(RecipeError(what, where=WHERE, next=f"It knows: {', '.join(sorted(words))}"))
-    return wrong
+            errors.append(RecipeError(message, where=WHERE, next=advice))
+        elif uses == {"string"} and not isinstance(value, str):
+            message = f"the chat template compares '{name}' with strings, but it is {_describe(value)}"
+            errors.append(RecipeError(message, where=WHERE, next=f"Choose from: {', '.join(sorted(strings))}"))
+    return errors
 
 
-def _shown(value: Any) -> str:
-    return f"the text '{value}'" if isinstance(value, str) else repr(value)
+def _describe(value: Any) -> str:
+    return f"the string '{value}'" if isinstance(value, str) else repr(value)
 
 
 def _has_default(parents: Parents, node: nodes.Name) -> bool:
-    """Whether the template asks for the variable as one that a caller may give.
-
-    It asks if it is defined, gives it a default, or sets it from itself or else another value.
-    """
+    """Whether the template treats the variable as optional: tests if it is defined, or gives it a default."""
     parent = parents[-1]
     if isinstance(parent, nodes.Test):
         return parent.name in ("defined", "undefined")
     if isinstance(parent, nodes.Filter):
         return parent.name in ("default", "d")
-    targets = [each.target for each in parents if isinstance(each, nodes.Assign) and isinstance(parent, nodes.Or)]
+    targets = [
+        ancestor.target for ancestor in parents if isinstance(ancestor, nodes.Assign) and isinstance(parent, nodes.Or)
+    ]
     return any(isinstance(target, nodes.Name) and target.name == node.name for target in targets)
 
 
 def _uses(names: Iterable[tuple[Parents, nodes.Name]], name: str) -> tuple[set[str], set[str]]:
-    """How the template uses the variable (as a truth, a word, or otherwise), and the words that it compares it with."""
-    found = [_use(parents, node) for parents, node in names if node.name == name and node.ctx == "load"]
-    return {use for use, _ in found if use}, {word for _, words in found for word in words}
+    """Returns how the template uses the variable (boolean, string, other), and the strings it compares it with."""
+    uses = [_use(parents, node) for parents, node in names if node.name == name and node.ctx == "load"]
+    return {use for use, _ in uses if use}, {string for _, strings in uses for string in strings}
 
 
 def _use(parents: Parents, node: nodes.Node) -> tuple[str, set[str]]:
-    """The use of a value: '' where only whether there is one matters, or where it is stored under its own name."""
+    """Returns the use of one value; '' for a test of whether it is defined, or an assignment to its own name."""
     parent = parents[-1]
-    other: nodes.Node | None = None  # what stands in the value's place where it is not given
+    fallback: nodes.Node | None = None  # the value used if the variable is not passed
     if isinstance(parent, nodes.Filter) and parent.name in ("default", "d") and parent.node is node and parent.args:
-        other = parent.args[0]
+        fallback = parent.args[0]
     elif isinstance(parent, nodes.CondExpr) and parent.expr1 is node:
-        other = parent.expr2
-    if other is not None:
-        if isinstance(other, nodes.Const) and isinstance(other.value, bool):
-            return "truth", set()
+        fallback = parent.expr2
+    if fallback is not None:
+        if isinstance(fallback, nodes.Const) and isinstance(fallback.value, bool):
+            return "boolean", set()
         return _use(parents[:-1], parent)
     if isinstance(parent, nodes.Assign) and isinstance(parent.target, nodes.Name):
-        same = any(isinstance(each, nodes.Name) and each.name == parent.target.name for each in (node, *_inside(node)))
-        return ("" if same else "other"), set()
+        self_assigned = any(
+            isinstance(child, nodes.Name) and child.name == parent.target.name for child in (node, *_descendants(node))
+        )
+        return ("" if self_assigned else "other"), set()
     if isinstance(parent, nodes.Test) and parent.node is node:
-        return {"defined": "", "undefined": "", "none": ""}.get(parent.name, _tested(parent.name)), set()
+        return {"defined": "", "undefined": "", "none": ""}.get(parent.name, _use_of_test(parent.name)), set()
     if isinstance(parent, nodes.Not | nodes.And | nodes.Or):
-        return "truth", set()
+        return "boolean", set()
     if isinstance(parent, nodes.If | nodes.CondExpr) and parent.test is node:
-        return "truth", set()
+        return "boolean", set()
     if isinstance(parent, nodes.Operand):
         return _use(parents[:-1], node)
     if isinstance(parent, nodes.Compare):
         sides = [parent.expr, *(operand.expr for operand in parent.ops)]
         values = [
-            side for each in sides for side in (each.items if isinstance(each, nodes.List | nodes.Tuple) else [each])
+            item for side in sides for item in (side.items if isinstance(side, nodes.List | nodes.Tuple) else [side])
         ]
-        constants = [side.value for side in values if isinstance(side, nodes.Const)]
+        constants = [item.value for item in values if isinstance(item, nodes.Const)]
         if constants and all(isinstance(value, bool) for value in constants):
-            return "truth", set()
+            return "boolean", set()
         if constants and all(isinstance(value, str) for value in constants):
-            return "word", set(constants)
+            return "string", set(constants)
     return "other", set()
 
 
-def _inside(node: nodes.Node) -> Iterator[nodes.Node]:
+def _descendants(node: nodes.Node) -> Iterator[nodes.Node]:
     for child in node.iter_child_nodes():
         yield child
-        yield from _inside(child)
+        yield from _descendants(child)
 
 
-def _tested(test: str) -> str:
-    return "truth" if test in ("true", "false", "boolean") else "word" if test == "string" else "other"
+def _use_of_test(test: str) -> str:
+    return "boolean" if test in ("true", "false", "boolean") else "string" if test == "string" else "other"
 
 
 def _names(node: nodes.Node, parents: Parents) -> Iterator[tuple[Parents, nodes.Name]]:
-    """Every name in the tree but a macro's own, with the nodes around it, the innermost last."""
-    macros = (each for each in parents if isinstance(each, nodes.Macro | nodes.CallBlock))
+    """Yields each name in the tree except macro parameters, with its ancestors, the innermost last."""
+    macros = (ancestor for ancestor in parents if isinstance(ancestor, nodes.Macro | nodes.CallBlock))
     if isinstance(node, nodes.Name) and not any(node.name == arg.name for macro in macros for arg in macro.args):
         yield parents, node
     for child in node.iter_child_nodes():

@@ -1,4 +1,4 @@
-"""Examples in, batches out: which rows make a step, which rows make a micro-batch, and the padded arrays."""
+"""Divides rows into optimizer steps and micro-batches, and pads or packs a micro-batch into arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IGNORED = -100  # torch's cross_entropy skips this label
 
 @dataclass(frozen=True)
 class Batch:
-    """A padded micro-batch as lists, each rows x longest: token ids, 1 where a token is, labels (-100: not learnt)."""
+    """A padded micro-batch as lists of rows x longest: token ids, attention mask, labels (-100: no loss)."""
 
     ids: list[list[int]]
     mask: list[list[int]]
@@ -27,35 +27,35 @@ class Batch:
 
     @property
     def learnt(self) -> int:
-        """Tokens that the loss is taken on. The first token of a row has nothing before it to predict it."""
+        """The number of tokens with loss. A row's first token has none: nothing before it predicts it."""
         return sum(label != IGNORED for row in self.labels for label in row[1:])
 
     @property
     def tokens(self) -> int:
-        """Tokens that are not padding."""
+        """The number of tokens without padding."""
         return sum(map(sum, self.mask))
 
 
 def collate(examples: Sequence[Example], pad: int, *, multiple: int = 1) -> Batch:
-    """Pads on the right; labels of padding are never learnt, whatever its token."""
+    """Pads examples on the right to a multiple of `multiple`. Padding carries no loss, whatever its token."""
     longest = -(-max(map(len, examples)) // multiple) * multiple
     ids, mask, labels = [], [], []
     for example in examples:
         gap = longest - len(example)
         ids.append([*example.ids, *[pad] * gap])
         mask.append([1] * len(example) + [0] * gap)
-        known = [index if learnt else IGNORED for index, learnt in zip(example.ids, example.learnt, strict=True)]
-        labels.append(known + [IGNORED] * gap)
+        row_labels = [index if learnt else IGNORED for index, learnt in zip(example.ids, example.learnt, strict=True)]
+        labels.append(row_labels + [IGNORED] * gap)
     return Batch(ids, mask, labels)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Examples one behind the other in one flat row, none of them seeing another; arrays of 64-bit integers.
+    """Examples concatenated into one row, for attention that does not cross examples; 64-bit integer arrays.
 
-    `places` count from 0 in each example; `starts` are where the examples begin, and the row's length; `chosen` are the
-    tokens whose successor is learnt, `targets` those successors. Padding stands at the end as examples that learn
-    nothing; a padded `chosen` has the target -100.
+    `places` are the position ids, from 0 in each example. `starts` are the cumulative lengths (cu_seqlens: 0, …, the
+    row's length). `chosen` are the indices of tokens whose successor carries loss, `targets` those successors. Padding
+    is added at the end as examples without loss; a padded `chosen` has the target -100.
     """
 
     ids: Numbers
@@ -63,43 +63,45 @@ class Packed:
     starts: Numbers
     chosen: Numbers
     targets: Numbers
-    tokens: int  # that are not padding
+    tokens: int  # without padding
 
     @property
     def learnt(self) -> int:
-        """Tokens that the loss is taken on."""
+        """The number of tokens with loss."""
         return int((self.targets != IGNORED).sum())
 
 
 def packed(examples: Sequence[Example], pad: int, *, size: Size | None = None) -> Packed:
-    """`examples` in one flat row; with a `size`, padded to it."""
+    """Packs `examples` into one row; with a `size`, padded to it."""
     ids = [np.array(example.ids, dtype=np.int64) for example in examples]
-    lengths = [len(each) for each in ids]
+    lengths = [len(example_ids) for example_ids in ids]
     tokens = sum(lengths)
-    chosen, targets, first = [], [], 0
-    for example, each in zip(examples, ids, strict=True):
-        wanted = np.flatnonzero(np.array(example.learnt[1:], dtype=bool))
-        chosen.append(first + wanted)
-        targets.append(each[wanted + 1])
-        first += len(each)
-    learnt = sum(map(len, chosen))
+    loss_positions, targets, offset = [], [], 0
+    for example, example_ids in zip(examples, ids, strict=True):
+        positions = np.flatnonzero(np.array(example.learnt[1:], dtype=bool))
+        loss_positions.append(offset + positions)
+        targets.append(example_ids[positions + 1])
+        offset += len(example_ids)
+    loss_tokens = sum(map(len, loss_positions))
     if size is not None:
-        gap = size.tokens - tokens
-        ids.append(np.full(gap, pad, dtype=np.int64))
-        lengths += [min(size.longest, gap - start) for start in range(0, gap, size.longest)]
+        padding = size.tokens - tokens
+        ids.append(np.full(padding, pad, dtype=np.int64))
+        lengths += [min(size.longest, padding - start) for start in range(0, padding, size.longest)]
         lengths += [0] * (size.examples - len(lengths))
-        chosen.append(np.zeros(size.learnt - learnt, dtype=np.int64))
-        targets.append(np.full(size.learnt - learnt, IGNORED, dtype=np.int64))
+        loss_positions.append(np.zeros(size.learnt - loss_tokens, dtype=np.int64))
+        targets.append(np.full(size.learnt - loss_tokens, IGNORED, dtype=np.int64))
         if len(lengths) > size.examples:
             raise AssertionError("a micro-batch is larger than its size")
-    places = np.concatenate([np.arange(length) for length in lengths])
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    return Packed(np.concatenate(ids), places, starts, np.concatenate(chosen), np.concatenate(targets), tokens)
+    position_ids = np.concatenate([np.arange(length) for length in lengths])
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    return Packed(
+        np.concatenate(ids), position_ids, cu_seqlens, np.concatenate(loss_positions), np.concatenate(targets), tokens
+    )
 
 
 @dataclass(frozen=True)
 class Size:
-    """The constant shape of packed micro-batches: tokens, examples (padding's too), learnt tokens, longest example."""
+    """A fixed shape of packed micro-batches: tokens, examples with those of padding, tokens with loss, longest."""
 
     tokens: int
     examples: int
@@ -107,33 +109,33 @@ class Size:
     longest: int
 
     def holds(self, packed: Packed) -> bool:
-        """Whether `packed`, made without padding, fits."""
+        """Whether `packed`, which has no padding, fits."""
         return self.fits(packed.tokens, len(packed.starts) - 1, len(packed.chosen))
 
     def fits(self, tokens: int, examples: int, learnt: int) -> bool:
-        """Whether a micro-batch of so many of them fits."""
+        """Whether a micro-batch with these counts fits."""
         gaps = -(-(self.tokens - tokens) // self.longest)
         return tokens <= self.tokens and examples + gaps <= self.examples and learnt <= self.learnt
 
 
 def sizes(
-    shapes: Sequence[tuple[int, int, int]], longest: int, many: int, *, step: int = 64, cost: float = 0.0
+    shapes: Sequence[tuple[int, int, int]], longest: int, max_count: int, *, step: int = 64, cost: float = 0.0
 ) -> list[Size]:
-    """At most `many` sizes, ascending, that hold micro-batches of the given (tokens, examples, learnt tokens).
+    """Returns at most `max_count` sizes, ascending, for micro-batches of (tokens, examples, tokens with loss).
 
-    They are chosen so that all micro-batches together have the fewest tokens, padding included, each size itself
-    counted as `cost` micro-batches: of token counts in ascending order each size takes neighbours, so the division is
-    found by dynamic programming over counts rounded up to `step`.
+    They minimize the tokens of all micro-batches, padding included, where each size costs as much as `cost`
+    micro-batches of it. Each size covers a range of token counts, so dynamic programming over the counts, rounded up to
+    `step`, finds the optimum.
     """
-    held: dict[int, list[tuple[int, int, int]]] = {}
+    groups: dict[int, list[tuple[int, int, int]]] = {}
     for shape in shapes:
-        held.setdefault(-(-shape[0] // step) * step, []).append(shape)
-    tops = sorted(held)
-    weight = [len(held[top]) for top in tops]
-    best = [[0.0] * (len(tops) + 1)] + [[float("inf")] * (len(tops) + 1) for _ in range(many)]
+        groups.setdefault(-(-shape[0] // step) * step, []).append(shape)
+    tops = sorted(groups)
+    weight = [len(groups[top]) for top in tops]
+    best = [[0.0] * (len(tops) + 1)] + [[float("inf")] * (len(tops) + 1) for _ in range(max_count)]
     best[0][1:] = [float("inf")] * len(tops)
-    cut = [[0] * (len(tops) + 1) for _ in range(many + 1)]
-    for count in range(1, many + 1):
+    cut = [[0] * (len(tops) + 1) for _ in range(max_count + 1)]
+    for count in range(1, max_count + 1):
         for end in range(1, len(tops) + 1):
             rows = 0
             for start in range(end - 1, -1, -1):
@@ -141,55 +143,54 @@ def sizes(
                 total = best[count - 1][start] + (rows + cost) * tops[end - 1]
                 if total < best[count][end]:
                     best[count][end], cut[count][end] = total, start
-    count = min(range(1, many + 1), key=lambda each: (best[each][-1], each))
-    made, end = [], len(tops)
+    count = min(range(1, max_count + 1), key=lambda index: (best[index][-1], index))
+    result, end = [], len(tops)
     while end:
         start = cut[count][end]
-        inside = [shape for top in tops[start:end] for shape in held[top]]
+        inside = [shape for top in tops[start:end] for shape in groups[top]]
         tokens = tops[end - 1]
         gaps = -(-(tokens - min(shape[0] for shape in inside)) // longest)
-        learnt = max(shape[2] for shape in inside)
-        made.append(Size(tokens, max(shape[1] for shape in inside) + gaps, -(-learnt // step) * step, longest))
+        loss_tokens = max(shape[2] for shape in inside)
+        result.append(Size(tokens, max(shape[1] for shape in inside) + gaps, -(-loss_tokens // step) * step, longest))
         end, count = start, count - 1
-    return made[::-1]
+    return result[::-1]
 
 
-def bins(rows: Sequence[int], lengths: Sequence[int], room: int) -> list[list[int]]:
-    """A step's rows in micro-batches of at most `room` tokens, best fit, longest first (at most 11/9 of the fewest + 1,
-    Johnson 1973). A row longer than `room` stands alone. Rows keep their order within a micro-batch.
+def bins(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Splits a step's rows into micro-batches of at most `max_tokens` tokens, by best-fit decreasing.
+
+    That needs at most 11/9 of the fewest micro-batches, plus one (Johnson 1973). A row longer than `max_tokens` gets a
+    micro-batch of its own. Rows keep their order within a micro-batch.
     """
-    made: list[list[int]] = []
-    left: list[int] = []
+    batches: list[list[int]] = []
+    free: list[int] = []
     for row in sorted(rows, key=lambda row: (-lengths[row], row)):
-        fits = [index for index, gap in enumerate(left) if gap >= lengths[row]]
+        fits = [index for index, gap in enumerate(free) if gap >= lengths[row]]
         if fits:
-            place = min(fits, key=lambda index: (left[index], index))
-            made[place].append(row)
-            left[place] -= lengths[row]
+            chosen_batch = min(fits, key=lambda index: (free[index], index))
+            batches[chosen_batch].append(row)
+            free[chosen_batch] -= lengths[row]
         else:
-            made.append([row])
-            left.append(room - lengths[row])
-    order = {row: place for place, row in enumerate(rows)}
-    return [sorted(each, key=order.__getitem__) for each in made]
+            batches.append([row])
+            free.append(max_tokens - lengths[row])
+    order = {row: chosen_batch for chosen_batch, row in enumerate(rows)}
+    return [sorted(batch, key=order.__getitem__) for batch in batches]
 
 
 def check_batch(batch: Batch, stop: int) -> None:
-    """Refuses a batch in which padding is learnt or an answer's stop token is not.
-
-    Raises ModelError.
-    """
+    """Raises ModelError if padding carries loss or an answer's stop token carries none."""
     for ids, mask, labels in zip(batch.ids, batch.mask, batch.labels, strict=True):
         if any(label != IGNORED and not real for label, real in zip(labels, mask, strict=True)):
-            raise ModelError("padding would be learnt", next="This setup cannot be trained; change prompt.template")
+            raise ModelError("padding would carry loss", next="Use another prompt.template")
         if not any(label == stop and index == stop for label, index in zip(labels, ids, strict=True)):
             raise ModelError(
-                "an answer's stop token would not be learnt, so the model would run on",
+                "an answer's stop token would carry no loss, so the model would not learn to stop",
                 next="End each answer with {{ eos_token }} in prompt.template",
             )
 
 
 def steps(lengths: Sequence[int], batch: str, seed: int, epoch: int) -> list[list[int]]:
-    """The rows of each optimizer step of one epoch, shuffled by seed and epoch.
+    """Returns the rows of each optimizer step of one epoch, shuffled by seed and epoch.
 
     `batch` is 'N rows' or 'N tokens' (as many rows as fit, at least one).
     """
@@ -198,27 +199,27 @@ def steps(lengths: Sequence[int], batch: str, seed: int, epoch: int) -> list[lis
     random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311  (order, not secrecy)
     if unit == "rows":
         return [order[start : start + size] for start in range(0, len(order), size)]
-    made: list[list[int]] = []
-    room = 0
+    batches: list[list[int]] = []
+    free = 0
     for index in order:
-        if not made or lengths[index] > room:
-            made.append([])
-            room = size
-        made[-1].append(index)
-        room -= lengths[index]
-    return made
+        if not batches or lengths[index] > free:
+            batches.append([])
+            free = size
+        batches[-1].append(index)
+        free -= lengths[index]
+    return batches
 
 
 def micro_batches(rows: Sequence[int], lengths: Sequence[int], max_tokens: int, *, overhead: int) -> list[list[int]]:
-    """Splits a step's rows into the micro-batches that cost least, each of at most `max_tokens` padded tokens.
+    """Splits a step's rows into the cheapest micro-batches, each of at most `max_tokens` padded tokens.
 
-    A micro-batch costs its padded tokens and `overhead`, what starting it costs in tokens. A row longer than the limit
-    stands alone. Of rows in ascending length an optimal division has neighbours together, so it is found by dynamic
-    programming over the places to cut: n^2 for n rows.
+    A micro-batch costs its padded tokens plus `overhead`, the cost of starting it in tokens. A row longer than the
+    limit gets a micro-batch of its own. An optimal split keeps rows of neighboring lengths together, so dynamic
+    programming over the cuts between sorted rows finds it in n² steps for n rows.
     """
     order = sorted(rows, key=lambda row: (lengths[row], row))
-    best = [0.0] + [float("inf")] * len(order)  # the cost of the first n rows
-    cut = [0] * (len(order) + 1)  # and where their last micro-batch begins
+    best = [0.0] + [float("inf")] * len(order)  # cost of the first n rows
+    cut = [0] * (len(order) + 1)  # index at which their last micro-batch begins
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
         for start in range(end - 1, -1, -1):
@@ -227,9 +228,9 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], max_tokens: int, 
                 break
             if best[start] + padded + overhead < best[end]:
                 best[end], cut[end] = best[start] + padded + overhead, start
-    made: list[list[int]] = []
+    batches: list[list[int]] = []
     end = len(order)
     while end:
-        made.append(order[cut[end] : end])
+        batches.append(order[cut[end] : end])
         end = cut[end]
-    return made[::-1]
+    return batches[::-1]

@@ -1,4 +1,4 @@
-"""What of a model's output is its thought, what is the template's own opening, and what is the reply to be read."""
+"""Splits a model's output into its thought, the template's opening, and the reply."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTHING = re.compile(r"(?!)")
 
 
 class Thought(NamedTuple):
-    """The marks around a thought; `start` is '' where the generation prompt has opened it already."""
+    """The tags around a thought; `start` is '' if the generation prompt already contains it."""
 
     start: str
     end: str
@@ -26,10 +26,10 @@ INLINE = Thought("<think>", "</think>")
 
 @dataclass(frozen=True)
 class ReplyFormat:
-    """How a model's output under a template divides into a thought and the reply.
+    """How a model's output under a template splits into a thought and the reply.
 
-    `opening` is what the template writes before a reply without a thought; `specials` finds special tokens, which are
-    no part of a reply.
+    `opening` is what the template writes before a reply without a thought. `specials` matches special tokens, which are
+    removed from a reply.
     """
 
     opening: str = ""
@@ -38,109 +38,109 @@ class ReplyFormat:
 
     @classmethod
     def of(cls, template: Template) -> ReplyFormat:
-        """The format of a template's answers."""
+        """Returns the format of a template's answers."""
         answer = template.plain_answer
         thoughts = []
         if match := OPEN_THOUGHT.search(answer.prompt):
             thoughts.append(Thought("", f"</{match[1]}>"))
-        elif (thought := _own_thought(template)) is not None:
+        elif (thought := _thought_of(template)) is not None:
             thoughts.append(thought)
         return cls(answer.opening.strip(), tuple(dict.fromkeys((*thoughts, INLINE))), template.specials)
 
     @property
     def keeps_specials(self) -> bool:
-        """Whether special tokens must be written out in the output that `split` reads."""
-        marks = [self.opening, *(mark for thought in self.thoughts for mark in thought)]
-        return any(self.specials.search(mark) for mark in marks)
+        """Whether the output that `split` reads must be decoded with special tokens."""
+        tags = [self.opening, *(tag for thought in self.thoughts for tag in thought)]
+        return any(self.specials.search(tag) for tag in tags)
 
     def split(self, output: str) -> tuple[str, str]:
-        """The thought and the reply, without blanks around them; all is thought where a thought does not end."""
+        """Returns thought and reply, both stripped. A thought that does not end takes the whole output."""
         stream = ReplyStream(self)
         text = stream.feed(output) + stream.rest()
         return stream.thought.strip(), text.strip()
 
 
 class ReplyStream:
-    """Lets a reply through piece by piece, without the thought and the template's opening before it."""
+    """Removes the thought and the template's opening from streamed output."""
 
     def __init__(self, form: ReplyFormat) -> None:
-        """`form` says what a thought and an opening look like."""
+        """`form` describes thoughts and opening."""
         self._form = form
-        self._held = ""  # output of which it is not known yet what it is
-        self._inside: Thought | None = None
-        self._begun = self._blank = False
+        self._pending = ""  # output not yet known to be thought, opening or reply
+        self._open: Thought | None = None
+        self._in_reply = self._strip_start = False
         self._thought = ""
 
     @property
     def thought(self) -> str:
-        """The thought as far as it was written, without special tokens."""
+        """The thought so far, without special tokens."""
         return self._form.specials.sub("", self._thought)
 
     def feed(self, piece: str) -> str:
-        """What of the reply is known after `piece`; each piece holds special tokens whole."""
-        if not self._begun:
-            self._held += piece
-            piece = self._begin()
-            if not self._begun:
+        """Returns the part of the reply that `piece` adds; a special token must not be split between pieces."""
+        if not self._in_reply:
+            self._pending += piece
+            piece = self._read_start()
+            if not self._in_reply:
                 return ""
-        return self._shown(piece)
+        return self._clean(piece)
 
     def rest(self) -> str:
-        """What was held back, when nothing more comes."""
-        if self._begun:
+        """Returns the pending part of the reply at the end of the output."""
+        if self._in_reply:
             return ""
-        self._begun, held = True, self._held
-        if self._inside is not None:
-            self._thought += held
+        self._in_reply, pending = True, self._pending
+        if self._open is not None:
+            self._thought += pending
             return ""
-        return self._shown(held)
+        return self._clean(pending)
 
-    def _shown(self, piece: str) -> str:
-        """The piece without special tokens, and without the blanks between an opening and the reply."""
+    def _clean(self, piece: str) -> str:
+        """Removes special tokens, and the whitespace between an opening and the reply."""
         text = self._form.specials.sub("", piece)
-        if self._blank:
+        if self._strip_start:
             text = text.lstrip()
-            self._blank = not text
+            self._strip_start = not text
         return text
 
-    def _begin(self) -> str:
-        """Decides what the output begins with; returns the reply's beginning once it is known to have begun."""
-        if self._inside is None and self._undecided():
+    def _read_start(self) -> str:
+        """Consumes the thought or the opening; returns the beginning of the reply once that is reached."""
+        if self._open is None and self._needs_more():
             return ""
-        if self._inside is not None:
-            return self._go_on(self._inside)
-        self._begun, held = True, self._held
-        return held
+        if self._open is not None:
+            return self._close_thought(self._open)
+        self._in_reply, pending = True, self._pending
+        return pending
 
-    def _undecided(self) -> bool:
-        """Whether more output is needed to tell; takes the opening or the thought's start off the output."""
-        held = self._held.lstrip()
+    def _needs_more(self) -> bool:
+        """Whether more output is needed to tell what it begins with; removes an opening or a thought's start tag."""
+        pending = self._pending.lstrip()
         for thought in self._form.thoughts:
-            if held.startswith(thought.start):
-                self._inside, self._held = thought, held[len(thought.start) :]
+            if pending.startswith(thought.start):
+                self._open, self._pending = thought, pending[len(thought.start) :]
                 return False
-        if self._form.opening and held.startswith(self._form.opening):
-            self._begun = self._blank = True
-            self._held = held[len(self._form.opening) :]
+        if self._form.opening and pending.startswith(self._form.opening):
+            self._in_reply = self._strip_start = True
+            self._pending = pending[len(self._form.opening) :]
             return False
-        marks = [self._form.opening, *(thought.start for thought in self._form.thoughts)]
-        return any(mark.startswith(held) for mark in marks if mark)
+        tags = [self._form.opening, *(thought.start for thought in self._form.thoughts)]
+        return any(tag.startswith(pending) for tag in tags if tag)
 
-    def _go_on(self, thought: Thought) -> str:
-        """Looks for the thought's end."""
-        inside, found, behind = self._held.partition(thought.end)
-        if not found:
+    def _close_thought(self, thought: Thought) -> str:
+        """Returns what follows the thought's end tag; '' until it has come."""
+        thought_text, end_tag, reply = self._pending.partition(thought.end)
+        if not end_tag:
             return ""
-        self._thought, self._begun, self._blank = inside, True, True
-        return behind
+        self._thought, self._in_reply, self._strip_start = thought_text, True, True
+        return reply
 
 
-def _own_thought(template: Template) -> Thought | None:
-    """The marks that the template itself writes around reasoning, if it writes any."""
+def _thought_of(template: Template) -> Thought | None:
+    """Returns the tags that the template writes around reasoning; None if it writes no reasoning."""
     try:
         answer = template.answer((Turn("user", PROBE), Turn("assistant", ANSWER, THOUGHT)))
     except TunesmithError:
         return None
-    before, found, between = (answer.opening + answer.thought).partition(THOUGHT)
+    before, marker, between = (answer.opening + answer.thought).partition(THOUGHT)
     start, end = before.strip(), between.strip()
-    return Thought(start, end) if found and start and end else None
+    return Thought(start, end) if marker and start and end else None

@@ -1,4 +1,4 @@
-"""A conversation as the text that the model reads. Templates run in transformers' Jinja sandbox."""
+"""Renders conversations with a chat template, in transformers' Jinja sandbox."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Reasoning = Literal["learn", "drop"]
 
-# For base models that bring no chat template (GPT-2, Llama-2-7b): plain words that every tokenizer knows.
+# For base models without a chat template (GPT-2, Llama-2-7b): plain words that every tokenizer knows.
 PLAIN = (
     "{{ bos_token if starts_with_bos else '' }}"
     "{% for message in messages %}"
@@ -28,10 +28,10 @@ PLAIN = (
     "{% else %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
 )
-PROBE = "xq7question7qx"  # stands for a question, an answer and a thought where a template is examined
+PROBE = "xq7question7qx"  # stand for a question, an answer and a thought when a template is examined
 ANSWER = "xq7answer7qx"
 THOUGHT = "xq7thought7qx"
-# A thought that the generation prompt leaves open, and one that a template writes empty.
+# A thought left open at the end of the generation prompt, and an empty thought.
 OPEN_THOUGHT = re.compile(r"<((?:\w+:)?(?:think|thinking|thought|reasoning))>\s*$")
 EMPTY_THOUGHT = re.compile(r"(<((?:\w+:)?(?:think|thinking|thought|reasoning))>)(\s*)(</\2>)")
 _DATE_CALL = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>[^'\"]*)(?P=quote)\s*\)")
@@ -40,11 +40,11 @@ _DATE_TEST = re.compile(r"\bstrftime_now\s+is\s+(?P<negated>not\s+)?defined\b")
 
 @dataclass(frozen=True)
 class Answer:
-    """The rendered text of a conversation that ends with an answer, in parts that follow each other.
+    """The rendered text of a conversation that ends with an answer, as consecutive parts.
 
-    `prompt` is what the model reads before it answers; `opening` is the template's own beginning of an answer (a
-    header, an empty thought); `thought` is the row's reasoning with what separates it from the text; `text` is the
-    answer; `ending` goes up to the end of the end-of-turn token; `rest` is what stands behind that.
+    `prompt` is what the model reads before it answers, `opening` what the template writes at the beginning of an answer
+    (a header, an empty thought), `thought` the row's reasoning and its separator, `text` the answer, `ending` runs
+    through the end-of-turn token, and `trailing` is what follows it.
     """
 
     prompt: str
@@ -52,20 +52,20 @@ class Answer:
     thought: str
     text: str
     ending: str
-    rest: str
+    trailing: str
 
     @property
-    def through(self) -> str:
-        """Everything up to the end of the end-of-turn token."""
+    def through_end(self) -> str:
+        """Everything through the end-of-turn token."""
         return self.prompt + self.opening + self.thought + self.text + self.ending
 
 
 @dataclass(frozen=True)
 class Template:
-    """A tokenizer and the chat template that it renders.
+    """A chat template and the tokenizer that renders it.
 
-    `source` says where the template comes from, `options` are variables that it is given (enable_thinking,
-    date_string, …), `reasoning` says whether a row's reasoning is rendered.
+    `source` says where the template comes from, `options` are variables passed to it (enable_thinking, date_string, …),
+    and `reasoning` decides whether a row's reasoning is rendered.
     """
 
     tokenizer: Any
@@ -76,30 +76,30 @@ class Template:
 
     @functools.cached_property
     def starts_with_bos(self) -> bool:
-        """Whether the tokenizer itself would put its start token before a text."""
+        """Whether the tokenizer puts its start token (BOS) before a text."""
         return _adds_bos(self.tokenizer)
 
     @functools.cached_property
     def specials(self) -> re.Pattern[str]:
-        """Finds special tokens written out in a text."""
-        known = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        known |= set(self.tokenizer.all_special_tokens)
-        words = sorted(known - {unknown_token(self.tokenizer)}, key=len, reverse=True)
+        """A pattern that matches special tokens in a text."""
+        tokens = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        tokens |= set(self.tokenizer.all_special_tokens)
+        words = sorted(tokens - {unknown_token(self.tokenizer)}, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, words)) or r"(?!)")
 
     def render(self, turns: Sequence[Turn], *, generate: bool = False) -> str:
-        """The turns as text; with `generate`, up to the point where the assistant begins.
+        """Renders the turns; with `generate`, up to where the assistant's answer begins.
 
-        Raises ModelError when the template refuses the turns.
+        Raises ModelError if the template fails on the turns.
         """
-        field_known = self.reasoning == "learn" and self._reasoning_field
-        return self._render([self._message(turn, field_known) for turn in turns], generate=generate)
+        with_reasoning = self.reasoning == "learn" and self._reasoning_field
+        return self._render([self._message(turn, with_reasoning) for turn in turns], generate=generate)
 
     def answer(self, turns: Sequence[Turn]) -> Answer:
-        """The last turn, an answer, as the model reads what comes before it and should write it.
+        """Returns the parts of the conversation around its last turn, an answer.
 
-        Raises ModelError for a template under which no answer can be learned, and DataError for a turn that it changes
-        or leaves out.
+        Raises ModelError for a template whose answers cannot be trained on, DataError if it changes or leaves out the
+        turn.
         """
         from tunesmith.prompt.answers import locate
 
@@ -107,61 +107,62 @@ class Template:
 
     @functools.cached_property
     def plain_answer(self) -> Answer:
-        """How an answer without reasoning is written, with the marker ANSWER in place of its text."""
+        """An answer without reasoning, with the marker ANSWER as its text."""
         return self.answer((Turn("user", PROBE), Turn("assistant", ANSWER)))
 
     @functools.cached_property
     def next_end(self) -> str:
-        """What ends an answer when the conversation goes on: '' where no special token does.
+        """What ends an answer that another turn follows; '' if that is not a special token.
 
-        Templates such as GLM-4's write nothing behind the last answer: the next turn's header ends it.
+        Templates such as GLM-4's write nothing after the last answer: the next turn's header ends it.
         """
         turns = (Turn("user", PROBE), Turn("assistant", ANSWER), Turn("user", PROBE))
-        behind = self.render(turns).partition(ANSWER)[2]
-        match = self.specials.search(behind)
-        return behind[: match.end()] if match and not behind[: match.start()].strip() else ""
+        following = self.render(turns).partition(ANSWER)[2]
+        match = self.specials.search(following)
+        return following[: match.end()] if match and not following[: match.start()].strip() else ""
 
     @functools.cached_property
     def after_thought(self) -> str:
-        """What the template writes between reasoning and text; '' where it writes no reasoning."""
-        written = self.render((Turn("user", PROBE), Turn("assistant", ANSWER, THOUGHT)))
-        return written.partition(THOUGHT)[2].partition(ANSWER)[0] if THOUGHT in written else ""
+        """What the template writes between reasoning and text; '' if it writes no reasoning."""
+        rendered = self.render((Turn("user", PROBE), Turn("assistant", ANSWER, THOUGHT)))
+        return rendered.partition(THOUGHT)[2].partition(ANSWER)[0] if THOUGHT in rendered else ""
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:
-        """Tokens that stand for no text."""
+        """The ids of special tokens."""
         from tunesmith.prompt.tokens import special_ids
 
         return special_ids(self.tokenizer)
 
     @functools.cached_property
     def form(self) -> ReplyFormat:
-        """How a model's output under this template divides into a thought and a reply."""
+        """How a model's output under this template splits into a thought and a reply."""
         from tunesmith.prompt.reply import ReplyFormat
 
         return ReplyFormat.of(self)
 
-    def _message(self, turn: Turn, field_known: bool) -> dict[str, Any]:
+    def _message(self, turn: Turn, with_reasoning: bool) -> dict[str, Any]:
         content: Any = [{"type": "text", "text": turn.text}] if self._wants_parts else turn.text
         message = {"role": turn.role, "content": content}
-        if turn.reasoning and field_known:  # the names that templates know it by
+        if turn.reasoning and with_reasoning:  # the names that templates use for it
             message |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), turn.reasoning)
         return message
 
     @functools.cached_property
     def _wants_parts(self) -> bool:
-        """Whether the template reads content as a list of parts only, as those of image-text models may."""
+        """Whether the template reads content only as a list of parts, as some of image-text models do."""
         messages = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": ANSWER}]
-        parts = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+        parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
         return not self._shows(messages) and self._shows(parts) and not self._shows(parts, f"'{ANSWER}'")  # no repr
 
     @functools.cached_property
     def _reasoning_field(self) -> bool:
         """Whether the template renders the reasoning of a message."""
-        message = self._message(Turn("assistant", ANSWER, THOUGHT), field_known=True)
-        return self._shows([self._message(Turn("user", PROBE), field_known=False), message], THOUGHT)
+        message = self._message(Turn("assistant", ANSWER, THOUGHT), with_reasoning=True)
+        return self._shows([self._message(Turn("user", PROBE), with_reasoning=False), message], THOUGHT)
 
     def _shows(self, messages: Sequence[Mapping[str, Any]], word: str = ANSWER) -> bool:
+        """Whether the rendered messages contain `word`."""
         try:
             return word in self._render(messages)
         except ModelError:
@@ -177,17 +178,17 @@ class Template:
                 starts_with_bos=self.starts_with_bos,
                 **self.options,
             )
-        except Exception as error:  # a template is foreign code: whatever it raises is its refusal
+        except Exception as error:  # a template is foreign code and may raise anything
             has_system = any(message["role"] == "system" for message in messages)
-            advice = "Leave the system message out" if has_system else "Give another prompt.template"
+            advice = "Leave the system message out" if has_system else "Use another prompt.template"
             raise ModelError(
-                f"the chat template refuses the conversation: {error}", where=self.source, next=advice
+                f"the chat template fails on the conversation: {error}", where=self.source, next=advice
             ) from error
         return str(rendered)
 
 
 class FileTokenizer:
-    """What Template needs of a tokenizer, for the chat template of a GGUF file: rendering, and special tokens."""
+    """A stand-in for the tokenizer of a GGUF file, with what Template needs: rendering and special tokens."""
 
     added_tokens_decoder: Mapping[int, Any] = {}
     unk_token = bos_token_id = None
@@ -197,66 +198,65 @@ class FileTokenizer:
         self.all_special_tokens = list(specials)
 
     def apply_chat_template(
-        self, messages: list[Mapping[str, Any]], *, chat_template: str, add_generation_prompt: bool, **given: Any
+        self, messages: list[Mapping[str, Any]], *, chat_template: str, add_generation_prompt: bool, **variables: Any
     ) -> str:
-        """The messages as transformers' sandbox renders them; start and end tokens are left out."""
+        """Renders the messages in transformers' sandbox, without a start token."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        given.pop("tokenize", None)
+        variables.pop("tokenize", None)
         end = next(iter(self.all_special_tokens), "")
         rendered, _ = render_jinja_template(
             conversations=[messages],
             chat_template=chat_template,
             add_generation_prompt=add_generation_prompt,
-            **{"bos_token": "", "eos_token": end, **given},
+            **{"bos_token": "", "eos_token": end, **variables},
         )
         return str(rendered[0])
 
 
 def unknown_token(tokenizer: Any) -> str | None:
-    """The token that stands for text which the tokenizer does not know; None where it ends or begins texts as well.
+    """Returns the tokenizer's token for unknown text; None if it names another token, as GPT-2 and SmolLM2 do.
 
-    GPT-2's tokenizer names its end of text here, and SmolLM2's too: that is no sign for unknown text.
+    These two name their end-of-text token as `unk_token`.
     """
     unknown = tokenizer.unk_token
     return unknown if unknown and "unk" in unknown.lower() else None
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer that lies in `folder`, with a padding token set.
-
-    Raises ModelError when there is none.
-    """
+    """Loads the tokenizer in `folder` and sets a padding token. Raises ModelError if there is no fast tokenizer."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"no tokenizer can be read: {error}", where=str(folder), next="Choose another base.model"
+            f"the tokenizer cannot be loaded: {error}", where=str(folder), next="Choose another base.model"
         ) from error
     if not getattr(tokenizer, "is_fast", True):
-        raise ModelError("the tokenizer gives no offsets", where=str(folder), next="Choose a model with tokenizer.json")
-    if tokenizer.pad_token is None:  # padding is masked by place, never by this id, so any known token will do
+        raise ModelError(
+            "the tokenizer gives no character offsets", where=str(folder), next="Choose a model with a tokenizer.json"
+        )
+    if tokenizer.pad_token is None:  # padding is masked by position, never by this id, so any token will do
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
 def load_template(
     tokenizer: Any,
-    wanted: str,
+    name: str,
     folder: Path,
     *,
     options: Mapping[str, Any] | None = None,
     reasoning: Reasoning = "learn",
     today: datetime.date | None = None,
 ) -> Template:
-    """The template `wanted`: 'model', or a .jinja file relative to `folder`.
+    """Loads the template `name`: 'model', or a .jinja file relative to `folder`.
 
-    The date that it writes is fixed to `today`, so that a run which goes on later renders the same text. Raises
-    RecipeError for a file that cannot be read, and what `wrong_options` finds of the options.
+    The date that it writes is fixed to `today`, so that a run resumed later renders the same text. Raises RecipeError
+    for a file that cannot be read and for the errors that `wrong_options` returns.
     """
-    text, source = _template_text(tokenizer, wanted, folder)
+    text, source = _template_text(tokenizer, name, folder)
     if options:
         from tunesmith.prompt.options import wrong_options
 
@@ -264,15 +264,15 @@ def load_template(
     return Template(tokenizer, pin_date(text, today or datetime.date.today()), source, options or {}, reasoning)
 
 
-def _template_text(tokenizer: Any, wanted: str, folder: Path) -> tuple[str, str]:
-    if wanted == "model":
-        own = tokenizer.chat_template
-        if isinstance(own, dict):  # several templates by name; the others are for tools and retrieval
-            own = own.get("default")
-        if isinstance(own, str) and own:
-            return own, "the model's own template"
+def _template_text(tokenizer: Any, name: str, folder: Path) -> tuple[str, str]:
+    if name == "model":
+        text = tokenizer.chat_template
+        if isinstance(text, dict):  # several templates by name; the others are for tools and retrieval
+            text = text.get("default")
+        if isinstance(text, str) and text:
+            return text, "the model's own template"
         return PLAIN, "the plain template (the model has none)"
-    path = folder / wanted
+    path = folder / name
     try:
         return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -282,24 +282,24 @@ def _template_text(tokenizer: Any, wanted: str, folder: Path) -> tuple[str, str]
 
 
 def writes_date(text: str) -> bool:
-    """Whether the template asks for today's date."""
+    """Whether the template reads today's date."""
     return "strftime_now" in text
 
 
 def pin_date(text: str, today: datetime.date) -> str:
-    """The template with `today` written out wherever it asks for the date of the moment.
+    """Returns the template with `today` in place of the current date.
 
-    Raises ModelError for a template that puts the date's format together while it runs.
+    Raises ModelError for a template that computes the date's format.
     """
 
-    def written(match: re.Match[str]) -> str:
+    def format_date(match: re.Match[str]) -> str:
         return json.dumps(today.strftime(match["format"]))
 
-    pinned = _DATE_TEST.sub(lambda match: "false" if match["negated"] else "true", _DATE_CALL.sub(written, text))
+    pinned = _DATE_TEST.sub(lambda match: "false" if match["negated"] else "true", _DATE_CALL.sub(format_date, text))
     if writes_date(pinned):
         raise ModelError(
             "the chat template computes the format of today's date, so the date cannot be fixed for the run",
-            next="Copy the template into a .jinja file, write the date into it, and name it as prompt.template",
+            next="Copy the template into a .jinja file, write the date into it, and set prompt.template to that file",
         )
     return pinned
 

@@ -94,7 +94,7 @@ def _checked(job: Job, names: list[str]) -> tuple[dict[str, object], dict[str, o
     plain, doubled = (
         peft_config(
             job.model, rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, names=names,
-            rs=adapter.scaling == "rs", dora=adapter.dora, train_also=also, bias=adapter.bias, doubled=twice,
+            rs=adapter.scaling == "rs", dora=adapter.dora, train_also=also, bias=adapter.bias, double_rank=twice,
         )
         for twice in (False, True)
     )  # fmt: skip
