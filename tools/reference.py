@@ -125,20 +125,20 @@ INDEX = f"""# The checks
 
 {WRITTEN}
 
-A check looks for one thing that is wrong with rows and proposes what to do with those it finds: **keep** (told only),
-**repair**, **quarantine** (set aside for a person to read) or **drop**. Of several proposals for a row the last of
-these wins. `tunesmith audit` makes all that suit the data; a recipe names those it wants in `data.checks`, and `do`
-overrules what a check proposes: `checks: [empty, {{too_short: {{do: drop}}}}]`.
+A check finds one kind of problem in rows and proposes what to do with the affected rows: **keep** (report only),
+**repair**, **quarantine** (set aside for a person to read) or **drop**. Of several proposals for a row, the last in
+this order wins. `tunesmith audit` runs all checks that apply to the data; a recipe lists those it wants in
+`data.checks`, and `do` overrides what a check proposes: `checks: [empty, {{too_short: {{do: drop}}}}]`.
 
 | check | what it finds | proposes |
 |---|---|---|
 """
 SEES = {
-    "row": "It looks at each row alone.",
-    "table": "It looks at all rows together.",
-    "split": "It looks at all rows after the split; `tunesmith audit`, which does not split, leaves it out.",
+    "row": "It checks single rows.",
+    "table": "It checks all rows together.",
+    "split": "It checks all rows after the split; `tunesmith audit`, which does not split, omits it.",
 }
-BY_FINDING = "by what is found, as said above"
+BY_FINDING = "depends on the finding, see above"
 
 
 def check_pages() -> dict[str, str]:
@@ -182,7 +182,7 @@ def _proposes(name: str) -> str:
     do = options(find(CHECKS, name, function="look")).get("do")
     if do is None:
         return "drop" if name == "broken" else "keep"
-    return str(do.default or "by what is found")
+    return str(do.default or "depends on the finding")
 
 
 def _option_type(annotation: Any) -> str:
@@ -199,7 +199,7 @@ def _option_default(key: str, parameter: Any) -> str:
 
 
 def write() -> None:
-    """Writes everything, and removes pages of checks that are no more."""
+    """Writes everything, and removes the pages of deleted checks."""
     (DOCS / "recipe.md").write_text(recipe_reference(), encoding="utf-8")
     pages = check_pages()
     (DOCS / "checks").mkdir(exist_ok=True)

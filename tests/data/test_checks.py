@@ -17,7 +17,7 @@ from tunesmith.config.registry import attribute, check_options, entries, find, o
 from tunesmith.data.conversation import Conversation, Origin, Turn, normalise
 from tunesmith.data.defects import Language
 from tunesmith.data.finding import Context, Finding, Proposal, excerpt
-from tunesmith.data.run_checks import PORTION, WORTH, language
+from tunesmith.data.run_checks import BATCH_ROWS, MIN_ROWS, language
 from tunesmith.data.run_checks import look as look_all
 from tunesmith.data.split import PARTS
 from tunesmith.data.table import Table
@@ -135,10 +135,10 @@ def test_broken_turns_finds_silence_and_repeats_before_the_last_answer() -> None
     ]
     findings = look("broken_turns", rows)
     assert [(f.row, f.message, f.turn) for f in findings] == [
-        ("r1", "turn 2, by the assistant, says nothing", -1),
-        ("r2", "turn 3, by the user, says nothing", -1),
-        ("r3", "the user says the same twice", 2),
-        ("r4", "the assistant says the same twice", 3),
+        ("r1", "turn 2, by the assistant, is empty", -1),
+        ("r2", "turn 3, by the user, is empty", -1),
+        ("r3", "the user says the same thing twice", 2),
+        ("r4", "the assistant says the same thing twice", 3),
     ]
     assert spans(findings[2:], rows) == [("r3", "how do I pay"), ("r4", "tap, pay")]
     assert wishes(findings) == {"quarantine"}
@@ -192,7 +192,7 @@ def test_an_answer_under_several_prompts_is_told_of_the_later_rows() -> None:
         row(5, "A baker in York", "Yes, I would."),  # short: a value
     ]
     assert found(look("repeated_answer", rows), "keep") == [
-        ("r3", "has the answer of rows.csv line 2, to another prompt")
+        ("r3", "has the answer of rows.csv line 2 with another prompt")
     ]
     assert [f.row for f in look("repeated_answer", rows, words=3)] == ["r3", "r5"]
     assert wishes(look("repeated_answer", rows, do="drop")) == {"drop"}
@@ -217,8 +217,8 @@ def test_contradiction_by_number_by_yes_and_no_and_by_short_answer() -> None:
         "says '$55', unlike rows.csv line 2",
         "says the opposite of rows.csv line 5",
         "says the opposite of rows.csv line 4",
-        "is another answer than rows.csv line 7",
-        "is another answer than rows.csv line 6",
+        "differs from the answer of rows.csv line 7",
+        "differs from the answer of rows.csv line 6",
     ]
     proofs = ["$40", "$55", "Yes,", "No,", "14 days", "30 days"]
     assert spans(findings, rows) == [(f"r{n}", place) for n, place in enumerate(proofs, 1)]
@@ -280,7 +280,7 @@ def test_generic_finds_a_template_shared_by_many_prompts() -> None:
     own = "I baked rye bread at the mill for six winters. My oven log from those years is attached below."
     rows = [*(row(n, f"job {n}", letter) for n in range(1, 5)), row(5, "job 5", own)]
     findings = look("generic", rows)
-    assert [f.message for f in findings] == ["100% of it stands in the answers to 3 or more other prompts"] * 4
+    assert [f.message for f in findings] == ["100% of it is also in the answers to 3 or more other prompts"] * 4
     assert spans(findings, rows) == [(f"r{n}", letter) for n in range(1, 5)]
     assert wishes(findings) == {"quarantine"}
     assert look("generic", rows[1:]) == []  # three prompts: the sentence stands in two others' answers
@@ -296,7 +296,7 @@ def test_generic_finds_an_answer_that_names_nothing_of_its_input() -> None:
     assert look("generic", rows) == []
     strange = replace(rows[7], turns=(rows[7].turns[0], Turn("assistant", "It was a fine day for all of us.")))
     told = look("generic", [*rows[:7], strange, *rows[8:]])
-    assert [(f.row, f.message) for f in told] == [("r8", "names nothing of its own input")]
+    assert [(f.row, f.message) for f in told] == [("r8", "uses nothing of its own input")]
     assert spans(told, [strange]) == [("r8", "It was a fine day for all of us.")]
     few = rows[:24]  # too few to say what is usual
     assert look("generic", [*few[:7], strange, *few[8:]]) == []
@@ -347,7 +347,7 @@ def test_imbalance_tells_of_small_groups_and_of_one_answer_for_all() -> None:
     assert look("imbalance", rows, ratio=21.0) == []
     assert look("imbalance", rows[:19]) == []  # too few rows to speak of shares
     same = [row(n, f"q{n}", "Sorry." if n < 3 else f"a{n}") for n in range(30)]
-    assert [f.message for f in look("imbalance", same)] == ["one answer stands in 3 of 30 rows"]
+    assert [f.message for f in look("imbalance", same)] == ["3 of 30 rows have the same answer"]
     assert look("imbalance", same, share=0.11) == []
 
 
@@ -376,7 +376,7 @@ def test_leak_finds_training_rows_with_a_held_prompt() -> None:
         ("r8", "its prompt and its answer are also in valid: rows.csv line 8"),
     ]
     assert (shared.row, shared.proposal) == ("", "keep")
-    assert shared.message == "1 training rows have the answer of a held-out row, to another prompt"
+    assert shared.message == "1 training rows have the answer of a held-out row with another prompt"
     assert look("leak", rows, context(dict.fromkeys(parts, "train"))) == []
     assert look("leak", rows, context(dict.fromkeys(parts, "test"))) == []
 
@@ -397,7 +397,7 @@ def test_near_leaks_cost_the_training_row() -> None:
     parts = {"r1": "test", "r2": "train", "r3": "train"}
     (finding,) = look("near_leak", rows, context(parts))
     assert (finding.row, finding.proposal) == ("r2", "drop")
-    assert finding.message.endswith("% that of rows.csv line 2 in test")
+    assert finding.message.endswith("% similar to rows.csv line 2 in test")
     assert look("near_leak", rows, context(dict.fromkeys(parts, "train"))) == []
     assert look("near_leak", rows, context(parts), threshold=1.0) == []
 
@@ -592,7 +592,7 @@ def planted(count: int) -> list[Conversation]:
 
 def test_portions_and_processes_find_the_same_in_the_same_order(tmp_path: Path) -> None:
     rows = planted(4100)
-    assert len(rows) > WORTH > PORTION
+    assert len(rows) > MIN_ROWS > BATCH_ROWS
     table = Table.write(tmp_path / "rows.arrow", rows)
     given = {"personal": {"kinds": ["email"]}, "near_duplicate": {"threshold": 1.0}}  # lower: pairs of every two rows
     names = [name for name in entries(CHECKS) if attribute(CHECKS, name, "SCOPE") != "split"]
@@ -625,7 +625,7 @@ def test_the_tables_own_language_is_what_most_answers_are_written_in(tmp_path: P
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_unknown_kind_is_said_from_another_process_too(tmp_path: Path, processes: int) -> None:
-    table = Table.write(tmp_path / "rows.arrow", [row(n, f"q{n}") for n in range(WORTH)])
+    table = Table.write(tmp_path / "rows.arrow", [row(n, f"q{n}") for n in range(MIN_ROWS)])
     wrong = [Named("personal", {"kinds": ["emial"]})]
     with pytest.raises(RecipeError) as caught:
         list(look_all(table, wrong, context(), scopes=("row",), processes=processes))
@@ -693,7 +693,7 @@ def test_reasoning_is_looked_at_for_what_must_not_be_learned_and_tells_rows_apar
     assert [found.row for found in secrets.look(rows, Context())] == ["0"]
     assert [found.row for found in personal.look(rows, Context())] == ["1"]
     assert [(found.row, found.message) for found in special_token.look(rows, Context())] == [
-        ("2", "the assistant's reasoning holds the special token '<|im_end|>'")
+        ("2", "the assistant's reasoning contains the special token '<|im_end|>'")
     ]
     ways = thinking("One plus ten is eleven, five times.", "Half of ten times eleven, as Gauss did.", "Add them up.")
     assert not [*duplicate.look(ways, Context()), *near_duplicate.look(ways, Context())]

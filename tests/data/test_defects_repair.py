@@ -345,7 +345,7 @@ def test_markup_in_prose(text: str, places: list[str], mended: str | None) -> No
         ("The plan has three parts that all begin today (", "opened bracket"),
         ("The plan has three parts that begin today (see the next page", "stays open"),
         ('She turned to all of us and said "I will never go', "stays open"),
-        ("Here are the steps for a good cup of tea:\n1. Boil water\n2.", "list's mark"),
+        ("Here are the steps for a good cup of tea:\n1. Boil water\n2.", "list marker"),
     ],
 )
 def test_a_text_that_breaks_off(text: str, why: str) -> None:
@@ -411,7 +411,7 @@ def test_another_script(text: str, script: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (SAID["en"] + " I have baked for you.\n\n" + SAID["de"], "goes on as 'de', not 'en'"),
+        (SAID["en"] + " I have baked for you.\n\n" + SAID["de"], "continues as 'de', not 'en'"),
         (
             "Jag söker ett arbete på ert bageri. Jag har bakat bröd i många år och trivs när dagen börjar så tidigt.",
             "does not read as 'en'",
@@ -528,7 +528,7 @@ def test_edits_have_the_originals_places() -> None:
 
 def test_undo_refuses_another_text() -> None:
     done = repair("one \ntwo &amp; three")
-    with pytest.raises(DataError, match="not the repaired one"):
+    with pytest.raises(DataError, match="changed after the repair"):
         undo("something else", done.edits)
 
 

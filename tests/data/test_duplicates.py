@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tunesmith.data import duplicates
 from tunesmith.data.conversation import normalise
-from tunesmith.data.duplicates import SHORT, Pair, clusters, leaks, near_pairs
+from tunesmith.data.duplicates import MIN_WORDS, Pair, clusters, leaks, near_pairs
 
 VOCABULARY = ["tin", "can", "lid", "jar", "cap", "pot", "pan", "cup", "mug", "urn", "vat", "keg"]
 THRESHOLDS = (0.05, 0.1, 0.3, 0.5, 0.6, 2 / 3, 0.7, 0.75, 0.8, 0.9, 1.0)
@@ -22,8 +22,8 @@ THRESHOLDS = (0.05, 0.1, 0.3, 0.5, 0.6, 2 / 3, 0.7, 0.75, 0.8, 0.9, 1.0)
 def similarity(one: str, other: str, threshold: float) -> float:
     """By the definition, with Python's sets; both texts are normalised."""
     fewer, more = sorted((one.split(" "), other.split(" ")), key=len)
-    if len(fewer) < SHORT:
-        if len(more) * threshold >= SHORT:
+    if len(fewer) < MIN_WORDS:
+        if len(more) * threshold >= MIN_WORDS:
             return 0.0
         ones, others = ({f"  {text}  "[at : at + 4] for at in range(len(text) + 1)} for text in (one, other))
         return len(ones & others) / len(ones | others)
@@ -142,9 +142,9 @@ def test_an_impossible_threshold_is_refused(threshold: float) -> None:
 
 
 def test_one_changed_word_is_found_on_both_sides_of_the_border() -> None:
-    for count in (SHORT - 1, SHORT, SHORT + 1):
+    for count in (MIN_WORDS - 1, MIN_WORDS, MIN_WORDS + 1):
         assert len(near_pairs([numbered(count), numbered(count, w14="other")])) == 1
-    assert near_pairs([numbered(SHORT - 1), numbered(SHORT)])[0].similarity > 0.9
+    assert near_pairs([numbered(MIN_WORDS - 1), numbered(MIN_WORDS)])[0].similarity > 0.9
 
 
 def test_a_short_text_is_not_like_one_of_many_more_words() -> None:

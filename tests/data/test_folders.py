@@ -35,7 +35,7 @@ def chosen(folder: Path, **files: Any) -> tuple[list[str], str]:
 def test_a_report_with_rows_that_were_filtered_out_is_not_read(tmp_path: Path) -> None:
     names, note = chosen(tmp_path, rows__jsonl=PAIRS, report__json={"kept": 5, "removed": PAIRS * 100})
     assert names == ["rows.jsonl"]
-    assert note == "not read from the same folder: report.json (an object with a list in it)"
+    assert note == "not read from the same folder: report.json (an object that contains a list)"
     (source,) = open_sources(".", tmp_path)
     assert source.notes == (note,)
     loaded = load([source], Named("auto", {}), None, into=tmp_path / "rows.arrow")
@@ -84,7 +84,7 @@ def test_an_object_around_the_rows_is_read_where_no_other_table_is(tmp_path: Pat
     wrapped = {"version": "1.0", "data": PAIRS}
     names, note = chosen(tmp_path, train__json=wrapped, info__json={"a": 1}, stats__csv="step,loss\n1,2\n")
     assert names == ["train.json"]
-    assert "info.json (holds no rows)" in note
+    assert "info.json (has no rows)" in note
     assert "stats.csv (other columns: loss, step)" in note
 
 
@@ -109,4 +109,4 @@ def test_a_table_in_another_encoding_is_judged_too(tmp_path: Path) -> None:
     put(tmp_path, "info.json", {"a": 1})
     found, note = tables(".", tmp_path)
     assert [file.name for file in found] == ["a.csv", "b.jsonl"]
-    assert note == "not read from the same folder: info.json (holds no rows)"
+    assert note == "not read from the same folder: info.json (has no rows)"

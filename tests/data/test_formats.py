@@ -109,7 +109,7 @@ def no(column: str, has: str, option: str) -> Pair:
 
 
 def not_text(column: str, kind: str) -> Pair:
-    return f"'{column}' holds {kind}, not text", f"Name a text column as '{column}'"
+    return f"'{column}' is of type {kind}, not text", f"Set '{column}' to a text column"
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_a_row_without_the_column_is_told_what_it_has(
     assert (caught.value.what, caught.value.next, caught.value.where) == (*expected, "")
 
 
-TOOL = "Tool use cannot be learned yet; remove the row"
-TEXT = "Only text can be learned; remove the row"
+TOOL = "Tool calls are not supported; remove the row"
+TEXT = "Only text is supported; remove the row"
 MIDDLE = ("has a system message in the middle", "Move it to the start, or make it a user message")
 KNOWN = f"Use one of: {', '.join(ROLES)}"
 NO_PAIR = ("has no question with an answer", "A conversation needs a user and an assistant message")
@@ -168,10 +168,10 @@ NO_PAIR = ("has no question with an answer", "A conversation needs a user and an
         ([{"role": None, "content": "a"}], "message 1 has the unknown role None", KNOWN),
         (
             [{"role": "user", "content": [{"type": "text"}]}],
-            "message 1 holds a part of type 'text', not text",
+            "message 1 has a part of type 'text', not text",
             TEXT,
         ),
-        ([{"role": "user", "content": None}], "message 1 holds NoneType, not text", TEXT),
+        ([{"role": "user", "content": None}], "message 1 has content of type NoneType, not text", TEXT),
         (said(*TALK, ("system", "s"), *TALK), *MIDDLE),
         (said(("user", "a")), *NO_PAIR),
         (said(("system", "s"), ("assistant", "a")), *NO_PAIR),
@@ -235,9 +235,9 @@ def test_columns_may_be_templates_over_columns() -> None:
     ("template", "what"),
     [
         ("on {theme}", "no column 'theme'. It has: topic, out"),
-        ("on {topic", "'on {topic' is no template: expected '}' before end of string"),
-        ("on {topic!r}", "'on {topic!r}' asks for a format"),
-        ("on {topic:>9}", "'on {topic:>9}' asks for a format"),
+        ("on {topic", "'on {topic' is not a template: expected '}' before end of string"),
+        ("on {topic!r}", "'on {topic!r}' has a format specifier"),
+        ("on {topic:>9}", "'on {topic:>9}' has a format specifier"),
         ("on {topic.__class__}", "no column 'topic.__class__'. It has: topic, out"),
         ("on {}", "no column ''. It has: topic, out"),
     ],
@@ -305,7 +305,7 @@ def test_a_rows_format_is_recognised(values: dict[str, Any], name: str, options:
 
 
 def test_what_is_not_recognised_is_refused_with_what_it_has() -> None:
-    with pytest.raises(DataError, match=r"its format is not known\. It has: a, b"):
+    with pytest.raises(DataError, match=r"its format is unknown\. It has: a, b"):
         auto({"a": "1", "b": "2"})
     with pytest.raises(DataError, match="is a preference pair"):
         auto({"prompt": "q", "chosen": "a", "rejected": "b"})

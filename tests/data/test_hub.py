@@ -22,7 +22,7 @@ import pytest
 from tunesmith.data.hub import HubSource, parse
 from tunesmith.errors import DataError
 
-FORM = "Write it as hub:owner/name@REVISION?config=NAME&split=NAME; all behind the name may be left out"
+FORM = "Write it as hub:owner/name@REVISION?config=NAME&split=NAME; everything after the name is optional"
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,14 @@ def test_the_parts_of_a_source(source: str, expected: HubSource) -> None:
 @pytest.mark.parametrize(
     ("source", "what"),
     [
-        ("hub:", "is no name of a data set on the hub"),
-        ("hub:a/b/c", "is no name of a data set on the hub"),
-        ("hub:a/b@", "is no name of a data set on the hub"),
-        ("hub:a b/c", "is no name of a data set on the hub"),
-        ("a/b", "is no name of a data set on the hub"),
-        ("hub:a/b?config", "its part behind '?' cannot be read: bad query field: 'config'"),
+        ("hub:", "is not the name of a data set on the Hub"),
+        ("hub:a/b/c", "is not the name of a data set on the Hub"),
+        ("hub:a/b@", "is not the name of a data set on the Hub"),
+        ("hub:a b/c", "is not the name of a data set on the Hub"),
+        ("a/b", "is not the name of a data set on the Hub"),
+        ("hub:a/b?config", "the options after '?' cannot be read: bad query field: 'config'"),
         ("hub:a/b?config=", "'config' is empty"),
-        ("hub:a/b?split=x&split=y", "'split' is named twice"),
+        ("hub:a/b?split=x&split=y", "'split' is given twice"),
         ("hub:a/b?splt=x", "unknown option 'splt'"),
     ],
 )
@@ -203,21 +203,21 @@ OFFLINE = {
         f"hub:tea/script@{MAIN}?config=default&split=train",
     ],
 }
-ONLINE = "Go online once (HF_HUB_OFFLINE unset), then it is kept"
+ONLINE = "Go online once (unset HF_HUB_OFFLINE) to download it into the cache"
 REFUSED = {
-    "hub:tea/recipes": ["has 2 configs", "Add config= and one of: short, long"],
+    "hub:tea/recipes": ["has 2 configs", "Add config= with one of: short, long"],
     "hub:tea/recipes?config=tiny": ["has no config 'tiny'", "It has: short, long"],
     "hub:tea/recipes?config=short&split=dev": ["has no split 'dev'", "It has: train, test"],
-    "hub:tea/recipes?config=long": ["has 2 splits", "Add split= and one of: valid, test"],
-    "hub:tea/recipes@v1?config=long": ["there are no files of config 'long'", ONLINE],
+    "hub:tea/recipes?config=long": ["has 2 splits", "Add split= with one of: valid, test"],
+    "hub:tea/recipes@v1?config=long": ["has no files of config 'long'", ONLINE],
     "hub:tea/recipes@v2?config=long": [
-        "the hub cannot be reached, and the cache does not hold all of it at revision 'v2'",
+        "the Hub cannot be reached, and the cache does not have all of it at revision 'v2'",
         ONLINE,
     ],
-    "hub:tea/none": ["the hub cannot be reached, and the cache does not hold all of it", ONLINE],
-    "hub:tea/splits": ["has 2 splits", "Add split= and one of: validation, test"],
-    "hub:tea/lines?config=x": ["has no config 'x'", "It has none: leave config out"],
-    "hub:tea/--": ["is no name of a data set", FORM],
+    "hub:tea/none": ["the Hub cannot be reached, and the cache does not have all of it", ONLINE],
+    "hub:tea/splits": ["has 2 splits", "Add split= with one of: validation, test"],
+    "hub:tea/lines?config=x": ["has no config 'x'", "It has none: remove config="],
+    "hub:tea/--": ["is not the name of a data set", FORM],
 }
 VAGUE = {"hub:tea/broken": "cannot be read: ", "hub:tea/pictures": "", "hub:tea/card": "its card cannot be read: "}
 
@@ -325,8 +325,8 @@ def test_the_hub_is_asked_for_no_more_than_the_config(hub: str, tmp_path: Path) 
     found, aside = ask(wanted, tmp_path, HF_ENDPOINT=hub, HF_TOKEN=secret)
     assert found[source][0] == [{"q": "what cup?", "a": "a wide one"}]
     terms = "Accept its terms on https://huggingface.co/datasets/tea/gated, then: hf auth login"
-    assert found["hub:tea/gated"] == ["hub:tea/gated", "is given only to those who accepted its terms", terms]
-    nobody = ["hub:tea/nobody", "no such data set on the hub", "Check the name; for a private one: hf auth login"]
+    assert found["hub:tea/gated"] == ["hub:tea/gated", "is gated: its terms must be accepted first", terms]
+    nobody = ["hub:tea/nobody", "does not exist on the Hub", "Check the name; for a private data set: hf auth login"]
     assert found["hub:tea/nobody"] == nobody
     assert found["hub:tea/recipes@nope"][1] == "has no revision 'nope'"
     fetched = {path.split("/")[-1] for path, _ in Hub.seen if "/resolve/" in path}

@@ -16,14 +16,14 @@ import tunesmith
 from handmade import row, talk
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Conversation, normalise
-from tunesmith.data.decisions import EXAMPLES, OF_A_ROW, ORDER, Ledger
-from tunesmith.data.finding import Finding, Proposal, of_row, of_table, prompt_key
+from tunesmith.data.decisions import EXAMPLES, EXAMPLES_PER_ROW, ORDER, Ledger
+from tunesmith.data.finding import Finding, Proposal, prompt_key, row_finding, table_finding
 from tunesmith.data.overlap import overlap
 from tunesmith.errors import DataError, RunError
 
 FINDINGS = st.lists(
     st.builds(
-        lambda check, number, wish: of_row(check, row(number, "q"), "m", wish),
+        lambda check, number, wish: row_finding(check, row(number, "q"), "m", wish),
         st.sampled_from(["a", "b", "c"]),
         st.integers(0, 6),
         st.sampled_from(get_args(Proposal)),
@@ -68,7 +68,7 @@ def test_the_strongest_fate_wins_and_the_first_that_asked_for_it_is_the_reason(
 
 def test_a_finding_about_the_table_has_no_row() -> None:
     ledger = Ledger([])
-    ledger.enter([of_table("imbalance", "one answer for all"), of_table("imbalance", "two")])
+    ledger.enter([table_finding("imbalance", "one answer for all"), table_finding("imbalance", "two")])
     assert (ledger.counts("keep"), ledger.fate("")) == ({}, "keep")
     facts = ledger.describe()["imbalance"]
     assert (facts["found"], facts["rows"], len(facts["examples"])) == (2, 0, 2)
@@ -82,7 +82,7 @@ def test_rows_that_could_not_be_read_have_their_fate_by_place() -> None:
 
 def test_examples_are_few_and_counts_are_whole() -> None:
     ledger = Ledger(["a"])
-    ledger.enter(of_row("a", row(n, "q"), "m", "keep") for n in range(EXAMPLES + 5))
+    ledger.enter(row_finding("a", row(n, "q"), "m", "keep") for n in range(EXAMPLES + 5))
     facts = ledger.describe()["a"]
     assert (facts["found"], facts["rows"], len(facts["examples"])) == (EXAMPLES + 5, EXAMPLES + 5, EXAMPLES)
     assert facts["examples"][0]["row"] == "r0"
@@ -90,10 +90,10 @@ def test_examples_are_few_and_counts_are_whole() -> None:
 
 def test_one_row_does_not_fill_the_examples() -> None:
     ledger = Ledger(["a"])
-    ledger.enter(of_row("a", row(n, "q"), f"{again}", "keep") for n in (1, 2) for again in range(9))
+    ledger.enter(row_finding("a", row(n, "q"), f"{again}", "keep") for n in (1, 2) for again in range(9))
     facts = ledger.describe()["a"]
     assert (facts["found"], facts["rows"]) == (18, 2)
-    assert [each["row"] for each in facts["examples"]] == ["r1"] * OF_A_ROW + ["r2"] * OF_A_ROW
+    assert [each["row"] for each in facts["examples"]] == ["r1"] * EXAMPLES_PER_ROW + ["r2"] * EXAMPLES_PER_ROW
 
 
 # --- proof ---------------------------------------------------------------------------------------------------

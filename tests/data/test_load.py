@@ -56,7 +56,7 @@ def test_rows_wrong_in_the_same_way_are_one_error(here: Path, bad: int, where: l
     with pytest.raises(Several) as caught:
         read([path])
     what = "no column 'answer'. It has: prompt, topic. Set answer in data.format to one of them."
-    advice = "Mend them, or add broken to data.checks: such rows are then dropped and counted."
+    advice = "Correct them, or add broken to data.checks: such rows are then dropped and counted."
     count = f"{bad} of {bad + 2} rows do not fit. {advice}"
     assert str(caught.value).split("\n") == [*(f"rows.jsonl line {place}: {what}" for place in where), count]
 
@@ -89,7 +89,7 @@ def test_many_ways_to_be_wrong_are_cut_and_counted(here: Path, ways: int) -> Non
     assert [line.split(":")[0] for line in lines[:SHOWN_ERRORS]] == [
         f"rows.jsonl line {n + 1}" for n in range(SHOWN_ERRORS)
     ]
-    rest = [f"rows.jsonl line 1: rows are wrong in {ways - SHOWN_ERRORS} more ways."]
+    rest = [f"rows.jsonl line 1: rows have {ways - SHOWN_ERRORS} more kinds of errors."]
     assert lines[SHOWN_ERRORS:] == (rest if ways > SHOWN_ERRORS else [])
 
 

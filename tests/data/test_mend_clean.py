@@ -363,10 +363,10 @@ def cleaned(tmp_path: Path) -> Any:
 def test_a_changed_or_lost_cleaned_file_is_refused(cleaned: Any, tmp_path: Path) -> None:
     text = cleaned.file.read_text()
     cleaned.file.write_text(text.replace("café", "cafe"))
-    with pytest.raises(DataError, match=r"the cleaned file is gone or was changed\. Undo needs it"):
+    with pytest.raises(DataError, match=r"the cleaned file is missing or was changed\. Restore it"):
         undo_clean(cleaned.diff, tmp_path / "back.csv")
     cleaned.file.unlink()
-    with pytest.raises(DataError, match="the cleaned file is gone or was changed"):
+    with pytest.raises(DataError, match="the cleaned file is missing or was changed"):
         undo_clean(cleaned.diff, tmp_path / "back.csv")
     assert not list(tmp_path.glob("*back*"))
 
@@ -374,9 +374,9 @@ def test_a_changed_or_lost_cleaned_file_is_refused(cleaned: Any, tmp_path: Path)
 @pytest.mark.parametrize("text", ["", "{", "[]\n", '{"row": 1}\n', '{"end": 5}\n', '{"end": {}}\n'])
 def test_what_is_no_diff_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.diff.jsonl").write_text(text)
-    with pytest.raises(DataError, match="this is no diff of a cleaning"):
+    with pytest.raises(DataError, match="is not the diff of a cleaning"):
         undo_clean(tmp_path / "x.diff.jsonl", tmp_path / "back.csv")
-    with pytest.raises(DataError, match="this is no diff of a cleaning"):
+    with pytest.raises(DataError, match="is not the diff of a cleaning"):
         undo_clean(tmp_path / "gone", tmp_path / "back.csv")
 
 
@@ -389,12 +389,12 @@ def test_undo_writes_no_other_kind_of_file(cleaned: Any, tmp_path: Path) -> None
 def test_rows_that_are_no_table_are_not_pressed_into_one(tmp_path: Path) -> None:
     path, _ = store(tmp_path, ".jsonl")
     (done,) = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
-    with pytest.raises(DataError, match=r"is no text.*Name a \.jsonl file"):
+    with pytest.raises(DataError, match=r"is not text.*Name a \.jsonl file"):
         undo_clean(done.diff, tmp_path / "back.csv")
     loose = tmp_path / "loose.jsonl"
     loose.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d", "more": "e"}\n')
     (done,) = tunesmith.audit("loose", data_for(loose), Path(), tmp_path / "out2", fix=True).cleaned
-    with pytest.raises(DataError, match=r"other columns.*Name a \.jsonl file"):
+    with pytest.raises(DataError, match=r"different columns.*Name a \.jsonl file"):
         undo_clean(done.diff, tmp_path / "back.csv")
     assert not (tmp_path / "back.csv").exists()
 

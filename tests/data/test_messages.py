@@ -113,7 +113,7 @@ def test_the_reasoning_of_a_message_is_taken_under_each_usual_key(key: str) -> N
 def test_reasoning_in_two_places_is_one_or_refused() -> None:
     same = answered("<think>r</think>a", reasoning="r", reasoning_content="r\n")
     assert turns_of(ASKED, same)[1] == Turn("assistant", "a", reasoning="r")
-    assert refused(ASKED, answered(reasoning="r", thinking="s")) == "message 2 holds two different reasonings"
+    assert refused(ASKED, answered(reasoning="r", thinking="s")) == "message 2 has two different reasoning texts"
     assert turns_of(ASKED, answered("<think></think>a", reasoning=""))[1] == Turn("assistant", "a")
 
 
@@ -171,9 +171,9 @@ def test_a_weight_of_users_and_system_messages_changes_nothing() -> None:
 def test_what_follows_the_last_learned_answer_is_left_out() -> None:
     parsed = chat({"messages": [ASKED, answered(), ASKED, answered("wrong", weight=0), ASKED]})
     assert parsed[0] == (Turn("user", "q"), Turn("assistant", "a"))
-    assert parsed.notes.turns == {"turns behind the last learned answer left out": 3}
-    assert refused(ASKED, answered(weight=0)) == "no answer to learn from"
-    assert refused(answered(), ASKED, answered(loss=False)) == "no answer to learn from"
+    assert parsed.notes.turns == {"turns after the last answer with loss left out": 3}
+    assert refused(ASKED, answered(weight=0)) == "has no answer to train on"
+    assert refused(answered(), ASKED, answered(loss=False)) == "has no answer to train on"
 
 
 # --- content -------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_text_parts_are_joined_as_they_stand() -> None:
 )
 def test_a_part_that_is_no_text_refuses_the_row(part: dict[str, Any]) -> None:
     what = refused({"role": "user", "content": [{"type": "text", "text": "q"}, part]}, answered())
-    assert what == f"message 1 holds a part of type '{part['type']}', not text"
+    assert what == f"message 1 has a part of type '{part['type']}', not text"
 
 
 # --- order ---------------------------------------------------------------------------------------------------
@@ -210,8 +210,8 @@ def test_a_part_that_is_no_text_refuses_the_row(part: dict[str, Any]) -> None:
         ("uua", "ua", {"user turns joined with the one before": 1}),
         ("uaa", "ua", {"assistant turns joined with the one before": 1}),
         ("ssua", "sua", {"system turns joined with the one before": 1}),
-        ("uau", "ua", {"turns behind the last learned answer left out": 1}),
-        ("uasu", "ua", {"turns behind the last learned answer left out": 2}),
+        ("uau", "ua", {"turns after the last answer with loss left out": 1}),
+        ("uasu", "ua", {"turns after the last answer with loss left out": 2}),
     ],
 )
 def test_turns_out_of_order_are_left_out_or_joined_and_counted(roles: str, kept: str, changes: dict[str, int]) -> None:
@@ -227,7 +227,7 @@ def test_joined_turns_stand_apart_by_a_blank_line() -> None:
         "q\n\nr",
         "b\n\nc",
     ]
-    assert "only one carries loss" in refused(ASKED, answered(weight=0), answered())
+    assert "only one has loss" in refused(ASKED, answered(weight=0), answered())
     assert "with reasoning follows another" in refused(ASKED, answered(), answered(reasoning="r"))
 
 
@@ -379,14 +379,14 @@ def test_plain_rows_are_read_among_tool_rows_which_are_counted(tmp_path: Path) -
     assert account["unread_because"] == {"a message is a tool call": 2}
     assert account["unused"] == {"tools": 1}
     assert remarks(loaded.notes, {}, account["unread_because"], 4)[-1] == (
-        "dropped, no conversations: 2 of 4 rows (a message is a tool call)"
+        "dropped, not conversations: 2 of 4 rows (a message is a tool call)"
     )
     with pytest.raises(Several, match=r"2 of 4 rows do not fit.*add broken to data.checks"):
         read(tmp_path, [CALL, PLAIN, late, PLAIN], drop=False)
 
 
 def test_a_file_of_tool_rows_alone_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(Several, match=r"message 2 is a tool call\. Tool use cannot be learned yet"):
+    with pytest.raises(Several, match=r"message 2 is a tool call\. Tool calls are not supported"):
         read(tmp_path, [CALL] * 3)
 
 
@@ -397,9 +397,9 @@ def test_rows_marked_as_bad_answers_are_left_out_and_counted(tmp_path: Path, mar
     loaded = read(tmp_path, rows, format, drop=False)
     assert [row.question for row in loaded.rows] == ["q0", "q2", "q4"]
     assert [str(found.line) for found in loaded.left_out] == ["2", "4", "6"]
-    assert loaded.account()["left_out"] == {"label marks its answer as a bad one": 3}
+    assert loaded.account()["left_out"] == {"label marks its answer as bad": 3}
     assert "label" not in loaded.notes.unused
-    with pytest.raises(DataError, match="no answer is left to learn: in all 3 rows label marks a bad answer"):
+    with pytest.raises(DataError, match="no answer is left to train on: in all 3 rows label marks a bad answer"):
         read(tmp_path, rows[1::2], format)
 
 

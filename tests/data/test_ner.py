@@ -100,7 +100,7 @@ def test_without_spacy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_trimmed(text: str, name: str) -> None:
-    span = ner._trimmed(text, 7)
+    span = ner._trimmed_name(text, 7)
     assert (span.text if span else "") == name
     assert span is None or text[span.start - 7 : span.end - 7] == name
 
@@ -115,10 +115,10 @@ def test_names_by_other_means_give_way_to_certain_kinds() -> None:
 
 
 def test_texts_are_cut_at_blanks_and_nothing_is_lost() -> None:
-    for text in ("", "a b", "ab " * 40_000, "a" * (2 * ner.PIECE + 1), "\n" + "a" * ner.PIECE):
+    for text in ("", "a b", "ab " * 40_000, "a" * (2 * ner.PIECE_CHARACTERS + 1), "\n" + "a" * ner.PIECE_CHARACTERS):
         pieces = list(ner._pieces(text))
         assert "".join(piece for _, piece in pieces) == text
-        assert all(text[start:].startswith(piece) and len(piece) <= ner.PIECE for start, piece in pieces)
+        assert all(text[start:].startswith(piece) and len(piece) <= ner.PIECE_CHARACTERS for start, piece in pieces)
     assert all(
         piece.strip().startswith("ab") and piece.rstrip().endswith("ab") for _, piece in ner._pieces("ab " * 40_000)
     )

@@ -155,7 +155,7 @@ def test_a_sample_is_drawn_by_content_and_the_rest_is_counted() -> None:
         ids = [each.id for each in drawn[part]]
         assert ids == [each.id for each in whole[part] if each.id in set(ids)]
         assert set(ids) == {each.id for each in turned[part]}
-    with pytest.raises(DataError, match=r"data\.sample\.test asks for 11 rows, and the split gives 10"):
+    with pytest.raises(DataError, match=r"data\.sample\.test asks for 11 rows, but the split has 10"):
         prepared(rows, data.model_copy(update={"sample": Sample(test=11)}))
 
 

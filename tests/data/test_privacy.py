@@ -306,7 +306,7 @@ def test_many_stand_ins_differ_and_a_full_book_says_so() -> None:
     assert {each.rsplit(".", 2)[0] for each in made} == {"192.0", "198.51", "203.0", "198.18"}
     book._numbers["phone"], book._numbers["ip"] = 80_000, 515 * 254
     for kind in ("phone", "ip"):
-        with pytest.raises(DataError, match="no more are reserved"):
+        with pytest.raises(DataError, match="pseudonyms are used"):
             book.stand_in(kind, "212 555 0134")
 
 
@@ -361,7 +361,7 @@ def test_a_file_that_is_no_book_is_refused(tmp_path: Path, content: str | None) 
     path = tmp_path / "book.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(DataError, match="no book of pseudonyms"):
+    with pytest.raises(DataError, match="not a pseudonym map"):
         Pseudonyms.load(path)
 
 

@@ -219,9 +219,9 @@ def test_a_field_that_sorts_the_rows_stays_a_field_but_a_label_does_not() -> Non
         (lambda n: {"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pair"),
         (lambda n: {"conversations": [{"from": "function_call", "value": "{}"}]}, "tool calls"),
         (lambda n: {"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}, "tool calls"),
-        (lambda n: {"rec_id": n, "name": words(n, 1), "postcode": n * 7}, "no column holds texts"),
-        (lambda n: {"box": {"a": n}, "tokens": ["a", "b"]}, "no column holds texts"),
-        (lambda n: {}, "no column holds texts"),
+        (lambda n: {"rec_id": n, "name": words(n, 1), "postcode": n * 7}, "no column has texts"),
+        (lambda n: {"box": {"a": n}, "tokens": ["a", "b"]}, "no column has texts"),
+        (lambda n: {}, "no column has texts"),
     ],
 )  # fmt: skip
 def test_refusals(make: Callable[[int], Row], says: str) -> None:

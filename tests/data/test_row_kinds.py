@@ -86,7 +86,7 @@ def agree(source: str, rows: int, remarks: list[str], format: dict[str, Any]) ->
     assert json.loads(Path("out/audit.json").read_text())["unused"] == account["unused"]
 
 
-TOOLS = "dropped, no conversations: 20 of 40 rows (a message is a tool call)"
+TOOLS = "dropped, not conversations: 20 of 40 rows (a message is a tool call)"
 
 
 def test_plain_rows_among_tool_rows(here: Path) -> None:
@@ -99,7 +99,7 @@ def test_plain_rows_among_tool_rows(here: Path) -> None:
 def test_tool_rows_alone_are_refused_everywhere(here: Path) -> None:
     write(here / "rows.jsonl", [{"messages": call(number)} for number in range(10)])
     for command in (drafted, audited):
-        with pytest.raises(DataError, match="all 10 rows looked at are tool calls"):
+        with pytest.raises(DataError, match="all 10 sampled rows are tool calls"):
             command("rows.jsonl")
 
 
@@ -121,7 +121,7 @@ def test_questions_and_answers_of_messages(here: Path) -> None:
     agree("rows.jsonl", 10, [], {"chat": {"messages": "prompt", "completion": "completion"}})
 
 
-BAD = "left out as preference data: 15 of 30 rows (label marks its answer as a bad one)"
+BAD = "left out as preference data: 15 of 30 rows (label marks its answer as bad)"
 
 
 @pytest.mark.parametrize("marks", [(False, True), (0, 1), ("false", "true")])
@@ -158,7 +158,7 @@ def test_what_was_read_of_turns_is_counted_everywhere(here: Path) -> None:
             turns[3] = {**turns[3], "content": f"<think>I count to {number}.</think>\n\n{turns[3]['content']}"}
         rows.append({"messages": turns})
     write(here / "rows.jsonl", rows)
-    said = "in the conversations: 12 answers kept as context, not learned; 5 answers with reasoning"
+    said = "in the conversations: 12 answers kept as context, not trained on; 5 answers with reasoning"
     agree("rows.jsonl", 30, [said], {"chat": {}})
     assert said in Path("out/audit.html").read_text()
 
@@ -180,7 +180,7 @@ def test_a_folder_with_a_report(here: Path) -> None:
     (here / "data").mkdir()
     write(here / "data/rows.jsonl", [pair(number) for number in range(20)])
     (here / "data/report.json").write_text(json.dumps({"kept": 20, "removed": [pair(number) for number in range(5)]}))
-    note = "data/rows.jsonl: not read from the same folder: report.json (an object with a list in it)"
+    note = "data/rows.jsonl: not read from the same folder: report.json (an object that contains a list)"
     agree("data", 20, [note], {"columns": {"prompt": "prompt", "answer": "completion"}})
 
 
@@ -197,7 +197,7 @@ def test_a_table_of_several_forms_of_preference_names_each(here: Path) -> None:
         with pytest.raises(DataError) as caught:
             command("rows.jsonl")
         assert caught.value.what == (
-            "20 of 30 rows looked at are preference pairs: 10 in which chosen and rejected are answers to 'prompt' "
+            "20 of 30 sampled rows are preference pairs: 10 in which chosen and rejected are answers to 'prompt' "
             "(DPO); 10 in which chosen and rejected are lists of messages"
         )
 

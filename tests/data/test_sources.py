@@ -148,11 +148,11 @@ def test_rows_and_their_places(name: str, data: str, expected: list[Any]) -> Non
     assert rows_of(name, data) == expected
 
 
-ONCE = "The first line must name each column once"
+ONCE = "Name each column once in the first line"
 WIDE = "Put text that contains the separator into double quotes"
-NO_LIST = ("holds no list of rows", "Write it as a list of objects, or as .jsonl")
-QUOTES = "Mend the quotes"
-MEND = "Mend it, or remove the row"
+NO_LIST = ("has no list of rows", "Write it as a list of objects, or as .jsonl")
+QUOTES = "Correct the quotes"
+MEND = "Correct it, or remove the row"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_damaged_parquet_is_said() -> None:
     for data in (b"", b"PAR1", cut, bytes(blank)):
         where, what, _ = refused("a.parquet", data)
         assert where == "a.parquet"
-        assert re.match(r"(is no parquet file|cannot be read): \w", what), what
+        assert re.match(r"(is not a Parquet file|cannot be read): \w", what), what
         assert "None" not in what
 
 
@@ -218,13 +218,15 @@ def test_parquet_text_that_is_not_utf8_is_said() -> None:
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"a": text}), file)
     where, what, _ = refused("a.parquet", file.getvalue())
-    assert (where, what[:40]) == ("a.parquet", "is no parquet file: 'utf-8' codec can't ")
+    assert (where, what[:43]) == ("a.parquet", "is not a Parquet file: 'utf-8' codec can't ")
 
 
 def test_a_file_that_went_away_is_said(here: Path) -> None:
     with pytest.raises(DataError) as caught:
         list(read(here / "gone.csv"))
-    assert str(caught.value) == "gone.csv: cannot be read: No such file or directory. Check the path and its rights."
+    assert (
+        str(caught.value) == "gone.csv: cannot be read: No such file or directory. Check the path and its permissions."
+    )
 
 
 def test_names_are_short_inside_the_working_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +275,7 @@ def test_files_folders_and_globs(tree: Path, source: str, expected: list[str], m
 
 
 KINDS = ".arrow, .csv, .json, .jsonl, .parquet, .tsv, each also as .gz"
-NO_FILE = ("no such file", f"data.source may be a file, folder or glob of {KINDS}")
+NO_FILE = ("no such file", f"Set data.source to a file, folder or glob of {KINDS}")
 
 
 @pytest.mark.parametrize(
@@ -282,9 +284,9 @@ NO_FILE = ("no such file", f"data.source may be a file, folder or glob of {KINDS
         ("gone.csv", "{tree}/gone.csv", *NO_FILE),
         ("empty", "{tree}/empty", *NO_FILE),
         ("*.parquet", "{tree}/*.parquet", *NO_FILE),
-        ("notes.txt", "{tree}/notes.txt", "files ending in '.txt' cannot be read", f"Use {KINDS}"),
-        ("no*", "{tree}/notes.txt", "files ending in '.txt' cannot be read", f"Use {KINDS}"),
-        ("a\0b", r"'a\x00b'", "is no path: embedded null byte", "Check data.source"),
+        ("notes.txt", "{tree}/notes.txt", "'.txt' files cannot be read", f"Use {KINDS}"),
+        ("no*", "{tree}/notes.txt", "'.txt' files cannot be read", f"Use {KINDS}"),
+        ("a\0b", r"'a\x00b'", "is not a path: embedded null byte", "Check data.source"),
         ("***", "{tree}/***", *NO_FILE),
     ],
 )
@@ -355,7 +357,7 @@ def test_a_packed_file_that_is_cut_or_no_gzip_is_said() -> None:
     for data in (whole[:-12], b"prompt,answer\n"):
         where, what, _ = refused("a.csv.gz", data)
         assert where == "a.csv.gz"
-        assert what.startswith("is no whole .gz file")
+        assert what.startswith("is not a complete .gz file")
 
 
 @pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
@@ -367,7 +369,7 @@ def test_wide_text_is_known_by_its_mark(order: str) -> None:
 def test_an_arrow_file_with_an_index_is_read_too() -> None:
     assert [dict(row.values) for row in read(put("a.arrow", arrow_stream(ROWS, whole=True)))] == ROWS
     where, what, _ = refused("b.arrow", b"ARROW1" + b"\0" * 40)
-    assert (where, what[:16]) == ("b.arrow", "is no Arrow file")
+    assert (where, what[:20]) == ("b.arrow", "is not an Arrow file")
 
 
 def test_a_folder_that_datasets_saved_is_its_arrow_files(tmp_path: Path) -> None:
@@ -522,7 +524,7 @@ def test_a_list_with_one_broken_row_gives_the_others(layout: str, rows: list[Any
     if len(found) == len(rows):
         assert isinstance(found[place], tuple)
         assert [row for number, row in enumerate(found) if number != place] == whole
-    else:  # a bracket that is never closed: what follows it cannot be told apart
+    else:  # a bracket that is never closed: the rows after it cannot be separated
         assert layout in ("one line", "nothing indented")
         assert found[:place] == rows[:place]
         assert len(found) == place + 1
@@ -546,7 +548,7 @@ def test_a_row_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     from tunesmith.data import delimited, json_rows, stream
 
     for module in (limits, json_rows, delimited, stream):
-        monkeypatch.setattr(module, "LONGEST", 1 << 20)
+        monkeypatch.setattr(module, "MAX_ROW", 1 << 20)
     long = "x" * (5 << 19)
     told = "is longer than 1 MiB"
     assert all_of("a.jsonl", f'{{"a": 1}}\n{{"a": "{long}"}}\n{{"a": 2}}') == [
@@ -559,7 +561,7 @@ def test_a_row_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         A1,
         ("a.json row 2", "a.json row 2", told),
     ]
-    monkeypatch.setattr(json_rows, "WHOLE", 1 << 20)
+    monkeypatch.setattr(json_rows, "MAX_OBJECT_BYTES", 1 << 20)
     assert refused("a.json", f'{{"a": "{long}"}}')[1] == "is an object of more than 1 MiB"
 
 
@@ -603,10 +605,10 @@ def test_an_encoding_that_does_not_exist_is_said(name: str) -> None:
         with pytest.raises(DataError) as caught:
             list(ask(put("a.csv", "a\n1\n"), name))  # type: ignore[call-overload]
         told = (caught.value.where, caught.value.what, caught.value.next)
-        assert told == (repr(name), "no such encoding", "Write utf-8, windows-1252 or the like")
+        assert told == (repr(name), "is not an encoding", "Write utf-8, windows-1252 or similar")
 
 
-BY = "the header and the rows below it are cut by "
+BY = "the header and the rows below it are separated by "
 
 
 @pytest.mark.parametrize(
@@ -616,8 +618,8 @@ BY = "the header and the rows below it are cut by "
         ("a.csv", "a\tb\n1\t2\n", "\t", BY + "'\\t', not by ','", [{"a": "1", "b": "2"}]),
         ("a.csv", 'a;b\n"1;\n2";3\n', ";", BY + "';', not by ','", [{"a": "1;\n2", "b": "3"}]),
         ("a.tsv", "a,b\n1,2\n", ",", BY + "',', not by '\\t'", [{"a": "1", "b": "2"}]),
-        ("a.csv", "sep=;\r\na;b\r\n1;2\r\n", ";", "the first line says 'sep=;'", [{"a": "1", "b": "2"}]),
-        ("a.csv", "sep=,\na,b\n1,2\n", ",", "the first line says 'sep=,'", [{"a": "1", "b": "2"}]),
+        ("a.csv", "sep=;\r\na;b\r\n1;2\r\n", ";", "the first line is 'sep=;'", [{"a": "1", "b": "2"}]),
+        ("a.csv", "sep=,\na,b\n1,2\n", ",", "the first line is 'sep=,'", [{"a": "1", "b": "2"}]),
         ("a.csv", "a, b;c\n1,2\n", ",", "", [{"a": "1", "b;c": "2"}]),
         ("a.csv", "a;b\none\ntwo; three\n", ",", "", [{"a;b": "one"}, {"a;b": "two; three"}]),
         ("a.csv", "a;\n1;\n", ",", "", [{"a;": "1;"}]),
@@ -637,7 +639,7 @@ def test_another_delimiter_is_seen_and_said(
 
 
 def test_zero_bytes_in_a_header_are_refused() -> None:
-    assert refused("a.csv", "a,b\n1,2\n".encode("utf-16-le"))[1] == "has zero bytes in its header"
+    assert refused("a.csv", "a,b\n1,2\n".encode("utf-16-le"))[1] == "has NUL bytes in its header"
     assert all_of("a.csv", "a,b\n1\0,2\n") == [{"a": "1\0", "b": "2"}]
 
 
@@ -656,5 +658,5 @@ def test_facts_about_a_file() -> None:
     assert describe(put("a.jsonl", "{}")).delimiter is None
     with pytest.raises(DataError, match="cannot be read: No such file"):
         describe(Path.cwd() / "gone.csv")
-    with pytest.raises(DataError, match="is no whole"):
+    with pytest.raises(DataError, match="is not a complete"):
         describe(put("b.csv.gz", gzip.compress(data)[:-9]))

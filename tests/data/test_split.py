@@ -117,15 +117,15 @@ NO_GROUP = ("data.split.by is group, but rows have no group", "Set group in data
             [row(n, "Tell me a joke", f"joke {n}") for n in range(20)],
             {"by": "rows", "unseen_groups": 0},
             "the rows cannot be divided: too many share a prompt",
-            "20 of 20 rows have the same prompt or nearly so and stay on one side. Raise data.split.together, "
-            "or set it to null where one prompt for all is meant",
+            "20 of 20 rows have equal or similar prompts and stay in one part. Raise data.split.together, "
+            "or set it to null if one prompt for all rows is intended",
         ),
         (
             [row(n, f"Tell me a joke {n // 5}", f"joke {n}", group=f"g{n // 5}") for n in range(20)],
             {"unseen_groups": 0, "together": 1.0},
             "no group can be divided",
-            "5 of 20 rows have the same prompt or nearly so and stay on one side. Raise data.split.together, "
-            "or set it to null where one prompt for all is meant",
+            "5 of 20 rows have equal or similar prompts and stay in one part. Raise data.split.together, "
+            "or set it to null if one prompt for all rows is intended",
         ),
     ],
 )
@@ -248,9 +248,9 @@ def test_whole_groups_go_to_one_part_and_the_rest_is_unseen() -> None:
 def test_groups_too_large_for_the_share_are_said() -> None:
     with pytest.raises(DataError) as caught:
         parted(many(4, 10), by="whole_groups", unseen_groups=0)
-    assert caught.value.what == "no group is as small as the test's share"
+    assert caught.value.what == "no group is as small as the share of the test"
     assert caught.value.next == (
-        "The smallest has 10 of 40 rows, groups that share a prompt taken as one. Raise data.split.test, "
+        "The smallest has 10 of 40 rows (groups that share a prompt count as one). Raise data.split.test, "
         "or set data.split.unseen_groups"
     )
 

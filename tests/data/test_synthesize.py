@@ -22,7 +22,7 @@ from tunesmith.data.formats import columns
 from tunesmith.data.sources import read
 from tunesmith.data.synthesis import generate, templates
 from tunesmith.data.synthesis.candidates import fault, plain_answer, plain_prompt, prompt_fault, repeats, request_prompt
-from tunesmith.data.synthesis.generate import Made, run
+from tunesmith.data.synthesis.generate import SynthesisResult, run
 from tunesmith.data.synthesis.plan import RowPlan, Server, fill, find_plan, names, read_plan
 from tunesmith.errors import DataError, ModelError, RecipeError, ResourceError, RunError, Several, TunesmithError
 from tunesmith.generation.from_server import FromServer
@@ -130,12 +130,15 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
         ("{name: a, out: a.jsonl, rows: 3, topics: [{name: x}], server: {url: u, model: m}}", "'rows' has no meaning"),
         ("{name: a, out: a.jsonl, styles: [x], templates: [{prompt: p, answer: a}]}", "'styles' has no meaning"),
         ("{name: a, out: a.jsonl, topics: [{name: x}, {name: X.}], server: {url: u, model: m}}", "'X.' stands twice"),
-        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b}', answer: a}]}", "no field is called 'b'"),
+        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b}', answer: a}]}", "there is no field 'b'"),
         ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b.x}', answer: a}], fields: {b: [1]}}", "called 'b.x'"),
         ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b[0]}', answer: a}], fields: {b: [1]}}", "called 'b.0.'"),
-        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b!r}', answer: a}], fields: {b: [1]}}", "asks for a format"),
+        (
+            "{name: a, out: a.jsonl, templates: [{prompt: 'p {b!r}', answer: a}], fields: {b: [1]}}",
+            "has a format specifier",
+        ),
         ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b:>9}', answer: a}], fields: {b: [1]}}", "for a format"),
-        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b', answer: a}], fields: {b: [1]}}", "is no template"),
+        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b', answer: a}], fields: {b: [1]}}", "is not a template"),
         ("{name: a, out: a.jsonl, templates: [{prompt: p, answer: a}], fields: {b: [1]}}", "no template uses 'b'"),
         ("{name: a, out: a.jsonl, templates: [{prompt: p, answer: 'a {b}'}], fields: {b: [1]}}", "teaches to invent"),
         ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b}', answer: a}], fields: {b: []}}", "'b' has no value"),
@@ -244,7 +247,7 @@ def test_rows_are_balanced_checked_and_say_where_they_are_from(tmp_path: Path) -
     plan, said = plan_of(tmp_path, TOPICS), list[str]()
     made = run(plan, replies, tmp_path / "out", said.append, host="here:1", version="9.9")
     rows = rows_of(made.file)
-    assert made.rows == made.wanted == len(rows) == 20
+    assert made.rows == made.requested == len(rows) == 20
     assert Counter(row["topic"] for row in rows) == {topic.name: 5 for topic in plan.topics} == made.by_topic
     assert sorted(made.by_style.values()) == [6, 7, 7]
     by_topic_and_style = Counter((row["topic"], row["style"]) for row in rows)
@@ -270,7 +273,7 @@ def test_rows_are_balanced_checked_and_say_where_they_are_from(tmp_path: Path) -
     assert rejected
     assert sum(made.rejected.values()) == len(rejected) == sum("rejected in" in line for line in said)
     assert {"machine tells", "cut off", "empty"} >= set(made.rejected)
-    assert made.asked == len([entry for entry in entries if entry["kind"] in ("answer", "prompt")])
+    assert made.requests == len([entry for entry in entries if entry["kind"] in ("answer", "prompt")])
     assert any("20 of 20 rows" in line for line in made.describe())
 
 
@@ -311,9 +314,9 @@ def test_what_cannot_be_had_is_counted_and_nothing_takes_its_place(tmp_path: Pat
     assert made.missing == {"track a parcel": 5, "cancel an order": 4}
     assert made.rejected["repeated"] == 4 * 8
     assert made.rejected["machine tells"] >= 8
-    assert any("9 rows could not be had: track a parcel 5, cancel an order 4" in line for line in made.describe())
+    assert any("9 rows could not be generated: track a parcel 5, cancel an order 4" in line for line in made.describe())
     once_more = run(plan, stubborn, tmp_path)
-    assert (once_more.asked, once_more.rows, once_more.missing) == (0, 11, made.missing)
+    assert (once_more.requests, once_more.rows, once_more.missing) == (0, 11, made.missing)
     more = run(plan.model_copy(update={"tries": 30}), replies, tmp_path)  # more tries go on, with what was had kept
     assert (more.rows, more.missing) == (20, {})
 
@@ -346,14 +349,14 @@ def test_personal_data_and_secrets_of_a_model_are_written_nowhere(tmp_path: Path
 
 
 def test_a_plan_from_which_no_row_comes_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no row could be had: 16 empty"):
+    with pytest.raises(DataError, match="no row could be generated: 16 empty"):
         run(plan_of(tmp_path, TOPICS, per_topic=1), lambda turns, seed: Reply("", True, 0), tmp_path, version="1")
 
 
 # --- stopped and killed --------------------------------------------------------------------------------------
 
 
-def undisturbed(folder: Path) -> Made:
+def undisturbed(folder: Path) -> SynthesisResult:
     return run(plan_of(folder, TOPICS), replies, folder / "undisturbed")
 
 
@@ -366,7 +369,7 @@ def same_rows(one: Path, other: Path) -> bool:
 
 def test_stopped_at_any_text_it_ends_with_the_same_rows(tmp_path: Path) -> None:
     whole = undisturbed(tmp_path)
-    for stop in (0, 1, 2, 5, 11, whole.asked - 1):
+    for stop in (0, 1, 2, 5, 11, whole.requests - 1):
         plan, folder = plan_of(tmp_path, TOPICS), tmp_path / f"stop{stop}"
         with pytest.raises(KeyboardInterrupt):
             run(plan, Stops(replies, stop), folder)
@@ -375,11 +378,11 @@ def test_stopped_at_any_text_it_ends_with_the_same_rows(tmp_path: Path) -> None:
             file.write('{"kind": "prompt", "top')  # a line that a kill cut off
         said: list[str] = []
         rest = run(plan, replies, folder, said.append)
-        assert rest.asked == whole.asked - stop
+        assert rest.requests == whole.requests - stop
         assert same_rows(rest.file, whole.file)
         assert rest.rejected == whole.rejected
         assert ("going on with" in " ".join(said)) == (stop > 0)
-        assert run(plan, replies, folder).asked == 0  # the journal is whole again
+        assert run(plan, replies, folder).requests == 0  # the journal is whole again
 
 
 @pytest.fixture
@@ -389,7 +392,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
         yield running
 
 
-def through_server(path: Path, folder: Path, say: Callable[[str], None] = print) -> Made:
+def through_server(path: Path, folder: Path, say: Callable[[str], None] = print) -> SynthesisResult:
     plan = read_plan(path)
     server = plan.server
     assert server is not None
@@ -407,7 +410,7 @@ def test_killed_it_ends_with_the_same_rows_and_the_key_is_nowhere(
     path = write(tmp_path, TOPICS, server.url, "SHOP_KEY")
     whole = through_server(path, tmp_path / "whole")
     asked = len(server.told)
-    assert whole.asked == asked
+    assert whole.requests == asked
     assert server.told[0].headers["authorization"] == "Bearer sk-recognisable-4711"
 
     code = f"import sys; sys.path[:0] = [{str(ROOT / 'tests' / 'data')!r}, {str(ROOT / 'tests')!r}]\n"
@@ -426,7 +429,7 @@ def test_killed_it_ends_with_the_same_rows_and_the_key_is_nowhere(
     server.before = []
     assert len(rows_of(tmp_path / "killed" / "rows.jsonl.journal")) == 1 + 8
     rest = through_server(path, tmp_path / "killed")
-    assert rest.asked == asked - 8
+    assert rest.requests == asked - 8
     assert same_rows(rest.file, whole.file)
     shown = capsys.readouterr()
     for text in (output, shown.out, shown.err, *(f.read_text() for f in tmp_path.rglob("*") if f.is_file())):
@@ -465,7 +468,7 @@ def test_a_finished_plan_asks_nothing(tmp_path: Path) -> None:
     first = undisturbed(tmp_path)
     before = first.file.read_bytes(), first.journal.read_bytes()
     again = undisturbed(tmp_path)
-    assert again.asked == 0
+    assert again.requests == 0
     assert (first.file.read_bytes(), first.journal.read_bytes()) == before
 
 
@@ -548,7 +551,7 @@ def test_templates_in_equal_shares(tmp_path: Path) -> None:
 def test_what_the_fields_do_not_give_is_counted(tmp_path: Path) -> None:
     made = run(plan_of(tmp_path, TEMPLATES, rows=500), None, tmp_path)
     assert made.rows == 2 * 4 * 3 + 3
-    assert made.missing == {"the fields give no more": 500 - 27}
+    assert made.missing == {"no more combinations of the fields": 500 - 27}
 
 
 def test_templates_and_a_table(tmp_path: Path) -> None:
@@ -611,6 +614,6 @@ def test_shipped_plans(path: Path, tmp_path: Path) -> None:
     plan = read_plan(path)
     if plan.templates:
         made = run(plan, None, tmp_path)
-        assert made.rows == made.wanted == plan.rows
+        assert made.rows == made.requested == plan.rows
         assert not made.rejected
         assert max(made.by_topic.values()) - min(made.by_topic.values()) <= 1

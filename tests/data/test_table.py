@@ -59,7 +59,7 @@ def test_slices_and_selections_over_several_batches(tmp_path: Path) -> None:
     assert list(reversed(table[:3])) == rows[2::-1]
     with pytest.raises(IndexError):
         _ = table[len(rows)]
-    assert list(Table(table.path, chosen.places)) == list(chosen)  # as another process opens it
+    assert list(Table(table.path, chosen.indices)) == list(chosen)  # as another process opens it
 
 
 def test_an_empty_table(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from tunesmith.generation.text_model import Reply
 from tunesmith.runs.run import write_atomic
 
 if TYPE_CHECKING:
-    from tunesmith.data.synthesis.generate import Made
+    from tunesmith.data.synthesis.generate import SynthesisResult
     from tunesmith.generation.from_server import FromServer
 
 
-def synthesize(name: str, folder: Path, say: Say = silent, *, again: bool = False) -> Made:
+def synthesize(name: str, folder: Path, say: Say = silent, *, again: bool = False) -> SynthesisResult:
     """Writes the rows of the plan `name` into `folder`: through its server, or from its templates.
 
     Goes on where a stopped or killed run was; with `again` the old rows are put aside. Raises Several for a plan that

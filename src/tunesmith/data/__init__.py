@@ -1,1 +1,1 @@
-"""Rows in, conversations out: sources, formats, checks, split."""
+"""Reads rows into conversations: sources, formats, checks, privacy, split, synthesis."""

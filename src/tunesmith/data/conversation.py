@@ -1,4 +1,4 @@
-"""A row, whatever its origin, as turns of a conversation."""
+"""A row of any origin as a conversation of chat turns."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. `reasoning` is the thought that an assistant writes before `text`.
+    """One message. `reasoning` is what an assistant writes before `text`.
 
-    An assistant's message with `learn` False is context only: it carries no loss (OpenAI's `weight: 0`).
+    An assistant's message with `learn` False is context only and has no loss (OpenAI's `weight: 0`).
     """
 
     role: Role
@@ -26,13 +26,13 @@ class Turn:
 
     @property
     def full_text(self) -> str:
-        """The reasoning, where there is one, and the text."""
+        """The text after its reasoning, if there is any."""
         return f"{self.reasoning}\n{self.text}" if self.reasoning else self.text
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row stands: file and line (or, in formats without lines, its number from 1)."""
+    """The file and line of a row, or its number from 1 in formats without lines."""
 
     file: str
     line: int
@@ -44,7 +44,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A row as turns; the last turn is the answer to learn. `fields` are the row's own values."""
+    """A row as turns; the last turn is the answer that is trained on. `fields` are the row's own values."""
 
     id: str
     turns: tuple[Turn, ...]
@@ -64,11 +64,11 @@ class Conversation:
 
     @property
     def question(self) -> str:
-        """What the user last said."""
+        """The text of the user's last turn."""
         return next((turn.text for turn in reversed(self.prompt) if turn.role == "user"), "")
 
     def own_fields(self, names: Sequence[str] | None = None) -> dict[str, str]:
-        """What the row's columns say, the answer's apart; of `names` alone where they are given."""
+        """The nonempty columns as text, except the answer's; only those in `names` if given."""
         return {
             name: text
             for name, value in self.fields.items()
@@ -76,11 +76,11 @@ class Conversation:
         }
 
     def _is_answer(self, cell: str) -> bool:
-        """Whether a cell holds this row's answer, with or without its reasoning in front."""
+        """Whether a cell is this row's answer, with or without the reasoning before it."""
         return cell == self.answer or (cell.endswith(self.answer) and split_reasoning(cell)[1] == self.answer)
 
     def with_system(self, system: str | None) -> Conversation:
-        """The same with a system message in front, unless it has one."""
+        """This conversation with a system message in front, unless it has one."""
         if not system or self.turns[0].role == "system":
             return self
         return replace(self, turns=(Turn("system", system), *self.turns))
@@ -94,12 +94,12 @@ _FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.
 def split_reasoning(text: str) -> tuple[str, str]:
     r"""Splits an assistant's text into the reasoning that it begins with and the text that follows.
 
-    Reasoning is what lies between a leading `<think>` (only whitespace may precede it) and the first `</think>` behind
-    it. Without a `<think>` anywhere before it, the first `</think>` ends a reasoning that began with the text, which is
-    how models write whose template opens the block. A `</think>` in a fenced code block or in backticks does not count,
-    unless a leading `<think>` has no other end. The reasoning is returned without the line breaks (`\n`, `\r`) around
-    it, the text without those before it, so that the text is always a suffix of what was given. A text without
-    reasoning, and one whose `<think>` is never closed, is returned unchanged; an empty block gives the reasoning ''.
+    Reasoning is the text between a leading `<think>` (only whitespace may precede it) and the next `</think>`. If no
+    `<think>` precedes the first `</think>`, everything before it is reasoning: so write models whose template opens the
+    block. A `</think>` in a code fence or in backticks does not count, unless a leading `<think>` has no other end.
+    Line breaks (`\n`, `\r`) around the reasoning and before the text are removed, so the returned text is always a
+    suffix of the input. A text without reasoning, or with a `<think>` that is never closed, is returned unchanged; an
+    empty block gives the reasoning ''.
     """
     if _END_THINK not in text:
         return "", text
@@ -115,18 +115,18 @@ def split_reasoning(text: str) -> tuple[str, str]:
     return text[start:end].strip("\r\n"), text[end + len(_END_THINK) :].lstrip("\r\n")
 
 
-_MARKS = re.compile(r"[.,;:!?…。、'\"’‘“”«»()\[\]{}–—_-]+")
+_PUNCTUATION = re.compile(r"[.,;:!?…。、'\"’‘“”«»()\[\]{}–—_-]+")
 
 
 def normalise(text: str) -> str:
-    """Case, spaces and sentence marks folded: equal for texts that people call the same; C++ is not C."""
+    """The text without differences of case, spacing and punctuation; C++ and C stay different."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    words = " ".join(_MARKS.sub(" ", folded).split())
-    return words or folded.strip()  # marks alone: '?' is not '!'
+    words = " ".join(_PUNCTUATION.sub(" ", folded).split())
+    return words or folded.strip()  # only punctuation: '?' is not '!'
 
 
 def to_plain(row: Conversation) -> dict[str, Any]:
-    """Plain values, for JSON lines."""
+    """The conversation as plain values for JSON lines."""
     return {
         "id": row.id,
         "group": row.group,
@@ -137,7 +137,7 @@ def to_plain(row: Conversation) -> dict[str, Any]:
 
 
 def _plain_turn(turn: Turn) -> dict[str, Any]:
-    """A message in the form that chat files use: `reasoning_content` and `weight` only where they say something."""
+    """A message as in chat files; `reasoning_content` and `weight` only if they are not the default."""
     message: dict[str, Any] = {"role": turn.role, "content": turn.text}
     if turn.reasoning:
         message["reasoning_content"] = turn.reasoning
@@ -156,8 +156,8 @@ def from_plain(plain: Mapping[str, Any]) -> Conversation:
 
 
 def read_rows(path: Path) -> list[Conversation]:
-    """The conversations of a prepared file."""
+    """Reads the conversations of a prepared file."""
     import json
 
-    text = path.read_text(encoding="utf-8")  # not splitlines(): an answer may hold U+2028, which JSON leaves as it is
+    text = path.read_text(encoding="utf-8")  # not splitlines(): JSON does not escape U+2028
     return [from_plain(json.loads(line)) for line in text.split("\n") if line]

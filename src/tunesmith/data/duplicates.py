@@ -1,9 +1,9 @@
-"""Which texts are nearly the same: every pair at or above a Jaccard similarity, none guessed and none missed.
+"""Finds near-duplicates exactly: every pair of texts at or above a Jaccard similarity.
 
-A text is the set of its shingles (runs of neighbouring words or characters; Broder 1997). Two sets with a Jaccard
-similarity of at least t share one of the |x| - ceil(t |x|) + 1 rarest members of x, so only those are looked up, among
-sets of at least t times the size (prefix and length filter: Chaudhuri et al. 2006, Bayardo et al. 2007) whose remaining
-members could still suffice (positional filter: Xiao et al. 2008, PPJoin). What is left is counted in full.
+A text is the set of its shingles (n-grams of words or characters; Broder 1997). Two sets with a Jaccard similarity of
+at least t share one of the |x| - ceil(t |x|) + 1 rarest members of x, so only those are looked up, among sets of at
+least t times the size (prefix and length filter: Chaudhuri et al. 2006, Bayardo et al. 2007) whose remaining members
+could still suffice (positional filter: Xiao et al. 2008, PPJoin). The remaining pairs are counted in full.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import numpy.typing as npt
 
 from tunesmith.data.conversation import normalise
 
-WORDS = 3  # a shingle's length in long texts
-CHARACTERS = 4  # and in short ones
-# One changed word takes away 3 of a text's w - 2 shingles of words: from 29 words on, (w - 5) / (w + 1) >= 0.8.
-# Measured on 2,957 real prompts, one word of each changed at random: at 0.8 shingles of 3 words and of 4 characters
-# find 8 % and 45 % of those with 8 to 15 words, 15 % and 95 % up to 28 words, 99 % and 100 % from there on, where
-# words take a fourteenth of the time (31,482 generated rows).
-SHORT = 29  # words
-SLACK = 1 - 1e-12  # lowers a bound by more than its rounding error: the exact count decides
+WORDS = 3  # length of a shingle in long texts
+CHARACTERS = 4  # length of a shingle in short texts
+# One changed word removes 3 of a text's w - 2 shingles of words: from 29 words on, (w - 5) / (w + 1) >= 0.8.
+# Measured on 2,957 real prompts with one random word changed in each: at 0.8, shingles of 3 words and of 4 characters
+# find 8 % and 45 % of those with 8 to 15 words, 15 % and 95 % up to 28 words, and 99 % and 100 % above, where words
+# take a fourteenth of the time (31,482 generated rows).
+MIN_WORDS = 29  # words
+SLACK = 1 - 1e-12  # lowers a bound by more than its rounding error; the exact count decides
 
 Numbers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-Keep = Callable[[int, Numbers], Flags]  # which of the others may stand in a pair with this one
+Keep = Callable[[int, Numbers], Flags]  # (text, other texts) -> which of the others it may be paired with
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two texts by their places, from 0, and the Jaccard similarity of their shingles, above 0 and at most 1."""
+    """The indices of two texts, from 0, and the Jaccard similarity of their shingles, above 0 and at most 1."""
 
     first: int
     second: int
@@ -41,167 +41,173 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Sets:
-    """Sets of numbers, small sets first, each from its rarest member on; members of one set alone are left out."""
+    """Sets of numbers, small sets first, rarest members first; members that only one set has are left out."""
 
-    order: Numbers  # [sets] each one's place in the input
+    order: Numbers  # [sets] index of each set in the input
     sizes: Numbers  # [sets] ascending; members left out are counted
-    starts: Numbers  # [sets + 1] where each one's members begin
-    members: npt.NDArray[np.int32]  # [starts[-1]] 0 is the rarest of all
-    kinds: int  # of members
+    starts: Numbers  # [sets + 1] where the members of each set begin
+    members: npt.NDArray[np.int32]  # [starts[-1]] 0 is the rarest
+    kinds: int  # number of distinct members
 
 
 @dataclass(frozen=True)
 class _Index:
-    """The prefixes of sets, entry by entry, and which earlier sets hold the same member in theirs."""
+    """The prefixes of sets as entries, and the earlier sets with the same member in their prefix."""
 
-    bounds: Numbers  # [sets + 1] where each set's entries begin
+    bounds: Numbers  # [sets + 1] where the entries of each set begin
     left: Numbers  # [entries] members of the entry's set from here on
     low: Numbers  # [entries] where the earlier sets with this member begin in `sets`
-    high: Numbers  # [entries] and end
-    sets: Numbers  # [entries] by member, then by set
+    high: Numbers  # [entries] where they end
+    sets: Numbers  # [entries] sorted by member, then by set
     sets_left: Numbers  # [entries] `left` in the same order
 
 
 def near_pairs(texts: Sequence[str], *, threshold: float = 0.8) -> list[Pair]:
-    """Every two texts that are at least `threshold` alike, first < second, in ascending order.
+    """All pairs of texts with similarity `threshold` or more, first < second, in ascending order.
 
-    Shingles are 3 words; 4 characters where a text has fewer than 29 words (and the other fewer than 29 / `threshold`:
-    otherwise the two are not alike). Texts that `normalise` makes equal are copies: each is paired with the first of
-    them alone, which stands for them in other pairs; n copies give n - 1 pairs, not n (n - 1) / 2, and the same
-    clusters. Empty texts are like nothing. Time and memory go with the pairs: 3,000 texts from one form, each with a
-    number of its own, are 4.5 million pairs, 27 s and 0.9 GiB. Raises ValueError unless 0 < threshold <= 1.
+    Shingles are 3 words, or 4 characters if a text has fewer than 29 words (and the other fewer than 29 / `threshold`:
+    otherwise they cannot be similar). Texts that `normalise` makes equal are copies: each is paired only with the first
+    of them, which represents them in other pairs, so n copies give n - 1 pairs, not n (n - 1) / 2, and the same
+    clusters. Empty texts have no pairs. Time and memory grow with the pairs: 3,000 texts from one form, each with its
+    own number, are 4.5 million pairs, 27 s and 0.9 GiB. Raises ValueError unless 0 < threshold <= 1.
     """
-    places = _places(texts)
-    groups = list(places.values())
+    indices = _indices_by_text(texts)
+    groups = list(indices.values())
     pairs = [Pair(group[0], copy, 1.0) for group in groups for copy in group[1:]]
-    for one, other, similarity in _similar(list(places), threshold, _any):
-        first, second = sorted((groups[one][0], groups[other][0]))
+    for first_group, second_group, similarity in _similar_texts(list(indices), threshold, _keep_all):
+        first, second = sorted((groups[first_group][0], groups[second_group][0]))
         pairs.append(Pair(first, second, similarity))
-    return sorted(pairs, key=_by_place)
+    return sorted(pairs, key=_by_index)
 
 
-def leaks(train: Sequence[str], held: Sequence[str], *, threshold: float = 0.8) -> list[Pair]:
-    """Pairs of a training text (`first`) and a held-out text (`second`) that are at least `threshold` alike.
+def leaks(train: Sequence[str], held_out: Sequence[str], *, threshold: float = 0.8) -> list[Pair]:
+    """Pairs of a training text (`first`) and a held-out text (`second`) with similarity `threshold` or more.
 
-    Compared as in `near_pairs`. Every text that has a partner stands in a pair: of copies the first is paired with all
-    of the partner's copies, the others with the partner's first. Raises ValueError unless 0 < threshold <= 1.
+    Compared as in `near_pairs`. Every text with a partner is in a pair: the first of several copies is paired with all
+    copies of the partner, the others with the partner's first. Raises ValueError unless 0 < threshold <= 1.
     """
-    learnt, kept = _places(train), _places(held)
-    texts = list(learnt | kept)
-    in_train = np.array([text in learnt for text in texts], dtype=np.bool_)
-    in_held = np.array([text in kept for text in texts], dtype=np.bool_)
+    train_indices, held_out_indices = _indices_by_text(train), _indices_by_text(held_out)
+    texts = list(train_indices | held_out_indices)
+    in_train = np.array([text in train_indices for text in texts], dtype=np.bool_)
+    in_held_out = np.array([text in held_out_indices for text in texts], dtype=np.bool_)
 
-    def across(one: int, others: Numbers) -> Flags:
-        wanted: Flags = (in_train[one] & in_held[others]) | (in_held[one] & in_train[others])
-        return wanted
+    def crosses(index: int, others: Numbers) -> Flags:
+        allowed: Flags = (in_train[index] & in_held_out[others]) | (in_held_out[index] & in_train[others])
+        return allowed
 
-    found = [(text, text, 1.0) for text in texts]
-    for one, other, similarity in _similar(texts, threshold, across):
-        found += [(texts[one], texts[other], similarity), (texts[other], texts[one], similarity)]
+    similar_texts = [(text, text, 1.0) for text in texts]
+    for index_one, index_two, similarity in _similar_texts(texts, threshold, crosses):
+        similar_texts += [
+            (texts[index_one], texts[index_two], similarity),
+            (texts[index_two], texts[index_one], similarity),
+        ]
     pairs = []
-    for one_text, other_text, similarity in found:
-        firsts, seconds = learnt.get(one_text, []), kept.get(other_text, [])
+    for train_text, held_out_text, similarity in similar_texts:
+        firsts, seconds = train_indices.get(train_text, []), held_out_indices.get(held_out_text, [])
         if firsts and seconds:
             pairs += [Pair(firsts[0], second, similarity) for second in seconds]
             pairs += [Pair(first, seconds[0], similarity) for first in firsts[1:]]
-    return sorted(pairs, key=_by_place)
+    return sorted(pairs, key=_by_index)
 
 
 def clusters(count: int, pairs: Sequence[Pair]) -> list[list[int]]:
     """The groups of two or more of `count` texts that pairs connect, members and groups in ascending order.
 
-    Alikeness is not transitive: two texts of a cluster may be less alike than any of its pairs.
+    Similarity is not transitive: two texts of a cluster may be less similar than any of its pairs.
     """
     parents = list(range(count))
 
-    def root(place: int) -> int:
-        while parents[place] != place:
-            parents[place] = parents[parents[place]]  # path halving (Tarjan and van Leeuwen 1984)
-            place = parents[place]
-        return place
+    def root(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]  # path halving (Tarjan and van Leeuwen 1984)
+            index = parents[index]
+        return index
 
     for pair in pairs:
         low, high = sorted((root(pair.first), root(pair.second)))
         parents[high] = low
     groups: dict[int, list[int]] = {}
-    for place in range(count):
-        groups.setdefault(root(place), []).append(place)
+    for index in range(count):
+        groups.setdefault(root(index), []).append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _places(texts: Sequence[str]) -> dict[str, list[int]]:
-    """Where each distinct normalised text stands; the empty text nowhere."""
-    places: dict[str, list[int]] = {}
-    for place, text in enumerate(texts):
-        if plain := normalise(text):
-            places.setdefault(plain, []).append(place)
-    return places
+def _indices_by_text(texts: Sequence[str]) -> dict[str, list[int]]:
+    """The indices of each distinct normalized text, without the empty text."""
+    indices: dict[str, list[int]] = {}
+    for index, text in enumerate(texts):
+        if normalized := normalise(text):
+            indices.setdefault(normalized, []).append(index)
+    return indices
 
 
-def _by_place(pair: Pair) -> tuple[int, int]:
+def _by_index(pair: Pair) -> tuple[int, int]:
     return pair.first, pair.second
 
 
-def _any(one: int, others: Numbers) -> Flags:
+def _keep_all(index: int, others: Numbers) -> Flags:
     return np.ones_like(others, dtype=np.bool_)
 
 
-def _similar(texts: Sequence[str], threshold: float, keep: Keep) -> Iterator[tuple[int, int, float]]:
-    """The pairs of distinct normalised texts that are at least `threshold` alike and that `keep` lets through."""
+def _similar_texts(texts: Sequence[str], threshold: float, keep: Keep) -> Iterator[tuple[int, int, float]]:
+    """The pairs of distinct normalized texts with similarity `threshold` or more that `keep` allows."""
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}, but must be above 0 and at most 1")
     words = np.array([text.count(" ") + 1 for text in texts], dtype=np.int64)
 
-    def one_is_short(one: int, others: Numbers) -> Flags:
-        wanted: Flags = keep(one, others) & (np.minimum(words[one], words[others]) < SHORT)
-        return wanted
+    def one_is_short(index: int, others: Numbers) -> Flags:
+        allowed: Flags = keep(index, others) & (np.minimum(words[index], words[others]) < MIN_WORDS)
+        return allowed
 
-    passes = ((words >= SHORT, _of_words, keep), (words * threshold < SHORT, _of_characters, one_is_short))
-    for chosen, shingles, wanted in passes:
-        rows = np.flatnonzero(chosen)
+    passes = (
+        (words >= MIN_WORDS, _word_shingles, keep),
+        (words * threshold < MIN_WORDS, _character_shingles, one_is_short),
+    )
+    for selected, shingles, allowed in passes:
+        rows = np.flatnonzero(selected)
         if len(rows) > 1:
             owners, numbers = shingles([texts[row] for row in rows.tolist()])
-            yield from _join(_sets(owners, numbers, rows), threshold, wanted)
+            yield from _join(_sets(owners, numbers, rows), threshold, allowed)
 
 
-def _of_words(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
-    """The shingles of words, as `_shingles`; each text has WORDS words or more."""
+def _word_shingles(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
+    """The shingles of words, as `_shingles` returns them; each text has at least WORDS words."""
     vocabulary: dict[str, int] = {}
     split = (text.split(" ") for text in texts)
     numbers = np.fromiter((vocabulary.setdefault(w, len(vocabulary)) for words in split for w in words), dtype=np.int64)
     return _shingles(numbers, [text.count(" ") + 1 for text in texts], WORDS)
 
 
-def _of_characters(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
-    """The shingles of characters, as `_shingles`; with spaces around, so that a single character has one too."""
+def _character_shingles(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
+    """The shingles of characters, as `_shingles` returns them; padded, so that a single character has one too."""
     space = " " * (CHARACTERS // 2)
     spaced = [f"{space}{text}{space}" for text in texts]
-    code = "".join(spaced).encode("utf-32-le", "surrogatepass")  # a broken file's half characters are texts as well
+    code = "".join(spaced).encode("utf-32-le", "surrogatepass")  # a broken file may contain lone surrogates
     return _shingles(np.frombuffer(code, dtype="<u4").astype(np.int64), [len(text) for text in spaced], CHARACTERS)
 
 
 def _shingles(tokens: Numbers, lengths: Sequence[int], size: int) -> tuple[Numbers, Numbers]:
-    """Every run of `size` tokens within a text: the text's place, and a number that equal runs share and no others.
+    """Every n-gram of `size` tokens within a text: the text's index, and a number that only equal n-grams share.
 
-    `tokens` are all texts' tokens, one text after another, from 0; `lengths` the number of each text's.
+    `tokens` are the tokens of all texts, concatenated, from 0; `lengths` is the number of tokens of each text.
     """
     owners = np.repeat(np.arange(len(lengths)), lengths)
     radix = int(tokens.max()) + 1
     numbers, top = tokens, radix
-    for place in range(1, size):
-        if top * radix >= 2**63:  # number them anew, so that the next product fits: no hash, no collision
-            values = _distinct(numbers)
+    for offset in range(1, size):
+        if top * radix >= 2**63:  # renumber, so that the next product fits: no hash, no collision
+            values = _unique(numbers)
             numbers, top = np.searchsorted(values, numbers), len(values)
-        numbers, top = numbers[:-1] * radix + tokens[place:], top * radix
-    whole = owners[: len(numbers)] == owners[size - 1 :]
-    return owners[: len(numbers)][whole], numbers[whole]
+        numbers, top = numbers[:-1] * radix + tokens[offset:], top * radix
+    within_text = owners[: len(numbers)] == owners[size - 1 :]
+    return owners[: len(numbers)][within_text], numbers[within_text]
 
 
 def _sets(owners: Numbers, numbers: Numbers, rows: Numbers) -> _Sets:
-    """The shingles as sets; `rows` are the places in the input that the owners 0, 1, ... stand for."""
-    values = _distinct(numbers)
+    """The shingles as sets; `rows` are the input indices of the owners 0, 1, ..."""
+    values = _unique(numbers)
     kinds, count = len(values), len(rows)
-    owners, kind = np.divmod(_distinct(owners * kinds + np.searchsorted(values, numbers)), kinds)
+    owners, kind = np.divmod(_unique(owners * kinds + np.searchsorted(values, numbers)), kinds)
     holders = np.bincount(kind, minlength=kinds)
     rank = _inverse(np.argsort(holders, kind="stable"))
     sizes = np.bincount(owners, minlength=count)
@@ -213,65 +219,67 @@ def _sets(owners: Numbers, numbers: Numbers, rows: Numbers) -> _Sets:
 
 
 def _index(sets: _Sets, threshold: float) -> _Index:
-    """The entries of the sets' prefixes, and where their partners stand."""
+    """The entries of the sets' prefixes, with the range of their partners."""
     count = len(sets.sizes)
     lengths = np.diff(sets.starts)
-    needed = np.ceil(threshold * sets.sizes * SLACK).astype(np.int64)  # common members, and the partner's least size
-    prefixes = np.maximum(lengths - needed + 1, 0)  # |x| - needed + 1 less those left out, which are the rarest
+    needed = np.ceil(threshold * sets.sizes * SLACK).astype(np.int64)  # common members; minimum partner size
+    prefixes = np.maximum(lengths - needed + 1, 0)  # |x| - needed + 1 minus those left out, which are the rarest
     bounds = np.concatenate(([0], np.cumsum(prefixes)))
     owners = np.repeat(np.arange(count), prefixes)
-    places = np.arange(len(owners)) - bounds[owners]
-    left = lengths[owners] - places
-    keys = sets.members[sets.starts[owners] + places] * np.int64(count)
+    offsets = np.arange(len(owners)) - bounds[owners]
+    remaining = lengths[owners] - offsets
+    keys = sets.members[sets.starts[owners] + offsets] * np.int64(count)
     by_member = np.argsort(keys + owners)
     smallest = np.searchsorted(sets.sizes, needed)
     low = np.searchsorted((keys + owners)[by_member], keys + smallest[owners])
-    return _Index(bounds, left, low, _inverse(by_member), owners[by_member], left[by_member])
+    return _Index(bounds, remaining, low, _inverse(by_member), owners[by_member], remaining[by_member])
 
 
 def _join(sets: _Sets, threshold: float, keep: Keep) -> Iterator[tuple[int, int, float]]:
-    """The pairs of sets that are at least `threshold` alike and that `keep` lets through, by places in the input."""
+    """The pairs of sets with similarity `threshold` or more that `keep` allows, by input index."""
     index = _index(sets, threshold)
     lengths = np.diff(sets.starts)
-    common = threshold / (1 + threshold) * SLACK  # J >= t is the same as |x & y| >= t / (1 + t) (|x| + |y|)
-    found = np.concatenate(([0], np.cumsum(index.high - index.low)))[index.bounds]
-    marks = np.zeros(sets.kinds, dtype=np.int8)
-    for one in np.flatnonzero(np.diff(found)):
-        entries = slice(index.bounds[one], index.bounds[one + 1])
+    common = threshold / (1 + threshold) * SLACK  # J >= t if and only if |x & y| >= t / (1 + t) (|x| + |y|)
+    candidate_counts = np.concatenate(([0], np.cumsum(index.high - index.low)))[index.bounds]
+    in_first = np.zeros(sets.kinds, dtype=np.int8)
+    for index_one in np.flatnonzero(np.diff(candidate_counts)):
+        entries = slice(index.bounds[index_one], index.bounds[index_one + 1])
         counts = index.high[entries] - index.low[entries]
-        at = _ranges(index.low[entries], counts)
-        others = index.sets[at]
-        reach = np.minimum(np.repeat(index.left[entries], counts), index.sets_left[at])
-        others = _distinct(others[reach >= common * (sets.sizes[one] + sets.sizes[others])])
-        others = others[keep(sets.order[one], sets.order[others])]
+        positions = _ranges(index.low[entries], counts)
+        others = index.sets[positions]
+        remaining = np.minimum(np.repeat(index.left[entries], counts), index.sets_left[positions])
+        others = _unique(others[remaining >= common * (sets.sizes[index_one] + sets.sizes[others])])
+        others = others[keep(sets.order[index_one], sets.order[others])]
         if not len(others):
             continue
-        own = sets.members[sets.starts[one] : sets.starts[one + 1]]
-        marks[own] = 1
-        held = marks[sets.members[_ranges(sets.starts[others], lengths[others])]]
-        marks[own] = 0
+        own_members = sets.members[sets.starts[index_one] : sets.starts[index_one + 1]]
+        in_first[own_members] = 1
+        is_shared = in_first[sets.members[_ranges(sets.starts[others], lengths[others])]]
+        in_first[own_members] = 0
         ends = np.cumsum(lengths[others])
-        shared = np.add.reduceat(held, ends - lengths[others], dtype=np.int64)  # none is empty: all share a member
-        similarity = shared / (sets.sizes[one] + sets.sizes[others] - shared)
-        alike = similarity >= threshold
-        for other, value in zip(sets.order[others[alike]].tolist(), similarity[alike].tolist(), strict=True):
-            yield int(sets.order[one]), other, value
+        shared = np.add.reduceat(is_shared, ends - lengths[others], dtype=np.int64)  # none is empty: all share a member
+        similarity = shared / (sets.sizes[index_one] + sets.sizes[others] - shared)
+        is_similar = similarity >= threshold
+        for partner, value in zip(
+            sets.order[others[is_similar]].tolist(), similarity[is_similar].tolist(), strict=True
+        ):
+            yield int(sets.order[index_one]), partner, value
 
 
-def _distinct(numbers: Numbers) -> Numbers:
-    """The distinct values, ascending; numpy 2.4's unique, which hashes, takes nine times as long on a million."""
+def _unique(numbers: Numbers) -> Numbers:
+    """The distinct values, ascending; numpy 2.4's unique, which hashes, takes nine times as long for a million."""
     values = np.sort(numbers)
     return values[np.concatenate(([True], values[1:] != values[:-1]))[: len(values)]]
 
 
 def _inverse(order: Numbers) -> Numbers:
-    """Where each number stands in a permutation."""
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
-    return places
+    """The inverse of a permutation."""
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return inverse
 
 
 def _ranges(starts: Numbers, counts: Numbers) -> Numbers:
-    """start, start + 1, ... for each start, as many as its count, one after another."""
+    """Concatenates start, start + 1, ... with `counts` numbers for each start."""
     ends = np.cumsum(counts)
     return np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])

@@ -1,4 +1,4 @@
-"""What a check finds: the row, the place in it that proves it, and what is proposed."""
+"""A check's finding: the row, the span that proves it, and the proposal."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tunesmith.data.conversation import Conversation, Turn, normalise
 from tunesmith.data.defects import Language
 from tunesmith.data.privacy import KINDS, find_personal, find_secrets
 
-Proposal = Literal["keep", "repair", "quarantine", "drop"]  # in this order: of several for one row the last one wins
+Proposal = Literal["keep", "repair", "quarantine", "drop"]  # of several for one row the last in this order wins
 ENGLISH = Language("Latin", "en")
 PRIVATE = tuple(kind for kind in KINDS if kind != "url")
-NAMED = 3  # 'Name: value' lines of a prompt: so many make a form
+MIN_FIELDS = 3  # 'Name: value' lines that make a prompt a form
 _VALUE = re.compile(r"(?m)^[^\W\d_][\w /-]{1,40}: (\S[^\n]*)")
-AROUND = 30  # characters shown on each side of a finding's words
+AROUND = 30  # characters of context on each side of an excerpt
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something found in a row: by which check, why, where, and what is proposed.
+    """A problem that a check found in a row, and its proposal.
 
-    `turn` counts the row's turns from 0; characters `start` to `end` of its text prove the finding; -1 where it is
-    about the whole row. `excerpt` is that place with a few words around it, '' where it must not be written down.
-    A finding about the whole table has no row.
+    `turn` is the turn's index and `start` to `end` the characters of its text; all are -1 if the finding is about the
+    whole row. `excerpt` is that span with a few words around it, '' if it must not be stored. A finding about the whole
+    table has no row.
     """
 
     check: str
@@ -44,34 +44,34 @@ class Finding:
 
 @dataclass(frozen=True)
 class Context:
-    """What checks may ask for beside the rows.
+    """The inputs of checks beside the rows.
 
-    `count_tokens` is None where there is no tokenizer. `parts` is row id -> train, valid, test or unseen, empty before
-    the split.
+    `count_tokens` is None without a tokenizer. `parts` maps a row's id to train, valid, test or unseen; it is empty
+    before the split.
     """
 
     count_tokens: Callable[[Conversation], int] | None = None
     max_tokens: int = 1 << 30
     parts: Mapping[str, str] = field(default_factory=dict)
     broken: Sequence[Finding] = ()  # rows that could not be read as conversations
-    left_out: Sequence[Finding] = ()  # rows whose label says that their answer is a bad one
+    left_out: Sequence[Finding] = ()  # rows whose label marks their answer as bad
     language: Language = ENGLISH
-    specials: re.Pattern[str] | None = None  # finds the special tokens of the recipe's model
-    refusal: Callable[[Conversation], str] | None = None  # why a row cannot be learned under the chat template, or ''
+    specials: re.Pattern[str] | None = None  # matches the special tokens of the recipe's model
+    refusal: Callable[[Conversation], str] | None = None  # why the template cannot render a row for training, or ''
 
 
 def to_plain(finding: Finding) -> dict[str, Any]:
-    """Plain values; `dataclasses.asdict`, which copies deeply, takes eight times as long."""
+    """The finding as a dict; `dataclasses.asdict`, which copies deeply, takes eight times as long."""
     return dict(vars(finding))
 
 
-def of_row(check: str, row: Conversation, message: str, proposal: Proposal) -> Finding:
+def row_finding(check: str, row: Conversation, message: str, proposal: Proposal) -> Finding:
     """A finding about a whole row."""
-    place = row.origin
-    return Finding(check, row.id, place.file, place.line, place.unit, message, proposal)
+    source = row.origin
+    return Finding(check, row.id, source.file, source.line, source.unit, message, proposal)
 
 
-def of_place(
+def span_finding(
     check: str,
     row: Conversation,
     turn: int,
@@ -81,57 +81,57 @@ def of_place(
     *,
     show: bool = True,
 ) -> Finding:
-    """A finding about characters `span` of turn `turn` (from 0); without `show` its words are not written down.
+    """A finding about characters `span` of turn `turn` (from 0); without `show` it has no excerpt.
 
-    In the excerpt personal data and secrets are dots, whichever check shows it.
+    Personal data and secrets in the excerpt are replaced by dots, whichever check reports it.
     """
-    place, text = row.origin, row.turns[turn].text
-    shown = excerpt(hidden(text), *span) if show else ""
-    return Finding(check, row.id, place.file, place.line, place.unit, message, proposal, turn, *span, shown)
+    source, text = row.origin, row.turns[turn].text
+    excerpt_text = excerpt(hidden(text), *span) if show else ""
+    return Finding(check, row.id, source.file, source.line, source.unit, message, proposal, turn, *span, excerpt_text)
 
 
-def of_table(check: str, message: str, proposal: Proposal = "keep") -> Finding:
+def table_finding(check: str, message: str, proposal: Proposal = "keep") -> Finding:
     """A finding about the table as a whole."""
     return Finding(check, "", "", 0, "", message, proposal)
 
 
 def excerpt(text: str, start: int, end: int) -> str:
-    """The words at `start` to `end`, at most 120 characters of them, with a little on both sides."""
+    """The text from `start` to `end`, shortened to 120 characters, with a few characters of context on both sides."""
     words = text[start:end] if end - start <= 120 else f"{text[start : start + 80]} … {text[end - 35 : end]}"
-    left, right = max(0, start - AROUND), min(len(text), end + AROUND)
-    before, after = text[left:start], text[end:right]
-    return f"{'…' if left else ''}{before}⟦{words}⟧{after}{'…' if right < len(text) else ''}"
+    context_start, context_end = max(0, start - AROUND), min(len(text), end + AROUND)
+    before, after = text[context_start:start], text[end:context_end]
+    return f"{'…' if context_start else ''}{before}⟦{words}⟧{after}{'…' if context_end < len(text) else ''}"
 
 
-@lru_cache(maxsize=8)  # the findings of one text come one after the other
+@lru_cache(maxsize=8)  # the findings of one text follow one another
 def hidden(text: str) -> str:
-    """`text` with a dot for each character of personal data and secrets: every place stays where it is."""
+    """`text` with a dot for each character of personal data and secrets, so that positions stay the same."""
     for span in [*find_secrets(text), *find_personal(text, kinds=PRIVATE)]:
         text = text[: span.start] + "•" * (span.end - span.start) + text[span.end :]
     return text
 
 
 def answer_turn(row: Conversation) -> int:
-    """The place of the last answer among the turns."""
+    """The index of the last answer among the turns."""
     return len(row.turns) - 1
 
 
-def key(turns: Sequence[Turn]) -> tuple[str, ...]:
-    """What two rows must share to be the same, turn by turn: '1 2' then '3' is not '1' then '2 3'."""
+def turns_key(turns: Sequence[Turn]) -> tuple[str, ...]:
+    """The normalized text of each turn, equal for rows that are the same."""
     return tuple(normalise(turn.full_text) for turn in turns)
 
 
 def prompt_key(row: Conversation) -> tuple[str, ...]:
-    """The key of a row's prompt; the system message does not count."""
-    return key([turn for turn in row.prompt if turn.role != "system"])
+    """The key of a row's prompt without the system message."""
+    return turns_key([turn for turn in row.prompt if turn.role != "system"])
 
 
 def form_values(question: str) -> list[str]:
-    """The values of a form's 'Name: value' lines; none where there are fewer than three."""
+    """The values of a form's 'Name: value' lines; empty if there are fewer than three."""
     values = _VALUE.findall(question)
-    return values if len(values) >= NAMED else []
+    return values if len(values) >= MIN_FIELDS else []
 
 
 def spoken(turns: Sequence[Turn]) -> str:
-    """The turns' texts with their reasoning, the system's apart, one after the other."""
+    """The texts of all turns but the system's, with their reasoning, joined by line breaks."""
     return "\n".join(turn.full_text for turn in turns if turn.role != "system")

@@ -1,4 +1,4 @@
-"""Which files of a folder are its rows: the tables of one kind. Reports, manifests and other tables are named."""
+"""Selects the files of a folder that are its rows: tables of one kind. Other files are reported in a note."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tunesmith.data.sources import describe, locate, read_all
 from tunesmith.data.stream import as_utf8
 from tunesmith.errors import DataError
 
-SAMPLE = 20  # rows of each file that show its columns
-ALIKE = 0.5  # of two files' columns are in both: one kind of table
-NAMED = 8  # files that a note names
+SAMPLE = 20  # rows read from each file to learn its columns
+ALIKE = 0.5  # Jaccard similarity of the columns of two tables of one kind
+MAX_NAMED = 8  # files that a note names
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A file of a folder: its columns, its format where a row shows one, and whether a JSON object surrounds its rows.
+    """A file of a folder: its columns, its format if a row shows one, and whether its rows are inside a JSON object.
 
-    `columns` is None for a file that cannot be judged.
+    `columns` is None for a file that cannot be read.
     """
 
     file: Path
@@ -31,36 +31,40 @@ class _Table:
     format: Hashable = None
     wrapped: bool = False
 
-    def alike(self, other: _Table) -> bool:
-        """Whether both hold rows of one kind."""
-        if self.wrapped != other.wrapped or self.format != other.format:
+    def alike(self, table: _Table) -> bool:
+        """Whether both have rows of the same kind."""
+        if self.wrapped != table.wrapped or self.format != table.format:
             return False
-        mine, others = self.columns or frozenset(), other.columns or frozenset()
-        return self.format is not None or len(mine & others) >= ALIKE * len(mine | others)
+        own_columns, table_columns = self.columns or frozenset(), table.columns or frozenset()
+        return self.format is not None or len(own_columns & table_columns) >= ALIKE * len(own_columns | table_columns)
 
 
 def tables(source: str, folder: Path) -> tuple[list[Path], str]:
-    """The files that `source` names, and what of them is not read, in words ('' for nothing).
+    """The files to read from `source`, and a note on the files that are skipped ('' if there are none).
 
-    Of a folder those tables are taken that have one kind of row: first a kind whose format shows, then one whose rows
-    stand in a plain list or table, then the largest. A file that cannot be judged is taken, so that its error is seen.
-    Raises DataError as `locate`.
+    In a folder, tables of one kind are selected: preferably of a known format, then not wrapped in a JSON object, then
+    the largest. Files that cannot be read are selected too, so that their errors are reported. Raises DataError like
+    `locate`.
     """
     files = locate(source, folder)
     if len(files) < 2 or not (folder / Path(source).expanduser()).is_dir():
         return files, ""
-    judged = [_judge(file) for file in files]
+    candidates = [_inspect(file) for file in files]
     groups: list[list[_Table]] = []
-    for table in judged:
+    for table in candidates:
         if table.columns:
-            same = next((group for group in groups if group[0].alike(table)), None)
-            groups.append([table]) if same is None else same.append(table)
+            similar_group = next((group for group in groups if group[0].alike(table)), None)
+            groups.append([table]) if similar_group is None else similar_group.append(table)
     if not groups:
         return files, ""
-    chosen = max(groups, key=_rank)
-    passed = [(table.file, _why(table)) for table in judged if table.columns is not None and table not in chosen]
-    taken = [table.file for table in judged if table.columns is None or table in chosen]
-    return taken, _note(passed)
+    best_group = max(groups, key=_rank)
+    skipped = [
+        (table.file, _skip_reason(table))
+        for table in candidates
+        if table.columns is not None and table not in best_group
+    ]
+    selected = [table.file for table in candidates if table.columns is None or table in best_group]
+    return selected, _note(skipped)
 
 
 def _rank(group: Sequence[_Table]) -> tuple[bool, bool, int]:
@@ -68,16 +72,18 @@ def _rank(group: Sequence[_Table]) -> tuple[bool, bool, int]:
     return group[0].format is not None, not group[0].wrapped, size
 
 
-def _judge(file: Path) -> _Table:
+def _inspect(file: Path) -> _Table:
     try:
-        rows, bad = _sample(file, None)
-        if bad and not rows and (encoding := describe(file).encoding):
-            rows, bad = _sample(file, encoding.name)
-        wrapped = file.name.lower().removesuffix(".gz").endswith(".json") and _first(file) == "{"
+        rows, bad_rows = _sample(file, None)
+        if bad_rows and not rows and (encoding := describe(file).encoding):
+            rows, bad_rows = _sample(file, encoding.name)
+        wrapped = file.name.lower().removesuffix(".gz").endswith(".json") and _first_character(file) == "{"
     except DataError as error:
         return _Table(file, frozenset() if error.what == NO_LIST else None)
-    if not rows:  # items that are no objects are no rows; any other damage is the reader's to report
-        return _Table(file, None if any("not an object" not in each.error.what for each in bad) else frozenset())
+    if not rows:  # items that are not objects are not rows; the reader reports any other damage
+        return _Table(
+            file, None if any("not an object" not in bad_row.error.what for bad_row in bad_rows) else frozenset()
+        )
     return _Table(file, frozenset(str(name) for row in rows for name in row), _format(rows), wrapped)
 
 
@@ -87,34 +93,34 @@ def _sample(file: Path, encoding: str | None) -> tuple[list[dict[str, object]], 
     return [dict(item.values) for item in items if not isinstance(item, BadRow)], bad
 
 
-def _first(file: Path) -> str:
-    """The first character of a text that is no space."""
+def _first_character(file: Path) -> str:
+    """The first character of a text that is not whitespace."""
     return next((text[0] for chunk in as_utf8(file) if (text := chunk.decode("utf-8", "replace").strip())), "")
 
 
 def _format(rows: Sequence[dict[str, object]]) -> Hashable:
-    """The format of the first row that shows one, with its options; None where no row does."""
+    """The format and options of the first row that shows one; None if no row does."""
     for row in rows:
         try:
-            found = recognise(row)
+            detected = recognise(row)
         except DataError:
             continue
-        return found.name, tuple(sorted(found.options.items()))
+        return detected.name, tuple(sorted(detected.options.items()))
     return None
 
 
-def _why(table: _Table) -> str:
+def _skip_reason(table: _Table) -> str:
     if not table.columns:
-        return "holds no rows"
+        return "has no rows"
     if table.wrapped:
-        return "an object with a list in it"
+        return "an object that contains a list"
     names = sorted(table.columns)
     return f"other columns: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
 
 
-def _note(passed: Sequence[tuple[Path, str]]) -> str:
-    if not passed:
+def _note(skipped: Sequence[tuple[Path, str]]) -> str:
+    if not skipped:
         return ""
-    shown = [f"{file.name} ({why})" for file, why in passed[:NAMED]]
-    more = [f"{len(passed) - NAMED} more files"] if len(passed) > NAMED else []
-    return f"not read from the same folder: {', '.join([*shown, *more])}"
+    descriptions = [f"{file.name} ({reason})" for file, reason in skipped[:MAX_NAMED]]
+    remainder = [f"{len(skipped) - MAX_NAMED} more files"] if len(skipped) > MAX_NAMED else []
+    return f"not read from the same folder: {', '.join([*descriptions, *remainder])}"

@@ -1,6 +1,6 @@
-"""What a row's columns mean. Each function turns a row's values into turns and the row's group.
+"""Row formats: each function converts a row's values into turns and the row's group.
 
-Keyword-only parameters are the options a recipe may give. A function raises DataError, without a place, for a
+Keyword-only parameters are the options that a recipe may set. A function raises DataError, without a location, for a
 row that does not fit; the caller adds file and line.
 """
 
@@ -17,26 +17,31 @@ from tunesmith.data.detect_row import is_preference_pair, preference_pair, recog
 from tunesmith.data.messages import Notes, in_order, message_list, read_messages
 from tunesmith.errors import DataError
 
-_NOTHING: tuple[Any, ...] = (None, "", [], {})
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 class Parsed(tuple[tuple[Turn, ...], str]):
-    """The pair (turns, group) of a row; `notes` counts the columns and keys that were not used, and changed turns."""
+    """The pair (turns, group) of a row; `notes` counts unused columns and keys, and changed turns."""
 
     notes: Notes
 
     def __new__(cls, turns: Iterable[Turn], group: str, notes: Notes) -> Parsed:
-        """Makes the pair."""
-        made = super().__new__(cls, (tuple(turns), group))
-        made.notes = notes
-        return made
+        """Creates the pair."""
+        parsed = super().__new__(cls, (tuple(turns), group))
+        parsed.notes = notes
+        return parsed
 
 
 def auto(values: Mapping[str, Any], *, group: str | None = None) -> Parsed:
-    """Whatever the row looks like: chat, sharegpt, alpaca, or a known pair of columns; `check` says which and why."""
-    found = recognise(values)
-    known: dict[str, Callable[..., Parsed]] = {"alpaca": alpaca, "chat": chat, "columns": columns, "sharegpt": sharegpt}
-    return known[found.name](values, **found.options, group=group)
+    """Detected from each row: chat, sharegpt, alpaca, or a known pair of columns; `check` reports which and why."""
+    detected = recognise(values)
+    formats: dict[str, Callable[..., Parsed]] = {
+        "alpaca": alpaca,
+        "chat": chat,
+        "columns": columns,
+        "sharegpt": sharegpt,
+    }
+    return formats[detected.name](values, **detected.options, group=group)
 
 
 def columns(
@@ -47,15 +52,15 @@ def columns(
     system: str | None = None,
     group: str | None = None,
 ) -> Parsed:
-    """Named columns: what is asked, what is answered, and optionally a system message and a group.
+    """A prompt column and an answer column, and optionally a system message and a group.
 
-    Each may also be a text with columns in braces, such as 'Write about {topic} for {reader}.'
+    Each may also be a template with columns in braces, such as 'Write about {topic} for {reader}.'
     """
     turns = [Turn("user", _fill(values, prompt, "prompt")), _answer(_fill(values, answer, "answer"))]
     if system is not None:
         turns.insert(0, Turn("system", _fill(values, system, "system")))
-    named = [name for text in (prompt, answer, system) if text is not None for name in _columns_in(text, values)]
-    return _parsed(values, turns, group, named)
+    used = [name for text in (prompt, answer, system) if text is not None for name in _columns_in(text, values)]
+    return _parsed(values, turns, group, used)
 
 
 def fields(
@@ -66,10 +71,12 @@ def fields(
     instruction: str | None = None,
     group: str | None = None,
 ) -> Parsed:
-    """Named fields to a document: the prompt lists 'Name: value' for each filled field under an instruction."""
-    listed = [f"{name}: {text}" for name in fields if (text := " ".join(_cell(values, str(name), "fields").split()))]
-    asked = "\n".join(listed)
-    question = f"{instruction}\n\n{asked}" if instruction else asked
+    """A document written from fields: the prompt is an instruction and a 'Name: value' line for each nonempty field."""
+    field_lines = [
+        f"{name}: {text}" for name in fields if (text := " ".join(_cell(values, str(name), "fields").split()))
+    ]
+    field_block = "\n".join(field_lines)
+    question = f"{instruction}\n\n{field_block}" if instruction else field_block
     turns = Turn("user", question), _answer(_cell(values, answer, "answer"))
     return _parsed(values, turns, group, [*map(str, fields), answer])
 
@@ -82,15 +89,15 @@ def lines(
     ask: list | None = None,  # type: ignore[type-arg]
     group: str | None = None,
 ) -> Parsed:
-    """A persona's lines: each answers its own `prompt` column, or one of the questions in `ask`, drawn by its text."""
-    said = _cell(values, line, "line")
-    asked = _cell(values, prompt, "prompt").strip() if prompt is not None else ""
-    if not asked:
+    """Lines of a persona, each the answer to its `prompt` column or to a question in `ask`, chosen by a hash."""
+    answer = _cell(values, line, "line")
+    question = _cell(values, prompt, "prompt").strip() if prompt is not None else ""
+    if not question:
         if not ask:
             raise DataError("the line has no prompt", next="Set prompt to a column, or ask to a list of questions")
-        place = int.from_bytes(hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()[:4], "big") % len(ask)
-        asked = str(ask[place])
-    return _parsed(values, (Turn("user", asked), _answer(said)), group, [line, *([prompt] if prompt else [])])
+        index = int.from_bytes(hashlib.sha256(answer.encode("utf-8", "surrogatepass")).digest()[:4], "big") % len(ask)
+        question = str(ask[index])
+    return _parsed(values, (Turn("user", question), _answer(answer)), group, [line, *([prompt] if prompt else [])])
 
 
 def alpaca(
@@ -101,10 +108,10 @@ def alpaca(
     output: str = "output",
     group: str | None = None,
 ) -> Parsed:
-    """Alpaca rows: instruction, input (may be missing or empty), output."""
-    asked = _cell(values, instruction, "instruction")
+    """Alpaca rows: instruction, input (may be absent or empty), output."""
+    instruction_text = _cell(values, instruction, "instruction")
     context = _cell(values, input, "input").strip() if values.get(input) is not None else ""
-    question = f"{asked.rstrip()}\n\n{context}" if context else asked
+    question = f"{instruction_text.rstrip()}\n\n{context}" if context else instruction_text
     turns = Turn("user", question), _answer(_cell(values, output, "output"))
     return _parsed(values, turns, group, [instruction, input, output])
 
@@ -118,9 +125,9 @@ def chat(
     content: str = "content",
     group: str | None = None,
 ) -> Parsed:
-    """A list of messages, each with its role and content; also as JSON text.
+    """A list of messages with role and content, also as JSON text.
 
-    With `completion` the column `messages` holds what is asked, and `completion` the answer: a list or a text each.
+    With `completion`, the column `messages` is the prompt and `completion` the answer; each is a list or a text.
     """
     notes = Notes()
     turns = _chat_turns(values, messages, "messages", role, content, notes, "user" if completion else None)
@@ -141,40 +148,40 @@ def sharegpt(values: Mapping[str, Any], *, conversations: str = "conversations",
 def _chat_turns(
     values: Mapping[str, Any], column: str, option: str, role: str, content: str, notes: Notes, plain: Role | None
 ) -> list[Turn]:
-    """The turns of one column; `plain` says who speaks where it holds a text instead of messages, None for nobody."""
+    """The turns of one column; `plain` is the role of a cell that is text instead of messages, None to refuse it."""
     cell = values.get(column)
-    if (listed := message_list(cell)) is not None:
-        return read_messages(listed, role, content, column, notes)
+    if (message_items := message_list(cell)) is not None:
+        return read_messages(message_items, role, content, column, notes)
     if cell is None and column not in values:
         raise _missing(values, column, option)
     if isinstance(cell, str) and plain:
         return [_answer(cell) if plain == "assistant" else Turn(plain, cell)]
-    advice = f"Name the column that holds the messages as '{option}'"
-    raise DataError(f"'{column}' holds {type(cell).__name__}, not a list of messages", next=advice)
+    advice = f"Set '{option}' to the column with the messages"
+    raise DataError(f"'{column}' is of type {type(cell).__name__}, not a list of messages", next=advice)
 
 
 def _parsed(
     values: Mapping[str, Any], turns: Iterable[Turn], group: str | None, used: Iterable[str], notes: Notes | None = None
 ) -> Parsed:
-    """The row's turns and group; the notes count columns that hold something and are not `used`, and kinds of turns."""
+    """The row's turns and group; the notes count nonempty columns that are not `used`, and kinds of turns."""
     notes, turns = notes or Notes(), tuple(turns)
     answers = [turn for turn in turns if turn.role == "assistant"]
     context, reasoned = sum(not turn.learn for turn in answers), sum(bool(turn.reasoning) for turn in answers)
     notes.turns.update({"answers with reasoning": reasoned} if reasoned else {})
-    notes.turns.update({"answers kept as context, not learned": context} if context else {})
-    known = {*used, group}
-    notes.unused.update(str(name) for name, value in values.items() if name not in known and value not in _NOTHING)
+    notes.turns.update({"answers kept as context, not trained on": context} if context else {})
+    used_columns = {*used, group}
+    notes.unused.update(str(name) for name, value in values.items() if name not in used_columns and value not in _EMPTY)
     return Parsed(turns, _group(values, group), notes)
 
 
 def _answer(text: str) -> Turn:
-    """An assistant's turn, its leading reasoning split off."""
+    """An assistant's turn, with leading reasoning split off."""
     reasoning, text = split_reasoning(text)
     return Turn("assistant", text, reasoning)
 
 
 def _columns_in(text: str, values: Mapping[str, Any]) -> list[str]:
-    """The columns that an option of `columns` names: itself, or those in its braces."""
+    """The columns that an option of `columns` names: the option itself, or those in its braces."""
     if text in values or "{" not in text:
         return [text]
     return [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
@@ -184,18 +191,19 @@ def _group(values: Mapping[str, Any], group: str | None) -> str:
     return _cell(values, group, "group").strip() if group is not None else ""
 
 
-def _fill(values: Mapping[str, Any], wanted: str, option: str) -> str:
-    """A column's text, or a template's with the columns in its braces; '{{' stands for a brace."""
-    if wanted in values or "{" not in wanted:
-        return _cell(values, wanted, option)
+def _fill(values: Mapping[str, Any], template: str, option: str) -> str:
+    """The text of a column, or a template filled with columns; '{{' is a literal brace."""
+    if template in values or "{" not in template:
+        return _cell(values, template, option)
     try:
-        parts = list(string.Formatter().parse(wanted))
+        parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise DataError(f"'{wanted}' is no template: {error}", next="Close each brace; write {{ for a brace") from error
+        advice = "Close each brace; write {{ for a literal brace"
+        raise DataError(f"'{template}' is not a template: {error}", next=advice) from error
     pieces = []
     for text, name, form, conversion in parts:
         if form or conversion:
-            raise DataError(f"'{wanted}' asks for a format", next="Only {column} may stand in braces")
+            raise DataError(f"'{template}' has a format specifier", next="Write only {column} in braces")
         pieces += [text, "" if name is None else _cell(values, name, option)]
     return "".join(pieces)
 
@@ -207,12 +215,14 @@ def _cell(values: Mapping[str, Any], name: str, option: str) -> str:
             raise _missing(values, name, option)
         return ""
     if isinstance(value, bool | bytes | dict | list):
-        raise DataError(f"'{name}' holds {type(value).__name__}, not text", next=f"Name a text column as '{option}'")
+        raise DataError(
+            f"'{name}' is of type {type(value).__name__}, not text", next=f"Set '{option}' to a text column"
+        )
     return str(value)
 
 
 def _missing(values: Mapping[str, Any], name: str, option: str) -> DataError:
     if is_preference_pair(values):
         return preference_pair(values)
-    has = ", ".join(map(str, values)) or "nothing"
-    return DataError(f"no column '{name}'. It has: {has}", next=f"Set {option} in data.format to one of them")
+    present = ", ".join(map(str, values)) or "nothing"
+    return DataError(f"no column '{name}'. It has: {present}", next=f"Set {option} in data.format to one of them")

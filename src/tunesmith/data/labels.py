@@ -1,4 +1,4 @@
-"""Rows marked as good or bad answers, as preference data of KTO's form has them: which rows are marked bad."""
+"""Finds the rows whose label marks their answer as bad, as in preference data for KTO."""
 
 from __future__ import annotations
 
@@ -7,51 +7,54 @@ from typing import Any
 
 COLUMNS = ("label", "kto_tag")  # TRL, Axolotl and ms-swift; LLaMA-Factory
 _FALSE, _TRUE = frozenset(("false", "0", "0.0")), frozenset(("true", "1", "1.0"))
-_ASKING = frozenset(("auto", "columns", "alpaca", "chat", "sharegpt"))  # formats in which an answer follows a question
+_QUESTION_FORMATS = frozenset(("auto", "columns", "alpaca", "chat", "sharegpt"))  # formats of a question and its answer
 
 
 def label_column(names: Mapping[str, Any]) -> str:
-    """The column that may mark answers as good or bad; '' where there is none."""
+    """The column that may mark answers as good or bad; '' if there is none."""
     return next((str(name) for name in names if str(name).strip().casefold() in COLUMNS), "")
 
 
-def are_marks(cells: list[Any], format: str) -> bool:
-    """Whether the cells of such a column are marks: true and false, as words, values or, beside a question, 1 and 0."""
-    marks = {_plain(cell) for cell in cells if cell not in (None, "")}
-    return bool(marks) and marks <= _FALSE | _TRUE and (format in _ASKING or bool(marks & {"true", "false"}))
+def are_labels(cells: list[Any], format: str) -> bool:
+    """Whether a column's cells are labels: true and false or, in formats with a question, 1 and 0."""
+    values = {_plain(cell) for cell in cells if cell not in (None, "")}
+    return (
+        bool(values) and values <= _FALSE | _TRUE and (format in _QUESTION_FORMATS or bool(values & {"true", "false"}))
+    )
 
 
 class AnswerLabels:
-    """Collects each row's label and says, once all are seen, which rows are marked as bad answers.
+    """Collects the label of each row and then returns the rows that are labeled bad.
 
-    Whether 0 is a mark or the number of a class shows only in the whole column: of 0 and 1 alone it is a mark.
+    Only the whole column shows whether 0 means a bad answer or is a class number: it is a label if the column has no
+    values but 0 and 1.
     """
 
     def __init__(self, format: str, options: Mapping[str, Any]) -> None:
-        """`format` and `options` say what the column may be used for instead."""
+        """Excludes the columns that `options` use for something else."""
         self._format = format
         self._group = options.get("group")
-        named = [value for option, value in options.items() if option != "group"]
-        self._used = [str(name) for value in named for name in (value if isinstance(value, list) else [value])]
-        self._false: dict[int, bool] = {}  # place of the row -> whether a word or value says so, not a number
+        option_values = [value for option, value in options.items() if option != "group"]
+        self._used = [str(name) for value in option_values for name in (value if isinstance(value, list) else [value])]
+        self._false: dict[int, bool] = {}  # row index -> whether it is the word or value false, not a number
         self._numbers = True
         self.column = ""
 
-    def enter(self, place: int, values: Mapping[str, Any]) -> None:
-        """Takes the row at `place`."""
+    def enter(self, index: int, values: Mapping[str, Any]) -> None:
+        """Adds the row at index `index`."""
         column = label_column(values)
         cell = values[column] if column else None
         if not column or cell in (None, "") or any(column == name or f"{{{column}}}" in name for name in self._used):
             return
-        self.column, mark = column, _plain(cell)
-        if mark in _FALSE:
-            self._false[place] = mark == "false"
-        numbers = self._format in _ASKING and column != self._group
-        self._numbers = self._numbers and numbers and mark in _FALSE | _TRUE
+        self.column, value = column, _plain(cell)
+        if value in _FALSE:
+            self._false[index] = value == "false"
+        numbers = self._format in _QUESTION_FORMATS and column != self._group
+        self._numbers = self._numbers and numbers and value in _FALSE | _TRUE
 
     def bad(self) -> list[int]:
-        """The places of the rows that are marked as bad answers, in order."""
-        return [place for place, certain in self._false.items() if certain or self._numbers]
+        """The indices of the rows that are labeled bad, in order."""
+        return [index for index, certain in self._false.items() if certain or self._numbers]
 
 
 def _plain(cell: Any) -> str:

@@ -1,4 +1,4 @@
-"""Reads a list of chat messages into turns: content in parts, reasoning, loss flags, order; counts what is not used."""
+"""Converts chat messages into turns: content parts, reasoning, loss flags, order; counts what is not used."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ ROLES: dict[str, Role] = {
 TOOL_ROLES = frozenset(
     ("tool", "function", "function_call", "tool_call", "tool_calls", "tool_response", "observation", "ipython")
 )
-CHATS = ("messages", "conversations", "conversation", "turns")  # columns and keys that hold a list of messages
+CHATS = ("messages", "conversations", "conversation", "turns")  # columns and keys of lists of messages
 REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek and Qwen; OpenRouter and vLLM; gpt-oss
-# Whether a message carries loss: `weight` OpenAI; `train`, `training` Axolotl; `loss` ChatGLM, ms-swift, LLaMA-Factory.
+# Whether a message has loss: `weight` OpenAI; `train`, `training` Axolotl; `loss` ChatGLM, ms-swift, LLaMA-Factory.
 LOSS_FLAGS = ("weight", "train", "training", "loss", "learn")
-LITERAL = 1 << 20  # characters of a Python literal: parsing one takes some hundred times its size in memory
+LITERAL = 1 << 20  # characters of a Python literal: parsing it takes about a hundred times its size in memory
 _EMPTY: tuple[Any, ...] = (None, "", "null", "[]", "{}", [], {})
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
@@ -42,28 +42,29 @@ _NO_ANSWER = "A conversation needs a user and an assistant message"
 
 @dataclass(frozen=True)
 class Notes:
-    """What a user should know of rows as they were read: `unused` counts values by column or message key.
+    """Counts by kind while rows are read.
 
-    `turns` counts turns by what became of them: reasoning split off, kept as context only, joined, left out.
+    `unused` counts ignored values by column or message key. `turns` counts turns with
+    reasoning, and turns that are kept as context, joined or left out.
     """
 
     unused: Counter[str] = field(default_factory=Counter)
     turns: Counter[str] = field(default_factory=Counter)
 
-    def enter(self, other: Notes) -> None:
+    def enter(self, notes: Notes) -> None:
         """Adds the counts of another row."""
-        self.unused.update(other.unused)
-        self.turns.update(other.turns)
+        self.unused.update(notes.unused)
+        self.turns.update(notes.turns)
 
 
 # --- lists of messages in cells ------------------------------------------------------------------------------
 
 
 def message_list(cell: Any) -> list[Any] | None:
-    """The list of messages that a cell holds: as it is, as JSON text, or as the text of a Python list.
+    """The list of messages in a cell, which may be a list, JSON text, or the text of a Python list.
 
     An object with such a list under `messages` or another usual key (a row of OpenAI's files) counts too. None for
-    anything else; whether the items are messages is not looked at, unless the cell is text.
+    anything else. Whether the items are messages is only checked if the cell is text.
     """
     if isinstance(cell, list):
         return cell
@@ -73,7 +74,7 @@ def message_list(cell: Any) -> list[Any] | None:
 
 
 def decoded_messages(text: str) -> list[Any] | dict[str, Any] | None:
-    """The value of a text that is a list of messages, or an object with one, in JSON or as Python prints it."""
+    """Decodes a text with a list of messages, or an object with one, as JSON or Python literal; None for others."""
     if text.lstrip()[:1] not in ("[", "{"):
         return None
     value = _decoded(text)
@@ -81,11 +82,11 @@ def decoded_messages(text: str) -> list[Any] | dict[str, Any] | None:
 
 
 def are_messages(items: Sequence[Any]) -> bool:
-    """Whether every item is an object with a role, under the name that OpenAI's or ShareGPT's form gives it."""
+    """Whether every item is an object with a role, under OpenAI's or ShareGPT's key."""
     return bool(items) and all(isinstance(item, Mapping) and ("role" in item or "from" in item) for item in items)
 
 
-@lru_cache(maxsize=8)  # a row's cell is looked at by several functions in turn
+@lru_cache(maxsize=8)  # several functions decode the cells of one row
 def _decoded(text: str) -> list[Any] | dict[str, Any] | None:
     try:
         value = json.loads(text)
@@ -95,7 +96,7 @@ def _decoded(text: str) -> list[Any] | dict[str, Any] | None:
 
 
 def _literal(text: str) -> Any:
-    """The value of a list as Python or numpy prints it, which is what pandas writes into a table; None for others."""
+    """The value of a list as Python or numpy prints it, as pandas writes it into tables; None for others."""
     if len(text) > LITERAL or "'" not in text:
         return None
     try:
@@ -105,7 +106,7 @@ def _literal(text: str) -> Any:
 
 
 def uses_tools(message: Any) -> bool:
-    """Whether a message calls a tool, addresses one or carries its result; empty tool fields do not count."""
+    """Whether a message calls a tool, addresses one or is its result; empty tool fields do not count."""
     if not isinstance(message, Mapping):
         return False
     if str(message.get("role", message.get("from"))) in TOOL_ROLES:
@@ -118,17 +119,17 @@ def uses_tools(message: Any) -> bool:
 # --- messages to turns ---------------------------------------------------------------------------------------
 
 
-def read_messages(listed: Sequence[Any], role: str, content: str, column: str, notes: Notes) -> list[Turn]:
-    """The turns of a list of messages, each for itself; keys that are not used are counted in `notes`.
+def read_messages(messages: Sequence[Any], role: str, content: str, column: str, notes: Notes) -> list[Turn]:
+    """One turn per message; unused keys are counted in `notes`.
 
-    Raises DataError, without a place, for the first message that cannot be learned from.
+    Raises DataError, without a location, for the first message that cannot be trained on.
     """
-    return [_turn(message, role, content, column, number, notes) for number, message in enumerate(listed, start=1)]
+    return [_turn(message, role, content, column, number, notes) for number, message in enumerate(messages, start=1)]
 
 
 def _turn(message: Any, role: str, content: str, column: str, number: int, notes: Notes) -> Turn:
     if uses_tools(message):
-        raise DataError(f"message {number} is a tool call", next="Tool use cannot be learned yet; remove the row")
+        raise DataError(f"message {number} is a tool call", next="Tool calls are not supported; remove the row")
     if not isinstance(message, dict) or role not in message or content not in message:
         raise DataError(f"message {number} lacks '{role}' or '{content}'", next="Each message needs both")
     name = message[role]
@@ -154,12 +155,14 @@ def _turn(message: Any, role: str, content: str, column: str, number: int, notes
 
 
 def _content(value: Any, number: int) -> tuple[str, str]:
-    """A message's text and, from parts of that kind, its reasoning. Text parts are joined as they stand."""
+    """A message's text and, from parts of that kind, its reasoning. Text parts are joined without a separator."""
     if isinstance(value, str):
         return value, ""
     if not isinstance(value, list):
         kind = type(value).__name__
-        raise DataError(f"message {number} holds {kind}, not text", next="Only text can be learned; remove the row")
+        raise DataError(
+            f"message {number} has content of type {kind}, not text", next="Only text is supported; remove the row"
+        )
     texts: list[str] = []
     thoughts: list[str] = []
     for part in value:
@@ -167,44 +170,44 @@ def _content(value: Any, number: int) -> tuple[str, str]:
         text = part if isinstance(part, str) else _part_text(part, kind)
         if text is None:
             raise DataError(
-                f"message {number} holds a part of type '{kind}', not text",
-                next="Only text can be learned; remove the row",
+                f"message {number} has a part of type '{kind}', not text",
+                next="Only text is supported; remove the row",
             )
         (thoughts if kind in _THINKING_PARTS else texts).append(text)
     return "".join(texts), "".join(thoughts)
 
 
 def _part_text(part: Any, kind: Any) -> str | None:
-    """The text of one part of a content; None for an image, a sound or anything else."""
+    """The text of one content part; None for an image, a sound or anything else."""
     if not isinstance(part, Mapping) or kind not in (*_TEXT_PARTS, *_THINKING_PARTS):
         return None
     value = part.get("text") if part.get("text") is not None else part.get(str(kind))
-    if isinstance(value, list):  # Mistral's thinking parts hold text parts
-        pieces = [_part_text(each, "text") for each in value]
+    if isinstance(value, list):  # Mistral's thinking parts contain text parts
+        pieces = [_part_text(item, "text") for item in value]
         return None if None in pieces else "".join(piece for piece in pieces if piece)
     return value if isinstance(value, str) else None
 
 
 def _one_thought(candidates: Sequence[str], number: int) -> str:
-    """The one reasoning of a message, which may stand under several keys."""
-    thoughts = list(dict.fromkeys(text for each in candidates if (text := each.strip("\r\n"))))
+    """The reasoning of a message, which several keys may repeat."""
+    thoughts = list(dict.fromkeys(text for candidate in candidates if (text := candidate.strip("\r\n"))))
     if len(thoughts) > 1:
         advice = f"Keep one of {', '.join(REASONING)} and <think> in the text"
-        raise DataError(f"message {number} holds two different reasonings", next=advice)
+        raise DataError(f"message {number} has two different reasoning texts", next=advice)
     return thoughts[0] if thoughts else ""
 
 
 def _carries_loss(message: Mapping[str, Any], keys: Sequence[str], number: int) -> bool:
-    """Whether no flag of a message says that it is context only."""
+    """Whether a message has loss, that is, no flag marks it as context only."""
     carries = True
     for key in keys:
         value = message.get(key)
-        if value is None or value != value:  # NaN is how tables write that there is none
+        if value is None or value != value:  # NaN is a missing value in tables
             continue
         if not isinstance(value, int | float) or value not in (0, 1):
             raise DataError(
                 f"message {number} has {key} {value!r}, which is neither 0 nor 1",
-                next=f"Set {key} to 1 to learn the message, to 0 to keep it as context",
+                next=f"Set {key} to 1 to train on the message, to 0 to keep it as context",
             )
         carries = carries and bool(value)
     return carries
@@ -214,27 +217,29 @@ def _carries_loss(message: Mapping[str, Any], keys: Sequence[str], number: int) 
 
 
 def in_order(turns: Sequence[Turn], changes: Counter[str]) -> tuple[Turn, ...]:
-    """The turns up to the last answer that carries loss, with user and assistant alternating, the user first.
+    """The turns up to the last answer with loss, with user and assistant alternating, the user first.
 
-    Assistant turns before the first user turn and turns behind the last answer to be learned are left out; neighboring
-    turns of one role are joined with a blank line. All three are counted in `changes`. Raises DataError when there is
-    no answer to learn, a system message stands in the middle, or two turns cannot be one.
+    Assistant turns before the first user turn and turns after the last answer with loss are left out; adjacent turns of
+    one role are joined with a blank line. All three are counted in `changes`. Raises DataError if there is no answer
+    with loss, a system message is in the middle, or two turns cannot be joined.
     """
-    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), len(turns))
-    opening = [turn for turn in turns[:first] if turn.role == "system"]
-    spoken = turns[first:]
-    if not any(turn.role == "assistant" for turn in spoken):
+    dialog_start = next((index for index, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    opening = [turn for turn in turns[:dialog_start] if turn.role == "system"]
+    dialog = turns[dialog_start:]
+    if not any(turn.role == "assistant" for turn in dialog):
         raise DataError("has no question with an answer", next=_NO_ANSWER)
-    end = max((place for place, turn in enumerate(spoken) if turn.role == "assistant" and turn.learn), default=-1) + 1
-    if not end:
+    dialog_end = (
+        max((index for index, turn in enumerate(dialog) if turn.role == "assistant" and turn.learn), default=-1) + 1
+    )
+    if not dialog_end:
         advice = "All its answers have weight 0 (or train, loss: false): set one to 1, or remove the row"
-        raise DataError("no answer to learn from", next=advice)
-    if first > len(opening):
-        changes["opening assistant turns left out"] += first - len(opening)
-    if len(spoken) > end:
-        changes["turns behind the last learned answer left out"] += len(spoken) - end
+        raise DataError("has no answer to train on", next=advice)
+    if dialog_start > len(opening):
+        changes["opening assistant turns left out"] += dialog_start - len(opening)
+    if len(dialog) > dialog_end:
+        changes["turns after the last answer with loss left out"] += len(dialog) - dialog_end
     result: list[Turn] = []
-    for turn in [*opening, *spoken[:end]]:
+    for turn in [*opening, *dialog[:dialog_end]]:
         if result and result[-1].role == turn.role:
             result[-1] = _joined(result[-1], turn)
             changes[f"{turn.role} turns joined with the one before"] += 1
@@ -247,16 +252,16 @@ def in_order(turns: Sequence[Turn], changes: Counter[str]) -> tuple[Turn, ...]:
     return tuple(result)
 
 
-def _joined(one: Turn, other: Turn) -> Turn:
-    """Two neighboring turns of one role as one; reasoning stays only where no text comes before it."""
-    if one.learn != other.learn:
+def _joined(first: Turn, second: Turn) -> Turn:
+    """Joins two adjacent turns of one role; the second may only have reasoning if the first has no text."""
+    if first.learn != second.learn:
         raise DataError(
-            "two assistant messages follow each other, and only one carries loss",
+            "two assistant messages follow each other, and only one has loss",
             next="Give both the same weight, or put a user message between them",
         )
-    if one.text and other.reasoning:
+    if first.text and second.reasoning:
         raise DataError(
             "an assistant message with reasoning follows another one", next="Put a user message between them"
         )
-    reasoning = "\n\n".join(thought for thought in (one.reasoning, other.reasoning) if thought)
-    return replace(one, text="\n\n".join(text for text in (one.text, other.text) if text), reasoning=reasoning)
+    reasoning = "\n\n".join(thought for thought in (first.reasoning, second.reasoning) if thought)
+    return replace(first, text="\n\n".join(text for text in (first.text, second.text) if text), reasoning=reasoning)

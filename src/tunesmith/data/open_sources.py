@@ -1,4 +1,4 @@
-"""The sources that a recipe names, each recognised before it is read: files, and data sets of the hub."""
+"""Opens the sources of a recipe, files and Hub data sets, and detects what each one is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunesmith.runs.run import hash_file
 
 @dataclass(frozen=True)
 class Opened:
-    """One source: its name for people, its file (None: the hub's), the encoding to read it in, what is to be said."""
+    """One source: its display name, its file (None for a Hub data set), its encoding, and notes."""
 
     name: str
     file: Path | None
@@ -26,7 +26,7 @@ class Opened:
     notes: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[Row | BadRow]:
-        """The rows, and a BadRow for each that cannot be read. Raises DataError for what ends the source."""
+        """Yields the rows, and a BadRow for each that cannot be read. Raises DataError if reading cannot continue."""
         return read_hub(self.name) if self.file is None else read_all(self.file, self.encoding)
 
     def fingerprint(self) -> str:
@@ -34,42 +34,46 @@ class Opened:
         return fingerprint(self.name) if self.file is None else hash_file(self.file)
 
     def facts(self) -> dict[str, Any]:
-        """Plain values, for the page."""
+        """Facts about the source as plain values."""
         return {"file": self.name, "bytes": self.size, "encoding": self.encoding or "", "notes": list(self.notes)}
 
     @property
     def stem(self) -> str:
-        """A name for files made from it."""
+        """The stem for names of derived files."""
         if self.file is None:
             return parse(self.name).owner_name.replace("/", "_")
         return self.file.name.removesuffix(".gz").removesuffix(self.kind)
 
 
-def open_sources(wanted: str | Sequence[str], folder: Path, encoding: str | None = None) -> list[Opened]:
-    """What data.source names, relative to `folder`; `encoding` overrules what the files say of themselves.
+def open_sources(names: str | Sequence[str], folder: Path, encoding: str | None = None) -> list[Opened]:
+    """Opens what data.source names, relative to `folder`; `encoding` overrides detection.
 
-    Raises DataError when there is none, or one cannot be read.
+    Raises DataError if there is no source or one cannot be read.
     """
-    found: list[Opened] = []
-    for source in [wanted] if isinstance(wanted, str) else wanted:
+    opened: list[Opened] = []
+    for source in [names] if isinstance(names, str) else names:
         if source.startswith("hub:"):
             parse(source)
-            found.append(Opened(source, None, kind=".jsonl"))
+            opened.append(Opened(source, None, kind=".jsonl"))
         else:
             files, note = tables(source, folder)
-            read = [_recognised(path, encoding) for path in files]
-            found += [replace(read[0], notes=(*read[0].notes, note)), *read[1:]] if note else read
-    return found
+            opened_files = [_open_file(path, encoding) for path in files]
+            opened += (
+                [replace(opened_files[0], notes=(*opened_files[0].notes, note)), *opened_files[1:]]
+                if note
+                else opened_files
+            )
+    return opened
 
 
-def _recognised(path: Path, encoding: str | None) -> Opened:
+def _open_file(path: Path, encoding: str | None) -> Opened:
     facts = describe(path, encoding)
-    told = facts.encoding
-    notes = [told.why if told else "", facts.delimiter_why]
+    detected = facts.encoding
+    notes = [detected.why if detected else "", facts.delimiter_why]
     return Opened(
         facts.file,
         path,
-        told.name if told else None,
+        detected.name if detected else None,
         facts.kind,
         facts.bytes,
         tuple(note for note in notes if note),

@@ -1,4 +1,4 @@
-"""Whether training rows and held-out rows overlap: counted when all is done, for the report and for `train`."""
+"""Counts the overlap of training rows and held-out rows after all steps, for the report and for `train`."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from tunesmith.data.finding import prompt_key, spoken
 
 
 def overlap(parts: Mapping[str, Sequence[Conversation]], *, together: float | None) -> dict[str, Any]:
-    """How many training rows share something with a held-out row, by what they share.
+    """The number of training rows that share a prompt, an answer or both with a held-out row.
 
-    `prompts` and `pairs` are equal after folding case, spaces and marks; `near_prompts` are at least `together` alike
-    (absent without it); `answers` are equal answers to whatever prompt. `example` is one prompt that leaks.
+    `prompts`, `answers` and `pairs` are equal without case, spacing and punctuation; `near_prompts` have similarity
+    `together` or more (absent without it). `example` is one near-duplicate pair.
     """
     from tunesmith.data.duplicates import leaks
 
     train = parts["train"]
-    held = [row for part, rows in parts.items() if part != "train" for row in rows]
-    prompts = {prompt_key(row) for row in held}
-    pairs = {(prompt_key(row), normalise(row.answer)) for row in held}
-    answers = {normalise(row.answer) for row in held}
-    found: dict[str, Any] = {
-        "held": len(held),
+    held_out = [row for part, rows in parts.items() if part != "train" for row in rows]
+    prompts = {prompt_key(row) for row in held_out}
+    pairs = {(prompt_key(row), normalise(row.answer)) for row in held_out}
+    answers = {normalise(row.answer) for row in held_out}
+    counts: dict[str, Any] = {
+        "held": len(held_out),
         "prompts": sum(prompt_key(row) in prompts for row in train),
         "answers": sum(normalise(row.answer) in answers for row in train),
         "pairs": sum((prompt_key(row), normalise(row.answer)) in pairs for row in train),
     }
     if together is not None:
-        texts = [spoken(row.prompt) for row in train], [spoken(row.prompt) for row in held]
-        near = leaks(*texts, threshold=together) if held else []
-        found |= {"near_prompts": len({pair.first for pair in near}), "threshold": together}
-        if near:
-            one, other = train[near[0].first], held[near[0].second]
-            found["example"] = f"{one.origin} and {other.origin}"
-    return found
+        texts = [spoken(row.prompt) for row in train], [spoken(row.prompt) for row in held_out]
+        near_pairs = leaks(*texts, threshold=together) if held_out else []
+        counts |= {"near_prompts": len({pair.first for pair in near_pairs}), "threshold": together}
+        if near_pairs:
+            train_row, held_out_row = train[near_pairs[0].first], held_out[near_pairs[0].second]
+            counts["example"] = f"{train_row.origin} and {held_out_row.origin}"
+    return counts

@@ -1,7 +1,7 @@
-"""Personal data and secrets in a text: found, given stand-ins, and put back.
+"""Finds personal data and secrets in texts, replaces personal data with pseudonyms, and restores it.
 
-The book of stand-ins is the key to the data: it is a file of its own, readable by its owner only, and belongs neither
-into a run's folder nor beside the rows.
+The pseudonym map is the key to the data: a separate file, readable by its owner only, which belongs neither into a run
+folder nor beside the rows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tunesmith.errors import DataError, RecipeError
 from tunesmith.runs.run import write_atomic
 
 KINDS = ("email", "phone", "card", "iban", "ssn", "ip", "url", "name")
-FEW_DIGITS = 7  # no phone has fewer
+FEW_DIGITS = 7  # no phone number has fewer
 CERTAIN: tuple[tuple[str, int, Callable[[str], Iterator[Span]]], ...] = (  # the most specific first: it wins a tie
-    ("iban", 2, patterns.ibans),  # the second is how many digits a text must hold for one: most texts have none
+    ("iban", 2, patterns.ibans),  # the number is the least digits that a text must have: most texts have none
     ("card", FEW_DIGITS, patterns.cards),
     ("ssn", FEW_DIGITS, patterns.ssns),
     ("email", 0, patterns.emails),
@@ -31,7 +31,7 @@ CERTAIN: tuple[tuple[str, int, Callable[[str], Iterator[Span]]], ...] = (  # the
 
 
 def check_kinds(kinds: Iterable[str]) -> None:
-    """Raises RecipeError for a kind of personal data that a recipe asks for and nobody knows."""
+    """Raises RecipeError for an unknown kind of personal data."""
     for kind in kinds:
         if kind not in KINDS:
             raise RecipeError(f"unknown kind '{kind}'", where="data.checks, personal.kinds", next=nearest(kind, KINDS))
@@ -40,67 +40,71 @@ def check_kinds(kinds: Iterable[str]) -> None:
 def find_personal(
     text: str, *, names: Sequence[str] = (), kinds: Sequence[str] = KINDS, people: Sequence[Span] = ()
 ) -> list[Span]:
-    """Personal data in `text`, in order, without overlaps; `names` are the row's own, from its fields.
+    """Personal data in `text`, in order, without overlaps; `names` are the names in the row's fields.
 
-    `people` are names found in the text by other means; they give way to every other kind. Of two that overlap the
-    longer wins, then the more specific. A phone is the vaguest shape: it is looked for in what the others leave. Every
-    kind is looked for, whatever `kinds` asks for: a card never is a phone.
+    `people` are names that NER found; every other kind has priority over them. Of two overlapping spans the longer one
+    wins, then the more specific kind. Phone numbers have the vaguest pattern and are searched in the rest of the text.
+    All kinds are searched, whatever `kinds` asks for, so that a card is never reported as a phone.
     """
     if unknown := sorted(set(kinds) - set(KINDS)):
         raise ValueError(f"unknown kinds {unknown}; there are {KINDS}")
     digits = len(patterns.DIGIT.findall(text))
-    found = [span for _, least, find in CERTAIN if digits >= least for span in find(text)]
-    apart = [each for each in people if not any(each.start < span.end and span.start < each.end for span in found)]
-    found = resolve([*found, *patterns.names(text, names), *apart])
+    spans_found = [span for _, min_digits, detect in CERTAIN if digits >= min_digits for span in detect(text)]
+    separate = [
+        person
+        for person in people
+        if not any(person.start < span.end and span.start < person.end for span in spans_found)
+    ]
+    spans_found = resolve([*spans_found, *patterns.names(text, names), *separate])
     if digits >= FEW_DIGITS:
-        found += patterns.phones(_without(text, resolve([*found, *find_secrets(text)])))
-    return [span for span in sorted(found, key=lambda span: span.start) if span.kind in kinds]
+        spans_found += patterns.phones(_blanked(text, resolve([*spans_found, *find_secrets(text)])))
+    return [span for span in sorted(spans_found, key=lambda span: span.start) if span.kind in kinds]
 
 
 def find_secrets(text: str) -> list[Span]:
-    """Keys, tokens and passwords in `text`, in order, without overlaps; the kind says whose key it is."""
+    """Keys, tokens and passwords in `text`, in order, without overlaps; the kind names the issuer."""
     return resolve(list(patterns.secrets(text)))
 
 
 def resolve(spans: Iterable[Span]) -> list[Span]:
-    """`spans` in order, of those that overlap only the longest; of equally long ones the first given."""
-    chosen: list[Span] = []
+    """The spans in order, without overlaps: the longest wins, of equally long ones the first."""
+    selected: list[Span] = []
     longest_first = sorted(spans, key=lambda span: span.start - span.end)
-    taken = bytearray(max((span.end for span in longest_first), default=0))
+    occupied = bytearray(max((span.end for span in longest_first), default=0))
     for span in longest_first:
-        if not any(taken[span.start : span.end]):
-            taken[span.start : span.end] = b"\1" * (span.end - span.start)
-            chosen.append(span)
-    return sorted(chosen, key=lambda span: span.start)
+        if not any(occupied[span.start : span.end]):
+            occupied[span.start : span.end] = b"\1" * (span.end - span.start)
+            selected.append(span)
+    return sorted(selected, key=lambda span: span.start)
 
 
-def _without(text: str, spans: Sequence[Span]) -> str:
-    """`text` with each of `spans`, in order, blanked."""
-    out, at = [], 0
+def _blanked(text: str, spans: Sequence[Span]) -> str:
+    """`text` with each of `spans`, which are in order, replaced by blanks."""
+    out, position = [], 0
     for span in spans:
-        out += [text[at : span.start], patterns.BLANK * len(span.text)]
-        at = span.end
-    return "".join([*out, text[at:]])
+        out += [text[position : span.start], patterns.BLANK * len(span.text)]
+        position = span.end
+    return "".join([*out, text[position:]])
 
 
-# --- stand-ins -------------------------------------------------------------------------------------------------
+# --- pseudonyms ------------------------------------------------------------------------------------------------
 
 TEST_NETS = ("192.0.2", "198.51.100", "203.0.113")  # RFC 5737
-HEAD = 4  # characters; every stand-in is longer
+HEAD = 4  # characters; every pseudonym is longer
 
 
 class Pseudonyms:
-    """The book: each value's stand-in, the same in every row.
+    """The pseudonym map: the pseudonym of each value, the same in every row.
 
-    Stand-ins come from ranges that belong to nobody: example.org (RFC 2606), 555-0100 to 555-0199 (NANPA), addresses
-    for documentation and benchmarks (RFC 5737, 2544, 3849), cards that begin with 0, IBANs with the check digits 00,
-    SSNs of area 000.
+    Pseudonyms come from ranges that are assigned to no one: example.org (RFC 2606), 555-0100 to 555-0199 (NANPA),
+    addresses for documentation and benchmarks (RFC 5737, 2544, 3849), cards that begin with 0, IBANs with the check
+    digits 00, SSNs of area 000.
     """
 
     def __init__(self) -> None:
         self._stand_ins: dict[tuple[str, str], str] = {}
         self._values: dict[str, str] = {}
-        self._lengths: defaultdict[str, set[int]] = defaultdict(set)  # a stand-in's head -> the lengths to try
+        self._lengths: defaultdict[str, set[int]] = defaultdict(set)  # head of a pseudonym -> lengths to try
         self._numbers: defaultdict[str, int] = defaultdict(int)
         self._reserved: set[str] = set()
 
@@ -108,57 +112,58 @@ class Pseudonyms:
         return len(self._values)
 
     def reserve(self, spans: Iterable[Span]) -> None:
-        """Keeps what the rows already say from becoming a stand-in. For data that may hold example.org or 555-01xx:
+        """Prevents values that the rows already contain from becoming pseudonyms.
 
-        reserve every row's spans before the first is pseudonymised, or such a value is taken for a stand-in.
+        If the data may contain example.org or 555-01xx, reserve the spans of all rows before replacing the first one;
+        otherwise such a value is mistaken for a pseudonym.
         """
         self._reserved.update(span.text for span in spans)
 
     def stand_in(self, kind: str, value: str, *, unlike: str = "") -> str:
-        """The stand-in for `value`; a new one never occurs in the text `unlike`."""
-        known = self._stand_ins.get((kind, value))
-        while known is None:
+        """The pseudonym of `value`; a new one never occurs in the text `unlike`."""
+        pseudonym = self._stand_ins.get((kind, value))
+        while pseudonym is None:
             number = self._numbers[kind]
             self._numbers[kind] += 1
-            made = _made(kind, value, number)
-            if made not in unlike and made not in self._reserved and made not in self._values:
-                self._enter(kind, value, known := made)
-        return known
+            candidate = _new_pseudonym(kind, value, number)
+            if candidate not in unlike and candidate not in self._reserved and candidate not in self._values:
+                self._enter(kind, value, pseudonym := candidate)
+        return pseudonym
 
     def value(self, stand_in: str) -> str:
-        """What `stand_in` stands for. Raises KeyError when it is none."""
+        """The value behind the pseudonym `stand_in`. Raises KeyError if there is none."""
         return self._values[stand_in]
 
     def occurrences(self, text: str) -> Iterator[Span]:
-        """The book's stand-ins in `text`, from the left, the longest at each place, never a part of a longer word."""
-        at = 0
-        while at < len(text):
-            end = self._end(text, at)
+        """The pseudonyms in `text` from left to right, the longest at each position, never part of a longer word."""
+        position = 0
+        while position < len(text):
+            end = self._end(text, position)
             if end:
-                yield Span(at, end, "stand_in", text[at:end])
-            at = end or at + 1
+                yield Span(position, end, "stand_in", text[position:end])
+            position = end or position + 1
 
     def save(self, path: Path) -> None:
-        """Writes the book as JSON, whole or not at all, readable by its owner only (mode 0600)."""
+        """Writes the map as JSON, atomically, readable by its owner only (mode 0600)."""
         entries = [[kind, value, stand_in] for (kind, value), stand_in in self._stand_ins.items()]
         plain = {"version": 1, "numbers": self._numbers, "reserved": sorted(self._reserved), "entries": entries}
-        write_atomic(path, json.dumps(plain, indent=1), mode=0o600)  # in ASCII: a value may hold half a surrogate pair
+        write_atomic(path, json.dumps(plain, indent=1), mode=0o600)  # ASCII: a value may have a lone surrogate
 
     @classmethod
     def load(cls, path: Path) -> Pseudonyms:
-        """The book that `save` wrote. Raises DataError when the file is none."""
+        """Loads a map that `save` wrote. Raises DataError if the file is not one."""
         book = cls()
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-            for kind, value, stand_in in plain["entries"]:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            for kind, value, stand_in in data["entries"]:
                 book._enter(kind, value, stand_in)
-            book._numbers.update(plain["numbers"])
-            book._reserved.update(plain["reserved"])
+            book._numbers.update(data["numbers"])
+            book._reserved.update(data["reserved"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"this is no book of pseudonyms ({type(error).__name__})",
+                f"is not a pseudonym map ({type(error).__name__})",
                 where=str(path),
-                next="Name the file that was saved when the rows were pseudonymised",
+                next="Name the file that was saved when the rows were pseudonymized",
             ) from error
         return book
 
@@ -167,54 +172,54 @@ class Pseudonyms:
         self._values[stand_in] = value
         self._lengths[stand_in[:HEAD]].add(len(stand_in))
 
-    def _end(self, text: str, at: int) -> int:
-        lengths = self._lengths.get(text[at : at + HEAD])
-        if not lengths or _joined(text, at):
+    def _end(self, text: str, position: int) -> int:
+        lengths = self._lengths.get(text[position : position + HEAD])
+        if not lengths or _inside_word(text, position):
             return 0
-        ends = (at + length for length in sorted(lengths, reverse=True))
-        return next((end for end in ends if text[at:end] in self._values and not _joined(text, end)), 0)
+        ends = (position + length for length in sorted(lengths, reverse=True))
+        return next((end for end in ends if text[position:end] in self._values and not _inside_word(text, end)), 0)
 
 
 def pseudonymise(text: str, spans: Iterable[Span], book: Pseudonyms) -> str:
-    """`text` with a stand-in for each of `spans`; names word by word, so that a first name stays the same person.
+    """Replaces each of `spans` in `text` with its pseudonym; names word by word, so that a first name matches too.
 
-    A span that touches a stand-in of the book is left: doing it twice changes nothing. Raises ValueError for a span of
-    another text.
+    Spans that overlap a pseudonym of the map are left, so a second call changes nothing. Raises ValueError for a span
+    of another text.
     """
-    there = bytearray(len(text))
-    for known in book.occurrences(text):
-        there[known.start : known.end] = b"\1" * len(known.text)
-    out, at = [], 0
-    for span in resolve(span for span in spans if not any(there[span.start : span.end])):
+    occupied = bytearray(len(text))
+    for existing in book.occurrences(text):
+        occupied[existing.start : existing.end] = b"\1" * len(existing.text)
+    out, position = [], 0
+    for span in resolve(span for span in spans if not any(occupied[span.start : span.end])):
         if text[span.start : span.end] != span.text:
-            raise ValueError(f"the text holds {text[span.start : span.end]!r} at {span.start}, not {span.text!r}")
-        out += [text[at : span.start], _replaced(span, text, book)]
-        at = span.end
-    return "".join([*out, text[at:]])
+            raise ValueError(f"the text has {text[span.start : span.end]!r} at {span.start}, not {span.text!r}")
+        out += [text[position : span.start], _pseudonym_for(span, text, book)]
+        position = span.end
+    return "".join([*out, text[position:]])
 
 
 def restore(text: str, book: Pseudonyms) -> str:
-    """`text` with each of the book's stand-ins turned back into its value."""
-    out, at = [], 0
+    """`text` with each pseudonym of the map replaced by its value."""
+    out, position = [], 0
     for span in book.occurrences(text):
-        out += [text[at : span.start], book.value(span.text)]
-        at = span.end
-    return "".join([*out, text[at:]])
+        out += [text[position : span.start], book.value(span.text)]
+        position = span.end
+    return "".join([*out, text[position:]])
 
 
-def _joined(text: str, at: int) -> bool:
-    """Whether `at` lies within a word or a number."""
-    return 0 < at < len(text) and text[at - 1].isalnum() and text[at].isalnum()
+def _inside_word(text: str, position: int) -> bool:
+    """Whether `position` is inside a word or a number."""
+    return 0 < position < len(text) and text[position - 1].isalnum() and text[position].isalnum()
 
 
-def _replaced(span: Span, text: str, book: Pseudonyms) -> str:
+def _pseudonym_for(span: Span, text: str, book: Pseudonyms) -> str:
     if span.kind != "name":
         return book.stand_in(span.kind, span.text, unlike=text)
     return re.sub(r"\w+", lambda word: book.stand_in("name", word[0], unlike=text), span.text)
 
 
-def _made(kind: str, value: str, number: int) -> str:
-    """The stand-in with this `number`, from 0, shaped like `value`."""
+def _new_pseudonym(kind: str, value: str, number: int) -> str:
+    """The pseudonym with this `number`, from 0, in the format of `value`."""
     fixed = {
         "email": f"person{number + 1}@example.org",
         "name": f"Person{number + 1}",
@@ -227,29 +232,29 @@ def _made(kind: str, value: str, number: int) -> str:
 
 
 def _card(value: str, number: int) -> str:
-    return _filled(value, str(number))
+    return _zero_filled(value, str(number))
 
 
 def _iban(value: str, number: int) -> str:
-    return value[:2] + _filled(value[2:], str(number))
+    return value[:2] + _zero_filled(value[2:], str(number))
 
 
 def _ssn(value: str, number: int) -> str:
-    return _filled(value, str(number))
+    return _zero_filled(value, str(number))
 
 
-def _filled(value: str, digits: str) -> str:
-    """`value` with zeros for its letters and digits, ending in `digits`; its spaces and dashes stay."""
-    room = sum(map(str.isalnum, value))
-    fill = iter(digits.zfill(room))
-    return "".join(next(fill) if each.isalnum() else each for each in value)
+def _zero_filled(value: str, digits: str) -> str:
+    """`value` with its letters and digits replaced by zeros that end in `digits`; spaces and dashes stay."""
+    width = sum(map(str.isalnum, value))
+    digit_iterator = iter(digits.zfill(width))
+    return "".join(next(digit_iterator) if character.isalnum() else character for character in value)
 
 
 def _phone(value: str, number: int) -> str:
     area, line = divmod(number, 100)
     if area >= 800:
-        raise DataError("the book holds 80,000 phone numbers, and no more are reserved", next="Begin another book")
-    dash = next((each for each in value if each in " .-"), "-")
+        raise DataError("all 80,000 phone pseudonyms are used", next="Set data.pseudonyms to a new file")
+    dash = next((character for character in value if character in " .-"), "-")
     country = f"+1{dash}" if value.startswith(("+", "00")) else ""
     return f"{country}{200 + area}{dash}555{dash}01{line:02d}"
 
@@ -262,5 +267,5 @@ def _ip(value: str, number: int) -> str:
         return f"{TEST_NETS[net]}.{host + 1}"
     net -= len(TEST_NETS)
     if net >= 512:
-        raise DataError("the book holds 130,810 IPv4 addresses, and no more are reserved", next="Begin another book")
+        raise DataError("all 130,810 IPv4 pseudonyms are used", next="Set data.pseudonyms to a new file")
     return f"198.{18 + net // 256}.{net % 256}.{host + 1}"

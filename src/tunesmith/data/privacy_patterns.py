@@ -1,7 +1,7 @@
-"""What personal data and secrets look like: one small finder a kind, each linear in the text's length.
+"""Detectors of personal data and secrets, one per kind, each linear in the length of the text.
 
-A pattern only proposes; a checksum, a registry's rule or the standard library decides. Every pattern starts behind a
-look-behind and repeats boundedly or possessively, so that no text makes it walk the same characters again and again.
+A pattern only proposes; a checksum, a registry's rule or the standard library decides. Every pattern starts with a
+lookbehind and uses bounded or possessive quantifiers, so that no text causes repeated backtracking.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Span:
-    """A found value: text[start:end], `end` exclusive, in characters."""
+    """A value found at text[start:end], in characters."""
 
     start: int
     end: int
@@ -27,7 +27,7 @@ class Span:
 
 DIGIT = re.compile(r"\d")
 
-# --- e-mail, URL, IP -------------------------------------------------------------------------------------------
+# --- email, URL, IP --------------------------------------------------------------------------------------------
 
 EMAIL = re.compile(r"(?<![\w.%+'-])[\w.%+'-]{1,64}@[\w.-]{4,253}(?!\w)")  # the lengths are RFC 5321's
 URL = re.compile(r"(?<![\w@.-])(?:(?:https?|ftp)://|www\.)[^\s<>\"`{}|\\^]+", re.IGNORECASE)
@@ -38,7 +38,7 @@ DOMAIN_LABEL = re.compile(r"[^\W_](?:[\w-]{0,61}[^\W_])?")
 
 
 def emails(text: str) -> Iterator[Span]:
-    """E-mail addresses with a dotted domain; addresses in other alphabets too."""
+    """Email addresses with a dotted domain, in any alphabet."""
     for match in EMAIL.finditer(text) if "@" in text else ():
         start = match.end() - len(match[0].lstrip(".'-%+"))
         value = text[start : match.end()].rstrip(".-_")
@@ -48,7 +48,7 @@ def emails(text: str) -> Iterator[Span]:
 
 
 def urls(text: str) -> Iterator[Span]:
-    """Addresses that begin with http, https, ftp or www; the sentence's punctuation stays outside."""
+    """URLs that begin with http, https, ftp or www, without the punctuation of the sentence."""
     for match in URL.finditer(text) if "://" in text or "www." in text.lower() else ():
         value = _without_punctuation(match[0])
         try:
@@ -60,14 +60,14 @@ def urls(text: str) -> Iterator[Span]:
 
 
 def ips(text: str) -> Iterator[Span]:
-    """IPv4 and IPv6 addresses, as `ipaddress` reads them; loopback and unspecified addresses name nobody."""
+    """IPv4 and IPv6 addresses that `ipaddress` accepts, except loopback and unspecified ones."""
     for match in IPV4.finditer(text) if DIGIT.search(text) else ():
-        if _names_a_machine(match[0]) and not VERSION.search(text[max(0, match.start() - 10) : match.start()]):
+        if _is_host_address(match[0]) and not VERSION.search(text[max(0, match.start() - 10) : match.start()]):
             yield Span(match.start(), match.end(), "ip", match[0])
     for match in IPV6.finditer(text) if text.count(":") > 1 and DIGIT.search(text) else ():
         for value in (match[0], match[0].rstrip("."), match[0].rstrip(".:")):
             groups = [group for group in value.split(":") if group]
-            if value.count(":") > 1 and len(groups) > 1 and re.search(r"\d", value) and _names_a_machine(value):
+            if value.count(":") > 1 and len(groups) > 1 and re.search(r"\d", value) and _is_host_address(value):
                 yield Span(match.start(), match.start() + len(value), "ip", value)
                 break
 
@@ -87,7 +87,7 @@ def _without_punctuation(url: str) -> str:
     while end and (url[end - 1] in ".,;:!?'’”»*_…" or spare.get(url[end - 1], 0) > 0):
         end -= 1
         if url[end] in spare:
-            spare[url[end]] -= 1  # a bracket that nothing in the address opened is the sentence's
+            spare[url[end]] -= 1  # a bracket that is not opened in the URL belongs to the sentence
     return url[:end]
 
 
@@ -98,7 +98,7 @@ def _address(value: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
         return None
 
 
-def _names_a_machine(value: str) -> bool:
+def _is_host_address(value: str) -> bool:
     address = _address(value)
     return address is not None and not address.is_loopback and not address.is_unspecified
 
@@ -113,8 +113,8 @@ BARE_SSN = re.compile(
     r"((?!000|666|9)\d{3}(?!00)\d{2}(?!0000)\d{4})(?!\w)",
     re.IGNORECASE,
 )
-CARD_RANGES = (  # first four digits from, to, lengths: ISO/IEC 7812 issuers as networks publish them
-    (3000, 6999, (16,)),  # the industry digits 3 to 6 are all cards'; networks open ranges faster than lists follow
+CARD_RANGES = (  # first four digits from, to, lengths: ISO/IEC 7812 issuers as the networks publish them
+    (3000, 6999, (16,)),  # the industry digits 3 to 6 are all cards; networks open ranges faster than lists follow
     (1800, 1800, (15,)),  # JCB
     (2131, 2131, (15,)),
     (2200, 2204, (16, 17, 18, 19)),  # Mir
@@ -132,13 +132,13 @@ CARD_RANGES = (  # first four digits from, to, lengths: ISO/IEC 7812 issuers as 
     (5600, 6999, tuple(range(12, 20))),  # Maestro, Discover, UnionPay
 )
 DOUBLED = str.maketrans("0123456789", "0246813579")  # the digit sum of twice the digit
-CARD_GROUPS = {  # the lengths of groups as printed on cards
+CARD_GROUPS = {  # lengths of the digit groups as printed on cards
     *((length,) for length in range(12, 20)),
     *((4, 4, 4, 4, rest) for rest in range(1, 4)),
     *((4, 4, 4, rest) for rest in range(1, 5)),
     *((4, 4, 4), (4, 6, 4), (4, 6, 5)),
 }
-IBAN_SHAPES = {  # country -> as many letters and digits as the SWIFT IBAN registry says
+IBAN_SHAPES = {  # country -> pattern with the length in the SWIFT IBAN registry
     country: re.compile(rf"[A-Za-z]{{2}}(?:[ -]?[A-Za-z0-9]){{{int(length) - 2}}}(?![^\W_])")
     for country, length in re.findall(
         r"([A-Z]{2})(\d\d)",
@@ -152,7 +152,7 @@ IBAN_SHAPES = {  # country -> as many letters and digits as the SWIFT IBAN regis
 
 
 def cards(text: str) -> Iterator[Span]:
-    """Payment card numbers: a known issuer's range and length, Luhn's check, plain or grouped as on a card."""
+    """Payment card numbers: an issuer's range and length, Luhn check, plain or grouped as on a card."""
     for run in DIGIT_RUN.finditer(text):
         if len(run[0]) < 12:
             continue
@@ -160,7 +160,7 @@ def cards(text: str) -> Iterator[Span]:
         lengths = tuple(group.end() - group.start() for group in groups)
         first = 0
         while first < len(groups):
-            sizes = (1, 4, 3, 5)  # four before three: the start of a card in four groups may pass as a shorter card
+            sizes = (1, 4, 3, 5)  # four before three: the start of a card in four groups may be a valid shorter card
             stops = [first + size for size in sizes if first + size <= len(groups)]
             stop = next((s for s in stops if _is_card(groups[first:s], lengths[first:s])), 0)
             if stop:
@@ -174,18 +174,18 @@ def _is_card(groups: Sequence[re.Match[str]], lengths: tuple[int, ...]) -> bool:
         return False
     digits = "".join(group[0] for group in groups)
     issuer, length = int(digits[:4]), len(digits)
-    known = any(length in sizes and low <= issuer <= high for low, high, sizes in CARD_RANGES)
-    return known and digits.isascii() and luhn(digits)
+    is_known = any(length in sizes and low <= issuer <= high for low, high, sizes in CARD_RANGES)
+    return is_known and digits.isascii() and luhn(digits)
 
 
 def luhn(digits: str) -> bool:
-    """ISO/IEC 7812-1, annex B: every second digit from the right doubled, the digits' sum divisible by ten."""
+    """Luhn check (ISO/IEC 7812-1, annex B): with every second digit from the right doubled, the sum divides by ten."""
     plain, doubled = digits[-1::-2], digits[-2::-2].translate(DOUBLED)
     return sum(map(int, plain + doubled)) % 10 == 0
 
 
 def ibans(text: str) -> Iterator[Span]:
-    """IBANs: the country's length (SWIFT registry) and ISO 13616's mod 97, plain or with single spaces or dashes."""
+    """IBANs by the country's length (SWIFT registry) and mod 97 (ISO 13616), plain or with single spaces or dashes."""
     for head in IBAN_HEAD.finditer(text):
         shape = IBAN_SHAPES.get(head[0][:2].upper())
         match = shape.match(text, head.start()) if shape else None
@@ -196,11 +196,11 @@ def ibans(text: str) -> Iterator[Span]:
 def _is_iban(value: str) -> bool:
     plain = re.sub(r"[ -]", "", value).upper()
     issued = 2 <= int(plain[2:4]) <= 98  # 98 minus a remainder; 00, 01 and 99 also pass mod 97 but are never issued
-    return issued and int("".join(str(int(each, 36)) for each in plain[4:] + plain[:4])) % 97 == 1
+    return issued and int("".join(str(int(character, 36)) for character in plain[4:] + plain[:4])) % 97 == 1
 
 
 def ssns(text: str) -> Iterator[Span]:
-    """US social security numbers: never area 000, 666 or 9xx, group 00, serial 0000 (SSA); plain only when named."""
+    """US social security numbers, without area 000, 666 or 9xx, group 00, serial 0000 (SSA); plain only if named."""
     for match in SSN.finditer(text):
         yield Span(match.start(), match.end(), "ssn", match[0])
     for match in BARE_SSN.finditer(text):
@@ -209,8 +209,8 @@ def ssns(text: str) -> Iterator[Span]:
 
 # --- phones ----------------------------------------------------------------------------------------------------
 
-BLANK = "\0"  # stands where another kind was found
-GROUP = r"\d++(?!(?!x ?\d{1,6}(?!\w))[^\W\d])"  # digits that are no part of a word; an extension's x may follow
+BLANK = "\0"  # replaces values of other kinds
+GROUP = r"\d++(?!(?!x ?\d{1,6}(?!\w))[^\W\d])"  # digits that are not part of a word; an extension's x may follow
 BETWEEN = r"(?: - | ?\(|\)[ .\u00a0-]?+|[ .\-/\u00a0\u202f\u2010\u2011])"
 EXTENSION = r"(?:(?: ?x|,? ?(?:ext(?:ension)?|durchwahl|poste)\b\.?) ?\d{1,6}(?!\w))?+"
 PHONE = re.compile(
@@ -222,7 +222,7 @@ DATE = re.compile(
     r"(?<!\d)(?:\d{4}([-./])\d\d?\1\d\d?|\d\d?([-./])\d\d?\2(?:19|20)\d\d"
     r"|(?:19|20)\d\d ?- ?(?:19|20)\d\d)(?!\d)"  # years from, to
 )
-CUE = re.compile(  # the nearest word before a number says what the number is
+CUE = re.compile(  # the nearest of these words before a number decides what it is
     r"\b(?:(?P<phone>(?:tele|mobile|cell|i)?phone|t[ée]l(?:[ée](?:ph|f)on\w{0,3})?|tlf|fax|mobile?|m[óo]vil|cell|cellular"
     r"|cellulare|handy|portable|gsm|landline|(?:desk|office|home|work|direct)(?=\W{0,3}$)|call(?:ed|ing|s)?|dial(?:ed|ing|led)?|ring|rang|text(?:ed|ing)?"
     r"|sms|messages?|whatsapp|signal|contact|reach(?:ed)?|answer(?:ed|ing)|hotline|registered|voicemail|pager)"
@@ -241,45 +241,45 @@ AMOUNT_AFTER = re.compile(
 
 
 def phones(text: str) -> Iterator[Span]:
-    """Phone numbers: international, North American and 0-led shapes alone; others where a word nearby says phone."""
+    """Phone numbers: international, North American and 0-led formats; others only with a cue word nearby."""
     for match in PHONE.finditer(text):
-        number, more = match["number"], match["more"]
+        number, extension = match["number"], match["more"]
         start = match.start()
-        if number.startswith("(") and ")" not in number:  # the bracket is the sentence's
+        if number.startswith("(") and ")" not in number:  # the bracket belongs to the sentence
             number, start = number[1:], start + 1
-        value = _phone(number, more, text, start)
+        value = _phone(number, extension, text, start)
         if value:
             yield Span(start, start + len(value), "phone", value)
         elif " " in number:
-            yield from _listed(number, more, text, start)
+            yield from _listed(number, extension, text, start)
 
 
-def _listed(number: str, more: str, text: str, start: int) -> Iterator[Span]:
-    """Phones within a run of digits that is none as a whole: '555-555-0100 555-555-0101', '555-555-0100 2 times'."""
+def _listed(number: str, extension: str, text: str, start: int) -> Iterator[Span]:
+    """Phones within a run of digits that is not one phone: '555-555-0100 555-555-0101', '555-555-0100 2 times'."""
     if AMOUNT_BEFORE.search(text[max(0, start - 5) : start]) or _cue(text[max(0, start - 40) : start]) == "other":
         return
     for match in re.finditer(r"[^ ]+", number):
         if _plain_phone(match[0]):
-            value = match[0] + more * (match.end() == len(number))
+            value = match[0] + extension * (match.end() == len(number))
             yield Span(start + match.start(), start + match.start() + len(value), "phone", value)
 
 
-def _phone(number: str, more: str, text: str, start: int) -> str:
-    """The part of `number` that is a phone, with its extension; empty when there is none."""
+def _phone(number: str, extension: str, text: str, start: int) -> str:
+    """`number` with its extension if it is a phone, else ''."""
     if AMOUNT_BEFORE.search(text[max(0, start - 5) : start]) or number.count("(") != number.count(")"):
         return ""
-    end = start + len(number) + len(more)
+    end = start + len(number) + len(extension)
     cue = _cue(text[max(0, start - 40) : start])
-    if cue != "other" and (_plain_phone(number) or (more and _possible_phone(number))):
-        return number + more
-    said = cue == "phone" or CUE_AFTER.match(text, end)
-    if said and _possible_phone(number) and not AMOUNT_AFTER.match(text, end):
-        return number + more
+    if cue != "other" and (_plain_phone(number) or (extension and _possible_phone(number))):
+        return number + extension
+    is_cued = cue == "phone" or CUE_AFTER.match(text, end)
+    if is_cued and _possible_phone(number) and not AMOUNT_AFTER.match(text, end):
+        return number + extension
     return ""
 
 
 def _plain_phone(number: str) -> bool:
-    """Whether the shape alone says phone. ITU-T E.164: at most 15 digits with the country's code."""
+    """Whether the format alone identifies a phone. ITU-T E.164: at most 15 digits with the country code."""
     groups = re.findall(r"\d+", number)
     digits = "".join(groups)
     if number.startswith("+"):
@@ -295,30 +295,30 @@ def _plain_phone(number: str) -> bool:
 
 def _possible_phone(number: str) -> bool:
     groups = [len(group) for group in re.findall(r"\d+", number)]
-    most = 13 if len(groups) > 1 else 11
-    return 7 <= sum(groups) <= most and len(groups) <= 6 and min(groups) > 1 and not DATE.search(number)
+    max_digits = 13 if len(groups) > 1 else 11
+    return 7 <= sum(groups) <= max_digits and len(groups) <= 6 and min(groups) > 1 and not DATE.search(number)
 
 
 def _cue(before: str) -> str:
-    near = re.split(rf"[\d{BLANK}]", before)[-1]  # a word beyond another number speaks of that one
-    found = [match.lastgroup or "" for match in CUE.finditer(near)]
-    return found[-1] if found else ""
+    near = re.split(rf"[\d{BLANK}]", before)[-1]  # a word before another number refers to that one
+    cues = [match.lastgroup or "" for match in CUE.finditer(near)]
+    return cues[-1] if cues else ""
 
 
 # --- names -----------------------------------------------------------------------------------------------------
 
 TITLES = "mr mrs ms miss mx dr prof professor sir dame lady lord rev hon herr frau mme mlle sr sra jr phd md"
-PARTICLES = "van von der den del della des dos das the and ben bin ibn und"  # words of their own, too
+PARTICLES = "van von der den del della des dos das the and ben bin ibn und"  # also words of their own
 NO_PART = frozenset(f"{TITLES} {PARTICLES}".split())
 
 
-def names(text: str, given: Sequence[str]) -> Iterator[Span]:
-    """The names in `given`, spelt so or in capitals: whole, or parts of three letters or more; never a title."""
-    wanted = sorted({form for name in given for form in _forms(name)}, key=len, reverse=True)
-    if not wanted:
+def names(text: str, row_names: Sequence[str]) -> Iterator[Span]:
+    """Occurrences of `row_names`, as spelled or in capitals: whole, or parts of three or more letters; never titles."""
+    forms = sorted({form for name in row_names for form in _forms(name)}, key=len, reverse=True)
+    if not forms:
         return
-    either = "|".join(re.escape(form).replace(r"\ ", r"\s{1,3}") for form in wanted)
-    for match in re.finditer(rf"(?<!\w)(?:{either})(?!\w)", text):
+    alternatives = "|".join(re.escape(form).replace(r"\ ", r"\s{1,3}") for form in forms)
+    for match in re.finditer(rf"(?<!\w)(?:{alternatives})(?!\w)", text):
         yield Span(match.start(), match.end(), "name", match[0])
 
 
@@ -334,7 +334,7 @@ def _forms(name: str) -> Iterator[str]:
 # --- secrets ---------------------------------------------------------------------------------------------------
 
 _B, _E = r"(?<![\w-])", r"(?![^\W_])"
-SECRETS = (  # kind, signs of which a text must hold one, shape: the issuers' documented prefixes
+SECRETS = (  # kind, strings of which a text must contain one, pattern: the issuers' documented prefixes
     ("aws_key", ("AKIA", "ASIA", "ABIA", "ACCA"), re.compile(rf"{_B}(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{{16}}{_E}")),
     (
         "github_token",
@@ -355,7 +355,7 @@ SECRETS = (  # kind, signs of which a text must hold one, shape: the issuers' do
         re.compile(r"(?<![\w.-])eyJ[\w-]{8,4000}\.eyJ[\w-]{8,8000}\.[\w-]{0,4000}(?![^\W_])"),
     ),  # RFC 7519
     (
-        "private_key",  # RFC 7468; one cut off before its end is a secret still
+        "private_key",  # RFC 7468; a truncated one is still a secret
         ("PRIVATE KEY",),
         re.compile(
             r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----(?:[^-]|-(?!----))*+"
@@ -368,28 +368,28 @@ CREDENTIAL = re.compile(
     r"[\w-]{0,20}[\"']?\s{0,3}(?:=>|:=|[=:]|(?<=bearer)\s)\s{0,3}[\"']?(?P<value>[^\s\"'<>,;]{12,400})(?![^\W_])",
     re.IGNORECASE,
 )
-SPOKEN = re.compile(  # 'the key ab12…', 'its password is ab12…': the value must look random all the more
+NAMED_SECRET = re.compile(  # 'the key ab12…', 'its password is ab12…': the value must look more random
     r"(?<!\w)(?:key|secret|token|pass(?:word|phrase|code)|login|credentials?)(?!\w)[^.!?\n]{0,30}?(?<=\s)[\"'`“‘]?"
     r"(?P<value>(?=[A-Za-z_+/=-]{0,60}\d)[A-Za-z0-9_+/=-]{20,200})(?![^\W_])",
     re.IGNORECASE,
 )
-NAMED = ("login", "key", "secret", "token", "passw", "passphrase", "pwd", "credential", "bearer")
-WORDY = re.compile(r"[a-z]{8,}|[_/=-].{0,20}[_/=-]|[A-Z]{14,}")  # an identifier or a path, not random characters
-LEAST_BITS = 3.0  # Shannon bits a character; detect-secrets' limit for hexadecimal strings
+KEYWORDS = ("login", "key", "secret", "token", "passw", "passphrase", "pwd", "credential", "bearer")
+IDENTIFIER = re.compile(r"[a-z]{8,}|[_/=-].{0,20}[_/=-]|[A-Z]{14,}")  # an identifier or a path, not random characters
+MIN_BITS = 3.0  # Shannon bits per character; detect-secrets' limit for hexadecimal strings
 
 
 def secrets(text: str) -> Iterator[Span]:
-    """Keys by their issuers' shapes, and values of high entropy that are assigned to a key, token or password."""
-    for kind, signs, pattern in SECRETS:
-        for match in pattern.finditer(text) if any(sign in text for sign in signs) else ():
+    """Keys in their issuers' formats, and values of high entropy that are assigned to a key, token or password."""
+    for kind, markers, pattern in SECRETS:
+        for match in pattern.finditer(text) if any(sign in text for sign in markers) else ():
             value = match[0].rstrip() if kind == "private_key" else match[0]
             yield Span(match.start(), match.start() + len(value), kind, value)
     plain = text.lower()
-    named = any(word in plain for word in NAMED) and DIGIT.search(text)  # without a digit nothing looks random
-    for match in SPOKEN.finditer(text) if named else ():
-        if _looks_random(match["value"]) and not WORDY.search(match["value"]):
+    has_keyword = any(word in plain for word in KEYWORDS) and DIGIT.search(text)  # without a digit nothing looks random
+    for match in NAMED_SECRET.finditer(text) if has_keyword else ():
+        if _looks_random(match["value"]) and not IDENTIFIER.search(match["value"]):
             yield Span(match.start("value"), match.end("value"), "assigned_secret", match["value"])
-    for match in CREDENTIAL.finditer(text) if named else ():
+    for match in CREDENTIAL.finditer(text) if has_keyword else ():
         value = match["value"].rstrip(".:!?)]}`*")
         if _looks_random(value):
             yield Span(match.start("value"), match.start("value") + len(value), "assigned_secret", value)
@@ -397,9 +397,9 @@ def secrets(text: str) -> Iterator[Span]:
 
 def _looks_random(value: str) -> bool:
     mixed = re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
-    return bool(mixed) and len(value) >= 12 and entropy(value) >= LEAST_BITS
+    return bool(mixed) and len(value) >= 12 and entropy(value) >= MIN_BITS
 
 
 def entropy(value: str) -> float:
-    """Shannon's entropy of the characters in `value`, in bits a character."""
+    """The Shannon entropy of the characters in `value`, in bits per character."""
     return -sum(count / len(value) * math.log2(count / len(value)) for count in Counter(value).values())

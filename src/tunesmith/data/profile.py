@@ -1,4 +1,4 @@
-"""What the rows look like, in numbers: lengths, groups, fields, languages, copies, frequent phrases. One pass."""
+"""Profiles rows in one pass: lengths, groups, fields, languages, copies, frequent phrases."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tunesmith.data.defects import Language
 from tunesmith.data.finding import prompt_key
 
 BINS = 30
-READ = 20_000  # rows that n-grams are counted in, at even steps: each of 60 words brings 58 of them
-JUDGED = 5_000  # answers whose language is told, at even steps
+NGRAM_SAMPLE = 20_000  # rows for counting n-grams, at even steps: a row of 60 words has 58
+LANGUAGE_SAMPLE = 5_000  # answers whose language is detected, at even steps
 _NUMBER = re.compile(r"^\s*\d+[.)]\s*")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
@@ -24,11 +24,11 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 def profile(
     rows: Sequence[Conversation], count_tokens: Callable[[Conversation], int] | None = None, *, top: int = 15
 ) -> dict[str, Any]:
-    """Plain values.
+    """Returns the profile as plain values.
 
-    `lengths`: of prompt and answer in characters and words, and of the row in tokens, each as `spread` gives it.
-    `groups`: rows by group. `fields`: rows that have each field, and rows that leave it blank. `languages`: rows by
-    script and language. `distinct`: prompts, answers, pairs. `exchanges`: rows by the number of answers.
+    `lengths`: of prompt and answer in characters and words, and of the row in tokens, each as `spread` returns it.
+    `groups`: rows by group. `fields`: rows with each field, and with the field blank. `languages`: rows by script and
+    language. `distinct`: numbers of distinct prompts, answers, pairs. `exchanges`: rows by number of answers.
     """
     lengths: dict[str, array[int]] = {}
     groups: Counter[str] = Counter()
@@ -37,9 +37,9 @@ def profile(
     filled: Counter[str] = Counter()
     blank: Counter[str] = Counter()
     distinct: dict[str, set[int]] = {"prompts": set(), "answers": set(), "pairs": set()}
-    read: tuple[list[str], list[str]] = [], []
-    every, judge = max(1, len(rows) // READ), max(1, len(rows) // JUDGED)
-    for place, row in enumerate(rows):
+    sampled: tuple[list[str], list[str]] = [], []
+    ngram_step, language_step = max(1, len(rows) // NGRAM_SAMPLE), max(1, len(rows) // LANGUAGE_SAMPLE)
+    for index, row in enumerate(rows):
         _measure(lengths, row, count_tokens)
         groups[row.group] += 1
         exchanges[sum(turn.role == "assistant" for turn in row.turns)] += 1
@@ -49,10 +49,10 @@ def profile(
         distinct["prompts"].add(prompt)
         distinct["answers"].add(answer)
         distinct["pairs"].add(hash((prompt, answer)))
-        if place % every == 0:
-            read[0].append(row.question)
-            read[1].append(row.answer)
-        if place % judge == 0:
+        if index % ngram_step == 0:
+            sampled[0].append(row.question)
+            sampled[1].append(row.answer)
+        if index % language_step == 0:
             languages[_language(row.answer)] += 1
     return {
         "rows": len(rows),
@@ -65,14 +65,14 @@ def profile(
         },
         "languages": dict(languages.most_common()),
         "distinct": {name: len(members) for name, members in distinct.items()},
-        "read": {"ngrams": len(read[0]), "languages": languages.total()},
-        "prompt_ngrams": frequent(read[0], 3, top),
-        "answer_ngrams": frequent(read[1], 3, top),
+        "read": {"ngrams": len(sampled[0]), "languages": languages.total()},
+        "prompt_ngrams": frequent(sampled[0], 3, top),
+        "answer_ngrams": frequent(sampled[1], 3, top),
     }
 
 
 def spread(values: Iterable[int]) -> dict[str, Any]:
-    """Smallest, 5 %, median, mean, 95 %, largest, and a histogram of at most 30 bins (its edges, its counts)."""
+    """Minimum, 5 %, median, mean, 95 %, maximum, and a histogram of at most 30 bins (edges, counts)."""
     numbers = np.fromiter(values, dtype=np.int64)
     if not len(numbers):
         return {}
@@ -92,7 +92,7 @@ def spread(values: Iterable[int]) -> dict[str, Any]:
 
 
 def frequent(texts: Sequence[str], size: int, top: int) -> list[tuple[str, int]]:
-    """The `top` most frequent runs of `size` words, counted once a text and not across lines: (words, texts)."""
+    """The `top` most frequent word n-grams of `size`, counted once per text and not across lines: (words, texts)."""
     counts: Counter[str] = Counter()
     for text in texts:
         lines = [_WORD.findall(_NUMBER.sub("", line).casefold()) for line in text.splitlines()]
@@ -111,7 +111,7 @@ def _measure(
 
 
 def _language(text: str) -> str:
-    found = Language.judged(text)
-    if found is None:
+    language = Language.detect(text)
+    if language is None:
         return "too short to tell"
-    return found.code or ("Latin script, language not clear" if found.script == "Latin" else found.script)
+    return language.code or ("Latin script, language not clear" if language.script == "Latin" else language.script)

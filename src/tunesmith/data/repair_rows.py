@@ -1,10 +1,9 @@
-"""Rows mended cell by cell: every text of a row as it stands in its file, each change undone exactly.
+"""Repairs rows cell by cell, on the texts as they are in the file; each change can be undone exactly.
 
-Encoding, blanks and entities are mended in every text. Lists and slots are mended in answers alone: a text that the
-format took as an answer as it stands, or behind the reasoning that it begins with. Reasoning is never mended: it holds
-code and drafts whose layout means something. A cell that holds messages as JSON text is mended message by message, as
-one change. Personal data gets its stand-in in every text, so that a name in a field and in the answer stays the same
-person.
+Encoding, whitespace and entities are repaired in every text. Lists and placeholders are repaired only in answers: texts
+that the format reads as an answer, after any leading reasoning. Reasoning is never repaired, because the layout of its
+code and drafts has a meaning. A cell with messages as JSON text is repaired message by message, as one change. Personal
+data is replaced by pseudonyms in every text, so that a name in a field and in the answer stays the same person.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from tunesmith.data.ner import find_names
 from tunesmith.data.privacy import KINDS, Pseudonyms, find_personal, pseudonymise
 from tunesmith.data.repair_text import Edit, Repaired, repair, undo
 
-Path = tuple[str | int, ...]  # the keys and places that lead to a text inside a row
+Path = tuple[str | int, ...]  # the keys and indices that lead to a text inside a row
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one text of a row. Stand-ins are no edits: the book of stand-ins alone can turn them back."""
+    """The edits of one text of a row. Pseudonyms are not among them: only the pseudonym map can reverse those."""
 
     path: Path
     edits: tuple[Edit, ...]
@@ -33,7 +32,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Mended:
-    """A row's values after mending, and the changes that led there."""
+    """A row's values after repair, the changes, and the number of pseudonyms that were inserted."""
 
     values: dict[str, Any]
     changes: tuple[Change, ...] = ()
@@ -42,9 +41,10 @@ class Mended:
 
 @dataclass(frozen=True)
 class Mend:
-    """What is to be mended: damage (`damage`), personal data (`book`, with the kinds and name columns to look for).
+    """What to repair: damage, and personal data if `book` is a pseudonym map.
 
-    `ner` is the spaCy pipeline that finds people's names; '' for none.
+    `kinds` are the kinds of personal data, `names` the columns with names, and `ner` the spaCy pipeline that finds
+    names of people, '' for none.
     """
 
     damage: bool = False
@@ -57,47 +57,51 @@ class Mend:
         return self.damage or self.book is not None
 
     def row(self, values: Mapping[str, Any], turns: Sequence[Turn]) -> Mended:
-        """`values` mended; `turns` are the conversation that was read from them."""
+        """Repairs `values`; `turns` is the conversation that was read from them."""
         answers = {turn.text for turn in turns if turn.role == "assistant"}
         thoughts = {turn.reasoning for turn in turns if turn.reasoning}
-        own = [str(values[name]) for name in self.names if values.get(name)]
+        row_names = [str(values[name]) for name in self.names if values.get(name)]
         changes: list[Change] = []
         stand_ins = 0
 
-        def mended(path: Path, text: str) -> str:
+        def repair_cell(path: Path, text: str) -> str:
             nonlocal stand_ins
             if (messages := decoded_messages(text)) is not None:
-                return in_cell(path, text, messages)
-            done = _repaired(text, new, answers, thoughts) if self.damage else Repaired(text)
-            if done.edits:
-                changes.append(Change(path, done.edits))
+                return repair_messages(path, text, messages)
+            repaired = _repair_by_role(text, new_values, answers, thoughts) if self.damage else Repaired(text)
+            if repaired.edits:
+                changes.append(Change(path, repaired.edits))
             if self.book is None:
-                return done.text
-            people = next(find_names([done.text], model=self.ner)) if self.ner else ()
-            spans = find_personal(done.text, names=own, kinds=tuple(self.kinds), people=people)
+                return repaired.text
+            people = next(find_names([repaired.text], model=self.ner)) if self.ner else ()
+            spans = find_personal(repaired.text, names=row_names, kinds=tuple(self.kinds), people=people)
             stand_ins += len(spans)
-            return pseudonymise(done.text, spans, self.book) if spans else done.text
+            return pseudonymise(repaired.text, spans, self.book) if spans else repaired.text
 
-        def in_cell(path: Path, text: str, messages: Any) -> str:
-            first, before = len(changes), stand_ins
-            inner = _map(messages, (), mended)
-            edited = sorted(set(kinds(changes[first:])))
-            del changes[first:]
-            if not edited and stand_ins == before:
+        def repair_messages(path: Path, text: str, messages: Any) -> str:
+            first_change, stand_ins_before = len(changes), stand_ins
+            repaired_messages = _map(messages, (), repair_cell)
+            edit_kinds = sorted(set(kinds(changes[first_change:])))
+            del changes[first_change:]
+            if not edit_kinds and stand_ins == stand_ins_before:
                 return text
-            after = json.dumps(inner, ensure_ascii=False)
-            if edited:
-                changes.append(Change(path, (Edit(0, len(text), text, after, "+".join(edited)),)))
-            return after
+            new_text = json.dumps(repaired_messages, ensure_ascii=False)
+            if edit_kinds:
+                changes.append(Change(path, (Edit(0, len(text), text, new_text, "+".join(edit_kinds)),)))
+            return new_text
 
-        new = {str(name): value for name, value in values.items()}
-        for name in sorted(new, key=lambda name: not isinstance(new[name], str) or _is_answer(new[name], answers)):
-            new[name] = _map(new[name], (name,), mended)  # answers last: their slots are filled from mended fields
-        return Mended(new, tuple(changes), stand_ins)
+        new_values = {str(name): value for name, value in values.items()}
+
+        def comes_last(name: str) -> bool:
+            return not isinstance(new_values[name], str) or _is_answer(new_values[name], answers)
+
+        for name in sorted(new_values, key=comes_last):  # answers last: repaired fields fill their placeholders
+            new_values[name] = _map(new_values[name], (name,), repair_cell)
+        return Mended(new_values, tuple(changes), stand_ins)
 
 
-def _repaired(text: str, fields: Mapping[str, Any], answers: set[str], thoughts: set[str]) -> Repaired:
-    """The text repaired as what it is: an answer, an answer behind its reasoning, reasoning, or another text."""
+def _repair_by_role(text: str, fields: Mapping[str, Any], answers: set[str], thoughts: set[str]) -> Repaired:
+    """Repairs a text by its role: an answer, an answer after reasoning, reasoning, or any other text."""
     if text in answers:
         return repair(text, fields)
     if text.strip("\r\n") in thoughts:
@@ -106,9 +110,9 @@ def _repaired(text: str, fields: Mapping[str, Any], answers: set[str], thoughts:
         return repair(text, fields, base=True)
     answer = split_reasoning(text)[1]
     start = len(text) - len(answer)
-    done = repair(answer, fields)
-    edits = tuple(replace(edit, start=edit.start + start, end=edit.end + start) for edit in done.edits)
-    return Repaired(text[:start] + done.text, edits)
+    repaired = repair(answer, fields)
+    edits = tuple(replace(edit, start=edit.start + start, end=edit.end + start) for edit in repaired.edits)
+    return Repaired(text[:start] + repaired.text, edits)
 
 
 def _is_answer(text: str, answers: set[str]) -> bool:
@@ -116,10 +120,7 @@ def _is_answer(text: str, answers: set[str]) -> bool:
 
 
 def undo_row(values: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
-    """The values before `changes`.
-
-    Raises DataError if a text is not what its change led to.
-    """
+    """The values before `changes`. Raises DataError if a text is not the result of its change."""
     by_path = {change.path: change.edits for change in changes}
     return {
         str(name): _map(value, (str(name),), lambda path, text: undo(text, by_path.get(path, ())))
@@ -128,7 +129,7 @@ def undo_row(values: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, 
 
 
 def to_plain(changes: Sequence[Change]) -> list[dict[str, Any]]:
-    """Plain values, for JSON lines."""
+    """The changes as plain values for JSON lines."""
     return [
         {
             "path": list(change.path),
@@ -140,7 +141,7 @@ def to_plain(changes: Sequence[Change]) -> list[dict[str, Any]]:
 
 def from_plain(plain: Sequence[Mapping[str, Any]]) -> tuple[Change, ...]:
     """The inverse of `to_plain`."""
-    return tuple(Change(tuple(each["path"]), tuple(Edit(*edit) for edit in each["edits"])) for each in plain)
+    return tuple(Change(tuple(entry["path"]), tuple(Edit(*edit) for edit in entry["edits"])) for entry in plain)
 
 
 def kinds(changes: Sequence[Change]) -> Iterator[str]:
@@ -151,11 +152,11 @@ def kinds(changes: Sequence[Change]) -> Iterator[str]:
 
 
 def _map(value: Any, path: Path, change: Callable[[Path, str], str]) -> Any:
-    """`value` with each text in it changed, however deep it stands in lists and mappings."""
+    """Applies `change` to every text in `value`, at any depth of lists and mappings."""
     if isinstance(value, str):
         return change(path, value)
     if isinstance(value, list):
-        return [_map(item, (*path, place), change) for place, item in enumerate(value)]
+        return [_map(item, (*path, index), change) for index, item in enumerate(value)]
     if isinstance(value, dict):
         return {name: _map(item, (*path, str(name)), change) for name, item in value.items()}
     return value

@@ -1,7 +1,7 @@
-"""Repairs of one text that can be taken back: what a defect's place alone makes certain, and nothing else.
+"""Reversible repairs of one text, limited to defects with a certain fix.
 
-A repair is made only where `defects` found something, so that a text without defects stays as it is, byte for byte.
-Rounds go on until nothing changes, so that a second repair finds nothing to do.
+Only the spans of defects are changed, so a text without defects stays the same, byte for byte. Passes repeat until
+nothing changes, so a second repair does nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from tunesmith.data.defects import Defect, broken_whitespace, collapsed_list, markup, mojibake, placeholders
 from tunesmith.errors import DataError
 
-_ROUNDS = 8  # 11,667 real texts settle in one; one that does not in eight is left as it was, which is settled too
+_MAX_PASSES = 8  # 11,667 real texts need one; a text that still changes after eight is left unrepaired
 
 
 @dataclass(frozen=True)
 class Edit:
-    """`before` stood at start:end of the original text (characters from 0); `after` stands there now.
+    """Replaces `before`, at start:end of the original text (characters from 0), with `after`.
 
-    `kind` names the defects mended, joined by '+' where several lay on one another.
+    `kind` is the kind of defect that was repaired; overlapping kinds are joined by '+'.
     """
 
     start: int
@@ -33,62 +33,59 @@ class Edit:
 
 @dataclass(frozen=True)
 class Repaired:
-    """A repaired text and its edits, in the original's order and places, none touching another."""
+    """A repaired text and its edits, in order, at positions in the original text; no two touch."""
 
     text: str
     edits: tuple[Edit, ...] = ()
 
 
 def repair(text: str, fields: Mapping[str, Any] | None = None, *, base: bool = False) -> Repaired:
-    """Mends encoding, blanks, entities, lists run together, and slots that a value of `fields` certainly fills.
+    """Repairs encoding, whitespace, entities, collapsed lists, and placeholders that one value of `fields` fits.
 
-    With `base` only the first three. `repair(repair(x).text)` changes nothing, and `undo` gives x back.
+    With `base`, only the first three. `repair(repair(x).text)` changes nothing, and `undo` restores x.
     """
-    done = Repaired(text)
-    passes = (*map(_fixes, (mojibake, broken_whitespace, markup)),)
+    result = Repaired(text)
+    passes = (*map(_fixable, (mojibake, broken_whitespace, markup)),)
     if not base:
-        passes += (_filler(fields), _fixes(collapsed_list))
-    for _ in range(_ROUNDS):
-        before = done.text
-        for found in passes:
-            if edits := _apart(found(done.text)):
-                done = _compose(text, done, edits)
-        if done.text == before:
-            return done
+        passes += (_placeholder_filler(fields), _fixable(collapsed_list))
+    for _ in range(_MAX_PASSES):
+        before = result.text
+        for detect in passes:
+            if edits := _to_edits(detect(result.text)):
+                result = _compose(text, result, edits)
+        if result.text == before:
+            return result
     return Repaired(text)
 
 
 def undo(text: str, edits: Sequence[Edit]) -> str:
-    """The text before `edits`.
-
-    Raises DataError if `text` is not what the edits led to.
-    """
-    parts, here, shift = [], 0, 0
+    """The text before `edits`. Raises DataError if `text` is not the result of the edits."""
+    parts, position, shift = [], 0, 0
     for edit in edits:
         start = edit.start + shift
         end = start + len(edit.after)
-        if text[start:end] != edit.after or start < here:
+        if text[start:end] != edit.after or start < position:
             raise DataError(
-                f"cannot undo '{edit.kind}' at character {start}: the text is not the repaired one",
-                next="Give undo the text and the edits of one and the same repair",
+                f"cannot undo '{edit.kind}' at character {start}: the text was changed after the repair",
+                next="Pass the text and the edits of the same repair",
             )
-        parts += [text[here:start], edit.before]
-        here, shift = end, shift + len(edit.after) - len(edit.before)
-    return "".join([*parts, text[here:]])
+        parts += [text[position:start], edit.before]
+        position, shift = end, shift + len(edit.after) - len(edit.before)
+    return "".join([*parts, text[position:]])
 
 
-# --- what to put in a defect's place -------------------------------------------------------------------------
+# --- fixes ---------------------------------------------------------------------------------------------------
 
-_Finder = Callable[[str], Iterator[Defect]]
-
-
-def _fixes(kind: _Finder) -> _Finder:
-    return lambda text: (defect for defect in kind(text) if defect.fix is not None)
+_Detector = Callable[[str], Iterator[Defect]]
 
 
-# One line a thing: what a slot may call it, and the names of the fields that hold it. Words are compared without case,
-# signs and 'your'. A field called as the slot is always its own.
-_SAME = (
+def _fixable(detect: _Detector) -> _Detector:
+    return lambda text: (defect for defect in detect(text) if defect.fix is not None)
+
+
+# For each value: what a placeholder may call it, and the names of the fields that contain it. Names are compared
+# without case, punctuation and 'your'. A field with the placeholder's own name always matches.
+_SYNONYMS = (
     ({"my name", "your full name", "full name", "applicant name", "applicants name", "candidate name"},
      {"applicant name", "candidate name", "applicant", "full name"}),
     ({"company", "company name", "name company", "hiring company", "employer", "employer name", "companys name"},
@@ -97,20 +94,21 @@ _SAME = (
      {"job title", "position", "position title"}),
 )  # fmt: skip
 _FILLER_WORDS = frozenset({"your", "the", "insert", "enter", "here", "of", "add"})
-_UNFIT = re.compile(r"[\[\]{}<>\n\r`]|&#?\w+;|(?i:\bn/?a\b|\bnone\b|\bnan\b|\bnull\b)")  # no value, or a slot itself
-_LONGEST = 80  # characters of a value: a longer one is no name
+# a missing value, or itself a placeholder
+_NO_VALUE = re.compile(r"[\[\]{}<>\n\r`]|&#?\w+;|(?i:\bn/?a\b|\bnone\b|\bnan\b|\bnull\b)")
+_MAX_CHARACTERS = 80  # characters of a value: a longer one is not a name
 _GREETING = re.compile(r"(?i)\b(?:dear|hi|hello|hey|mr|mrs|ms|to)[.,]?\s*$")
 
 
-def _filler(fields: Mapping[str, Any] | None) -> _Finder:
-    """Slots with the one value of `fields` that belongs there as their fix; without such a value a slot stays."""
-    given = (fields or {}).items()
-    values = [(_words(name), str(value).strip()) for name, value in given if type(value) in (str, int)]
+def _placeholder_filler(fields: Mapping[str, Any] | None) -> _Detector:
+    """A detector of placeholders that exactly one value of `fields` fits, with that value as the fix."""
+    pairs = (fields or {}).items()
+    values = [(_words(name), str(value).strip()) for name, value in pairs if type(value) in (str, int)]
 
     def fill(text: str) -> Iterator[Defect]:
         for slot in placeholders(text) if values else ():
             if slot.text[0] not in "[{<" or _GREETING.search(text[max(0, slot.start - 8) : slot.start]):
-                continue  # '[Name]' in a greeting is the reader's
+                continue  # '[Name]' in a greeting is the recipient
             if value := _value(slot.text.strip("[]{}<> "), values):
                 yield replace(slot, fix=value)
 
@@ -118,12 +116,16 @@ def _filler(fields: Mapping[str, Any] | None) -> _Finder:
 
 
 def _value(slot: str, values: Sequence[tuple[str, str]]) -> str:
-    """The one value that the slot's words certainly name; '' if there is none or more than one."""
+    """The only value that fits the placeholder's words; '' if there is none or more than one."""
     words = _words(slot)
     if words == "name" and slot.lower().split()[:1] == ["your"]:
-        words = "my name"  # the writer's: '[Your Name]'; a bare '[Name]' may be anybody's
-    names = {words}.union(*(names for slots, names in _SAME if words in slots)) - {""}
-    fit = {value for name, value in values if name in names and 0 < len(value) <= _LONGEST and not _UNFIT.search(value)}
+        words = "my name"  # '[Your Name]' is the writer; '[Name]' may be anyone
+    names = {words}.union(*(names for slots, names in _SYNONYMS if words in slots)) - {""}
+    fit = {
+        value
+        for name, value in values
+        if name in names and 0 < len(value) <= _MAX_CHARACTERS and not _NO_VALUE.search(value)
+    }
     return fit.pop() if len(fit) == 1 else ""
 
 
@@ -135,8 +137,8 @@ def _words(name: str) -> str:
 # --- edits ---------------------------------------------------------------------------------------------------
 
 
-def _apart(defects: Iterator[Defect]) -> list[Edit]:
-    """The defects' fixes in order; of two that overlap, the first."""
+def _to_edits(defects: Iterator[Defect]) -> list[Edit]:
+    """The fixes of the defects as edits, in order; of two that overlap, the first."""
     edits: list[Edit] = []
     for defect in sorted(defects, key=lambda defect: (defect.start, defect.end)):
         if (not edits or defect.start >= edits[-1].end) and defect.fix not in (None, defect.text):
@@ -144,38 +146,40 @@ def _apart(defects: Iterator[Defect]) -> list[Edit]:
     return edits
 
 
-def _compose(original: str, done: Repaired, then: Sequence[Edit]) -> Repaired:
-    """`then`, whose places are in `done.text`, on top of `done`: edits whose places are in `original`.
+def _compose(original: str, earlier: Repaired, later: Sequence[Edit]) -> Repaired:
+    """Applies `later`, with positions in `earlier.text`, after `earlier`, whose edits have positions in `original`.
 
-    Edits that meet become one. A place outside every edit differs between two texts by the lengths won so far.
+    Overlapping or touching edits are merged. A position outside all edits shifts by the lengths gained before it.
     """
-    text = _apply(done.text, then)
-    old = [(edit.start, edit.end, edit.kind, gain) for edit, gain in _in_the_new(done.edits)]
-    new = [(edit.start, edit.end, edit.kind, len(edit.after) - len(edit.before)) for edit in then]
+    text = _apply(earlier.text, later)
+    earlier_spans = [(edit.start, edit.end, edit.kind, gain) for edit, gain in _in_repaired(earlier.edits)]
+    later_spans = [(edit.start, edit.end, edit.kind, len(edit.after) - len(edit.before)) for edit in later]
     edits: list[Edit] = []
-    was, becomes = 0, 0  # what to take from a place in done.text for one in `original`, to add for one in `text`
-    for group in _meeting(sorted([(*span, True) for span in old] + [(*span, False) for span in new])):
+    earlier_gain, later_gain = 0, 0  # subtracted from a position in earlier.text for `original`, added for `text`
+    for group in _group_touching(
+        sorted([(*span, True) for span in earlier_spans] + [(*span, False) for span in later_spans])
+    ):
         start, end = group[0][0], max(span[1] for span in group)
-        first, first_new = start - was, start + becomes
-        was += sum(span[3] for span in group if span[4])
-        becomes += sum(span[3] for span in group if not span[4])
-        before, after = original[first : end - was], text[first_new : end + becomes]
+        original_start, final_start = start - earlier_gain, start + later_gain
+        earlier_gain += sum(span[3] for span in group if span[4])
+        later_gain += sum(span[3] for span in group if not span[4])
+        before, after = original[original_start : end - earlier_gain], text[final_start : end + later_gain]
         kinds = "+".join(sorted({kind for span in group for kind in span[2].split("+")}))
         if before != after:
-            edits.append(Edit(first, end - was, before, after, kinds))
+            edits.append(Edit(original_start, end - earlier_gain, before, after, kinds))
     return Repaired(text, tuple(edits))
 
 
 def _apply(text: str, edits: Sequence[Edit]) -> str:
-    parts, here = [], 0
+    parts, position = [], 0
     for edit in edits:
-        parts += [text[here : edit.start], edit.after]
-        here = edit.end
-    return "".join([*parts, text[here:]])
+        parts += [text[position : edit.start], edit.after]
+        position = edit.end
+    return "".join([*parts, text[position:]])
 
 
-def _in_the_new(edits: Sequence[Edit]) -> Iterator[tuple[Edit, int]]:
-    """The edits with their places in the text they lead to, and the characters each adds."""
+def _in_repaired(edits: Sequence[Edit]) -> Iterator[tuple[Edit, int]]:
+    """The edits with positions in the repaired text, and the number of characters each one adds."""
     shift = 0
     for edit in edits:
         start, gain = edit.start + shift, len(edit.after) - len(edit.before)
@@ -183,11 +187,11 @@ def _in_the_new(edits: Sequence[Edit]) -> Iterator[tuple[Edit, int]]:
         shift += gain
 
 
-_Span = tuple[int, int, str, int, bool]  # start and end in the text between, kind, characters added, an earlier edit's
+_Span = tuple[int, int, str, int, bool]  # start, end, kind, characters added, whether from an earlier edit
 
 
-def _meeting(spans: Sequence[_Span]) -> Iterator[list[_Span]]:
-    """The sorted spans in groups that overlap or touch."""
+def _group_touching(spans: Sequence[_Span]) -> Iterator[list[_Span]]:
+    """Groups sorted spans that overlap or touch."""
     group: list[_Span] = []
     end = 0
     for span in spans:

@@ -1,4 +1,4 @@
-"""The checks, run: those that need a row alone over portions of the table, side by side; the others over all of it."""
+"""Runs the checks: those on single rows over batches in parallel, the others over the whole table."""
 
 from __future__ import annotations
 
@@ -22,110 +22,115 @@ from tunesmith.data.defects import Language
 from tunesmith.data.finding import Context, Finding
 from tunesmith.data.table import Table
 
-PORTION = 500  # rows that a process looks at before it reports
-AHEAD = 4  # portions under way for each process: more would pile findings up
-WORTH = 4000  # rows: below it starting the processes costs more than they save
-VOTERS = 2000  # answers that vote on the data's language
-# these need what only this process has: rows that are not in the table, the tokenizer
-LOCAL = ("bad_answer", "broken", "too_long", "unlearnable")
-Places = npt.NDArray[np.int64]
+BATCH_ROWS = 500  # rows in a batch that one process checks
+BATCHES_AHEAD = 4  # batches submitted per process: more would accumulate findings in memory
+MIN_ROWS = 4000  # rows: with fewer, starting the processes costs more than they save
+LANGUAGE_SAMPLE = 2000  # answers that decide the language of the data
+# these need what only this process has: rows that are not in the table, or the tokenizer
+MAIN_PROCESS_CHECKS = ("bad_answer", "broken", "too_long", "unlearnable")
+Indices = npt.NDArray[np.int64]
 
 
 def look(
     rows: Table, checks: Sequence[Named], context: Context, *, scopes: Sequence[str], processes: int = 1
 ) -> Iterator[Finding]:
-    """What those of `checks` find whose scope is in `scopes`: first in the single rows, then in the whole.
+    """Yields the findings of the checks whose scope is in `scopes`: first those on single rows, then the others.
 
-    With `processes` above 1 large tables are looked at by so many at once; the findings and their order are the same.
+    With `processes` above 1, large tables are checked in parallel; the findings and their order stay the same.
     """
-    chosen = [check for check in checks if attribute(CHECKS, check.name, "SCOPE") in scopes]
-    alone = [check for check in chosen if attribute(CHECKS, check.name, "SCOPE") == "row"]
-    whole = [check for check in chosen if check not in alone]
-    context = replace(context, language=language(rows)) if chosen else context
-    if processes > 1 and len(rows) >= WORTH and "split" not in scopes:
-        yield from _side_by_side(rows, alone, whole, context, processes)
+    selected = [check for check in checks if attribute(CHECKS, check.name, "SCOPE") in scopes]
+    row_checks = [check for check in selected if attribute(CHECKS, check.name, "SCOPE") == "row"]
+    table_checks = [check for check in selected if check not in row_checks]
+    context = replace(context, language=language(rows)) if selected else context
+    if processes > 1 and len(rows) >= MIN_ROWS and "split" not in scopes:
+        yield from _run_parallel(rows, row_checks, table_checks, context, processes)
         return
-    for portion in _portions(rows) if alone else ():
-        yield from _portion(alone, context, portion)
-    for check in whole:
+    for batch in _batches(rows) if row_checks else ():
+        yield from _check_batch(row_checks, context, batch)
+    for check in table_checks:
         yield from _run(check, rows, context)
 
 
 def language(rows: Sequence[Conversation]) -> Language:
-    """What most answers are written in, by at most 2,000 of them, taken at even steps."""
-    step = max(1, len(rows) // VOTERS)
-    return Language.of(rows[place].answer for place in range(0, len(rows), step))
+    """The language of most answers, judged by at most 2,000 of them at even steps."""
+    step = max(1, len(rows) // LANGUAGE_SAMPLE)
+    return Language.of(rows[index].answer for index in range(0, len(rows), step))
 
 
-def _side_by_side(
-    rows: Table, alone: Sequence[Named], whole: Sequence[Named], context: Context, processes: int
+def _run_parallel(
+    rows: Table, row_checks: Sequence[Named], table_checks: Sequence[Named], context: Context, processes: int
 ) -> Iterator[Finding]:
-    """The checks of the whole table each in a process of its own, beside them portions of rows."""
+    """Runs each check of the whole table in its own process, and the other checks on batches of rows."""
     import multiprocessing
 
     shared = replace(context, count_tokens=None, refusal=None, broken=(), left_out=(), parts={})
-    method = multiprocessing.get_context("spawn")  # a fork would copy the tokenizer's threads as they happen to be
-    with ProcessPoolExecutor(processes, mp_context=method, initializer=_ignore_ctrl_c) as pool, _ended(pool):
-        waiting = [
-            None if check.name in LOCAL else pool.submit(_whole_at, rows.path, check, shared, rows.places)
-            for check in whole
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy the tokenizer's threads in an undefined state
+    with (
+        ProcessPoolExecutor(processes, mp_context=spawn, initializer=_ignore_ctrl_c) as pool,
+        _terminated_on_error(pool),
+    ):
+        futures = [
+            None if check.name in MAIN_PROCESS_CHECKS else pool.submit(_run_at, rows.path, check, shared, rows.indices)
+            for check in table_checks
         ]
-        yield from _in_order(pool, rows, alone, shared, AHEAD * processes)
-        for check, found in zip(whole, waiting, strict=True):  # a check may stand twice, with other options
-            yield from _run(check, rows, context) if found is None else found.result()
+        yield from _check_batches(pool, rows, row_checks, shared, BATCHES_AHEAD * processes)
+        for check, future in zip(table_checks, futures, strict=True):  # a check may occur twice, with other options
+            yield from _run(check, rows, context) if future is None else future.result()
 
 
 def _ignore_ctrl_c() -> None:
-    """In a process of the pool: the one that started it ends it."""
+    """Leaves Ctrl-C to the main process, which terminates the pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def _ended(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Ends the pool's processes at once when the block is left by an error, Ctrl-C or a reader who wants no more."""
+def _terminated_on_error(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Terminates the pool's processes if the block ends with an error, Ctrl-C or a closed generator."""
     try:
         yield
     except BaseException:
-        members = list((pool._processes or {}).values())  # no public way to them before Python 3.14
+        processes = list((pool._processes or {}).values())  # not public before Python 3.14
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in members:
+        for process in processes:
             process.terminate()
         raise
 
 
-def _in_order(pool: Executor, rows: Table, alone: Sequence[Named], context: Context, ahead: int) -> Iterator[Finding]:
-    """The findings of each row, in the rows' order, a few portions ahead of the one that is read."""
-    job = functools.partial(_portion_at, rows.path, alone, context)
-    left = _portions(rows) if alone else iter(())
-    under_way: deque[Future[list[Finding]]] = deque()
-    for portion in itertools.islice(left, ahead):
-        under_way.append(pool.submit(job, portion.places))
-    while under_way:
-        found = under_way.popleft().result()
-        under_way.extend(pool.submit(job, portion.places) for portion in itertools.islice(left, 1))
-        yield from found
+def _check_batches(
+    pool: Executor, rows: Table, row_checks: Sequence[Named], context: Context, ahead: int
+) -> Iterator[Finding]:
+    """Yields the findings in the order of the rows, with up to `ahead` batches submitted in advance."""
+    job = functools.partial(_check_batch_at, rows.path, row_checks, context)
+    batches = _batches(rows) if row_checks else iter(())
+    futures: deque[Future[list[Finding]]] = deque()
+    for batch in itertools.islice(batches, ahead):
+        futures.append(pool.submit(job, batch.indices))
+    while futures:
+        findings = futures.popleft().result()
+        futures.extend(pool.submit(job, batch.indices) for batch in itertools.islice(batches, 1))
+        yield from findings
 
 
-def _portions(rows: Table) -> Iterator[Table]:
-    return (rows[start : start + PORTION] for start in range(0, len(rows), PORTION))
+def _batches(rows: Table) -> Iterator[Table]:
+    return (rows[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS))
 
 
 def _run(check: Named, rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:
     yield from find(CHECKS, check.name, function="look")(rows, context, **check.options)
 
 
-def _portion(checks: Sequence[Named], context: Context, portion: Table) -> list[Finding]:
-    members = list(portion)
-    found = [finding for check in checks for finding in _run(check, members, context)]
-    order = {row.id: place for place, row in enumerate(members)}
-    return sorted(found, key=lambda finding: order.get(finding.row, -1))  # stable: within a row as the checks stand
+def _check_batch(checks: Sequence[Named], context: Context, batch: Table) -> list[Finding]:
+    rows = list(batch)
+    findings = [finding for check in checks for finding in _run(check, rows, context)]
+    order = {row.id: index for index, row in enumerate(rows)}
+    return sorted(findings, key=lambda finding: order.get(finding.row, -1))  # stable: keeps the order of the checks
 
 
-def _portion_at(path: Path, checks: Sequence[Named], context: Context, places: Places) -> list[Finding]:
-    """As `_portion`, in another process, which maps the rows' file itself."""
-    return _portion(checks, context, Table(path, places))
+def _check_batch_at(path: Path, checks: Sequence[Named], context: Context, indices: Indices) -> list[Finding]:
+    """Runs `_check_batch` in another process, which opens the rows' file itself."""
+    return _check_batch(checks, context, Table(path, indices))
 
 
-def _whole_at(path: Path, check: Named, context: Context, places: Places) -> list[Finding]:
-    """What a check of the whole table finds, in another process."""
-    return list(_run(check, Table(path, places), context))
+def _run_at(path: Path, check: Named, context: Context, indices: Indices) -> list[Finding]:
+    """Runs a check of the whole table in another process."""
+    return list(_run(check, Table(path, indices), context))

@@ -1,4 +1,4 @@
-"""Files in, rows out, each with its file and line. A reader is chosen by the file's ending, .gz or not."""
+"""Locates and reads files of rows; the file suffix selects the reader, with or without .gz."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tunesmith.data.delimited import separated, separator_of
 from tunesmith.data.encoding import Encoding, recognise
 from tunesmith.data.json_rows import json_rows, jsonl
 from tunesmith.data.rows import BadRow, Reader, Row
-from tunesmith.data.stream import is_packed
+from tunesmith.data.stream import is_gzip
 from tunesmith.errors import DataError
 
 __all__ = ["READERS", "BadRow", "Row", "SourceFacts", "describe", "locate", "read", "read_all"]
@@ -27,16 +27,16 @@ READERS: dict[str, Reader] = {
     ".parquet": parquet,
     ".arrow": arrow,
 }
-_USUAL = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _BINARY = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a file is, before its rows are read.
+    """Facts about a file before its rows are read.
 
-    `bytes`: as it lies on disk; `kind`: its ending without .gz; `encoding`: None for what is no text; `delimiter`:
-    None unless a separated table, with `delimiter_why` when it is not what the ending says.
+    `bytes` is its size on disk, `kind` its suffix without .gz, `encoding` None for binary files. `delimiter` is None
+    unless the file is a separated table; `delimiter_why` says why it differs from the suffix's.
     """
 
     file: str
@@ -49,46 +49,46 @@ class SourceFacts:
 
 
 def locate(source: str, folder: Path) -> list[Path]:
-    """The files that `source` (a file, folder or glob relative to `folder`) names, sorted.
+    """The sorted files that `source`, a file, folder or glob relative to `folder`, names.
 
-    Raises DataError when there is none, or a file's kind is unknown.
+    Raises DataError if there is none or a suffix is unknown.
     """
     try:
         path = (folder / Path(source).expanduser()).resolve()
         files = _folder(path) if path.is_dir() else [path] if path.is_file() else _glob(path)
-    except (ValueError, RuntimeError) as error:  # a zero byte, three stars, an unknown ~user
-        raise DataError(f"is no path: {error}", where=repr(source), next="Check data.source") from error
+    except (ValueError, RuntimeError) as error:  # a NUL byte, three stars, an unknown ~user
+        raise DataError(f"is not a path: {error}", where=repr(source), next="Check data.source") from error
     if not files:
         raise DataError(
-            "no such file", where=str(path), next=f"data.source may be a file, folder or glob of {_kinds()}"
+            "no such file", where=str(path), next=f"Set data.source to a file, folder or glob of {_kinds()}"
         )
     for file in files:
-        if _ending(file) not in READERS:
-            raise DataError(f"files ending in '{file.suffix}' cannot be read", where=str(file), next=f"Use {_kinds()}")
+        if _suffix(file) not in READERS:
+            raise DataError(f"'{file.suffix}' files cannot be read", where=str(file), next=f"Use {_kinds()}")
     return files
 
 
 def _folder(folder: Path) -> list[Path]:
-    """A folder's tables; of a folder that `datasets` saved, its Arrow files and not the JSON that describes them."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and _ending(file) in READERS)
-    saved = [file for file in files if file.suffix == ".arrow"]
-    return saved or files
+    """The tables of a folder; if `datasets` saved it, its Arrow files without the JSON files about them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and _suffix(file) in READERS)
+    arrow_files = [file for file in files if file.suffix == ".arrow"]
+    return arrow_files or files
 
 
-def _ending(path: Path) -> str:
-    """The file's kind: its last ending that is not .gz, in small letters."""
+def _suffix(path: Path) -> str:
+    """The last suffix that is not .gz, in lower case."""
     endings = [ending.lower() for ending in path.suffixes]
     return next((ending for ending in reversed(endings[-2:]) if ending != ".gz"), "")
 
 
 def _glob(pattern: Path) -> list[Path]:
-    """The files that fit; folders that exist are taken by their name, even if it holds a bracket."""
+    """The files that match; existing parent folders are taken literally, even with brackets in their names."""
     folder = next(parent for parent in pattern.parents if parent.is_dir())
     return sorted(file for file in folder.glob(str(pattern.relative_to(folder))) if file.is_file())
 
 
 def read(path: Path) -> Iterator[Row]:
-    """The rows of one file, up to the first that cannot be read. Raises DataError, naming its line."""
+    """Yields the rows of one file. Raises DataError with the line of the first that cannot be read."""
     for row in read_all(path):
         if isinstance(row, BadRow):
             raise row.error
@@ -96,45 +96,45 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def read_all(path: Path, encoding: str | None = None) -> Iterator[Row | BadRow]:
-    """The rows of one file, and a BadRow for each that cannot be read; never the whole file in memory.
+    """Yields the rows of one file, and a BadRow for each that cannot be read, without loading the whole file.
 
-    `encoding` None: what the file's byte-order mark says, else UTF-8; nothing is guessed here, `describe` guesses and
-    says why. Files of Parquet and Arrow have none. Raises DataError for what ends the file: a header or a packing that
-    cannot be read, an unknown encoding. Two things end a file after a BadRow, because nothing behind them can be told
-    apart: a quote or a bracket that is never closed.
+    With `encoding` None the byte-order mark decides, else UTF-8; only `describe` guesses. Parquet and Arrow files have
+    no encoding. Raises DataError if reading cannot continue: a broken header or gzip stream, or an unknown encoding. A
+    quote or bracket that is never closed ends the file after a BadRow, because later rows cannot be separated.
     """
-    with _said(path) as shown:
-        yield from READERS[_ending(path)](path, shown, encoding)
+    with _as_data_error(path) as name:
+        yield from READERS[_suffix(path)](path, name, encoding)
 
 
 def describe(path: Path, encoding: str | None = None) -> SourceFacts:
-    """What one file is: size, kind, encoding (the one given, or recognised), delimiter. It is read once.
+    """Detects size, kind, encoding (unless given) and delimiter of one file, which is read once.
 
-    Raises DataError when it cannot be read, or the encoding is unknown.
+    Raises DataError if the file cannot be read or the encoding is unknown.
     """
-    kind = _ending(path)
-    with _said(path) as shown:
+    kind = _suffix(path)
+    with _as_data_error(path) as path_name:
         size = path.stat().st_size
         if kind in _BINARY:
-            return SourceFacts(shown, size, kind, is_packed(path), None)
-        found = recognise(path, encoding)
-        if kind not in _USUAL:
-            return SourceFacts(shown, size, kind, is_packed(path), found)
-        separator = separator_of(path, _USUAL[kind], found.name)
-        return SourceFacts(shown, size, kind, is_packed(path), found, separator.character, separator.why)
+            return SourceFacts(path_name, size, kind, is_gzip(path), None)
+        detected = recognise(path, encoding)
+        if kind not in _SEPARATORS:
+            return SourceFacts(path_name, size, kind, is_gzip(path), detected)
+        separator = separator_of(path, _SEPARATORS[kind], detected.name)
+        return SourceFacts(path_name, size, kind, is_gzip(path), detected, separator.character, separator.why)
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[str]:
-    """The file's name for messages. What the file system and the packing raise becomes a DataError."""
-    shown = _shown(path)
+def _as_data_error(path: Path) -> Iterator[str]:
+    """Gives the file's name for messages and turns errors of the file system and of gzip into DataError."""
+    name = _display_path(path)
     try:
-        yield shown
+        yield name
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"is no whole .gz file: {error}", where=shown, next="Pack or fetch it again") from error
+        advice = "Compress or download it again"
+        raise DataError(f"is not a complete .gz file: {error}", where=name, next=advice) from error
     except OSError as error:
         raise DataError(
-            f"cannot be read: {error.strerror or error}", where=shown, next="Check the path and its rights"
+            f"cannot be read: {error.strerror or error}", where=name, next="Check the path and its permissions"
         ) from error
 
 
@@ -142,6 +142,6 @@ def _kinds() -> str:
     return f"{', '.join(sorted(READERS))}, each also as .gz"
 
 
-def _shown(path: Path) -> str:
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+def _display_path(path: Path) -> str:
+    current = Path.cwd()
+    return str(path.relative_to(current)) if path.is_relative_to(current) else str(path)

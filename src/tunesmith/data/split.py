@@ -1,6 +1,6 @@
-"""Which rows are kept away from training. The split depends on seed, group and content, not on the rows' order.
+"""Splits rows into parts, depending on seed, group and content, but not on their order.
 
-Rows whose prompts are the same or nearly so are a cluster, and a cluster goes to one side as a whole.
+Rows with equal or similar prompts form a cluster, which goes to one part as a whole.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORDS = {word: word for word in PARTS} | {
 
 @dataclass(frozen=True)
 class _Item:
-    """What the split needs of a row."""
+    """The data of a row that the split needs."""
 
     id: str
     group: str
@@ -36,7 +36,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Unit:
-    """Rows that stay together, in the group whose share they are taken from."""
+    """Rows that stay together, and the group whose share they count toward."""
 
     group: str
     key: str
@@ -54,48 +54,49 @@ def split(
     together: float | None = 0.8,
     column: str | None = None,
 ) -> dict[str, str]:
-    """Row id -> train, valid, test (rows unseen, groups seen) or unseen (whole groups held out).
+    """Maps row ids to train, valid, test (new rows of known groups) or unseen (whole groups held out).
 
-    With by='group' each remaining group gives its own share, at least one row where the share is not zero, as long
-    as one is left for training; with by='whole_groups' a group goes to one part as a whole, as unseen where it is not
-    for training or validation. Rows whose prompts are at least `together` alike (None: equal prompts are not looked for
-    either) go to one part, groups held out apart.
-    With by='given' the column `column` says train, valid, test or unseen, and nothing is moved.
-    Raises DataError when groups are missing or nothing is left to train on.
+    With by='group', each remaining group contributes its own share, at least one row if the share is not zero and one
+    row is left for training. With by='whole_groups', a group goes to one part as a whole, unseen instead of test. Rows
+    whose prompts have similarity `together` or more go to one part, except in held-out groups; with None, not even
+    equal prompts are kept together. With by='given', `column` names the part and nothing is moved.
+    Raises DataError if groups are missing or no row is left for training.
     """
     if by == "given":
-        return _given(rows, column or "split")
+        return _by_column(rows, column or "split")
     items = [_Item(row.id, row.group, _key(seed, row.question, row.answer, row.id)) for row in rows]
     if by != "rows" and (not items or any(not item.group for item in items)):
         raise DataError(f"data.split.by is {by}, but rows have no group", next="Set group in data.format to a column")
     names = {item.group for item in items} if by != "rows" else {""}
     if unseen_groups >= len(names) > 0 and unseen_groups:
         raise DataError(f"{unseen_groups} unseen groups of {len(names)} leave none to train on", next="Hold out fewer")
-    held = set(sorted(names, key=lambda name: _key(seed, "group", name))[:unseen_groups])
-    parts = {item.id: "unseen" for item in items if by != "rows" and item.group in held}
-    left = [(place, item) for place, item in enumerate(items) if item.id not in parts]
-    units = _units(left, _clusters(rows, together), by)
+    held_out = set(sorted(names, key=lambda name: _key(seed, "group", name))[:unseen_groups])
+    parts = {item.id: "unseen" for item in items if by != "rows" and item.group in held_out}
+    remaining = [(index, item) for index, item in enumerate(items) if item.id not in parts]
+    units = _units(remaining, _clusters(rows, together), by)
     by_group: dict[str, list[_Unit]] = defaultdict(list)
     for unit in units:
         by_group[unit.group].append(unit)
-    named_test = "unseen" if by == "whole_groups" else "test"
+    test_part = "unseen" if by == "whole_groups" else "test"
     for members in by_group.values():
-        for unit, part in _deal(members, test, valid, named_test):
+        for unit, part in _assign(members, test, valid, test_part):
             parts |= dict.fromkeys(unit.ids, part)
     if test > 0 and not {"test", "unseen"} & set(parts.values()):
-        raise DataError(_none_held(by, by_group), next=_advice(by, by_group, len(left)))
+        raise DataError(_nothing_held_out(by, by_group), next=_advice(by, by_group, len(remaining)))
     if not any(part == "train" for part in parts.values()):
         raise DataError("the split leaves no row to train on", next="Lower data.split.test and data.split.valid")
     return parts
 
 
-def _given(rows: Sequence[Conversation], column: str) -> dict[str, str]:
+def _by_column(rows: Sequence[Conversation], column: str) -> dict[str, str]:
     parts = {}
     for row in rows:
         word = str(row.fields.get(column, "")).strip().casefold()
         if word not in WORDS:
-            what = f"column '{column}' says {word!r}" if column in row.fields else f"has no column '{column}'"
-            raise DataError(what, where=str(row.origin), next=f"data.split.column must say one of: {', '.join(WORDS)}")
+            message = f"column '{column}' says {word!r}" if column in row.fields else f"has no column '{column}'"
+            raise DataError(
+                message, where=str(row.origin), next=f"data.split.column must say one of: {', '.join(WORDS)}"
+            )
         parts[row.id] = WORDS[word]
     if "train" not in parts.values():
         raise DataError(f"no row has 'train' in column '{column}'", next="Check data.split.column")
@@ -103,7 +104,7 @@ def _given(rows: Sequence[Conversation], column: str) -> dict[str, str]:
 
 
 def _clusters(rows: Sequence[Conversation], together: float | None) -> list[list[int]]:
-    """The places of rows whose prompts are alike, in groups of two and more."""
+    """The indices of rows with similar prompts, in groups of two or more."""
     if together is None:
         return []
     from tunesmith.data.duplicates import clusters, near_pairs
@@ -111,62 +112,62 @@ def _clusters(rows: Sequence[Conversation], together: float | None) -> list[list
     return clusters(len(rows), near_pairs([spoken(row.prompt) for row in rows], threshold=together))
 
 
-def _units(left: Sequence[tuple[int, _Item]], clusters: Iterable[Sequence[int]], by: str) -> list[_Unit]:
-    """What is dealt out: clusters and single rows; with by='whole_groups' groups, those that a cluster joins as one."""
-    items = dict(left)
-    joined = _Joined()
+def _units(remaining: Sequence[tuple[int, _Item]], clusters: Iterable[Sequence[int]], by: str) -> list[_Unit]:
+    """The units to assign: clusters and single rows; with by='whole_groups' groups, joined if a cluster spans them."""
+    items = dict(remaining)
+    sets = _DisjointSets()
     for cluster in clusters:
-        members = [place for place in cluster if place in items]
-        for place in members[1:]:
-            joined.join(members[0], place)
+        members = [index for index in cluster if index in items]
+        for index in members[1:]:
+            sets.join(members[0], index)
     if by == "whole_groups":
-        first: dict[str, int] = {}
-        for place, item in left:
-            joined.join(first.setdefault(item.group, place), place)
-    gathered: dict[int, list[_Item]] = defaultdict(list)
-    for place, item in left:
-        gathered[joined.root(place)].append(item)
+        first_in_group: dict[str, int] = {}
+        for index, item in remaining:
+            sets.join(first_in_group.setdefault(item.group, index), index)
+    items_by_root: dict[int, list[_Item]] = defaultdict(list)
+    for index, item in remaining:
+        items_by_root[sets.root(index)].append(item)
     units = []
-    for same in gathered.values():
-        least = min(same, key=lambda item: item.key)
-        group = least.group if by == "group" else ""
-        units.append(_Unit(group, least.key, tuple(item.id for item in same)))
+    for unit_items in items_by_root.values():
+        first_item = min(unit_items, key=lambda item: item.key)
+        group = first_item.group if by == "group" else ""
+        units.append(_Unit(group, first_item.key, tuple(item.id for item in unit_items)))
     return units
 
 
-class _Joined:
+class _DisjointSets:
     """Disjoint sets (Tarjan and van Leeuwen 1984, path halving)."""
 
     def __init__(self) -> None:
         self._parent: dict[int, int] = {}
 
-    def root(self, place: int) -> int:
-        while (parent := self._parent.get(place, place)) != place:
-            self._parent[place] = self._parent.get(parent, parent)
-            place = parent
-        return place
+    def root(self, index: int) -> int:
+        while (parent := self._parent.get(index, index)) != index:
+            self._parent[index] = self._parent.get(parent, parent)
+            index = parent
+        return index
 
-    def join(self, one: int, other: int) -> None:
-        self._parent[self.root(other)] = self.root(one)
+    def join(self, first: int, second: int) -> None:
+        self._parent[self.root(second)] = self.root(first)
 
 
-def _deal(units: Sequence[_Unit], test: float, valid: float, named_test: str) -> Iterable[tuple[_Unit, str]]:
-    """Each unit with its part: the first that fit make up the test's share of the rows, the next the validation's."""
+def _assign(units: Sequence[_Unit], test: float, valid: float, test_part: str) -> Iterable[tuple[_Unit, str]]:
+    """Assigns each unit to a part: in key order to test, then to valid, while they fit the share, else to train."""
     count = sum(len(unit.ids) for unit in units)
-    tests = min(_share(test, count), count - 1)  # a group's last row is for training
-    room = {named_test: tests, "valid": min(_share(valid, count), count - 1 - tests)}
+    tests = min(_share(test, count), count - 1)  # the last row of a group is for training
+    capacity = {test_part: tests, "valid": min(_share(valid, count), count - 1 - tests)}
     for unit in sorted(units, key=lambda unit: unit.key):
-        part = next((part for part, free in room.items() if len(unit.ids) <= free), "train")
-        if part in room:
-            room[part] -= len(unit.ids)
+        part = next((part for part, free in capacity.items() if len(unit.ids) <= free), "train")
+        if part in capacity:
+            capacity[part] -= len(unit.ids)
         yield unit, part
 
 
-def _none_held(by: str, by_group: dict[str, list[_Unit]]) -> str:
+def _nothing_held_out(by: str, by_group: dict[str, list[_Unit]]) -> str:
     if by == "group" and all(len(unit.ids) == 1 for units in by_group.values() for unit in units):
         return "every group has one row, so none can be held out"
     if by == "whole_groups":
-        return "no group is as small as the test's share"
+        return "no group is as small as the share of the test"
     if by == "rows" and sum(len(unit.ids) for units in by_group.values() for unit in units) == 1:
         return "one row is left, so none can be held out"
     return "the rows cannot be divided: too many share a prompt" if by != "group" else "no group can be divided"
@@ -181,12 +182,12 @@ def _advice(by: str, by_group: dict[str, list[_Unit]], count: int) -> str:
         return "Add rows, or set data.split.test to 0"
     if by == "whole_groups":
         return (
-            f"The smallest has {min(sizes, default=0)} of {count} rows, groups that share a prompt taken as one. Raise "
-            "data.split.test, or set data.split.unseen_groups"
+            f"The smallest has {min(sizes, default=0)} of {count} rows (groups that share a prompt count as one). "
+            "Raise data.split.test, or set data.split.unseen_groups"
         )
     return (
-        f"{largest} of {count} rows have the same prompt or nearly so and stay on one side. Raise data.split.together, "
-        "or set it to null where one prompt for all is meant"
+        f"{largest} of {count} rows have equal or similar prompts and stay in one part. Raise data.split.together, "
+        "or set it to null if one prompt for all rows is intended"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the checks for damage inside a text share: the defects of each turn as findings."""
+"""Turns the defects of each message into findings; shared by the checks that look inside one text."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.defects import Defect
-from tunesmith.data.finding import Finding, Proposal, of_place
+from tunesmith.data.finding import Finding, Proposal, span_finding
 
-Look = Callable[[str], Iterator[Defect]]
+Detector = Callable[[str], Iterator[Defect]]
 
 
-def damage(
+def defect_findings(
     check: str,
     rows: Sequence[Conversation],
-    kind: Look,
+    detect: Detector,
     do: Proposal | None,
     otherwise: Proposal = "quarantine",
     *,
     prompts: bool = False,
     once: bool = False,
 ) -> Iterator[Finding]:
-    """The defects of each answer (of each turn with `prompts`), notes apart.
+    """Yields the defects in each answer (in every turn with `prompts`), except notes.
 
-    Proposed is `do`; without it repair where the text alone says what belongs there, and `otherwise` where it does not.
-    With `once` a turn's defects of one sort are one finding, at the first, which tells how many there are.
+    The proposal is `do`; if it is not set, repair for a defect with a fix and `otherwise` for one without. With `once`,
+    equal defects in one turn become a single finding at the first of them, with their count.
     """
     for row in rows:
-        for place, turn in enumerate(row.turns):
+        for turn_index, turn in enumerate(row.turns):
             if turn.role == "assistant" or prompts:
-                found = [defect for defect in kind(turn.text) if defect.severity != "note"]
-                for defect, times in _firsts(found) if once else ((defect, 1) for defect in found):
-                    wish = do or ("repair" if defect.fix is not None else otherwise)
-                    why = f"{defect.why}, {times} times" if times > 1 else defect.why
-                    yield of_place(check, row, place, (defect.start, defect.end), why, wish)
+                defects = [defect for defect in detect(turn.text) if defect.severity != "note"]
+                for defect, count in _group_equal(defects) if once else ((defect, 1) for defect in defects):
+                    proposal = do or ("repair" if defect.fix is not None else otherwise)
+                    message = f"{defect.why}, {count} times" if count > 1 else defect.why
+                    yield span_finding(check, row, turn_index, (defect.start, defect.end), message, proposal)
 
 
-def _firsts(found: Sequence[Defect]) -> Iterator[tuple[Defect, int]]:
-    """The first defect of each sort, with their number."""
+def _group_equal(defects: Sequence[Defect]) -> Iterator[tuple[Defect, int]]:
+    """The first of each group of equal defects, and the group's size."""
     by_sort: dict[tuple[str, bool], list[Defect]] = {}
-    for defect in found:
+    for defect in defects:
         by_sort.setdefault((defect.why, defect.fix is not None), []).append(defect)
-    return ((same[0], len(same)) for same in by_sort.values())
+    return ((group[0], len(group)) for group in by_sort.values())

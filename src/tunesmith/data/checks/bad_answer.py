@@ -1,11 +1,11 @@
-"""Rows whose label says that their answer is a bad one, as preference data for KTO has them.
+"""Rows whose label marks the answer as bad, as in preference data for KTO.
 
-Why it hurts: learned like any other row, a bad answer teaches the model to write what people rejected.
+Why it hurts: trained on like any other row, a bad answer teaches the model to write what people rejected.
 
 Example: `{"prompt": "…", "completion": "Look for it yourself.", "label": false}`.
 
-What to do: nothing, if the label means that: such rows are left out. If the column means something else, rename it, or
-name the columns in `data.format`. This check always runs.
+What to do: nothing, if that is what the label means: these rows are left out. If the column means something else,
+rename it, or name the columns in `data.format`. This check always runs.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ SCOPE = "table"  # the rows are left out while the table is read
 
 
 def look(rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:
-    """A finding for each row that was left out while reading."""
+    """Yields a finding for each row that was left out while reading."""
     yield from context.left_out

@@ -1,11 +1,11 @@
-"""Rows that are no conversation: no answer to learn, tool calls, images, empty lists, a missing column.
+"""Rows that are not a conversation: no answer, tool calls, images, an empty list, a missing column.
 
-Why it hurts: such a row has no answer to learn, or would teach the model to speak for the user.
+Why it hurts: such a row has no answer to train on, or would teach the model to speak for the user.
 
 Example: a row whose assistant calls a tool instead of answering.
 
-What to do: mend the rows in the file. Without this check they are errors, and nothing runs; with it they are dropped
-and counted.
+What to do: correct the rows in the file. With this check they are dropped and counted; without it they are errors and
+nothing runs.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ SCOPE = "table"
 
 
 def look(rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:
-    """The rows that could not be read, each with the reason."""
+    """Yields the rows that could not be read, each with the reason."""
     yield from context.broken

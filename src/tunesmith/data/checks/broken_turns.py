@@ -1,11 +1,11 @@
-"""Conversations in which an earlier turn says nothing, or in which somebody says the same thing twice.
+"""Conversations with an empty earlier turn, or in which one side says the same thing twice in a row.
 
-Why it hurts: the model learns to answer silence, or to repeat itself when it is asked again.
+Why it hurts: the model learns to answer an empty message, or to repeat itself when it is asked again.
 
 Example: user "How do I pay?", assistant "", user "Hello?", assistant "Tap Pay."
 
-What to do: cut the conversation before the damage, or drop the row. A last answer that is empty is found by `empty`;
-neighboring turns of one role are joined when the row is read, and counted.
+What to do: cut the conversation before the damage, or drop the row. An empty last answer is found by `empty`. Adjacent
+turns of one role are joined when the row is read, and counted.
 """
 
 from __future__ import annotations
@@ -14,28 +14,32 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from tunesmith.data.conversation import Conversation, normalise
-from tunesmith.data.finding import Context, Finding, Proposal, of_place, of_row
+from tunesmith.data.finding import Context, Finding, Proposal, row_finding, span_finding
 
 SCOPE = "row"
-SAID = 2  # words: "continue" and "yes" may well be said twice
+MIN_WORDS = 2  # words: shorter turns ("continue", "yes") may repeat on purpose
 
 
 def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "quarantine") -> Iterator[Finding]:
-    """Rows of several exchanges with a silent or repeated turn before the last answer."""
+    """Yields rows of several exchanges with an empty or repeated turn before the last answer."""
     for row in rows:
-        spoken = [(place, turn) for place, turn in enumerate(row.turns) if turn.role != "system"]
-        if len(spoken) <= 2:
+        dialog = [(index, turn) for index, turn in enumerate(row.turns) if turn.role != "system"]
+        if len(dialog) <= 2:
             continue
-        silent = next(((place, turn) for place, turn in spoken[:-1] if not turn.text.strip()), None)
-        if silent:
-            yield of_row("broken_turns", row, f"turn {silent[0] + 1}, by the {silent[1].role}, says nothing", do)
+        empty = next(((index, turn) for index, turn in dialog[:-1] if not turn.text.strip()), None)
+        if empty:
+            yield row_finding("broken_turns", row, f"turn {empty[0] + 1}, by the {empty[1].role}, is empty", do)
             continue
         for role in ("user", "assistant"):
-            own = [(place, normalise(turn.text)) for place, turn in spoken if turn.role == role]
-            if again := next(
-                (later for (_, text), (later, same) in pairwise(own) if text == same and len(same.split()) >= SAID),
+            texts = [(index, normalise(turn.text)) for index, turn in dialog if turn.role == role]
+            if repeated := next(
+                (
+                    second_index
+                    for (_, first), (second_index, second) in pairwise(texts)
+                    if first == second and len(second.split()) >= MIN_WORDS
+                ),
                 None,
             ):
-                span = (0, len(row.turns[again].text))
-                yield of_place("broken_turns", row, again, span, f"the {role} says the same twice", do)
+                span = (0, len(row.turns[repeated].text))
+                yield span_finding("broken_turns", row, repeated, span, f"the {role} says the same thing twice", do)
                 break

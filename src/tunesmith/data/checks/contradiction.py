@@ -1,13 +1,13 @@
-"""The same prompt with answers that contradict each other: another number, yes against no, other facts of one form.
+"""Answers to one prompt that contradict each other: different numbers, yes against no, different facts of one form.
 
-Why it hurts: the model is punished for each of the two answers by the other, and learns to guess. Different wordings
-of one answer are no contradiction, and several answers to an open question are told but kept.
+Why it hurts: each of the two answers counts as an error against the other, so the model learns to guess. Different
+wordings of one answer are not a contradiction, and several answers to an open question are reported but kept.
 
 Example: "How long is the trial?" answered "14 days" in one row and "30 days" in another; two letters from the same
-fields, one of which says nothing of what the fields say.
+fields, one of which mentions none of them.
 
-What to do: find out which is right. Rows that contradict are set aside (quarantine), because none can be trusted. A
-prompt with more than four different answers is an open question: one note tells how many there are.
+What to do: find out which is right. Rows that contradict each other are set aside (quarantine), because none of them
+can be trusted. A prompt with more than four different answers is an open question; one note counts them.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tunesmith.data.finding import (
     Proposal,
     answer_turn,
     form_values,
-    of_place,
-    of_row,
-    of_table,
     prompt_key,
+    row_finding,
+    span_finding,
+    table_finding,
 )
 
 SCOPE = "table"
-SHORT = 6  # words: below it an answer is a value, and another value is another answer
-OPEN = 4  # different answers to one prompt: more, and it has no one answer
-ALIKE = 0.5  # Jaccard similarity of the words of two sentences that say the same thing with another number
-FACTS = 8  # of the form's words that an answer takes up: fewer prove nothing
-SHARED = 0.5  # of what the fuller answer takes up: answers from one form share more of it
+MIN_WORDS = 6  # words: a shorter answer is a value, and a different value is a different answer
+MAX_ANSWERS = 4  # different answers to one prompt: a prompt with more is an open question
+SIMILARITY = 0.5  # Jaccard similarity of the words of two sentences that differ in a number only
+MIN_FACTS = 8  # words of the form that an answer uses: fewer prove nothing
+MIN_SHARED = 0.5  # of the form's words in the fuller answer: answers from one form share more
 _WORD = re.compile(r"[^\W_]{3,}")
 _SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?](?=\S)[^.!?\n]+)*")
 _ASIAN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -44,86 +44,89 @@ _NO = re.compile(r"\W*(?:no|nope|false|incorrect|never)\b", re.IGNORECASE)
 
 
 def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "quarantine") -> Iterator[Finding]:
-    """Rows that share a prompt (its system message too) and whose answers differ in fact; each names the other."""
-    opened = [0, 0]
-    for places in _same_prompt(rows):
-        members = [row for place in places if (row := rows[place]).answer.strip()]
+    """Yields rows that share a prompt and system message and whose answers contradict each other, naming both."""
+    open_counts = [0, 0]
+    for indices in _same_prompt(rows):
+        members = [row for index in indices if (row := rows[index]).answer.strip()]
         texts = [normalise(row.answer) for row in members]
         different = len(set(texts))
-        if different > OPEN:
-            opened[0] += 1
-            opened[1] += len(members)
+        if different > MAX_ANSWERS:
+            open_counts[0] += 1
+            open_counts[1] += len(members)
             continue
-        told = False
+        reported = False
         for row, text in zip(members, texts, strict=True):
-            others = [other for other, its in zip(members, texts, strict=True) if its != text]
-            for other in others[:8]:  # more say nothing new, and a prompt may stand a thousand times
-                if found := _disagreement(row, other):
-                    why, span = found
-                    yield of_place("contradiction", row, answer_turn(row), span, f"{why} {other.origin}", do)
-                    told = True
+            different_rows = [
+                candidate for candidate, candidate_text in zip(members, texts, strict=True) if candidate_text != text
+            ]
+            for candidate in different_rows[:8]:  # more add nothing, and a prompt may occur a thousand times
+                if conflict := _disagreement(row, candidate):
+                    reason, span = conflict
+                    yield span_finding("contradiction", row, answer_turn(row), span, f"{reason} {candidate.origin}", do)
+                    reported = True
                     break
-        if not told and different > 1:
+        if not reported and different > 1:
             message = f"one of {different} different answers to one prompt"
-            yield from (of_row("contradiction", row, message, "keep") for row in members[1:])
-    if opened[0]:
-        message = f"{opened[0]} prompts have more than {OPEN} different answers each, {opened[1]} rows: open questions"
-        yield of_table("contradiction", message)
+            yield from (row_finding("contradiction", row, message, "keep") for row in members[1:])
+    if open_counts[0]:
+        message = f"{open_counts[0]} prompts have more than {MAX_ANSWERS} different answers each, {open_counts[1]} rows"
+        yield table_finding("contradiction", f"{message}: open questions")
 
 
 def _same_prompt(rows: Sequence[Conversation]) -> list[list[int]]:
-    """The places of rows that share a prompt, in groups of two and more."""
-    places: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(
+    """The indices of rows that share a prompt, in groups of two or more."""
+    indices: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        indices.setdefault(
             hash((row.turns[0].text if row.turns[0].role == "system" else "", prompt_key(row))), []
-        ).append(place)
-    return [group for group in places.values() if len(group) > 1]
+        ).append(index)
+    return [group for group in indices.values() if len(group) > 1]
 
 
-def _disagreement(row: Conversation, its: Conversation) -> tuple[str, tuple[int, int]] | None:
-    """Why two answers to one prompt cannot both be right, and where in the first it shows."""
-    answer, other = row.answer, its.answer
-    opposite = (_YES.match(answer) and _NO.match(other)) or (_NO.match(answer) and _YES.match(other))
+def _disagreement(row: Conversation, second_row: Conversation) -> tuple[str, tuple[int, int]] | None:
+    """Why two answers to one prompt cannot both be right, and the span of the first that shows it."""
+    answer, second_answer = row.answer, second_row.answer
+    opposite = (_YES.match(answer) and _NO.match(second_answer)) or (_NO.match(answer) and _YES.match(second_answer))
     if opposite and not _OPEN_QUESTION.match(row.question):
         return "says the opposite of", (0, len(answer.split(maxsplit=1)[0]))
-    if max(_length(answer), _length(other)) < SHORT and not _overlap(answer, other):
-        return "is another answer than", (0, len(answer))
-    if _other_facts(row.question, answer, other):
-        return "takes up other facts of the form than", (0, len(answer))
-    for claim in check(answer, {"answer": other}, about="both"):
-        if claim.verdict == "contradicted" and _said_alike(answer, claim.claim.start, claim.claim.end, other):
+    if max(_length(answer), _length(second_answer)) < MIN_WORDS and not _one_contains_other(answer, second_answer):
+        return "differs from the answer of", (0, len(answer))
+    if _different_facts(row.question, answer, second_answer):
+        return "uses other facts of the form than", (0, len(answer))
+    for claim in check(answer, {"answer": second_answer}, about="both"):
+        if claim.verdict == "contradicted" and _same_wording(answer, claim.claim.start, claim.claim.end, second_answer):
             return f"says '{claim.claim.text}', unlike", (claim.claim.start, claim.claim.end)
     return None
 
 
 def _length(answer: str) -> float:
-    """Words; a sign of a script without blanks counts for half a word."""
+    """The number of words; a character of a script without spaces counts as half a word."""
     return len(answer.split()) + len(_ASIAN.findall(answer)) / 2
 
 
-def _other_facts(question: str, answer: str, other: str) -> bool:
-    """Whether two answers from one form share little of what the fuller of them takes up."""
-    own = {word for value in form_values(question) for word in _WORD.findall(value.casefold())}
-    one, two = (own.intersection(_WORD.findall(text.casefold())) for text in (answer, other))
-    fuller = max(len(one), len(two))
-    return fuller >= FACTS and len(one & two) < SHARED * fuller
+def _different_facts(question: str, answer: str, second: str) -> bool:
+    """Whether two answers from one form share little of the form's words that the fuller one uses."""
+    form_words = {word for value in form_values(question) for word in _WORD.findall(value.casefold())}
+    first_words, second_words = (form_words.intersection(_WORD.findall(text.casefold())) for text in (answer, second))
+    fuller = max(len(first_words), len(second_words))
+    return fuller >= MIN_FACTS and len(first_words & second_words) < MIN_SHARED * fuller
 
 
-def _said_alike(answer: str, start: int, end: int, other: str) -> bool:
-    """Whether a sentence of `other` has most words of the one around the claim, the claim's own apart."""
-    around = next((found for found in _SENTENCE.finditer(answer) if found.start() <= start < found.end()), None)
-    if around is None:
+def _same_wording(answer: str, start: int, end: int, second: str) -> bool:
+    """Whether a sentence of `second` has most words of the sentence around the claim, the claim itself excluded."""
+    context = next((match for match in _SENTENCE.finditer(answer) if match.start() <= start < match.end()), None)
+    if context is None:
         return False
-    own = set(normalise(answer[around.start() : start] + " " + answer[end : around.end()]).split())
-    for sentence in _SENTENCE.findall(other):
+    context_words = set(normalise(answer[context.start() : start] + " " + answer[end : context.end()]).split())
+    for sentence in _SENTENCE.findall(second):
         words = set(normalise(sentence).split())
-        if len(own & words) >= ALIKE * (len(own | words) - 1):  # less the other sentence's own number
+        union = len(context_words | words) - 1  # minus the other sentence's number
+        if len(context_words & words) >= SIMILARITY * union:
             return True
     return False
 
 
-def _overlap(answer: str, other: str) -> bool:
-    """Whether one short answer says the other in more words."""
-    one, two = set(normalise(answer).split()), set(normalise(other).split())
-    return one <= two or two <= one
+def _one_contains_other(answer: str, second: str) -> bool:
+    """Whether all words of one short answer are in the other."""
+    first_words, second_words = set(normalise(answer).split()), set(normalise(second).split())
+    return first_words <= second_words or second_words <= first_words

@@ -1,11 +1,11 @@
 """Rows that repeat an earlier row's prompt and answer: they count twice and leak between splits.
 
-Why it hurts: a row that stands five times is learnt five times as hard, and a copy on both sides of the split makes
-the test a test of memory. Case, spaces and sentence marks are folded before comparing.
+Why it hurts: a row that occurs five times has five times the weight, and a copy on both sides of the split turns the
+test into a test of memory. Case, spaces and punctuation are ignored in the comparison.
 
 Example: the same question and answer scraped from two pages.
 
-What to do: let the copies be dropped; the first stays.
+What to do: let the copies be dropped; the first one stays.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation, Origin
-from tunesmith.data.finding import Context, Finding, Proposal, key, of_row
+from tunesmith.data.finding import Context, Finding, Proposal, row_finding, turns_key
 
 SCOPE = "table"
 
 
 def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "drop") -> Iterator[Finding]:
-    """Every later copy, each with the place of the first."""
-    seen: dict[bytes, Origin] = {}
+    """Yields every later copy, with the origin of the first."""
+    first_origins: dict[bytes, Origin] = {}
     for row in rows:
-        text = "\x1f".join(key(row.turns)).encode("utf-8", "surrogatepass")
-        mark = hashlib.blake2b(text, digest_size=16).digest()  # the texts themselves would fill the memory
-        if mark in seen:
-            yield of_row("duplicate", row, f"repeats {seen[mark]}", do)
+        text = "\x1f".join(turns_key(row.turns)).encode("utf-8", "surrogatepass")
+        text_hash = hashlib.blake2b(text, digest_size=16).digest()  # the texts themselves would need too much memory
+        if text_hash in first_origins:
+            yield row_finding("duplicate", row, f"repeats {first_origins[text_hash]}", do)
         else:
-            seen[mark] = row.origin
+            first_origins[text_hash] = row.origin

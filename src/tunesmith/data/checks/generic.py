@@ -1,11 +1,11 @@
-"""Answers that would fit any other row: a template shared by rows, or a text that names nothing of its own input.
+"""Answers that would fit any other row: a template that many rows share, or a text that uses nothing of its input.
 
-Why it hurts: the model learns that the input does not matter, and writes the template for everybody.
+Why it hurts: the model learns that the input does not matter, and writes the template for everyone.
 
 Example: ten applicants, ten jobs, one letter: "I am excited to apply for this position at your esteemed company …"
 
-What to do: write real answers, or leave the rows aside (quarantine). Where most rows have one of several canonical
-answers, which stand under many prompts on purpose, copies of them are no template (`repeated_answer` tells them).
+What to do: write real answers, or set the rows aside (quarantine). If most rows have one of several canonical answers,
+which answer many prompts on purpose, their copies do not count as a template (`repeated_answer` reports them).
 """
 
 from __future__ import annotations
@@ -18,19 +18,28 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from tunesmith.data.conversation import Conversation, normalise
-from tunesmith.data.finding import Context, Finding, Proposal, answer_turn, form_values, of_place, prompt_key, spoken
+from tunesmith.data.finding import (
+    Context,
+    Finding,
+    Proposal,
+    answer_turn,
+    form_values,
+    prompt_key,
+    span_finding,
+    spoken,
+)
 
 SCOPE = "table"
-LONG = 6  # words: shorter sentences (a greeting, a thank-you) may well be shared
-SHARED = 3  # prompts: a sentence that so many different prompts' answers hold is a template's
-TEMPLATE = 20  # words of such sentences: fewer are a phrase
-RARE = 0.05  # of the prompts: a word in more of them is the form's, not the row's own
-ENOUGH = 25  # rows: below it 'rare' and 'usual' mean nothing
-CANONICAL = 0.5  # of the rows have an answer that stands under many prompts: such answers are meant
-SEVERAL = 5  # different ones of them: one alone is a template
-TAKEN = 6  # own words of a form that the median answer takes up: so many say that answers are written from it
-LITTLE = 0.15  # of what the median answer takes up
-DATA = 0.8  # of a prompt's words are its own: it is a list of values
+MIN_WORDS = 6  # words: shorter sentences (a greeting, a thank-you) may be shared
+SHARED = 3  # prompts: a sentence in the answers to more different prompts belongs to a template
+TEMPLATE = 20  # words in such sentences: fewer are a phrase
+RARE = 0.05  # of the prompts: a word in more of them belongs to the form, not to the row
+MIN_ROWS = 25  # rows: with fewer, 'rare' and 'usual' mean nothing
+CANONICAL = 0.5  # of the rows: if more share their answer with many prompts, such answers are intended
+MIN_CANONICAL = 5  # different canonical answers: a single one is a template
+MIN_USED = 6  # distinctive words of a form in the median answer: with this many, answers are written from the form
+FEW_USED = 0.15  # of the median answer's number of distinctive words
+DATA = 0.8  # of a prompt's words are distinctive: it is a list of values
 _SENTENCE = re.compile(r"[^.!?\n]+")
 _WORD = re.compile(r"[^\W_]{3,}")
 
@@ -38,88 +47,91 @@ _WORD = re.compile(r"[^\W_]{3,}")
 def look(
     rows: Sequence[Conversation], context: Context, *, shared: float = 0.6, do: Proposal = "quarantine"
 ) -> Iterator[Finding]:
-    """Answers of which a share of `shared` or more (in words) is sentences that other prompts' answers hold too.
+    """Yields answers whose words are, by a share of `shared` or more, in sentences that answer other prompts too.
 
-    And answers of usual length with next to none of their prompt's own words, in data whose answers are written from
-    them.
+    Also yields answers of usual length with almost none of the prompt's distinctive words, in data whose other answers
+    use them.
     """
-    template = _template_share(rows)
-    strange = _names_nothing(rows)
-    for row, portion, unnamed in zip(rows, template, strange, strict=True):
+    template_shares = _template_share(rows)
+    unrelated = _unrelated(rows)
+    for row, template_share, is_unrelated in zip(rows, template_shares, unrelated, strict=True):
         whole = (0, len(row.answer))
-        if portion >= shared:
-            message = f"{portion:.0%} of it stands in the answers to {SHARED} or more other prompts"
-            yield of_place("generic", row, answer_turn(row), whole, message, do)
-        elif unnamed:
-            yield of_place("generic", row, answer_turn(row), whole, "names nothing of its own input", do)
+        if template_share >= shared:
+            message = f"{template_share:.0%} of it is also in the answers to {SHARED} or more other prompts"
+            yield span_finding("generic", row, answer_turn(row), whole, message, do)
+        elif is_unrelated:
+            yield span_finding("generic", row, answer_turn(row), whole, "uses nothing of its own input", do)
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Each sentence of `LONG` words or more: its hash, and its words."""
-    for found in _SENTENCE.finditer(text):
-        words = normalise(found[0]).split()
-        if len(words) >= LONG:
+    """The hash and the number of words of each sentence of at least `LONG` words."""
+    for match in _SENTENCE.finditer(text):
+        words = normalise(match[0]).split()
+        if len(words) >= MIN_WORDS:
             digest = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=8).digest()
             yield int.from_bytes(digest, "big"), len(words)
 
 
 def _template_share(rows: Sequence[Conversation]) -> list[float]:
-    """For each row, the share of its answer's words in sentences that stand in answers to `SHARED` other prompts."""
+    """For each row, the share of its answer's words in sentences that also answer `SHARED` or more other prompts."""
     canonical = _canonical(rows)
-    holders: dict[int, set[int]] = {}
+    sources: dict[int, set[int]] = {}
     for row in rows:
-        holder = hash(normalise(row.answer)) if canonical else hash(prompt_key(row))
+        source = hash(normalise(row.answer)) if canonical else hash(prompt_key(row))
         for sentence, _ in _sentences(row.answer):
-            seen = holders.setdefault(sentence, set())
-            if len(seen) <= SHARED:
-                seen.add(holder)
-    common = {sentence for sentence, seen in holders.items() if len(seen) > SHARED}
-    del holders
+            sentence_sources = sources.setdefault(sentence, set())
+            if len(sentence_sources) <= SHARED:
+                sentence_sources.add(source)
+    common = {sentence for sentence, sentence_sources in sources.items() if len(sentence_sources) > SHARED}
+    del sources
     shares = []
     for row in rows:
-        held = sum(words for sentence, words in _sentences(row.answer) if sentence in common) if common else 0
-        shares.append(held / len(normalise(row.answer).split()) if held >= TEMPLATE else 0.0)
+        shared_words = sum(words for sentence, words in _sentences(row.answer) if sentence in common) if common else 0
+        shares.append(shared_words / len(normalise(row.answer).split()) if shared_words >= TEMPLATE else 0.0)
     return shares
 
 
 def _canonical(rows: Sequence[Conversation]) -> bool:
-    """Whether several answers, each to more than `SHARED` rows, make up half of the table."""
-    often = [times for times in Counter(hash(normalise(row.answer)) for row in rows).values() if times > SHARED]
-    return len(often) >= SEVERAL and sum(often) >= CANONICAL * len(rows)
+    """Whether several answers, each of more than `SHARED` rows, make up half of the table."""
+    repeated_counts = [
+        count for count in Counter(hash(normalise(row.answer)) for row in rows).values() if count > SHARED
+    ]
+    return len(repeated_counts) >= MIN_CANONICAL and sum(repeated_counts) >= CANONICAL * len(rows)
 
 
-def _names_nothing(rows: Sequence[Conversation]) -> list[bool]:
-    """For each row, whether its answer holds next to none of its prompt's own words although answers usually do.
+def _unrelated(rows: Sequence[Conversation]) -> list[bool]:
+    """For each row, whether its answer has almost none of its prompt's distinctive words although answers usually do.
 
-    A prompt's own words stand in at most `RARE` of the prompts. Usual means: most prompts are forms of named values,
-    four of five answers with three own words to take up have one, and the median has `TAKEN`; where prompts are values
-    and nothing else, two. Answers of less than half the median answer's words are not judged: a number may be right.
+    A word is distinctive if at most a share `RARE` of the prompts contain it. Answers usually have such words if most
+    prompts are forms of named values, four of five answers to prompts with three distinctive words have one, and the
+    median answer has `TAKEN` (two if the prompts are values and nothing else). Answers with less than half the median
+    number of words are not judged, because a number may be the right answer.
     """
-    nothing = [False] * len(rows)
-    if len(rows) < ENOUGH:
-        return nothing
-    asked = [set(_words(spoken(row.prompt))) for row in rows]
-    spread = Counter(word for words in asked for word in words)
+    none_flagged = [False] * len(rows)
+    if len(rows) < MIN_ROWS:
+        return none_flagged
+    prompt_words = [set(_words(spoken(row.prompt))) for row in rows]
+    prompt_counts = Counter(word for words in prompt_words for word in words)
     limit = max(2, RARE * len(rows))
-    taken = np.full(len(rows), -1)
+    used_counts = np.full(len(rows), -1)
     lengths = np.fromiter((len(row.answer.split()) for row in rows), dtype=np.int64)
-    portions = []
-    for place, row in enumerate(rows):
-        own = {word for word in asked[place] if spread[word] <= limit}
-        if len(own) >= 3:
-            taken[place] = len(own.intersection(_words(row.answer)))
-            portions.append(len(own) / len(asked[place]))
-    judged = taken[taken >= 0]
-    if len(judged) < ENOUGH or np.mean(judged > 0) < 0.8:
-        return nothing
-    usual = float(np.median(judged))
-    form = sum(bool(form_values(row.question)) for row in rows) > 0.5 * len(rows)
-    if not (form and usual >= TAKEN) and not (np.median(portions) >= DATA and usual >= 2):
-        return nothing
-    few = (taken >= 0) & (taken <= LITTLE * usual) & (lengths >= 0.5 * np.median(lengths))
-    return few.tolist()  # type: ignore[no-any-return]
+    distinctive_shares = []
+    for index, row in enumerate(rows):
+        distinctive = {word for word in prompt_words[index] if prompt_counts[word] <= limit}
+        if len(distinctive) >= 3:
+            used_counts[index] = len(distinctive.intersection(_words(row.answer)))
+            distinctive_shares.append(len(distinctive) / len(prompt_words[index]))
+    judged_counts = used_counts[used_counts >= 0]
+    if len(judged_counts) < MIN_ROWS or np.mean(judged_counts > 0) < 0.8:
+        return none_flagged
+    usual = float(np.median(judged_counts))
+    mostly_forms = sum(bool(form_values(row.question)) for row in rows) > 0.5 * len(rows)
+    if not (mostly_forms and usual >= MIN_USED) and not (np.median(distinctive_shares) >= DATA and usual >= 2):
+        return none_flagged
+    flagged = (used_counts >= 0) & (used_counts <= FEW_USED * usual) & (lengths >= 0.5 * np.median(lengths))
+    return flagged.tolist()  # type: ignore[no-any-return]
 
 
 def _words(text: str) -> list[str]:
-    """Words of three letters and more, case folded, a plural's s taken off."""
+    """The words of three or more letters, case-folded, without a plural s."""
     return [word.removesuffix("s") for word in _WORD.findall(text.casefold())]

@@ -1,11 +1,11 @@
 """Groups of very different sizes, and one answer that makes up much of the data.
 
-Why it hurts: the model learns the big group's manner for all, and a small group's test score rests on a handful of
+Why it hurts: the model applies the large group's style to everything, and a small group's test score rests on a few
 rows.
 
 Example: 18 topics with 160 rows each and two with 5.
 
-What to do: collect or synthesize rows for the small groups, or draw fewer of the big ones. No row is dropped for it.
+What to do: collect or synthesize rows for the small groups, or sample fewer of the large ones. No row is dropped.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation, normalise
-from tunesmith.data.finding import Context, Finding, of_table
+from tunesmith.data.finding import Context, Finding, table_finding
 
 SCOPE = "table"
-FEW = 20  # rows: below it a share means nothing
+MIN_ROWS = 20  # rows: with fewer, a share means nothing
 
 
 def look(
     rows: Sequence[Conversation], context: Context, *, ratio: float = 10.0, share: float = 0.1
 ) -> Iterator[Finding]:
-    """A note when the largest group has `ratio` times the smallest's rows, or one answer has a `share` of all rows."""
-    if len(rows) < FEW:
+    """Yields a note if the largest group has `ratio` times the rows of the smallest, or one answer a `share` of all."""
+    if len(rows) < MIN_ROWS:
         return
     groups = Counter(row.group for row in rows if row.group).most_common()
     if len(groups) > 1 and groups[0][1] >= ratio * groups[-1][1]:
@@ -33,8 +33,8 @@ def look(
         message = (
             f"'{most}' has {rows_most} rows, '{least}' {rows_least}; {small} of {len(groups)} groups are that small"
         )
-        yield of_table("imbalance", message)
+        yield table_finding("imbalance", message)
     answers = Counter(hash(normalise(row.answer)) for row in rows)
-    [(_, times)] = answers.most_common(1)
-    if times >= share * len(rows):
-        yield of_table("imbalance", f"one answer stands in {times} of {len(rows)} rows")
+    [(_, answer_count)] = answers.most_common(1)
+    if answer_count >= share * len(rows):
+        yield table_finding("imbalance", f"{answer_count} of {len(rows)} rows have the same answer")

@@ -1,11 +1,11 @@
-"""Training rows that stand in the test or validation rows too: by prompt, by answer, or as a whole.
+"""Training rows whose prompt, answer or both also occur in the test or validation rows.
 
-Why it hurts: the score is then memory, not skill.
+Why it hurts: the score then measures memory, not skill.
 
-Example: "How do I pay?" in the training rows and "how do i pay" in the test.
+Example: "How do I pay?" in the training rows and "how do i pay" in the test rows.
 
 What to do: let the training row be dropped. A shared answer alone is often right (twelve ways to ask, one canonical
-answer), so such rows are told and kept. `train` refuses rows whose prompt leaks unless `data.allow_leaks` is set.
+answer), so such rows are reported and kept. `train` refuses rows whose prompt leaks unless `data.allow_leaks` is set.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation, normalise
-from tunesmith.data.finding import Context, Finding, Proposal, of_row, of_table, prompt_key
+from tunesmith.data.finding import Context, Finding, Proposal, prompt_key, row_finding, table_finding
 
 SCOPE = "split"
 
 
 def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "drop") -> Iterator[Finding]:
-    """Training rows with a held-out prompt, told whether the answer is the same; and how many share an answer alone."""
-    held: dict[tuple[str, ...], Conversation] = {}
-    answers: set[str] = set()
+    """Yields training rows that have a held-out prompt, and the number of rows that share only a held-out answer."""
+    held_out: dict[tuple[str, ...], Conversation] = {}
+    held_out_answers: set[str] = set()
     for row in rows:
         if context.parts.get(row.id, "train") != "train":
-            held.setdefault(prompt_key(row), row)
-            answers.add(normalise(row.answer))
+            held_out.setdefault(prompt_key(row), row)
+            held_out_answers.add(normalise(row.answer))
     shared = 0
     for row in rows:
         if context.parts.get(row.id) != "train":
             continue
-        if other := held.get(prompt_key(row)):
-            both = " and its answer are" if normalise(row.answer) == normalise(other.answer) else " is"
-            message = f"its prompt{both} also in {context.parts[other.id]}: {other.origin}"
-            yield of_row("leak", row, message, do)
+        if held_out_row := held_out.get(prompt_key(row)):
+            subject = " and its answer are" if normalise(row.answer) == normalise(held_out_row.answer) else " is"
+            message = f"its prompt{subject} also in {context.parts[held_out_row.id]}: {held_out_row.origin}"
+            yield row_finding("leak", row, message, do)
         else:
-            shared += normalise(row.answer) in answers
+            shared += normalise(row.answer) in held_out_answers
     if shared:
-        yield of_table("leak", f"{shared} training rows have the answer of a held-out row, to another prompt")
+        yield table_finding("leak", f"{shared} training rows have the answer of a held-out row with another prompt")

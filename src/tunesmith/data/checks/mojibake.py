@@ -1,10 +1,10 @@
-"""Letters read in the wrong encoding, and letters that were lost.
+"""Letters decoded with the wrong encoding, and letters that were lost.
 
 Why it hurts: the model learns to write the damage, and its tokenizer spends several tokens on each broken letter.
 
 Example: "the cafÃ©â€™s menu" for "the café’s menu".
 
-What to do: let it be repaired where the letters can be had back; where they are lost, correct the row by hand.
+What to do: let it be repaired if the letters can be recovered; if they are lost, correct the row by hand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data import defects
-from tunesmith.data.checks._damage import damage
+from tunesmith.data.checks._damage import defect_findings
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.finding import Context, Finding, Proposal
 
@@ -20,5 +20,5 @@ SCOPE = "row"
 
 
 def look(rows: Sequence[Conversation], context: Context, *, do: Proposal | None = None) -> Iterator[Finding]:
-    """Letters read in the wrong encoding, and letters lost."""
-    yield from damage("mojibake", rows, defects.mojibake, do, prompts=True)
+    """Yields letters decoded with the wrong encoding, and lost letters."""
+    yield from defect_findings("mojibake", rows, defects.mojibake, do, prompts=True)

@@ -1,10 +1,10 @@
 """Training rows whose prompt nearly repeats a test or validation prompt.
 
-Why it hurts: a test question with one word changed is still a question the model has seen.
+Why it hurts: a test question with one word changed is still a question that the model has seen.
 
 Example: "How do I pay by card?" in training, "How do I pay with card?" in the test.
 
-What to do: let the training row be dropped. `data.split.together` keeps such rows on one side from the start; 0.6
+What to do: let the training row be dropped. `data.split.together` keeps such rows in the same part from the start; 0.6
 suits short questions.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, of_row, spoken
+from tunesmith.data.finding import Context, Finding, Proposal, row_finding, spoken
 
 SCOPE = "split"
 
@@ -21,13 +21,15 @@ SCOPE = "split"
 def look(
     rows: Sequence[Conversation], context: Context, *, threshold: float = 0.8, do: Proposal = "drop"
 ) -> Iterator[Finding]:
-    """Training rows at least `threshold` alike to a held-out prompt, each told once."""
+    """Yields each training row whose prompt has similarity `threshold` or more to a held-out prompt, once."""
     from tunesmith.data.duplicates import leaks
 
     train = [row for row in rows if context.parts.get(row.id) == "train"]
-    held = [row for row in rows if context.parts.get(row.id, "train") != "train"]
-    found = leaks([spoken(row.prompt) for row in train], [spoken(row.prompt) for row in held], threshold=threshold)
-    for pair in {pair.first: pair for pair in found}.values():
-        other = held[pair.second]
-        message = f"its prompt is {pair.similarity:.0%} that of {other.origin} in {context.parts[other.id]}"
-        yield of_row("near_leak", train[pair.first], message, do)
+    held_out = [row for row in rows if context.parts.get(row.id, "train") != "train"]
+    pairs = leaks([spoken(row.prompt) for row in train], [spoken(row.prompt) for row in held_out], threshold=threshold)
+    for pair in {pair.first: pair for pair in pairs}.values():
+        held_out_row = held_out[pair.second]
+        message = (
+            f"its prompt is {pair.similarity:.0%} similar to {held_out_row.origin} in {context.parts[held_out_row.id]}"
+        )
+        yield row_finding("near_leak", train[pair.first], message, do)

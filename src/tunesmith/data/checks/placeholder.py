@@ -1,12 +1,12 @@
-"""Slots that nobody filled: [Your Name], {{company}}, XXX, "insert … here", lorem ipsum.
+"""Placeholders that were not filled in: [Your Name], {{company}}, XXX, "insert … here", lorem ipsum.
 
-Why it hurts: the model writes the slot to its users, who send it.
+Why it hurts: the model writes the placeholder to its users, who send it.
 
 Example: "Sincerely, [Your Name]" under an otherwise good letter.
 
-What to do: a slot that one of the row's own fields certainly fills is repaired; other rows are set aside
-(quarantine). Slots that are meant (`{{Order Number}}` for a help desk to fill) want `placeholder: {do: keep}`. A
-made-up employer (a company called ABC) counts where a field of the row names the true one.
+What to do: a placeholder that exactly one field of the row fits is filled by repair; other rows are set aside
+(quarantine). For intended placeholders (`{{Order Number}}`, which a help desk fills in) write `placeholder: {do:
+keep}`. A made-up employer (a company called ABC) counts only if a field of the row names the real one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from tunesmith.data import defects
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, of_place
+from tunesmith.data.finding import Context, Finding, Proposal, span_finding
 from tunesmith.data.repair_text import repair
 
 SCOPE = "row"
@@ -23,22 +23,26 @@ EMPLOYERS = frozenset({"hiring company", "company", "company name", "employer", 
 
 
 def look(rows: Sequence[Conversation], context: Context, *, do: Proposal | None = None) -> Iterator[Finding]:
-    """Every slot in an answer; made-up employers only where a field names another."""
+    """Yields every placeholder in an answer; made-up employers only if a field names another."""
     for row in rows:
-        for place, turn in enumerate(row.turns):
+        for turn_index, turn in enumerate(row.turns):
             if turn.role != "assistant":
                 continue
-            found = [d for d in defects.placeholders(turn.text) if d.severity != "note" or _knows(row, d.text)]
-            edits = repair(turn.text, row.fields).edits if found else ()
-            mended = [edit for edit in edits if "placeholders" in edit.kind]
-            for slot in found:
-                certain = any(edit.start <= slot.start and slot.end <= edit.end for edit in mended)
-                wish: Proposal = do or ("repair" if certain else "quarantine")
-                yield of_place("placeholder", row, place, (slot.start, slot.end), slot.why, wish)
+            slots = [
+                defect
+                for defect in defects.placeholders(turn.text)
+                if defect.severity != "note" or _names_other_employer(row, defect.text)
+            ]
+            edits = repair(turn.text, row.fields).edits if slots else ()
+            fills = [edit for edit in edits if "placeholders" in edit.kind]
+            for slot in slots:
+                certain = any(edit.start <= slot.start and slot.end <= edit.end for edit in fills)
+                proposal: Proposal = do or ("repair" if certain else "quarantine")
+                yield span_finding("placeholder", row, turn_index, (slot.start, slot.end), slot.why, proposal)
 
 
-def _knows(row: Conversation, employer: str) -> bool:
-    """Whether a short field of the row names the company, and none of them is called `employer`."""
-    own = row.own_fields()
-    named = any(name.casefold() in EMPLOYERS and len(own[name]) < 80 for name in own)
-    return named and not any(employer.casefold() in text.casefold() for text in own.values())
+def _names_other_employer(row: Conversation, employer: str) -> bool:
+    """Whether a short field of the row names the company, and no field contains `employer`."""
+    fields = row.own_fields()
+    names_company = any(name.casefold() in EMPLOYERS and len(fields[name]) < 80 for name in fields)
+    return names_company and not any(employer.casefold() in text.casefold() for text in fields.values())

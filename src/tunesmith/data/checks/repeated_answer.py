@@ -1,11 +1,11 @@
-"""Answers that stand under several different prompts, word for word.
+"""Identical answers to several different prompts.
 
-Why it hurts: an answer that fits two different inputs has taken no notice of at least one of them; in a set of letters
-half the rows may say nothing about their own applicant.
+Why it hurts: an answer to two different inputs ignores at least one of them; in a set of letters half the rows may say
+nothing about their own applicant.
 
-Example: one letter under the fields of a nurse in Leeds and of a nurse in Bath.
+Example: one letter for the fields of a nurse in Leeds and of a nurse in Bath.
 
-What to do: where one canonical answer to many prompts is meant, leave it. Where every row should have its own, write
+What to do: nothing, if one canonical answer to many prompts is intended. If every row should have its own, write
 `repeated_answer: {do: drop}`; the first row stays.
 """
 
@@ -15,20 +15,20 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation, Origin, normalise
-from tunesmith.data.finding import Context, Finding, Proposal, of_row, prompt_key
+from tunesmith.data.finding import Context, Finding, Proposal, prompt_key, row_finding
 
 SCOPE = "table"
 
 
 def look(rows: Sequence[Conversation], context: Context, *, words: int = 6, do: Proposal = "keep") -> Iterator[Finding]:
-    """Every later row with the answer of an earlier one and another prompt; answers under `words` words are values."""
-    seen: dict[bytes, tuple[Origin, int]] = {}
+    """Yields rows with an earlier row's answer and another prompt; answers of fewer than `words` words are values."""
+    first_rows: dict[bytes, tuple[Origin, int]] = {}
     for row in rows:
         text = normalise(row.answer)
         if len(text.split()) < words:
             continue
-        mark = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        text_hash = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         prompt = hash(prompt_key(row))
-        first, asked = seen.setdefault(mark, (row.origin, prompt))
-        if first is not row.origin and asked != prompt:
-            yield of_row("repeated_answer", row, f"has the answer of {first}, to another prompt", do)
+        first_origin, first_prompt = first_rows.setdefault(text_hash, (row.origin, prompt))
+        if first_origin is not row.origin and first_prompt != prompt:
+            yield row_finding("repeated_answer", row, f"has the answer of {first_origin} with another prompt", do)

@@ -1,6 +1,6 @@
-"""Answers that run in circles: half of the text says the same thing three times or more.
+"""Answers half of which repeats the same sentence or phrase three times or more.
 
-Why it hurts: repetition is what small models fall into anyway, and each such answer is a lesson in it.
+Why it hurts: small models tend to repeat themselves anyway, and each such answer reinforces it.
 
 Example: an answer that lists the same tip nine times with another number.
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data import defects
-from tunesmith.data.checks._damage import damage
+from tunesmith.data.checks._damage import defect_findings
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.finding import Context, Finding, Proposal
 
@@ -20,5 +20,5 @@ SCOPE = "row"
 
 
 def look(rows: Sequence[Conversation], context: Context, *, do: Proposal | None = None) -> Iterator[Finding]:
-    """Answers half of which says the same three times or more."""
-    yield from damage("repetition", rows, defects.repetition, do, "keep")
+    """Yields answers half of which is repeated three times or more."""
+    yield from defect_findings("repetition", rows, defects.repetition, do, "keep")

@@ -1,10 +1,11 @@
-"""Rows longer than prompt.max_tokens: cut rows would teach the model to break off.
+"""Rows longer than `prompt.max_tokens`.
 
-Why it hurts: a row that is cut loses its end, and with it the stop token: the model learns never to finish.
+Why it hurts: a row that is cut loses its end and its stop token, so the model learns never to finish. Rows are
+therefore never cut.
 
-Example: an answer of 3,000 tokens under `max_tokens: 1024`.
+Example: an answer of 3,000 tokens with `max_tokens: 1024`.
 
-What to do: raise `prompt.max_tokens` if memory allows, shorten the rows, or let them be dropped. They are never cut.
+What to do: raise `prompt.max_tokens` if memory allows, shorten the rows, or let them be dropped.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, of_row
+from tunesmith.data.finding import Context, Finding, Proposal, row_finding
 
-SCOPE = "table"  # the tokenizer lives in this process
+SCOPE = "table"  # only this process has the tokenizer
 
 
 def look(
     rows: Sequence[Conversation], context: Context, *, max_tokens: int | None = None, do: Proposal = "drop"
 ) -> Iterator[Finding]:
-    """Rows of more than `max_tokens` tokens, the template's included; nothing without a tokenizer."""
+    """Yields rows of more than `max_tokens` tokens, including the template's; nothing without a tokenizer."""
     limit = max_tokens or context.max_tokens
     for row in rows if context.count_tokens else ():
         if context.count_tokens and (count := context.count_tokens(row)) > limit:
-            yield of_row("too_long", row, f"{count} tokens, limit {limit}", do)
+            yield row_finding("too_long", row, f"{count} tokens, limit {limit}", do)

@@ -1,13 +1,13 @@
-"""Answers that state facts which the row's fields do not: wrong numbers, employers, degrees, added skills.
+"""Answers that state facts which are not in the row's fields: wrong numbers, employers, degrees, added skills.
 
 Why it hurts: the model learns to invent. A statement about the writer must come from the writer's own fields, never
-from the advert's demands.
+from the requirements in the job ad.
 
 Example: fields say "BSc in Biology, 2 years as a lab assistant", the letter says "with my Master's degree and five
 years".
 
-What to do: correct the answer from its fields. Rows found are set aside (quarantine). `fields` names the columns to
-believe; none takes all but the answer's. It suits rows that are written from fields, not open questions.
+What to do: correct the answer from its fields. The rows are set aside (quarantine). `fields` names the columns to
+trust; by default all but the answer's. The check suits rows written from fields, not open questions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from tunesmith.claims.match import check
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, answer_turn, of_place
+from tunesmith.data.finding import Context, Finding, Proposal, answer_turn, span_finding
 
 SCOPE = "row"
 
@@ -28,11 +28,11 @@ def look(
     fields: list | None = None,  # type: ignore[type-arg]
     do: Proposal = "quarantine",
 ) -> Iterator[Finding]:
-    """Every claim of an answer that is unsupported or contradicted by the row's fields, with its place."""
+    """Yields every claim of an answer that the row's fields do not support or that they contradict."""
     for row in rows:
-        own = row.own_fields(fields)
-        for found in check(row.answer, own) if own else []:
-            if found.verdict != "supported":
-                claim = found.claim
-                message = f"{found.verdict} {claim.kind} '{claim.text}': {found.reason}"
-                yield of_place("ungrounded", row, answer_turn(row), (claim.start, claim.end), message, do)
+        sources = row.own_fields(fields)
+        for result in check(row.answer, sources) if sources else []:
+            if result.verdict != "supported":
+                claim = result.claim
+                message = f"{result.verdict} {claim.kind} '{claim.text}': {result.reason}"
+                yield span_finding("ungrounded", row, answer_turn(row), (claim.start, claim.end), message, do)

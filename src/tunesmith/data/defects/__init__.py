@@ -1,9 +1,9 @@
-"""What can be wrong inside one text. Each file is a kind of defect: its function takes a text and tells the places.
+"""Detectors of defects inside one text, one kind per file.
 
-A catalogue as `find` reads it: the file's and its function's name is the kind's name, keyword-only parameters are its
-options. Places count characters from 0. Every function is linear in the text's length: an expression that may run on is
-bounded or starts once a run. Code (fenced, inline, or a text that is code throughout) is masked first, so that nothing
-in it is a defect; a text too short to judge has none.
+A catalog as `find` reads it: a kind is named like its file and function; keyword-only parameters are its options.
+Positions count characters from 0. Every function is linear in the length of the text: quantifiers are bounded, or a
+match can start only once per run. Code (fenced, inline, or the whole text) is masked first, so nothing in it is a
+defect; a text too short to judge has none.
 """
 
 from tunesmith.data.defects._defect import Defect, Severity

@@ -1,14 +1,14 @@
-"""Code inside a text, hidden so that nothing in it is a defect."""
+"""Masks code inside a text, so that nothing in it counts as a defect."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-HIDDEN = "\ue000"  # private use: no letter, no blank, no sign that an expression here looks for
+HIDDEN = "\ue000"  # private use: not a letter, a space, or anything that a pattern here matches
 _CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,400}`", re.DOTALL)
 _TAGS = re.compile(r"<[^<>]{1,300}>")
-SPEAKS_OF_CODE = re.compile(
+MENTIONS_CODE = re.compile(
     r"(?<!/)\b(?:HTML5?|XML|CSS|JavaScript|JSX|markup)\b|<!DOCTYPE|<(?:html|body|head|script|style)\b", re.IGNORECASE
 )
 _SIGNS_OF_CODE = re.compile(
@@ -20,9 +20,9 @@ _SIGNS_OF_CODE = re.compile(
 )
 
 
-@lru_cache(maxsize=4)  # the kinds look at one text after the other
+@lru_cache(maxsize=4)  # the detectors run on one text after the other
 def mask(text: str) -> str:
-    """The text with its code hidden, line ends too, every place as before."""
+    """The text with its code, line ends included, replaced by `HIDDEN`; all positions stay the same."""
     if _is_code(text):
         return HIDDEN * len(text)
     if "`" not in text and "~~~" not in text:
@@ -31,16 +31,17 @@ def mask(text: str) -> str:
 
 
 def _is_code(text: str) -> bool:
-    """A text that is code throughout: JSON, markup from end to end, or half its lines look like code."""
+    """Whether the whole text is code: JSON, markup from end to end, or a third of its lines look like code."""
     bare = text.strip()
-    if bare[:1] + bare[-1:] == "<>" and len(_TAGS.sub("", bare)) > 0.6 * len(bare) and not SPEAKS_OF_CODE.search(bare):
-        return False  # prose in paragraphs of a web page
+    if bare[:1] + bare[-1:] == "<>" and len(_TAGS.sub("", bare)) > 0.6 * len(bare) and not MENTIONS_CODE.search(bare):
+        return False  # the prose of a web page
     if bare[:1] + bare[-1:] in ("{}", "[]", "<>") and len(bare) > 40:
         return not (bare.startswith("{{") and bare.endswith("}}") and "\n" not in bare)
     signs = sum(1 for _ in _SIGNS_OF_CODE.finditer(text))
     return signs >= 2 and signs * 3 >= 1 + sum(1 for line in text.split("\n") if line.strip())
 
 
-def line_end(text: str, place: int) -> int:
-    end = text.find("\n", place)
+def line_end(text: str, position: int) -> int:
+    """The index of the end of the line that contains `position`."""
+    end = text.find("\n", position)
     return len(text) if end < 0 else end

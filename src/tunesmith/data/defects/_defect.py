@@ -1,4 +1,4 @@
-"""A defect: a place in a text and why it is wrong."""
+"""A defect: a span of a text and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Defect:
-    """A place in a text, why it is wrong, and what belongs there; `fix` is None where the text alone cannot say.
+    """A span of a text, what is wrong with it, and its replacement `fix`, None if the text alone does not determine it.
 
-    An error spoils the row, a warning is worth a look, a note is only counted.
+    An error spoils the row, a warning should be read, a note is only counted.
     """
 
     kind: str
@@ -27,4 +27,5 @@ class Defect:
 def at(
     kind: str, text: str, start: int, end: int, why: str, severity: Severity = "warning", fix: str | None = None
 ) -> Defect:
+    """The defect at `start` to `end` of `text`."""
     return Defect(kind, start, end, text[start:end], why, severity, fix)

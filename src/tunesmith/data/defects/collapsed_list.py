@@ -1,4 +1,4 @@
-"""Lists whose items stand in one line."""
+"""Lists whose items are on one line."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ _CHESS = re.compile(r"(?=[^\d]{0,9}\d)[\sKQRBNOa-hx1-8+#=0-]+")  # '1. e4 e5 2. 
 
 
 def collapsed_list(text: str) -> Iterator[Defect]:
-    """Lists whose items stand in one line: '1. Mix 2. Bake 3. Eat'. Three items at least, numbers from 1 on.
+    """Yields lists whose items are on one line ('1. Mix 2. Bake 3. Eat'): three or more items, numbered from 1.
 
-    A list that runs on as a sentence ('1) mix, 2) bake and 3) eat') is prose, unless its items begin with capitals.
-    Hyphens and stars count only where the first opens the line or follows a colon, and no neighbouring line is such an
-    item. The marks may stand tight on the item before ('1. Mix2. Bake3. Eat'), but for the first.
+    A list that reads as a sentence ('1) mix, 2) bake and 3) eat') is prose, unless its items begin with capitals.
+    Hyphens and asterisks count only if the first one begins the line or follows a colon and no adjacent line is such an
+    item. All markers but the first may follow the previous item without a space ('1. Mix2. Bake3. Eat').
     """
     masked = mask(text)
     for chain in (*_numbered(masked), *_bulleted(masked)):
         end = line_end(masked, chain[-1].start())
         pieces = [masked[a.end() : b.start()] for a, b in pairwise(chain)]
         whole = [*pieces, masked[chain[-1].end() : end]]
-        if _runs_on(pieces, whole):
+        if _is_sentence(pieces, whole):
             continue
         if not all(any(map(str.isalpha, piece)) for piece in whole) or all(map(_CHESS.fullmatch, whole)):
             continue
-        starts = [mark.start() for mark in chain]
+        starts = [marker.start() for marker in chain]
         begin = len(text[: starts[0]].rstrip(" \t"))
         opened = begin == 0 or text[begin - 1] == "\n"
         lines = [text[a:b].rstrip(" \t") for a, b in pairwise([*starts, end])]
         begin, lead = (starts[0], "") if opened else (begin, "\n")
-        why = f"{len(chain)} items of a list in one line"
-        yield at("collapsed_list", text, begin, end, why, fix=lead + "\n".join(lines))
+        message = f"{len(chain)} items of a list on one line"
+        yield at("collapsed_list", text, begin, end, message, fix=lead + "\n".join(lines))
 
 
-def _runs_on(pieces: Sequence[str], whole: Sequence[str]) -> bool:
-    """Whether the pieces between the marks lead on to the next as a sentence does."""
+def _is_sentence(pieces: Sequence[str], whole: Sequence[str]) -> bool:
+    """Whether the pieces between the markers continue each other as parts of a sentence."""
     if any(_AND.search(piece[-12:]) for piece in pieces):
         return True
     commas = any(_COMMA.search(piece[-12:]) for piece in pieces)
@@ -56,45 +56,45 @@ def _runs_on(pieces: Sequence[str], whole: Sequence[str]) -> bool:
 
 
 def _numbered(masked: str) -> Iterator[list[re.Match[str]]]:
-    """Runs of numbers 1, 2, 3 … of one style within a line."""
+    """Yields runs of numbers 1, 2, 3 … in one style within a line."""
     chain: list[re.Match[str]] = []
     if not all(map(masked.__contains__, "123")):
         return
-    for mark in _NUMBER.finditer(masked):
-        number = int(mark["number"])
-        goes_on = bool(chain) and number == len(chain) + 1 and _style(mark) == _style(chain[-1])
-        goes_on = goes_on and "\n" not in masked[chain[-1].end() : mark.start()]
-        if goes_on:
-            chain.append(mark)
-        elif number == 1 and not _tight(masked, mark):
+    for marker in _NUMBER.finditer(masked):
+        number = int(marker["number"])
+        continues = bool(chain) and number == len(chain) + 1 and _style(marker) == _style(chain[-1])
+        continues = continues and "\n" not in masked[chain[-1].end() : marker.start()]
+        if continues:
+            chain.append(marker)
+        elif number == 1 and not _follows_text(masked, marker):
             if len(chain) >= 3:
                 yield chain
-            chain = [mark]
+            chain = [marker]
     if len(chain) >= 3:
         yield chain
 
 
-def _tight(masked: str, mark: re.Match[str]) -> bool:
-    return mark.start() > 0 and not masked[mark.start() - 1].isspace()
+def _follows_text(masked: str, marker: re.Match[str]) -> bool:
+    return marker.start() > 0 and not masked[marker.start() - 1].isspace()
 
 
-def _style(mark: re.Match[str]) -> tuple[str, ...]:
-    return (mark["label"] or "").lower(), mark["open"] or "", mark["close"]
+def _style(marker: re.Match[str]) -> tuple[str, ...]:
+    return (marker["label"] or "").lower(), marker["open"] or "", marker["close"]
 
 
 def _bulleted(masked: str) -> Iterator[list[re.Match[str]]]:
-    """Three bullets of one sign within a line."""
+    """Yields runs of three or more equal bullets within a line."""
     if all(masked.count(sign) < 3 for sign in "•●▪◦‣*-"):
         return
     start = 0
     for line in masked.split("\n"):
         end = start + len(line)
         by_sign: dict[str, list[re.Match[str]]] = {}
-        for mark in _BULLET.finditer(masked, start, end):
-            by_sign.setdefault(mark["mark"], []).append(mark)
-        for mark in _TIGHT.finditer(masked, start, end) if by_sign else ():
-            if mark["mark"] in by_sign and mark.start() > by_sign[mark["mark"]][0].start():
-                by_sign[mark["mark"]].append(mark)
+        for marker in _BULLET.finditer(masked, start, end):
+            by_sign.setdefault(marker["mark"], []).append(marker)
+        for marker in _TIGHT.finditer(masked, start, end) if by_sign else ():
+            if marker["mark"] in by_sign and marker.start() > by_sign[marker["mark"]][0].start():
+                by_sign[marker["mark"]].append(marker)
         for chain in by_sign.values():
             chain.sort(key=re.Match[str].start)
         for sign, chain in by_sign.items():
@@ -102,13 +102,13 @@ def _bulleted(masked: str) -> Iterator[list[re.Match[str]]]:
             signs = masked.count(f"{sign} ", start, end)
             first = not before or before[-1] in (":" if sign in "-*" else ":.!?")
             if len(chain) >= 3 and first and (sign not in "-*" or signs == len(chain)):
-                if sign in "-*" and not before and _neighbour(masked, start, end, sign):
-                    continue  # a list in lines, with dashes inside its items
+                if sign in "-*" and not before and _has_adjacent_item(masked, start, end, sign):
+                    continue  # a list with one item per line and dashes inside its items
                 yield chain
                 break
         start = end + 1
 
 
-def _neighbour(masked: str, start: int, end: int, sign: str) -> bool:
-    before = masked[max(0, start - 400) : max(0, start - 1)].rsplit("\n", 1)[-1]  # 400: the line above, or enough of it
+def _has_adjacent_item(masked: str, start: int, end: int, sign: str) -> bool:
+    before = masked[max(0, start - 400) : max(0, start - 1)].rsplit("\n", 1)[-1]  # 400: enough of the line above
     return before.lstrip().startswith(f"{sign} ") or masked[end + 1 : end + 40].lstrip().startswith(f"{sign} ")

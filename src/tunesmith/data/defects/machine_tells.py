@@ -1,4 +1,4 @@
-"""Traces of the machine that wrote a text."""
+"""Phrases typical of text that a language model wrote."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _CHANGE = (
     r"|refine|rephrase"
 )
 _UNABLE = r"I(?:'m| am)? (?:can(?:'t|not)|unable to|not able to)"
-_HEAD = 400  # characters in which a text's opening is looked for
+_HEAD = 400  # characters of a text that are searched for an opening
 
 
 @dataclass(frozen=True)
 class _Tell:
-    """Shapes of one sort. A text must hold one of `signs`, in small letters: most hold none, and are done."""
+    """Patterns of one kind, tried only on texts that contain one of `signs` (lower case): most contain none."""
 
     severity: Severity
     why: str
     signs: tuple[str, ...]
-    shapes: tuple[str, ...]
-    head: bool = False  # the shapes are of a text's opening
-    exact: bool = False  # capitals count
+    patterns: tuple[str, ...]
+    head: bool = False  # the patterns are searched in the opening only
+    exact: bool = False  # case-sensitive
 
     def compiled(self) -> re.Pattern[str]:
-        """The shapes with typographic apostrophes allowed."""
-        return re.compile("|".join(self.shapes).replace("'", "['’]"), 0 if self.exact else re.IGNORECASE)
+        """The patterns as one expression that also accepts typographic apostrophes."""
+        return re.compile("|".join(self.patterns).replace("'", "['’]"), 0 if self.exact else re.IGNORECASE)
 
 
 _TELLS = (
@@ -134,29 +134,28 @@ _HELPS = re.compile(r"\bI hope (?:this|that|it) (?:helps|works for you|meets you
 
 
 def machine_tells(text: str) -> Iterator[Defect]:
-    """Traces of the machine that wrote the text: it names itself, its training, refuses, or repeats its prompt.
+    """Yields phrases in which a model mentions itself or its training, refuses, or repeats its prompt.
 
-    And what a chat model says around a text that it was asked for: a preamble, an offer to go on, a note on the text.
-    Where there is a letter, these are sentences before its salutation and behind its signature, whatever they say.
-    Refusals and these are a warning, clichés are a note: people write them too. 'I hope this helps' is a tell only
-    behind a letter's signature.
+    Also yields what a chat model writes around the requested text: a preamble, an offer to go on, a note on the text.
+    Around a letter this is any sentence before the salutation or after the signature. Refusals and such frames are
+    warnings; clichés are notes, because people write them too. 'I hope this helps' counts only after a signature.
     """
     masked = mask(text)
     plain = masked.lower().replace("’", "'")
-    for tell, found in _COMPILED:
+    for tell, pattern in _COMPILED:
         if any(sign in plain for sign in tell.signs):
-            for hit in found.finditer(masked[:_HEAD] if tell.head else masked):
-                yield at("machine_tells", text, *hit.span(), tell.why, tell.severity)
+            for match in pattern.finditer(masked[:_HEAD] if tell.head else masked):
+                yield at("machine_tells", text, *match.span(), tell.why, tell.severity)
     yield from _around_a_letter(text, masked)
     if "i hope " in plain:
-        for hit in _HELPS.finditer(masked):
-            if _SIGN_OFF.search(masked[max(0, hit.start() - 200) : hit.start()]):
-                yield at("machine_tells", text, *hit.span(), "an offer to go on")
+        for match in _HELPS.finditer(masked):
+            if _SIGN_OFF.search(masked[max(0, match.start() - 200) : match.start()]):
+                yield at("machine_tells", text, *match.span(), "an offer to go on")
 
 
 def _around_a_letter(text: str, masked: str) -> Iterator[Defect]:
-    """Sentences before a letter's salutation or behind its signature: whoever wrote the letter wrote no such thing."""
-    if hit := _GREETED.match(masked[:_HEAD]):
-        yield at("machine_tells", text, *hit.span("words"), "words before the letter")
-    for hit in _SIGNED.finditer(masked, max(0, len(masked) - 2 * _HEAD)):
-        yield at("machine_tells", text, *hit.span("words"), "words behind the letter")
+    """Yields sentences before a letter's salutation or after its signature, which are not part of the letter."""
+    if frame := _GREETED.match(masked[:_HEAD]):
+        yield at("machine_tells", text, *frame.span("words"), "words before the letter")
+    for frame in _SIGNED.finditer(masked, max(0, len(masked) - 2 * _HEAD)):
+        yield at("machine_tells", text, *frame.span("words"), "words after the letter")

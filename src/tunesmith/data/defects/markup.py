@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterator
 
-from tunesmith.data.defects._code import SPEAKS_OF_CODE, line_end, mask
+from tunesmith.data.defects._code import MENTIONS_CODE, line_end, mask
 from tunesmith.data.defects._defect import Defect, at
 
 _TAG = re.compile(
@@ -21,11 +21,11 @@ _FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
 
 
 def markup(text: str) -> Iterator[Defect]:
-    """HTML tags and entities left in prose, and a code fence nobody closed. A text that speaks of HTML has none."""
+    """Yields HTML tags and entities in prose, and a code fence that is never closed; no tags in a text about HTML."""
     fences = [fence.start() for fence in _FENCE.finditer(text)]
     if len(fences) % 2:
-        yield at("markup", text, fences[-1], line_end(text, fences[-1]), "a code fence without an end")
-    if not ("<" in text or "&" in text) or SPEAKS_OF_CODE.search(text) or _ESCAPED_TAG.search(text):
+        yield at("markup", text, fences[-1], line_end(text, fences[-1]), "a code fence that is never closed")
+    if not ("<" in text or "&" in text) or MENTIONS_CODE.search(text) or _ESCAPED_TAG.search(text):
         return
     masked = mask(text)
     for tag in _TAG.finditer(masked):

@@ -1,4 +1,4 @@
-"""Slots that nobody filled."""
+"""Placeholders that were not filled in."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _SLOT = re.compile(
     r"|(?<![\w\])!])\[(?P<square>[^\W\d_][^\[\]\n]{1,60})\](?![(\[:\w])"
     r"|(?<![\w$<{\\])(?P<sign>[<{])(?P<other>[^\W\d_][\w' /-]{1,50})[>}](?![\w>}])"
 )
-_STAND_IN = re.compile(
+_FILLER_TEXT = re.compile(
     r"(?i:\blorem ipsum\b)|(?i:\binsert (?:(?:your|the|an?|name|text|link|date|image|company)\b[\w' ]{0,40}?) here\b)"
     r"|(?<![\w+-])(?<!Bowl )(?<!Chapter )(?<!Part )(?<!Psalm )X{3,}(?![\w])"
     r"|\b(?:TODO|FIXME)(?=[:(])|\[(?:TODO|TBD|X{2,})\]|(?<![\w/-])TB[DC](?![\w/-])"
     r"|(?<![-*+] )\[[XYZN]\](?=%| [a-z]{3,})|(?<![\w-])(?:\$XX\b|XX?(?=\+? (?:years|months|people|per ?cent)\b|%))"
 )
-_LINE = re.compile(r"(?<![^\s(\"'“‘*>])(?:_{4,}+|\.{7,}+|…{3,}+)(?=[\s,.;:!?)'’\"”*]|\Z)(?!\s*\d)")  # to be written on
+_LINE = re.compile(r"(?<![^\s(\"'“‘*>])(?:_{4,}+|\.{7,}+|…{3,}+)(?=[\s,.;:!?)'’\"”*]|\Z)(?!\s*\d)")  # to write on
 _WORDS = re.compile(  # '(your name)', 'YOUR NAME', '$NAME', '%COMPANY%'
     r"\((?P<round>[^\W\d_][\w' /-]{1,40})\)|(?P<capital>(?<![\w:-])(?:YOUR|INSERT|ENTER|COMPANY|APPLICANT|CANDIDATE"
     r"|HIRING|EMPLOYER|RECIPIENT|CLIENT|CUSTOMER|JOB)(?:[ _][A-Z]{3,}){1,3})(?![\w:-])"
@@ -42,7 +42,7 @@ _WORDS = re.compile(  # '(your name)', 'YOUR NAME', '$NAME', '%COMPANY%'
     r"|@@(?P<at>[A-Z]{3,}(?:_[A-Z]{3,})*)@@|<<(?P<angle>[A-Za-z]{3,}(?:[ _][A-Za-z]{3,})*)>>"
 )
 _CAPITALS = "YOUR INSERT ENTER COMPANY APPLICANT CANDIDATE HIRING EMPLOYER RECIPIENT CLIENT CUSTOMER JOB"
-_SIGNS = (*"($%@<", *_CAPITALS.split())  # a text without any has none of these
+_SIGNS = (*"($%@<", *_CAPITALS.split())  # a text without any of them cannot match `_WORDS`
 _EMPLOYER = re.compile(
     r"\b(?:ABC|XYZ|DEF|GHI|PQR) (?:Tech(?:nolog(?:y|ies))? (?:Solutions|Compan(?:y|ies)|Inc|Corp)|Compan(?:y|ies)"
     r"|Corp(?:oration)?|Inc|Ltd|LLC|Tech(?:nologies)?|Solutions|Bank|University|Industries|Enterprises|Firm|Agency)\b"
@@ -50,31 +50,32 @@ _EMPLOYER = re.compile(
 
 
 def placeholders(text: str) -> Iterator[Defect]:
-    """Slots nobody filled: [Your Name], {{name}}, <company>, (your name), YOUR NAME, $NAME, XXX, TBD, '____'.
+    """Yields placeholders: [Your Name], {{name}}, <company>, (your name), YOUR NAME, $NAME, XXX, TBD, '____'.
 
-    Made-up employers such as a company called ABC are a note: some texts mean them. Links, JSON, tags are none.
+    Made-up employers, such as a company called ABC, are notes, because some texts intend them. Links, JSON and tags are
+    not placeholders.
     """
     masked = mask(text)
     for slot in _SLOT.finditer(masked) if any(map(masked.__contains__, "[{<")) else ():
         if slot["double"] or _is_slot((slot["square"] or slot["other"]), slot["sign"] or "", masked):
-            yield at("placeholders", text, *slot.span(), "a slot nobody filled", "error")
+            yield at("placeholders", text, *slot.span(), "a placeholder that was not filled in", "error")
     for slot in _WORDS.finditer(masked) if any(map(masked.__contains__, _SIGNS)) else ():
-        if _is_named(slot):
-            yield at("placeholders", text, *slot.span(), "a slot nobody filled", "error")
+        if _is_placeholder(slot):
+            yield at("placeholders", text, *slot.span(), "a placeholder that was not filled in", "error")
     for line in _LINE.finditer(masked) if "____" in masked or "......." in masked or "………" in masked else ():
-        yield at("placeholders", text, *line.span(), "a line nobody filled", "error")
-    for found in _STAND_IN.finditer(masked):
-        yield at("placeholders", text, *found.span(), "stands for a text to come", "error")
-    for found in _EMPLOYER.finditer(masked):
-        yield at("placeholders", text, *found.span(), "a made-up name", "note")
+        yield at("placeholders", text, *line.span(), "a line that was not filled in", "error")
+    for match in _FILLER_TEXT.finditer(masked):
+        yield at("placeholders", text, *match.span(), "stands for missing text", "error")
+    for match in _EMPLOYER.finditer(masked):
+        yield at("placeholders", text, *match.span(), "a made-up name", "note")
 
 
-def _is_named(slot: re.Match[str]) -> bool:
-    """Whether a slot in round brackets, capitals or signs of a script is made of a slot's words alone."""
+def _is_placeholder(slot: re.Match[str]) -> bool:
+    """Whether a slot in parentheses, capitals or template signs consists only of words that placeholders use."""
     words = slot[str(slot.lastgroup)].replace("_", " ").lower().split()
     if not (slot["round"] or slot["capital"]):
         return words[-1] in _NOUN_WORDS
-    ends = _NAMED_WORDS if slot["round"] else _NOUN_WORDS  # '(your employer)' explains; '(your name)' waits for one
+    ends = _NAMED_WORDS if slot["round"] else _NOUN_WORDS  # '(your employer)' explains; '(your name)' is a placeholder
     return 2 <= len(words) <= 4 and words[0] in _LEAD_WORDS and words[-1] in ends and _fits(words)
 
 
@@ -85,8 +86,8 @@ def _fits(words: Sequence[str]) -> bool:
 def _is_slot(inside: str, sign: str, masked: str) -> bool:
     words = inside.replace("_", " ").rstrip(" 0123456789").lower().split()
     if sign == "<" and ((len(words) == 1 and words[0] in _XML_WORDS) or f"</{inside}" in masked):
-        return False  # an element of HTML or XML
+        return False  # an HTML or XML element
     if not words or len(words) > 7:
         return False
-    noun = not _NOUN_WORDS.isdisjoint({words[-1], words[-1].removesuffix("s")})
-    return (noun and len(words) < 5) or (len(words) > 1 and words[0] in _LEAD_WORDS)
+    ends_in_noun = not _NOUN_WORDS.isdisjoint({words[-1], words[-1].removesuffix("s")})
+    return (ends_in_noun and len(words) < 5) or (len(words) > 1 and words[0] in _LEAD_WORDS)

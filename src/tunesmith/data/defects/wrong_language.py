@@ -13,28 +13,28 @@ from tunesmith.data.defects._defect import Defect, at
 
 @dataclass(frozen=True)
 class Language:
-    """A script and, where the vote of its stop words is clear, a language (ISO 639-1); '' where it is not."""
+    """A script and a language code (ISO 639-1); the code is '' if the stop words do not decide."""
 
     script: str
     code: str = ""
 
     @staticmethod
-    def judged(text: str) -> Language | None:
-        """A text's script and language; None where it has under 20 letters."""
-        return _judge(text)
+    def detect(text: str) -> Language | None:
+        """The script and language of a text; None if it has fewer than 20 letters."""
+        return _detect(text)
 
-    def holds(self, text: str) -> bool:
-        """Whether `text` has a word of this script."""
+    def contains_script(self, text: str) -> bool:
+        """Whether `text` has a letter of this script."""
         return bool(_LETTERS[self.script].search(text))
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Language:
-        """What most of `texts` are written in. Texts too short to judge have no vote; without any it is English."""
-        judged = [judge for text in texts if (judge := _judge(text))]
-        if not judged:
+        """The language of most of `texts`. Texts too short to judge do not count; the default is English."""
+        languages = [language for text in texts if (language := _detect(text))]
+        if not languages:
             return cls("Latin", "en")
-        script = Counter(judge.script for judge in judged).most_common(1)[0][0]
-        codes = Counter(judge.code for judge in judged if judge.script == script and judge.code)
+        script = Counter(language.script for language in languages).most_common(1)[0][0]
+        codes = Counter(language.code for language in languages if language.script == script and language.code)
         return cls(script, codes.most_common(1)[0][0] if codes else "")
 
 
@@ -78,53 +78,52 @@ for _code, _listed in _STOP_WORDS.items():
         _VOTES.setdefault(_word, []).append(_code)
 _WORD = re.compile(r"[^\W\d_]+")
 _PROSE = re.compile(r"[^\W\d_]{2,} [^\W\d_]{2,} [^\W\d_]{2,}[^.!?\n]{0,200}[.!?]")
-_READ = 4000  # characters that are read of a text: more do not change the vote
+_READ = 4000  # characters of a text that are read: more do not change the result
 _LETTERS_NEEDED = 20
-_PART = 60  # letters of a paragraph that is judged alone
-_ASIDE = 0.3  # of the letters: less in another language is a quotation
+_MIN_PARAGRAPH = 60  # characters: a shorter paragraph is not judged alone
+_MIN_SHARE = 0.3  # of the letters: less in another language is a quotation
 
 
 def wrong_language(text: str, *, script: str = "Latin", language: str = "en") -> Iterator[Defect]:
-    """A text in another script or language than the data set's: `Language.of` names these. Under 20 letters: none.
+    """Yields a text, or paragraphs of it, in another script or language than `Language.of` the data set.
 
-    Or paragraphs that are, where they hold three tenths of the letters: a text that changes the language on its way.
-
-    Told as well is prose in a language that is not among these, by its accents and the want of the usual's stop words.
-    The languages told apart are English, German, French, Spanish, Italian, Portuguese, Dutch and Polish.
+    Paragraphs count if they have three tenths of the letters. Languages are English, German, French, Spanish, Italian,
+    Portuguese, Dutch and Polish; prose in another one is recognized by its accents and the lack of stop words. A text
+    of fewer than 20 letters is not judged.
     """
-    judge = _judge(text)
-    if judge is None:
+    detected = _detect(text)
+    if detected is None:
         return
-    if judge.script != script:
-        yield at("wrong_language", text, 0, len(text), f"written in {judge.script}, not {script}")
-    elif language and judge.code and judge.code != language:
-        yield at("wrong_language", text, 0, len(text), f"reads as '{judge.code}', not '{language}'")
-    elif language and not judge.code and _foreign(text, language):
+    if detected.script != script:
+        yield at("wrong_language", text, 0, len(text), f"written in {detected.script}, not {script}")
+    elif language and detected.code and detected.code != language:
+        yield at("wrong_language", text, 0, len(text), f"reads as '{detected.code}', not '{language}'")
+    elif language and not detected.code and _foreign(text, language):
         yield at("wrong_language", text, 0, len(text), f"does not read as '{language}'")
-    elif language and "\n" in text and (part := _part(text, language)):
+    elif language and "\n" in text and (part := _foreign_paragraphs(text, language)):
         start, end, code = part
-        yield at("wrong_language", text, start, end, f"goes on as '{code}', not '{language}'")
+        yield at("wrong_language", text, start, end, f"continues as '{code}', not '{language}'")
 
 
-def _part(text: str, language: str) -> tuple[int, int, str] | None:
-    """From where to where paragraphs read as another language, and which."""
+def _foreign_paragraphs(text: str, language: str) -> tuple[int, int, str] | None:
+    """The start, end and language code of the paragraphs in another language; None if they are too few."""
     votes = _votes(_WORD.findall(text[:_READ].lower()))
     if all(count < 6 for code, count in votes.items() if code != language):
         return None
-    found, letters, start = [], 0, 0
+    parts, letters, start = [], 0, 0
     for paragraph in text[:_READ].split("\n"):
-        judge = _judge(paragraph) if len(paragraph) >= _PART else None
-        if judge and judge.code and judge.code != language:
-            found.append((start, start + len(paragraph), judge.code))
+        detected = _detect(paragraph) if len(paragraph) >= _MIN_PARAGRAPH else None
+        if detected and detected.code and detected.code != language:
+            parts.append((start, start + len(paragraph), detected.code))
             letters += len(paragraph)
         start += len(paragraph) + 1
-    if not found or letters < _ASIDE * min(len(text), _READ):
+    if not parts or letters < _MIN_SHARE * min(len(text), _READ):
         return None
-    return found[0][0], found[-1][1], found[0][2]
+    return parts[0][0], parts[-1][1], parts[0][2]
 
 
 def _foreign(text: str, language: str) -> bool:
-    """Whether prose of 20 words or more has next to no stop words of `language`, but words with accents."""
+    """Whether prose of 20 or more words has almost no stop words of `language`, but words with accents."""
     part = mask(text[:_READ])
     if part.isascii() or not _PROSE.search(part):
         return False
@@ -139,8 +138,11 @@ def _votes(words: Sequence[str]) -> Counter[str]:
     return Counter(code for word in words if word in _VOTES for code in _VOTES[word])
 
 
-def _judge(text: str) -> Language | None:
-    """The script with most letters; the language with 15 % stop words, three different, and half again the next's."""
+def _detect(text: str) -> Language | None:
+    """The script with most letters, and its language.
+
+    A language needs 15 % stop words, three different ones, and 1.5 times as many as the next language.
+    """
     part = mask(text[:_READ])
     scripts = ["Latin"] if part.isascii() else list(_SCRIPTS)
     share = {name: sum(map(len, _LETTERS[name].findall(part))) for name in scripts}
@@ -151,7 +153,7 @@ def _judge(text: str) -> Language | None:
         return Language(script)
     words = _WORD.findall(part.lower())
     votes = _votes(words)
-    (first, most), (_, next_most) = (*votes.most_common(2), ("", 0), ("", 0))[:2]
+    (first, best_votes), (_, next_votes) = (*votes.most_common(2), ("", 0), ("", 0))[:2]
     different = len({word for word in words if first in _VOTES.get(word, ())})
-    clear = different >= 3 and most >= 0.15 * len(words) and most >= 1.5 * next_most
+    clear = different >= 3 and best_votes >= 0.15 * len(words) and best_votes >= 1.5 * next_votes
     return Language(script, first if clear else "")

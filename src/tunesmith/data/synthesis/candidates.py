@@ -1,4 +1,4 @@
-"""What a model wrote, made plain and judged: before it becomes a row it must be one text, sound, and new."""
+"""Cleans and judges the texts of a model: only a single, sound and new text becomes a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunesmith.data.privacy import KINDS, find_personal, find_secrets
 
 DEFECTS = "tunesmith.data.defects"
 PERSONAL = tuple(kind for kind in KINDS if kind != "url")
-WITHHELD = ("personal", "secret")  # reasons whose texts are written down nowhere
+WITHHELD = ("personal", "secret")  # texts rejected for these reasons are never stored
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"\A```\w*\n(?P<inside>.*?)\n?```\Z", re.DOTALL)
 _LEAD = re.compile(
@@ -34,7 +34,7 @@ _BOLD = re.compile(r"\A\*\*(?P<inside>[^*]+)\*\*\Z", re.DOTALL)
 
 
 def plain_answer(text: str) -> str:
-    """A reply without thoughts, fence, lead-in ('Sure, here are the steps:'), label and blanks around its lines."""
+    """The reply without reasoning, code fence, lead-in ('Sure, here are the steps:'), label and trailing spaces."""
     text = _THOUGHT.sub("", text).strip()
     text = fenced["inside"] if (fenced := _FENCED.match(text)) else text
     text = _LABEL.sub("", _LEAD.sub("", text.strip()).strip())
@@ -43,17 +43,17 @@ def plain_answer(text: str) -> str:
 
 
 def plain_prompt(text: str) -> str:
-    """As `plain_answer`, and without the number, JSON, bold type or quotes around one message.
+    """The reply as `plain_answer` returns it, without a number, JSON, bold markup or quotes around one message.
 
-    A list of several stays one, so that `fault` finds it.
+    A list of several messages stays, so that `prompt_fault` finds it.
     """
     text = _from_json(plain_answer(text))
     if len(_ITEM.findall(text)) == 1:
         text = _ITEM.sub("", text, count=1) if _ITEM.match(text) else text
     text = bold["inside"] if (bold := _BOLD.match(text)) else text
     text = _LABEL.sub("", text).strip()
-    if text[:1] == '"' and (told := re.match(r'"([^"]{8,})"\s*\n', text)):  # a comment stands behind the message
-        return told[1].strip()
+    if text[:1] == '"' and (quoted := re.match(r'"([^"]{8,})"\s*\n', text)):  # a comment follows the message
+        return quoted[1].strip()
     for pair in _QUOTES:
         if len(text) > 2 and text[0] + text[-1] == pair and pair[1] not in text[1:-1]:
             return text[1:-1].strip()
@@ -61,7 +61,7 @@ def plain_prompt(text: str) -> str:
 
 
 def _from_json(text: str) -> str:
-    """The one text in a JSON string, list or object; anything else as it is."""
+    """The only text in a JSON string, list or object; anything else unchanged."""
     try:
         value = json.loads(text) if text[:1] in ('"', "[", "{") else text
     except (ValueError, RecursionError):
@@ -72,96 +72,102 @@ def _from_json(text: str) -> str:
 
 
 def fault(text: str, *, language: str | None = None) -> str:
-    """Why `text` must not become a prompt or an answer: 'kind: detail', or '' for a sound one.
+    """Why `text` must not become a prompt or an answer: 'kind: detail', or '' if it is sound.
 
-    Looked for are emptiness, secrets, personal data (no URL), and every kind of `tunesmith.data.defects` but notes;
-    another language only where `language` says which is wanted.
+    Rejects empty texts, secrets, personal data (except URLs), and all defects but notes; other languages only if
+    `language` is given.
     """
     if not text.strip():
         return "empty"
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        return "broken letters: half a surrogate pair, which is no text"
+        return "broken letters: a lone surrogate"
     if secrets := find_secrets(text):
         return f"secret: {secrets[0].kind.replace('_', ' ')}"
     if personal := find_personal(text, kinds=PERSONAL):
         return f"personal: {personal[0].kind}"
-    for kind, look in _looks(language):
-        for defect in look(text):
+    for kind, detect in _detectors(language):
+        for defect in detect(text):
             if defect.severity != "note":
                 return f"{kind.replace('_', ' ')}: {defect.why}"
     return ""
 
 
 @cache
-def _looks(language: str | None) -> list[tuple[str, Callable[[str], Iterator[Defect]]]]:
-    """Every kind of defect that is looked for, with its function."""
-    looks = {kind: find(DEFECTS, kind) for kind in entries(DEFECTS)}
-    foreign = looks.pop("wrong_language")
+def _detectors(language: str | None) -> list[tuple[str, Callable[[str], Iterator[Defect]]]]:
+    """The kinds of defects that are rejected, with their functions."""
+    detectors = {kind: find(DEFECTS, kind) for kind in entries(DEFECTS)}
+    foreign = detectors.pop("wrong_language")
     if language is not None:
-        looks["wrong_language"] = partial(foreign, script="Latin", language=language)
-    return list(looks.items())
+        detectors["wrong_language"] = partial(foreign, script="Latin", language=language)
+    return list(detectors.items())
 
 
 def prompt_fault(text: str, request: str, *, longest: int) -> str:
-    """Why `text`, written for `request`, is not one message: too long, a list of several, or the request again."""
+    """Why `text`, written for `request`, is not one message: too long, a list, or the request repeated; or ''."""
     if len(text) > longest:
         return f"too long: {len(text)} characters, limit {longest}"
     if len(_ITEM.findall(text)) > 1 or text[:1] + text[-1:] in ("[]", "{}"):
-        return "several: a list where one message was asked for"
+        return "several: a list instead of one message"
     return "echo: repeats the request" if repeats(text, request) else ""
 
 
 def repeats(text: str, request: str) -> bool:
-    """Whether the text takes the request up: four words of its fixed sentences, a line of it, or nothing else.
+    """Whether the text repeats the request: four words of its fixed sentences, a whole line, or part of one.
 
-    Examples in the request do not count: one of them told again is a repeated prompt.
+    Examples in the request do not count: repeating one of them is a repeated prompt.
     """
-    given = [line for line in request.split("\n") if not line.startswith("- ")]
-    given += [line.partition(": ")[2] for line in given if line.count(": ") > 1]  # 'TOPIC: WHAT BELONGS TO IT'
-    lines = list(map(normalise, given))
-    own, words = f" {normalise(text)} ", [line.split() for line in map(normalise, _FIXED)]
-    if any(f" {' '.join(fixed[n : n + 4])} " in own for fixed in words for n in range(len(fixed) - 3)):
+    request_lines = [line for line in request.split("\n") if not line.startswith("- ")]
+    request_lines += [
+        line.partition(": ")[2] for line in request_lines if line.count(": ") > 1
+    ]  # 'TOPIC: WHAT BELONGS TO IT'
+    lines = list(map(normalise, request_lines))
+    padded_text, words = f" {normalise(text)} ", [line.split() for line in map(normalise, _FIXED)]
+    if any(f" {' '.join(fixed[n : n + 4])} " in padded_text for fixed in words for n in range(len(fixed) - 3)):
         return True
-    whole = any(own in f" {line} " for line in lines) and own.count(" ") > 4
-    return whole or any(f" {line} " in own for line in lines if line.count(" ") >= 3)
+    inside_line = any(padded_text in f" {line} " for line in lines) and padded_text.count(" ") > 4
+    return inside_line or any(f" {line} " in padded_text for line in lines if line.count(" ") >= 3)
 
 
-class Accepted:
-    """The prompts that were taken, to tell whether another is new."""
+class AcceptedPrompts:
+    """The accepted prompts, to check whether another one is new."""
 
     def __init__(self) -> None:
-        self._topics: dict[str, str] = {}  # normalised prompt -> its topic
+        self._topics: dict[str, str] = {}  # normalized prompt -> topic
         self._texts: list[str] = []
 
     def add(self, prompt: str, topic: str) -> None:
-        """Takes one more."""
+        """Adds a prompt."""
         self._topics.setdefault(normalise(prompt), topic)
         self._texts.append(prompt)
 
     def repeated(self, prompt: str, topic: str, *, alike: float | None = None) -> str:
-        """Why `prompt` is not new, or ''. Near ones (Jaccard of at least `alike`) are looked for unless it is None."""
-        before = self._topics.get(normalise(prompt))
-        if before is not None:
-            return "repeated: the same prompt" if before == topic else f"repeated: the same prompt as in '{before}'"
-        near = leaks([prompt], self._texts, threshold=alike) if alike is not None and self._texts else []
-        best = max(near, key=lambda pair: pair.similarity, default=None)
-        return f"near repeat: {best.similarity:.0%} alike" if best else ""
+        """Why `prompt` is not new, or ''. With `alike`, prompts of at least that Jaccard similarity count as well."""
+        earlier_topic = self._topics.get(normalise(prompt))
+        if earlier_topic is not None:
+            return (
+                "repeated: the same prompt"
+                if earlier_topic == topic
+                else f"repeated: the same prompt as in '{earlier_topic}'"
+            )
+        similar_pairs = leaks([prompt], self._texts, threshold=alike) if alike is not None and self._texts else []
+        best = max(similar_pairs, key=lambda pair: pair.similarity, default=None)
+        return f"near repeat: {best.similarity:.0%} similar" if best else ""
 
 
-def request_prompt(about: str, topic: Mapping[str, str], style: str, before: Sequence[str]) -> str:
-    """What a model is asked for one prompt; `before` are prompts it must not repeat."""
+def request_prompt(about: str, topic: Mapping[str, str], style: str, earlier: Sequence[str]) -> str:
+    """The request to a model for one prompt; `earlier` are prompts that it must not repeat."""
     lines = [
         f"Write one message that could come from {about or 'a user'}.",
         f"What it asks about: {topic['name']}{': ' if topic['about'] else ''}{topic['about']}",
         f"How it is written: {style}",
     ]
-    if before:
-        lines += [_OTHERWISE, *(f"- {' '.join(text.split())}" for text in before)]
+    if earlier:
+        lines += [_OTHERWISE, *(f"- {' '.join(text.split())}" for text in earlier)]
     return "\n".join([*lines, _MESSAGE_ALONE])
 
 
 def request_answer(about: str, topic: Mapping[str, str], instruction: str) -> str:
-    """What a model is asked for a topic's canonical answer."""
+    """The request to a model for a topic's canonical answer."""
     lines = [
         f"Write the answer for {about or 'a user'} who asks about this.",
         f"What is asked about: {topic['name']}{': ' if topic['about'] else ''}{topic['about']}",

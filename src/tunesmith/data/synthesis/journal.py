@@ -1,4 +1,4 @@
-"""The journal of a plan's texts: every one that was written, taken or rejected, flushed to the disk line by line."""
+"""The journal of a plan: every generated text, accepted or rejected, flushed to disk line by line."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ from tunesmith.runs.run import disk, hash_file, write_atomic
 
 @dataclass
 class Journal:
-    """What was written and judged so far: a header, a line for each text, and a line for each finished file."""
+    """The texts generated so far: a header, a line for each text, and a line for each finished file."""
 
     path: Path
     header: Mapping[str, Any]
     entries: list[dict[str, Any]] = field(default_factory=list)
-    written: list[str] = field(default_factory=list)  # SHA-256 of each finished file
+    finished: list[str] = field(default_factory=list)  # SHA-256 of each finished file
 
     @classmethod
     def open(cls, out: Path, plan: RowPlan, *, again: bool, say: Callable[[str], None]) -> Journal:
-        """The journal beside `out`, begun if there is none. Raises RunError for another plan's and for damage."""
+        """Opens or creates the journal beside `out`. Raises RunError if it is another plan's or damaged."""
         path = out.with_name(f"{out.name}.journal")
         header = {"kind": "plan", "name": plan.name, "plan": plan.fingerprint()}
         if not path.exists() and out.exists() and not again:
-            advice = "Name another `out`, or give --again to put the file aside"
-            raise RunError("the file is there and was not made by this plan", where=str(out), next=advice)
+            advice = "Set another `out`, or use --again, which renames the file"
+            raise RunError("exists, but was not written by this plan", where=str(out), next=advice)
         if path.exists() and not again:
-            begun, entries, written = _read(path)
-            if begun["plan"] != header["plan"]:
-                advice = "Undo the change, name another `out`, or give --again to begin anew, the old kept aside"
-                raise RunError("the rows were begun with another plan", where=str(path), next=advice)
-            if out.exists() and hash_file(out) not in written:
-                advice = "Move it, or give --again to begin anew, the old kept aside"
-                raise RunError("the rows were changed by hand since they were written", where=str(out), next=advice)
-            return cls(path, begun, entries, written)
-        for old in (path, out):
-            if old.exists():
-                aside = old.with_name(f"{old.name}.{time.strftime('%Y%m%d-%H%M%S')}.old")
-                old.rename(aside)
-                say(f"synthesize: what was there is now {aside}")
-        if plan.topics:  # rows from templates bear no date: they are the same whenever they are made
+            stored_header, entries, finished = _read(path)
+            if stored_header["plan"] != header["plan"]:
+                advice = "Undo the change, set another `out`, or use --again to start over and keep the old files"
+                raise RunError("was written with another plan", where=str(path), next=advice)
+            if out.exists() and hash_file(out) not in finished:
+                advice = "Move it, or use --again to start over and keep the old files"
+                raise RunError("was edited after it was written", where=str(out), next=advice)
+            return cls(path, stored_header, entries, finished)
+        for old_path in (path, out):
+            if old_path.exists():
+                new_path = old_path.with_name(f"{old_path.name}.{time.strftime('%Y%m%d-%H%M%S')}.old")
+                old_path.rename(new_path)
+                say(f"synthesize: renamed {old_path.name} to {new_path}")
+        if plan.topics:  # rows from templates have no date, so that they are always the same
             header["made"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_atomic(path, line(header))
         return cls(path, header)
 
     def add(self, entry: dict[str, Any]) -> None:
-        """One more text, on the disk when this returns."""
+        """Adds a text and flushes it to disk."""
         self.entries.append(entry)
         self._append(entry)
 
     def replace(self, entries: list[dict[str, Any]]) -> None:
-        """All texts at once: those of templates cost nothing to make again."""
+        """Replaces all texts at once, for those of templates, which are cheap to generate again."""
         self.entries = entries
-        write_atomic(self.path, "".join(map(line, [self.header, *entries, *map(_finished, self.written)])))
+        write_atomic(self.path, "".join(map(line, [self.header, *entries, *map(_finished, self.finished)])))
 
     def finish(self, digest: str) -> None:
-        """Remembers the SHA-256 of the rows that are about to be written: rows with another were changed by hand."""
-        if digest not in self.written:
-            self.written.append(digest)
+        """Records the SHA-256 of the rows that are about to be written, to detect later edits by hand."""
+        if digest not in self.finished:
+            self.finished.append(digest)
             self._append(_finished(digest))
 
     def _append(self, entry: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ class Journal:
 
 
 def line(entry: Mapping[str, Any]) -> str:
-    """A line of the journal, in ASCII: what a model writes may hold half a surrogate pair."""
+    """A line of the journal, in ASCII, because a model's text may have a lone surrogate."""
     return json.dumps(entry) + "\n"
 
 
@@ -85,32 +85,32 @@ def _finished(digest: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
-    """Header, texts, and hashes of finished files; a last line without its end, which a kill leaves, is cut off."""
+    """Header, texts, and hashes of finished files; an incomplete last line, left by a kill, is cut off."""
     data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    complete_length = data.rfind(b"\n") + 1
+    if complete_length < len(data):
         with path.open("r+b") as file:
-            file.truncate(whole)
+            file.truncate(complete_length)
     plain = []
-    for number, text in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+    for number, text in enumerate(data[:complete_length].split(b"\n")[:-1], start=1):
         try:
             entry = json.loads(text)
-            wanted = {"plan": {"plan"}, "written": {"sha256"}}.get(entry["kind"], {"topic", "text", "why"})
-            if not wanted <= entry.keys() or (entry["kind"] == "plan") != (number == 1):
+            required_keys = {"plan": {"plan"}, "written": {"sha256"}}.get(entry["kind"], {"topic", "text", "why"})
+            if not required_keys <= entry.keys() or (entry["kind"] == "plan") != (number == 1):
                 raise ValueError("lacks a part")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            advice = "Remove the line if you changed it, or give --again to begin anew, the old kept aside"
+            advice = "Undo your change to the line, or use --again to start over and keep the old files"
             raise RunError("the journal is damaged", where=f"{path} line {number}", next=advice) from error
         plain.append(entry)
     if not plain:
         raise RunError("the journal is empty", where=str(path), next="Remove it")
-    written = [entry["sha256"] for entry in plain if entry["kind"] == "written"]
-    return plain[0], [entry for entry in plain[1:] if entry["kind"] != "written"], written
+    finished = [entry["sha256"] for entry in plain if entry["kind"] == "written"]
+    return plain[0], [entry for entry in plain[1:] if entry["kind"] != "written"], finished
 
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keeps a second process from writing the same rows. Raises RunError while another does."""
+    """Locks the rows against a second process. Raises RunError if another one is writing them."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
@@ -118,7 +118,7 @@ def locked(out: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         advice = "Wait for it to end, or stop it"
-        raise RunError("another process writes these rows", where=str(out), next=advice) from error
+        raise RunError("another process is writing these rows", where=str(out), next=advice) from error
     try:
         yield
     finally:

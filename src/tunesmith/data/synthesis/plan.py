@@ -1,6 +1,6 @@
-"""A plan says which rows are to be written: topics and styles for a model, or templates and fields for none.
+"""The plan of rows to generate: topics and styles for a model, or templates and fields without one.
 
-Read like a recipe: an unknown key is an error, and everything wrong is told at once, each with its line.
+Read like a recipe: an unknown key is an error, and all errors are reported at once, each with its line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tunesmith.errors import DataError, RecipeError, Several, TunesmithError
 from tunesmith.runs.run import hash_file, hash_plain
 
 Place: TypeAlias = tuple[Any, ...]
-Record: TypeAlias = Mapping[str, str]  # a field's name -> its value
+Record: TypeAlias = Mapping[str, str]  # field name -> value
 Line = Annotated[str, Field(min_length=1, pattern=r"\S")]
 NOT_CONTENT: dict[str, Any] = {"out": True, "tries": True, "server": {"url", "key", "timeout", "retries", "plain_http"}}
 
@@ -29,30 +29,30 @@ class Topic(Section):
     """Something that people ask about."""
 
     name: Line = Field(description="the topic's name; the rows' group")
-    about: str = Field("", description="what belongs to it, for the model that writes")
+    about: str = Field("", description="what the topic covers, for the model")
     answer: Line | None = Field(None, description="the canonical answer; none: the model writes one, once")
 
 
 class Server(Section):
-    """Where the model is that writes: any server with OpenAI's chat completions."""
+    """The server of the model: any with an OpenAI-compatible chat completions API."""
 
     url: str = Field(description="such as http://127.0.0.1:8080/v1")
     model: Line = Field(description="the model's name, as the server knows it")
     key: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = Field(
-        None, description="the NAME of the environment variable that holds the key; never the key"
+        None, description="the NAME of the environment variable with the key; never the key itself"
     )
     timeout: float = Field(120.0, gt=0, description="seconds for one answer")
-    retries: int = Field(4, ge=0, le=100, description="times a request that fails for the moment is made again")
+    retries: int = Field(4, ge=0, le=100, description="repetitions of a request after a temporary failure")
     plain_http: bool = Field(False, description="allow http, unencrypted, to another machine")
     temperature: float | None = Field(0.8, ge=0, le=2, description="higher varies more; null leaves it to the server")
-    max_tokens: int = Field(512, ge=8, description="longest text the model may write")
+    max_tokens: int = Field(512, ge=8, description="tokens that the model may write for one text")
 
 
 class Template(Section):
-    """Prompts with one answer; {name} stands for a field."""
+    """Prompts with one answer; {name} is replaced by a field."""
 
-    prompt: Line | list[Line] = Field(description="what is asked, or a list of phrasings of it")
-    answer: Line = Field(description="what is answered")
+    prompt: Line | list[Line] = Field(description="the prompt, or a list of phrasings of it")
+    answer: Line = Field(description="the answer")
     topic: Line | None = Field(None, description="the rows' topic; none: the plan's name")
     style: str = Field("", description="the rows' style")
 
@@ -63,26 +63,26 @@ class Template(Section):
 
 
 class RowPlan(Section):
-    """Which rows are to be written."""
+    """The plan of rows to generate."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="what the plan is called")
-    about: str = Field("", description="whose prompts these are, such as: users of a shopping app's help desk")
-    seed: int = Field(7, ge=0, description="everything random starts from this")
-    out: str = Field(pattern=r"\.jsonl$", description="the file of rows, relative to where the command is given")
-    topics: list[Topic] = Field(default_factory=list, description="what a model writes prompts about")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the name of the plan")
+    about: str = Field("", description="who writes the prompts, such as: users of a shopping app's help desk")
+    seed: int = Field(7, ge=0, description="the seed of all random choices")
+    out: str = Field(pattern=r"\.jsonl$", description="the file of rows, relative to the working directory")
+    topics: list[Topic] = Field(default_factory=list, description="topics that a model writes prompts about")
     per_topic: int = Field(8, ge=1, le=100_000, description="rows for each topic")
     styles: list[Line] = Field(default_factory=lambda: ["plain"], min_length=1, description="ways of asking")
-    instruction: str = Field("", description="how an answer that the model writes must look")
-    longest: int = Field(600, ge=10, description="characters that a written prompt may have")
-    alike: float = Field(0.8, gt=0, le=1, description="prompts as alike as this (Jaccard) count as repeated")
+    instruction: str = Field("", description="the form of answers that the model writes")
+    longest: int = Field(600, ge=10, description="characters that a generated prompt may have")
+    alike: float = Field(0.8, gt=0, le=1, description="prompts with at least this Jaccard similarity count as repeated")
     language: Literal["en", "de", "fr", "es", "it", "pt", "nl", "pl"] | None = Field(
-        None, description="texts that clearly are in another language are rejected; none: not looked at"
+        None, description="texts that are clearly in another language are rejected; none: not checked"
     )
-    tries: int = Field(4, ge=1, le=100, description="times the model is asked for one text")
-    server: Server | None = Field(None, description="the model that writes")
-    templates: list[Template] = Field(default_factory=list, description="texts with fields, without a model")
+    tries: int = Field(4, ge=1, le=100, description="requests to the model for one text")
+    server: Server | None = Field(None, description="the server of the model")
+    templates: list[Template] = Field(default_factory=list, description="texts with fields, filled without a model")
     fields: dict[str, str | list[str | int | float]] = Field(
-        default_factory=dict, description="lists of values by name, and with `file` a table whose columns are fields"
+        default_factory=dict, description="lists of values by name; `file` is a table whose columns are fields"
     )
     rows: int = Field(200, ge=1, le=1_000_000, description="rows from templates, in equal shares")
 
@@ -100,7 +100,7 @@ class RowPlan(Section):
         return locate(source, self._folder) if isinstance(source, str) else []
 
     def records(self) -> list[Record]:
-        """The table's rows. Raises DataError for a table that cannot be read."""
+        """The rows of the table. Raises DataError if it cannot be read."""
         return [
             {str(name): "" if value is None else str(value) for name, value in row.values.items()}
             for table in self.tables
@@ -108,25 +108,25 @@ class RowPlan(Section):
         ]
 
     def fingerprint(self) -> str:
-        """SHA-256 of what decides about the rows: the plan without its server's address, and the table."""
+        """SHA-256 of what determines the rows: the plan without its server's address, and the table."""
         plain = self.model_dump(mode="json", exclude=NOT_CONTENT)
         return hash_plain([plain, [hash_file(table) for table in self.tables]])
 
 
 def find_plan(name: str) -> Path:
-    """The file of a plan: a path that ends in .yaml, or the name of a shipped one. Raises RecipeError for neither."""
+    """The file of a plan, given by a path that ends in .yaml or by a shipped name. Raises RecipeError for others."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    shipped = {file.stem: file for folder in SHIPPED for file in sorted((folder / "plans").glob("*.yaml"))}
-    if name not in shipped:
-        raise RecipeError(f"no plan is called '{name}'", next=f"Give a .yaml file. {nearest(name, shipped)}")
-    return shipped[name]
+    shipped_plans = {file.stem: file for folder in SHIPPED for file in sorted((folder / "plans").glob("*.yaml"))}
+    if name not in shipped_plans:
+        raise RecipeError(f"there is no plan '{name}'", next=f"Give a .yaml file. {nearest(name, shipped_plans)}")
+    return shipped_plans[name]
 
 
 def read_plan(path: Path) -> RowPlan:
-    """The plan in the YAML file `path`.
+    """Reads a plan from a YAML file.
 
-    Raises Several with everything that is wrong, each with its line, and RecipeError for what is no YAML.
+    Raises Several with all errors, each with its line, and RecipeError if the file is not YAML.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -137,54 +137,54 @@ def read_plan(path: Path) -> RowPlan:
 
     def where(loc: Place) -> str:
         line = next((lines[loc[:end]] for end in range(len(loc), 0, -1) if loc[:end] in lines), None)
-        named = f"{path} line {line}" if line else str(path)
-        return f"{named}, {'.'.join(map(str, loc))}" if loc else named
+        location = f"{path} line {line}" if line else str(path)
+        return f"{location}, {'.'.join(map(str, loc))}" if loc else location
 
     try:
         plan = RowPlan.model_validate(plain)
     except ValidationError as error:
         raise Several([_explain(loc, detail, where(loc)) for loc, detail in _details(error)]) from None
     plan._folder = path.parent.resolve()
-    wrong = [_told(each, where(loc)) for loc, each in _senseless(plan)]
-    if wrong:
-        raise Several(wrong)
+    errors = [_with_location(error_found, where(loc)) for loc, error_found in _conflicts(plan)]
+    if errors:
+        raise Several(errors)
     return plan
 
 
 def slots(text: str) -> list[tuple[str, str | None]]:
-    """A template as pieces: text, and the field behind it (None at the end). '{{' stands for a brace.
+    """Splits a template into pairs of text and the field after it (None at the end); '{{' is a literal brace.
 
-    A slot is looked up by its name and nothing else: {a.b} is the field called 'a.b'. Raises RecipeError for a template
-    that does not close or asks for a format.
+    A field is looked up by its name only: {a.b} is the field 'a.b'. Raises RecipeError for an unclosed brace or a
+    format specifier.
     """
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise RecipeError(f"is no template: {error}", next="Close each brace; write {{ for a brace") from error
+        raise RecipeError(f"is not a template: {error}", next="Close each brace; write {{ for a literal one") from error
     if any(form or conversion for _, _, form, conversion in parts):
-        raise RecipeError("asks for a format", next="Only {name} may stand in braces; write {{ for a brace")
+        raise RecipeError("has a format specifier", next="Write only {name} in braces; write {{ for a literal one")
     return [(before, name) for before, name, _, _ in parts]
 
 
 def names(text: str) -> list[str]:
-    """The fields that a template uses, each once, in order."""
+    """The distinct fields of a template, in order."""
     return list(dict.fromkeys(name for _, name in slots(text) if name is not None))
 
 
 def fill(text: str, values: Record) -> str:
-    """The template with its slots filled; a value is never read as a template. Raises KeyError for a missing field."""
+    """Fills a template; a value is never read as a template. Raises KeyError for a missing field."""
     return "".join(before + ("" if name is None else values[name]) for before, name in slots(text))
 
 
-# --- what is wrong -------------------------------------------------------------------------------------------
+# --- validation ----------------------------------------------------------------------------------------------
 
 
 def _details(error: ValidationError) -> Iterator[tuple[Place, Any]]:
-    """Each wrong value once; a list's item says more than the list."""
+    """Each invalid value once, by the innermost location."""
     grouped: dict[Place, Any] = {}
     for detail in error.errors():
         loc = detail["loc"]
-        if detail["type"] != "extra_forbidden":  # without the names that pydantic gives to a union's members
+        if detail["type"] != "extra_forbidden":  # without pydantic's names of union members
             tags = {"str", "int", "float"}
             loc = tuple(p for n, p in enumerate(loc) if not (isinstance(p, str) and (p in tags or "[" in p) and n))
         grouped.setdefault(loc, detail)
@@ -193,22 +193,22 @@ def _details(error: ValidationError) -> Iterator[tuple[Place, Any]]:
 
 
 def _explain(loc: Place, detail: Any, where: str) -> RecipeError:
-    known = _section(loc[:-1]).model_fields if loc else {}
+    known_fields = _section(loc[:-1]).model_fields if loc else {}
     if detail["type"] == "extra_forbidden":
-        return RecipeError(f"unknown key '{loc[-1]}'", where=where, next=nearest(str(loc[-1]), known))
+        return RecipeError(f"unknown key '{loc[-1]}'", where=where, next=nearest(str(loc[-1]), known_fields))
     if detail["type"] == "missing":
         return RecipeError(f"'{loc[-1]}' is missing", where=where, next=f"Add {loc[-1]}: …")
-    field = known.get(str(loc[-1])) if loc else None
+    field = known_fields.get(str(loc[-1])) if loc else None
     advice = f"{loc[-1]} is: {field.description}" if field and field.description else ""
-    if loc == ("server", "key"):  # what stands there may be the key itself
-        return RecipeError("is no variable's name in capitals", where=where, next=advice)
+    if loc == ("server", "key"):  # the value may be the key itself
+        return RecipeError("is not a variable name in capitals", where=where, next=advice)
     return RecipeError(
         f"{detail['msg'][0].lower()}{detail['msg'][1:]}, not {detail['input']!r}", where=where, next=advice
     )
 
 
 def _section(loc: Place) -> type[BaseModel]:
-    """The section that `loc` leads to."""
+    """The section at `loc`."""
     model: type[BaseModel] = RowPlan
     for part in loc:
         field = model.model_fields.get(part) if isinstance(part, str) else None
@@ -220,25 +220,27 @@ def _section(loc: Place) -> type[BaseModel]:
 def _kinds(annotation: Any) -> Iterator[type]:
     if isinstance(annotation, type) and not get_args(annotation):
         yield annotation
-    for each in get_args(annotation):
-        yield from _kinds(each)
+    for argument in get_args(annotation):
+        yield from _kinds(argument)
 
 
-def _told(error: TunesmithError, where: str) -> TunesmithError:
+def _with_location(error: TunesmithError, where: str) -> TunesmithError:
     return type(error)(error.what, where=where, next=error.next)
 
 
-def _senseless(plan: RowPlan) -> Iterator[tuple[Place, TunesmithError]]:
-    """What no single value is to blame for."""
+def _conflicts(plan: RowPlan) -> Iterator[tuple[Place, TunesmithError]]:
+    """Yields errors that concern several values."""
     if bool(plan.topics) == bool(plan.templates):
-        what = "has both topics and templates" if plan.topics else "has neither topics nor templates"
-        yield (), RecipeError(what, next="A model writes about topics; templates are filled without one")
+        message = "has both topics and templates" if plan.topics else "has neither topics nor templates"
+        yield (), RecipeError(message, next="Give topics, which need a model, or templates, which do not")
         return
-    given = plan.model_fields_set
-    foreign = {"rows", "fields"} if plan.topics else {"per_topic", "styles", "instruction", "server", "alike", "tries"}
-    for name in sorted(given & foreign):
+    given_keys = plan.model_fields_set
+    unused_keys = (
+        {"rows", "fields"} if plan.topics else {"per_topic", "styles", "instruction", "server", "alike", "tries"}
+    )
+    for name in sorted(given_keys & unused_keys):
         kind = "topics" if plan.topics else "templates"
-        yield (name,), RecipeError(f"'{name}' has no meaning in a plan with {kind}", next="Remove it")
+        yield (name,), RecipeError(f"'{name}' has no effect in a plan with {kind}", next="Remove it")
     yield from _topics(plan) if plan.topics else _templates(plan)
 
 
@@ -247,22 +249,28 @@ def _topics(plan: RowPlan) -> Iterator[tuple[Place, TunesmithError]]:
         yield (), RecipeError("'server' is missing", next="Add server: {url: http://127.0.0.1:8080/v1, model: …}")
     for key, texts in (("topics", [topic.name for topic in plan.topics]), ("styles", plan.styles)):
         for number in _repeated(texts):
-            yield (key, number), RecipeError(f"'{texts[number]}' stands twice", next="Remove one")
+            yield (key, number), RecipeError(f"'{texts[number]}' is listed twice", next="Remove one")
 
 
 def _templates(plan: RowPlan) -> Iterator[tuple[Place, TunesmithError]]:
     columns: set[str] = set()
     for name, value in plan.fields.items():
         if isinstance(value, str) and name != "file":
-            yield ("fields", name), RecipeError(f"'{name}' is no list", next="Write [a, b, c]; only `file` is a path")
+            yield (
+                ("fields", name),
+                RecipeError(f"'{name}' is not a list", next="Write [a, b, c]; only `file` is a path"),
+            )
         elif not value:
             yield ("fields", name), RecipeError(f"'{name}' has no value", next="Write [a, b, c]")
         for number in _repeated(plan.lists.get(name, [])):
-            yield ("fields", name, number), RecipeError(f"'{plan.lists[name][number]}' stands twice", next="Remove one")
+            yield (
+                ("fields", name, number),
+                RecipeError(f"'{plan.lists[name][number]}' is listed twice", next="Remove one"),
+            )
     try:
         columns = {name for record in plan.records()[:1] for name in record}
         if "file" in plan.fields and not columns:
-            yield ("fields", "file"), DataError("the table has no row", next="Name another")
+            yield ("fields", "file"), DataError("the table has no rows", next="Name another file")
     except DataError as error:
         yield ("fields", "file"), DataError(f"{error.where}: {error.what}", next=error.next)
         return
@@ -274,36 +282,38 @@ def _templates(plan: RowPlan) -> Iterator[tuple[Place, TunesmithError]]:
     for name in sorted(plan.lists.keys() - used):
         yield (
             ("fields", name),
-            RecipeError(f"no template uses '{name}'", next="Remove it, or write it into a template"),
+            RecipeError(f"no template uses '{name}'", next="Remove it, or use it in a template"),
         )
 
 
 def _template(
     loc: Place, template: Template, columns: set[str], lists: Any, used: set[str]
 ) -> Iterator[tuple[Place, TunesmithError]]:
-    """What is wrong with one template; adds what it uses to `used`."""
+    """Yields the errors of one template and adds its fields to `used`."""
     for key, texts in (("prompt", template.prompts), ("answer", [template.answer])):
-        for place, text in enumerate(texts):
-            here = (*loc, key, place) if isinstance(getattr(template, key), list) else (*loc, key)
+        for index, text in enumerate(texts):
+            location = (*loc, key, index) if isinstance(getattr(template, key), list) else (*loc, key)
             try:
-                wanted = names(text)
+                field_names = names(text)
             except RecipeError as error:
-                yield here, error
+                yield location, error
                 return
-            used.update(wanted)
-            for name in wanted:
+            used.update(field_names)
+            for name in field_names:
                 if name not in columns and name not in lists:
-                    yield here, RecipeError(f"no field is called '{name}'", next=nearest(name, [*columns, *lists]))
-    for place, text in enumerate(template.prompts):
+                    yield location, RecipeError(f"there is no field '{name}'", next=nearest(name, [*columns, *lists]))
+    for index, text in enumerate(template.prompts):
         for name in sorted((set(names(template.answer)) - set(names(text))) & set(lists)):
-            here = (*loc, "prompt", place) if isinstance(template.prompt, list) else (*loc, "prompt")
-            what = f"the answer draws {{{name}}} from a list and the prompt does not say it, which teaches to invent"
-            yield here, RecipeError(what, next=f"Write {{{name}}} into the prompt, or take it from a table")
-    for place in _repeated(template.prompts):
-        yield (*loc, "prompt", place), RecipeError("the phrasing stands twice", next="Remove one")
+            location = (*loc, "prompt", index) if isinstance(template.prompt, list) else (*loc, "prompt")
+            message = (
+                f"the answer uses {{{name}}} from a list, but the prompt does not: this teaches the model to invent"
+            )
+            yield location, RecipeError(message, next=f"Use {{{name}}} in the prompt, or take it from a table")
+    for index in _repeated(template.prompts):
+        yield (*loc, "prompt", index), RecipeError("the phrasing is listed twice", next="Remove one")
 
 
 def _repeated(texts: list[str]) -> list[int]:
-    """The places of texts that stand before, by `normalise`."""
+    """The indices of texts that equal an earlier one after `normalise`."""
     first: dict[str, int] = {}
-    return [place for place, text in enumerate(texts) if first.setdefault(normalise(text), place) != place]
+    return [index for index, text in enumerate(texts) if first.setdefault(normalise(text), index) != index]
