@@ -344,12 +344,12 @@ def _first_predicate(context: _Context) -> Span | None:
         text[context.begin : context.start],
     )
     after = text[context.claim.end : context.end]
-    behind = re.match(rf",?\s+and\s+(?={_VERB}\b)", after)
-    if not verb or not behind:
+    joint = re.match(rf",?\s+and\s+(?={_VERB}\b)", after)
+    if not verb or not joint:
         return None
     if verb["lead"].startswith(","):
         return context.begin + verb.start(), context.claim.end, ""
-    return context.begin + verb.end("lead"), context.claim.end + behind.end(), ""
+    return context.begin + verb.end("lead"), context.claim.end + joint.end(), ""
 
 
 def _title(context: _Context) -> Span | None:
