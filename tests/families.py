@@ -124,11 +124,15 @@ FAMILY: dict[str, Family] = {
     }),
     "phi3": Family("Phi 3, 3.5", "phi3", {**FAMILIES["phi3"], **UNTIED}),
     "phi4": Family("Phi 4, Phi 4 mini", "phi3", {**FAMILIES["phi3"], **PARTLY}),
-    "phimoe": Family("Phi 3.5 MoE", "phimoe", {**COMMON, **FOUR, **UNTIED}),
+    "phimoe": Family("Phi 3.5 MoE", "phimoe", {
+        **COMMON, **FOUR, **UNTIED, "attention_bias": True, "lm_head_bias": True,
+    }),
     "gpt_oss": Family("gpt-oss", "gpt_oss", {**COMMON, **FOUR, **MIXED, **UNTIED}),
     "olmo2": Family("OLMo 2", "olmo2", {**PLAIN, **UNTIED}),
     "olmo3": Family("OLMo 3", "olmo3", {**PLAIN, **MIXED, **UNTIED}),
-    "olmoe": Family("OLMoE", "olmoe", {**PLAIN, **UNTIED, "num_experts": 8, "num_experts_per_tok": 2}),
+    "olmoe": Family("OLMoE", "olmoe", {
+        **PLAIN, **UNTIED, "num_key_value_heads": 4, "num_experts": 8, "num_experts_per_tok": 2,
+    }),
     "smollm3": Family("SmolLM 3", "smollm3", {**PLAIN, "no_rope_layers": [1, 0]}),
     "smolvlm": Family("SmolVLM", "smolvlm", {**COMMON, "model_type": "llama"}, EYE, {"scale_factor": 2}),
     "granite": Family("Granite 3", "granite", {**PLAIN, **SCALED}),

@@ -24,7 +24,7 @@ from tiny import toy_rows
 from tunesmith.errors import Paused, TunesmithError
 
 CLOSE = 1e-3  # relative, of losses in float32
-YES = "yes"
+YES, DIFFERENT = "yes", "llama.cpp's tokens differ from transformers'"
 Cells = dict[str, str]
 
 
@@ -229,10 +229,9 @@ def gguf(name: str, scratch: Path) -> Cells:
     """Merged and written as GGUF, the runtime says transformers' greedy tokens; so does the adapter beside the base."""
     from exporting.test_families import PROMPTS, greedy_as, merged_model
     from exporting.test_merge import job_of
-    from tunesmith.exporting.convert import check_base, convert, convert_adapter
-    from tunesmith.exporting.merge import describe, merge
+    from tunesmith.exporting.convert import check_adapter, check_base, convert, convert_adapter
+    from tunesmith.exporting.merge import merge
     from tunesmith.exporting.targets import gguf_lora
-    from tunesmith.models.adapter import read_adapter, write_adapter
     from tunesmith.models.architecture import architecture
     from tunesmith.prompt.tokens import encode_prompt
 
@@ -250,16 +249,18 @@ def gguf(name: str, scratch: Path) -> Cells:
 
     def beside() -> None:
         gguf_lora._check(job)
+        check_adapter(job, "all")
         base = convert(job, merge(job, scratch / "plain", torch.float32, adapter=False), scratch / "base.gguf", "f32")
-        describe(job, scratch / "described")
-        (scratch / "named").mkdir()
-        write_adapter(scratch / "named", *read_adapter(job.adapter, architecture(job.weights)))
-        lora = convert_adapter(job, scratch / "named", scratch / "described", scratch / "lora.gguf", "f32")
+        lora = convert_adapter(job, scratch / "lora.gguf", "f32")
         with opened(base, lora=lora, slots=1) as runtime:
             greedy_as(networks[0], runtime, prompts)
 
     with recognized(scratch) if name.startswith("qwen3_5") else contextlib.nullcontext():
+        known = converting.DIFFERENCES.get(architecture(job.weights).family, "")
         cells = {"GGUF": shortened(whole)}
+        if known and cells["GGUF"] == DIFFERENT:
+            cells["GGUF"] = known
+        assert not known or cells["GGUF"] == known  # what `check` warns of is what is found
         cells["GGUF LoRA"] = shortened(beside) if cells["GGUF"] == YES else "no GGUF"
     return cells
 
@@ -289,9 +290,7 @@ def shortened(check: Callable[[], None]) -> str:
     try:
         cell = told(check)
     except AssertionError:
-        return "llama.cpp's tokens differ from transformers'"
-    if "KeyError" in cell or "pre-tokenizer" in cell:
-        return "not tried: needs the family's own tokenizer"
+        return DIFFERENT
     if "Its last " in cell or "cannot load" in cell:
         return "llama.cpp cannot load the file"
     return cell.replace("llama.cpp's converter cannot write this model:", "the converter says:").split("\n")[0][:90]

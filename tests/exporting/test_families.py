@@ -23,7 +23,7 @@ from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
 from tunesmith.exporting.convert import check_base, convert, convert_adapter
 from tunesmith.exporting.job import Job
-from tunesmith.exporting.merge import describe, merge
+from tunesmith.exporting.merge import merge
 from tunesmith.generation.from_gguf import FromGguf
 from tunesmith.generation.llama_task import GREEDY
 from tunesmith.prompt.tokens import encode_prompt
@@ -104,8 +104,7 @@ def test_an_adapter_beside_the_base_is_the_merged_model(tmp_path: Path, family: 
     job = job_for(family, tmp_path)
     _, network = merged_model(job, tmp_path / "merged")
     base = convert(job, merge(job, tmp_path / "plain", torch.float32, adapter=False), tmp_path / "base.gguf", "f32")
-    describe(job, tmp_path / "described")
-    lora = convert_adapter(job, job.adapter, tmp_path / "described", tmp_path / "lora.gguf", "f32")
+    lora = convert_adapter(job, tmp_path / "lora.gguf", "f32")
     prompts = [encode_prompt(prompt, job.template) for prompt in PROMPTS]
     with opened(base, lora=lora, slots=1) as runtime:
         greedy_as(network, runtime, prompts)

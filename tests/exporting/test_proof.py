@@ -172,7 +172,7 @@ def test_a_faithful_file_is_verified(template: Template, tmp_path: Path) -> None
          r"make other tokens than training of 30 of 30 prompts; of row 'r0', at token \d+ it reads .*assistant', "
          r"training read .*assistant\\n'"),
         ({"chat": "refuses"}, "30 of 30 prompts; of row 'r0', file.gguf: llama.cpp refuses: no such turn"),
-        ({"adds": 1}, "30 of 30 prompts begin with a start token that training had not"),
+        ({"adds": 1}, "^30 of 30 prompts begin with a start token that training had not; nothing else in them differs"),
         ({"noise": 9.0}, r"likeliest token is the adapter's at .* % of \d+ tokens .*, less than 80 % \(export.agree\)"),
         ({"broken": True}, r"At (\d+) of \1 tokens of given answers the file's figures are not finite"),
     ],
@@ -181,7 +181,7 @@ def test_a_fault_of_reading_is_told(template: Template, tmp_path: Path, fault: d
     found = proof(faithful(template, **fault), tmp_path)
     assert not found.verified
     assert len([each for each in found.problems if matches(problem, each)]) == 1
-    assert len(found.problems) == (2 if "adds" in fault else 1)  # which changes the tokens, too
+    assert len(found.problems) == 1
     json.dumps(found.describe(), allow_nan=False)
 
 
@@ -322,7 +322,18 @@ def test_start_tokens(
     assert encode_prompt(ROWS[0].prompt, trained)[0] == (1 if chat == START else 3)
     found = conversations(trained, ROWS, Fake(template, chat=file_chat, adds=adds))
     assert (found.unlike, (found.bos_missing, found.bos_doubled, found.bos_added)) == (unlike, counts)
-    assert len(found.shown) == min(3, unlike)
+    assert len(found.shown) == min(3, unlike) and found.bos_alone == unlike
+
+
+def test_a_missing_start_token_is_told_as_the_cause_where_nothing_else_differs(
+    template: Template, tmp_path: Path
+) -> None:
+    trained = replace(template, text=START)
+    found = proof(faithful(trained, chat=CHATML), tmp_path / "alone", template=trained)
+    assert found.problems == ("30 of 30 prompts lack the start token that training had; nothing else in them differs.",)
+    found = proof(faithful(trained, chat=CHATML.replace("\n", " ")), tmp_path / "both", template=trained)
+    assert found.problems[0].startswith("The file's own template and tokenizer make other tokens than training of 30")
+    assert found.problems[1] == "30 of 30 prompts lack the start token that training had."
 
 
 def test_the_first_unlike_rows_are_shown_around_the_difference(template: Template) -> None:

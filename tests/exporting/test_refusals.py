@@ -11,7 +11,7 @@ import pytest
 
 import tunesmith.exporting.convert as converting
 from gguf_models import make_convertible
-from tunesmith.commands.export import check_export
+from tunesmith.commands.export import check_export, export_warnings
 from tunesmith.commands.shared import load_template_of, load_weights, silent
 from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import TunesmithError
@@ -96,3 +96,54 @@ def test_an_adapter_that_the_converter_cannot_write_is_said_before_training(
     assert refused("gguf_lora", convert=True) == []
     [error] = refused("gguf_lora", convert=True, model=make_shippable(tmp_path / "ministral3", "ministral3"))
     assert "writes no adapter for this family" in str(error) and error.where == "export.files: gguf_lora"
+
+
+def test_layers_that_llama_cpp_runs_without_an_update_are_named_with_those_that_work(
+    refused: Callable[..., list[TunesmithError]], tmp_path: Path
+) -> None:
+    from gguf_models import make_shippable
+
+    gemma = make_shippable(tmp_path / "gemma4", "gemma4")
+    [error] = refused("gguf_lora", model=gemma)
+    assert "does not apply an adapter to per_layer_model_projection" in str(error)
+    layers = error.next.partition("[")[2].partition("]")[0].split(", ")
+    assert "q_proj" in layers and "per_layer_model_projection" not in layers
+    assert refused("gguf_lora", model=gemma, adapter__layers=layers) == []
+    qwen = make_shippable(tmp_path / "qwen3_5_text", "qwen3_5_text")
+    [error] = refused("gguf_lora", model=qwen)
+    assert "cannot write an adapter over linear_attn.out_proj" in str(error)
+
+
+def test_experts_are_refused_before_training(refused: Callable[..., list[TunesmithError]], tmp_path: Path) -> None:
+    from gguf_models import make_shippable
+
+    mixtral = make_shippable(tmp_path / "mixtral", "mixtral")
+    [error] = refused("gguf_lora", model=mixtral)
+    assert "cannot hold updates of experts" in str(error) and "Set adapter.experts to none" in error.next
+    assert refused("gguf_lora", model=mixtral, adapter__experts="none") == []
+
+
+def test_a_family_that_llama_cpp_computes_in_another_way_is_warned_of(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from gguf_models import make_shippable
+
+    def warned(name: str, *files: Any) -> list[str]:
+        folder = tmp_path / name
+        base = folder if folder.exists() else make_shippable(folder, name)
+        path = recipe_file(base__model=str(base), export__files=list(files), train__precision="float32")
+        recipe = read_recipe(str(path))
+        weights = load_weights(recipe, silent)
+        return export_warnings(recipe, weights, load_template_of(recipe, weights))
+
+    [said] = warned("phimoe", GGUF, "merged")
+    assert said.startswith("export.files: gguf: llama.cpp computes PhiMoE with other normalizations")
+    assert warned("phimoe", "merged") == [] and warned("llama2", GGUF, "adapter") == []
+    [said] = warned("phimoe", "adapter")
+    assert "transformers does not quantize experts" in said
+    four = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    four |= {"bnb_4bit_compute_dtype": "bfloat16"}
+    path = tmp_path / "llama2" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": four}))
+    [said] = warned("llama2", "adapter")
+    assert "ask for products in bfloat16, but training computes in float32" in said

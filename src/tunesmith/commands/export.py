@@ -58,6 +58,21 @@ def check_export(recipe: Recipe, weights: Weights, template: Any, run: Run | Non
     return list({str(error): error for error in wrong}.values())
 
 
+def export_warnings(recipe: Recipe, weights: Weights, template: Any) -> list[str]:
+    """What is known to go wrong with the recipe's export.files, although they can be written."""
+    if not recipe.export.files:
+        return []
+    wish = recipe.train.precision
+    precision = wish if wish in ("float32", "bfloat16", "float16") else ""  # others depend on the machine
+    job = _job(recipe, weights, template, weights.folder / FOLDER, adapter=Path("adapter"), precision=precision)
+    return [
+        f"export.files: {named.name}: {warning}"
+        for place, named in enumerate(recipe.export.files)
+        if hasattr(target := _target(named.name), "warnings")
+        for warning in target.warnings(_request(recipe, job, place), **named.options)
+    ]
+
+
 def export(recipe: Recipe, run: Run, say: Say = silent, tell: Tell | None = None, *, only: Sequence[str] = ()) -> Path:
     """Writes what export.files names below export/, verifies each file on the test rows, and writes export.json.
 
@@ -251,7 +266,7 @@ class _Work:
         if is_fresh(self.run, f"verify-{file.name}", made_from, self.say):
             return _Verified(made_from, self.run.read_json(_proof_of(file.name)), None)
         self.say(f"export: verifying {file.name}")
-        proof, replies = self._proof(target, job, file, made_from)
+        proof, replies = self._proof(named, target, job, file, made_from)
         return _Verified(made_from, proof, replies)
 
     def _entry(self, named: Named, target: Any, file: Any, known: _Verified) -> dict[str, Any]:
@@ -278,7 +293,7 @@ class _Work:
         return entry
 
     def _proof(
-        self, target: Any, job: Any, file: Any, made_from: dict[str, str]
+        self, named: Named, target: Any, job: Any, file: Any, made_from: dict[str, str]
     ) -> tuple[dict[str, Any], Sequence[str]]:
         """What was measured of a file as plain values, and its replies as lines of JSON."""
         from tunesmith.exporting.verification import prove
@@ -302,6 +317,10 @@ class _Work:
         except ModelError as error:  # it cannot be run at all
             return {"problems": [str(error)], "verified": False}, ()
         lines = [json.dumps(item.describe(), ensure_ascii=False) for item in proof.replies.answered]
+        if proof.problems and hasattr(target, "warnings"):
+            request = _request(recipe, job, [each.name for each in recipe.export.files].index(named.name))
+            known = " ".join(f"Known cause: {each}." for each in target.warnings(request, **named.options))
+            proof = replace(proof, problems=tuple(f"{each} {known}".strip() for each in proof.problems))
         return {key: value for key, value in proof.describe().items() if key not in ("name", "exact")}, lines
 
     @functools.cached_property

@@ -128,6 +128,8 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
     Raises Several: for rows that cannot be read, a template under which no row can be learned, more rows left out than
     data.max_dropped allows, and whatever the later stages would refuse.
     """
+    from tunesmith.commands.export import export_warnings
+
     wrong: list[TunesmithError] = []
     with loading(recipe.data, recipe.folder, recipe.prompt.system) as reading:
         loaded = _collect(reading, wrong)
@@ -164,6 +166,7 @@ def check(recipe: Recipe, say: Say = silent) -> Checked:
     if expanded := [encoder.expanded[row] for row in kept if row in encoder.expanded]:
         warnings.append(_expanded(expanded, template.source))
     warnings += hints
+    warnings += export_warnings(recipe, weights, template)
     longest = max((encoder.lengths[row] for row in kept), default=0)
     answers = sum(encoder.answers.get(row, 0) for row in kept)
     return Checked(len(kept), shown, stop, template.source, longest, warnings, answers)

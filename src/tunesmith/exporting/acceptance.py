@@ -276,21 +276,24 @@ def judge(
 
 def _about_prompts(found: Prompts) -> list[str]:
     told = []
-    if found.unlike:
+    others = found.unlike - found.bos_alone
+    if others:
         first = found.shown[0]
         seen = f"at token {first.place} it reads {first.theirs!r}, training read {first.ours!r}"
         if first.theirs == first.ours:
             seen = f"at token {first.place} it reads {first.their_tokens}, training read {first.our_tokens}"
         told.append(
-            f"The file's own template and tokenizer make other tokens than training of {found.unlike} of {found.rows} "
+            f"The file's own template and tokenizer make other tokens than training of {others} of {found.rows} "
             f"prompts; of row '{first.row}', {first.refusal or seen}."
         )
+    alone = "" if others else "; nothing else in them differs"
     if found.bos_missing:
-        told.append(f"{found.bos_missing} of {found.rows} prompts lack the start token that training had.")
+        told.append(f"{found.bos_missing} of {found.rows} prompts lack the start token that training had{alone}.")
     if found.bos_doubled:
-        told.append(f"{found.bos_doubled} of {found.rows} prompts begin with two start tokens.")
+        told.append(f"{found.bos_doubled} of {found.rows} prompts begin with two start tokens{alone}.")
     if found.bos_added:
-        told.append(f"{found.bos_added} of {found.rows} prompts begin with a start token that training had not.")
+        what = f"{found.bos_added} of {found.rows} prompts begin with a start token that training had not"
+        told.append(f"{what}{alone}.")
     return told
 
 

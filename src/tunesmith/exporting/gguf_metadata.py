@@ -1,7 +1,8 @@
-"""What a GGUF file says besides its weights: its name, its base, its chat template, and the tokens that end a reply.
+"""What a GGUF file says besides its weights: its name, its base, its chat template, and how it cuts texts into tokens.
 
-Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. llama.cpp's converter names a file after its folder and
-knows the end-of-turn tokens of some families only, so these keys are written here.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. llama.cpp's converter names a file after its folder,
+knows the end-of-turn tokens of some families only, and guesses from a tokenizer's files what stands around a text.
+Training's tokenizer decides that here, and where the base was a GGUF file, what that said is said again.
 """
 
 from __future__ import annotations
@@ -11,23 +12,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.conversation import Turn
 from tunesmith.exporting.chat_template import pinned_for_llama_cpp
 from tunesmith.exporting.job import Job
-from tunesmith.exporting.merge import shipped_template
+from tunesmith.exporting.merge import shipped_template, writes_start
 from tunesmith.models.gguf_header import Header
-from tunesmith.models.gguf_tokenizer import CONTROL
+from tunesmith.models.gguf_tokenizer import CONTROL, STRIPPING, read_header_keys, strips_behind_control_tokens
 from tunesmith.prompt.tokens import stop_ids
 
 _TYPE_SUFFIX = re.compile(r"[.-](?:I?Q\d\w*|T?Q\d_\d|BF16|F16|F32)$", re.IGNORECASE)
 _HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_NAMES = "tokenizer.ggml.tokens"
+_NAMES, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 
 
 def metadata_of(job: Job, header: Header, *, adapter: bool = True) -> dict[str, Any]:
     """The keys that a file gets, None for one that it loses; `adapter` False: the base alone."""
     changes = _general(job, adapter=adapter)
     if _NAMES in header.metadata:
-        changes |= _ends(job, header.metadata)
+        changes |= _of_base(job, header.metadata)
+        changes |= _ends(job, {**header.metadata, **changes})
+        changes |= _around(job, header.metadata)
+        changes["general.name"] = _name(changes["general.name"], job.template.tokenizer)
         changes["tokenizer.chat_template"] = pinned_for_llama_cpp(shipped_template(job), job.template)
     return changes
 
@@ -58,6 +63,41 @@ def _general(job: Job, *, adapter: bool) -> dict[str, Any]:
     return changes
 
 
+def _of_base(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What the base's own file said about its tokenizer; nothing where the base was no GGUF file."""
+    kept = read_header_keys(job.weights.folder)
+    types, own = list(kept.get(_TYPES, ())), list(known.get(_TYPES, ()))
+    if types:
+        kept[_TYPES] = types + own[len(types) :]
+    return kept
+
+
+def _around(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What llama.cpp puts around a text, and before what stands behind a special token: what training had there.
+
+    A prompt of the training ends where the answer begins, so nothing may be put behind it.
+    """
+    tokenizer, starts = job.template.tokenizer, writes_start(job)
+    changes: dict[str, Any] = {"tokenizer.ggml.add_bos_token": starts}
+    if tokenizer.bos_token_id is not None:
+        changes["tokenizer.ggml.bos_token_id"] = tokenizer.bos_token_id
+    changes |= dict.fromkeys(("tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_sep_token"), False)
+    if known.get("tokenizer.ggml.model") == "llama":
+        special = job.template.specials.search(job.template.render((Turn("user", "a"),), generate=True))
+        before = special[0] if special else ""
+        pieces = tokenizer.convert_ids_to_tokens(tokenizer(f"{before}a", add_special_tokens=False)["input_ids"])
+        changes["tokenizer.ggml.add_space_prefix"] = pieces[bool(before)].startswith("▁")
+    return changes
+
+
+def _name(name: str, tokenizer: Any) -> str:
+    """The name, with or without the word by which llama.cpp takes whitespace behind control tokens away."""
+    strips = any(token.rstrip for token in tokenizer.added_tokens_decoder.values() if token.special)
+    if strips and not strips_behind_control_tokens(name):
+        return f"{name} ({STRIPPING[0]})"
+    return name if strips else re.sub("phi-?3", "Phi 3", name, flags=re.IGNORECASE)
+
+
 def _ends(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
     """The end tokens, each of a type that is not shown."""
     stop, *others = stop_ids(job.template)
@@ -68,10 +108,10 @@ def _ends(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
         changes["tokenizer.ggml.eot_token_id"] = stop
     if "<|eom_id|>" in names:
         changes["tokenizer.ggml.eom_token_id"] = names.index("<|eom_id|>")
-    types = list(known.get("tokenizer.ggml.token_type", ()))
+    types = list(known.get(_TYPES, ()))
     ends = [each for each in (stop, *others) if each < len(types)]
     if any(types[each] != CONTROL for each in ends):
         for each in ends:
             types[each] = CONTROL
-        changes["tokenizer.ggml.token_type"] = types
+        changes[_TYPES] = types
     return changes

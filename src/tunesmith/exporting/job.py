@@ -10,6 +10,7 @@ with `opened` or `check`, not both. What `write` leaves under a file's own name 
 when all files are in place, and then only describes them. Optional are
 
     validate(request, *, its options) -> Iterator[TunesmithError]    why it cannot work, before anything is trained
+    warnings(request, *, its options) -> Iterator[str]    what is known to go wrong though it can be written
     wrong_options(its options) -> Iterator[(option, what, advice)]   values that no model can have
     needs(its options) -> str                    the target whose files this one is made of
     SELECT = {names of options}                  options that only select files: the other files stay when they change

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import dropwhile
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,8 @@ class Unlike:
 class Prompts:
     """How many of `rows` prompts become other tokens than in training, the first of them, and what is wrong with BOS.
 
-    The last three count rows: training begins with the start token and the file does not; the file begins with two;
-    the file begins with one where training has none.
+    The last four count rows: training begins with the start token and the file does not; the file begins with two;
+    the file begins with one where training has none; nothing but the start token differs.
     """
 
     rows: int
@@ -76,6 +77,7 @@ class Prompts:
     bos_missing: int
     bos_doubled: int
     bos_added: int
+    bos_alone: int
 
     def describe(self) -> dict[str, Any]:
         """Plain values for export.json."""
@@ -90,8 +92,9 @@ def conversations(template: Template, rows: Sequence[Conversation], runtime: Run
     llama.cpp takes a written one off the text and puts it back while cutting. What training used is right: a template
     that writes no start token wants a file that adds none. A conversation that the runtime refuses counts as unlike.
     """
-    found: list[Unlike] = []
-    unlike = 0
+    others: list[Unlike] = []
+    starts: list[Unlike] = []
+    unlike = alone = 0
     begins = {"missing": 0, "doubled": 0, "added": 0}
     for done, row in enumerate(rows, start=1):
         ours = encode_prompt(row.prompt, template)
@@ -100,15 +103,24 @@ def conversations(template: Template, rows: Sequence[Conversation], runtime: Run
             theirs = runtime.tokens(text)
         except ModelError as error:
             unlike += 1
-            found += [Unlike(row.id, 0, "", "", (), (), str(error))] if len(found) < SHOWN else []
+            others += [Unlike(row.id, 0, "", "", (), (), str(error))] if len(others) < SHOWN else []
             continue
-        if fault := _beginning(ours, theirs, template.tokenizer.bos_token_id):
+        start = template.tokenizer.bos_token_id
+        if fault := _beginning(ours, theirs, start):
             begins[fault] += 1
         if ours != theirs:
             unlike += 1
+            only = _without_start(ours, start) == _without_start(theirs, start)
+            alone += only
+            found = starts if only else others
             found += [_unlike(row, ours, theirs, text, template)] if len(found) < SHOWN else []
         tell(done, len(rows))
-    return Prompts(len(rows), unlike, tuple(found), begins["missing"], begins["doubled"], begins["added"])
+    shown = tuple([*others, *starts][:SHOWN])
+    return Prompts(len(rows), unlike, shown, begins["missing"], begins["doubled"], begins["added"], alone)
+
+
+def _without_start(ids: Sequence[int], start: int | None) -> list[int]:
+    return list(dropwhile(lambda token: token == start, ids))
 
 
 def _beginning(ours: Sequence[int], theirs: Sequence[int], start: int | None) -> str:

@@ -123,13 +123,23 @@ def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
     config = text_config(architecture(job.weights), job.weights)
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
-    if config.get("model_type") == "gpt2":  # transformers 5 leaves it out, and llama.cpp's converter asks for it
-        config.setdefault("n_ctx", config.get("n_positions", 1024))
+    _complete(config)
     config["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     generation = {"bos_token_id": config.get("bos_token_id"), "eos_token_id": ends_of(job), "do_sample": False}
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=1) + "\n")
     write_atomic(folder / DONE, json.dumps(config, indent=1) + "\n")
     sync_folder(folder)
+
+
+def _complete(config: dict[str, Any]) -> None:
+    """Adds what transformers 5 leaves out or renames, and what llama.cpp's converter asks for."""
+    kind = config.get("model_type")
+    if kind == "gpt2":
+        config.setdefault("n_ctx", config.get("n_positions", 1024))
+    if kind == "deepseek_v3":  # without it llama.cpp chooses experts by softmax
+        config.setdefault("scoring_func", "sigmoid")
+    if config.get("architectures") == ["PhimoeForCausalLM"]:  # Microsoft's own files have the converter's name
+        config["architectures"] = ["PhiMoEForCausalLM"]
 
 
 def text_config(model: Architecture, weights: Weights) -> dict[str, Any]:
@@ -153,11 +163,15 @@ def _write_tokenizer_config(path: Path, job: Job) -> None:
     models.
     """
     tokenizer = job.template.tokenizer
-    start = tokenizer.bos_token
-    starts = bool(start) and job.template.render((Turn("user", "a"),), generate=True).startswith(start)
     config = portable(json.loads(path.read_text(encoding="utf-8")), job.weights.folder)
     config.setdefault("added_tokens_decoder", _added_tokens(tokenizer))
-    write_atomic(path, json.dumps({**config, "add_bos_token": starts}, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps({**config, "add_bos_token": writes_start(job)}, indent=2, ensure_ascii=False) + "\n")
+
+
+def writes_start(job: Job) -> bool:
+    """Whether a prompt of the training begins with the start token."""
+    start = job.template.tokenizer.bos_token
+    return bool(start) and job.template.render((Turn("user", "a"),), generate=True).startswith(start)
 
 
 def _added_tokens(tokenizer: Any) -> dict[str, dict[str, Any]]:
@@ -196,7 +210,7 @@ def _takes_system(job: Job) -> bool:
 
 def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Out]:
     model = architecture(job.weights)
-    linears, transposed, tied_head = model.linear(), _transposed(model), f"{model.head}." if model.tied else "\0"
+    linears, transposed, tied_head = model.linear(), model.transposed, f"{model.head}." if model.tied else "\0"
     stored = headers(job.weights.folder)
     found = without_mxfp4(stored)
     updates, whole, targets = _adapter(job) if adapter else ({}, {}, [])
@@ -226,13 +240,6 @@ def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Ou
             f"the base's files hold no weight for the adapter's '{left[0]}'", where=job.weights.name,
             next="Was it trained on another base?",
         )  # fmt: skip
-
-
-def _transposed(model: Architecture) -> bool:
-    """Whether the files hold linear layers in x out (GPT-2)."""
-    from transformers.pytorch_utils import Conv1D
-
-    return any(isinstance(module, Conv1D) for module in model.network.modules())
 
 
 def _experts(

@@ -86,6 +86,13 @@ class Architecture:
         return bool(getattr(self.config, "tie_word_embeddings", False))
 
     @functools.cached_property
+    def transposed(self) -> bool:
+        """Whether the files hold linear layers in x out (GPT-2)."""
+        from transformers.pytorch_utils import Conv1D
+
+        return any(isinstance(module, Conv1D) for module in self.network.modules())
+
+    @functools.cached_property
     def head(self) -> str:
         """The head's module name; empty if there is none."""
         return name_of(self.network, self.network.get_output_embeddings())

@@ -6,12 +6,16 @@ merging (`tokenizer.ggml.pre`). generation/gguf_check.py compares the result wit
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
 from tunesmith.models.gguf_config import ADVICE
 
+HEADER = "gguf_tokenizer.json"  # beside the converted weights: what the file said that no tokenizer.json holds
+_ELSEWHERE = ("tokens", "scores", "merges")  # long lists, which the tokenizer's own files hold
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6  # types of tokens (gguf.TokenType); 1 is a normal one
 
 # How texts are split before merges, one pattern after another, each within the pieces of the one before. The patterns
@@ -49,6 +53,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}"),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }  # fmt: skip
+STRIPPING = ("phi-3", "phi3")
 _WHOLE = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"}
 _STARTS = _WHOLE  # of byte-level vocabularies: rules whose files begin texts with the start token unless they say no
 
@@ -78,6 +83,43 @@ def build_tokenizer(metadata: Mapping[str, Any], name: str, where: str) -> Any:
     if isinstance(chat := metadata.get("tokenizer.chat_template"), str):
         tokenizer.chat_template = chat
     return tokenizer
+
+
+def write_header_keys(metadata: Mapping[str, Any], folder: Path) -> None:
+    """Keeps what a file says about its tokenizer, so that a file made of the tuned model can say the same."""
+    kept = {
+        key: list(value) if isinstance(value, list | tuple) else value
+        for key, value in metadata.items()
+        if key.startswith("tokenizer.ggml.") and key.rpartition(".")[2] not in _ELSEWHERE
+    }
+    (folder / HEADER).write_text(json.dumps(kept), encoding="utf-8")
+
+
+def read_header_keys(folder: Path) -> dict[str, Any]:
+    """What `write_header_keys` kept; empty for a base that was no GGUF file."""
+    path = folder / HEADER
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def put_usual_start(folder: Path, keys: Mapping[str, Any], start: str | None) -> None:
+    """Makes the tokenizer in `folder` put around a text what models with its rule of splitting usually do.
+
+    `keys` are those of `read_header_keys`. llama.cpp's converter knows a byte-level vocabulary by its tokens of one
+    text, start token included, so a file that says something else about that would not be recognized.
+    """
+    from tokenizers import Tokenizer, processors
+
+    path = folder / "tokenizer.json"
+    made = Tokenizer.from_file(str(path))
+    made.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing
+    kind, rule = str(keys["tokenizer.ggml.model"]), {"tokenizer.ggml.pre": keys.get("tokenizer.ggml.pre")}
+    _add_start_and_end(made, rule, kind, {"bos_token": start} if start else {})
+    made.save(str(path))
+
+
+def strips_behind_control_tokens(name: str) -> bool:
+    """Whether llama.cpp takes the whitespace behind control tokens away, which it knows by general.name alone."""
+    return any(each in name.lower() for each in STRIPPING)
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], where: str) -> Any:
@@ -137,7 +179,7 @@ def _add_tokens(made: Any, metadata: Mapping[str, Any], tokens: Sequence[str], t
     """Control tokens and those a user defined are found in texts before anything is split."""
     from tokenizers import AddedToken
 
-    strips = "phi-3" in (name := str(metadata.get("general.name", "")).lower()) or "phi3" in name
+    strips = strips_behind_control_tokens(str(metadata.get("general.name", "")))
     for kind in (CONTROL, USER_DEFINED):
         wanted = [
             AddedToken(
@@ -157,7 +199,7 @@ def _add_start_and_end(made: Any, metadata: Mapping[str, Any], kind: str, named:
     usual = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _STARTS
     start = bool(metadata.get("tokenizer.ggml.add_bos_token", usual)) and "bos_token" in named
     end = bool(metadata.get("tokenizer.ggml.add_eos_token", False)) and "eos_token" in named
-    around = [named["bos_token"]] * start, [named["eos_token"]] * end
+    around = [named["bos_token"]] if start else [], [named["eos_token"]] if end else []
     if start or end:
         special = {token: made.token_to_id(token) for part in around for token in part}
         made.post_processor = processors.TemplateProcessing(

@@ -19,7 +19,7 @@ import numpy as np
 from tunesmith.errors import ModelError
 from tunesmith.models.gguf_config import ADVICE, Architecture, architecture_of, config_values
 from tunesmith.models.gguf_header import BLOCKS, Header, TensorInfo, read_header, tensor_bytes
-from tunesmith.models.gguf_tokenizer import build_tokenizer, sentencepiece_model
+from tunesmith.models.gguf_tokenizer import build_tokenizer, sentencepiece_model, write_header_keys
 
 PIECE = 1 << 22  # weights that are dequantized at one time: 16 MiB in float32
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -83,6 +83,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     _write(sources, folder / "model.safetensors")
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_header_keys(headers[0][1].metadata, folder)
     if (model := sentencepiece_model(headers[0][1].metadata)) is not None:
         (folder / "tokenizer.model").write_bytes(model)
 

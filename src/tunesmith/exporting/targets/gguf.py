@@ -12,7 +12,7 @@ import torch
 
 from tunesmith.config.registry import raise_first
 from tunesmith.errors import TunesmithError
-from tunesmith.exporting.convert import check_base, convert, refusals
+from tunesmith.exporting.convert import check_base, convert, differences, refusals
 from tunesmith.exporting.gguf_metadata import metadata_of
 from tunesmith.exporting.job import File, Job, Request, Runtime
 from tunesmith.exporting.merge import merge
@@ -38,6 +38,11 @@ def validate(request: Request, *, types: Sequence[str] = ("q4_k_m",), source: st
     """Why the files cannot be made: a base that cannot be merged, or that llama.cpp's converter refuses."""
     yield from cannot_merge(request, "gguf")
     yield from refusals(request.job)
+
+
+def warnings(request: Request, **_: Any) -> Iterator[str]:
+    """Why the files are not expected to be verified."""
+    yield from differences(request.job)
 
 
 def write(job: Job, *, types: Sequence[str] = ("q4_k_m",), source: Literal["f16", "bf16", "f32"] = "f16") -> list[File]:

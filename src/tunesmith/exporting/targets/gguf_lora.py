@@ -6,21 +6,20 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from tunesmith.errors import ModelError, RecipeError, TunesmithError
-from tunesmith.exporting.convert import check_adapter, check_base, convert, convert_adapter, refusals
+from tunesmith.exporting.convert import check_adapter, check_base, convert, convert_adapter, differences, refusals
 from tunesmith.exporting.gguf_metadata import metadata_of
 from tunesmith.exporting.job import File, Job, Request, Runtime
-from tunesmith.exporting.merge import describe, merge
+from tunesmith.exporting.merge import merge
 from tunesmith.exporting.quantize import quantise, rewrite_header
 from tunesmith.exporting.targets._shipped import cannot_merge
 from tunesmith.exporting.targets.gguf import SLOTS
 from tunesmith.generation.from_gguf import FromGguf
-from tunesmith.models.adapter import read_adapter, write_adapter
+from tunesmith.models.adapter import read_adapter
 from tunesmith.models.architecture import architecture
 from tunesmith.models.gguf_header import read_header
 
@@ -41,13 +40,21 @@ def validate(request: Request, *, base: str = "f16", kind: str = "f16") -> Itera
         for part, trained in parts.items()
         if trained
     ]
+    if architecture(request.job.weights).covered(adapter.layers, adapter.experts)[1]:
+        what, advice = "a GGUF adapter cannot hold updates of experts", f"Set adapter.experts to none. Or: {ADVICE}"
+        wrong.append(RecipeError(what, where=WHERE, next=advice))
     wrong = [*wrong, *cannot_merge(request, "gguf_lora"), *refusals(request.job)]
     yield from wrong
     if not wrong:
         try:
             check_adapter(request.job, adapter.layers)
         except ModelError as error:
-            yield ModelError(error.what, where=WHERE, next=ADVICE)
+            yield ModelError(error.what, where=WHERE, next=error.next)
+
+
+def warnings(request: Request, **_: Any) -> Iterator[str]:
+    """Why the files are not expected to be verified."""
+    yield from differences(request.job)
 
 
 def write(job: Job, *, base: Literal["f16", "bf16", "f32", "q8_0"] = "f16", kind: Literal["f16", "f32"] = "f16") -> list[File]:  # noqa: E501  # fmt: skip
@@ -59,18 +66,11 @@ def write(job: Job, *, base: Literal["f16", "bf16", "f32", "q8_0"] = "f16", kind
     lora, beside = folder / f"{job.name}.lora.gguf", folder / f"base.{base}.gguf"
     missing = [path for path in (lora, beside) if job.lacks(path, "gguf_lora")]
     if missing:
-        config, tensors = _checked(job)
+        _check(job)
         check_base(job)
     if lora in missing:
-        known, made = job.work / "described", job.work / lora.name
-        describe(job, known)
-        named = job.work / "adapter"
-        named.mkdir(parents=True, exist_ok=True)
-        write_adapter(named, config, tensors)  # with the text model's own names
-        convert_adapter(job, named, known, made, kind)
+        made = convert_adapter(job, job.work / lora.name, kind)
         rewrite_header(made, metadata_of(job, read_header(made)))
-        shutil.rmtree(known)
-        shutil.rmtree(named)
         lora.parent.mkdir(parents=True, exist_ok=True)
         made.replace(lora)
     if beside in missing:
@@ -84,8 +84,8 @@ def opened(job: Job, file: File) -> Runtime:
     return FromGguf(Path(file.notes["base"]), lora=file.path, stop=job.stop, slots=SLOTS, context=job.context)
 
 
-def _checked(job: Job) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """The adapter's configuration and tensors, where a GGUF adapter can hold them. Raises ModelError."""
+def _check(job: Job) -> None:
+    """Raises ModelError for an adapter that a GGUF adapter cannot hold."""
     config, tensors = read_adapter(job.adapter, architecture(job.weights))
     odd = [name for name in tensors if not name.endswith((".lora_A", ".lora_B"))]
     stacked = [name for name, tensor in tensors.items() if name.endswith(".lora_A") and len(tensor) != config["r"]]
@@ -93,7 +93,6 @@ def _checked(job: Job) -> tuple[dict[str, object], dict[str, Tensor]]:
         what = "DoRA's magnitudes" if config.get("use_dora") else "updates of experts"
         what = f"'{odd[0]}', which was trained whole" if odd else what
         raise ModelError(f"a GGUF adapter cannot hold {what}", where=WHERE, next=ADVICE)
-    return config, tensors
 
 
 def _write_base(job: Job, target: Path, mix: str) -> None:
