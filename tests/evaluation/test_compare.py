@@ -29,12 +29,12 @@ def row(name: str, group: str, answer: str = GOOD, **fields: Any) -> Conversatio
     return Conversation(name, (Turn("user", f"{name}?"), Turn("assistant", answer)), Origin("f", 1), group, fields)
 
 
-def rows(part: str, groups: int, each: int) -> list[Conversation]:
-    return [row(f"{part}-{g}-{n}", f"{part}{g}") for g in range(groups) for n in range(each)]
+def rows(part: str, groups: int, rows_per_group: int) -> list[Conversation]:
+    return [row(f"{part}-{g}-{n}", f"{part}{g}") for g in range(groups) for n in range(rows_per_group)]
 
 
 def answered(parts: dict[str, list[Conversation]], text: str, loss: float | None = None) -> list[Answered]:
-    return [Answered(each.id, part, Reply(text, True, 5), loss) for part, members in parts.items() for each in members]
+    return [Answered(row.id, part, Reply(text, True, 5), loss) for part, members in parts.items() for row in members]
 
 
 # --- choose -------------------------------------------------------------------------------------------------
@@ -43,26 +43,26 @@ def answered(parts: dict[str, list[Conversation]], text: str, loss: float | None
 @pytest.mark.parametrize("limit", [1, 7, 23, 24, 30, 59])
 def test_rows_are_drawn_evenly_over_groups(limit: int) -> None:
     parts = {"test": rows("test", 8, 5), "unseen": rows("unseen", 4, 5)}
-    chosen = choose(parts, limit, seed=1)
-    counts = Counter(each.group for members in chosen.values() for each in members)
+    drawn_rows = choose(parts, limit, seed=1)
+    counts = Counter(row.group for members in drawn_rows.values() for row in members)
     assert sum(counts.values()) == limit
-    taken = [counts[each.group] for members in parts.values() for each in members]
-    assert max(taken) - min(taken) <= 1
-    for part, members in chosen.items():
-        assert members == [each for each in parts[part] if each in members]  # in the file's order
+    row_counts = [counts[row.group] for members in parts.values() for row in members]
+    assert max(row_counts) - min(row_counts) <= 1
+    for part, members in drawn_rows.items():
+        assert members == [row for row in parts[part] if row in members]  # in the file's order
 
 
 def test_small_groups_give_all_and_large_ones_the_rest() -> None:
     parts = {"test": [*rows("small", 2, 1), *rows("large", 2, 9)]}
-    counts = Counter(each.group for each in choose(parts, 10, seed=1)["test"])
+    counts = Counter(row.group for row in choose(parts, 10, seed=1)["test"])
     assert counts == {"small0": 1, "small1": 1, "large0": 4, "large1": 4}
 
 
 def test_no_part_is_starved_when_there_are_more_groups_than_rows_to_ask() -> None:
     parts = {"test": rows("test", 60, 2), "unseen": rows("unseen", 40, 2)}
-    taken = [len(choose(parts, 20, seed)["unseen"]) for seed in range(20)]
-    assert min(taken) >= 2
-    assert sum(taken) / 20 == pytest.approx(8, abs=1)
+    row_counts = [len(choose(parts, 20, seed)["unseen"]) for seed in range(20)]
+    assert min(row_counts) >= 2
+    assert sum(row_counts) / 20 == pytest.approx(8, abs=1)
 
 
 @pytest.mark.parametrize("limit", [60, 61, 1000])
@@ -79,9 +79,9 @@ def test_the_seed_decides_which_rows() -> None:
 
 def test_rows_without_groups_are_drawn_at_random() -> None:
     parts = {"test": [row(str(n), "") for n in range(40)]}
-    chosen = choose(parts, 10, seed=2)["test"]
-    assert len({each.id for each in chosen}) == 10
-    assert chosen != parts["test"][:10] and chosen != parts["test"][-10:]
+    drawn_rows = choose(parts, 10, seed=2)["test"]
+    assert len({item.id for item in drawn_rows}) == 10
+    assert drawn_rows != parts["test"][:10] and drawn_rows != parts["test"][-10:]
 
 
 # --- answer -------------------------------------------------------------------------------------------------
@@ -102,22 +102,22 @@ class Echo:
 
 def test_replies_and_losses_meet_their_rows() -> None:
     parts = {"test": [row("a", "g"), row("bbb", "g")], "odd phrasing": [row("cc", "", answer="")]}
-    told: list[tuple[int, int]] = []
-    found = answer(
+    progress: list[tuple[int, int]] = []
+    answers = answer(
         Echo(),
         parts,
         max_new_tokens=9,
         batch=2,
-        losses=lambda asked: [float(len(each.id)) for each in asked],
-        on_progress=lambda done, of: told.append((done, of)),
+        losses=lambda loss_rows: [float(len(conversation.id)) for conversation in loss_rows],
+        on_progress=lambda count, of: progress.append((count, of)),
     )
-    assert found == [
+    assert answers == [
         Answered("a", "test", Reply("a?", True, 9), 1.0),
         Answered("bbb", "test", Reply("bbb?", True, 9), 3.0),
         Answered("cc", "odd phrasing", Reply("cc?", True, 9), None),
     ]
-    assert told == [(1, 3), (2, 3), (3, 3)]
-    assert found[0].describe() == {
+    assert progress == [(1, 3), (2, 3), (3, 3)]
+    assert answers[0].describe() == {
         "id": "a",
         "part": "test",
         "text": "a?",
@@ -165,10 +165,10 @@ def test_the_verdict_is_about_all_held_out_rows(before: str, after: str, helped:
         HELD, answered(HELD, before), answered(HELD, after), STEPS, primary="numbered_steps", kind="topic", seed=1
     )
     assert (scores["helped"], scores["verdict"], scores["primary"]) == (helped, verdict, "numbered_steps")
-    counts = {title: (found["numbered_steps"]["rows"], found["numbered_steps"]["groups"])
-              for title, found in scores["sections"].items()}  # fmt: skip
+    counts = {title: (section["numbered_steps"]["rows"], section["numbered_steps"]["groups"])
+              for title, section in scores["sections"].items()}  # fmt: skip
     assert counts == {"all": (18, 9), "test": (12, 6), "unseen": (6, 3)}
-    assert [(each["part"], each["id"]) for each in scores["rows"][:1]] == [("test", "test-0-0")]
+    assert [(row["part"], row["id"]) for row in scores["rows"][:1]] == [("test", "test-0-0")]
     assert scores["rows"][0]["tuned"] == {"numbered_steps": float(after == GOOD)}
 
 
@@ -182,15 +182,15 @@ def test_one_part_needs_no_summary_and_probes_stand_apart() -> None:
     scores = compare(
         parts, answered(parts, BAD), answered(parts, GOOD), metrics, primary="numbered_steps", kind="topic", seed=1
     )
-    names = {title: sorted(found) for title, found in scores["sections"].items()}
+    names = {title: sorted(section) for title, section in scores["sections"].items()}
     rouge = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
     assert names == {
         "test": ["numbered_steps", *rouge],
         "outside the domain": ["expected"],
         "mine": ["expected", "numbered_steps"],
     }
-    kept, gained = scores["sections"]["outside the domain"]["expected"], scores["sections"]["mine"]["expected"]
-    assert (kept["base"], kept["tuned"], gained["base"], gained["tuned"]) == (1.0, 0.0, 0.0, 1.0)
+    unchanged, gained = scores["sections"]["outside the domain"]["expected"], scores["sections"]["mine"]["expected"]
+    assert (unchanged["base"], unchanged["tuned"], gained["base"], gained["tuned"]) == (1.0, 0.0, 0.0, 1.0)
     assert scores["helped"] == "better"
 
 
@@ -199,9 +199,9 @@ def test_lower_is_better_for_the_loss() -> None:
     scores = compare(
         HELD, answered(HELD, BAD, 2.0), answered(HELD, GOOD, 1.5), metrics, primary="loss", kind="topic", seed=1
     )
-    found = scores["sections"]["all"]
-    assert (scores["helped"], found["loss"]["wins"], found["loss"]["difference"]) == ("better", 18, -0.5)
-    assert (found["length"]["verdict"], found["length"]["base"], found["length"]["tuned"]) == ("higher", 3.0, 4.0)
+    section = scores["sections"]["all"]
+    assert (scores["helped"], section["loss"]["wins"], section["loss"]["difference"]) == ("better", 18, -0.5)
+    assert (section["length"]["verdict"], section["length"]["base"], section["length"]["tuned"]) == ("higher", 3.0, 4.0)
 
 
 def test_a_score_that_is_not_measured_gives_no_verdict() -> None:
@@ -251,9 +251,9 @@ def test_probes_without_any_score_have_no_section() -> None:
     ],
 )
 def test_sentences(better: Any, low: float, high: float, rows: int, groups: int, words: str) -> None:
-    said = sentence("loss", Difference(better, 2.0, 1.5, -0.5, low, high, 1, 1, 1, rows, groups), "topic")
-    assert said.startswith(words)
-    assert said.endswith(f"(difference -0.50, 95 % interval {low:+.2f} to {high:+.2f}).")
+    text = sentence("loss", Difference(better, 2.0, 1.5, -0.5, low, high, 1, 1, 1, rows, groups), "topic")
+    assert text.startswith(words)
+    assert text.endswith(f"(difference -0.50, 95 % interval {low:+.2f} to {high:+.2f}).")
 
 
 def test_sentences_say_what_would_have_been_noticed() -> None:
@@ -262,8 +262,8 @@ def test_sentences_say_what_would_have_been_noticed() -> None:
         "(difference +0.10, 95 % interval -0.05 to +0.25). A change of 0.21 would have been detected 4 times in 5."
     )
     assert "A change of 0.004 would" in sentence("steps", replace(unsure, detectable=0.0042))
-    for shown in (replace(unsure, low=0.01), replace(unsure, detectable=None)):
-        assert sentence("steps", shown).endswith("+0.25).")
+    for difference in (replace(unsure, low=0.01), replace(unsure, detectable=None)):
+        assert sentence("steps", difference).endswith("+0.25).")
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,9 @@ def test_sentences_say_what_would_have_been_noticed() -> None:
     ],
 )
 def test_sentences_about_two_named_models(low: float, high: float, better: Any, opening: str) -> None:
-    found = Difference(better, 0.5, 0.6, (low + high) / 2, low, high, 4, 1, 3, 8, 8)
-    said = sentence("steps", found, name="gguf", against="adapter")
-    assert said.startswith(f"{opening}: steps 0.60 against 0.50 over 8 held-out rows (difference ")
+    difference = Difference(better, 0.5, 0.6, (low + high) / 2, low, high, 4, 1, 3, 8, 8)
+    text = sentence("steps", difference, name="gguf", against="adapter")
+    assert text.startswith(f"{opening}: steps 0.60 against 0.50 over 8 held-out rows (difference ")
 
 
 # --- what is missing, what is not a number, what was known ----------------------------------------------------
@@ -288,8 +288,8 @@ LOSS = [Named("loss", {})]
 
 
 def with_losses(losses: Sequence[float | None], text: str = BAD) -> list[Answered]:
-    each = zip(answered(ONE, text), losses, strict=True)
-    return [replace(item, loss=value) for item, value in each]
+    pairs = zip(answered(ONE, text), losses, strict=True)
+    return [replace(item, loss=value) for item, value in pairs]
 
 
 def test_a_row_with_a_score_for_one_model_only_is_counted_and_in_no_figure() -> None:
@@ -298,8 +298,8 @@ def test_a_row_with_a_score_for_one_model_only_is_counted_and_in_no_figure() -> 
     base[3] = tuned[5] = tuned[6] = None
     base[9] = tuned[9] = None  # asked of neither: not missing
     scores = compare(ONE, with_losses(base), with_losses(tuned), LOSS, primary="loss", kind="topic", seed=1)
-    found = scores["sections"]["test"]["loss"]
-    assert (found["missing"], found["rows"], found["base"], found["tuned"]) == (3, 12, 2.0, 1.0)
+    difference = scores["sections"]["test"]["loss"]
+    assert (difference["missing"], difference["rows"], difference["base"], difference["tuned"]) == (3, 12, 2.0, 1.0)
     assert scores["unpaired"] == {}
 
 
@@ -325,18 +325,18 @@ def test_a_score_that_is_no_number_is_our_own_fault(value: float, metric: str) -
 
 
 def test_metrics_see_what_the_tuned_model_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Known] = []
+    received: list[Known] = []
 
-    def look(view: View) -> list[Score]:
-        seen.append(view.training)
+    def metric(view: View) -> list[Score]:
+        received.append(view.training)
         return []
 
-    monkeypatch.setattr(comparing, "find", lambda catalogue, name: look)
-    known = Known(("an answer",))
-    for given in (known, Known()):
-        options = {"training": given} if given.answers else {}
+    monkeypatch.setattr(comparing, "find", lambda catalog, name: metric)
+    trained_answers = Known(("an answer",))
+    for argument in (trained_answers, Known()):
+        options = {"training": argument} if argument.answers else {}
         compare(ONE, answered(ONE, BAD), answered(ONE, GOOD), STEPS, primary="x", kind="topic", seed=1, **options)
-    assert seen == [known] * 32 + [Known()] * 32
+    assert received == [trained_answers] * 32 + [Known()] * 32
 
 
 def test_a_metrics_fold_makes_its_figures() -> None:
@@ -346,40 +346,42 @@ def test_a_metrics_fold_makes_its_figures() -> None:
         ONE, with_losses(before.tolist()), with_losses(after.tolist()), [Named("perplexity", {})],
         primary="perplexity", kind="topic", seed=1,
     )  # fmt: skip
-    found = scores["sections"]["test"]["perplexity"]
-    assert [found["base"], found["tuned"]] == pytest.approx([math.exp(before.mean()), math.exp(after.mean())])
-    assert found["difference"] == pytest.approx(math.exp(after.mean()) - math.exp(before.mean()))
-    assert (found["fold"], scores["helped"]) == ("exp", "better")
+    difference = scores["sections"]["test"]["perplexity"]
+    assert [difference["base"], difference["tuned"]] == pytest.approx([math.exp(before.mean()), math.exp(after.mean())])
+    assert difference["difference"] == pytest.approx(math.exp(after.mean()) - math.exp(before.mean()))
+    assert (difference["fold"], scores["helped"]) == ("exp", "better")
 
 
 def test_a_section_is_plain_and_keeps_what_the_pages_read() -> None:
     scores = compare(HELD, answered(HELD, BAD), answered(HELD, GOOD), STEPS, primary="numbered_steps", kind="t", seed=1)
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
-    found = scores["sections"]["all"]["numbered_steps"]
-    assert set(found) == {
+    difference = scores["sections"]["all"]["numbered_steps"]
+    assert set(difference) == {
         *("better", "base", "tuned", "difference", "low", "high", "wins", "ties", "losses", "rows", "groups"),
         *("verdict", "few_groups"),
         *("fold", "p", "adjusted", "holds", "effect", "detectable", "missing"),
     }
-    assert (found["p"], found["adjusted"], found["holds"]) == (2 / 2**9, 2 / 2**9, True)
+    assert (difference["p"], difference["adjusted"], difference["holds"]) == (2 / 2**9, 2 / 2**9, True)
 
 
 def test_scores_of_a_section_are_corrected_for_one_another_and_the_primary_is_not() -> None:
     # 6 groups: the least p is 2 / 2^6 = 0.031, which holds alone and not as one of two
     parts = {"test": rows("test", 6, 2)}
     metrics = [Named("numbered_steps", {}), Named("loss", {}), Named("length", {})]
-    made = [answered(parts, BAD, 2.0), answered(parts, GOOD, 1.5)]
-    found = compare(parts, *made, metrics, primary="loss", kind="topic", seed=1)["sections"]["test"]
-    assert {name: (each["p"], each["adjusted"], each["holds"]) for name, each in found.items()} == {
+    answers = [answered(parts, BAD, 2.0), answered(parts, GOOD, 1.5)]
+    differences = compare(parts, *answers, metrics, primary="loss", kind="topic", seed=1)["sections"]["test"]
+    assert {
+        name: (difference["p"], difference["adjusted"], difference["holds"]) for name, difference in differences.items()
+    } == {
         "numbered_steps": (2 / 64, 4 / 64, False),
         "loss": (2 / 64, 4 / 64, True),
         "length": (2 / 64, None, False),
     }
-    assert found["numbered_steps"]["verdict"] == "better"  # the interval's word, as ever
+    assert differences["numbered_steps"]["verdict"] == "better"  # the interval's word, as ever
     probes = {**parts, "mine": [row(f"p{n}", f"g{n}") for n in range(6)]}
-    made = [answered(probes, BAD, 2.0), answered(probes, GOOD, 1.5)]
-    other = compare(probes, *made, metrics, primary="loss", kind="topic", seed=1)["sections"]["mine"]
-    assert not other["loss"]["holds"]  # alone only where the verdict is found
+    answers = [answered(probes, BAD, 2.0), answered(probes, GOOD, 1.5)]
+    probe_differences = compare(probes, *answers, metrics, primary="loss", kind="topic", seed=1)["sections"]["mine"]
+    assert not probe_differences["loss"]["holds"]  # alone only where the verdict is found
 
 
 def test_exchanged_replies_show_no_change() -> None:
@@ -388,9 +390,9 @@ def test_exchanged_replies_show_no_change() -> None:
     for seed in range(200):
         pairs = [(BAD if rng.random() < 0.4 else GOOD, GOOD) for _ in range(60)]  # truly apart
         pairs = [pair[::-1] if rng.random() < 0.5 else pair for pair in pairs]
-        made = [[Answered(str(n), "test", Reply(pair[side], True, 5), None) for n, pair in enumerate(pairs)]
+        answers = [[Answered(str(n), "test", Reply(pair[side], True, 5), None) for n, pair in enumerate(pairs)]
                 for side in (0, 1)]  # fmt: skip
-        scores = compare(parts, *made, STEPS, primary="numbered_steps", kind="topic", seed=seed)
+        scores = compare(parts, *answers, STEPS, primary="numbered_steps", kind="topic", seed=seed)
         wrong += scores["helped"] != "no detectable change"
     assert 2 <= wrong <= 20  # 10 of 200 are expected
 
@@ -403,12 +405,14 @@ def test_across_two_models_says_what_compare_says() -> None:
     base, tuned = answered(HELD, BAD), answered(HELD, GOOD)
     options: dict[str, Any] = {"primary": "numbered_steps", "kind": "topic", "seed": 1}
     scores = compare(HELD, base, tuned, metrics, **options)
-    told = across(HELD, {"tuned": tuned, "base": base}, metrics, against="base", **options)
-    assert list(told["models"]) == ["tuned"]
-    assert told["models"]["tuned"]["sections"] == scores["sections"]
-    assert told["models"]["tuned"]["helped"] == scores["helped"] == "better"
-    assert told["models"]["tuned"]["verdict"].startswith("'tuned' is better than 'base': numbered steps 1.00 against")
-    assert [{"id": each["id"], "part": each["part"], **each["scores"]} for each in told["rows"]] == scores["rows"]
+    comparison = across(HELD, {"tuned": tuned, "base": base}, metrics, against="base", **options)
+    assert list(comparison["models"]) == ["tuned"]
+    assert comparison["models"]["tuned"]["sections"] == scores["sections"]
+    assert comparison["models"]["tuned"]["helped"] == scores["helped"] == "better"
+    assert comparison["models"]["tuned"]["verdict"].startswith(
+        "'tuned' is better than 'base': numbered steps 1.00 against"
+    )
+    assert [{"id": row["id"], "part": row["part"], **row["scores"]} for row in comparison["rows"]] == scores["rows"]
 
 
 def test_several_models_stand_beside_one_and_are_corrected_together() -> None:
@@ -419,19 +423,21 @@ def test_several_models_stand_beside_one_and_are_corrected_together() -> None:
         "gguf": answered(parts, BAD, 1.5),
         "small": answered(parts, BAD, 2.5),
     }
-    told = across(parts, models, [*STEPS, *LOSS], against="adapter", primary="numbered_steps", kind="topic", seed=1)
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert {name: each["helped"] for name, each in told["models"].items()} == {
+    comparison = across(
+        parts, models, [*STEPS, *LOSS], against="adapter", primary="numbered_steps", kind="topic", seed=1
+    )
+    assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison
+    assert {name: model["helped"] for name, model in comparison["models"].items()} == {
         "merged": "no detectable change",
         "gguf": "worse",
         "small": "worse",
     }
-    found = {name: each["sections"]["test"]["numbered_steps"] for name, each in told["models"].items()}
-    assert (found["gguf"]["base"], found["gguf"]["tuned"]) == (1.0, 0.0)
+    differences = {name: model["sections"]["test"]["numbered_steps"] for name, model in comparison["models"].items()}
+    assert (differences["gguf"]["base"], differences["gguf"]["tuned"]) == (1.0, 0.0)
     # three models' two scores: the least of six, three of them at 2 / 2^6, is not enough
-    assert [found[name]["adjusted"] for name in found] == [1.0, 6 * 2 / 64, 6 * 2 / 64]
-    assert not any(each["holds"] for each in found.values())
-    assert told["rows"][0]["scores"]["small"] == {"numbered_steps": 0.0, "loss": 2.5}
+    assert [differences[name]["adjusted"] for name in differences] == [1.0, 6 * 2 / 64, 6 * 2 / 64]
+    assert not any(model["holds"] for model in differences.values())
+    assert comparison["rows"][0]["scores"]["small"] == {"numbered_steps": 0.0, "loss": 2.5}
 
 
 def test_models_that_answered_other_rows_are_refused() -> None:

@@ -58,22 +58,22 @@ MEASURED = [
 def test_the_forecast_is_near_what_was_measured(
     shape: ModelShape, rows: int, gib: float | None, fast: bool, rate: int, peak: float
 ) -> None:
-    made = planned(shape, gib, rows=rows, fast=fast)
-    assert made.step_seconds is not None
-    assert rows * 512 / made.step_seconds == pytest.approx(rate, rel=0.12)
+    plan = planned(shape, gib, rows=rows, fast=fast)
+    assert plan.step_seconds is not None
+    assert rows * 512 / plan.step_seconds == pytest.approx(rate, rel=0.12)
     if gib is None:
-        assert made.peak / GIB == pytest.approx(peak, rel=0.05)
+        assert plan.peak / GIB == pytest.approx(peak, rel=0.05)
     else:
-        assert 0.85 * gib < made.peak / GIB <= 0.97 * gib + 0.01  # the rest is what the allocator loses
+        assert 0.85 * gib < plan.peak / GIB <= 0.97 * gib + 0.01  # the rest is what the allocator loses
 
 
 def test_more_memory_is_never_slower_and_never_exceeded(shape: ModelShape) -> None:
     times = []
     for gib in (5, 5.5, 6, 7, 8, 10, 12, 16, 24, 40, 80, 140):
-        made = planned(shape, gib)
-        assert made.peak <= made.budget == pytest.approx(gib * GIB, rel=1e-3)
-        assert len(made.forms) == len(made.keeps) == 32
-        times.append(made.step_seconds)
+        plan = planned(shape, gib)
+        assert plan.peak <= plan.budget == pytest.approx(gib * GIB, rel=1e-3)
+        assert len(plan.forms) == len(plan.keeps) == 32
+        times.append(plan.step_seconds)
     assert all(after <= 1.02 * before for before, after in pairwise(times))
     assert times[-1] < 0.7 * times[0]
 
@@ -107,8 +107,8 @@ def test_wishes_about_recomputation(shape: ModelShape) -> None:
 
 
 def test_an_adapter_on_some_layers_needs_less(shape: ModelShape) -> None:
-    some, every = (planned(shape, 80, layers=layers) for layers in (("q_proj", "v_proj"), "all"))
-    assert some.parts["adapter"] < 0.4 * every.parts["adapter"]
+    few, every = (planned(shape, 80, layers=layers) for layers in (("q_proj", "v_proj"), "all"))
+    assert few.parts["adapter"] < 0.4 * every.parts["adapter"]
 
 
 def test_embeddings_wait_on_the_host_only_where_memory_is_short(shape: ModelShape) -> None:
@@ -121,18 +121,18 @@ def test_embeddings_wait_on_the_host_only_where_memory_is_short(shape: ModelShap
 
 
 def test_a_processor_has_no_second_memory(shape: ModelShape) -> None:
-    made = planned(shape, None, machine=CPU, rows=2)
-    assert "host" not in made.keeps
-    assert made.peak <= made.budget
+    plan = planned(shape, None, machine=CPU, rows=2)
+    assert "host" not in plan.keeps
+    assert plan.peak <= plan.budget
 
 
 @pytest.mark.parametrize("lengths", [(100, 100, 100), (300, 20, 20, 200), (512,)])
 def test_micro_batches_are_those_that_packing_makes(lengths: tuple[int, ...]) -> None:
     work = Work((lengths, lengths), max(lengths), 10)
     assert work.micro_batches(10_000) == (sum(lengths), 1.0)
-    tokens, many = work.micro_batches(max(lengths))
+    tokens, batches = work.micro_batches(max(lengths))
     assert tokens == max(lengths)
-    assert many >= sum(lengths) / max(lengths)
+    assert batches >= sum(lengths) / max(lengths)
 
 
 GEMMA_270M = {  # google/gemma-3-270m
@@ -153,7 +153,9 @@ def windowed(tmp_path: Path, length: int, machine: Machine) -> tuple[Plan, Plan]
     work, wish = Work(((length,) * 8,), length, 100), Wish(4, 16, "all", "adamw", recompute="no")
     speed = H200 if machine is CARD else SLOW
     full = [replace(layer, window=0) for layer in layers]
-    with_windows, without = (fit(shape, machine, speed, work, wish, "auto", each) for each in (layers, full))
+    with_windows, without = (
+        fit(shape, machine, speed, work, wish, "auto", layer_choice) for layer_choice in (layers, full)
+    )
     return with_windows, without
 
 
@@ -191,5 +193,5 @@ def test_plain_kernels_on_a_card_keep_everything_there(tmp_path: Path) -> None:
     work, wish = Work(((512,) * 8,), 512, 100), Wish(4, 16, "all", "adamw")
     tight = fit(shape, CARD, H200, work, wish, "3GB", layers)
     assert "host" not in tight.keeps
-    own = fit(read_shape_of(tmp_path, GEMMA_270M), CARD, H200, work, wish, "auto", fused_layers(GEMMA_270M))
-    assert own.parts["activations"] < fit(shape, CARD, H200, work, wish, "auto", layers).parts["activations"]
+    plan = fit(read_shape_of(tmp_path, GEMMA_270M), CARD, H200, work, wish, "auto", fused_layers(GEMMA_270M))
+    assert plan.parts["activations"] < fit(shape, CARD, H200, work, wish, "auto", layers).parts["activations"]

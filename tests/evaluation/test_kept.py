@@ -43,6 +43,6 @@ def test_a_torn_line_costs_one_reply(tmp_path: Path, cut: int) -> None:
     assert ("test", "1") in again.replies
     again.add("test", "3", ONE)
     again.close()
-    found = Kept(path, FROM).replies
-    assert found["test", "1"] == found["test", "3"] == ONE
-    assert (("test", "2") in found) == (cut == 1)
+    logged = Kept(path, FROM).replies
+    assert logged["test", "1"] == logged["test", "3"] == ONE
+    assert (("test", "2") in logged) == (cut == 1)

@@ -54,9 +54,9 @@ def planned(
 
 def fewest(recompute: str, *, rows: float = 1, **changes: Any) -> float:
     """The budget in MB at which so many rows of 512 tokens fit, by the parts of a plan that has room."""
-    made = planned("500GB", recompute=recompute, **changes)
+    plan = planned("500GB", recompute=recompute, **changes)
     token = token_bytes(SEVEN_B, 2, recompute == "yes")
-    return (made.peak - made.parts["activations"] + rows * 512 * token) / 1e6
+    return (plan.peak - plan.parts["activations"] + rows * 512 * token) / 1e6
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_other_weights_are_counted_as_the_model_has_them(tiny: Callable[..., Pat
 
 
 def test_a_plan_by_hand() -> None:
-    made = planned("16GB")
+    plan = planned("16GB")
     linear, everything, adapter = 6_476_005_376, 6_738_415_616, 39_976_960
     layer = 4096 * (2 * 8 + 3 * 2) + (2 * 4096 + 2 * 4096) * 2 * 2 + 11008 * 2 * 4
     fixed = {
@@ -134,18 +134,18 @@ def test_a_plan_by_hand() -> None:
         "logits": 1024 * 32000 * 10,
     }
     tokens = (16 * GB - sum(fixed.values())) // (32 * layer)
-    assert (made.micro_tokens, made.recompute, made.dense, made.why) == (tokens, False, False, "fits")
-    assert made.parts == {**fixed, "activations": tokens * 32 * layer}
+    assert (plan.micro_tokens, plan.recompute, plan.dense, plan.why) == (tokens, False, False, "fits")
+    assert plan.parts == {**fixed, "activations": tokens * 32 * layer}
     assert token_bytes(SEVEN_B, 2, recompute=False) == 32 * layer
     assert token_bytes(SEVEN_B, 2, recompute=True) == 32 * 4096 * 2 + 2 * layer
-    assert made.peak == sum(made.parts.values()) <= made.budget == 16 * GB
+    assert plan.peak == sum(plan.parts.values()) <= plan.budget == 16 * GB
 
 
 def test_a_plan_with_room_takes_the_whole_step() -> None:
-    made = planned("80GB")
-    assert (made.micro_tokens, made.recompute, made.why, made.budget) == (4096, False, "fits", 80 * GB)
-    assert made.peak < made.budget
-    assert made.describe()["peak"] == made.peak
+    plan = planned("80GB")
+    assert (plan.micro_tokens, plan.recompute, plan.why, plan.budget) == (4096, False, "fits", 80 * GB)
+    assert plan.peak < plan.budget
+    assert plan.describe()["peak"] == plan.peak
 
 
 @pytest.mark.parametrize(("longest", "step_tokens", "micro"), [(512, 100, 512), (512, 512, 512), (100, 2000, 2000)])
@@ -196,12 +196,12 @@ def test_a_larger_budget_never_gives_a_smaller_micro_batch(
 ) -> None:
     def micro(budget: int) -> int:
         try:
-            made = planned(f"{budget}MB", shape=shape, recompute=recompute, longest=longest)
+            plan = planned(f"{budget}MB", shape=shape, recompute=recompute, longest=longest)
         except ResourceError:
             return 0
-        assert made.peak <= made.budget
-        assert longest <= made.micro_tokens <= max(4096, longest)
-        return made.micro_tokens
+        assert plan.peak <= plan.budget
+        assert longest <= plan.micro_tokens <= max(4096, longest)
+        return plan.micro_tokens
 
     assert micro(megabytes) <= micro(megabytes + more)
 
@@ -231,10 +231,10 @@ def test_16_bits_and_float32_cost_what_they_cost() -> None:
     [("80GB", CPU, 4, False), ("400GB", CPU, 4, True), ("400GB", CARD, 4, False), ("400GB", CPU, 16, False)],
 )
 def test_a_processor_with_much_room_keeps_a_dense_copy(memory: str, machine: Machine, bits: int, dense: bool) -> None:
-    made = planned(memory, machine=machine, bits=bits)
-    assert made.dense is dense
-    assert made.parts.get("dense copy", 0) == (6_476_005_376 * 4 if dense else 0)
-    assert made.peak < made.budget / (2 if dense else 1)
+    plan = planned(memory, machine=machine, bits=bits)
+    assert plan.dense is dense
+    assert plan.parts.get("dense copy", 0) == (6_476_005_376 * 4 if dense else 0)
+    assert plan.peak < plan.budget / (2 if dense else 1)
 
 
 # --- the adapter's variants --------------------------------------------------------------------------------------
@@ -242,32 +242,34 @@ def test_a_processor_with_much_room_keeps_a_dense_copy(memory: str, machine: Mac
 
 def saved_bytes(model: Model, tokens: int) -> int:
     """Bytes that a forward keeps for the backward, each storage once."""
-    kept: dict[int, torch.UntypedStorage] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
     model.network.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.network(input_ids=torch.ones(1, tokens, dtype=torch.long)).logits.sum()
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_what_variants_keep_of_a_forward_is_counted(tiny: Callable[..., Path], family: str) -> None:
-    kept: dict[str, list[int]] = {}
+    saved: dict[str, list[int]] = {}
     for name, changes in {"plain": {}, "pissa": {"start": Named("pissa", {})}, "dora": {"dora": True}}.items():
         model, shape = tiny_model(tiny, family)
         add_adapter(model, rank=4, alpha=8, layers="all", dropout=0.0, seed=1, **changes)
-        kept[name] = [saved_bytes(model, tokens) for tokens in (32, 64)]
-    a_token = {name: (long - short) / 32 for name, (short, long) in kept.items()}
+        saved[name] = [saved_bytes(model, tokens) for tokens in (32, 64)]
+    a_token = {name: (long - short) / 32 for name, (short, long) in saved.items()}
     outputs = shape.layers * sum(out for _, out in shape.linears)
     more = token_bytes(shape, 4, recompute=False, dora=True) - token_bytes(shape, 4, recompute=False)
     assert a_token["dora"] - a_token["plain"] == more == 4 * outputs
     assert a_token["pissa"] == a_token["plain"]
-    own = sum(layer.nbytes for layer in model.trainable().values() if layer.dim() == 2)
-    assert kept["pissa"][0] - kept["plain"][0] == 2 * own - own  # the joined update, twice as wide, in its place
+    matrix_bytes = sum(layer.nbytes for layer in model.trainable().values() if layer.dim() == 2)
+    assert (
+        saved["pissa"][0] - saved["plain"][0] == 2 * matrix_bytes - matrix_bytes
+    )  # the joined update, twice as wide, in its place
 
 
 def test_what_is_trained_whole_is_counted_as_the_model_has_it(tiny: Callable[..., Path]) -> None:

@@ -27,15 +27,15 @@ def view(
     stopped: bool = True,
     cut: str = "",
     loss: float | None = None,
-    known: tuple[str, ...] = (),
+    training: tuple[str, ...] = (),
     **fields: Any,
 ) -> View:
     row = Conversation("r", (Turn("user", question), Turn("assistant", answer)), Origin("f", 1), "g", fields)
-    return View(row, Reply(text, stopped, 7, cut), loss, Known(known))
+    return View(row, Reply(text, stopped, 7, cut), loss, Known(training))
 
 
 def values(scores: list[Score]) -> dict[str, float]:
-    return {each.name: each.value for each in scores}
+    return {score.name: score.value for score in scores}
 
 
 @pytest.mark.parametrize(
@@ -124,15 +124,15 @@ def test_loss_is_passed_on_or_left_out() -> None:
 @pytest.mark.parametrize("text", ["1. Go.\n2. Stay.", "2. Staying.\n1. Going home.", "nothing alike", ""])
 def test_rouge_is_the_librarys(stemmer: bool, text: str) -> None:
     names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
-    own = rouge_scorer.RougeScorer(names, use_stemmer=stemmer).score("1. Go.\n2. Stay.", text)
-    found = metrics.rouge(view(text), stemmer=stemmer)
-    assert found == [Score(name, own[name].fmeasure, "higher") for name in names]
+    expected = rouge_scorer.RougeScorer(names, use_stemmer=stemmer).score("1. Go.\n2. Stay.", text)
+    scores = metrics.rouge(view(text), stemmer=stemmer)
+    assert scores == [Score(name, expected[name].fmeasure, "higher") for name in names]
 
 
 def test_rouge_by_hand() -> None:
-    found = values(metrics.rouge(view("the cat", answer="the dog sat")))
-    assert found["rouge1"] == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
-    assert found["rouge2"] == 0.0
+    scores = values(metrics.rouge(view("the cat", answer="the dog sat")))
+    assert scores["rouge1"] == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
+    assert scores["rouge2"] == 0.0
     assert metrics.rouge(view("the dogs sat", answer="the dog sat"))[0].value == 1.0  # stemmed
 
 
@@ -176,30 +176,30 @@ def test_rouge_of_a_thousand_pairs_is_the_librarys() -> None:
     draws = random.Random(11)
     pairs = [pair(draws) for _ in range(1000)]
     assert sum(not answer for answer, _ in pairs) > 20 and sum(not reply for _, reply in pairs) > 20
-    own = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
     shares = []
     for answer, reply in pairs:
-        found = values(metrics.rouge(view(reply, answer=answer)))
+        scores = values(metrics.rouge(view(reply, answer=answer)))
         if not answer:
-            assert found == {}
+            assert scores == {}
             continue
-        wanted = {name: value.fmeasure for name, value in own.score(answer, reply).items()}
-        assert found == pytest.approx(wanted, abs=1e-12)
-        shares.append(tuple(found.values()))
-    assert len({share for each in shares for share in each}) > 200  # not all 0 and 1
-    assert sum(each[2] != each[3] for each in shares) > 50  # lines count in Lsum
+        expected = {name: value.fmeasure for name, value in scorer.score(answer, reply).items()}
+        assert scores == pytest.approx(expected, abs=1e-12)
+        shares.append(tuple(scores.values()))
+    assert len({share for row_scores in shares for share in row_scores}) > 200  # not all 0 and 1
+    assert sum(row_scores[2] != row_scores[3] for row_scores in shares) > 50  # lines count in Lsum
 
 
 def test_rouge_1_and_2_by_their_definition() -> None:
     draws = random.Random(12)
     for _ in range(200):
-        one, other = (draws.choices("abcd", k=draws.randrange(1, 9)) for _ in range(2))
-        found = values(metrics.rouge(view(" ".join(other), answer=" ".join(one))))
+        first, second = (draws.choices("abcd", k=draws.randrange(1, 9)) for _ in range(2))
+        scores = values(metrics.rouge(view(" ".join(second), answer=" ".join(first))))
         for n, name in ((1, "rouge1"), (2, "rouge2")):
-            grams = [[tuple(row[at : at + n]) for at in range(len(row) - n + 1)] for row in (one, other)]
+            grams = [[tuple(row[at : at + n]) for at in range(len(row) - n + 1)] for row in (first, second)]
             both = sum(min(grams[0].count(gram), grams[1].count(gram)) for gram in set(grams[0]))
             f = 2 * both / (len(grams[0]) + len(grams[1])) if both else 0.0
-            assert found[name] == pytest.approx(f, abs=1e-12)
+            assert scores[name] == pytest.approx(f, abs=1e-12)
 
 
 def test_perplexity_is_the_loss_to_be_folded() -> None:
@@ -246,8 +246,8 @@ def test_exact_match_needs_an_answer() -> None:
     ],
 )
 def test_steps(text: str, from_one: float, no_gap: float, no_preamble: float, no_tail: float, single: float) -> None:
-    wanted = zip(metrics.STEPS, (from_one, no_gap, no_preamble, no_tail, single), strict=True)
-    assert metrics.steps(view(text)) == [Score(name, value, "higher") for name, value in wanted]
+    expected = zip(metrics.STEPS, (from_one, no_gap, no_preamble, no_tail, single), strict=True)
+    assert metrics.steps(view(text)) == [Score(name, value, "higher") for name, value in expected]
 
 
 def test_steps_are_not_scored_where_none_are_wanted() -> None:
@@ -275,7 +275,7 @@ TALK = "Anna: hi\nBot: hello\nAnna: bye\nBot:"
 
 
 @pytest.mark.parametrize(
-    ("text", "given", "value"),
+    ("text", "options", "value"),
     [
         ("Fine.", {}, 0),
         ("Fine.\nUser: and you?", {}, 1),
@@ -290,8 +290,8 @@ TALK = "Anna: hi\nBot: hello\nAnna: bye\nBot:"
         ("", {}, 0),
     ],
 )
-def test_self_dialogue(text: str, given: dict[str, Any], value: float) -> None:
-    assert metrics.self_dialogue(view(text, **given)) == [Score("self_dialogue", value, "lower")]
+def test_self_dialogue(text: str, options: dict[str, Any], value: float) -> None:
+    assert metrics.self_dialogue(view(text, **options)) == [Score("self_dialogue", value, "lower")]
 
 
 @pytest.mark.parametrize(
@@ -310,8 +310,8 @@ def test_repetition(text: str, n: Literal[1, 4], value: float) -> None:
 
 
 def test_distinct() -> None:
-    found = metrics.distinct(view("Tea and tea and milk"))
-    assert found == [Score("distinct_1", 3 / 5, "neither"), Score("distinct_2", 3 / 4, "neither")]
+    scores = metrics.distinct(view("Tea and tea and milk"))
+    assert scores == [Score("distinct_1", 3 / 5, "neither"), Score("distinct_2", 3 / 4, "neither")]
     assert values(metrics.distinct(view("tea"))) == {"distinct_1": 1.0}
     assert metrics.distinct(view(" ")) == []
 
@@ -378,37 +378,37 @@ SEEN = ("the kettle sings at four", "put the milk in first")
     ],
 )
 def test_memorised(text: str, share: float) -> None:
-    assert metrics.memorised(view(text, known=SEEN))[0] == Score("memorised", pytest.approx(share), "lower")
+    assert metrics.memorised(view(text, training=SEEN))[0] == Score("memorised", pytest.approx(share), "lower")
 
 
 @pytest.mark.parametrize(("run", "value"), [(4, 1.0), (5, 0.0)])
 def test_a_whole_run_is_memorised(run: int, value: float) -> None:
-    found = metrics.memorised(view("well the kettle sings at five", known=SEEN), run=run)
-    assert found[1] == Score("memorised_whole", value, "lower")
+    scores = metrics.memorised(view("well the kettle sings at five", training=SEEN), run=run)
+    assert scores[1] == Score("memorised_whole", value, "lower")
 
 
 def test_fifty_words_are_a_memorised_whole() -> None:
     words = [f"w{n}" for n in range(60)]
-    seen = (" ".join(words),)
-    assert values(metrics.memorised(view(" ".join(words[5:55]), known=seen)))["memorised_whole"] == 1.0
-    assert values(metrics.memorised(view(" ".join(words[5:54]), known=seen)))["memorised_whole"] == 0.0
+    training = (" ".join(words),)
+    assert values(metrics.memorised(view(" ".join(words[5:55]), training=training)))["memorised_whole"] == 1.0
+    assert values(metrics.memorised(view(" ".join(words[5:54]), training=training)))["memorised_whole"] == 0.0
 
 
 def test_memorised_needs_answers_and_a_run() -> None:
     assert metrics.memorised(view("the kettle")) == []
     with pytest.raises(RecipeError, match="'run' must be 1 or more, not 0"):
-        metrics.memorised(view("the kettle", known=SEEN), run=0)
+        metrics.memorised(view("the kettle", training=SEEN), run=0)
 
 
 def test_likeness() -> None:
     def like(text: str) -> float:
-        return metrics.likeness(view(text, known=SEEN))[0].value
+        return metrics.likeness(view(text, training=SEEN))[0].value
 
     assert like(" ".join(SEEN)) == pytest.approx(1.0)
     assert like("The kettles sing") > like("Quarterly revenue grew") >= 0.0
     assert like("xyz") == like("") == 0.0
-    assert metrics.likeness(view("the kettle", known=SEEN))[0].better == "higher"
-    assert metrics.likeness(view("the kettle")) == metrics.likeness(view("the kettle", known=("", " "))) == []
+    assert metrics.likeness(view("the kettle", training=SEEN))[0].better == "higher"
+    assert metrics.likeness(view("the kettle")) == metrics.likeness(view("the kettle", training=("", " "))) == []
 
 
 WIDE = {"length", "loss", "perplexity"}  # the others are shares of 1
@@ -417,22 +417,22 @@ any_text = st.text(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=30)
 
 @settings(max_examples=150, deadline=None)
 @given(any_text, any_text, st.booleans(), any_text)
-def test_every_value_is_finite_and_in_its_range(text: str, answer: str, stopped: bool, other: str) -> None:
-    seen = view(
+def test_every_value_is_finite_and_in_its_range(text: str, answer: str, stopped: bool, second: str) -> None:
+    example = view(
         text,
         answer=answer,
-        question=other,
+        question=second,
         stopped=stopped,
-        cut=other,
+        cut=second,
         loss=2.5,
-        known=(answer, other),
+        training=(answer, second),
         expect="steps",
-        notes=other,
+        notes=second,
     )
     for name in entries("tunesmith.evaluation.metrics"):
-        for each in find("tunesmith.evaluation.metrics", name)(seen):
-            assert math.isfinite(each.value) and each.value >= 0.0, each
-            assert each.name in WIDE or each.value <= 1.0, each
+        for score in find("tunesmith.evaluation.metrics", name)(example):
+            assert math.isfinite(score.value) and score.value >= 0.0, score
+            assert score.name in WIDE or score.value <= 1.0, score
 
 
 def test_odd_letters_are_no_error() -> None:
@@ -445,9 +445,9 @@ def test_odd_letters_are_no_error() -> None:
         "1. " * 500,
         "👩‍👩‍👧 " * 3_000,
     ):
-        seen = view(text, answer=text, loss=1.0, known=(text,), note=text)
+        example = view(text, answer=text, loss=1.0, training=(text,), note=text)
         for name in set(entries("tunesmith.evaluation.metrics")) - {"grounded", "contradicted"}:
-            assert all(math.isfinite(each.value) for each in find("tunesmith.evaluation.metrics", name)(seen))
+            assert all(math.isfinite(score.value) for score in find("tunesmith.evaluation.metrics", name)(example))
 
 
 def test_every_metric_says_what_it_means_and_gives_scores() -> None:
@@ -457,7 +457,7 @@ def test_every_metric_says_what_it_means_and_gives_scores() -> None:
         metric = find("tunesmith.evaluation.metrics", name)
         assert 15 < len((metric.__doc__ or "").split("\n\n")[0]) < 400
         text = "1. Go to 3 doors.\n2. I have baked for 5 years."
-        scores = metric(view(text, loss=2.0, known=SEEN, expect="steps", **FACTS))
-        assert scores and all(isinstance(each, Score) and isinstance(each.value, float) for each in scores)
-        named = getattr(metrics, name.upper(), (name,))  # what a recipe may choose as its primary score
-        assert [each.name for each in scores] == list(named)
+        scores = metric(view(text, loss=2.0, training=SEEN, expect="steps", **FACTS))
+        assert scores and all(isinstance(score, Score) and isinstance(score.value, float) for score in scores)
+        score_names = getattr(metrics, name.upper(), (name,))  # what a recipe may choose as its primary score
+        assert [score.name for score in scores] == list(score_names)

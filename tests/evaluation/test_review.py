@@ -127,8 +127,8 @@ def test_pairs_leave_out_equal_replies_and_tell_no_answer() -> None:
     assert [turn.role for turn in pairs[0].turns] == ["system", "user"]
     swapped = pair_up(rows, tuned, base)[0]
     assert [p.id for p in pairs] == [p.id for p in swapped]  # the id does not tell whose is whose
-    other = pair_up(rows, {**base, ("test", "one"): "another"}, tuned)[0]
-    assert other[0].id != pairs[0].id
+    changed = pair_up(rows, {**base, ("test", "one"): "another"}, tuned)[0]
+    assert changed[0].id != pairs[0].id
     with pytest.raises(RunError, match="belong to other rows"):
         pair_up({"test": rows["test"]}, base, tuned)
 
@@ -137,14 +137,14 @@ def test_each_reviewer_has_their_own_sides_again_and_again() -> None:
     pairs = some_pairs(40)
     r1, again, r2, reseeded = draw(pairs, 7, "a"), draw(pairs[::-1], 7, "a"), draw(pairs, 7, "b"), draw(pairs, 8, "a")
     assert r1 == again
-    sides = [{s.pair.id: s.left_is for s in drawn} for drawn in (r1, r2, reseeded)]
-    orders = [[s.pair.id for s in drawn] for drawn in (r1, r2, reseeded)]
+    sides = [{s.pair.id: s.left_is for s in shown_pairs} for shown_pairs in (r1, r2, reseeded)]
+    orders = [[s.pair.id for s in shown_pairs] for shown_pairs in (r1, r2, reseeded)]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert sides[i] != sides[j]
         assert orders[i] != orders[j]
-    for drawn in (r1, r2, reseeded):
-        assert Counter(s.left_is for s in drawn) == {"base": 20, "tuned": 20}
-        assert sorted(s.pair.id for s in drawn) == sorted(p.id for p in pairs)
+    for shown_pairs in (r1, r2, reseeded):
+        assert Counter(s.left_is for s in shown_pairs) == {"base": 20, "tuned": 20}
+        assert sorted(s.pair.id for s in shown_pairs) == sorted(p.id for p in pairs)
     assert len({s.left_is for n in range(30) for s in draw(pairs[:1], n, "a")}) == 2  # an odd one's side is drawn too
     first = r1[0]
     assert {first.left, first.right} == {first.pair.base, first.pair.tuned}
@@ -233,32 +233,32 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
 
 def test_a_judgement_seen_from_the_other_side() -> None:
     (one,) = some_pairs(1)
-    told = says(one, "r1", "tuned", base={"clear": "no"})
-    turned = told.with_left("tuned")
-    assert (told.preference, turned.preference) == ("right", "left")
+    judgment = says(one, "r1", "tuned", base={"clear": "no"})
+    turned = judgment.with_left("tuned")
+    assert (judgment.preference, turned.preference) == ("right", "left")
     for model in ("base", "tuned"):
-        assert turned.about(model) == told.about(model)
-    assert turned.preferred == told.preferred == "tuned"
-    assert turned.with_left("base") == told.with_left("base") == told
+        assert turned.about(model) == judgment.about(model)
+    assert turned.preferred == judgment.preferred == "tuned"
+    assert turned.with_left("base") == judgment.with_left("base") == judgment
 
 
 def test_shares_of_one_reviewer() -> None:
     pairs = some_pairs(10)
     wins = ["tuned"] * 6 + ["base"] * 2 + ["tie"] * 2
-    said = {
+    reviews = {
         p.id: says(p, "r1", w, left_is="tuned" if n % 2 else "base")
         for n, (p, w) in enumerate(zip(pairs, wins, strict=True))
     }
-    said[pairs[0].id] = says(pairs[0], "r1", "tuned", base={"correct": "no", "format": "cannot say"})
-    summary = summarise([*pairs, *some_pairs(1, "unseen")], 3, {"r1": said})
+    reviews[pairs[0].id] = says(pairs[0], "r1", "tuned", base={"correct": "no", "format": "cannot say"})
+    summary = summarise([*pairs, *some_pairs(1, "unseen")], 3, {"r1": reviews})
     assert (summary.pairs, summary.equal, summary.stale, summary.reviewers) == (11, 3, 0, {"r1": 10})
     assert list(summary.sections) == ["test"]
-    told = summary.describe()
+    description = summary.describe()
     expected = binomtest(6, 8).proportion_ci(method="wilson")
-    tuned = told["sections"]["test"]["tuned"]
+    tuned = description["sections"]["test"]["tuned"]
     assert (tuned["count"], tuned["of"], tuned["left_out"], tuned["share"]) == (6, 8, 2, 0.75)
     assert (tuned["low"], tuned["high"]) == (pytest.approx(expected.low), pytest.approx(expected.high))
-    questions = told["sections"]["test"]["questions"]
+    questions = description["sections"]["test"]["questions"]
     assert {k: questions["correct"]["base"][k] for k in ("count", "of", "left_out")} == {
         "count": 9,
         "of": 10,
@@ -270,21 +270,21 @@ def test_shares_of_one_reviewer() -> None:
         "left_out": 1,
     }
     assert questions["correct"]["tuned"]["share"] == 1
-    assert told["left"]["count"] + told["left"]["left_out"] <= 10
-    assert told["left"]["of"] == 8
-    assert told["seconds"] == 4
-    assert told["agreement"] == {}
+    assert description["left"]["count"] + description["left"]["left_out"] <= 10
+    assert description["left"]["of"] == 8
+    assert description["seconds"] == 4
+    assert description["agreement"] == {}
     assert summary.verdict == (
         "No preference was shown: tuned won 6 of 8 decided pairs (75 %, 95 % interval 41 to 93 %); 2 ties."
     )
-    json.dumps(told, allow_nan=False)
+    json.dumps(description, allow_nan=False)
 
 
 def test_verdicts() -> None:
     pairs = some_pairs(20)
     for winner, opening in (("tuned", "People preferred the tuned model"), ("base", "People preferred the base model")):
-        said = {"r1": {p.id: says(p, "r1", winner) for p in pairs}}
-        assert summarise(pairs, 0, said).verdict.startswith(f"{opening}: tuned won {20 * (winner == 'tuned')} of 20")
+        reviews = {"r1": {p.id: says(p, "r1", winner) for p in pairs}}
+        assert summarise(pairs, 0, reviews).verdict.startswith(f"{opening}: tuned won {20 * (winner == 'tuned')} of 20")
     ties = {"r1": {p.id: says(p, "r1", "tie") for p in pairs}}
     assert summarise(pairs, 0, ties).verdict == "No preference was shown: all 20 judged pairs are ties."
     assert summarise(pairs, 0, {"r1": {}}).verdict == "Nothing was judged yet."
@@ -295,29 +295,29 @@ def test_verdicts() -> None:
 
 def test_sections_stand_as_in_the_scores() -> None:
     pairs = [*some_pairs(2, "odd"), *some_pairs(3, "unseen"), *some_pairs(4, "test")]
-    said = {"r1": {p.id: says(p, "r1", "tuned") for p in pairs}}
-    sections = summarise(pairs, 0, said).sections
+    reviews = {"r1": {p.id: says(p, "r1", "tuned") for p in pairs}}
+    sections = summarise(pairs, 0, reviews).sections
     assert {title: section.pairs for title, section in sections.items()} == {"all": 7, "test": 4, "unseen": 3, "odd": 2}
     assert list(sections) == ["all", "test", "unseen", "odd"]
 
 
 def test_a_pair_counts_once_by_majority() -> None:
     one, two, three = some_pairs(3)
-    gone = some_pairs(1, "unseen")[0]
+    removed = some_pairs(1, "unseen")[0]
     reviews = {
-        "r1": {p.id: says(p, "r1", w) for p, w in ((one, "tuned"), (two, "tuned"), (three, "tie"), (gone, "base"))},
+        "r1": {p.id: says(p, "r1", w) for p, w in ((one, "tuned"), (two, "tuned"), (three, "tie"), (removed, "base"))},
         "r2": {p.id: says(p, "r2", w) for p, w in ((one, "base"), (two, "tuned"), (three, "base"))},
         "r3": {two.id: says(two, "r3", "base", tuned={"robust": "no"})},
     }
     reviews["r2"][two.id] = says(two, "r2", "tuned", tuned={"robust": "no"})
     summary = summarise([one, two, three], 0, reviews)
-    found = summary.sections["test"]
-    assert (found.tuned.count, found.tuned.of, found.tuned.left_out) == (
+    section = summary.sections["test"]
+    assert (section.tuned.count, section.tuned.of, section.tuned.left_out) == (
         1,
         2,
         1,
     )  # one: split; two: 2 to 1; three: base
-    assert found.questions["robust"]["tuned"].count == 2
+    assert section.questions["robust"]["tuned"].count == 2
     assert summary.stale == 1
     assert summary.reviewers == {"r1": 3, "r2": 3, "r3": 1}
 
@@ -332,8 +332,8 @@ def test_agreement_of_two_and_of_three() -> None:
         }
         for name, text in votes.items()
     }
-    found = summarise(pairs, 0, reviews).describe()["agreement"]
-    preference = {tuple(each["reviewers"]): each for each in found["preference"]}
+    by_question = summarise(pairs, 0, reviews).describe()["agreement"]
+    preference = {tuple(entry["reviewers"]): entry for entry in by_question["preference"]}
     assert set(preference) == {("r1", "r2"), ("r1", "r3"), ("r2", "r3"), ("r1", "r2", "r3")}
     # r1 and r2: p = 3/4, e = (2·1 + 1·2 + 1·1)/16 = 5/16, kappa = (12 - 5)/(16 - 5)
     assert preference["r1", "r2"]["equal"] == 0.75
@@ -342,7 +342,7 @@ def test_agreement_of_two_and_of_three() -> None:
     assert preference["r1", "r2", "r3"]["equal"] == pytest.approx(2 / 3)
     assert preference["r1", "r2", "r3"]["kappa"] == pytest.approx(7 / 15)
     assert preference["r1", "r2", "r3"]["items"] == 4
-    assert found["correct"][0] == {"reviewers": ("r1", "r2"), "items": 8, "equal": 1.0, "kappa": None}
+    assert by_question["correct"][0] == {"reviewers": ("r1", "r2"), "items": 8, "equal": 1.0, "kappa": None}
     del reviews["r3"]
     reviews["r2"].pop(pairs[1].id)
     (two,) = summarise(pairs, 0, reviews).agreement["preference"]

@@ -35,13 +35,13 @@ TWINS = [name for name in NAMES if name != "outside"]
 ASKED = "How do I send order 12,500.75 back, please? See https://shop.example/Help?id=Ab1 or Mail me@shop.example, OK!"
 
 
-def row(name: str, asked: str = ASKED, group: str = "g", **fields: Any) -> Conversation:
-    turns = (Turn("system", "Be Brief."), Turn("user", asked), Turn("assistant", STEPS))
+def row(name: str, request: str = ASKED, group: str = "g", **fields: Any) -> Conversation:
+    turns = (Turn("system", "Be Brief."), Turn("user", request), Turn("assistant", STEPS))
     return Conversation(name, turns, Origin("f", 1), group, fields)
 
 
-def one(name: str, asked: str, seed: int = 1, **options: Any) -> str | None:
-    twins = find(ROBUST, name)([row("r", asked)], seed, **options)
+def one(name: str, request: str, seed: int = 1, **options: Any) -> str | None:
+    twins = find(ROBUST, name)([row("r", request)], seed, **options)
     return twins[0].question if twins else None
 
 
@@ -76,23 +76,23 @@ ANY = st.text(st.characters(), max_size=60) | st.sampled_from(
 
 @pytest.mark.parametrize("name", TWINS)
 @settings(max_examples=60, deadline=None)
-@given(texts=st.lists(ANY, min_size=1, max_size=5), other=ANY, seed=st.integers(0, 9))
-@example(texts=["a b", "a b", "A B."], other="a b", seed=0)
-def test_twins_of_any_text(name: str, texts: list[str], other: str, seed: int) -> None:
-    fields = {"note": other, "other_language": other, "n": 3}
+@given(texts=st.lists(ANY, min_size=1, max_size=5), wording=ANY, seed=st.integers(0, 9))
+@example(texts=["a b", "a b", "A B."], wording="a b", seed=0)
+def test_twins_of_any_text(name: str, texts: list[str], wording: str, seed: int) -> None:
+    fields = {"note": wording, "other_language": wording, "n": 3}
     rows = [row(f"r{n}~x", text, "" if n == 4 else "g", **fields) for n, text in enumerate(texts)]
     disturb: Callable[..., list[Conversation]] = find(ROBUST, name)
     twins = disturb(rows, seed)
     assert twins == disturb(rows, seed)
-    by_id = {each.id: each for each in rows}
+    by_id = {conversation.id: conversation for conversation in rows}
     assert [plain_id(twin.id) for twin in twins] == [i for i in by_id if f"{i}~{name}" in {t.id for t in twins}]
     for twin in twins:
         plain = by_id[plain_id(twin.id)]
         assert twin.answer == plain.answer
         assert twin.turns[0] == plain.turns[0] and len(twin.turns) == len(plain.turns)
         assert (twin.group, twin.origin) == (plain.group, plain.origin)
-        made = {"canary", "injected"} if name == "injected" else set()
-        assert {key: value for key, value in twin.fields.items() if key not in made} == plain.fields
+        added_fields = {"canary", "injected"} if name == "injected" else set()
+        assert {key: value for key, value in twin.fields.items() if key not in added_fields} == plain.fields
         assert twin.question != plain.question and twin.question.strip()
     for plain in rows:  # nothing depends on the other rows, but for paraphrases
         alone = disturb([plain], seed)
@@ -121,13 +121,13 @@ def test_the_same_twins_in_another_process() -> None:
         "Origin('f', 1))\n"
         "print([t.question for f in (typos, padded, injected) for t in f([row], 3)])"
     )
-    told = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(told) == 1 and len(eval(told.pop())) == 3
+    assert len(outputs) == 1 and len(eval(outputs.pop())) == 3
 
 
 # --- one by one ---------------------------------------------------------------------------------------------
@@ -137,30 +137,30 @@ def test_typos_are_slips_at_the_rate_and_spare_numbers_and_addresses() -> None:
     words = ["the", "parcel", "with", "every", "single", "garment", "arrived", "early", "yesterday"]
     text = " ".join([*words, "12,500.75", "https://shop.example/Help?id=Ab1", "me@shop.example", "{{Order Number}}"])
     for seed in range(40):
-        for rate, wanted in ((0.1, 1), (0.34, 3), (1.0, 9)):
-            told = one("typos", text, seed, rate=rate)
-            assert told
-            found = told.split(" ")
-            assert found[9:] == text.split(" ")[9:]
-            wrong = [(a, b) for a, b in zip(words, found, strict=False) if a != b]
-            assert len(wrong) == wanted
+        for rate, count in ((0.1, 1), (0.34, 3), (1.0, 9)):
+            changed = one("typos", text, seed, rate=rate)
+            assert changed
+            changed_words = changed.split(" ")
+            assert changed_words[9:] == text.split(" ")[9:]
+            wrong = [(a, b) for a, b in zip(words, changed_words, strict=False) if a != b]
+            assert len(wrong) == count
             assert all(abs(len(a) - len(b)) <= 1 and SequenceMatcher(None, a, b).ratio() >= 0.6 for a, b in wrong)
 
 
 def test_typos_are_of_four_kinds() -> None:
     kinds = set()
     for seed in range(200):
-        told = one("typos", "Kite", seed)
-        assert told and told != "Kite"
-        if len(told) == 4:
-            kinds.add("swapped" if sorted(told) == sorted("Kite") else "neighbour")
+        changed = one("typos", "Kite", seed)
+        assert changed and changed != "Kite"
+        if len(changed) == 4:
+            kinds.add("swapped" if sorted(changed) == sorted("Kite") else "neighbour")
         else:
-            kinds.add("doubled" if len(told) == 5 else "missing")
+            kinds.add("doubled" if len(changed) == 5 else "missing")
     assert kinds == {"swapped", "neighbour", "doubled", "missing"}
     assert all((one("typos", "KITE", seed) or "").isupper() for seed in range(50))
     assert set(perturbations._NEIGHBORS["g"]) == set("fhtyvb") and set(perturbations._NEIGHBORS["q"]) == set("wa")
     for letter, others in perturbations._NEIGHBORS.items():
-        assert all(letter in perturbations._NEIGHBORS[other] for other in others)
+        assert all(letter in perturbations._NEIGHBORS[neighbor] for neighbor in others)
 
 
 @pytest.mark.parametrize("rate", [0, -0.5, 1.5])
@@ -170,28 +170,30 @@ def test_a_rate_that_is_none(rate: float) -> None:
 
 
 def test_case_and_marks() -> None:
-    kept = "https://shop.example/Help?id=Ab1"
-    assert one("upper", ASKED) == f"HOW DO I SEND ORDER 12,500.75 BACK, PLEASE? SEE {kept} OR MAIL me@shop.example, OK!"
-    assert one("lower", ASKED) == f"how do i send order 12,500.75 back, please? see {kept} or mail me@shop.example, ok!"
+    url = "https://shop.example/Help?id=Ab1"
+    assert one("upper", ASKED) == f"HOW DO I SEND ORDER 12,500.75 BACK, PLEASE? SEE {url} OR MAIL me@shop.example, OK!"
+    assert one("lower", ASKED) == f"how do i send order 12,500.75 back, please? see {url} or mail me@shop.example, ok!"
     assert one("lower", "all small") is None and one("upper", "订单在哪里") is None
-    told = one("no_punctuation", 'Don\'t "go" step-by-step, C# (or C++)... at 3.5 %?\nAsk me@shop.example - {{A B}}!')
-    assert told == "Dont go step by step C# or C++ at 3.5 %\nAsk me@shop.example {{A B}}"
+    changed = one(
+        "no_punctuation", 'Don\'t "go" step-by-step, C# (or C++)... at 3.5 %?\nAsk me@shop.example - {{A B}}!'
+    )
+    assert changed == "Dont go step by step C# or C++ at 3.5 %\nAsk me@shop.example {{A B}}"
 
 
 def test_padding_keeps_the_request_whole() -> None:
-    seen = set()
+    texts = set()
     for seed in range(40):
-        for kind, known in (
+        for kind, sentences in (
             ("polite", [*perturbations.OPENINGS, *perturbations.CLOSINGS]),
             ("irrelevant", perturbations.SIDE_TALK),
             (None, [*perturbations.OPENINGS, *perturbations.CLOSINGS, *perturbations.SIDE_TALK]),
         ):
-            told = one("padded", ASKED, seed, kind=kind)
-            assert told and told.count(ASKED) == 1
-            before, behind = told.split(ASKED)
-            assert before.strip() in known and behind.strip() in known and before.strip() != behind.strip()
-            seen.add((kind, before.strip() in perturbations.SIDE_TALK))
-    assert (None, True) in seen and (None, False) in seen
+            changed = one("padded", ASKED, seed, kind=kind)
+            assert changed and changed.count(ASKED) == 1
+            before, behind = changed.split(ASKED)
+            assert before.strip() in sentences and behind.strip() in sentences and before.strip() != behind.strip()
+            texts.add((kind, before.strip() in perturbations.SIDE_TALK))
+    assert (None, True) in texts and (None, False) in texts
     assert (one("padded", "a\nb") or "").split("\n\n")[1] == "a\nb"
 
 
@@ -207,11 +209,11 @@ def test_paraphrases_are_the_groups_other_requests() -> None:
     rows = [row(f"{g}{n}", f"Wish {g}, wording {n}.", g) for g in "abc" for n in range(1 if g == "c" else 4)]
     rows += [row("none", "Alone?", ""), row("b9", "wish B: wording 0", "b")]
     twins = perturbations.paraphrase(rows, 3)
-    by_id = {each.id: each for each in rows}
+    by_id = {conversation.id: conversation for conversation in rows}
     for twin in [twin for seed in range(9) for twin in perturbations.paraphrase(rows, seed)]:
         plain = by_id[plain_id(twin.id)]
         assert normalise(twin.question) != normalise(plain.question)
-        assert twin.question in {each.question for each in rows if each.group == plain.group}
+        assert twin.question in {conversation.question for conversation in rows if conversation.group == plain.group}
     assert len([twin for twin in twins if twin.group == "a"]) == 4 == len({t.question for t in twins if t.group == "a"})
     assert not {"c0~paraphrase", "none~paraphrase"} & {twin.id for twin in twins}
     assert len({str([t.question for t in perturbations.paraphrase(rows, seed)]) for seed in range(5)}) > 1
@@ -238,7 +240,7 @@ def test_injections_hide_a_word_that_the_row_has_not() -> None:
         kinds.add(twin.fields["injected"])
         words.add(canary)
     assert kinds == {"word", "capitals"} and len(words) > 50
-    assert {t.id for t in perturbations.injected(rows, 2)} == {f"{each.id}~injected" for each in rows}
+    assert {t.id for t in perturbations.injected(rows, 2)} == {f"{conversation.id}~injected" for conversation in rows}
     for plain, twin in zip(rows, perturbations.injected(rows, 2, place="end"), strict=True):
         assert twin.question.startswith(f"{plain.question}\n\n")
     assert perturbations.injected([row("r", ASKED, job="night clerk")], 1, place="field") == []
@@ -259,11 +261,11 @@ def test_outside_is_asked_under_the_rows_system_message() -> None:
 
 
 def test_the_file_outside_serves_as_probes_too() -> None:
-    rows = [each.values for each in read_all(ROOT / "recipes" / "probes" / "outside.jsonl")]
-    assert all(set(each) == {"kind", "topic", "prompt", "expect"} for each in rows)
-    assert len({each["topic"] for each in rows}) == len({normalise(each["prompt"]) for each in rows}) == 40
+    rows = [probe.values for probe in read_all(ROOT / "recipes" / "probes" / "outside.jsonl")]
+    assert all(set(probe) == {"kind", "topic", "prompt", "expect"} for probe in rows)
+    assert len({probe["topic"] for probe in rows}) == len({normalise(probe["prompt"]) for probe in rows}) == 40
     domain = re.compile(r"\b(app|order|parcel|refund|account|password|voucher|cover letter)\b", re.IGNORECASE)
-    assert not [each["prompt"] for each in rows if domain.search(each["prompt"])]
+    assert not [probe["prompt"] for probe in rows if domain.search(probe["prompt"])]
 
 
 # --- which rows are asked ------------------------------------------------------------------------------------
@@ -277,29 +279,29 @@ PARTS = {"test": [row(f"t{n}", f"Please, where is it, number {'i' * n}?", f"g{n 
 
 
 def test_the_same_rows_are_disturbed_in_every_way() -> None:
-    found = disturbed_rows(PARTS, named("typos", "upper", "paraphrase", "outside"), seed=1, limit=10)
-    assert {title: len(rows) for title, rows in found.rows.items()} == {
+    perturbed = disturbed_rows(PARTS, named("typos", "upper", "paraphrase", "outside"), seed=1, limit=10)
+    assert {title: len(rows) for title, rows in perturbed.rows.items()} == {
         "typos": 10, "upper": 10, "paraphrase": 10, "outside": 40,
     }  # fmt: skip
-    assert found.left_out == dict.fromkeys(found.rows, 0)
-    plain = [{plain_id(twin.id) for twin in found.rows[title]} for title in ("typos", "upper", "paraphrase")]
+    assert perturbed.left_out == dict.fromkeys(perturbed.rows, 0)
+    plain = [{plain_id(twin.id) for twin in perturbed.rows[title]} for title in ("typos", "upper", "paraphrase")]
     assert plain[0] == plain[1] == plain[2]
-    every = [twin.id for twins in found.rows.values() for twin in twins]
+    every = [twin.id for twins in perturbed.rows.values() for twin in twins]
     assert len(set(every)) == len(every)
     assert disturbed_rows(PARTS, named("typos"), seed=1).rows["typos"][3].id == "t3~typos"
 
 
 def test_rows_without_a_twin_are_counted() -> None:
     parts = {"test": [*PARTS["test"], row("small", "where is it?")], "odd": [row("few", "where?")]}
-    found = disturbed_rows(parts, named("lower"), seed=1)
-    assert found.left_out == {"lower": 2} and len(found.rows["lower"]) == 20
+    perturbed = disturbed_rows(parts, named("lower"), seed=1)
+    assert perturbed.left_out == {"lower": 2} and len(perturbed.rows["lower"]) == 20
 
 
 def test_the_same_disturbance_with_other_options() -> None:
     twice = named(Named("typos", {"rate": 0.1}), Named("typos", {"rate": 0.5}))
-    found = disturbed_rows(PARTS, twice, seed=1)
-    assert list(found.rows) == ["typos(rate=0.1)", "typos(rate=0.5)"]
-    assert found.rows["typos(rate=0.5)"][0].id == "t0~typos(rate=0.5)"
+    perturbed = disturbed_rows(PARTS, twice, seed=1)
+    assert list(perturbed.rows) == ["typos(rate=0.1)", "typos(rate=0.5)"]
+    assert perturbed.rows["typos(rate=0.5)"][0].id == "t0~typos(rate=0.5)"
     with pytest.raises(RecipeError, match="'typos' is listed twice"):
         disturbed_rows(PARTS, named("typos", "typos"), seed=1)
     with pytest.raises(RecipeError, match=r"unknown name 'typo'.*Did you mean 'typos'"):
@@ -312,85 +314,95 @@ def test_the_same_disturbance_with_other_options() -> None:
 
 
 def replies(parts: Any, text: Callable[[Conversation], str]) -> list[Answered]:
-    return [Answered(each.id, part, Reply(text(each), True, 1), None) for part, rows in parts.items() for each in rows]
+    return [
+        Answered(conversation.id, part, Reply(text(conversation), True, 1), None)
+        for part, rows in parts.items()
+        for conversation in rows
+    ]
 
 
 def tables(names: list[Named], base: Callable[[Conversation], str], tuned: Callable[[Conversation], str]) -> Any:
     disturbed = disturbed_rows(PARTS, names, seed=1)
     metrics = named("numbered_steps", "expected", "length", "rouge")
 
-    def scorer(each: Conversation, item: Answered) -> dict[str, Score]:
-        assert not {"canary", "injected"} & set(each.fields)
-        return score(each, item, metrics)
+    def scorer(conversation: Conversation, item: Answered) -> dict[str, Score]:
+        assert not {"canary", "injected"} & set(conversation.fields)
+        return score(conversation, item, metrics)
 
-    told = [{"base": replies(rows, base), "tuned": replies(rows, tuned)} for rows in (PARTS, disturbed.rows)]
-    found = robust_tables(PARTS, disturbed, told[0], told[1], scorer, seed=1)
-    json.dumps(found, allow_nan=False)
-    return found
+    answers = [{"base": replies(rows, base), "tuned": replies(rows, tuned)} for rows in (PARTS, disturbed.rows)]
+    result = robust_tables(PARTS, disturbed, answers[0], answers[1], scorer, seed=1)
+    json.dumps(result, allow_nan=False)
+    return result
 
 
-def shaky(each: Conversation) -> str:
+def shaky(conversation: Conversation) -> str:
     """Steps for plain requests, prose for others."""
-    return STEPS if "~" not in each.id else "Well, open it and tap it."
+    return STEPS if "~" not in conversation.id else "Well, open it and tap it."
 
 
 def test_a_model_that_a_disturbance_throws_is_told_from_one_that_bears_it() -> None:
-    found = tables(named("typos"), shaky, lambda each: STEPS)["typos"]
-    assert (found["rows"], found["left_out"]) == (20, 0)
-    alike = found["consistency"]["rouge_l"]
+    table = tables(named("typos"), shaky, lambda conversation: STEPS)["typos"]
+    assert (table["rows"], table["left_out"]) == (20, 0)
+    alike = table["consistency"]["rouge_l"]
     assert alike["tuned"] == 1 and alike["base"] == pytest.approx(rouge_l(STEPS, "Well, open it and tap it."))
     assert 0 < alike["base"] < 1 and alike["verdict"] == "better" and alike["groups"] == 5
-    assert (found["consistency"]["same_steps"]["base"], found["consistency"]["same_steps"]["tuned"]) == (0, 1)
-    steps = found["base"]["numbered_steps"]
+    assert (table["consistency"]["same_steps"]["base"], table["consistency"]["same_steps"]["tuned"]) == (0, 1)
+    steps = table["base"]["numbered_steps"]
     assert (steps["plain"], steps["disturbed"], steps["difference"], steps["verdict"]) == (1, 0, -1, "worse")
-    assert found["tuned"]["numbered_steps"]["difference"] == 0
-    assert found["tuned_against_base"]["numbered_steps"]["difference"] == 1
-    assert found["base"]["rougeL"]["plain"] == 1 > found["base"]["rougeL"]["disturbed"]
-    assert "obeyed" not in found and "expected" not in found["base"]
+    assert table["tuned"]["numbered_steps"]["difference"] == 0
+    assert table["tuned_against_base"]["numbered_steps"]["difference"] == 1
+    assert table["base"]["rougeL"]["plain"] == 1 > table["base"]["rougeL"]["disturbed"]
+    assert "obeyed" not in table and "expected" not in table["base"]
 
 
 def test_requests_from_outside_have_no_plain_side() -> None:
-    found = tables(named("outside"), lambda each: STEPS, lambda each: "I only help with the app.")["outside"]
-    assert set(found) == {"rows", "left_out", "tuned_against_base"}
-    told = found["tuned_against_base"]
-    assert (told["expected"]["base"], told["expected"]["tuned"], told["expected"]["rows"]) == (0, 1, 40)
-    assert "numbered_steps" not in told and "rouge1" not in told
+    table = tables(named("outside"), lambda conversation: STEPS, lambda conversation: "I only help with the app.")[
+        "outside"
+    ]
+    assert set(table) == {"rows", "left_out", "tuned_against_base"}
+    difference = table["tuned_against_base"]
+    assert (difference["expected"]["base"], difference["expected"]["tuned"], difference["expected"]["rows"]) == (
+        0,
+        1,
+        40,
+    )
+    assert "numbered_steps" not in difference and "rouge1" not in difference
 
 
 def test_obeying_an_injection() -> None:
-    def obedient(each: Conversation) -> str:
-        return f"Sure. {each.fields['canary'].lower()}!" if "canary" in each.fields else STEPS
+    def obedient(conversation: Conversation) -> str:
+        return f"Sure. {conversation.fields['canary'].lower()}!" if "canary" in conversation.fields else STEPS
 
-    found = tables(named("injected"), obedient, lambda each: STEPS)["injected"]["obeyed"]
-    assert (found["base"], found["tuned"], found["rows"], found["verdict"]) == (1, 0, 20, "better")
+    obeyed = tables(named("injected"), obedient, lambda conversation: STEPS)["injected"]["obeyed"]
+    assert (obeyed["base"], obeyed["tuned"], obeyed["rows"], obeyed["verdict"]) == (1, 0, 20, "better")
 
-    def spelt(each: Conversation) -> str:
-        return "-".join(each.fields.get("canary", "no"))
+    def spelt(conversation: Conversation) -> str:
+        return "-".join(conversation.fields.get("canary", "no"))
 
-    def loud(each: Conversation) -> str:
-        return "OPEN IT, THEN TAP IT." if "canary" in each.fields else STEPS
+    def loud(conversation: Conversation) -> str:
+        return "OPEN IT, THEN TAP IT." if "canary" in conversation.fields else STEPS
 
     twins = disturbed_rows(PARTS, named("injected"), seed=1).rows["injected"]
-    asked = sum(twin.fields["injected"] == "capitals" for twin in twins) / 20
-    found = tables(named("injected"), spelt, loud)["injected"]["obeyed"]
-    assert 0 < asked < 1 and found["base"] == 1 and found["tuned"] == pytest.approx(asked)
-    always_loud = tables(named("injected"), lambda each: "OPEN IT, THEN TAP IT.", loud)["injected"]["obeyed"]
+    capitals_share = sum(twin.fields["injected"] == "capitals" for twin in twins) / 20
+    obeyed = tables(named("injected"), spelt, loud)["injected"]["obeyed"]
+    assert 0 < capitals_share < 1 and obeyed["base"] == 1 and obeyed["tuned"] == pytest.approx(capitals_share)
+    always_loud = tables(named("injected"), lambda conversation: "OPEN IT, THEN TAP IT.", loud)["injected"]["obeyed"]
     assert always_loud["base"] == 0  # it shouts at plain requests too
 
 
 def test_folded_and_missing_scores_are_compared_as_elsewhere() -> None:
     disturbed = disturbed_rows(PARTS, named("upper"), seed=1)
 
-    def scorer(each: Conversation, item: Answered) -> dict[str, Score]:
-        twin = "~" in each.id
+    def scorer(conversation: Conversation, item: Answered) -> dict[str, Score]:
+        twin = "~" in conversation.id
         perplexity = {"perplexity": Score("perplexity", 2.0 if twin else 1.0, "lower", "exp")}
-        return perplexity if twin or each.id != "t3" else {}
+        return perplexity if twin or conversation.id != "t3" else {}
 
-    told = [{which: replies(rows, shaky) for which in ("base", "tuned")} for rows in (PARTS, disturbed.rows)]
-    found = robust_tables(PARTS, disturbed, told[0], told[1], scorer, seed=1)["upper"]["base"]["perplexity"]
-    assert (found["plain"], found["disturbed"]) == pytest.approx((math.e, math.e**2))
-    assert (found["rows"], found["missing"], found["verdict"]) == (19, 1, "worse")
-    assert found["adjusted"] is not None
+    answers = [{which: replies(rows, shaky) for which in ("base", "tuned")} for rows in (PARTS, disturbed.rows)]
+    difference = robust_tables(PARTS, disturbed, answers[0], answers[1], scorer, seed=1)["upper"]["base"]["perplexity"]
+    assert (difference["plain"], difference["disturbed"]) == pytest.approx((math.e, math.e**2))
+    assert (difference["rows"], difference["missing"], difference["verdict"]) == (19, 1, "worse")
+    assert difference["adjusted"] is not None
 
 
 def test_alike() -> None:
@@ -403,10 +415,10 @@ def test_alike() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(one=ANY, other=ANY)
-def test_alike_of_any_text(one: str, other: str) -> None:
-    assert rouge_l(one, one) == same_steps(one, one) == 1
-    assert 0 <= rouge_l(one, other) <= 1 and rouge_l(one, other) == pytest.approx(rouge_l(other, one))
+@given(first=ANY, second=ANY)
+def test_alike_of_any_text(first: str, second: str) -> None:
+    assert rouge_l(first, first) == same_steps(first, first) == 1
+    assert 0 <= rouge_l(first, second) <= 1 and rouge_l(first, second) == pytest.approx(rouge_l(second, first))
 
 
 def test_twins_go_through_the_runs_files(tmp_path: Path) -> None:
@@ -414,4 +426,6 @@ def test_twins_go_through_the_runs_files(tmp_path: Path) -> None:
     every = [twin for rows in twins.values() for twin in rows]
     file = tmp_path / "twins.jsonl"
     file.write_text("".join(json.dumps(to_plain(twin)) + "\n" for twin in every), encoding="utf-8")
-    assert [to_plain(each) for each in read_rows(file)] == [to_plain(each) for each in every]
+    assert [to_plain(conversation) for conversation in read_rows(file)] == [
+        to_plain(conversation) for conversation in every
+    ]

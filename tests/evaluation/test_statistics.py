@@ -32,17 +32,17 @@ def slow(
         members[group].append((before, after))
     names = sorted(members)
     value, error = judged([members[name] for name in names], fold)
-    found, away = [], []
+    difference, t_values = [], []
     for draw in np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names))).tolist():
         again, its_error = judged([members[names[index]] for index in draw], fold)
-        found.append(again)
-        away.append((again - value) / its_error if its_error > 1e-9 else math.copysign(math.inf, again - value))
+        difference.append(again)
+        t_values.append((again - value) / its_error if its_error > 1e-9 else math.copysign(math.inf, again - value))
     n = len(names)
     share = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
-    found.sort()
-    away.sort()
-    ends = value - error * away[math.ceil(0.975 * RESAMPLES) - 1], value - error * away[RESAMPLES // 40 - 1]
-    return (percentile(found, share), percentile(found, 1 - share)), ends
+    difference.sort()
+    t_values.sort()
+    ends = value - error * t_values[math.ceil(0.975 * RESAMPLES) - 1], value - error * t_values[RESAMPLES // 40 - 1]
+    return (percentile(difference, share), percentile(difference, 1 - share)), ends
 
 
 def judged(groups: Sequence[Sequence[tuple[float, float]]], fold: Fold) -> tuple[float, float]:
@@ -64,31 +64,31 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 @pytest.mark.parametrize(("better", "fold"), [("higher", "mean"), ("neither", "mean"), ("lower", "exp")])
 def test_the_interval_is_the_wider_of_two_slow_cluster_bootstraps(better: Better, fold: Fold) -> None:
     base, tuned = draw(38, 0.4)
-    found = paired(base, tuned, UNEVEN, better=better, seed=11, fold=fold)
+    result = paired(base, tuned, UNEVEN, better=better, seed=11, fold=fold)
     percentiles, ends = slow(base, tuned, UNEVEN, 11, fold)
-    own = interval(np.array(base), np.array(tuned), np.unique(UNEVEN, return_inverse=True)[1], seed=11, fold=fold)
-    assert own.percentiles == pytest.approx(percentiles, abs=1e-12)
-    assert own.studentised == pytest.approx(ends, abs=1e-9)
-    assert (found.low, found.high) == (min(own.low, own.studentised[0]), max(own.high, own.studentised[1]))
+    ci = interval(np.array(base), np.array(tuned), np.unique(UNEVEN, return_inverse=True)[1], seed=11, fold=fold)
+    assert ci.percentiles == pytest.approx(percentiles, abs=1e-12)
+    assert ci.studentised == pytest.approx(ends, abs=1e-9)
+    assert (result.low, result.high) == (min(ci.low, ci.studentised[0]), max(ci.high, ci.studentised[1]))
     figures = [sum(base) / 38, sum(tuned) / 38]
-    figures = [math.exp(each) for each in figures] if fold == "exp" else figures
-    assert found.difference == pytest.approx(figures[1] - figures[0])
-    assert [found.base, found.tuned] == pytest.approx(figures)
-    assert (found.rows, found.groups, found.better, found.fold) == (38, 9, better, fold)
+    figures = [math.exp(value) for value in figures] if fold == "exp" else figures
+    assert result.difference == pytest.approx(figures[1] - figures[0])
+    assert [result.base, result.tuned] == pytest.approx(figures)
+    assert (result.rows, result.groups, result.better, result.fold) == (38, 9, better, fold)
 
 
 def test_a_0_or_1_score_has_the_percentiles_alone() -> None:
     rng = np.random.default_rng(4)
     base, tuned = (rng.random(60) < 0.9) * 1.0, (rng.random(60) < 0.97) * 1.0
-    own = interval(base, tuned, np.arange(60), seed=1)
-    assert (own.low, own.high) == own.percentiles
-    assert own.studentised != pytest.approx(own.percentiles)
-    assert interval(base, tuned * 0.98 + 0.01, np.arange(60), seed=1).percentiles[0] > own.low - 0.02
+    ci = interval(base, tuned, np.arange(60), seed=1)
+    assert (ci.low, ci.high) == ci.percentiles
+    assert ci.studentised != pytest.approx(ci.percentiles)
+    assert interval(base, tuned * 0.98 + 0.01, np.arange(60), seed=1).percentiles[0] > ci.low - 0.02
 
 
 def test_the_percentiles_are_scipys_when_each_row_is_a_group() -> None:
     base, tuned = draw(40, 0.3)
-    found = interval(np.array(base), np.array(tuned), np.arange(40), seed=1).percentiles
+    difference = interval(np.array(base), np.array(tuned), np.arange(40), seed=1).percentiles
     level = 1 - 2 * tail(40)
     options = {
         "n_resamples": 50_000,
@@ -96,17 +96,17 @@ def test_the_percentiles_are_scipys_when_each_row_is_a_group() -> None:
         "confidence_level": level,
         "rng": np.random.default_rng(2),
     }
-    own = stats.bootstrap((np.subtract(tuned, base),), np.mean, **options).confidence_interval
-    assert found == pytest.approx((own.low, own.high), abs=0.02 * (own.high - own.low))
+    expected = stats.bootstrap((np.subtract(tuned, base),), np.mean, **options).confidence_interval
+    assert difference == pytest.approx((expected.low, expected.high), abs=0.02 * (expected.high - expected.low))
     assert paired(base, tuned, [""] * 40, better="higher", seed=1).groups == 40
 
 
 def test_many_groups_are_drawn_in_portions() -> None:
     base, tuned = draw(3000)
-    found = paired(base, tuned, [""] * 3000, better="higher", seed=1)
+    result = paired(base, tuned, [""] * 3000, better="higher", seed=1)
     error = np.subtract(tuned, base).std(ddof=1) / 3000**0.5
-    assert (found.low, found.high) == pytest.approx(
-        (found.difference - 1.96 * error, found.difference + 1.96 * error), abs=0.1 * error
+    assert (result.low, result.high) == pytest.approx(
+        (result.difference - 1.96 * error, result.difference + 1.96 * error), abs=0.1 * error
     )
 
 
@@ -137,17 +137,17 @@ def test_the_sign_is_tuned_minus_base_and_the_verdict_knows_what_is_good(
     better: Better, step: float, verdict: str, wins: int, losses: int
 ) -> None:
     base = [2.0, 2.5, 1.0, 3.0, 2.0, 0.0]
-    found = paired(base, [value + step for value in base], list("aabbcc"), better=better, seed=1)
-    assert (found.difference, found.low, found.high) == pytest.approx((step, step, step))
-    assert found.verdict == verdict
-    assert (found.wins, found.ties, found.losses) == (wins, 6 - wins - losses, losses)
+    result = paired(base, [value + step for value in base], list("aabbcc"), better=better, seed=1)
+    assert (result.difference, result.low, result.high) == pytest.approx((step, step, step))
+    assert result.verdict == verdict
+    assert (result.wins, result.ties, result.losses) == (wins, 6 - wins - losses, losses)
 
 
 @pytest.mark.parametrize(("better", "counts"), [("higher", (2, 3, 1)), ("lower", (1, 3, 2)), ("neither", (2, 3, 1))])
 def test_wins_ties_and_losses(better: Better, counts: tuple[int, int, int]) -> None:
     base, tuned = [0, 0, 1, 1, 0.5, 0.3], [1, 0, 1, 0, 0.6, 0.1 + 0.2]
-    found = paired(base, tuned, [""] * 6, better=better, seed=1)
-    assert (found.wins, found.ties, found.losses) == counts
+    difference = paired(base, tuned, [""] * 6, better=better, seed=1)
+    assert (difference.wins, difference.ties, difference.losses) == counts
 
 
 @pytest.mark.parametrize(
@@ -161,15 +161,15 @@ def test_wins_ties_and_losses(better: Better, counts: tuple[int, int, int]) -> N
     ],
 )
 def test_an_interval_that_touches_zero_shows_nothing(low: float, high: float, verdict: str) -> None:
-    found = Difference("higher", 0, 0, (low + high) / 2, low, high, 1, 1, 1, 9, 9)
-    assert found.verdict == verdict
-    assert found.describe()["verdict"] == verdict
+    difference = Difference("higher", 0, 0, (low + high) / 2, low, high, 1, 1, 1, 9, 9)
+    assert difference.verdict == verdict
+    assert difference.describe()["verdict"] == verdict
 
 
 @pytest.mark.parametrize(("groups", "few"), [(1, True), (14, True), (15, False), (30, False)])
 def test_few_groups_are_marked(groups: int, few: bool) -> None:
-    found = paired([0.0, 1.0], [1.0, 1.0], ["a", "b"], better="higher", seed=1)
-    assert replace(found, groups=groups).describe()["few_groups"] is few
+    difference = paired([0.0, 1.0], [1.0, 1.0], ["a", "b"], better="higher", seed=1)
+    assert replace(difference, groups=groups).describe()["few_groups"] is few
 
 
 def test_rows_that_go_together_widen_the_interval() -> None:
@@ -222,13 +222,13 @@ def test_lists_that_do_not_pair_are_refused(base: list[float], tuned: list[float
 def test_95_percent_intervals_hold_the_truth_93_to_97_times_in_100(share: float) -> None:
     rng, truth, rows, trials = np.random.default_rng(20), 0.3, 4, 3000
     names = [f"t{index // rows}" for index in range(30 * rows)]
-    held = 0
+    covered = 0
     for seed in range(trials):
         topic = np.repeat(rng.normal(0, share**0.5, 30), rows)
         gain = truth + topic + rng.normal(0, (1 - share) ** 0.5, len(names))
-        found = paired([0.0] * len(names), gain.tolist(), names, better="higher", seed=seed)
-        held += found.low <= truth <= found.high
-    assert 0.93 <= held / trials <= 0.97, f"{held / trials:.3f}"
+        difference = paired([0.0] * len(names), gain.tolist(), names, better="higher", seed=seed)
+        covered += difference.low <= truth <= difference.high
+    assert 0.93 <= covered / trials <= 0.97, f"{covered / trials:.3f}"
 
 
 @pytest.mark.parametrize(("groups", "share"), [(2, 0.0), (5, 0.00097), (20, 0.01588), (10_000, 0.025)])
@@ -237,7 +237,7 @@ def test_few_groups_widen_the_interval(groups: int, share: float) -> None:
 
 
 def test_a_single_group_shows_nothing() -> None:
-    found = paired([0.0, 0.0], [1.0, 1.0], ["a", "a"], better="higher", seed=1)
-    assert found.verdict == "no detectable change"
-    told = found.describe()
-    assert (told["difference"], told["low"], told["high"]) == (1.0, None, None)
+    difference = paired([0.0, 0.0], [1.0, 1.0], ["a", "a"], better="higher", seed=1)
+    assert difference.verdict == "no detectable change"
+    description = difference.describe()
+    assert (description["difference"], description["low"], description["high"]) == (1.0, None, None)

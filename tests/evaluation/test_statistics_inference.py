@@ -28,7 +28,7 @@ def test_few_groups_have_every_flip_made() -> None:
     gain = RNG.normal(0.5, 1, 18)
     sums = [gain[place == group].sum() for group in range(7)]
     reached = [
-        abs(sum(sign * each for sign, each in zip(signs, sums, strict=True))) >= abs(sum(sums)) - 1e-12
+        abs(sum(sign * group_sum for sign, group_sum in zip(signs, sums, strict=True))) >= abs(sum(sums)) - 1e-12
         for signs in itertools.product((1, -1), repeat=7)
     ]
     assert permuted(gain, place, seed=1) == sum(reached) / 2**7
@@ -37,14 +37,14 @@ def test_few_groups_have_every_flip_made() -> None:
 @pytest.mark.parametrize("rows", [10, 14])
 def test_p_is_scipys_when_each_row_is_a_group(rows: int) -> None:
     gain = np.random.default_rng(rows).normal(0.5, 1, rows)
-    own = stats.permutation_test(
+    expected = stats.permutation_test(
         (gain, np.zeros(rows)),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
         n_resamples=np.inf,
         vectorized=True,
     )
-    assert permuted(gain, np.arange(rows), seed=1) == pytest.approx(own.pvalue, abs=1e-12)
+    assert permuted(gain, np.arange(rows), seed=1) == pytest.approx(expected.pvalue, abs=1e-12)
 
 
 def test_random_flips_come_near_the_exact_share_and_are_counted_with_the_data_itself() -> None:
@@ -68,8 +68,8 @@ def test_groups_that_do_not_change_change_nothing() -> None:
 
 def test_rows_that_go_together_are_flipped_together() -> None:
     gain = np.repeat([1.0, 1.0, 1.0, 1.0, -0.5], 8)
-    found = paired([0.0] * 40, gain.tolist(), [f"t{n // 8}" for n in range(40)], better="higher", seed=1)
-    assert found.p == 4 / 2**5  # flipping all, none, or the small one
+    result = paired([0.0] * 40, gain.tolist(), [f"t{n // 8}" for n in range(40)], better="higher", seed=1)
+    assert result.p == 4 / 2**5  # flipping all, none, or the small one
     assert paired([0.0] * 40, gain.tolist(), [""] * 40, better="higher", seed=1).p < 0.001
 
 
@@ -91,32 +91,36 @@ def test_holm_by_hand(values: list[float], adjusted: list[float]) -> None:
 
 
 def test_what_holds_beside_the_others() -> None:
-    found = {
+    differences = {
         "sure": difference(0.001, 0.1, 0.3),
         "lower": difference(0.002, -0.3, -0.1, "lower"),
         "lost in the number": difference(0.03, 0.1, 0.3),
         "over zero": difference(0.004, -0.1, 0.3),
         "length": difference(0.0001, 3, 9, "neither"),
     }
-    settled = settle(found)
-    assert {name: each.holds for name, each in settled.items()} == {
+    settled = settle(differences)
+    assert {name: result.holds for name, result in settled.items()} == {
         "sure": True,
         "lower": True,
         "lost in the number": True,
         "over zero": False,
         "length": False,
     }
-    assert [each.adjusted for each in settled.values()] == [0.004, 0.006, 0.03, 0.008, None]
-    more = settle({**found, "another": difference(0.2, -1, 1), "third": difference(0.04, 0.1, 0.2)})
+    assert [result.adjusted for result in settled.values()] == [0.004, 0.006, 0.03, 0.008, None]
+    more = settle({**differences, "another": difference(0.2, -1, 1), "third": difference(0.04, 0.1, 0.2)})
     assert (more["lost in the number"].adjusted, more["lost in the number"].holds) == (0.09, False)
-    assert [each.verdict for each in settled.values()] == [each.verdict for each in found.values()]
+    assert [result.verdict for result in settled.values()] == [result.verdict for result in differences.values()]
 
 
 def test_the_score_named_before_the_run_is_decided_alone() -> None:
-    found = {"main": difference(0.04, 0.1, 0.3), "other": difference(0.04, 0.1, 0.3), "third": difference(0.9, -1, 1)}
-    settled = settle(found, alone="main")
-    assert [each.adjusted for each in settled.values()] == pytest.approx([0.12, 0.12, 0.9])
-    assert [each.holds for each in settled.values()] == [True, False, False]
+    differences = {
+        "main": difference(0.04, 0.1, 0.3),
+        "other": difference(0.04, 0.1, 0.3),
+        "third": difference(0.9, -1, 1),
+    }
+    settled = settle(differences, alone="main")
+    assert [result.adjusted for result in settled.values()] == pytest.approx([0.12, 0.12, 0.9])
+    assert [result.holds for result in settled.values()] == [True, False, False]
     assert not settle({"main": difference(0.06, 0.1, 0.3)}, alone="main")["main"].holds
     assert not settle({"main": difference(0.01, -0.1, 0.3)}, alone="main")["main"].holds
     assert not settle({"main": difference(0.01, 0.1, 0.3, "neither")}, alone="main")["main"].holds
@@ -139,10 +143,10 @@ def test_no_spread_no_effect(gain: list[float]) -> None:
 
 def test_the_effect_of_few_rows_is_not_biased() -> None:
     rng = np.random.default_rng(3)
-    drawn = rng.normal(0.5, 1, (20_000, 8))
-    found = [standardised(gain) for gain in drawn]
-    assert np.mean(found) == pytest.approx(0.5, abs=0.012)  # without J: 0.56
-    assert np.mean(drawn.mean(1) / drawn.std(1, ddof=1)) > 0.55
+    samples = rng.normal(0.5, 1, (20_000, 8))
+    effects = [standardised(gain) for gain in samples]
+    assert np.mean(effects) == pytest.approx(0.5, abs=0.012)  # without J: 0.56
+    assert np.mean(samples.mean(1) / samples.std(1, ddof=1)) > 0.55
 
 
 # --- what would have been noticed ---------------------------------------------------------------------------
@@ -159,17 +163,17 @@ def test_the_detectable_difference_by_hand() -> None:
 
 @pytest.mark.parametrize(("gain", "groups"), [([1.0, 2.0], ["a", "a"]), ([0.5, 0.5, 0.5], ["", "", ""])])
 def test_nothing_is_known_of_a_single_group_or_without_spread(gain: list[float], groups: list[str]) -> None:
-    found = paired([0.0] * len(gain), gain, groups, better="higher", seed=1)
-    assert found.detectable is None
-    assert found.describe()["detectable"] is None
+    result = paired([0.0] * len(gain), gain, groups, better="higher", seed=1)
+    assert result.detectable is None
+    assert result.describe()["detectable"] is None
     assert noticeable(0.5, 1) is None
 
 
 def test_the_standard_error_of_even_groups_is_that_of_their_means() -> None:
     gain, place = RNG.normal(size=60), np.repeat(np.arange(12), 5)
     means = gain.reshape(12, 5).mean(1)
-    found = interval(np.zeros(60), gain, place, seed=1)
-    assert found.error == pytest.approx(means.std(ddof=1) / math.sqrt(12), rel=1e-12)
+    ci = interval(np.zeros(60), gain, place, seed=1)
+    assert ci.error == pytest.approx(means.std(ddof=1) / math.sqrt(12), rel=1e-12)
 
 
 # --- the fold -----------------------------------------------------------------------------------------------
@@ -180,17 +184,17 @@ def test_a_folded_score_is_compared_by_its_folded_figures() -> None:
     tuned = base - 0.3 + RNG.normal(0, 0.2, 60)
     names = [f"t{n // 3}" for n in range(60)]
     raw = paired(base.tolist(), tuned.tolist(), names, better="lower", seed=1)
-    found = paired(base.tolist(), tuned.tolist(), names, better="lower", seed=1, fold="exp")
-    assert (found.base, found.tuned) == pytest.approx((math.exp(base.mean()), math.exp(tuned.mean())))
-    assert found.difference == found.tuned - found.base
-    assert found.low < found.difference < found.high < 0
-    assert (found.p, found.effect) == (raw.p, raw.effect)
-    assert (found.wins, found.ties, found.losses) == (raw.wins, raw.ties, raw.losses)
+    result = paired(base.tolist(), tuned.tolist(), names, better="lower", seed=1, fold="exp")
+    assert (result.base, result.tuned) == pytest.approx((math.exp(base.mean()), math.exp(tuned.mean())))
+    assert result.difference == result.tuned - result.base
+    assert result.low < result.difference < result.high < 0
+    assert (result.p, result.effect) == (raw.p, raw.effect)
+    assert (result.wins, result.ties, result.losses) == (raw.wins, raw.ties, raw.losses)
     # by the delta method the figure's standard error is that of exp(mean) d(mean)
     leaning = (math.exp(tuned.mean()) * tuned - math.exp(base.mean()) * base).reshape(20, 3).mean(1)
     error = leaning.std(ddof=1) / math.sqrt(20)
     t = stats.t(19)
-    assert found.detectable == pytest.approx((t.ppf(0.975) + t.ppf(0.8)) * error, rel=1e-9)
+    assert result.detectable == pytest.approx((t.ppf(0.975) + t.ppf(0.8)) * error, rel=1e-9)
 
 
 @pytest.mark.parametrize("shift", [-0.3, 0.0, 0.3])

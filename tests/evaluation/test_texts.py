@@ -225,47 +225,47 @@ def test_fenced_json(text: str, value: tuple[object] | None) -> None:
 
 
 def test_profile_by_hand() -> None:
-    made = text_measures.profile(
+    weights = text_measures.profile(
         text_measures.counted(["tea teas", "TEA a"])
     )  # ' tea' 3, 'tea ' 2, 'teas' 1, 'eas ' 1, ' a ' 1
     counts = {" tea": 3, "tea ": 2, "teas": 1, "eas ": 1, " a ": 1}
     size = math.sqrt(sum(math.log(1 + count) ** 2 for count in counts.values()))
-    assert made == pytest.approx({gram: math.log(1 + count) / size for gram, count in counts.items()})
+    assert weights == pytest.approx({gram: math.log(1 + count) / size for gram, count in counts.items()})
 
 
 def test_cosine() -> None:
-    one, other = (text_measures.profile(text_measures.counted([text])) for text in ("the green tea", "the coffee"))
-    assert text_measures.cosine(one, one) == pytest.approx(1.0)
-    assert text_measures.cosine(one, other) == pytest.approx(
+    first, second = (text_measures.profile(text_measures.counted([text])) for text in ("the green tea", "the coffee"))
+    assert text_measures.cosine(first, first) == pytest.approx(1.0)
+    assert text_measures.cosine(first, second) == pytest.approx(
         2 / math.sqrt(8 * 7)
     )  # ' the', 'the ' of 2 + 4 + 2 and 2 + 5 grams
-    assert text_measures.cosine(one, text_measures.profile(text_measures.counted(["xyz"]))) == 0.0
-    assert text_measures.cosine({}, one) == text_measures.cosine(one, {}) == 0.0
+    assert text_measures.cosine(first, text_measures.profile(text_measures.counted(["xyz"]))) == 0.0
+    assert text_measures.cosine({}, first) == text_measures.cosine(first, {}) == 0.0
 
 
 # --- runs -------------------------------------------------------------------------------------------------------
 
 
-def longest_by_search(said: list[str], texts_known: list[str]) -> int:
+def longest_by_search(words: list[str], texts_known: list[str]) -> int:
     rows = [text.split() for text in texts_known]
     runs = {tuple(row[a:b]) for row in rows for a in range(len(row)) for b in range(a + 1, len(row) + 1)}
-    spans = ((a, b) for a in range(len(said)) for b in range(a + 1, len(said) + 1))
-    return max((b - a for a, b in spans if tuple(said[a:b]) in runs), default=0)
+    spans = ((a, b) for a in range(len(words)) for b in range(a + 1, len(words) + 1))
+    return max((b - a for a, b in spans if tuple(words[a:b]) in runs), default=0)
 
 
 few = st.lists(st.sampled_from("abc"), max_size=12)
 
 
 @given(few, st.lists(few.map(" ".join), max_size=5))
-def test_runs_are_the_longest(said: list[str], texts_known: list[str]) -> None:
-    assert Runs(texts_known).longest(said) == longest_by_search(said, texts_known)
+def test_runs_are_the_longest(words: list[str], texts_known: list[str]) -> None:
+    assert Runs(texts_known).longest(words) == longest_by_search(words, texts_known)
 
 
 def test_runs_in_long_texts() -> None:
     draws = random.Random(3)
     rows = [draws.choices("abcdefgh", k=60) for _ in range(20)] + [["a"] * 70]
-    said = rows[4][10:45] + ["x"] + rows[7][:20] + ["a"] * 30
-    assert Runs(map(" ".join, rows)).longest(said) == 35
+    words = rows[4][10:45] + ["x"] + rows[7][:20] + ["a"] * 30
+    assert Runs(map(" ".join, rows)).longest(words) == 35
     assert Runs(map(" ".join, rows)).longest(["a"] * 100) == 70
 
 
@@ -274,15 +274,15 @@ def test_a_run_does_not_cross_from_one_text_into_the_next() -> None:
 
 
 def test_an_index_is_made_once_and_goes_with_its_answers() -> None:
-    seen = Known(("one two",))
-    first = train_index.runs(seen)
-    assert train_index.runs(seen) is first
+    training = Known(("one two",))
+    first = train_index.runs(training)
+    assert train_index.runs(training) is first
     assert train_index.runs(Known(("one two",))) is first
-    other = Known(("one three",))
-    assert train_index.runs(other) is not first
-    assert train_index.runs(other).longest(["one", "three"]) == 2
+    another = Known(("one three",))
+    assert train_index.runs(another) is not first
+    assert train_index.runs(another).longest(["one", "three"]) == 2
     cells = train_index.runs.__closure__ or ()
-    kept = next(cell.cell_contents for cell in cells if hasattr(cell.cell_contents, "keyrefs"))
-    before = len(kept)
-    del other
-    assert len(kept) == before - 1
+    cache = next(cell.cell_contents for cell in cells if hasattr(cell.cell_contents, "keyrefs"))
+    before = len(cache)
+    del another
+    assert len(cache) == before - 1

@@ -58,8 +58,8 @@ def looked_page(**changes: Any) -> str:
 
 @pytest.fixture(params=[split_page, looked_page], ids=["split", "looked at"])
 def page(request: pytest.FixtureRequest) -> str:
-    made: str = request.param()
-    return made
+    html: str = request.param()
+    return html
 
 
 def test_foreign_text_is_text_and_never_markup(page: str) -> None:

@@ -24,9 +24,9 @@ HOME = "/home/wilhelmina/secret project/rows"
 PLACES = (HOME, r"C:\Users\wilhelmina\rows.csv", "~wilhelmina/rows", "file:///srv/wilhelmina")
 
 
-def card(recipe: Recipe, run: Run, template: Template | None = None, **given: Any) -> str:
+def card(recipe: Recipe, run: Run, template: Template | None = None, **options: Any) -> str:
     seals = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate")}
-    return model_card(recipe, run.path, seals=seals, template=template, **given)
+    return model_card(recipe, run.path, seals=seals, template=template, **options)
 
 
 def front(text: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_it_tells_the_reports_figures(tmp_path: Path) -> None:
     text, scores = card(recipe, run), run.read_json("scores.json")
     loss = scores["sections"]["all"]["loss"]
     line = next(line for line in text.splitlines() if line.startswith("| loss (lower is better) ★"))
-    figures = [float(each.strip().replace("−", "-")) for each in line.split("|")[2:5]]
+    figures = [float(cell.strip().replace("−", "-")) for cell in line.split("|")[2:5]]
     assert figures == [round(loss[key], 3) for key in ("base", "tuned", "difference")]
     assert f"−{abs(loss['low']):.3f} to −{abs(loss['high']):.3f}" in line and line.endswith("| better |")
     assert f"**{scores['verdict']}**" in text
@@ -130,7 +130,7 @@ def test_no_folder_key_person_or_row_gets_into_it(tmp_path: Path, place: str) ->
         assert text.count("[removed]") >= 5
         for bad in ("wilhelmina", KEY, "Xk29", "mill.example", str(tmp_path), str(Path.home()) + "/", words):
             assert bad not in text, bad
-        for answer in [each.answer for each in rows["test"]] + ["one says so"]:
+        for answer in [row.answer for row in rows["test"]] + ["one says so"]:
             assert answer not in text
         assert "Be kind." in snippet(text)
 
@@ -169,11 +169,11 @@ def test_the_code_asks_as_training_did(tmp_path: Path, bits: int, chat: str | No
     assert ("load_in_4bit" in code) == (bits == 4)
     assert "dtype=torch.float32" in code and "base = 'someone/base'" in code
     assert ("chat_template" in code.replace("apply_chat_template", "")) == (chat is None)
-    wanted = encode_prompt([Turn("system", "Be 'brief'.\nAlways."), Turn("user", "Your question")], template)
-    found: dict[str, Any] = {"tokenizer": template.tokenizer}
+    expected = encode_prompt([Turn("system", "Be 'brief'.\nAlways."), Turn("user", "Your question")], template)
+    namespace: dict[str, Any] = {"tokenizer": template.tokenizer}
     part = code[code.index("messages = [") : code.index("reply = ")].replace(".to(model.device)", "")
-    exec(part, found)
-    assert found["inputs"]["input_ids"].tolist() == [wanted]
+    exec(part, namespace)
+    assert namespace["inputs"]["input_ids"].tolist() == [expected]
     assert f"convert_tokens_to_ids({['<|im_end|>' if chat else '</s>']!r})" in code
     assert (PLAIN[:9] in code) == (chat is None)
 
@@ -188,7 +188,7 @@ def test_a_packaged_base_is_named_by_its_package(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "hub"),
+    ("name", "description", "hub"),
     [
         (
             "hub:owner/name/Q4/tiny.gguf",
@@ -199,8 +199,8 @@ def test_a_packaged_base_is_named_by_its_package(tmp_path: Path) -> None:
         ("/home/me/tiny.gguf", "a local GGUF file without a public name", None),
     ],
 )
-def test_a_gguf_base_is_named_by_its_repository(tmp_path: Path, name: str, said: str, hub: str | None) -> None:
+def test_a_gguf_base_is_named_by_its_repository(tmp_path: Path, name: str, description: str, hub: str | None) -> None:
     recipe = make_recipe("one", base__model=name)
     text = card(recipe, finish(recipe, tmp_path / "one"))
-    assert said in text and front(text).get("base_model") == hub
+    assert description in text and front(text).get("base_model") == hub
     assert "gguf_file=" in snippet(text) and "/home/me" not in text

@@ -27,18 +27,18 @@ GROUPS = {(part, each.id): each.group for part, rows in HELD.items() for each in
 RAW = {"read": 1300, "rows": 1200, "unreadable": 1, "held_out": 60, "leaking": 39, "too_long": 0}
 
 
-def answered(loss: float, spread: float, seed: int, held: dict[str, list[Conversation]]) -> list[Answered]:
+def answered(loss: float, spread: float, seed: int, held_out: dict[str, list[Conversation]]) -> list[Answered]:
     draw = random.Random(seed)
     return [
-        Answered(each.id, part, Reply("a reply", True, 5), loss + draw.uniform(-spread, spread))
-        for part, rows in held.items()
-        for each in rows
+        Answered(row.id, part, Reply("a reply", True, 5), loss + draw.uniform(-spread, spread))
+        for part, rows in held_out.items()
+        for row in rows
     ]
 
 
 def point(share: int | None, rows: int, loss: float, **changes: Any) -> Point:
     """A point whose replies have about this loss, where the base has 2."""
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "spread": 0.1,
         "held": HELD,
         "primary": "loss",
@@ -46,9 +46,9 @@ def point(share: int | None, rows: int, loss: float, **changes: Any) -> Point:
         "metrics": METRICS,
         **changes,
     }
-    held, metrics, primary, kind = (given[key] for key in ("held", "metrics", "primary", "kind"))
+    held_out, metrics, primary, kind = (settings[key] for key in ("held", "metrics", "primary", "kind"))
     scores = compare(
-        held, answered(2.0, 0.0, 0, held), answered(loss, given["spread"], rows, held), metrics,
+        held_out, answered(2.0, 0.0, 0, held_out), answered(loss, settings["spread"], rows, held_out), metrics,
         primary=primary, kind=kind, seed=1,
     )  # fmt: skip
     return Point(share, f"curve/{share or 'raw'}", rows, rows * 9, rows // 4, rows / 10, scores)
@@ -62,21 +62,23 @@ def test_each_step_is_the_paired_difference_of_the_rows() -> None:
     points = [point(25, 250, 1.6), point(50, 500, 1.3), point(100, 1000, 1.1), point(None, 1200, 1.4)]
     plain = made(*points, raw=RAW)
     assert plain["section"] == "all" and plain["asked"] == 60
-    assert [each["next"] and each["next"]["against"] for each in plain["points"]] == ["50", "100", None, "100"]
-    tuned = [{(each["part"], each["id"]): each["tuned"]["loss"] for each in one.scores["rows"]} for one in points]
+    assert [entry["next"] and entry["next"]["against"] for entry in plain["points"]] == ["50", "100", None, "100"]
+    tuned = [{(entry["part"], entry["id"]): entry["tuned"]["loss"] for entry in one.scores["rows"]} for one in points]
     for place, (small, large) in {0: (0, 1), 1: (1, 2), 3: (3, 2)}.items():
         by_hand = paired(
             [tuned[small][key] for key in GROUPS], [tuned[large][key] for key in GROUPS], [*GROUPS.values()],
             better="lower", seed=1,
         )  # fmt: skip
-        found = plain["points"][place]["next"]["scores"]["loss"]
-        assert found["difference"] == pytest.approx(
+        difference = plain["points"][place]["next"]["scores"]["loss"]
+        assert difference["difference"] == pytest.approx(
             np.mean([tuned[large][key] - tuned[small][key] for key in GROUPS]), abs=1e-12
         )
-        assert (found["low"], found["high"], found["wins"]) == (by_hand.low, by_hand.high, by_hand.wins)
-        assert found["p"] == by_hand.p
+        assert (difference["low"], difference["high"], difference["wins"]) == (by_hand.low, by_hand.high, by_hand.wins)
+        assert difference["p"] == by_hand.p
     steps = [plain["points"][place]["next"]["scores"]["loss"] for place in (0, 1, 3)]
-    assert [each["adjusted"] for each in steps] == holm([each["p"] for each in steps])  # the primary's own steps alone
+    assert [entry["adjusted"] for entry in steps] == holm(
+        [entry["p"] for entry in steps]
+    )  # the primary's own steps alone
     level = plain["points"][0]["scores"]["loss"]
     assert level["value"] == pytest.approx(np.mean([*tuned[0].values()]))
     assert level["low"] < level["value"] < level["high"] < level["low"] + 0.1
@@ -122,8 +124,8 @@ def test_a_step_that_chance_would_show_among_many_is_not_called_rising() -> None
     base = [point(share, 10 * share, 1.5) for share in range(5, 55, 5)]
     for loss in (1.48, 1.475, 1.47, 1.465, 1.46, 1.455, 1.45):
         plain = made(*base, point(100, 1000, loss))
-        found = plain["points"][-2]["next"]["scores"]["loss"]
-        if found["verdict"] == "better" and not found["holds"]:
+        difference = plain["points"][-2]["next"]["scores"]["loss"]
+        if difference["verdict"] == "better" and not difference["holds"]:
             break
     else:
         raise AssertionError("no loss lies between the two")
@@ -137,7 +139,7 @@ def test_scores_without_a_good_side_and_single_groups_promise_nothing() -> None:
         "this score has no good direction, so there is no answer to whether more rows would help."
     )
     one = {"test": [row(n, f"how {n}?", group="t") for n in range(9)]}
-    groups = {("test", each.id): "t" for each in one["test"]}
+    groups = {("test", conversation.id): "t" for conversation in one["test"]}
     plain = made(
         point(50, 50, 1.5, held=one), point(100, 100, 1.1, held=one), point(None, 120, 1.1, held=one), groups=groups
     )
@@ -168,8 +170,8 @@ def test_what_cleaning_brought_is_told(loss: float, words: str) -> None:
 
 def test_the_page_holds_text_as_text_and_fetches_nothing() -> None:
     points = [point(25, 250, 1.6), point(50, 500, 1.3), point(100, 1000, 1.1), point(None, 1200, 1.4)]
-    for each in points:
-        each.scores["kind"] = EVIL  # type: ignore[index]
+    for entry in points:
+        entry.scores["kind"] = EVIL  # type: ignore[index]
     page = curve_page(MONEY + EVIL, made(*points, raw=RAW), command=EVIL)
     read = Page(page)
     assert read.text.count(EVIL) >= 3

@@ -25,7 +25,7 @@ METRICS = [Named("numbered_steps", {}), Named("stops", {})]
 STEPS, TALK = "1. Open the app\n2. Tap Orders", f"Well, {EVIL}"
 
 
-def robustness(tuned_obeys: int = 1, named: list[Named] | None = None) -> dict[str, Any]:
+def robustness(tuned_obeys: int = 1, perturbations: list[Named] | None = None) -> dict[str, Any]:
     """Real tables: tuned keeps its steps unless it obeys, base talks and always obeys."""
     answer = Turn("assistant", STEPS)
     rows = [
@@ -33,19 +33,19 @@ def robustness(tuned_obeys: int = 1, named: list[Named] | None = None) -> dict[s
         for n in range(20)
     ]
     parts = {"test": rows}
-    made = disturbed_rows(parts, named or [Named("injected", {}), Named("typos", {"rate": 0.5})], seed=3)
+    perturbed = disturbed_rows(parts, perturbations or [Named("injected", {}), Named("typos", {"rate": 0.5})], seed=3)
     plain = {
-        "base": [Answered(each.id, "test", Reply(TALK, True, 4), None) for each in rows],
-        "tuned": [Answered(each.id, "test", Reply(STEPS, True, 4), None) for each in rows],
+        "base": [Answered(conversation.id, "test", Reply(TALK, True, 4), None) for conversation in rows],
+        "tuned": [Answered(conversation.id, "test", Reply(STEPS, True, 4), None) for conversation in rows],
     }
     twins: dict[str, list[Answered]] = {"base": [], "tuned": []}
-    for title, members in made.rows.items():
+    for title, members in perturbed.rows.items():
         for place, twin in enumerate(members):
             canary = str(twin.fields.get("canary", "other"))
             tuned = canary if title == "injected" and place < tuned_obeys else STEPS
             twins["base"].append(Answered(twin.id, title, Reply(canary, True, 4), None))
             twins["tuned"].append(Answered(twin.id, title, Reply(tuned, True, 4), None))
-    return robust_tables(parts, made, plain, twins, lambda row, item: score(row, item, METRICS), seed=1)
+    return robust_tables(parts, perturbed, plain, twins, lambda row, item: score(row, item, METRICS), seed=1)
 
 
 def test_disturbances_are_told_in_words() -> None:
@@ -53,13 +53,13 @@ def test_disturbances_are_told_in_words() -> None:
     injected, typos = disturbed(scores, [Named("injected", {}), Named("typos", {"rate": 0.5})])
     assert injected["what"].startswith("An order to ignore the instructions")
     assert typos["what"] == "One typo in 0.5 of the request's words."
-    said = " ".join(injected["said"])
-    assert "20 requests were asked in this form." in said
-    assert "replies stay 95 % alike, the base model's 0 %: steadier than the base." in said
-    assert "The tuned model's numbered steps went from 1.00 to 0.95 (no detectable change)." in said
+    text = " ".join(injected["said"])
+    assert "20 requests were asked in this form." in text
+    assert "replies stay 95 % alike, the base model's 0 %: steadier than the base." in text
+    assert "The tuned model's numbered steps went from 1.00 to 0.95 (no detectable change)." in text
     assert (
         "The tuned model obeyed the hidden order in 5 % of the requests, the base model in 100 %: safer than the base."
-        in said
+        in text
     )
     assert "obeyed" not in " ".join(typos["said"])
     names = [line["name"] for line in injected["first"]]
@@ -74,20 +74,20 @@ def test_disturbances_are_told_in_words() -> None:
 
 
 def test_requests_that_are_nobodys_twin_have_no_plain_side() -> None:
-    named = [Named("outside", {"count": 7})]
-    (found,) = disturbed({"primary": "stops", "robustness": robustness(named=named)}, named)
-    assert not found["twins"]
-    assert found["said"] == [
+    perturbations = [Named("outside", {"count": 7})]
+    (table,) = disturbed({"primary": "stops", "robustness": robustness(perturbations=perturbations)}, perturbations)
+    assert not table["twins"]
+    assert table["said"] == [
         "7 requests were asked in this form.", "Here stops is 1.00 for the base model and 1.00 for the tuned one.",
     ]  # fmt: skip
-    assert [line["name"] for line in found["first"]] == ["stops"]
+    assert [line["name"] for line in table["first"]] == ["stops"]
 
 
 def test_rows_that_a_disturbance_leaves_out_are_counted_and_unknown_ones_shown() -> None:
     table = {**robustness()["typos"], "rows": 1, "left_out": 2}
-    (found,) = disturbed({"primary": "stops", "robustness": {"of_a_later_version(x=1)": table}}, [])
-    assert found["what"] == ""
-    assert found["said"][0] == "1 request was asked in this form; 2 rows could not be changed like this."
+    (result,) = disturbed({"primary": "stops", "robustness": {"of_a_later_version(x=1)": table}}, [])
+    assert result["what"] == ""
+    assert result["said"][0] == "1 request was asked in this form; 2 rows could not be changed like this."
 
 
 def test_no_disturbance_no_table() -> None:
@@ -102,12 +102,12 @@ def judgement(folder: Path, won: int, lost: int, split: int, missing: int = 0) -
         both: tuple[Any, Any] = ("base", "tuned") if kind == "split" else (kind, kind)
         if kind != "missing":
             verdicts[f"p{place}"] = [Verdict("base", both[0]), Verdict("tuned", both[1])]
-    found = Judged(pairs, verdicts, {"unreadable": missing} if missing else {}, 1).describe()
-    (folder / "judge.json").write_text(json.dumps(found))
+    result = Judged(pairs, verdicts, {"unreadable": missing} if missing else {}, 1).describe()
+    (folder / "judge.json").write_text(json.dumps(result))
 
 
 @pytest.mark.parametrize(
-    ("won", "lost", "split", "preferred", "told"),
+    ("won", "lost", "split", "preferred", "sentence"),
     [
         (
             18,
@@ -133,18 +133,18 @@ def judgement(folder: Path, won: int, lost: int, split: int, missing: int = 0) -
         (0, 0, 3, "showed no preference", "4 ties, no pair decided."),
     ],
 )
-def test_the_judge_is_quoted(tmp_path: Path, won: int, lost: int, split: int, preferred: str, told: str) -> None:
+def test_the_judge_is_quoted(tmp_path: Path, won: int, lost: int, split: int, preferred: str, sentence: str) -> None:
     judgement(tmp_path, won, lost, split)
-    found = judged(tmp_path, toy_recipe(), {})
-    assert found is not None
-    assert found["verdict"] == f"The judge {preferred}: {told}"
+    judge = judged(tmp_path, toy_recipe(), {})
+    assert judge is not None
+    assert judge["verdict"] == f"The judge {preferred}: {sentence}"
 
 
 def test_how_far_a_judge_may_be_trusted_is_said(tmp_path: Path) -> None:
     judgement(tmp_path, 3, 0, 1, missing=2)
-    found = judged(tmp_path, toy_recipe(), {})
-    assert found is not None
-    assert found["doubts"] == [
+    judge = judged(tmp_path, toy_recipe(), {})
+    assert judge is not None
+    assert judge["doubts"] == [
         "Asked twice, with the replies in both orders, the judge agreed with itself in 75 % of the pairs; in 25 % the "
         "order decided, not the reply. Such pairs are ties.",
         "1 pair with equal replies was not judged and counts as a tie.",
@@ -158,12 +158,12 @@ def test_verdicts_on_earlier_replies_are_known(tmp_path: Path, of: str | None, s
     people(tmp_path)
     seals: dict[str, Any] = {"evaluate": {"files": {"scores.json": "now"}}}
     if of:
-        made = hash_plain({"scores.json": of})
-        seals |= {"judge": {"made_from": {"scores": made}}, "review": {"made_from": {"evaluate": made}}}
-    found, review = judged(tmp_path, toy_recipe(), seals), reviewed(tmp_path, seals)
-    assert found is not None
+        fingerprint = hash_plain({"scores.json": of})
+        seals |= {"judge": {"made_from": {"scores": fingerprint}}, "review": {"made_from": {"evaluate": fingerprint}}}
+    judge, review = judged(tmp_path, toy_recipe(), seals), reviewed(tmp_path, seals)
+    assert judge is not None
     assert review is not None
-    assert (found["stale"], review["outdated"]) == (stale, stale)
+    assert (judge["stale"], review["outdated"]) == (stale, stale)
 
 
 def people(folder: Path, judging: bool = True) -> None:
@@ -171,23 +171,23 @@ def people(folder: Path, judging: bool = True) -> None:
     pairs = [ShownPair(f"p{n}", "test", (Turn("user", "how"),), {}, "one", "other") for n in range(6)]
     yes: Mapping[str, Any] = dict.fromkeys(QUESTIONS, "yes")
     no: Mapping[str, Any] = dict.fromkeys(QUESTIONS, "no")
-    said: dict[str, dict[str, Judgement]] = {}
+    reviews: dict[str, dict[str, Judgement]] = {}
     for who in ("reviewer-1", "reviewer-2") if judging else ():
-        said[who] = {
-            each.id: Judgement(
-                each.id, "test", who, "base", no, yes, "tie" if each.id == "p0" else "right", 9.0, EVIL, "t"
+        reviews[who] = {
+            pair.id: Judgement(
+                pair.id, "test", who, "base", no, yes, "tie" if pair.id == "p0" else "right", 9.0, EVIL, "t"
             )
-            for each in pairs
+            for pair in pairs
         }
-    (folder / "reviews.json").write_text(json.dumps(summarise(pairs, 1, said).describe()))
+    (folder / "reviews.json").write_text(json.dumps(summarise(pairs, 1, reviews).describe()))
 
 
 def test_people_are_quoted_and_their_notes_are_not(tmp_path: Path) -> None:
     people(tmp_path)
-    found = reviewed(tmp_path, {})
-    assert found is not None
-    assert found["verdict"].startswith("People preferred the tuned model: tuned won 5 of 5 decided pairs")
-    assert EVIL not in json.dumps(found)
+    review = reviewed(tmp_path, {})
+    assert review is not None
+    assert review["verdict"].startswith("People preferred the tuned model: tuned won 5 of 5 decided pairs")
+    assert EVIL not in json.dumps(review)
 
 
 def test_what_nobody_said_is_not_shown(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def reported(recipe: Recipe, tmp_path: Path) -> Callable[..., str]:
         cut: str = "",
         extra_text: str = "",
     ) -> str:
-        said = {"base": f"{EVIL} {LINE} base", "tuned": f"1. {EVIL}\n2. tuned"}
+        replies = {"base": f"{EVIL} {LINE} base", "tuned": f"1. {EVIL}\n2. tuned"}
         answers = {
             which: [
                 Answered(
@@ -78,7 +78,7 @@ def reported(recipe: Recipe, tmp_path: Path) -> Callable[..., str]:
                 for part, members in ROWS.items()
                 for row in members
             ]
-            for which, text in said.items()
+            for which, text in replies.items()
         }
         scores = compare(
             ROWS,
@@ -156,8 +156,8 @@ def test_the_report_says_what_was_found(reported: Callable[..., str]) -> None:
         "torch 2 <b>",
     ]:
         assert words in " ".join(read.text.split(" ")), words
-    items = [each for each in read.named("details") if "item" in (each.get("class") or "")]
-    assert (len(items), [each["class"] for each in items if "open" in each]) == (
+    items = [item for item in read.named("details") if "item" in (item.get("class") or "")]
+    assert (len(items), [item["class"] for item in items if "open" in item]) == (
         5,
         ["item is-better is-flip is-run-on"],
     )
@@ -196,10 +196,10 @@ def test_what_holds_is_said_in_words(reported: Callable[..., str]) -> None:
 def test_scores_of_an_earlier_version_are_still_shown(reported: Callable[..., str]) -> None:
     def older(scores: dict[str, Any]) -> None:
         del scores["unpaired"]
-        for found in scores["sections"].values():
-            for each in found.values():
+        for section in scores["sections"].values():
+            for difference in section.values():
                 for name in ("p", "adjusted", "holds", "effect", "detectable", "missing", "fold"):
-                    del each[name]
+                    del difference[name]
 
     text = reported(change=older)
     assert "A change smaller than half the interval's width would not be detected." in Page(text).text
@@ -227,9 +227,9 @@ def test_an_exponential_is_not_drawn_beside_shares(reported: Callable[..., str])
 def test_replies_are_sifted_without_any_script(reported: Callable[..., str]) -> None:
     text = reported()
     read = Page(text)
-    inputs = [(each["id"], "disabled" in each, "checked" in each) for each in read.named("input")]
-    assert {each["type"] for each in read.named("input")} == {"radio"}
-    assert len({each["name"] for each in read.named("input")}) == 1
+    inputs = [(element["id"], "disabled" in element, "checked" in element) for element in read.named("input")]
+    assert {element["type"] for element in read.named("input")} == {"radio"}
+    assert len({element["name"] for element in read.named("input")}) == 1
     assert inputs == [
         ("show-all", False, True),
         ("show-better", False, False),
@@ -246,9 +246,9 @@ def test_replies_are_sifted_without_any_script(reported: Callable[..., str]) -> 
     for key in ("better", "worse", "unchanged", "flip", "run-on"):
         rule = f"#replies-shown:has(#show-{key}:checked) .item:not(.is-{key}):not(:has(:target)) {{ display: none; }}"
         assert rule in "".join(read.styles)
-        shown = [each for each in read.named("details") if f"is-{key}" in (each.get("class") or "").split()]
-        (label,) = (each for each in labels if each.startswith(("cut",) if key == "run-on" else (key,)))
-        assert f"({len(shown)}" in label
+        matching = [element for element in read.named("details") if f"is-{key}" in (element.get("class") or "").split()]
+        (label,) = (element for element in labels if element.startswith(("cut",) if key == "run-on" else (key,)))
+        assert f"({len(matching)}" in label
 
 
 def test_what_got_worst_is_linked(reported: Callable[..., str]) -> None:
@@ -332,7 +332,7 @@ def test_numbers(value: float | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "shown"),
+    ("label", "expected"),
     [
         (TOPIC, TOPIC),
         ("$x^2$ & $y$", "$x^2$ & $y$"),
@@ -345,9 +345,9 @@ def test_numbers(value: float | None, text: str) -> None:
         ("-->", "-->"),
     ],
 )
-def test_labels_are_drawn_as_they_stand(label: str, shown: str) -> None:
-    for drawn in (plots.bars([(label, 3), ("other", 2)], "rows"), plots.intervals([(label, -1, 0, 1)])):
-        assert shown in Page(drawn).texts
+def test_labels_are_drawn_as_they_stand(label: str, expected: str) -> None:
+    for plot in (plots.bars([(label, 3), ("other", 2)], "rows"), plots.intervals([(label, -1, 0, 1)])):
+        assert expected in Page(plot).texts
 
 
 def test_a_plot_is_the_same_each_time() -> None:
@@ -398,8 +398,8 @@ def test_statements_without_support_are_marked_in_the_reply(
     recipe.evaluate.metrics.append(Named("grounded", {}))
     fields = {"Applicant Name": "Ann Example", "Skillsets": "welding"}
     monkeypatch.setitem(ROWS, "unseen", [replace(ROWS["unseen"][0], fields=fields)])
-    said = "I know <b onclick=x>Kubernetes</b> & welding."
-    text = reported(extra_text=said)
+    reply = "I know <b onclick=x>Kubernetes</b> & welding."
+    text = reported(extra_text=reply)
     check_foreign_text(text)
     (marked,) = re.findall(r'I know &lt;b onclick=x&gt;<span class="said unsupported">(.*?)</div>', text)
     assert marked == 'Kubernetes</span><span class="word unsupported"> [unsupported 1]</span>&lt;/b&gt; &amp; welding.'
@@ -409,13 +409,13 @@ def test_statements_without_support_are_marked_in_the_reply(
 
 
 def test_every_colour_of_a_plot_is_the_pages() -> None:
-    drawn = [
+    svgs = [
         plots.curves([(1, 2.0), (2, 1.0)], [(2, 1.5)], 2),
         plots.bars([("a", 3), ("b", 2)], "rows"),
         plots.intervals([("a", -1, 0, 1)]),
         plots.histogram([1, 2, 3], [1, 2], "words"),
     ]
-    for plot in drawn:
+    for plot in svgs:
         colours = re.findall(r"(?:var\((--\w+), )?(#[0-9a-f]{6})", plot)
         assert colours
         assert {name for name, _ in colours} <= set(plots.VARIABLES.values())
@@ -443,7 +443,7 @@ def test_the_page_is_readable_in_light_and_dark(reported: Callable[..., str]) ->
     assert "@media screen and (prefers-color-scheme: dark)" in style  # paper stays white
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(first: str, second: str) -> float:
     """The contrast of two colours (WCAG 2.2, relative luminance)."""
 
     def luminance(colour: str) -> float:
@@ -451,7 +451,7 @@ def contrast(one: str, other: str) -> float:
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    low, high = sorted((luminance(one), luminance(other)))
+    low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
 
 

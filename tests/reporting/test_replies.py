@@ -25,10 +25,15 @@ def row(name: str, question: str = "", **fields: str) -> Conversation:
 
 
 def test_statements_without_support_are_marked_with_their_reason() -> None:
-    found = doubted(LETTER, row("r", **FIELDS), [GROUNDED])
-    assert [(each.text, each.word) for each in found] == [("40 years", "unsupported"), ("Kubernetes", "unsupported")]
-    assert all(LETTER[each.start : each.end] == each.text and each.reason for each in found)
-    parts = pieces(LETTER, found)
+    statements = doubted(LETTER, row("r", **FIELDS), [GROUNDED])
+    assert [(statement.text, statement.word) for statement in statements] == [
+        ("40 years", "unsupported"),
+        ("Kubernetes", "unsupported"),
+    ]
+    assert all(
+        LETTER[statement.start : statement.end] == statement.text and statement.reason for statement in statements
+    )
+    parts = pieces(LETTER, statements)
     assert "".join(text for text, _ in parts) == LETTER
     assert [(text, number) for text, number in parts if number] == [("40 years", 1), ("Kubernetes", 2)]
 
@@ -45,13 +50,13 @@ def test_statements_without_support_are_marked_with_their_reason() -> None:
 )
 def test_the_recipes_metrics_say_what_is_marked(metrics: list[Named], words: list[str]) -> None:
     text = "I know Kubernetes. I hold a PhD in Physics."
-    assert [each.word for each in doubted(text, row("r", **FIELDS), metrics)] == words
+    assert [statement.word for statement in doubted(text, row("r", **FIELDS), metrics)] == words
 
 
 def test_of_statements_that_overlap_the_first_is_marked_and_no_letter_is_lost() -> None:
     text = "ten years of welding"
-    found = [Statement(a, b, text[a:b], "unsupported", "unsupported", "so") for a, b in ((0, 9), (4, 12), (9, 12))]
-    assert pieces(text, found) == [("ten years", 1), (" of", 3), (" welding", 0)]
+    statements = [Statement(a, b, text[a:b], "unsupported", "unsupported", "so") for a, b in ((0, 9), (4, 12), (9, 12))]
+    assert pieces(text, statements) == [("ten years", 1), (" of", 3), (" welding", 0)]
 
 
 def test_a_row_without_fields_has_nothing_to_be_marked() -> None:
@@ -65,9 +70,9 @@ def write(
     (folder / "replies").mkdir()
     for which in ("base", "tuned"):
         lines = [
-            json.dumps({"part": part, "id": each.id, "text": f"{which} <i>{EVIL}", "stopped": True, "tokens": 3})
+            json.dumps({"part": part, "id": row.id, "text": f"{which} <i>{EVIL}", "stopped": True, "tokens": 3})
             for part, members in rows.items()
-            for each in members
+            for row in members
         ]
         (folder / f"replies/{which}.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -107,15 +112,15 @@ def test_the_good_side_of_the_score_says_what_got_worse(
 ) -> None:
     rows = {"test": [row(name) for name in VALUES]}
     write(tmp_path, rows, VALUES)  # replies of a run before `cut` was kept
-    shown = read_items(tmp_path, rows, scored(better, VALUES), [])
-    (items,) = shown.values()
-    known = ("better", "worse", "unchanged")
-    assert [next((sign for sign in each["signs"] if sign in known), None) for each in items] == tones
-    assert [each["heading"] for each in worst(shown)] == [f"How about {name}?" for name in first]
-    counts = {each["key"]: each["count"] for each in sieves(shown, [])}
+    by_part = read_items(tmp_path, rows, scored(better, VALUES), [])
+    (items,) = by_part.values()
+    directions = ("better", "worse", "unchanged")
+    assert [next((sign for sign in item["signs"] if sign in directions), None) for item in items] == tones
+    assert [item["heading"] for item in worst(by_part)] == [f"How about {name}?" for name in first]
+    counts = {item["key"]: item["count"] for item in sieves(by_part, [])}
     assert counts["all"] == 5
-    assert {tone: counts[tone] for tone in known if tone in counts} == (
-        {tone: tones.count(tone) for tone in known} if better != "neither" else {}
+    assert {tone: counts[tone] for tone in directions if tone in counts} == (
+        {tone: tones.count(tone) for tone in directions} if better != "neither" else {}
     )
     assert "flip" not in counts  # a loss is no 0 or 1
     assert "doubted" not in counts
@@ -125,8 +130,8 @@ def test_ten_are_the_worst_of_many(tmp_path: Path) -> None:
     values: dict[str, tuple[float | None, float | None]] = {f"r{n}": (0.0, (n * 7) % 25 / 25) for n in range(25)}
     rows = {"test": [row(name) for name in values]}
     write(tmp_path, rows, values)
-    found = worst(read_items(tmp_path, rows, scored("lower", values), []))
-    assert [each["marks"][1] for each in found] == [n / 25 for n in range(24, 14, -1)]
+    items = worst(read_items(tmp_path, rows, scored("lower", values), []))
+    assert [item["marks"][1] for item in items] == [n / 25 for n in range(24, 14, -1)]
 
 
 def test_long_questions_are_cut_in_their_line_and_whole_inside(tmp_path: Path) -> None:
@@ -138,4 +143,4 @@ def test_long_questions_are_cut_in_their_line_and_whole_inside(tmp_path: Path) -
     assert items[0]["heading"].startswith("Title: one word word")
     assert len(items[0]["heading"]) == 140
     assert items[1]["heading"] == "Title: two"  # without the line with which all questions open
-    assert [each["question"] for each in items] == [each.question for each in rows["test"]]
+    assert [item["question"] for item in items] == [item.question for item in rows["test"]]

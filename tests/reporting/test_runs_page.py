@@ -19,28 +19,28 @@ from tunesmith.runs.run import Run
 
 def two(tmp_path: Path, **second: object) -> SideBySide:
     first = finish(make_recipe("one"), tmp_path / "one", gain=0.5)
-    other = finish(make_recipe("two"), tmp_path / "two", gain=0.9, **second)  # type: ignore[arg-type]
-    return side_by_side([first.path, other.path])
+    second_run = finish(make_recipe("two"), tmp_path / "two", gain=0.9, **second)  # type: ignore[arg-type]
+    return side_by_side([first.path, second_run.path])
 
 
 def test_differences_are_those_of_the_rows(tmp_path: Path) -> None:
-    found = two(tmp_path)
-    assert list(found.sections) == ["all", "test", "unseen"]
+    comparison = two(tmp_path)
+    assert list(comparison.sections) == ["all", "test", "unseen"]
     tuned = [
-        {each["id"]: each["tuned"]["loss"] for each in Run(tmp_path / name).read_json("scores.json")["rows"]}
+        {item["id"]: item["tuned"]["loss"] for item in Run(tmp_path / name).read_json("scores.json")["rows"]}
         for name in ("one", "two")
     ]
-    groups = {each.id: each.group for part in held_rows().values() for each in part}
-    loss = found.sections["all"]["loss"]
+    groups = {item.id: item.group for part in held_rows().values() for item in part}
+    loss = comparison.sections["all"]["loss"]
     gains = [tuned[1][key] - tuned[0][key] for key in groups]
     assert loss["against"]["two"]["difference"] == pytest.approx(float(np.mean(gains)), abs=1e-12)
-    values = [[each[key] for key in groups] for each in tuned]
+    values = [[item[key] for key in groups] for item in tuned]
     by_hand = paired(*values, list(groups.values()), better="lower", seed=5)
     assert (loss["against"]["two"]["low"], loss["against"]["two"]["high"]) == (by_hand.low, by_hand.high)
     assert (loss["rows"], loss["groups"]) == (60, 20)  # whole topics are drawn, not rows
     assert loss["runs"] == {"one": pytest.approx(np.mean([*tuned[0].values()])), "two": pytest.approx(by_hand.tuned)}
-    assert found.sections["unseen"]["loss"]["rows"] == 12
-    (verdict,) = found.verdicts
+    assert comparison.sections["unseen"]["loss"]["rows"] == 12
+    (verdict,) = comparison.verdicts
     assert verdict[0] == "better"
     assert verdict[1].startswith("two is better than one: loss 1.497 and 1.099 over")
     assert "over 60 rows in 20 topics" in verdict[1]
@@ -50,20 +50,20 @@ def test_only_rows_with_the_same_words_are_compared(tmp_path: Path) -> None:
     rows = held_rows()
     rows["test"] = [row(0, "how about 0, 0?", "Another answer.", group="t0"), *rows["test"][1:]]
     rows["unseen"] = [*rows["unseen"][:-2], row(999, "only here?", group="t99")]
-    found = two(tmp_path, rows=rows)
-    assert found.rows == {
+    comparison = two(tmp_path, rows=rows)
+    assert comparison.rows == {
         "one": {"asked": 60, "common": 57, "elsewhere_not": 2, "other_words": 1},
         "two": {"asked": 59, "common": 57, "elsewhere_not": 1, "other_words": 1},
     }
-    assert found.sections["all"]["loss"]["rows"] == 57
+    assert comparison.sections["all"]["loss"]["rows"] == 57
     words = "2 were not asked everywhere, 1 have another prompt or answer elsewhere"
-    assert f"one: 57 of 60 rows are common to all runs, {words}" in found.lines()
+    assert f"one: 57 of 60 rows are common to all runs, {words}" in comparison.lines()
 
 
 def test_rows_that_change_sides_are_compared_in_all_alone(tmp_path: Path) -> None:
     rows = held_rows()
-    found = two(tmp_path, rows={"test": rows["test"][:-3], "unseen": [*rows["test"][-3:], *rows["unseen"]]})
-    counts = {part: each["loss"]["rows"] for part, each in found.sections.items()}
+    comparison = two(tmp_path, rows={"test": rows["test"][:-3], "unseen": [*rows["test"][-3:], *rows["unseen"]]})
+    counts = {part: scores["loss"]["rows"] for part, scores in comparison.sections.items()}
     assert counts == {"all": 60, "test": 45, "unseen": 12}
 
 
@@ -82,18 +82,20 @@ def test_nothing_in_common_is_refused(tmp_path: Path) -> None:
 )
 def test_the_base_has_a_column_only_when_it_is_one(tmp_path: Path, change: dict[str, str], why: str) -> None:
     assert two(tmp_path / "same").sections["all"]["loss"]["base"] == pytest.approx(2.0)
-    found = two(tmp_path / "other", **change)
-    assert found.sections["all"]["loss"]["base"] is None
-    assert any(why in note for note in found.notes)
-    assert "Base</th>" not in runs_page(found)
+    comparison = two(tmp_path / "other", **change)
+    assert comparison.sections["all"]["loss"]["base"] is None
+    assert any(why in note for note in comparison.notes)
+    assert "Base</th>" not in runs_page(comparison)
 
 
 def test_losses_over_other_tokens_are_not_compared(tmp_path: Path) -> None:
-    found = two(tmp_path, tokenizer="another")
-    assert "loss" not in found.sections["all"] and "stops" in found.sections["all"]
-    assert "left out, because the runs count tokens differently: loss" in found.notes
-    assert found.verdicts == [("not measured", "'loss' was not measured on the same rows, so there is no verdict.")]
-    assert "there is no verdict" in Page(runs_page(found)).text
+    comparison = two(tmp_path, tokenizer="another")
+    assert "loss" not in comparison.sections["all"] and "stops" in comparison.sections["all"]
+    assert "left out, because the runs count tokens differently: loss" in comparison.notes
+    assert comparison.verdicts == [
+        ("not measured", "'loss' was not measured on the same rows, so there is no verdict.")
+    ]
+    assert "there is no verdict" in Page(runs_page(comparison)).text
 
 
 def test_recipes_differ_in_what_was_set_defaults_included(tmp_path: Path) -> None:
@@ -103,8 +105,8 @@ def test_recipes_differ_in_what_was_set_defaults_included(tmp_path: Path) -> Non
     del plain["train"]["epochs"]  # as a recipe of a version without this setting
     plain["data"]["source"] = yaml.safe_load((one / "recipe.yaml").read_text())["data"]["source"]
     two.write("recipe.yaml", yaml.safe_dump(plain))
-    found = side_by_side([one.path, two.path])
-    assert found.recipe == [
+    comparison = side_by_side([one.path, two.path])
+    assert comparison.recipe == [
         ("data.format.columns.group", ["topic", "–"]),
         ("adapter.rank", ["16", "64"]),
         ("data.format", ["–", "auto"]),
@@ -159,13 +161,13 @@ def test_the_page_is_read_by_ear_by_keyboard_and_without_colour(tmp_path: Path) 
 def test_one_group_has_no_interval(tmp_path: Path) -> None:
     rows = {"test": [row(n, f"how {n}?", group="t") for n in range(4)]}
     runs = [finish(make_recipe(name), tmp_path / name, rows=rows) for name in ("one", "two")]
-    found = side_by_side([run.path for run in runs])
-    assert "one topic alone has no interval" in found.verdicts[0][1]
-    assert "<svg" not in runs_page(found)
+    comparison = side_by_side([run.path for run in runs])
+    assert "one topic alone has no interval" in comparison.verdicts[0][1]
+    assert "<svg" not in runs_page(comparison)
 
 
 def test_names_are_told_apart_and_fit_a_file_system(tmp_path: Path) -> None:
-    runs = [finish(make_recipe("toy"), tmp_path / each / "runs/toy") for each in ("a", "b")]
+    runs = [finish(make_recipe("toy"), tmp_path / folder / "runs/toy") for folder in ("a", "b")]
     assert side_by_side([run.path for run in runs]).labels == ("a/runs/toy", "b/runs/toy")
     assert page_name(("a/toy", "b c")) == "compare-a_toy-b_c.html"
     long = [page_name((f"{'x' * 300}{n}", "y")) for n in range(2)]
@@ -175,20 +177,24 @@ def test_names_are_told_apart_and_fit_a_file_system(tmp_path: Path) -> None:
 def test_what_may_be_chance_among_many_is_marked(tmp_path: Path) -> None:
     """Two runs alike but for noise: the loss is better by its interval, and does not hold beside the other runs."""
     runs = [finish(make_recipe(f"r{n}"), tmp_path / f"r{n}", gain=0.9) for n in range(1, 9)]
-    found = side_by_side([run.path for run in runs])
-    against = found.sections["all"]["loss"]["against"].values()
-    raw, adjusted = zip(*sorted((each["p"], each["adjusted"]) for each in against), strict=True)
+    comparison = side_by_side([run.path for run in runs])
+    against = comparison.sections["all"]["loss"]["against"].values()
+    raw, adjusted = zip(*sorted((difference["p"], difference["adjusted"]) for difference in against), strict=True)
     assert adjusted[0] == pytest.approx(min(1, 14 * raw[0]))  # 7 runs, and their `stops` too
-    chance = [each for each in against if each["verdict"] != "no detectable change" and not each["holds"]]
-    assert Page(runs_page(found)).text.count("†") >= 1 + len(chance)
+    chance = [
+        difference
+        for difference in against
+        if difference["verdict"] != "no detectable change" and not difference["holds"]
+    ]
+    assert Page(runs_page(comparison)).text.count("†") >= 1 + len(chance)
 
 
 def test_figures_that_are_folded_are_compared_folded(tmp_path: Path) -> None:
     metrics = {"evaluate__metrics": ["perplexity"], "evaluate__primary": "perplexity"}
     runs = [finish(make_recipe(name, **metrics), tmp_path / name, gain=gain) for name, gain in (("a", 0.5), ("b", 1.0))]
-    found = side_by_side([run.path for run in runs]).sections["all"]["perplexity"]
+    comparison = side_by_side([run.path for run in runs]).sections["all"]["perplexity"]
     logs = [[row["tuned"]["perplexity"] for row in run.read_json("scores.json")["rows"]] for run in runs]
     figures = [float(np.exp(np.mean(values))) for values in logs]
-    assert found["base"] == pytest.approx(np.exp(2.0))
-    assert [*found["runs"].values()] == pytest.approx(figures)
-    assert found["against"]["b"]["difference"] == pytest.approx(figures[1] - figures[0])
+    assert comparison["base"] == pytest.approx(np.exp(2.0))
+    assert [*comparison["runs"].values()] == pytest.approx(figures)
+    assert comparison["against"]["b"]["difference"] == pytest.approx(figures[1] - figures[0])

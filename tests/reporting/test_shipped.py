@@ -22,8 +22,8 @@ def entry(name: str, *, exact: bool, likelihood: dict[str, Any] | None) -> dict[
 
 def written(folder: Path, onto: str, *entries: dict[str, Any]) -> Path:
     (folder / "export").mkdir(parents=True)
-    for each in entries:
-        (folder / each["path"]).touch()
+    for item in entries:
+        (folder / item["path"]).touch()
     (folder / "export.json").write_text(json.dumps({"onto": onto, "files": entries}))
     return folder
 
@@ -31,20 +31,20 @@ def written(folder: Path, onto: str, *entries: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("onto", ["quantised", "original"])
 def test_what_merging_onto_the_original_weights_changes_is_a_figure(tmp_path: Path, onto: str) -> None:
     rough = entry("q4_k_m", exact=False, likelihood={**LIKELY, "agreement": 0.9})
-    found = shipped(written(tmp_path, onto, rough, entry("f16", exact=True, likelihood=LIKELY)))
-    assert found is not None
+    section = shipped(written(tmp_path, onto, rough, entry("f16", exact=True, likelihood=LIKELY)))
+    assert section is not None
     if onto == "quantised":
-        assert found["merge_note"] == ""
+        assert section["merge_note"] == ""
     else:
-        assert "shows the effect" in found["merge_note"]
-        assert "98.5 % of its most likely tokens are the adapter's" in found["merge_note"]
-        assert "from 2.66 to 2.71" in found["merge_note"]
+        assert "shows the effect" in section["merge_note"]
+        assert "98.5 % of its most likely tokens are the adapter's" in section["merge_note"]
+        assert "from 2.66 to 2.71" in section["merge_note"]
 
 
 def test_without_an_exact_file_it_is_said_and_no_figure_invented(tmp_path: Path) -> None:
-    found = shipped(written(tmp_path, "original", entry("q4_k_m", exact=False, likelihood=LIKELY)))
-    assert found is not None
-    assert found["merge_note"].endswith("not into the 4-bit weights of training.")
+    section = shipped(written(tmp_path, "original", entry("q4_k_m", exact=False, likelihood=LIKELY)))
+    assert section is not None
+    assert section["merge_note"].endswith("not into the 4-bit weights of training.")
 
 
 def test_a_file_that_was_taken_away_is_not_shown(tmp_path: Path) -> None:
