@@ -203,7 +203,7 @@ def test_what_cannot_be_served_is_told(tmp_path: Path, file: Path, config: Path)
     with pytest.raises(RecipeError, match="two models are called tiny"), serving(same):
         pass
     (config / "tunesmith" / "token").chmod(0o644)
-    with pytest.raises(RunError, match="others may read"), serving(Wish([str(file)], port=0)):
+    with pytest.raises(RunError, match="other users may read"), serving(Wish([str(file)], port=0)):
         pass
     assert os.access(file, os.R_OK)
 

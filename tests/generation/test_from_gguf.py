@@ -389,7 +389,7 @@ def test_what_does_not_fit_the_context(file: Path, template: Template, model: Fr
     assert reply.tokens == room
     with pytest.raises(ModelError, match="do not fit"):
         list(model.replies(PROMPTS[:1], max_new_tokens=room + 1, batch=1))
-    with pytest.raises(ModelError, match="the model was trained on 512 tokens, not 513"):
+    with pytest.raises(ModelError, match="context is 513 tokens, but the model was trained on 512"):
         opened(file, context=513)
 
 

@@ -124,7 +124,7 @@ def test_passing_failures_are_tried_again_and_no_more_than_asked(server: ChatSer
 
 def test_a_slow_server(server: ChatServer) -> None:
     server.once = [Once(wait=0.6)]
-    with pytest.raises(ResourceError, match=r"no answer within 0\.2 s"):
+    with pytest.raises(ResourceError, match=r"did not answer within 0\.2 s"):
         ask(server, timeout=0.2, retries=0)
 
 
@@ -147,7 +147,7 @@ def test_nobody_there() -> None:
         (Once(404, json.dumps({"error": {"message": f"no model for {KEY}"}})), "no model 'small'"),
         (Once(400, f'{{"error": {{"message": "bad {KEY}\\nand more"}}}}'), "refuses the request .status 400.: .*bad …"),
         (Once(302, "", {"location": "http://127.0.0.2:9/elsewhere"}), "status 302"),
-        (Once(200, f"<html>{KEY}</html>", kind="text/html"), "no chat completion: <html>…</html>"),
+        (Once(200, f"<html>{KEY}</html>", kind="text/html"), "not a chat completion: <html>…</html>"),
         (Once(200, "{broken"), "not a chat completion"),
         (Once(200, ""), "not a chat completion: nothing"),
         (Once(200, '{"choices": []}'), "not a chat completion"),

@@ -190,7 +190,7 @@ def test_a_file_that_others_read_or_that_is_damaged_is_refused(pairs: Pairing, f
     file.chmod(0o644)
     file.touch()
     assert not pairs.accepts_token(token, ONE)  # a server that runs goes on, and lets nobody in
-    with pytest.raises(RunError, match="others may read"):
+    with pytest.raises(RunError, match="other users may read"):
         Pairing(file)
     file.chmod(0o600)
     for text in ("{", "[]", '{"pairs": [{"origin": 5}]}', '{"pairs": 5}'):
