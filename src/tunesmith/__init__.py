@@ -1,6 +1,6 @@
 """Turns a table of examples into a measured, deployable writing model.
 
-Every name is loaded when it is first used: importing this package loads no torch and touches no network.
+Names are imported on first use: importing this package loads no torch and makes no network request.
 """
 
 from __future__ import annotations
@@ -9,18 +9,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunesmith.commands.audit import audit, undo
+    from tunesmith.commands.audit import audit
+    from tunesmith.commands.card import card
+    from tunesmith.commands.chat import chat, chat_file
+    from tunesmith.commands.check import check
+    from tunesmith.commands.compare import compare_runs
     from tunesmith.commands.curve import curve
-    from tunesmith.commands.evaluate import chat, chat_file, evaluate, report
-    from tunesmith.commands.export import export, push
-    from tunesmith.commands.new import new, synthesize
-    from tunesmith.commands.pack import pack, unpack
+    from tunesmith.commands.evaluate import evaluate
+    from tunesmith.commands.export import export
+    from tunesmith.commands.new import new
+    from tunesmith.commands.pack import pack
     from tunesmith.commands.plan import plan
-    from tunesmith.commands.prepare import check, prepare
+    from tunesmith.commands.prepare import prepare
+    from tunesmith.commands.push import push
+    from tunesmith.commands.report import report
     from tunesmith.commands.review import review
-    from tunesmith.commands.runs import card, compare_runs
     from tunesmith.commands.shared import open_run
+    from tunesmith.commands.synthesize import synthesize
     from tunesmith.commands.train import train
+    from tunesmith.commands.undo import undo
+    from tunesmith.commands.unpack import unpack
     from tunesmith.config.recipe import Recipe, read_recipe
     from tunesmith.data.conversation import Conversation
     from tunesmith.errors import TunesmithError
@@ -29,18 +37,26 @@ if TYPE_CHECKING:
     from tunesmith.runs.run import Run
 
 _MODULES = {
-    "commands.audit": ("audit", "undo"),
+    "commands.audit": ("audit",),
+    "commands.card": ("card",),
+    "commands.chat": ("chat", "chat_file"),
+    "commands.check": ("check",),
+    "commands.compare": ("compare_runs",),
     "commands.curve": ("curve",),
-    "commands.evaluate": ("chat", "chat_file", "evaluate", "report"),
-    "commands.export": ("export", "push"),
-    "commands.new": ("new", "synthesize"),
-    "commands.pack": ("pack", "unpack"),
+    "commands.evaluate": ("evaluate",),
+    "commands.export": ("export",),
+    "commands.new": ("new",),
+    "commands.pack": ("pack",),
     "commands.plan": ("plan",),
-    "commands.prepare": ("check", "prepare"),
+    "commands.prepare": ("prepare",),
+    "commands.push": ("push",),
+    "commands.report": ("report",),
     "commands.review": ("review",),
-    "commands.runs": ("card", "compare_runs"),
     "commands.shared": ("open_run",),
+    "commands.synthesize": ("synthesize",),
     "commands.train": ("train",),
+    "commands.undo": ("undo",),
+    "commands.unpack": ("unpack",),
     "config.recipe": ("Recipe", "read_recipe"),
     "data.conversation": ("Conversation",),
     "errors": ("TunesmithError",),

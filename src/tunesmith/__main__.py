@@ -1,4 +1,4 @@
-"""`python -m tunesmith` is the command `tunesmith`, so that torchrun can start it."""
+"""Runs the command line as `python -m tunesmith`, for torchrun."""
 
 from tunesmith.cli import main
 

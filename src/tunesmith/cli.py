@@ -1,4 +1,4 @@
-"""The command line: one command a verb. It parses, calls, prints."""
+"""The command line: parses arguments, calls the functions of commands/, and prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tunesmith.runs.run import Run
 
 app = typer.Typer(
-    help="A table of examples becomes a measured, deployable writing model.",
+    help="Turns a table of examples into a measured, deployable writing model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,102 +29,94 @@ app = typer.Typer(
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, a shipped recipe's name, or a run's folder.")
 ]
-Small = Annotated[bool, typer.Option("--small", help="Apply the recipe's 'small' section: a laptop, offline, minutes.")]
+Small = Annotated[
+    bool, typer.Option("--small", help="Apply the recipe's 'small' section, to run offline on a laptop in minutes.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. train.epochs=3.")
 ]
-Runs = Annotated[Path, typer.Option("--runs", help="The folder that runs are kept in.")]
-Again = Annotated[bool, typer.Option("--again", help="Train anew; the old adapter is kept aside.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
+Again = Annotated[bool, typer.Option("--again", help="Train again; the old adapter is kept in old/.")]
 
 
 @app.command()
 def run(
     name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
 ) -> None:
-    """Go through check, prepare, train, evaluate, export, report."""
-    import tunesmith
-    from tunesmith.commands.shared import refuse_parting
+    """Run all steps: check, prepare, train, evaluate, export, report."""
+    from tunesmith.commands.run import run_stages
 
-    with _opened(name, small, set, runs) as (recipe, folder):
-        if not again:
-            refuse_parting(recipe, folder)
-        if new := folder.read_seal("prepare") is None:
-            _show(tunesmith.check(recipe, _say))
-        tunesmith.prepare(recipe, folder, _say)
-        if not new:
-            _check_export(recipe, folder)
-        with _training() as watch:
-            tunesmith.train(recipe, folder, _say, watch, again=again)
-        with _answering() as tell:
-            tunesmith.evaluate(recipe, folder, _say, tell)
-        failed = _export(recipe, folder, [])
-        tunesmith.report(recipe, folder, _say, command=_command())
+    with _open_run(name, small, set, runs) as (recipe, folder):
+        failure = run_stages(
+            recipe, folder, _print, on_check=_show_check, training=_training_progress, answering=_reply_progress,
+            again=again, command=_command(),
+        )  # fmt: skip
         _show_commands(folder)
-        if failed:
-            raise failed
+        if failure:
+            raise failure
 
 
 @app.command()
 def check(name: RecipeName, small: Small = False, set: Set = None) -> None:
-    """Read recipe and rows and report everything wrong at once. Shows some rows as the model sees them."""
+    """Validate recipe, rows and model, and report all problems at once. Shows some rows as the model sees them."""
     import tunesmith
 
-    recipe = _read(name, small, set)
-    _show(tunesmith.check(recipe, _say))
+    recipe = _read_recipe(name, small, set)
+    _show_check(tunesmith.check(recipe, _print))
 
 
 @app.command()
 def prepare(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
-    """Check and split the rows; write the audit page."""
+    """Check and split the rows, and write the audit page."""
     import tunesmith
 
-    with _opened(name, small, set, runs) as (recipe, folder):
-        tunesmith.prepare(recipe, folder, _say)
+    with _open_run(name, small, set, runs) as (recipe, folder):
+        tunesmith.prepare(recipe, folder, _print)
 
 
 @app.command()
 def audit(
-    what: Annotated[str, typer.Argument(help="A data file, folder or hub:OWNER/NAME; or a recipe, for its data.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The folder to write into; audits/NAME by default.")] = None,
-    fix: Annotated[
-        bool, typer.Option("--fix", help="Also write cleaned rows, and a diff that undo takes back.")
-    ] = False,
-    checks: Annotated[str, typer.Option("--checks", help="Only these, with commas between; all by default.")] = "",
+    recipe_or_source: Annotated[str, typer.Argument(help="A data file, a folder, hub:OWNER/NAME, or a recipe.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The output folder; audits/NAME by default.")] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Also write cleaned rows, and a diff for tunesmith undo.")] = False,
+    checks: Annotated[
+        str, typer.Option("--checks", help="Run only these checks, separated by commas; all by default.")
+    ] = "",
     pseudonyms: Annotated[
         Path | None,
-        typer.Option("--pseudonyms", help="With --fix: replace personal data; the key is kept in this file."),
+        typer.Option("--pseudonyms", help="With --fix: replace personal data, and store the pseudonyms in this file."),
     ] = None,
     small: Small = False,
     set: Set = None,
 ) -> None:
-    """Look for what is wrong with rows, and write a page about it. Needs no model and changes nothing."""
+    """Check rows for defects and write a page about them. Needs no model and does not change the rows."""
     import tunesmith
     from tunesmith.commands.audit import to_audit
     from tunesmith.commands.read_rows import cpu_count
 
-    chosen = [name.strip() for name in checks.split(",") if name.strip()]
-    name, data, base, recipe = to_audit(what, chosen, small=small, settings=_settings(set))
-    keep_apart = {"pseudonyms": str(pseudonyms.resolve())} if pseudonyms else {}
-    data = data.model_copy(update={"repair": data.repair or fix, **keep_apart})
-    found = tunesmith.audit(
-        name, data, base, out or Path("audits") / name, _say, recipe=recipe, fix=fix, processes=cpu_count()
+    names = [name.strip() for name in checks.split(",") if name.strip()]
+    name, data, base, recipe = to_audit(recipe_or_source, names, small=small, settings=_settings(set))
+    pseudonym_setting = {"pseudonyms": str(pseudonyms.resolve())} if pseudonyms else {}
+    data = data.model_copy(update={"repair": data.repair or fix, **pseudonym_setting})
+    result = tunesmith.audit(
+        name, data, base, out or Path("audits") / name, _print, recipe=recipe, fix=fix, processes=cpu_count()
     )
-    _show_audit(found)
+    _show_audit(result)
 
 
 @app.command()
 def undo(
     diff: Annotated[Path, typer.Argument(help="The …cleaned.diff.jsonl that audit --fix wrote.")],
-    out: Annotated[Path, typer.Option("--out", help="The file for the rows as they were, .csv, .tsv or .jsonl.")],
+    out: Annotated[Path, typer.Option("--out", help="The output file for the original rows, .csv, .tsv or .jsonl.")],
 ) -> None:
-    """Write the rows as they were before audit --fix."""
+    """Restore the rows as they were before audit --fix."""
     import tunesmith
 
     if out.exists():
         from tunesmith.errors import DataError
 
-        raise DataError("there is a file already", where=str(out), next="Name another with --out")
-    _say(f"undo: {tunesmith.undo(diff, out)} rows as they were, in {out}")
+        raise DataError("this file already exists", where=str(out), next="Use another path with --out")
+    _print(f"undo: {tunesmith.undo(diff, out)} original rows are in {out}")
 
 
 @app.command()
@@ -133,32 +125,32 @@ def new(
     source: Annotated[str, typer.Option("--from", metavar="SOURCE", help="A data file, folder or hub:OWNER/NAME.")],
     folder: Annotated[Path, typer.Option("--into", help="The folder for the recipe.")] = Path(),
 ) -> None:
-    """Write a commented recipe for a table of your own. Format, checks, a base that fits: each guess is explained."""
+    """Write a recipe for your own table. Format, checks and a base model that fits are chosen and explained."""
     import tunesmith
 
-    tunesmith.new(name, source, folder / f"{name}.yaml", _say)
+    tunesmith.new(name, source, folder / f"{name}.yaml", _print)
 
 
 @app.command()
 def synthesize(
-    plan: Annotated[str, typer.Argument(help="A plan file, or a shipped plan's name.")],
-    folder: Annotated[Path, typer.Option("--into", help="The folder that the plan's rows are written into.")] = Path(),
-    again: Annotated[bool, typer.Option("--again", help="Write anew; the old rows are kept aside.")] = False,
+    plan: Annotated[str, typer.Argument(help="A plan file, or the name of a shipped plan.")],
+    folder: Annotated[Path, typer.Option("--into", help="The folder for the rows.")] = Path(),
+    again: Annotated[bool, typer.Option("--again", help="Write all rows again; the old ones are kept aside.")] = False,
 ) -> None:
-    """Write rows from a plan, by templates or through a server. Any server with OpenAI's chat completions will do."""
+    """Write rows from a plan, with templates or through a server. Works with any OpenAI-compatible server."""
     import tunesmith
 
-    for line in tunesmith.synthesize(plan, folder, _say, again=again).describe():
-        _say(f"synthesize: {line}")
+    for line in tunesmith.synthesize(plan, folder, _print, again=again).describe():
+        _print(f"synthesize: {line}")
 
 
 @app.command()
 def plan(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
-    """Say how much memory and time the training needs here. Loads no weights and writes nothing."""
+    """Show how much memory and time the training needs here. Loads no weights and writes nothing."""
     import tunesmith
 
-    with _opened(name, small, set, runs, keep=False) as (recipe, folder):
-        tunesmith.plan(recipe, folder, _say)
+    with _open_run(name, small, set, runs, keep=False) as (recipe, folder):
+        tunesmith.plan(recipe, folder, _print)
 
 
 @app.command()
@@ -168,97 +160,85 @@ def train(
     set: Set = None,
     runs: Runs = Path("runs"),
     again: Again = False,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Train on so many cards of this machine.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Train on this number of GPUs of this machine.")] = 1,
 ) -> None:
-    """Fine-tune on the prepared rows. Stopped or killed, the same command goes on."""
+    """Fine-tune on the prepared rows. Run the same command again to resume an interrupted training."""
     import tunesmith
 
     if gpus > 1:
-        _several(gpus, name, small, set, runs, again)
-    with _opened(name, small, set, runs, together=True) as (recipe, folder), _training() as watch:
-        tunesmith.train(recipe, folder, _say, watch, again=again)
+        _launch_on_gpus(gpus, name, small, set, runs, again)
+    with _open_run(name, small, set, runs, together=True) as (recipe, folder), _training_progress() as watch:
+        tunesmith.train(recipe, folder, _print, watch, again=again)
 
 
 @app.command()
 def evaluate(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
-    """Compare the base model and the tuned one on held-out rows."""
+    """Compare the base model and the tuned model on held-out rows."""
     import tunesmith
 
-    with _opened(name, small, set, runs) as (recipe, folder), _answering() as tell:
-        tunesmith.evaluate(recipe, folder, _say, tell)
+    with _open_run(name, small, set, runs) as (recipe, folder), _reply_progress() as tell:
+        tunesmith.evaluate(recipe, folder, _print, tell)
 
 
 @app.command()
 def export(
     name: RecipeName,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Only this target of export.files.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Export only this target of export.files.")] = None,
     small: Small = False,
     set: Set = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Write files that run elsewhere, and verify each of them. For that it answers the test rows in its own runtime."""
+    """Export files for other runtimes, and verify each of them. Verification compares replies to test rows."""
+    import tunesmith
     from tunesmith.errors import ExportFailed, Unverified
 
-    with _opened(name, small, set, runs) as (recipe, folder):
-        failed = _export(recipe, folder, only or [])
-        if failed is None or isinstance(failed, ExportFailed | Unverified):
+    with _open_run(name, small, set, runs) as (recipe, folder):
+        try:
+            with _reply_progress("export") as tell:
+                tunesmith.export(recipe, folder, _print, tell, only=only or [])
+        except (ExportFailed, Unverified):
             _show_commands(folder)
-        if failed:
-            raise failed
+            raise
+        _show_commands(folder)
 
 
 @app.command()
 def push(
     name: RecipeName,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be uploaded, and send nothing.")] = False,
     small: Small = False,
     set: Set = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Send the folder of the target hub to the hub. It is searched for personal data first; the token is HF_TOKEN."""
+    """Upload the folder of the export target hub to the Hub. Searches it for personal data; uses HF_TOKEN."""
     import tunesmith
 
-    with _opened(name, small, set, runs, keep=False) as (recipe, folder):
-        tunesmith.push(recipe, folder, _say, dry_run=dry_run)
-
-
-def _export(recipe: Recipe, folder: Run, only: list[str]) -> Exception | None:
-    """Exports; returns what failed, so that what is there can still be reported."""
-    import tunesmith
-    from tunesmith.errors import Paused, TunesmithError
-
-    try:
-        with _answering("export") as tell:
-            tunesmith.export(recipe, folder, _say, tell, only=only)
-    except Paused:
-        raise
-    except TunesmithError as error:
-        return error
-    return None
+    with _open_run(name, small, set, runs, keep=False) as (recipe, folder):
+        tunesmith.push(recipe, folder, _print, dry_run=dry_run)
 
 
 def _show_commands(folder: Run) -> None:
-    """How to talk to what was exported."""
+    """Prints commands that run the exported files."""
     if not (folder / "export.json").is_file():
         return
     for entry in folder.read_json("export.json")["files"]:
         for runtime, command in entry["commands"].items():
             if not entry["problems"]:
-                _say(f"{entry['name']} with {runtime}: {command}")
+                _print(f"{entry['name']} with {runtime}: {command}")
 
 
 @app.command()
 def report(name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs")) -> None:
-    """Write the page that says whether the tuning helped."""
+    """Write the page that shows whether fine-tuning helped."""
     import tunesmith
 
-    with _opened(name, small, set, runs) as (recipe, folder):
-        tunesmith.report(recipe, folder, _say, command=_command())
+    with _open_run(name, small, set, runs) as (recipe, folder):
+        tunesmith.report(recipe, folder, _print, command=_command())
 
 
 @app.command("runs")
 def list_runs(runs: Runs = Path("runs")) -> None:
-    """List the runs of a folder, the newest first. How far each came, what it scored, what it weighs."""
+    """List the runs in a folder, newest first. Shows the state, scores and size of each."""
     from tunesmith.commands.runs import list_runs
 
     _show_runs(list_runs(runs), runs)
@@ -266,14 +246,14 @@ def list_runs(runs: Runs = Path("runs")) -> None:
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs: folders, or names in --runs.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Folders of runs, or names in --runs.")],
     runs: Runs = Path("runs"),
     out: Annotated[Path | None, typer.Option("--out", help="The folder for the page; --runs by default.")] = None,
 ) -> None:
-    """Compare finished runs with the first of them, on a page. Only rows that all were asked count."""
+    """Compare finished runs with the first one on a page. Only rows that all were evaluated on count."""
     import tunesmith
 
-    tunesmith.compare_runs(names, runs, _say, out=out)
+    tunesmith.compare_runs(names, runs, _print, out=out)
 
 
 @app.command()
@@ -283,18 +263,24 @@ def curve(
     set: Set = None,
     runs: Runs = Path("runs"),
     shares: Annotated[
-        str, typer.Option("--shares", help="Percents of the training rows, 100 among them.")
+        str, typer.Option("--shares", help="Percentages of the training rows, including 100.")
     ] = "25,50,100",
-    raw: Annotated[bool, typer.Option("--raw", help="Also the rows as they came: did cleaning help?")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Also train on the raw rows, to see whether cleaning helped.")
+    ] = False,
     again: Again = False,
 ) -> None:
-    """Find out whether more rows would help. Trains on growing shares of the rows; all are asked the same ones."""
+    """Find out whether more rows would help. Trains on growing shares of the rows, with the same test rows."""
     import tunesmith
     from tunesmith.commands.curve import to_shares
 
-    wanted = to_shares(shares)
-    with _opened(name, small, set, runs) as (recipe, folder), _training() as watch, _answering() as tell:
-        tunesmith.curve(recipe, folder, _say, watch, tell, shares=wanted, raw=raw, again=again, command=_command())
+    percents = to_shares(shares)
+    with (
+        _open_run(name, small, set, runs) as (recipe, folder),
+        _training_progress() as watch,
+        _reply_progress() as tell,
+    ):
+        tunesmith.curve(recipe, folder, _print, watch, tell, shares=percents, raw=raw, again=again, command=_command())
 
 
 @app.command()
@@ -303,13 +289,13 @@ def card(
     small: Small = False,
     set: Set = None,
     runs: Runs = Path("runs"),
-    license: Annotated[str, typer.Option("--license", help="The adapter's licence, as the hub writes it.")] = "",
+    license: Annotated[str, typer.Option("--license", help="The adapter's license, as an identifier of the Hub.")] = "",
 ) -> None:
-    """Write the model card from what was measured. It is the README.md of a model repository."""
+    """Write the model card from the run's measurements. It is the README.md of a model repository."""
     import tunesmith
 
-    with _opened(name, small, set, runs) as (recipe, folder):
-        tunesmith.card(recipe, folder, _say, license=license)
+    with _open_run(name, small, set, runs) as (recipe, folder):
+        tunesmith.card(recipe, folder, _print, license=license)
 
 
 @app.command()
@@ -319,17 +305,17 @@ def review(
     set: Set = None,
     runs: Runs = Path("runs"),
     reviewer: Annotated[
-        str, typer.Option("--as", metavar="NAME", help="Who judges: small letters, digits, hyphens.")
+        str, typer.Option("--as", metavar="NAME", help="Your name: lower-case letters, digits, hyphens.")
     ] = "reviewer",
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0 is any free one.")
     ] = 0,
 ) -> None:
-    """Judge pairs of replies in the browser, blind. One is the base model's, the other the tuned one's."""
+    """Compare replies of base and tuned in the browser, without knowing which is which."""
     import tunesmith
 
-    recipe = _read(name, small, set)
-    tunesmith.review(recipe, tunesmith.open_run(recipe, runs, create=False), reviewer, _say, port=port)
+    recipe = _read_recipe(name, small, set)
+    tunesmith.review(recipe, tunesmith.open_run(recipe, runs, create=False), reviewer, _print, port=port)
 
 
 @app.command()
@@ -343,115 +329,121 @@ def chat(
     small: Small = False,
     set: Set = None,
     runs: Runs = Path("runs"),
-    base: Annotated[bool, typer.Option("--base", help="Talk to the base model instead of the tuned one.")] = False,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Longest reply.")] = 512,
+    base: Annotated[bool, typer.Option("--base", help="Use the base model instead of the tuned model.")] = False,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Maximum tokens of a reply.")] = 512,
 ) -> None:
-    """Talk to the tuned model (or the base) in the terminal. An empty line ends it; /new forgets what was said."""
+    """Chat with the tuned model or the base model in the terminal. An empty line ends it; /new starts over."""
     import tunesmith
-    from tunesmith.commands.evaluate import chat_file
+    from tunesmith.commands.chat import chat_file
     from tunesmith.commands.shared import model_file
     from tunesmith.data.conversation import Turn
 
-    if (file := model_file(name, _say)) is not None:
+    if (file := model_file(name, _print)) is not None:
         with chat_file(file) as model:
-            _talk(model, [], tokens)
+            _chat_loop(model, [], tokens)
         return
-    recipe = _read(name, small, set)
-    model = tunesmith.chat(recipe, tunesmith.open_run(recipe, runs, create=False), _say, tuned=not base)
-    _talk(model, [Turn("system", recipe.prompt.system)] if recipe.prompt.system else [], tokens)
+    recipe = _read_recipe(name, small, set)
+    model = tunesmith.chat(recipe, tunesmith.open_run(recipe, runs, create=False), _print, tuned=not base)
+    _chat_loop(model, [Turn("system", recipe.prompt.system)] if recipe.prompt.system else [], tokens)
 
 
 @app.command()
 def serve(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="RUN|FILE...", help="Runs, recipes that have one, .gguf files, hub:OWNER/NAME/FILE.gguf."
-        ),
+        typer.Argument(metavar="RUN|FILE...", help="Runs, recipes with a run, .gguf files, hub:OWNER/NAME/FILE.gguf."),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 is any free one.")] = 8765,
     host: Annotated[
-        str | None, typer.Option("--host", help="Another address than loopback; needs --allow-host.")
+        str | None, typer.Option("--host", help="Listen on another address than loopback; needs --allow-host.")
     ] = None,
     allow: Annotated[
-        list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A name under which clients may ask.")
+        list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A host name that clients may use.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="The recipe of a file or a remote model.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="The recipe for a file or a remote model.")] = None,
     remote: Annotated[
-        str | None, typer.Option("--remote", metavar="URL", help="Ask another OpenAI-compatible server, …/v1.")
+        str | None, typer.Option("--remote", metavar="URL", help="Forward to another OpenAI-compatible server, …/v1.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="With --remote: the model's name there.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --remote: the name of the model on that server.")
+    ] = None,
     key: Annotated[
-        str | None, typer.Option("--key", metavar="ENV", help="With --remote: the variable that holds its key.")
+        str | None,
+        typer.Option("--key", metavar="ENV", help="With --remote: the environment variable with its API key."),
     ] = None,
-    slots: Annotated[int | None, typer.Option("--slots", min=1, max=256, help="Replies at once; 4 by default.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of llama.cpp; the idle cores.")] = None,
+    slots: Annotated[
+        int | None, typer.Option("--slots", min=1, max=256, help="Concurrent replies; 4 by default.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads of llama.cpp; the idle cores by default.")
+    ] = None,
     context: Annotated[
-        int | None, typer.Option("--context", min=16, help="Tokens of prompt and reply; at most 2048 by default.")
+        int | None,
+        typer.Option("--context", min=16, help="Tokens of prompt and reply together; at most 2048 by default."),
     ] = None,
-    pair: Annotated[bool, typer.Option("--pair", help="Show a code that lets one browser extension in.")] = False,
+    pair: Annotated[bool, typer.Option("--pair", help="Show a code to pair a browser extension.")] = False,
     unpair: Annotated[
-        str | None, typer.Option("--unpair", metavar="NAME", help="Let a paired extension in no more, or 'all'.")
+        str | None, typer.Option("--unpair", metavar="NAME", help="Revoke a paired extension, or 'all'.")
     ] = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Serve models over an OpenAI-compatible API. On this machine alone, with a token; the extension uses it too."""
+    """Serve models over an OpenAI-compatible API, also for the browser extension. Local only by default."""
     import signal
 
     from tunesmith.commands.serve import Wish, revoke_pairing, serve
 
     if unpair is not None:
-        revoke_pairing(unpair, _say)
+        revoke_pairing(unpair, _print)
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's end is as clean as Ctrl-C's
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager stops it as cleanly as Ctrl-C
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see _read
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see _read_recipe
     wish = Wish(
         names or [], port=port, host=host, allow=allow or [], recipe=recipe, remote=remote, model=model, key=key,
         slots=slots, threads=threads, context=context, pair=pair, runs=runs,
     )  # fmt: skip
-    serve(wish, _say)
+    serve(wish, _print)
 
 
-def _talk(model: Any, start: list[Any], tokens: int) -> None:
+def _chat_loop(model: Any, start: list[Any], tokens: int) -> None:
     from tunesmith.data.conversation import Turn
 
     turns = list(start)
-    while line := _ask():
+    while line := _read_line():
         if line == "/new":
             turns = list(start)
             continue
         turns.append(Turn("user", line))
-        written = ""
+        reply = ""
         for piece in model.stream(turns, max_new_tokens=tokens):
             print(piece, end="", flush=True)
-            written += piece
+            reply += piece
         print()
-        turns.append(Turn("assistant", written))
+        turns.append(Turn("assistant", reply))
 
 
 @app.command()
 def ui(
     name: Annotated[
         str,
-        typer.Argument(metavar="[RUN]", help="The run that the pages show first: its folder, or its name in --runs."),
+        typer.Argument(metavar="[RUN]", help="The run to show first: its folder, or its name in --runs."),
     ] = "",
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0 is any free one.")
     ] = 7861,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Open pages in the browser that do what the commands do. For this machine alone."""
+    """Serve pages for all commands in the browser, on this machine only."""
     from tunesmith.ui.app import serving_ui
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was uploaded goes then too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are deleted then too
     folder = Path(name).resolve()
     if name and (folder / "recipe.yaml").is_file():
         runs, name = folder.parent, folder.name
     with serving_ui(runs, run=name, port=port) as served:
-        _say(f"ui: open {served.url}")
-        _say("ui: the address lets a browser in; it is for this machine alone. Ctrl-C ends the pages; runs go on")
+        _print(f"ui: open {served.url}")
+        _print("ui: keep this address private, it gives access. Ctrl-C stops the server; jobs continue")
         with contextlib.suppress(KeyboardInterrupt):
             served.thread.join()
 
@@ -469,7 +461,7 @@ def recipes() -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the recipe's JSON schema, for editors."""
+    """Print the JSON schema of recipes, for editors."""
     import json
 
     from tunesmith.config.recipe import schema as make
@@ -484,17 +476,18 @@ def pack(
         Path | None, typer.Option("--out", help="The archive, .tar or .tar.gz; NAME.tar here by default.")
     ] = None,
     without: Annotated[
-        str, typer.Option("--without", help="Leave these out, with commas between: sources, or paths in the run.")
+        str, typer.Option("--without", help="Exclude these, separated by commas: sources, or paths in the run.")
     ] = "",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Make one archive of a run, to go on on another machine. The run may be half-done; each file is checked."""
+    """Pack a run, finished or not, into one archive, to continue on another machine."""
     import tunesmith
-    from tunesmith.commands.pack import to_pack
+    from tunesmith.commands.shared import find_run
+    from tunesmith.runs.run import Run
 
-    left_out = [each.strip() for each in without.split(",") if each.strip()]
-    folder = to_pack(name, runs)
-    tunesmith.pack(folder, out or Path(f"{folder.path.resolve().name}.tar"), _say, without=left_out)
+    left_out = [entry.strip() for entry in without.split(",") if entry.strip()]
+    folder = Run(find_run(name, runs))
+    tunesmith.pack(folder, out or Path(f"{folder.path.resolve().name}.tar"), _print, without=left_out)
 
 
 @app.command()
@@ -504,17 +497,17 @@ def unpack(
         Path | None, typer.Option("--into", help="The run's new folder; runs/NAME here by default.")
     ] = None,
 ) -> None:
-    """Restore a packed run, every byte of it checked first."""
+    """Restore a packed run after checking every file."""
     import tunesmith
 
-    tunesmith.unpack(archive, into, _say)
+    tunesmith.unpack(archive, into, _print)
 
 
 # --- printing ----------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """The command's entry: errors become one message and an exit code."""
+    """Entry point: turns errors into one message and an exit code."""
     from tunesmith.errors import TunesmithError
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that it cannot fetch kernels from a hub
@@ -526,21 +519,21 @@ def main() -> None:
     except MemoryError:
         print("\ntunesmith: memory is full. Close other programs, or choose a smaller base.model.", file=sys.stderr)
         sys.exit(6)
-    except SystemExit as ended:
-        if ended.code != 130 or isinstance(ended, _Said):  # 130 is what typer makes of Ctrl-C
+    except SystemExit as system_exit:
+        if system_exit.code != 130 or isinstance(system_exit, _AlreadyReported):  # typer exits with 130 after Ctrl-C
             raise
-        print("\ntunesmith: stopped. What was finished is kept; the same command goes on.", file=sys.stderr)
+        print("\ntunesmith: stopped. Run the same command again to resume.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)
 
 
-def _ask() -> str:
+def _read_line() -> str:
     try:
         return input("> ").strip()
     except EOFError:
@@ -551,35 +544,35 @@ def _command() -> str:
     return shlex.join(["tunesmith", *sys.argv[1:]])
 
 
-def _settings(given: list[str] | None) -> dict[str, Any]:
+def _settings(settings: list[str] | None) -> dict[str, Any]:
     from tunesmith.config.recipe import parse_setting
 
-    return dict(parse_setting(text) for text in given or [])
+    return dict(parse_setting(text) for text in settings or [])
 
 
-def _show_audit(found: Any) -> None:
-    """The findings as a table, the gravest first, and where the page is."""
+def _show_audit(result: Any) -> None:
+    """Prints the findings as a table, and the path of the page."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("check", "rows", "drop", "set aside", "mend", "look at", box=None, pad_edge=False)
-    for check, facts in found.account["checks"].items():
+    table = Table("check", "rows", "drop", "quarantine", "repair", "review", box=None, pad_edge=False)
+    for check, facts in result.account["checks"].items():
         if facts["found"]:
-            wishes = [facts["proposals"].get(each, 0) for each in ("drop", "quarantine", "repair", "keep")]
-            cells = [f"{count:,}" if count else "" for count in (facts["rows"], *wishes)]
+            counts = [facts["proposals"].get(decision, 0) for decision in ("drop", "quarantine", "repair", "keep")]
+            cells = [f"{count:,}" if count else "" for count in (facts["rows"], *counts)]
             table.add_row(check.replace("_", " "), *cells)
     console = Console(highlight=False)
     if table.row_count:
         console.print(table)
     else:
-        _say("audit: nothing was found")
-    for file in found.cleaned:
-        _say(f"audit: {file.kept} rows in {file.file}, {file.changed} of them changed; {file.left_out} left out")
-        _say(f"audit: to take it back: {shlex.join(['tunesmith', 'undo', str(file.diff)])} --out FILE")
-    _say(f"audit: see {found.folder / 'audit.html'}")
+        _print("audit: no defects found")
+    for file in result.cleaned:
+        _print(f"audit: {file.kept} rows in {file.file}, {file.changed} of them changed; {file.left_out} left out")
+        _print(f"audit: to undo it: {shlex.join(['tunesmith', 'undo', str(file.diff)])} --out FILE")
+    _print(f"audit: see {result.folder / 'audit.html'}")
 
 
-_COLUMNS = (  # the widest first; the first that fits the terminal is drawn
+_COLUMNS = (  # from wide to narrow; the first that fits the terminal is used
     [
         "run",
         "state",
@@ -600,68 +593,68 @@ _RIGHT = {"rows", "steps", "base → tuned", "95 % interval", "size"}
 
 
 def _show_runs(rows: list[Any], folder: Path) -> None:
-    """The runs as a table that fits the terminal, as a line a run where none does; then what is to be said of some."""
+    """Prints the runs as a table that fits the terminal, or as one line each; then the notes."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     if not rows:
-        _say(f"runs: there is none in {folder}")
+        _print(f"runs: there are no runs in {folder}")
     console = Console(highlight=False)
     wide = console.options.update(width=10_000)
     cells = [row.cells() for row in rows]
-    for each in cells:  # of pypi:PACKAGE==VERSION/FILE and of folders the last part
-        each["base model"] = each["base model"].rstrip("/").rpartition("/")[2]
+    for row_cells in cells:  # only the last part of pypi:PACKAGE==VERSION/FILE and of folders
+        row_cells["base model"] = row_cells["base model"].rstrip("/").rpartition("/")[2]
     for names in _COLUMNS if cells else ():
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in names:
             table.add_column(name, justify="right" if name in _RIGHT else "left", no_wrap=True)
-        for each in cells:
-            table.add_row(*(Text(each[name]) for name in names))  # a folder may be called [bold]
+        for row_cells in cells:
+            table.add_row(*(Text(row_cells[name]) for name in names))  # a folder may be called [bold]
         if console.measure(table, options=wide).maximum <= console.width:
             console.print(table)
             break
     else:
-        for each in cells:
-            told = ", ".join(f"{name} {each[name]}" for name in _COLUMNS[0][2:] if each[name])
-            _say(f"{each['run']}: {each['state']}{', ' * bool(told)}{told}")
-    for each in cells:
-        if each["note"]:
-            _say(f"{each['run']}: {each['note']}")
+        for row_cells in cells:
+            facts = ", ".join(f"{name} {row_cells[name]}" for name in _COLUMNS[0][2:] if row_cells[name])
+            _print(f"{row_cells['run']}: {row_cells['state']}{', ' * bool(facts)}{facts}")
+    for row_cells in cells:
+        if row_cells["note"]:
+            _print(f"{row_cells['run']}: {row_cells['note']}")
 
 
-def _read(name: str, small: bool, settings: list[str] | None) -> Recipe:
+def _read_recipe(name: str, small: bool, settings: list[str] | None) -> Recipe:
     from tunesmith.config.recipe import read_recipe
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a fork of the tokenizer's threads would warn
-    # Threads that wait at a barrier spin. With another busy program on a processor the default costs 4/5 of the speed
-    # (66 tokens/s against 175, two trainings on two cores), alone it gains at most 5 % (dev/LOG.md).
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the tokenizer warns after a fork
+    # Threads spin while they wait at a barrier. If another program keeps a core busy, the default costs 4/5 of the
+    # speed (66 instead of 175 tokens/s for two trainings on two cores), else it gains at most 5 % (dev/LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
     return read_recipe(name, small=small, settings=_settings(settings))
 
 
-class _Said(SystemExit):
-    """The end of a command whose other processes have said why."""
+class _AlreadyReported(SystemExit):
+    """Exit of a process after another process printed the error."""
 
 
-def _several(gpus: int, name: str, small: bool, settings: list[str] | None, runs: Path, again: bool) -> None:
-    """Ends this process with what the same command in `gpus` processes ends with."""
+def _launch_on_gpus(gpus: int, name: str, small: bool, settings: list[str] | None, runs: Path, again: bool) -> None:
+    """Runs the same command in `gpus` processes and exits with their status."""
     from tunesmith.errors import RunError
     from tunesmith.runs.run import processes
     from tunesmith.training.launch import launch
 
     if processes() > 1:
-        raise RunError("these processes train together already", where="--gpus", next="Leave it out under torchrun")
+        raise RunError("torchrun already started several processes", where="--gpus", next="Omit it under torchrun")
     changes = [word for setting in settings or [] for word in ("--set", setting)]
     flags = ["--small"] * small + ["--again"] * again
     sys.stdout.flush()
-    raise _Said(launch(["train", name, *flags, *changes, "--runs", str(runs)], gpus))
+    raise _AlreadyReported(launch(["train", name, *flags, *changes, "--runs", str(runs)], gpus))
 
 
 @contextlib.contextmanager
-def _joined(together: bool) -> Iterator[None]:
-    """Inside the block the processes that torchrun started, if it did, know each other."""
+def _join_processes(together: bool) -> Iterator[None]:
+    """Joins the processes that torchrun started, if any, for the block."""
     from tunesmith.errors import RunError
     from tunesmith.runs.run import processes
 
@@ -673,24 +666,26 @@ def _joined(together: bool) -> Iterator[None]:
     try:
         with joined():
             if not together:
-                raise RunError("only train is for several processes", where="torchrun", next="Start this one alone")
+                raise RunError(
+                    "only train supports several processes", where="torchrun", next="Run this command without torchrun"
+                )
             yield
-    except SystemExit as ended:  # another process has said why
-        raise _Said(ended.code) from None
+    except SystemExit as system_exit:  # another process printed the error
+        raise _AlreadyReported(system_exit.code) from None
 
 
 @contextlib.contextmanager
-def _opened(
+def _open_run(
     name: str, small: bool, settings: list[str] | None, runs: Path, *, together: bool = False, keep: bool = True
 ) -> Iterator[tuple[Recipe, Run]]:
-    """Recipe and run for a command; `together` says that several processes may give it as one.
+    """Yields recipe and run for a command, with the run locked; `together` allows several processes.
 
-    With `keep` the recipe, changed settings included, becomes the run's own when the command has succeeded.
+    With `keep` the recipe, with changed settings, becomes the run's recipe.yaml if the command succeeds.
     """
     import tunesmith
 
-    with _joined(together):
-        recipe = _read(name, small, settings)
+    with _join_processes(together):
+        recipe = _read_recipe(name, small, settings)
         folder = tunesmith.open_run(recipe, runs)
         with folder.lock():
             folder.log(_command())
@@ -703,40 +698,29 @@ def _opened(
                 folder.keep_recipe()
 
 
-def _check_export(recipe: Recipe, folder: Run) -> None:
-    """Refuses files that cannot be exported before anything is trained."""
-    from tunesmith.commands.export import check_export
-    from tunesmith.commands.shared import load_template_of, load_weights
-    from tunesmith.errors import raise_all
-
-    if recipe.export.files and folder.read_seal("train") is None:
-        weights = load_weights(recipe, _say)
-        raise_all(check_export(recipe, weights, load_template_of(recipe, weights, folder), folder))
-
-
-def _show(found: Any) -> None:
+def _show_check(result: Any) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    answers = f", {found.answers} answers" if found.answers != found.rows else ""
-    _say(f"check: {found.rows} rows{answers}, the longest has {found.longest} tokens; {found.template}")
-    for shown in found.shown:
-        _say(f"check: {shown.title} ({shown.where}):")
+    answers = f", {result.answers} answers" if result.answers != result.rows else ""
+    _print(f"check: {result.rows} rows{answers}, the longest has {result.longest} tokens; {result.template}")
+    for example in result.shown:
+        _print(f"check: {example.title} ({example.where}):")
         if console.is_terminal:
-            parts = [(piece, "bold green" if learned else "dim") for piece, learned in shown.pieces]
+            parts = [(piece, "bold green" if learned else "dim") for piece, learned in example.pieces]
             console.print(Text.assemble(*parts))
-        else:  # without color the part with loss stands in brackets
-            _say("".join(f"⟦{piece}⟧" if learned else piece for piece, learned in shown.pieces))
+        else:  # without color, tokens with loss are in brackets
+            _print("".join(f"⟦{piece}⟧" if learned else piece for piece, learned in example.pieces))
     marked = "in green" if console.is_terminal else "in ⟦brackets⟧"
-    _say(f"check: the part {marked} is learned; its stop token is {found.stop}")
-    for warning in found.warnings:
-        _say(f"check: {warning}")
+    _print(f"check: the part {marked} is trained on; its stop token is {result.stop}")
+    for warning in result.warnings:
+        _print(f"check: {warning}")
 
 
 @contextlib.contextmanager
-def _training() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A line that is drawn anew at each step on a terminal; a line now and then elsewhere."""
+def _training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields a callback that shows training progress: a live line in a terminal, else a line every 10 steps."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -761,7 +745,7 @@ def _training() -> Iterator[Callable[[dict[str, Any]], None]]:
                 state["valid"] = event["loss"]
                 console.print(f"train: step {event['step']}, validation loss {event['loss']:.4f}", markup=False)
             elif event["kind"] in ("note", "resume"):
-                text = event.get("text") or f"going on after step {event['step']} of {event['total']}"
+                text = event.get("text") or f"resuming after step {event['step']} of {event['total']}"
                 console.print(f"train: {text}", markup=False)
 
         yield watch
@@ -769,9 +753,9 @@ def _training() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 def _progress(event: dict[str, Any]) -> str:
     speed = f", {event['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in event else ""
-    left = f", {_minutes(event['eta'])} left" if "eta" in event else ""
+    remaining = f", {_minutes(event['eta'])} left" if "eta" in event else ""
     valid = f", validation {event['valid']:.3f}" if "valid" in event else ""
-    return f"train: step {event['step']} of {event['total']}, loss {event['loss']:.3f}{valid}{speed}{left}"
+    return f"train: step {event['step']} of {event['total']}, loss {event['loss']:.3f}{valid}{speed}{remaining}"
 
 
 def _minutes(seconds: float) -> str:
@@ -779,14 +763,14 @@ def _minutes(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _answering(verb: str = "evaluate") -> Iterator[Callable[[str, int, int], None]]:
+def _reply_progress(command: str = "evaluate") -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
 
-    def tell(which: str, done: int, of: int) -> None:
-        if done == of or (console.is_terminal and done % 4 == 0):
-            console.print(f"{verb}: {which}: {done} of {of}", markup=False, end="\n" if done == of else "\r")
+    def tell(model: str, count: int, total: int) -> None:
+        if count == total or (console.is_terminal and count % 4 == 0):
+            console.print(f"{command}: {model}: {count} of {total}", markup=False, end="\n" if count == total else "\r")
 
     yield tell
 

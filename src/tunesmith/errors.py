@@ -1,7 +1,6 @@
-"""Every error a user can meet, as one tree.
+"""All errors for users. An error says what is wrong, where, and what to do next.
 
-An error has three parts: what is wrong, where, and what to do next. Nothing else in the package
-raises a bare exception for something a user did or can mend.
+The package raises no other exception for something that a user did or can fix.
 """
 
 from __future__ import annotations
@@ -9,16 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-_COMMAND = re.compile(r": (?:tunesmith|pip) [^\n]*\Z")  # nothing may follow it, so that it can be pasted
+_COMMAND = re.compile(r": (?:tunesmith|pip) [^\n]*\Z")  # no period after a command, so that it can be pasted
 
 
 class TunesmithError(Exception):
-    """Something a user can mend. `exit_code` is what the command line ends with."""
+    """An error that a user can fix. `exit_code` is the exit status of the command line."""
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", next: str = "") -> None:
-        """`what` is wrong, `where` it is (file, line, key), what to do `next`."""
+        """Stores what is wrong, where (file, line, key), and what to do next."""
         self.what, self.where, self.next = what.rstrip("."), where, next.rstrip(".")
         super().__init__(str(self))
 
@@ -30,10 +29,10 @@ class TunesmithError(Exception):
 
 
 class Several(TunesmithError):
-    """Everything that is wrong, at once."""
+    """Several errors, reported together."""
 
     def __init__(self, errors: list[TunesmithError]) -> None:
-        """`errors`: at least one; the first decides the exit code."""
+        """`errors` holds at least one; the first one determines the exit code."""
         self.errors = errors
         self.exit_code = errors[0].exit_code
         super().__init__("\n".join(str(error) for error in errors))
@@ -43,7 +42,7 @@ class Several(TunesmithError):
 
 
 def raise_all(errors: Sequence[TunesmithError]) -> None:
-    """Raises the only error, several as one, or nothing where there is none."""
+    """Raises the error if there is one, or Several if there are more."""
     if errors:
         raise errors[0] if len(errors) == 1 else Several(list(errors))
 
@@ -52,7 +51,7 @@ class ExportFailed(Several):
     """Some targets of an export failed; the files of the others were written."""
 
     def __init__(self, failures: Mapping[str, TunesmithError]) -> None:
-        """`failures`: at least one, by target."""
+        """`failures` maps targets to errors; at least one."""
         self.failures = dict(failures)
         super().__init__(list(failures.values()))
 
@@ -61,65 +60,65 @@ class ExportFailed(Several):
 
 
 class RecipeError(TunesmithError):
-    """The recipe asks for something that does not exist or cannot be."""
+    """The recipe asks for something that does not exist or is impossible."""
 
     exit_code = 2
 
 
 class DataError(TunesmithError):
-    """A row or a file cannot be read as the recipe says."""
+    """A row or a file cannot be read in the way that the recipe says."""
 
     exit_code = 3
 
 
 class ModelError(TunesmithError):
-    """The base model is missing, unsafe to load or of a kind that cannot be tuned."""
+    """The base model is missing, unsafe to load or not supported."""
 
     exit_code = 4
 
 
 class RunError(TunesmithError):
-    """The run's folder is locked, damaged, or made from something else."""
+    """The run is locked, damaged, or has other inputs."""
 
     exit_code = 5
 
 
 class ResourceError(TunesmithError):
-    """Memory, disk or device do not suffice. What was done so far is kept."""
+    """Memory, disk or device are insufficient. Finished work is kept."""
 
     exit_code = 6
 
 
 class MissingExtra(TunesmithError):
-    """A part that comes with an optional extra is not installed."""
+    """A package of an optional extra is not installed."""
 
     exit_code = 7
 
 
 class TrainingDiverged(TunesmithError):
-    """The loss or the gradient is no longer a number."""
+    """The loss or the gradient is not finite."""
 
     exit_code = 8
 
 
 class Unverified(TunesmithError):
-    """An exported file is not the model that was tested. It is kept and marked."""
+    """An exported file did not pass verification. It is kept and marked."""
 
     exit_code = 9
 
 
 class Paused(TunesmithError):
-    """The user stopped the run. The same command goes on."""
+    """The user stopped the run. The same command resumes it."""
 
     exit_code = 130
 
 
 class InternalError(TunesmithError):
-    """tunesmith contradicts itself: what happened is not what it had computed. Only a new version can mend that."""
+    """A bug in tunesmith: a measurement contradicts its own computation."""
 
     exit_code = 70  # EX_SOFTWARE of sysexits.h
 
     def __init__(self, what: str, *, where: str = "", next: str = "") -> None:
-        """`what` holds both figures; the advice to report it is added."""
-        advice = "This is a fault of tunesmith, not of your files: please report it with this message"
+        """`what` should contain both values; the advice to report the bug is added."""
+        advice = "This is a bug in tunesmith, not in your files: please report it with this message"
         super().__init__(what, where=where, next=next or advice)

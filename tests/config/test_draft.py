@@ -93,8 +93,8 @@ def test_a_draft_is_a_recipe_with_reasons(tmp_path: Path, make: Callable[[int], 
     lines = (tmp_path / "toy.yaml").read_text().splitlines()
     assert len(lines) <= 50
     settings_of = lines[: next(n for n, line in enumerate(lines) if line.startswith("small:"))]
-    told = [line for line in settings_of if line.startswith("  ") and line.lstrip()[0] not in "#]"]
-    silent = {line.split(":")[0].strip() for line in told if "  # " not in line}
+    setting_lines = [line for line in settings_of if line.startswith("  ") and line.lstrip()[0] not in "#]"]
+    silent = {line.split(":")[0].strip() for line in setting_lines if "  # " not in line}
     # a list's opening, a format's name, what fields are (told a line above) and the usual metrics need no reason
     needless = {"checks", "columns", "lines", "sharegpt", "fields", "metrics"}
     assert silent <= needless | ({"model"} if machine.device == "cpu" else set())  # told a line above
@@ -139,12 +139,12 @@ def test_rows_that_do_not_fit_are_told(tmp_path: Path) -> None:
 
 def test_damage_that_was_found_brings_its_check(tmp_path: Path) -> None:
     clean = names(drafted(tmp_path, table(support)))
-    some = [
+    damaged_rows = [
         {**row, "answer": row["answer"] + " Yours, [Your Name]"} if n % 20 == 0 else row
         for n, row in enumerate(table(support))
     ]
     assert "placeholder" not in clean
-    assert names(drafted(tmp_path, some))["placeholder"] == {}
+    assert names(drafted(tmp_path, damaged_rows))["placeholder"] == {}
     every = [{**row, "answer": row["answer"] + " Yours, [Your Name]"} for row in table(support)]
     assert names(drafted(tmp_path, every))["placeholder"] == {"do": "keep"}
     spaced = [{**row, "answer": row["answer"].replace(" ", "\r\n", 1)} for row in table(support)]
@@ -181,8 +181,8 @@ def test_the_small_run_takes_ten_minutes_at_most(tmp_path: Path, total: int, lon
     mean = sum(24 + tokens(str(row["question"])) + tokens(str(row["answer"])) for row in rows) / len(rows)
     learnt = total * (1 - recipe.data.split.test - recipe.data.split.valid)
     assert (recipe.data.sample.train or 0) <= 0.6 * learnt
-    taken = (recipe.data.sample.train or learnt) * recipe.train.epochs
-    assert taken * mean / 300 <= 600
+    examples = (recipe.data.sample.train or learnt) * recipe.train.epochs
+    assert examples * mean / 300 <= 600
 
 
 # --- machines ------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_without_a_card_the_packaged_model_is_the_base(tmp_path: Path) -> None:
 
 
 def test_the_largest_that_fits_with_room_is_taken(tmp_path: Path) -> None:
-    taken = []
+    chosen_models = []
     for free in (4, 8, 12, 23, 79):
         machine = replace(CARD_24, memory_free=free * GIB)
         recipe = drafted(tmp_path, table(letter), machine)
@@ -211,8 +211,8 @@ def test_the_largest_that_fits_with_room_is_taken(tmp_path: Path) -> None:
             if place + 1 < len(BASES)
             else "training needs" not in text
         )
-        taken.append(place)
-    assert taken == sorted(set(taken))
+        chosen_models.append(place)
+    assert chosen_models == sorted(set(chosen_models))
 
 
 def test_a_card_too_small_for_any_base_is_told(tmp_path: Path) -> None:
@@ -292,10 +292,10 @@ def test_any_column_names(tmp_path: Path, columns: list[str]) -> None:
     rows = [
         {**{name: words(n + place, 3) for place, name in enumerate(columns)}, "Letter": words(n, 30)} for n in range(8)
     ]
-    found = survey(rows, 8).format
+    detected = survey(rows, 8).format
     recipe = drafted(tmp_path, rows)
-    assert recipe.data.format.options == found.options
-    assert recipe.data.format.name == found.name
+    assert recipe.data.format.options == detected.options
+    assert recipe.data.format.name == detected.name
 
 
 @pytest.mark.parametrize(
@@ -312,11 +312,11 @@ def test_a_source_is_written_relative_to_the_recipe(tmp_path: Path, monkeypatch:
     folder = tmp_path / "recipes"
     folder.mkdir()
     (tmp_path / "my.csv").write_text("question,answer\na,b\n")
-    written = written_source("my.csv", folder)
-    assert written == "../my.csv"
-    (folder / "toy.yaml").write_text(draft("toy", written, table(support, 12), CPU))
+    relative = written_source("my.csv", folder)
+    assert relative == "../my.csv"
+    (folder / "toy.yaml").write_text(draft("toy", relative, table(support, 12), CPU))
     recipe = read_recipe(str(folder / "toy.yaml"))
-    assert recipe.path(written) == (tmp_path / "my.csv").resolve()
+    assert recipe.path(relative) == (tmp_path / "my.csv").resolve()
     assert written_source("hub:owner/name", folder) == "hub:owner/name"
     assert written_source("my.csv", tmp_path) == "my.csv"
 
@@ -337,8 +337,8 @@ def test_tables_that_cannot_be_learnt_are_refused() -> None:
 
 
 def test_a_draw_is_even_in_order_and_holds_no_more_than_it_gives() -> None:
-    drawn, total = spread(({"n": number} for number in range(20_000)), 500)
-    numbers = [row["n"] for row in drawn]
+    sample, total = spread(({"n": number} for number in range(20_000)), 500)
+    numbers = [row["n"] for row in sample]
     assert total == 20_000
     assert numbers == sorted(set(numbers))
     # 500 draws from 0 … 19,999 have a mean of 10,000 with a standard error of 258

@@ -50,12 +50,12 @@ FACTS = {  # a prompt's words -> what its line must say
 
 
 def conversations(recipe: Recipe) -> list[Conversation]:
-    found = []
+    rows = []
     for row in ROWS:
         turns, group = lines(row.values, **recipe.data.format.options)
-        made = Conversation(str(row.origin.line), turns, row.origin, group)
-        found.append(made.with_system(recipe.prompt.system))
-    return found
+        conversation = Conversation(str(row.origin.line), turns, row.origin, group)
+        rows.append(conversation.with_system(recipe.prompt.system))
+    return rows
 
 
 def tokenizer_like(family: str) -> Any:
@@ -88,8 +88,10 @@ def spoken(*texts: tuple[Any, str]) -> Conversation:
 def test_the_sample_is_as_large_as_its_pages_say() -> None:
     topics = Counter(row.values["topic"] for row in ROWS)
     assert 220 <= len(ROWS) <= 260 and all(list(row.values) == ["prompt", "line", "topic"] for row in ROWS)
-    said = f"has {len(ROWS)} rows: {len(topics)} topics with {min(topics.values())} to {max(topics.values())} prompts"
-    assert said in TUTORIAL
+    sentence = (
+        f"has {len(ROWS)} rows: {len(topics)} topics with {min(topics.values())} to {max(topics.values())} prompts"
+    )
+    assert sentence in TUTORIAL
     assert f"{topics['homework'] + topics['science']} of\nthem are factual" in TUTORIAL
 
 
@@ -119,11 +121,11 @@ def test_no_two_lines_begin_with_the_same_four_words() -> None:
 
 def test_no_line_is_damaged() -> None:
     catalogue = "tunesmith.data.defects"
-    found: list[Defect] = []
+    defects: list[Defect] = []
     for kind in entries(catalogue):
-        look = find(catalogue, kind, where="test")
-        found += [defect for text in LINES + PROMPTS for defect in look(text) if defect.severity != "note"]
-    assert found == []
+        check = find(catalogue, kind, where="test")
+        defects += [defect for text in LINES + PROMPTS for defect in check(text) if defect.severity != "note"]
+    assert defects == []
 
 
 def test_nothing_personal_is_in_the_sample() -> None:
@@ -172,9 +174,7 @@ def test_both_recipes_hold_out_the_same_rows() -> None:
         parts.append(split(conversations(recipe), seed=recipe.seed, **recipe.data.split.model_dump()))
     assert parts[0] == parts[1]
     counts = Counter(parts[0].values())
-    assert (
-        f"{counts['train']} to learn from, {counts['valid']} to watch the training, {counts['test']} test" in TUTORIAL
-    )
+    assert f"{counts['train']} for training, {counts['valid']} for validation, {counts['test']} test" in TUTORIAL
     topics = sorted({row.group for row in conversations(read_recipe("persona")) if parts[0][row.id] == "unseen"})
     assert f"{counts['unseen']} rows of\n   {len(topics)} topics ({', '.join(topics)})" in TUTORIAL
 
@@ -184,8 +184,8 @@ def test_the_tutorials_recipe_for_quotes_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "quotes.yaml").write_text(block, encoding="utf-8")
     shutil.copy(ROOT / "recipes" / "templates" / "persona.jinja", tmp_path)
     recipe = read_recipe(str(tmp_path / "quotes.yaml"))
-    asked = {lines({"quote": line}, **recipe.data.format.options)[0][0].text for line in LINES}
-    assert asked == set(recipe.data.format.options["ask"])
+    questions = {lines({"quote": line}, **recipe.data.format.options)[0][0].text for line in LINES}
+    assert questions == set(recipe.data.format.options["ask"])
     assert "leak" not in [check.name for check in recipe.data.checks]  # all rows share the questions
     template = load_template(tokenizer_like("gpt2"), recipe.prompt.template, recipe.folder)
     assert template.source == str(tmp_path / "persona.jinja")

@@ -66,10 +66,10 @@ def wrong(text: str, **options: Any) -> list[Wrong]:
     return [(error.where, error.what, error.next) for error in errors]
 
 
-def choose(section: Any, meant: str = "") -> str:
+def choose(section: Any, closest: str = "") -> str:
     """The hint for an unknown key: the nearest one, and all."""
-    known = f"Choose from: {', '.join(sorted(section.model_fields))}"
-    return f"Did you mean '{meant}'? {known}" if meant else known
+    choices = f"Choose from: {', '.join(sorted(section.model_fields))}"
+    return f"Did you mean '{closest}'? {choices}" if closest else choices
 
 
 def helped(section: Any, key: str) -> str:
@@ -83,7 +83,7 @@ def changed(old: str, new: str) -> str:
 
 CHECKS = f"Choose from: {CHECKS}"
 METRICS = f"Choose from: {', '.join(entries('tunesmith.evaluation.metrics'))}"
-NAMED = "must be written 'name' or '{name: {its options}}'"
+NAMED = "must be 'name' or '{name: {options}}'"
 ONE: dict[str, tuple[str, Wrong]] = {
     "misspelt key": (
         MINIMAL + "trian: {epochs: 2}\n",
@@ -193,8 +193,8 @@ ONE: dict[str, tuple[str, Wrong]] = {
         MINIMAL + "adapter: {layers: []}\n",
         (
             "toy.yaml line 7, adapter.layers",
-            "the list is empty, so no layer would get an update",
-            "Write all, or last names of linear layers such as [q_proj, v_proj]",
+            "the list is empty, so no layer would be adapted",
+            "Write all, or names of linear layers such as [q_proj, v_proj]",
         ),
     ),
     "unknown option": (
@@ -207,11 +207,11 @@ ONE: dict[str, tuple[str, Wrong]] = {
     ),
     "an option where there is none": (
         MINIMAL + "evaluate:\n  metrics:\n    - loss\n    - stops: {x: 1}\n",
-        ("toy.yaml line 10, evaluate.metrics.1.stops.x", "unknown option 'x'", "There is none to choose"),
+        ("toy.yaml line 10, evaluate.metrics.1.stops.x", "unknown option 'x'", "There are no choices"),
     ),
     "an option of an entry with its own page": (
         MINIMAL + "train: {engine: {native: {x: 1}}}\n",
-        ("toy.yaml line 7, train.engine.native.x", "unknown option 'x'", "There is none to choose"),
+        ("toy.yaml line 7, train.engine.native.x", "unknown option 'x'", "There are no choices"),
     ),
     "a proposal nobody makes": (
         MINIMAL + "  checks: [empty, {leak: {do: delete}}]\n",
@@ -243,11 +243,11 @@ ONE: dict[str, tuple[str, Wrong]] = {
     ),
     "duplicate key": (
         MINIMAL + "about: x\nname: other\n",
-        ("toy.yaml line 8", "key 'name' stands twice", "Remove one"),
+        ("toy.yaml line 8", "key 'name' is repeated", "Remove one"),
     ),
     "duplicate nested key": (
         MINIMAL + "train:\n  epochs: 1\n  clip: 1.0\n  epochs: 2\n",
-        ("toy.yaml line 10", "key 'epochs' stands twice", "Remove one"),
+        ("toy.yaml line 10", "key 'epochs' is repeated", "Remove one"),
     ),
     "not YAML": (
         MINIMAL + "train: [1\nevaluate: 2\n",
@@ -272,35 +272,35 @@ ONE: dict[str, tuple[str, Wrong]] = {
             "",
         ),
     ),
-    "a list": ("- a\n- b\n", ("toy.yaml", "is no mapping of keys to values", "See docs/recipe.md for an example")),
-    "empty": ("", ("toy.yaml", "is no mapping of keys to values", "See docs/recipe.md for an example")),
+    "a list": ("- a\n- b\n", ("toy.yaml", "is not a mapping of keys to values", "See docs/recipe.md for an example")),
+    "empty": ("", ("toy.yaml", "is not a mapping of keys to values", "See docs/recipe.md for an example")),
     "unseen groups without groups": (
         MINIMAL + "  split:\n    by: rows\n    unseen_groups: 2\n",
-        ("toy.yaml line 9, data.split.unseen_groups", "unseen_groups needs groups", "Set data.split.by to group"),
+        ("toy.yaml line 9, data.split.unseen_groups", "unseen_groups requires groups", "Set data.split.by to group"),
     ),
     "nothing left to train on": (
         MINIMAL + "  split: {test: 0.5, valid: 0.5}\n",
-        ("toy.yaml line 7, data.split", "test and valid leave no row to train on", ""),
+        ("toy.yaml line 7, data.split", "test and valid together leave no training rows", ""),
     ),
     "a given split without its column": (
         MINIMAL + "  split: {by: given}\n",
-        ("toy.yaml line 7, data.split.by", "by: given needs a column", "Add column: to data.split"),
+        ("toy.yaml line 7, data.split.by", "by: given requires a column", "Add column: to data.split"),
     ),
     "primary not measured": (
         MINIMAL + "evaluate:\n  metrics: [loss, stops]\n  primary: numbered_steps\n",
-        ("toy.yaml line 9, evaluate.primary", "'numbered_steps' is not measured", "Measured: loss, stops"),
+        ("toy.yaml line 9, evaluate.primary", "'numbered_steps' is not measured", "Choose from: loss, stops"),
     ),
     "primary is a metric, not a score": (
         MINIMAL + "evaluate: {metrics: [rouge, length], primary: rouge}\n",
         (
             "toy.yaml line 7, evaluate.primary",
             "'rouge' is not measured",
-            "Measured: rouge1, rouge2, rougeL, rougeLsum, length",
+            "Choose from: rouge1, rouge2, rougeL, rougeLsum, length",
         ),
     ),
     "default primary not measured": (
         MINIMAL + "evaluate:\n  metrics: [stops]\n",
-        ("toy.yaml line 7, evaluate.primary", "'loss' is not measured", "Measured: stops"),
+        ("toy.yaml line 7, evaluate.primary", "'loss' is not measured", "Choose from: stops"),
     ),
 }
 
@@ -327,9 +327,9 @@ train:
 evaluate:
   metrics: [rogue]
 """
-    found = wrong(text)
-    assert len(found) == 8
-    assert {(where, what) for where, what, _ in found} == {
+    errors = wrong(text)
+    assert len(errors) == 8
+    assert {(where, problem) for where, problem, _ in errors} == {
         ("toy.yaml line 1, name", "string should match pattern '^[a-z0-9][a-z0-9._-]*$', not 'Toy'"),
         ("toy.yaml line 4, base.model", "'model' is missing"),
         ("toy.yaml line 10, train.epochs", "input should be greater than or equal to 1, not 0"),
@@ -341,7 +341,7 @@ evaluate:
     }
     with pytest.raises(Several) as caught:
         read(text)
-    assert str(caught.value).split("\n") == [f"{where}: {what}. {hint}." for where, what, hint in found]
+    assert str(caught.value).split("\n") == [f"{where}: {problem}. {hint}." for where, problem, hint in errors]
 
 
 # --- --set and --small ---------------------------------------------------------------------------------------
@@ -362,42 +362,42 @@ evaluate:
     ],
 )
 def test_settings_are_yaml(text: str, key: str, value: Any) -> None:
-    found = parse_setting(text)
-    assert found == (key, value)
-    assert type(found[1]) is type(value)
+    parsed = parse_setting(text)
+    assert parsed == (key, value)
+    assert type(parsed[1]) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "what"),
+    ("text", "where", "problem"),
     [
-        ("train.epochs", "--set", "'train.epochs' is no setting"),
-        ("=3", "--set", "'=3' is no setting"),
-        ("a=[1", "--set a", "'[1' is no YAML value"),
-        ("a=2020-13-45", "--set a", "'2020-13-45' is no YAML value"),
-        ("a=!!bool x", "--set a", "'!!bool x' is no YAML value"),
-        ("a=!!python/name:os.system", "--set a", "'!!python/name:os.system' is no YAML value"),
+        ("train.epochs", "--set", "'train.epochs' is not a setting"),
+        ("=3", "--set", "'=3' is not a setting"),
+        ("a=[1", "--set a", "'[1' is not valid YAML"),
+        ("a=2020-13-45", "--set a", "'2020-13-45' is not valid YAML"),
+        ("a=!!bool x", "--set a", "'!!bool x' is not valid YAML"),
+        ("a=!!python/name:os.system", "--set a", "'!!python/name:os.system' is not valid YAML"),
     ],
 )
-def test_bad_settings(text: str, where: str, what: str) -> None:
+def test_bad_settings(text: str, where: str, problem: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_setting(text)
-    assert (caught.value.where, caught.value.what) == (where, what)
+    assert (caught.value.where, caught.value.what) == (where, problem)
 
 
 @pytest.mark.parametrize(
-    ("settings", "where", "what"),
+    ("settings", "where", "problem"),
     [
         ({"train.epcohs": 3}, "--set, train.epcohs", "unknown key 'epcohs'"),
         ({"train.epochs": "x"}, "--set, train.epochs", "input should be a valid integer, not 'x'"),
         ({"data.format": "colums"}, "--set, data.format", "unknown name 'colums'"),
         ({"data": {"format": "auto"}}, "--set, data.source", "'source' is missing"),
-        ({"name.x": 1}, "--set", "'name.x' goes into a value"),
+        ({"name.x": 1}, "--set", "'name.x' is below a plain value"),
         ({"": 1}, "--set, ", "unknown key ''"),
     ],
 )
-def test_a_mistake_in_a_setting_is_said_of_the_setting(settings: dict[str, Any], where: str, what: str) -> None:
-    found = wrong(MINIMAL + "train: {epochs: 1}\n", settings=settings)
-    assert [item[:2] for item in found] == [(where, what)]
+def test_a_mistake_in_a_setting_is_said_of_the_setting(settings: dict[str, Any], where: str, problem: str) -> None:
+    errors = wrong(MINIMAL + "train: {epochs: 1}\n", settings=settings)
+    assert [item[:2] for item in errors] == [(where, problem)]
 
 
 SMALL = """\
@@ -428,24 +428,24 @@ def test_settings_win_over_small() -> None:
 
 
 @pytest.mark.parametrize(
-    ("small", "where", "what"),
+    ("small", "where", "problem"),
     [
         ("train.epochs: x", "toy.yaml line 8, train.epochs", "input should be a valid integer, not 'x'"),
         ("train.epcohs: 1", "toy.yaml line 8, train.epcohs", "unknown key 'epcohs'"),
         ("data.split:\n    test: 0.1\n    tset: 0.1", "toy.yaml line 10, data.split.tset", "unknown key 'tset'"),
-        ("name.x: 1", "toy.yaml line 8", "'name.x' goes into a value"),
+        ("name.x: 1", "toy.yaml line 8", "'name.x' is below a plain value"),
     ],
 )
-def test_a_mistake_in_small_has_its_own_line(small: str, where: str, what: str) -> None:
+def test_a_mistake_in_small_has_its_own_line(small: str, where: str, problem: str) -> None:
     text = f"{MINIMAL}small:\n  {small}\ntrain: {{epochs: 1}}\n"
     assert read(text).name == "toy"
-    assert [item[:2] for item in wrong(text, small=True)] == [(where, what)]
+    assert [item[:2] for item in wrong(text, small=True)] == [(where, problem)]
 
 
 def test_small_needs_a_section_and_a_name() -> None:
-    assert wrong(MINIMAL, small=True) == [("toy.yaml", "has no 'small' section", "Leave --small out, or add one")]
+    assert wrong(MINIMAL, small=True) == [("toy.yaml", "has no 'small' section", "Omit --small, or add the section")]
     nameless = (MINIMAL + SMALL).replace("name: toy\n", "")
-    assert [what for _, what, _ in wrong(nameless, small=True)] == ["'name' is missing"]
+    assert [problem for _, problem, _ in wrong(nameless, small=True)] == ["'name' is missing"]
 
 
 # --- where recipes lie ---------------------------------------------------------------------------------------
@@ -456,8 +456,16 @@ def test_recipes_are_found_by_path_or_name(here: Path) -> None:
     (here / "folder.yaml").mkdir()
     (here / "latin.yaml").write_bytes(b"name: \xe9t\xe9\n")
     cases = {
-        "nowhere.yaml": ("nowhere.yaml", "no such recipe file", "Check the path, or name a shipped recipe"),
-        "folder.yaml": ("folder.yaml", "no such recipe file", "Check the path, or name a shipped recipe"),
+        "nowhere.yaml": (
+            "nowhere.yaml",
+            "this recipe file does not exist",
+            "Check the path, or list shipped recipes: tunesmith recipes",
+        ),
+        "folder.yaml": (
+            "folder.yaml",
+            "this recipe file does not exist",
+            "Check the path, or list shipped recipes: tunesmith recipes",
+        ),
         "latin.yaml": (
             "latin.yaml",
             "cannot be read: 'utf-8' codec can't decode byte 0xe9 in position 6: invalid continuation byte",
@@ -570,56 +578,58 @@ def fits(value: Any, part: dict[str, Any], defs: dict[str, Any]) -> bool:
             return "boolean" in names
         if not any(isinstance(value, kinds[name]) for name in names if name != "boolean"):
             return False
-    for word, wanted in part.items():
+    for word, expected_value in part.items():
         if word in notes:
             continue
         if word == "$ref":
-            ok = fits(value, defs[wanted.rsplit("/", 1)[1]], defs)
+            ok = fits(value, defs[expected_value.rsplit("/", 1)[1]], defs)
         elif word == "anyOf":
-            ok = any(fits(value, each, defs) for each in wanted)
+            ok = any(fits(value, option, defs) for option in expected_value)
         elif word in ("enum", "const"):
-            ok = value in (wanted if word == "enum" else [wanted])
+            ok = value in (expected_value if word == "enum" else [expected_value])
         elif word == "pattern":
-            ok = re.search(wanted, value) is not None
+            ok = re.search(expected_value, value) is not None
         elif word in ("minimum", "exclusiveMinimum"):
-            ok = value > wanted or (word == "minimum" and value == wanted)
+            ok = value > expected_value or (word == "minimum" and value == expected_value)
         elif word in ("maximum", "exclusiveMaximum"):
-            ok = value < wanted or (word == "maximum" and value == wanted)
+            ok = value < expected_value or (word == "maximum" and value == expected_value)
         elif word in sizes:
-            ok = len(value) >= wanted if word.startswith("min") else len(value) <= wanted
+            ok = len(value) >= expected_value if word.startswith("min") else len(value) <= expected_value
         elif word == "items":
-            ok = all(fits(item, wanted, defs) for item in value)
+            ok = all(fits(item, expected_value, defs) for item in value)
         else:
             raise AssertionError(f"unknown word {word}")
         if not ok:
             return False
     if isinstance(value, dict) and part.get("type") == "object":
-        inner, rest = part.get("properties", {}), part.get("additionalProperties", True)
-        known = all(fits(item, inner[key], defs) for key, item in value.items() if key in inner)
+        inner, additional = part.get("properties", {}), part.get("additionalProperties", True)
+        known_keys_fit = all(fits(item, inner[key], defs) for key, item in value.items() if key in inner)
         others = [item for key, item in value.items() if key not in inner]
-        open_to_all = all(rest if isinstance(rest, bool) else fits(item, rest, defs) for item in others)
-        return known and open_to_all and set(part.get("required", ())) <= value.keys()
+        open_to_all = all(
+            additional if isinstance(additional, bool) else fits(item, additional, defs) for item in others
+        )
+        return known_keys_fit and open_to_all and set(part.get("required", ())) <= value.keys()
     return True
 
 
 def test_schema_describes_every_setting_once() -> None:
-    written = schema()
-    assert json.loads(json.dumps(written)) == written
-    found = dict(leaves(written, written["$defs"]))
-    assert {"name", "base.model", "data.split.unseen_groups", "evaluate.metrics", "small"} <= found.keys()
-    assert list(found) == list(settings(Recipe))
-    assert [key for key, value in found.items() if not value.get("description", "").strip()] == []
-    assert found["train.optimizer"]["default"] == "adamw"  # as a recipe writes it
-    assert found["data.checks"]["default"] == ["empty", "broken_turns", "duplicate", "leak", "too_long"]
-    used = set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(written)))
-    assert used == set(written["$defs"])
+    json_schema = schema()
+    assert json.loads(json.dumps(json_schema)) == json_schema
+    documented = dict(leaves(json_schema, json_schema["$defs"]))
+    assert {"name", "base.model", "data.split.unseen_groups", "evaluate.metrics", "small"} <= documented.keys()
+    assert list(documented) == list(settings(Recipe))
+    assert [key for key, value in documented.items() if not value.get("description", "").strip()] == []
+    assert documented["train.optimizer"]["default"] == "adamw"  # as a recipe writes it
+    assert documented["data.checks"]["default"] == ["empty", "broken_turns", "duplicate", "leak", "too_long"]
+    used = set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(json_schema)))
+    assert used == set(json_schema["$defs"])
 
 
 def test_schema_takes_recipes_and_refuses_mistakes() -> None:
-    written = schema()
+    json_schema = schema()
     shipped = parse_yaml(locate("shopsphere").read_text(), "")[0]
     good = [shipped, read(MINIMAL + SMALL).dump(), yaml.safe_load(MINIMAL)]
-    assert [fits(plain, written, written["$defs"]) for plain in good] == [True, True, True]
+    assert [fits(plain, json_schema, json_schema["$defs"]) for plain in good] == [True, True, True]
     for changes in (
         {"trian": 1},
         {"name": "A B"},
@@ -629,11 +639,11 @@ def test_schema_takes_recipes_and_refuses_mistakes() -> None:
         {"seed": True},
         {"data": {"source": "a.csv", "repair": 1}},
     ):
-        assert not fits(yaml.safe_load(MINIMAL) | changes, written, written["$defs"]), changes
-    for named in (5, ["columns", {}], {"columns": {}, "chat": {}}, {}, {"columns": 5}):
+        assert not fits(yaml.safe_load(MINIMAL) | changes, json_schema, json_schema["$defs"]), changes
+    for bad_name in (5, ["columns", {}], {"columns": {}, "chat": {}}, {}, {"columns": 5}):
         plain = yaml.safe_load(MINIMAL)
-        plain["data"]["format"] = named
-        assert not fits(plain, written, written["$defs"]), named
+        plain["data"]["format"] = bad_name
+        assert not fits(plain, json_schema, json_schema["$defs"]), bad_name
 
 
 # --- catalogues ----------------------------------------------------------------------------------------------
@@ -649,15 +659,15 @@ CONTRACTS = {  # catalogue -> (function of its modules, the arguments every entr
 
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_a_catalogue_lists_its_entries_and_no_helpers(name: str) -> None:
-    function, arguments, some = CONTRACTS[name]
-    found = entries(f"tunesmith.{name}")
-    assert found == sorted(found)
-    assert some <= set(found)
-    for entry in found:
-        made = find(f"tunesmith.{name}", entry, function=function)
-        parameters = inspect.signature(made).parameters.values()
+    function, arguments, expected_names = CONTRACTS[name]
+    names = entries(f"tunesmith.{name}")
+    assert names == sorted(names)
+    assert expected_names <= set(names)
+    for entry in names:
+        resolved = find(f"tunesmith.{name}", entry, function=function)
+        parameters = inspect.signature(resolved).parameters.values()
         assert [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY] == arguments, entry
-        assert made.__doc__, entry
+        assert resolved.__doc__, entry
         assert not function or attribute(f"tunesmith.{name}", entry, "__doc__"), entry  # its page
 
 
@@ -686,7 +696,8 @@ def test_a_folder_is_a_catalogue_of_its_files(here: Path, monkeypatch: pytest.Mo
     with pytest.raises(MissingExtra) as caught:
         find("room", "extra", function="go", where="train.engine")
     assert str(caught.value) == (
-        "train.engine: 'extra' needs the package 'trl', which is not installed. pip install 'tunesmith[trl]'."
+        "train.engine: 'extra' needs the package 'trl', which is not installed. "
+        "Install it: pip install 'tunesmith[trl]'"
     )
     assert caught.value.exit_code == 7
 
@@ -695,7 +706,7 @@ SHARE = "Did you mean 'share'? Choose from: count, names, note, share, way, wish
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("option_values", "expected"),
     [
         ({"count": 1}, []),
         ({"count": 1, "share": 1, "names": "x", "note": None}, []),
@@ -710,7 +721,7 @@ SHARE = "Did you mean 'share'? Choose from: count, names, note, share, way, wish
         ({"count": 1, "wish": "left"}, [("wish", "'wish' must be one of up, down, null, not 'left'", "")]),
     ],
 )
-def test_options_are_the_keyword_only_parameters(given: dict[str, Any], expected: list[Wrong]) -> None:
+def test_options_are_the_keyword_only_parameters(option_values: dict[str, Any], expected: list[Wrong]) -> None:
     def entry(
         rows: object,
         *,
@@ -723,14 +734,14 @@ def test_options_are_the_keyword_only_parameters(given: dict[str, Any], expected
     ) -> None:
         pass
 
-    found = check_options(entry, given, where=lambda name: name)
-    assert [(error.where, error.what, error.next) for error in found] == expected
+    errors = check_options(entry, option_values, where=lambda name: name)
+    assert [(error.where, error.what, error.next) for error in errors] == expected
 
 
 def test_nearest() -> None:
     assert nearest("rogue", ["rouge", "loss"]) == "Did you mean 'rouge'? Choose from: loss, rouge"
     assert nearest("zzz", ["rouge", "loss"]) == "Choose from: loss, rouge"
-    assert nearest("zzz", []) == "There is none to choose"
+    assert nearest("zzz", []) == "There are no choices"
 
 
 @pytest.mark.parametrize("metric", entries("tunesmith.evaluation.metrics"))
@@ -738,12 +749,12 @@ def test_primary_may_be_any_score_that_a_metric_gives(metric: str) -> None:
     turns = (Turn("user", "q"), Turn("assistant", "1. a\n2. b"))
     row = Conversation("id", turns, Origin("f", 1), fields={"expect": "steps", "Experience": "3 years as a baker"})
     text = "1. I have 3 years of experience.\n2. b"
-    reply, known = Reply(text, True, 1), Known(("1. I have 3 years of experience in baking.",))
+    reply, index = Reply(text, True, 1), Known(("1. I have 3 years of experience in baking.",))
     scores: Callable[..., Any] = find("tunesmith.evaluation.metrics", metric)
-    names = [score.name for score in scores(View(row, reply, 1.0, known))]
+    names = [score.name for score in scores(View(row, reply, 1.0, index))]
     assert names
     for name in names:
         settings = {"evaluate.metrics": [metric], "evaluate.primary": name}
         assert read(MINIMAL, settings=settings).evaluate.primary == name
-    found = wrong(MINIMAL, settings={"evaluate.metrics": [metric], "evaluate.primary": "nonsense"})
-    assert found == [("--set, evaluate.primary", "'nonsense' is not measured", f"Measured: {', '.join(names)}")]
+    errors = wrong(MINIMAL, settings={"evaluate.metrics": [metric], "evaluate.primary": "nonsense"})
+    assert errors == [("--set, evaluate.primary", "'nonsense' is not measured", f"Choose from: {', '.join(names)}")]

@@ -15,7 +15,7 @@ import pytest
 from tunesmith.errors import ResourceError, RunError
 from tunesmith.runs.run import Run, hash_bytes, hash_file, hash_path, hash_plain, new_folder, write_atomic
 
-FULL = "the disk is full; what was finished before is kept"
+FULL = "the disk is full; finished work is kept"
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_the_old_file(
     with pytest.raises(ResourceError) as caught:
         write_atomic(path, "new")
     assert (caught.value.what, caught.value.where, caught.value.exit_code) == (FULL, str(path), 6)
-    assert caught.value.next == "Free some space and give the same command again: it goes on"
+    assert caught.value.next == "Free some space, then run the same command again to resume"
     assert names(tmp_path) == (["file"] if before else [])
     assert not before or path.read_text() == before
 
@@ -92,10 +92,10 @@ def test_new_folder_takes_the_place_as_a_whole(tmp_path: Path, before: bool) -> 
     if before:
         path.mkdir(parents=True)
         (path / "old").write_text("old")
-    with new_folder(path) as made:
-        (made / "a").write_text("1")
-        (made / "inner").mkdir()
-        (made / "inner" / "b").write_text("2")
+    with new_folder(path) as temporary:
+        (temporary / "a").write_text("1")
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "b").write_text("2")
         assert path.exists() == before  # nothing is seen before the block has ended
     assert names(tmp_path) == ["deep", "deep/adapter", "deep/adapter/a", "deep/adapter/inner", "deep/adapter/inner/b"]
 
@@ -118,8 +118,8 @@ def test_new_folder_leaves_everything_when_it_fails(
         full(monkeypatch)
     elif why == "failed rename":
         monkeypatch.setattr(Path, "rename", rename_but_the_new)
-    with pytest.raises(KeyError if why == "error in the block" else ResourceError), new_folder(path) as made:
-        (made / "a").write_text("1")
+    with pytest.raises(KeyError if why == "error in the block" else ResourceError), new_folder(path) as temporary:
+        (temporary / "a").write_text("1")
         if why == "error in the block":
             raise KeyError("x")
     assert names(tmp_path) == expected
@@ -144,7 +144,7 @@ def test_a_second_process_is_refused_and_told_who_works(run: Run) -> None:
         second = locked_elsewhere(run)
         assert (second.returncode, second.stderr) == (5, "")
         assert second.stdout == (
-            f"{run.path}: another process (pid {os.getpid()}) works on this run. Wait for it to end, or stop it.\n"
+            f"{run.path}: another process (pid {os.getpid()}) is using this run. Wait until it ends, or stop it.\n"
         )
     after = locked_elsewhere(run)
     assert (after.returncode, after.stdout, after.stderr) == (0, "", "")
@@ -220,14 +220,14 @@ def empty(run: Run) -> None:
         ([], {**INPUTS, "seed": "8"}, ["seed changed"]),
         ([], {"data": "d1"}, ["seed changed"]),
         ([], {**INPUTS, "tokenizer": "t", "data": "d2"}, ["data changed", "tokenizer changed"]),
-        ([edit], INPUTS, ["adapter was changed by hand or damaged"]),
-        ([add], INPUTS, ["adapter was changed by hand or damaged"]),
-        ([swap], INPUTS, ["adapter was changed by hand or damaged"]),
-        ([lose], INPUTS, ["scores.json is gone"]),
+        ([edit], INPUTS, ["adapter was edited or is damaged"]),
+        ([add], INPUTS, ["adapter was edited or is damaged"]),
+        ([swap], INPUTS, ["adapter was edited or is damaged"]),
+        ([lose], INPUTS, ["scores.json is missing"]),
         (
             [edit, lose],
             {"data": "d1", "seed": "8"},
-            ["seed changed", "adapter was changed by hand or damaged", "scores.json is gone"],
+            ["seed changed", "adapter was edited or is damaged", "scores.json is missing"],
         ),
         ([ruin], INPUTS, None),
         ([empty], INPUTS, None),
@@ -279,20 +279,20 @@ def test_hashes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "what", "next"),
+    ("content", "problem", "next"),
     [
-        (None, "there is no plan.json yet", "Run the stage before it"),
-        (b"", "plan.json is damaged", "Delete it and run its stage again"),
-        (b'{"a": 1', "plan.json is damaged", "Delete it and run its stage again"),
-        (b'{"a": "\xff"}', "plan.json is damaged", "Delete it and run its stage again"),
+        (None, "plan.json does not exist yet", "Run the step that creates it"),
+        (b"", "plan.json is damaged", "Delete it and run the step that creates it again"),
+        (b'{"a": 1', "plan.json is damaged", "Delete it and run the step that creates it again"),
+        (b'{"a": "\xff"}', "plan.json is damaged", "Delete it and run the step that creates it again"),
     ],
 )
-def test_read_json_says_what_is_wrong(run: Run, content: bytes | None, what: str, next: str) -> None:
+def test_read_json_says_what_is_wrong(run: Run, content: bytes | None, problem: str, next: str) -> None:
     if content is not None:
         (run / "plan.json").write_bytes(content)
     with pytest.raises(RunError) as caught:
         run.read_json("plan.json")
-    assert (caught.value.what, caught.value.where, caught.value.next) == (what, str(run.path), next)
+    assert (caught.value.what, caught.value.where, caught.value.next) == (problem, str(run.path), next)
     assert caught.value.exit_code == 5
 
 

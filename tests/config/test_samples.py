@@ -39,11 +39,11 @@ def conversations(name: str) -> list[Conversation]:
     recipe = read_recipe(name, small=True)
     assert isinstance(recipe.data.source, str)
     parse = find("tunesmith.data.formats", recipe.data.format.name, where="test")
-    found = []
+    rows = []
     for row in read(recipe.path(recipe.data.source)):
         turns, group = parse(row.values, **recipe.data.format.options)
-        found.append(Conversation(str(row.origin.line), turns, row.origin, group, row.values))
-    return found
+        rows.append(Conversation(str(row.origin.line), turns, row.origin, group, row.values))
+    return rows
 
 
 ROWS = {name: conversations(name) for name in NAMES}
@@ -81,8 +81,8 @@ def test_every_answer_is_as_long_as_the_style_asks(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_prompt_and_no_answer_stands_twice(name: str) -> None:
-    for told in ([row.question for row in ROWS[name]], texts(name, "assistant")):
-        assert [text for text, count in Counter(map(normalise, told)).items() if count > 1] == []
+    for sample_texts in ([row.question for row in ROWS[name]], texts(name, "assistant")):
+        assert [text for text, count in Counter(map(normalise, sample_texts)).items() if count > 1] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,17 +95,17 @@ def test_no_row_nearly_repeats_another(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_answer_is_damaged(name: str) -> None:
     catalogue = "tunesmith.data.defects"
-    found: list[Defect] = []
+    defects: list[Defect] = []
     for kind in entries(catalogue):
-        look = find(catalogue, kind, where="test")
-        found += [defect for text in texts(name, "assistant") for defect in look(text) if defect.severity != "note"]
-    assert found == []
+        check = find(catalogue, kind, where="test")
+        defects += [defect for text in texts(name, "assistant") for defect in check(text) if defect.severity != "note"]
+    assert defects == []
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_personal_is_in_a_sample(name: str) -> None:
-    told = [turn.text for row in ROWS[name] for turn in row.turns]
-    assert [span for text in told for span in (*find_personal(text), *find_secrets(text))] == []
+    sample_texts = [turn.text for row in ROWS[name] for turn in row.turns]
+    assert [span for text in sample_texts for span in (*find_personal(text), *find_secrets(text))] == []
 
 
 # --- sums ------------------------------------------------------------------------------------------------------
@@ -145,11 +145,11 @@ def worth(node: ast.expr) -> float:
 
 def sums(text: str) -> Iterator[tuple[str, bool]]:
     """Every '2 x 3 = 6' in a text, and whether it is right to the last written place."""
-    for found in EQUATION.finditer(text):
-        plain = re.sub(NUMBER, lambda match: f"({number(match[0])!r})", found["left"])
+    for equation_match in EQUATION.finditer(text):
+        plain = re.sub(NUMBER, lambda match: f"({number(match[0])!r})", equation_match["left"])
         value = worth(ast.parse(plain.replace("x", "*").replace("^", "**"), mode="eval").body)
-        for result in re.findall(rf"-?{NUMBER}", found["right"]):
-            yield found[0], abs(value - number(result)) <= half_a_place(result) + 1e-9
+        for result in re.findall(rf"-?{NUMBER}", equation_match["right"]):
+            yield equation_match[0], abs(value - number(result)) <= half_a_place(result) + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ def sums(text: str) -> Iterator[tuple[str, bool]]:
     ],
 )
 def test_a_wrong_sum_is_found(text: str, right: list[bool]) -> None:
-    assert [found for _, found in sums(text)] == right
+    assert [is_right for _, is_right in sums(text)] == right
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sum_is_right(name: str) -> None:
-    found = [pair for text in texts(name, "assistant") for pair in sums(text)]
-    assert [written for written, right in found if not right] == []
-    assert len(found) > {"finance": 300, "instruct": 40}[name]
+    equations = [pair for text in texts(name, "assistant") for pair in sums(text)]
+    assert [equation for equation, right in equations if not right] == []
+    assert len(equations) > {"finance": 300, "instruct": 40}[name]
 
 
 def test_every_sum_of_finance_is_read() -> None:
@@ -182,9 +182,11 @@ def test_every_sum_of_finance_is_read() -> None:
 
 def test_a_case_is_answered_with_a_sum_from_its_own_numbers() -> None:
     for row in ROWS["finance"]:
-        if given := set(re.findall(NUMBER, row.fields["input"])):
-            used = {part for written, _ in sums(row.answer) for part in re.findall(NUMBER, written)}
-            assert len({value.rstrip(",") for value in given} & {value.rstrip(",") for value in used}) >= 2, row.answer
+        if input_numbers := set(re.findall(NUMBER, row.fields["input"])):
+            used = {part for equation, _ in sums(row.answer) for part in re.findall(NUMBER, equation)}
+            assert len({value.rstrip(",") for value in input_numbers} & {value.rstrip(",") for value in used}) >= 2, (
+                row.answer
+            )
 
 
 # --- code ------------------------------------------------------------------------------------------------------
@@ -243,8 +245,8 @@ def test_the_small_recipe_fits_its_sample_and_five_minutes(name: str) -> None:
     assert sample.train <= (1 - split.test - split.valid) * len(rows)
     words = sum(len(turn.text.split()) for row in rows for turn in row.turns) / len(rows)
     assert recipe.train.epochs * sample.train * words * TOKENS_A_WORD <= SMALL_BUDGET
-    drawn = f"{sample.train} to learn from, {sample.valid} to watch the training and {sample.test} for the test"
-    assert drawn in " ".join(TUTORIALS[name].split())
+    sentence = f"{sample.train} for training, {sample.valid} for validation and {sample.test} for the test"
+    assert sentence in " ".join(TUTORIALS[name].split())
 
 
 # --- the template ----------------------------------------------------------------------------------------------
@@ -268,9 +270,9 @@ def spoken(*turns: tuple[Any, str]) -> Conversation:
 def test_the_answer_and_its_end_are_learnt(adds_bos: bool, begin: str) -> None:
     template = alpaca_template(adds_bos=adds_bos)
     row = spoken(("user", "What is 2 x 3?\n\nInput."), ("assistant", "Six."))
-    asked = f"{begin}{OPENING}### Instruction:\nWhat is 2 x 3?\n\nInput.\n\n### Response:\n"
-    assert show(encode(row, template), template) == [(asked, False), ("Six.</s>", True)]
-    assert template.tokenizer.decode(encode_prompt(row.prompt, template)) == asked
+    prompt_text = f"{begin}{OPENING}### Instruction:\nWhat is 2 x 3?\n\nInput.\n\n### Response:\n"
+    assert show(encode(row, template), template) == [(prompt_text, False), ("Six.</s>", True)]
+    assert template.tokenizer.decode(encode_prompt(row.prompt, template)) == prompt_text
 
 
 def test_later_exchanges_follow_and_a_system_message_opens() -> None:

@@ -42,74 +42,74 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def table(here: Path) -> Path:
     path = here / "rows.csv"
     with path.open("w", encoding="utf-8", newline="") as sink:
-        csv.writer(sink).writerows([list(ROWS[0]), *(list(each.values()) for each in ROWS)])
+        csv.writer(sink).writerows([list(ROWS[0]), *(list(row.values()) for row in ROWS)])
     return path
 
 
-def counts(said: str) -> dict[str, list[str]]:
+def counts(output: str) -> dict[str, list[str]]:
     """The table of findings: check -> its numbers."""
-    lines = [line.split() for line in said.split("\n")]
+    lines = [line.split() for line in output.split("\n")]
     return {line[0]: line[1:] for line in lines if len(line) > 1 and line[-1].isdigit()}
 
 
 def test_a_bare_file_is_audited_with_every_check_that_suits_it(call: Call, table: Path, here: Path) -> None:
     before = table.read_bytes()
-    code, said, wrong = call("audit", "rows.csv")
+    code, output, wrong = call("audit", "rows.csv")
     assert (code, wrong) == (0, "")
     assert table.read_bytes() == before
     folder = here / "audits/rows"
-    assert sorted(each.name for each in folder.iterdir()) == ["audit.html", "audit.json", "findings.jsonl"]
-    assert "audit: see audits/rows/audit.html" in said
+    assert sorted(file.name for file in folder.iterdir()) == ["audit.html", "audit.json", "findings.jsonl"]
+    assert "audit: see audits/rows/audit.html" in output
     account = json.loads((folder / "audit.json").read_text())
     suited = {name for name in entries(CHECKS) if attribute(CHECKS, name, "SCOPE") != "split"} - {"ungrounded"}
     assert set(account["checks"]) == suited
-    found = {name: facts["rows"] for name, facts in account["checks"].items() if facts["found"]}
+    rows_of_check = {name: facts["rows"] for name, facts in account["checks"].items() if facts["found"]}
     expected = {"collapsed_list", "duplicate", "mojibake", "whitespace", "empty", "placeholder", "personal"}
-    assert expected - {"duplicate"} <= found.keys()
+    assert expected - {"duplicate"} <= rows_of_check.keys()
     assert (
         account["read"]
         == len(ROWS)
         == account["kept"] + sum(account["dropped"].values()) + sum(account["quarantined"].values())
     )
-    told = [json.loads(line) for line in (folder / "findings.jsonl").read_text().split("\n") if line]
-    assert len(told) == sum(facts["found"] for facts in account["checks"].values())
-    assert MAIL not in "".join(each.read_text() for each in folder.iterdir())
+    findings = [json.loads(line) for line in (folder / "findings.jsonl").read_text().split("\n") if line]
+    assert len(findings) == sum(facts["found"] for facts in account["checks"].values())
+    assert MAIL not in "".join(file.read_text() for file in folder.iterdir())
     assert "The data of rows" in (folder / "audit.html").read_text()
 
 
 def test_fix_writes_cleaned_rows_and_undo_takes_it_back(call: Call, table: Path, here: Path) -> None:
-    code, said, wrong = call("audit", "rows.csv", "--fix", "--out", "looked")
+    code, output, wrong = call("audit", "rows.csv", "--fix", "--out", "looked")
     assert (code, wrong) == (0, "")
-    assert "mended: 2 rows" in said
-    assert "tunesmith undo looked/rows.cleaned.diff.jsonl --out FILE" in said
-    kept = [dict(each.values) for each in read(here / "looked/rows.cleaned.csv")]
-    assert "1. Open the tab.\n2. Tap the cart.\n3. Tap Pay." in {each["answer"] for each in kept}
-    assert "Where is the café?" in {each["question"] for each in kept}
-    assert not {"Who am I?", "Who writes the letters here?", "how do i pay"} & {each["question"] for each in kept}
-    code, said, wrong = call("undo", "looked/rows.cleaned.diff.jsonl", "--out", "back.csv")
+    assert "repaired: 2 rows" in output
+    assert "tunesmith undo looked/rows.cleaned.diff.jsonl --out FILE" in output
+    cleaned_rows = [dict(row.values) for row in read(here / "looked/rows.cleaned.csv")]
+    assert "1. Open the tab.\n2. Tap the cart.\n3. Tap Pay." in {row["answer"] for row in cleaned_rows}
+    assert "Where is the café?" in {row["question"] for row in cleaned_rows}
+    assert not {"Who am I?", "Who writes the letters here?", "how do i pay"} & {row["question"] for row in cleaned_rows}
+    code, output, wrong = call("undo", "looked/rows.cleaned.diff.jsonl", "--out", "back.csv")
     assert (code, wrong) == (0, "")
-    assert f"undo: {len(ROWS)} rows as they were, in back.csv" in said
-    assert [dict(each.values) for each in read(here / "back.csv")] == ROWS
+    assert f"undo: {len(ROWS)} original rows are in back.csv" in output
+    assert [dict(row.values) for row in read(here / "back.csv")] == ROWS
     code, _, wrong = call("undo", "looked/rows.cleaned.diff.jsonl", "--out", "back.csv")
     assert code == 3
-    assert "back.csv: there is a file already. Name another with --out." in wrong
+    assert "back.csv: this file already exists. Use another path with --out." in wrong
     code, _, wrong = call("undo", "looked/rows.cleaned.csv", "--out", "again.csv")
     assert code == 3
     assert "is not the diff of a cleaning" in wrong
 
 
 def test_chosen_checks_alone_are_made(call: Call, table: Path, here: Path) -> None:
-    code, said, wrong = call("audit", "rows.csv", "--checks", "empty, whitespace", "--out", "some")
+    code, output, wrong = call("audit", "rows.csv", "--checks", "empty, whitespace", "--out", "some")
     assert (code, wrong) == (0, "")
-    assert counts(said) == {"empty": ["1", "1"], "whitespace": ["1", "1"]}
+    assert counts(output) == {"empty": ["1", "1"], "whitespace": ["1", "1"]}
     account = json.loads((here / "some/audit.json").read_text())
     assert set(account["checks"]) == {"empty", "whitespace", "broken"}  # rows that cannot be read are always told
-    code, said, _ = call("audit", "rows.csv", "--checks", "markup")
-    assert (code, "audit: nothing was found" in said) == (0, True)
+    code, output, _ = call("audit", "rows.csv", "--checks", "markup")
+    assert (code, "audit: no defects found" in output) == (0, True)
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "what"),
+    ("words", "code", "problem"),
     [
         (["rows.csv", "--checks", "emtpy"], 2, "--checks: unknown check 'emtpy'. Did you mean 'empty'?"),
         (["rows.csv", "--small"], 2, "rows.csv: --small and --set need a recipe"),
@@ -117,26 +117,26 @@ def test_chosen_checks_alone_are_made(call: Call, table: Path, here: Path) -> No
         (["gone.csv"], 3, "gone.csv: no such file"),
         (["rows.txt"], 3, "'.txt' files cannot be read"),
         (["nothing.csv"], 3, "there are no rows"),
-        (["gone.yaml"], 2, "gone.yaml: no such recipe file"),
+        (["gone.yaml"], 2, "gone.yaml: this recipe file does not exist"),
     ],
 )
 def test_what_cannot_be_audited_is_said(
-    call: Call, table: Path, here: Path, words: list[str], code: int, what: str
+    call: Call, table: Path, here: Path, words: list[str], code: int, problem: str
 ) -> None:
     (here / "rows.txt").write_text("x")
     (here / "nothing.csv").write_text("question,answer\n")
-    found, said, wrong = call("audit", *words)
-    assert (found, said) == (code, "")
-    assert what in wrong
+    exit_code, output, wrong = call("audit", *words)
+    assert (exit_code, output) == (code, "")
+    assert problem in wrong
     assert not (here / "audits").exists()
 
 
 def test_stand_ins_come_with_fix_and_the_book_lies_apart(call: Call, table: Path, here: Path) -> None:
     (here / "apart").mkdir()
-    code, said, wrong = call("audit", "rows.csv", "--fix", "--out", "o", "--pseudonyms", "apart/book.json")
+    code, output, wrong = call("audit", "rows.csv", "--fix", "--out", "o", "--pseudonyms", "apart/book.json")
     assert (code, wrong) == (0, "")
-    assert "1 stand-ins for personal data" in said
-    assert MAIL not in said + "".join(each.read_text() for each in (here / "o").iterdir())
+    assert "1 pseudonyms for personal data" in output
+    assert MAIL not in output + "".join(file.read_text() for file in (here / "o").iterdir())
     assert MAIL in (here / "apart/book.json").read_text()
     assert stat.S_IMODE((here / "apart/book.json").stat().st_mode) == 0o600
     code, _, wrong = call("undo", "o/rows.cleaned.diff.jsonl", "--out", "back.csv")
@@ -150,14 +150,14 @@ def test_a_recipe_is_audited_with_its_own_checks_and_tokens(
 ) -> None:
     rows_file.write_text(rows_file.read_text() + json.dumps({"topic": "t0", "prompt": " ", "completion": "x"}) + "\n")
     path = str(recipe_file(data__checks=["empty", {"too_long": {"max_tokens": 16, "do": "quarantine"}}]))
-    code, said, wrong = call("audit", path)
+    code, output, wrong = call("audit", path)
     assert (code, "Traceback" in wrong) == (0, False)
     account = json.loads((here / "audits/toy/audit.json").read_text())
     assert set(account["checks"]) == {"empty", "too_long", "broken"}
     assert (account["read"], account["dropped"]) == (37, {"empty": 1})
     assert account["quarantined"]["too_long"] > 0
     assert account["profile"]["lengths"]["tokens"]["max"] > 16
-    assert counts(said)["empty"] == ["1", "1"]
+    assert counts(output)["empty"] == ["1", "1"]
     code, _, _ = call("audit", path, "--checks", "too_long,duplicate", "--set", "data.repair=true", "--out", "o")
     account = json.loads((here / "o/audit.json").read_text())
     assert code == 0
@@ -168,9 +168,9 @@ def test_a_recipe_is_audited_with_its_own_checks_and_tokens(
 def test_a_recipe_whose_model_is_not_here_is_audited_without_tokens(
     call: Call, recipe_file: Callable[..., Path], here: Path
 ) -> None:
-    code, said, _ = call("audit", str(recipe_file(base__model="./nowhere")))
+    code, output, _ = call("audit", str(recipe_file(base__model="./nowhere")))
     assert code == 0
-    assert "audit: tokens are not counted, because the model is not here" in said
+    assert "audit: tokens are not counted, because the model is not available" in output
     assert "tokens" not in json.loads((here / "audits/toy/audit.json").read_text())["profile"]["lengths"]
 
 
@@ -180,7 +180,7 @@ def test_many_rows_are_looked_at_by_several_processes_as_by_one(table: Path, her
         {"prompt": f"Who lit lamp {n}?", "answer": f"The lamp of room {n} is old.{chr(13) if n % 9 == 0 else ''}"}
         for n in range(4100)
     ]
-    (here / "large.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    (here / "large.jsonl").write_text("".join(json.dumps(finding) + "\n" for finding in rows))
     command = [
         str(Path(sys.executable).with_name("tunesmith")),
         "audit",
@@ -188,10 +188,10 @@ def test_many_rows_are_looked_at_by_several_processes_as_by_one(table: Path, her
         "--checks",
         "whitespace,markup",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=here)
-    assert (done.returncode, done.stderr) == (0, "")
-    told = [json.loads(line) for line in (here / "audits/large/findings.jsonl").read_text().split("\n") if line]
-    assert [each["line"] for each in told] == [n + 1 for n in range(0, 4100, 9)]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=here)
+    assert (process.returncode, process.stderr) == (0, "")
+    findings = [json.loads(line) for line in (here / "audits/large/findings.jsonl").read_text().split("\n") if line]
+    assert [finding["line"] for finding in findings] == [n + 1 for n in range(0, 4100, 9)]
 
 
 def test_ctrl_c_ends_every_process_with_one_line(here: Path) -> None:
@@ -211,6 +211,6 @@ def test_ctrl_c_ends_every_process_with_one_line(here: Path) -> None:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in out + err and "tunesmith: stopped." in err
-    _, left = psutil.wait_procs(pool, timeout=20)  # the tracker of shared things ends a moment after the others
-    assert [member.cmdline() for member in left if member.status() != psutil.STATUS_ZOMBIE] == []
+    _, alive = psutil.wait_procs(pool, timeout=20)  # the tracker of shared things ends a moment after the others
+    assert [member.cmdline() for member in alive if member.status() != psutil.STATUS_ZOMBIE] == []
     assert not list(here.glob("audits/many/*.jsonl"))

@@ -27,13 +27,13 @@ def test_every_voice_says_what_it_said_when_it_was_compared(tmp_path: Path) -> N
         verb(recipe, run)
     names = [voice.name for voice in voices(recipe, run)]
     assert sorted(names) == ["base", "f16", "gguf_lora", "merged", "tuned"]
-    found, beside = answers(recipe, run), Beside(recipe, run)
+    evaluated, beside = answers(recipe, run), Beside(recipe, run)
     for name in names:
-        kept = read_replies(run / f"replies/{name if name in ('base', 'tuned') else f'export-{name}'}.jsonl")
-        for row, part in list(zip(found.rows, found.parts, strict=True))[:3]:
-            said = "".join(beside.stream(name, row.prompt, max_new_tokens=recipe.evaluate.max_new_tokens))
+        stored_replies = read_replies(run / f"replies/{name if name in ('base', 'tuned') else f'export-{name}'}.jsonl")
+        for row, part in list(zip(evaluated.rows, evaluated.parts, strict=True))[:3]:
+            reply_text = "".join(beside.stream(name, row.prompt, max_new_tokens=recipe.evaluate.max_new_tokens))
             if name == "base":  # random weights: broken characters, which come otherwise in pieces
-                assert said
+                assert reply_text
             else:
-                assert said.strip() == kept[part, row.id], name
+                assert reply_text.strip() == stored_replies[part, row.id], name
     beside.close()

@@ -42,26 +42,26 @@ def test_the_best_reply_score_decides_and_disturbs_nothing(
 ) -> None:
     plain = trained(recipe_file(**WISH, **variant), tmp_path / "loss")
     run = trained(recipe_file(**WISH, **variant, train__best="score", train__best_rows=4), tmp_path / "score")
-    losses, found = (
-        [event["loss"] for event in read_journal(each / "journal.jsonl") if event["kind"] == "step"]
-        for each in (plain, run)
+    losses, gradients = (
+        [event["loss"] for event in read_journal(folder / "journal.jsonl") if event["kind"] == "step"]
+        for folder in (plain, run)
     )
-    assert losses == found
+    assert losses == gradients
     events = [event for event in read_journal(run / "journal.jsonl") if event["kind"] == "valid" and event["step"]]
     assert len({event["score"] for event in events}) > 1
     best = max(events, key=lambda event: (event["score"], -event["loss"]))
     summary = (run.read_seal("train") or {})["summary"]
     assert (summary["best_step"], summary["best_score"]) == (best["step"], best["score"])
-    kept = checkpoint.load(run / "checkpoints", best["step"])
-    assert kept is not None
+    best_state = checkpoint.load(run / "checkpoints", best["step"])
+    assert best_state is not None
     _, tensors = read_adapter(run / "adapter")
-    first = next(name for name in kept.tensors if name.endswith("lora_B"))
+    first = next(name for name in best_state.tensors if name.endswith("lora_B"))
     saved = next(
         value
         for name, value in tensors.items()
         if first.removeprefix("adapter.").split(".lora_B")[0] in name and "lora_B" in name
     )
-    assert (saved == kept.tensors[first]).all()
+    assert (saved == best_state.tensors[first]).all()
 
 
 def test_samples_are_written_at_each_validation_and_disturb_nothing(
@@ -71,11 +71,11 @@ def test_samples_are_written_at_each_validation_and_disturb_nothing(
     path = recipe_file(**WISH, train__samples=2)
     run = trained(path, tmp_path / "looked on")
     for kind in ("step", "valid"):
-        losses, found = (
-            [event["loss"] for event in read_journal(each / "journal.jsonl") if event["kind"] == kind]
-            for each in (plain, run)
+        losses, gradients = (
+            [event["loss"] for event in read_journal(folder / "journal.jsonl") if event["kind"] == kind]
+            for folder in (plain, run)
         )
-        assert losses == found
+        assert losses == gradients
     events = [event for event in read_journal(run / "journal.jsonl") if event["kind"] == "valid"]
     prompts = [tuple(sample["prompt"] for sample in event["samples"]) for event in events]
     assert len(set(prompts)) == 1
@@ -90,7 +90,7 @@ def test_samples_are_written_at_each_validation_and_disturb_nothing(
 
 def test_a_score_that_replies_have_not_is_refused(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     wish = {**WISH, "evaluate__metrics": ["loss"], "evaluate__primary": "loss", "train__best": "score"}
-    with pytest.raises(RecipeError, match="cannot be told of replies alone"):
+    with pytest.raises(RecipeError, match="is not a score of replies"):
         trained(recipe_file(**wish), tmp_path)
 
 

@@ -22,15 +22,15 @@ def test_recipes_lists_what_is_shipped(call: Call) -> None:
 
 
 def test_schema_is_the_recipes() -> None:
-    said = subprocess.run([TUNESMITH, "schema"], capture_output=True, text=True).stdout
-    assert {"name", "base", "data", "train"} <= set(json.loads(said)["properties"])
+    output = subprocess.run([TUNESMITH, "schema"], capture_output=True, text=True).stdout
+    assert {"name", "base", "data", "train"} <= set(json.loads(output)["properties"])
 
 
 def test_an_unknown_recipe_is_said() -> None:
-    done = subprocess.run([TUNESMITH, "run", "shopsfere"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "no recipe is called 'shopsfere'" in done.stderr
-    assert "Did you mean 'shopsphere'?" in done.stderr
+    process = subprocess.run([TUNESMITH, "run", "shopsfere"], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "no recipe is called 'shopsfere'" in process.stderr
+    assert "Did you mean 'shopsphere'?" in process.stderr
 
 
 def test_a_wrong_setting_is_said(call: Call) -> None:
@@ -43,7 +43,7 @@ def test_a_run_that_is_not_there_is_said(call: Call, tmp_path: Path, monkeypatch
     words = ["shopsphere", "--small", "--runs", str(tmp_path)]
     code, _, err = call("chat", *words)
     assert code == 5
-    assert "there is no such run yet. Make it: tunesmith run RECIPE\n" in err
+    assert f"this run does not exist yet. Create it: tunesmith run shopsphere --small --runs {tmp_path}\n" in err
     assert not list(tmp_path.iterdir())
     assert call("prepare", *words)[0] == 0
     _, _, err = call("chat", *words)

@@ -52,21 +52,21 @@ def scores(run: Run) -> Any:
 def test_an_evaluation_that_stopped_goes_on(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     path = recipe_file(**WISH, evaluate__robustness=["typos", "upper"], evaluate__robustness_rows=4)
     recipe, run = trained(path, tmp_path / "stopped")
-    written: list[tuple[str, int, int]] = []
+    progress: list[tuple[str, int, int]] = []
 
-    def tell(which: str, done: int, of: int) -> None:
-        written.append((which, done, of))
-        if len(written) in (5, 16):
+    def tell(which: str, count: int, of: int) -> None:
+        progress.append((which, count, of))
+        if len(progress) in (5, 16):
             raise Stop
 
     for _ in range(2):
         with pytest.raises(Stop):
-            tunesmith.evaluate(recipe, run, tell=tell)
+            tunesmith.evaluate(recipe, run, on_progress=tell)
         assert not (run / "scores.json").exists()
-    tunesmith.evaluate(recipe, run, tell=tell)
-    kinds = {which: of for which, _, of in written}
+    tunesmith.evaluate(recipe, run, on_progress=tell)
+    kinds = {which: of for which, _, of in progress}
     assert set(kinds) == {"base", "tuned", "base-disturbed", "tuned-disturbed"}
-    assert len(written) == sum(kinds.values())  # no reply was written twice, the two that were stopped at included
+    assert len(progress) == sum(kinds.values())  # no reply was written twice, the two that were stopped at included
     assert not list((run / "replies").glob("*.part"))
     _, whole = trained(path, tmp_path / "whole")
     tunesmith.evaluate(recipe, whole)
@@ -93,9 +93,9 @@ def test_a_judge_is_asked_once_and_only_when_named(recipe_file: Callable[..., Pa
         judged = read_recipe(str(path))
         before = (run / "scores.json").read_bytes()
         tunesmith.evaluate(judged, run)
-        found, asked = json.loads((run / "judge.json").read_text()), len(server.told)
+        judge_json, requests = json.loads((run / "judge.json").read_text()), len(server.told)
         tunesmith.evaluate(judged, run)
     assert (run / "scores.json").read_bytes() == before  # a judge is no reason to write the replies again
-    assert asked == len(server.told) and 0 < asked <= 12
-    assert found["pairs"] == 6 and found["missing"] == 0
-    assert found["wins"] + found["ties"] + found["losses"] == 6
+    assert requests == len(server.told) and 0 < requests <= 12
+    assert judge_json["pairs"] == 6 and judge_json["missing"] == 0
+    assert judge_json["wins"] + judge_json["ties"] + judge_json["losses"] == 6

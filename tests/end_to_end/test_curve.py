@@ -61,29 +61,30 @@ def many(sizes: dict[str, int]) -> list[Conversation]:
 def test_shares_are_nested_of_the_asked_size_and_even_over_groups(sizes: dict[str, int]) -> None:
     rows = many(sizes)
     shares = (5, 10, 25, 50, 75, 100)
-    drawn = nested(rows, shares[::-1], 3)
-    assert [*drawn] == [*shares]
+    rows_of_share = nested(rows, shares[::-1], 3)
+    assert [*rows_of_share] == [*shares]
     inside: set[str] = set()
-    for share, members in drawn.items():
-        ids = [each.id for each in members]
-        assert ids == [each.id for each in rows if each.id in set(ids)]  # in the order they came
+    for share, members in rows_of_share.items():
+        ids = [row.id for row in members]
+        assert ids == [row.id for row in rows if row.id in set(ids)]  # in the order they came
         assert len(ids) == (share * len(rows) + 50) // 100
         assert inside <= set(ids)
         inside = set(ids)
-        counts = Counter(each.group for each in members)
+        counts = Counter(row.group for row in members)
         assert all(abs(counts[group] - share * size / 100) <= 1.5 for group, size in sizes.items())
 
 
 def test_many_small_groups_beside_a_large_one_are_drawn_alike() -> None:
     """Were groups to begin at random, the 1,000 singles would come to half by chance alone: 500 +- 16."""
     half = nested(many({"large": 1000, **{f"s{n}": 1 for n in range(1000)}}), [50], 7)[50]
-    assert abs(sum(each.group == "large" for each in half) - 500) <= 2
+    assert abs(sum(row.group == "large" for row in half) - 500) <= 2
 
 
 def test_the_draw_is_the_seeds_and_the_contents_not_the_orders() -> None:
     rows = many({f"t{n}": 10 for n in range(20)})
     ids = [
-        {each.id for each in nested(given, [25], seed)[25]} for given, seed in ((rows, 3), (rows[::-1], 3), (rows, 4))
+        {row.id for row in nested(ordered_rows, [25], seed)[25]}
+        for ordered_rows, seed in ((rows, 3), (rows[::-1], 3), (rows, 4))
     ]
     assert ids[0] == ids[1] != ids[2]
     assert len(ids[0] & ids[2]) < 30  # of 50, as many as chance lets two seeds share
@@ -99,7 +100,7 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
     recipe = read_recipe(str(recipe_file(**{**QUICK, "data__checks": ["broken", *QUICK["data__checks"]]})))
     run = open_run(recipe, tmp_path / "runs")
     runs = {name: Run(run / name) for name in POINTS}
-    seen: list[int] = []
+    events: list[int] = []
 
     def stop(event: dict[str, Any]) -> None:
         if (run / "curve/50/journal.jsonl").exists() and event["kind"] == "step" and event["step"] == 2:
@@ -111,19 +112,20 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
     assert runs["."].read_seal("evaluate") and runs["curve/50"].read_seal("train") is None
 
     answered: Counter[str] = Counter()
-    said: list[str] = []
+    log_lines: list[str] = []
     curve(
-        recipe, run, said.append, lambda event: seen.append(event["step"]), lambda which, *_: answered.update([which]),
+        recipe, run, log_lines.append, lambda event: events.append(event["step"]),
+        lambda which, *_: answered.update([which]),
         shares=(100, 50), raw=True,
     )  # fmt: skip
-    assert hash_path(run / "adapter") == first and "100 %: train: fresh" in " ".join(said)
+    assert hash_path(run / "adapter") == first and "100 %: train: up to date" in " ".join(log_lines)
     assert [e["step"] for e in read_journal(run / "curve/50/journal.jsonl") if e["kind"] == "resume"] == [1]
-    asked = run.read_json("curve.json")["asked"]
+    evaluated = run.read_json("curve.json")["asked"]
     assert answered == {
-        "tuned": 2 * asked,
+        "tuned": 2 * evaluated,
         "tuned-disturbed": 2 * 2,
     }  # the base answered in the first call, for all points
-    replies = {name: (each / "replies/base.jsonl").read_text() for name, each in runs.items()}
+    replies = {name: (point_folder / "replies/base.jsonl").read_text() for name, point_folder in runs.items()}
     texts = {tuple(json.loads(line)["text"] for line in text.splitlines()) for text in replies.values()}
     assert len(texts) == 1
 
@@ -135,8 +137,8 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
             (run / name / f"data/{p}.jsonl").read_text() == (run / f"data/{p}.jsonl").read_text() for p in PARTS[1:]
         )
     raw = read_rows(run / "curve/raw/data/train.jsonl")
-    held = {row.origin for part in PARTS[1:] for row in whole[part]}
-    assert not held & {row.origin for row in raw}
+    held_out = {row.origin for part in PARTS[1:] for row in whole[part]}
+    assert not held_out & {row.origin for row in raw}
     prompts = {row.question for part in PARTS[1:] for row in whole[part]}
     assert not prompts & {row.question for row in raw}
     assert any("Ã©" in row.question for row in raw) and not any("Ã©" in row.question for row in whole["train"])
@@ -145,13 +147,13 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
     assert [point["name"] for point in plain["points"]] == ["50", "100", "raw"]
     counts = plain["raw"]
     assert counts["read"] == 40 == counts["rows"] + sum(v for k, v in counts.items() if k not in ("read", "rows"))
-    assert (counts["unreadable"], counts["held_out"]) == (1, len(held))
+    assert (counts["unreadable"], counts["held_out"]) == (1, len(held_out))
     assert counts["leaking"] + len(raw) - len(whole["train"]) == 2 - counts["unseen_group"]  # the two that stand twice
     for point in plain["points"]:
-        own = runs[point["run"]]
-        scores = own.read_json("scores.json")
-        assert point["rows"] == len(read_rows(own / "data/train.jsonl"))
-        assert point["steps"] == own.read_seal("train")["summary"]["steps"] == -(-point["rows"] // 4)  # type: ignore[index]
+        point_run = runs[point["run"]]
+        scores = point_run.read_json("scores.json")
+        assert point["rows"] == len(read_rows(point_run / "data/train.jsonl"))
+        assert point["steps"] == point_run.read_seal("train")["summary"]["steps"] == -(-point["rows"] // 4)  # type: ignore[index]
         assert point["scores"]["loss"]["value"] == pytest.approx(scores["sections"]["all"]["loss"]["tuned"])
         assert point["base"]["loss"]["base"] == pytest.approx(plain["points"][0]["base"]["loss"]["base"])
     step = plain["points"][0]["next"]
@@ -163,44 +165,46 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
 
     for part in runs.values():
         account = part.read_json("audit.json")
-        told = (*account["parts"].values(), *account["dropped"].values(), account["not_drawn"])
-        assert account["read"] == sum(told) and min(told) >= 0
+        row_counts = (*account["parts"].values(), *account["dropped"].values(), account["not_drawn"])
+        assert account["read"] == sum(row_counts) and min(row_counts) >= 0
     assert open_run(read_recipe(str(run / "curve/50")), tmp_path).path == run / "curve/50"  # a run like any other
     beside = side_by_side([run / "curve/50", run.path]).sections["all"]["loss"]["against"]["toy"]
     assert (beside["low"], beside["high"]) == (step["scores"]["loss"]["low"], step["scores"]["loss"]["high"])
 
-    before = {name: (started(each), hash_path(each / ".seals")) for name, each in runs.items()}
-    seen.clear()
+    before = {name: (started(point_folder), hash_path(point_folder / ".seals")) for name, point_folder in runs.items()}
+    events.clear()
     answered.clear()
     curve(
         recipe,
         run,
-        watch=lambda event: seen.append(1),
-        tell=lambda *_: answered.update(["x"]),
+        watch=lambda event: events.append(1),
+        on_progress=lambda *_: answered.update(["x"]),
         shares=(50, 100),
         raw=True,
     )
-    assert {name: (started(each), hash_path(each / ".seals")) for name, each in runs.items()} == before
-    assert not seen and not answered
+    assert {
+        name: (started(point_folder), hash_path(point_folder / ".seals")) for name, point_folder in runs.items()
+    } == before
+    assert not events and not answered
 
-    other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": 3e-3})})
-    with pytest.raises(RunError, match=r"trained with something else: train\.learning_rate changed.*--again"):
-        curve(other, run, shares=(50, 100))
-    curve(other, run, shares=(50, 100), again=True)
+    changed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": 3e-3})})
+    with pytest.raises(RunError, match=r"trained with other settings or data: train\.learning_rate changed.*--again"):
+        curve(changed, run, shares=(50, 100))
+    curve(changed, run, shares=(50, 100), again=True)
     assert hash_path(run / "adapter") != first and (run / "curve/50/old").is_dir()
     assert [point["name"] for point in run.read_json("curve.json")["points"]] == ["50", "100"]
 
-    with Run(run / "curve/50").lock(), pytest.raises(RunError, match="works on this run"):
-        curve(other, run, shares=(50, 100))
+    with Run(run / "curve/50").lock(), pytest.raises(RunError, match="is using this run"):
+        curve(changed, run, shares=(50, 100))
 
 
 def test_rows_as_they_came_are_counted_whole_and_read_with_the_runs_own_date(
     recipe_file: Callable[..., Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later date is longer, so that rows at the limit would be too long under it. A row is marked as a bad answer."""
-    rows = [{**each, "label": True} for each in toy_rows()]
+    rows = [{**values, "label": True} for values in toy_rows()]
     rows.append({**rows[0], "completion": "1. Never mind.", "label": False})
-    rows_file.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    rows_file.write_text("".join(json.dumps(values) + "\n" for values in rows))
     (tmp_path / "dated.jinja").write_text(DATED)
 
     def on(*date: int) -> None:
@@ -235,21 +239,21 @@ def test_rows_as_they_came_are_counted_whole_and_read_with_the_runs_own_date(
 def test_shares_are_read_as_they_are_written() -> None:
     assert to_shares("25, 50,100") == (25, 50, 100)
     for text in ("", "a half,100", "12.5,100", "25,,100"):
-        with pytest.raises(RecipeError, match=r"are no shares\. Give whole percents"):
+        with pytest.raises(RecipeError, match=r"is not a list of shares\. Give whole percentages"):
             to_shares(text)
 
 
 @pytest.mark.parametrize(
     ("shares", "kind", "words"),
     [
-        ((25, 50), RecipeError, "make no curve"),
-        ((100,), RecipeError, "make no curve"),
-        ((0, 100), RecipeError, "are no shares"),
-        ((50, 50, 100), RecipeError, "are no shares"),
+        ((25, 50), RecipeError, "is not enough for a curve"),
+        ((100,), RecipeError, "is not enough for a curve"),
+        ((0, 100), RecipeError, "is not a list of shares"),
+        ((50, 50, 100), RecipeError, "is not a list of shares"),
         (
             (10, 50, 100),
             DataError,
-            r"10 % of 20 training rows are 2, and a share needs 8 or more\. Leave out what is be",
+            r"10 % of 20 training rows are 2, but a share needs 8 or more\. Give shares of ",
         ),
         ((10, 100), DataError, "Give larger shares, or add rows"),
     ],

@@ -25,9 +25,9 @@ def test_the_embedded_model_learns_and_replies(tmp_path: Path) -> None:
     }
     recipe = read_recipe("shopsphere", small=True, settings=settings)
     run = tunesmith.open_run(recipe, tmp_path)
-    found = tunesmith.check(recipe)
-    assert (found.rows, found.stop) == (240, "<|im_end|>")
-    assert next(text for text, learnt in found.shown[0].pieces if learnt).endswith("6. Tap Save.<|im_end|>")
+    checked = tunesmith.check(recipe)
+    assert (checked.rows, checked.stop) == (240, "<|im_end|>")
+    assert next(text for text, learnt in checked.shown[0].pieces if learnt).endswith("6. Tap Save.<|im_end|>")
     tunesmith.prepare(recipe, run)
     tunesmith.train(recipe, run)
     losses = [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]

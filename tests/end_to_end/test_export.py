@@ -92,8 +92,8 @@ class Converter:
         self.real, self.known, self.asked = converting._run, dict[str, bytes](), 0
 
     def __call__(self, script: str, words: list[str], job: Any) -> None:
-        given = [hash_path(Path(word)) if Path(word).exists() else word for word in words[:-1]]
-        key, out = hash_plain([script, given]), Path(words[-1])
+        arguments = [hash_path(Path(word)) if Path(word).exists() else word for word in words[:-1]]
+        key, out = hash_plain([script, arguments]), Path(words[-1])
         self.asked += 1
         if key not in self.known:
             self.real(script, words, job)
@@ -104,9 +104,9 @@ class Converter:
 @pytest.fixture(scope="module")
 def converter() -> Iterator[Converter]:
     with pytest.MonkeyPatch.context() as patched:
-        found = Converter()
-        patched.setattr(converting, "_run", found)
-        yield found
+        fake_converter = Converter()
+        patched.setattr(converting, "_run", fake_converter)
+        yield fake_converter
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +131,9 @@ def copy(exported: Path, tmp_path: Path) -> Run:
 
 def files(run: Path) -> dict[str, str]:
     """Every file to ship, by its name, with its hash."""
-    found = (path for path in (run / "export").rglob("*") if path.is_file())
-    kept = (path.relative_to(run).as_posix() for path in found)
-    return {name: hash_file(run / name) for name in kept if "/." not in name}
+    paths = (path for path in (run / "export").rglob("*") if path.is_file())
+    names = (path.relative_to(run).as_posix() for path in paths)
+    return {name: hash_file(run / name) for name in names if "/." not in name}
 
 
 def entries(run: Path) -> dict[str, dict[str, Any]]:
@@ -150,16 +150,16 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_file_is_made_proven_and_shown(exported: Path, recipe: Recipe) -> None:
-    found = entries(exported)
-    assert found.keys() == FILES
+    entry_of = entries(exported)
+    assert entry_of.keys() == FILES
     proven = {"primary", "share", "replies", "likelihood", "prompts", "facts"}
-    made = {"name", "target", "path", "bytes", "sha256", "exact", "commands", "notes", "problems", "verified"}
-    for name, entry in found.items():
-        assert entry.keys() == made | proven
+    common_keys = {"name", "target", "path", "bytes", "sha256", "exact", "commands", "notes", "problems", "verified"}
+    for name, entry in entry_of.items():
+        assert entry.keys() == common_keys | proven
         assert entry["verified"] and entry["problems"] == []
         path = exported / entry["path"]
         assert entry["sha256"] == hash_path(path)
-        assert entry["bytes"] == sum(each.stat().st_size for each in [path, *path.rglob("*")] if each.is_file())
+        assert entry["bytes"] == sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
         assert entry["exact"] == (name != "q4_k_m")
         assert entry["commands"] and str(path.name) in " ".join(entry["commands"].values())
         assert entry["share"]["share"] > 0.8 and entry["share"]["rows"] == entry["replies"]["rows"] == 8
@@ -168,7 +168,7 @@ def test_every_file_is_made_proven_and_shown(exported: Path, recipe: Recipe) -> 
         assert entry["facts"]["rate"] > 0 and entry["facts"]["memory_bytes"] > 1 << 20
         assert entry["replies"]["scores"]["stops"]["file"] == 1.0
         assert len((exported / f"replies/export-{name}.jsonl").read_text().splitlines()) == 8
-    assert found["q4_k_m"]["bytes"] < found["q8_0"]["bytes"] < found["f16"]["bytes"]
+    assert entry_of["q4_k_m"]["bytes"] < entry_of["q8_0"]["bytes"] < entry_of["f16"]["bytes"]
     assert json.loads((exported / "export.json").read_text())["onto"] == "quantised"
     assert not list(exported.rglob("*.part*")) and not (exported / "export/.work").exists()
     assert not list(exported.rglob("*.UNVERIFIED.txt"))
@@ -183,8 +183,8 @@ def test_a_second_call_does_nothing(
     before = {path: path.stat().st_mtime_ns for path in (exported / "export").rglob("*")}
     code, out, err = call("export", str(recipe.folder / "toy.yaml"), "--runs", str(exported.parent))
     assert (code, err) == (0, "")
-    wanted = {f"export-{name}: fresh" for name in ("adapter", "merged", "gguf", "gguf_lora")}
-    assert set(out.splitlines()) >= wanted | {f"verify-{name}: fresh" for name in FILES}
+    expected = {f"export-{name}: up to date" for name in ("adapter", "merged", "gguf", "gguf_lora")}
+    assert set(out.splitlines()) >= expected | {f"verify-{name}: up to date" for name in FILES}
     assert out.count("export: verified: ") == len(FILES)
     assert "q8_0 with llama.cpp: llama-server -m" in out
     assert {path: path.stat().st_mtime_ns for path in (exported / "export").rglob("*")} == before
@@ -196,10 +196,10 @@ def test_only_one_target(
     no_work(monkeypatch)
     words = ["export", str(recipe.folder / "toy.yaml"), "--runs", str(copy.path.parent), "--only"]
     code, _, err = call(*words, "gguff")
-    named = ", ".join(sorted(target.name for target in recipe.export.files))
-    assert code == 2 and f"export.files has no 'gguff'. Did you mean 'gguf'? Choose from: {named}." in err
+    target_names = ", ".join(sorted(target.name for target in recipe.export.files))
+    assert code == 2 and f"export.files has no 'gguff'. Did you mean 'gguf'? Choose from: {target_names}." in err
     code, _, err = call(*words, "ollama")
-    assert code == 2 and f"export.files has no 'ollama'. Choose from: {named}." in err
+    assert code == 2 and f"export.files has no 'ollama'. Choose from: {target_names}." in err
     code, _, err = call(*words, "gguf", "--set", "export.files=[]")
     assert code == 2 and "no 'gguf'. It is empty: add gguf to it, or --set 'export.files=[gguf]'" in err
     code, out, _ = call(*words, "gguf")
@@ -219,7 +219,7 @@ def flip(path: Path, at: float = 0.7) -> None:
 def test_what_is_damaged_is_made_again(
     exported: Path, copy: Run, recipe: Recipe, converter: Converter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, said = copy / "export", list[str]()
+    folder, log_lines = copy / "export", list[str]()
     flip(folder / "gguf/toy.q8_0.gguf")
     cut = folder / "gguf/toy.f16.gguf"
     cut.write_bytes(cut.read_bytes()[:-100])
@@ -227,27 +227,27 @@ def test_what_is_damaged_is_made_again(
     (folder / "merged/model.safetensors").unlink()
     monkeypatch.setattr(from_folder, "_Child", None)  # they are what was proven before, so nothing is asked
     monkeypatch.setattr(from_gguf, "LlamaProcess", None)
-    tunesmith.export(recipe, copy, said.append)
+    tunesmith.export(recipe, copy, log_lines.append)
     assert files(copy.path) == files(exported)
-    for target, name, what in [
-        ("gguf", "gguf/toy.q8_0.gguf", "was changed by hand or damaged"),
-        ("gguf", "gguf/toy.f16.gguf", "was changed by hand or damaged"),
-        ("gguf_lora", "gguf_lora/base.f16.gguf", "was changed by hand or damaged"),
-        ("merged", "merged/model.safetensors", "is gone"),
+    for target, name, reason in [
+        ("gguf", "gguf/toy.q8_0.gguf", "was edited or is damaged"),
+        ("gguf", "gguf/toy.f16.gguf", "was edited or is damaged"),
+        ("gguf_lora", "gguf_lora/base.f16.gguf", "was edited or is damaged"),
+        ("merged", "merged/model.safetensors", "is missing"),
     ]:
-        (line,) = [each for each in said if each.startswith(f"export-{target}: made again")]
-        assert f"export/{name} {what}" in line
-    assert "export-adapter: fresh" in said
-    assert {each["verified"] for each in entries(copy.path).values()} == {True}
+        (line,) = [entry for entry in log_lines if entry.startswith(f"export-{target}: made again")]
+        assert f"export/{name} {reason}" in line
+    assert "export-adapter: up to date" in log_lines
+    assert {entry["verified"] for entry in entries(copy.path).values()} == {True}
 
 
 def test_another_adapter_makes_other_files(exported: Path, copy: Run, trained: Path) -> None:
-    recipe, said = read_recipe(str(write_recipe(trained, seed=4, train__epochs=10))), list[str]()
+    recipe, log_lines = read_recipe(str(write_recipe(trained, seed=4, train__epochs=10))), list[str]()
     tunesmith.prepare(recipe, copy)
     tunesmith.train(recipe, copy, again=True)
     tunesmith.evaluate(recipe, copy)
-    tunesmith.export(recipe, copy, said.append, only=["gguf"])
-    assert "export-gguf: made again, because adapter changed" in said
+    tunesmith.export(recipe, copy, log_lines.append, only=["gguf"])
+    assert "export-gguf: running again, because adapter changed" in log_lines
     old, new = entries(exported), entries(copy.path)
     for name in TYPES:
         assert old[name]["sha256"] != new[name]["sha256"] == hash_file(copy / f"export/gguf/toy.{name}.gguf")
@@ -264,7 +264,7 @@ def everything(run: Run) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ("[{gguf: {types: [q4_km]}}]", "unknown type 'q4_km'. Did you mean 'q4_k_m'?"),
         ("[merged, {gguf: {types: [q4_0]}}]", "unknown type 'q4_0'. Did you mean 'q8_0'?"),
@@ -277,11 +277,11 @@ def everything(run: Run) -> dict[str, str]:
 )
 @pytest.mark.parametrize("command", ["export", "report"])
 def test_a_wrong_setting_leaves_every_byte_in_place(
-    copy: Run, call: Callable[..., tuple[int, str, str]], command: str, value: str, said: str
+    copy: Run, call: Callable[..., tuple[int, str, str]], command: str, value: str, message: str
 ) -> None:
     before = everything(copy)
     code, _, err = call(command, str(copy.path), "--set", f"export.files={value}")
-    assert code == 2 and said in " ".join(err.split()) and "--set" in err
+    assert code == 2 and message in " ".join(err.split()) and "--set" in err
     assert everything(copy) == before
 
 
@@ -291,15 +291,15 @@ def test_other_types_leave_the_former_files(
     former = files(copy.path)
     code, _, err = call("export", str(copy.path), "--set", "export.files=[{gguf: {types: [q6_k]}}]")
     assert code == 0, err
-    assert {name: each for name, each in files(copy.path).items() if "q6_k" not in name} == former
+    assert {name: digest for name, digest in files(copy.path).items() if "q6_k" not in name} == former
     assert entries(copy.path).keys() == FILES | {"q6_k"}
-    assert all(each["verified"] for each in entries(copy.path).values())
+    assert all(digest["verified"] for digest in entries(copy.path).values())
     assert read_recipe(str(copy.path)).dump()["export"]["files"] == [{"gguf": {"types": ["q6_k"]}}]
     assert not (copy / "old").exists() and not (copy / "export/.new").exists()
-    asked = converter.asked
+    conversions = converter.asked
     code, _, _ = call("export", str(copy.path), "--set", f"export.files=[{{gguf: {{types: [{', '.join(TYPES)}]}}}}]")
-    assert code == 0 and converter.asked == asked  # they stand as they are
-    assert {name: each for name, each in files(copy.path).items() if "q6_k" not in name} == former
+    assert code == 0 and converter.asked == conversions  # they stand as they are
+    assert {name: digest for name, digest in files(copy.path).items() if "q6_k" not in name} == former
 
 
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
@@ -307,7 +307,7 @@ def test_an_export_that_stops_leaves_the_former_files_verified(
     copy: Run, trained: Path, converter: Converter, monkeypatch: pytest.MonkeyPatch, stopped: Any
 ) -> None:
     changed = read_recipe(str(write_recipe(trained, prompt={"max_tokens": 128, "stop": ["never"]})))
-    former, told = files(copy.path), (copy / "export.json").read_bytes()
+    former, export_json = files(copy.path), (copy / "export.json").read_bytes()
 
     def stop(*_: Any) -> None:
         raise stopped
@@ -317,7 +317,7 @@ def test_an_export_that_stops_leaves_the_former_files_verified(
             patched.setattr(module, name, stop)
             with pytest.raises((KeyboardInterrupt, ResourceError)):
                 tunesmith.export(changed, copy, only=["gguf"])
-        assert files(copy.path) == former and (copy / "export.json").read_bytes() == told
+        assert files(copy.path) == former and (copy / "export.json").read_bytes() == export_json
     tunesmith.export(changed, copy, only=["gguf"])
     assert files(copy.path) == former  # the same bytes: a stop text stands in no file
     assert not (copy / "export/.new").exists()
@@ -331,7 +331,7 @@ def test_a_target_that_cannot_work_does_not_stop_the_others(
     lora = {"gguf_lora": {"base": "q8_0"}}
     path = write_recipe(trained, adapter={"rank": 8, "alpha": 16, "dora": True}, export__files=[lora, "merged"])
     code, _, err = call("export", str(path), "--runs", str(copy.path.parent))
-    assert code == 5 and "trained with something else: adapter changed" in err
+    assert code == 5 and "trained with other settings or data: adapter changed" in err
     assert (copy / "recipe.yaml").read_bytes() == text
     seal = json.loads((copy / ".seals/train.json").read_text(encoding="utf-8"))
     seal["made_from"] |= {"adapter": hash_plain(read_recipe(str(path)).adapter.model_dump(mode="json"))}
@@ -383,9 +383,9 @@ def other_end(path: Path) -> None:
 
 def swapped(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    one, other = (t for t in read_header(path).tensors if t.name in ("blk.0.ffn_up.weight", "blk.1.ffn_up.weight"))
-    assert one.bytes == other.bytes
-    first, second = (slice(t.offset, t.offset + t.bytes) for t in (one, other))
+    one, partner = (t for t in read_header(path).tensors if t.name in ("blk.0.ffn_up.weight", "blk.1.ffn_up.weight"))
+    assert one.bytes == partner.bytes
+    first, second = (slice(t.offset, t.offset + t.bytes) for t in (one, partner))
     data[first], data[second] = data[second], data[first]
     path.write_bytes(data)
 
@@ -402,7 +402,7 @@ def shipped_as(run: Run, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         (other_template, "template and tokenizer make other tokens than training of 11 of 11 prompts"),
         (other_end, "of the adapter's gain on 'rougeL'"),
@@ -415,7 +415,7 @@ def test_a_file_that_is_not_the_model_is_kept_and_marked(
     recipe: Recipe,
     call: Callable[..., tuple[int, str, str]],
     fault: Callable[[Path], None],
-    said: str,
+    message: str,
 ) -> None:
     path = copy / "export/gguf/toy.f16.gguf"
     whole = path.read_bytes()
@@ -427,16 +427,16 @@ def test_a_file_that_is_not_the_model_is_kept_and_marked(
     for _ in range(2):  # the second time from what is known of it
         code, out, err = call(*words)
         assert code == 9
-        told = " ".join(err.split())
-        assert "export.json: not every file is the model that was tested. f16: " in told  # where, and what
-        assert "The files are kept and marked; export another type" in told  # what next
+        stderr = " ".join(err.split())
+        assert "export.json: not every file passed verification. f16: " in stderr  # where, and what
+        assert "The files are kept and marked; export another type" in stderr  # what next
         assert "NOT VERIFIED: f16" in out and "verified: q8_0" in out
         assert "f16 with llama.cpp" not in out and "q8_0 with llama.cpp" in out
     assert path.read_bytes() == broken
     mark = path.with_name("toy.f16.gguf.UNVERIFIED.txt")
-    assert said in mark.read_text(encoding="utf-8")
+    assert message in mark.read_text(encoding="utf-8")
     entry = entries(copy.path)["f16"]
-    assert not entry["verified"] and any(said in problem for problem in entry["problems"])
+    assert not entry["verified"] and any(message in problem for problem in entry["problems"])
     page = tunesmith.report(recipe, copy).read_text(encoding="utf-8")
     assert "f16 is not verified" in page
     path.write_bytes(whole)
@@ -489,11 +489,11 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
         patched.setattr(converting.subprocess, "run", small(subprocess.run))
         stopped("export")
     with pytest.MonkeyPatch.context() as patched:
-        real, left = quantising._Part.close_tensor, [20]
+        real, remaining = quantising._Part.close_tensor, [20]
 
         def close(part: Any) -> None:
-            left[0] -= 1
-            if left[0] == 0:
+            remaining[0] -= 1
+            if remaining[0] == 0:
                 with quantising.disk(part.plan.path):
                     full()
             real(part)
@@ -503,8 +503,8 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     at_work.clear()
     export()
     assert "export: merging the adapter into the base" not in at_work  # nor was it converted again
-    found = {name: each for name, each in files(exported).items() if name.startswith("export/gguf/")}
-    assert {name: each for name, each in files(run.path).items() if name.startswith("export/gguf/")} == found
+    expected = {name: digest for name, digest in files(exported).items() if name.startswith("export/gguf/")}
+    assert {name: digest for name, digest in files(run.path).items() if name.startswith("export/gguf/")} == expected
 
 
 @pytest.mark.slow
@@ -538,13 +538,15 @@ def test_killed_at_ten_moments(trained: Path, tmp_path: Path) -> None:
             rounds += 1
     assert begun(f"killed{rounds}").wait() == 0, f"{log.read_text()}; killed at {reached}"
     whole = tmp_path / "whole/toy"
-    wanted = {name: each["sha256"] for name, each in entries(whole).items()}
+    expected = {name: export_entry["sha256"] for name, export_entry in entries(whole).items()}
     for number in range(1, rounds + 1):
         killed = tmp_path / f"killed{number}/toy"
         assert files(killed) == files(whole), f"killed at {reached}"
-        found = entries(killed)
-        assert {name: each["sha256"] for name, each in found.items()} == wanted and wanted.keys() == FILES - {"adapter"}
-        assert all(entry["verified"] for entry in found.values())
+        entry_of = entries(killed)
+        assert {
+            name: export_entry["sha256"] for name, export_entry in entry_of.items()
+        } == expected and expected.keys() == FILES - {"adapter"}
+        assert all(entry["verified"] for entry in entry_of.values())
         assert not list(killed.rglob("*.part*")) and not (killed / "export/.work").exists()
     assert len(set(reached)) > 3, reached  # the moments were spread
     print("\n".join(reached))

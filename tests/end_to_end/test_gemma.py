@@ -84,20 +84,25 @@ def test_from_the_file_to_a_conversation(
             assert tokenizer(text)["input_ids"] == runtime.tokens(text)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     (tmp_path / "gemma.yaml").write_text(yaml.safe_dump(recipe(gemma)))
-    made = read_recipe(str(tmp_path / "gemma.yaml"))
-    run, said = tunesmith.open_run(made, tmp_path / "runs"), list[str]()
-    tunesmith.check(made, said.append)
-    tunesmith.prepare(made, run, said.append)
-    plan = tunesmith.plan(made, run, said.append)
-    assert plan.step_seconds and any(line.startswith("time: about") for line in said)
-    tunesmith.train(made, run, said.append)
-    tunesmith.evaluate(made, run, said.append)
-    tunesmith.export(made, run, said.append)
+    gemma_recipe = read_recipe(str(tmp_path / "gemma.yaml"))
+    run, log_lines = tunesmith.open_run(gemma_recipe, tmp_path / "runs"), list[str]()
+    tunesmith.check(gemma_recipe, log_lines.append)
+    tunesmith.prepare(gemma_recipe, run, log_lines.append)
+    plan = tunesmith.plan(gemma_recipe, run, log_lines.append)
+    assert plan.step_seconds and any(line.startswith("time: about") for line in log_lines)
+    tunesmith.train(gemma_recipe, run, log_lines.append)
+    tunesmith.evaluate(gemma_recipe, run, log_lines.append)
+    tunesmith.export(gemma_recipe, run, log_lines.append)
     scores = run.read_json("scores.json")
     (entry,) = run.read_json("export.json")["files"]
-    told = {"seconds": seconds(run), "plan": run.read_json("plan.json"), "verdict": scores["verdict"], "said": said}
+    summary = {
+        "seconds": seconds(run),
+        "plan": run.read_json("plan.json"),
+        "verdict": scores["verdict"],
+        "said": log_lines,
+    }
     with capsys.disabled():
-        print(json.dumps(told, indent=1))
+        print(json.dumps(summary, indent=1))
     assert entry["name"] == "q8_0" and entry["problems"] == []
     losses = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     valid = [event["loss"] for event in losses if event["kind"] == "valid"]

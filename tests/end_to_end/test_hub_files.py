@@ -60,39 +60,39 @@ def test_chat_and_serve_take_a_file_of_the_hub(
         if name.endswith(file.parent.name):  # a folder with one file
             shutil.rmtree(file.parent / "hf", ignore_errors=True)
         monkeypatch.setattr("sys.stdin", io.StringIO("how to do t1 way 2?\n\n"))
-        code, said, wrong = call("chat", name, "--tokens", "6")
+        code, output, wrong = call("chat", name, "--tokens", "6")
         assert (code, wrong) == (0, ""), wrong
-        replies.append(said)
+        replies.append(output)
     assert len(set(replies)) == 1 and len(replies[0]) > 4
     with serving(Wish(["hub:owner/name/tiny.gguf"], port=0, context=128, slots=1)) as served:
         assert ask(served.url)["id"] == "tiny"
 
 
 def ask(url: str) -> dict[str, Any]:
-    asked = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {read_token()}"})
-    with urllib.request.urlopen(asked) as answer:
-        found: dict[str, Any] = json.load(answer)["data"][0]
-    return found
+    http_request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {read_token()}"})
+    with urllib.request.urlopen(http_request) as answer:
+        model: dict[str, Any] = json.load(answer)["data"][0]
+    return model
 
 
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("hub:owner/name/other.gguf", "HF_HUB_OFFLINE is set and it is not in the hub's cache"),
-        ("hub:owner/name", r"names no GGUF file\. Write hub:owner/name/FILE\.gguf"),
+        ("hub:owner/name", r"does not name a GGUF file\. Write hub:owner/name/FILE\.gguf"),
         ("none.gguf", r"none\.gguf: no such file or folder"),
         ("pypi:absent", r"is not of the form pypi:PACKAGE==VERSION/FILE\.gguf"),
         ("no-such-recipe", "no recipe is called 'no-such-recipe'"),
     ],
 )
-def test_names_that_mean_nothing(call: Callable[..., tuple[int, str, str]], name: str, said: str) -> None:
+def test_names_that_mean_nothing(call: Callable[..., tuple[int, str, str]], name: str, message: str) -> None:
     code, _, wrong = call("chat", name)
     assert code in (2, 4)  # a recipe's error, a model's
-    assert re.search(said, wrong), wrong
+    assert re.search(message, wrong), wrong
 
 
 @pytest.mark.usefixtures("hub")
 def test_serve_says_the_same() -> None:
-    with pytest.raises(ModelError, match="names no GGUF file"), serving(Wish(["hub:owner/name"], port=0)):
+    with pytest.raises(ModelError, match="does not name a GGUF file"), serving(Wish(["hub:owner/name"], port=0)):
         raise AssertionError("nothing is served")

@@ -14,8 +14,10 @@ import pytest
 
 import tunesmith
 from finished_runs import finish, journal, make_recipe
-from tunesmith.commands.evaluate import asked
-from tunesmith.commands.runs import RunRow, card, compare_runs, list_runs
+from tunesmith.commands.card import card
+from tunesmith.commands.compare import compare_runs
+from tunesmith.commands.runs import RunRow, list_runs
+from tunesmith.commands.shared import evaluation_rows
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import RunError
 from tunesmith.runs.run import Run
@@ -44,7 +46,7 @@ def test_each_run_has_a_line_that_says_how_far_it_came(tmp_path: Path) -> None:
     assert states(tmp_path) == {
         "begun": ("begun", ""),
         "prepare": ("prepared", ""),
-        "half": ("stopped", "at step 7 of 54; a checkpoint of step 5 is kept"),
+        "half": ("stopped", "at step 7 of 54; resumes at step 5"),
         "train": ("trained", ""),
         "evaluate": ("evaluated", ""),
         "report": ("reported", ""),
@@ -81,10 +83,10 @@ def test_the_newest_stands_first(tmp_path: Path) -> None:
         ("recipe.yaml", "a: [", "is not YAML"),
         ("recipe.yaml", b"\xff\xfe\x00", "UnicodeDecodeError"),
         ("audit.json", "{", "audit.json is damaged"),
-        ("scores.json", None, "scores.json is gone"),
-        ("scores.json", "[]", "scores.json was changed by hand or damaged"),
+        ("scores.json", None, "scores.json is missing"),
+        ("scores.json", "[]", "scores.json was edited or is damaged"),
         ("adapter/adapter_config.json", None, ""),
-        (".seals/train.json", "{", "the seal of train cannot be read"),
+        (".seals/train.json", "{", "the fingerprint of train cannot be read"),
         (".seals/evaluate.json", '{"made_from": {}, "files": []}', ""),
     ],
 )
@@ -97,12 +99,12 @@ def test_a_damaged_run_has_a_line_and_harms_no_other(
         (run / file).unlink()
     else:
         run.write(file, text)
-    found = states(tmp_path)
-    assert found["whole"] == ("reported", "")
+    state_of = states(tmp_path)
+    assert state_of["whole"] == ("reported", "")
     if why:
-        assert found["bad"][0] == "damaged" and why in found["bad"][1]
+        assert state_of["bad"][0] == "damaged" and why in state_of["bad"][1]
     else:
-        assert "bad" in found  # what cannot be told without hashing weights, or says little, still has its line
+        assert "bad" in state_of  # what cannot be told without hashing weights, or says little, still has its line
 
 
 def test_a_product_older_than_its_source_is_said(tmp_path: Path) -> None:
@@ -115,9 +117,9 @@ def test_a_product_older_than_its_source_is_said(tmp_path: Path) -> None:
 def test_a_process_that_lives_is_named(tmp_path: Path) -> None:
     run = stopped(tmp_path)
     run.write(".lock.owner", f"pid {os.getpid()}")
-    assert f"process {os.getpid()} is still there" in states(tmp_path)["half"][1]
+    assert f"process {os.getpid()} is still running" in states(tmp_path)["half"][1]
     os.utime(run / ".lock.owner", (1_000_000_000,) * 2)  # before this process began: another had its number
-    assert "is still there" not in states(tmp_path)["half"][1]
+    assert "is still running" not in states(tmp_path)["half"][1]
 
 
 def test_listing_writes_nothing_and_loads_no_torch(tmp_path: Path) -> None:
@@ -127,14 +129,14 @@ def test_listing_writes_nothing_and_loads_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys, types, tunesmith\n"
         "door = types.ModuleType('tunesmith.commands')\n"  # the other verbs' own imports are not this one's
-        "door.__path__ = [tunesmith.__path__[0] + '/verbs']\n"
+        "door.__path__ = [tunesmith.__path__[0] + '/commands']\n"
         "sys.modules['tunesmith.commands'] = door\n"
         "from pathlib import Path\n"
         "from tunesmith.commands.runs import list_runs\n"
         "print(len(list_runs(Path(sys.argv[1]))), *sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    count, *loaded = done.stdout.split()
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    count, *loaded = process.stdout.split()
     assert count == "2"
     assert not {"torch", "transformers", "scipy", "matplotlib", "jinja2"} & set(loaded)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
@@ -143,37 +145,37 @@ def test_listing_writes_nothing_and_loads_no_torch(tmp_path: Path) -> None:
 def test_runs_are_found_by_name_or_folder_and_named_once(tmp_path: Path) -> None:
     one = finish(make_recipe("one"), tmp_path / "runs/one")
     finish(make_recipe("two"), tmp_path / "runs/two", gain=0.4)
-    said: list[str] = []
-    found = compare_runs([str(one.path), "two"], tmp_path / "runs", said.append)
-    assert found.page == tmp_path / "runs/compare-one-two.html"
-    assert found.page.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert said[0].startswith("compare: two is worse than one: loss") and str(found.page) in said[-1]
+    log_lines: list[str] = []
+    comparison = compare_runs([str(one.path), "two"], tmp_path / "runs", log_lines.append)
+    assert comparison.page == tmp_path / "runs/compare-one-two.html"
+    assert comparison.page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert log_lines[0].startswith("compare: two is worse than one: loss") and str(comparison.page) in log_lines[-1]
     beside = compare_runs(["one", "two"], tmp_path / "runs", out=tmp_path / "out")
     assert beside.page == tmp_path / "out/compare-one-two.html" and beside.page.is_file()
     assert not list(tmp_path.rglob("*.tmp"))
     for names, why in (
-        (["one"], "needs two runs or more, each once"),
-        (["one", str(one.path)], "needs two runs or more, each once"),
-        (["one", "three"], "there is no run 'three'. List them: tunesmith runs"),
+        (["one"], "needs two or more different runs"),
+        (["one", str(one.path)], "needs two or more different runs"),
+        (["one", "three"], "there is no run 'three'. List the runs: tunesmith runs"),
     ):
         with pytest.raises(RunError, match=re.escape(why)):
             compare_runs(names, tmp_path / "runs")
-    with pytest.raises(RunError, match="there is no such folder"):
+    with pytest.raises(RunError, match="this folder does not exist"):
         list_runs(tmp_path / "nowhere")
 
 
 def test_a_card_is_sealed_and_made_again_when_its_facts_change(tmp_path: Path) -> None:
     recipe = make_recipe("one", base__model=str(tmp_path / "gone"))
     run = finish(recipe, tmp_path / "one")
-    said: list[str] = []
-    path = card(recipe, run, said.append)
+    log_lines: list[str] = []
+    path = card(recipe, run, log_lines.append)
     assert path == run / "card.md" and "# one\n" in path.read_text(encoding="utf-8")
-    assert "the chat template is not written out" in said[0]  # the base is gone: the card says so, too
-    said.clear()
-    card(recipe, run, said.append)
-    assert said == ["card: fresh"]
-    card(recipe, run, said.append, license="mit")
-    assert said[1] == "card: made again, because license changed"
+    assert "the card does not show the chat template" in log_lines[0]  # the base is gone: the card says so, too
+    log_lines.clear()
+    card(recipe, run, log_lines.append)
+    assert log_lines == ["card: up to date"]
+    card(recipe, run, log_lines.append, license="mit")
+    assert log_lines[1] == "card: running again, because license changed"
     assert "license: mit" in path.read_text(encoding="utf-8")
     run.seal("train", {"data": run.fingerprint("prepare")}, ["adapter", "plan.json"], summary={"steps": 3})
     with pytest.raises(RunError, match="evaluated before it was last trained"):
@@ -198,17 +200,17 @@ def test_trained_runs_are_listed_compared_and_their_card_answers(
         ("less", "reported"),
         ("toy", "reported"),
     ]
-    found = compare_runs(["toy", "less"], tmp_path / "runs")
-    own = run.read_json("scores.json")["sections"]["all"]["loss"]
-    loss = found.sections["all"]["loss"]
-    assert (loss["base"], loss["runs"]["toy"]) == pytest.approx((own["base"], own["tuned"]))
+    comparison = compare_runs(["toy", "less"], tmp_path / "runs")
+    own_loss = run.read_json("scores.json")["sections"]["all"]["loss"]
+    loss = comparison.sections["all"]["loss"]
+    assert (loss["base"], loss["runs"]["toy"]) == pytest.approx((own_loss["base"], own_loss["tuned"]))
     assert loss["runs"]["toy"] < loss["runs"]["less"] < loss["base"]  # one epoch learns less than two
-    assert found.recipe == [("train.epochs", ["2", "1"])]
+    assert comparison.recipe == [("train.epochs", ["2", "1"])]
 
     text = card(recipe, run).read_text(encoding="utf-8")
     assert str(tmp_path) not in text and "how to do" not in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    first_row = next(each for part in asked(recipe, run).values() for each in part)
+    first_row = next(evaluated_row for part in evaluation_rows(recipe, run).values() for evaluated_row in part)
     for placeholder, real in (
         ("FOLDER-OF-THE-BASE-MODEL", recipe.base.model),
         ("THIS-REPOSITORY", str(run / "adapter")),

@@ -50,7 +50,7 @@ def test_experts_learn_and_a_stopped_run_resumes_to_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         tunesmith.train(recipe, run, watch=at("step", 7, crash))
     tunesmith.train(recipe, run)
-    files = [each / "adapter/adapter_model.safetensors" for each in (run, whole)]
+    files = [folder / "adapter/adapter_model.safetensors" for folder in (run, whole)]
     assert hash_file(files[0]) == hash_file(files[1])
     adapter = load_file(files[0])
     stacked = [name for name in adapter if ".experts." in name and "lora_B" in name]

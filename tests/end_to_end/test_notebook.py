@@ -51,8 +51,8 @@ def read() -> Any:
 
 
 def settings(notebook: Any) -> Any:
-    (found,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    return found
+    (parameters_cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    return parameters_cell
 
 
 def with_settings(**values: Any) -> Any:
@@ -60,8 +60,8 @@ def with_settings(**values: Any) -> Any:
     notebook = read()
     cell = settings(notebook)
     for name, value in values.items():
-        cell.source, found = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", cell.source)
-        assert found == 1, f"the settings cell has no {name}"
+        cell.source, replacements = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", cell.source)
+        assert replacements == 1, f"the settings cell has no {name}"
     return notebook
 
 
@@ -71,8 +71,8 @@ def client(notebook: Any, folder: Path) -> NotebookClient:
 
 def said(notebook: Any, cell: str) -> str:
     """What the cell of this id printed and showed, as text."""
-    (found,) = [each for each in notebook.cells if each.id == cell]
-    return "".join(output.get("text") or output.get("data", {}).get("text/html", "") for output in found.outputs)
+    (matching,) = [candidate for candidate in notebook.cells if candidate.id == cell]
+    return "".join(output.get("text") or output.get("data", {}).get("text/html", "") for output in matching.outputs)
 
 
 def execute(notebook: Any, folder: Path) -> Any:
@@ -81,7 +81,7 @@ def execute(notebook: Any, folder: Path) -> Any:
 
 
 def newest(run: Path) -> int:
-    return max((int(each.name[5:]) for each in run.glob("checkpoints/step-*")), default=0)
+    return max((int(checkpoint.name[5:]) for checkpoint in run.glob("checkpoints/step-*")), default=0)
 
 
 def disturbed(notebook: Any, folder: Path, run: Path, disturb: Callable[[NotebookClient], Any]) -> Exception:
@@ -93,9 +93,9 @@ def disturbed(notebook: Any, folder: Path, run: Path, disturb: Callable[[Noteboo
         task = asyncio.ensure_future(running.async_execute())
         while newest(run) <= before and not task.done():
             await asyncio.sleep(0.02)
-        done = disturb(running)
-        if inspect.isawaitable(done):
-            await done
+        disturbed_once = disturb(running)
+        if inspect.isawaitable(disturbed_once):
+            await disturbed_once
         await task
 
     with pytest.raises((CellExecutionError, DeadKernelError)) as ended:
@@ -222,8 +222,8 @@ def test_the_report_is_shown_whole_in_a_frame_that_may_do_nothing(executed: tupl
 
     folder, notebook = executed
     page = (folder / "tunesmith-runs/toy-small/report.html").read_text(encoding="utf-8")
-    shown = said(notebook, "report")
-    (frame,) = re.findall(r"<iframe ([^>]*)>", shown)
+    output = said(notebook, "report")
+    (frame,) = re.findall(r"<iframe ([^>]*)>", output)
     assert frame.startswith("sandbox srcdoc=")  # no permission named: no scripts, no forms, no way out
     assert unescape(frame.split('srcdoc="')[1].split('"')[0]) == page
 
@@ -277,10 +277,10 @@ def test_on_colab_after_a_disconnect_and_after_a_stop_it_goes_on(
     assert len(resumed) == 2 and 0 < resumed[0] < resumed[1] < 300
     steps = [event["step"] for event in events if event["kind"] == "step"]
     assert steps == list(range(1, 301))  # none lost, none twice
-    assert f"going on after step {resumed[1]} of 300" in said(notebook, "run")
+    assert f"resuming after step {resumed[1]} of 300" in said(notebook, "run")
     for step in resumed:
         assert f"went on after step {step} of 300" in said(notebook, "journal")
-    assert "prepare: fresh" in said(notebook, "plan")
+    assert "prepare: up to date" in said(notebook, "plan")
     assert "The run is drive/MyDrive/runs/toy-small" in said(notebook, "drive")
     file = run / "export/gguf/toy-small.q8_0.gguf"
     assert f"downloaded {file.relative_to(tmp_path)}" in said(notebook, "export")
@@ -300,8 +300,8 @@ def test_the_demo_on_its_embedded_model(tmp_path: Path) -> None:
     plain["small"] |= {"train.epochs": 1, "train.learning_rate": 1e-3, "export.files": files}
     (tmp_path / "shopsphere.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
     notebook = execute(with_settings(RECIPE="shopsphere.yaml"), tmp_path)
-    told = re.search(r"numbered steps went from (\S+) to (\S+) over", said(notebook, "run"))
-    assert told and float(told[2]) > float(told[1]) + 0.5
-    assert f"numbered steps went from {told[1]} to {told[2]}" in said(notebook, "report")
+    match = re.search(r"numbered steps went from (\S+) to (\S+) over", said(notebook, "run"))
+    assert match and float(match[2]) > float(match[1]) + 0.5
+    assert f"numbered steps went from {match[1]} to {match[2]}" in said(notebook, "report")
     assert said(notebook, "ask").startswith("> 1.")
     assert "tunesmith-runs/shopsphere-small/export/gguf/shopsphere-small.q8_0.gguf" in said(notebook, "export")

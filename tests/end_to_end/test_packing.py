@@ -24,7 +24,7 @@ import tunesmith
 from finished_runs import finish, journal, make_recipe
 from stopping import at, crash
 from tiny import CHATML
-from tunesmith.commands import pack
+from tunesmith.commands import unpack
 from tunesmith.commands.evaluate import _evaluated_from
 from tunesmith.commands.runs import list_runs
 from tunesmith.config.recipe import Recipe, read_recipe
@@ -57,25 +57,25 @@ def members_of(path: Path) -> list[str]:
 # --- going on elsewhere ------------------------------------------------------------------------------------
 
 
-def stopping_before_tuned(which: str, done: int, of: int) -> None:
+def stopping_before_tuned(which: str, count: int, of: int) -> None:
     if which == "tuned":
         raise KeyboardInterrupt
 
 
 def products(recipe: Recipe, run: Run, command: str) -> list[str]:
     """Makes every product, and returns what was said."""
-    said: list[str] = []
-    tunesmith.prepare(recipe, run, said.append)
-    tunesmith.train(recipe, run, said.append)
-    tunesmith.evaluate(recipe, run, said.append)
-    tunesmith.report(recipe, run, said.append, command=command)
-    tunesmith.card(recipe, run, said.append)
-    return said
+    log_lines: list[str] = []
+    tunesmith.prepare(recipe, run, log_lines.append)
+    tunesmith.train(recipe, run, log_lines.append)
+    tunesmith.evaluate(recipe, run, log_lines.append)
+    tunesmith.report(recipe, run, log_lines.append, command=command)
+    tunesmith.card(recipe, run, log_lines.append)
+    return log_lines
 
 
-def moved_in(target: Path, folder: Path, runs: Path, said: list[str]) -> tuple[Recipe, Run]:
+def moved_in(target: Path, folder: Path, runs: Path, log_lines: list[str]) -> tuple[Recipe, Run]:
     """The run that was packed, opened as the command line opens a run's folder."""
-    recipe = read_recipe(str(tunesmith.unpack(target, folder, said.append)))
+    recipe = read_recipe(str(tunesmith.unpack(target, folder, log_lines.append)))
     run = tunesmith.open_run(recipe, runs)
     assert run.path == folder.resolve() and not runs.exists()
     return recipe, run
@@ -93,7 +93,7 @@ def test_a_run_whose_template_is_gone_is_carried_with_its_copy(
     shutil.rmtree(run.path)
     recipe, run = moved_in(tmp_path / "toy.tar", tmp_path / "other/toy", tmp_path / "runs", [])
     assert [text.split(",")[0] for text in products(recipe, run, "")] == [
-        f"{product}: fresh" for product in ("prepare", "train", "evaluate", "report", "card")
+        f"{product}: up to date" for product in ("prepare", "train", "evaluate", "report", "card")
     ]
     tunesmith.pack(run, tmp_path / "again.tar")
     assert hash_file(tmp_path / "again.tar") == hash_file(tmp_path / "toy.tar")
@@ -118,43 +118,43 @@ def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable
     )
     recipe, whole = begun(path, tmp_path / "whole")
     products(recipe, whole, "tunesmith run toy.yaml")
-    wanted = tree(whole.path)
+    expected = tree(whole.path)
     finished = tunesmith.pack(whole, tmp_path / "drive/whole.tar.gz")
     recipe, run = begun(path, tmp_path / "first")
     with pytest.raises(KeyboardInterrupt):
         tunesmith.train(recipe, run, watch=at("step", 8, crash))
-    said: list[str] = []
-    stopped = tunesmith.pack(run, tmp_path / "drive/toy.tar", said.append)
-    assert said[0].startswith("pack: toy, stopped, 8 of 10 steps; ")
-    assert "pack: what the recipe reads goes along: inputs/more.jsonl, inputs/own.jinja, inputs/rows.jsonl" in said
-    assert said[-1] == "pack: carry it over, then: tunesmith unpack toy.tar"
-    for gone in (whole.path, run.path, inputs):
-        shutil.rmtree(gone)
+    log_lines: list[str] = []
+    stopped = tunesmith.pack(run, tmp_path / "drive/toy.tar", log_lines.append)
+    assert log_lines[0].startswith("pack: toy, stopped, 8 of 10 steps; ")
+    assert "pack: files that the recipe reads: inputs/more.jsonl, inputs/own.jinja, inputs/rows.jsonl" in log_lines
+    assert log_lines[-1] == "pack: copy it to the other machine, then run there: tunesmith unpack toy.tar"
+    for folder in (whole.path, run.path, inputs):
+        shutil.rmtree(folder)
     path.unlink()
 
     recipe, run = moved_in(finished, tmp_path / "other/toy", tmp_path / "runs", [])
     assert [text.split(",")[0] for text in products(recipe, run, "tunesmith run other/toy")] == [
-        f"{product}: fresh" for product in ("prepare", "train", "evaluate", "report", "card")
+        f"{product}: up to date" for product in ("prepare", "train", "evaluate", "report", "card")
     ]
-    found = tree(run.path)
+    actual = tree(run.path)
     new = {"recipe.yaml", "inputs/rows.jsonl", "inputs/more.jsonl", "inputs/own.jinja"}
-    assert {name for name in {*wanted, *found} if wanted.get(name) != found.get(name)} == new
+    assert {name for name in {*expected, *actual} if expected.get(name) != actual.get(name)} == new
     (row,) = list_runs(tmp_path / "other")
     assert (row.state, row.note) == ("reported", "")
 
-    said.clear()
-    recipe, run = moved_in(stopped, tmp_path / "elsewhere/toy", tmp_path / "runs", said)
-    assert "unpack: the training is half-done in float32; it goes on where the machine calculates in that" in said
-    assert said[-1] == f"unpack: to go on: tunesmith run {tmp_path / 'elsewhere/toy'}"
-    said.clear()
-    tunesmith.prepare(recipe, run, said.append)
-    assert said == ["prepare: fresh"]
+    log_lines.clear()
+    recipe, run = moved_in(stopped, tmp_path / "elsewhere/toy", tmp_path / "runs", log_lines)
+    assert "unpack: the training is not finished; it can be resumed on a machine that supports float32" in log_lines
+    assert log_lines[-1] == f"unpack: to continue: tunesmith run {tmp_path / 'elsewhere/toy'}"
+    log_lines.clear()
+    tunesmith.prepare(recipe, run, log_lines.append)
+    assert log_lines == ["prepare: up to date"]
     events: list[dict[str, Any]] = []
     tunesmith.train(recipe, run, watch=events.append)
     assert [(event["kind"], event["step"]) for event in events][:2] == [("resume", 6), ("step", 7)]
-    assert hash_file(run / ADAPTER) == wanted[ADAPTER]
+    assert hash_file(run / ADAPTER) == expected[ADAPTER]
     with pytest.raises(KeyboardInterrupt):
-        tunesmith.evaluate(recipe, run, tell=stopping_before_tuned)
+        tunesmith.evaluate(recipe, run, on_progress=stopping_before_tuned)
     half = tunesmith.pack(run, tmp_path / "drive/half.tar", without=["checkpoints"])
     assert not [name for name in members_of(half) if name.startswith("checkpoints")]
     shutil.rmtree(run.path)
@@ -162,32 +162,35 @@ def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable
     tunesmith.unpack(half, tmp_path / "third/of another name").rename(tmp_path / "moved")
     recipe = read_recipe(str(tmp_path / "moved"))  # its inputs lie inside, so it may be moved as any run
     run = tunesmith.open_run(recipe, tmp_path / "runs")
-    kept = json.loads((run / "replies/base.part").read_text().splitlines()[0])
-    assert kept == {"made_from": _evaluated_from(recipe, run)}  # what is there is gone on from
-    said = products(recipe, run, "tunesmith run moved")
-    assert [text.split(",")[0] for text in said[:2]] == ["prepare: fresh", "train: fresh"]
+    header = json.loads((run / "replies/base.part").read_text().splitlines()[0])
+    assert header == {"made_from": _evaluated_from(recipe, run)}  # what is there is gone on from
+    log_lines = products(recipe, run, "tunesmith run moved")
+    assert [text.split(",")[0] for text in log_lines[:2]] == ["prepare: up to date", "train: fresh"]
     assert {name: hash_file(run / name) for name in ("scores.json", "replies/base.jsonl", "replies/tuned.jsonl")} == {
-        name: wanted[name] for name in ("scores.json", "replies/base.jsonl", "replies/tuned.jsonl")
+        name: expected[name] for name in ("scores.json", "replies/base.jsonl", "replies/tuned.jsonl")
     }
 
 
 def test_the_command_line(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     stocked(tmp_path)
-    code, said, _ = call("pack", "toy")
-    assert (code, said.splitlines()[-1]) == (0, "pack: carry it over, then: tunesmith unpack toy.tar")
+    code, log_lines, _ = call("pack", "toy")
+    assert (code, log_lines.splitlines()[-1]) == (
+        0,
+        "pack: copy it to the other machine, then run there: tunesmith unpack toy.tar",
+    )
     assert call("pack", "runs/toy", "--out", "b.tar.gz", "--without", "sources,checkpoints")[0] == 0
-    code, said, _ = call("unpack", "b.tar.gz", "--into", "new place")
-    assert (code, said.splitlines()[-1]) == (0, "unpack: to go on: tunesmith run 'new place'")
+    code, log_lines, _ = call("unpack", "b.tar.gz", "--into", "new place")
+    assert (code, log_lines.splitlines()[-1]) == (0, "unpack: to continue: tunesmith run 'new place'")
     code, _, wrong = call("unpack", "toy.tar")
     assert (code, wrong.strip()) == (
-        5, "tunesmith: runs/toy: there is something already. Name a new folder with --into.",
+        5, "tunesmith: runs/toy: this folder already exists. Give a new folder with --into.",
     )  # fmt: skip
     shutil.rmtree("runs")
     assert call("unpack", "toy.tar")[0] == 0
     assert Path("runs/toy/recipe.yaml").is_file()
     code, _, wrong = call("pack", "nothing")
     assert (code, wrong.strip()) == (
-        5, "tunesmith: runs: there is no run 'nothing'. List them: tunesmith runs.",
+        5, "tunesmith: runs: there is no run 'nothing'. List the runs: tunesmith runs.",
     )  # fmt: skip
     assert not Path("nothing").exists()
 
@@ -206,23 +209,25 @@ def stocked(folder: Path, **changes: Any) -> Run:
 
 def test_the_manifest_tells_what_is_inside(tmp_path: Path) -> None:
     run = stocked(tmp_path)
-    said: list[str] = []
-    target = tunesmith.pack(run, tmp_path / "toy.tar", said.append)
+    log_lines: list[str] = []
+    target = tunesmith.pack(run, tmp_path / "toy.tar", log_lines.append)
     with tarfile.open(target) as tar:
         assert tar.getnames()[0] == MANIFEST
         manifest = json.load(tar.extractfile(MANIFEST))  # type: ignore[arg-type]
-        for each in manifest["members"]:
-            data = tar.extractfile(each["name"]).read()  # type: ignore[union-attr]
-            assert (len(data), hashlib.sha256(data).hexdigest()) == (each["size"], each["sha256"])
+        for member in manifest["members"]:
+            data = tar.extractfile(member["name"]).read()  # type: ignore[union-attr]
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (member["size"], member["sha256"])
         owners = {(info.uid, info.gid, info.uname, info.gname, info.mode) for info in tar}
     assert owners == {(0, 0, "", "", 0o644)}
-    assert [each["name"] for each in manifest["members"]] == members_of(target)[1:]
+    assert [member["name"] for member in manifest["members"]] == members_of(target)[1:]
     assert {key: manifest[key] for key in ("format", "name", "state", "steps", "products", "left_out")} == {
         "format": 1, "name": "toy", "state": "reported", "steps": [12, 12], "left_out": [],
         "products": ["evaluate", "prepare", "report", "train"],
     }  # fmt: skip
     assert manifest["base"] == {"model": "someone/base", "revision": None, "bits": 4, "fingerprint": "w" * 64}
-    assert "pack: the base model someone/base, fingerprint wwwwwwwwwwww is not packed; it is fetched there" in said
+    assert (
+        "pack: the base model someone/base, fingerprint wwwwwwwwwwww is not packed; it is downloaded there" in log_lines
+    )
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
@@ -246,16 +251,16 @@ def test_what_is_no_product_is_left_out(tmp_path: Path) -> None:
         "checkpoints/.step-0000013.9.tmp/state.json", "reviews/ann.jsonl", "inputs/stray.txt",
     ):  # fmt: skip
         run.write(name, "x")
-    said: list[str] = []
+    log_lines: list[str] = []
     before = tree(run.path)
-    target = tunesmith.pack(run, tmp_path / "toy.tar", said.append)
+    target = tunesmith.pack(run, tmp_path / "toy.tar", log_lines.append)
     names = set(members_of(target)) - {MANIFEST}
     assert {name for name in before if name not in names} == {
         ".env", "reviews/.ann.lock", ".report.html.12.tmp", "x.tmp", "y.part", "inputs/stray.txt",
         "checkpoints/.step-0000013.9.tmp/state.json",
     }  # fmt: skip
     assert names - {*before} == {"inputs/rows.jsonl"}
-    assert "pack: left out: .env, x.tmp, y.part" in said
+    assert "pack: not packed: .env, x.tmp, y.part" in log_lines
 
 
 def test_inputs_of_one_name_and_a_folder_of_probes(tmp_path: Path) -> None:
@@ -287,21 +292,23 @@ def test_personal_data_stays(tmp_path: Path, recipe_file: Callable[..., Path]) -
     path = recipe_file(data__pseudonyms="apart/book.json", data__checks=["empty", "personal"])
     recipe = read_recipe(str(path))
     run = tunesmith.open_run(recipe, tmp_path / "runs")
-    with pytest.raises(RunError, match=r"they hold what data.pseudonyms replaces.*not prepared yet.*tunesmith prepare"):
+    with pytest.raises(
+        RunError, match=r"they contain what data.pseudonyms replaces.*not prepared yet.*tunesmith prepare"
+    ):
         tunesmith.pack(run, tmp_path / "toy.tar")
     tunesmith.prepare(recipe, run)
-    said: list[str] = []
-    target = tunesmith.pack(run, tmp_path / "toy.tar", said.append)
-    assert said[0].startswith("pack: data.pseudonyms keeps personal data apart: its book, and the files")
+    log_lines: list[str] = []
+    target = tunesmith.pack(run, tmp_path / "toy.tar", log_lines.append)
+    assert log_lines[0].startswith("pack: data.pseudonyms keeps personal data apart: its book, and the files")
     assert not [name for name in members_of(target) if name.startswith("inputs")]
     shutil.rmtree(tmp_path / "apart")
     (tmp_path / "rows.jsonl").unlink()
     folder = tunesmith.unpack(target, tmp_path / "new")
     recipe = read_recipe(str(folder))
     run = tunesmith.open_run(recipe, tmp_path)
-    said.clear()
-    tunesmith.prepare(recipe, run, said.append)
-    assert said[1:] == ["prepare: fresh"] and "left where the run comes from" in said[0]
+    log_lines.clear()
+    tunesmith.prepare(recipe, run, log_lines.append)
+    assert log_lines[1:] == ["prepare: up to date"] and "left where the run comes from" in log_lines[0]
     again = tunesmith.pack(run, tmp_path / "again.tar")  # and goes on being so
     assert again.read_bytes() == target.read_bytes()
     changed = read_recipe(str(folder), settings={"data.split.test": 0.3})
@@ -312,10 +319,10 @@ def test_personal_data_stays(tmp_path: Path, recipe_file: Callable[..., Path]) -
 @pytest.mark.parametrize(
     ("without", "why"),
     [
-        ("nothing", "there is no 'nothing' to leave out. It has: adapter, audit.json, checkpoints"),
+        ("nothing", "there is no 'nothing' to exclude. The run contains: adapter, audit.json, checkpoints"),
         ("../toy", "there is no"),
-        ("data", "'data' cannot be left out: data/train.jsonl is a finished product"),
-        ("adapter/adapter_config.json", "adapter is a finished product. Take it along"),
+        ("data", "'data' must be packed: data/train.jsonl is a finished product"),
+        ("adapter/adapter_config.json", "adapter is a finished product. Omit it from --without"),
         ("recipe.yaml", "recipe.yaml is the recipe"),
         (".seals/train.json", ".seals is what says what is finished"),
     ],
@@ -338,18 +345,18 @@ def test_a_half_done_training_keeps_its_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("out", "why"),
     [
-        ("toy.zip", "an archive is called .tar or .tar.gz"),
-        ("runs/toy/toy.tar", "would lie in the run it holds"),
-        ("mine.tar", "is there already, and is no whole archive of this run"),
-        ("other.tar", "holds the run other already"),
+        ("toy.zip", "the name must end in .tar or .tar.gz"),
+        ("runs/toy/toy.tar", "cannot be inside the run"),
+        ("mine.tar", "exists, and is not a valid archive of this run"),
+        ("other.tar", "already contains the run other"),
         ("rows.jsonl/toy.tar", "nothing was packed"),
     ],
 )
 def test_where_an_archive_cannot_lie(tmp_path: Path, out: str, why: str) -> None:
     run = stocked(tmp_path)
     (tmp_path / "mine.tar").write_text("mine")
-    other = finish(make_recipe("other", data__source="hub:owner/rows"), tmp_path / "runs/other", until="prepare")
-    tunesmith.pack(other, tmp_path / "other.tar")
+    second_run = finish(make_recipe("other", data__source="hub:owner/rows"), tmp_path / "runs/other", until="prepare")
+    tunesmith.pack(second_run, tmp_path / "other.tar")
     before = tree(tmp_path)
     with pytest.raises(RunError, match=why):
         tunesmith.pack(run, tmp_path / out)
@@ -357,12 +364,12 @@ def test_where_an_archive_cannot_lie(tmp_path: Path, out: str, why: str) -> None
 
 
 def test_a_newer_archive_of_the_same_run_takes_the_place_of_the_older(tmp_path: Path) -> None:
-    run, said = stocked(tmp_path), list[str]()
+    run, log_lines = stocked(tmp_path), list[str]()
     tunesmith.pack(run, tmp_path / "toy.tar")
     run.write("card.md", "new")
-    tunesmith.pack(run, tmp_path / "toy.tar", said.append)
+    tunesmith.pack(run, tmp_path / "toy.tar", log_lines.append)
     assert "card.md" in members_of(tmp_path / "toy.tar")
-    assert any(text.endswith("it takes the place of an older one") for text in said)
+    assert any(text.endswith("it takes the place of an older one") for text in log_lines)
 
 
 def test_a_run_at_work_a_link_and_a_missing_input_are_refused(tmp_path: Path) -> None:
@@ -371,7 +378,7 @@ def test_a_run_at_work_a_link_and_a_missing_input_are_refused(tmp_path: Path) ->
     with run.lock(), pytest.raises(RunError, match="another process"):
         tunesmith.pack(run, target)
     (run / "more").symlink_to(tmp_path)
-    with pytest.raises(RunError, match=r"more is a link or no plain file\. Put what it points to.*--without more"):
+    with pytest.raises(RunError, match=r"more is a link or not a regular file\. Replace it.*--without more"):
         tunesmith.pack(run, target)
     (run / "more").unlink()
     (tmp_path / "rows.jsonl").unlink()
@@ -404,7 +411,7 @@ def test_killed_while_packing_nothing_has_the_archives_name(tmp_path: Path, mome
     code = f"""
 import os, signal, sys, tarfile
 from pathlib import Path
-from tunesmith import verbs
+import tunesmith
 from tunesmith.runs.run import Run
 whole = {moment}
 calls = []
@@ -414,13 +421,13 @@ def killed(*given):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(*given)
 {moment} = killed
-verbs.pack(Run(Path(sys.argv[1])), Path(sys.argv[2]))
+tunesmith.pack(Run(Path(sys.argv[1])), Path(sys.argv[2]))
 """
     target = tmp_path / "drive/toy.tar"
-    done = subprocess.run([sys.executable, "-c", code, str(run.path), str(target)], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    (left,) = target.parent.iterdir()
-    assert left.name.startswith(".toy.tar.") and left.name.endswith(".tmp")
+    process = subprocess.run([sys.executable, "-c", code, str(run.path), str(target)], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    (remaining,) = target.parent.iterdir()
+    assert remaining.name.startswith(".toy.tar.") and remaining.name.endswith(".tmp")
     tunesmith.pack(run, target)  # the next one clears away what the killed one left
     assert list(target.parent.iterdir()) == [target]
     tunesmith.unpack(target, tmp_path / "new")
@@ -429,7 +436,7 @@ verbs.pack(Run(Path(sys.argv[1])), Path(sys.argv[2]))
 def test_a_full_disk_while_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stocked(tmp_path)
 
-    def full(*given: Any) -> None:
+    def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tarfile.TarFile, "addfile", full)
@@ -474,8 +481,8 @@ def test_cut_off_anywhere(tmp_path: Path, ending: str) -> None:
 def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path, ending: str) -> None:
     """At random places: in names, sizes, bytes, the manifest, the packing, and in what fills a block."""
     data = tunesmith.pack(stocked(tmp_path), tmp_path / f"toy{ending}").read_bytes()
-    wanted = tree(tunesmith.unpack(tmp_path / f"toy{ending}", tmp_path / "whole"))
-    forged, chance, found = tmp_path / f"forged{ending}", random.Random(5), 0
+    expected = tree(tunesmith.unpack(tmp_path / f"toy{ending}", tmp_path / "whole"))
+    forged, chance, detected = tmp_path / f"forged{ending}", random.Random(5), 0
     for number in range(60):
         place = chance.randrange(len(data))
         flipped = bytearray(data)
@@ -487,10 +494,10 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path, ending: str) 
         except (DataError, RunError) as error:
             assert error.where and error.next
             assert not target.exists()
-            found += 1
+            detected += 1
         else:
-            assert tree(target) == wanted
-    assert found > 50
+            assert tree(target) == expected
+    assert detected > 50
 
 
 def test_what_fills_a_block_is_looked_at(packed: Path) -> None:
@@ -499,7 +506,7 @@ def test_what_fills_a_block_is_looked_at(packed: Path) -> None:
     data = bytearray(packed.read_bytes())
     data[info.offset_data + info.size] = 1
     packed.write_bytes(data)
-    assert "is damaged or cut off behind recipe.yaml" in refused(packed)
+    assert "is damaged or truncated after recipe.yaml" in refused(packed)
 
 
 def forge(
@@ -541,7 +548,7 @@ def named(name: str, **facts: Any) -> Callable[[dict[str, Any], list[tuple[tarfi
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("../evil", "'../evil' leads out of the run's folder"),
+        ("../evil", "'../evil' is outside the run's folder"),
         ("/etc/evil", "leads out"),
         ("a/../../evil", "leads out"),
         ("a//b", "leads out"),
@@ -551,9 +558,9 @@ def named(name: str, **facts: Any) -> Callable[[dict[str, Any], list[tuple[tarfi
         (".env", "is hidden"),
         ("a/.lock", "is hidden"),
         ("x" * 300, "is too long"),
-        ("recipe.yaml", "stands there twice"),
-        ("MANIFEST.json", "stands there twice"),
-        ("recipe.yaml/x", "lies in a file"),
+        ("recipe.yaml", "is listed twice"),
+        ("MANIFEST.json", "is listed twice"),
+        ("recipe.yaml/x", "is inside another file"),
     ],
 )
 def test_names_that_are_not_unpacked(packed: Path, name: str, why: str) -> None:
@@ -568,7 +575,7 @@ def test_names_that_are_not_unpacked(packed: Path, name: str, why: str) -> None:
 )  # fmt: skip
 def test_only_plain_files_are_unpacked(packed: Path, kind: bytes) -> None:
     link = named("more", type=kind, linkname="../../rows.jsonl", data=b"")
-    assert "more is a link, a device or no plain file" in refused(forge(packed, link))
+    assert "more is a link, a device or not a regular file" in refused(forge(packed, link))
 
 
 def test_other_forgeries(packed: Path) -> None:
@@ -597,13 +604,13 @@ def test_other_forgeries(packed: Path) -> None:
         manifest["members"] = []
 
     for change, why in (
-        (unlisted, "what stands behind the last file is not in its manifest"),
-        (missing, "is cut off or damaged before more"),
+        (unlisted, "data after the last file is not in its manifest"),
+        (missing, "is truncated or damaged before more"),
         (other, "is damaged. Carry it over again"),
         (size, "where its manifest says"),
         (negative, "has no size or hash"),
         (late, "no plain file"),
-        (no_run, "is no archive of a run"),
+        (no_run, "is not an archive of a run"),
         (nothing, "its list of files is empty"),
     ):
         assert why in refused(forge(packed, change))
@@ -616,8 +623,8 @@ def test_other_forgeries(packed: Path) -> None:
     def newer(manifest: dict[str, Any], members: list[Any]) -> None:
         manifest.update(format=2, tunesmith="7.1")
 
-    told = refused(forge(packed, newer, check=False), RunError)
-    assert "was packed by tunesmith 7.1 in form 2, and this one reads 1. Unpack it with that version" in told
+    message = refused(forge(packed, newer, check=False), RunError)
+    assert "was packed by tunesmith 7.1 in format 2; this version reads 1. Unpack it with that version" in message
 
 
 def test_what_is_no_archive(packed: Path, tmp_path: Path) -> None:
@@ -627,10 +634,10 @@ def test_what_is_no_archive(packed: Path, tmp_path: Path) -> None:
         odd.write_bytes(data)
         assert "is damaged, cut off or no archive" in refused(odd)
     odd.write_bytes(bytes(10240))
-    assert "is no archive of a run" in refused(odd)
+    assert "is not an archive of a run" in refused(odd)
     with tarfile.open(tmp_path / "foreign.tar", "w") as tar:
         tar.add(tmp_path / "rows.jsonl", "rows.jsonl")
-    assert "is no archive of a run. Give the file that tunesmith pack wrote" in refused(tmp_path / "foreign.tar")
+    assert "is not an archive of a run. Give a file that tunesmith pack wrote" in refused(tmp_path / "foreign.tar")
     for text in (b"[]", b"{}", b'{"format": true}', b'{"format": 1, "check": "x"}', b"[" * 100_000, b"\xff"):
         with tarfile.open(odd, "w") as tar:
             info = tarfile.TarInfo(MANIFEST)
@@ -653,25 +660,25 @@ def test_a_header_that_would_fill_the_memory(packed: Path, tmp_path: Path) -> No
 
 def test_too_little_room(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(pack.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))  # type: ignore[attr-defined]
-        assert "the disk has 5 bytes left, and the run takes" in refused(packed, ResourceError)
+        patched.setattr(unpack.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))  # type: ignore[attr-defined]
+        assert "the disk has 5 bytes left, but the run needs" in refused(packed, ResourceError)
     plain = Path.open
 
-    def full(self: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+    def full(self: Path, mode: str = "r", *arguments: Any, **more: Any) -> Any:
         if "x" in mode and self.name == "scores.json":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return plain(self, mode, *rest, **more)
+        return plain(self, mode, *arguments, **more)
 
     monkeypatch.setattr(Path, "open", full)
     assert "the disk is full" in refused(packed, ResourceError)
 
 
 def test_a_folder_that_is_there_is_never_touched(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = tmp_path / "taken"
-    taken.mkdir()
+    existing = tmp_path / "taken"
+    existing.mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for folder in (taken, tmp_path / "rows.jsonl", tmp_path / "dangling"):
-        with pytest.raises(RunError, match=r"there is something already\. Name a new folder with --into"):
+    for folder in (existing, tmp_path / "rows.jsonl", tmp_path / "dangling"):
+        with pytest.raises(RunError, match=r"this folder already exists\. Give a new folder with --into"):
             tunesmith.unpack(packed, folder)
     extract, late = archive.Reader.extract, tmp_path / "late"
 
@@ -681,7 +688,7 @@ def test_a_folder_that_is_there_is_never_touched(packed: Path, tmp_path: Path, m
         (late / "mine").write_text("mine")
 
     monkeypatch.setattr(archive.Reader, "extract", slow)
-    with pytest.raises(RunError, match="there is something already"):
+    with pytest.raises(RunError, match="this folder already exists"):
         tunesmith.unpack(packed, late)
     assert (late / "mine").read_text() == "mine"
 
@@ -689,28 +696,28 @@ def test_a_folder_that_is_there_is_never_touched(packed: Path, tmp_path: Path, m
 def test_a_base_that_is_a_folder(tmp_path: Path) -> None:
     base = tmp_path / "model"
     base.mkdir()
-    said: list[str] = []
-    target = tunesmith.pack(stocked(tmp_path, base__model=str(base)), tmp_path / "toy.tar", said.append)
-    assert any("is not packed: the folder" in text and "--set base.model=FOLDER" in text for text in said)
-    tunesmith.unpack(target, tmp_path / "one", said.append)
-    assert said[-2].endswith("it is here")
+    log_lines: list[str] = []
+    target = tunesmith.pack(stocked(tmp_path, base__model=str(base)), tmp_path / "toy.tar", log_lines.append)
+    assert any("is not packed: the folder" in text and "--set base.model=FOLDER" in text for text in log_lines)
+    tunesmith.unpack(target, tmp_path / "one", log_lines.append)
+    assert log_lines[-2].endswith("it exists")
     base.rmdir()
-    tunesmith.unpack(target, tmp_path / "two", said.append)
-    assert said[-2].endswith("it must be there in the same place, or be named with --set base.model=FOLDER")
+    tunesmith.unpack(target, tmp_path / "two", log_lines.append)
+    assert log_lines[-2].endswith("it must exist at the same path, or be given with --set base.model=FOLDER")
 
 
 def test_a_base_that_is_a_file(tmp_path: Path) -> None:
     base = tmp_path / "model.gguf"
     base.write_bytes(b"GGUF")
-    said: list[str] = []
-    target = tunesmith.pack(stocked(tmp_path, base__model=str(base)), tmp_path / "toy.tar", said.append)
-    assert any("is not packed: the file" in text for text in said)
-    tunesmith.unpack(target, tmp_path / "one", said.append)
-    assert said[-2].endswith("it is here")
+    log_lines: list[str] = []
+    target = tunesmith.pack(stocked(tmp_path, base__model=str(base)), tmp_path / "toy.tar", log_lines.append)
+    assert any("is not packed: the file" in text for text in log_lines)
+    tunesmith.unpack(target, tmp_path / "one", log_lines.append)
+    assert log_lines[-2].endswith("it exists")
 
 
 def test_names_that_are_not_packed(tmp_path: Path) -> None:
     for name in ("a:b", "a\\b", "a\x01", "\udcff"):
-        with pytest.raises(RunError, match="has a character that not every system allows in a name"):
+        with pytest.raises(RunError, match="has a character that some systems do not allow"):
             archive.write(tmp_path / "x.tar", [Member(name, b"")], {})
     assert (archive.safe("..a:b"), archive.safe(".")) == ("a_b", "_")

@@ -49,9 +49,9 @@ def test_every_family_trains_and_is_compared(recipe_file: Callable[..., Path], t
     losses = [event["loss"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "step"]
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.3
     scores = run.read_json("scores.json")
-    held = scores["sections"]["all"]["loss"]
-    assert held["tuned"] < held["base"]
-    assert held["verdict"] == "better"
+    loss = scores["sections"]["all"]["loss"]
+    assert loss["tuned"] < loss["base"]
+    assert loss["verdict"] == "better"
     assert scores["verdict"].startswith("Tuning helped: loss went from")
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Tuning helped" in page
@@ -88,8 +88,8 @@ def test_trl_writes_the_same_products_and_goes_on(recipe_file: Callable[..., Pat
     assert resumed == [5]
 
     def products(which: Run) -> set[str]:
-        found = {p.relative_to(which.path).as_posix() for p in which.path.rglob("*") if p.is_file()}
-        return {p for p in found if not p.startswith(("checkpoints/", "tensorboard/"))}
+        names = {p.relative_to(which.path).as_posix() for p in which.path.rglob("*") if p.is_file()}
+        return {p for p in names if not p.startswith(("checkpoints/", "tensorboard/"))}
 
     assert products(run) == products(native)
 
@@ -98,12 +98,12 @@ def test_again_is_at_once_and_says_so(recipe_file: Callable[..., Path], tmp_path
     path = recipe_file(train__epochs=1)
     run = everything(path, tmp_path / "runs")
     recipe = read_recipe(str(path))
-    said: list[str] = []
-    tunesmith.prepare(recipe, run, said.append)
-    tunesmith.train(recipe, run, said.append)
-    tunesmith.evaluate(recipe, run, said.append)
-    tunesmith.report(recipe, run, said.append)
-    assert [text.split(":")[1].split(",")[0].strip() for text in said] == ["fresh"] * 4
+    log_lines: list[str] = []
+    tunesmith.prepare(recipe, run, log_lines.append)
+    tunesmith.train(recipe, run, log_lines.append)
+    tunesmith.evaluate(recipe, run, log_lines.append)
+    tunesmith.report(recipe, run, log_lines.append)
+    assert [text.split(":")[1].split(",")[0].strip() for text in log_lines] == ["fresh"] * 4
 
 
 def test_tensorboard_shows_the_journal(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -114,23 +114,23 @@ def test_tensorboard_shows_the_journal(recipe_file: Callable[..., Path], tmp_pat
     board.Reload()
     for kind, tag in (("step", "training/loss"), ("valid", "valid/loss")):
         journal = [(e["step"], e["loss"]) for e in read_journal(run / "journal.jsonl") if e["kind"] == kind]
-        shown = [(scalar.step, scalar.value) for scalar in board.Scalars(tag)]
-        assert [step for step, _ in shown] == [step for step, _ in journal]
-        assert [loss for _, loss in shown] == pytest.approx([loss for _, loss in journal], rel=1e-6)
+        points = [(scalar.step, scalar.value) for scalar in board.Scalars(tag)]
+        assert [step for step, _ in points] == [step for step, _ in journal]
+        assert [loss for _, loss in points] == pytest.approx([loss for _, loss in journal], rel=1e-6)
 
 
 def test_what_changed_is_said(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     run = everything(recipe_file(train__epochs=1), tmp_path / "runs")
     recipe = read_recipe(str(recipe_file(train__epochs=1, evaluate__rows=4)))
-    said: list[str] = []
-    tunesmith.evaluate(recipe, run, said.append)
-    tunesmith.report(recipe, run, said.append)
-    assert said[0] == "evaluate: made again, because evaluate changed"
-    assert said[-2] == "report: made again, because scores changed"
+    log_lines: list[str] = []
+    tunesmith.evaluate(recipe, run, log_lines.append)
+    tunesmith.report(recipe, run, log_lines.append)
+    assert log_lines[0] == "evaluate: running again, because evaluate changed"
+    assert log_lines[-2] == "report: running again, because scores changed"
     (run / "scores.json").write_text("{}")
-    said.clear()
-    tunesmith.evaluate(recipe, run, said.append)
-    assert said[0] == "evaluate: made again, because scores.json was changed by hand or damaged"
+    log_lines.clear()
+    tunesmith.evaluate(recipe, run, log_lines.append)
+    assert log_lines[0] == "evaluate: running again, because scores.json was edited or is damaged"
 
 
 def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_training(
@@ -140,7 +140,7 @@ def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_trainin
     template.write_text(TEMPLATE)
     path = recipe_file(prompt__template=str(template), train__epochs=1)
     run = everything(path, tmp_path / "runs")
-    kept = (run / "recipe.yaml").read_text(encoding="utf-8")
+    recipe_yaml = (run / "recipe.yaml").read_text(encoding="utf-8")
     steps: list[Callable[..., object]] = [tunesmith.evaluate, tunesmith.report, tunesmith.export, tunesmith.card]
     for key, value in {
         "adapter.rank": 3,
@@ -150,15 +150,15 @@ def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_trainin
     }.items():
         changed = read_recipe(str(path), settings={key: value})
         for step in steps:
-            with pytest.raises(RunError, match=rf"trained with something else: {key.split('.')[0]}"):
+            with pytest.raises(RunError, match=rf"trained with other settings or data: {key.split('.')[0]}"):
                 step(changed, run)
     tunesmith.report(read_recipe(str(path), settings={"data.max_dropped": 0.9}), run)  # no row depends on it
     (tmp_path / "other.jinja").write_text(OTHER)
-    other = read_recipe(str(recipe_file(prompt__template="other.jinja", train__epochs=1)))
+    other_template = read_recipe(str(recipe_file(prompt__template="other.jinja", train__epochs=1)))
     for step in steps:
-        with pytest.raises(RunError, match="trained with something else: prompt changed"):
-            step(other, run)
-    for changed in (other, read_recipe(str(path), settings={"prompt.template": "model"})):
+        with pytest.raises(RunError, match="trained with other settings or data: prompt changed"):
+            step(other_template, run)
+    for changed in (other_template, read_recipe(str(path), settings={"prompt.template": "model"})):
         with pytest.raises(RunError, match="the chat template is not the one"):
             tunesmith.chat(changed, run)
     with (
@@ -166,7 +166,7 @@ def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_trainin
         serving(Wish([str(tmp_path / "toy.yaml")], 0, runs=tmp_path / "runs")),
     ):
         pass
-    assert (run / "recipe.yaml").read_text(encoding="utf-8") == kept
+    assert (run / "recipe.yaml").read_text(encoding="utf-8") == recipe_yaml
 
 
 @pytest.mark.parametrize("became", ["edited", "deleted"])
@@ -180,41 +180,41 @@ def test_a_template_that_was_edited_or_deleted_breaks_no_finished_run(
     assert (run / "data/template.jinja").read_text() == TEMPLATE
     assert "data/template.jinja" in (run.read_seal("prepare") or {})["files"]
     rows, seals = hash_path(run / "data"), hash_path(run / ".seals")
-    asked = [Turn("user", "how to do 3?")]
-    before = "".join(tunesmith.chat(read_recipe(str(path)), run).stream(asked, max_new_tokens=8))
+    prompt = [Turn("user", "how to do 3?")]
+    before = "".join(tunesmith.chat(read_recipe(str(path)), run).stream(prompt, max_new_tokens=8))
     if became == "edited":
         template.write_text(OTHER)
     else:
         template.unlink()
     verb = "changed" if became == "edited" else "deleted"
-    told = f"own.jinja was {verb} after the rows were prepared; the run's copy"
+    message = f"own.jinja was {verb} after the rows were prepared; using the run's copy"
     for name in (str(path), str(run.path)):  # the recipe, and the run's own
-        recipe, said = read_recipe(name), list[str]()
-        assert "".join(tunesmith.chat(recipe, run, said.append).stream(asked, max_new_tokens=8)) == before
-        assert told in " ".join(said)
+        recipe, log_lines = read_recipe(name), list[str]()
+        assert "".join(tunesmith.chat(recipe, run, log_lines.append).stream(prompt, max_new_tokens=8)) == before
+        assert message in " ".join(log_lines)
         for step in (tunesmith.evaluate, tunesmith.report, tunesmith.card):
             step(recipe, run)
-        with serving(Wish([name], 0, runs=tmp_path / "runs"), said.append):
+        with serving(Wish([name], 0, runs=tmp_path / "runs"), log_lines.append):
             pass
-        assert " ".join(said).count(told) == 2
+        assert " ".join(log_lines).count(message) == 2
     code, out, err = call("export", str(path))
-    assert code == 0 and out.count(told) == 1, err
+    assert code == 0 and out.count(message) == 1, err
     assert "verified: merged" in out
     (run / "scores.json").unlink()
     code, out, err = call("evaluate", str(path))
-    assert code == 0 and out.count(told) == 1, err
+    assert code == 0 and out.count(message) == 1, err
     code, out, err = call("run", str(path))
     assert hash_path(run / "data") == rows
     if became == "deleted":
-        assert code == 0 and "prepare: fresh" in out and "train: fresh" in out
-        assert "prepare: the chat template own.jinja is gone; the run's copy is used" in out
+        assert code == 0 and "prepare: up to date" in out and "train: fresh" in out
+        assert "prepare: the chat template own.jinja is gone; using the run's copy" in out
         return
     assert code == 5 and "own.jinja was changed after the rows were prepared. Undo the change, or go on with" in err
     code, out, err = call("prepare", str(path))  # sees the edit
     assert code == 0 and "template file changed" in out and hash_path(run / ".seals") != seals
     assert (run / "data/template.jinja").read_text() == OTHER and "|USER|" in (run / "audit.html").read_text()
     code, _, err = call("evaluate", str(path))
-    assert code == 5 and "trained with something else: prompt changed" in err
+    assert code == 5 and "trained with other settings or data: prompt changed" in err
 
 
 def test_a_stopped_training_goes_on_with_its_own_template(
@@ -233,13 +233,13 @@ def test_a_stopped_training_goes_on_with_its_own_template(
             template.write_text(OTHER)
             code, out, err = call("train", "toy.yaml")
             assert code == 0, err
-            assert "own.jinja was changed after the rows were prepared; the run's copy is used" in out
-            assert "going on after step 5" in out
+            assert "own.jinja was changed after the rows were prepared; using the run's copy" in out
+            assert "resuming after step 5" in out
         adapters.append(hash_path(run / "adapter"))
     assert adapters[0] == adapters[1]
     (run / "data/template.jinja").write_text(OTHER)
     code, _, err = call("evaluate", "toy.yaml")
-    assert code == 5 and "template.jinja: the run's copy of its chat template is gone or was changed" in err
+    assert code == 5 and "template.jinja: the run's copy of its chat template is missing or was changed" in err
 
 
 def test_the_command_line_from_recipe_to_chat(
@@ -250,12 +250,12 @@ def test_the_command_line_from_recipe_to_chat(
 ) -> None:
     path = recipe_file(train__epochs=1)
     runs = ["--runs", str(tmp_path / "runs")]
-    done = subprocess.run([TUNESMITH, "run", str(path), *runs], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "⟦1. Open 0.\n2. Tap Save.<|im_end|>⟧" in done.stdout
-    assert "stop token is <|im_end|>" in done.stdout
-    assert "report:" in done.stdout
-    assert "Traceback" not in done.stderr
+    process = subprocess.run([TUNESMITH, "run", str(path), *runs], capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "⟦1. Open 0.\n2. Tap Save.<|im_end|>⟧" in process.stdout
+    assert "stop token is <|im_end|>" in process.stdout
+    assert "report:" in process.stdout
+    assert "Traceback" not in process.stderr
     for words in (["chat", str(path), *runs], ["chat", str(tmp_path / "runs/toy"), "--base", "--tokens", "8"]):
         monkeypatch.setattr(sys, "stdin", io.StringIO("how to do 1?\n\n"))
         code, out, err = call(*words)
@@ -286,8 +286,8 @@ def test_errors_say_what_where_and_what_next(
     message: str,
     code: int,
 ) -> None:
-    found, _, err = call("run", str(recipe_file(**change)), "--runs", str(tmp_path))
-    assert found == code
+    exit_code, _, err = call("run", str(recipe_file(**change)), "--runs", str(tmp_path))
+    assert exit_code == code
     assert message in err
     assert "Traceback" not in err
 

@@ -49,12 +49,12 @@ def command(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
         [sys.executable, "-c", CODE, "serve", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        said: list[str] = []
+        log_lines: list[str] = []
         assert process.stdout
-        while not said or "Ctrl-C ends the server" not in said[-1]:
-            said.append(process.stdout.readline())
-            assert said[-1], process.communicate()[1]
-        yield process, said
+        while not log_lines or "Ctrl-C ends the server" not in log_lines[-1]:
+            log_lines.append(process.stdout.readline())
+            assert log_lines[-1], process.communicate()[1]
+        yield process, log_lines
     finally:
         if process.poll() is None:
             process.kill()
@@ -76,13 +76,16 @@ def chat(url: str, model: str, token: str, text: str = "hi") -> str:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_file_is_served_until_ctrl_c(file: Path, config: Path, how: signal.Signals) -> None:
-    with command(str(file), "--port", "0", "--slots", "2", "--threads", "1", "--context", "256") as (process, said):
-        url = next(word for word in said[-2].split() if word.startswith("http://")).removesuffix("/v1")
+    with command(str(file), "--port", "0", "--slots", "2", "--threads", "1", "--context", "256") as (
+        process,
+        log_lines,
+    ):
+        url = next(word for word in log_lines[-2].split() if word.startswith("http://")).removesuffix("/v1")
         assert url.startswith("http://127.0.0.1:")
         path = config / "tunesmith" / "token"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         token = path.read_text().strip()
-        assert f"tiny: {file} (a file), 2 slots of 256 tokens, 1 thread" in said[0]
+        assert f"tiny: {file} (a file), 2 slots of 256 tokens, 1 thread" in log_lines[0]
         assert ask(url, "/health") == {"status": "ok", "version": ask(url, "/health")["version"]}
         assert len(chat(url, "tiny", token)) == 8
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -92,14 +95,16 @@ def test_a_file_is_served_until_ctrl_c(file: Path, config: Path, how: signal.Sig
         children = psutil.Process(process.pid).children()
         assert len(children) == 1
         assert token not in " ".join(children[0].cmdline() + psutil.Process(process.pid).cmdline())
-        assert not [each for each in children[0].net_connections() if each.status == "LISTEN"]  # a private socket alone
+        assert not [
+            connection for connection in children[0].net_connections() if connection.status == "LISTEN"
+        ]  # a private socket alone
         process.send_signal(how)
         out, err = process.communicate(timeout=20)
     assert process.returncode == 0
     assert err == ""
-    assert str(path) in said[-1]
-    assert out.strip().endswith("serve: ended")
-    assert token not in "".join(said) + out
+    assert str(path) in log_lines[-1]
+    assert out.strip().endswith("serve: stopped")
+    assert token not in "".join(log_lines) + out
     assert not psutil.pid_exists(children[0].pid) or children[0].status() == psutil.STATUS_ZOMBIE
 
 
@@ -134,10 +139,10 @@ def finished(folder: Path, file: Path, types: tuple[str, ...] = ("q4_k_m", "q8_0
 
 def test_of_a_run_the_best_verified_file_is_served(tmp_path: Path, file: Path, config: Path) -> None:
     _, run = finished(tmp_path, file)
-    said: list[str] = []
+    log_lines: list[str] = []
     wish = Wish([str(run.path)], port=0, slots=1, threads=1, context=256)
-    with serving(wish, said.append) as served:
-        assert f"{run / 'export/gguf/toy.q8_0.gguf'} (q8_0, verified), 1 slot" in said[0]
+    with serving(wish, log_lines.append) as served:
+        assert f"{run / 'export/gguf/toy.q8_0.gguf'} (q8_0, verified), 1 slot" in log_lines[0]
         (model,) = served.models
         assert (model.name, model.recipe.prompt.system) == ("toy", "Be brief.")  # type: ignore[union-attr]
         backend: Any = model.desk.backend
@@ -145,9 +150,9 @@ def test_of_a_run_the_best_verified_file_is_served(tmp_path: Path, file: Path, c
         assert backend._model.texts == ("STOP",)
         token = served.token.read_text().strip()
         body = {"model": "toy", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
-        found = ask(served.url, "/v1/chat/completions", body, token)
+        answer = ask(served.url, "/v1/chat/completions", body, token)
         turns = [Turn("system", "Be brief."), Turn("user", "hi")]
-        assert found["usage"]["prompt_tokens"] == len(encode_prompt(turns, backend._model.template))
+        assert answer["usage"]["prompt_tokens"] == len(encode_prompt(turns, backend._model.template))
     assert not served.thread.is_alive()
     with pytest.raises(ModelError, match="closed"):
         backend._model.running()
@@ -157,24 +162,24 @@ def test_files_that_do_not_count_are_passed_over(tmp_path: Path, file: Path) -> 
     _, run = finished(tmp_path, file, ("q4_k_m", "q8_0", "q6_k", "f16"))
 
     def name(say: Callable[[str], None] = lambda text: None) -> str | None:
-        found = verified(run, say)
-        return found and found["name"]
+        entry = verified(run, say)
+        return entry and entry["name"]
 
     assert name() == "q8_0"
     plain = run.read_json("export.json")
     plain["files"][1]["problems"] = ["it says other things"]
     run.write_json("export.json", plain)
     assert name() == "q6_k"
-    said: list[str] = []
+    log_lines: list[str] = []
     (run / "export/gguf/toy.q6_k.gguf").write_bytes(b"changed")
-    assert name(said.append) == "q4_k_m"
-    assert "is gone or was changed since it was verified" in said[0]
+    assert name(log_lines.append) == "q4_k_m"
+    assert "is missing or was changed since it was verified" in log_lines[0]
     (run / "export/gguf/toy.q4_k_m.gguf").unlink()
     assert name() == "f16"
     run.write("adapter/adapter_config.json", '{"new": 1}')
     run.seal("train", {}, ["adapter"])
-    assert name(said.append) is None
-    assert "of an older adapter" in said[-1]
+    assert name(log_lines.append) is None
+    assert "of an older adapter" in log_lines[-1]
     (run / "export.json").unlink()
     assert name() is None
 
@@ -182,11 +187,11 @@ def test_files_that_do_not_count_are_passed_over(tmp_path: Path, file: Path) -> 
 @pytest.mark.parametrize(
     ("wish", "says"),
     [
-        (Wish(), "nothing to serve is named"),
-        (Wish(["x.gguf"], host="0.0.0.0"), "open to others, and no name is allowed"),
-        (Wish(["x.gguf"], host="192.168.1.5"), "open to others"),
+        (Wish(), "no model is given"),
+        (Wish(["x.gguf"], host="0.0.0.0"), "reachable from the network, but no host name is allowed"),
+        (Wish(["x.gguf"], host="192.168.1.5"), "reachable from the network"),
         (Wish(remote="http://127.0.0.1:9/v1"), "needs the model's name"),
-        (Wish(["x.gguf"], model="m"), "go with --remote"),
+        (Wish(["x.gguf"], model="m"), "need --remote"),
         (Wish(["a run"], recipe="shopsphere"), "has its own recipe"),
     ],
 )
@@ -199,8 +204,8 @@ def test_wishes_that_do_not_go_together(wish: Wish, says: str) -> None:
 def test_what_cannot_be_served_is_told(tmp_path: Path, file: Path, config: Path) -> None:
     with pytest.raises(ModelError, match=r"none\.gguf"), serving(Wish([str(tmp_path / "none.gguf")], port=0)):
         pass
-    same = Wish([str(file), str(file)], port=0, threads=1, context=64)
-    with pytest.raises(RecipeError, match="two models are called tiny"), serving(same):
+    twice = Wish([str(file), str(file)], port=0, threads=1, context=64)
+    with pytest.raises(RecipeError, match="two models are named tiny"), serving(twice):
         pass
     (config / "tunesmith" / "token").chmod(0o644)
     with pytest.raises(RunError, match="other users may read"), serving(Wish([str(file)], port=0)):

@@ -48,10 +48,10 @@ def test_other_settings_are_refused_and_change_nothing(
 ) -> None:
     before = contents(stopped)
     code, _, err = call(command, "toy.yaml", "--set", setting)
-    assert code == 5 and f"began with something else: {changed} changed. Undo the change" in err
+    assert code == 5 and f"began with other settings or data: {changed} changed. Undo the change" in err
     assert contents(stopped) == before
     code, out, err = call("train", "runs/toy")  # as the run's own recipe says
-    assert code == 0 and "going on after step 5 of 10" in out, err
+    assert code == 0 and "resuming after step 5 of 10" in out, err
 
 
 def contents(run: Run) -> dict[str, str]:
@@ -118,7 +118,7 @@ def test_a_failure_behind_a_checkpoint_keeps_the_recipe_of_that_checkpoint(
     code, _, err = call("train", "toy.yaml")
     assert code == 5 and "train.epochs changed" in err and "runs/toy/recipe.yaml" in err
     code, out, err = call("train", "runs/toy")
-    assert code == 0 and "going on after step 5 of 15" in out, err
+    assert code == 0 and "resuming after step 5 of 15" in out, err
 
 
 @pytest.mark.parametrize("setting", ["data.split.test=0.3", "prompt.system=Be brief.", "seed=4"])
@@ -132,7 +132,7 @@ def test_rows_that_were_prepared_otherwise_are_not_trained_on(
     code, _, err = call("train", "toy.yaml", "--set", setting)
     assert (
         code == 5
-        and f"the rows were prepared with something else: {setting.partition('.')[0].partition('=')[0]}" in err
+        and f"the rows were prepared with other settings: {setting.partition('.')[0].partition('=')[0]}" in err
     )
     assert contents(run) == before
     assert call("prepare", "toy.yaml", "--set", setting)[0] == call("train", "toy.yaml", "--set", setting)[0] == 0
@@ -145,14 +145,14 @@ def test_a_failed_preparing_leaves_rows_date_and_template(
     recipe = read_recipe(str(recipe_file(prompt__template="own.jinja")))
     run = tunesmith.open_run(recipe, tmp_path / "runs")
     tunesmith.prepare(recipe, run)
-    kept = {
+    before = {
         name: (run / name).read_bytes() for name in (run.read_seal("prepare") or {})["files"] if "audit" not in name
     }
     (tmp_path / "own.jinja").write_text(CHATML + " ")
     recipe_text = (run / "recipe.yaml").read_bytes()
     code, _, _ = call("prepare", "toy.yaml", "--set", "prompt.max_tokens=16", "--set", "data.checks=[too_long]")
     assert code == 3
-    assert {name: (run / name).read_bytes() for name in kept} == kept
+    assert {name: (run / name).read_bytes() for name in before} == before
     assert (run / "recipe.yaml").read_bytes() == recipe_text
 
 

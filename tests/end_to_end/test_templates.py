@@ -91,7 +91,7 @@ def test_some_rows_left_out_are_a_warning_and_many_an_error(recipe_file: Write, 
     ]
     assert warning.startswith("2 of 20 rows would be left out: too_long 2. The limit is 128 tokens")
     strict = few.model_copy(update={"max_dropped": 0.05})
-    with pytest.raises(Several, match=r"set data\.max_dropped above 0\.10 to go on without them"):
+    with pytest.raises(Several, match=r"set data\.max_dropped above 0\.10 to continue without them"):
         tunesmith.check(recipe.model_copy(update={"data": strict}))
     write_rows(tmp_path / "own.jsonl", [*talks(16, 1), *talks(4, 4)])
     (warning,) = [
@@ -166,11 +166,11 @@ def test_a_date_is_that_of_preparing_whenever_training_goes_on(
     adapters = [hash_file(run / "adapter/adapter_model.safetensors") for run in (whole, stopped)]
     assert adapters[0] == adapters[1]
     say = [].append
-    written = [
+    prompts = [
         load_template_of(recipe, load_weights(recipe, say), run).render((Turn("user", "?"),))
         for run in (stopped, later)
     ]
-    assert "06 May 2031" not in written[0] and "06 May 2031" in written[1]
+    assert "06 May 2031" not in prompts[0] and "06 May 2031" in prompts[1]
 
 
 def test_replies_are_without_the_templates_thought(recipe_file: Write, tmp_path: Path) -> None:
@@ -189,13 +189,13 @@ def test_replies_are_without_the_templates_thought(recipe_file: Write, tmp_path:
     tunesmith.evaluate(recipe, run)
     assert {item.reply.text for item in read_answered(run / "replies/tuned.jsonl")} == {ANSWER}
     model = tunesmith.chat(recipe, run)
-    asked = [Turn("user", "Where is crate 3?")]
-    assert "".join(model.stream(asked, max_new_tokens=64)) == ANSWER
+    prompt = [Turn("user", "Where is crate 3?")]
+    assert "".join(model.stream(prompt, max_new_tokens=64)) == ANSWER
 
     async def served() -> tuple[str, str]:
         backend = WeightsBackend("toy", model, None)
         try:
-            async with backend.writing(asked, Sampling(64)) as writing:
+            async with backend.writing(prompt, Sampling(64)) as writing:
                 return "".join([piece async for piece in writing]), writing.finish
         finally:
             backend.close()
@@ -214,17 +214,17 @@ def test_reasoning_is_learned_or_left_out_as_the_recipe_says(recipe_file: Write,
         for n in range(20)
     ]
     path = recipe_of(recipe_file, tmp_path, rows, THINK)
-    shown = {each.title: each for each in tunesmith.check(read_recipe(str(path))).shown}
-    assert "I look for" in "".join(text for text, with_loss in shown["the longest row"].pieces if with_loss)
+    example_of = {example.title: example for example in tunesmith.check(read_recipe(str(path))).shown}
+    assert "I look for" in "".join(text for text, with_loss in example_of["the longest row"].pieces if with_loss)
     dropped = tunesmith.check(read_recipe(str(path), settings={"prompt.reasoning": "drop"}))
-    assert "I look for" not in "".join(text for each in dropped.shown for text, _ in each.pieces)
-    said = "the reasoning of 20 rows is left out, because prompt.reasoning is drop"
-    assert said in dropped.warnings
+    assert "I look for" not in "".join(text for example in dropped.shown for text, _ in example.pieces)
+    message = "the reasoning of 20 rows is dropped, because prompt.reasoning is drop"
+    assert message in dropped.warnings
     recipe = read_recipe(str(path), settings={"prompt.reasoning": "drop"})
     run = tunesmith.open_run(recipe, tmp_path / "runs")
     lines: list[str] = []
     tunesmith.prepare(recipe, run, lines.append)
-    assert f"prepare: {said}" in lines
+    assert f"prepare: {message}" in lines
     assert run.read_json("audit.json")["reasoning_left_out"] == 20
     assert "the reasoning of 20 rows is left out (prompt.reasoning: drop)" in (run / "audit.html").read_text()
 
@@ -232,10 +232,10 @@ def test_reasoning_is_learned_or_left_out_as_the_recipe_says(recipe_file: Write,
 def test_check_counts_only_rows_that_are_kept(recipe_file: Write, tmp_path: Path) -> None:
     rows = talks(20, 3)
     path = recipe_of(recipe_file, tmp_path, [*rows, *rows[:4]], THINK, prompt__max_tokens=512)
-    found = tunesmith.check(read_recipe(str(path), settings={"data.checks": ["duplicate"]}))
-    assert (found.rows, found.answers) == (20, 60)
-    assert any(text.startswith("20 conversations become 60 rows") for text in found.warnings)
-    assert any("4 of 24 rows would be left out: duplicate 4. To keep" in text for text in found.warnings)
+    checked = tunesmith.check(read_recipe(str(path), settings={"data.checks": ["duplicate"]}))
+    assert (checked.rows, checked.answers) == (20, 60)
+    assert any(text.startswith("20 conversations become 60 rows") for text in checked.warnings)
+    assert any("4 of 24 rows would be left out: duplicate 4. To keep" in text for text in checked.warnings)
 
 
 def test_an_option_that_the_template_does_not_know_is_refused(recipe_file: Write, tmp_path: Path) -> None:

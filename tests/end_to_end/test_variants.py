@@ -142,10 +142,10 @@ def test_each_variant_is_trained_saved_read_back_and_compared(
         assert section["loss"]["tuned"] < section["loss"]["base"]
     if variant in NOT_BY_TRL:
         return
-    other = trained(recipe_of(variant, train__engine="trl"), tmp_path / "trl")
-    assert losses(other) == pytest.approx(native, abs=1e-3)
-    assert (other / "adapter/adapter_config.json").read_text() == (run / "adapter/adapter_config.json").read_text()
-    saved = [load_file(each / "adapter/adapter_model.safetensors") for each in (run, other)]
+    trl_run = trained(recipe_of(variant, train__engine="trl"), tmp_path / "trl")
+    assert losses(trl_run) == pytest.approx(native, abs=1e-3)
+    assert (trl_run / "adapter/adapter_config.json").read_text() == (run / "adapter/adapter_config.json").read_text()
+    saved = [load_file(folder / "adapter/adapter_model.safetensors") for folder in (run, trl_run)]
     assert saved[0].keys() == saved[1].keys()
     for name, tensor in saved[0].items():
         near = 0.05 if name.endswith(".bias") else 0.01  # a key's bias has no gradient but rounding, which Adam follows
@@ -167,7 +167,7 @@ def test_a_stopped_run_goes_on_to_the_undisturbed_ones_adapter(
         tunesmith.train(recipe, run, watch=at("step", 7, crash))
     tunesmith.train(recipe, run)
     assert [event["step"] for event in read_journal(run / "journal.jsonl") if event["kind"] == "resume"] == [5]
-    files = [each / "adapter/adapter_model.safetensors" for each in (run, whole)]
+    files = [folder / "adapter/adapter_model.safetensors" for folder in (run, whole)]
     assert hash_file(files[0]) == hash_file(files[1])
 
 

@@ -57,6 +57,6 @@ def test_a_row_that_holds_the_models_special_token(
     assert code == 3
     assert "rows.jsonl line 37" in err and "special token '<|im_end|>'" in err and "special_token" in err
     code, out, _ = call("prepare", str(path), "--set", "data.checks=[empty, special_token]")
-    assert code == 0 and "0 dropped, 1 set aside" in out
+    assert code == 0 and "0 dropped, 1 quarantined" in out
     aside = Path("runs/toy/data/quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["origin"]["line"] for line in aside] == [37]

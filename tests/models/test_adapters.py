@@ -521,7 +521,7 @@ def test_errors_of_recipes_name_the_line(recipe_file: Callable[..., Path]) -> No
     with pytest.raises(Several) as caught:
         read_recipe(str(path))
     text = str(caught.value)
-    assert re.search(r"line \d+, adapter\.start: loftq answers the error of 4 bits", text)
+    assert re.search(r"line \d+, adapter\.start: loftq needs base\.bits: 4", text)
     assert re.search(r"line \d+, adapter\.start\.loftq\.iterations: 'iterations' must be 0 or more", text)
     assert re.search(r"line \d+, adapter\.train_also: 'head' is named twice", text)
     with pytest.raises(Several, match=r"unknown name 'pisa'.*Did you mean 'pissa'"):

@@ -387,7 +387,7 @@ def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:
         assert len(served.url.split("#")[1]) >= 43  # 256 bits
         port = int(served.url.split(":")[2].split("/")[0])
         assert post(served.url)["done"] == 1
-        with pytest.raises(RunError, match="r1 is judging already"), reviewing(recipe, run, "r1"):
+        with pytest.raises(RunError, match="r1 is already judging"), reviewing(recipe, run, "r1"):
             pass
         with reviewing(recipe, run, "r2") as second:
             assert second.url.split("#")[1] != served.url.split("#")[1]
@@ -403,7 +403,7 @@ def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:
         pass
     with listening(port):  # the port is free again at once
         pass
-    assert lines == ["review: 1 of 4 rows have two equal replies and are left out"]
+    assert lines == ["review: 1 of 4 rows have two equal replies and are not shown"]
     summary = conclude(recipe, run)
     assert summary.reviewers == {"r1": 1, "r2": 1}
     assert run.read_json("reviews.json")["sections"]["test"]["pairs"] in (1, 2)

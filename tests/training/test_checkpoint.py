@@ -156,7 +156,7 @@ def test_another_recipe_does_not_go_on_from_foreign_checkpoints(
     with pytest.raises(KeyboardInterrupt):
         tunesmith.train(recipe, run, watch=Stop(3, crash))
     other, _ = prepared(recipe_file(train__evaluate_every=2, train__learning_rate=5e-3), tmp_path)
-    with pytest.raises(RunError, match=r"began with something else: train\.learning_rate changed\."):
+    with pytest.raises(RunError, match=r"began with other settings or data: train\.learning_rate changed\."):
         tunesmith.train(other, run)
     tunesmith.train(other, run, again=True)
     assert (run / "adapter").exists()
@@ -168,7 +168,7 @@ def test_a_finished_adapter_is_not_overwritten(recipe_file: Callable[..., Path],
     tunesmith.train(recipe, run)
     before = adapter_hash(run)
     tunesmith.train(recipe, run, said.append)
-    assert said == [f"train: fresh, {run / 'adapter'} is kept"]
+    assert said == [f"train: up to date, {run / 'adapter'} is kept"]
     other, _ = prepared(recipe_file(train__epochs=2), tmp_path)
     with pytest.raises(RunError, match=r"train\.epochs changed.*--again"):
         tunesmith.train(other, run)
@@ -197,7 +197,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         real(tensors, path, **rest)
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(ResourceError, match=r"disk is full; what was finished before is kept.*goes on"):
+    with pytest.raises(ResourceError, match=r"disk is full; finished work is kept.*to resume"):
         tunesmith.train(recipe, run)
     assert checkpoint.steps(run / "checkpoints") == [2]
     assert not list((run / "checkpoints").glob(".*"))

@@ -378,7 +378,7 @@ def test_a_disk_that_is_full_at_the_end_costs_nothing(
     path = uneven(train__engine=engine, train__optimizer=optimizer, train__evaluate_every=50, adapter__rank=64)
     whole = trained(path, tmp_path / "whole")
     recipe, run = prepared(path, tmp_path / "run")
-    with pytest.raises(ResourceError, match=r"disk is full; what was finished before is kept.*the same command again"):
+    with pytest.raises(ResourceError, match=r"disk is full; finished work is kept.*the same command again"):
         tunesmith.train(recipe, run, watch=at("end", 0, lambda: limit(20_000)))
     assert not (run / "adapter").exists()
     assert checkpoint.steps(run / "checkpoints") == [6]
@@ -429,6 +429,6 @@ def test_settings_that_need_validation_rows_are_refused_without_them(
 ) -> None:
     split = {"by": "rows", "test": 0.1, "valid": 0.0, "together": None}
     recipe, run = prepared(uneven(data__split=split, **changes), tmp_path)
-    with pytest.raises(RecipeError, match="needs validation rows, and there are none"):
+    with pytest.raises(RecipeError, match="needs validation rows, but there are none"):
         tunesmith.train(recipe, run)
     assert not (run / "checkpoints").exists()

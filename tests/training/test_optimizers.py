@@ -184,7 +184,7 @@ def test_every_named_engine_is_checked(recipe_file: Callable[..., Path]) -> None
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    message = r"cannot be written \(.*\); what was finished before is kept.*goes on"
+    message = r"cannot be written \(.*\); finished work is kept.*to resume"
     with pytest.raises(ResourceError, match=message), new_folder(tmp_path / "file" / "adapter"):
         pass
 

@@ -1,4 +1,4 @@
-"""The verb that looks at rows and changes nothing, and the one that takes a cleaning back."""
+"""Checks rows of any source and writes a page about what was found. The source stays as it is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.commands.read_rows import counter, loading, mending, save, say_sources, values
-from tunesmith.commands.shared import Say, load_template_of, load_weights, silent
+from tunesmith.commands.shared import Reporter, load_template_of, load_weights, silent
 from tunesmith.config.recipe import CHECKS, Data, Named, Recipe, is_recipe, read_recipe
 from tunesmith.config.registry import attribute, entries, nearest
-from tunesmith.data.clean import Cleaned, undo_clean, write_clean
+from tunesmith.data.clean import Cleaned, write_clean
 from tunesmith.data.finding import Context
 from tunesmith.data.finding import to_plain as finding_to_plain
 from tunesmith.data.open_sources import open_sources
@@ -25,7 +25,7 @@ from tunesmith.runs.run import Run
 
 @dataclass(frozen=True)
 class Audited:
-    """What `audit` wrote: the folder with audit.html, audit.json and findings.jsonl, and the account itself."""
+    """Output of `audit`: the folder with audit.html, audit.json and findings.jsonl, and the content of audit.json."""
 
     folder: Path
     account: dict[str, Any]
@@ -37,105 +37,105 @@ def audit(
     data: Data,
     base: Path,
     out: Path,
-    say: Say = silent,
+    log: Reporter = silent,
     *,
     recipe: Recipe | None = None,
     fix: bool = False,
     processes: int = 1,
 ) -> Audited:
-    """Looks at rows and writes audit.html, audit.json and findings.jsonl into `out`; drops nothing.
+    """Checks rows and writes audit.html, audit.json and findings.jsonl into `out`; the sources are not changed.
 
     Paths in `data` are relative to `base`. With `recipe` its tokenizer counts tokens. With `fix` the cleaned rows are
-    written there too, each source as its own file, with a diff that `undo` takes back; the sources stay as they are.
+    written to `out` too, one file for each source, with a diff that `undo` reverts.
     """
     from tunesmith.prompt.tokens import count as quick_count
     from tunesmith.reporting.audit_page import audit_page
 
-    template = _template_or_none(recipe, say) if recipe else None
+    template = _template_or_none(recipe, log) if recipe else None
     count = counter(lambda row: quick_count(row, template)) if template else None
     run = Run(out)
     limit = recipe.prompt.max_tokens if recipe else 1 << 30
-    data = data.model_copy(update={"checks": [*data.checks, *_broken_too(data)]})
+    data = data.model_copy(update={"checks": [*data.checks, *_broken_check(data)]})
     with contextlib.ExitStack() as stack:
         loaded = stack.enter_context(loading(data, base, recipe.prompt.system if recipe else None))()
-        say_sources(loaded, say)
-        tell = stack.enter_context(run.lines("findings.jsonl"))
+        say_sources(loaded, log)
+        write_finding = stack.enter_context(run.lines("findings.jsonl"))
         specials = template.specials if template else None
         context = Context(count, limit, {}, loaded.broken, loaded.left_out, specials=specials)
         ledger, account = audit_rows(
-            loaded, data.checks, context, sink=lambda found: tell(finding_to_plain(found)), processes=processes
+            loaded,
+            data.checks,
+            context,
+            sink=lambda finding: write_finding(finding_to_plain(finding)),
+            processes=processes,
         )
         cleaned = []
         if fix:
-            book, mend = mending(data, base)
+            pseudonym_map, mend = mending(data, base)
             cleaned = write_clean(
                 loaded.rows, open_sources(data.source, base, data.encoding), ledger, data.format, mend, out
             )
-            save(book, data, base)
+            save(pseudonym_map, data, base)
     run.write_json("audit.json", account)
     run.write("audit.html", audit_page(name, data, account, limit=limit if recipe else None))
     return Audited(out, account, cleaned)
 
 
-def undo(diff: Path, out: Path) -> int:
-    """Takes back the cleaning that `audit --fix` wrote beside `diff`: the rows go to `out`; returns their number.
-
-    Raises DataError when the cleaned file is no longer the one that the diff was written for.
-    """
-    return undo_clean(diff, out)
-
-
 def to_audit(
-    what: str, checks: Sequence[str] = (), *, small: bool = False, settings: Mapping[str, Any] | None = None
+    recipe_or_source: str, checks: Sequence[str] = (), *, small: bool = False, settings: Mapping[str, Any] | None = None
 ) -> tuple[str, Data, Path, Recipe | None]:
-    """What `audit` needs for `what`, a recipe or a source of rows: a name, the data section, its folder, the recipe.
+    """Returns what `audit` takes for a recipe or a source of rows: a name, the data section, its folder, the recipe.
 
     Raises RecipeError for `small` or `settings` without a recipe, and for unknown checks.
     """
     for name in checks:
         if name not in entries(CHECKS):
             raise RecipeError(f"unknown check '{name}'", where="--checks", next=nearest(name, entries(CHECKS)))
-    if is_recipe(what):
-        recipe = read_recipe(what, small=small, settings=settings)
+    if is_recipe(recipe_or_source):
+        recipe = read_recipe(recipe_or_source, small=small, settings=settings)
         data = recipe.data
         if checks:
-            known = {check.name: check for check in data.checks}
-            data = data.model_copy(update={"checks": [known.get(name, Named(name, {})) for name in checks]})
+            own_checks = {check.name: check for check in data.checks}
+            data = data.model_copy(update={"checks": [own_checks.get(name, Named(name, {})) for name in checks]})
         return recipe.name, data, recipe.folder, recipe
     if small or settings:
-        raise RecipeError("--small and --set need a recipe", where=what, next="Name a recipe, or leave them out")
-    bare = what.removeprefix("hub:").partition("?")[0].partition("@")[0] if what.startswith("hub:") else Path(what).name
+        raise RecipeError("--small and --set need a recipe", where=recipe_or_source, next="Give a recipe, or omit them")
+    bare = (
+        recipe_or_source.removeprefix("hub:").partition("?")[0].partition("@")[0]
+        if recipe_or_source.startswith("hub:")
+        else Path(recipe_or_source).name
+    )
     name = re.sub(r"[^a-z0-9._-]+", "_", bare.lower()).strip("._-") or "rows"
-    return name.partition(".")[0] or "rows", data_of(what, checks), Path(), None
+    return name.partition(".")[0] or "rows", data_of(recipe_or_source, checks), Path(), None
 
 
 def data_of(source: str, checks: Sequence[str] = ()) -> Data:
-    """What an audit of `source` (a file, folder, glob or hub data set) looks for when no recipe says it.
+    """Returns the data section for an audit of `source` (a file, folder, glob or Hub dataset) without a recipe.
 
-    The format is guessed from the first 200 rows. Without `checks` all that suit it are made: those that need a split
-    wait for one, and answers are held against fields only where the format has fields.
+    The format is detected from the first 200 rows. Without `checks`, all checks run that need no split; `ungrounded`
+    only if the format has fields to compare answers with.
     """
     from tunesmith.data.detect_format import guess
 
     sample = list(itertools.islice(values(source, Path(), None), 200))
     if not sample:
-        raise DataError("there are no rows that can be read", where=source, next="Check the file")
-    guessed = guess(sample)
-    wanted = checks or [name for name in entries(CHECKS) if attribute(CHECKS, name, "SCOPE") != "split"]
-    if not checks and guessed.name != "fields":
-        wanted = [name for name in wanted if name != "ungrounded"]
-    plain = {"source": source, "format": {guessed.name: guessed.options}, "checks": list(wanted)}
+        raise DataError("no row could be read", where=source, next="Check the file")
+    format = guess(sample)
+    names = checks or [name for name in entries(CHECKS) if attribute(CHECKS, name, "SCOPE") != "split"]
+    if not checks and format.name != "fields":
+        names = [name for name in names if name != "ungrounded"]
+    plain = {"source": source, "format": {format.name: format.options}, "checks": list(names)}
     return Data.model_validate(plain)
 
 
-def _template_or_none(recipe: Recipe, say: Say) -> Any:
-    """The recipe's template and tokenizer; None, said, where its model cannot be had: an audit needs no model."""
+def _template_or_none(recipe: Recipe, log: Reporter) -> Any:
+    """Returns the recipe's tokenizer with its template, or logs that the model is not available and returns None."""
     try:
-        return load_template_of(recipe, load_weights(recipe, say))
+        return load_template_of(recipe, load_weights(recipe, log))
     except TunesmithError as error:
-        say(f"audit: tokens are not counted, because the model is not here: {error.what}")
+        log(f"audit: tokens are not counted, because the model is not available: {error.what}")
         return None
 
 
-def _broken_too(data: Data) -> list[Named]:
+def _broken_check(data: Data) -> list[Named]:
     return [] if any(check.name == "broken" for check in data.checks) else [Named("broken", {})]

@@ -1,4 +1,4 @@
-"""A run's exported files: which are there, and which stands for its adapter."""
+"""Looks up the exported files of a run."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 from tunesmith.errors import TunesmithError
 from tunesmith.runs.run import Run
 
-BEST = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")  # the nearest to the adapter first; then the larger before the smaller
+BEST = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")  # the closest to the adapter first; other types follow, larger files first
 
 
 def entries(run: Run) -> list[dict[str, Any]]:
-    """What export.json holds of files that are still there."""
+    """Returns the entries of export.json whose files exist."""
     try:
-        found = json.loads((run / "export.json").read_text(encoding="utf-8"))["files"]
+        files = json.loads((run / "export.json").read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError):
         return []
-    return [entry for entry in found if (run / entry["path"]).exists()]
+    return [entry for entry in files if (run / entry["path"]).exists()]
 
 
 def verified(run: Run) -> list[dict[str, Any]]:
-    """The entries of export.json for verified GGUF files, the one to use first; none where none can be read."""
+    """Returns the entries of export.json for verified GGUF files, the best one first."""
     try:
-        listed = run.read_json("export.json")["files"]
-        found = [dict(each) for each in listed if each["target"] == "gguf" and each["verified"]]
-        return sorted((each for each in found if not each.get("problems")), key=_rank)
+        entries = run.read_json("export.json")["files"]
+        files = [dict(entry) for entry in entries if entry["target"] == "gguf" and entry["verified"]]
+        return sorted((entry for entry in files if not entry.get("problems")), key=_rank)
     except (TunesmithError, LookupError, TypeError):
         return []
 
 
 def of_this_adapter(run: Run) -> bool:
-    """Whether the GGUF files were made of the adapter as it is now."""
+    """Returns whether the GGUF files were exported from the current adapter."""
     seal = run.read_seal("export-gguf") or {"made_from": {}}
     return bool(seal["made_from"].get("adapter") == run.fingerprint("train"))
 

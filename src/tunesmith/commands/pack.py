@@ -1,12 +1,10 @@
-"""The verbs pack and unpack: a run, half-done or finished, as one checked archive that is carried elsewhere."""
+"""Packs a run, finished or not, into one archive with checksums, to move it to another machine."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,105 +13,62 @@ from typing import Any
 
 import yaml
 
+from tunesmith.commands.archive_text import INPUTS, SOURCES, describe_base, describe_files, describe_run, show_size
 from tunesmith.commands.runs import list_runs
-from tunesmith.commands.shared import TEMPLATE, Say, left_behind, silent, template_file
+from tunesmith.commands.shared import TEMPLATE, Reporter, left_behind, silent, template_file
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.folders import tables
 from tunesmith.data.sources import locate
-from tunesmith.errors import DataError, RecipeError, ResourceError, RunError, TunesmithError
+from tunesmith.errors import DataError, RecipeError, RunError, TunesmithError
 from tunesmith.hardware import versions
 from tunesmith.runs import archive
 from tunesmith.runs.archive import Member
-from tunesmith.runs.run import Run, new_folder
+from tunesmith.runs.run import Run
 
-INPUTS = "inputs"
-SOURCES = "sources"  # the word in `without` for the files of data.source
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")  # a recipe's name
-ALWAYS = {"recipe.yaml": "the recipe", ".seals": "what says what is finished", INPUTS: "what the recipe reads"}
-_SHOWN = 12  # parts of a run that are told one by one
+ALWAYS = {"recipe.yaml": "the recipe", ".seals": "the record of finished products", INPUTS: "what the recipe reads"}
+_SHOWN = 12  # names that are listed; the rest are counted
 
 
-def to_pack(name: str, runs: Path) -> Run:
-    """The run that `name` means: a folder, or a name in `runs`. Raises RunError when there is none."""
-    for path in (Path(name), runs / name):
-        if (path / "recipe.yaml").is_file():
-            return Run(path)
-    raise RunError(f"there is no run '{name}'", where=str(runs), next="List them: tunesmith runs")
+def pack(run: Run, target: Path, log: Reporter = silent, *, without: Sequence[str] = ()) -> Path:
+    """Writes the run, and the files that its recipe reads, into one archive `target`, .tar or .tar.gz.
 
+    Not packed are locks, unfinished files, hidden files, the base model, and what `without` names: paths in the run's
+    folder, or `sources` for the files of data.source. The pseudonym map is never packed; if the recipe has one, neither
+    are the sources, because they contain what it replaces.
 
-def pack(run: Run, target: Path, say: Say = silent, *, without: Sequence[str] = ()) -> Path:
-    """Writes the run, and the files that its recipe reads, as one archive `target`, .tar or .tar.gz.
-
-    Left out are locks, what other processes write just now, hidden files, and what `without` names: paths from the
-    run's folder on, or `sources` for the files of data.source. The book of stand-ins is never packed, and where the
-    recipe has one the sources, which hold what it replaces, are not either. The base model stays out too.
-
-    Raises RunError while another process works on the run, for a file that is no plain one or that changes meanwhile,
-    for what cannot be left out, and where `target` is something else already; DataError when an input is missing;
-    ResourceError when the disk is full.
+    Raises RunError if another process works on the run, a file is a link or changes meanwhile, something in `without`
+    is required, or `target` is another file; DataError if an input is missing; ResourceError if the disk is full.
     """
     _check_target(run, target)
     with run.lock():
         roots = _roots(run)
         recipes = {root: read_recipe(str(run / root)) for root in roots}
-        bare = _without_sources(recipes["."], run, without, say)
-        wishes = [each.strip("/") for each in without if each != SOURCES]
-        _refuse(run, roots, wishes)
-        inputs = _Inputs(run, bare=bare)
+        without_sources = _without_sources(recipes["."], run, without, log)
+        excluded = [entry.strip("/") for entry in without if entry != SOURCES]
+        _refuse(run, roots, excluded)
+        inputs = _Inputs(run, bare=without_sources)
         texts = {_below(root, "recipe.yaml"): inputs.rewritten(recipe, root) for root, recipe in recipes.items()}
-        files, left_out = _files(run, wishes)
+        files, left_out = _files(run, excluded)
         members = [_member(name, path, texts) for name, path in files] + inputs.members()
-        old = _replaced(target, recipes["."].name)
+        replaced = _replaced(target, recipes["."].name)
         members.sort(key=lambda member: member.name)
-        about = _about(run, recipes["."], [*([SOURCES] if bare else []), *wishes])
-        manifest = archive.write(target, members, about)
-    for line in [f"{_told(about)}; {_counted(manifest['members'])}", *_parts(manifest["members"])]:
-        say(f"pack: {line}")
+        description = _about(run, recipes["."], [*([SOURCES] if without_sources else []), *excluded])
+        manifest = archive.write(target, members, description)
+    for line in [f"{describe_run(description)}; {describe_files(manifest['members'])}", *_parts(manifest["members"])]:
+        log(f"pack: {line}")
     if left_out:
-        say(f"pack: left out: {', '.join(left_out)}")
-    say(f"pack: {target}, {_size(target.stat().st_size)}{old}")
-    say(f"pack: {_base(about['base'], packed=True)}")
-    say(f"pack: carry it over, then: tunesmith unpack {shlex.quote(target.name)}")
+        log(f"pack: not packed: {', '.join(left_out)}")
+    log(f"pack: {target}, {show_size(target.stat().st_size)}{replaced}")
+    log(f"pack: {describe_base(description['base'], packed=True)}")
+    log(f"pack: copy it to the other machine, then run there: tunesmith unpack {shlex.quote(target.name)}")
     return target
-
-
-def unpack(path: Path, folder: Path | None = None, say: Say = silent) -> Path:
-    """Makes the run that was packed in `path` again, in the new `folder` (runs/NAME by default), checked whole first.
-
-    Nothing stands under the folder's name before every byte of the archive was read and found as its manifest says.
-    Raises DataError for an archive that is damaged, cut off, forged or none, RunError for one of another version and
-    for a folder that is there, ResourceError when the disk does not suffice.
-    """
-    with archive.reading(path) as packed:
-        about = _checked(path, packed.manifest)
-        folder = Path("runs") / about["name"] if folder is None else folder
-        _refuse_taken(folder)
-        _check_room(folder, packed.size)
-        with new_folder(folder) as made:
-            try:
-                packed.extract(made)
-            except OSError as error:
-                if isinstance(error, FileExistsError):  # two names that are one here, as A and a on Windows
-                    raise DataError(f"cannot be unpacked on this disk: {error}", where=str(path)) from error
-                raise
-            for recipe in made.rglob("recipe.yaml"):
-                (recipe.parent / ".lock").touch()  # by it a folder is known as a run, and found by its path
-            _refuse_taken(folder)
-    say(f"unpack: {folder}: {_told(about)}; {_counted(packed.manifest['members'])}, each as it was packed")
-    if about.get("stopped"):
-        say(f"unpack: {_stopped(about)}")
-    if SOURCES in about["left_out"]:
-        say("unpack: the files of data.source were not packed: the rows can be used, but not prepared anew")
-    say(f"unpack: {_base(about['base'], packed=False)}")
-    say(f"unpack: to go on: tunesmith run {shlex.quote(str(folder))}")
-    return folder
 
 
 # --- what is packed ----------------------------------------------------------------------------------------
 
 
 def _roots(run: Run) -> list[str]:
-    """The run's own folder, and those of the runs inside it (a curve's points), relative to it."""
+    """Returns the folder of the run and those of the runs inside it (points of a learning curve), relative to it."""
     inner = sorted(path.parent.relative_to(run.path).as_posix() for path in run.path.glob("curve/*/recipe.yaml"))
     return [".", *inner]
 
@@ -122,41 +77,43 @@ def _below(root: str, name: str) -> str:
     return name if root == "." else f"{root}/{name}"
 
 
-def _without_sources(recipe: Recipe, run: Run, without: Sequence[str], say: Say) -> bool:
-    """Whether the files of data.source stay here. Raises RunError where the rows are not prepared and so are needed."""
-    kept_apart = bool(recipe.data.pseudonyms)
-    if not (kept_apart or SOURCES in without or left_behind(recipe, run)):
+def _without_sources(recipe: Recipe, run: Run, without: Sequence[str], log: Reporter) -> bool:
+    """Returns whether the files of data.source are not packed. Raises RunError if they are still needed for prepare."""
+    has_pseudonyms = bool(recipe.data.pseudonyms)
+    if not (has_pseudonyms or SOURCES in without or left_behind(recipe, run)):
         return False
     if run.read_seal("prepare") is None:
-        why = "they hold what data.pseudonyms replaces" if kept_apart else "you leave them out"
+        why = "they contain what data.pseudonyms replaces" if has_pseudonyms else "--without sources"
         raise RunError(
-            f"the files of data.source stay here ({why}), and the rows are not prepared yet",
+            f"the files of data.source are not packed ({why}), but the rows are not prepared yet",
             where=str(run.path),
-            next=f"First: tunesmith prepare {shlex.quote(str(run.path))}",
+            next=f"Prepare them first: tunesmith prepare {shlex.quote(str(run.path))}",
         )
-    if kept_apart:
-        say("pack: data.pseudonyms keeps personal data apart: its book, and the files of data.source, stay here")
+    if has_pseudonyms:
+        log("pack: to protect personal data, the pseudonym map and the files of data.source are not packed")
     return True
 
 
-def _refuse(run: Run, roots: Sequence[str], wishes: Sequence[str]) -> None:
-    """Raises RunError for what is not there, or without which a product or a training could not go on."""
-    for wish in wishes:
-        if not wish or not (run / wish).exists() or ".." in PurePosixPath(wish).parts:
+def _refuse(run: Run, roots: Sequence[str], excluded: Sequence[str]) -> None:
+    """Raises RunError if an excluded path does not exist, or is required by a product or to resume the training."""
+    for entry in excluded:
+        if not entry or not (run / entry).exists() or ".." in PurePosixPath(entry).parts:
             has = ", ".join(sorted(path.name for path in run.path.iterdir() if not path.name.startswith(".")))
-            raise RunError(f"there is no '{wish}' to leave out", where=str(run.path), next=f"It has: {has}")
+            raise RunError(f"there is no '{entry}' to exclude", where=str(run.path), next=f"The run contains: {has}")
         for root in roots:
-            if root != "." and _covers(wish, root):  # a run inside goes as a whole
+            if root != "." and _covers(entry, root):  # an inner run is excluded as a whole
                 continue
             inner = Run(run / root)
             trained = inner.read_seal("train") is not None
             needed = {f: "a finished product" for seal in _seals(inner) for f in seal["files"]}
-            needed |= ALWAYS if trained else ALWAYS | {"checkpoints": "what a half-done training goes on from"}
-            for name, what in needed.items():
-                full = _below(root, name)
-                if _covers(wish, full) or _covers(full, wish):
-                    advice = f"Leave out {SOURCES}" if name == INPUTS else "Take it along"
-                    raise RunError(f"'{wish}' cannot be left out: {full} is {what}", where=str(run.path), next=advice)
+            needed |= ALWAYS if trained else ALWAYS | {"checkpoints": "required to resume the training"}
+            for name, reason in needed.items():
+                full_name = _below(root, name)
+                if _covers(entry, full_name) or _covers(full_name, entry):
+                    advice = f"Use --without {SOURCES}" if name == INPUTS else "Omit it from --without"
+                    raise RunError(
+                        f"'{entry}' must be packed: {full_name} is {reason}", where=str(run.path), next=advice
+                    )
 
 
 def _covers(folder: str, name: str) -> bool:
@@ -169,36 +126,36 @@ def _seals(run: Run) -> Iterator[dict[str, Any]]:
             yield seal
 
 
-def _files(run: Run, wishes: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
-    """The run's files by their names, and the names of what is left out and no lock. Raises RunError for a link."""
-    found: list[tuple[str, Path]] = []
+def _files(run: Run, excluded: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Returns the run's files by name, and the names of what is not packed. Raises RunError for a link."""
+    files: list[tuple[str, Path]] = []
     left_out: list[str] = []
     for folder, folders, names in os.walk(run.path):
         here = Path(folder).relative_to(run.path)
-        kept = []
+        subfolders = []
         for name in sorted([*folders, *names]):
             full, path = (here / name).as_posix(), Path(folder) / name
             if name.startswith(".") and name != ".seals":
                 if not (name in (".lock", ".lock.owner") or name.endswith((".lock", ".tmp", ".old"))):
                     left_out.append(full)
-            elif _unfinished(full) or any(_covers(wish, full) for wish in wishes) or full == INPUTS:
+            elif _unfinished(full) or any(_covers(entry, full) for entry in excluded) or full == INPUTS:
                 left_out += [] if full == INPUTS else [full]
             elif path.is_symlink() or not (path.is_dir() or path.is_file()):
                 raise RunError(
-                    f"{full} is a link or no plain file",
+                    f"{full} is a link or not a regular file",
                     where=str(run.path),
-                    next=f"Put what it points to in its place, or leave it out: --without {shlex.quote(full)}",
+                    next=f"Replace it with the file it points to, or exclude it: --without {shlex.quote(full)}",
                 )
             elif path.is_dir():
-                kept.append(name)
+                subfolders.append(name)
             else:
-                found.append((full, path))
-        folders[:] = kept
-    return found, left_out
+                files.append((full, path))
+        folders[:] = subfolders
+    return files, left_out
 
 
 def _unfinished(name: str) -> bool:
-    """What a process has not finished writing; but half of an evaluation's replies is what it goes on from."""
+    """Returns whether a file is unfinished. Partial replies are packed, because an evaluation resumes from them."""
     path = PurePosixPath(name)
     return path.suffix == ".tmp" or (path.suffix == ".part" and path.parent.name != "replies")
 
@@ -210,25 +167,25 @@ def _member(name: str, path: Path, texts: dict[str, str]) -> Member:
 
 @dataclass
 class _Inputs:
-    """The files that recipes read, each under a name in inputs/, and the recipes with these names in their places."""
+    """Gives the files that recipes read names in inputs/, and writes the recipes with these names."""
 
     run: Run
-    bare: bool  # the files of data.source are named, but stay here
+    bare: bool  # the files of data.source get names, but are not packed
     names: dict[Path, str] = field(default_factory=dict)
     taken: set[Path] = field(default_factory=set)
 
     def rewritten(self, recipe: Recipe, root: str) -> str:
-        """The recipe as text, its inputs told from its own folder `root` on."""
-        plain, up = recipe.dump(), "" if root == "." else "../" * len(PurePosixPath(root).parts)
-        sources = plain["data"]["source"]
-        plain["data"]["source"] = [up + name for source in sources for name in self._source(source, recipe)]
+        """Returns the recipe as text, with input paths relative to its folder `root`."""
+        values, up = recipe.dump(), "" if root == "." else "../" * len(PurePosixPath(root).parts)
+        sources = values["data"]["source"]
+        values["data"]["source"] = [up + name for source in sources for name in self._source(source, recipe)]
         if recipe.evaluate.probes:
-            plain["evaluate"]["probes"] = up + self._probes(recipe)
+            values["evaluate"]["probes"] = up + self._probes(recipe)
         if recipe.prompt.template != "model":
-            plain["prompt"]["template"] = self._template(recipe, Run(self.run / root)) or up + self._take(
+            values["prompt"]["template"] = self._template(recipe, Run(self.run / root)) or up + self._take(
                 recipe.path(recipe.prompt.template), "prompt.template"
             )
-        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def members(self) -> list[Member]:
         """The files to be packed."""
@@ -244,20 +201,22 @@ class _Inputs:
         except DataError as error:
             if self.bare:
                 return [self._name(Path(source))]
-            advice = f"Put it where data.source says, or leave it out: --without {SOURCES}"
+            advice = f"Put it where data.source says, or exclude it: --without {SOURCES}"
             raise DataError(error.what, where=error.where, next=advice) from error
         return [self._name(file) if self.bare else self._take(file, "data.source") for file in files]
 
     def _template(self, recipe: Recipe, run: Run) -> str:
-        """The copy of the chat template in `run`, where the recipe's own file is gone or is that copy; else ''."""
-        own = recipe.path(recipe.prompt.template)
-        with contextlib.suppress(RecipeError):  # nothing was prepared
-            if own == (run / TEMPLATE).resolve() or (not own.is_file() and template_file(recipe, run)):
+        """Returns the name of the run's template copy if the recipe's file is gone or is that copy, else ''."""
+        template_path = recipe.path(recipe.prompt.template)
+        with contextlib.suppress(RecipeError):  # no prepared rows
+            if template_path == (run / TEMPLATE).resolve() or (
+                not template_path.is_file() and template_file(recipe, run)
+            ):
                 return TEMPLATE
         return ""
 
     def _probes(self, recipe: Recipe) -> str:
-        """A file's name, or that of the folder with the files that evaluate.probes means."""
+        """Returns the name of the probes file, or of the folder with the files of evaluate.probes."""
         path = recipe.path(recipe.evaluate.probes or "")
         if path.is_file():
             return self._take(path, "evaluate.probes")
@@ -271,14 +230,18 @@ class _Inputs:
 
     def _take(self, path: Path, key: str) -> str:
         if not path.is_file():
-            raise DataError("no such file", where=str(path), next=f"Put it where {key} says, or give another by --set")
+            raise DataError("no such file", where=str(path), next=f"Put it where {key} says, or set {key} with --set")
         self.taken.add(path)
         return self._name(path)
 
     def _name(self, path: Path) -> str:
-        """inputs/NAME, or inputs/2/NAME where the name is taken: the same each time, as the recipe tells them."""
+        """Returns inputs/NAME, or inputs/2/NAME if that is taken. The order of the recipe makes it deterministic."""
         if path not in self.names:
-            name, number, used = archive.safe(path.name), 1, {each.casefold() for each in self.names.values()}
+            name, number, used = (
+                archive.safe(path.name),
+                1,
+                {taken_name.casefold() for taken_name in self.names.values()},
+            )
             while (full := f"{INPUTS}/{name}" if number == 1 else f"{INPUTS}/{number}/{name}").casefold() in used:
                 number += 1
             self.names[path] = full
@@ -286,7 +249,7 @@ class _Inputs:
 
 
 def _about(run: Run, recipe: Recipe, left_out: Sequence[str]) -> dict[str, Any]:
-    """What the manifest says of the run."""
+    """Returns the manifest's description of the run."""
     home = run.path.resolve()
     row = next((row for row in list_runs(home.parent) if row.name == home.name), None)
     seals = {path.stem: run.read_seal(path.stem) or {} for path in sorted((run / ".seals").glob("*.json"))}
@@ -318,109 +281,46 @@ def _precision(run: Run) -> str:
         return ""
 
 
-# --- where it goes -----------------------------------------------------------------------------------------
+# --- target ------------------------------------------------------------------------------------------------
 
 
 def _check_target(run: Run, target: Path) -> None:
-    """Raises RunError for a name that says no form, and for a place inside the run."""
+    """Raises RunError if the target's name has another ending, or it is inside the run."""
     if not target.name.endswith((*archive.PACKED, archive.PLAIN)):
-        raise RunError("an archive is called .tar or .tar.gz", where=str(target), next="Name it with --out NAME.tar")
+        raise RunError("the name must end in .tar or .tar.gz", where=str(target), next="Use --out NAME.tar")
     if target.resolve().is_relative_to(run.path.resolve()):
-        raise RunError("the archive would lie in the run it holds", where=str(target), next="Name another with --out")
+        raise RunError("the archive cannot be inside the run", where=str(target), next="Use another path with --out")
 
 
 def _replaced(target: Path, name: str) -> str:
-    """Words about the older archive of the same run that is replaced; raises RunError for anything else there."""
+    """Says that an older archive of the same run is replaced, or ''; raises RunError if `target` is anything else."""
     if not target.exists():
         return ""
     try:
         with archive.reading(target) as old:
-            other = old.manifest.get("name")
+            other_name = old.manifest.get("name")
     except TunesmithError:
-        other = None
-    if other != name:
-        what = f"holds the run {other} already" if other else "is there already, and is no whole archive of this run"
-        raise RunError(what, where=str(target), next="Name another with --out, or remove it")
-    return "; it takes the place of an older one"
-
-
-def _checked(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of the run. Raises DataError where that is no run."""
-    named = isinstance(manifest.get("name"), str) and _NAME.fullmatch(manifest["name"])
-    holds = any(each["name"] == "recipe.yaml" for each in manifest["members"])
-    told = isinstance(manifest.get("base"), dict) and isinstance(manifest.get("left_out"), list)
-    if not (named and holds and told):
-        raise DataError("is no archive of a run", where=str(path), next="Give the file that tunesmith pack wrote")
-    return manifest
-
-
-def _refuse_taken(folder: Path) -> None:
-    if folder.exists() or folder.is_symlink():
-        raise RunError("there is something already", where=str(folder), next="Name a new folder with --into")
-
-
-def _check_room(folder: Path, wanted: int) -> None:
-    there = next(parent for parent in folder.resolve().parents if parent.is_dir())
-    free = shutil.disk_usage(there).free
-    if wanted > free:
-        raise ResourceError(
-            f"the disk has {_size(free)} left, and the run takes {_size(wanted)}",
-            where=str(there),
-            next="Free some space, or name another place with --into",
+        other_name = None
+    if other_name != name:
+        problem = (
+            f"already contains the run {other_name}" if other_name else "exists, and is not a valid archive of this run"
         )
+        raise RunError(problem, where=str(target), next="Use another path with --out, or remove it")
+    return "; it replaces an older one"
 
 
 # --- what is said ------------------------------------------------------------------------------------------
 
 
-def _told(about: dict[str, Any]) -> str:
-    steps = about.get("steps")
-    done = f", {steps[0]:,} of {steps[1]:,} steps" if isinstance(steps, list) and len(steps) == 2 else ""
-    note = f" ({about['note']})" if about.get("note") else ""
-    return f"{about['name']}, {about.get('state')}{note}{done}"
-
-
-def _counted(members: Sequence[dict[str, Any]]) -> str:
-    return f"{len(members):,} files, {_size(sum(each['size'] for each in members))}"
-
-
 def _parts(members: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """What is packed, by its first name, the largest first; and what of it the recipe reads, by name."""
+    """Says what is packed: top-level names, largest first, and the files that the recipe reads."""
     sizes = Counter[str]()
-    for each in members:
-        sizes[each["name"].partition("/")[0]] += each["size"]
-    told = [f"{name} ({_size(size)})" for name, size in sizes.most_common()]
-    for first in range(0, len(told), _SHOWN):
-        yield f"takes {', '.join(told[first : first + _SHOWN])}"
-    inputs = [each["name"] for each in members if each["name"].startswith(f"{INPUTS}/")]
+    for member in members:
+        sizes[member["name"].partition("/")[0]] += member["size"]
+    lines = [f"{name} ({show_size(size)})" for name, size in sizes.most_common()]
+    for start in range(0, len(lines), _SHOWN):
+        yield f"packed {', '.join(lines[start : start + _SHOWN])}"
+    inputs = [member["name"] for member in members if member["name"].startswith(f"{INPUTS}/")]
     more = f" and {len(inputs) - _SHOWN} more" if len(inputs) > _SHOWN else ""
     if inputs:
-        yield f"what the recipe reads goes along: {', '.join(inputs[:_SHOWN])}{more}"
-
-
-def _stopped(about: dict[str, Any]) -> str:
-    """What a half-done training needs to go on."""
-    kind = about["stopped"].get("precision") if isinstance(about["stopped"], dict) else ""
-    return f"the training is half-done{f' in {kind}' if kind else ''}; it goes on where the machine calculates in that"
-
-
-def _base(base: dict[str, Any], *, packed: bool) -> str:
-    """Where the base model comes from, elsewhere or here."""
-    model, revision, print_ = str(base.get("model")), base.get("revision"), str(base.get("fingerprint") or "")[:12]
-    known = f", fingerprint {print_}" if print_ else ""
-    if model.startswith((".", "/", "~")) or Path(model).is_absolute():
-        advice = "it must be there in the same place, or be named with --set base.model=FOLDER"
-        kind = "file" if Path(model).is_file() or model.endswith(".gguf") else "folder"
-        if packed:
-            return f"the base model is not packed: the {kind} {model}{known}; {advice}"
-        return f"the base model is the {kind} {model}{known}; {'it is here' if Path(model).exists() else advice}"
-    at = f" at {revision}" if revision else ""
-    kept = "is not packed; it is fetched there" if packed else "is fetched by the first command, if it is not here"
-    return f"the base model {model}{at}{known} {kept}"
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
+        yield f"files that the recipe reads: {', '.join(inputs[:_SHOWN])}{more}"

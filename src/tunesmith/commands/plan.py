@@ -1,4 +1,4 @@
-"""The verb that says beforehand what fits and how long it takes, and what training takes over from it."""
+"""Plans memory and time of a training before anything is loaded; training uses the same plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from tunesmith.commands.shared import Say, load_template_of, load_weights, silent
+from tunesmith.commands.shared import Reporter, load_template_of, load_weights, silent
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RecipeError, ResourceError, TunesmithError, raise_all
@@ -18,14 +18,14 @@ from tunesmith.models.weights import Weights
 from tunesmith.planning.autograd import Plan, show_bytes
 from tunesmith.runs.run import Run, processes
 
-SAMPLE = 64  # steps that the plan packs to see what a micro-batch size makes of them
+SAMPLE_STEPS = 64  # steps that the plan packs into micro-batches to estimate memory and time
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is known before the model is loaded; `slow` are the reasons why the decoder is not fused.
+    """Everything that is known before the model is loaded; `slow` lists why the fused decoder is not used.
 
-    With `shard` each process keeps a part of the base.
+    With `shard` each process keeps a part of the base model.
     """
 
     machine: Any
@@ -35,26 +35,26 @@ class Setup:
     slow: list[str]
     shape: ModelShape
     shard: bool = False
-    notes: tuple[str, ...] = ()  # on the template, and on what is loaded and adapted
+    notes: tuple[str, ...] = ()  # about the template, the base model and the adapter
 
 
-def plan(recipe: Recipe, run: Run, say: Say = silent) -> Plan:
-    """What a fine-tune of the prepared rows would need on this machine; loads no weights and writes nothing.
+def plan(recipe: Recipe, run: Run, log: Reporter = silent) -> Plan:
+    """Returns the memory and time that training on the prepared rows needs here. Loads no weights, writes nothing.
 
-    Raises RunError when the rows are not prepared, ResourceError when nothing fits, and what `refuse_untrainable` does.
+    Raises RunError if the rows are not prepared, ResourceError if nothing fits, and what `refuse_untrainable` raises.
     """
     refuse_untrainable(recipe)
     run.fingerprint("prepare")
-    made = set_up(recipe, run, load_weights(recipe, say))
-    for line in describe(made):
-        say(line)
-    return made.plan
+    setup = set_up(recipe, run, load_weights(recipe, log))
+    for line in describe(setup):
+        log(line)
+    return setup.plan
 
 
 def check_devices(recipe: Recipe, machine: Any) -> list[TunesmithError]:
-    """Returns what this `machine` (a hardware.Machine) or the recipe's engine cannot do: GPUs, precision, memory.
+    """Returns what the `machine` (a hardware.Machine) or the recipe's engine does not support: GPUs, precision, memory.
 
-    Which optimizers a device has is said by train.checks.check_optimizer.
+    Optimizers are checked by training.validation.check_optimizer.
     """
     from tunesmith.hardware import precision_error
     from tunesmith.models.build import unfused_adapter
@@ -63,41 +63,45 @@ def check_devices(recipe: Recipe, machine: Any) -> list[TunesmithError]:
 
     train = recipe.train
     errors = check_engine(recipe)
-    has_bfloat16 = machine.device == "cpu" or machine.precision != "float16"  # what auto chose, or what was checked
-    kind = precision_error(train.precision, machine.device, machine.name, bfloat16=has_bfloat16, eight=machine.eight)
-    if kind is not None:
-        errors.append(kind)
+    has_bfloat16 = machine.device == "cpu" or machine.precision != "float16"  # chosen by auto, or already checked
+    precision_problem = precision_error(
+        train.precision, machine.device, machine.name, bfloat16=has_bfloat16, eight=machine.eight
+    )
+    if precision_problem is not None:
+        errors.append(precision_problem)
     slow = unfused_adapter(recipe.adapter)
-    if train.precision == "fast" and kind is None and train.engine.name == "native" and slow:
+    if train.precision == "fast" and precision_problem is None and train.engine.name == "native" and slow:
         errors.append(_fast_error(slow))
     if train.memory != "auto" and parse_bytes(train.memory) > machine.memory_total:
-        what = f"the budget of {train.memory} is more than {machine.name} has, {show_bytes(machine.memory_total)}"
-        errors.append(ResourceError(what, where="train.memory", next="Lower it, or set it to auto"))
+        problem = (
+            f"the budget of {train.memory} exceeds the memory of {machine.name}, {show_bytes(machine.memory_total)}"
+        )
+        errors.append(ResourceError(problem, where="train.memory", next="Lower it, or set it to auto"))
     return errors + _check_gpus(recipe, machine)
 
 
 def _check_gpus(recipe: Recipe, machine: Any) -> list[TunesmithError]:
-    """Errors when there are more processes than GPUs, or processes that the engine cannot use."""
-    many, here = processes(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if many == 1:
+    """Returns errors if there are more processes than GPUs, or if the engine supports only one process."""
+    world_size, local_world_size = processes(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if world_size == 1:
         if recipe.train.spread != "auto" and machine.gpus == 1 and recipe.train.engine.name == "native":
-            what = f"train.spread {recipe.train.spread} needs several GPUs, and this machine has one"
-            return [RecipeError(what, where="train.spread", next="Set it to auto")]
+            problem = f"train.spread {recipe.train.spread} needs several GPUs, and this machine has one"
+            return [RecipeError(problem, where="train.spread", next="Set it to auto")]
         return []
     errors: list[TunesmithError] = []
     if recipe.train.engine.name != "native":
-        what = f"engine {recipe.train.engine.name} trains in one process, and torchrun started {many}"
-        advice = "Set it to native, or start without --gpus and torchrun"
-        errors.append(RecipeError(what, where="train.engine", next=advice))
-    if machine.device == "cuda" and here > machine.gpus > 0:
-        what = f"{here} processes were started on a machine with {machine.gpus} GPUs"
-        errors.append(ResourceError(what, where="torchrun", next=f"Give --gpus {machine.gpus}"))
+        problem = f"engine {recipe.train.engine.name} supports one process, but torchrun started {world_size}"
+        advice = "Set it to native, or run without --gpus and torchrun"
+        errors.append(RecipeError(problem, where="train.engine", next=advice))
+    if machine.device == "cuda" and local_world_size > machine.gpus > 0:
+        problem = f"{local_world_size} processes were started on a machine with {machine.gpus} GPUs"
+        errors.append(ResourceError(problem, where="torchrun", next=f"Use --gpus {machine.gpus}"))
     return errors
 
 
 def _fast_error(slow: Sequence[str]) -> RecipeError:
-    what = f"8-bit products are those of the fused decoder, which cannot be used: {'; '.join(slow)}"
-    return RecipeError(what, where="train.precision", next="Set it to auto")
+    problem = f"8-bit products need the fused decoder, which cannot be used: {'; '.join(slow)}"
+    return RecipeError(problem, where="train.precision", next="Set it to auto")
 
 
 def check_training(recipe: Recipe) -> list[TunesmithError]:
@@ -116,10 +120,9 @@ def refuse_untrainable(recipe: Recipe) -> None:
 
 
 def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
-    """Reads the run's rows as tokens, looks at the machine and plans.
+    """Tokenizes the run's rows, detects the hardware and plans the training.
 
-    Raises ResourceError when nothing fits, and for a base or an adapter that cannot be trained what `check_adapter` of
-    models/build.py says.
+    Raises ResourceError if nothing fits, and the errors of models.build.check_adapter.
     """
     from tunesmith.hardware import look
     from tunesmith.models.build import check_adapter
@@ -130,8 +133,8 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     engine, spread = recipe.train.engine.name, recipe.train.spread
     raise_all(check_adapter(recipe.adapter, weights, engine=engine, spread=spread))
     machine = look(recipe.train.precision)
-    said: list[str] = []
-    template = load_template_of(recipe, weights, run, said.append)
+    template_notes: list[str] = []
+    template = load_template_of(recipe, weights, run, template_notes.append)
     examples = {
         part: [encode(row, template, recipe.prompt.learn) for row in read_rows(run / f"data/{part}.jsonl")]
         for part in ("train", "valid")
@@ -140,76 +143,76 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     base = architecture(weights)
     slow, shape = _slow(recipe, base), shape_of(base)
     layers = [] if slow else fused_layers(base.config.to_dict())
-    made, why = _planned(recipe, machine, shape, examples, fused=layers)
-    if recipe.train.precision == "fast" and (slow or why):
-        raise _fast_error([*slow, *why])
-    notes = (*said, *_notes(recipe, base, shape))
-    return Setup(machine, template, examples, made, [*slow, *why], shape, shard=bool(why), notes=notes)
+    plan, sharding = _planned(recipe, machine, shape, examples, fused=layers)
+    if recipe.train.precision == "fast" and (slow or sharding):
+        raise _fast_error([*slow, *sharding])
+    notes = (*template_notes, *_notes(recipe, base, shape))
+    return Setup(machine, template, examples, plan, [*slow, *sharding], shape, shard=bool(sharding), notes=notes)
 
 
 def _notes(recipe: Recipe, model: Architecture, shape: ModelShape) -> list[str]:
-    """What is loaded and what is adapted, for people."""
+    """Returns lines about the base model and the adapter."""
     from tunesmith.models.shape import planned_trained
 
-    groups = ", ".join(f"{name} {show_count(many)}" for name, many in shape.counts.items() if many)
+    groups = ", ".join(f"{name} {show_count(count)}" for name, count in shape.counts.items() if count)
     lines = [f"base: {show_count(shape.parameters)} parameters ({groups})"]
     lines += [f"base: {model.note}"] if model.note else []
     layers, experts = model.covered(recipe.adapter.layers, recipe.adapter.experts)
     names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
     updated = (
-        f"{show_count(planned_trained(model, recipe.adapter))} parameters on {len(layers)} linear layers ({names})"
+        f"{show_count(planned_trained(model, recipe.adapter))} parameters in {len(layers)} linear layers ({names})"
     )
     updated += f" and the experts of {len({name.rpartition('.')[0] for name in experts})} layers" if experts else ""
-    left = ["the head"] + (["routers"] if shape.experts else [])
-    left += ["experts"] if shape.experts and not experts else []
-    lines.append(f"adapter: {updated}; without an update: {', '.join(left)}")
+    not_adapted = ["the head"] + (["routers"] if shape.experts else [])
+    not_adapted += ["experts"] if shape.experts and not experts else []
+    lines.append(f"adapter: {updated}; not adapted: {', '.join(not_adapted)}")
     return lines
 
 
 def _check_validation(recipe: Recipe, rows: int) -> None:
-    """Raises RecipeError for a setting that needs validation rows where there are none."""
+    """Raises RecipeError if a setting needs validation rows and there are none."""
     train = recipe.train
     wishes = (("patience", train.patience), ("best", train.best == "score"), ("samples", train.samples))
-    if named := [name for name, wish in wishes if wish and not rows]:
+    if names := [name for name, wish in wishes if wish and not rows]:
         raise RecipeError(
-            f"train.{named[0]} needs validation rows, and there are none",
-            where=f"train.{named[0]}",
-            next="Raise data.split.valid and prepare again, or leave the setting out",
+            f"train.{names[0]} needs validation rows, but there are none",
+            where=f"train.{names[0]}",
+            next="Raise data.split.valid and prepare again, or remove the setting",
         )
 
 
 def _planned(
     recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]], *, fused: Sequence[Any]
 ) -> tuple[Plan, list[str]]:
-    """On several cards the base whole on each, or in parts and the reason why: it does not fit, or should not.
+    """Returns the plan, and the reason if the base model is sharded over GPUs (fsdp).
 
-    `fused` is the attention of each layer, empty where the decoder is not fused.
+    `fused` is the attention of each layer, empty if the decoder is not fused.
     """
     from tunesmith.training.distributed import size
 
-    many = size()
-    why = f"train.spread is fsdp, {many} processes"
+    world_size = size()
+    why = f"train.spread is fsdp, {world_size} processes"
     if recipe.train.spread != "fsdp":
         make = partial(_fused_plan, layers=fused) if fused else _autograd_plan
         try:
             return make(recipe, machine, shape, examples), []
         except ResourceError:
-            if many == 1 or recipe.train.spread == "ddp":
+            if world_size == 1 or recipe.train.spread == "ddp":
                 raise
-        why = f"the base does not fit one card, so each of {many} keeps a part of it (fsdp)"
-    return _autograd_plan(recipe, machine, shape, examples, shards=many), [why]
+        why = f"the base model does not fit on one GPU, so each of {world_size} keeps a part of it (fsdp)"
+    return _autograd_plan(recipe, machine, shape, examples, shards=world_size), [why]
 
 
 def _slow(recipe: Recipe, base: Architecture) -> list[str]:
-    """Why the fused decoder cannot be used, for people."""
+    """Returns the reasons why the fused decoder cannot be used."""
     from tunesmith.models.build import unfused_adapter
     from tunesmith.models.fused_config import unfused_config
 
     if recipe.train.engine.name != "native":
-        return [f"engine {recipe.train.engine.name} goes its own way"]
-    found = unfused_config(base.config.to_dict()) + unfused_adapter(recipe.adapter)
+        return [f"engine {recipe.train.engine.name} does not use it"]
+    reasons = unfused_config(base.config.to_dict()) + unfused_adapter(recipe.adapter)
     pissa = recipe.adapter.start.name == "pissa"
-    return found + (["adapter.start pissa takes its start from the base"] if pissa else [])
+    return reasons + (["adapter.start pissa changes the base weights"] if pissa else [])
 
 
 def _fused_plan(
@@ -231,7 +234,7 @@ def _fused_plan(
     steps = _steps(recipe, examples["train"])
     lengths = [len(example) for example in examples["train"]]
     parts = [tuple(lengths[row] for row in part) for rows in steps for part in divided(rows, lengths, size())[:1]]
-    sample = sorted(parts, key=sum)[-1:] + parts[:SAMPLE]  # the largest step is among them
+    sample = sorted(parts, key=sum)[-1:] + parts[:SAMPLE_STEPS]  # includes the largest step
     every = [example for part in examples.values() for example in part]
     learnt = sum(sum(example.learnt) for example in every) / sum(map(len, every))
     work = Work(tuple(sample), max(map(len, every)), len(steps) * train.epochs, learnt)
@@ -241,11 +244,11 @@ def _fused_plan(
 def _autograd_plan(
     recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]], *, shards: int = 1
 ) -> Plan:
-    from tunesmith.planning.autograd import plan as by_arithmetic
+    from tunesmith.planning.autograd import plan as plan_autograd
     from tunesmith.training.distributed import size
 
     lengths = [len(example) for part in examples.values() for example in part]
-    made = by_arithmetic(
+    result = plan_autograd(
         shape,
         machine,
         bits=recipe.base.bits,
@@ -262,11 +265,11 @@ def _autograd_plan(
         dora=recipe.adapter.dora,
         train_also=recipe.adapter.train_also,
     )
-    return made if shards > 1 else _with_time(recipe, machine, shape, examples["train"], made)
+    return result if shards > 1 else _with_time(recipe, machine, shape, examples["train"], result)
 
 
-def _with_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any], made: Plan) -> Plan:
-    """The plan with the seconds of a step and of the whole, from the micro-batches that some steps will have."""
+def _with_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any], memory_plan: Plan) -> Plan:
+    """Returns the plan with estimated seconds of a step and in total, from the micro-batches of some steps."""
     from tunesmith.hardware import measure
     from tunesmith.planning.step_time import MicroBatch, autograd_seconds
     from tunesmith.prompt.pack import micro_batches
@@ -277,22 +280,22 @@ def _with_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any]
     learnt = [sum(example.learnt[1:]) for example in examples]
     steps = _steps(recipe, examples)
     sample = []
-    for rows in steps[:SAMPLE]:
-        own = divided(rows, lengths, size())[0]
-        parts = micro_batches(own, lengths, made.micro_tokens, overhead=OVERHEAD[machine.device])
+    for rows in steps[:SAMPLE_STEPS]:
+        own_rows = divided(rows, lengths, size())[0]
+        parts = micro_batches(own_rows, lengths, memory_plan.micro_tokens, overhead=OVERHEAD[machine.device])
         longest = [max(lengths[row] for row in part) for part in parts]
         sample.append(
             [
-                MicroBatch(len(part) * most, most, sum(learnt[row] for row in part))
-                for part, most in zip(parts, longest, strict=True)
+                MicroBatch(len(part) * longest_row, longest_row, sum(learnt[row] for row in part))
+                for part, longest_row in zip(parts, longest, strict=True)
             ]
         )
     seconds = autograd_seconds(
         shape, measure(machine), machine.device, sample,
         bits=recipe.base.bits, rank=recipe.adapter.rank, number=4 if machine.precision == "float32" else 2,
-        recompute=made.recompute, dense=made.dense,
+        recompute=memory_plan.recompute, dense=memory_plan.dense,
     )  # fmt: skip
-    return replace(made, step_seconds=seconds, total_seconds=seconds * len(steps) * recipe.train.epochs)
+    return replace(memory_plan, step_seconds=seconds, total_seconds=seconds * len(steps) * recipe.train.epochs)
 
 
 def _steps(recipe: Recipe, examples: Sequence[Any]) -> list[list[int]]:
@@ -307,32 +310,35 @@ def _step_tokens(batch: str, lengths: Sequence[int]) -> int:
 
 
 def describe(setup: Setup) -> list[str]:
-    """The plan in lines for people."""
-    made, machine = setup.plan, setup.machine
-    parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in made.parts.items())
+    """Returns the plan as lines of text."""
+    memory_plan, machine = setup.plan, setup.machine
+    parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in memory_plan.parts.items())
     lines = [
         f"machine: {machine.name}, {machine.precision} ({machine.why})",
         *setup.notes,
-        f"memory: about {show_bytes(made.peak)} of {show_bytes(made.budget)} ({parts})",
-        f"micro-batches: {made.micro_tokens} tokens; {made.why}",
+        f"memory: about {show_bytes(memory_plan.peak)} of {show_bytes(memory_plan.budget)} ({parts})",
+        f"micro-batches: {memory_plan.micro_tokens} tokens; {memory_plan.why}",
     ]
     if setup.slow:
         lines.append(f"not fused: {'; '.join(setup.slow)}")
-    if made.step_seconds is not None and made.total_seconds is not None:
-        lines.append(f"time: about {show_seconds(made.step_seconds)} a step, {show_seconds(made.total_seconds)} in all")
-    return lines + ([f"better: {made.better}"] if made.better else [])
+    if memory_plan.step_seconds is not None and memory_plan.total_seconds is not None:
+        lines.append(
+            f"time: about {show_seconds(memory_plan.step_seconds)} per step, "
+            f"{show_seconds(memory_plan.total_seconds)} in total"
+        )
+    return lines + ([f"better: {memory_plan.better}"] if memory_plan.better else [])
 
 
-def show_count(many: float) -> str:
-    """A number of parameters for people."""
+def show_count(count: float) -> str:
+    """Formats a number of parameters."""
     for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
-        if many >= size:
-            return f"{many / size:.3g} {unit}"
-    return f"{many:.0f}"
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"
 
 
 def show_seconds(seconds: float) -> str:
-    """Seconds for people."""
+    """Formats a duration."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 120:

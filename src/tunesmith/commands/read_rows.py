@@ -1,4 +1,4 @@
-"""Rows read for a verb: the sources opened, mended where that is asked for, and what is said about them."""
+"""Reads the rows of a recipe's data section for a command, with repairs, and logs what was found in the sources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.commands.shared import Say
+from tunesmith.commands.shared import Reporter
 from tunesmith.config.recipe import Data
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.load import Loaded, Sink, load, remarks
@@ -21,87 +21,93 @@ from tunesmith.data.rows import Row
 
 
 @contextlib.contextmanager
-def loading(data: Data, base: Path, system: str | None, changed: Sink | None = None) -> Iterator[Callable[[], Loaded]]:
-    """A function that reads the rows into a table, which lasts as long as the block. The book is saved afterwards."""
+def loading(
+    data: Data, base: Path, system: str | None, on_repair: Sink | None = None
+) -> Iterator[Callable[[], Loaded]]:
+    """Yields a function that reads the rows into a table on disk, which exists until the block ends."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
-        book, mend = mending(data, base)
+        pseudonym_map, mend = mending(data, base)
 
         def read_them() -> Loaded:
             sources = open_sources(data.source, base, data.encoding)
             drop = any(check.name == "broken" for check in data.checks)
             table = Path(folder) / "rows.arrow"
-            found = load(
+            loaded = load(
                 sources,
                 data.format,
                 system,
                 into=table,
                 drop_broken=drop,
                 mend=mend,
-                changed=changed if book is None else None,  # what was personal must not stand in a run's folder
+                changed=on_repair
+                if pseudonym_map is None
+                else None,  # personal data must not get into the run's folder
             )
             if data.split.column:  # used by the split
-                del found.notes.unused[data.split.column]
-            save(book, data, base)
-            return found
+                del loaded.notes.unused[data.split.column]
+            save(pseudonym_map, data, base)
+            return loaded
 
         yield read_them
 
 
 def mending(data: Data, base: Path) -> tuple[Pseudonyms | None, Mend]:
-    """What `data` wants to be mended, and the book of stand-ins, as its file left it."""
-    book: Pseudonyms | None = None
+    """Returns the pseudonym map of `data.pseudonyms`, if set, and the repairs that `data` asks for."""
+    pseudonym_map: Pseudonyms | None = None
     if data.pseudonyms:
         path = base / Path(data.pseudonyms).expanduser()
-        book = Pseudonyms.load(path) if path.exists() else Pseudonyms()
-    options = next((check.options for check in data.checks if check.name == "personal"), {})
-    given = {name: options[name] for name in ("kinds", "names", "ner") if options.get(name)}
-    check_kinds(given.get("kinds", ()))
-    return book, Mend(data.repair, book, **given)
+        pseudonym_map = Pseudonyms.load(path) if path.exists() else Pseudonyms()
+    check_options = next((check.options for check in data.checks if check.name == "personal"), {})
+    options = {name: check_options[name] for name in ("kinds", "names", "ner") if check_options.get(name)}
+    check_kinds(options.get("kinds", ()))
+    return pseudonym_map, Mend(data.repair, pseudonym_map, **options)
 
 
-def save(book: Pseudonyms | None, data: Data, base: Path) -> None:
-    """Writes the book, if there is one, to the file that `data` names."""
-    if book is not None and data.pseudonyms:
-        book.save(base / Path(data.pseudonyms).expanduser())
+def save(pseudonym_map: Pseudonyms | None, data: Data, base: Path) -> None:
+    """Writes the pseudonym map, if there is one, to the file `data.pseudonyms`."""
+    if pseudonym_map is not None and data.pseudonyms:
+        pseudonym_map.save(base / Path(data.pseudonyms).expanduser())
 
 
 def telling(write: Callable[[Any], None]) -> Sink:
-    """Each mended row as a line: where it stands and its changes, which undo it."""
+    """Returns a sink that writes each repaired row's place and its changes, which can be undone."""
     return lambda row, changes: write({"where": str(row.origin), "changes": changes_to_plain(changes)})
 
 
-def say_sources(loaded: Loaded, say: Say) -> None:
-    """What was recognised in the files, and what was mended, not used, changed, left out or dropped: a line each."""
+def say_sources(loaded: Loaded, log: Reporter) -> None:
+    """Logs what was detected in the files, and what was repaired, unused, changed or dropped, one line each."""
     for facts in loaded.sources:
         for note in facts.get("notes", ()):
-            say(f"{facts['file']}: {note}")
+            log(f"{facts['file']}: {note}")
     if loaded.repairs.rows:
         kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in loaded.repairs.kinds.most_common())
-        more = [f"{loaded.repairs.stand_ins} stand-ins for personal data"] if loaded.repairs.stand_ins else []
-        say(f"mended: {loaded.repairs.rows} rows ({'; '.join([*([kinds] if kinds else []), *more])})")
-    told = loaded.account()
-    for line in remarks(loaded.notes, told["left_out"], told["unread_because"], loaded.count):
-        say(line)
+        pseudonym_note = (
+            [f"{loaded.repairs.stand_ins} pseudonyms for personal data"] if loaded.repairs.stand_ins else []
+        )
+        log(f"repaired: {loaded.repairs.rows} rows ({'; '.join([*([kinds] if kinds else []), *pseudonym_note])})")
+    summary = loaded.account()
+    for line in remarks(loaded.notes, summary["left_out"], summary["unread_because"], loaded.count):
+        log(line)
 
 
 def values(source: str | list[str], base: Path, encoding: str | None) -> Iterator[Mapping[str, Any]]:
-    """The values of the rows that can be read."""
-    for each in open_sources(source, base, encoding):
-        yield from (item.values for item in each.rows() if isinstance(item, Row))
+    """Yields the values of the rows that can be read."""
+    for source_file in open_sources(source, base, encoding):
+        yield from (item.values for item in source_file.rows() if isinstance(item, Row))
 
 
 def counter(count: Callable[[Conversation], int]) -> Callable[[Conversation], int]:
-    """`count`, each row once."""
-    known: dict[str, int] = {}
+    """Returns `count` with a cache, so that each row is counted once."""
+    count_of: dict[str, int] = {}
 
     def counted(row: Conversation) -> int:
-        if row.id not in known:
-            known[row.id] = count(row)
-        return known[row.id]
+        if row.id not in count_of:
+            count_of[row.id] = count(row)
+        return count_of[row.id]
 
     return counted
 
 
 def cpu_count() -> int:
-    """Processes for checks of single rows: one for each core."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The verb serve: models behind an interface that OpenAI's clients know, for this machine or a named network."""
+"""Serves models over an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.commands import exported_files
 from tunesmith.commands.shared import (
-    Say,
+    Reporter,
     load_template_of,
     load_weights,
     model_file,
@@ -36,11 +36,11 @@ SLOTS = 4
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be served, and how. `models` are runs (folders, recipes) and GGUF files (paths, or names on the hub).
+    """Options of `serve`. `models` are runs (folders, recipes) and GGUF files (paths, or names on the Hub).
 
-    `remote` is another server's URL, `model` its model, `key` the environment variable that holds its key. `recipe`
-    goes with files and remote models, which name none. `slots` and `threads` and `context` are each GGUF's; None: four
-    slots, the idle cores, what the model was trained on (at most 2,048 tokens).
+    `remote` is another server's URL, `model` its model, `key` the environment variable with its API key. `recipe` is
+    for files and remote models, which have none. `slots`, `threads` and `context` apply to each GGUF file; None: four
+    slots, the idle cores, and the model's own context, at most 2,048 tokens.
     """
 
     models: Sequence[str] = ()
@@ -60,7 +60,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Serving:
-    """A server that runs: its address, the file with its token, what it serves, its thread."""
+    """A running server: its URL, the file with its token, the served models, and its thread."""
 
     url: str
     token: Path
@@ -68,22 +68,23 @@ class Serving:
     thread: Thread
 
 
-def serve(wish: Wish, say: Say = silent) -> None:
+def serve(wish: Wish, log: Reporter = silent) -> None:
     """Serves until Ctrl-C. Raises what `serving` raises."""
-    with contextlib.suppress(KeyboardInterrupt), serving(wish, say) as served:
-        say(f"serve: {served.url}/v1 for {', '.join(each.name for each in served.models)}; the page {served.url}/docs")
-        say(f"serve: every request needs the token in {served.token}; Ctrl-C ends the server")
+    with contextlib.suppress(KeyboardInterrupt), serving(wish, log) as served:
+        names = ", ".join(model.name for model in served.models)
+        log(f"serve: {served.url}/v1 for {names}; documentation at {served.url}/docs")
+        log(f"serve: requests need the token in {served.token}; Ctrl-C stops the server")
         while served.thread.is_alive():
             served.thread.join(0.5)
-    say("serve: ended")
+    log("serve: stopped")
 
 
 @contextlib.contextmanager
-def serving(wish: Wish, say: Say = silent, *, limits: Limits | None = None) -> Iterator[Serving]:
-    """Inside the block the models are served.
+def serving(wish: Wish, log: Reporter = silent, *, limits: Limits | None = None) -> Iterator[Serving]:
+    """Serves the models inside the block.
 
-    Raises RecipeError for wishes that do not go together, ModelError for a model that cannot be run, RunError for a run
-    that is not finished or a token that others may read, ResourceError when the port is taken.
+    Raises RecipeError for options that exclude each other, ModelError for a model that cannot be run, RunError for a
+    run that is not finished or a token file that others can read, ResourceError if the port is in use.
     """
     from tunesmith.serve.app import app
     from tunesmith.web.limits import Limits
@@ -95,35 +96,37 @@ def serving(wish: Wish, say: Say = silent, *, limits: Limits | None = None) -> I
     host = wish.host or LOOPBACK
     _check(wish, host)
     token = read_token()
-    with listening(wish.port, host) as own, _models(wish, limits, say) as models:
-        port = own.getsockname()[1]
+    with listening(wish.port, host) as listener, _models(wish, limits, log) as models:
+        port = listener.getsockname()[1]
         hosts = _hosts(host, port, wish.allow)
         if not _is_loopback(host):
-            say(f"serve: open to the network on {host}; text and token cross it in clear unless TLS stands before it")
-        made = app(models, token=token, hosts=hosts, limits=limits, pairing=_pairing(wish, say))
-        with answering(made, own, limits) as thread:
+            log(
+                f"serve: reachable from the network on {host}; use a TLS proxy, or texts and token are sent unencrypted"
+            )
+        api = app(models, token=token, hosts=hosts, limits=limits, pairing=_pairing(wish, log))
+        with answering(api, listener, limits) as thread:
             yield Serving(f"http://{hosts[0]}", token_path(), models, thread)
 
 
 def _check(wish: Wish, host: str) -> None:
     if not wish.models and not wish.remote:
         raise RecipeError(
-            "nothing to serve is named",
+            "no model is given",
             where="serve",
-            next="Name a run, a .gguf file, hub:OWNER/NAME/FILE.gguf, or --remote URL",
+            next="Give a run, a .gguf file, hub:OWNER/NAME/FILE.gguf, or --remote URL",
         )
     if wish.remote and not wish.model:
         raise RecipeError("--remote needs the model's name", where="--remote", next="Add --model NAME")
     if not wish.remote and (wish.model or wish.key):
-        raise RecipeError("--model and --key go with --remote", where="serve", next="Add --remote URL, or leave them")
+        raise RecipeError("--model and --key need --remote", where="serve", next="Add --remote URL, or omit them")
     if not _is_loopback(host) and not wish.allow:
         raise RecipeError(
-            f"{host} is open to others, and no name is allowed for it", where="--host",
-            next="Add --allow-host NAME, the name or address under which clients ask for it",
+            f"{host} is reachable from the network, but no host name is allowed", where="--host",
+            next="Add --allow-host NAME, the name or address that clients use",
         )  # fmt: skip
     files = [name for name in wish.models if name.lower().endswith(".gguf") or Path(name).exists()]
     if wish.recipe and (len(files) < len(wish.models) or any(map(is_recipe, files))):
-        raise RecipeError("a run has its own recipe", where="--recipe", next="Leave --recipe out")
+        raise RecipeError("a run has its own recipe", where="--recipe", next="Omit --recipe")
 
 
 def _is_loopback(host: str) -> bool:
@@ -133,10 +136,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _hosts(host: str, port: int, allow: Sequence[str]) -> list[str]:
-    """What may stand in the header Host, in small letters; the first is for this machine."""
-    shown = f"[{host}]" if ":" in host else host
-    anywhere = host in ("0.0.0.0", "::")  # noqa: S104 (asked for by name, with the names that are allowed)
-    here = ["127.0.0.1", "localhost"] if anywhere or host in ("127.0.0.1", "localhost") else [shown]
+    """Returns the allowed values of the Host header, in lower case; the first one is for this machine."""
+    address = f"[{host}]" if ":" in host else host
+    anywhere = host in ("0.0.0.0", "::")  # noqa: S104 (the user asked for it, and gave the allowed names)
+    here = ["127.0.0.1", "localhost"] if anywhere or host in ("127.0.0.1", "localhost") else [address]
     names = [f"{name}:{port}" for name in here]
     for name in allow:
         names += [name.lower(), f"{name.lower()}:{port}"]
@@ -144,50 +147,50 @@ def _hosts(host: str, port: int, allow: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _models(wish: Wish, limits: Limits, say: Say) -> Iterator[list[Served]]:
-    """Everything that is to be served, loaded; ended with the block."""
+def _models(wish: Wish, limits: Limits, log: Reporter) -> Iterator[list[Served]]:
+    """Loads all models to serve; closes them at the end of the block."""
     from tunesmith.serve.request_queue import Desk, Served
 
-    other = read_recipe(wish.recipe) if wish.recipe else None
-    found: list[Served] = []
+    file_recipe = read_recipe(wish.recipe) if wish.recipe else None
+    served: list[Served] = []
     with contextlib.ExitStack() as ending:
 
         def add(backend: Any, recipe: Recipe | None) -> None:
             ending.callback(backend.close)
-            if any(each.name == backend.name for each in found):
-                what, advice = f"two models are called {backend.name}", "Rename one, or serve it on another port"
-                raise RecipeError(what, where="serve", next=advice)
-            found.append(Served(backend.name, Desk(backend, limits.waiting, seconds=limits.reply_seconds), recipe))
+            if any(model.name == backend.name for model in served):
+                problem, advice = f"two models are named {backend.name}", "Rename one, or serve it on another port"
+                raise RecipeError(problem, where="serve", next=advice)
+            served.append(Served(backend.name, Desk(backend, limits.waiting, seconds=limits.reply_seconds), recipe))
 
         for name in wish.models:
-            if (path := model_file(name, say)) is not None:
-                add(_file(path, wish, say, other), other)
+            if (path := model_file(name, log)) is not None:
+                add(_file(path, wish, log, file_recipe), file_recipe)
             else:
                 recipe = read_recipe(name)
-                add(_run(recipe, open_run(recipe, wish.runs, create=False), wish, say), recipe)
+                add(_run(recipe, open_run(recipe, wish.runs, create=False), wish, log), recipe)
         if wish.remote:
-            add(_remote(wish, other), other)
-            say(f"serve: {wish.model}: asked for at {wish.remote}")
-        yield found
+            add(_remote(wish, file_recipe), file_recipe)
+            log(f"serve: {wish.model}: requests go to {wish.remote}")
+        yield served
 
 
-def _file(path: Path, wish: Wish, say: Say, recipe: Recipe | None) -> Any:
+def _file(path: Path, wish: Wish, log: Reporter, recipe: Recipe | None) -> Any:
     stop = tuple(recipe.prompt.stop) if recipe else ()
-    return _gguf(path.stem, path, wish, say, stop=stop, template=None, why="a file")
+    return _gguf(path.stem, path, wish, log, stop=stop, template=None, why="a file")
 
 
-def _run(recipe: Recipe, run: Run, wish: Wish, say: Say) -> Any:
-    """The run's best verified GGUF, or its adapter."""
+def _run(recipe: Recipe, run: Run, wish: Wish, log: Reporter) -> Any:
+    """Loads the run's best verified GGUF file, or its adapter."""
     run.fingerprint("train")  # raises when there is no finished adapter
     refuse_other_template(recipe, run)
-    if (entry := verified(run, say)) is None:
-        return _adapter(recipe, run, say)
+    if (entry := verified(run, log)) is None:
+        return _adapter(recipe, run, log)
     why = f"{entry['name']}, verified"
-    template = _template(recipe, run, say)
-    return _gguf(recipe.name, run / entry["path"], wish, say, stop=recipe.prompt.stop, template=template, why=why)
+    template = _template(recipe, run, log)
+    return _gguf(recipe.name, run / entry["path"], wish, log, stop=recipe.prompt.stop, template=template, why=why)
 
 
-def _gguf(name: str, path: Path, wish: Wish, say: Say, *, stop: Sequence[str], template: Any, why: str) -> Any:
+def _gguf(name: str, path: Path, wish: Wish, log: Reporter, *, stop: Sequence[str], template: Any, why: str) -> Any:
     from tunesmith.generation.from_gguf import FromGguf
     from tunesmith.serve.gguf_backend import GgufBackend
 
@@ -196,27 +199,27 @@ def _gguf(name: str, path: Path, wish: Wish, say: Say, *, stop: Sequence[str], t
     )
     facts = model.facts
     with_threads = f"{facts.threads} thread{'s' * (facts.threads > 1)}"
-    say(f"serve: {name}: {path} ({why}), {facts.slots} slots of {facts.context:,} tokens, {with_threads}")
+    log(f"serve: {name}: {path} ({why}), {facts.slots} slots of {facts.context:,} tokens, {with_threads}")
     return GgufBackend(name, model)
 
 
-def _template(recipe: Recipe, run: Run, say: Say) -> Any:
-    """What prompts were rendered with in training. Without the base's tokenizer the file's own, proven alike."""
+def _template(recipe: Recipe, run: Run, log: Reporter) -> Any:
+    """Returns the training template; None, for the file's own, if the base model's tokenizer is not available."""
     try:
-        return load_template_of(recipe, load_weights(recipe, say), run, say)
+        return load_template_of(recipe, load_weights(recipe, log), run, log)
     except (ModelError, ResourceError) as error:
-        say(f"serve: the file's own template renders prompts, for the base's tokenizer is not here: {error}")
+        log(f"serve: using the file's own chat template, because the base model's tokenizer is not available: {error}")
         return None
 
 
-def _adapter(recipe: Recipe, run: Run, say: Say) -> Any:
-    from tunesmith.commands.evaluate import chat
+def _adapter(recipe: Recipe, run: Run, log: Reporter) -> Any:
+    from tunesmith.commands.chat import chat
     from tunesmith.serve.weights_backend import WeightsBackend
 
-    model = chat(recipe, run, say)
+    model = chat(recipe, run, log)
     trained = getattr(model.model.network.config, "max_position_embeddings", None)
     command = f"tunesmith export {shlex.quote(str(run.path))}"
-    say(f"serve: {recipe.name}: {run / 'adapter'}, one reply at a time; for several: {command}")
+    log(f"serve: {recipe.name}: {run / 'adapter'}, one reply at a time; to serve several at once: {command}")
     return WeightsBackend(recipe.name, model, int(trained) if trained else None)
 
 
@@ -230,33 +233,34 @@ def _remote(wish: Wish, recipe: Recipe | None) -> Any:
     return RemoteBackend(name, server, wish.slots or MANY, recipe.prompt.stop if recipe else ())
 
 
-def revoke_pairing(which: str, say: Say = silent) -> None:
-    """Lets paired extensions in no more: those called `which`, or all. Raises RunError where none is called so."""
+def revoke_pairing(client: str, log: Reporter = silent) -> None:
+    """Revokes the paired extension `client`, or all. Raises RunError if there is none with this name."""
     from tunesmith.serve import pairing
 
-    gone = pairing.unpair("" if which == "all" else which)
-    say(f"serve: unpaired: {', '.join(each.name or each.origin for each in gone) or 'there was none'}")
+    revoked = pairing.unpair("" if client == "all" else client)
+    names = ", ".join(extension.name or extension.origin for extension in revoked)
+    log(f"serve: unpaired: {names or 'none was paired'}")
 
 
-def verified(run: Run, say: Say = silent) -> dict[str, Any] | None:
-    """The entry of the run's best GGUF file that is verified, of the adapter as it is now, and undamaged."""
+def verified(run: Run, log: Reporter = silent) -> dict[str, Any] | None:
+    """Returns the entry of the best verified and intact GGUF file of the current adapter, or None."""
     usable = exported_files.verified(run)
     if usable and not exported_files.of_this_adapter(run):
         command = f"tunesmith export {shlex.quote(str(run.path))}"
-        say(f"serve: the exported GGUF files are of an older adapter; to make them anew: {command}")
+        log(f"serve: the exported GGUF files are of an older adapter; to export again: {command}")
         return None
     for entry in usable:
         if (run / entry["path"]).is_file() and hash_path(run / entry["path"]) == entry["sha256"]:
             return entry
-        say(f"serve: {entry['path']} is gone or was changed since it was verified; it is passed over")
+        log(f"serve: skipping {entry['path']}: it is missing or was changed since it was verified")
     return None
 
 
-def _pairing(wish: Wish, say: Say) -> Pairing:
-    """What lets extensions in: those that were paired, and with --pair one more."""
+def _pairing(wish: Wish, log: Reporter) -> Pairing:
+    """Returns the pairings of browser extensions; with --pair, logs the code for another one."""
     from tunesmith.serve.pairing import SECONDS, Pairing
 
-    made = Pairing()
+    pairings = Pairing()
     if wish.pair:
-        say(f"serve: to let an extension in, enter this code there within {SECONDS // 60} minutes: {made.code()}")
-    return made
+        log(f"serve: to pair a browser extension, enter within {SECONDS // 60} minutes: {pairings.code()}")
+    return pairings

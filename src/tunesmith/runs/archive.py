@@ -1,9 +1,9 @@
-"""One checked archive: plain files in a tar whose first member tells of every other its name, size and SHA-256.
+"""Tar archives whose first member, the manifest, lists the name, size and SHA-256 of every other file.
 
-The same files give the same bytes: owners are left out, times are whole seconds, nothing says when or where it was
-written. Weights do not compress: gzip's fastest level takes 8 % off a run of 523 MiB, in 18 s where 3 do without, so
-an archive is compressed only where its name asks for it. Reading trusts nothing: a file is made by this code alone, and
-only under a name, of a size and with a hash that the manifest tells.
+The same files give the same bytes: owners are omitted, times are whole seconds, and nothing says when or where the
+archive was written. Weights hardly compress: gzip's fastest level shrinks a run of 523 MiB by 8 % and takes 18 s instead
+of 3 s, so an archive is compressed only if its name ends in .tar.gz. Reading trusts nothing: a file is created only by
+this module, with a name, size and hash from the manifest.
 """
 
 from __future__ import annotations
@@ -28,50 +28,50 @@ from tunesmith.runs.run import disk, hash_plain, sync_folder
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
-PIECE = 1 << 20  # bytes read at once; no header is longer either, so that a forged one cannot fill the memory
-MOST = 100_000  # files
-LARGEST_MANIFEST = 256 * MOST  # bytes: a file's line has 64 of SHA-256, some 40 of keys, and a name
-LATEST = 1 << 33  # seconds: a time up to the year 2242, which every file system takes
+CHUNK = 1 << 20  # bytes per read; a header may not be longer, so that a forged one cannot fill the memory
+MAX_FILES = 100_000
+MAX_MANIFEST = 256 * MAX_FILES  # bytes: 64 of SHA-256 for each file, about 40 of keys, and a name
+MAX_TIME = 1 << 33  # seconds since 1970, the year 2242: every file system supports it
 PACKED, PLAIN = (".tar.gz", ".tgz"), ".tar"
 
-_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\:]")  # control characters, and what Windows reads as folder or drive
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\:]")  # control characters, and separators of folders and drives on Windows
 _DAMAGED = (
     tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, LookupError, OverflowError, RecursionError,
 )  # fmt: skip
-_AGAIN = "Carry it over again, or pack the run again"
+_COPY_AGAIN = "Copy the archive again, or pack the run again"
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file to be packed: its name in the archive, where it lies (or its bytes), its time in seconds since 1970."""
+    """A file to pack: its name in the archive, its path or bytes, and its modification time in seconds since 1970."""
 
     name: str
     content: Path | bytes
     time: int = 0
 
     def open(self) -> io.BytesIO | io.BufferedReader:
-        """Its bytes, from the start."""
+        """Opens the file at its start."""
         return io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
 
 
 def safe(part: str) -> str:
-    """`part` of a name without what `fault` finds wrong in it."""
+    """Returns a part of a name without characters that `fault` refuses."""
     return _FORBIDDEN.sub("_", part).lstrip(".") or "_"
 
 
 def fault(name: str) -> str:
-    """Why `name` may not stand in an archive; '' where it may."""
+    """Returns why `name` is not allowed in an archive, or ''."""
     parts = name.split("/")
     if not name or any(part in ("", ".", "..") for part in parts):
-        return "leads out of the run's folder"
+        return "is outside the run's folder"
     if any(part.startswith(".") and part != ".seals" for part in parts):
         return "is hidden"
     if _FORBIDDEN.search(name):
-        return "has a character that not every system allows in a name"
+        return "has a character that some systems do not allow"
     try:
         long = len(name.encode()) > 1000 or any(len(part.encode()) > 255 for part in parts)
     except UnicodeEncodeError:
-        return "has a character that not every system allows in a name"
+        return "has a character that some systems do not allow"
     return "is too long" if long else ""
 
 
@@ -79,14 +79,14 @@ def fault(name: str) -> str:
 
 
 def write(target: Path, members: Sequence[Member], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes `target` whole or not at all, and returns its manifest: what `about` says, and the members.
+    """Writes `target` atomically and returns its manifest: the keys of `about`, and the members.
 
-    The members are read twice, first for the manifest. Raises RunError when one changes meanwhile or the target cannot
-    be written, ResourceError when the disk is full.
+    The members are read twice, first for the manifest. Raises RunError if one changes meanwhile or the target cannot be
+    written, ResourceError if the disk is full.
     """
     for member in members:
-        if wrong := fault(member.name):
-            raise RunError(f"its name {wrong}", where=member.name, next="Rename it, or leave it out with --without")
+        if problem := fault(member.name):
+            raise RunError(f"its name {problem}", where=member.name, next="Rename it, or exclude it with --without")
     plain: dict[str, Any] = {"format": FORMAT, **about, "members": [_measured(member) for member in members]}
     manifest = {**plain, "check": hash_plain(plain)}
     first = Member(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -108,24 +108,24 @@ def _measured(member: Member) -> dict[str, Any]:
 
 def _add(tar: tarfile.TarFile, member: Member, facts: Mapping[str, Any]) -> None:
     info = tarfile.TarInfo(member.name)
-    info.size, info.mtime = facts["size"], min(max(member.time, 0), LATEST)
+    info.size, info.mtime = facts["size"], min(max(member.time, 0), MAX_TIME)
     with member.open() as file:
         read = _Hashed(file)
         try:
             tar.addfile(info, read)
         except OSError as error:
-            if error.args != ("unexpected end of data",):  # tarfile's words for a file that became shorter
+            if error.args != ("unexpected end of data",):  # tarfile's message for a file that became shorter
                 raise
         if read.digest.hexdigest() != facts["sha256"] or file.read(1):
             raise RunError(
                 f"{member.name} was changed while it was packed",
                 where=str(member.content),
-                next="Stop what writes into it, and give the same command again",
+                next="Stop the program that writes to it, and run the same command again",
             )
 
 
 class _Hashed(io.RawIOBase):
-    """A file that is hashed as it is read."""
+    """Hashes a file while it is read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -153,18 +153,18 @@ def _taking_its_name(target: Path) -> Iterator[IO[bytes]]:
             finally:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        what, where = f"nothing was packed: {error.strerror or error}", str(error.filename or target)
-        raise RunError(what, where=where, next="See that it may be read, or name another place with --out") from error
+        problem, where = f"nothing was packed: {error.strerror or error}", str(error.filename or target)
+        raise RunError(problem, where=where, next="Check its permissions, or use another path with --out") from error
 
 
 def _sweep(target: Path) -> None:
-    """Removes what processes that were killed have left of this archive: it may be as large as the archive."""
+    """Removes temporary files of killed processes for this archive; they can be as large as the archive."""
     import psutil
 
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        number = left.name.removesuffix(".tmp").rpartition(".")[2]
+    for file in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        number = file.name.removesuffix(".tmp").rpartition(".")[2]
         if number.isdigit() and not psutil.pid_exists(int(number)):
-            left.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -180,43 +180,43 @@ def _packed(file: IO[bytes], target: Path) -> Iterator[IO[bytes]]:
 
 
 class Reader:
-    """An archive that is read once, from its start; nothing of it is believed before it is checked."""
+    """Reads an archive once, from start to end, and checks everything before it is used."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
-        """Reads the manifest. Raises DataError for what is no archive of a run, RunError for one of a newer version."""
+        """Reads the manifest. Raises DataError if this is not an archive of a run, RunError if its format is newer."""
         self.path, self._file = path, _Bounded(file)
         with _damage(path):
             self._tar = tarfile.open(fileobj=self._file, mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
             first = self._tar.next()
-            if first is None or first.name != MANIFEST or not _plain_file(first) or first.size > LARGEST_MANIFEST:
+            if first is None or first.name != MANIFEST or not _plain_file(first) or first.size > MAX_MANIFEST:
                 raise _foreign(path)
             text = b"".join(self._bytes(first))
         self.manifest = _checked(path, text)
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
-        return sum(int(each["size"]) for each in self.manifest["members"])
+        """Total size of all files in bytes."""
+        return sum(int(member["size"]) for member in self.manifest["members"])
 
     def extract(self, folder: Path) -> None:
-        """Writes every file below the empty `folder`, and reads the archive to its end.
+        """Writes every file into the empty `folder`, and reads the archive to its end.
 
-        Raises DataError for whatever is not as the manifest says. What was written by then is to be thrown away.
+        Raises DataError for anything that differs from the manifest; the caller then deletes what was written.
         """
-        made: set[Path] = set()
+        folders: set[Path] = set()
         for facts in self.manifest["members"]:
             info = self._next(facts, folder)
             path = folder / facts["name"]
-            if path.parent not in made:
+            if path.parent not in folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                made.add(path.parent)
+                folders.add(path.parent)
             digest = hashlib.sha256()
             with path.open("xb") as file:
                 for piece in self._bytes(info):
                     digest.update(piece)
                     file.write(piece)
             if digest.hexdigest() != facts["sha256"]:
-                raise DataError(f"{facts['name']} is damaged", where=str(self.path), next=_AGAIN)
+                raise DataError(f"{facts['name']} is damaged", where=str(self.path), next=_COPY_AGAIN)
             os.utime(path, (info.mtime, info.mtime))
         self._finish()
 
@@ -224,51 +224,53 @@ class Reader:
         with _damage(self.path):
             info: tarfile.TarInfo | None = self._tar.next()
             if info is None:
-                raise DataError(f"is cut off or damaged before {facts['name']}", where=str(self.path), next=_AGAIN)
+                raise DataError(
+                    f"is truncated or damaged before {facts['name']}", where=str(self.path), next=_COPY_AGAIN
+                )
             if info.name != facts["name"] or info.size != facts["size"]:
-                what = f"holds {info.name!r} where its manifest says {facts['name']!r} of {facts['size']} bytes"
-                raise DataError(what, where=str(self.path), next=_AGAIN)
-            if not _plain_file(info) or not 0 <= info.mtime <= LATEST:
-                raise _hostile(self.path, info.name, "is a link, a device or no plain file")
+                problem = f"contains {info.name!r} where its manifest lists {facts['name']!r} of {facts['size']} bytes"
+                raise DataError(problem, where=str(self.path), next=_COPY_AGAIN)
+            if not _plain_file(info) or not 0 <= info.mtime <= MAX_TIME:
+                raise _hostile(self.path, info.name, "is a link, a device or not a regular file")
             tarfile.data_filter(info, str(folder))
             return info
 
     def _bytes(self, info: tarfile.TarInfo) -> Iterator[bytes]:
-        """A member's bytes in pieces; the zeros that fill its last block are looked at too."""
+        """Yields a member's bytes in chunks; checks the zeros that pad its last block too."""
         with _damage(self.path):
             self._file.seek(info.offset_data)
-            left, filled = info.size, -info.size % tarfile.BLOCKSIZE
-            while left:
-                piece = self._file.read(min(PIECE, left))
+            remaining, padding = info.size, -info.size % tarfile.BLOCKSIZE
+            while remaining:
+                piece = self._file.read(min(CHUNK, remaining))
                 if not piece:
-                    raise DataError(f"is cut off within {info.name}", where=str(self.path), next=_AGAIN)
-                left -= len(piece)
+                    raise DataError(f"is truncated within {info.name}", where=str(self.path), next=_COPY_AGAIN)
+                remaining -= len(piece)
                 yield piece
-            if self._file.read(filled) != bytes(filled):
-                raise DataError(f"is damaged or cut off behind {info.name}", where=str(self.path), next=_AGAIN)
+            if self._file.read(padding) != bytes(padding):
+                raise DataError(f"is damaged or truncated after {info.name}", where=str(self.path), next=_COPY_AGAIN)
 
     def _finish(self) -> None:
-        """Behind the last file stand two blocks of zeros or more, and nothing else."""
+        """Checks that two or more blocks of zeros, and nothing else, follow the last file."""
         with _damage(self.path):
-            rest = b""
+            trailer = b""
             while piece := self._file.read(tarfile.RECORDSIZE):
-                rest += piece
-                if len(rest) > 2 * tarfile.RECORDSIZE:
+                trailer += piece
+                if len(trailer) > 2 * tarfile.RECORDSIZE:
                     break
-            if len(rest) < 2 * tarfile.BLOCKSIZE:
-                raise DataError("is cut off at its end", where=str(self.path), next=_AGAIN)
-            if rest.strip(b"\0") or len(rest) > 2 * tarfile.RECORDSIZE:
-                raise _hostile(self.path, "what stands behind the last file", "is not in its manifest")
+            if len(trailer) < 2 * tarfile.BLOCKSIZE:
+                raise DataError("is truncated at its end", where=str(self.path), next=_COPY_AGAIN)
+            if trailer.strip(b"\0") or len(trailer) > 2 * tarfile.RECORDSIZE:
+                raise _hostile(self.path, "data after the last file", "is not in its manifest")
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[Reader]:
-    """The archive at `path`. Raises what `Reader` raises, DataError when there is no such file."""
+    """Opens the archive at `path`. Raises what `Reader` raises, and DataError if the file cannot be read."""
     try:
         file = path.open("rb")
     except OSError as error:
         raise DataError(
-            f"cannot be read: {error.strerror}", where=str(path), next="Give the file that tunesmith pack wrote"
+            f"cannot be read: {error.strerror}", where=str(path), next="Give a file that tunesmith pack wrote"
         ) from error
     with file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -281,14 +283,14 @@ def reading(path: Path) -> Iterator[Reader]:
 
 
 class _Bounded:
-    """A file that is read in pieces of at most PIECE bytes."""
+    """Limits each read of a file to CHUNK bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= PIECE:
+        if not 0 <= size <= CHUNK:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._file.read(size)
 
@@ -298,7 +300,9 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
-        raise DataError(f"is damaged, cut off or no archive of a run: {error}", where=str(path), next=_AGAIN) from error
+        raise DataError(
+            f"is damaged, truncated or not an archive of a run: {error}", where=str(path), next=_COPY_AGAIN
+        ) from error
 
 
 def _plain_file(info: tarfile.TarInfo) -> bool:
@@ -306,22 +310,25 @@ def _plain_file(info: tarfile.TarInfo) -> bool:
 
 
 def _foreign(path: Path) -> DataError:
-    return DataError("is no archive of a run", where=str(path), next="Give the file that tunesmith pack wrote")
+    return DataError("is not an archive of a run", where=str(path), next="Give a file that tunesmith pack wrote")
 
 
-def _hostile(path: Path, name: str, what: str) -> DataError:
-    return DataError(f"{name} {what}", where=str(path), next="Do not use it: tunesmith pack writes no such archive")
+def _hostile(path: Path, name: str, problem: str) -> DataError:
+    return DataError(
+        f"{name} {problem}", where=str(path), next="Do not use it: tunesmith pack does not write such archives"
+    )
 
 
 def _checked(path: Path, text: bytes) -> dict[str, Any]:
-    """The manifest, every part of it that is used looked at."""
+    """Parses the manifest and checks every part that is used."""
     with _damage(path):
         plain = json.loads(text)
     if not isinstance(plain, dict) or type(plain.get("format")) is not int:
         raise _foreign(path)
     if plain["format"] != FORMAT:
         raise RunError(
-            f"was packed by tunesmith {plain.get('tunesmith')} in form {plain['format']}, and this one reads {FORMAT}",
+            f"was packed by tunesmith {plain.get('tunesmith')} in format {plain['format']}; "
+            f"this version reads {FORMAT}",
             where=str(path),
             next="Unpack it with that version, or a newer one",
         )
@@ -329,27 +336,27 @@ def _checked(path: Path, text: bytes) -> dict[str, Any]:
     with _damage(path):
         whole = check == hash_plain(plain)
     if not whole:
-        raise DataError("its manifest is damaged", where=str(path), next=_AGAIN)
+        raise DataError("its manifest is damaged", where=str(path), next=_COPY_AGAIN)
     _check_members(path, plain.get("members"))
     return plain
 
 
 def _check_members(path: Path, members: Any) -> None:
-    if not isinstance(members, list) or not members or len(members) > MOST:
-        raise _hostile(path, "its list of files", f"is empty or has more than {MOST:,}")
+    if not isinstance(members, list) or not members or len(members) > MAX_FILES:
+        raise _hostile(path, "its list of files", f"is empty or has more than {MAX_FILES:,}")
     names: set[str] = set()
-    for each in members:
-        if not isinstance(each, dict) or not isinstance(each.get("name"), str):
+    for member in members:
+        if not isinstance(member, dict) or not isinstance(member.get("name"), str):
             raise _foreign(path)
-        name, size, digest = each["name"], each.get("size"), each.get("sha256")
+        name, size, digest = member["name"], member.get("size"), member.get("sha256")
         if type(size) is not int or size < 0 or not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
             raise _hostile(path, repr(name), "has no size or hash")
-        if wrong := fault(name):
-            raise _hostile(path, repr(name), wrong)
+        if problem := fault(name):
+            raise _hostile(path, repr(name), problem)
         if name in names or name == MANIFEST:
-            raise _hostile(path, repr(name), "stands there twice")
+            raise _hostile(path, repr(name), "is listed twice")
         names.add(name)
     for name in names:
         parts = name.split("/")
         if any("/".join(parts[:end]) in names for end in range(1, len(parts))):
-            raise _hostile(path, repr(name), "lies in a file")
+            raise _hostile(path, repr(name), "is inside another file")

@@ -1,7 +1,7 @@
-"""The folder of one run: where each product lies, what it was made from, the lock, atomic writes, the log.
+"""The folder of one run: products and their fingerprints, the lock, atomic writes, the log.
 
-A product is written under a temporary name, flushed and renamed. Beside it stands a seal: the fingerprints of
-what it was made from. A product whose seal agrees is fresh.
+A product is written under a temporary name, flushed and renamed. The fingerprints of its inputs and of its files are
+stored in .seals/. A product is up to date if both still match.
 """
 
 from __future__ import annotations
@@ -30,83 +30,83 @@ _TORCHRUN = {
     "WORLD_SIZE",
     "MASTER_ADDR",
     "MASTER_PORT",
-}  # some schedulers set a few of them alone
+}  # all must be set: some schedulers set only a few of them
 
 
 def processes() -> int:
-    """How many processes work on this command together: those that torchrun started, or this one alone."""
+    """Returns the number of processes that torchrun started for this command; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= _TORCHRUN else 1
 
 
 def first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Returns whether this is the process that writes files and prints."""
     return processes() == 1 or os.environ["RANK"] == "0"
 
 
 def hash_bytes(data: bytes) -> str:
-    """SHA-256 of `data`, in hex."""
+    """Returns the SHA-256 of `data` in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Returns the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_plain(value: Any) -> str:
-    """SHA-256 of plain values, independent of the order of keys."""
+    """Returns the SHA-256 of JSON values, independent of the order of keys."""
     return hash_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
 
 
 def hash_path(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's names and contents."""
+    """Returns the SHA-256 of a file, or of the names and contents in a folder."""
     if path.is_file():
         return hash_file(path)
     return hash_plain({str(f.relative_to(path)): hash_file(f) for f in sorted(path.rglob("*")) if f.is_file()})
 
 
 def how_to_make(product: str, folder: Path) -> str:
-    """The advice to make a run's `product`, as a command that can be pasted."""
+    """Returns the command that creates the `product` of a run."""
     return f"Run: tunesmith {product} {shlex.quote(str(folder))}"
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextlib.contextmanager
 def disk(path: Path) -> Iterator[None]:
-    """Turns a full disk, or a folder that cannot be written, into one clear error."""
+    """Turns operating system errors for a full disk or an unwritable folder into ResourceError."""
     try:
         yield
     except Exception as error:
         number = _error_number(error)
-        if number in _FULL:
+        if number in _DISK_FULL:
             raise ResourceError(
-                "the disk is full; what was finished before is kept",
+                "the disk is full; finished work is kept",
                 where=str(path),
-                next="Free some space and give the same command again: it goes on",
+                next="Free some space, then run the same command again to resume",
             ) from error
-        if number in _CLOSED:
+        if number in _NOT_WRITABLE:
             raise ResourceError(
-                f"this cannot be written ({os.strerror(number).lower()}); what was finished before is kept",
+                f"this cannot be written ({os.strerror(number).lower()}); finished work is kept",
                 where=str(path),
-                next="Make the folder writable and give the same command again: it goes on",
+                next="Make the folder writable, then run the same command again to resume",
             ) from error
         raise
 
 
 def _error_number(error: Exception) -> int:
-    """The operating system's number of an error; safetensors writes it into its message."""
+    """Returns the errno of an error; safetensors puts it into its message."""
     if isinstance(error, OSError):
         return error.errno or 0
-    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
-    return int(found[1]) if found else 0
+    match = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(match[1]) if match else 0
 
 
 def sync_folder(path: Path) -> None:
-    """Makes renames inside `path` survive a loss of power."""
+    """Flushes renames inside the folder `path` to disk."""
     if os.name != "posix":  # Windows has no folder handles to flush
         return
     handle = os.open(path, os.O_RDONLY)
@@ -117,15 +117,12 @@ def sync_folder(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
-    """Writes `path` so that it is either as before or whole, made with `mode` (less the umask).
-
-    Raises ResourceError when the disk is full.
-    """
+    """Writes a file atomically, with `mode` minus the umask. Raises ResourceError if the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk(path):
         try:
-            temporary.unlink(missing_ok=True)  # a crashed process of this number may have left one of another mode
+            temporary.unlink(missing_ok=True)  # a crashed process with this id may have left one with another mode
             with os.fdopen(os.open(temporary, _NEW, mode), "wb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
@@ -138,9 +135,9 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[tuple[IO[str], Path]]:
-    """A text file that takes its name when the block ends well, and the name it has until then.
+    """Yields a text file and its temporary path; it is renamed to `path` if the block succeeds.
 
-    Lines end as they are written. Raises ResourceError when the disk is full.
+    Line endings are not converted. Raises ResourceError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -156,19 +153,19 @@ def writing(path: Path) -> Iterator[tuple[IO[str], Path]]:
             temporary.unlink(missing_ok=True)
 
 
-def inside(folder: Path, name: str | None, what: str) -> Path:
-    """The folder called `name` right below `folder`. Raises RunError for anything else that a name may try to be."""
+def inside(folder: Path, name: str | None, kind: str) -> Path:
+    """Returns the folder `name` directly inside `folder`. Raises RunError for a path or a missing folder."""
     if not name:
-        raise RunError(f"no {what} is chosen", where=str(folder), next="Choose one, or make one on the page Start")
+        raise RunError(f"no {kind} is selected", where=str(folder), next="Select one, or create one on the page Start")
     path = folder / name
     if not _NAME.fullmatch(name) or not path.is_dir() or path.resolve().parent != folder.resolve():
-        raise RunError(f"there is no {what} called '{name}'", where=str(folder), next="Choose one of the list")
+        raise RunError(f"there is no {kind} called '{name}'", where=str(folder), next="Select one from the list")
     return path
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` when the block ends well, and goes when it does not."""
+    """Yields a temporary folder that replaces `path` if the block succeeds and is deleted if it fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,12 +197,12 @@ def _line(file: IO[str], value: Any) -> None:
 
 
 class Run:
-    """One run's folder. Nothing else keeps state."""
+    """The folder of one run, which holds all of its state."""
 
     def __init__(self, path: Path) -> None:
-        """Opens `path`, creating it if need be."""
+        """Opens `path`; creates it if it does not exist."""
         self.path = path
-        self.new_recipe: str | None = None  # text of the recipe.yaml that the commands of now work with, if it differs
+        self.new_recipe: str | None = None  # content of the recipe.yaml to write, if it differs
         with disk(path):
             path.mkdir(parents=True, exist_ok=True)
 
@@ -214,9 +211,9 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps a second process from writing here. Raises RunError while another holds it.
+        """Locks the run. Raises RunError if another process holds the lock.
 
-        Of processes that work together the first one holds it for all.
+        In distributed training only the main process takes the lock.
         """
         from filelock import FileLock, Timeout
 
@@ -230,9 +227,9 @@ class Run:
         except Timeout as error:
             who = owner.read_text() if owner.exists() else "unknown"
             raise RunError(
-                f"another process ({who}) works on this run",
+                f"another process ({who}) is using this run",
                 where=str(self.path),
-                next="Wait for it to end, or stop it",
+                next="Wait until it ends, or stop it",
             ) from error
         try:
             with disk(self.path):
@@ -242,7 +239,7 @@ class Run:
             lock.release()
 
     def log(self, text: str) -> None:
-        """One dated line in run.log, from the first process."""
+        """Appends a line with date and time to run.log, in the main process only."""
         if not first():
             return
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -250,15 +247,15 @@ class Run:
             file.write(f"{stamp} {text}\n")
 
     def write(self, name: str, data: str | bytes) -> Path:
-        """Writes a product's file atomically."""
+        """Writes a file of the run atomically and returns its path."""
         write_atomic(self / name, data)
         return self / name
 
     def keep_recipe(self) -> None:
-        """Writes the recipe that this run was opened with as its recipe.yaml, if that says something else.
+        """Writes the recipe that this run was opened with to recipe.yaml, if it differs.
 
-        It is called when something that depends on it is about to stand in the run: a command that fails before then
-        changes nothing, and what is made by then can be resumed.
+        Called just before a product that depends on it is written: a command that fails earlier changes nothing, and
+        one that fails later can be resumed.
         """
         if self.new_recipe is not None and first():
             self.write("recipe.yaml", self.new_recipe)
@@ -266,36 +263,35 @@ class Run:
 
     @contextlib.contextmanager
     def lines(self, name: str) -> Iterator[Callable[[Any], None]]:
-        """A function that writes plain values as JSON lines; the file appears when the block ends well."""
+        """Yields a function that appends a value as a JSON line; the file appears if the block succeeds."""
         with writing(self / name) as (file, _):
             yield lambda value: _line(file, value)
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Writes plain values, readably."""
+        """Writes a value as indented JSON."""
         return self.write(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """Plain values of a product.
-
-        Raises RunError when it is missing or damaged.
-        """
+        """Returns the values of a JSON file. Raises RunError if it is missing or damaged."""
         try:
             return json.loads((self / name).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise RunError(f"there is no {name} yet", where=str(self.path), next="Run the stage before it") from error
+            raise RunError(
+                f"{name} does not exist yet", where=str(self.path), next="Run the step that creates it"
+            ) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RunError(
-                f"{name} is damaged", where=str(self.path), next="Delete it and run its stage again"
+                f"{name} is damaged", where=str(self.path), next="Delete it and run the step that creates it again"
             ) from error
 
     def seal(self, product: str, made_from: Mapping[str, str], files: list[str], **notes: Any) -> None:
-        """Says that `product` is finished: its `files`, what it was made from, and notes worth keeping."""
+        """Records that `product` is finished: fingerprints of its inputs and files, and `notes`."""
         hashes = {name: hash_path(self / name) for name in files}
         record = {"product": product, "made_from": dict(made_from), "files": hashes, **notes}
         self.write_json(f".seals/{product}.json", record)
 
     def read_seal(self, product: str) -> dict[str, Any] | None:
-        """The seal of a finished product, or None."""
+        """Returns the record of a finished product, or None."""
         try:
             seal = json.loads((self / f".seals/{product}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -303,7 +299,7 @@ class Run:
         return seal if isinstance(seal, dict) and {"made_from", "files"} <= seal.keys() else None
 
     def changed(self, product: str, made_from: Mapping[str, str]) -> list[str] | None:
-        """Why `product` must be made (again): None for never made, [] for fresh, else what changed."""
+        """Returns what changed since `product` was finished: [] if it is up to date, None if it was never finished."""
         seal = self.read_seal(product)
         if seal is None:
             return None
@@ -313,13 +309,13 @@ class Run:
         for name, stored in seal["files"].items():
             path = self / name
             if not path.exists():
-                reasons.append(f"{name} is gone")
+                reasons.append(f"{name} is missing")
             elif hash_path(path) != stored:
-                reasons.append(f"{name} was changed by hand or damaged")
+                reasons.append(f"{name} was edited or is damaged")
         return reasons
 
     def fingerprint(self, product: str) -> str:
-        """A finished product's own fingerprint, for the seal of what is made from it."""
+        """Returns the fingerprint of a finished product, an input of others. Raises RunError if there is none."""
         seal = self.read_seal(product)
         if seal is None:
             raise RunError(f"{product} is not finished", where=str(self.path), next=how_to_make(product, self.path))

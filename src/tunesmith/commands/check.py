@@ -1,0 +1,208 @@
+"""Checks a recipe and its rows before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.commands.encoded_rows import (
+    RowEncoder,
+    check_context,
+    count_reasoning,
+    describe_expanded,
+    keep_advice,
+    reasoning_hints,
+    special_token_errors,
+)
+from tunesmith.commands.read_rows import cpu_count, loading, say_sources, values
+from tunesmith.commands.shared import (
+    Reporter,
+    load_template_of,
+    load_weights,
+    silent,
+)
+from tunesmith.config.recipe import Recipe
+from tunesmith.data.conversation import Conversation
+from tunesmith.data.decisions import Ledger
+from tunesmith.data.detect_row import recognise
+from tunesmith.data.load import Loaded
+from tunesmith.data.prepare import checked, left_out_by
+from tunesmith.errors import DataError, ModelError, Several, TunesmithError
+
+if TYPE_CHECKING:
+    pass
+
+
+WARNING_SHARE = 0.1  # share of dropped rows above which the message starts with WARNING
+
+
+LONGEST = "the longest row"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One row as the model sees it: why it is shown, its file and line, and its pieces (text, has loss)."""
+
+    title: str
+    where: str
+    pieces: list[tuple[str, bool]]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Result of `check`: the number of rows that no check removes, and some of them as the model sees them.
+
+    `longest` is in tokens; `answers` counts the answers with loss.
+    """
+
+    rows: int
+    shown: list[Shown]
+    stop: str
+    template: str
+    longest: int
+    warnings: list[str]
+    answers: int = 0
+
+
+def check(recipe: Recipe, log: Reporter = silent) -> Checked:
+    """Validates recipe, rows, model and chat template, and reports all problems at once, before any work is done.
+
+    Raises Several: for rows that cannot be read, a template that no row can be trained with, more dropped rows than
+    data.max_dropped allows, and whatever the later stages would refuse.
+    """
+    from tunesmith.commands.export import export_warnings
+
+    errors: list[TunesmithError] = []
+    with loading(recipe.data, recipe.folder, recipe.prompt.system) as read_rows:
+        loaded = _collect(read_rows, errors)
+        weights = _collect(lambda: load_weights(recipe, log), errors)
+        template = _collect(lambda: load_template_of(recipe, weights), errors) if weights else None
+        if template is not None:
+            _collect(lambda: template.plain_answer, errors)  # raises if no row can be trained on
+        if weights:
+            errors += _later_stages(recipe, weights, template)
+        if loaded is None or template is None or errors:
+            raise Several(errors)
+        encoder = RowEncoder(template, recipe)
+        context = check_context(encoder, loaded, recipe)
+        ledger = checked(loaded, recipe.data.checks, context, processes=cpu_count())
+        lengths = [encoder.length(row) for row in loaded.rows]
+        kept_ids = [row.id for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair")]
+        errors += special_token_errors(encoder, kept_ids)
+        errors += _beyond(encoder, weights)
+        examples, stop = _examples(loaded.rows, ledger, encoder)
+        hints = reasoning_hints(
+            template, count_reasoning(row for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair"))
+        )
+    dropped = _dropped(ledger, loaded, lengths, recipe, encoder)
+    if dropped.share > recipe.data.max_dropped:
+        without = f", or set data.max_dropped above {dropped.share:.2f} to continue without them" * (dropped.share < 1)
+        advice = f"{dropped.advice}{without}"
+        errors.append(DataError(dropped.text, where="data", next=advice))
+    if errors:
+        raise Several(errors)
+    say_sources(loaded, log)
+    if recipe.data.format.name == "auto":
+        log(f"check: the format is {_recognised(recipe)}")
+    warnings = []
+    if dropped.rows:
+        warnings.append(f"{'WARNING: ' * (dropped.share > WARNING_SHARE)}{dropped.text}. {dropped.advice}")
+    if expanded := [encoder.expanded[row] for row in kept_ids if row in encoder.expanded]:
+        warnings.append(describe_expanded(expanded, template.source))
+    warnings += hints
+    warnings += export_warnings(recipe, weights, template)
+    longest = max((encoder.lengths[row] for row in kept_ids), default=0)
+    answers = sum(encoder.answers.get(row, 0) for row in kept_ids)
+    return Checked(len(kept_ids), examples, stop, template.source, longest, warnings, answers)
+
+
+def _later_stages(recipe: Recipe, weights: Any, template: Any) -> list[TunesmithError]:
+    """Returns the errors of the training and export validators."""
+    from tunesmith.commands.export import check_export
+    from tunesmith.commands.plan import check_training
+    from tunesmith.models.build import check_adapter
+
+    train = recipe.train
+    errors = check_training(recipe)
+    targets = [target.name for target in recipe.export.files]
+    errors += check_adapter(recipe.adapter, weights, engine=train.engine.name, spread=train.spread, targets=targets)
+    if template is not None:
+        errors += check_export(recipe, weights, template)
+    return list({str(error): error for error in errors}.values())
+
+
+@dataclass(frozen=True)
+class _Dropped:
+    """Rows that would be left out: number, share of the rows read, a sentence, and the settings that keep them."""
+
+    rows: int
+    share: float
+    text: str
+    advice: str
+
+
+def _dropped(ledger: Ledger, loaded: Loaded, lengths: Sequence[int], recipe: Recipe, encoder: RowEncoder) -> _Dropped:
+    read = loaded.count
+    dropped, quarantined = ledger.counts("drop"), ledger.counts("quarantine")
+    rows = sum(dropped.values()) + sum(quarantined.values())
+    reasons = left_out_by(ledger)
+    advice = keep_advice({**dropped, **quarantined}, lengths, recipe, encoder)
+    return _Dropped(rows, rows / read, f"{rows} of {read} rows would be left out: {reasons}", advice)
+
+
+def _beyond(encoder: RowEncoder, weights: Any) -> list[TunesmithError]:
+    """Returns an error if the rows have tokens that the model has no embedding for."""
+    from tunesmith.models.architecture import architecture
+
+    vocabulary = architecture(weights).network.get_input_embeddings().weight.shape[0]
+    if encoder.highest < vocabulary:
+        return []
+    problem = f"the rows have token {encoder.highest}, but the model has embeddings for only {vocabulary} tokens"
+    return [ModelError(problem, where=weights.name, next="Choose a base.model that comes with its own tokenizer")]
+
+
+def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: RowEncoder) -> tuple[list[Shown], str]:
+    """Returns the longest row that is kept, one with several answers, one with reasoning, and the stop token."""
+    from tunesmith.prompt.tokens import encode_all, show
+
+    template, loss_on, limit = encoder.template, encoder.recipe.prompt.learn, encoder.recipe.prompt.max_tokens
+    row_of_title: dict[str, Conversation] = {}
+    for row in rows:
+        if ledger.fate(row.id) not in ("keep", "repair") or row.id in encoder.faulty:
+            continue
+        length = encoder.length(row)
+        longest = row_of_title.get(LONGEST)
+        if length <= limit and (longest is None or length > encoder.length(longest)):
+            row_of_title[LONGEST] = row
+        if sum(turn.role == "assistant" for turn in row.turns) > 1:
+            row_of_title.setdefault("a row with several answers", row)
+        if any(turn.reasoning for turn in row.turns):
+            row_of_title.setdefault("a row with reasoning", row)
+    examples: list[Shown] = []
+    stop = ""
+    for title, row in row_of_title.items():
+        if any(example.where == str(row.origin) for example in examples):
+            continue
+        parts = encode_all(row, template, loss_on, encoder.recipe.prompt.expand)
+        for number, (_, encoded) in enumerate(parts, start=1):
+            stop = str(template.tokenizer.convert_ids_to_tokens(encoded.stop))
+            name = f"{title}, answer {number} of {len(parts)}" if len(parts) > 1 else title
+            examples.append(Shown(name, str(row.origin), show(encoded, template)))
+    return examples, stop
+
+
+def _recognised(recipe: Recipe) -> str:
+    """Returns the format that `auto` detects in the first row, and why."""
+    format = recognise(next(values(recipe.data.source, recipe.folder, recipe.data.encoding)))
+    return f"{format.name}, because {format.why}"
+
+
+def _collect(function: Callable[[], Any], error_list: list[TunesmithError]) -> Any:
+    try:
+        return function()
+    except Several as error:
+        error_list.extend(error.errors)
+    except TunesmithError as error:
+        error_list.append(error)
+    return None

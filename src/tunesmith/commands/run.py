@@ -1,0 +1,68 @@
+"""Runs all stages of a recipe: check, prepare, train, evaluate, export, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from tunesmith.commands.check import Checked, check
+from tunesmith.commands.evaluate import evaluate
+from tunesmith.commands.export import check_export, export
+from tunesmith.commands.prepare import prepare
+from tunesmith.commands.report import report
+from tunesmith.commands.shared import Reporter, load_template_of, load_weights, refuse_parting, silent
+from tunesmith.commands.train import train
+from tunesmith.config.recipe import Recipe
+from tunesmith.errors import Paused, TunesmithError, raise_all
+from tunesmith.runs.run import Run
+
+Training = Callable[[], AbstractContextManager[Callable[[dict[str, Any]], None]]]
+Answering = Callable[[str], AbstractContextManager[Callable[[str, int, int], None]]]
+
+
+def run_stages(
+    recipe: Recipe,
+    run: Run,
+    log: Reporter = silent,
+    *,
+    on_check: Callable[[Checked], None],
+    training: Training,
+    answering: Answering,
+    again: bool = False,
+    command: str = "",
+) -> TunesmithError | None:
+    """Runs the stages that are not up to date. Returns the error of a failed export, after the report is written.
+
+    `training()` and `answering(command)` show the progress of training and of generated replies. With `again` a new
+    adapter is trained and the old one is kept in old/. Raises what the other stages raise.
+    """
+    if not again:
+        refuse_parting(recipe, run)
+    prepared = run.read_seal("prepare") is not None
+    if not prepared:
+        on_check(check(recipe, log))
+    prepare(recipe, run, log)
+    if prepared:
+        _check_export(recipe, run, log)
+    with training() as watch:
+        train(recipe, run, log, watch, again=again)
+    with answering("evaluate") as on_progress:
+        evaluate(recipe, run, log, on_progress)
+    failure = None
+    try:
+        with answering("export") as on_progress:
+            export(recipe, run, log, on_progress)
+    except Paused:
+        raise
+    except TunesmithError as error:
+        failure = error
+    report(recipe, run, log, command=command)
+    return failure
+
+
+def _check_export(recipe: Recipe, run: Run, log: Reporter) -> None:
+    """Raises what would stop the export later, before anything is trained."""
+    if recipe.export.files and run.read_seal("train") is None:
+        weights = load_weights(recipe, log)
+        raise_all(check_export(recipe, weights, load_template_of(recipe, weights, run), run))
