@@ -137,7 +137,7 @@ def test_a_server_that_goes_and_comes_back(page: Any, tmp_path: Path) -> None:
         at_pair(page, 3)
         page.evaluate("old => sessionStorage.setItem('tunesmith-review-pending', old)", json.dumps(OTHERS))
         page.reload()
-        sync_api.expect(page.locator("#missing")).to_contain_text("Not saved: this judgement is of other replies")
+        sync_api.expect(page.locator("#missing")).to_contain_text("Not saved: this judgement is about replies")
         press(page, "x")
         sync_api.expect(page.locator("#missing")).to_contain_text("your preference")
     assert [item["preference"] for item in lines(run / "reviews/r1.jsonl")] == ["left", "right"]
@@ -162,7 +162,7 @@ def test_help_names_and_single_keys(page: Any, tmp_path: Path) -> None:
         for text in QUESTIONS.values():
             assert text in dialog.inner_text()
         press(page, "q")  # behind the help nothing is judged
-        page.get_by_label("Single keys work").uncheck()
+        page.get_by_label("Single-key shortcuts").uncheck()
         press(page, "Escape")
         sync_api.expect(dialog).to_be_hidden()
         press(page, "q 1")

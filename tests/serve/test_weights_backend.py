@@ -68,7 +68,7 @@ def test_replies_are_those_of_stream(backend: WeightsBackend, text: FromWeights)
         assert (short, writing.finish) == (iterator[: iterator.index(stop)], "stop")
         one, two, second = [(await reply(backend, output, Sampling(WORDS, 1.5, 0.9, seed)))[0] for seed in (3, 3, 4)]
         assert one == two != second
-        with pytest.raises(RequestRefused, match="the context 512"):
+        with pytest.raises(RequestRefused, match="the context only 512"):
             await reply(backend, "x" * 600, Sampling(4))
         _, writing, _ = await reply(backend, "x" * 480, Sampling(4000))
         assert writing.prompt_tokens + writing.tokens == 512
