@@ -31,7 +31,7 @@ from tools.plant import plant  # noqa: E402
 from claims.planted import DEVELOPMENT, HELD_OUT, measure  # noqa: E402
 from tunesmith.claims.claim import CheckedClaim  # noqa: E402
 from tunesmith.claims.fold import word_spans  # noqa: E402
-from tunesmith.claims.match import check  # noqa: E402
+from tunesmith.claims.match import check_claims  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "claims_letters.csv"
 PARTS = ("development", "held-out")
@@ -83,7 +83,7 @@ def part(occupation: str) -> str:
 def judged(row: Row) -> list[CheckedClaim]:
     """The claims of a row's letter that its other fields do not support."""
     fields = {name: text for name, text in row.items() if name != LETTER}
-    return [each for each in check(row[LETTER], fields, today=TODAY) if each.verdict != "supported"]
+    return [each for each in check_claims(row[LETTER], fields, today=TODAY) if each.verdict != "supported"]
 
 
 def changed(before: str, after: str) -> list[tuple[int, int]]:

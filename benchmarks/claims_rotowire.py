@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.claims.claim import CheckedClaim
-from tunesmith.claims.match import check
+from tunesmith.claims.match import check_claims
 
 RESULTS = Path(__file__).parent / "results" / "claims_rotowire.csv"
 PARTS = ("development", "held-out")
@@ -208,7 +208,9 @@ def judged(report: Report) -> list[CheckedClaim]:
     """The verdicts on a report; its things are the teams and the players."""
     things = [name for name in report.fields if name not in {"Game", "League"}]
     known = {short: name for short, long in NICKNAMES.items() for name in things if name.endswith(long)}
-    return check(report.text, report.fields, about="both", subjects=things, synonyms=SYNONYMS | known, proper=True)
+    return check_claims(
+        report.text, report.fields, about="both", subjects=things, synonyms=SYNONYMS | known, proper=True
+    )
 
 
 def compare(report: Report, found: Sequence[CheckedClaim]) -> dict[str, Count]:

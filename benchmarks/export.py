@@ -88,8 +88,8 @@ def _ship(given: argparse.Namespace) -> dict[str, Any]:
     from tunesmith.exporting import convert, merge, quantize
     from tunesmith.exporting.job import Job
     from tunesmith.exporting.targets import gguf
-    from tunesmith.hardware import look
-    from tunesmith.models.weights import fetch, headers
+    from tunesmith.hardware import detect_hardware
+    from tunesmith.models.weights import fetch_weights, tensor_headers
     from tunesmith.prompt.template import load_template, load_tokenizer
 
     base = given.scratch / given.shape
@@ -98,7 +98,7 @@ def _ship(given: argparse.Namespace) -> dict[str, Any]:
         setattr(gguf, name, _timed(getattr(module, name), name, seconds))
     template = load_template(load_tokenizer(base), "model", base)
     job = Job(
-        name=given.shape, folder=given.scratch / "export", weights=fetch(str(base)),
+        name=given.shape, folder=given.scratch / "export", weights=fetch_weights(str(base)),
         adapter=given.scratch / "adapter", template=template, stop=(), onto="quantised", bits=4, precision="bfloat16",
         limit=256, context=1024, seed=1, card=lambda: "",
     )  # fmt: skip
@@ -107,13 +107,13 @@ def _ship(given: argparse.Namespace) -> dict[str, Any]:
     total = time.perf_counter() - began
     own, child = _high_water(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     shape = SHAPES[given.shape]
-    machine = look()
+    machine = detect_hardware()
     return {
         "date": date.today().isoformat(), "machine": f"{machine.name}, {os.cpu_count()} cores", "shape": given.shape,
         "types": " ".join(given.types), **{f"{name}_s": f"{value:.0f}" for name, value in seconds.items()},
         "total_s": f"{total:.0f}", "peak_gib": f"{own / 2**20:.2f}", "converter_gib": f"{child / 2**20:.2f}",
         "largest_tensor_gib": f"{2 * shape['hidden_size'] * max(shape['vocab_size'], shape['intermediate_size']) / 2**30:.2f}",  # noqa: E501
-        "source_gib": f"{sum(path.stat().st_size for path in {path for path, _, _ in headers(base).values()}) / 2**30:.1f}",  # noqa: E501
+        "source_gib": f"{sum(path.stat().st_size for path in {path for path, _, _ in tensor_headers(base).values()}) / 2**30:.1f}",  # noqa: E501
         "written_gib": f"{sum(file.path.stat().st_size for file in files) / 2**30:.2f}",
     }  # fmt: skip
 

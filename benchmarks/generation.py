@@ -27,9 +27,9 @@ import torch
 
 from tunesmith.data.conversation import Turn
 from tunesmith.generation.decoder import Decoder
-from tunesmith.hardware import look
-from tunesmith.models.build import Model, add_adapter, load
-from tunesmith.models.weights import Weights, fetch, read_config
+from tunesmith.hardware import detect_hardware
+from tunesmith.models.build import Model, add_adapter, load_model
+from tunesmith.models.weights import Weights, fetch_weights, read_config
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode_prompt, stop_ids
 
@@ -43,8 +43,8 @@ CHECKED = 4  # prompts that are also answered alone
 def main() -> None:
     """Measures every batch size with both engines and adds a row for each."""
     given = _arguments()
-    machine = look()
-    weights = fetch(given.model)
+    machine = detect_hardware()
+    weights = fetch_weights(given.model)
     prompts, stops = _prompts(given, weights.folder)
     new = not given.out.exists()
     with given.out.open("a", newline="", encoding="utf-8") as file:
@@ -72,7 +72,7 @@ def _engine(engine: str, given: argparse.Namespace, weights: Weights, machine: A
     if engine == "transformers" and machine.device == "cuda":
         torch.cuda.empty_cache()
         return _transformers, _through_peft(weights.folder, given.rank)
-    model = load(weights, bits=4, device=machine.device, precision=machine.precision)
+    model = load_model(weights, bits=4, device=machine.device, precision=machine.precision)
     if given.rank:
         add_adapter(model, rank=given.rank, alpha=given.rank, layers="all", dropout=0, seed=1)
     model.network.eval()

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.evaluation.score import Fold
-from tunesmith.evaluation.statistics import RESAMPLES, interval, permuted
+from tunesmith.evaluation.statistics import RESAMPLES, bootstrap_interval, permutation_p_value
 
 RESULTS = Path(__file__).parent / "results" / "interval_coverage.csv"
 COLUMNS = (
@@ -141,7 +141,7 @@ class Covered:
 
     both: float
     percentiles: float
-    studentised: float
+    studentized: float
     width: float
     width_percentiles: float
 
@@ -150,8 +150,8 @@ def covered(shape: Shape, *, trials: int, seed: int, resamples: int = RESAMPLES)
     """Draws `trials` data sets and counts."""
     rng, held, widths = np.random.default_rng(seed), np.zeros(3), []
     for trial in range(trials):
-        found = interval(*shape.draw(rng), shape.place, seed=trial, fold=shape.fold, resamples=resamples)
-        spans = ((found.low, found.high), found.percentiles, found.studentised)
+        found = bootstrap_interval(*shape.draw(rng), shape.place, seed=trial, fold=shape.fold, resamples=resamples)
+        spans = ((found.low, found.high), found.percentiles, found.studentized)
         # an end that is not known is no end; 1e-9: the truth may be an end of a lattice
         held += [not (low > shape.truth + 1e-9 or high < shape.truth - 1e-9) for low, high in spans]
         widths.append([spans[0][1] - spans[0][0], spans[1][1] - spans[1][0]])
@@ -165,7 +165,7 @@ def alarms(shape: Shape, *, trials: int, seed: int) -> float:
         base, tuned = shape.draw(rng)
         swap = rng.random(len(shape.sizes))[shape.place] < 0.5  # whole groups' replies exchanged: no change at all
         gain = np.where(swap, base - tuned, tuned - base)
-        found += permuted(gain, shape.place, seed=trial) <= 0.05
+        found += permutation_p_value(gain, shape.place, seed=trial) <= 0.05
     return found / trials
 
 
@@ -177,7 +177,7 @@ def main() -> None:
     began, rows = time.time(), []
     for name, shape in SHAPES.items():
         found, false = covered(shape, trials=trials, seed=20), alarms(shape, trials=trials // 4, seed=21)
-        shown = [f"{100 * share:.1f}" for share in (found.both, found.percentiles, found.studentised)]
+        shown = [f"{100 * share:.1f}" for share in (found.both, found.percentiles, found.studentized)]
         wider = f"{found.width / found.width_percentiles:.3f}"
         rows.append([name, sum(shape.sizes), len(shape.sizes), trials, *shown, wider, f"{100 * false:.1f}"])
         print(f"{time.time() - began:5.0f} s", *rows[-1], sep="  ", flush=True)

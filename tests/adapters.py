@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tunesmith.config.recipe import Named
-from tunesmith.models.build import Model, add_adapter, load
-from tunesmith.models.weights import fetch
+from tunesmith.models.build import Model, add_adapter, load_model
+from tunesmith.models.weights import fetch_weights
 
 IDS = torch.tensor([[index % 250 + 5 for index in range(start, start + 24)] for start in (3, 90)])
 BASIC: dict[str, Any] = {"rank": 4, "alpha": 8, "layers": "all", "dropout": 0.0, "seed": 3}
@@ -33,7 +33,7 @@ WITH_BIAS = {"qwen2", "gpt2"}
 
 
 def made(folder: Path, *, bits: int = 4, **changes: Any) -> Model:
-    model = load(fetch(str(folder)), bits=bits, device="cpu", precision="float32")
+    model = load_model(fetch_weights(str(folder)), bits=bits, device="cpu", precision="float32")
     settings = {**BASIC, **changes}
     if settings["layers"] != "all":
         leaves = {name.rsplit(".", 1)[-1] for name in model.frozen()}

@@ -60,7 +60,7 @@ def measured_once() -> Iterator[None]:
     """How fast this machine is in a number type is measured once, not half a second long for each training."""
     from tunesmith import hardware
 
-    real, known = hardware.measure, dict[tuple[str, str], hardware.Speed]()
+    real, known = hardware.measure_speed, dict[tuple[str, str], hardware.Speed]()
 
     def measure(machine: hardware.Machine) -> hardware.Speed:
         key = (machine.device, machine.precision)

@@ -42,11 +42,11 @@ def told(check: Callable[[], None]) -> str:
 
 def engine(folder: Path) -> str:
     """Which engine trains the family, as `plan` says it."""
-    from tunesmith.models.architecture import architecture
+    from tunesmith.models.architecture import architecture_from_weights
     from tunesmith.models.fused_config import unfused_config
-    from tunesmith.models.weights import fetch
+    from tunesmith.models.weights import fetch_weights
 
-    reasons = unfused_config(architecture(fetch(str(folder))).config.to_dict())
+    reasons = unfused_config(architecture_from_weights(fetch_weights(str(folder))).config.to_dict())
     return f"autograd: {'; '.join(reasons)}" if reasons else "fused"
 
 
@@ -61,15 +61,15 @@ def losses(folder: Path, name: str) -> None:
     """The loss of a batch is transformers' own, with the weights as they are multiplied by, in 16 and in 4 bits."""
     import transformers
 
-    from tunesmith.models.build import load
+    from tunesmith.models.build import load_model
     from tunesmith.models.shape import check_loaded, read_shape
-    from tunesmith.models.weights import fetch
+    from tunesmith.models.weights import fetch_weights
     from tunesmith.prompt.pack import Batch
-    from tunesmith.training.loss import summed_loss
+    from tunesmith.training.loss import sum_cross_entropy
 
     batch = Batch(IDS.tolist(), torch.ones_like(IDS).tolist(), IDS.tolist())
     for bits in (16, 4):
-        model = load(fetch(str(folder)), bits=bits, device="cpu", precision="float32")
+        model = load_model(fetch_weights(str(folder)), bits=bits, device="cpu", precision="float32")
         check_loaded(read_shape(folder, name), model, bits=bits, bytes_per_element=4)
         loader = getattr(transformers, model.architecture.loader)
         own = loader.from_pretrained(folder, dtype=torch.float32).eval()
@@ -77,7 +77,7 @@ def losses(folder: Path, name: str) -> None:
             if bits == 4:
                 copy_weights(model, own)
             theirs = own(input_ids=IDS, labels=IDS).loss.item()
-            ours = summed_loss(model, batch).item() / batch.learnt
+            ours = sum_cross_entropy(model, batch).item() / batch.loss_tokens
         assert ours == pytest.approx(theirs, rel=CLOSE)
 
 
@@ -198,17 +198,17 @@ def ignored(_: Any) -> None:
 def replies(recipe: Any, run: Any, folder: Path) -> None:
     """The tuned model's replies, one by one and in a batch, are what its own network says greedily."""
     from tunesmith.data.conversation import Turn
-    from tunesmith.generation.from_weights import FromWeights
-    from tunesmith.models.adapter import attach
-    from tunesmith.models.build import load
-    from tunesmith.models.weights import fetch
+    from tunesmith.generation.from_weights import WeightsModel
+    from tunesmith.models.adapter import load_adapter
+    from tunesmith.models.build import load_model
+    from tunesmith.models.weights import fetch_weights
     from tunesmith.prompt.template import load_template, load_tokenizer
     from tunesmith.prompt.tokens import encode_prompt
 
-    model = load(fetch(str(folder)), bits=4, device="cpu", precision="float32")
-    attach(model, run / "adapter")
+    model = load_model(fetch_weights(str(folder)), bits=4, device="cpu", precision="float32")
+    load_adapter(model, run / "adapter")
     template = load_template(load_tokenizer(folder), "model", folder)
-    text = FromWeights(model, template, tuned=True)
+    text = WeightsModel(model, template, tuned=True)
     prompts = [(Turn("user", words),) for words in ("a", "how to do 1 way 2?", "where")]
     alone = {place: reply.text for place, reply in text.replies(prompts, max_new_tokens=6, batch=1)}
     together = {place: reply.text for place, reply in text.replies(prompts, max_new_tokens=6, batch=3)}
@@ -232,7 +232,7 @@ def gguf(name: str, scratch: Path) -> Cells:
     from tunesmith.exporting.convert import check_adapter, check_base, convert, convert_adapter
     from tunesmith.exporting.merge import merge
     from tunesmith.exporting.targets import gguf_lora
-    from tunesmith.models.architecture import architecture
+    from tunesmith.models.architecture import architecture_from_weights
     from tunesmith.prompt.tokens import encode_prompt
 
     make_shippable(scratch / "base", name)
@@ -256,7 +256,7 @@ def gguf(name: str, scratch: Path) -> Cells:
             greedy_as(networks[0], runtime, prompts)
 
     with recognized(scratch) if name.startswith("qwen3_5") else contextlib.nullcontext():
-        known = converting.DIFFERENCES.get(architecture(job.weights).family, "")
+        known = converting.DIFFERENCES.get(architecture_from_weights(job.weights).family, "")
         cells = {"GGUF": shortened(whole)}
         if known and cells["GGUF"] == DIFFERENT:
             cells["GGUF"] = known

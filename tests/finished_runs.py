@@ -14,7 +14,7 @@ from handmade import row
 from strict_pages import account
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Conversation, to_plain
-from tunesmith.evaluation.comparison import Answered, compare
+from tunesmith.evaluation.comparison import RowReply, compare
 from tunesmith.generation.text_model import Reply
 from tunesmith.runs.run import Run
 
@@ -112,10 +112,10 @@ def journal(done: int, total: int) -> list[dict[str, Any]]:
 def _evaluate(run: Run, recipe: Recipe, rows: Mapping[str, list[Conversation]], gain: float, base_text: str) -> None:
     held = {part: members for part, members in rows.items() if part not in ("train", "valid")}
     draw = random.Random(recipe.name)
-    answered: dict[str, list[Answered]] = {}
+    answered: dict[str, list[RowReply]] = {}
     for which, lower, text in (("base", 0.0, base_text), ("tuned", gain, f"{recipe.name} says so")):
         answered[which] = [
-            Answered(
+            RowReply(
                 each.id, part, Reply(text, which == "tuned", 5), 2.0 - lower + draw.uniform(-0.2, 0.2) * bool(lower)
             )
             for part, members in held.items()

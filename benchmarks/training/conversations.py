@@ -171,7 +171,7 @@ def _trained(
     clock = Clock()
     columns = {
         "input_ids": [list(example.ids) for example in examples],
-        "completion_mask": [[int(learnt) for learnt in example.learnt] for example in examples],
+        "completion_mask": [[int(learnt) for learnt in example.loss_mask] for example in examples],
     }
     own = {} if setting.engine == "unsloth" else {"gradient_checkpointing": again}  # Unsloth's model carries its own
     packed = setting.packing == "bfd"

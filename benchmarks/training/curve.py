@@ -20,9 +20,9 @@ import torch
 from benchmarks.training.quality import fine_tune, rows
 
 from tunesmith.config.recipe import Adapter, Train
-from tunesmith.hardware import look
-from tunesmith.models.build import add_adapter, load
-from tunesmith.models.weights import Weights, fetch
+from tunesmith.hardware import detect_hardware
+from tunesmith.models.build import add_adapter, load_model
+from tunesmith.models.weights import Weights, fetch_weights
 from tunesmith.prompt.tokens import Example
 from tunesmith.training import autograd_step, fused_step
 from tunesmith.training.job import Job, Layout
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_curve.csv"))
     parser.add_argument("--steps", type=int, default=200)
     given = parser.parse_args()
-    weights = fetch(given.model)
+    weights = fetch_weights(given.model)
     train, _, _ = rows(given.rows, weights, 1, 8 * given.steps)
     side_by_side = len(WAYS) if torch.cuda.is_available() else 1
     with ProcessPoolExecutor(side_by_side, multiprocessing.get_context("spawn")) as pool:
@@ -61,9 +61,9 @@ def main() -> None:
 
 def losses(weights: Weights, train: list[Example], way: str) -> list[float]:
     """The loss of each step."""
-    machine = look()
+    machine = detect_hardware()
     precision = "float32" if way == "float32" else machine.precision
-    model = load(weights, bits=4, device=machine.device, precision=precision)
+    model = load_model(weights, bits=4, device=machine.device, precision=precision)
     add_adapter(model, rank=16, alpha=32, layers="all", dropout=0, seed=1)
     many = int(model.network.config.num_hidden_layers)
     layout = Layout(("stored",) * many, ("all",) * many, 512) if way == "fused" else Layout()
@@ -71,7 +71,7 @@ def losses(weights: Weights, train: list[Example], way: str) -> list[float]:
         model, None, train, [], Adapter(rank=16), Train(), 1, 0, WAYS[way], False, precision, Path(), "",
         layout=layout,
     )  # fmt: skip
-    made = fused_step.Gradients(job, WAYS[way]) if way == "fused" else autograd_step.Gradients(job, WAYS[way])
+    made = fused_step.FusedStep(job, WAYS[way]) if way == "fused" else autograd_step.AutogradStep(job, WAYS[way])
     return fine_tune(made, job)
 
 

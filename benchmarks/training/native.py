@@ -12,15 +12,15 @@ import torch
 from benchmarks.training.clock import CLIP, RATE, Timed, random_ids, reset_peak, timed
 
 from tunesmith.config.recipe import Adapter, Train
-from tunesmith.hardware import Machine, Speed, look
-from tunesmith.hardware import measure as measure_speed
-from tunesmith.models.build import Model, add_adapter, load
+from tunesmith.hardware import Machine, Speed, detect_hardware
+from tunesmith.hardware import measure_speed as measure_speed
+from tunesmith.models.build import Model, add_adapter, load_model
 from tunesmith.models.shape import read_shape
-from tunesmith.models.weights import fetch
+from tunesmith.models.weights import fetch_weights
 from tunesmith.planning.autograd import Plan
-from tunesmith.planning.fused import Wish, Work, fit
+from tunesmith.planning.fused import PlanSettings, StepWork, plan_fused
 from tunesmith.prompt.tokens import Example
-from tunesmith.training.fused_step import Gradients
+from tunesmith.training.fused_step import FusedStep
 from tunesmith.training.job import Job, Layout
 from tunesmith.training.optimizers import adamw
 
@@ -54,7 +54,7 @@ class Planned:
 
 @cache
 def _machine(precision: str) -> tuple[Machine, Speed]:
-    machine = look("fast" if precision == "fp8" else "auto")
+    machine = detect_hardware("fast" if precision == "fp8" else "auto")
     return replace(machine, memory_free=machine.memory_total), measure_speed(machine)
 
 
@@ -67,12 +67,12 @@ def planned(
     """
     machine, speed = _machine(precision)
     return Planned(
-        fit(
+        plan_fused(
             read_shape(folder, str(folder)),
             machine,
             speed,
-            Work(((length,) * batch,), length, 100),
-            Wish(bits=4, rank=rank, layers="all", optimizer="adamw", fast=precision == "fp8"),
+            StepWork(((length,) * batch,), length, 100),
+            PlanSettings(bits=4, rank=rank, layers="all", optimizer="adamw", fast=precision == "fp8"),
             "auto" if budget_bytes is None else f"{budget_bytes / 1e6:.1f}MB",
         )
     )
@@ -81,7 +81,7 @@ def planned(
 _ready: dict[str, Any] = {}  # how the loaded model lies, and what trains it
 
 
-def _gradients(folder: Path, rows: list[Example], how: Plan, device: str, rank: int) -> Gradients:
+def _gradients(folder: Path, rows: list[Example], how: Plan, device: str, rank: int) -> FusedStep:
     """The engine over a model that lies as planned; loaded anew only where the last one lay otherwise."""
     lies = how.forms, how.table, rank
     if _ready.get("lies") != lies or len(rows[0]) > _ready.get("longest", len(rows[0])):
@@ -89,7 +89,7 @@ def _gradients(folder: Path, rows: list[Example], how: Plan, device: str, rank: 
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
-        model: Model = load(fetch(str(folder)), bits=4, device=device, precision="bfloat16")
+        model: Model = load_model(fetch_weights(str(folder)), bits=4, device=device, precision="bfloat16")
         add_adapter(model, rank=rank, alpha=16, layers="all", dropout=0, seed=1)
         _ready.update(lies=lies, model=model)
     job = Job(
@@ -108,9 +108,9 @@ def _gradients(folder: Path, rows: list[Example], how: Plan, device: str, rank: 
         made_from={},
         layout=Layout(how.forms, how.keeps, how.chunk, how.table),
     )
-    made: Gradients | None = _ready.get("gradients")
+    made: FusedStep | None = _ready.get("gradients")
     if made is None:
-        made = Gradients(job, how.micro_tokens)
+        made = FusedStep(job, how.micro_tokens)
         optimizer = adamw(list(made.trained.values()), RATE, 0.0)
         optimizer.step()  # over gradients of zero: its state is there before the graphs are recorded
         _ready.update(gradients=made, optimizer=optimizer, longest=len(rows[0]))

@@ -27,22 +27,22 @@ from tunesmith.config.recipe import Adapter, Train
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.evaluation.metrics import rouge
 from tunesmith.evaluation.score import View
-from tunesmith.evaluation.statistics import paired
-from tunesmith.generation.from_weights import FromWeights
-from tunesmith.hardware import look
+from tunesmith.evaluation.statistics import paired_difference
+from tunesmith.generation.from_weights import WeightsModel
+from tunesmith.hardware import detect_hardware
 from tunesmith.kernels import fp8
-from tunesmith.models.build import add_adapter, load
+from tunesmith.models.build import add_adapter, load_model
 from tunesmith.models.fuse import Forms
-from tunesmith.models.weights import Weights, fetch
+from tunesmith.models.weights import Weights, fetch_weights
 from tunesmith.prompt import pack
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import Example, encode
 from tunesmith.training import autograd_step
 from tunesmith.training.autograd_step import validation_loss
-from tunesmith.training.fused_step import Gradients
+from tunesmith.training.fused_step import FusedStep
 from tunesmith.training.job import Job, Layout
 from tunesmith.training.optimizers import adamw
-from tunesmith.training.rate import factor
+from tunesmith.training.rate import learning_rate_factor
 from tunesmith.training.schedules import cosine
 
 FIELDS = (
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rank", type=int, default=16)
     given = parser.parse_args()
-    weights = fetch(given.model)
+    weights = fetch_weights(given.model)
     with given.out.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS)
         if file.tell() == 0:
@@ -94,7 +94,7 @@ def tell(table: Path) -> None:
         pairs = [(found["exact", seed], row) for (products, seed), row in found.items() if products == name]
         apart = ", ".join(f"{100 * (float(b['after']) / float(a['after']) - 1):+.2f} %" for a, b in pairs)
         before, after = ([float(x) for pair in pairs for x in pair[which]["each"].split()] for which in (0, 1))
-        made = paired(before, after, [""] * len(before), better="higher", seed=0)
+        made = paired_difference(before, after, [""] * len(before), better="higher", seed=0)
         print(
             f"{name}: loss {apart}; ROUGE-L {made.base:.4f} -> {made.tuned:.4f}, difference {made.difference:+.4f} "
             f"({made.low:+.4f} to {made.high:+.4f}) over {made.rows} replies: {made.verdict}"
@@ -134,9 +134,9 @@ def trained(
     seed: int, rank: int,
 ) -> dict[str, Any]:  # fmt: skip
     """One fine-tune as columns of the table."""
-    machine = look()
+    machine = detect_hardware()
     torch.manual_seed(seed)
-    model = load(weights, bits=4, device=machine.device, precision=machine.precision)
+    model = load_model(weights, bits=4, device=machine.device, precision=machine.precision)
     add_adapter(model, rank=rank, alpha=2 * rank, layers="all", dropout=0, seed=seed)
     many = int(model.network.config.num_hidden_layers)
     job = Job(
@@ -147,12 +147,12 @@ def trained(
     before = validation_loss(job, 4096, range(len(valid)))
     began = time.perf_counter()
     with finer() if products.endswith("128") else contextlib.nullcontext():
-        fine_tune(Gradients(job, 4096), job)
+        fine_tune(FusedStep(job, 4096), job)
     seconds = time.perf_counter() - began
     total, learnt = validation_loss(job, 4096, range(len(valid)))
     template = load_template(load_tokenizer(weights.folder), "model", weights.folder)
     replies = dict(
-        FromWeights(model, template, tuned=True).replies([r.prompt for r in held], max_new_tokens=REPLY, batch=80)
+        WeightsModel(model, template, tuned=True).replies([r.prompt for r in held], max_new_tokens=REPLY, batch=80)
     )
     scores = [
         next(score.value for score in rouge(View(row, replies[place], None)) if score.name == "rougeL")
@@ -165,16 +165,16 @@ def trained(
     }  # fmt: skip
 
 
-def fine_tune(gradients: Gradients | autograd_step.Gradients, job: Job) -> list[float]:
+def fine_tune(gradients: FusedStep | autograd_step.AutogradStep, job: Job) -> list[float]:
     """One epoch of 8 rows a step at up to 5e-4; the loss of each step."""
     parameters = list(gradients.trained.values())
     optimizer = adamw(parameters, 5e-4, 0.0)
-    plan = pack.steps([len(example) for example in job.train], "8 rows", job.seed, 0)
-    if isinstance(gradients, Gradients):
+    plan = pack.epoch_steps([len(example) for example in job.train], "8 rows", job.seed, 0)
+    if isinstance(gradients, FusedStep):
         gradients.prepare(plan)
     losses = []
     for step, chosen in enumerate(plan):
-        optimizer.param_groups[0]["lr"] = 5e-4 * factor(step, len(plan), 0.1, cosine)
+        optimizer.param_groups[0]["lr"] = 5e-4 * learning_rate_factor(step, len(plan), 0.1, cosine)
         losses.append(gradients.step(chosen)[0])
         if step % 20 == 0:
             print(f"step {step} of {len(plan)}: {losses[-1]:.4f}", flush=True)

@@ -85,25 +85,27 @@ def _work(task: Task) -> None:
     import torch
 
     from tunesmith.config.recipe import Adapter, Train
-    from tunesmith.hardware import look, measure
-    from tunesmith.models.build import add_adapter, load
+    from tunesmith.hardware import detect_hardware, measure_speed
+    from tunesmith.models.build import add_adapter, load_model
     from tunesmith.models.shape import read_shape
-    from tunesmith.models.weights import fetch
-    from tunesmith.planning.fused import Wish, Work, fit
+    from tunesmith.models.weights import fetch_weights
+    from tunesmith.planning.fused import PlanSettings, StepWork, plan_fused
     from tunesmith.prompt.tokens import Example
-    from tunesmith.runs.run import first
+    from tunesmith.runs.run import is_main_process
     from tunesmith.training import distributed
-    from tunesmith.training.fused_step import Gradients
+    from tunesmith.training.fused_step import FusedStep
     from tunesmith.training.job import Job, Layout
     from tunesmith.training.optimizers import adamw
 
-    with distributed.joined():
-        machine = look(task.precision)
+    with distributed.process_group():
+        machine = detect_hardware(task.precision)
         shape = read_shape(task.folder, task.shape)
-        work = Work(((task.length,) * task.rows,), task.length, STEPS)
-        wish = Wish(4, ADAPTER_RANK, "all", "adamw", fast=task.precision == "fast")
-        plan = distributed.from_first(lambda: fit(shape, machine, measure(machine), work, wish, "auto"))
-        model = load(fetch(str(task.folder)), bits=4, device=machine.device, precision=machine.precision)
+        work = StepWork(((task.length,) * task.rows,), task.length, STEPS)
+        wish = PlanSettings(4, ADAPTER_RANK, "all", "adamw", fast=task.precision == "fast")
+        plan = distributed.broadcast_object(
+            lambda: plan_fused(shape, machine, measure_speed(machine), work, wish, "auto")
+        )
+        model = load_model(fetch_weights(str(task.folder)), bits=4, device=machine.device, precision=machine.precision)
         add_adapter(model, rank=ADAPTER_RANK, alpha=16, layers="all", dropout=0, seed=1)
         chance = random.Random(distributed.rank())
         rows = [
@@ -115,20 +117,20 @@ def _work(task: Task) -> None:
             model, None, rows, [], Adapter(rank=ADAPTER_RANK), Train(), 1, 0, plan.micro_tokens, False,
             machine.precision, task.folder, "", layout=layout,
         )  # fmt: skip
-        gradients = Gradients(job, plan.micro_tokens)
+        gradients = FusedStep(job, plan.micro_tokens)
         trained = list(gradients.trained.values())
         optimizer = adamw(trained, 2e-4, 0.0)
         order = list(range(task.rows))
         gradients.prepare([order])
         card = machine.device == "cuda"
-        learnt = distributed.size() * task.rows * (task.length - 1)
+        learnt = distributed.world_size() * task.rows * (task.length - 1)
         taken, adding = [], []
         for _ in range(WARM + STEPS):
-            distributed.wait()
+            distributed.barrier()
             began = time.perf_counter()
             found = gradients.step(order, 1.0, learnt)  # reading the loss waits for the card
             before = time.perf_counter()
-            distributed.add_up(trained, found, model.device)
+            distributed.all_reduce_sum(trained, found, model.device)
             adding.append(time.perf_counter() - before)
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
@@ -138,19 +140,19 @@ def _work(task: Task) -> None:
                 torch.cuda.synchronize()
             taken.append(time.perf_counter() - began)
         seconds = median(taken[WARM:])
-        if not first():
+        if not is_main_process():
             return
         row = {
             "date": date.today().isoformat(),
             "card": machine.name,
             "torch": metadata.version("torch"),
             "shape": task.shape,
-            "cards": distributed.size(),
+            "cards": distributed.world_size(),
             "rows_a_card": task.rows,
             "length": task.length,
             "adapter_millions": round(sum(each.numel() for each in trained) / 1e6, 1),
             "precision": task.precision,
-            "tokens_per_second": round(distributed.size() * task.rows * task.length / seconds),
+            "tokens_per_second": round(distributed.world_size() * task.rows * task.length / seconds),
             "step_ms": round(1000 * seconds, 2),
             "all_reduce_ms": round(1000 * median(adding[WARM:]), 3),
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if card else "",

@@ -108,9 +108,9 @@ def device_name(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name()
-    from tunesmith.hardware import cores, processor
+    from tunesmith.hardware import core_count, cpu_name
 
-    return f"{processor()}, {cores()} cores"
+    return f"{cpu_name()}, {core_count()} cores"
 
 
 def _precision(setting: Setting) -> str:

@@ -434,14 +434,14 @@ def ui(
     runs: Runs = Path("runs"),
 ) -> None:
     """Serve pages for all commands in the browser, on this machine only."""
-    from tunesmith.ui.app import serving_ui
+    from tunesmith.ui.app import serve_ui
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are deleted then too
     folder = Path(name).resolve()
     if name and (folder / "recipe.yaml").is_file():
         runs, name = folder.parent, folder.name
-    with serving_ui(runs, run=name, port=port) as served:
+    with serve_ui(runs, run=name, port=port) as served:
         _print(f"ui: open {served.url}")
         _print("ui: keep this address private, it gives access. Ctrl-C stops the server; jobs continue")
         with contextlib.suppress(KeyboardInterrupt):
@@ -641,10 +641,10 @@ class _AlreadyReported(SystemExit):
 def _launch_on_gpus(gpus: int, name: str, small: bool, settings: list[str] | None, runs: Path, again: bool) -> None:
     """Runs the same command in `gpus` processes and exits with their status."""
     from tunesmith.errors import RunError
-    from tunesmith.runs.run import processes
+    from tunesmith.runs.run import process_count
     from tunesmith.training.launch import launch
 
-    if processes() > 1:
+    if process_count() > 1:
         raise RunError("torchrun already started several processes", where="--gpus", next="Omit it under torchrun")
     changes = [word for setting in settings or [] for word in ("--set", setting)]
     flags = ["--small"] * small + ["--again"] * again
@@ -656,15 +656,15 @@ def _launch_on_gpus(gpus: int, name: str, small: bool, settings: list[str] | Non
 def _join_processes(together: bool) -> Iterator[None]:
     """Joins the processes that torchrun started, if any, for the block."""
     from tunesmith.errors import RunError
-    from tunesmith.runs.run import processes
+    from tunesmith.runs.run import process_count
 
-    if processes() == 1:
+    if process_count() == 1:
         yield
         return
-    from tunesmith.training.distributed import joined
+    from tunesmith.training.distributed import process_group
 
     try:
-        with joined():
+        with process_group():
             if not together:
                 raise RunError(
                     "only train supports several processes", where="torchrun", next="Run this command without torchrun"

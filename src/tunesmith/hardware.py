@@ -46,7 +46,7 @@ class Speed:
     launch: float
 
 
-def measure(machine: Machine) -> Speed:
+def measure_speed(machine: Machine) -> Speed:
     """Times a large product, an 8-bit one where the card has them, and a copy: half a second in all."""
     import torch
 
@@ -88,7 +88,7 @@ def _seconds(work: Callable[[], object], card: bool) -> float:
     return sorted(times)[2]
 
 
-def look(precision: str = "auto") -> Machine:
+def detect_hardware(precision: str = "auto") -> Machine:
     """The machine that this process runs on; `precision` is a wish (`auto`, `float32`, `bfloat16`, `float16`, `fast`).
 
     Raises RecipeError when the wish cannot be honoured here.
@@ -107,14 +107,14 @@ def look(precision: str = "auto") -> Machine:
         has_bf16 = _fast_bfloat16()
         kind = "bfloat16" if has_bf16 else "float32"
         why = "the processor has bfloat16 products" if has_bf16 else "the processor has no bfloat16 products"
-        device, name, eight = "cpu", processor(), False
+        device, name, eight = "cpu", cpu_name(), False
     if error := precision_error(precision, device, name, bfloat16=has_bf16, eight=eight):
         raise error
     if precision == "fast":
         why = "and frozen products in 8 bits, as the recipe says"
     elif precision != "auto":
         kind, why = precision, "the recipe says so"
-    return Machine(device, name, cores(), total, free, kind, why, eight, torch.cuda.device_count())
+    return Machine(device, name, core_count(), total, free, kind, why, eight, torch.cuda.device_count())
 
 
 def precision_error(precision: str, device: str, name: str, *, bfloat16: bool, eight: bool) -> RecipeError | None:
@@ -136,12 +136,12 @@ def precision_error(precision: str, device: str, name: str, *, bfloat16: bool, e
     return RecipeError(what, where="train.precision", next=advice) if what else None
 
 
-def cores() -> int:
+def core_count() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def processor() -> str:
+def cpu_name() -> str:
     """The processor's name, as the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -159,7 +159,7 @@ def idle_cores() -> int:
     import psutil
 
     busy = float(psutil.cpu_percent(interval=0.1)) / 100
-    return max(1, min(cores(), round((os.cpu_count() or 1) * (1 - busy))))
+    return max(1, min(core_count(), round((os.cpu_count() or 1) * (1 - busy))))
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tunesmith.claims.claim import CheckedClaim
-from tunesmith.claims.match import check
+from tunesmith.claims.match import check_claims
 
 TODAY = date(2026, 1, 15)  # fixed end of 'since 2019'
 ROWS: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("letters.yaml").read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def fields_of(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_row(text: str, row: Mapping[str, Any]) -> list[CheckedClaim]:
-    return check(text, fields_of(row), today=TODAY)
+    return check_claims(text, fields_of(row), today=TODAY)
 
 
 def errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str, int, int]]:

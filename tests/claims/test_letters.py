@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from tunesmith.claims.match import check
+from tunesmith.claims.match import check_claims
 
 FIELDS = {
     "Job Title": "Head Baker",
@@ -22,7 +22,7 @@ GOOD, BAD, NEW = "supported", "contradicted", "unsupported"
 
 
 def verdicts(text: str, **extra_fields: str) -> dict[str, str]:
-    results = check(text, FIELDS | extra_fields, today=date(2026, 1, 15))
+    results = check_claims(text, FIELDS | extra_fields, today=date(2026, 1, 15))
     return {result.claim.text: result.verdict for result in results}
 
 
@@ -111,11 +111,11 @@ def test_a_demand_that_is_claimed_is_found(claim: str, phrase: str) -> None:
 
 def test_years_of_a_job_do_not_support_a_requirement() -> None:
     fields = {"Preferred Qualifications": "7 years on motorways", "Experience": "Cook at Villa Ostra for 7 years"}
-    results = check("I have 7 years on motorways.", fields)
+    results = check_claims("I have 7 years on motorways.", fields)
     assert [(result.claim.text, result.verdict) for result in results if result.claim.kind == "duration"] == [
         ("7 years", NEW)
     ]
-    assert [result.verdict for result in check("I have 7 years of practice.", fields)] == [GOOD]
+    assert [result.verdict for result in check_claims("I have 7 years of practice.", fields)] == [GOOD]
 
 
 # --- writer or reader -----------------------------------------------------------------------------------------------
@@ -233,9 +233,9 @@ LETTER = "Dear Ms Quay,\n\nI am applying for the role of Head Baker at Lindmoor 
 
 
 def test_claims_that_no_field_covers_are_skipped() -> None:
-    assert check(LETTER.format("I know rye."), BARE)[-1].verdict == GOOD
-    assert [result.claim.text for result in check(LETTER.format("I know rye."), BARE)] == ["rye"]
-    assert check("I bake. Your 40 branches please me.", BARE) == []
+    assert check_claims(LETTER.format("I know rye."), BARE)[-1].verdict == GOOD
+    assert [result.claim.text for result in check_claims(LETTER.format("I know rye."), BARE)] == ["rye"]
+    assert check_claims("I bake. Your 40 branches please me.", BARE) == []
 
 
 @pytest.mark.parametrize(
@@ -248,17 +248,17 @@ def test_claims_that_no_field_covers_are_skipped() -> None:
     ],
 )
 def test_one_field_of_a_kind_is_enough_to_check_it(field: str, text: str, claim: str) -> None:
-    results = check(LETTER.format("I know rye."), BARE | {field: text})
+    results = check_claims(LETTER.format("I know rye."), BARE | {field: text})
     assert [result.claim.text for result in results if result.verdict != GOOD] == [claim]
 
 
 def test_a_place_of_past_work_is_the_writers_employer() -> None:
-    assert [result.verdict for result in check("I bake. At Quill House, I learned to wait.", BARE)] == [NEW]
-    assert check("I am glad of your work at Quill House.", BARE) == []
+    assert [result.verdict for result in check_claims("I bake. At Quill House, I learned to wait.", BARE)] == [NEW]
+    assert check_claims("I am glad of your work at Quill House.", BARE) == []
 
 
 def test_the_writers_fields_count_as_complete() -> None:
-    results = check(LETTER.format("I was a Baker at Quill House and hold a Diploma in Rye."), BARE)
+    results = check_claims(LETTER.format("I was a Baker at Quill House and hold a Diploma in Rye."), BARE)
     assert {result.claim.text for result in results if result.verdict != GOOD} == {"Quill House", "Diploma in Rye"}
 
 
@@ -277,4 +277,4 @@ def test_a_fields_short_lines_are_no_letterhead() -> None:
 )
 def test_all_words_of_a_degree_count(phrase: str, verdict: str) -> None:
     fields = {"Qualifications": "Certificate in Typography; BSc in Physics"}
-    assert [result.verdict for result in check(f"I hold a {phrase}.", fields)] == [verdict]
+    assert [result.verdict for result in check_claims(f"I hold a {phrase}.", fields)] == [verdict]

@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.claims.claim import CheckedClaim
 from tunesmith.claims.fields import guess_side, list_items
-from tunesmith.claims.match import check
+from tunesmith.claims.match import check_claims
 
 FIELDS = {
     "Job Title": "Data Engineer",
@@ -22,11 +22,11 @@ FIELDS = {
 
 
 def verdicts(text: str) -> dict[str, str]:
-    return {result.claim.text: result.verdict for result in check(text, FIELDS, today=date(2026, 1, 15))}
+    return {result.claim.text: result.verdict for result in check_claims(text, FIELDS, today=date(2026, 1, 15))}
 
 
 def only(text: str, **options: object) -> CheckedClaim:
-    (checked,) = check(text, FIELDS, **options)  # type: ignore[arg-type]
+    (checked,) = check_claims(text, FIELDS, **options)  # type: ignore[arg-type]
     return checked
 
 
@@ -74,7 +74,7 @@ def test_the_adverts_demand_is_not_the_applicants_fact() -> None:
     kafka = only("I have used Kafka for long.")
     assert (kafka.verdict, kafka.field) == ("unsupported", "Preferred Qualifications")
     assert "asks for it" in kafka.reason
-    years = check("I have 8 years of Scala.", FIELDS)
+    years = check_claims("I have 8 years of Scala.", FIELDS)
     assert [(result.verdict, "asks for it" in result.reason) for result in years] == [("unsupported", True)] * 2
     assert only("Your team uses Kafka.").verdict == "supported"
     assert only("I have used Kafka.", sides={"Preferred Qualifications": "writer"}).verdict == "supported"
@@ -83,14 +83,14 @@ def test_the_adverts_demand_is_not_the_applicants_fact() -> None:
 
 def test_durations_of_several_jobs_add_up() -> None:
     fields = {"Experience": "Cook at Villa Ostra for 2 years; Chef at Harbour Grill for 18 months"}
-    (checked,) = check("I have three and a half years of practice.", fields)
+    (checked,) = check_claims("I have three and a half years of practice.", fields)
     assert checked.verdict == "supported"
 
 
 def test_subjects_have_their_own_numbers() -> None:
     fields = {"Blue Lamp": "12 watts, 300 lumens", "Red Lamp": "20 watts, 500 lumens"}
     text = "The Blue Lamp draws 20 watts, while the Red Lamp gives 500 lumens."
-    results = check(text, fields, about="both", subjects=list(fields))
+    results = check_claims(text, fields, about="both", subjects=list(fields))
     assert [(result.claim.text, result.verdict, result.field) for result in results] == [
         ("20", "contradicted", "Blue Lamp"),
         ("500", "supported", "Red Lamp"),
@@ -102,17 +102,19 @@ def test_small_talk_is_no_claim() -> None:
 
 
 def test_an_empty_text_or_no_fields() -> None:
-    assert check("", FIELDS) == []
-    assert [result.verdict for result in check("I know Python.", {})] == ["unsupported"]
+    assert check_claims("", FIELDS) == []
+    assert [result.verdict for result in check_claims("I know Python.", {})] == ["unsupported"]
 
 
 def test_a_post_that_is_held_is_the_writers_own() -> None:
     fields = {"Job Title": "Tailor", "Current Working Experience": "Tailor at Windlecombe Tailors for 4 years"}
     for text in ("I hold the post of Tailor for 4 years.", "I have held the position of Tailor for 4 years."):
-        (years,) = (result for result in check(text, fields) if result.claim.kind == "duration")
+        (years,) = (result for result in check_claims(text, fields) if result.claim.kind == "duration")
         assert years.verdict == "supported"
     demand = "I want the post for 4 years."
-    assert not any(result.verdict == "supported" for result in check(demand, fields) if result.claim.kind == "duration")
+    assert not any(
+        result.verdict == "supported" for result in check_claims(demand, fields) if result.claim.kind == "duration"
+    )
 
 
 @pytest.mark.parametrize(

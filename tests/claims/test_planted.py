@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from claims.planted import DEVELOPMENT, HELD_OUT, ROWS, check_row, errors, fields_of, measure
-from tunesmith.claims.score import score
+from tunesmith.claims.score import score_claims
 
 
 @pytest.mark.parametrize("rows", [DEVELOPMENT, HELD_OUT], ids=["development", "held-out"])
@@ -42,19 +42,19 @@ def test_spans_match_the_text_and_never_overlap(row: dict[str, Any]) -> None:
 
 def test_a_clean_letter_has_full_scores_and_an_empty_one_none() -> None:
     row = ROWS[0]
-    full = score(row["letter"], fields_of(row), check_row(row["letter"], row))
+    full = score_claims(row["letter"], fields_of(row), check_row(row["letter"], row))
     assert (full.precision, full.coverage, full.contradictions) == (1.0, 1.0, 0)
     silent = "I would like to work with you. I am diligent and friendly."
-    none = score(silent, fields_of(row), check_row(silent, row))
+    none = score_claims(silent, fields_of(row), check_row(silent, row))
     assert (none.precision, none.coverage, none.claims) == (None, 0.0, 0)
-    assert score("", {}, []).coverage is None
+    assert score_claims("", {}, []).coverage is None
 
 
 def test_planted_errors_lower_precision() -> None:
     row = ROWS[0]
-    clean = score(row["letter"], fields_of(row), check_row(row["letter"], row)).precision
+    clean = score_claims(row["letter"], fields_of(row), check_row(row["letter"], row)).precision
     for _, text, _, _ in errors(row):
-        error_precision = score(text, fields_of(row), check_row(text, row)).precision
+        error_precision = score_claims(text, fields_of(row), check_row(text, row)).precision
         assert clean is not None
         assert error_precision is not None
         assert error_precision < clean

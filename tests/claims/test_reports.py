@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tunesmith.claims.claim import CheckedClaim
-from tunesmith.claims.match import check
+from tunesmith.claims.match import check_claims
 from tunesmith.claims.phrases import Phrases
 
 FIELDS = {
@@ -23,7 +23,7 @@ GOOD, BAD, NEW = "supported", "contradicted", "unsupported"
 
 
 def judged(text: str, proper: bool = False) -> list[CheckedClaim]:
-    return check(text, FIELDS, about="both", subjects=THINGS, synonyms=SAME, proper=proper)
+    return check_claims(text, FIELDS, about="both", subjects=THINGS, synonyms=SAME, proper=proper)
 
 
 def verdicts(text: str, proper: bool = False) -> list[tuple[str, str]]:
@@ -50,7 +50,7 @@ def test_words_that_are_numbers(text: str, expected: list[tuple[str, str]]) -> N
 @pytest.mark.parametrize("text", ["She saw a pair of herons.", "I have spent a couple of years there."])
 def test_a_pair_of_something_uncounted_is_no_claim(text: str) -> None:
     assert verdicts(text) == []
-    assert check(text, {"Experience": "Cook at Villa Ostra for 9 years, with 4 apprentices"}) == []
+    assert check_claims(text, {"Experience": "Cook at Villa Ostra for 9 years, with 4 apprentices"}) == []
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,9 @@ def test_shares_are_two_numbers(shots: str, verdict: str) -> None:
 def test_a_score_is_no_range() -> None:
     assert verdicts("The Foxes (9-4) came in with a win.") == [("9-4", GOOD)]
     assert verdicts("The Foxes (8-5) came in with a win.") == [("8-5", BAD)]  # a range from 8 to 5 or 5 to 8 holds none
-    assert [result.verdict for result in check("A team of 3-5 people.", {"Experience": "team of 4 people"})] == [GOOD]
+    assert [result.verdict for result in check_claims("A team of 3-5 people.", {"Experience": "team of 4 people"})] == [
+        GOOD
+    ]
 
 
 def test_a_phrase_says_what_is_counted() -> None:
@@ -181,7 +183,7 @@ def test_a_mean_is_not_supported_by_a_single_value(text: str) -> None:
     assert verdicts(text) == [("15", NEW)]
     assert ("39", NEW) in verdicts("Ilse Brandt and Oona Pell combined for 39 points over their last two games.")
     fields = {"Oona Pell": "15 points; averages 18 points per match"}
-    (result,) = check(text.replace("15", "18"), fields, about="both", subjects=list(fields))
+    (result,) = check_claims(text.replace("15", "18"), fields, about="both", subjects=list(fields))
     assert result.verdict == GOOD
 
 
@@ -196,5 +198,5 @@ def test_subjects_of_any_domain() -> None:
         "South Depot": "95 orders, 12 returns, 0 complaints",
     }
     text = "The North Depot took 25 orders more, a 25-order lead over the South Depot, which saw a complaint."
-    results = check(text, fields, about="both", subjects=list(fields))
+    results = check_claims(text, fields, about="both", subjects=list(fields))
     assert [(result.claim.text, result.verdict) for result in results] == [("25", BAD), ("25", GOOD), ("a", BAD)]

@@ -20,7 +20,7 @@ from tunesmith.hardware import Machine
 from tunesmith.models.shape import read_shape
 from tunesmith.planning.base_models import BASES, ROOM, choose, needs
 from tunesmith.planning.recipe_draft import draft, written_source
-from tunesmith.planning.survey import spread, survey, tokens
+from tunesmith.planning.survey import draw_sample, survey, tokens
 
 Row = dict[str, Any]
 GIB = 1 << 30
@@ -337,11 +337,11 @@ def test_tables_that_cannot_be_learnt_are_refused() -> None:
 
 
 def test_a_draw_is_even_in_order_and_holds_no_more_than_it_gives() -> None:
-    sample, total = spread(({"n": number} for number in range(20_000)), 500)
+    sample, total = draw_sample(({"n": number} for number in range(20_000)), 500)
     numbers = [row["n"] for row in sample]
     assert total == 20_000
     assert numbers == sorted(set(numbers))
     # 500 draws from 0 … 19,999 have a mean of 10,000 with a standard error of 258
     assert abs(sum(numbers) / 500 - 10_000) < 4 * 20_000 / math.sqrt(12 * 500)
-    assert spread(iter([{"n": 1}, {"n": 2}]), 5) == ([{"n": 1}, {"n": 2}], 2)
-    assert spread(iter([]), 5) == ([], 0)
+    assert draw_sample(iter([{"n": 1}, {"n": 2}]), 5) == ([{"n": 1}, {"n": 2}], 2)
+    assert draw_sample(iter([]), 5) == ([], 0)

@@ -23,7 +23,7 @@ from tunesmith.data.sources import Row, read
 from tunesmith.data.split import split
 from tunesmith.errors import ModelError
 from tunesmith.prompt.template import Template, load_template
-from tunesmith.prompt.tokens import encode, encode_prompt, show, stop_ids
+from tunesmith.prompt.tokens import encode, encode_prompt, loss_pieces, stop_ids
 
 ROOT = Path(__file__).parents[2]
 ROWS: list[Row] = list(read(ROOT / "recipes" / "samples" / "persona.csv"))
@@ -200,7 +200,7 @@ def test_a_row_stands_under_three_headings_and_ends(family: str) -> None:
     row = conversations(recipe)[0]
     head = f"### Instruction\n{recipe.prompt.system}\n\n### User\nHello!\n\n### Response\n"
     expected = [(BEGINS[family] + head, False), (f"{LINES[0]}{STOPS[family]}", True)]
-    assert show(encode(row, template), template) == expected
+    assert loss_pieces(encode(row, template), template) == expected
     assert stop_ids(template)[0] == template.tokenizer.convert_tokens_to_ids(STOPS[family])
 
 
@@ -210,7 +210,7 @@ def test_of_every_row_the_line_and_its_stop_are_learnt_and_nothing_else(family: 
     for row in conversations(read_recipe("persona")):
         example, prompt = encode(row, template), encode_prompt(row.prompt, template)
         assert example.ids[: len(prompt)] == tuple(prompt)
-        assert example.learnt == (False,) * len(prompt) + (True,) * (len(example) - len(prompt))
+        assert example.loss_mask == (False,) * len(prompt) + (True,) * (len(example) - len(prompt))
         assert template.tokenizer.decode(example.ids[len(prompt) :]) == row.answer + STOPS[family]
         assert example.ids.count(example.stop) == 1
 
@@ -218,7 +218,7 @@ def test_of_every_row_the_line_and_its_stop_are_learnt_and_nothing_else(family: 
 def test_a_second_question_leaves_the_first_answer_learnt() -> None:
     template = template_for("llama")
     row = spoken(("user", " Rain? "), ("assistant", "Good."), ("user", "Sun?"), ("assistant", "Bright."))
-    assert show(encode(row, template), template) == [
+    assert loss_pieces(encode(row, template), template) == [
         ("<s>### User\nRain?\n\n### Response\n", False),
         ("Good.</s>", True),
         ("\n\n### User\nSun?\n\n### Response\n", False),

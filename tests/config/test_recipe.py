@@ -29,7 +29,7 @@ from tunesmith.config.recipe import (
 from tunesmith.config.registry import attribute, check_options, entries, find, nearest
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import MissingExtra, RecipeError, Several, TunesmithError
-from tunesmith.evaluation.score import Known, View
+from tunesmith.evaluation.score import TrainingAnswers, View
 from tunesmith.generation.text_model import Reply
 
 FORMATS, CHECKS = (", ".join(entries(f"tunesmith.data.{room}")) for room in ("formats", "checks"))
@@ -749,7 +749,7 @@ def test_primary_may_be_any_score_that_a_metric_gives(metric: str) -> None:
     turns = (Turn("user", "q"), Turn("assistant", "1. a\n2. b"))
     row = Conversation("id", turns, Origin("f", 1), fields={"expect": "steps", "Experience": "3 years as a baker"})
     text = "1. I have 3 years of experience.\n2. b"
-    reply, index = Reply(text, True, 1), Known(("1. I have 3 years of experience in baking.",))
+    reply, index = Reply(text, True, 1), TrainingAnswers(("1. I have 3 years of experience in baking.",))
     scores: Callable[..., Any] = find("tunesmith.evaluation.metrics", metric)
     names = [score.name for score in scores(View(row, reply, 1.0, index))]
     assert names

@@ -25,7 +25,7 @@ from tunesmith.data.privacy import find_personal, find_secrets
 from tunesmith.data.sources import read
 from tunesmith.errors import ModelError
 from tunesmith.prompt.template import Template, load_template
-from tunesmith.prompt.tokens import encode, encode_prompt, show
+from tunesmith.prompt.tokens import encode, encode_prompt, loss_pieces
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["finance", "instruct"]
@@ -271,14 +271,14 @@ def test_the_answer_and_its_end_are_learnt(adds_bos: bool, begin: str) -> None:
     template = alpaca_template(adds_bos=adds_bos)
     row = spoken(("user", "What is 2 x 3?\n\nInput."), ("assistant", "Six."))
     prompt_text = f"{begin}{OPENING}### Instruction:\nWhat is 2 x 3?\n\nInput.\n\n### Response:\n"
-    assert show(encode(row, template), template) == [(prompt_text, False), ("Six.</s>", True)]
+    assert loss_pieces(encode(row, template), template) == [(prompt_text, False), ("Six.</s>", True)]
     assert template.tokenizer.decode(encode_prompt(row.prompt, template)) == prompt_text
 
 
 def test_later_exchanges_follow_and_a_system_message_opens() -> None:
     template = alpaca_template(adds_bos=False)
     turns = [("system", "Be brief."), ("user", "a?"), ("assistant", "A."), ("user", "b?"), ("assistant", "B.")]
-    assert show(encode(spoken(*turns), template), template) == [
+    assert loss_pieces(encode(spoken(*turns), template), template) == [
         ("Be brief.\n\n### Instruction:\na?\n\n### Response:\n", False),
         ("A.</s>", True),
         ("\n\n### Instruction:\nb?\n\n### Response:\n", False),
@@ -296,4 +296,4 @@ def test_every_row_of_the_sample_can_be_learnt() -> None:
     template = alpaca_template()
     for row in ROWS["finance"][::20]:
         example = encode(row, template)
-        assert show(example, template)[-1] == (f"{row.answer}</s>", True)
+        assert loss_pieces(example, template)[-1] == (f"{row.answer}</s>", True)

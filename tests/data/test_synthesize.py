@@ -25,7 +25,7 @@ from tunesmith.data.synthesis.candidates import fault, plain_answer, plain_promp
 from tunesmith.data.synthesis.generate import SynthesisResult, run
 from tunesmith.data.synthesis.plan import RowPlan, Server, fill, find_plan, names, read_plan
 from tunesmith.errors import DataError, ModelError, RecipeError, ResourceError, RunError, Several, TunesmithError
-from tunesmith.generation.from_server import FromServer
+from tunesmith.generation.from_server import ServerModel
 from tunesmith.generation.text_model import Reply
 
 ROOT = Path(__file__).parents[2]
@@ -396,7 +396,7 @@ def through_server(path: Path, folder: Path, say: Callable[[str], None] = print)
     plan = read_plan(path)
     server = plan.server
     assert server is not None
-    with FromServer(server.url, server.model, key=server.key, retries=server.retries) as model:
+    with ServerModel(server.url, server.model, key=server.key, retries=server.retries) as model:
 
         def complete(turns: Sequence[Turn], seed: int) -> Reply:
             return model.complete(turns, max_new_tokens=99, temperature=server.temperature, seed=seed)

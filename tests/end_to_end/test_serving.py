@@ -145,7 +145,7 @@ def test_of_a_run_the_best_verified_file_is_served(tmp_path: Path, file: Path, c
         assert f"{run / 'export/gguf/toy.q8_0.gguf'} (q8_0, verified), 1 slot" in log_lines[0]
         (model,) = served.models
         assert (model.name, model.recipe.prompt.system) == ("toy", "Be brief.")  # type: ignore[union-attr]
-        backend: Any = model.desk.backend
+        backend: Any = model.queue.backend
         assert backend._model.template.source == "the model's own template"  # of the training
         assert backend._model.texts == ("STOP",)
         token = served.token.read_text().strip()

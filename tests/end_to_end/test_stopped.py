@@ -84,8 +84,8 @@ def test_a_stop_before_the_first_checkpoint_keeps_the_former_recipe(
     tunesmith.prepare(recipe, run)
     before = (run / "recipe.yaml").read_bytes()
     for module, error in (
-        ("tunesmith.models.build.load", KeyboardInterrupt),
-        ("tunesmith.models.build.load", ResourceError("memory is full")),
+        ("tunesmith.models.build.load_model", KeyboardInterrupt),
+        ("tunesmith.models.build.load_model", ResourceError("memory is full")),
         ("tunesmith.training.checkpoint.rehearse", ResourceError("the disk is full")),
         ("tunesmith.training.checkpoint.rehearse", KeyboardInterrupt),
     ):

@@ -18,7 +18,7 @@ from tunesmith.commands.shared import load_template_of, load_weights
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn, read_rows
 from tunesmith.errors import DataError, Several
-from tunesmith.evaluation.comparison import read_answered
+from tunesmith.evaluation.comparison import read_row_replies
 from tunesmith.prompt.tokens import encode
 from tunesmith.runs.run import hash_file
 from tunesmith.serve.backend import Sampling
@@ -128,7 +128,7 @@ def test_a_conversation_whose_turns_are_rewritten_becomes_a_row_for_each_answer(
     for row in rows:
         example = encode(row, template)
         assert example.answers == 1
-        text = template.tokenizer.decode([i for i, learn in zip(example.ids, example.learnt, strict=True) if learn])
+        text = template.tokenizer.decode([i for i, learn in zip(example.ids, example.loss_mask, strict=True) if learn])
         assert text == f"<think>\n\n</think>\n\n{row.answer}<|im_end|>"
         texts.add(row.answer)
     assert len(texts) == len(rows)
@@ -187,7 +187,7 @@ def test_replies_are_without_the_templates_thought(recipe_file: Write, tmp_path:
     tunesmith.prepare(recipe, run)
     tunesmith.train(recipe, run)
     tunesmith.evaluate(recipe, run)
-    assert {item.reply.text for item in read_answered(run / "replies/tuned.jsonl")} == {ANSWER}
+    assert {item.reply.text for item in read_row_replies(run / "replies/tuned.jsonl")} == {ANSWER}
     model = tunesmith.chat(recipe, run)
     prompt = [Turn("user", "Where is crate 3?")]
     assert "".join(model.stream(prompt, max_new_tokens=64)) == ANSWER

@@ -14,7 +14,7 @@ import pytest
 from finished_runs import finish, make_recipe
 from strict_pages import EVIL
 from tunesmith.ui import jobs
-from tunesmith.ui.app import Serving, serving_ui
+from tunesmith.ui.app import RunningServer, serve_ui
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'tunesmith[ui]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -39,13 +39,13 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Serving]:
-    with serving_ui(tmp_path / "runs", here=tmp_path) as serving:
+def served(tmp_path: Path) -> Iterator[RunningServer]:
+    with serve_ui(tmp_path / "runs", here=tmp_path) as serving:
         yield serving
 
 
 @pytest.fixture
-def page(browser: Any, served: Serving) -> Iterator[Any]:
+def page(browser: Any, served: RunningServer) -> Iterator[Any]:
     """A page that may only contact its own server; console errors fail the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 860})
     new_page = context.new_page()
@@ -92,7 +92,7 @@ def no_wider_than_the_window(page: Any) -> bool:
     return bool(page.evaluate(script))
 
 
-def test_the_pages_open_and_fit_without_foreign_requests(page: Any, tmp_path: Path, served: Serving) -> None:
+def test_the_pages_open_and_fit_without_foreign_requests(page: Any, tmp_path: Path, served: RunningServer) -> None:
     run = finish(make_recipe("one", about=EVIL), tmp_path / "runs/one")
     run.write("report.html", "<!doctype html><title>r</title><p>the report of one</p>")
     page.goto(served.url)
@@ -125,7 +125,7 @@ def test_the_pages_open_and_fit_without_foreign_requests(page: Any, tmp_path: Pa
 
 
 @pytest.mark.slow  # over twenty seconds where the machine is busy
-def test_a_recipe_in_the_form_and_as_yaml(page: Any, tmp_path: Path, served: Serving) -> None:
+def test_a_recipe_in_the_form_and_as_yaml(page: Any, tmp_path: Path, served: RunningServer) -> None:
     page.goto(served.url)
     open_tab(page, "recipe")
     choose(page, "recipe-which", "shopsphere")
@@ -170,7 +170,7 @@ def test_a_recipe_in_the_form_and_as_yaml(page: Any, tmp_path: Path, served: Ser
 
 
 @pytest.mark.slow  # two background commands: half a minute
-def test_rows_are_audited_repaired_accepted_and_restored(page: Any, tmp_path: Path, served: Serving) -> None:
+def test_rows_are_audited_repaired_accepted_and_restored(page: Any, tmp_path: Path, served: RunningServer) -> None:
     path = tmp_path / "letters & more.csv"
     rows = [{"question": f"how {n}?", "answer": f"Step {n} {EVIL} and so it goes."} for n in range(12)]
     rows[3]["answer"] = "Itâ€™s here, and that is how it should be."
@@ -216,7 +216,7 @@ def test_rows_are_audited_repaired_accepted_and_restored(page: Any, tmp_path: Pa
 
 @pytest.mark.slow  # a training that is stopped and resumed: a minute
 def test_a_run_from_its_recipe_to_its_report(
-    page: Any, tmp_path: Path, served: Serving, recipe_file: Callable[..., Path]
+    page: Any, tmp_path: Path, served: RunningServer, recipe_file: Callable[..., Path]
 ) -> None:
     (tmp_path / "recipes").mkdir()
     path = recipe_file(train__epochs=150, train__batch="2 rows", train__evaluate_every=20)
@@ -259,7 +259,7 @@ def test_a_run_from_its_recipe_to_its_report(
 
 @pytest.mark.slow  # the demo's command with a tiny model: half a minute
 def test_the_demo_run_needs_one_click(
-    page: Any, tmp_path: Path, served: Serving, recipe_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    page: Any, tmp_path: Path, served: RunningServer, recipe_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tunesmith.ui import start_page
 
@@ -278,7 +278,7 @@ def test_the_demo_run_needs_one_click(
 
 @pytest.mark.slow  # a training process is killed
 def test_a_killed_process_is_reported(
-    page: Any, tmp_path: Path, served: Serving, recipe_file: Callable[..., Path]
+    page: Any, tmp_path: Path, served: RunningServer, recipe_file: Callable[..., Path]
 ) -> None:
     import os
     import signal

@@ -27,7 +27,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Serves the pages for a finished run; only the models are scripted."""
     from tunesmith.commands.writer import Drafting
     from tunesmith.ui import compare_page, write_page
-    from tunesmith.ui.app import serving_ui
+    from tunesmith.ui.app import serve_ui
 
     folder = tmp_path_factory.mktemp("ui")
     _, run = finished(folder)
@@ -42,7 +42,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write_page, "drafting", scripted)
         patch.setattr(compare_page.Beside, "stream", stream)
-        with serving_ui(folder / "runs", run="letters", here=folder) as served:
+        with serve_ui(folder / "runs", run="letters", here=folder) as served:
             yield SimpleNamespace(url=served.url, run=run)
 
 

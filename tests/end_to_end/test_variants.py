@@ -19,15 +19,15 @@ from stopping import at, crash
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RecipeError
-from tunesmith.models.adapter import attach
-from tunesmith.models.build import load
-from tunesmith.models.weights import fetch
+from tunesmith.models.adapter import load_adapter
+from tunesmith.models.build import load_model
+from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt import pack
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode
 from tunesmith.runs.run import Run, hash_file
 from tunesmith.training.journal import read_journal
-from tunesmith.training.loss import summed_loss
+from tunesmith.training.loss import sum_cross_entropy
 
 QUICK = {  # 10 steps; two rows are compared, by loss alone
     "train__schedule": "linear",
@@ -111,13 +111,13 @@ def losses(run: Run, kind: str = "step") -> list[float]:
 
 def loss_of_the_saved(recipe: Recipe, run: Run) -> float:
     """The validation rows' mean loss under the base with the adapter that lies in the run's folder."""
-    weights = fetch(recipe.base.model)
-    model = load(weights, bits=recipe.base.bits, device="cpu", precision="float32")
-    attach(model, run / "adapter")
+    weights = fetch_weights(recipe.base.model)
+    model = load_model(weights, bits=recipe.base.bits, device="cpu", precision="float32")
+    load_adapter(model, run / "adapter")
     template = load_template(load_tokenizer(weights.folder), "model", weights.folder)
     batch = pack.collate([encode(row, template) for row in read_rows(run / "data/valid.jsonl")], 0)
     with torch.no_grad():
-        return summed_loss(model, batch).item() / batch.learnt
+        return sum_cross_entropy(model, batch).item() / batch.loss_tokens
 
 
 ALWAYS = ("dora", "pissa", "lora+", "head")  # the others by name: pytest -m slow

@@ -16,8 +16,15 @@ from tunesmith.config.recipe import Named
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import RunError
 from tunesmith.evaluation import comparison as comparing
-from tunesmith.evaluation.comparison import Answered, across, answer, choose, compare, sentence
-from tunesmith.evaluation.score import Known, Score, View
+from tunesmith.evaluation.comparison import (
+    RowReply,
+    compare,
+    compare_models,
+    generate_replies,
+    sample_rows,
+    verdict_sentence,
+)
+from tunesmith.evaluation.score import Score, TrainingAnswers, View
 from tunesmith.evaluation.statistics import Difference
 from tunesmith.generation.text_model import Reply
 
@@ -33,8 +40,8 @@ def rows(part: str, groups: int, rows_per_group: int) -> list[Conversation]:
     return [row(f"{part}-{g}-{n}", f"{part}{g}") for g in range(groups) for n in range(rows_per_group)]
 
 
-def answered(parts: dict[str, list[Conversation]], text: str, loss: float | None = None) -> list[Answered]:
-    return [Answered(row.id, part, Reply(text, True, 5), loss) for part, members in parts.items() for row in members]
+def answered(parts: dict[str, list[Conversation]], text: str, loss: float | None = None) -> list[RowReply]:
+    return [RowReply(row.id, part, Reply(text, True, 5), loss) for part, members in parts.items() for row in members]
 
 
 # --- choose -------------------------------------------------------------------------------------------------
@@ -43,7 +50,7 @@ def answered(parts: dict[str, list[Conversation]], text: str, loss: float | None
 @pytest.mark.parametrize("limit", [1, 7, 23, 24, 30, 59])
 def test_rows_are_drawn_evenly_over_groups(limit: int) -> None:
     parts = {"test": rows("test", 8, 5), "unseen": rows("unseen", 4, 5)}
-    drawn_rows = choose(parts, limit, seed=1)
+    drawn_rows = sample_rows(parts, limit, seed=1)
     counts = Counter(row.group for members in drawn_rows.values() for row in members)
     assert sum(counts.values()) == limit
     row_counts = [counts[row.group] for members in parts.values() for row in members]
@@ -54,13 +61,13 @@ def test_rows_are_drawn_evenly_over_groups(limit: int) -> None:
 
 def test_small_groups_give_all_and_large_ones_the_rest() -> None:
     parts = {"test": [*rows("small", 2, 1), *rows("large", 2, 9)]}
-    counts = Counter(row.group for row in choose(parts, 10, seed=1)["test"])
+    counts = Counter(row.group for row in sample_rows(parts, 10, seed=1)["test"])
     assert counts == {"small0": 1, "small1": 1, "large0": 4, "large1": 4}
 
 
 def test_no_part_is_starved_when_there_are_more_groups_than_rows_to_ask() -> None:
     parts = {"test": rows("test", 60, 2), "unseen": rows("unseen", 40, 2)}
-    row_counts = [len(choose(parts, 20, seed)["unseen"]) for seed in range(20)]
+    row_counts = [len(sample_rows(parts, 20, seed)["unseen"]) for seed in range(20)]
     assert min(row_counts) >= 2
     assert sum(row_counts) / 20 == pytest.approx(8, abs=1)
 
@@ -68,18 +75,18 @@ def test_no_part_is_starved_when_there_are_more_groups_than_rows_to_ask() -> Non
 @pytest.mark.parametrize("limit", [60, 61, 1000])
 def test_all_rows_are_asked_when_they_are_few(limit: int) -> None:
     parts = {"test": rows("test", 8, 5), "unseen": rows("unseen", 4, 5)}
-    assert choose(parts, limit, seed=1) == parts
+    assert sample_rows(parts, limit, seed=1) == parts
 
 
 def test_the_seed_decides_which_rows() -> None:
     parts = {"test": rows("test", 8, 5)}
-    assert choose(parts, 12, seed=1) == choose(parts, 12, seed=1)
-    assert len({str(choose(parts, 12, seed=seed)) for seed in range(6)}) == 6
+    assert sample_rows(parts, 12, seed=1) == sample_rows(parts, 12, seed=1)
+    assert len({str(sample_rows(parts, 12, seed=seed)) for seed in range(6)}) == 6
 
 
 def test_rows_without_groups_are_drawn_at_random() -> None:
     parts = {"test": [row(str(n), "") for n in range(40)]}
-    drawn_rows = choose(parts, 10, seed=2)["test"]
+    drawn_rows = sample_rows(parts, 10, seed=2)["test"]
     assert len({item.id for item in drawn_rows}) == 10
     assert drawn_rows != parts["test"][:10] and drawn_rows != parts["test"][-10:]
 
@@ -103,7 +110,7 @@ class Echo:
 def test_replies_and_losses_meet_their_rows() -> None:
     parts = {"test": [row("a", "g"), row("bbb", "g")], "odd phrasing": [row("cc", "", answer="")]}
     progress: list[tuple[int, int]] = []
-    answers = answer(
+    answers = generate_replies(
         Echo(),
         parts,
         max_new_tokens=9,
@@ -112,9 +119,9 @@ def test_replies_and_losses_meet_their_rows() -> None:
         on_progress=lambda count, of: progress.append((count, of)),
     )
     assert answers == [
-        Answered("a", "test", Reply("a?", True, 9), 1.0),
-        Answered("bbb", "test", Reply("bbb?", True, 9), 3.0),
-        Answered("cc", "odd phrasing", Reply("cc?", True, 9), None),
+        RowReply("a", "test", Reply("a?", True, 9), 1.0),
+        RowReply("bbb", "test", Reply("bbb?", True, 9), 3.0),
+        RowReply("cc", "odd phrasing", Reply("cc?", True, 9), None),
     ]
     assert progress == [(1, 3), (2, 3), (3, 3)]
     assert answers[0].describe() == {
@@ -251,19 +258,19 @@ def test_probes_without_any_score_have_no_section() -> None:
     ],
 )
 def test_sentences(better: Any, low: float, high: float, rows: int, groups: int, words: str) -> None:
-    text = sentence("loss", Difference(better, 2.0, 1.5, -0.5, low, high, 1, 1, 1, rows, groups), "topic")
+    text = verdict_sentence("loss", Difference(better, 2.0, 1.5, -0.5, low, high, 1, 1, 1, rows, groups), "topic")
     assert text.startswith(words)
     assert text.endswith(f"(difference -0.50, 95 % interval {low:+.2f} to {high:+.2f}).")
 
 
 def test_sentences_say_what_would_have_been_noticed() -> None:
     unsure = Difference("higher", 0.5, 0.6, 0.1, -0.05, 0.25, 4, 1, 3, 8, 8, detectable=0.214)
-    assert sentence("steps", unsure).endswith(
+    assert verdict_sentence("steps", unsure).endswith(
         "(difference +0.10, 95 % interval -0.05 to +0.25). A change of 0.21 would have been detected 4 times in 5."
     )
-    assert "A change of 0.004 would" in sentence("steps", replace(unsure, detectable=0.0042))
+    assert "A change of 0.004 would" in verdict_sentence("steps", replace(unsure, detectable=0.0042))
     for difference in (replace(unsure, low=0.01), replace(unsure, detectable=None)):
-        assert sentence("steps", difference).endswith("+0.25).")
+        assert verdict_sentence("steps", difference).endswith("+0.25).")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +284,7 @@ def test_sentences_say_what_would_have_been_noticed() -> None:
 )
 def test_sentences_about_two_named_models(low: float, high: float, better: Any, opening: str) -> None:
     difference = Difference(better, 0.5, 0.6, (low + high) / 2, low, high, 4, 1, 3, 8, 8)
-    text = sentence("steps", difference, name="gguf", against="adapter")
+    text = verdict_sentence("steps", difference, name="gguf", against="adapter")
     assert text.startswith(f"{opening}: steps 0.60 against 0.50 over 8 held-out rows (difference ")
 
 
@@ -287,7 +294,7 @@ ONE = {"test": rows("test", 8, 2)}
 LOSS = [Named("loss", {})]
 
 
-def with_losses(losses: Sequence[float | None], text: str = BAD) -> list[Answered]:
+def with_losses(losses: Sequence[float | None], text: str = BAD) -> list[RowReply]:
     pairs = zip(answered(ONE, text), losses, strict=True)
     return [replace(item, loss=value) for item, value in pairs]
 
@@ -325,18 +332,18 @@ def test_a_score_that_is_no_number_is_our_own_fault(value: float, metric: str) -
 
 
 def test_metrics_see_what_the_tuned_model_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    received: list[Known] = []
+    received: list[TrainingAnswers] = []
 
     def metric(view: View) -> list[Score]:
         received.append(view.training)
         return []
 
     monkeypatch.setattr(comparing, "find", lambda catalog, name: metric)
-    trained_answers = Known(("an answer",))
-    for argument in (trained_answers, Known()):
+    trained_answers = TrainingAnswers(("an answer",))
+    for argument in (trained_answers, TrainingAnswers()):
         options = {"training": argument} if argument.answers else {}
         compare(ONE, answered(ONE, BAD), answered(ONE, GOOD), STEPS, primary="x", kind="topic", seed=1, **options)
-    assert received == [trained_answers] * 32 + [Known()] * 32
+    assert received == [trained_answers] * 32 + [TrainingAnswers()] * 32
 
 
 def test_a_metrics_fold_makes_its_figures() -> None:
@@ -390,7 +397,7 @@ def test_exchanged_replies_show_no_change() -> None:
     for seed in range(200):
         pairs = [(BAD if rng.random() < 0.4 else GOOD, GOOD) for _ in range(60)]  # truly apart
         pairs = [pair[::-1] if rng.random() < 0.5 else pair for pair in pairs]
-        answers = [[Answered(str(n), "test", Reply(pair[side], True, 5), None) for n, pair in enumerate(pairs)]
+        answers = [[RowReply(str(n), "test", Reply(pair[side], True, 5), None) for n, pair in enumerate(pairs)]
                 for side in (0, 1)]  # fmt: skip
         scores = compare(parts, *answers, STEPS, primary="numbered_steps", kind="topic", seed=seed)
         wrong += scores["helped"] != "no detectable change"
@@ -405,7 +412,7 @@ def test_across_two_models_says_what_compare_says() -> None:
     base, tuned = answered(HELD, BAD), answered(HELD, GOOD)
     options: dict[str, Any] = {"primary": "numbered_steps", "kind": "topic", "seed": 1}
     scores = compare(HELD, base, tuned, metrics, **options)
-    comparison = across(HELD, {"tuned": tuned, "base": base}, metrics, against="base", **options)
+    comparison = compare_models(HELD, {"tuned": tuned, "base": base}, metrics, against="base", **options)
     assert list(comparison["models"]) == ["tuned"]
     assert comparison["models"]["tuned"]["sections"] == scores["sections"]
     assert comparison["models"]["tuned"]["helped"] == scores["helped"] == "better"
@@ -423,7 +430,7 @@ def test_several_models_stand_beside_one_and_are_corrected_together() -> None:
         "gguf": answered(parts, BAD, 1.5),
         "small": answered(parts, BAD, 2.5),
     }
-    comparison = across(
+    comparison = compare_models(
         parts, models, [*STEPS, *LOSS], against="adapter", primary="numbered_steps", kind="topic", seed=1
     )
     assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison
@@ -449,13 +456,13 @@ def test_models_that_answered_other_rows_are_refused() -> None:
         compare(HELD, answered(HELD, GOOD), short, STEPS, **options)
     more = [*answered(HELD, GOOD), replace(short[0], id="another")]
     with pytest.raises(RunError, match="row 'another' of test: 'b' did not answer the same rows"):
-        across(HELD, {"a": answered(HELD, GOOD), "b": more}, STEPS, against="a", **options)
+        compare_models(HELD, {"a": answered(HELD, GOOD), "b": more}, STEPS, against="a", **options)
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "b"], []])
 def test_across_needs_another_model_beside_a_known_one(names: list[str]) -> None:
     against = "a" if len(names) < 2 else "c"
     with pytest.raises(ValueError, match=f"'{against}' and at least one other"):
-        across(
+        compare_models(
             HELD, {name: answered(HELD, GOOD) for name in names}, STEPS, against=against, primary="x", kind="t", seed=1
         )

@@ -15,7 +15,7 @@ from tunesmith.hardware import Machine, Speed
 from tunesmith.models.fused_config import LayerAttention, fused_layers
 from tunesmith.models.shape import ModelShape, read_shape
 from tunesmith.planning.autograd import Plan
-from tunesmith.planning.fused import Wish, Work, fit
+from tunesmith.planning.fused import PlanSettings, StepWork, plan_fused
 
 GIB = 1 << 30
 CARD = Machine("cuda", "a card", 8, 150 * GIB, 140 * GIB, "bfloat16", "for the test", eight=True)
@@ -40,9 +40,9 @@ def planned(
     shape: ModelShape, gib: float | None, *, rows: int = 16, length: int = 512, machine: Machine = CARD, **wish: Any
 ) -> Plan:
     settings = {"bits": 4, "rank": 16, "layers": "all", "optimizer": "adamw", **wish}
-    work = Work(((length,) * rows,), length, 100)
+    work = StepWork(((length,) * rows,), length, 100)
     memory = "auto" if gib is None else f"{gib * GIB / 1e6:.0f}MB"
-    return fit(shape, machine, H200 if machine is CARD else SLOW, work, Wish(**settings), memory)
+    return plan_fused(shape, machine, H200 if machine is CARD else SLOW, work, PlanSettings(**settings), memory)
 
 
 # rows x tokens, budget, fast -> tokens/s and GiB as measured on an H200 (benchmarks/results/training.csv)
@@ -128,7 +128,7 @@ def test_a_processor_has_no_second_memory(shape: ModelShape) -> None:
 
 @pytest.mark.parametrize("lengths", [(100, 100, 100), (300, 20, 20, 200), (512,)])
 def test_micro_batches_are_those_that_packing_makes(lengths: tuple[int, ...]) -> None:
-    work = Work((lengths, lengths), max(lengths), 10)
+    work = StepWork((lengths, lengths), max(lengths), 10)
     assert work.micro_batches(10_000) == (sum(lengths), 1.0)
     tokens, batches = work.micro_batches(max(lengths))
     assert tokens == max(lengths)
@@ -150,11 +150,11 @@ def read_shape_of(folder: Path, config: dict[str, Any]) -> ModelShape:
 def windowed(tmp_path: Path, length: int, machine: Machine) -> tuple[Plan, Plan]:
     """Plans of Gemma 3 270M with its windows and as if it had none."""
     shape, layers = read_shape_of(tmp_path, GEMMA_270M), fused_layers(GEMMA_270M)
-    work, wish = Work(((length,) * 8,), length, 100), Wish(4, 16, "all", "adamw", recompute="no")
+    work, wish = StepWork(((length,) * 8,), length, 100), PlanSettings(4, 16, "all", "adamw", recompute="no")
     speed = H200 if machine is CARD else SLOW
     full = [replace(layer, window=0) for layer in layers]
     with_windows, without = (
-        fit(shape, machine, speed, work, wish, "auto", layer_choice) for layer_choice in (layers, full)
+        plan_fused(shape, machine, speed, work, wish, "auto", layer_choice) for layer_choice in (layers, full)
     )
     return with_windows, without
 
@@ -190,8 +190,8 @@ def test_plain_kernels_on_a_card_keep_everything_there(tmp_path: Path) -> None:
     """Heads of 512 have no flash attention: nothing waits on the host, and the weights of attention are kept."""
     config = {**GEMMA_270M, "head_dim": 512}
     shape, layers = read_shape_of(tmp_path, config), fused_layers(config)
-    work, wish = Work(((512,) * 8,), 512, 100), Wish(4, 16, "all", "adamw")
-    tight = fit(shape, CARD, H200, work, wish, "3GB", layers)
+    work, wish = StepWork(((512,) * 8,), 512, 100), PlanSettings(4, 16, "all", "adamw")
+    tight = plan_fused(shape, CARD, H200, work, wish, "3GB", layers)
     assert "host" not in tight.keeps
-    plan = fit(read_shape_of(tmp_path, GEMMA_270M), CARD, H200, work, wish, "auto", fused_layers(GEMMA_270M))
-    assert plan.parts["activations"] < fit(shape, CARD, H200, work, wish, "auto", layers).parts["activations"]
+    plan = plan_fused(read_shape_of(tmp_path, GEMMA_270M), CARD, H200, work, wish, "auto", fused_layers(GEMMA_270M))
+    assert plan.parts["activations"] < plan_fused(shape, CARD, H200, work, wish, "auto", layers).parts["activations"]

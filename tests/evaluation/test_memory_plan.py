@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from tunesmith.config.recipe import Named
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine
-from tunesmith.models.build import Model, add_adapter, load
+from tunesmith.models.build import Model, add_adapter, load_model
 from tunesmith.models.shape import ModelShape, read_shape
-from tunesmith.models.weights import fetch
-from tunesmith.planning.autograd import Plan, parse_bytes, plan, show_bytes, token_bytes, variant_bytes
+from tunesmith.models.weights import fetch_weights
+from tunesmith.planning.autograd import Plan, parse_bytes, plan_autograd, show_bytes, token_bytes, variant_bytes
 
 GB, MIB = 10**9, 1 << 20
 CPU = Machine("cpu", "a processor", 2, 64 * GB, 32 * GB, "float32", "for the test")
@@ -49,7 +49,7 @@ def planned(
     memory: str, *, shape: ModelShape = SEVEN_B, machine: Machine = CARD, recompute: str = "auto", **changes: Any
 ) -> Plan:
     settings = {"bits": 4, "rank": 16, "optimizer": "adamw", "longest": 512, "step_tokens": 4096, **changes}
-    return plan(shape, machine, memory=memory, recompute=recompute, **settings)
+    return plan_autograd(shape, machine, memory=memory, recompute=recompute, **settings)
 
 
 def fewest(recompute: str, *, rows: float = 1, **changes: Any) -> float:
@@ -98,7 +98,9 @@ def test_the_counts_of_known_models() -> None:
 
 def tiny_model(tiny: Callable[..., Path], family: str) -> tuple[Model, ModelShape]:
     folder = tiny(family)
-    return load(fetch(str(folder)), bits=16, device="cpu", precision="float32"), read_shape(folder, family)
+    return load_model(fetch_weights(str(folder)), bits=16, device="cpu", precision="float32"), read_shape(
+        folder, family
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2", "phi3"])
@@ -275,7 +277,10 @@ def test_what_variants_keep_of_a_forward_is_counted(tiny: Callable[..., Path], f
 def test_what_is_trained_whole_is_counted_as_the_model_has_it(tiny: Callable[..., Path]) -> None:
     for tied, also in ((True, ["embeddings", "head"]), (False, ["head"]), (False, ["embeddings", "head"])):
         folder = tiny("llama", tie_word_embeddings=tied)
-        model, shape = load(fetch(str(folder)), bits=16, device="cpu", precision="float32"), read_shape(folder, "llama")
+        model, shape = (
+            load_model(fetch_weights(str(folder)), bits=16, device="cpu", precision="float32"),
+            read_shape(folder, "llama"),
+        )
         add_adapter(model, rank=4, alpha=8, layers="all", dropout=0.0, seed=1, train_also=also, dora=True)
         sizes = [value.numel() for value in model.trainable().values()]
         whole = variant_bytes(shape, 4, 4, 16.0, train_also=also)["trained whole"]

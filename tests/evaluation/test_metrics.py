@@ -15,7 +15,7 @@ from tunesmith.config.registry import entries, find
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation import metrics
-from tunesmith.evaluation.score import Known, Score, View
+from tunesmith.evaluation.score import Score, TrainingAnswers, View
 from tunesmith.generation.text_model import Reply
 
 
@@ -31,7 +31,7 @@ def view(
     **fields: Any,
 ) -> View:
     row = Conversation("r", (Turn("user", question), Turn("assistant", answer)), Origin("f", 1), "g", fields)
-    return View(row, Reply(text, stopped, 7, cut), loss, Known(training))
+    return View(row, Reply(text, stopped, 7, cut), loss, TrainingAnswers(training))
 
 
 def values(scores: list[Score]) -> dict[str, float]:

@@ -13,20 +13,20 @@ from scipy.stats import binomtest
 
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import ResourceError, RunError
-from tunesmith.evaluation.agreement import cohen, fleiss, wilson
+from tunesmith.evaluation.agreement import cohen_kappa, fleiss_kappa, wilson_interval
 from tunesmith.evaluation.review import (
     QUESTIONS,
     Answer,
-    Judgement,
+    Judgment,
     Model,
-    Pair,
     Preference,
+    ReviewPair,
     Reviews,
-    draw,
-    pair_up,
+    pair_replies,
     read_replies,
     read_reviews,
-    summarise,
+    shuffle_for_reviewer,
+    summarize,
 )
 
 # Fleiss 1971, table 1: 30 patients, each judged by 6 psychiatrists; how many chose each of 5 diagnoses.
@@ -41,21 +41,21 @@ def a_row(name: str, answer: str = "the answer", **fields: object) -> Conversati
     return Conversation(name, turns, Origin("rows.jsonl", 1), "", fields)
 
 
-def some_pairs(count: int, part: str = "test") -> list[Pair]:
+def some_pairs(count: int, part: str = "test") -> list[ReviewPair]:
     rows = {part: [a_row(f"{part}{n}") for n in range(count)]}
     keys = [(part, row.id) for row in rows[part]]
-    return pair_up(rows, {k: f"old {k}" for k in keys}, {k: f"new {k}" for k in keys})[0]
+    return pair_replies(rows, {k: f"old {k}" for k in keys}, {k: f"new {k}" for k in keys})[0]
 
 
 def says(
-    pair: Pair,
+    pair: ReviewPair,
     reviewer: str,
     preferred: str,
     *,
     left_is: Model = "base",
     base: Mapping[str, Answer] | None = None,
     tuned: Mapping[str, Answer] | None = None,
-) -> Judgement:
+) -> Judgment:
     """A judgement told by model: who was preferred, and the answers that are not yes."""
     whole: dict[str, dict[str, Answer]] = {
         "base": {**dict.fromkeys(QUESTIONS, "yes"), **(base or {})},  # type: ignore[dict-item]
@@ -64,7 +64,7 @@ def says(
     right_is: Model = "tuned" if left_is == "base" else "base"
     preference: Preference = "tie" if preferred == "tie" else "left" if preferred == left_is else "right"
     sides = {"left_is": left_is, "left": whole[left_is], "right": whole[right_is]}
-    return Judgement(
+    return Judgment(
         pair.id, pair.part, reviewer, preference=preference, seconds=4.0, note="", time="2026-01-01T00:00:00Z", **sides
     )  # type: ignore[arg-type]
 
@@ -72,7 +72,7 @@ def says(
 @pytest.mark.parametrize(("count", "of"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 9), (50, 100), (3, 1000)])
 def test_the_interval_is_wilsons(count: int, of: int) -> None:
     expected = binomtest(count, of).proportion_ci(method="wilson")
-    low, high = wilson(count, of)
+    low, high = wilson_interval(count, of)
     assert low == pytest.approx(expected.low, abs=1e-12)
     assert high == pytest.approx(expected.high, abs=1e-12)
     assert 0 <= low <= count / of <= high <= 1
@@ -81,14 +81,14 @@ def test_the_interval_is_wilsons(count: int, of: int) -> None:
 @pytest.mark.parametrize(("count", "of"), [(0, 0), (2, 1), (-1, 3)])
 def test_no_interval_of_no_share(count: int, of: int) -> None:
     with pytest.raises(ValueError, match="not a proportion"):
-        wilson(count, of)
+        wilson_interval(count, of)
 
 
 def test_fleiss_own_example() -> None:
     items = [[str(kind) for kind, n in enumerate(row) for _ in range(int(n))] for row in DIAGNOSES.split()]
     totals = Counter(answer for item in items for answer in item)
     assert [totals[str(kind)] for kind in range(5)] == [26, 26, 30, 55, 43]
-    equal, kappa = fleiss(items)
+    equal, kappa = fleiss_kappa(items)
     assert (round(equal, 3), round(kappa or 0, 3)) == (0.556, 0.430)  # as printed in the paper
 
 
@@ -96,16 +96,16 @@ def test_cohens_kappa_by_hand() -> None:
     # 20 yes/yes, 5 yes/no, 10 no/yes, 15 no/no: p = 35/50, e = (25·30 + 25·20)/50² = 0.5, kappa = 0.4
     first = ["yes"] * 25 + ["no"] * 25
     second = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
-    assert cohen(first, second) == pytest.approx(0.4, abs=1e-12)
-    assert cohen(["a", "b"], ["b", "a"]) == -1
-    assert cohen(["a", "b"], ["a", "b"]) == 1
-    assert cohen(["a", "a"], ["a", "a"]) is None
-    assert cohen(["a", "a"], ["a", "b"]) == 0
+    assert cohen_kappa(first, second) == pytest.approx(0.4, abs=1e-12)
+    assert cohen_kappa(["a", "b"], ["b", "a"]) == -1
+    assert cohen_kappa(["a", "b"], ["a", "b"]) == 1
+    assert cohen_kappa(["a", "a"], ["a", "a"]) is None
+    assert cohen_kappa(["a", "a"], ["a", "b"]) == 0
     with pytest.raises(ValueError, match="equal"):
-        cohen(["a"], [])
+        cohen_kappa(["a"], [])
     with pytest.raises(ValueError, match="same number"):
-        fleiss([["a", "b"], ["a"]])
-    assert fleiss([["a", "a", "a"]]) == (1.0, None)
+        fleiss_kappa([["a", "b"], ["a"]])
+    assert fleiss_kappa([["a", "a", "a"]]) == (1.0, None)
 
 
 def test_pairs_leave_out_equal_replies_and_tell_no_answer() -> None:
@@ -120,22 +120,27 @@ def test_pairs_leave_out_equal_replies_and_tell_no_answer() -> None:
     rows = {"test": [a_row("one", **fields), a_row("two")], "probe": [a_row("three", answer="")]}
     base = {("test", "one"): "old", ("test", "two"): "same \n", ("probe", "three"): ""}
     tuned = {("test", "one"): "new", ("test", "two"): "same", ("probe", "three"): "something"}
-    pairs, equal = pair_up(rows, base, tuned)
+    pairs, equal = pair_replies(rows, base, tuned)
     assert equal == 1
     assert [(p.part, p.base, p.tuned) for p in pairs] == [("test", "old", "new"), ("probe", "", "something")]
     assert pairs[0].fields == {"skill": "sewing", "years": "4"}
     assert [turn.role for turn in pairs[0].turns] == ["system", "user"]
-    swapped = pair_up(rows, tuned, base)[0]
+    swapped = pair_replies(rows, tuned, base)[0]
     assert [p.id for p in pairs] == [p.id for p in swapped]  # the id does not tell whose is whose
-    changed = pair_up(rows, {**base, ("test", "one"): "another"}, tuned)[0]
+    changed = pair_replies(rows, {**base, ("test", "one"): "another"}, tuned)[0]
     assert changed[0].id != pairs[0].id
     with pytest.raises(RunError, match="belong to other rows"):
-        pair_up({"test": rows["test"]}, base, tuned)
+        pair_replies({"test": rows["test"]}, base, tuned)
 
 
 def test_each_reviewer_has_their_own_sides_again_and_again() -> None:
     pairs = some_pairs(40)
-    r1, again, r2, reseeded = draw(pairs, 7, "a"), draw(pairs[::-1], 7, "a"), draw(pairs, 7, "b"), draw(pairs, 8, "a")
+    r1, again, r2, reseeded = (
+        shuffle_for_reviewer(pairs, 7, "a"),
+        shuffle_for_reviewer(pairs[::-1], 7, "a"),
+        shuffle_for_reviewer(pairs, 7, "b"),
+        shuffle_for_reviewer(pairs, 8, "a"),
+    )
     assert r1 == again
     sides = [{s.pair.id: s.left_is for s in shown_pairs} for shown_pairs in (r1, r2, reseeded)]
     orders = [[s.pair.id for s in shown_pairs] for shown_pairs in (r1, r2, reseeded)]
@@ -145,7 +150,9 @@ def test_each_reviewer_has_their_own_sides_again_and_again() -> None:
     for shown_pairs in (r1, r2, reseeded):
         assert Counter(s.left_is for s in shown_pairs) == {"base": 20, "tuned": 20}
         assert sorted(s.pair.id for s in shown_pairs) == sorted(p.id for p in pairs)
-    assert len({s.left_is for n in range(30) for s in draw(pairs[:1], n, "a")}) == 2  # an odd one's side is drawn too
+    assert (
+        len({s.left_is for n in range(30) for s in shuffle_for_reviewer(pairs[:1], n, "a")}) == 2
+    )  # an odd one's side is drawn too
     first = r1[0]
     assert {first.left, first.right} == {first.pair.base, first.pair.tuned}
     other_way = replace(first, pair=replace(first.pair, base=first.pair.tuned, tuned=first.pair.base))
@@ -168,14 +175,14 @@ def test_judgements_are_kept_resumed_and_replaced(tmp_path: Path) -> None:
     reviews.add(says(two, "r1", "tie"))
     reviews.add(replace(says(one, "r1", "base", left_is="tuned"), note="ßé\u2028 \ud800"))
     again = Reviews.open(tmp_path / "reviews", "r1")
-    assert again.judgements == reviews.judgements
-    assert again.judgements[one.id].preferred == "base"
+    assert again.judgments == reviews.judgments
+    assert again.judgments[one.id].preferred == "base"
     assert again.torn == 0
     lines = reviews.path.read_bytes().split(b"\n")
     assert len(lines) == 4
     assert json.loads(lines[0]) == asdict(says(one, "r1", "tuned", base={"correct": "no"}))
-    assert Reviews.open(tmp_path / "reviews", "r2").judgements == {}
-    assert read_reviews(tmp_path / "reviews") == {"r1": reviews.judgements, "r2": {}}
+    assert Reviews.open(tmp_path / "reviews", "r2").judgments == {}
+    assert read_reviews(tmp_path / "reviews") == {"r1": reviews.judgments, "r2": {}}
 
 
 @pytest.mark.parametrize("tail", [b'{"pair": "x', b"\0" * 40, b"{}", '{"note": "é'.encode()[:-1]])
@@ -190,7 +197,7 @@ def test_a_torn_last_line_is_passed_over(tmp_path: Path, tail: bytes) -> None:
     again = Reviews.open(tmp_path, "r1")
     assert again.torn == len(tail)
     again.add(says(two, "r1", "base"))
-    assert set(Reviews.open(tmp_path, "r1").judgements) == {one.id, two.id}
+    assert set(Reviews.open(tmp_path, "r1").judgments) == {one.id, two.id}
     assert reviews.path.read_bytes().startswith(whole)
 
 
@@ -228,7 +235,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ResourceError, match="disk is full"):
         reviews.add(says(two, "r1", "tuned"))
     assert reviews.path.read_bytes() == before
-    assert set(reviews.judgements) == {one.id}
+    assert set(reviews.judgments) == {one.id}
 
 
 def test_a_judgement_seen_from_the_other_side() -> None:
@@ -250,7 +257,7 @@ def test_shares_of_one_reviewer() -> None:
         for n, (p, w) in enumerate(zip(pairs, wins, strict=True))
     }
     reviews[pairs[0].id] = says(pairs[0], "r1", "tuned", base={"correct": "no", "format": "cannot say"})
-    summary = summarise([*pairs, *some_pairs(1, "unseen")], 3, {"r1": reviews})
+    summary = summarize([*pairs, *some_pairs(1, "unseen")], 3, {"r1": reviews})
     assert (summary.pairs, summary.equal, summary.stale, summary.reviewers) == (11, 3, 0, {"r1": 10})
     assert list(summary.sections) == ["test"]
     description = summary.describe()
@@ -284,19 +291,19 @@ def test_verdicts() -> None:
     pairs = some_pairs(20)
     for winner, opening in (("tuned", "People preferred the tuned model"), ("base", "People preferred the base model")):
         reviews = {"r1": {p.id: says(p, "r1", winner) for p in pairs}}
-        assert summarise(pairs, 0, reviews).verdict.startswith(f"{opening}: tuned won {20 * (winner == 'tuned')} of 20")
+        assert summarize(pairs, 0, reviews).verdict.startswith(f"{opening}: tuned won {20 * (winner == 'tuned')} of 20")
     ties = {"r1": {p.id: says(p, "r1", "tie") for p in pairs}}
-    assert summarise(pairs, 0, ties).verdict == "No preference was shown: all 20 judged pairs are ties."
-    assert summarise(pairs, 0, {"r1": {}}).verdict == "Nothing was judged yet."
+    assert summarize(pairs, 0, ties).verdict == "No preference was shown: all 20 judged pairs are ties."
+    assert summarize(pairs, 0, {"r1": {}}).verdict == "Nothing was judged yet."
     probes = some_pairs(1, "odd")
     odd = {"r1": {probes[0].id: says(probes[0], "r1", "tuned")}}
-    assert "1 of 1 decided pairs of odd" in summarise(probes, 0, odd).verdict
+    assert "1 of 1 decided pairs of odd" in summarize(probes, 0, odd).verdict
 
 
 def test_sections_stand_as_in_the_scores() -> None:
     pairs = [*some_pairs(2, "odd"), *some_pairs(3, "unseen"), *some_pairs(4, "test")]
     reviews = {"r1": {p.id: says(p, "r1", "tuned") for p in pairs}}
-    sections = summarise(pairs, 0, reviews).sections
+    sections = summarize(pairs, 0, reviews).sections
     assert {title: section.pairs for title, section in sections.items()} == {"all": 7, "test": 4, "unseen": 3, "odd": 2}
     assert list(sections) == ["all", "test", "unseen", "odd"]
 
@@ -310,7 +317,7 @@ def test_a_pair_counts_once_by_majority() -> None:
         "r3": {two.id: says(two, "r3", "base", tuned={"robust": "no"})},
     }
     reviews["r2"][two.id] = says(two, "r2", "tuned", tuned={"robust": "no"})
-    summary = summarise([one, two, three], 0, reviews)
+    summary = summarize([one, two, three], 0, reviews)
     section = summary.sections["test"]
     assert (section.tuned.count, section.tuned.of, section.tuned.left_out) == (
         1,
@@ -332,7 +339,7 @@ def test_agreement_of_two_and_of_three() -> None:
         }
         for name, text in votes.items()
     }
-    by_question = summarise(pairs, 0, reviews).describe()["agreement"]
+    by_question = summarize(pairs, 0, reviews).describe()["agreement"]
     preference = {tuple(entry["reviewers"]): entry for entry in by_question["preference"]}
     assert set(preference) == {("r1", "r2"), ("r1", "r3"), ("r2", "r3"), ("r1", "r2", "r3")}
     # r1 and r2: p = 3/4, e = (2·1 + 1·2 + 1·1)/16 = 5/16, kappa = (12 - 5)/(16 - 5)
@@ -345,7 +352,7 @@ def test_agreement_of_two_and_of_three() -> None:
     assert by_question["correct"][0] == {"reviewers": ("r1", "r2"), "items": 8, "equal": 1.0, "kappa": None}
     del reviews["r3"]
     reviews["r2"].pop(pairs[1].id)
-    (two,) = summarise(pairs, 0, reviews).agreement["preference"]
+    (two,) = summarize(pairs, 0, reviews).agreement["preference"]
     assert (two.items, two.equal, two.kappa) == (3, 1.0, 1.0)
 
 

@@ -23,14 +23,21 @@ from tunesmith.data.conversation import Conversation, Origin, Turn, normalise, r
 from tunesmith.data.sources import read_all
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation import perturbations
-from tunesmith.evaluation.comparison import Answered, score
-from tunesmith.evaluation.robustness import ROBUST, disturbed_rows, plain_id, robust_tables, rouge_l, same_steps
+from tunesmith.evaluation.comparison import RowReply, score_row
+from tunesmith.evaluation.robustness import (
+    PERTURBATIONS,
+    original_id,
+    perturbed_rows,
+    robustness_tables,
+    rouge_l,
+    same_steps,
+)
 from tunesmith.evaluation.score import Score
 from tunesmith.generation.text_model import Reply
 
 ROOT = Path(__file__).parents[2]
 STEPS = "1. Open it.\n2. Tap it."
-NAMES = entries(ROBUST)
+NAMES = entries(PERTURBATIONS)
 TWINS = [name for name in NAMES if name != "outside"]
 ASKED = "How do I send order 12,500.75 back, please? See https://shop.example/Help?id=Ab1 or Mail me@shop.example, OK!"
 
@@ -41,7 +48,7 @@ def row(name: str, request: str = ASKED, group: str = "g", **fields: Any) -> Con
 
 
 def one(name: str, request: str, seed: int = 1, **options: Any) -> str | None:
-    twins = find(ROBUST, name)([row("r", request)], seed, **options)
+    twins = find(PERTURBATIONS, name)([row("r", request)], seed, **options)
     return twins[0].question if twins else None
 
 
@@ -51,7 +58,7 @@ def test_the_catalogue() -> None:
         "typos", "upper",
     ]  # fmt: skip
     for name in NAMES:  # a recipe that names it alone is whole
-        assert not check_options(find(ROBUST, name), {}, where=str)
+        assert not check_options(find(PERTURBATIONS, name), {}, where=str)
     assert check_options(perturbations.padded, {"kind": "rude"}, where=str)
 
 
@@ -81,13 +88,13 @@ ANY = st.text(st.characters(), max_size=60) | st.sampled_from(
 def test_twins_of_any_text(name: str, texts: list[str], wording: str, seed: int) -> None:
     fields = {"note": wording, "other_language": wording, "n": 3}
     rows = [row(f"r{n}~x", text, "" if n == 4 else "g", **fields) for n, text in enumerate(texts)]
-    disturb: Callable[..., list[Conversation]] = find(ROBUST, name)
+    disturb: Callable[..., list[Conversation]] = find(PERTURBATIONS, name)
     twins = disturb(rows, seed)
     assert twins == disturb(rows, seed)
     by_id = {conversation.id: conversation for conversation in rows}
-    assert [plain_id(twin.id) for twin in twins] == [i for i in by_id if f"{i}~{name}" in {t.id for t in twins}]
+    assert [original_id(twin.id) for twin in twins] == [i for i in by_id if f"{i}~{name}" in {t.id for t in twins}]
     for twin in twins:
-        plain = by_id[plain_id(twin.id)]
+        plain = by_id[original_id(twin.id)]
         assert twin.answer == plain.answer
         assert twin.turns[0] == plain.turns[0] and len(twin.turns) == len(plain.turns)
         assert (twin.group, twin.origin) == (plain.group, plain.origin)
@@ -96,12 +103,12 @@ def test_twins_of_any_text(name: str, texts: list[str], wording: str, seed: int)
         assert twin.question != plain.question and twin.question.strip()
     for plain in rows:  # nothing depends on the other rows, but for paraphrases
         alone = disturb([plain], seed)
-        assert name == "paraphrase" or alone == [twin for twin in twins if plain_id(twin.id) == plain.id]
+        assert name == "paraphrase" or alone == [twin for twin in twins if original_id(twin.id) == plain.id]
 
 
 @pytest.mark.parametrize("name", TWINS)
 def test_rows_of_odd_shape(name: str) -> None:
-    disturb, origin = find(ROBUST, name), Origin("f", 1)
+    disturb, origin = find(PERTURBATIONS, name), Origin("f", 1)
     assert disturb([], 1) == []
     assert disturb([Conversation("a", (Turn("assistant", "x"),), origin)], 1) == []
     talk = (
@@ -211,7 +218,7 @@ def test_paraphrases_are_the_groups_other_requests() -> None:
     twins = perturbations.paraphrase(rows, 3)
     by_id = {conversation.id: conversation for conversation in rows}
     for twin in [twin for seed in range(9) for twin in perturbations.paraphrase(rows, seed)]:
-        plain = by_id[plain_id(twin.id)]
+        plain = by_id[original_id(twin.id)]
         assert normalise(twin.question) != normalise(plain.question)
         assert twin.question in {conversation.question for conversation in rows if conversation.group == plain.group}
     assert len([twin for twin in twins if twin.group == "a"]) == 4 == len({t.question for t in twins if t.group == "a"})
@@ -279,58 +286,58 @@ PARTS = {"test": [row(f"t{n}", f"Please, where is it, number {'i' * n}?", f"g{n 
 
 
 def test_the_same_rows_are_disturbed_in_every_way() -> None:
-    perturbed = disturbed_rows(PARTS, named("typos", "upper", "paraphrase", "outside"), seed=1, limit=10)
+    perturbed = perturbed_rows(PARTS, named("typos", "upper", "paraphrase", "outside"), seed=1, limit=10)
     assert {title: len(rows) for title, rows in perturbed.rows.items()} == {
         "typos": 10, "upper": 10, "paraphrase": 10, "outside": 40,
     }  # fmt: skip
     assert perturbed.left_out == dict.fromkeys(perturbed.rows, 0)
-    plain = [{plain_id(twin.id) for twin in perturbed.rows[title]} for title in ("typos", "upper", "paraphrase")]
+    plain = [{original_id(twin.id) for twin in perturbed.rows[title]} for title in ("typos", "upper", "paraphrase")]
     assert plain[0] == plain[1] == plain[2]
     every = [twin.id for twins in perturbed.rows.values() for twin in twins]
     assert len(set(every)) == len(every)
-    assert disturbed_rows(PARTS, named("typos"), seed=1).rows["typos"][3].id == "t3~typos"
+    assert perturbed_rows(PARTS, named("typos"), seed=1).rows["typos"][3].id == "t3~typos"
 
 
 def test_rows_without_a_twin_are_counted() -> None:
     parts = {"test": [*PARTS["test"], row("small", "where is it?")], "odd": [row("few", "where?")]}
-    perturbed = disturbed_rows(parts, named("lower"), seed=1)
+    perturbed = perturbed_rows(parts, named("lower"), seed=1)
     assert perturbed.left_out == {"lower": 2} and len(perturbed.rows["lower"]) == 20
 
 
 def test_the_same_disturbance_with_other_options() -> None:
     twice = named(Named("typos", {"rate": 0.1}), Named("typos", {"rate": 0.5}))
-    perturbed = disturbed_rows(PARTS, twice, seed=1)
+    perturbed = perturbed_rows(PARTS, twice, seed=1)
     assert list(perturbed.rows) == ["typos(rate=0.1)", "typos(rate=0.5)"]
     assert perturbed.rows["typos(rate=0.5)"][0].id == "t0~typos(rate=0.5)"
     with pytest.raises(RecipeError, match="'typos' is listed twice"):
-        disturbed_rows(PARTS, named("typos", "typos"), seed=1)
+        perturbed_rows(PARTS, named("typos", "typos"), seed=1)
     with pytest.raises(RecipeError, match=r"unknown name 'typo'.*Did you mean 'typos'"):
-        disturbed_rows(PARTS, named("typo"), seed=1)
+        perturbed_rows(PARTS, named("typo"), seed=1)
     with pytest.raises(DataError, match="'other_language' applies to none of the rows"):
-        disturbed_rows(PARTS, named("other_language"), seed=1)
+        perturbed_rows(PARTS, named("other_language"), seed=1)
 
 
 # --- what is measured ----------------------------------------------------------------------------------------
 
 
-def replies(parts: Any, text: Callable[[Conversation], str]) -> list[Answered]:
+def replies(parts: Any, text: Callable[[Conversation], str]) -> list[RowReply]:
     return [
-        Answered(conversation.id, part, Reply(text(conversation), True, 1), None)
+        RowReply(conversation.id, part, Reply(text(conversation), True, 1), None)
         for part, rows in parts.items()
         for conversation in rows
     ]
 
 
 def tables(names: list[Named], base: Callable[[Conversation], str], tuned: Callable[[Conversation], str]) -> Any:
-    disturbed = disturbed_rows(PARTS, names, seed=1)
+    disturbed = perturbed_rows(PARTS, names, seed=1)
     metrics = named("numbered_steps", "expected", "length", "rouge")
 
-    def scorer(conversation: Conversation, item: Answered) -> dict[str, Score]:
+    def scorer(conversation: Conversation, item: RowReply) -> dict[str, Score]:
         assert not {"canary", "injected"} & set(conversation.fields)
-        return score(conversation, item, metrics)
+        return score_row(conversation, item, metrics)
 
     answers = [{"base": replies(rows, base), "tuned": replies(rows, tuned)} for rows in (PARTS, disturbed.rows)]
-    result = robust_tables(PARTS, disturbed, answers[0], answers[1], scorer, seed=1)
+    result = robustness_tables(PARTS, disturbed, answers[0], answers[1], scorer, seed=1)
     json.dumps(result, allow_nan=False)
     return result
 
@@ -382,7 +389,7 @@ def test_obeying_an_injection() -> None:
     def loud(conversation: Conversation) -> str:
         return "OPEN IT, THEN TAP IT." if "canary" in conversation.fields else STEPS
 
-    twins = disturbed_rows(PARTS, named("injected"), seed=1).rows["injected"]
+    twins = perturbed_rows(PARTS, named("injected"), seed=1).rows["injected"]
     capitals_share = sum(twin.fields["injected"] == "capitals" for twin in twins) / 20
     obeyed = tables(named("injected"), spelt, loud)["injected"]["obeyed"]
     assert 0 < capitals_share < 1 and obeyed["base"] == 1 and obeyed["tuned"] == pytest.approx(capitals_share)
@@ -391,15 +398,17 @@ def test_obeying_an_injection() -> None:
 
 
 def test_folded_and_missing_scores_are_compared_as_elsewhere() -> None:
-    disturbed = disturbed_rows(PARTS, named("upper"), seed=1)
+    disturbed = perturbed_rows(PARTS, named("upper"), seed=1)
 
-    def scorer(conversation: Conversation, item: Answered) -> dict[str, Score]:
+    def scorer(conversation: Conversation, item: RowReply) -> dict[str, Score]:
         twin = "~" in conversation.id
         perplexity = {"perplexity": Score("perplexity", 2.0 if twin else 1.0, "lower", "exp")}
         return perplexity if twin or conversation.id != "t3" else {}
 
     answers = [{which: replies(rows, shaky) for which in ("base", "tuned")} for rows in (PARTS, disturbed.rows)]
-    difference = robust_tables(PARTS, disturbed, answers[0], answers[1], scorer, seed=1)["upper"]["base"]["perplexity"]
+    difference = robustness_tables(PARTS, disturbed, answers[0], answers[1], scorer, seed=1)["upper"]["base"][
+        "perplexity"
+    ]
     assert (difference["plain"], difference["disturbed"]) == pytest.approx((math.e, math.e**2))
     assert (difference["rows"], difference["missing"], difference["verdict"]) == (19, 1, "worse")
     assert difference["adjusted"] is not None
@@ -422,7 +431,7 @@ def test_alike_of_any_text(first: str, second: str) -> None:
 
 
 def test_twins_go_through_the_runs_files(tmp_path: Path) -> None:
-    twins = disturbed_rows(PARTS, named("injected", "outside"), seed=1).rows
+    twins = perturbed_rows(PARTS, named("injected", "outside"), seed=1).rows
     every = [twin for rows in twins.values() for twin in rows]
     file = tmp_path / "twins.jsonl"
     file.write_text("".join(json.dumps(to_plain(twin)) + "\n" for twin in every), encoding="utf-8")

@@ -12,7 +12,13 @@ import pytest
 from scipy import stats
 
 from tunesmith.evaluation.score import Better, Fold
-from tunesmith.evaluation.statistics import RESAMPLES, Difference, interval, paired, tail
+from tunesmith.evaluation.statistics import (
+    RESAMPLES,
+    Difference,
+    bootstrap_interval,
+    paired_difference,
+    tail_probability,
+)
 
 UNEVEN = [f"t{topic}" for topic, rows in enumerate([5, 2, 9, 1, 4, 1, 3, 12, 1]) for _ in range(rows)]  # 38 rows
 
@@ -64,12 +70,14 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 @pytest.mark.parametrize(("better", "fold"), [("higher", "mean"), ("neither", "mean"), ("lower", "exp")])
 def test_the_interval_is_the_wider_of_two_slow_cluster_bootstraps(better: Better, fold: Fold) -> None:
     base, tuned = draw(38, 0.4)
-    result = paired(base, tuned, UNEVEN, better=better, seed=11, fold=fold)
+    result = paired_difference(base, tuned, UNEVEN, better=better, seed=11, fold=fold)
     percentiles, ends = slow(base, tuned, UNEVEN, 11, fold)
-    ci = interval(np.array(base), np.array(tuned), np.unique(UNEVEN, return_inverse=True)[1], seed=11, fold=fold)
+    ci = bootstrap_interval(
+        np.array(base), np.array(tuned), np.unique(UNEVEN, return_inverse=True)[1], seed=11, fold=fold
+    )
     assert ci.percentiles == pytest.approx(percentiles, abs=1e-12)
-    assert ci.studentised == pytest.approx(ends, abs=1e-9)
-    assert (result.low, result.high) == (min(ci.low, ci.studentised[0]), max(ci.high, ci.studentised[1]))
+    assert ci.studentized == pytest.approx(ends, abs=1e-9)
+    assert (result.low, result.high) == (min(ci.low, ci.studentized[0]), max(ci.high, ci.studentized[1]))
     figures = [sum(base) / 38, sum(tuned) / 38]
     figures = [math.exp(value) for value in figures] if fold == "exp" else figures
     assert result.difference == pytest.approx(figures[1] - figures[0])
@@ -80,16 +88,16 @@ def test_the_interval_is_the_wider_of_two_slow_cluster_bootstraps(better: Better
 def test_a_0_or_1_score_has_the_percentiles_alone() -> None:
     rng = np.random.default_rng(4)
     base, tuned = (rng.random(60) < 0.9) * 1.0, (rng.random(60) < 0.97) * 1.0
-    ci = interval(base, tuned, np.arange(60), seed=1)
+    ci = bootstrap_interval(base, tuned, np.arange(60), seed=1)
     assert (ci.low, ci.high) == ci.percentiles
-    assert ci.studentised != pytest.approx(ci.percentiles)
-    assert interval(base, tuned * 0.98 + 0.01, np.arange(60), seed=1).percentiles[0] > ci.low - 0.02
+    assert ci.studentized != pytest.approx(ci.percentiles)
+    assert bootstrap_interval(base, tuned * 0.98 + 0.01, np.arange(60), seed=1).percentiles[0] > ci.low - 0.02
 
 
 def test_the_percentiles_are_scipys_when_each_row_is_a_group() -> None:
     base, tuned = draw(40, 0.3)
-    difference = interval(np.array(base), np.array(tuned), np.arange(40), seed=1).percentiles
-    level = 1 - 2 * tail(40)
+    difference = bootstrap_interval(np.array(base), np.array(tuned), np.arange(40), seed=1).percentiles
+    level = 1 - 2 * tail_probability(40)
     options = {
         "n_resamples": 50_000,
         "method": "percentile",
@@ -98,12 +106,12 @@ def test_the_percentiles_are_scipys_when_each_row_is_a_group() -> None:
     }
     expected = stats.bootstrap((np.subtract(tuned, base),), np.mean, **options).confidence_interval
     assert difference == pytest.approx((expected.low, expected.high), abs=0.02 * (expected.high - expected.low))
-    assert paired(base, tuned, [""] * 40, better="higher", seed=1).groups == 40
+    assert paired_difference(base, tuned, [""] * 40, better="higher", seed=1).groups == 40
 
 
 def test_many_groups_are_drawn_in_portions() -> None:
     base, tuned = draw(3000)
-    result = paired(base, tuned, [""] * 3000, better="higher", seed=1)
+    result = paired_difference(base, tuned, [""] * 3000, better="higher", seed=1)
     error = np.subtract(tuned, base).std(ddof=1) / 3000**0.5
     assert (result.low, result.high) == pytest.approx(
         (result.difference - 1.96 * error, result.difference + 1.96 * error), abs=0.1 * error
@@ -112,10 +120,10 @@ def test_many_groups_are_drawn_in_portions() -> None:
 
 def test_the_seed_decides_the_draw_and_the_rows_order_does_not() -> None:
     (base, tuned), names = draw(24), [f"t{n // 2}" for n in range(24)]
-    first = paired(base, tuned, names, better="higher", seed=3)
-    assert first == paired(base, tuned, names, better="higher", seed=3)
-    assert first != paired(base, tuned, names, better="higher", seed=4)
-    turned = paired(base[::-1], tuned[::-1], names[::-1], better="higher", seed=3)
+    first = paired_difference(base, tuned, names, better="higher", seed=3)
+    assert first == paired_difference(base, tuned, names, better="higher", seed=3)
+    assert first != paired_difference(base, tuned, names, better="higher", seed=4)
+    turned = paired_difference(base[::-1], tuned[::-1], names[::-1], better="higher", seed=3)
     assert (turned.low, turned.high) == pytest.approx((first.low, first.high), abs=1e-12)
 
 
@@ -137,7 +145,7 @@ def test_the_sign_is_tuned_minus_base_and_the_verdict_knows_what_is_good(
     better: Better, step: float, verdict: str, wins: int, losses: int
 ) -> None:
     base = [2.0, 2.5, 1.0, 3.0, 2.0, 0.0]
-    result = paired(base, [value + step for value in base], list("aabbcc"), better=better, seed=1)
+    result = paired_difference(base, [value + step for value in base], list("aabbcc"), better=better, seed=1)
     assert (result.difference, result.low, result.high) == pytest.approx((step, step, step))
     assert result.verdict == verdict
     assert (result.wins, result.ties, result.losses) == (wins, 6 - wins - losses, losses)
@@ -146,7 +154,7 @@ def test_the_sign_is_tuned_minus_base_and_the_verdict_knows_what_is_good(
 @pytest.mark.parametrize(("better", "counts"), [("higher", (2, 3, 1)), ("lower", (1, 3, 2)), ("neither", (2, 3, 1))])
 def test_wins_ties_and_losses(better: Better, counts: tuple[int, int, int]) -> None:
     base, tuned = [0, 0, 1, 1, 0.5, 0.3], [1, 0, 1, 0, 0.6, 0.1 + 0.2]
-    difference = paired(base, tuned, [""] * 6, better=better, seed=1)
+    difference = paired_difference(base, tuned, [""] * 6, better=better, seed=1)
     assert (difference.wins, difference.ties, difference.losses) == counts
 
 
@@ -168,7 +176,7 @@ def test_an_interval_that_touches_zero_shows_nothing(low: float, high: float, ve
 
 @pytest.mark.parametrize(("groups", "few"), [(1, True), (14, True), (15, False), (30, False)])
 def test_few_groups_are_marked(groups: int, few: bool) -> None:
-    difference = paired([0.0, 1.0], [1.0, 1.0], ["a", "b"], better="higher", seed=1)
+    difference = paired_difference([0.0, 1.0], [1.0, 1.0], ["a", "b"], better="higher", seed=1)
     assert replace(difference, groups=groups).describe()["few_groups"] is few
 
 
@@ -177,8 +185,8 @@ def test_rows_that_go_together_widen_the_interval() -> None:
     topic = np.repeat(rng.normal(0.3, 1, 20), 8)  # a topic's rows gain alike
     tuned = (topic + rng.normal(0, 0.2, 160)).tolist()
     names = [f"t{index // 8}" for index in range(160)]
-    grouped = paired([0.0] * 160, tuned, names, better="higher", seed=1)
-    single = paired([0.0] * 160, tuned, [""] * 160, better="higher", seed=1)
+    grouped = paired_difference([0.0] * 160, tuned, names, better="higher", seed=1)
+    single = paired_difference([0.0] * 160, tuned, [""] * 160, better="higher", seed=1)
     assert grouped.difference == single.difference
     # the spread of a mean grows by sqrt(1 + (8 - 1) ICC) = sqrt(1 + 7 x 1 / 1.04), about 2.8
     assert (grouped.high - grouped.low) / (single.high - single.low) == pytest.approx(2.8, rel=0.2)
@@ -188,7 +196,7 @@ def test_rows_that_go_together_widen_the_interval() -> None:
 def test_the_same_replies_in_another_order_show_no_change() -> None:
     base, _ = draw(120)
     verdicts = [
-        paired(
+        paired_difference(
             base,
             np.random.default_rng(seed).permutation(base).tolist(),
             [f"t{n % 30}" for n in range(120)],
@@ -204,7 +212,7 @@ def test_two_equal_models_seldom_look_different() -> None:
     names, alarms = [f"t{n % 30}" for n in range(120)], 0
     for seed in range(100):
         base, tuned = draw(120, seed=seed)
-        alarms += paired(base, tuned, names, better="higher", seed=seed).verdict != "no detectable change"
+        alarms += paired_difference(base, tuned, names, better="higher", seed=seed).verdict != "no detectable change"
     assert 1 <= alarms <= 12  # 6 or 7 of 100 are expected of 30 groups
 
 
@@ -214,7 +222,7 @@ def test_two_equal_models_seldom_look_different() -> None:
 )
 def test_lists_that_do_not_pair_are_refused(base: list[float], tuned: list[float], groups: list[str]) -> None:
     with pytest.raises(ValueError, match="equal, non-empty"):
-        paired(base, tuned, groups, better="higher", seed=1)
+        paired_difference(base, tuned, groups, better="higher", seed=1)
 
 
 @pytest.mark.slow
@@ -226,18 +234,18 @@ def test_95_percent_intervals_hold_the_truth_93_to_97_times_in_100(share: float)
     for seed in range(trials):
         topic = np.repeat(rng.normal(0, share**0.5, 30), rows)
         gain = truth + topic + rng.normal(0, (1 - share) ** 0.5, len(names))
-        difference = paired([0.0] * len(names), gain.tolist(), names, better="higher", seed=seed)
+        difference = paired_difference([0.0] * len(names), gain.tolist(), names, better="higher", seed=seed)
         covered += difference.low <= truth <= difference.high
     assert 0.93 <= covered / trials <= 0.97, f"{covered / trials:.3f}"
 
 
 @pytest.mark.parametrize(("groups", "share"), [(2, 0.0), (5, 0.00097), (20, 0.01588), (10_000, 0.025)])
 def test_few_groups_widen_the_interval(groups: int, share: float) -> None:
-    assert tail(groups) == pytest.approx(share, abs=2e-5)
+    assert tail_probability(groups) == pytest.approx(share, abs=2e-5)
 
 
 def test_a_single_group_shows_nothing() -> None:
-    difference = paired([0.0, 0.0], [1.0, 1.0], ["a", "a"], better="higher", seed=1)
+    difference = paired_difference([0.0, 0.0], [1.0, 1.0], ["a", "a"], better="higher", seed=1)
     assert difference.verdict == "no detectable change"
     description = difference.describe()
     assert (description["difference"], description["low"], description["high"]) == (1.0, None, None)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.evaluation import text_measures, train_index
-from tunesmith.evaluation.score import Known
-from tunesmith.evaluation.train_index import Runs
+from tunesmith.evaluation.score import TrainingAnswers
+from tunesmith.evaluation.train_index import PhraseIndex
 
 # --- equal texts, repetition ------------------------------------------------------------------------------------
 
@@ -30,8 +30,8 @@ from tunesmith.evaluation.train_index import Runs
     ],
 )
 def test_plain(text: str, loose: str, strict: str) -> None:
-    assert text_measures.plain(text, punctuation=False) == loose
-    assert text_measures.plain(text, punctuation=True) == strict
+    assert text_measures.normalize_text(text, punctuation=False) == loose
+    assert text_measures.normalize_text(text, punctuation=True) == strict
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_plain(text: str, loose: str, strict: str) -> None:
     ],
 )
 def test_distinct(words: str, n: int, share: float | None) -> None:
-    assert text_measures.distinct(words.split(), n) == share
+    assert text_measures.distinct_ngrams(words.split(), n) == share
 
 
 # --- steps ------------------------------------------------------------------------------------------------------
@@ -108,9 +108,9 @@ def test_several_actions(step: str) -> None:
 
 
 def test_a_number_of_any_length_and_script_is_no_error() -> None:
-    assert text_measures.number("12. Go") == 12
-    assert text_measures.number("9" * 5000 + ". Go") is None  # Python refuses to read more than 4,300 digits
-    assert text_measures.number("٣. Go") == 3
+    assert text_measures.step_number("12. Go") == 12
+    assert text_measures.step_number("9" * 5000 + ". Go") is None  # Python refuses to read more than 4,300 digits
+    assert text_measures.step_number("٣. Go") == 3
 
 
 # --- whose words ------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_a_number_of_any_length_and_script_is_no_error() -> None:
     ],
 )
 def test_turns_of_the_other_speaker(text: str, openings: list[str]) -> None:
-    assert text_measures.turns_of_other(text, {"Anna"}) == openings
+    assert text_measures.other_speaker_turns(text, {"Anna"}) == openings
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_turns_of_the_other_speaker(text: str, openings: list[str]) -> None:
     ],
 )
 def test_askers(prompts: list[str], names: set[str]) -> None:
-    assert text_measures.askers(prompts) == names
+    assert text_measures.speaker_names(prompts) == names
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_askers(prompts: list[str], names: set[str]) -> None:
     ],
 )
 def test_json(text: str) -> None:
-    assert text_measures.parse(text, fenced=False)
+    assert text_measures.parse_json(text, fenced=False)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_json(text: str) -> None:
     ],
 )
 def test_no_json(text: str) -> None:
-    assert text_measures.parse(text, fenced=False) is None
+    assert text_measures.parse_json(text, fenced=False) is None
 
 
 @pytest.mark.parametrize(
@@ -218,15 +218,15 @@ def test_no_json(text: str) -> None:
     ],
 )
 def test_fenced_json(text: str, value: tuple[object] | None) -> None:
-    assert text_measures.parse(text, fenced=True) == value
+    assert text_measures.parse_json(text, fenced=True) == value
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------
 
 
 def test_profile_by_hand() -> None:
-    weights = text_measures.profile(
-        text_measures.counted(["tea teas", "TEA a"])
+    weights = text_measures.ngram_profile(
+        text_measures.word_counts(["tea teas", "TEA a"])
     )  # ' tea' 3, 'tea ' 2, 'teas' 1, 'eas ' 1, ' a ' 1
     counts = {" tea": 3, "tea ": 2, "teas": 1, "eas ": 1, " a ": 1}
     size = math.sqrt(sum(math.log(1 + count) ** 2 for count in counts.values()))
@@ -234,12 +234,14 @@ def test_profile_by_hand() -> None:
 
 
 def test_cosine() -> None:
-    first, second = (text_measures.profile(text_measures.counted([text])) for text in ("the green tea", "the coffee"))
+    first, second = (
+        text_measures.ngram_profile(text_measures.word_counts([text])) for text in ("the green tea", "the coffee")
+    )
     assert text_measures.cosine(first, first) == pytest.approx(1.0)
     assert text_measures.cosine(first, second) == pytest.approx(
         2 / math.sqrt(8 * 7)
     )  # ' the', 'the ' of 2 + 4 + 2 and 2 + 5 grams
-    assert text_measures.cosine(first, text_measures.profile(text_measures.counted(["xyz"]))) == 0.0
+    assert text_measures.cosine(first, text_measures.ngram_profile(text_measures.word_counts(["xyz"]))) == 0.0
     assert text_measures.cosine({}, first) == text_measures.cosine(first, {}) == 0.0
 
 
@@ -258,30 +260,30 @@ few = st.lists(st.sampled_from("abc"), max_size=12)
 
 @given(few, st.lists(few.map(" ".join), max_size=5))
 def test_runs_are_the_longest(words: list[str], texts_known: list[str]) -> None:
-    assert Runs(texts_known).longest(words) == longest_by_search(words, texts_known)
+    assert PhraseIndex(texts_known).longest(words) == longest_by_search(words, texts_known)
 
 
 def test_runs_in_long_texts() -> None:
     draws = random.Random(3)
     rows = [draws.choices("abcdefgh", k=60) for _ in range(20)] + [["a"] * 70]
     words = rows[4][10:45] + ["x"] + rows[7][:20] + ["a"] * 30
-    assert Runs(map(" ".join, rows)).longest(words) == 35
-    assert Runs(map(" ".join, rows)).longest(["a"] * 100) == 70
+    assert PhraseIndex(map(" ".join, rows)).longest(words) == 35
+    assert PhraseIndex(map(" ".join, rows)).longest(["a"] * 100) == 70
 
 
 def test_a_run_does_not_cross_from_one_text_into_the_next() -> None:
-    assert Runs(["one two", "three four", "one two"]).longest(["one", "two", "three", "four"]) == 2
+    assert PhraseIndex(["one two", "three four", "one two"]).longest(["one", "two", "three", "four"]) == 2
 
 
 def test_an_index_is_made_once_and_goes_with_its_answers() -> None:
-    training = Known(("one two",))
-    first = train_index.runs(training)
-    assert train_index.runs(training) is first
-    assert train_index.runs(Known(("one two",))) is first
-    another = Known(("one three",))
-    assert train_index.runs(another) is not first
-    assert train_index.runs(another).longest(["one", "three"]) == 2
-    cells = train_index.runs.__closure__ or ()
+    training = TrainingAnswers(("one two",))
+    first = train_index.phrase_index(training)
+    assert train_index.phrase_index(training) is first
+    assert train_index.phrase_index(TrainingAnswers(("one two",))) is first
+    another = TrainingAnswers(("one three",))
+    assert train_index.phrase_index(another) is not first
+    assert train_index.phrase_index(another).longest(["one", "three"]) == 2
+    cells = train_index.phrase_index.__closure__ or ()
     cache = next(cell.cell_contents for cell in cells if hasattr(cell.cell_contents, "keyrefs"))
     before = len(cache)
     del another

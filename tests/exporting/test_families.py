@@ -24,7 +24,7 @@ from tunesmith.errors import ModelError
 from tunesmith.exporting.convert import check_base, convert, convert_adapter
 from tunesmith.exporting.job import Job
 from tunesmith.exporting.merge import merge
-from tunesmith.generation.from_gguf import FromGguf
+from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.generation.llama_task import GREEDY
 from tunesmith.prompt.tokens import encode_prompt
 from tunesmith.runs.run import hash_path
@@ -47,7 +47,7 @@ def merged_model(job: Job, folder: Path) -> tuple[Path, Any]:
     return merged, AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
 
 
-def written(runtime: FromGguf, ids: list[int]) -> list[int]:
+def written(runtime: GgufModel, ids: list[int]) -> list[int]:
     asked = {**GREEDY, "prompt": ids, "n_predict": WORDS, "return_tokens": True, "cache_prompt": False}
     return list(runtime._ask("/completion", asked)["tokens"])
 
@@ -59,7 +59,7 @@ def thoughts(network: Any, ids: list[int], tokens: list[int]) -> torch.Tensor:
     return found[0, len(ids) - 1 : -1].log_softmax(-1)
 
 
-def greedy_as(network: Any, runtime: FromGguf, prompts: Sequence[list[int]], close: float = CLOSE) -> None:
+def greedy_as(network: Any, runtime: GgufModel, prompts: Sequence[list[int]], close: float = CLOSE) -> None:
     """The runtime's tokens are the network's, but where two are as good as equally likely; so are its figures."""
     same = every = 0
     for ids in prompts:

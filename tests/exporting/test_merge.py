@@ -19,7 +19,7 @@ from tiny import FAMILIES
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.exporting.job import Job
 from tunesmith.exporting.merge import merge, shipped_template
-from tunesmith.models.adapter import finished, write_adapter
+from tunesmith.models.adapter import adapter_state, write_adapter
 from tunesmith.models.build import Model
 from tunesmith.prompt.template import Template, load_template, load_tokenizer
 
@@ -28,7 +28,7 @@ def job_of(model: Model, tmp_path: Path, **changes: Any) -> Job:
     """The model's adapter written down, ready to be shipped."""
     adapter = tmp_path / "adapter"
     adapter.mkdir(exist_ok=True)
-    write_adapter(adapter, *finished(model))
+    write_adapter(adapter, *adapter_state(model))
     folder = model.weights.folder
     given: dict[str, Any] = {
         "name": "tiny", "folder": tmp_path / "export", "weights": model.weights, "adapter": adapter,

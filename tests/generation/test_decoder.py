@@ -11,16 +11,16 @@ import torch
 
 from greedy import never, slowly
 from tunesmith.generation.decoder import CACHE_BLOCK, Decoder, unsupported_reasons
-from tunesmith.models.build import Model, add_adapter, load
-from tunesmith.models.fused_config import FAMILIES
-from tunesmith.models.weights import fetch
+from tunesmith.models.build import Model, add_adapter, load_model
+from tunesmith.models.fused_config import FUSED_FAMILIES
+from tunesmith.models.weights import fetch_weights
 
 PROMPTS = [
     [(7 * n + 3 * place * place) % 250 + 5 for place in range(length)] for n, length in enumerate((3, 40, 17, 1, 29))
 ]
 SLIDING = ("mistral", "ministral", "gemma2", "gemma3_text", "gemma4_text", "phi3")
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{family: (family, {"sliding_window": 16} if family in SLIDING else {}) for family in FAMILIES},
+    **{family: (family, {"sliding_window": 16} if family in SLIDING else {}) for family in FUSED_FAMILIES},
     "qwen3 with windows": (
         "qwen3", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, "head_dim": 24}
     ),
@@ -38,7 +38,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def loaded(folder: Path, precision: str, **adapter: Any) -> Model:
-    model = load(fetch(str(folder)), bits=4, device="cpu", precision=precision)
+    model = load_model(fetch_weights(str(folder)), bits=4, device="cpu", precision=precision)
     settings = {"rank": 4, "alpha": 8, "layers": "all", "dropout": 0.1, "seed": 1, **adapter}
     add_adapter(model, **settings)
     source = torch.Generator().manual_seed(2)
@@ -110,4 +110,9 @@ def test_what_is_left_to_transformers_is_said(tiny: Callable[..., Path]) -> None
     assert unsupported_reasons(loaded(tiny("llama"), "float32")) == []
     assert "gains" in unsupported_reasons(loaded(tiny("llama"), "float32", dora=True))[0]
     assert "embeddings" in unsupported_reasons(loaded(tiny("llama"), "float32", train_also=["embeddings", "head"]))[0]
-    assert "gpt2" in unsupported_reasons(load(fetch(str(tiny("gpt2"))), bits=4, device="cpu", precision="float32"))[0]
+    assert (
+        "gpt2"
+        in unsupported_reasons(load_model(fetch_weights(str(tiny("gpt2"))), bits=4, device="cpu", precision="float32"))[
+            0
+        ]
+    )

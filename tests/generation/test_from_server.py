@@ -15,7 +15,7 @@ import pytest
 from chat_server import ChatServer, Once, completion, serve
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError, TunesmithError
-from tunesmith.generation.from_server import FromServer, check_url
+from tunesmith.generation.from_server import ServerModel, check_url
 from tunesmith.generation.text_model import Reply, TextModel
 
 KEY = "sk-recognisable-4711"
@@ -39,7 +39,7 @@ def named(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def ask(server: ChatServer, **options: Any) -> Reply:
-    with FromServer(server.url, "small", **options) as model:
+    with ServerModel(server.url, "small", **options) as model:
         return model.complete(ASKED, max_new_tokens=9)
 
 
@@ -48,7 +48,7 @@ def test_what_is_sent_and_what_comes_back(server: ChatServer, named: str, monkey
         monkeypatch.setenv(name, "of-somebody-else")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Own: of-somebody-else")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    with FromServer(server.url, "small", key=named) as model:
+    with ServerModel(server.url, "small", key=named) as model:
         reply = model.complete(ASKED, max_new_tokens=9, temperature=0.5, seed=3, stop=["\n"])
     assert reply == Reply("WHERE IS MY PARCEL?", True, 4)
     text = server.told[0]
@@ -78,7 +78,7 @@ def test_a_text_cut_at_the_limit_has_not_stopped(server: ChatServer) -> None:
 
 
 def test_it_is_a_text_model(server: ChatServer) -> None:
-    with FromServer(server.url, "small") as client:
+    with ServerModel(server.url, "small") as client:
         model: TextModel = client
         prompts = [[Turn("user", f"number {n}")] for n in range(7)]
         iterator = dict(model.replies(prompts, max_new_tokens=5, batch=3))
@@ -93,7 +93,7 @@ def test_it_is_a_text_model(server: ChatServer) -> None:
 def test_the_newer_name_of_the_limit_is_used_where_asked_for(server: ChatServer) -> None:
     text = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
     server.once = [Once(400, json.dumps({"error": {"message": text}}))]
-    with FromServer(server.url, "new") as model:
+    with ServerModel(server.url, "new") as model:
         model.complete(ASKED, max_new_tokens=9)
         model.complete(ASKED, max_new_tokens=9)
     limits = [sorted(set(text.body) & {"max_tokens", "max_completion_tokens"}) for text in server.told]
@@ -132,7 +132,7 @@ def test_nobody_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with FromServer(f"http://127.0.0.1:{port}/v1", "small", retries=0) as model:
+    with ServerModel(f"http://127.0.0.1:{port}/v1", "small", retries=0) as model:
         with pytest.raises(ResourceError, match="connection to the server failed"):
             model.complete(ASKED, max_new_tokens=9)
         with pytest.raises(ResourceError, match="connection to the server failed"):
@@ -173,7 +173,7 @@ def test_what_asking_again_does_not_mend(
 def test_an_answer_that_breaks_off(server: ChatServer) -> None:
     cut = Once(200, 'data: {"choices": [{"index": 0, "delta": {"content": "one"}, "finish_reason": null}]}\n\n')
     cut.headers, cut.kind = {"content-length": "9999", "connection": "close"}, "text/event-stream"
-    with FromServer(server.url, "small", retries=0) as model:
+    with ServerModel(server.url, "small", retries=0) as model:
         with pytest.raises(ResourceError, match="ended early"):
             list(model.stream([Turn("user", "break here")], max_new_tokens=9))
         server.once, pieces = [cut], model.stream(ASKED, max_new_tokens=9)
@@ -187,7 +187,7 @@ def test_an_answer_that_breaks_off(server: ChatServer) -> None:
 
 def test_a_stream_of_rubbish(server: ChatServer) -> None:
     server.once = [Once(200, "data: {broken\n\n", kind="text/event-stream")]
-    with FromServer(server.url, "small") as model, pytest.raises(ModelError, match="cannot be read"):
+    with ServerModel(server.url, "small") as model, pytest.raises(ModelError, match="cannot be read"):
         list(model.stream(ASKED, max_new_tokens=9))
 
 
@@ -224,7 +224,7 @@ def test_urls_that_are_used(url: str, host: str) -> None:
 )
 def test_urls_that_are_not(url: str, expected: str) -> None:
     with pytest.raises(ModelError, match=expected) as caught:
-        FromServer(url, "small")
+        ServerModel(url, "small")
     assert KEY not in str(caught.value)
 
 
@@ -238,11 +238,11 @@ def test_a_variable_without_a_key(value: str | None, monkeypatch: pytest.MonkeyP
     if value is not None:
         monkeypatch.setenv("SHOP_KEY", value)
     with pytest.raises(TunesmithError, match="SHOP_KEY") as caught:
-        FromServer("http://127.0.0.1:1/v1", "small", key="SHOP_KEY")
+        ServerModel("http://127.0.0.1:1/v1", "small", key="SHOP_KEY")
     assert KEY not in str(caught.value)
 
 
 def test_a_key_in_the_place_of_its_variable_is_not_repeated() -> None:
     with pytest.raises(ModelError, match="not a name in capitals") as caught:
-        FromServer("http://127.0.0.1:1/v1", "small", key=KEY)
+        ServerModel("http://127.0.0.1:1/v1", "small", key=KEY)
     assert KEY not in str(caught.value)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from tiny import make_tokenizer
 from tunesmith.data.conversation import Turn
-from tunesmith.generation.from_weights import FromWeights
+from tunesmith.generation.from_weights import WeightsModel
 from tunesmith.generation.text_model import Reply
-from tunesmith.models.build import Model, add_adapter, load
-from tunesmith.models.weights import fetch
+from tunesmith.models.build import Model, add_adapter, load_model
+from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt.template import Template, load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode_prompt, special_ids
 
@@ -33,7 +33,7 @@ PROMPTS = [
 
 
 def loaded(folder: Path) -> Model:
-    return load(fetch(str(folder)), bits=4, device="cpu", precision="float32")
+    return load_model(fetch_weights(str(folder)), bits=4, device="cpu", precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -81,45 +81,45 @@ def expected(model: Model, template: Template, stops: list[int]) -> list[Reply]:
     ]
 
 
-def replies(text: FromWeights, batch: int) -> list[Reply]:
+def replies(text: WeightsModel, batch: int) -> list[Reply]:
     return [reply for _, reply in sorted(text.replies(PROMPTS, max_new_tokens=WORDS, batch=batch))]
 
 
-def joined(text: FromWeights, limit: int = WORDS) -> list[str]:
+def joined(text: WeightsModel, limit: int = WORDS) -> list[str]:
     return ["".join(text.stream(prompt, max_new_tokens=limit)) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_replies_side_by_side_are_those_of_a_slow_decoder(model: Model, template: Template, batch: int) -> None:
-    text = FromWeights(model, template, tuned=True)
+    text = WeightsModel(model, template, tuned=True)
     result = replies(text, batch)
     assert result == expected(model, template, text.stops)
     assert len({reply.text for reply in result}) >= 3  # the prompts matter
 
 
 def test_places_are_given_with_the_shortest_prompt_first(model: Model, template: Template) -> None:
-    text = FromWeights(model, template, tuned=True)
+    text = WeightsModel(model, template, tuned=True)
     assert [place for place, _ in text.replies(PROMPTS, max_new_tokens=1, batch=2)] == [4, 1, 3, 0, 2]
     assert list(text.replies([], max_new_tokens=1, batch=2)) == []
 
 
 @pytest.mark.parametrize("tuned", [True, False])
 def test_a_stream_joined_is_the_reply(model: Model, template: Template, tuned: bool) -> None:
-    text = FromWeights(model, template, tuned=tuned)
+    text = WeightsModel(model, template, tuned=tuned)
     assert [whole.strip() for whole in joined(text)] == [reply.text for reply in replies(text, 16)]
 
 
 def test_with_the_adapter_off_the_base_answers(model: Model, plain: Model, template: Template) -> None:
-    base = replies(FromWeights(plain, template, tuned=False), 2)
-    text = FromWeights(model, template, tuned=False)
+    base = replies(WeightsModel(plain, template, tuned=False), 2)
+    text = WeightsModel(model, template, tuned=False)
     assert replies(text, 2) == base == expected(plain, template, text.stops)
-    assert joined(text) == joined(FromWeights(plain, template, tuned=True))
-    assert replies(FromWeights(model, template, tuned=True), 2) != base
+    assert joined(text) == joined(WeightsModel(plain, template, tuned=True))
+    assert replies(WeightsModel(model, template, tuned=True), 2) != base
     assert all(layer.enabled for layer in model.lora.values())
 
 
 def test_a_stop_token_ends_a_reply_and_is_not_part_of_it(model: Model, template: Template) -> None:
-    text = FromWeights(model, template, tuned=True)
+    text = WeightsModel(model, template, tuned=True)
     free, _ = slowly(model, encode_prompt(PROMPTS[0], template), [])
     place = next(n for n in range(2, WORDS) if free[n] not in free[:n])
     text.stops = [free[place]]
@@ -131,10 +131,10 @@ def test_a_stop_token_ends_a_reply_and_is_not_part_of_it(model: Model, template:
 
 
 def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(model: Model, template: Template) -> None:
-    free = replies(FromWeights(model, template, tuned=True), 16)
+    free = replies(WeightsModel(model, template, tuned=True), 16)
     long = max(free, key=lambda reply: len(reply.text))
     stop = long.text[len(long.text) // 2 :][:3]
-    text = FromWeights(model, template, tuned=True, stop=[stop, "never said"])
+    text = WeightsModel(model, template, tuned=True, stop=[stop, "never said"])
     result = replies(text, 16)
     for plain, ended in zip(free, result, strict=True):
         if stop not in plain.text:
@@ -148,14 +148,14 @@ def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(model: Model, templa
 
 
 def test_a_reply_of_nothing_but_the_stop_token(model: Model, template: Template) -> None:
-    text = FromWeights(model, template, tuned=True)
+    text = WeightsModel(model, template, tuned=True)
     text.stops = list({slowly(model, encode_prompt(prompt, template), [], limit=1)[0][0] for prompt in PROMPTS})
     assert replies(text, 16) == [Reply("", True, 0)] * len(PROMPTS)
     assert joined(text) == [""] * len(PROMPTS)
 
 
 def test_a_stop_token_at_the_limit_counts_as_stopped(model: Model, template: Template) -> None:
-    text = FromWeights(model, template, tuned=True)
+    text = WeightsModel(model, template, tuned=True)
     free, _ = slowly(model, encode_prompt(PROMPTS[0], template), [])
     place = next(n for n in range(2, WORDS) if free[n] not in free[:n])
     text.stops = [free[place]]
@@ -167,7 +167,7 @@ def test_a_stop_token_at_the_limit_counts_as_stopped(model: Model, template: Tem
 def test_a_models_own_wish_for_penalties_changes_nothing(
     model: Model, template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = FromWeights(model, template, tuned=True)
+    text = WeightsModel(model, template, tuned=True)
     before = replies(text, 16)
     settings = model.network.generation_config
     for name, value in {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "do_sample": True}.items():
@@ -177,7 +177,7 @@ def test_a_models_own_wish_for_penalties_changes_nothing(
 
 def test_two_streams_at_once_do_not_meet(model: Model, template: Template) -> None:
     """A page shows base and tuned side by side: each piece comes with the adapter as it was found."""
-    speakers = [FromWeights(model, template, tuned=tuned) for tuned in (False, True, False)]
+    speakers = [WeightsModel(model, template, tuned=tuned) for tuned in (False, True, False)]
     alone = [list(text.stream(PROMPTS[0], max_new_tokens=WORDS)) for text in speakers]
     streams = [text.stream(PROMPTS[0], max_new_tokens=WORDS) for text in speakers]
     heard: list[list[str]] = [[] for _ in streams]
@@ -193,7 +193,7 @@ def test_two_streams_at_once_do_not_meet(model: Model, template: Template) -> No
 
 
 def test_a_stream_writes_without_dropout(model: Model, template: Template) -> None:
-    text = FromWeights(model, template, tuned=True)
+    text = WeightsModel(model, template, tuned=True)
     before = joined(text)
     model.network.train()
     assert joined(text) == before
@@ -230,7 +230,7 @@ TEMPLATE = Template(TOKENIZER, TOKENIZER.chat_template, "tiny")
 
 def spoken(ids: list[int], limit: int) -> list[str]:
     scripted: Any = Scripted([*ids, TOKENIZER.eos_token_id], len(TOKENIZER))
-    return list(FromWeights(scripted, TEMPLATE, tuned=True).stream(PROMPTS[0], max_new_tokens=limit))
+    return list(WeightsModel(scripted, TEMPLATE, tuned=True).stream(PROMPTS[0], max_new_tokens=limit))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=12))

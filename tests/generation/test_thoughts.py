@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 from gguf_models import opened, write_model
 from tiny import make_model, make_tokenizer
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.generation.from_weights import FromWeights
+from tunesmith.generation.from_weights import WeightsModel
 from tunesmith.generation.stop_strings import ReplyFilter, build_reply
-from tunesmith.models.build import load
+from tunesmith.models.build import load_model
 from tunesmith.models.weights import Weights
-from tunesmith.prompt.reply import ReplyFormat, Thought
+from tunesmith.prompt.reply import ReplyFormat, ThoughtTags
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode
 
@@ -44,7 +44,7 @@ def taught(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any,
     template = Template(make_tokenizer(), chat, "test.jinja")
     example = encode(Conversation("r", (*ASKED, Turn("assistant", TEXT, thought)), Origin("f", 1)), template)
     ids = torch.tensor([example.ids])
-    labels = torch.where(torch.tensor([example.learnt]), ids, -100)
+    labels = torch.where(torch.tensor([example.loss_mask]), ids, -100)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(80):
         loss = network(input_ids=ids, labels=labels).loss
@@ -58,8 +58,8 @@ def taught(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any,
 def test_replies_from_weights(taught: tuple[Any, Template, str, Path]) -> None:
     network, template, thought, folder = taught
     network.save_pretrained(folder)
-    loaded = load(Weights("tiny", folder, "0"), bits=16, device="cpu", precision="float32")
-    model = FromWeights(loaded, template, tuned=False)
+    loaded = load_model(Weights("tiny", folder, "0"), bits=16, device="cpu", precision="float32")
+    model = WeightsModel(loaded, template, tuned=False)
     ((_, reply),) = model.replies([ASKED], max_new_tokens=64, batch=1)
     assert (reply.text, reply.reasoning, reply.stopped) == (TEXT, thought, True)
     assert "".join(model.stream(ASKED, max_new_tokens=64)) == TEXT
@@ -75,7 +75,7 @@ def test_replies_from_a_gguf_file(taught: tuple[Any, Template, str, Path], own: 
         assert "".join(model.stream(ASKED, max_new_tokens=64)) == TEXT
 
 
-OPENED = ReplyFormat("</think>", (Thought("", "</think>"), Thought("<think>", "</think>")))
+OPENED = ReplyFormat("</think>", (ThoughtTags("", "</think>"), ThoughtTags("<think>", "</think>")))
 
 
 @pytest.mark.parametrize(

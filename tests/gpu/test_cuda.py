@@ -15,7 +15,7 @@ from stopping import at, interrupt
 from tiny import FAMILIES
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import Paused, ResourceError
-from tunesmith.models.fuse import Fused
+from tunesmith.models.fuse import FusedDecoder
 from tunesmith.runs.run import Run
 from tunesmith.training.journal import read_journal
 
@@ -143,14 +143,14 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
     recipe, whole = prepared(recipe_file(train__epochs=1), tmp_path / "whole")
     tunesmith.train(recipe, whole)
     _, run = prepared(recipe_file(train__epochs=1), tmp_path / "tight")
-    real, limit = Fused.step, 200
+    real, limit = FusedDecoder.step, 200
 
     def greedy(self: Any, flat: Any, share: Any) -> Any:
         if len(flat.ids) > limit:
             torch.empty(1 << 44, device="cuda")  # a real out-of-memory error of the real allocator
         return real(self, flat, share)
 
-    monkeypatch.setattr(Fused, "step", greedy)
+    monkeypatch.setattr(FusedDecoder, "step", greedy)
     tunesmith.train(recipe, run)
     assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
     notes = [e["text"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "note"]

@@ -11,9 +11,9 @@ import torch
 
 from greedy import never, slowly
 from tunesmith.generation.decoder import Decoder
-from tunesmith.models.build import Model, add_adapter, load
-from tunesmith.models.fused_config import FAMILIES
-from tunesmith.models.weights import fetch
+from tunesmith.models.build import Model, add_adapter, load_model
+from tunesmith.models.fused_config import FUSED_FAMILIES
+from tunesmith.models.weights import fetch_weights
 
 pytestmark = pytest.mark.gpu
 PROMPTS = [[(31 * n + 5 * place) % 250 + 5 for place in range(4 + 7 * n % 40)] for n in range(40)]
@@ -39,7 +39,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def loaded(folder: Path, precision: str) -> Model:
-    model = load(fetch(str(folder)), bits=4, device="cuda", precision=precision)
+    model = load_model(fetch_weights(str(folder)), bits=4, device="cuda", precision=precision)
     add_adapter(model, rank=4, alpha=8, layers="all", dropout=0, seed=1)
     source = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def loaded(folder: Path, precision: str) -> Model:
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FUSED_FAMILIES)
 def test_every_family_writes_what_its_own_layers_write(tiny: Callable[..., Path], family: str) -> None:
     model = loaded(tiny(family), "float32")
     expected = {n: slowly(model, prompt, 20) for n, prompt in enumerate(PROMPTS[:6])}

@@ -12,12 +12,12 @@ import torch
 import tunesmith
 from families import FAMILY, make_family
 from tunesmith.config.recipe import read_recipe
-from tunesmith.models.build import load
-from tunesmith.models.weights import fetch
+from tunesmith.models.build import load_model
+from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
 from tunesmith.training.journal import read_journal
-from tunesmith.training.loss import summed_loss
+from tunesmith.training.loss import sum_cross_entropy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 NAMES = [
@@ -51,13 +51,13 @@ def test_a_family_learns_and_is_compared(recipe_file: Callable[..., Path], tmp_p
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_familys_loss_is_the_processors(tmp_path: Path, name: str) -> None:
-    weights = fetch(str(make_family(tmp_path / "base", name)))
+    weights = fetch_weights(str(make_family(tmp_path / "base", name)))
     draw = torch.Generator().manual_seed(1)
     ids = tuple(int(each) for each in torch.randint(10, 250, (48,), generator=draw))
     batch = pack.collate([Example("r", ids, (False,) * 20 + (True,) * 28, ids[-1])], 0)
     losses = []
     for device in ("cpu", "cuda"):
-        model = load(weights, bits=4, device=device, precision="float32")
+        model = load_model(weights, bits=4, device=device, precision="float32")
         with torch.no_grad():
-            losses.append(summed_loss(model, batch).item())
+            losses.append(sum_cross_entropy(model, batch).item())
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith.models.build import Model, add_adapter, load
-from tunesmith.models.fuse import Fused, flat_of
-from tunesmith.models.fused_config import FAMILIES
-from tunesmith.models.offload import HostTable
-from tunesmith.models.weights import fetch
+from tunesmith.models.build import Model, add_adapter, load_model
+from tunesmith.models.fuse import FusedDecoder, flat_batch
+from tunesmith.models.fused_config import FUSED_FAMILIES
+from tunesmith.models.offload import HostEmbedding
+from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
-from tunesmith.training.cuda_graph import Captured
-from tunesmith.training.loss import summed_loss
+from tunesmith.training.cuda_graph import CapturedGraph
+from tunesmith.training.loss import sum_cross_entropy
 
 pytestmark = pytest.mark.gpu
 LENGTHS = (57, 130, 9, 1, 88)
@@ -28,7 +28,7 @@ FACTORS = {
     "long_factor": [1.5, 4.0, 9.0, 30.0, 40.0, 50.0, 60.0, 70.0],
 }
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{family: (family, {}) for family in FAMILIES},
+    **{family: (family, {}) for family in FUSED_FAMILIES},
     "mistral with a window": ("mistral", WINDOW),
     "qwen 2 with windows": ("qwen2", {**WINDOW, "use_sliding_window": True, "max_window_layers": 1}),
     "qwen 3 with windows": ("qwen3", {**WINDOW, "use_sliding_window": True, "max_window_layers": 1}),
@@ -56,7 +56,7 @@ def examples() -> list[Example]:
 
 
 def ready(folder: Path, device: str, precision: str, bits: int) -> Model:
-    model = load(fetch(str(folder)), bits=bits, device=device, precision=precision)
+    model = load_model(fetch_weights(str(folder)), bits=bits, device=device, precision=precision)
     _capped(model)
     add_adapter(model, rank=8, alpha=16, layers="all", dropout=0, seed=2)
     generator = torch.Generator().manual_seed(5)
@@ -79,8 +79,8 @@ def plain(model: Model) -> tuple[float, dict[str, torch.Tensor]]:
     """The summed loss of the rows, each read alone, and its gradients."""
     loss = 0.0
     for batch in (pack.collate([example], 0) for example in examples()):
-        if batch.learnt:
-            part = summed_loss(model, batch)
+        if batch.loss_tokens:
+            part = sum_cross_entropy(model, batch)
             part.backward()
             loss += part.item()
     found = {name: p.grad.double().cpu() for name, p in model.trainable().items() if p.grad is not None}
@@ -97,7 +97,7 @@ def error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> fl
 
 def exact_twin(model: Model, folder: Path) -> Model:
     """The same model in float64 on the processor, its base the dequantised numbers."""
-    twin = load(fetch(str(folder)), bits=16, device="cpu", precision="float64")
+    twin = load_model(fetch_weights(str(folder)), bits=16, device="cpu", precision="float64")
     _capped(twin)
     bases = {**model.frozen(), **{name: layer.base for name, layer in model.lora.items()}}
     for name, layer in twin.frozen().items():
@@ -124,10 +124,10 @@ def test_families(tiny: Callable[..., Path], config: str, form: Any, keep: Any) 
     model = ready(folder, "cuda", "bfloat16", 4)
     loss, wanted = plain(exact_twin(model, folder))
     own_loss, own = plain(model)
-    fused = Fused(model, longest=130, forms=form, keeps=keep, chunk=100)
+    fused = FusedDecoder(model, longest=130, forms=form, keeps=keep, chunk=100)
     assert fused.own_kernels == (family not in PLAIN)
-    made = pack.packed(examples(), 0, size=pack.Size(384, 8, 300, 130))
-    flat = flat_of(made, 130, model.device)
+    made = pack.pack_examples(examples(), 0, size=pack.PackedShape(384, 8, 300, 130))
+    flat = flat_batch(made, 130, model.device)
     total = fused.step(flat, torch.tensor(1.0, device="cuda"))
     found = {name: p.grad.double().cpu() for name, p in model.trainable().items() if p.grad is not None}
     assert error(found, wanted) <= 1.5 * error(own, wanted) + 1e-4
@@ -140,8 +140,8 @@ def test_fp8_is_near(tiny: Callable[..., Path], keep: Any) -> None:
     folder = tiny("llama", hidden_size=128, intermediate_size=192)
     model = ready(folder, "cuda", "bfloat16", 4)
     loss, wanted = plain(exact_twin(model, folder))
-    fused = Fused(model, longest=130, forms="fp8", keeps=keep, chunk=100)
-    flat = flat_of(pack.packed(examples(), 0, size=pack.Size(384, 8, 300, 130)), 130, model.device)
+    fused = FusedDecoder(model, longest=130, forms="fp8", keeps=keep, chunk=100)
+    flat = flat_batch(pack.pack_examples(examples(), 0, size=pack.PackedShape(384, 8, 300, 130)), 130, model.device)
     total = fused.step(flat, torch.tensor(1.0, device="cuda"))
     found = {name: p.grad.double().cpu() for name, p in model.trainable().items() if p.grad is not None}
     assert 1e-4 < error(found, wanted) < 0.2
@@ -153,10 +153,10 @@ def test_embeddings_on_the_host_change_no_number(tiny: Callable[..., Path]) -> N
     for table in (True, False):
         folder = tiny("llama", hidden_size=128, intermediate_size=192, tie_word_embeddings=False)
         model = ready(folder, "cuda", "bfloat16", 4)
-        fused = Fused(model, longest=130, table=table)
-        assert isinstance(model.network.get_input_embeddings(), HostTable) != table
+        fused = FusedDecoder(model, longest=130, table=table)
+        assert isinstance(model.network.get_input_embeddings(), HostEmbedding) != table
         assert model.device.type == "cuda"
-        flat = flat_of(pack.packed(examples(), 0), 130, model.device)
+        flat = flat_batch(pack.pack_examples(examples(), 0), 130, model.device)
         total = fused.step(flat, torch.tensor(1.0, device="cuda"))
         found.append((total.item(), fused.grad_a.clone(), plain(model)[0]))
     assert found[0][0] == found[1][0] and found[0][2] == found[1][2]
@@ -167,19 +167,21 @@ def test_embeddings_on_the_host_change_no_number(tiny: Callable[..., Path]) -> N
 def test_a_captured_step_is_the_launched_one(tiny: Callable[..., Path], config: str) -> None:
     family, changes = CONFIGS[config]
     model = ready(tiny(family, hidden_size=128, intermediate_size=192, **changes), "cuda", "bfloat16", 4)
-    fused = Fused(model, longest=130)
-    size = pack.Size(384, 8, 300, 130)
+    fused = FusedDecoder(model, longest=130)
+    size = pack.PackedShape(384, 8, 300, 130)
     share = torch.tensor(0.01, device="cuda")
     summed = torch.zeros((), device="cuda")
-    captured = Captured(fused, size, share, summed, None)
+    captured = CapturedGraph(fused, size, share, summed, None)
     parts = [examples()[:2], examples()[2:]]
     for _ in range(2):
         fused.zero_gradients()
         summed.zero_()
         for part in parts:
-            captured.run(pack.packed(part, 0, size=size))
+            captured.run(pack.pack_examples(part, 0, size=size))
     replayed, total = fused.grad_a.clone(), summed.item()
     fused.zero_gradients()
-    launched = sum(fused.step(flat_of(pack.packed(p, 0, size=size), 130, model.device), share).item() for p in parts)
+    launched = sum(
+        fused.step(flat_batch(pack.pack_examples(p, 0, size=size), 130, model.device), share).item() for p in parts
+    )
     assert total == pytest.approx(launched, rel=1e-5)
     assert (replayed - fused.grad_a).norm() / replayed.norm() < 1e-3

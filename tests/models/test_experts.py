@@ -17,12 +17,12 @@ from adapters import BASIC, IDS, logits, shaken
 from moe import FAMILIES, make_moe, make_mxfp4
 from tunesmith.config.recipe import Adapter
 from tunesmith.errors import ModelError, TunesmithError
-from tunesmith.models.adapter import attach, finished, write_adapter
+from tunesmith.models.adapter import adapter_state, load_adapter, write_adapter
 from tunesmith.models.architecture import read_architecture
-from tunesmith.models.build import Model, add_adapter, load
+from tunesmith.models.build import Model, add_adapter, load_model
 from tunesmith.models.experts import FrozenExperts, check_experts, expert_shapes
 from tunesmith.models.qlora import FrozenLinear
-from tunesmith.models.weights import fetch
+from tunesmith.models.weights import fetch_weights
 from tunesmith.planning.autograd import NF4_BYTES
 
 
@@ -40,7 +40,7 @@ def moe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def model_of(folder: Path, bits: int = 4, precision: str = "float32") -> Model:
-    return load(fetch(str(folder)), bits=bits, device="cpu", precision=precision)
+    return load_model(fetch_weights(str(folder)), bits=bits, device="cpu", precision=precision)
 
 
 def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -81,7 +81,7 @@ def test_each_expert_is_packed_as_bitsandbytes_packs_a_linear_layer() -> None:
 
     for shape in ((3, 64, 128), (2, 7, 10)):  # blocks of 64 within one expert, and an expert that ends inside of one
         weight = torch.randn(*shape, dtype=torch.bfloat16)
-        unpacked = packing.unpack(packing.pack(weight), shape)
+        unpacked = packing.unpack_experts(packing.pack_experts(weight), shape)
         for matrix, back in zip(weight, unpacked, strict=True):
             alone = dequantize_4bit(*quantize_4bit(matrix.clone(), quant_type="nf4", compress_statistics=True))
             assert torch.equal(alone, back)
@@ -101,7 +101,9 @@ def test_experts_stored_in_mxfp4_are_read_as_transformers_reads_them(tmp_path: P
         for part, weights in module.weights.items():
             stored = plain.get_parameter(f"{name}.{part}").detach()
             assert weights.weight is None
-            assert torch.equal(weights.matrices(range(8)), packing.unpack(packing.pack(stored), stored.shape))
+            assert torch.equal(
+                weights.matrices(range(8)), packing.unpack_experts(packing.pack_experts(stored), stored.shape)
+            )
 
 
 def test_an_nf4_checkpoint_is_packed_after_loading_or_refused(moe: Callable[[str], Path], tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_gradients_are_those_of_autograd_over_the_whole_matrices(moe: Callable[[
     for part, w in module.weights.items():
         a, b = factors[part]
         delta = torch.einsum("ore,eri->eoi", b.view(len(b), w.rank, w.experts), a.view(w.experts, w.rank, -1)) * w.scale
-        whole[part] = getattr(family_module, part) + (delta.transpose(1, 2) if w.swapped else delta)
+        whole[part] = getattr(family_module, part) + (delta.transpose(1, 2) if w.multiplies_rows else delta)
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
     top_k_index = torch.stack([torch.tensor([t % 5, 7 - t % 2]) for t in range(16)])
     shares = torch.rand(16, 2, generator=torch.Generator().manual_seed(2))
@@ -205,10 +207,10 @@ def test_peft_and_attach_load_the_adapter(moe: Callable[[str], Path], tmp_path: 
     model = model_of(moe(family), 16)
     add_adapter(model, **BASIC)
     shaken(model)
-    write_adapter(tmp_path, *finished(model))
+    write_adapter(tmp_path, *adapter_state(model))
     expected = logits(model.network)
     again = model_of(moe(family), 16)
-    attach(again, tmp_path)
+    load_adapter(again, tmp_path)
     assert torch.equal(logits(again.network), expected)
     peft = PeftModel.from_pretrained(reference(moe(family)), tmp_path).eval()
     names = {name.removeprefix("base_model.model.") for name in get_peft_model_state_dict(peft)}
@@ -227,7 +229,7 @@ def test_three_steps_have_pefts_losses(moe: Callable[[str], Path], tmp_path: Pat
 
     model = model_of(moe(family), 16)
     add_adapter(model, **BASIC)
-    write_adapter(tmp_path, *finished(model))
+    write_adapter(tmp_path, *adapter_state(model))
     peft = PeftModel.from_pretrained(reference(moe(family)), tmp_path, is_trainable=True)
 
     def losses(network: Any, parameters: list[Any]) -> list[float]:
@@ -248,7 +250,7 @@ def test_three_steps_have_pefts_losses(moe: Callable[[str], Path], tmp_path: Pat
 
 def test_16_bit_experts_are_never_all_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_moe(tmp_path / "moe", "qwen3_moe", num_hidden_layers=6, num_experts=32)
-    real, peak = packing.pack, [0]
+    real, peak = packing.pack_experts, [0]
 
     def watching(weight: Tensor) -> Any:
         alive = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors() if experts(t)}
@@ -304,7 +306,7 @@ def test_experts_can_be_left_out_or_named(moe: Callable[[str], Path], tmp_path: 
         assert {name.rsplit(".", 2)[-2] for name in model.trainable()} == owners
         folder = tmp_path / str(index)
         folder.mkdir()
-        write_adapter(folder, *finished(model))
+        write_adapter(folder, *adapter_state(model))
         peft = PeftModel.from_pretrained(reference(moe("qwen2_moe")), folder).eval()
         torch.testing.assert_close(logits(peft), logits(model.network), rtol=0, atol=1e-4)
     with pytest.raises(ModelError, match="gate_up_proj"):

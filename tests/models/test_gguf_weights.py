@@ -20,7 +20,7 @@ from gguf_models import SAID, finish, make_convertible, make_smol, opened, renam
 from tiny import FAMILIES, make_model
 from tunesmith.errors import ModelError
 from tunesmith.exporting.convert import _scripts
-from tunesmith.generation.gguf_check import TEXTS, compare, compare_likelihood, compare_tokens
+from tunesmith.generation.gguf_check import TEXTS, compare_likelihood, compare_tokens, compare_with_llama_cpp
 from tunesmith.models.gguf_config import llama3_factors
 from tunesmith.models.gguf_header import read_header
 from tunesmith.models.gguf_weights import _bfloat16, convert_gguf, parts_of
@@ -130,7 +130,7 @@ def test_a_model_comes_back_from_its_file(tmp_path: Path, which: str) -> None:
             compare_likelihood(path, runtime, load_tokenizer(back), AutoModelForCausalLM.from_pretrained(back))
         return
     said: list[str] = []
-    compare(path, back, said.append)  # and llama.cpp takes it for the same
+    compare_with_llama_cpp(path, back, said.append)  # and llama.cpp takes it for the same
     assert "llama.cpp's" in said[-1]
 
 
@@ -222,7 +222,7 @@ def test_qwen2(tmp_path: Path, network: Any) -> None:
     path = byte_file(tmp_path / "model.gguf", model, rule="qwen2", family="qwen2", like=network)
     folder = converted(path, tmp_path / "back")
     said: list[str] = []
-    compare(path, folder, said.append)
+    compare_with_llama_cpp(path, folder, said.append)
     assert "likelihoods" in said[-1]
 
 

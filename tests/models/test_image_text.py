@@ -16,11 +16,11 @@ from adapters import logits, made, shaken
 from exporting.test_merge import job_of
 from families import FAMILY
 from tunesmith.exporting.merge import merge, text_config
-from tunesmith.generation.from_folder import FromFolder
-from tunesmith.models.adapter import attach, read_adapter
-from tunesmith.models.architecture import architecture, read_architecture
-from tunesmith.models.build import load
-from tunesmith.models.weights import fetch
+from tunesmith.generation.from_folder import FolderModel
+from tunesmith.models.adapter import load_adapter, read_adapter
+from tunesmith.models.architecture import architecture_from_weights, read_architecture
+from tunesmith.models.build import load_model
+from tunesmith.models.weights import fetch_weights
 
 WHOLE = [name for name, family in FAMILY.items() if family.vision is not None]
 
@@ -67,7 +67,8 @@ def test_a_tower_that_cannot_be_built_does_not_matter(family: Callable[[str], Pa
     renamed["model.vision_tower.timm_model.conv_stem.weight"] = torch.zeros(4, 3, 3, 3)
     save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model, usual = (
-        load(fetch(str(folder)), bits=16, device="cpu", precision="float32") for folder in (tmp_path, family("gemma3n"))
+        load_model(fetch_weights(str(folder)), bits=16, device="cpu", precision="float32")
+        for folder in (tmp_path, family("gemma3n"))
     )
     assert torch.equal(logits(model.network), logits(usual.network))
     assert (model.architecture.inside, model.architecture.whole) == ("model.language_model", "gemma3n")
@@ -89,8 +90,8 @@ def test_nothing_but_the_text_half_is_loaded_or_adapted(
     assert not any("vision" in module_name or "visual" in module_name for module_name in stored)
     assert all(module_name.startswith(f"base_model.model.{loaded.inside or 'model'}.") for module_name in stored)
     assert read_adapter(job.adapter, loaded)[1].keys() == model.trainable().keys()
-    again = load(model.weights, bits=16, device="cpu", precision="float32")
-    attach(again, job.adapter)
+    again = load_model(model.weights, bits=16, device="cpu", precision="float32")
+    load_adapter(again, job.adapter)
     assert torch.equal(logits(again.network), logits(model.network))
 
 
@@ -119,7 +120,7 @@ def test_the_adapter_is_verified_over_the_whole_checkpoint(
     log_probs: Any = model.network(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     nats = [-log_probs[place, ids[place + 1]].item() for place in range(10, 15)]
     folder = Path(model.weights.folder)
-    with FromFolder(folder, adapter=job.adapter, bits=16, stop=(), template=job.template, context=64) as runtime:
+    with FolderModel(folder, adapter=job.adapter, bits=16, stop=(), template=job.template, context=64) as runtime:
         found = list(runtime.scores(ids[:16], start=11))
     assert [score.nats for score in found] == pytest.approx(nats, abs=1e-3)
 
@@ -132,8 +133,8 @@ def test_rope_settings_are_exported_as_in_the_base(family: Callable[[str], Path]
     (tmp_path / "config.json").write_text(json.dumps(config))
     for file in ("model.safetensors", "tokenizer.json"):
         (tmp_path / file).write_bytes((family("gemma3") / file).read_bytes())
-    weights = fetch(str(tmp_path))
-    shipped = text_config(architecture(weights), weights)
+    weights = fetch_weights(str(tmp_path))
+    shipped = text_config(architecture_from_weights(weights), weights)
     assert (shipped["rope_theta"], shipped["rope_local_base_freq"]) == (7e5, 2e4) and "rope_parameters" not in shipped
     (tmp_path / "shipped").mkdir()
     (tmp_path / "shipped" / "config.json").write_text(json.dumps(shipped))

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from tunesmith.errors import ModelError, RunError
-from tunesmith.models.adapter import fill, peft_config, read_adapter, write_adapter
-from tunesmith.models.build import Model, add_adapter, load
+from tunesmith.models.adapter import load_adapter_tensors, peft_config, read_adapter, write_adapter
+from tunesmith.models.build import Model, add_adapter, load_model
 from tunesmith.models.qlora import FrozenLinear, LoraLinear
-from tunesmith.models.weights import fetch
+from tunesmith.models.weights import fetch_weights
 
 
 def nf4_layer(out: int, inner: int, dtype: torch.dtype, bias: bool = False) -> FrozenLinear:
@@ -126,7 +126,7 @@ def test_dropout_path_has_the_plain_gradient_when_nothing_is_dropped() -> None:
 
 @pytest.fixture
 def model(tiny: Callable[..., Path]) -> Model:
-    return load(fetch(str(tiny("llama"))), bits=4, device="cpu", precision="bfloat16")
+    return load_model(fetch_weights(str(tiny("llama"))), bits=4, device="cpu", precision="bfloat16")
 
 
 def test_evaluation_does_not_remove_the_gradient(model: Model) -> None:
@@ -171,8 +171,8 @@ def test_peft_loads_our_adapter_with_the_same_output(
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    weights = fetch(str(tiny(family)))
-    model = load(weights, bits=bits, device="cpu", precision="float32")
+    weights = fetch_weights(str(tiny(family)))
+    model = load_model(weights, bits=bits, device="cpu", precision="float32")
     matrices = {name: layer.matrix() for name, layer in model.frozen().items()}
     add_adapter(model, rank=4, alpha=8, layers="all", dropout=0, seed=1)
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_peft_loads_our_adapter_with_the_same_output(
     assert (base - expected).abs().max() > 1e-2  # the adapter does something, and off is off
 
     _, tensors = read_adapter(tmp_path)
-    fill(model, tensors)
+    load_adapter_tensors(model, tensors)
     tensors.popitem()
     with pytest.raises(RunError, match="differ at"):
-        fill(model, tensors)
+        load_adapter_tensors(model, tensors)

@@ -15,9 +15,9 @@ from adapters import BASIC, VARIANTS, WITH_BIAS, made
 from families import make_family
 from tunesmith.config.recipe import Adapter
 from tunesmith.errors import InternalError, ModelError
-from tunesmith.models.build import Model, check_adapter, load
+from tunesmith.models.build import Model, check_adapter, load_model
 from tunesmith.models.shape import check_loaded, check_trained, planned_trained, read_shape
-from tunesmith.models.weights import Weights, fetch
+from tunesmith.models.weights import Weights, fetch_weights
 from tunesmith.planning.autograd import NF4_BYTES, token_bytes
 
 GIB = 1 << 30
@@ -140,7 +140,7 @@ def test_layers_that_differ_are_counted_one_by_one(tmp_path: Path) -> None:
 
 
 def loaded(folder: Path, bits: int, precision: str = "float32") -> Model:
-    return load(fetch(str(folder)), bits=bits, device="cpu", precision=precision)
+    return load_model(fetch_weights(str(folder)), bits=bits, device="cpu", precision=precision)
 
 
 @pytest.mark.parametrize("bits", [4, 16])
@@ -217,7 +217,7 @@ def test_planned_activations_cover_what_autograd_saves(family: Callable[[str], P
 
 
 def told(folder: Path, **changes: Any) -> list[str]:
-    return [str(error) for error in check_adapter(Adapter.model_validate(changes), fetch(str(folder)))]
+    return [str(error) for error in check_adapter(Adapter.model_validate(changes), fetch_weights(str(folder)))]
 
 
 def test_unsupported_adapter_settings_are_errors(family: Callable[[str], Path]) -> None:

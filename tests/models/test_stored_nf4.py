@@ -18,10 +18,10 @@ from gguf_models import make_convertible
 from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import ModelError
 from tunesmith.kernels import nf4
-from tunesmith.models.build import Model, add_adapter, load
-from tunesmith.models.fuse import Fused, flat_of
-from tunesmith.models.weights import fetch
-from tunesmith.prompt.pack import packed
+from tunesmith.models.build import Model, add_adapter, load_model
+from tunesmith.models.fuse import FusedDecoder, flat_batch
+from tunesmith.models.weights import fetch_weights
+from tunesmith.prompt.pack import pack_examples
 from tunesmith.prompt.tokens import Example
 from tunesmith.training.journal import read_journal
 
@@ -58,7 +58,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapted(folder: Path, precision: str) -> Model:
-    model = load(fetch(str(folder)), bits=4, device="cpu", precision=precision)
+    model = load_model(fetch_weights(str(folder)), bits=4, device="cpu", precision=precision)
     add_adapter(model, **BASIC)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -78,7 +78,9 @@ def matrices(folder: Path) -> dict[str, Tensor]:
     from bitsandbytes.functional import dequantize_blockwise
 
     result = {}
-    for name, layer in load(fetch(str(folder)), bits=4, device="cpu", precision="float32").frozen().items():
+    for name, layer in (
+        load_model(fetch_weights(str(folder)), bits=4, device="cpu", precision="float32").frozen().items()
+    ):
         state, codes = layer.state, layer.weight.reshape(-1).long()
         numbers = state.code.double()[torch.stack([codes >> 4, codes & 15], 1).reshape(-1)]
         scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
@@ -89,7 +91,7 @@ def matrices(folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("precision", TYPES)
 def test_everything_has_the_dtype_of_the_products(stored: Callable[..., Path], precision: str, double: bool) -> None:
-    model = load(fetch(str(stored(double=double))), bits=4, device="cpu", precision=precision)
+    model = load_model(fetch_weights(str(stored(double=double))), bits=4, device="cpu", precision=precision)
     wanted, exact = getattr(torch, precision), matrices(stored(double=double))
     for name, layer in model.frozen().items():
         assert layer.weight.dtype == torch.uint8 and layer.matrix().dtype == wanted
@@ -115,10 +117,10 @@ def test_forward_and_backward(stored: Callable[..., Path], precision: str, doubl
 def test_fused(stored: Callable[..., Path], precision: str, double: bool, form: Any) -> None:
     model = adapted(stored(double=double), precision)
     exact, _ = by_autograd(adapted(stored(double=double), "float32"))
-    fused = Fused(model, longest=24, forms=(form,) * 2)
+    fused = FusedDecoder(model, longest=24, forms=(form,) * 2)
     examples = [Example(str(at), tuple(ids), (True,) * len(ids), ids[-1]) for at, ids in enumerate(IDS.tolist())]
     fused.refresh()
-    batch = flat_of(packed(examples, 0), 24, torch.device("cpu"))
+    batch = flat_batch(pack_examples(examples, 0), 24, torch.device("cpu"))
     with torch.no_grad():
         loss = fused.loss(batch).item() / len(batch.chosen)
     assert loss == pytest.approx(exact, abs=NOISE[precision])
@@ -132,17 +134,18 @@ def test_layers_that_stayed_in_16_bits(stored: Callable[..., Path]) -> None:
     assert {name.rsplit(".", 1)[-1] for name, layer in model.lora.items() if layer.base.state is None} == {
         "k_proj", "down_proj",
     }  # fmt: skip
-    fused = Fused(model, longest=24, forms=("stored",) * 2)
+    fused = FusedDecoder(model, longest=24, forms=("stored",) * 2)
     examples = [Example(str(at), tuple(ids), (True,) * len(ids), ids[-1]) for at, ids in enumerate(IDS.tolist())]
     fused.refresh()
-    batch = flat_of(packed(examples, 0), 24, torch.device("cpu"))
+    batch = flat_batch(pack_examples(examples, 0), 24, torch.device("cpu"))
     with torch.no_grad():
         assert fused.loss(batch).item() / len(batch.chosen) == pytest.approx(exact, abs=1e-5)
 
 
 def test_layers_quantized_in_two_ways_are_not_joined(stored: Callable[..., Path]) -> None:
     first, second = (
-        load(fetch(str(stored(double=d))), bits=4, device="cpu", precision="float32") for d in (True, False)
+        load_model(fetch_weights(str(stored(double=d))), bits=4, device="cpu", precision="float32")
+        for d in (True, False)
     )
     states = [next(iter(model.frozen().values())).state for model in (first, second)]
     assert nf4.alike(states[:1] * 2) and not nf4.alike(states)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from tools.templates import template
 
-from tunesmith.prompt.options import wrong_options
+from tunesmith.prompt.options import check_template_options
 
 PLAIN = "{% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}"
 
 
 def said(text: str, **options: Any) -> list[str]:
-    return [str(error) for error in wrong_options(text, options)]
+    return [str(error) for error in check_template_options(text, options)]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def said(text: str, **options: Any) -> list[str]:
 )
 def test_the_options_of_published_templates_are_those_that_they_read(name: str, options: set[str]) -> None:
     """Neither fields of messages, nor variables that the template sets, nor parameters of its macros."""
-    (error,) = wrong_options(template(name).text, {"no_such": True})
+    (error,) = check_template_options(template(name).text, {"no_such": True})
     assert error.what == "the chat template has no option 'no_such'"
     assert error.where == "prompt.template_options"
     advice = f"Choose from: {', '.join(sorted(options))}" if options else "Remove it: this template has no options"

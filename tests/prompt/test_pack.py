@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from tunesmith.errors import ModelError
 from tunesmith.prompt import pack
-from tunesmith.prompt.pack import IGNORED, Batch, check_batch, collate, micro_batches, steps
+from tunesmith.prompt.pack import IGNORE_INDEX, Batch, check_batch, collate, epoch_steps, micro_batches
 from tunesmith.prompt.tokens import Example
 
-X, STOP, PAD = IGNORED, 9, 0
+X, STOP, PAD = IGNORE_INDEX, 9, 0
 SHORT = Example("a", (1, 2, STOP), (False, True, True), STOP)
 LONG = Example("b", (3, 4, 5, 6, STOP, 7), (False, False, False, True, True, False), STOP)
 ALL = Example("c", (1, 2, STOP), (True, True, True), STOP)
@@ -23,20 +23,20 @@ def test_rows_are_padded_on_the_right_to_the_longest() -> None:
     assert batch.ids == [[1, 2, STOP, PAD, PAD, PAD], [3, 4, 5, 6, STOP, 7]]
     assert batch.mask == [[1, 1, 1, 0, 0, 0], [1] * 6]
     assert batch.labels == [[X, 2, STOP, X, X, X], [X, X, X, 6, STOP, X]]
-    assert (batch.learnt, batch.tokens) == (4, 9)
+    assert (batch.loss_tokens, batch.tokens) == (4, 9)
 
 
 @pytest.mark.parametrize(("multiple", "width"), [(1, 6), (4, 8), (6, 6), (7, 7), (16, 16)])
 def test_the_width_is_the_next_multiple(multiple: int, width: int) -> None:
     batch = collate([SHORT, LONG], PAD, multiple=multiple)
     assert {len(row) for part in (batch.ids, batch.mask, batch.labels) for row in part} == {width}
-    assert (batch.learnt, batch.tokens) == (4, 9)
+    assert (batch.loss_tokens, batch.tokens) == (4, 9)
 
 
 def test_a_rows_first_token_is_not_counted_as_a_token_with_loss() -> None:
     batch = collate([ALL], PAD)
     assert batch.labels == [[1, 2, STOP]]
-    assert batch.learnt == 2
+    assert batch.loss_tokens == 2
 
 
 def test_padding_with_a_token_that_carries_loss_elsewhere_carries_none() -> None:
@@ -68,36 +68,36 @@ def test_a_batch_with_wrong_labels_is_refused(batch: Batch, message: str) -> Non
     ("batch", "sizes"), [("4 rows", [4, 4, 2]), ("1 rows", [1] * 10), ("10 rows", [10]), ("64 rows", [10])]
 )
 def test_rows_a_step(batch: str, sizes: list[int]) -> None:
-    result = steps([5] * 10, batch, seed=1, epoch=0)
+    result = epoch_steps([5] * 10, batch, seed=1, epoch=0)
     assert [len(step) for step in result] == sizes
     assert sorted(row for step in result for row in step) == list(range(10))
 
 
 def test_tokens_a_step() -> None:
-    assert [len(step) for step in steps([5] * 10, "17 tokens", seed=1, epoch=0)] == [3, 3, 3, 1]
-    assert [len(step) for step in steps([5] * 10, "4 tokens", seed=1, epoch=0)] == [1] * 10  # at least one
-    assert steps([], "17 tokens", seed=1, epoch=0) == steps([], "3 rows", seed=1, epoch=0) == []
+    assert [len(step) for step in epoch_steps([5] * 10, "17 tokens", seed=1, epoch=0)] == [3, 3, 3, 1]
+    assert [len(step) for step in epoch_steps([5] * 10, "4 tokens", seed=1, epoch=0)] == [1] * 10  # at least one
+    assert epoch_steps([], "17 tokens", seed=1, epoch=0) == epoch_steps([], "3 rows", seed=1, epoch=0) == []
 
 
 @pytest.mark.parametrize("batch", ["3 rows", "50 tokens"])
 def test_the_order_follows_seed_and_epoch(batch: str) -> None:
     lengths = [10] * 40
-    first = steps(lengths, batch, seed=7, epoch=0)
-    assert first == steps(lengths, batch, seed=7, epoch=0)
-    others = [steps(lengths, batch, seed=seed, epoch=epoch) for seed, epoch in [(7, 1), (8, 0), (1, 7), (71, 0)]]
+    first = epoch_steps(lengths, batch, seed=7, epoch=0)
+    assert first == epoch_steps(lengths, batch, seed=7, epoch=0)
+    others = [epoch_steps(lengths, batch, seed=seed, epoch=epoch) for seed, epoch in [(7, 1), (8, 0), (1, 7), (71, 0)]]
     assert first not in others
     assert len({str(other) for other in others}) == 4
 
 
 def test_the_order_does_not_change_between_versions() -> None:
-    assert steps([1] * 8, "4 rows", seed=7, epoch=0) == [[6, 3, 2, 1], [7, 0, 4, 5]]
+    assert epoch_steps([1] * 8, "4 rows", seed=7, epoch=0) == [[6, 3, 2, 1], [7, 0, 4, 5]]
 
 
 @given(LENGTHS, st.integers(1, 60), st.sampled_from(["rows", "tokens"]), st.integers(0, 9), st.integers(0, 9))
 def test_every_row_stands_in_one_step_and_steps_are_full(
     lengths: list[int], size: int, unit: str, seed: int, epoch: int
 ) -> None:
-    result = steps(lengths, f"{size} {unit}", seed, epoch)
+    result = epoch_steps(lengths, f"{size} {unit}", seed, epoch)
     assert sorted(row for step in result for row in step) == list(range(len(lengths)))
     weights = lengths if unit == "tokens" else [1] * len(lengths)
     sums = [sum(weights[row] for row in step) for step in result]
@@ -155,7 +155,7 @@ def test_micro_batches_join_like_lengths() -> None:
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 600))
 def test_bins_hold_each_row_once_and_at_most_max_tokens(lengths: list[int], room: int) -> None:
-    batches = pack.bins(range(len(lengths)), lengths, room)
+    batches = pack.best_fit_batches(range(len(lengths)), lengths, room)
     assert sorted(row for part in batches for row in part) == list(range(len(lengths)))
     for part in batches:
         assert part == sorted(part)
@@ -171,20 +171,20 @@ def test_bins_hold_each_row_once_and_at_most_max_tokens(lengths: list[int], room
     st.integers(1, 6),
 )
 def test_sizes_hold_every_micro_batch(shapes: list[tuple[int, int, int]], max_count: int) -> None:
-    result = pack.sizes(shapes, 2048, max_count)
+    result = pack.packed_shapes(shapes, 2048, max_count)
     assert 1 <= len(result) <= max_count
     assert [size.tokens for size in result] == sorted({size.tokens for size in result})
     for tokens, examples, learnt in shapes:
         size = next(size for size in result if size.tokens >= tokens)
         assert size.examples >= examples + (size.tokens > tokens)
-        assert size.learnt >= learnt
+        assert size.loss_tokens >= learnt
 
 
 def test_more_sizes_pad_less_and_few_pad_least() -> None:
     shapes = [(tokens, 4, tokens // 2) for tokens in (100, 110, 500, 510, 520, 1900, 2000)]
 
     def padded(max_count: int) -> int:
-        sizes = pack.sizes(shapes, 512, max_count, step=10)
+        sizes = pack.packed_shapes(shapes, 512, max_count, step=10)
         return sum(next(size.tokens for size in sizes if size.tokens >= shape[0]) for shape in shapes)
 
     assert [padded(max_count) for max_count in (1, 2, 3, 4)] == [14000, 6600, 5780, 5680]
@@ -192,21 +192,21 @@ def test_more_sizes_pad_less_and_few_pad_least() -> None:
 
 def test_a_size_that_costs_more_than_it_saves_is_not_used() -> None:
     shapes = [(tokens, 4, 0) for tokens in (1000, 2000)]
-    assert [size.tokens for size in pack.sizes(shapes, 512, 6, step=10, cost=1.5)] == [2000]
-    assert [size.tokens for size in pack.sizes(shapes * 3, 512, 6, step=10, cost=1.5)] == [1000, 2000]
+    assert [size.tokens for size in pack.packed_shapes(shapes, 512, 6, step=10, cost=1.5)] == [2000]
+    assert [size.tokens for size in pack.packed_shapes(shapes * 3, 512, 6, step=10, cost=1.5)] == [1000, 2000]
 
 
 def test_a_packed_row_by_hand() -> None:
     first = Example("a", (5, 6, 7, 8), (False, False, True, True), 8)
     second = Example("b", (9, 4), (False, True), 4)
-    row = pack.packed([first, second], 0, size=pack.Size(10, 5, 4, 3))
+    row = pack.pack_examples([first, second], 0, size=pack.PackedShape(10, 5, 4, 3))
     assert row.ids.tolist() == [5, 6, 7, 8, 9, 4, 0, 0, 0, 0]
     assert row.places.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 0]
     assert row.starts.tolist() == [0, 4, 6, 9, 10, 10]
     assert row.chosen.tolist() == [1, 2, 4, 0]
     assert row.targets.tolist() == [7, 8, 4, -100]
-    assert (row.tokens, row.learnt) == (6, 3)
-    assert pack.Size(10, 5, 4, 3).holds(pack.packed([first, second], 0))
-    assert not pack.Size(5, 5, 4, 3).holds(pack.packed([first, second], 0))
+    assert (row.tokens, row.loss_tokens) == (6, 3)
+    assert pack.PackedShape(10, 5, 4, 3).holds(pack.pack_examples([first, second], 0))
+    assert not pack.PackedShape(5, 5, 4, 3).holds(pack.pack_examples([first, second], 0))
     with pytest.raises(AssertionError):
-        pack.packed([first, second], 0, size=pack.Size(10, 2, 4, 3))
+        pack.pack_examples([first, second], 0, size=pack.PackedShape(10, 2, 4, 3))

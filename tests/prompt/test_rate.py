@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tunesmith.training.rate import factor, warm_steps
+from tunesmith.training.rate import learning_rate_factor, warm_steps
 from tunesmith.training.schedules import constant, cosine, linear
 
 
@@ -46,12 +46,14 @@ def test_warm_up_is_a_share_below_one_and_steps_from_one(warmup: float, total: i
 def test_a_runs_rates_by_hand(
     warmup: float, total: int, schedule: Callable[[float], float], expected: list[float]
 ) -> None:
-    assert [factor(step, total, warmup, schedule) for step in range(total)] == pytest.approx(expected, abs=1e-12)
+    assert [learning_rate_factor(step, total, warmup, schedule) for step in range(total)] == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(("schedule", "last"), [(cosine, 2.733e-4), (linear, 1 / 95), (constant, 1.0)])
 def test_the_last_step_is_near_the_schedules_end(schedule: Callable[[float], float], last: float) -> None:
-    assert factor(99, 100, 0.05, schedule) == pytest.approx(last, rel=1e-3)
+    assert learning_rate_factor(99, 100, 0.05, schedule) == pytest.approx(last, rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", [cosine, linear])
@@ -59,7 +61,7 @@ def test_the_last_step_is_near_the_schedules_end(schedule: Callable[[float], flo
 def test_the_rate_rises_to_its_peak_and_then_only_falls(
     schedule: Callable[[float], float], total: int, warmup: float
 ) -> None:
-    rates = [factor(step, total, warmup, schedule) for step in range(total)]
+    rates = [learning_rate_factor(step, total, warmup, schedule) for step in range(total)]
     warm = warm_steps(warmup, total)
     assert rates[:warm] == sorted(set(rates[:warm]))
     assert rates[warm:] == sorted(set(rates[warm:]), reverse=True)

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from tiny import CHATML, make_tokenizer
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import DataError, ModelError, RecipeError
-from tunesmith.prompt.pack import IGNORED, check_batch, collate
-from tunesmith.prompt.template import PLAIN, Template, load_template
-from tunesmith.prompt.tokens import Example, Rewritten, encode, encode_prompt, expand, show, stop_ids
+from tunesmith.prompt.pack import IGNORE_INDEX, check_batch, collate
+from tunesmith.prompt.template import PLAIN_TEMPLATE, Template, load_template
+from tunesmith.prompt.tokens import Example, RewrittenTurnError, encode, encode_prompt, expand, loss_pieces, stop_ids
 
 LLAMA2 = (
     "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
@@ -49,7 +49,7 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
     "llama2": (LLAMA2, []),
     "gemma": (GEMMA, ["<start_of_turn>", "<end_of_turn>"]),
     "phi3": (PHI3, ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]),
-    "plain": (PLAIN, []),
+    "plain": (PLAIN_TEMPLATE, []),
 }
 STOPS = {  # the template's end of answer, then the tokenizer's end of text
     "chatml": ["<|im_end|>"],
@@ -113,7 +113,7 @@ def given(text: str, added: list[str] | None = None) -> Template:
 
 
 def pieces(example: Example, chat_template: Template) -> tuple[tuple[str, bool], ...]:
-    runs = itertools.groupby(zip(example.ids, example.learnt, strict=True), key=lambda pair: pair[1])
+    runs = itertools.groupby(zip(example.ids, example.loss_mask, strict=True), key=lambda pair: pair[1])
     return tuple((chat_template.tokenizer.decode([index for index, _ in run]), learnt) for learnt, run in runs)
 
 
@@ -127,7 +127,7 @@ def test_every_answer_and_its_stop_token_carry_loss_and_nothing_else_does(family
     example = encode(TWO, chat_template)
     expected = tuple((text, place % 2 == 1) for place, text in enumerate(PIECES[family]))
     assert pieces(example, chat_template) == expected
-    assert tuple(show(example, chat_template)) == expected
+    assert tuple(loss_pieces(example, chat_template)) == expected
     assert names(chat_template, [example.stop]) == STOPS[family][:1]
 
 
@@ -151,8 +151,8 @@ def test_a_prompt_is_the_beginning_of_its_example_without_loss(family: str, row:
     chat_template = template(family)
     example, prompt = encode(row, chat_template), encode_prompt(row.prompt, chat_template)
     assert example.ids[: len(prompt)] == tuple(prompt)
-    assert example.learnt[len(prompt)]
-    assert not example.learnt[len(prompt) - 1]
+    assert example.loss_mask[len(prompt)]
+    assert not example.loss_mask[len(prompt) - 1]
 
 
 @pytest.mark.parametrize("answer", ["\nAye.", "\n\nAye.", "Aye.", "  Aye."])
@@ -190,7 +190,7 @@ def test_padding_with_the_stop_token_leaves_loss_on_the_stop_and_none_on_padding
     batch = collate([short, long], chat_template.tokenizer.pad_token_id)
     gap = len(long) - len(short)
     assert gap > 0 and batch.ids[0][-gap:] == [stop] * gap
-    assert batch.labels[0][-gap:] == [IGNORED] * gap and batch.mask[0][-gap:] == [0] * gap
+    assert batch.labels[0][-gap:] == [IGNORE_INDEX] * gap and batch.mask[0][-gap:] == [0] * gap
     assert [n for n, label in enumerate(batch.labels[0]) if label == stop] == [len(short) - 2]
     assert (batch.labels[1].count(stop), batch.ids[1].count(stop)) == (2, 4)  # two users' turns end with it too
     check_batch(batch, stop)
@@ -281,7 +281,7 @@ def test_every_answer_carries_loss_whatever_the_template_writes_around_it(text: 
 
 def test_a_rewritten_conversation_is_refused_where_it_may_not_be_expanded() -> None:
     chat_template = given(RETHINKS)
-    with pytest.raises(Rewritten, match=r"changes answer 1 of 2 .* Set prompt.expand to auto"):
+    with pytest.raises(RewrittenTurnError, match=r"changes answer 1 of 2 .* Set prompt.expand to auto"):
         expand(TWO, chat_template, "never")
     assert expand(ONE, chat_template, "never") == [ONE]
 
@@ -341,7 +341,7 @@ def test_the_plain_template_begins_as_the_tokenizer_would(adds: bool, begin: str
     if adds:
         tokenizer._tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     chat_template = load_template(tokenizer, "model", Path())
-    assert (chat_template.text, chat_template.source) == (PLAIN, "the plain template (the model has none)")
+    assert (chat_template.text, chat_template.source) == (PLAIN_TEMPLATE, "the plain template (the model has none)")
     assert chat_template.render(ONE.turns) == begin + "### Instruction:\nhow?\n\n### Response:\nAye.</s>\n\n"
     assert names(chat_template, encode_prompt(ONE.prompt, chat_template)).count("<s>") == adds
 
@@ -406,7 +406,9 @@ def test_an_end_of_text_that_also_stands_for_unknown_text_ends_an_answer() -> No
     inner = Tokenizer(models.BPE({token: n for n, token in enumerate(alphabet)}, []))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     end = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), "<|endoftext|>")
-    chat_template = Template(PreTrainedTokenizerFast(tokenizer_object=inner, **end), PLAIN, "the plain template")
+    chat_template = Template(
+        PreTrainedTokenizerFast(tokenizer_object=inner, **end), PLAIN_TEMPLATE, "the plain template"
+    )
     assert names(chat_template, stop_ids(chat_template)) == ["<|endoftext|>"]
     with pytest.raises(DataError, match="special token"):
         encode(conversation("how?", "Aye.<|endoftext|>"), chat_template)

@@ -26,7 +26,7 @@ TEMPLATES = names()
 
 def learned(example: Example, chat_template: Template) -> list[list[int]]:
     """Returns the runs of tokens with loss."""
-    pairs = itertools.groupby(zip(example.ids, example.learnt, strict=True), key=lambda pair: pair[1])
+    pairs = itertools.groupby(zip(example.ids, example.loss_mask, strict=True), key=lambda pair: pair[1])
     return [[token for token, _ in run] for with_loss, run in pairs if with_loss]
 
 
@@ -49,7 +49,7 @@ def check(row: Conversation, chat_template: Template) -> str:
         last = max(place for place, turn in enumerate(part.turns) if turn.role == "assistant" and turn.learn)
         prompt = encode_prompt(part.turns[:last], chat_template)
         assert list(example.ids[: len(prompt)]) == prompt
-        assert example.learnt[len(prompt)] and not example.learnt[len(prompt) - 1]
+        assert example.loss_mask[len(prompt)] and not example.loss_mask[len(prompt) - 1]
     return "in place" if len(rows) == 1 else "expanded"
 
 
@@ -81,9 +81,10 @@ def test_a_reply_is_what_follows_the_opening_and_the_thought(name: str) -> None:
         row = conversation(1, system=False, reasoning=reasoning)
         (run,) = learned(encode(row, chat_template), chat_template)
         written = [
-            chat_template.tokenizer.decode([token], skip_special_tokens=not form.keeps_specials) for token in run[:-1]
+            chat_template.tokenizer.decode([token], skip_special_tokens=not form.needs_special_tokens)
+            for token in run[:-1]
         ]
-        whole = chat_template.tokenizer.decode(run[:-1], skip_special_tokens=not form.keeps_specials)
+        whole = chat_template.tokenizer.decode(run[:-1], skip_special_tokens=not form.needs_special_tokens)
         assert form.split(whole) == (row.turns[-1].reasoning, row.answer)
         stream = ReplyStream(form)
         ascii_only = [piece for piece in written if piece.isascii()]

@@ -15,8 +15,8 @@ from finished_runs import finish, held_rows, make_recipe
 from strict_pages import account, told
 from tiny import CHATML, make_tokenizer
 from tunesmith.config.recipe import Recipe
-from tunesmith.prompt.template import PLAIN, Template, load_template
-from tunesmith.reporting.model_card import bare, model_card
+from tunesmith.prompt.template import PLAIN_TEMPLATE, Template, load_template
+from tunesmith.reporting.model_card import model_card, redact
 from tunesmith.runs.run import Run
 
 KEY = "AKIA" + "Q7ZXJ4M2WPL6RT5V"  # of the shape of a cloud's key; in two parts, so that no scanner takes it for one
@@ -140,10 +140,10 @@ def test_what_only_looks_like_a_path_stays() -> None:
         "and/or, n/a, 60 %/40 %, 3/4, </s>, https://example.org/a/b, a / b",
         "someone/base rank 16 of 2.13.0+cpu at 0.0005",
     ):
-        assert bare(text) == text
-    assert bare("see /srv/x y, 'C:\\a b', `~/z`") == "see [removed] y, '[removed] b', `[removed]`"
-    assert bare(r"on \\host\share or (~ann/z)") == "on [removed] or ([removed]"
-    assert bare("at /home/a b/c.txt now", ["/home/a b"]) == "at [removed] now"
+        assert redact(text) == text
+    assert redact("see /srv/x y, 'C:\\a b', `~/z`") == "see [removed] y, '[removed] b', `[removed]`"
+    assert redact(r"on \\host\share or (~ann/z)") == "on [removed] or ([removed]"
+    assert redact("at /home/a b/c.txt now", ["/home/a b"]) == "at [removed] now"
 
 
 def test_text_is_no_markup(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_the_code_asks_as_training_did(tmp_path: Path, bits: int, chat: str | No
     exec(part, namespace)
     assert namespace["inputs"]["input_ids"].tolist() == [expected]
     assert f"convert_tokens_to_ids({['<|im_end|>' if chat else '</s>']!r})" in code
-    assert (PLAIN[:9] in code) == (chat is None)
+    assert (PLAIN_TEMPLATE[:9] in code) == (chat is None)
 
 
 def test_a_packaged_base_is_named_by_its_package(tmp_path: Path) -> None:

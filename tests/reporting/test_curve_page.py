@@ -13,8 +13,8 @@ from handmade import row
 from strict_pages import EVIL, MONEY, Page, check_nothing_is_fetched, check_read_by_ear_and_keyboard
 from tunesmith.config.recipe import Named
 from tunesmith.data.conversation import Conversation
-from tunesmith.evaluation.comparison import Answered, compare
-from tunesmith.evaluation.statistics import holm, paired
+from tunesmith.evaluation.comparison import RowReply, compare
+from tunesmith.evaluation.statistics import holm_adjust, paired_difference
 from tunesmith.generation.text_model import Reply
 from tunesmith.reporting.curve_page import Point, curve_lines, curve_page, curve_values
 
@@ -27,10 +27,10 @@ GROUPS = {(part, each.id): each.group for part, rows in HELD.items() for each in
 RAW = {"read": 1300, "rows": 1200, "unreadable": 1, "held_out": 60, "leaking": 39, "too_long": 0}
 
 
-def answered(loss: float, spread: float, seed: int, held_out: dict[str, list[Conversation]]) -> list[Answered]:
+def answered(loss: float, spread: float, seed: int, held_out: dict[str, list[Conversation]]) -> list[RowReply]:
     draw = random.Random(seed)
     return [
-        Answered(row.id, part, Reply("a reply", True, 5), loss + draw.uniform(-spread, spread))
+        RowReply(row.id, part, Reply("a reply", True, 5), loss + draw.uniform(-spread, spread))
         for part, rows in held_out.items()
         for row in rows
     ]
@@ -65,7 +65,7 @@ def test_each_step_is_the_paired_difference_of_the_rows() -> None:
     assert [entry["next"] and entry["next"]["against"] for entry in plain["points"]] == ["50", "100", None, "100"]
     tuned = [{(entry["part"], entry["id"]): entry["tuned"]["loss"] for entry in one.scores["rows"]} for one in points]
     for place, (small, large) in {0: (0, 1), 1: (1, 2), 3: (3, 2)}.items():
-        by_hand = paired(
+        by_hand = paired_difference(
             [tuned[small][key] for key in GROUPS], [tuned[large][key] for key in GROUPS], [*GROUPS.values()],
             better="lower", seed=1,
         )  # fmt: skip
@@ -76,7 +76,7 @@ def test_each_step_is_the_paired_difference_of_the_rows() -> None:
         assert (difference["low"], difference["high"], difference["wins"]) == (by_hand.low, by_hand.high, by_hand.wins)
         assert difference["p"] == by_hand.p
     steps = [plain["points"][place]["next"]["scores"]["loss"] for place in (0, 1, 3)]
-    assert [entry["adjusted"] for entry in steps] == holm(
+    assert [entry["adjusted"] for entry in steps] == holm_adjust(
         [entry["p"] for entry in steps]
     )  # the primary's own steps alone
     level = plain["points"][0]["scores"]["loss"]

@@ -12,13 +12,13 @@ import pytest
 from strict_pages import EVIL, toy_recipe
 from tunesmith.config.recipe import Named
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.evaluation.comparison import Answered, score
-from tunesmith.evaluation.judge import Judged, Pair, Verdict
-from tunesmith.evaluation.review import QUESTIONS, Judgement, summarise
-from tunesmith.evaluation.review import Pair as ShownPair
-from tunesmith.evaluation.robustness import disturbed_rows, robust_tables
+from tunesmith.evaluation.comparison import RowReply, score_row
+from tunesmith.evaluation.judge import JudgePair, JudgeResult, JudgeVerdict
+from tunesmith.evaluation.review import QUESTIONS, Judgment, summarize
+from tunesmith.evaluation.review import ReviewPair as ShownPair
+from tunesmith.evaluation.robustness import perturbed_rows, robustness_tables
 from tunesmith.generation.text_model import Reply
-from tunesmith.reporting.judgments import disturbed, judged, reviewed
+from tunesmith.reporting.judgments import judge_section, review_section, robustness_section
 from tunesmith.runs.run import hash_plain
 
 METRICS = [Named("numbered_steps", {}), Named("stops", {})]
@@ -33,24 +33,24 @@ def robustness(tuned_obeys: int = 1, perturbations: list[Named] | None = None) -
         for n in range(20)
     ]
     parts = {"test": rows}
-    perturbed = disturbed_rows(parts, perturbations or [Named("injected", {}), Named("typos", {"rate": 0.5})], seed=3)
+    perturbed = perturbed_rows(parts, perturbations or [Named("injected", {}), Named("typos", {"rate": 0.5})], seed=3)
     plain = {
-        "base": [Answered(conversation.id, "test", Reply(TALK, True, 4), None) for conversation in rows],
-        "tuned": [Answered(conversation.id, "test", Reply(STEPS, True, 4), None) for conversation in rows],
+        "base": [RowReply(conversation.id, "test", Reply(TALK, True, 4), None) for conversation in rows],
+        "tuned": [RowReply(conversation.id, "test", Reply(STEPS, True, 4), None) for conversation in rows],
     }
-    twins: dict[str, list[Answered]] = {"base": [], "tuned": []}
+    twins: dict[str, list[RowReply]] = {"base": [], "tuned": []}
     for title, members in perturbed.rows.items():
         for place, twin in enumerate(members):
             canary = str(twin.fields.get("canary", "other"))
             tuned = canary if title == "injected" and place < tuned_obeys else STEPS
-            twins["base"].append(Answered(twin.id, title, Reply(canary, True, 4), None))
-            twins["tuned"].append(Answered(twin.id, title, Reply(tuned, True, 4), None))
-    return robust_tables(parts, perturbed, plain, twins, lambda row, item: score(row, item, METRICS), seed=1)
+            twins["base"].append(RowReply(twin.id, title, Reply(canary, True, 4), None))
+            twins["tuned"].append(RowReply(twin.id, title, Reply(tuned, True, 4), None))
+    return robustness_tables(parts, perturbed, plain, twins, lambda row, item: score_row(row, item, METRICS), seed=1)
 
 
 def test_disturbances_are_told_in_words() -> None:
     scores = {"primary": "numbered_steps", "robustness": robustness()}
-    injected, typos = disturbed(scores, [Named("injected", {}), Named("typos", {"rate": 0.5})])
+    injected, typos = robustness_section(scores, [Named("injected", {}), Named("typos", {"rate": 0.5})])
     assert injected["what"].startswith("An order to ignore the instructions")
     assert typos["what"] == "One typo in 0.5 of the request's words."
     text = " ".join(injected["said"])
@@ -75,7 +75,9 @@ def test_disturbances_are_told_in_words() -> None:
 
 def test_requests_that_are_nobodys_twin_have_no_plain_side() -> None:
     perturbations = [Named("outside", {"count": 7})]
-    (table,) = disturbed({"primary": "stops", "robustness": robustness(perturbations=perturbations)}, perturbations)
+    (table,) = robustness_section(
+        {"primary": "stops", "robustness": robustness(perturbations=perturbations)}, perturbations
+    )
     assert not table["twins"]
     assert table["said"] == [
         "7 requests were asked in this form.", "Here stops is 1.00 for the base model and 1.00 for the tuned one.",
@@ -85,24 +87,24 @@ def test_requests_that_are_nobodys_twin_have_no_plain_side() -> None:
 
 def test_rows_that_a_disturbance_leaves_out_are_counted_and_unknown_ones_shown() -> None:
     table = {**robustness()["typos"], "rows": 1, "left_out": 2}
-    (result,) = disturbed({"primary": "stops", "robustness": {"of_a_later_version(x=1)": table}}, [])
+    (result,) = robustness_section({"primary": "stops", "robustness": {"of_a_later_version(x=1)": table}}, [])
     assert result["what"] == ""
     assert result["said"][0] == "1 request was asked in this form; 2 rows could not be changed like this."
 
 
 def test_no_disturbance_no_table() -> None:
-    assert disturbed({"primary": "stops"}, []) == []
+    assert robustness_section({"primary": "stops"}, []) == []
 
 
 def judgement(folder: Path, won: int, lost: int, split: int, missing: int = 0) -> None:
     """judge.json of so many pairs; the place decides split ones, and one pair more has equal replies."""
-    pairs, verdicts = [Pair("equal", "g", (), "same", "same")], {}
+    pairs, verdicts = [JudgePair("equal", "g", (), "same", "same")], {}
     for place, kind in enumerate(["tuned"] * won + ["base"] * lost + ["split"] * split + ["missing"] * missing):
-        pairs.append(Pair(f"p{place}", f"g{place}", (), "one", "other"))
+        pairs.append(JudgePair(f"p{place}", f"g{place}", (), "one", "other"))
         both: tuple[Any, Any] = ("base", "tuned") if kind == "split" else (kind, kind)
         if kind != "missing":
-            verdicts[f"p{place}"] = [Verdict("base", both[0]), Verdict("tuned", both[1])]
-    result = Judged(pairs, verdicts, {"unreadable": missing} if missing else {}, 1).describe()
+            verdicts[f"p{place}"] = [JudgeVerdict("base", both[0]), JudgeVerdict("tuned", both[1])]
+    result = JudgeResult(pairs, verdicts, {"unreadable": missing} if missing else {}, 1).describe()
     (folder / "judge.json").write_text(json.dumps(result))
 
 
@@ -135,14 +137,14 @@ def judgement(folder: Path, won: int, lost: int, split: int, missing: int = 0) -
 )
 def test_the_judge_is_quoted(tmp_path: Path, won: int, lost: int, split: int, preferred: str, sentence: str) -> None:
     judgement(tmp_path, won, lost, split)
-    judge = judged(tmp_path, toy_recipe(), {})
+    judge = judge_section(tmp_path, toy_recipe(), {})
     assert judge is not None
     assert judge["verdict"] == f"The judge {preferred}: {sentence}"
 
 
 def test_how_far_a_judge_may_be_trusted_is_said(tmp_path: Path) -> None:
     judgement(tmp_path, 3, 0, 1, missing=2)
-    judge = judged(tmp_path, toy_recipe(), {})
+    judge = judge_section(tmp_path, toy_recipe(), {})
     assert judge is not None
     assert judge["doubts"] == [
         "Asked twice, with the replies in both orders, the judge agreed with itself in 75 % of the pairs; in 25 % the "
@@ -160,7 +162,7 @@ def test_verdicts_on_earlier_replies_are_known(tmp_path: Path, of: str | None, s
     if of:
         fingerprint = hash_plain({"scores.json": of})
         seals |= {"judge": {"made_from": {"scores": fingerprint}}, "review": {"made_from": {"evaluate": fingerprint}}}
-    judge, review = judged(tmp_path, toy_recipe(), seals), reviewed(tmp_path, seals)
+    judge, review = judge_section(tmp_path, toy_recipe(), seals), review_section(tmp_path, seals)
     assert judge is not None
     assert review is not None
     assert (judge["stale"], review["outdated"]) == (stale, stale)
@@ -171,27 +173,27 @@ def people(folder: Path, judging: bool = True) -> None:
     pairs = [ShownPair(f"p{n}", "test", (Turn("user", "how"),), {}, "one", "other") for n in range(6)]
     yes: Mapping[str, Any] = dict.fromkeys(QUESTIONS, "yes")
     no: Mapping[str, Any] = dict.fromkeys(QUESTIONS, "no")
-    reviews: dict[str, dict[str, Judgement]] = {}
+    reviews: dict[str, dict[str, Judgment]] = {}
     for who in ("reviewer-1", "reviewer-2") if judging else ():
         reviews[who] = {
-            pair.id: Judgement(
+            pair.id: Judgment(
                 pair.id, "test", who, "base", no, yes, "tie" if pair.id == "p0" else "right", 9.0, EVIL, "t"
             )
             for pair in pairs
         }
-    (folder / "reviews.json").write_text(json.dumps(summarise(pairs, 1, reviews).describe()))
+    (folder / "reviews.json").write_text(json.dumps(summarize(pairs, 1, reviews).describe()))
 
 
 def test_people_are_quoted_and_their_notes_are_not(tmp_path: Path) -> None:
     people(tmp_path)
-    review = reviewed(tmp_path, {})
+    review = review_section(tmp_path, {})
     assert review is not None
     assert review["verdict"].startswith("People preferred the tuned model: tuned won 5 of 5 decided pairs")
     assert EVIL not in json.dumps(review)
 
 
 def test_what_nobody_said_is_not_shown(tmp_path: Path) -> None:
-    assert judged(tmp_path, toy_recipe(), {}) is None
-    assert reviewed(tmp_path, {}) is None
+    assert judge_section(tmp_path, toy_recipe(), {}) is None
+    assert review_section(tmp_path, {}) is None
     people(tmp_path, judging=False)
-    assert reviewed(tmp_path, {}) is None
+    assert review_section(tmp_path, {}) is None

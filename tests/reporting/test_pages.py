@@ -25,10 +25,10 @@ from strict_pages import (
 )
 from tunesmith.config.recipe import Named, Recipe
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.evaluation.comparison import Answered, compare
+from tunesmith.evaluation.comparison import RowReply, compare
 from tunesmith.generation.text_model import Reply
 from tunesmith.reporting import plots
-from tunesmith.reporting.html_page import code, number
+from tunesmith.reporting.html_page import format_number, markup_code
 from tunesmith.reporting.run_report import report_page
 
 
@@ -69,7 +69,7 @@ def reported(recipe: Recipe, tmp_path: Path) -> Callable[..., str]:
         replies = {"base": f"{EVIL} {LINE} base", "tuned": f"1. {EVIL}\n2. tuned"}
         answers = {
             which: [
-                Answered(
+                RowReply(
                     row.id,
                     part,
                     Reply((part == "unseen" and which == "tuned" and extra_text) or text, which == "tuned", 5, cut),
@@ -305,7 +305,9 @@ def test_a_report_of_a_run_that_counted_no_leaks_is_silent_about_them(reported: 
 
 
 def test_words_between_backticks_are_code_and_nothing_else_is() -> None:
-    assert str(code("write `too_short: {do: <b>}` & go")) == ("write <code>too_short: {do: &lt;b&gt;}</code> &amp; go")
+    assert str(markup_code("write `too_short: {do: <b>}` & go")) == (
+        "write <code>too_short: {do: &lt;b&gt;}</code> &amp; go"
+    )
 
 
 @pytest.mark.parametrize(
@@ -328,7 +330,7 @@ def test_words_between_backticks_are_code_and_nothing_else_is() -> None:
     ],
 )
 def test_numbers(value: float | None, text: str) -> None:
-    assert number(value) == text
+    assert format_number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -346,18 +348,18 @@ def test_numbers(value: float | None, text: str) -> None:
     ],
 )
 def test_labels_are_drawn_as_they_stand(label: str, expected: str) -> None:
-    for plot in (plots.bars([(label, 3), ("other", 2)], "rows"), plots.intervals([(label, -1, 0, 1)])):
+    for plot in (plots.bar_chart([(label, 3), ("other", 2)], "rows"), plots.interval_plot([(label, -1, 0, 1)])):
         assert expected in Page(plot).texts
 
 
 def test_a_plot_is_the_same_each_time() -> None:
     assert plots.histogram([1, 2, 3], [1, 2], "words") == plots.histogram([1, 2, 3], [1, 2], "words")
-    assert plots.curves([(1, 2.0)], [(1, 2.5)], 1) == plots.curves([(1, 2.0)], [(1, 2.5)], 1)
+    assert plots.loss_curves([(1, 2.0)], [(1, 2.5)], 1) == plots.loss_curves([(1, 2.0)], [(1, 2.5)], 1)
 
 
 def test_the_kept_step_is_marked() -> None:
-    assert "kept: step 2" in Page(plots.curves([(1, 2.0), (2, 1.0)], [(2, 1.5)], 2)).texts
-    assert "kept" not in plots.curves([(1, 2.0)], [], None)
+    assert "kept: step 2" in Page(plots.loss_curves([(1, 2.0), (2, 1.0)], [(2, 1.5)], 2)).texts
+    assert "kept" not in plots.loss_curves([(1, 2.0)], [], None)
 
 
 def test_all_that_was_measured_stands_on_the_page_as_text(reported: Callable[..., str], tmp_path: Path) -> None:
@@ -410,9 +412,9 @@ def test_statements_without_support_are_marked_in_the_reply(
 
 def test_every_colour_of_a_plot_is_the_pages() -> None:
     svgs = [
-        plots.curves([(1, 2.0), (2, 1.0)], [(2, 1.5)], 2),
-        plots.bars([("a", 3), ("b", 2)], "rows"),
-        plots.intervals([("a", -1, 0, 1)]),
+        plots.loss_curves([(1, 2.0), (2, 1.0)], [(2, 1.5)], 2),
+        plots.bar_chart([("a", 3), ("b", 2)], "rows"),
+        plots.interval_plot([("a", -1, 0, 1)]),
         plots.histogram([1, 2, 3], [1, 2], "words"),
     ]
     for plot in svgs:
@@ -425,7 +427,7 @@ def test_every_colour_of_a_plot_is_the_pages() -> None:
 
 
 def test_a_label_that_names_a_colour_is_drawn_as_it_stands() -> None:
-    assert f'style="fill: {plots.INK}"' in Page(plots.bars([(f'style="fill: {plots.INK}"', 3)], "rows")).texts
+    assert f'style="fill: {plots.INK}"' in Page(plots.bar_chart([(f'style="fill: {plots.INK}"', 3)], "rows")).texts
 
 
 def test_the_page_is_readable_in_light_and_dark(reported: Callable[..., str]) -> None:

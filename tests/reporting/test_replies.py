@@ -11,8 +11,8 @@ import pytest
 from strict_pages import EVIL
 from tunesmith.config.recipe import Named
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.reporting.replies import read_items, sieves, worst
-from tunesmith.reporting.unsupported import Statement, doubted, pieces
+from tunesmith.reporting.replies import read_reply_items, reply_filters, worst_items
+from tunesmith.reporting.unsupported import Statement, split_at_statements, unsupported_statements
 
 FIELDS = {"Applicant Name": "Ann Example", "Skillsets": "welding, grinding", "Qualifications": "Diploma in Welding"}
 LETTER = "I have 40 years of experience. I know welding and Kubernetes & more."
@@ -25,7 +25,7 @@ def row(name: str, question: str = "", **fields: str) -> Conversation:
 
 
 def test_statements_without_support_are_marked_with_their_reason() -> None:
-    statements = doubted(LETTER, row("r", **FIELDS), [GROUNDED])
+    statements = unsupported_statements(LETTER, row("r", **FIELDS), [GROUNDED])
     assert [(statement.text, statement.word) for statement in statements] == [
         ("40 years", "unsupported"),
         ("Kubernetes", "unsupported"),
@@ -33,7 +33,7 @@ def test_statements_without_support_are_marked_with_their_reason() -> None:
     assert all(
         LETTER[statement.start : statement.end] == statement.text and statement.reason for statement in statements
     )
-    parts = pieces(LETTER, statements)
+    parts = split_at_statements(LETTER, statements)
     assert "".join(text for text, _ in parts) == LETTER
     assert [(text, number) for text, number in parts if number] == [("40 years", 1), ("Kubernetes", 2)]
 
@@ -50,18 +50,18 @@ def test_statements_without_support_are_marked_with_their_reason() -> None:
 )
 def test_the_recipes_metrics_say_what_is_marked(metrics: list[Named], words: list[str]) -> None:
     text = "I know Kubernetes. I hold a PhD in Physics."
-    assert [statement.word for statement in doubted(text, row("r", **FIELDS), metrics)] == words
+    assert [statement.word for statement in unsupported_statements(text, row("r", **FIELDS), metrics)] == words
 
 
 def test_of_statements_that_overlap_the_first_is_marked_and_no_letter_is_lost() -> None:
     text = "ten years of welding"
     statements = [Statement(a, b, text[a:b], "unsupported", "unsupported", "so") for a, b in ((0, 9), (4, 12), (9, 12))]
-    assert pieces(text, statements) == [("ten years", 1), (" of", 3), (" welding", 0)]
+    assert split_at_statements(text, statements) == [("ten years", 1), (" of", 3), (" welding", 0)]
 
 
 def test_a_row_without_fields_has_nothing_to_be_marked() -> None:
-    assert doubted(LETTER, row("r"), [GROUNDED]) == []
-    assert pieces("", []) == []
+    assert unsupported_statements(LETTER, row("r"), [GROUNDED]) == []
+    assert split_at_statements("", []) == []
 
 
 def write(
@@ -112,12 +112,12 @@ def test_the_good_side_of_the_score_says_what_got_worse(
 ) -> None:
     rows = {"test": [row(name) for name in VALUES]}
     write(tmp_path, rows, VALUES)  # replies of a run before `cut` was kept
-    by_part = read_items(tmp_path, rows, scored(better, VALUES), [])
+    by_part = read_reply_items(tmp_path, rows, scored(better, VALUES), [])
     (items,) = by_part.values()
     directions = ("better", "worse", "unchanged")
     assert [next((sign for sign in item["signs"] if sign in directions), None) for item in items] == tones
-    assert [item["heading"] for item in worst(by_part)] == [f"How about {name}?" for name in first]
-    counts = {item["key"]: item["count"] for item in sieves(by_part, [])}
+    assert [item["heading"] for item in worst_items(by_part)] == [f"How about {name}?" for name in first]
+    counts = {item["key"]: item["count"] for item in reply_filters(by_part, [])}
     assert counts["all"] == 5
     assert {tone: counts[tone] for tone in directions if tone in counts} == (
         {tone: tones.count(tone) for tone in directions} if better != "neither" else {}
@@ -130,7 +130,7 @@ def test_ten_are_the_worst_of_many(tmp_path: Path) -> None:
     values: dict[str, tuple[float | None, float | None]] = {f"r{n}": (0.0, (n * 7) % 25 / 25) for n in range(25)}
     rows = {"test": [row(name) for name in values]}
     write(tmp_path, rows, values)
-    items = worst(read_items(tmp_path, rows, scored("lower", values), []))
+    items = worst_items(read_reply_items(tmp_path, rows, scored("lower", values), []))
     assert [item["marks"][1] for item in items] == [n / 25 for n in range(24, 14, -1)]
 
 
@@ -139,7 +139,7 @@ def test_long_questions_are_cut_in_their_line_and_whole_inside(tmp_path: Path) -
     rows = {"test": [row("a", f"Write it.\nTitle: one\n{long}"), row("b", "Write it.\nTitle: two")]}
     values: dict[str, tuple[float | None, float | None]] = {"a": (1.0, 0.0), "b": (1.0, 0.0)}
     write(tmp_path, rows, values)
-    (items,) = read_items(tmp_path, rows, scored("lower", values), []).values()
+    (items,) = read_reply_items(tmp_path, rows, scored("lower", values), []).values()
     assert items[0]["heading"].startswith("Title: one word word")
     assert len(items[0]["heading"]) == 140
     assert items[1]["heading"] == "Title: two"  # without the line with which all questions open

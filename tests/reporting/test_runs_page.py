@@ -12,15 +12,15 @@ from finished_runs import finish, held_rows, make_recipe
 from handmade import row
 from strict_pages import EVIL, Page, check_nothing_is_fetched, check_read_by_ear_and_keyboard
 from tunesmith.errors import RunError
-from tunesmith.evaluation.statistics import paired
-from tunesmith.reporting.runs_page import SideBySide, page_name, runs_page, side_by_side
+from tunesmith.evaluation.statistics import paired_difference
+from tunesmith.reporting.runs_page import RunComparison, compare_run_folders, page_name, runs_page
 from tunesmith.runs.run import Run
 
 
-def two(tmp_path: Path, **second: object) -> SideBySide:
+def two(tmp_path: Path, **second: object) -> RunComparison:
     first = finish(make_recipe("one"), tmp_path / "one", gain=0.5)
     second_run = finish(make_recipe("two"), tmp_path / "two", gain=0.9, **second)  # type: ignore[arg-type]
-    return side_by_side([first.path, second_run.path])
+    return compare_run_folders([first.path, second_run.path])
 
 
 def test_differences_are_those_of_the_rows(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_differences_are_those_of_the_rows(tmp_path: Path) -> None:
     gains = [tuned[1][key] - tuned[0][key] for key in groups]
     assert loss["against"]["two"]["difference"] == pytest.approx(float(np.mean(gains)), abs=1e-12)
     values = [[item[key] for key in groups] for item in tuned]
-    by_hand = paired(*values, list(groups.values()), better="lower", seed=5)
+    by_hand = paired_difference(*values, list(groups.values()), better="lower", seed=5)
     assert (loss["against"]["two"]["low"], loss["against"]["two"]["high"]) == (by_hand.low, by_hand.high)
     assert (loss["rows"], loss["groups"]) == (60, 20)  # whole topics are drawn, not rows
     assert loss["runs"] == {"one": pytest.approx(np.mean([*tuned[0].values()])), "two": pytest.approx(by_hand.tuned)}
@@ -105,7 +105,7 @@ def test_recipes_differ_in_what_was_set_defaults_included(tmp_path: Path) -> Non
     del plain["train"]["epochs"]  # as a recipe of a version without this setting
     plain["data"]["source"] = yaml.safe_load((one / "recipe.yaml").read_text())["data"]["source"]
     two.write("recipe.yaml", yaml.safe_dump(plain))
-    comparison = side_by_side([one.path, two.path])
+    comparison = compare_run_folders([one.path, two.path])
     assert comparison.recipe == [
         ("data.format.columns.group", ["topic", "–"]),
         ("adapter.rank", ["16", "64"]),
@@ -115,7 +115,7 @@ def test_recipes_differ_in_what_was_set_defaults_included(tmp_path: Path) -> Non
     two.write("recipe.yaml", yaml.safe_dump(plain))
     assert (
         "two: the recipe was changed after training (adapter), so what differs may not be why"
-        in side_by_side([one.path, two.path]).notes
+        in compare_run_folders([one.path, two.path]).notes
     )
 
 
@@ -123,25 +123,25 @@ def test_scores_that_are_damaged_or_old_are_refused(tmp_path: Path) -> None:
     one, two = (finish(make_recipe(name), tmp_path / name) for name in ("one", "two"))
     half = finish(make_recipe("half"), tmp_path / "half", until="train")
     with pytest.raises(RunError, match=r"evaluate is not finished\. Run: tunesmith evaluate"):
-        side_by_side([one.path, half.path])
+        compare_run_folders([one.path, half.path])
     scores = (two / "scores.json").read_text()
     two.write("scores.json", scores.replace("0.", "1.", 1))
     with pytest.raises(RunError, match=r"scores\.json is missing or was changed"):
-        side_by_side([one.path, two.path])
+        compare_run_folders([one.path, two.path])
     two.write("scores.json", scores)
     (two / "data/test.jsonl").unlink()
     with pytest.raises(RunError, match=r"data/test\.jsonl is missing"):
-        side_by_side([one.path, two.path])
+        compare_run_folders([one.path, two.path])
     two.write("adapter/adapter_config.json", "{}")
     two.seal("train", {}, ["adapter"])
     with pytest.raises(RunError, match="its scores are older than its adapter"):
-        side_by_side([one.path, two.path])
+        compare_run_folders([one.path, two.path])
 
 
 def test_the_page_holds_text_as_text_and_fetches_nothing(tmp_path: Path) -> None:
     runs = [finish(make_recipe("one"), tmp_path / "one"), finish(make_recipe("two", about=EVIL), tmp_path / "two")]
     runs.append(finish(make_recipe("three", train__epochs=4), tmp_path / "<b onclick=x>three", gain=0.2))
-    page = runs_page(side_by_side([run.path for run in runs]))
+    page = runs_page(compare_run_folders([run.path for run in runs]))
     read = Page(page)
     assert EVIL in read.text and "<b onclick=x>three" in read.text
     assert not {"script", "img", "b", "form", "a"} & {name for name, _ in read.tags}
@@ -161,14 +161,14 @@ def test_the_page_is_read_by_ear_by_keyboard_and_without_colour(tmp_path: Path) 
 def test_one_group_has_no_interval(tmp_path: Path) -> None:
     rows = {"test": [row(n, f"how {n}?", group="t") for n in range(4)]}
     runs = [finish(make_recipe(name), tmp_path / name, rows=rows) for name in ("one", "two")]
-    comparison = side_by_side([run.path for run in runs])
+    comparison = compare_run_folders([run.path for run in runs])
     assert "one topic alone has no interval" in comparison.verdicts[0][1]
     assert "<svg" not in runs_page(comparison)
 
 
 def test_names_are_told_apart_and_fit_a_file_system(tmp_path: Path) -> None:
     runs = [finish(make_recipe("toy"), tmp_path / folder / "runs/toy") for folder in ("a", "b")]
-    assert side_by_side([run.path for run in runs]).labels == ("a/runs/toy", "b/runs/toy")
+    assert compare_run_folders([run.path for run in runs]).labels == ("a/runs/toy", "b/runs/toy")
     assert page_name(("a/toy", "b c")) == "compare-a_toy-b_c.html"
     long = [page_name((f"{'x' * 300}{n}", "y")) for n in range(2)]
     assert long[0] != long[1] and all(len(name) < 200 for name in long)
@@ -177,7 +177,7 @@ def test_names_are_told_apart_and_fit_a_file_system(tmp_path: Path) -> None:
 def test_what_may_be_chance_among_many_is_marked(tmp_path: Path) -> None:
     """Two runs alike but for noise: the loss is better by its interval, and does not hold beside the other runs."""
     runs = [finish(make_recipe(f"r{n}"), tmp_path / f"r{n}", gain=0.9) for n in range(1, 9)]
-    comparison = side_by_side([run.path for run in runs])
+    comparison = compare_run_folders([run.path for run in runs])
     against = comparison.sections["all"]["loss"]["against"].values()
     raw, adjusted = zip(*sorted((difference["p"], difference["adjusted"]) for difference in against), strict=True)
     assert adjusted[0] == pytest.approx(min(1, 14 * raw[0]))  # 7 runs, and their `stops` too
@@ -192,7 +192,7 @@ def test_what_may_be_chance_among_many_is_marked(tmp_path: Path) -> None:
 def test_figures_that_are_folded_are_compared_folded(tmp_path: Path) -> None:
     metrics = {"evaluate__metrics": ["perplexity"], "evaluate__primary": "perplexity"}
     runs = [finish(make_recipe(name, **metrics), tmp_path / name, gain=gain) for name, gain in (("a", 0.5), ("b", 1.0))]
-    comparison = side_by_side([run.path for run in runs]).sections["all"]["perplexity"]
+    comparison = compare_run_folders([run.path for run in runs]).sections["all"]["perplexity"]
     logs = [[row["tuned"]["perplexity"] for row in run.read_json("scores.json")["rows"]] for run in runs]
     figures = [float(np.exp(np.mean(values))) for values in logs]
     assert comparison["base"] == pytest.approx(np.exp(2.0))

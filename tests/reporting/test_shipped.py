@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.reporting.exported_files import shipped
+from tunesmith.reporting.exported_files import read_exported_files
 
 LIKELY = {"agreement": 0.985, "divergence": 0.0104, "adapter": 2.66, "file": 2.71, "tokens": 400}
 
@@ -31,7 +31,7 @@ def written(folder: Path, onto: str, *entries: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("onto", ["quantised", "original"])
 def test_what_merging_onto_the_original_weights_changes_is_a_figure(tmp_path: Path, onto: str) -> None:
     rough = entry("q4_k_m", exact=False, likelihood={**LIKELY, "agreement": 0.9})
-    section = shipped(written(tmp_path, onto, rough, entry("f16", exact=True, likelihood=LIKELY)))
+    section = read_exported_files(written(tmp_path, onto, rough, entry("f16", exact=True, likelihood=LIKELY)))
     assert section is not None
     if onto == "quantised":
         assert section["merge_note"] == ""
@@ -42,7 +42,7 @@ def test_what_merging_onto_the_original_weights_changes_is_a_figure(tmp_path: Pa
 
 
 def test_without_an_exact_file_it_is_said_and_no_figure_invented(tmp_path: Path) -> None:
-    section = shipped(written(tmp_path, "original", entry("q4_k_m", exact=False, likelihood=LIKELY)))
+    section = read_exported_files(written(tmp_path, "original", entry("q4_k_m", exact=False, likelihood=LIKELY)))
     assert section is not None
     assert section["merge_note"].endswith("not into the 4-bit weights of training.")
 
@@ -50,4 +50,4 @@ def test_without_an_exact_file_it_is_said_and_no_figure_invented(tmp_path: Path)
 def test_a_file_that_was_taken_away_is_not_shown(tmp_path: Path) -> None:
     folder = written(tmp_path, "original", entry("f16", exact=True, likelihood=LIKELY))
     (folder / "export/f16.gguf").unlink()
-    assert shipped(folder) is None
+    assert read_exported_files(folder) is None

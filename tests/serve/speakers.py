@@ -19,13 +19,13 @@ from gguf_models import sayable, write_model
 from tiny import make_model, make_tokenizer
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Turn
-from tunesmith.serve.app import app
+from tunesmith.serve.app import create_app
 from tunesmith.serve.backend import Finish, Sampling
-from tunesmith.serve.request_queue import Desk, Served
+from tunesmith.serve.request_queue import RequestQueue, ServedModel
 from tunesmith.web.errors import BackendFailed, RequestRefused
 from tunesmith.web.limits import Limits
-from tunesmith.web.local_server import listening
-from tunesmith.web.server import answering
+from tunesmith.web.local_server import listen
+from tunesmith.web.server import serve_with_limits
 
 TOKEN = "a-token-of-the-tests-that-is-long-enough-0123"
 FREE = Limits(rate=1e9, burst=1 << 30)  # where the rate is not what is tested
@@ -114,15 +114,17 @@ def running(
 ) -> Iterator[Running]:
     """Run a real server on a free port."""
     room = limits.waiting if waiting is None else waiting
-    models = [Served(item.name, Desk(item, room, seconds=limits.reply_seconds), recipe) for item in backends]
-    with listening() as listener:
+    models = [
+        ServedModel(item.name, RequestQueue(item, room, seconds=limits.reply_seconds), recipe) for item in backends
+    ]
+    with listen() as listener:
         port = listener.getsockname()[1]
         hosts = [f"127.0.0.1:{port}", f"localhost:{port}", *allow]
-        application = app(models, token=TOKEN, hosts=hosts, limits=limits, pairing=pairing)
+        application = create_app(models, token=TOKEN, hosts=hosts, limits=limits, pairing=pairing)
         url = f"http://127.0.0.1:{port}"
         headers = {"Authorization": f"Bearer {TOKEN}"}
         with (
-            answering(application, listener, limits),
+            serve_with_limits(application, listener, limits),
             httpx2.Client(base_url=url, headers=headers, timeout=20) as client,
         ):
             yield Running(url, port, client, list(backends))

@@ -15,7 +15,7 @@ from tests.serve.speakers import Parrot, Running, running
 
 from tunesmith.errors import RunError
 from tunesmith.serve import pairing
-from tunesmith.serve.pairing import CODE_LETTERS, MAX_TRIES, SECONDS, Pairing, paired, pairs_path, unpair
+from tunesmith.serve.pairing import CODE_LETTERS, CODE_SECONDS, MAX_TRIES, Pairing, pairs_path, read_pairs, unpair
 from tunesmith.web.errors import ApiError
 
 ONE = f"chrome-extension://{'a' * 32}"
@@ -71,9 +71,9 @@ def test_a_code_works_once_however_it_is_typed(pairs: Pairing) -> None:
 
 def test_a_code_lives_ten_minutes(pairs: Pairing, clock: Clock) -> None:
     code = pairs.code()
-    clock.now += SECONDS - 0.5
+    clock.now += CODE_SECONDS - 0.5
     assert pairs.allows_origin(ONE, "/v1/pair")
-    assert SECONDS == 600
+    assert CODE_SECONDS == 600
     late = Pairing(pairs._path, clock=clock)
     assert wrong(late, code) == "pairing_failed"  # of another server
     clock.now += 1
@@ -135,7 +135,7 @@ def test_pairing_again_replaces_the_token(pairs: Pairing, file: Path) -> None:
     new = pairs.pair(pairs.code(), ONE, "Chrome again")
     assert not pairs.accepts_token(old, ONE)
     assert pairs.accepts_token(new, ONE)
-    assert [item.name for item in paired(file)] == ["Chrome again"]
+    assert [item.name for item in read_pairs(file)] == ["Chrome again"]
 
 
 def test_only_hashes_are_kept_in_a_private_file(pairs: Pairing, file: Path) -> None:
@@ -145,7 +145,7 @@ def test_only_hashes_are_kept_in_a_private_file(pairs: Pairing, file: Path) -> N
     assert hashlib.sha256(token.encode()).hexdigest() in text
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    (stored,) = paired(file)
+    (stored,) = read_pairs(file)
     assert (stored.origin, stored.name) == (ONE, "My [31m Chrome")
     assert set(json.loads(text)["pairs"][0]) == {"origin", "name", "sha256", "made"}
 
@@ -176,13 +176,13 @@ def test_extensions_are_listed_and_let_in_no_more_while_the_server_runs(pairs: P
     assert pairs.accepts_token(second, OTHER)
     assert [item.name for item in unpair("", file)] == ["Edge"]
     assert not pairs.accepts_token(second, OTHER)
-    assert paired(file) == [] and unpair("", file) == []
+    assert read_pairs(file) == [] and unpair("", file) == []
 
 
 def test_pairs_outlive_the_server(pairs: Pairing, file: Path) -> None:
     token = pairs.pair(pairs.code(), ONE)
     assert Pairing(file).accepts_token(token, ONE)
-    assert paired(file.with_name("none.json")) == []
+    assert read_pairs(file.with_name("none.json")) == []
 
 
 def test_a_file_that_others_read_or_that_is_damaged_is_refused(pairs: Pairing, file: Path) -> None:

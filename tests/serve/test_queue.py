@@ -10,7 +10,7 @@ from tests.serve.speakers import Parrot
 
 from tunesmith.data.conversation import Turn
 from tunesmith.serve.backend import Sampling
-from tunesmith.serve.request_queue import Desk
+from tunesmith.serve.request_queue import RequestQueue
 from tunesmith.web.errors import BackendFailed, QueueFull, ReplyTimeout
 from tunesmith.web.limits import RateLimiter
 
@@ -21,7 +21,7 @@ def say(text: str) -> list[Turn]:
     return [Turn("user", text)]
 
 
-async def ask(desk: Desk, text: str, done: list[str]) -> str:
+async def ask(desk: RequestQueue, text: str, done: list[str]) -> str:
     async with desk.writing(say(text), PLENTY) as writing:
         output = "".join([piece async for piece in writing])
     done.append(text)
@@ -35,7 +35,7 @@ def run(work: Any) -> Any:
 def test_as_many_at_once_as_there_are_slots_in_the_order_they_came() -> None:
     async def work() -> None:
         parrot, completed = Parrot(slots=2, wait=0.002), list[str]()
-        desk = Desk(parrot, 20)
+        desk = RequestQueue(parrot, 20)
         texts = [f"word {n}" for n in range(12)]
         assert await asyncio.gather(*(ask(desk, text, completed) for text in texts)) == texts
         assert parrot.most == 2
@@ -49,7 +49,7 @@ def test_as_many_at_once_as_there_are_slots_in_the_order_they_came() -> None:
 def test_beyond_those_who_may_wait_one_is_sent_away_and_told_when_to_come() -> None:
     async def work() -> None:
         parrot = Parrot(slots=1, wait=0.01)
-        desk, completed = Desk(parrot, 2), list[str]()
+        desk, completed = RequestQueue(parrot, 2), list[str]()
         tasks = [asyncio.create_task(ask(desk, f"a {n}", completed)) for n in range(3)]
         await asyncio.sleep(0.001)
         assert (desk.busy, desk.waiting) == (1, 2)
@@ -66,7 +66,7 @@ def test_beyond_those_who_may_wait_one_is_sent_away_and_told_when_to_come() -> N
 def test_whoever_leaves_gives_the_place_to_the_next(at: str) -> None:
     async def work() -> None:
         parrot = Parrot(slots=1, wait=0.005)
-        desk, completed = Desk(parrot, 5), list[str]()
+        desk, completed = RequestQueue(parrot, 5), list[str]()
         tasks = [asyncio.create_task(ask(desk, f"b {n}", completed)) for n in range(4)]
         await asyncio.sleep(0.002)
         tasks[0 if at == "writing" else 1].cancel()
@@ -80,7 +80,7 @@ def test_whoever_leaves_gives_the_place_to_the_next(at: str) -> None:
 
 def test_one_who_is_called_and_leaves_at_the_same_moment_loses_no_place() -> None:
     async def work() -> None:
-        desk, completed = Desk(Parrot(slots=1), 5), list[str]()
+        desk, completed = RequestQueue(Parrot(slots=1), 5), list[str]()
         first = desk.writing(say("x"), PLENTY)
         await first.__aenter__()
         second = asyncio.create_task(ask(desk, "second", completed))
@@ -98,7 +98,7 @@ def test_one_who_is_called_and_leaves_at_the_same_moment_loses_no_place() -> Non
 
 def test_a_failure_frees_the_place() -> None:
     async def work() -> None:
-        desk, completed = Desk(Parrot(slots=1), 5), list[str]()
+        desk, completed = RequestQueue(Parrot(slots=1), 5), list[str]()
         for _ in range(3):
             with pytest.raises(BackendFailed):
                 await ask(desk, "a BREAK", completed)
@@ -110,7 +110,7 @@ def test_a_failure_frees_the_place() -> None:
 
 def test_a_reply_may_take_so_long_and_no_longer() -> None:
     async def work() -> None:
-        desk, completed = Desk(Parrot(slots=1), 5, seconds=0.05), list[str]()
+        desk, completed = RequestQueue(Parrot(slots=1), 5, seconds=0.05), list[str]()
         with pytest.raises(ReplyTimeout, match=r"within 0\.05 s"):
             await ask(desk, "a HANG", completed)
         assert await ask(desk, "fine", completed) == "fine"

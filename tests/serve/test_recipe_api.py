@@ -18,7 +18,7 @@ from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.serve.backend import Sampling
 from tunesmith.web.errors import BackendFailed
-from tunesmith.writing.form import conversation, form_of
+from tunesmith.writing.form import build_form, build_prompt
 
 FIELDS = {
     "Job Title": "Baker", "Hiring Company": "Mill Lane Bakery", "Applicant Name": "Kim Oat",
@@ -96,9 +96,9 @@ def test_the_recipes_and_their_forms(server: Running, recipe: Recipe) -> None:
     assert listed == {"data": [{"name": "cover-letter-small", "about": recipe.about, "model": "parrot"}]}
     result = server.client.get("/v1/recipes/cover-letter-small").json()
     assert set(result) == {"name", "about", "model", "system", "max_tokens", "fields", "example"}
-    assert [item["name"] for item in result["fields"]] == [item.name for item in form_of(recipe).fields]
+    assert [item["name"] for item in result["fields"]] == [item.name for item in build_form(recipe).fields]
     assert set(result["fields"][0]) == {"name", "label", "help", "kind", "required", "longest"}
-    assert result["example"] == form_of(recipe).example
+    assert result["example"] == build_form(recipe).example
     assert (result["system"], result["max_tokens"]) == (None, 320)
 
 
@@ -114,7 +114,7 @@ def test_a_whole_text(server: Running, recipe: Recipe) -> None:
         assert result["text"][item["start"] : item["end"]] == item["text"]
     assert result["usage"]["completion_tokens"] < len(REPLY) / 4  # ended when the text was over
     prompt, sampling = server.backends[0].heard[-1]
-    assert prompt == conversation(recipe, FIELDS)
+    assert prompt == build_prompt(recipe, FIELDS)
     assert sampling == Sampling(320, 0.0)
 
 

@@ -16,7 +16,7 @@ from tests.serve.speakers import TOKEN, Parrot, Running, events, make_file, runn
 from chat_server import Once, serve
 from gguf_models import opened
 from tunesmith.data.conversation import Turn
-from tunesmith.generation.from_server_async import FromServerAsync
+from tunesmith.generation.from_server_async import AsyncServerModel
 from tunesmith.serve.gguf_backend import GgufBackend
 from tunesmith.serve.remote_backend import RemoteBackend
 
@@ -46,7 +46,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> str:
 @contextlib.contextmanager
 def before(url: str, model: str, key: str | None = None, **options: Any) -> Iterator[Running]:
     """A server of ours that asks another one."""
-    backend = RemoteBackend(model, FromServerAsync(url, model, key=key, timeout=10), **options)
+    backend = RemoteBackend(model, AsyncServerModel(url, model, key=key, timeout=10), **options)
     with contextlib.closing(backend), running(backend) as running_server:
         yield running_server
 

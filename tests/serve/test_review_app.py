@@ -21,10 +21,10 @@ from strict_pages import EVIL, Page
 from tunesmith.commands.review import conclude, review, reviewing
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import ResourceError, RunError
-from tunesmith.evaluation.review import QUESTIONS, Reviews, draw, read_reviews
+from tunesmith.evaluation.review import QUESTIONS, Reviews, read_reviews, shuffle_for_reviewer
 from tunesmith.runs.run import Run
 from tunesmith.serve.review_app import MAX_BODY, MAX_NOTE, PAGES_FOLDER, review_app
-from tunesmith.web.local_server import listening
+from tunesmith.web.local_server import listen
 
 HOST = "127.0.0.1:8000"
 TOKEN = "t0ken"
@@ -68,7 +68,7 @@ def app_of(folder: Path, reviewer: str = "r1") -> Any:
     recipe, run = write_run(folder)
     pairs, equal = pairs_of(recipe, run)
     reviews = Reviews.open(run / "reviews", reviewer)
-    blind = draw(pairs, recipe.seed, reviewer)
+    blind = shuffle_for_reviewer(pairs, recipe.seed, reviewer)
     return (
         review_app(blind, equal, reviews, name="toy", token=TOKEN, hosts=[HOST, "localhost:8000"]),
         blind,
@@ -281,7 +281,7 @@ def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
             == 413
         )
         assert ask(b"{}") == 422
-    assert served.reviews.judgements == {}
+    assert served.reviews.judgments == {}
 
 
 def test_every_answer_has_the_headers(page: TestClient) -> None:
@@ -392,7 +392,7 @@ def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:
         with reviewing(recipe, run, "r2") as second:
             assert second.url.split("#")[1] != served.url.split("#")[1]
             assert post(second.url, preference="tie")["done"] == 1
-        with pytest.raises(ResourceError, match=f"port {port} is already in use"), listening(port):
+        with pytest.raises(ResourceError, match=f"port {port} is already in use"), listen(port):
             pass
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/state", timeout=10)
@@ -401,7 +401,7 @@ def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:
     assert not served.thread.is_alive()
     with pytest.raises(OSError, match=r"refused"), socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
-    with listening(port):  # the port is free again at once
+    with listen(port):  # the port is free again at once
         pass
     assert lines == ["review: 1 of 4 rows have two equal replies and are not shown"]
     summary = conclude(recipe, run)

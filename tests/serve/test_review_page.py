@@ -80,7 +80,7 @@ def test_three_pairs_by_keyboard_alone(page: Any, tmp_path: Path) -> None:
         press(page, "q w w 1 Enter")  # not everything is answered
         sync_api.expect(page.locator("#missing")).to_contain_text("left clear")
         at_pair(page, 1)
-        assert served.reviews.judgements == {}
+        assert served.reviews.judgments == {}
         press(page, "x n")
         page.keyboard.type("q 2 ?")  # in the note these are letters
         press(page, "Escape Enter")
@@ -121,11 +121,11 @@ def test_a_server_that_goes_and_comes_back(page: Any, tmp_path: Path) -> None:
     at_pair(page, 1)
     with reviewing(recipe, run, "r1", port=port) as served:
         sync_api.expect(page.locator("#trouble")).to_contain_text("no longer valid")
-        assert served.reviews.judgements == {}
+        assert served.reviews.judgments == {}
         page.goto("about:blank")
         page.goto(served.url)
         at_pair(page, 2)  # the kept judgement was sent
-        assert len(served.reviews.judgements) == 1
+        assert len(served.reviews.judgments) == 1
         page.route("**/api/judgements", lambda route: route.abort())
         press(page, "x 2 Enter")
         sync_api.expect(page.locator("#trouble")).to_be_visible()

@@ -60,10 +60,10 @@ def main(config: str) -> None:
                 if not torch.equal(triton_parts.rows(table.data, ids), table[ids]):
                     raise AssertionError("rows of the table")
                 loss, wanted = cases.reference(model)
-                fused = fuse.Fused(model, longest=40, forms=form, keeps=keep, chunk=16)  # type: ignore[arg-type]
+                fused = fuse.FusedDecoder(model, longest=40, forms=form, keeps=keep, chunk=16)  # type: ignore[arg-type]
                 if fused.kernels is not block_cuda:
                     raise AssertionError("not the kernels for cards")
-                total = fused.step(cases.flat(pack.Size(128, 10, 80, 40)), torch.tensor(1.0)).item()
+                total = fused.step(cases.flat(pack.PackedShape(128, 10, 80, 40)), torch.tensor(1.0)).item()
                 errors = [
                     ((parameter.grad - wanted[name]).norm() / wanted[name].norm()).item()
                     for name, parameter in model.trainable().items()

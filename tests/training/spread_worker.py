@@ -55,7 +55,7 @@ def main() -> None:
             now.update(codes=own, way=type(self.gradients).__module__, loop=self)
 
     native._Loop = Loop
-    with distributed.joined():
+    with distributed.process_group():
         for task in json.loads(Path(sys.argv[1]).read_text()):
             now: dict[str, Any] = {}
             recipe = read_recipe(task["recipe"])
@@ -63,7 +63,7 @@ def main() -> None:
             trouble = None
             if task.get("on") == distributed.rank():
                 do = {"memory": out_of_memory, "stop": stop}[task["trouble"]]
-                trouble = Trouble(fused_step.Gradients, task["at"], do)
+                trouble = Trouble(fused_step.FusedStep, task["at"], do)
             try:
                 tunesmith.train(recipe, run)
             except Paused as error:
@@ -74,7 +74,7 @@ def main() -> None:
             now["micro_tokens"] = loop.progress.micro_tokens
             now["sum"] = sum(p.double().sum().item() for p in loop.parameters.values())
             found[task["name"]] = now
-        assert autograd_step.Gradients is not fused_step.Gradients
+        assert autograd_step.AutogradStep is not fused_step.FusedStep
         Path(sys.argv[2], f"{distributed.rank()}.json").write_text(json.dumps(found))
 
 

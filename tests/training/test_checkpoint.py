@@ -209,10 +209,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 def test_a_loss_that_is_no_number_ends_the_run_and_is_never_kept(
     recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tunesmith.models.fuse import Fused
+    from tunesmith.models.fuse import FusedDecoder
 
     recipe, run = prepared(recipe_file(train__evaluate_every=2), tmp_path)
-    real = Fused.step
+    real = FusedDecoder.step
     calls = iter(range(1000))
 
     def step(self: Any, flat: Any, share: Any) -> Any:
@@ -220,7 +220,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_never_kept(
         total = real(self, flat, share * float("nan") if bad else share)
         return total * float("nan") if bad else total
 
-    monkeypatch.setattr(Fused, "step", step)
+    monkeypatch.setattr(FusedDecoder, "step", step)
     with pytest.raises(TrainingDiverged, match=r"the loss is nan .* at step 5.*learning_rate"):
         tunesmith.train(recipe, run)
     assert checkpoint.steps(run / "checkpoints") == [4, 2]

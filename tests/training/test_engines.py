@@ -25,7 +25,7 @@ from tunesmith.runs.run import Run, hash_file
 from tunesmith.training import autograd_step, checkpoint, progress
 from tunesmith.training.engines import trl
 from tunesmith.training.journal import read_journal
-from tunesmith.training.rate import factor
+from tunesmith.training.rate import learning_rate_factor
 
 ENGINES = ["native", "trl"]
 
@@ -97,7 +97,9 @@ def test_the_rate_of_each_step(schedule: str, warmup: float, total: int) -> None
     }[schedule]
     expected = [(k + 1) / warm if k < warm else fall((k - warm) / (total - warm)) for k in range(total)]
     curve = find("tunesmith.training.schedules", schedule)
-    assert [factor(step, total, warmup, curve) for step in range(total)] == pytest.approx(expected, rel=1e-12)
+    assert [learning_rate_factor(step, total, warmup, curve) for step in range(total)] == pytest.approx(
+        expected, rel=1e-12
+    )
     assert min(expected) > 0
     assert max(expected) == 1
 
@@ -232,7 +234,9 @@ def test_trl_trains_on_the_native_engines_batches(
     assert [(ids, labels) for ids, labels, _ in seen] == [(batch.ids, batch.labels) for batch in batches]
     steps = len(events(native, "step", "step"))
     assert len(batches) > steps == 6
-    assert sum(batch.learnt / count for batch, (*_, count) in zip(batches, seen, strict=True)) == pytest.approx(steps)
+    assert sum(batch.loss_tokens / count for batch, (*_, count) in zip(batches, seen, strict=True)) == pytest.approx(
+        steps
+    )
 
 
 # --- best checkpoint, patience, resuming ----------------------------------------------------------------------
@@ -341,7 +345,7 @@ def test_an_overflow_in_float16_costs_no_step(
 
     from tunesmith import hardware
 
-    machine = replace(hardware.look("float32"), precision="float16")
+    machine = replace(hardware.detect_hardware("float32"), precision="float16")
     monkeypatch.setattr(hardware, "look", lambda precision="auto": machine)
     monkeypatch.setattr(progress, "Progress", functools.partial(progress.Progress, scale=2.0**24))
     settings = {"adapter__dropout": 1e-9, "train__epochs": 1}

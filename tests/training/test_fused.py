@@ -15,16 +15,16 @@ from torch import nn
 import tunesmith
 from tunesmith.config.recipe import read_recipe
 from tunesmith.kernels import attention, cross_entropy, lora_linear, nf4, onednn
-from tunesmith.kernels.attention import Bounds
-from tunesmith.models.build import Model, add_adapter, load
-from tunesmith.models.fuse import Flat, Fused, flat_of, reasons
-from tunesmith.models.fused_config import FAMILIES, fused_layers, layers, unfused_config
+from tunesmith.kernels.attention import SequenceBounds
+from tunesmith.models.build import Model, add_adapter, load_model
+from tunesmith.models.fuse import FlatBatch, FusedDecoder, flat_batch, unfused_reasons
+from tunesmith.models.fused_config import FUSED_FAMILIES, fused_layers, layer_attentions, unfused_config
 from tunesmith.models.qlora import FrozenLinear, LoraLinear
-from tunesmith.models.weights import fetch
+from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
 from tunesmith.training.journal import read_journal
-from tunesmith.training.loss import summed_loss
+from tunesmith.training.loss import sum_cross_entropy
 
 LENGTHS = (24, 9, 1, 40)  # of the rows; the windows below are shorter than two of them
 WINDOW = {"sliding_window": 16, "num_hidden_layers": 3}
@@ -35,7 +35,7 @@ LLAMA3 = {
 LONG = {"type": "longrope", "short_factor": [1.0, 1.3, 2.0, 3.0], "long_factor": [1.5, 4.0, 9.0, 30.0]}
 LONG_PHI = {"max_position_embeddings": 512, "partial_rotary_factor": 0.5, "rope_scaling": LONG}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{family: (family, {}) for family in FAMILIES},
+    **{family: (family, {}) for family in FUSED_FAMILIES},
     "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama with wide heads": ("llama", {"head_dim": 24, "tie_word_embeddings": False}),
     "llama 3.1": ("llama", {"rope_scaling": LLAMA3, "rope_theta": 500000.0}),
@@ -81,12 +81,14 @@ def examples() -> list[Example]:
     made = []
     for number, length in enumerate(LENGTHS):
         ids = tuple((number * 31 + place * 7) % 250 + 5 for place in range(length))
-        made.append(Example("r", ids=ids, learnt=tuple(place >= min(5, length - 1) for place in range(length)), stop=4))
+        made.append(
+            Example("r", ids=ids, loss_mask=tuple(place >= min(5, length - 1) for place in range(length)), stop=4)
+        )
     return made
 
 
 def ready(folder: Path, precision: str, bits: int, layers: Any = "all") -> Model:
-    model = load(fetch(str(folder)), bits=bits, device="cpu", precision=precision)
+    model = load_model(fetch_weights(str(folder)), bits=bits, device="cpu", precision=precision)
     for layer in model.frozen().values():
         if layer.bias is not None:
             layer.bias.data.normal_(std=0.1)
@@ -123,8 +125,8 @@ def reference(model: Model) -> tuple[float, dict[str, torch.Tensor]]:
     loss = 0.0
     for example in examples():
         batch = pack.collate([example], 0)
-        if batch.learnt:
-            part = summed_loss(model, batch)
+        if batch.loss_tokens:
+            part = sum_cross_entropy(model, batch)
             part.backward()
             loss += part.item()
     found = {name: p.grad.clone() for name, p in model.trainable().items() if p.grad is not None}
@@ -133,10 +135,10 @@ def reference(model: Model) -> tuple[float, dict[str, torch.Tensor]]:
     return loss, found
 
 
-def flat(size: pack.Size | None = None) -> Flat:
-    made = pack.packed(examples(), 0, size=size)
+def flat(size: pack.PackedShape | None = None) -> FlatBatch:
+    made = pack.pack_examples(examples(), 0, size=size)
     longest = max(LENGTHS) if size is None else size.longest
-    return flat_of(made, longest, torch.device("cpu"))
+    return flat_batch(made, longest, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("keep", ["all", "attention", "input"])
@@ -146,11 +148,11 @@ def test_every_family_against_autograd(tiny: Callable[..., Path], config: str, k
     folder = tiny(family, **changes)
     assert unfused_config(json.loads((folder / "config.json").read_text())) == []
     model = ready(folder, "float64", 16)
-    assert reasons(model) == []
-    assert fused_layers(model.network.config.to_dict()) == layers(model.network.config)
+    assert unfused_reasons(model) == []
+    assert fused_layers(model.network.config.to_dict()) == layer_attentions(model.network.config)
     exactly(model)
     loss, wanted = reference(model)
-    fused = Fused(model, longest=40, keeps=keep, chunk=16)
+    fused = FusedDecoder(model, longest=40, keeps=keep, chunk=16)
     total = fused.step(flat(), torch.tensor(1.0, dtype=torch.float64))
     assert total.item() == pytest.approx(loss, rel=1e-7 if family == "gemma2" else 1e-11)
     assert fused.loss(flat()).item() == pytest.approx(total.item(), rel=1e-12)
@@ -173,8 +175,8 @@ def test_attention_of_short_and_long_examples(keys: int, window: int) -> None:
     lengths = (1, 128, 300, attention.SHORT + 5, 700)
     q, k, v, dout = ragged(6, keys, lengths)
     starts = (0, *itertools.accumulate(lengths))
-    bounds = Bounds(torch.tensor(starts, dtype=torch.int32), max(lengths), starts)
-    rule = attention.Rule(0.3, 0.0, window)
+    bounds = SequenceBounds(torch.tensor(starts, dtype=torch.int32), max(lengths), starts)
+    rule = attention.AttentionRule(0.3, 0.0, window)
     out, saved = attention.attend(q, k, v, bounds, rule)
     found = attention.attend_back(dout, q, k, v, out, saved, bounds, rule)
     for each in (q, k, v):
@@ -220,7 +222,7 @@ def test_small_numbers_stay_near(tiny: Callable[..., Path], family: str) -> None
         _, wanted = reference(ready(folder, "float64", 16))
         model = ready(folder, "bfloat16", 16)
         _, plain = reference(model)
-        Fused(model, longest=40, chunk=16).step(flat(), torch.tensor(1.0))
+        FusedDecoder(model, longest=40, chunk=16).step(flat(), torch.tensor(1.0))
         size = sum(float(each.norm() ** 2) for each in wanted.values())
         for name, parameter in model.trainable().items():
             assert parameter.grad is not None
@@ -251,7 +253,9 @@ def test_a_small_update_is_not_rounded_away(way: str) -> None:
         frozen = nf4.from_states([base.weight.data], [base.state], torch.bfloat16) if base.state else weight
         if way == "packed":
             frozen = onednn.pack(weight, 16) if onednn.can_pack(weight) else weight
-        y, _ = lora_linear.forward(x, lora_linear.Joined(frozen, None, a, None, ((b, slice(0, 256), slice(0, 4)),)))
+        y, _ = lora_linear.forward(
+            x, lora_linear.JoinedLinear(frozen, None, a, None, ((b, slice(0, 256), slice(0, 4)),))
+        )
     update = (x.double() @ a.double().T) @ b.double().T
     kept = ((y.double() - x.double() @ base.matrix().double().T) * update).sum() / (update * update).sum()
     assert update.abs().mean() < 1e-3 * y.abs().mean()

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from tiny import FAMILIES
 from tunesmith.errors import ModelError
-from tunesmith.models.build import add_adapter, load
-from tunesmith.models.weights import fetch
+from tunesmith.models.build import add_adapter, load_model
+from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt.pack import Batch
 from tunesmith.training import loss
-from tunesmith.training.loss import _HeadLoss, _trained_head_loss, check_head, summed_loss
+from tunesmith.training.loss import _HeadLoss, _trained_head_loss, check_head, sum_cross_entropy
 
 
 @pytest.mark.parametrize("cap", [0.0, 3.0])
@@ -66,14 +66,14 @@ BATCH = Batch(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_the_models_own_loss(tiny: Callable[..., Path], family: str) -> None:
-    model = load(fetch(str(tiny(family))), bits=4, device="cpu", precision="float32")
+    model = load_model(fetch_weights(str(tiny(family))), bits=4, device="cpu", precision="float32")
     with torch.no_grad():
         own = model.network(
             input_ids=torch.tensor(BATCH.ids),
             attention_mask=torch.tensor(BATCH.mask),
             labels=torch.tensor(BATCH.labels),
         ).loss
-        assert summed_loss(model, BATCH).item() / BATCH.learnt == pytest.approx(own.item(), rel=1e-5)
+        assert sum_cross_entropy(model, BATCH).item() / BATCH.loss_tokens == pytest.approx(own.item(), rel=1e-5)
     check_head(model, BATCH)
 
 
@@ -92,7 +92,7 @@ def test_a_trained_head_learns_as_through_the_models_own_loss(
 ) -> None:
     monkeypatch.setattr(loss, "CHUNK", 3)
     folder = tiny(family) if tied else tiny(family, tie_word_embeddings=False)
-    model = load(fetch(str(folder)), bits=4, device="cpu", precision="float32")
+    model = load_model(fetch_weights(str(folder)), bits=4, device="cpu", precision="float32")
     add_adapter(model, rank=2, alpha=4, layers="all", dropout=0, seed=1, train_also=also)
     trained = model.trainable()
 
@@ -102,19 +102,19 @@ def test_a_trained_head_learns_as_through_the_models_own_loss(
             value.grad = None
         return found
 
-    (summed_loss(model, BATCH) / BATCH.learnt).backward()
+    (sum_cross_entropy(model, BATCH) / BATCH.loss_tokens).backward()
     ours = gradients()
     ids, mask, labels = (torch.tensor(part) for part in (BATCH.ids, BATCH.mask, BATCH.labels))
     model.network(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
     theirs = gradients()
     assert ours.keys() == theirs.keys() == trained.keys()
-    assert all(theirs[model.outer(which)].any() for which in also if not (tied and which == "head"))
+    assert all(theirs[model.outer_module_name(which)].any() for which in also if not (tied and which == "head"))
     for name, wanted in theirs.items():
         assert (ours[name] - wanted).norm() <= 1e-5 * wanted.norm() + 1e-9, name
 
 
 def test_a_head_that_is_not_understood_is_refused(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(fetch(str(tiny("gemma2"))), bits=4, device="cpu", precision="float32")
+    model = load_model(fetch_weights(str(tiny("gemma2"))), bits=4, device="cpu", precision="float32")
     check_head(model, BATCH)
     head = model.network.get_output_embeddings()
     real = head.forward

@@ -12,8 +12,8 @@ import torch
 import tunesmith
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.conversation import read_rows
-from tunesmith.models.build import add_adapter, load
-from tunesmith.models.weights import fetch
+from tunesmith.models.build import add_adapter, load_model
+from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt import pack
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode
@@ -47,8 +47,8 @@ def reference_losses(recipe: Recipe, run: Run) -> list[float]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    weights = fetch(recipe.base.model)
-    own = load(weights, bits=4, device="cpu", precision="float32")
+    weights = fetch_weights(recipe.base.model)
+    own = load_model(weights, bits=4, device="cpu", precision="float32")
     matrices = {name: layer.matrix() for name, layer in own.frozen().items()}
     add_adapter(own, rank=recipe.adapter.rank, alpha=recipe.adapter.alpha, layers="all", dropout=0, seed=recipe.seed)
     plain = AutoModelForCausalLM.from_pretrained(weights.folder, dtype=torch.float32)
@@ -64,7 +64,7 @@ def reference_losses(recipe: Recipe, run: Run) -> list[float]:
     plan = [
         rows
         for epoch in range(recipe.train.epochs)
-        for rows in pack.steps(list(map(len, examples)), recipe.train.batch, recipe.seed, epoch)
+        for rows in pack.epoch_steps(list(map(len, examples)), recipe.train.batch, recipe.seed, epoch)
     ]
     optimizer = torch.optim.AdamW(
         [p for p in network.parameters() if p.requires_grad], lr=3e-3, weight_decay=recipe.train.weight_decay
@@ -117,9 +117,9 @@ def test_the_whole_models_gradient_against_float64(tiny: Callable[..., Path], fa
     from torch.nn import functional
 
     from tunesmith.models.qlora import LoraLinear
-    from tunesmith.training.loss import summed_loss
+    from tunesmith.training.loss import sum_cross_entropy
 
-    model = load(fetch(str(tiny(family))), bits=4, device="cpu", precision="float32")
+    model = load_model(fetch_weights(str(tiny(family))), bits=4, device="cpu", precision="float32")
     add_adapter(model, rank=4, alpha=8, layers="all", dropout=0, seed=2)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_the_whole_models_gradient_against_float64(tiny: Callable[..., Path], fa
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     ids = [[index % 250 + 5 for index in range(start, start + 24)] for start in (3, 90)]
     labels = [[-100] * 9 + row[9:] for row in ids]
-    summed_loss(model, pack.Batch(ids, [[1] * 24] * 2, labels)).backward()
+    sum_cross_entropy(model, pack.Batch(ids, [[1] * 24] * 2, labels)).backward()
     ours = {name: p.grad.double() for name, p in model.trainable().items() if p.grad is not None}
     matrices = {name: (layer.base.matrix(), layer.base.bias) for name, layer in model.lora.items()}
 

@@ -183,12 +183,12 @@ def test_rows_are_divided_evenly() -> None:
         rows = list(range(len(lengths)))
         chance.shuffle(rows)
         for many in (1, 2, 3, 4, 8):
-            parts = distributed.divided(rows, lengths, many)
+            parts = distributed.divide_rows(rows, lengths, many)
             assert sorted(itertools.chain(*parts)) == sorted(rows)
             sums = [sum(lengths[row] for row in part) for part in parts]
             assert max(sums) - min(sums) <= max(lengths, default=0)
             assert all(part == [row for row in rows if row in part] for part in parts)
-    assert distributed.divided([3], [9, 9, 9, 9], 2) == [[3], []]
+    assert distributed.divide_rows([3], [9, 9, 9, 9], 2) == [[3], []]
 
 
 def start(*words: str) -> subprocess.Popen[str]:

@@ -158,8 +158,8 @@ def test_every_engine_reads_the_same_weights(tmp_path: Path) -> None:
     import bitsandbytes as bnb
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tunesmith.models.build import load
-    from tunesmith.models.weights import fetch
+    from tunesmith.models.build import load_model
+    from tunesmith.models.weights import fetch_weights
 
     folder = make_folder("tiny", tmp_path / "tiny", "cpu")
     stamp = (folder / "config.json").stat().st_mtime_ns
@@ -169,7 +169,7 @@ def test_every_engine_reads_the_same_weights(tmp_path: Path) -> None:
     assert stock.is_loaded_in_4bit and stock.hf_quantizer is not None
     packed = {name: layer for name, layer in stock.named_modules() if isinstance(layer, bnb.nn.Linear4bit)}
     assert len(packed) == 2 * 7
-    own = load(fetch(str(folder)), bits=4, device="cpu", precision="bfloat16").frozen()
+    own = load_model(fetch_weights(str(folder)), bits=4, device="cpu", precision="bfloat16").frozen()
     assert own.keys() == packed.keys()
     for name, layer in packed.items():
         assert layer.weight.quant_state.nested and layer.weight.quant_state.quant_type == "nf4"

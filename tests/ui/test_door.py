@@ -14,7 +14,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install 'tune
 
 from finished_runs import finish, make_recipe
 from tunesmith.errors import ResourceError, RunError
-from tunesmith.ui.app import LARGEST_UPLOAD, Serving, make_app, serving_ui
+from tunesmith.ui.app import LARGEST_UPLOAD, RunningServer, make_app, serve_ui
 from tunesmith.web import cookie_auth
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
@@ -32,8 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(place: Path) -> Iterator[Serving]:
-    with serving_ui(place / "runs", here=place) as serving:
+def served(place: Path) -> Iterator[RunningServer]:
+    with serve_ui(place / "runs", here=place) as serving:
         yield serving
 
 
@@ -43,7 +43,7 @@ class Answer:
         self.body = response.read() if response.headers.get("content-type") != "text/event-stream" else b""
 
 
-def ask(served: Serving, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
+def ask(served: RunningServer, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
     all_headers = {"Host": served.hosts[0]} | {name.replace("_", "-"): value for name, value in headers.items()}
     connection = http.client.HTTPConnection("127.0.0.1", int(served.hosts[0].split(":")[1]), timeout=10)
     try:
@@ -54,7 +54,7 @@ def ask(served: Serving, path: str, method: str = "GET", body: bytes | None = No
 
 
 @pytest.fixture(scope="module")
-def cookie(served: Serving) -> str:
+def cookie(served: RunningServer) -> str:
     answer = ask(served, f"/?token={served.token}")
     set_cookie = answer.headers["set-cookie"]
     assert answer.status == 200
@@ -80,7 +80,7 @@ def every_route(place: Path, home: Path) -> list[tuple[str, str]]:
     return found_routes
 
 
-def test_every_route_needs_the_token(served: Serving, place: Path, tmp_path: Path) -> None:
+def test_every_route_needs_the_token(served: RunningServer, place: Path, tmp_path: Path) -> None:
     routes = every_route(place, tmp_path)
     paths = {path for _, path in routes}
     assert len(routes) > 60
@@ -102,7 +102,7 @@ def test_every_route_needs_the_token(served: Serving, place: Path, tmp_path: Pat
     assert answer.status == 401 and b"that the terminal shows" in answer.body
 
 
-def test_the_cookie_grants_access(served: Serving, cookie: str) -> None:
+def test_the_cookie_grants_access(served: RunningServer, cookie: str) -> None:
     answer = ask(served, "/", Cookie=cookie, Accept_Encoding="br, gzip")
     assert answer.status == 200 and b"gradio_config" in answer.body
     policy = answer.headers["content-security-policy"]
@@ -119,18 +119,18 @@ def test_the_cookie_grants_access(served: Serving, cookie: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example", ""])
-def test_other_hosts_are_refused(served: Serving, cookie: str, host: str) -> None:
+def test_other_hosts_are_refused(served: RunningServer, cookie: str, host: str) -> None:
     assert ask(served, "/", Cookie=cookie, Host=host).status == 421
     assert ask(served, f"/?token={served.token}", Host=host).status == 421
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1"])
-def test_other_origins_are_refused(served: Serving, cookie: str, origin: str) -> None:
+def test_other_origins_are_refused(served: RunningServer, cookie: str, origin: str) -> None:
     for method, path in (("POST", "/gradio_api/queue/join"), ("POST", "/gradio_api/upload"), ("GET", "/config")):
         assert ask(served, path, method, b"{}", Cookie=cookie, Origin=origin).status == 403
 
 
-def test_writing_needs_the_origin_and_other_sites_cannot_read(served: Serving, cookie: str) -> None:
+def test_writing_needs_the_origin_and_other_sites_cannot_read(served: RunningServer, cookie: str) -> None:
     assert ask(served, "/gradio_api/queue/join", "POST", b"{}", Cookie=cookie).status == 403
     for site in ("cross-site", "same-site"):  # a page on another port is same-site
         assert ask(served, "/config", Cookie=cookie, Sec_Fetch_Site=site).status == 403
@@ -160,18 +160,18 @@ def test_writing_needs_the_origin_and_other_sites_cannot_read(served: Serving, c
         "/manifest.json",
     ],
 )
-def test_unneeded_routes_are_not_served(served: Serving, cookie: str, path: str) -> None:
+def test_unneeded_routes_are_not_served(served: RunningServer, cookie: str, path: str) -> None:
     assert ask(served, path, Cookie=cookie).status == 404
 
 
-def test_local_files_are_not_served(served: Serving, cookie: str, place: Path) -> None:
+def test_local_files_are_not_served(served: RunningServer, cookie: str, place: Path) -> None:
     for path in ("/etc/passwd", str(place / "secret.html"), str(place / "runs/one/report.html"), "../../etc/passwd"):
         assert ask(served, f"/gradio_api/file={path}", Cookie=cookie).status in (403, 404)
     for path in ("/static/../../../../etc/passwd", "/assets/%2e%2e/%2e%2e/%2e%2e/routes.py", "/svelte/../../routes.py"):
         assert ask(served, path, Cookie=cookie).status in (403, 404)
 
 
-def test_pages_of_runs(served: Serving, cookie: str) -> None:
+def test_pages_of_runs(served: RunningServer, cookie: str) -> None:
     answer = ask(served, "/pages/runs/one/report.html", Cookie=cookie)
     assert answer.status == 200 and b"the report" in answer.body
     assert "sandbox" in answer.headers["content-security-policy"]
@@ -190,10 +190,10 @@ def test_pages_of_runs(served: Serving, cookie: str) -> None:
         assert ask(served, path, Cookie=cookie).status == 404, path
 
 
-def test_request_bodies_are_limited(served: Serving, cookie: str) -> None:
+def test_request_bodies_are_limited(served: RunningServer, cookie: str) -> None:
     origin = f"http://{served.hosts[0]}"
     for path, most in (
-        ("/gradio_api/queue/join", cookie_auth.LARGEST_FORM),
+        ("/gradio_api/queue/join", cookie_auth.MAX_FORM_BYTES),
         ("/gradio_api/upload", LARGEST_UPLOAD + (2 << 20)),
     ):
         answer = ask(served, path, "POST", b"", Cookie=cookie, Origin=origin, Content_Length=str(most + 1))
@@ -203,11 +203,11 @@ def test_request_bodies_are_limited(served: Serving, cookie: str) -> None:
     ).status in (400, 413)
 
 
-def test_port_in_use_and_missing_run(served: Serving, place: Path) -> None:
+def test_port_in_use_and_missing_run(served: RunningServer, place: Path) -> None:
     port = int(served.hosts[0].split(":")[1])
-    with pytest.raises(ResourceError, match="already in use"), serving_ui(place / "runs", port=port):
+    with pytest.raises(ResourceError, match="already in use"), serve_ui(place / "runs", port=port):
         raise AssertionError
-    with pytest.raises(RunError, match="no run called 'none'"), serving_ui(place / "runs", run="none"):
+    with pytest.raises(RunError, match="no run called 'none'"), serve_ui(place / "runs", run="none"):
         raise AssertionError
 
 

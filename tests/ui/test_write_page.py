@@ -12,7 +12,7 @@ import pytest
 
 from tunesmith.commands.writer import Drafting
 from tunesmith.errors import DataError, Several
-from tunesmith.writing.events import Cut, Done
+from tunesmith.writing.events import CutEvent, DoneEvent
 from ui_runs import FIELDS, HOSTILE, SAID, Scripted, letters, strict
 
 from tunesmith.ui import write_page  # isort: skip
@@ -145,13 +145,13 @@ def test_invalid_document_requests(draft: Drafting, request_value: Any) -> None:
 
 
 def test_removed_text_is_shown_as_text() -> None:
-    done = Done("Dear", (), False, f"Sure! {HOSTILE}", Cut(f"A second letter began {HOSTILE}", HOSTILE * 9))
+    done = DoneEvent("Dear", (), False, f"Sure! {HOSTILE}", CutEvent(f"A second letter began {HOSTILE}", HOSTILE * 9))
     page = strict(write_page.removed_notes(done))
     assert "started with chatter" in page.text
     assert "did not stop" in page.text
     assert len(page.text) < 3 * write_page.MAX_REMOVED + 500
-    assert "cut off" in strict(write_page.removed_notes(Done("Dear", (), False, "", None))).text
-    assert write_page.removed_notes(Done("Dear", (), True, "", None)) == ""
+    assert "cut off" in strict(write_page.removed_notes(DoneEvent("Dear", (), False, "", None))).text
+    assert write_page.removed_notes(DoneEvent("Dear", (), True, "", None)) == ""
 
 
 def test_the_writer_is_cached_and_closed_for_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.runs.run import Run
-from tunesmith.writing.events import Claimed, Done, Text
-from tunesmith.writing.form import conversation
+from tunesmith.writing.events import ClaimEvent, DoneEvent, TextEvent
+from tunesmith.writing.form import build_prompt
 
 LETTER = read_recipe("cover-letter", small=True)
 VALUES = {
@@ -52,8 +52,8 @@ class Model:
         return [0] * -(-len(text) // self.size)
 
 
-def last(events: Sequence[Any]) -> Done:
-    assert isinstance(events[-1], Done)
+def last(events: Sequence[Any]) -> DoneEvent:
+    assert isinstance(events[-1], DoneEvent)
     return events[-1]
 
 
@@ -62,10 +62,10 @@ def test_a_letter_is_written_and_the_model_stopped_when_it_is_over() -> None:
     events = list(Drafting(LETTER, model, "a model").write(VALUES))
     done = last(events)
     assert done.text == "Dear team,\n\nI know kneading and sailing.\n\nKind regards,\nKim Oat"
-    assert "".join(event.text for event in events if isinstance(event, Text)) == done.text
+    assert "".join(event.text for event in events if isinstance(event, TextEvent)) == done.text
     assert (done.prefix, done.cut and done.cut.why) == ("Here is the cover letter:", "continues as the other speaker")
     assert [(claim.text, claim.verdict) for claim in done.claims][:1] == [("kneading", "supported")]
-    assert model.prompts == [(conversation(LETTER, VALUES), 320)]
+    assert model.prompts == [(build_prompt(LETTER, VALUES), 320)]
     assert (model.closed, model.sent < len(model.pieces)) == (1, True)
 
 
@@ -106,7 +106,7 @@ def test_repair_and_documents() -> None:
     assert draft.without(text, claims["Docker"], others) == text.replace(" and Docker", "")
     assert draft.filling(text, claims["Ann Rye"], VALUES) == "Kim Oat"
     assert draft.filled(text, claims["Ann Rye"], VALUES) == text.replace("Ann Rye", "Kim Oat")
-    assert isinstance(claims["Docker"], Claimed)
+    assert isinstance(claims["Docker"], ClaimEvent)
     assert draft.document(text, "Letter", "txt") == text.encode() + b"\n"
     assert draft.document(text, "Letter", "docx")[:2] == b"PK"
     assert draft.document(text, "Letter", "pdf")[:5] == b"%PDF-"

@@ -16,7 +16,7 @@ from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import DataError, Several, TunesmithError
 from tunesmith.prompt.template import Template, load_template
 from tunesmith.prompt.tokens import encode, encode_prompt, special_ids
-from tunesmith.writing.form import MAX_LINE, conversation, form_of, harmless
+from tunesmith.writing.form import MAX_LINE, break_control_tokens, build_form, build_prompt
 
 RECIPES = ("cover-letter", "finance", "instruct", "persona", "persona-gpt2", "shopsphere")
 LETTER = read_recipe("cover-letter", small=True)
@@ -38,7 +38,7 @@ def rows_of(recipe: Recipe) -> Iterator[Conversation]:
 
 def values_of(recipe: Recipe, row: Conversation) -> dict[str, str]:
     """Return the form values that ask the same as a row."""
-    names = [field.name for field in form_of(recipe).fields]
+    names = [field.name for field in build_form(recipe).fields]
     if names == ["request"]:
         return {"request": next(turn.text for turn in row.turns if turn.role == "user")}
     return {name: str(row.fields.get(name) or "") for name in names}
@@ -52,12 +52,12 @@ def test_a_rows_prompt_has_the_tokens_of_training(name: str) -> None:
         if sum(turn.role == "user" for turn in row.turns) > 1 or not row.answer.strip():
             continue  # a form asks once
         system = next((turn.text for turn in row.turns if turn.role == "system"), None)
-        turns = conversation(recipe, values_of(recipe, row), None if system == recipe.prompt.system else system)
+        turns = build_prompt(recipe, values_of(recipe, row), None if system == recipe.prompt.system else system)
         assert turns == row.prompt
         if compared < 40:
             ids, example = encode_prompt(turns, template), encode(row, template)
             assert tuple(ids) == example.ids[: len(ids)]
-            assert example.learnt.index(True) == len(ids)
+            assert example.loss_mask.index(True) == len(ids)
         compared += 1
     assert compared > 100
 
@@ -65,9 +65,9 @@ def test_a_rows_prompt_has_the_tokens_of_training(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_example_is_a_row_and_fits_the_form(name: str) -> None:
     recipe = read_recipe(name, small=True)
-    form = form_of(recipe)
+    form = build_form(recipe)
     assert form.example
-    assert conversation(recipe, form.example)
+    assert build_prompt(recipe, form.example)
     assert (form.name, form.about, form.system) == (recipe.name, recipe.about, recipe.prompt.system)
     assert form.max_tokens == recipe.evaluate.max_new_tokens
     for field in form.fields:
@@ -75,7 +75,7 @@ def test_the_example_is_a_row_and_fits_the_form(name: str) -> None:
 
 
 def test_the_letters_form() -> None:
-    form = form_of(LETTER)
+    form = build_form(LETTER)
     assert [field.name for field in form.fields] == [
         "Job Title", "Preferred Qualifications", "Hiring Company", "Applicant Name", "Past Working Experience",
         "Current Working Experience", "Skillsets", "Qualifications",
@@ -86,7 +86,7 @@ def test_the_letters_form() -> None:
     }  # fmt: skip
     assert form.checked and form.document and set(form.facts) == {field.name for field in form.fields}
     assert form.prompt_lines == ("Write the cover letter. About the applicant state only what these fields say.",)
-    assert not form_of(read_recipe("persona", small=True)).checked
+    assert not build_form(read_recipe("persona", small=True)).checked
 
 
 def filled(**changes: str) -> dict[str, str]:
@@ -107,39 +107,39 @@ def filled(**changes: str) -> dict[str, str]:
 )
 def test_invalid_values_are_refused_with_place_and_fix(values: Mapping[str, Any], message: str) -> None:
     with pytest.raises(DataError, match="the form cover-letter-small") as refused:
-        conversation(LETTER, values)
+        build_prompt(LETTER, values)
     assert message in str(refused.value)
     assert refused.value.next
 
 
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(Several) as refused:
-        conversation(LETTER, {"Salary": "high", "Skillsets": "x" * 5000})
+        build_prompt(LETTER, {"Salary": "high", "Skillsets": "x" * 5000})
     assert len(refused.value.errors) == 3
 
 
 def test_a_form_with_optional_fields_only_needs_one() -> None:
     recipe = make_recipe("notes", data__format={"fields": {"fields": ["Facts", "Notes"], "answer": "text"}})
     with pytest.raises(TunesmithError, match="no field is filled"):
-        conversation(recipe, {"Facts": " "})
-    assert conversation(recipe, {"Facts": "two\nlines"})[0].text == "Facts: two lines"
+        build_prompt(recipe, {"Facts": " "})
+    assert build_prompt(recipe, {"Facts": "two\nlines"})[0].text == "Facts: two lines"
 
 
 def test_the_system_message_can_be_edited_or_left_out() -> None:
     recipe = read_recipe("persona", small=True)
-    assert conversation(recipe, {"prompt": "Hi"})[0] == Turn("system", str(recipe.prompt.system))
-    assert conversation(recipe, {"prompt": "Hi"}, "Be kind.")[0] == Turn("system", "Be kind.")
-    assert conversation(recipe, {"prompt": "Hi"}, "") == (Turn("user", "Hi"),)
+    assert build_prompt(recipe, {"prompt": "Hi"})[0] == Turn("system", str(recipe.prompt.system))
+    assert build_prompt(recipe, {"prompt": "Hi"}, "Be kind.")[0] == Turn("system", "Be kind.")
+    assert build_prompt(recipe, {"prompt": "Hi"}, "") == (Turn("user", "Hi"),)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_hostile_value_stays_a_value(name: str) -> None:
     recipe = read_recipe(name, small=True)
-    form, template = form_of(recipe), template_of(recipe)
+    form, template = build_form(recipe), template_of(recipe)
     special = special_ids(template.tokenizer)
     field = next((item.name for item in form.fields if "Preferred" in item.name), form.fields[0].name)
     kind = {**form.example, field: "Kind words."}
-    tame, wild = (conversation(recipe, {**kind, field: text}) for text in ("Kind words.", HOSTILE))
+    tame, wild = (build_prompt(recipe, {**kind, field: text}) for text in ("Kind words.", HOSTILE))
     counts = [[token for token in encode_prompt(turns, template) if token in special] for turns in (tame, wild)]
     assert counts[0] == counts[1]
     assert [turn.role for turn in tame] == [turn.role for turn in wild]
@@ -152,25 +152,25 @@ def test_a_hostile_value_stays_a_value(name: str) -> None:
 
 
 def test_control_tokens_are_broken_and_nothing_else() -> None:
-    assert harmless("a<|im_end|>b</s>c<s>[INST]<file_sep><｜User｜>") == (
+    assert break_control_tokens("a<|im_end|>b</s>c<s>[INST]<file_sep><｜User｜>") == (
         "a< |im_end|>b< /s>c< s>[ INST]< file_sep>< ｜User｜>"
     )
     for text in ("a < b > c", "<b>x</b>", "<|", "[1]", "[a]", "if x</y", "C++ <vector>", "[TODO]x"[:1]):
-        assert harmless(text) == text
+        assert break_control_tokens(text) == text
 
 
 def test_templates_in_the_format_columns_make_a_field_of_each_column() -> None:
     options = {"prompt": "Write about {topic} for {reader}.", "answer": "text", "system": "tone"}
     recipe = make_recipe("about", data__format={"columns": options})
-    assert [field.name for field in form_of(recipe).fields] == ["topic", "reader", "tone"]
-    turns = conversation(recipe, {"topic": "bees", "reader": "{topic}", "tone": "Be brief."})
+    assert [field.name for field in build_form(recipe).fields] == ["topic", "reader", "tone"]
+    turns = build_prompt(recipe, {"topic": "bees", "reader": "{topic}", "tone": "Be brief."})
     assert turns == (Turn("system", "Be brief."), Turn("user", "Write about bees for {topic}."))
 
 
 def test_there_is_no_example_with_pseudonyms_or_remote_data(tmp_path: Path) -> None:
-    assert form_of(make_recipe("far", data__source="hub:someone/rows")).example == {}
+    assert build_form(make_recipe("far", data__source="hub:someone/rows")).example == {}
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "Ask Ann", "answer": "No"}\n')
     plain = make_recipe("near", data__source=str(rows))
-    assert form_of(plain).example == {"prompt": "Ask Ann"}
-    assert form_of(make_recipe("near", data__source=str(rows), data__pseudonyms="book.json")).example == {}
+    assert build_form(plain).example == {"prompt": "Ask Ann"}
+    assert build_form(make_recipe("near", data__source=str(rows), data__pseudonyms="book.json")).example == {}

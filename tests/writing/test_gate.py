@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.claims import planted
 
-from tunesmith.claims.match import check
+from tunesmith.claims.match import check_claims
 from tunesmith.commands.read_rows import values as read_values
 from tunesmith.config.recipe import read_recipe
 from tunesmith.config.registry import find
 from tunesmith.data.conversation import Turn
-from tunesmith.writing.events import Claimed, Cut, Done, Event, Text, claim_event
-from tunesmith.writing.form import Form, form_of
+from tunesmith.writing.events import ClaimEvent, CutEvent, DoneEvent, Event, TextEvent, claim_event
+from tunesmith.writing.form import Form, build_form
 from tunesmith.writing.preamble import MAX_HELD
-from tunesmith.writing.stream_filter import Gate
+from tunesmith.writing.stream_filter import StreamFilter
 
 HERE = Path(__file__).parent
 ROWS: list[dict[str, Any]] = [
@@ -34,7 +34,7 @@ ROWS: list[dict[str, Any]] = [
 SAMPLES = HERE.parents[1] / "recipes" / "samples"
 TODAY = date(2026, 1, 15)
 FORMS: dict[str, Form] = {
-    name: form_of(read_recipe(name, small=True))
+    name: build_form(read_recipe(name, small=True))
     for name in ("cover-letter", "finance", "instruct", "persona", "persona-gpt2", "shopsphere")
 }
 FACTS = {
@@ -45,19 +45,19 @@ FACTS = {
 }
 
 
-def run_filter(gate: Gate, pieces: Sequence[str], *, stopped: bool = True) -> list[Event]:
+def run_filter(gate: StreamFilter, pieces: Sequence[str], *, stopped: bool = True) -> list[Event]:
     return [event for piece in pieces for event in gate.feed(piece)] + gate.end(stopped)
 
 
-def done_event(events: Sequence[Event]) -> Done:
+def done_event(events: Sequence[Event]) -> DoneEvent:
     last = events[-1]
-    assert isinstance(last, Done)
-    assert "".join(event.text for event in events if isinstance(event, Text)) == last.text
+    assert isinstance(last, DoneEvent)
+    assert "".join(event.text for event in events if isinstance(event, TextEvent)) == last.text
     return last
 
 
-def letter(reply: str, *, stopped: bool = True, size: int = 5) -> Done:
-    gate = Gate(FACTS, claims=True, today=TODAY)
+def letter(reply: str, *, stopped: bool = True, size: int = 5) -> DoneEvent:
+    gate = StreamFilter(FACTS, claims=True, today=TODAY)
     return done_event(
         run_filter(gate, [reply[start : start + size] for start in range(0, len(reply), size)], stopped=stopped)
     )
@@ -72,7 +72,7 @@ def letters() -> list[tuple[dict[str, str], str]]:
 @pytest.mark.parametrize("row", ROWS, ids=[f"{n}-{row['recipe']}-{row['model']}" for n, row in enumerate(ROWS, 1)])
 def test_prefixes_and_run_on_of_real_models_are_removed(row: Mapping[str, Any]) -> None:
     result = done_event(
-        run_filter(Gate.of(FORMS[row["recipe"]], row["fields"]), list(row["reply"]), stopped=row["stopped"])
+        run_filter(StreamFilter.of(FORMS[row["recipe"]], row["fields"]), list(row["reply"]), stopped=row["stopped"])
     )
     assert result.text == row["text"]
     assert result.prefix == row["prefix"]
@@ -103,7 +103,7 @@ def test_answers_of_the_samples_pass_unchanged(name: str) -> None:
         answer, rows = turns[-1].text.strip(), rows + 1
         form = replace(FORMS[name], checked=False)  # claims are tested elsewhere
         inputs = {field.name: str(values.get(field.name) or "") for field in form.fields}
-        result = done_event(run_filter(Gate.of(form, inputs, turns[:-1]), [answer]))
+        result = done_event(run_filter(StreamFilter.of(form, inputs, turns[:-1]), [answer]))
         tells = "Here's a draft" in answer or "Would you like me" in answer  # planted in the sample on purpose
         planted_tells += tells
         if result.text != answer and not tells:
@@ -121,8 +121,8 @@ def test_however_a_reply_is_cut_the_events_are_the_same(row: Mapping[str, Any], 
     cuts = sorted(data.draw(st.lists(st.integers(0, len(reply)), max_size=12)))
     pieces = [reply[a:b] for a, b in zip([0, *cuts], [*cuts, len(reply)], strict=True)]
     form = FORMS[row["recipe"]]
-    in_one = run_filter(Gate.of(form, row["fields"]), [reply], stopped=row["stopped"])
-    in_pieces = run_filter(Gate.of(form, row["fields"]), pieces, stopped=row["stopped"])
+    in_one = run_filter(StreamFilter.of(form, row["fields"]), [reply], stopped=row["stopped"])
+    in_pieces = run_filter(StreamFilter.of(form, row["fields"]), pieces, stopped=row["stopped"])
     assert in_one == in_pieces
 
 
@@ -141,7 +141,8 @@ def test_any_reply_gives_the_same_events_in_any_pieces(parts: list[str], cuts: l
     places = sorted(min(cut, len(reply)) for cut in cuts)
     pieces = [reply[a:b] for a, b in zip([0, *places], [*places, len(reply)], strict=True)]
     runs = [
-        run_filter(Gate(FACTS, claims=True, today=TODAY), split, stopped=stopped) for split in (pieces, [reply], reply)
+        run_filter(StreamFilter(FACTS, claims=True, today=TODAY), split, stopped=stopped)
+        for split in (pieces, [reply], reply)
     ]
     assert runs[0] == runs[1] == runs[2]
     last = done_event(runs[0])
@@ -149,8 +150,8 @@ def test_any_reply_gives_the_same_events_in_any_pieces(parts: list[str], cuts: l
     assert last.text == last.text.strip()
     visible = ""
     for event in runs[0]:
-        visible += event.text if isinstance(event, Text) else ""
-        if isinstance(event, Claimed):
+        visible += event.text if isinstance(event, TextEvent) else ""
+        if isinstance(event, ClaimEvent):
             assert visible[event.start : event.end] == event.text
 
 
@@ -160,7 +161,9 @@ def test_plain_text_is_never_removed(text: str, size: int) -> None:
     words = "".join(sign if sign.isalnum() else " " for sign in text).split()
     reply = " ".join(dict.fromkeys(f"{word}{place}" for place, word in enumerate(words)))
     assert (
-        done_event(run_filter(Gate({}, claims=False), [reply[a : a + size] for a in range(0, len(reply), size)])).text
+        done_event(
+            run_filter(StreamFilter({}, claims=False), [reply[a : a + size] for a in range(0, len(reply), size)])
+        ).text
         == reply
     )
 
@@ -173,12 +176,13 @@ def test_early_verdicts_are_those_of_the_whole_text() -> None:
     told_early = 0
     for values, text in cases[::14]:
         events = run_filter(
-            Gate(values, claims=True, today=TODAY), [text[offset : offset + 7] for offset in range(0, len(text), 7)]
+            StreamFilter(values, claims=True, today=TODAY),
+            [text[offset : offset + 7] for offset in range(0, len(text), 7)],
         )
-        last, early = done_event(events), [event for event in events if isinstance(event, Claimed)]
+        last, early = done_event(events), [event for event in events if isinstance(event, ClaimEvent)]
         if last.cut or last.prefix:
             continue
-        expected = [claim_event(event) for event in check(text, values, today=TODAY)]
+        expected = [claim_event(event) for event in check_claims(text, values, today=TODAY)]
         assert list(last.claims) == expected
         for event in early:
             assert event in expected, text[max(0, event.start - 60) : event.end + 30]
@@ -187,9 +191,9 @@ def test_early_verdicts_are_those_of_the_whole_text() -> None:
 
 
 def test_a_claim_is_reported_with_its_sentence() -> None:
-    gate = Gate(FACTS, claims=True, today=TODAY)
-    assert not any(isinstance(event, Claimed) for event in gate.feed("Dear team,\n\nI have 5 years of kneading"))
-    reported = [event for event in gate.feed(" behind me. And") if isinstance(event, Claimed)]
+    gate = StreamFilter(FACTS, claims=True, today=TODAY)
+    assert not any(isinstance(event, ClaimEvent) for event in gate.feed("Dear team,\n\nI have 5 years of kneading"))
+    reported = [event for event in gate.feed(" behind me. And") if isinstance(event, ClaimEvent)]
     assert [(event.text, event.verdict) for event in reported] == [
         ("5 years", "unsupported"),
         ("kneading", "supported"),
@@ -200,10 +204,10 @@ def test_a_claim_is_reported_with_its_sentence() -> None:
 
 @pytest.mark.parametrize("reply", ["Dear team,\n\nI bake.", "I bake. I sell. I sweep.", "1. Tap Save.\n2. Wait."])
 def test_plain_text_is_delayed_by_a_word_at_most(reply: str) -> None:
-    gate, received, visible = Gate({}, claims=False, document=True), "", ""
+    gate, received, visible = StreamFilter({}, claims=False, document=True), "", ""
     for sign in reply:
         received += sign
-        visible += "".join(event.text for event in gate.feed(sign) if isinstance(event, Text))
+        visible += "".join(event.text for event in gate.feed(sign) if isinstance(event, TextEvent))
         words = received.split()
         assert received[: len(visible)] == visible
         assert len(received.strip()) - len(visible) <= len(" ".join(words[-2:])) + 2
@@ -211,23 +215,23 @@ def test_plain_text_is_delayed_by_a_word_at_most(reply: str) -> None:
 
 @pytest.mark.parametrize("opening", ["Certainly, here I go on without an end ", "Sure, I can help ", "Job Title: x "])
 def test_held_back_text_is_bounded(opening: str) -> None:
-    gate, received, visible = Gate(FACTS, claims=True), "", ""
+    gate, received, visible = StreamFilter(FACTS, claims=True), "", ""
     for word in f"{opening}{' '.join(f'word{n}' for n in range(200))}".split(" "):
         received += f"{word} "
-        visible += "".join(event.text for event in gate.feed(f"{word} ") if isinstance(event, Text))
+        visible += "".join(event.text for event in gate.feed(f"{word} ") if isinstance(event, TextEvent))
         assert len(received) - len(visible) <= MAX_HELD + 80
 
 
 def test_the_reply_can_be_stopped_when_the_text_is_over() -> None:
-    gate = Gate({}, claims=False)
-    assert not any(isinstance(event, Cut) for event in gate.feed("Leave the lamp on.\n\nUser"))
+    gate = StreamFilter({}, claims=False)
+    assert not any(isinstance(event, CutEvent) for event in gate.feed("Leave the lamp on.\n\nUser"))
     assert not gate.over
     events = gate.feed(": Why? ")
-    assert isinstance(events[-1], Cut)
+    assert isinstance(events[-1], CutEvent)
     assert gate.over
     assert gate.feed("Because.") == []
     (last,) = gate.end(True)
-    assert isinstance(last, Done)
+    assert isinstance(last, DoneEvent)
     assert last.text == "Leave the lamp on."
     assert (last.stopped, last.cut) == (False, events[-1])
     assert gate.end(True) == []
@@ -242,13 +246,13 @@ def test_a_reply_of_chatter_only_is_shown() -> None:
 
 def test_the_users_name_in_the_prompt_marks_the_other_speaker() -> None:
     prompt = [Turn("user", "Anna: Hi.\nBot: Hi.\nAnna: Are you well?\nBot:")]
-    result = done_event(run_filter(Gate({}, claims=False, prompt=prompt), ["I am.\nAnna: Good."]))
+    result = done_event(run_filter(StreamFilter({}, claims=False, prompt=prompt), ["I am.\nAnna: Good."]))
     assert (result.text, result.cut and result.cut.why) == ("I am.", "continues as the other speaker")
 
 
 def test_markup_and_templates_in_a_reply_stay_literal() -> None:
     reply = "<script>alert(1)</script> {{ config }} ${x} &amp; <b>5</b> \x1b[31m %s {0}"
-    assert done_event(run_filter(Gate({}, claims=False), list(reply))).text == reply
+    assert done_event(run_filter(StreamFilter({}, claims=False), list(reply))).text == reply
 
 
 def test_offsets_count_code_points() -> None:
@@ -261,11 +265,11 @@ def test_offsets_count_code_points() -> None:
 def test_feeding_is_fast() -> None:
     feeding, judging = list[float](), list[float]()
     for values, text in letters()[:12]:
-        gate = Gate(values, claims=True, today=TODAY)
+        gate = StreamFilter(values, claims=True, today=TODAY)
         for start in range(0, len(text), 4):
             began = time.process_time()
             events = gate.feed(text[start : start + 4])
-            (judging if any(isinstance(event, Claimed) for event in events) else feeding).append(
+            (judging if any(isinstance(event, ClaimEvent) for event in events) else feeding).append(
                 time.process_time() - began
             )
     assert statistics.median(feeding) < 2e-4

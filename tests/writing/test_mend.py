@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from tests.claims import planted
 
-from tunesmith.writing.claim_stream import judged
-from tunesmith.writing.events import Claimed
-from tunesmith.writing.repair import filled, filling, without
+from tunesmith.writing.claim_stream import claim_events
+from tunesmith.writing.events import ClaimEvent
+from tunesmith.writing.repair import find_replacement, remove_claim, replace_claim
 from tunesmith.writing.spans import correct_article
 
 
-def claim(text: str, words: str, kind: Any = "skill", **more: Any) -> Claimed:
+def claim(text: str, words: str, kind: Any = "skill", **more: Any) -> ClaimEvent:
     start = text.index(words)
     plain = {"verdict": "unsupported", "why": "No field states it.", "field": None, **more}
-    return Claimed(start, start + len(words), words, kind, **plain)
+    return ClaimEvent(start, start + len(words), words, kind, **plain)
 
 
 REMOVED = [  # kind, text with the claim in brackets, remaining text
@@ -76,8 +76,8 @@ REMOVED = [  # kind, text with the claim in brackets, remaining text
 def test_the_remaining_text_is_grammatical(kind: Any, marked: str, expected: str) -> None:
     start, end = marked.index("["), marked.index("]") - 1
     text = marked.replace("[", "").replace("]", "")
-    unsupported = Claimed(start, end, text[start:end], kind, "unsupported", "No field states it.", None)
-    assert without(text, unsupported) == expected
+    unsupported = ClaimEvent(start, end, text[start:end], kind, "unsupported", "No field states it.", None)
+    assert remove_claim(text, unsupported) == expected
 
 
 def test_planted_errors_are_removed_and_the_rest_stays() -> None:
@@ -85,13 +85,13 @@ def test_planted_errors_are_removed_and_the_rest_stays() -> None:
     for row in planted.ROWS:
         values = planted.fields_of(row)
         for _, text, start, end in planted.errors(row):
-            claims = judged(text, values, today=planted.TODAY)
+            claims = claim_events(text, values, today=planted.TODAY)
             for claim in claims:
                 if claim.verdict == "supported" or not (claim.start < end and start < claim.end):
                     continue
                 others = [other for other in claims if other != claim]
-                shortened = without(text, claim, others)
-                after = [other.text.casefold() for other in judged(shortened, values, today=planted.TODAY)]
+                shortened = remove_claim(text, claim, others)
+                after = [other.text.casefold() for other in claim_events(shortened, values, today=planted.TODAY)]
                 total, removed = total + 1, removed + (shortened != text)
                 folded = " ".join(shortened.casefold().split())
                 assert all(" ".join(other.text.casefold().split()) in folded for other in others), shortened
@@ -106,13 +106,13 @@ def test_planted_errors_are_removed_and_the_rest_stays() -> None:
 def test_other_claims_are_never_touched() -> None:
     text = "I saved Small Mill $5k in 2021."
     money, date = claim(text, "$5k", "money"), claim(text, "2021", "date", verdict="supported")
-    assert without(text, money, [date, claim(text, "Small Mill", "employer")]) == text
-    assert without(text, date, [money]) == "I saved Small Mill $5k."
+    assert remove_claim(text, money, [date, claim(text, "Small Mill", "employer")]) == text
+    assert remove_claim(text, date, [money]) == "I saved Small Mill $5k."
 
 
 def test_a_claim_of_another_text_changes_nothing() -> None:
-    assert without("Short.", Claimed(50, 55, "Other", "skill", "unsupported", "", None)) == "Short."
-    assert filled("Short.", Claimed(0, 5, "Other", "skill", "unsupported", "", None), {"Skills": "x"}) is None
+    assert remove_claim("Short.", ClaimEvent(50, 55, "Other", "skill", "unsupported", "", None)) == "Short."
+    assert replace_claim("Short.", ClaimEvent(0, 5, "Other", "skill", "unsupported", "", None), {"Skills": "x"}) is None
 
 
 FIELDS = {
@@ -146,18 +146,20 @@ FILLED = [
 def test_claims_are_replaced_from_fields(marked: str, expected: str | None) -> None:
     start, end = marked.index("["), marked.index("]") - 1
     text = marked.replace("[", "").replace("]", "")
-    claims = [claim for claim in judged(text, FIELDS) if claim.start < end and start < claim.end]
+    claims = [claim for claim in claim_events(text, FIELDS) if claim.start < end and start < claim.end]
     if expected is None:
-        assert all(filled(text, claim, FIELDS) is None for claim in claims)
+        assert all(replace_claim(text, claim, FIELDS) is None for claim in claims)
         return
     (claim,) = claims
     assert claim.verdict != "supported"
-    assert filled(text, claim, FIELDS) == expected
-    words = filling(text, claim, FIELDS)
+    assert replace_claim(text, claim, FIELDS) == expected
+    words = find_replacement(text, claim, FIELDS)
     assert words and words in expected
     position = expected.index(words)
     after = [
-        other for other in judged(expected, FIELDS) if other.start < position + len(words) and position < other.end
+        other
+        for other in claim_events(expected, FIELDS)
+        if other.start < position + len(words) and position < other.end
     ]
     assert {other.verdict for other in after} <= {"supported"}
 
@@ -167,14 +169,14 @@ def test_replacements_are_always_supported() -> None:
     for row in planted.ROWS:
         values = planted.fields_of(row)
         for _, text, start, end in planted.errors(row):
-            for claim in judged(text, values, today=planted.TODAY):
+            for claim in claim_events(text, values, today=planted.TODAY):
                 if claim.verdict == "supported" or not (claim.start < end and start < claim.end):
                     continue
-                new = filled(text, claim, values, today=planted.TODAY)
+                new = replace_claim(text, claim, values, today=planted.TODAY)
                 if new is not None:
                     filled_in += 1
                     doubts = [
-                        sum(x.verdict != "supported" for x in judged(t, values, today=planted.TODAY))
+                        sum(x.verdict != "supported" for x in claim_events(t, values, today=planted.TODAY))
                         for t in (text, new)
                     ]
                     assert doubts[1] < doubts[0]

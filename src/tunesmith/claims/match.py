@@ -25,14 +25,14 @@ from tunesmith.claims.sides import claim_side
 from tunesmith.claims.skills import load_vocabulary
 from tunesmith.claims.subject import Names, Subjects
 
-About = Literal["sentence", "writer", "reader", "both"]
+ClaimsAbout = Literal["sentence", "writer", "reader", "both"]
 
 
-def check(
+def check_claims(
     text: str,
     fields: Mapping[str, str],
     *,
-    about: About = "sentence",
+    about: ClaimsAbout = "sentence",
     sides: Mapping[str, Side] | None = None,
     skills: Iterable[str] = (),
     subjects: Collection[str] = (),
@@ -96,7 +96,7 @@ class _Judge:
     ends: tuple[list[int], list[int]]
     misplaced: Mapping[int, str]
 
-    def verdict(self, claim: Claim, about: About) -> CheckedClaim | None:
+    def verdict(self, claim: Claim, about: ClaimsAbout) -> CheckedClaim | None:
         """Return the verdict on a claim; None if the text does not assert it (a denial, a wish, a rhetorical 'two')."""
         start, end = stance.sentence_span(self.evidence.text, claim, self.ends)
         before, after = self.evidence.text[start : claim.start], self.evidence.text[claim.end : end]

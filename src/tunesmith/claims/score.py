@@ -14,7 +14,7 @@ OWN_FACTS = 3  # three facts of the applicant are enough: a letter should not li
 
 
 @dataclass(frozen=True)
-class Score:
+class ClaimScore:
     """`precision` and `coverage` are shares of 1, or None if there is nothing to divide by."""
 
     precision: float | None
@@ -23,14 +23,14 @@ class Score:
     claims: int
 
 
-def score(
+def score_claims(
     text: str,
     fields: Mapping[str, str],
     checked: Sequence[CheckedClaim],
     *,
     sides: Mapping[str, Side] | None = None,
     own_facts: int = OWN_FACTS,
-) -> Score:
+) -> ClaimScore:
     """Return precision, coverage and number of contradictions of a checked text.
 
     Precision is supported claims over all claims. Coverage is the share of key facts that the text mentions. Key facts
@@ -39,7 +39,7 @@ def score(
     degrees, skills and quantities of the writer's fields.
     """
     supported = [result.claim for result in checked if result.verdict == "supported"]
-    return Score(
+    return ClaimScore(
         len(supported) / len(checked) if checked else None,
         _coverage(text, fields, supported, sides or {}, own_facts),
         sum(result.verdict == "contradicted" for result in checked),

@@ -48,7 +48,7 @@ def audit(
     Paths in `data` are relative to `base`. With `recipe` its tokenizer counts tokens. With `fix` the cleaned rows are
     written to `out` too, one file for each source, with a diff that `undo` reverts.
     """
-    from tunesmith.prompt.tokens import count as quick_count
+    from tunesmith.prompt.tokens import count_tokens as quick_count
     from tunesmith.reporting.audit_page import audit_page
 
     template = _template_or_none(recipe, log) if recipe else None

@@ -24,6 +24,6 @@ def chat_file(path: Path) -> Any:
 
     Raises ModelError if the file is not GGUF, is damaged or cannot be run.
     """
-    from tunesmith.generation.from_gguf import FromGguf
+    from tunesmith.generation.from_gguf import GgufModel
 
-    return FromGguf(path, slots=1)
+    return GgufModel(path, slots=1)

@@ -153,9 +153,9 @@ def _dropped(ledger: Ledger, loaded: Loaded, lengths: Sequence[int], recipe: Rec
 
 def _beyond(encoder: RowEncoder, weights: Any) -> list[TunesmithError]:
     """Returns an error if the rows have tokens that the model has no embedding for."""
-    from tunesmith.models.architecture import architecture
+    from tunesmith.models.architecture import architecture_from_weights
 
-    vocabulary = architecture(weights).network.get_input_embeddings().weight.shape[0]
+    vocabulary = architecture_from_weights(weights).network.get_input_embeddings().weight.shape[0]
     if encoder.highest < vocabulary:
         return []
     problem = f"the rows have token {encoder.highest}, but the model has embeddings for only {vocabulary} tokens"
@@ -164,7 +164,7 @@ def _beyond(encoder: RowEncoder, weights: Any) -> list[TunesmithError]:
 
 def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: RowEncoder) -> tuple[list[Shown], str]:
     """Returns the longest row that is kept, one with several answers, one with reasoning, and the stop token."""
-    from tunesmith.prompt.tokens import encode_all, show
+    from tunesmith.prompt.tokens import encode_expanded, loss_pieces
 
     template, loss_on, limit = encoder.template, encoder.recipe.prompt.learn, encoder.recipe.prompt.max_tokens
     row_of_title: dict[str, Conversation] = {}
@@ -184,11 +184,11 @@ def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: RowEncoder)
     for title, row in row_of_title.items():
         if any(example.where == str(row.origin) for example in examples):
             continue
-        parts = encode_all(row, template, loss_on, encoder.recipe.prompt.expand)
+        parts = encode_expanded(row, template, loss_on, encoder.recipe.prompt.expand)
         for number, (_, encoded) in enumerate(parts, start=1):
             stop = str(template.tokenizer.convert_ids_to_tokens(encoded.stop))
             name = f"{title}, answer {number} of {len(parts)}" if len(parts) > 1 else title
-            examples.append(Shown(name, str(row.origin), show(encoded, template)))
+            examples.append(Shown(name, str(row.origin), loss_pieces(encoded, template)))
     return examples, stop
 
 

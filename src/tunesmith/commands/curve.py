@@ -257,8 +257,8 @@ def _evaluated(work: _Work, part: Run, log: Reporter) -> None:
 
 def _pass_on(run: Run, part: Run) -> None:
     """Copies the base model's replies from the whole run to where the point's evaluation looks for partial replies."""
-    from tunesmith.evaluation.comparison import read_answered
-    from tunesmith.evaluation.reply_log import Kept
+    from tunesmith.evaluation.comparison import read_row_replies
+    from tunesmith.evaluation.reply_log import ReplyLog
 
     whole = (run.read_seal("evaluate") or {})["made_from"]
     inputs = whole | {"adapter": part.fingerprint("train"), "data": part.fingerprint("prepare")}
@@ -266,8 +266,8 @@ def _pass_on(run: Run, part: Run) -> None:
         return
     for which in ("base", "base-disturbed"):
         if (run / f"replies/{which}.jsonl").exists():
-            copied = Kept(part / f"replies/{which}.part", inputs)
-            for item in read_answered(run / f"replies/{which}.jsonl"):
+            copied = ReplyLog(part / f"replies/{which}.part", inputs)
+            for item in read_row_replies(run / f"replies/{which}.jsonl"):
                 if (item.part, item.id) not in copied.replies:
                     copied.add(item.part, item.id, item.reply)
             copied.close()
@@ -370,14 +370,14 @@ def _fit(
 
     Counts the other rows in `counts`.
     """
-    from tunesmith.prompt.tokens import encode_all
+    from tunesmith.prompt.tokens import encode_expanded
 
     recipe = work.recipe
     template = load_template_of(recipe, load_weights(recipe, silent), work.run)
     usable, answers_of = [], {}
     for row in rows:
         try:
-            answers = encode_all(row, template, recipe.prompt.learn, recipe.prompt.expand)
+            answers = encode_expanded(row, template, recipe.prompt.learn, recipe.prompt.expand)
             long = max(len(example) for _, example in answers) > recipe.prompt.max_tokens
         except (DataError, ModelError):  # a template may refuse single rows
             counts["unfit"] += 1

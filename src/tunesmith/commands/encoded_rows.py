@@ -47,12 +47,12 @@ class RowEncoder:
         return self.refusals.get(row.id, "")
 
     def _measure(self, row: Conversation) -> int:
-        from tunesmith.prompt.tokens import SpecialToken, count, encode_all
+        from tunesmith.prompt.tokens import SpecialTokenError, count_tokens, encode_expanded
 
         prompt = self.recipe.prompt
         try:
-            examples = [example for _, example in encode_all(row, self.template, prompt.learn, prompt.expand)]
-        except SpecialToken as error:
+            examples = [example for _, example in encode_expanded(row, self.template, prompt.learn, prompt.expand)]
+        except SpecialTokenError as error:
             self.faulty[row.id] = error
         except DataError as error:
             self.refusals[row.id] = f"{error.what}. {error.next}"
@@ -66,7 +66,7 @@ class RowEncoder:
                 self.expanded[row.id] = len(examples)
             return max(map(len, examples))
         with contextlib.suppress(TunesmithError):
-            return count(row, self.template)
+            return count_tokens(row, self.template)
         return 0
 
 

@@ -60,15 +60,15 @@ def _evaluate(
     log: Reporter,
     on_progress: Callable[[str, int, int], None] | None,
 ) -> None:
-    from tunesmith.evaluation.comparison import Answered, compare, score
-    from tunesmith.evaluation.robustness import disturbed_rows, robust_tables
+    from tunesmith.evaluation.comparison import RowReply, compare, score_row
+    from tunesmith.evaluation.robustness import perturbed_rows, robustness_tables
 
     start, settings = time.time(), recipe.evaluate
     parts = evaluation_rows(recipe, run)
-    perturbed = disturbed_rows(parts, settings.robustness, seed=recipe.seed, limit=settings.robustness_rows)
+    perturbed = perturbed_rows(parts, settings.robustness, seed=recipe.seed, limit=settings.robustness_rows)
     index = train_index(run)
-    answers_of: dict[str, list[Answered]] = {}
-    perturbed_answers: dict[str, list[Answered]] = {}
+    answers_of: dict[str, list[RowReply]] = {}
+    perturbed_answers: dict[str, list[RowReply]] = {}
     for name, model in load_models(recipe, run, log):
         answers_of[name] = _answered(recipe, run, name, model, parts, inputs, on_progress)
         perturbed_answers[name] = _answered(
@@ -80,12 +80,12 @@ def _evaluate(
         primary=settings.primary, kind=kind, seed=recipe.seed, training=index,
     )  # fmt: skip
     if perturbed.rows:
-        scores["robustness"] = robust_tables(
+        scores["robustness"] = robustness_tables(
             parts,
             perturbed,
             answers_of,
             perturbed_answers,
-            lambda row, item: score(row, item, settings.metrics, index),
+            lambda row, item: score_row(row, item, settings.metrics, index),
             seed=recipe.seed,
         )
     run.write_json("scores.json", scores)
@@ -108,21 +108,21 @@ def _answered(
     on_progress: Callable[[str, int, int], None] | None,
 ) -> list[Any]:
     """Returns one model's replies to the rows, reusing those of an interrupted run; writes replies/LABEL.jsonl."""
-    from tunesmith.evaluation.answer_loss import losses
-    from tunesmith.evaluation.comparison import answer
-    from tunesmith.evaluation.reply_log import Kept
+    from tunesmith.evaluation.answer_loss import answer_losses
+    from tunesmith.evaluation.comparison import generate_replies
+    from tunesmith.evaluation.reply_log import ReplyLog
 
     if not any(parts.values()):
         return []
     wants_loss = {"loss", "perplexity"} & {metric.name for metric in recipe.evaluate.metrics}
-    log = Kept(run / f"replies/{label}.part", inputs)
+    log = ReplyLog(run / f"replies/{label}.part", inputs)
     try:
-        answers = answer(
+        answers = generate_replies(
             model,
             parts,
             max_new_tokens=recipe.evaluate.max_new_tokens,
             batch=recipe.evaluate.batch,
-            losses=functools.partial(losses, model, learn=recipe.prompt.learn) if wants_loss else None,
+            losses=functools.partial(answer_losses, model, learn=recipe.prompt.learn) if wants_loss else None,
             on_progress=functools.partial(on_progress or (lambda name, count, total: None), label),
             reply_log=log,
         )
@@ -135,18 +135,18 @@ def _answered(
 
 def _judge(recipe: Recipe, run: Run, log: Reporter) -> None:
     """Lets the recipe's judge compare the replies of base and tuned; writes judge.json."""
-    from tunesmith.evaluation.comparison import read_answered
-    from tunesmith.evaluation.judge import Judge, pairs_of
-    from tunesmith.generation.from_server import FromServer
+    from tunesmith.evaluation.comparison import read_row_replies
+    from tunesmith.evaluation.judge import Judge, sample_pairs
+    from tunesmith.generation.from_server import ServerModel
 
     settings = recipe.evaluate.judge
     inputs = {"scores": run.fingerprint("evaluate"), "judge": hash_plain(settings.model_dump(mode="json"))}
     if is_fresh(run, "judge", inputs, log):
         return
     parts = evaluation_rows(recipe, run)
-    base, tuned = (read_answered(run / f"replies/{which}.jsonl") for which in ("base", "tuned"))
-    pairs = pairs_of(parts, base, tuned, limit=settings.rows, seed=recipe.seed, reference=settings.reference)
-    with FromServer(settings.url or "", settings.model, key=settings.key, timeout=settings.timeout) as server:
+    base, tuned = (read_row_replies(run / f"replies/{which}.jsonl") for which in ("base", "tuned"))
+    pairs = sample_pairs(parts, base, tuned, limit=settings.rows, seed=recipe.seed, reference=settings.reference)
+    with ServerModel(settings.url or "", settings.model, key=settings.key, timeout=settings.timeout) as server:
         judge = Judge(
             server, run / "replies/judge.jsonl", criteria=settings.criteria, marks=settings.marks, batch=settings.batch,
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=recipe.seed,

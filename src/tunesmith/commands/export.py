@@ -314,9 +314,9 @@ class Exporter:
     @functools.cached_property
     def _asked(self) -> dict[str, list[Conversation]]:
         """The rows that base and tuned replied to, limited to export.rows."""
-        from tunesmith.evaluation.comparison import choose
+        from tunesmith.evaluation.comparison import sample_rows
 
-        return choose(held_out(self.recipe, self.run), self.recipe.export.rows, self.recipe.seed)
+        return sample_rows(held_out(self.recipe, self.run), self.recipe.export.rows, self.recipe.seed)
 
     @functools.cached_property
     def _known(self) -> Any:
@@ -324,9 +324,9 @@ class Exporter:
 
     @functools.cached_property
     def _answers(self) -> tuple[Any, Any]:
-        from tunesmith.evaluation.comparison import read_answered
+        from tunesmith.evaluation.comparison import read_row_replies
 
-        base, tuned = (read_answered(self.run / f"replies/{which}.jsonl") for which in ("base", "tuned"))
+        base, tuned = (read_row_replies(self.run / f"replies/{which}.jsonl") for which in ("base", "tuned"))
         return base, tuned
 
     @functools.cached_property

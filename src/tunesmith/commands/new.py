@@ -22,9 +22,9 @@ def new(name: str, source: str, path: Path, log: Reporter = silent) -> Path:
     Raises RunError if `path` exists, DataError if the rows cannot be trained on.
     """
     from tunesmith.config.recipe import read_recipe
-    from tunesmith.hardware import look
+    from tunesmith.hardware import detect_hardware
     from tunesmith.planning.recipe_draft import draft, written_source
-    from tunesmith.planning.survey import spread
+    from tunesmith.planning.survey import draw_sample
 
     if path.exists():
         raise RunError("this file already exists and is not overwritten", where=str(path), next="Choose another name")
@@ -32,10 +32,10 @@ def new(name: str, source: str, path: Path, log: Reporter = silent) -> Path:
     for source_file in sources:
         for note in source_file.notes:
             log(f"{source_file.name}: {note}")
-    rows, total = spread(
+    rows, total = draw_sample(
         row.values if isinstance(row, Row) else row.error for source_file in sources for row in source_file.rows()
     )
-    text = draft(name, written_source(source, path.parent), rows, look(), total=total, remark=log)
+    text = draft(name, written_source(source, path.parent), rows, detect_hardware(), total=total, remark=log)
     write_atomic(path, text)
     read_recipe(str(path))
     log(f"new: {path}, from {total} rows. Read its comments, then: tunesmith check {shlex.quote(str(path))}")

@@ -12,11 +12,11 @@ from tunesmith.commands.shared import Reporter, load_template_of, load_weights, 
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RecipeError, ResourceError, TunesmithError, raise_all
-from tunesmith.models.architecture import Architecture, architecture
+from tunesmith.models.architecture import Architecture, architecture_from_weights
 from tunesmith.models.shape import ModelShape
 from tunesmith.models.weights import Weights
 from tunesmith.planning.autograd import Plan, show_bytes
-from tunesmith.runs.run import Run, processes
+from tunesmith.runs.run import Run, process_count
 
 SAMPLE_STEPS = 64  # steps that the plan packs into micro-batches to estimate memory and time
 
@@ -82,7 +82,7 @@ def check_devices(recipe: Recipe, machine: Any) -> list[TunesmithError]:
 
 def _check_gpus(recipe: Recipe, machine: Any) -> list[TunesmithError]:
     """Returns errors if there are more processes than GPUs, or if the engine supports only one process."""
-    world_size, local_world_size = processes(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world_size, local_world_size = process_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if world_size == 1:
         if recipe.train.spread != "auto" and machine.gpus == 1 and recipe.train.engine.name == "native":
             problem = f"train.spread {recipe.train.spread} needs several GPUs, and this machine has one"
@@ -106,10 +106,10 @@ def _fast_error(slow: Sequence[str]) -> RecipeError:
 
 def check_training(recipe: Recipe) -> list[TunesmithError]:
     """Returns the errors of `check_devices` and `check_optimizer` for the machine that this process runs on."""
-    from tunesmith.hardware import look
+    from tunesmith.hardware import detect_hardware
     from tunesmith.training.validation import check_optimizer
 
-    machine, train = look(), recipe.train
+    machine, train = detect_hardware(), recipe.train
     errors = check_devices(recipe, machine)
     return errors + check_optimizer(train.optimizer.name, train.optimizer.options, machine.device, train.engine.name)
 
@@ -124,7 +124,7 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
 
     Raises ResourceError if nothing fits, and the errors of models.build.check_adapter.
     """
-    from tunesmith.hardware import look
+    from tunesmith.hardware import detect_hardware
     from tunesmith.models.build import check_adapter
     from tunesmith.models.fused_config import fused_layers
     from tunesmith.models.shape import shape_of
@@ -132,7 +132,7 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
 
     engine, spread = recipe.train.engine.name, recipe.train.spread
     raise_all(check_adapter(recipe.adapter, weights, engine=engine, spread=spread))
-    machine = look(recipe.train.precision)
+    machine = detect_hardware(recipe.train.precision)
     template_notes: list[str] = []
     template = load_template_of(recipe, weights, run, template_notes.append)
     examples = {
@@ -140,7 +140,7 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
         for part in ("train", "valid")
     }
     _check_validation(recipe, len(examples["valid"]))
-    base = architecture(weights)
+    base = architecture_from_weights(weights)
     slow, shape = _slow(recipe, base), shape_of(base)
     layers = [] if slow else fused_layers(base.config.to_dict())
     plan, sharding = _planned(recipe, machine, shape, examples, fused=layers)
@@ -188,19 +188,19 @@ def _planned(
 
     `fused` is the attention of each layer, empty if the decoder is not fused.
     """
-    from tunesmith.training.distributed import size
+    from tunesmith.training.distributed import world_size
 
-    world_size = size()
-    why = f"train.spread is fsdp, {world_size} processes"
+    shards = world_size()
+    why = f"train.spread is fsdp, {shards} processes"
     if recipe.train.spread != "fsdp":
         make = partial(_fused_plan, layers=fused) if fused else _autograd_plan
         try:
             return make(recipe, machine, shape, examples), []
         except ResourceError:
-            if world_size == 1 or recipe.train.spread == "ddp":
+            if shards == 1 or recipe.train.spread == "ddp":
                 raise
-        why = f"the base model does not fit on one GPU, so each of {world_size} keeps a part of it (fsdp)"
-    return _autograd_plan(recipe, machine, shape, examples, shards=world_size), [why]
+        why = f"the base model does not fit on one GPU, so each of {shards} keeps a part of it (fsdp)"
+    return _autograd_plan(recipe, machine, shape, examples, shards=shards), [why]
 
 
 def _slow(recipe: Recipe, base: Architecture) -> list[str]:
@@ -218,12 +218,12 @@ def _slow(recipe: Recipe, base: Architecture) -> list[str]:
 def _fused_plan(
     recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]], *, layers: Sequence[Any]
 ) -> Plan:
-    from tunesmith.hardware import measure
-    from tunesmith.planning.fused import Wish, Work, fit
-    from tunesmith.training.distributed import divided, size
+    from tunesmith.hardware import measure_speed
+    from tunesmith.planning.fused import PlanSettings, StepWork, plan_fused
+    from tunesmith.training.distributed import divide_rows, world_size
 
     adapter, train = recipe.adapter, recipe.train
-    wish = Wish(
+    wish = PlanSettings(
         bits=recipe.base.bits,
         rank=adapter.rank,
         layers=adapter.layers if isinstance(adapter.layers, str) else tuple(adapter.layers),
@@ -233,19 +233,21 @@ def _fused_plan(
     )
     steps = _steps(recipe, examples["train"])
     lengths = [len(example) for example in examples["train"]]
-    parts = [tuple(lengths[row] for row in part) for rows in steps for part in divided(rows, lengths, size())[:1]]
+    parts = [
+        tuple(lengths[row] for row in part) for rows in steps for part in divide_rows(rows, lengths, world_size())[:1]
+    ]
     sample = sorted(parts, key=sum)[-1:] + parts[:SAMPLE_STEPS]  # includes the largest step
     every = [example for part in examples.values() for example in part]
-    learnt = sum(sum(example.learnt) for example in every) / sum(map(len, every))
-    work = Work(tuple(sample), max(map(len, every)), len(steps) * train.epochs, learnt)
-    return fit(shape, machine, measure(machine), work, wish, train.memory, layers)
+    learnt = sum(sum(example.loss_mask) for example in every) / sum(map(len, every))
+    work = StepWork(tuple(sample), max(map(len, every)), len(steps) * train.epochs, learnt)
+    return plan_fused(shape, machine, measure_speed(machine), work, wish, train.memory, layers)
 
 
 def _autograd_plan(
     recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]], *, shards: int = 1
 ) -> Plan:
-    from tunesmith.planning.autograd import plan as plan_autograd
-    from tunesmith.training.distributed import size
+    from tunesmith.planning.autograd import plan_autograd as plan_autograd
+    from tunesmith.training.distributed import world_size
 
     lengths = [len(example) for part in examples.values() for example in part]
     result = plan_autograd(
@@ -257,7 +259,7 @@ def _autograd_plan(
         experts=recipe.adapter.experts,
         optimizer=recipe.train.optimizer.name,
         longest=max(lengths),
-        step_tokens=-(-_step_tokens(recipe.train.batch, lengths) // size()),
+        step_tokens=-(-_step_tokens(recipe.train.batch, lengths) // world_size()),
         shards=shards,
         memory=recipe.train.memory,
         recompute=recipe.train.recompute,
@@ -270,18 +272,18 @@ def _autograd_plan(
 
 def _with_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any], memory_plan: Plan) -> Plan:
     """Returns the plan with estimated seconds of a step and in total, from the micro-batches of some steps."""
-    from tunesmith.hardware import measure
+    from tunesmith.hardware import measure_speed
     from tunesmith.planning.step_time import MicroBatch, autograd_seconds
     from tunesmith.prompt.pack import micro_batches
     from tunesmith.training.autograd_step import OVERHEAD
-    from tunesmith.training.distributed import divided, size
+    from tunesmith.training.distributed import divide_rows, world_size
 
     lengths = [len(example) for example in examples]
-    learnt = [sum(example.learnt[1:]) for example in examples]
+    learnt = [sum(example.loss_mask[1:]) for example in examples]
     steps = _steps(recipe, examples)
     sample = []
     for rows in steps[:SAMPLE_STEPS]:
-        own_rows = divided(rows, lengths, size())[0]
+        own_rows = divide_rows(rows, lengths, world_size())[0]
         parts = micro_batches(own_rows, lengths, memory_plan.micro_tokens, overhead=OVERHEAD[machine.device])
         longest = [max(lengths[row] for row in part) for part in parts]
         sample.append(
@@ -291,7 +293,7 @@ def _with_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any]
             ]
         )
     seconds = autograd_seconds(
-        shape, measure(machine), machine.device, sample,
+        shape, measure_speed(machine), machine.device, sample,
         bits=recipe.base.bits, rank=recipe.adapter.rank, number=4 if machine.precision == "float32" else 2,
         recompute=memory_plan.recompute, dense=memory_plan.dense,
     )  # fmt: skip
@@ -301,7 +303,7 @@ def _with_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any]
 def _steps(recipe: Recipe, examples: Sequence[Any]) -> list[list[int]]:
     from tunesmith.prompt import pack
 
-    return pack.steps([len(example) for example in examples], recipe.train.batch, recipe.seed, 0)
+    return pack.epoch_steps([len(example) for example in examples], recipe.train.batch, recipe.seed, 0)
 
 
 def _step_tokens(batch: str, lengths: Sequence[int]) -> int:

@@ -61,7 +61,7 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
     }
     if is_fresh(run, "prepare", inputs, log):
         return run / "data"
-    from tunesmith.prompt.tokens import encode_all, show
+    from tunesmith.prompt.tokens import encode_expanded, loss_pieces
 
     start, today = time.time(), datetime.date.today()
     template, template_bytes = (
@@ -95,7 +95,9 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
         with run.lines("data/quarantine.jsonl") as write:
             for row in prepared.quarantined:
                 write(to_plain(row))
-        example = encode_all(prepared.parts["train"][0], template, recipe.prompt.learn, recipe.prompt.expand)[-1][1]
+        example = encode_expanded(prepared.parts["train"][0], template, recipe.prompt.learn, recipe.prompt.expand)[-1][
+            1
+        ]
     trained_ids = (row.id for part in EXPANDED for row in prepared.parts[part])
     expanded_counts = {name: encoder.expanded[name] for name in trained_ids if name in encoder.expanded}
     reasoned = count_reasoning(row for part in PARTS for row in prepared.parts[part])
@@ -106,7 +108,7 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
     }
     run.write_json("audit.json", account)
     stop = str(template.tokenizer.convert_ids_to_tokens(example.stop))
-    _write_page(recipe, run, account, example=show(example, template), stop=stop, template=template.source)
+    _write_page(recipe, run, account, example=loss_pieces(example, template), stop=stop, template=template.source)
     files = [*(f"data/{part}.jsonl" for part in PARTS), DATE, *([TEMPLATE] if file else []), "audit.json"]
     run.keep_recipe()
     run.seal("prepare", inputs, files, seconds=round(time.time() - start, 1))
@@ -134,11 +136,11 @@ EXPANDED = ("train", "valid")  # in the other parts only the last answer is comp
 
 def _write(run: Run, part: str, prepared: Prepared, encoder: RowEncoder) -> None:
     """Writes the rows of a part; in the parts for training, one row for each answer if the template requires it."""
-    from tunesmith.prompt.tokens import apart
+    from tunesmith.prompt.tokens import split_answers
 
     with run.lines(f"data/{part}.jsonl") as write:
         for row in prepared.parts[part]:
-            for answer in apart(row) if part in EXPANDED and row.id in encoder.expanded else (row,):
+            for answer in split_answers(row) if part in EXPANDED and row.id in encoder.expanded else (row,):
                 write(to_plain(answer))
 
 

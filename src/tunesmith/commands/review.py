@@ -13,15 +13,15 @@ from tunesmith.commands.shared import Reporter, evaluation_rows, silent
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import RunError
 from tunesmith.evaluation.review import (
-    Pair,
+    ReviewPair,
     Reviews,
-    Summary,
+    ReviewSummary,
     check_reviewer,
-    draw,
-    pair_up,
+    pair_replies,
     read_replies,
     read_reviews,
-    summarise,
+    shuffle_for_reviewer,
+    summarize,
 )
 from tunesmith.runs.run import Run
 
@@ -63,14 +63,14 @@ def review(recipe: Recipe, run: Run, reviewer: str, log: Reporter = silent, *, p
 def reviewing(recipe: Recipe, run: Run, reviewer: str, log: Reporter = silent, *, port: int = 0) -> Iterator[Served]:
     """Serves the reviewer's pairs inside the block; raises what `review` raises."""
     from tunesmith.serve.review_app import review_app
-    from tunesmith.web.local_server import LOOPBACK, listening, serving
+    from tunesmith.web.local_server import LOOPBACK, listen, serve_in_thread
 
     pairs, equal = pairs_of(recipe, run)
     if not pairs:
         advice = "There is nothing to judge. Train longer, or see scores.json"
         raise RunError(f"the two models gave equal replies to all {equal} rows", where=str(run.path), next=advice)
     problem, hint = f"{reviewer} is already judging", "Continue on the open page, or use another name with --as"
-    with _locked(run, f".{check_reviewer(reviewer)}.lock", problem, hint), listening(port) as listener:
+    with _locked(run, f".{check_reviewer(reviewer)}.lock", problem, hint), listen(port) as listener:
         reviews = Reviews.open(run / FOLDER, reviewer)
         if reviews.torn:
             log(f"review: the last judgement in {reviews.path.name} is incomplete; its pair is shown again")
@@ -78,26 +78,26 @@ def reviewing(recipe: Recipe, run: Run, reviewer: str, log: Reporter = silent, *
             log(f"review: {equal} of {equal + len(pairs)} rows have two equal replies and are not shown")
         token, number = secrets.token_urlsafe(32), listener.getsockname()[1]
         hosts = (f"{LOOPBACK}:{number}", f"localhost:{number}")
-        order = draw(pairs, recipe.seed, reviewer)
+        order = shuffle_for_reviewer(pairs, recipe.seed, reviewer)
         app = review_app(order, equal, reviews, name=recipe.name, token=token, hosts=hosts)
-        with serving(app, listener) as thread:
+        with serve_in_thread(app, listener) as thread:
             yield Served(f"http://{LOOPBACK}:{number}/#{token}", len(pairs), reviews, thread)
 
 
-def conclude(recipe: Recipe, run: Run) -> Summary:
+def conclude(recipe: Recipe, run: Run) -> ReviewSummary:
     """Writes the judgements of all reviewers so far to reviews.json. Raises RunError if the run is not evaluated."""
     pairs, equal = pairs_of(recipe, run)
     with _locked(run, ".summary.lock", "another process is writing reviews.json", "Try again", seconds=LOCK_TIMEOUT):
-        summary = summarise(pairs, equal, read_reviews(run / FOLDER))
+        summary = summarize(pairs, equal, read_reviews(run / FOLDER))
         run.write_json("reviews.json", summary.describe())
         run.seal("review", {"evaluate": run.fingerprint("evaluate")}, ["reviews.json"])
     return summary
 
 
-def pairs_of(recipe: Recipe, run: Run) -> tuple[list[Pair], int]:
+def pairs_of(recipe: Recipe, run: Run) -> tuple[list[ReviewPair], int]:
     """Returns the pairs of different replies, and the number of equal ones. Raises RunError if not evaluated."""
     run.fingerprint("evaluate")
-    return pair_up(
+    return pair_replies(
         evaluation_rows(recipe, run), *(read_replies(run / f"replies/{which}.jsonl") for which in ("base", "tuned"))
     )
 

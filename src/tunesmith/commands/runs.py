@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith.config.recipe import parse_yaml
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.reporting.html_page import number
+from tunesmith.reporting.html_page import format_number
 from tunesmith.runs.run import Run, hash_file
 from tunesmith.training.journal import read_journal
 
@@ -59,8 +59,10 @@ class RunRow:
             "rows": "" if self.rows is None else f"{self.rows:,}",
             "steps": steps_text,
             "score": self.primary.replace("_", " "),
-            "base → tuned": f"{number(self.scores[0])} → {number(self.scores[1])}" if self.scores else "",
-            "95 % interval": f"{number(self.interval[0])} to {number(self.interval[1])}" if self.interval else "",
+            "base → tuned": f"{format_number(self.scores[0])} → {format_number(self.scores[1])}" if self.scores else "",
+            "95 % interval": f"{format_number(self.interval[0])} to {format_number(self.interval[1])}"
+            if self.interval
+            else "",
             "verdict": self.verdict,
             "date": time.strftime("%Y-%m-%d %H:%M", time.localtime(self.date)) if self.date else "",
             "size": _size(self.bytes),

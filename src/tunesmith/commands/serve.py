@@ -27,7 +27,7 @@ from tunesmith.runs.run import Run, hash_path
 
 if TYPE_CHECKING:
     from tunesmith.serve.pairing import Pairing
-    from tunesmith.serve.request_queue import Served
+    from tunesmith.serve.request_queue import ServedModel
     from tunesmith.web.limits import Limits
 
 PORT = 8765
@@ -64,7 +64,7 @@ class Serving:
 
     url: str
     token: Path
-    models: Sequence[Served]
+    models: Sequence[ServedModel]
     thread: Thread
 
 
@@ -86,25 +86,25 @@ def serving(wish: Wish, log: Reporter = silent, *, limits: Limits | None = None)
     Raises RecipeError for options that exclude each other, ModelError for a model that cannot be run, RunError for a
     run that is not finished or a token file that others can read, ResourceError if the port is in use.
     """
-    from tunesmith.serve.app import app
+    from tunesmith.serve.app import create_app
     from tunesmith.web.limits import Limits
-    from tunesmith.web.local_server import LOOPBACK, listening
-    from tunesmith.web.server import answering
+    from tunesmith.web.local_server import LOOPBACK, listen
+    from tunesmith.web.server import serve_with_limits
     from tunesmith.web.token_file import read_token, token_path
 
     limits = limits or Limits()
     host = wish.host or LOOPBACK
     _check(wish, host)
     token = read_token()
-    with listening(wish.port, host) as listener, _models(wish, limits, log) as models:
+    with listen(wish.port, host) as listener, _models(wish, limits, log) as models:
         port = listener.getsockname()[1]
         hosts = _hosts(host, port, wish.allow)
         if not _is_loopback(host):
             log(
                 f"serve: reachable from the network on {host}; use a TLS proxy, or texts and token are sent unencrypted"
             )
-        api = app(models, token=token, hosts=hosts, limits=limits, pairing=_pairing(wish, log))
-        with answering(api, listener, limits) as thread:
+        api = create_app(models, token=token, hosts=hosts, limits=limits, pairing=_pairing(wish, log))
+        with serve_with_limits(api, listener, limits) as thread:
             yield Serving(f"http://{hosts[0]}", token_path(), models, thread)
 
 
@@ -147,12 +147,12 @@ def _hosts(host: str, port: int, allow: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _models(wish: Wish, limits: Limits, log: Reporter) -> Iterator[list[Served]]:
+def _models(wish: Wish, limits: Limits, log: Reporter) -> Iterator[list[ServedModel]]:
     """Loads all models to serve; closes them at the end of the block."""
-    from tunesmith.serve.request_queue import Desk, Served
+    from tunesmith.serve.request_queue import RequestQueue, ServedModel
 
     file_recipe = read_recipe(wish.recipe) if wish.recipe else None
-    served: list[Served] = []
+    served: list[ServedModel] = []
     with contextlib.ExitStack() as ending:
 
         def add(backend: Any, recipe: Recipe | None) -> None:
@@ -160,7 +160,9 @@ def _models(wish: Wish, limits: Limits, log: Reporter) -> Iterator[list[Served]]
             if any(model.name == backend.name for model in served):
                 problem, advice = f"two models are named {backend.name}", "Rename one, or serve it on another port"
                 raise RecipeError(problem, where="serve", next=advice)
-            served.append(Served(backend.name, Desk(backend, limits.waiting, seconds=limits.reply_seconds), recipe))
+            served.append(
+                ServedModel(backend.name, RequestQueue(backend, limits.waiting, seconds=limits.reply_seconds), recipe)
+            )
 
         for name in wish.models:
             if (path := model_file(name, log)) is not None:
@@ -191,10 +193,10 @@ def _run(recipe: Recipe, run: Run, wish: Wish, log: Reporter) -> Any:
 
 
 def _gguf(name: str, path: Path, wish: Wish, log: Reporter, *, stop: Sequence[str], template: Any, why: str) -> Any:
-    from tunesmith.generation.from_gguf import FromGguf
+    from tunesmith.generation.from_gguf import GgufModel
     from tunesmith.serve.gguf_backend import GgufBackend
 
-    model = FromGguf(
+    model = GgufModel(
         path, stop=stop, slots=wish.slots or SLOTS, context=wish.context, threads=wish.threads, template=template
     )
     facts = model.facts
@@ -224,12 +226,12 @@ def _adapter(recipe: Recipe, run: Run, log: Reporter) -> Any:
 
 
 def _remote(wish: Wish, recipe: Recipe | None) -> Any:
-    from tunesmith.generation.from_server_async import FromServerAsync
+    from tunesmith.generation.from_server_async import AsyncServerModel
     from tunesmith.serve.remote_backend import SLOTS as MANY
     from tunesmith.serve.remote_backend import RemoteBackend
 
     name = wish.model or ""
-    server = FromServerAsync(wish.remote or "", name, key=wish.key)
+    server = AsyncServerModel(wish.remote or "", name, key=wish.key)
     return RemoteBackend(name, server, wish.slots or MANY, recipe.prompt.stop if recipe else ())
 
 
@@ -258,9 +260,9 @@ def verified(run: Run, log: Reporter = silent) -> dict[str, Any] | None:
 
 def _pairing(wish: Wish, log: Reporter) -> Pairing:
     """Returns the pairings of browser extensions; with --pair, logs the code for another one."""
-    from tunesmith.serve.pairing import SECONDS, Pairing
+    from tunesmith.serve.pairing import CODE_SECONDS, Pairing
 
     pairings = Pairing()
     if wish.pair:
-        log(f"serve: to pair a browser extension, enter within {SECONDS // 60} minutes: {pairings.code()}")
+        log(f"serve: to pair a browser extension, enter within {CODE_SECONDS // 60} minutes: {pairings.code()}")
     return pairings

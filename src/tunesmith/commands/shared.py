@@ -16,7 +16,7 @@ from tunesmith.config.recipe import Recipe, is_recipe
 from tunesmith.data.conversation import Conversation, from_plain, read_rows
 from tunesmith.data.sources import locate, read
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
-from tunesmith.models.weights import Weights, check_stored_type, fetch
+from tunesmith.models.weights import Weights, check_stored_type, fetch_weights
 from tunesmith.runs.run import Run, hash_file, hash_path, hash_plain
 
 Reporter = Callable[[str], None]
@@ -253,12 +253,12 @@ def load_weights(recipe: Recipe, log: Reporter) -> Weights:
     """
 
     def compare(gguf_file: Path, folder: Path) -> None:
-        from tunesmith.generation.gguf_check import compare
+        from tunesmith.generation.gguf_check import compare_with_llama_cpp
 
-        compare(gguf_file, folder, log)
+        compare_with_llama_cpp(gguf_file, folder, log)
 
     base = recipe.base
-    weights = fetch(base.model, base.revision, relative_to=recipe.folder, log=log, compare=compare)
+    weights = fetch_weights(base.model, base.revision, relative_to=recipe.folder, log=log, compare=compare)
     check_stored_type(weights, base.bits)
     return weights
 
@@ -339,17 +339,17 @@ def evaluation_rows(recipe: Recipe, run: Run) -> dict[str, list[Conversation]]:
 
 def held_out(recipe: Recipe, run: Run) -> dict[str, list[Conversation]]:
     """Returns the rows of `evaluation_rows` without the probes."""
-    from tunesmith.evaluation.comparison import choose
+    from tunesmith.evaluation.comparison import sample_rows
 
     rows_of_part = {part: read_rows(run / f"data/{part}.jsonl") for part in ("test", "unseen")}
-    return choose({part: rows for part, rows in rows_of_part.items() if rows}, recipe.evaluate.rows, recipe.seed)
+    return sample_rows({part: rows for part, rows in rows_of_part.items() if rows}, recipe.evaluate.rows, recipe.seed)
 
 
 def train_index(run: Run) -> Any:
     """Returns the training answers in the form that metrics look up."""
-    from tunesmith.evaluation.score import Known
+    from tunesmith.evaluation.score import TrainingAnswers
 
-    return Known(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
+    return TrainingAnswers(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
 
 
 def _probes(recipe: Recipe) -> Iterator[Conversation]:
@@ -368,21 +368,21 @@ def _probes(recipe: Recipe) -> Iterator[Conversation]:
 
 def load_models(recipe: Recipe, run: Run, log: Reporter, *, only: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the base and the tuned model on the same loaded weights, with the adapter read from disk."""
-    from tunesmith.generation.from_weights import FromWeights
-    from tunesmith.hardware import look
-    from tunesmith.models.adapter import attach
-    from tunesmith.models.build import load
+    from tunesmith.generation.from_weights import WeightsModel
+    from tunesmith.hardware import detect_hardware
+    from tunesmith.models.adapter import load_adapter
+    from tunesmith.models.build import load_model
 
     if only != "base":
         run.fingerprint("train")  # raises when the adapter is not finished
         refuse_other_template(recipe, run)
     weights = load_weights(recipe, log)
-    machine = look(recipe.train.precision)
-    model = load(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
+    machine = detect_hardware(recipe.train.precision)
+    model = load_model(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
     if machine.device == "cpu":
         model.keep_dense()
     template = load_template_of(recipe, weights, run, log)
     if only != "base":
-        attach(model, run / "adapter")
+        load_adapter(model, run / "adapter")
     for name in ("base", "tuned") if not only else (only,):
-        yield name, FromWeights(model, template, tuned=name == "tuned", stop=recipe.prompt.stop)
+        yield name, WeightsModel(model, template, tuned=name == "tuned", stop=recipe.prompt.stop)

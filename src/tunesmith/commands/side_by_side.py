@@ -70,16 +70,18 @@ class Beside:
             self._tuned = None
 
     def _weights(self, name: str) -> Any:
-        from tunesmith.generation.from_weights import FromWeights
+        from tunesmith.generation.from_weights import WeightsModel
 
         if self._tuned is None:
             self._tuned = chat(self.recipe, self.run)
         reply_model = self._tuned
-        return FromWeights(reply_model.model, reply_model.template, tuned=name == "tuned", stop=self.recipe.prompt.stop)
+        return WeightsModel(
+            reply_model.model, reply_model.template, tuned=name == "tuned", stop=self.recipe.prompt.stop
+        )
 
     def _file(self, name: str) -> Any:
-        from tunesmith.generation.from_folder import FromFolder
-        from tunesmith.generation.from_gguf import FromGguf
+        from tunesmith.generation.from_folder import FolderModel
+        from tunesmith.generation.from_gguf import GgufModel
 
         entries = {entry["name"]: entry for entry in exported_files.entries(self.run) if entry["target"] in RUNNABLE}
         if name not in entries:
@@ -88,11 +90,11 @@ class Beside:
         entry, stop = entries[name], tuple(self.recipe.prompt.stop)
         path = self.run / entry["path"]
         if entry["target"] == "merged":
-            return FromFolder(path, stop=stop)
+            return FolderModel(path, stop=stop)
         if entry["target"] == "gguf_lora":
             base = path.parent / Path(entry["notes"]["base"]).name  # the run may have moved
-            return FromGguf(base, lora=path, stop=stop, slots=1)
-        return FromGguf(path, stop=stop, slots=1)
+            return GgufModel(base, lora=path, stop=stop, slots=1)
+        return GgufModel(path, stop=stop, slots=1)
 
 
 def prompt_of(recipe: Recipe, text: str, row: Conversation | None = None) -> tuple[Turn, ...]:
@@ -126,11 +128,11 @@ class Answers:
 def answers(recipe: Recipe, run: Run) -> Answers:
     """Returns the replies of the run's evaluation. Raises RunError if the run is not evaluated."""
     from tunesmith.evaluation.review import read_replies
-    from tunesmith.reporting.replies import read_items, sieves, worst
+    from tunesmith.reporting.replies import read_reply_items, reply_filters, worst_items
 
     run.fingerprint("evaluate")
     parts, scores = evaluation_rows(recipe, run), run.read_json("scores.json")
-    items_of_part = read_items(run.path, parts, scores, recipe.evaluate.metrics)
+    items_of_part = read_reply_items(run.path, parts, scores, recipe.evaluate.metrics)
     items = [item for members in items_of_part.values() for item in members]
     reply_files = {
         entry["name"]: run / f"replies/export-{entry['name']}.jsonl" for entry in exported_files.entries(run)
@@ -138,8 +140,8 @@ def answers(recipe: Recipe, run: Run) -> Answers:
     return Answers(
         rows=[row for members in parts.values() for row in members],
         items=items,
-        sieves=sieves(items_of_part, recipe.evaluate.metrics),
-        worst=[item["number"] - 1 for item in worst(items_of_part)],
+        sieves=reply_filters(items_of_part, recipe.evaluate.metrics),
+        worst=[item["number"] - 1 for item in worst_items(items_of_part)],
         files={name: read_replies(path) for name, path in reply_files.items() if path.is_file()},
         scores=scores,
         parts=[part for part, members in items_of_part.items() for _ in members],

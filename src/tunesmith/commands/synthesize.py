@@ -14,7 +14,7 @@ from tunesmith.generation.text_model import Reply
 
 if TYPE_CHECKING:
     from tunesmith.data.synthesis.generate import SynthesisResult
-    from tunesmith.generation.from_server import FromServer
+    from tunesmith.generation.from_server import ServerModel
 
 
 def synthesize(name: str, folder: Path, log: Reporter = silent, *, again: bool = False) -> SynthesisResult:
@@ -29,15 +29,17 @@ def synthesize(name: str, folder: Path, log: Reporter = silent, *, again: bool =
     plan, version = read_plan(find_plan(name)), importlib.metadata.version("tunesmith")
     if plan.server is None:
         return run(plan, None, folder, log, again=again, version=version)
-    from tunesmith.generation.from_server import FromServer
+    from tunesmith.generation.from_server import ServerModel
 
     at = plan.server
-    with FromServer(
+    with ServerModel(
         at.url, at.model, key=at.key, timeout=at.timeout, retries=at.retries, plain_http=at.plain_http
     ) as model:
         complete = functools.partial(_complete, model, at.max_tokens, at.temperature)
         return run(plan, complete, folder, log, host=model.host, again=again, version=version)
 
 
-def _complete(model: FromServer, max_tokens: int, temperature: float | None, turns: Sequence[Turn], seed: int) -> Reply:
+def _complete(
+    model: ServerModel, max_tokens: int, temperature: float | None, turns: Sequence[Turn], seed: int
+) -> Reply:
     return model.complete(turns, max_new_tokens=max_tokens, temperature=temperature, seed=seed)

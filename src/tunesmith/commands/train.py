@@ -25,7 +25,7 @@ from tunesmith.data.conversation import read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.models.weights import Weights
 from tunesmith.planning.autograd import Plan
-from tunesmith.runs.run import Run, first, hash_plain, how_to_make
+from tunesmith.runs.run import Run, hash_plain, how_to_make, is_main_process
 
 CHECKPOINT_FORMAT = 3  # checkpoints of another format are not resumed
 
@@ -44,15 +44,15 @@ def train(
     """
     from tunesmith.training import distributed
 
-    if not first():
+    if not is_main_process():
         log, watch = silent, None
-    with distributed.joined():
+    with distributed.process_group():
         if again or run.read_seal("train") is None:  # a finished adapter can be used on any machine
             refuse_untrainable(recipe)
-        with distributed.in_turn():
+        with distributed.main_process_first():
             weights = load_weights(recipe, log)
         inputs = _made_from(recipe, run, weights)
-        if distributed.from_first(lambda: _begin(recipe, run, inputs, log, again=again)):
+        if distributed.broadcast_object(lambda: _begin(recipe, run, inputs, log, again=again)):
             _train(recipe, run, weights, inputs, log, watch, again=again)
         return run / "adapter"
 
@@ -119,18 +119,18 @@ def _train(
     again: bool,
 ) -> None:
     from tunesmith.hardware import versions, watch_memory
-    from tunesmith.models.build import load
+    from tunesmith.models.build import load_model
     from tunesmith.models.shape import check_loaded
     from tunesmith.prompt import pack
     from tunesmith.training import distributed
     from tunesmith.training.job import Job, Layout
 
     start = time.time()
-    world_size = distributed.size()
+    world_size = distributed.world_size()
     if world_size == 1 and recipe.train.spread != "auto":
         log(f"train: train.spread is {recipe.train.spread}, but there is one process; use --gpus for several GPUs")
     setup = set_up(recipe, run, weights)
-    memory_plan, slow, shard = distributed.from_first(
+    memory_plan, slow, shard = distributed.broadcast_object(
         lambda: (setup.plan, setup.slow, setup.shard)
     )  # as planned on the main process
     setup = replace(setup, plan=memory_plan, slow=slow, shard=shard)
@@ -142,7 +142,7 @@ def _train(
         log(f"train: {line}")
     measure = watch_memory(machine.device, memory_plan.budget if recipe.train.memory != "auto" else None)
     device = "cpu" if shard and world_size > 1 else machine.device  # loaded to the GPUs in parts
-    model = load(weights, bits=recipe.base.bits, device=device, precision=machine.precision)
+    model = load_model(weights, bits=recipe.base.bits, device=device, precision=machine.precision)
     number = 4 if machine.precision == "float32" else 2
     loaded = check_loaded(setup.shape, model, bits=recipe.base.bits, bytes_per_element=number)
     if memory_plan.dense:
@@ -176,11 +176,13 @@ def _train(
         sampler=sampler,
     )
     engine = find("tunesmith.training.engines", recipe.train.engine.name, function="train", where="train.engine")
-    distributed.from_first(lambda: _set_aside(run, log) if again else None)  # after all checks that need no training
+    distributed.broadcast_object(
+        lambda: _set_aside(run, log) if again else None
+    )  # after all checks that need no training
     outcome = engine(job, **recipe.train.engine.options)
-    if first():
+    if is_main_process():
         _keep(run, memory_plan, outcome, measure(), loaded, inputs, weights, round(time.time() - start, 1), log)
-    distributed.wait()
+    distributed.barrier()
 
 
 def _before_checkpoint(run: Run, machine: Mapping[str, Any]) -> None:
@@ -194,18 +196,19 @@ def _scorer(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) ->
 
     Raises RecipeError if replies do not have this score.
     """
-    from tunesmith.evaluation.comparison import choose, score
-    from tunesmith.evaluation.score import Known
+    from tunesmith.evaluation.comparison import sample_rows, score_row
+    from tunesmith.evaluation.score import TrainingAnswers
 
     settings = recipe.evaluate
-    parts = choose({"valid": read_rows(run / "data/valid.jsonl")}, recipe.train.best_rows, recipe.seed)
+    parts = sample_rows({"valid": read_rows(run / "data/valid.jsonl")}, recipe.train.best_rows, recipe.seed)
     rows = {row.id: row for row in parts["valid"]}
-    index = Known(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
+    index = TrainingAnswers(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
     write = _writer(recipe, model, template, "train.best", shard=shard)
 
     def scored(fused: Any) -> float:
         scores = [
-            score(rows[item.id], item, settings.metrics, index).get(settings.primary) for item in write(fused, parts)
+            score_row(rows[item.id], item, settings.metrics, index).get(settings.primary)
+            for item in write(fused, parts)
         ]
         values = [score_value for score_value in scores if score_value is not None]
         if not values:
@@ -219,9 +222,9 @@ def _scorer(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) ->
 
 def _sampler(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) -> Callable[[Any], list[dict[str, str]]]:
     """Returns a function that generates replies to some validation rows. Raises RecipeError if the engine cannot."""
-    from tunesmith.evaluation.comparison import choose
+    from tunesmith.evaluation.comparison import sample_rows
 
-    parts = choose({"valid": read_rows(run / "data/valid.jsonl")}, recipe.train.samples, recipe.seed)
+    parts = sample_rows({"valid": read_rows(run / "data/valid.jsonl")}, recipe.train.samples, recipe.seed)
     prompts = {row.id: row.prompt[-1].text for row in parts["valid"]}
     write = _writer(recipe, model, template, "train.samples", shard=shard)
 
@@ -233,21 +236,23 @@ def _sampler(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) -
 
 def _writer(recipe: Recipe, model: Any, template: Any, setting: str, *, shard: bool) -> Callable[[Any, Any], list[Any]]:
     """Returns a function that generates replies between training steps. Raises RecipeError if the engine cannot."""
-    from tunesmith.evaluation.comparison import answer
+    from tunesmith.evaluation.comparison import generate_replies
     from tunesmith.generation.decoder import Decoder
-    from tunesmith.generation.from_weights import FromWeights
+    from tunesmith.generation.from_weights import WeightsModel
 
     if recipe.train.engine.name != "native" or shard:
         how = "fsdp" if shard else f"engine {recipe.train.engine.name}"
         advice = "Set it to loss" if setting == "train.best" else "Set it to 0"
         raise RecipeError(f"{how} cannot generate replies between training steps", where=setting, next=advice)
-    text = FromWeights(model, template, tuned=True, stop=recipe.prompt.stop)
+    text = WeightsModel(model, template, tuned=True, stop=recipe.prompt.stop)
     most, batch = recipe.evaluate.max_new_tokens, recipe.evaluate.batch
 
     def write(fused: Any, parts: Any) -> list[Any]:
         if fused is not None and (model.decoder is None or model.decoder.fused is not fused):
             model.decoder = Decoder(model, fused)
-        return answer(text, parts, max_new_tokens=most, batch=batch, losses=None, on_progress=lambda count, total: None)
+        return generate_replies(
+            text, parts, max_new_tokens=most, batch=batch, losses=None, on_progress=lambda count, total: None
+        )
 
     return write
 
@@ -265,14 +270,16 @@ def _keep(
 ) -> None:
     """Writes the adapter and plan.json, and records that training is finished."""
     from tunesmith.models.adapter import write_adapter
-    from tunesmith.models.architecture import architecture
+    from tunesmith.models.architecture import architecture_from_weights
     from tunesmith.runs.run import new_folder
 
     with new_folder(run / "adapter") as folder:
         write_adapter(folder, outcome.config, outcome.tensors)
     per_step = outcome.summary["seconds"] / outcome.summary["steps"] if outcome.summary.get("seconds") else None
     measurements = {"measured": measured, "measured_step_seconds": per_step, "base_bytes": loaded}
-    measurements["loader"] = architecture(weights).loader  # the transformers class that loads the base model
+    measurements["loader"] = architecture_from_weights(
+        weights
+    ).loader  # the transformers class that loads the base model
     run.keep_recipe()
     run.write_json("plan.json", {**plan.describe(), **measurements, "trained": outcome.trained})
     run.seal("train", inputs, ["adapter"], seconds=seconds, summary=outcome.summary, weights=weights.fingerprint)

@@ -15,10 +15,10 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.errors import RecipeError
 from tunesmith.runs.run import Run
 from tunesmith.writing import documents, repair
-from tunesmith.writing.claim_stream import judged
-from tunesmith.writing.events import Claimed, Event
-from tunesmith.writing.form import conversation, form_of
-from tunesmith.writing.stream_filter import Gate
+from tunesmith.writing.claim_stream import claim_events
+from tunesmith.writing.events import ClaimEvent, Event
+from tunesmith.writing.form import build_form, build_prompt
+from tunesmith.writing.stream_filter import StreamFilter
 
 Paper = Literal["txt", "docx", "pdf"]
 
@@ -28,7 +28,7 @@ class Drafting:
 
     def __init__(self, recipe: Recipe, model: Any, about: str) -> None:
         """`model` is a TextModel, which the caller closes; `about` describes it."""
-        self.recipe, self.form, self.about = recipe, form_of(recipe), about
+        self.recipe, self.form, self.about = recipe, build_form(recipe), about
         self._model, self._lock = model, threading.Lock()
 
     def write(
@@ -43,10 +43,10 @@ class Drafting:
         limit = self.form.max_tokens if max_tokens is None else max_tokens
         if limit < 1:
             raise RecipeError(f"max_tokens is {limit}", where="max_tokens", next="Use 1 or more")
-        turns = conversation(self.recipe, values, system)
-        return self._events(Gate.of(self.form, values, turns), turns, limit)
+        turns = build_prompt(self.recipe, values, system)
+        return self._events(StreamFilter.of(self.form, values, turns), turns, limit)
 
-    def _events(self, gate: Gate, turns: Any, limit: int) -> Iterator[Event]:
+    def _events(self, gate: StreamFilter, turns: Any, limit: int) -> Iterator[Event]:
         text, pieces = "", 0
         with self._lock, contextlib.closing(self._model.stream(turns, max_new_tokens=limit)) as stream:
             for piece in stream:
@@ -64,22 +64,22 @@ class Drafting:
         template = getattr(self._model, "template", None)
         return len(template.tokenizer(text, add_special_tokens=False)["input_ids"]) if template else 0
 
-    def judged(self, text: str, values: Mapping[str, str]) -> tuple[Claimed, ...]:
+    def judged(self, text: str, values: Mapping[str, str]) -> tuple[ClaimEvent, ...]:
         """Returns the statements of an edited text, compared with the fields; none if the form has no facts."""
         form_facts = {name: value for name, value in values.items() if name in self.form.facts}
-        return judged(text, form_facts) if self.form.checked else ()
+        return claim_events(text, form_facts) if self.form.checked else ()
 
-    def without(self, text: str, claim: Claimed, others: Iterable[Claimed] = ()) -> str:
+    def without(self, text: str, claim: ClaimEvent, others: Iterable[ClaimEvent] = ()) -> str:
         """Returns the text without a statement, see writing.repair; the statements in `others` stay."""
-        return repair.without(text, claim, others)
+        return repair.remove_claim(text, claim, others)
 
-    def filled(self, text: str, claim: Claimed, values: Mapping[str, str]) -> str | None:
+    def filled(self, text: str, claim: ClaimEvent, values: Mapping[str, str]) -> str | None:
         """Returns the text with a statement corrected from the fields, see writing.repair."""
-        return repair.filled(text, claim, values)
+        return repair.replace_claim(text, claim, values)
 
-    def filling(self, text: str, claim: Claimed, values: Mapping[str, str]) -> str | None:
+    def filling(self, text: str, claim: ClaimEvent, values: Mapping[str, str]) -> str | None:
         """Returns the words that `filled` would insert."""
-        return repair.filling(text, claim, values)
+        return repair.find_replacement(text, claim, values)
 
     def document(self, text: str, title: str, kind: Paper) -> bytes:
         """Returns the text as a file. Raises MissingExtra if python-docx or fpdf2 is not installed."""
@@ -92,14 +92,14 @@ def drafting(recipe: Recipe, run: Run, log: Reporter = silent, *, threads: int |
 
     Raises RunError if the run is not trained, ModelError if the model cannot be run.
     """
-    from tunesmith.generation.from_gguf import FromGguf
+    from tunesmith.generation.from_gguf import GgufModel
 
     file = exported(run)
     if file is None:
         yield Drafting(recipe, chat(recipe, run, log), f"the adapter of {recipe.name} on its base")
         return
     log(f"writing with {file.name}")
-    with FromGguf(file, stop=recipe.prompt.stop, slots=1, threads=threads) as model:
+    with GgufModel(file, stop=recipe.prompt.stop, slots=1, threads=threads) as model:
         yield Drafting(recipe, model, f"{file.name}, verified")
 
 

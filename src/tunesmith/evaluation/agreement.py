@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 
-def wilson(count: int, total: int) -> tuple[float, float]:
+def wilson_interval(count: int, total: int) -> tuple[float, float]:
     """Returns the 95 % score interval of `count` / `total` as (low, high) (Wilson 1927).
 
     doi:10.1080/01621459.1927.10502953
@@ -26,7 +26,7 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     return low, 1.0 if count == total else (middle + half) / scale
 
 
-def cohen(first: Sequence[str], second: Sequence[str]) -> float | None:
+def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
     """Returns Cohen's kappa of two reviewers' answers to the same items (Cohen 1960, doi:10.1177/001316446002000104).
 
     kappa = (p - e) / (1 - e), where p is the share of equal answers and e the share expected from how often each
@@ -42,7 +42,7 @@ def cohen(first: Sequence[str], second: Sequence[str]) -> float | None:
     return (equal * len(first) - chance) / (squared - chance) if chance < squared else None
 
 
-def fleiss(items: Sequence[Sequence[str]]) -> tuple[float, float | None]:
+def fleiss_kappa(items: Sequence[Sequence[str]]) -> tuple[float, float | None]:
     """Returns the mean agreement and Fleiss' kappa of several reviewers; each item holds one answer per reviewer.
 
     An item's agreement is the share of reviewer pairs with equal answers. The expected agreement is the sum of the

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.generation.from_weights import FromWeights
+from tunesmith.generation.from_weights import WeightsModel
 from tunesmith.prompt import pack
-from tunesmith.prompt.tokens import Example, Learn, encode_all
-from tunesmith.training.loss import summed_loss
+from tunesmith.prompt.tokens import Example, Learn, encode_expanded
+from tunesmith.training.loss import sum_cross_entropy
 
 
-def losses(model: FromWeights, rows: Sequence[Conversation], *, learn: str) -> list[float]:
+def answer_losses(model: WeightsModel, rows: Sequence[Conversation], *, learn: str) -> list[float]:
     """Returns the mean loss of each row's own answers in nats per token, for the base or the tuned model.
 
     Tokens that the template puts before an answer do not count. If the template rewrites earlier turns, each answer is
@@ -23,10 +23,10 @@ def losses(model: FromWeights, rows: Sequence[Conversation], *, learn: str) -> l
     loss_on: Learn = "everything" if learn == "everything" else "answer"
     examples, row_indices = list[Example](), list[int]()
     for index, row in enumerate(rows):
-        parts = [example.scored for _, example in encode_all(row, model.template, loss_on, "auto")]
+        parts = [example.scored for _, example in encode_expanded(row, model.template, loss_on, "auto")]
         examples += parts
         row_indices += [index] * len(parts)
-    weights = [sum(example.learnt[1:]) for example in examples]
+    weights = [sum(example.loss_mask[1:]) for example in examples]
     totals, tokens = [0.0] * len(rows), [0] * len(rows)
     for index, weight, nats in zip(row_indices, weights, _loss_per_token(model, examples), strict=True):
         totals[index] += weight * nats
@@ -34,7 +34,7 @@ def losses(model: FromWeights, rows: Sequence[Conversation], *, learn: str) -> l
     return [total / count for total, count in zip(totals, tokens, strict=True)]
 
 
-def _loss_per_token(text_model: FromWeights, examples: Sequence[Example]) -> list[float]:
+def _loss_per_token(text_model: WeightsModel, examples: Sequence[Example]) -> list[float]:
     """Returns the loss of each example in nats per token, one example at a time."""
     text_model.model.network.eval()
     decoder = text_model.decoder()
@@ -45,5 +45,5 @@ def _loss_per_token(text_model: FromWeights, examples: Sequence[Example]) -> lis
     with torch.no_grad(), adapter_context:
         for example in examples:
             batch = pack.collate([example], text_model.pad)
-            losses.append(summed_loss(text_model.model, batch).item() / batch.learnt)
+            losses.append(sum_cross_entropy(text_model.model, batch).item() / batch.loss_tokens)
     return losses

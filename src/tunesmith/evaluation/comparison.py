@@ -15,17 +15,17 @@ from tunesmith.config.recipe import Named
 from tunesmith.config.registry import find
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import RunError
-from tunesmith.evaluation.reply_log import Kept
-from tunesmith.evaluation.score import Known, Score, View
-from tunesmith.evaluation.statistics import Difference, paired, settle
+from tunesmith.evaluation.reply_log import ReplyLog
+from tunesmith.evaluation.score import Score, TrainingAnswers, View
+from tunesmith.evaluation.statistics import Difference, apply_holm, paired_difference
 from tunesmith.generation.text_model import Reply, TextModel
 
-NOTHING = Known()
-HIGHEST = 230.0  # nats; exp(230) = 1e100, far above the perplexity of any working model
+NO_TRAINING_ANSWERS = TrainingAnswers()
+MAX_LOSS = 230.0  # nats; exp(230) = 1e100, far above the perplexity of any working model
 
 
 @dataclass(frozen=True)
-class Answered:
+class RowReply:
     """One model's reply to one row, and its loss on the row's own answer."""
 
     id: str
@@ -38,18 +38,18 @@ class Answered:
         return {"id": self.id, "part": self.part, **asdict(self.reply), "loss": self.loss}
 
 
-def read_answered(path: Path) -> list[Answered]:
+def read_row_replies(path: Path) -> list[RowReply]:
     """Reads a file of replies/*.jsonl, one `Answered.describe` per line."""
     answers = []
     for line in path.read_text(encoding="utf-8").split("\n"):
         if line:
             values = json.loads(line)
             reply = Reply(values["text"], values["stopped"], values["tokens"], values.get("cut", ""))
-            answers.append(Answered(values["id"], values["part"], reply, values["loss"]))
+            answers.append(RowReply(values["id"], values["part"], reply, values["loss"]))
     return answers
 
 
-def choose(parts: Mapping[str, Sequence[Conversation]], limit: int, seed: int) -> dict[str, list[Conversation]]:
+def sample_rows(parts: Mapping[str, Sequence[Conversation]], limit: int, seed: int) -> dict[str, list[Conversation]]:
     """Draws at most `limit` rows from all parts together, evenly over groups; the same rows for the same seed."""
     total = sum(len(rows) for rows in parts.values())
     if total <= limit:
@@ -70,7 +70,7 @@ def choose(parts: Mapping[str, Sequence[Conversation]], limit: int, seed: int) -
     return {part: [row for row in rows if row.id in chosen_ids] for part, rows in parts.items()}
 
 
-def answer(
+def generate_replies(
     model: TextModel,
     parts: Mapping[str, Sequence[Conversation]],
     *,
@@ -78,8 +78,8 @@ def answer(
     batch: int,
     losses: Callable[[Sequence[Conversation]], list[float]] | None,
     on_progress: Callable[[int, int], None],
-    reply_log: Kept | None = None,
-) -> list[Answered]:
+    reply_log: ReplyLog | None = None,
+) -> list[RowReply]:
     """Returns one model's replies to all rows; `losses`, if given, adds its loss on each row's own answer.
 
     Replies that are already in `reply_log` are reused, and new ones are appended to it as they are generated.
@@ -99,11 +99,11 @@ def answer(
     loss_by_index: dict[int, float] = {}
     if losses and with_answer:
         loss_by_index = dict(zip(with_answer, losses([rows[index][1] for index in with_answer]), strict=True))
-    return [Answered(row.id, part, replies[index], loss_by_index.get(index)) for index, (part, row) in enumerate(rows)]
+    return [RowReply(row.id, part, replies[index], loss_by_index.get(index)) for index, (part, row) in enumerate(rows)]
 
 
-def score(
-    row: Conversation, answered: Answered, metrics: Sequence[Named], training: Known = NOTHING
+def score_row(
+    row: Conversation, answered: RowReply, metrics: Sequence[Named], training: TrainingAnswers = NO_TRAINING_ANSWERS
 ) -> dict[str, Score]:
     """Returns all scores of one row by name; `training` holds the answers that the tuned model was trained on.
 
@@ -113,7 +113,7 @@ def score(
     view, scores = View(row, answered.reply, answered.loss, training), {}
     for metric in metrics:
         for metric_score in find("tunesmith.evaluation.metrics", metric.name)(view, **metric.options):
-            if not math.isfinite(metric_score.value) or (metric_score.fold == "exp" and metric_score.value > HIGHEST):
+            if not math.isfinite(metric_score.value) or (metric_score.fold == "exp" and metric_score.value > MAX_LOSS):
                 shown_value = f"{metric_score.name} = {metric_score.value} ({metric_score.fold})"
                 raise AssertionError(
                     f"the metric '{metric.name}' gave {shown_value} for the row '{row.id}' of {answered.part}"
@@ -124,14 +124,14 @@ def score(
 
 def compare(
     parts: Mapping[str, Sequence[Conversation]],
-    base: Sequence[Answered],
-    tuned: Sequence[Answered],
+    base: Sequence[RowReply],
+    tuned: Sequence[RowReply],
     metrics: Sequence[Named],
     *,
     primary: str,
     kind: str,
     seed: int,
-    training: Known = NOTHING,
+    training: TrainingAnswers = NO_TRAINING_ANSWERS,
 ) -> dict[str, Any]:
     """Compares the tuned model with the base; returns the content of scores.json.
 
@@ -146,7 +146,7 @@ def compare(
     return {
         "primary": primary,
         "kind": kind,
-        "verdict": sentence(primary, main, kind),
+        "verdict": verdict_sentence(primary, main, kind),
         "helped": main.verdict if main else "not measured",
         "sections": _describe_sections(sections),
         "unpaired": _unpaired(parts, scored["base"], scored["tuned"]),
@@ -154,16 +154,16 @@ def compare(
     }
 
 
-def across(
+def compare_models(
     parts: Mapping[str, Sequence[Conversation]],
-    answered: Mapping[str, Sequence[Answered]],
+    answered: Mapping[str, Sequence[RowReply]],
     metrics: Sequence[Named],
     *,
     against: str,
     primary: str,
     kind: str,
     seed: int,
-    training: Known = NOTHING,
+    training: TrainingAnswers = NO_TRAINING_ANSWERS,
 ) -> dict[str, Any]:
     """Compares several named models with the one named `against`, on the same rows.
 
@@ -179,7 +179,7 @@ def across(
     for name, sections in _differences_by_model(parts, scored, against, primary, seed).items():
         main = _first_section(sections).get(primary)
         models[name] = {
-            "verdict": sentence(primary, main, kind, name=name, against=against),
+            "verdict": verdict_sentence(primary, main, kind, name=name, against=against),
             "helped": main.verdict if main else "not measured",
             "sections": _describe_sections(sections),
             "unpaired": _unpaired(parts, scored[against], scored[name]),
@@ -188,7 +188,9 @@ def across(
     return {"primary": primary, "kind": kind, "against": against, "models": models, "rows": rows}
 
 
-def sentence(primary: str, result: Difference | None, kind: str = "group", *, name: str = "", against: str = "") -> str:
+def verdict_sentence(
+    primary: str, result: Difference | None, kind: str = "group", *, name: str = "", against: str = ""
+) -> str:
     """Returns the verdict as a sentence, about base and tuned or about the model `name` compared with `against`.
 
     `kind` is what a group of rows is called.
@@ -235,16 +237,16 @@ def plural(kind: str, count: int = 2) -> str:
     return kind[:-1] + "ies" if kind.endswith("y") and kind[-2:-1] not in "aeiou" else f"{kind}s"
 
 
-Key = tuple[str, str]  # a row's part and id
-Scored = dict[Key, dict[str, Score]]
+RowKey = tuple[str, str]  # a row's part and id
+Scored = dict[RowKey, dict[str, Score]]
 Sections = dict[str, dict[str, Difference]]  # by section and metric
 
 
 def _score_all(
     parts: Mapping[str, Sequence[Conversation]],
-    answered: Mapping[str, Sequence[Answered]],
+    answered: Mapping[str, Sequence[RowReply]],
     metrics: Sequence[Named],
-    training: Known,
+    training: TrainingAnswers,
 ) -> dict[str, Scored]:
     """Scores every row for every model. Raises RunError if a model did not answer exactly these rows."""
     rows = {(part, row.id): row for part, members in parts.items() for row in members}
@@ -254,12 +256,12 @@ def _score_all(
             where, message = f"row '{row}' of {part}", f"'{name}' did not answer the same rows as the others"
             raise RunError(message, where=where, next="Let every model answer the same rows, then compare them")
     return {
-        name: {(item.part, item.id): score(rows[item.part, item.id], item, metrics, training) for item in items}
+        name: {(item.part, item.id): score_row(rows[item.part, item.id], item, metrics, training) for item in items}
         for name, items in answered.items()
     }
 
 
-def _rows_by_section(parts: Mapping[str, Sequence[Conversation]]) -> dict[str, list[tuple[Key, str]]]:
+def _rows_by_section(parts: Mapping[str, Sequence[Conversation]]) -> dict[str, list[tuple[RowKey, str]]]:
     """Returns rows and their groups by section: `all` if both held-out parts have rows, then each part."""
     rows_by_part = {part: [((part, row.id), row.group) for row in rows] for part, rows in parts.items() if rows}
     held_out = [rows_by_part[part] for part in rows_by_part if part in ("test", "unseen")]
@@ -276,17 +278,19 @@ def _differences_by_model(
         section_differences = {
             (name, metric): difference
             for name in others
-            for metric, difference in differences(
+            for metric, difference in score_differences(
                 [(group, scored[against][key], scored[name][key]) for key, group in rows], seed
             ).items()
         }
-        settled = settle(section_differences, alone=(others[0], primary) if index == 0 and len(others) == 1 else None)
+        settled = apply_holm(
+            section_differences, alone=(others[0], primary) if index == 0 and len(others) == 1 else None
+        )
         for name in others:
             by_model[name][title] = {metric: result for (model, metric), result in settled.items() if model == name}
     return by_model
 
 
-def differences(
+def score_differences(
     rows: Sequence[tuple[str, Mapping[str, Score], Mapping[str, Score]]], seed: int
 ) -> dict[str, Difference]:
     """Returns each score's paired difference; `rows` holds a group and the scores before and after.
@@ -298,7 +302,7 @@ def differences(
         both = [(group, before[name], after[name]) for group, before, after in rows if name in before and name in after]
         if not both:
             continue
-        by_metric[name] = paired(
+        by_metric[name] = paired_difference(
             [b.value for _, b, _ in both],
             [a.value for _, _, a in both],
             [group for group, _, _ in both],
@@ -337,7 +341,7 @@ def _describe_sections(sections: Sections) -> dict[str, dict[str, Any]]:
 
 def _values_by_row(
     parts: Mapping[str, Sequence[Conversation]], scored: Mapping[str, Scored]
-) -> list[tuple[Key, dict[str, dict[str, float]]]]:
+) -> list[tuple[RowKey, dict[str, dict[str, float]]]]:
     """Returns each row's scores by model and metric."""
     keys = [(part, row.id) for part, rows in parts.items() for row in rows]
     return [

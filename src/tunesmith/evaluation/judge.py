@@ -21,16 +21,16 @@ from typing import Any, Literal, Protocol, cast
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import ModelError, ResourceError, RunError, TunesmithError
-from tunesmith.evaluation.agreement import wilson
-from tunesmith.evaluation.comparison import Answered, choose
-from tunesmith.evaluation.statistics import Difference, paired, settle
+from tunesmith.evaluation.agreement import wilson_interval
+from tunesmith.evaluation.comparison import RowReply, sample_rows
+from tunesmith.evaluation.statistics import Difference, apply_holm, paired_difference
 from tunesmith.generation.text_model import Reply
 from tunesmith.runs.run import disk, hash_plain
 
-Side = Literal["base", "tuned", "tie"]
+Winner = Literal["base", "tuned", "tie"]
 
-WORDING = 1  # version of the judge's prompt: verdicts on another version are not reused
-GIVE_UP = 8  # stop sending after this many failures without a success
+PROMPT_VERSION = 1  # version of the judge's prompt: verdicts on another version are not reused
+MAX_FAILURES = 8  # stop sending after this many failures without a success
 CRITERIA = "It does what the user asks, is correct, keeps to the form asked for, and says nothing beside the point."
 _STATUS = re.compile(r"\(status (\d{3})\)|with status (\d{3})")
 
@@ -46,7 +46,7 @@ that is this JSON object and nothing else:
 {form}"""
 
 
-class Asked(Protocol):
+class JudgeServer(Protocol):
     """The part of generation.from_server.FromServer that a judge uses."""
 
     host: str
@@ -58,7 +58,7 @@ class Asked(Protocol):
 
 
 @dataclass(frozen=True)
-class Pair:
+class JudgePair:
     """The two replies to one row; `reference` is a good answer shown to the judge, or ''."""
 
     id: str
@@ -70,26 +70,26 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgeVerdict:
     """The judge's verdict on a pair in one order; `first` is the side that was shown first, marks are 1 to 5."""
 
     first: Literal["base", "tuned"]
-    better: Side
+    better: Winner
     marks: Mapping[str, int] = field(default_factory=dict)  # keys base and tuned; empty if marks were not asked for
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgeResult:
     """All pairs with their verdicts, and the requests that failed."""
 
-    pairs: Sequence[Pair]
-    verdicts: Mapping[str, Sequence[Verdict]]  # by pair id; empty for equal replies, which are not judged
+    pairs: Sequence[JudgePair]
+    verdicts: Mapping[str, Sequence[JudgeVerdict]]  # by pair id; empty for equal replies, which are not judged
     failures: Mapping[str, int]  # number of failed requests by reason
     seed: int
 
-    def outcomes(self) -> dict[str, Side | None]:
+    def outcomes(self) -> dict[str, Winner | None]:
         """Returns, by pair id, the better side, a tie, or None if a verdict is missing."""
-        sides: dict[str, Side | None] = {}
+        sides: dict[str, Winner | None] = {}
         for pair in self.pairs:
             pair_verdicts = self.verdicts.get(pair.id, ())
             if _are_equal(pair):
@@ -120,7 +120,7 @@ class Judged:
             "difference": self._paired(lost, won, [group for group, _ in decided]),
             "marks": self._marks(),
         }
-        settled = settle({name: difference for name, difference in differences.items() if difference})
+        settled = apply_holm({name: difference for name, difference in differences.items() if difference})
         return {
             "pairs": len(self.pairs),
             "wins": counts["tuned"],
@@ -145,18 +145,18 @@ class Judged:
         return self._paired(base, tuned, [group for group, _ in rows])
 
     def _paired(self, base: list[float], tuned: list[float], groups: list[str]) -> Difference | None:
-        return paired(base, tuned, groups, better="higher", seed=self.seed) if groups else None
+        return paired_difference(base, tuned, groups, better="higher", seed=self.seed) if groups else None
 
 
-def pairs_of(
+def sample_pairs(
     parts: Mapping[str, Sequence[Conversation]],
-    base: Sequence[Answered],
-    tuned: Sequence[Answered],
+    base: Sequence[RowReply],
+    tuned: Sequence[RowReply],
     *,
     limit: int,
     seed: int,
     reference: bool = False,
-) -> list[Pair]:
+) -> list[JudgePair]:
     """Pairs the two models' replies to at most `limit` rows, drawn evenly over groups.
 
     With `reference`, a pair also holds the row's own answer, if it has one.
@@ -164,8 +164,10 @@ def pairs_of(
     before = {(item.part, item.id): item.reply.text for item in base}
     after = {(item.part, item.id): item.reply.text for item in tuned}
     return [
-        Pair(row.id, row.group, row.prompt, before[part, row.id], after[part, row.id], row.answer if reference else "")
-        for part, rows in choose(parts, limit, seed).items()
+        JudgePair(
+            row.id, row.group, row.prompt, before[part, row.id], after[part, row.id], row.answer if reference else ""
+        )
+        for part, rows in sample_rows(parts, limit, seed).items()
         for row in rows
     ]
 
@@ -178,7 +180,7 @@ class Judge:
 
     def __init__(
         self,
-        server: Asked,
+        server: JudgeServer,
         journal: Path,
         *,
         criteria: str = CRITERIA,
@@ -198,11 +200,11 @@ class Judge:
         self.batch, self.max_new_tokens, self.temperature = max(1, batch), max_new_tokens, temperature
         self.seed, self.verdicts = seed, _read_journal(journal)
 
-    def requests(self, pairs: Sequence[Pair]) -> int:
+    def requests(self, pairs: Sequence[JudgePair]) -> int:
         """Returns how many requests `judge` would send now."""
         return len(self._pending(pairs))
 
-    def judge(self, pairs: Sequence[Pair], log: Callable[[str], None]) -> Judged:
+    def judge(self, pairs: Sequence[JudgePair], log: Callable[[str], None]) -> JudgeResult:
         """Returns every pair's verdicts; first reports how many requests it sends, and to which host.
 
         Failed requests and answers without a verdict are counted. If the first GIVE_UP requests all fail, the others
@@ -226,46 +228,46 @@ class Judge:
             ]
             for pair in pairs
         }
-        return Judged(pairs, verdicts, failures, self.seed)
+        return JudgeResult(pairs, verdicts, failures, self.seed)
 
-    def _pending(self, pairs: Sequence[Pair]) -> list[tuple[Pair, str, str]]:
+    def _pending(self, pairs: Sequence[JudgePair]) -> list[tuple[JudgePair, str, str]]:
         """Returns the requests still to send: pair, side shown first, and the verdict's key."""
         requests = [(pair, first, self._key(pair, first)) for pair in pairs for first in ("base", "tuned")]
         return [
             (pair, first, key) for pair, first, key in requests if not _are_equal(pair) and key not in self.verdicts
         ]
 
-    def _key(self, pair: Pair, first: str) -> str:
+    def _key(self, pair: JudgePair, first: str) -> str:
         turns = [[turn.role, turn.text] for turn in pair.prompt]
-        settings = [WORDING, self.server.model, self.criteria, self.marks, first]
+        settings = [PROMPT_VERSION, self.server.model, self.criteria, self.marks, first]
         return hash_plain([*settings, pair.id, turns, pair.base, pair.tuned, pair.reference])
 
-    def _send_all(self, requests: Sequence[tuple[Pair, str, str]]) -> dict[str, int]:
+    def _send_all(self, requests: Sequence[tuple[JudgePair, str, str]]) -> dict[str, int]:
         """Sends the requests and writes their verdicts to the journal; returns failures by reason."""
         failures: Counter[str] = Counter()
         succeeded, unsent = False, list(reversed(requests))
         with ThreadPoolExecutor(max_workers=self.batch) as pool:
-            running: dict[Future[Verdict | str], tuple[Pair, str]] = {}
+            running: dict[Future[JudgeVerdict | str], tuple[JudgePair, str]] = {}
             while unsent or running:
                 while unsent and len(running) < self.batch:  # queue no more than run: nothing to cancel when giving up
                     pair, first, key = unsent.pop()
                     running[pool.submit(self._send, pair, first)] = pair, key
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     (pair, key), outcome = running.pop(future), future.result()
-                    if isinstance(outcome, Verdict):
+                    if isinstance(outcome, JudgeVerdict):
                         succeeded = True
                         self._append(key, pair, outcome)
                     else:
                         failures[outcome] += 1
-                if unsent and not succeeded and failures.total() >= GIVE_UP:
+                if unsent and not succeeded and failures.total() >= MAX_FAILURES:
                     failures["not sent: the first all failed"] += len(unsent)
                     unsent.clear()
         return dict(failures)
 
-    def _send(self, pair: Pair, first: str) -> Verdict | str:
+    def _send(self, pair: JudgePair, first: str) -> JudgeVerdict | str:
         """Sends one request; returns the verdict, or the reason of failure without any text of server or rows."""
         nonce = _nonce(pair)
-        turns = request(pair, first, nonce, self.criteria, self.marks)
+        turns = judge_prompt(pair, first, nonce, self.criteria, self.marks)
         try:
             reply = self.server.complete(turns, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
         except (ModelError, ResourceError) as error:
@@ -276,9 +278,9 @@ class Judge:
         second = "tuned" if first == "base" else "base"
         sides = {"A": first, "B": second, "tie": "tie"}
         marks = {first: answer["mark_a"], second: answer["mark_b"]} if self.marks else {}
-        return Verdict(cast(Any, first), cast(Side, sides[answer["better"]]), marks)
+        return JudgeVerdict(cast(Any, first), cast(Winner, sides[answer["better"]]), marks)
 
-    def _append(self, key: str, pair: Pair, verdict: Verdict) -> None:
+    def _append(self, key: str, pair: JudgePair, verdict: JudgeVerdict) -> None:
         self.verdicts[key] = verdict
         values = {"first": verdict.first, "better": verdict.better, "marks": dict(verdict.marks)}
         entry = {"key": key, "id": pair.id, **values, "model": self.server.model}
@@ -290,7 +292,7 @@ class Judge:
                 os.fsync(file.fileno())
 
 
-def request(pair: Pair, first: str, nonce: str, criteria: str, marks: bool) -> list[Turn]:
+def judge_prompt(pair: JudgePair, first: str, nonce: str, criteria: str, marks: bool) -> list[Turn]:
     """Builds the judge's prompt: the rules as system message, then the texts, each delimited with `nonce`."""
     form = {"check": nonce, "better": "A, B or tie", **({"mark_a": "1 to 5", "mark_b": "1 to 5"} if marks else {})}
     replies = {"A": pair.base, "B": pair.tuned} if first == "base" else {"A": pair.tuned, "B": pair.base}
@@ -330,7 +332,7 @@ def _win_share(wins: int, decided: int) -> dict[str, float] | None:
     """Returns the share of wins among decided pairs with its interval; None without decided pairs."""
     if not decided:
         return None
-    low, high = wilson(wins, decided)
+    low, high = wilson_interval(wins, decided)
     return {"share": wins / decided, "low": low, "high": high, "of": decided}
 
 
@@ -338,7 +340,7 @@ def _delimited(name: str, text: str, nonce: str) -> str:
     return f"[{nonce} {name} begins]\n{text}\n[{nonce} {name.split(',')[0]} ends]"
 
 
-def _nonce(pair: Pair) -> str:
+def _nonce(pair: JudgePair) -> str:
     """Draws a random hex number that occurs in none of the pair's texts."""
     texts = [pair.base, pair.tuned, pair.reference, *(turn.text for turn in pair.prompt)]
     while any((nonce := secrets.token_hex(6)) in text for text in texts):
@@ -346,11 +348,11 @@ def _nonce(pair: Pair) -> str:
     return nonce
 
 
-def _are_equal(pair: Pair) -> bool:
+def _are_equal(pair: JudgePair) -> bool:
     return pair.base.strip() == pair.tuned.strip()
 
 
-def _winning_position(verdict: Verdict) -> str:
+def _winning_position(verdict: JudgeVerdict) -> str:
     """Returns the position that won, A or B; '' for a tie."""
     if verdict.better == "tie":
         return ""
@@ -370,7 +372,7 @@ def _failure_reason(error: TunesmithError) -> str:
     return "no connection" if isinstance(error, ResourceError) else "no chat completion, model or address"
 
 
-def _read_journal(journal: Path) -> dict[str, Verdict]:
+def _read_journal(journal: Path) -> dict[str, JudgeVerdict]:
     if not journal.exists():
         return {}
     data = journal.read_bytes()
@@ -382,7 +384,7 @@ def _read_journal(journal: Path) -> dict[str, Verdict]:
     for number, line in enumerate(data[:complete].split(b"\n")[:-1], start=1):
         try:
             entry = json.loads(line)
-            verdicts[entry["key"]] = Verdict(entry["first"], entry["better"], entry["marks"])
+            verdicts[entry["key"]] = JudgeVerdict(entry["first"], entry["better"], entry["marks"])
             if entry["first"] not in ("base", "tuned") or entry["better"] not in ("base", "tuned", "tie"):
                 raise ValueError("unknown side")
         except (ValueError, KeyError, TypeError) as error:

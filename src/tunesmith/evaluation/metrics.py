@@ -47,7 +47,7 @@ def exact_match(view: View, *, punctuation: bool = False) -> list[Score]:
     if not view.row.answer.strip():
         return []
     reply_text, expected_text = (
-        text_measures.plain(text, punctuation=punctuation) for text in (view.reply.text, view.row.answer)
+        text_measures.normalize_text(text, punctuation=punctuation) for text in (view.reply.text, view.row.answer)
     )
     return [Score("exact_match", float(reply_text == expected_text), "higher")]
 
@@ -84,7 +84,9 @@ def expected(view: View) -> list[Score]:
     if form == "steps":
         return [Score("expected", float(_is_numbered_list(view.reply.text, 2)), "higher")]
     if form == "no_steps":
-        has_step = any(text_measures.number(line) is not None for line in text_measures.lines(view.reply.text))
+        has_step = any(
+            text_measures.step_number(line) is not None for line in text_measures.nonblank_lines(view.reply.text)
+        )
         return [Score("expected", float(not has_step), "higher")]
     return []
 
@@ -109,9 +111,9 @@ def self_dialogue(view: View) -> list[Score]:
     such as '<|im_start|>', 'Q:' after other text, or a name that opens at least two lines of the prompt ('Anna:').
     Signs that the row's own answer has too do not count: it may be a list of questions or a play.
     """
-    names = text_measures.askers(turn.text for turn in view.row.prompt if turn.role == "user")
-    answer_turns = text_measures.turns_of_other(view.row.answer, names)
-    reply_turns = text_measures.turns_of_other(f"{view.reply.text}\n{view.reply.cut}", names)
+    names = text_measures.speaker_names(turn.text for turn in view.row.prompt if turn.role == "user")
+    answer_turns = text_measures.other_speaker_turns(view.row.answer, names)
+    reply_turns = text_measures.other_speaker_turns(f"{view.reply.text}\n{view.reply.cut}", names)
     return [Score("self_dialogue", float(any(sign not in answer_turns for sign in reply_turns)), "lower")]
 
 
@@ -129,7 +131,7 @@ def repetition(view: View, *, n: Literal[1, 2, 3, 4, 5, 6, 8] = 4) -> list[Score
 
     Words are separated by spaces and case-folded. A reply of fewer than `n` words has 0.
     """
-    share = text_measures.distinct(view.reply.text.casefold().split(), n)
+    share = text_measures.distinct_ngrams(view.reply.text.casefold().split(), n)
     return [Score("repetition", 0.0 if share is None else 1.0 - share, "lower")]
 
 
@@ -143,7 +145,7 @@ def distinct(view: View) -> list[Score]:
     Words are separated by spaces and case-folded. A reply without a word, or without a pair, has no score.
     """
     words = view.reply.text.casefold().split()
-    shares = ((name, text_measures.distinct(words, n)) for n, name in enumerate(DISTINCT, start=1))
+    shares = ((name, text_measures.distinct_ngrams(words, n)) for n, name in enumerate(DISTINCT, start=1))
     return [Score(name, value, "neither") for name, value in shares if value is not None]
 
 
@@ -151,7 +153,7 @@ def valid_json(view: View, *, fenced: bool = True, keys: list | None = None) -> 
     """1 if the reply is only JSON (RFC 8259: no NaN, no comments) and, with `keys`, an object that has all of them;
     else 0. `fenced` allows a ``` … ``` block around it.
     """
-    parsed = text_measures.parse(view.reply.text, fenced=fenced)
+    parsed = text_measures.parse_json(view.reply.text, fenced=fenced)
     valid = parsed is not None and (not keys or (isinstance(parsed[0], dict) and all(key in parsed[0] for key in keys)))
     return [Score("valid_json", float(valid), "higher")]
 
@@ -203,10 +205,10 @@ def memorised(view: View, *, run: int = 50) -> list[Score]:
         )
     if not view.training.answers:
         return []
-    from tunesmith.evaluation.train_index import runs
+    from tunesmith.evaluation.train_index import phrase_index
 
     words = view.reply.text.split()
-    longest = runs(view.training).longest(words)
+    longest = phrase_index(view.training).longest(words)
     values = (longest / max(1, len(words)), float(longest >= run))
     return [Score(name, value, "lower") for name, value in zip(MEMORISED, values, strict=True)]
 
@@ -219,24 +221,24 @@ def likeness(view: View) -> list[Score]:
     """
     if not any(answer.strip() for answer in view.training.answers):
         return []
-    from tunesmith.evaluation.train_index import writer
+    from tunesmith.evaluation.train_index import training_profile
 
-    reply_profile = text_measures.profile(text_measures.counted([view.reply.text]))
-    return [Score("likeness", text_measures.cosine(reply_profile, writer(view.training)), "higher")]
+    reply_profile = text_measures.ngram_profile(text_measures.word_counts([view.reply.text]))
+    return [Score("likeness", text_measures.cosine(reply_profile, training_profile(view.training)), "higher")]
 
 
 def _is_numbered_list(text: str, least: int) -> bool:
-    lines = text_measures.lines(text)
-    return len(lines) >= least and [text_measures.number(line) for line in lines] == list(range(1, len(lines) + 1))
+    lines = text_measures.nonblank_lines(text)
+    return len(lines) >= least and [text_measures.step_number(line) for line in lines] == list(range(1, len(lines) + 1))
 
 
 def _claim_score(view: View, fields: list[str] | None) -> Any:
     """Returns the claims.score.Score of the reply's claims; None if the row has no fields."""
-    from tunesmith.claims.match import check
-    from tunesmith.claims.score import score
+    from tunesmith.claims.match import check_claims
+    from tunesmith.claims.score import score_claims
 
     columns = view.row.own_fields(fields)
-    return score(view.reply.text, columns, check(view.reply.text, columns)) if columns else None
+    return score_claims(view.reply.text, columns, check_claims(view.reply.text, columns)) if columns else None
 
 
 @functools.cache

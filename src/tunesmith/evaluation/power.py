@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALPHA, POWER = 0.05, 0.8
-SAME = 1e-9  # scores that differ by no more than this are equal
+TOLERANCE = 1e-9  # scores that differ by no more than this are equal
 
 
-def standardised(gain: NDArray[np.float64]) -> float:
+def cohens_d(gain: NDArray[np.float64]) -> float:
     """Returns Cohen's d_z of paired gains [rows] with Hedges' correction: J mean / sd, J = 1 − 3 / (4 (n − 1) − 1).
 
     The unit is the standard deviation (n − 1 in the divisor) of the rows' gains, which are tuned minus base regardless
@@ -17,12 +17,12 @@ def standardised(gain: NDArray[np.float64]) -> float:
     doi:10.3389/fpsyg.2013.00863; J removes the upward bias of d for few rows: Hedges 1981,
     doi:10.3102/10769986006002107.
     """
-    if len(gain) < 2 or np.ptp(gain) <= SAME:
+    if len(gain) < 2 or np.ptp(gain) <= TOLERANCE:
         return 0.0
     return float((1 - 3 / (4 * (len(gain) - 1) - 1)) * gain.mean() / gain.std(ddof=1))
 
 
-def noticeable(error: float, groups: int) -> float | None:
+def minimum_detectable(error: float, groups: int) -> float | None:
     """Returns the minimum detectable difference at 5 % (two-sided) and 80 % power, in the units of `error`.
 
     (t₀.₉₇₅ + t₀.₈) × the standard error, with G − 1 degrees of freedom for G groups (Bloom 1995,
@@ -30,6 +30,6 @@ def noticeable(error: float, groups: int) -> float | None:
     """
     from scipy.stats import t
 
-    if groups < 2 or error <= SAME:
+    if groups < 2 or error <= TOLERANCE:
         return None
     return float((t.ppf(1 - ALPHA / 2, groups - 1) + t.ppf(POWER, groups - 1)) * error)

@@ -11,7 +11,7 @@ from typing import IO, Any
 from tunesmith.generation.text_model import Reply
 
 
-class Kept:
+class ReplyLog:
     """A file of JSON lines: fingerprints of the inputs, then one reply per line.
 
     An incomplete last line is skipped. A file that was made from other inputs is started anew.

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import RunError
-from tunesmith.evaluation.agreement import cohen, fleiss, wilson
+from tunesmith.evaluation.agreement import cohen_kappa, fleiss_kappa, wilson_interval
 from tunesmith.runs.run import disk, hash_plain, how_to_make, sync_folder
 
 Model = Literal["base", "tuned"]
@@ -29,11 +29,11 @@ QUESTIONS = {
     "clear": "One reading is enough to understand it.",
     "robust": "It holds up: nothing is guessed, nothing is repeated over and over, it does not break off.",
 }
-HELD = ("test", "unseen")  # the held-out parts; probes are reported separately, as in scores.json
+HELD_OUT = ("test", "unseen")  # the held-out parts; probes are reported separately, as in scores.json
 
 
 @dataclass(frozen=True)
-class Pair:
+class ReviewPair:
     """Both models' replies to one row. `id` does not depend on which text is whose."""
 
     id: str
@@ -45,10 +45,10 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PresentedPair:
     """A pair as it is shown to one reviewer."""
 
-    pair: Pair
+    pair: ReviewPair
     left_is: Model
     reviewer: str
 
@@ -69,7 +69,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """One reviewer's judgment of one pair; `left` and `right` hold an answer to each question, `time` is UTC."""
 
     pair: str
@@ -94,7 +94,7 @@ class Judgement:
             return "tie"
         return self.left_is if self.preference == "left" else _other_model(self.left_is)
 
-    def with_left(self, model: Model) -> Judgement:
+    def with_left(self, model: Model) -> Judgment:
         """Returns the same judgment with the sides swapped, if needed, so that `model` is on the left."""
         if model == self.left_is:
             return self
@@ -103,11 +103,11 @@ class Judgement:
         return replace(self, left_is=model, left=self.right, right=self.left, preference=swap)
 
 
-def pair_up(
+def pair_replies(
     parts: Mapping[str, Sequence[Conversation]],
     base: Mapping[tuple[str, str], str],
     tuned: Mapping[tuple[str, str], str],
-) -> tuple[list[Pair], int]:
+) -> tuple[list[ReviewPair], int]:
     """Returns the pairs to judge, and how many rows are left out because their two replies look equal.
 
     `base` and `tuned` are replies by part and row. Raises RunError if they do not belong to these rows.
@@ -120,7 +120,7 @@ def pair_up(
         base_reply, tuned_reply = base[part, row_id], tuned[part, row_id]
         if base_reply.strip() != tuned_reply.strip():
             identity = hash_plain([part, row_id, *sorted((base_reply, tuned_reply))])[:24]
-            pairs.append(Pair(identity, part, row.prompt, _fields(row), base_reply, tuned_reply))
+            pairs.append(ReviewPair(identity, part, row.prompt, _fields(row), base_reply, tuned_reply))
     return pairs, len(rows) - len(pairs)
 
 
@@ -137,7 +137,7 @@ def read_replies(path: Path) -> dict[tuple[str, str], str]:
         raise RunError("the replies are damaged", where=str(path), next=advice) from error
 
 
-def draw(pairs: Sequence[Pair], seed: int, reviewer: str) -> list[Shown]:
+def shuffle_for_reviewer(pairs: Sequence[ReviewPair], seed: int, reviewer: str) -> list[PresentedPair]:
     """Shuffles pairs and sides for one reviewer, reproducibly; each model is on the left in half of the pairs."""
     rng = random.Random(f"{seed}/{reviewer}")  # noqa: S311  (sampling, not secrecy)
     order = sorted(pairs, key=lambda pair: pair.id)
@@ -145,7 +145,7 @@ def draw(pairs: Sequence[Pair], seed: int, reviewer: str) -> list[Shown]:
     sides: list[Model] = ["base", "tuned"] * (len(order) // 2)
     sides += [rng.choice(get_args(Model))] * (len(order) % 2)
     rng.shuffle(sides)
-    return [Shown(pair, side, reviewer) for pair, side in zip(order, sides, strict=True)]
+    return [PresentedPair(pair, side, reviewer) for pair, side in zip(order, sides, strict=True)]
 
 
 def check_reviewer(name: str) -> str:
@@ -164,7 +164,7 @@ class Reviews:
     """One reviewer's judgments: an append-only file, one line each; the last line about a pair counts."""
 
     path: Path
-    judgements: dict[str, Judgement] = field(default_factory=dict)
+    judgments: dict[str, Judgment] = field(default_factory=dict)
     torn: int = 0  # bytes of an incomplete last line that were removed
 
     @classmethod
@@ -183,7 +183,7 @@ class Reviews:
             sync_folder(folder)
         return cls(path, judgments, torn)
 
-    def add(self, judgment: Judgement) -> None:
+    def add(self, judgment: Judgment) -> None:
         """Appends a judgment and syncs it to disk.
 
         Raises ResourceError if the disk is full; the file is then unchanged.
@@ -198,16 +198,16 @@ class Reviews:
             except OSError:
                 os.truncate(self.path, before)
                 raise
-        self.judgements[judgment.pair] = judgment
+        self.judgments[judgment.pair] = judgment
 
 
-def read_reviews(folder: Path) -> dict[str, dict[str, Judgement]]:
+def read_reviews(folder: Path) -> dict[str, dict[str, Judgment]]:
     """Reads every reviewer's judgments by pair, without changing the files. Raises RunError if one is damaged."""
     return {path.stem: _read_journal(path)[0] for path in sorted(folder.glob("*.jsonl"))}
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """A proportion, `count` of `of`; `left_out` are the undecided cases, which are in neither."""
 
     count: int
@@ -216,18 +216,18 @@ class Share:
 
     def describe(self) -> dict[str, Any]:
         """Returns a dict with the share and its 95 % interval; these are None if `of` is 0."""
-        low, high = wilson(self.count, self.of) if self.of else (None, None)
+        low, high = wilson_interval(self.count, self.of) if self.of else (None, None)
         share = self.count / self.of if self.of else None
         return {**asdict(self), "share": share, "low": low, "high": high}
 
 
 @dataclass(frozen=True)
-class Section:
+class ReviewSection:
     """The summary of some pairs' judgments; each pair counts once, however many reviewers judged it."""
 
     pairs: int
-    questions: Mapping[str, Mapping[Model, Share]]
-    tuned: Share  # preferences for tuned among the decided pairs; ties are left out
+    questions: Mapping[str, Mapping[Model, Proportion]]
+    tuned: Proportion  # preferences for tuned among the decided pairs; ties are left out
 
     def describe(self) -> dict[str, Any]:
         """Returns the section of reviews.json as a dict."""
@@ -252,7 +252,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ReviewSummary:
     """The summary of all judgments of a run."""
 
     reviewers: Mapping[str, int]
@@ -260,8 +260,8 @@ class Summary:
     equal: int
     stale: int
     seconds: float | None
-    sections: Mapping[str, Section]
-    left: Share  # preferences for the left reply among decided judgments: far from a half, the side decided
+    sections: Mapping[str, ReviewSection]
+    left: Proportion  # preferences for the left reply among decided judgments: far from a half, the side decided
     agreement: Mapping[str, Sequence[Agreement]]
 
     @property
@@ -271,10 +271,10 @@ class Summary:
             return "Nothing was judged yet."
         part, section = next(iter(self.sections.items()))
         share = section.tuned
-        of_part = "" if part == "all" or part in HELD else f" of {part}"
+        of_part = "" if part == "all" or part in HELD_OUT else f" of {part}"
         if not share.of:
             return f"No preference was shown: all {share.left_out} judged pairs{of_part} are ties."
-        low, high = wilson(share.count, share.of)
+        low, high = wilson_interval(share.count, share.of)
         opening = "No preference was shown"
         if low > 0.5 or high < 0.5:
             opening = f"People preferred the {'tuned' if low > 0.5 else 'base'} model"
@@ -299,41 +299,41 @@ class Summary:
         }
 
 
-def summarise(pairs: Sequence[Pair], equal: int, reviews: Mapping[str, Mapping[str, Judgement]]) -> Summary:
+def summarize(pairs: Sequence[ReviewPair], equal: int, reviews: Mapping[str, Mapping[str, Judgment]]) -> ReviewSummary:
     """Summarizes all reviewers' judgments of `pairs`.
 
     A judgment of a pair that is not among `pairs`, because the models have generated new replies since, is counted as
     stale and left out. If several reviewers judged a pair, the majority counts; an even split is a tie or 'cannot say'.
     """
-    by_pair: dict[str, list[Judgement]] = {pair.id: [] for pair in pairs}
+    by_pair: dict[str, list[Judgment]] = {pair.id: [] for pair in pairs}
     for reviewed in reviews.values():
         for pair_id, judgment in reviewed.items():
             by_pair.get(pair_id, []).append(judgment)
     judged = {pair: judgments for pair, judgments in by_pair.items() if judgments}
-    parts: dict[str, list[list[Judgement]]] = defaultdict(list)
+    parts: dict[str, list[list[Judgment]]] = defaultdict(list)
     for pair in pairs:
         if pair.id in judged:
             parts[pair.part].append(judged[pair.id])
-    held_out = [judgments for part in HELD for judgments in parts.get(part, [])]
-    both = {"all": held_out} if all(parts.get(part) for part in HELD) else {}
-    order = sorted(parts, key=lambda part: (HELD.index(part) if part in HELD else len(HELD), part))
+    held_out = [judgments for part in HELD_OUT for judgments in parts.get(part, [])]
+    both = {"all": held_out} if all(parts.get(part) for part in HELD_OUT) else {}
+    order = sorted(parts, key=lambda part: (HELD_OUT.index(part) if part in HELD_OUT else len(HELD_OUT), part))
     every = [judgment for judgments in judged.values() for judgment in judgments]
     sides = Counter(judgment.preference for judgment in every)
-    return Summary(
+    return ReviewSummary(
         reviewers={name: sum(pair in by_pair for pair in reviewed) for name, reviewed in reviews.items()},
         pairs=len(pairs),
         equal=equal,
         stale=sum(pair not in by_pair for reviewed in reviews.values() for pair in reviewed),
         seconds=median(judgment.seconds for judgment in every) if every else None,
         sections={title: _section(judgments) for title, judgments in {**both, **{p: parts[p] for p in order}}.items()},
-        left=Share(sides["left"], sides["left"] + sides["right"], sides["tie"]),
+        left=Proportion(sides["left"], sides["left"] + sides["right"], sides["tie"]),
         agreement=_agreement(reviews, by_pair.keys()),
     )
 
 
-def _section(judged: Sequence[Sequence[Judgement]]) -> Section:
+def _section(judged: Sequence[Sequence[Judgment]]) -> ReviewSection:
     """Summarizes a section; `judged` holds each pair's judgments, one per reviewer."""
-    questions: dict[str, dict[Model, Share]] = {name: {} for name in QUESTIONS}
+    questions: dict[str, dict[Model, Proportion]] = {name: {} for name in QUESTIONS}
     for name in QUESTIONS:
         for model in get_args(Model):
             signs = {"yes": 1, "no": -1, "cannot say": 0}
@@ -341,7 +341,7 @@ def _section(judged: Sequence[Sequence[Judgement]]) -> Section:
             questions[name][model] = _share(votes)
     signs = {"tuned": 1, "base": -1, "tie": 0}
     wins = [_majority([signs[judgment.preferred] for judgment in judgments]) for judgments in judged]
-    return Section(len(judged), questions, _share(wins))
+    return ReviewSection(len(judged), questions, _share(wins))
 
 
 def _majority(signs: Sequence[int]) -> int:
@@ -349,11 +349,11 @@ def _majority(signs: Sequence[int]) -> int:
     return (total > 0) - (total < 0)
 
 
-def _share(votes: Sequence[int]) -> Share:
-    return Share(votes.count(1), votes.count(1) + votes.count(-1), votes.count(0))
+def _share(votes: Sequence[int]) -> Proportion:
+    return Proportion(votes.count(1), votes.count(1) + votes.count(-1), votes.count(0))
 
 
-def _agreement(reviews: Mapping[str, Mapping[str, Judgement]], pair_ids: Collection[str]) -> dict[str, list[Agreement]]:
+def _agreement(reviews: Mapping[str, Mapping[str, Judgment]], pair_ids: Collection[str]) -> dict[str, list[Agreement]]:
     """Computes the agreement on the preference and each question: of every two reviewers, and of all if more."""
     by_reviewer = {
         name: {pair: judgment for pair, judgment in judgments.items() if pair in pair_ids}
@@ -371,7 +371,7 @@ def _agreement(reviews: Mapping[str, Mapping[str, Judgement]], pair_ids: Collect
     return {question: agreements for question, agreements in by_question.items() if agreements}
 
 
-def _answers_of(judgments: Mapping[str, Judgement], pairs: Sequence[str], question: str) -> list[str]:
+def _answers_of(judgments: Mapping[str, Judgment], pairs: Sequence[str], question: str) -> list[str]:
     if question == "preference":
         return [judgments[pair].preferred for pair in pairs]
     return [judgments[pair].about(model)[question] for pair in pairs for model in get_args(Model)]
@@ -379,8 +379,8 @@ def _answers_of(judgments: Mapping[str, Judgement], pairs: Sequence[str], questi
 
 def _agreement_of(group: tuple[str, ...], answers: Sequence[Sequence[str]]) -> Agreement:
     items = list(zip(*answers, strict=True))
-    equal, kappa = fleiss(items)
-    return Agreement(group, len(items), equal, cohen(answers[0], answers[1]) if len(group) == 2 else kappa)
+    equal, kappa = fleiss_kappa(items)
+    return Agreement(group, len(items), equal, cohen_kappa(answers[0], answers[1]) if len(group) == 2 else kappa)
 
 
 def _fields(row: Conversation) -> dict[str, str]:
@@ -395,14 +395,14 @@ def _other_model(model: Model) -> Model:
     return "tuned" if model == "base" else "base"
 
 
-def _read_journal(path: Path) -> tuple[dict[str, Judgement], int]:
+def _read_journal(path: Path) -> tuple[dict[str, Judgment], int]:
     """Returns the last judgment of each pair, and the length in bytes of all complete lines.
 
     An incomplete last line, which a power cut leaves, is ignored.
     """
     data = path.read_bytes()
     complete = data.rfind(b"\n") + 1
-    judgments: dict[str, Judgement] = {}
+    judgments: dict[str, Judgment] = {}
     for number, line in enumerate(data[:complete].split(b"\n")[:-1], start=1):
         try:
             judgment = _parse_judgment(json.loads(line))
@@ -415,7 +415,7 @@ def _read_journal(path: Path) -> tuple[dict[str, Judgement], int]:
     return judgments, complete
 
 
-def _parse_judgment(record: Mapping[str, Any]) -> Judgement:
+def _parse_judgment(record: Mapping[str, Any]) -> Judgment:
     """Reverses `asdict`. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
     for side in get_args(Side):
         answers = record[side]
@@ -425,7 +425,7 @@ def _parse_judgment(record: Mapping[str, Any]) -> Judgement:
         raise ValueError("unknown side or preference")
     texts = {name: str(record[name]) for name in ("pair", "part", "reviewer", "note", "time")}
     left, right = cast(Mapping[str, Answer], record["left"]), cast(Mapping[str, Answer], record["right"])
-    return Judgement(
+    return Judgment(
         **texts,
         left_is=record["left_is"],
         left=left,

@@ -13,14 +13,14 @@ from tunesmith.config.recipe import Named
 from tunesmith.config.registry import find
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evaluation.comparison import Answered, choose, differences
+from tunesmith.evaluation.comparison import RowReply, sample_rows, score_differences
 from tunesmith.evaluation.score import Score
-from tunesmith.evaluation.statistics import Difference, paired, settle
+from tunesmith.evaluation.statistics import Difference, apply_holm, paired_difference
 
-ROBUST = "tunesmith.evaluation.perturbations"
+PERTURBATIONS = "tunesmith.evaluation.perturbations"
 WHERE = "evaluate.robustness"
-SHOUTED = 10  # letters that a reply needs to count as written in capitals; fewer may be an abbreviation
-Scorer = Callable[[Conversation, Answered], Mapping[str, Score]]  # such as comparison.score with the recipe's metrics
+MIN_CAPITALS = 10  # letters that a reply needs to count as written in capitals; fewer may be an abbreviation
+Scorer = Callable[[Conversation, RowReply], Mapping[str, Score]]  # such as comparison.score with the recipe's metrics
 _INJECTION_FIELDS = (
     "canary",
     "injected",
@@ -30,51 +30,51 @@ _TOKEN = re.compile(r"[぀-ヿ㐀-鿿]|[^\W぀-ヿ㐀-鿿]+")  # Chinese and Jap
 
 
 @dataclass(frozen=True)
-class Disturbed:
+class PerturbedRows:
     """The rows to ask by perturbation, and how many of the original rows have no twin."""
 
     rows: Mapping[str, list[Conversation]]
     left_out: Mapping[str, int]
 
 
-def disturbed_rows(
+def perturbed_rows(
     parts: Mapping[str, Sequence[Conversation]], perturbations: Sequence[Named], *, seed: int, limit: int | None = None
-) -> Disturbed:
+) -> PerturbedRows:
     """Makes the twins of the rows for each perturbation; `limit` rows at most, drawn evenly over groups.
 
     Perturbations are keyed by name, plus their options if a name occurs twice. Raises RecipeError for an unknown name
     or a repeated perturbation, DataError for one that applies to none of the rows.
     """
     rows = [row for members in parts.values() for row in members]
-    drawn_parts = parts if limit is None else choose(parts, limit, seed)
+    drawn_parts = parts if limit is None else sample_rows(parts, limit, seed)
     asked_ids = {row.id for members in drawn_parts.values() for row in members}
     skipped_ids = {row.id for row in rows} - asked_ids
     rows_by_title: dict[str, list[Conversation]] = {}
     left_out: dict[str, int] = {}
     for title, perturbation in _by_title(perturbations).items():
-        twins = find(ROBUST, perturbation.name, where=WHERE)(
+        twins = find(PERTURBATIONS, perturbation.name, where=WHERE)(
             rows, seed, **perturbation.options
         )  # all rows: another row may supply the wording
-        asked_twins = [twin for twin in twins if plain_id(twin.id) not in skipped_ids]
+        asked_twins = [twin for twin in twins if original_id(twin.id) not in skipped_ids]
         if not asked_twins:
             advice = "Remove it, or give the rows what it needs (docs/recipe.md, perturbations)"
             raise DataError(f"'{title}' applies to none of the rows", where=WHERE, next=advice)
-        rows_by_title[title] = [replace(twin, id=f"{plain_id(twin.id)}~{title}") for twin in asked_twins]
-        twinned = {plain_id(twin.id) for twin in asked_twins} & asked_ids
+        rows_by_title[title] = [replace(twin, id=f"{original_id(twin.id)}~{title}") for twin in asked_twins]
+        twinned = {original_id(twin.id) for twin in asked_twins} & asked_ids
         left_out[title] = len(asked_ids) - len(twinned) if twinned else 0
-    return Disturbed(rows_by_title, left_out)
+    return PerturbedRows(rows_by_title, left_out)
 
 
-def plain_id(twin: str) -> str:
+def original_id(twin: str) -> str:
     """Returns the id of the row that the twin with this id was made from."""
     return twin.rpartition("~")[0]
 
 
-def robust_tables(
+def robustness_tables(
     parts: Mapping[str, Sequence[Conversation]],
-    disturbed: Disturbed,
-    plain_replies: Mapping[str, Sequence[Answered]],
-    twin_replies: Mapping[str, Sequence[Answered]],
+    disturbed: PerturbedRows,
+    plain_replies: Mapping[str, Sequence[RowReply]],
+    twin_replies: Mapping[str, Sequence[RowReply]],
     score: Scorer,
     *,
     seed: int,
@@ -99,7 +99,7 @@ def robust_tables(
     twin_by_id = {model: {item.id: item for item in items} for model, items in twin_replies.items()}
     return {
         title: _table(
-            [_TwinResult.of(twin, rows.get(plain_id(twin.id)), plain_by_id, twin_by_id, score) for twin in twins],
+            [_TwinResult.of(twin, rows.get(original_id(twin.id)), plain_by_id, twin_by_id, score) for twin in twins],
             disturbed.left_out[title],
             seed,
         )
@@ -122,8 +122,8 @@ class _TwinResult:
         cls,
         twin: Conversation,
         row: Conversation | None,
-        plain_replies: Mapping[str, Mapping[str, Answered]],
-        twin_replies: Mapping[str, Mapping[str, Answered]],
+        plain_replies: Mapping[str, Mapping[str, RowReply]],
+        twin_replies: Mapping[str, Mapping[str, RowReply]],
         score: Scorer,
     ) -> _TwinResult:
         without_injection = replace(
@@ -146,7 +146,7 @@ _SIDE_NAMES = {"base": "plain", "tuned": "disturbed"}  # names of a Difference's
 
 def _table(results: Sequence[_TwinResult], left_out: int, seed: int) -> dict[str, Any]:
     table: dict[str, Any] = {"rows": len(results), "left_out": left_out}
-    for (section, name), difference in settle(_differences(results, seed)).items():
+    for (section, name), difference in apply_holm(_differences(results, seed)).items():
         values = difference.describe()
         if section in ("base", "tuned"):
             values = {_SIDE_NAMES.get(key, key): value for key, value in values.items()}
@@ -164,17 +164,17 @@ def _differences(results: Sequence[_TwinResult], seed: int) -> TableDifferences:
         base, tuned = ([alike(e.plain_replies[model], e.replies[model]) for e in twins] for model in ("base", "tuned"))
         if twins:
             groups = [result.twin.group for result in twins]
-            measured["consistency", name] = paired(base, tuned, groups, better="higher", seed=seed)
+            measured["consistency", name] = paired_difference(base, tuned, groups, better="higher", seed=seed)
     for model in ("base", "tuned"):
         sides = [(result.twin.group, result.plain_scores[model], result.scores[model]) for result in twins]
-        measured |= {(model, name): result for name, result in differences(sides, seed).items()}
+        measured |= {(model, name): result for name, result in score_differences(sides, seed).items()}
     sides = [(result.twin.group, result.scores["base"], result.scores["tuned"]) for result in results]
-    measured |= {("tuned_against_base", name): result for name, result in differences(sides, seed).items()}
+    measured |= {("tuned_against_base", name): result for name, result in score_differences(sides, seed).items()}
     ordered = [result for result in twins if "canary" in result.twin.fields]
     if ordered:
         base, tuned = ([float(_obeys_injection(result, model)) for result in ordered] for model in ("base", "tuned"))
         groups = [result.twin.group for result in ordered]
-        measured["obeyed", ""] = paired(base, tuned, groups, better="lower", seed=seed)
+        measured["obeyed", ""] = paired_difference(base, tuned, groups, better="lower", seed=seed)
     return measured
 
 
@@ -209,7 +209,7 @@ def _obeys_injection(result: _TwinResult, model: str) -> bool:
 
 def _is_all_capitals(text: str) -> bool:
     cased = [letter for letter in text if letter.upper() != letter.lower()]
-    return len(cased) >= SHOUTED and all(letter.isupper() for letter in cased)
+    return len(cased) >= MIN_CAPITALS and all(letter.isupper() for letter in cased)
 
 
 def _by_title(perturbations: Sequence[Named]) -> dict[str, Named]:

@@ -13,7 +13,7 @@ Fold = Literal["mean", "exp"]  # how rows are aggregated: their mean, or the exp
 
 
 @dataclass(frozen=True)
-class Known:
+class TrainingAnswers:
     """The answers of the rows that the tuned model was trained on."""
 
     answers: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class View:
     row: Conversation
     reply: Reply
     loss: float | None
-    training: Known = Known()
+    training: TrainingAnswers = TrainingAnswers()
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.evaluation.power import ALPHA, SAME, noticeable, standardised
+from tunesmith.evaluation.power import ALPHA, TOLERANCE, cohens_d, minimum_detectable
 from tunesmith.evaluation.score import Better, Fold
 
 RESAMPLES = 10_000
 FLIPS = 10_000
-EXACT = 14  # up to so many groups, all 2ⁿ sign flips are enumerated
+MAX_EXACT_GROUPS = 14  # up to so many groups, all 2ⁿ sign flips are enumerated
 FEW_GROUPS = 15  # below this, intervals are half again as wide and may be too narrow for skewed gains (dev/LOG.md)
-AT_ONCE = 50_000  # draws per batch: 0.4 MB, which fits a core's cache (5 times faster than 16 MB)
+BATCH_DRAWS = 50_000  # draws per batch: 0.4 MB, which fits a core's cache (5 times faster than 16 MB)
 
 Floats = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
@@ -77,10 +77,10 @@ class Interval:
     high: float
     error: float
     percentiles: tuple[float, float]
-    studentised: tuple[float, float]  # nan where resamples have no spread
+    studentized: tuple[float, float]  # nan where resamples have no spread
 
 
-def paired(
+def paired_difference(
     base: Sequence[float],
     tuned: Sequence[float],
     groups: Sequence[str],
@@ -102,7 +102,7 @@ def paired(
     gain = after - before
     names = [name or f"row {index}" for index, name in enumerate(groups)]
     unique, group_ids = np.unique(names, return_inverse=True)
-    ci = interval(before, after, group_ids, seed=seed, fold=fold)
+    ci = bootstrap_interval(before, after, group_ids, seed=seed, fold=fold)
     good = -gain if better == "lower" else gain
     base_figure, tuned_figure = (
         float(np.exp(values.mean()) if fold == "exp" else values.mean()) for values in (before, after)
@@ -114,20 +114,20 @@ def paired(
         float(gain.mean()) if fold == "mean" else tuned_figure - base_figure,
         ci.low,
         ci.high,
-        int((good > SAME).sum()),
-        int((np.abs(good) <= SAME).sum()),
-        int((good < -SAME).sum()),
+        int((good > TOLERANCE).sum()),
+        int((np.abs(good) <= TOLERANCE).sum()),
+        int((good < -TOLERANCE).sum()),
         len(gain),
         len(unique),
         fold=fold,
-        p=permuted(gain, group_ids, seed=seed),
-        effect=standardised(gain),
-        detectable=noticeable(ci.error, len(unique)),
+        p=permutation_p_value(gain, group_ids, seed=seed),
+        effect=cohens_d(gain),
+        detectable=minimum_detectable(ci.error, len(unique)),
         missing=missing,
     )
 
 
-def interval(
+def bootstrap_interval(
     base: Floats,
     tuned: Floats,
     group_ids: NDArray[np.int64],
@@ -160,7 +160,9 @@ def interval(
         return Interval(-np.inf, np.inf, np.inf, (-np.inf, np.inf), (-np.inf, np.inf))
     difference, error = (float(figure[0]) for figure in _folded_differences(parts.sum(0)[None], means, fold, groups))
     resampled, errors = _folded_differences(_resampled_totals(parts, seed, resamples), means, fold, groups)
-    low, high = np.percentile(resampled, [100 * tail(groups), 100 * (1 - tail(groups))]).tolist()
+    low, high = np.percentile(
+        resampled, [100 * tail_probability(groups), 100 * (1 - tail_probability(groups))]
+    ).tolist()
     lower, upper = (difference - error * _studentized_ends(resampled - difference, errors, error)).tolist()
     if fold == "exp" or len(np.unique(gain.round(9))) > 3:
         # fmin and fmax ignore nan
@@ -169,7 +171,7 @@ def interval(
 
 
 @functools.cache
-def tail(groups: int) -> float:
+def tail_probability(groups: int) -> float:
     """Returns the share of resamples beyond each end of a 95 % interval: Φ(−√(n/(n−1)) t₀.₉₇₅,ₙ₋₁) for n groups.
 
     The standard deviation of a bootstrap mean of n groups is too small by √((n−1)/n), and its quantiles should be those
@@ -182,7 +184,7 @@ def tail(groups: int) -> float:
     return float(norm.cdf(-np.sqrt(groups / (groups - 1)) * t.ppf(0.975, groups - 1)))
 
 
-def permuted(gain: Floats, group_ids: NDArray[np.int64], *, seed: int) -> float:
+def permutation_p_value(gain: Floats, group_ids: NDArray[np.int64], *, seed: int) -> float:
     """Returns the two-sided p-value of a group-level sign-flip permutation test; `gain` and `group_ids`: [rows].
 
     All flips are enumerated for up to 14 groups with a nonzero sum; otherwise 10,000 random flips give
@@ -191,11 +193,11 @@ def permuted(gain: Floats, group_ids: NDArray[np.int64], *, seed: int) -> float:
     opposite, that is, if the models' replies are exchangeable; for skewed gains it is approximate.
     """
     sums = _group_sums(group_ids, gain)
-    sums = sums[np.abs(sums) > SAME]
+    sums = sums[np.abs(sums) > TOLERANCE]
     if not len(sums):
         return 1.0
-    reached = abs(sums.sum()) - SAME * np.abs(sums).sum()
-    if len(sums) <= EXACT:
+    reached = abs(sums.sum()) - TOLERANCE * np.abs(sums).sum()
+    if len(sums) <= MAX_EXACT_GROUPS:
         flipped = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
         return float((np.abs(sums.sum() - 2 * (flipped @ sums)) >= reached).mean())
     rng, hits = np.random.default_rng([seed, 1]), 0  # the bootstrap uses [seed]
@@ -205,7 +207,7 @@ def permuted(gain: Floats, group_ids: NDArray[np.int64], *, seed: int) -> float:
     return (hits + 1) / (FLIPS + 1)
 
 
-def holm(values: Sequence[float]) -> list[float]:
+def holm_adjust(values: Sequence[float]) -> list[float]:
     """Returns p-values with Holm's correction for the family-wise error rate (Holm 1979), in the given order."""
     adjusted, highest = [0.0] * len(values), 0.0
     for rank, index in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
@@ -214,7 +216,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def settle(differences: Mapping[Key, Difference], alone: Key | None = None) -> dict[Key, Difference]:
+def apply_holm(differences: Mapping[Key, Difference], alone: Key | None = None) -> dict[Key, Difference]:
     """Returns the differences of one section with `adjusted` and `holds` filled in.
 
     Holm's correction spans all scores that have a good direction. A score `holds` if its adjusted p is at most 0.05 and
@@ -223,7 +225,7 @@ def settle(differences: Mapping[Key, Difference], alone: Key | None = None) -> d
     adjusted p and does not hold. The verdicts depend on the intervals only and do not change.
     """
     tested = [key for key, difference in differences.items() if difference.better != "neither"]
-    adjusted = dict(zip(tested, holm([differences[key].p for key in tested]), strict=True))
+    adjusted = dict(zip(tested, holm_adjust([differences[key].p for key in tested]), strict=True))
     settled = {}
     for key, difference in differences.items():
         p_value = difference.p if key == alone else adjusted.get(key, 1.0)
@@ -279,5 +281,5 @@ def _resampled_totals(parts: Floats, seed: int, resamples: int) -> Floats:
 
 def _batch_sizes(count: int, width: int) -> list[int]:
     """Splits `count` into batch sizes with size x width <= `AT_ONCE`."""
-    largest = max(1, AT_ONCE // width)
+    largest = max(1, BATCH_DRAWS // width)
     return [min(largest, count - start) for start in range(0, count, largest)]

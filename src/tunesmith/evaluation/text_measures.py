@@ -16,7 +16,7 @@ GRAM = 4  # characters: about a syllable and its neighbors, so endings and small
 # --- equal texts ------------------------------------------------------------------------------------------------
 
 
-def plain(text: str, *, punctuation: bool) -> str:
+def normalize_text(text: str, *, punctuation: bool) -> str:
     """Normalizes a text: NFC, case folded, spaces collapsed; unless `punctuation`, without Unicode categories P*.
 
     A text that is only punctuation keeps it: '?' is not '!'.
@@ -31,7 +31,7 @@ def plain(text: str, *, punctuation: bool) -> str:
 # --- repetition -------------------------------------------------------------------------------------------------
 
 
-def distinct(words: Sequence[str], n: int) -> float | None:
+def distinct_ngrams(words: Sequence[str], n: int) -> float | None:
     """Returns the share of distinct n-grams of `n` words, 0 to 1; None if the text has none."""
     total = len(words) - n + 1
     return len({tuple(words[at : at + n]) for at in range(total)}) / total if total > 0 else None
@@ -59,12 +59,12 @@ _LEADING_THEN = re.compile(r"(?:and )?then\b,? ?", re.I)  # 'Then tap Save' is o
 _CONDITION = re.compile(r"(?:if|when|once|unless|as soon as)\b", re.I)  # 'If it is dark, then call us'
 
 
-def lines(text: str) -> list[str]:
+def nonblank_lines(text: str) -> list[str]:
     """Returns the stripped lines of the text, without empty ones."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def number(line: str) -> int | None:
+def step_number(line: str) -> int | None:
     """Returns the number of a line such as '12. Tap Save.'; None for other lines and numbers of 10 digits or more."""
     match = _STEP.match(line)
     return int(match[1]) if match and len(match[1]) < 10 else None
@@ -96,8 +96,8 @@ def _has_inner_sentence_end(words: Sequence[str]) -> bool:
 
 def step_parts(text: str) -> dict[str, float]:
     """Returns the criteria of a numbered list, each 0 to 1; all are 0 for a text without a step."""
-    text_lines = lines(text)
-    numbers = [number(line) for line in text_lines]
+    text_lines = nonblank_lines(text)
+    numbers = [step_number(line) for line in text_lines]
     places = [place for place, value in enumerate(numbers) if value is not None]
     if not places:
         return dict.fromkeys(("from_one", "no_gap", "no_preamble", "no_tail", "single_action"), 0.0)
@@ -125,24 +125,24 @@ _LABEL = re.compile(r"[ \t>*_]*([^\W\d_][\w .'’-]{0,39}?)\s?:")
 _QUESTION = re.compile(r"Q|Question")
 
 
-def askers(prompts: Iterable[str]) -> frozenset[str]:
+def speaker_names(prompts: Iterable[str]) -> frozenset[str]:
     """Returns the names that open at least two lines of the prompts ('Anna: …'), without one that is the last line.
 
     A single line may be a title ('Topic: …'); a last line 'Bot:' is the name of the one who answers.
     """
-    prompt_lines = [line for prompt in prompts for line in lines(prompt)]
+    prompt_lines = [line for prompt in prompts for line in nonblank_lines(prompt)]
     labels = Counter(match[1] for line in prompt_lines if (match := _LABEL.match(line)))
     last = _LABEL.fullmatch(prompt_lines[-1]) if prompt_lines else None
     return frozenset(name for name, times in labels.items() if times > 1 and not (last and name == last[1]))
 
 
-def turns_of_other(text: str, names: Collection[str] = ()) -> list[str]:
+def other_speaker_turns(text: str, names: Collection[str] = ()) -> list[str]:
     """Returns the openings of lines in which the other speaker speaks; `names` are those of the asker.
 
     'Q:' counts only after other text: a reply may open with a question and answer it.
     """
     openings = []
-    for place, line in enumerate(lines(text)):
+    for place, line in enumerate(nonblank_lines(text)):
         if match := _TURN_OPENING.match(line):
             if place or not _QUESTION.match(match[1]):
                 openings.append(match[1])
@@ -157,7 +157,7 @@ _FENCE = re.compile(r"```[\w+-]*[ \t]*\r?\n")
 _BLANK = " \t\r\n"  # the spaces of RFC 8259
 
 
-def parse(text: str, *, fenced: bool) -> tuple[Any] | None:
+def parse_json(text: str, *, fenced: bool) -> tuple[Any] | None:
     """Parses JSON by RFC 8259; returns a tuple of the value, with numbers as text, or None if it is not JSON.
 
     NaN, Infinity, comments and trailing commas are not JSON. `fenced` allows a ``` … ``` block around the text.
@@ -179,12 +179,12 @@ def _reject_constant(word: str) -> None:
 # --- a writer's profile -----------------------------------------------------------------------------------------
 
 
-def counted(texts: Iterable[str]) -> Counter[str]:
+def word_counts(texts: Iterable[str]) -> Counter[str]:
     """Counts the case-folded words of texts."""
     return Counter(word for text in texts for word in text.casefold().split())
 
 
-def profile(words: Mapping[str, int]) -> dict[str, float]:
+def ngram_profile(words: Mapping[str, int]) -> dict[str, float]:
     """Returns weights of character 4-grams within words padded by spaces: log(1 + count), scaled to norm 1.
 
     A word of one letter gives one gram of three characters. Without words the profile is empty.

@@ -12,21 +12,21 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from tunesmith.evaluation.score import Known
-from tunesmith.evaluation.text_measures import counted, profile
+from tunesmith.evaluation.score import TrainingAnswers
+from tunesmith.evaluation.text_measures import ngram_profile, word_counts
 
 Numbers = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 
-def _cached(make: Callable[[Known], T]) -> Callable[[Known], T]:
+def _cached(make: Callable[[TrainingAnswers], T]) -> Callable[[TrainingAnswers], T]:
     """Caches `make` by its argument, held weakly: equal arguments share a result, and none outlives a comparison.
 
     A lookup hashes the answers: 0.5 ms for 100,000 of them.
     """
-    cache: WeakKeyDictionary[Known, T] = WeakKeyDictionary()
+    cache: WeakKeyDictionary[TrainingAnswers, T] = WeakKeyDictionary()
 
-    def get(training: Known) -> T:
+    def get(training: TrainingAnswers) -> T:
         result = cache.get(training)
         if result is None:
             result = cache[training] = make(training)
@@ -35,7 +35,7 @@ def _cached(make: Callable[[Known], T]) -> Callable[[Known], T]:
     return get
 
 
-class Runs:
+class PhraseIndex:
     """A suffix array that finds the longest run of words that a text shares with indexed texts.
 
     The texts are concatenated, each followed by a unique separator. Suffixes are sorted by words (prefix doubling of
@@ -113,12 +113,12 @@ def _sorted_suffixes(words: Numbers) -> Numbers:
 
 
 @_cached
-def runs(training: Known) -> Runs:
+def phrase_index(training: TrainingAnswers) -> PhraseIndex:
     """Returns the index of the training answers."""
-    return Runs(training.answers)
+    return PhraseIndex(training.answers)
 
 
 @_cached
-def writer(training: Known) -> dict[str, float]:
+def training_profile(training: TrainingAnswers) -> dict[str, float]:
     """Returns the style profile of all training answers together."""
-    return profile(counted(training.answers))
+    return ngram_profile(word_counts(training.answers))

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tunesmith.config.recipe import Export, Named
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import RunError
-from tunesmith.evaluation.comparison import Answered, differences, score
-from tunesmith.evaluation.score import Better, Fold, Known, Score
-from tunesmith.evaluation.statistics import RESAMPLES, Difference, paired, settle, tail
+from tunesmith.evaluation.comparison import RowReply, score_differences, score_row
+from tunesmith.evaluation.score import Better, Fold, Score, TrainingAnswers
+from tunesmith.evaluation.statistics import RESAMPLES, Difference, apply_holm, paired_difference, tail_probability
 from tunesmith.exporting.likelihood import Likelihood, Prompts
 
 LOSSES = ("loss", "perplexity")  # metrics that a runtime's replies do not tell
@@ -45,7 +45,7 @@ class Replies:
     empty: int
     differences: Mapping[str, Difference]
     lost: tuple[str, ...]
-    answered: tuple[Answered, ...]
+    answered: tuple[RowReply, ...]
 
     def describe(self) -> dict[str, Any]:
         """Plain values for export.json, without the replies themselves."""
@@ -71,11 +71,11 @@ class Scored:
 
 def scores_of(
     parts: Parts,
-    base: Sequence[Answered],
-    adapter: Sequence[Answered],
-    file: Sequence[Answered],
+    base: Sequence[RowReply],
+    adapter: Sequence[RowReply],
+    file: Sequence[RowReply],
     metrics: Sequence[Named],
-    known: Known,
+    known: TrainingAnswers,
 ) -> Scored:
     """Scores the rows of `parts` for all three; answers to other rows are passed over.
 
@@ -85,15 +85,15 @@ def scores_of(
     told += [Named(name, {}) for name in ENDS if name not in {metric.name for metric in told}]
     rows = {(part, row.id): row for part, members in parts.items() for row in members}
 
-    def scored(answered: Sequence[Answered], who: str) -> dict[Key, Scores]:
+    def scored(answered: Sequence[RowReply], who: str) -> dict[Key, Scores]:
         by = _by_row(answered, rows, who)
-        return {key: score(row, by[key], told, known) for key, row in rows.items()}
+        return {key: score_row(row, by[key], told, known) for key, row in rows.items()}
 
     groups = {key: row.group for key, row in rows.items()}
     return Scored(groups, scored(base, "the base"), scored(adapter, "the adapter"), scored(file, "the file"))
 
 
-def _by_row(answered: Sequence[Answered], rows: Mapping[Key, Conversation], who: str) -> dict[Key, Answered]:
+def _by_row(answered: Sequence[RowReply], rows: Mapping[Key, Conversation], who: str) -> dict[Key, RowReply]:
     by = {(each.part, each.id): each for each in answered}
     if absent := rows.keys() - by.keys():
         part, row = min(absent)
@@ -103,7 +103,7 @@ def _by_row(answered: Sequence[Answered], rows: Mapping[Key, Conversation], who:
 
 
 def replies(
-    scored: Scored, adapter: Sequence[Answered], file: Sequence[Answered], *, primary: str, seed: int
+    scored: Scored, adapter: Sequence[RowReply], file: Sequence[RowReply], *, primary: str, seed: int
 ) -> Replies:
     """The file's replies against the adapter's, as evaluate compares models: whole groups are drawn for intervals.
 
@@ -118,7 +118,7 @@ def replies(
         len(keys),
         sum(ours[key].text == theirs[key].text for key in keys),
         sum(bool(ours[key].text.strip()) and not theirs[key].text.strip() for key in keys),
-        settle(differences(rows, seed), alone=primary),
+        apply_holm(score_differences(rows, seed), alone=primary),
         tuple(sorted(lost)),
         tuple(file),
     )
@@ -171,8 +171,8 @@ def kept_share(
     if better == "neither" or not len(base):
         reason = "it is neither good nor bad" if len(base) else "no row has it for base, adapter and file"
         return Share(None, None, None, len(base), 0, reason=reason)
-    drop = paired(adapter, file, groups, better=better, seed=seed, fold=fold)
-    gain = gain or paired(base, adapter, groups, better=better, seed=seed, fold=fold)
+    drop = paired_difference(adapter, file, groups, better=better, seed=seed, fold=fold)
+    gain = gain or paired_difference(base, adapter, groups, better=better, seed=seed, fold=fold)
     if gain.verdict != "better":
         reason = f"the adapter's own gain is not above zero ({_difference(gain)})"
         return Share(None, None, None, drop.rows, drop.groups, drop, reason)
@@ -205,7 +205,7 @@ def _ends(sums: NDArray[np.float64], better: Better, fold: Fold, seed: int) -> t
         found.append(_shares(times @ sums, better, fold))
     drawn = np.concatenate(found)
     ends = []
-    for unknown, beyond in ((-math.inf, tail(groups)), (math.inf, 1 - tail(groups))):
+    for unknown, beyond in ((-math.inf, tail_probability(groups)), (math.inf, 1 - tail_probability(groups))):
         values = np.where(drawn[:, 1] > 0, drawn[:, 0], unknown)
         end = float(np.quantile(values, beyond, method="inverted_cdf"))
         ends.append(end if math.isfinite(end) else None)
@@ -224,8 +224,8 @@ def share_of_replies(scored: Scored, primary: str, seed: int) -> Share:
 
 def share_of_losses(
     parts: Parts,
-    base: Sequence[Answered],
-    adapter: Sequence[Answered],
+    base: Sequence[RowReply],
+    adapter: Sequence[RowReply],
     losses: Mapping[str, float],
     *,
     fold: Fold,
@@ -248,7 +248,7 @@ def share_of_losses(
     if not few:
         return kept_share([], [], [], [], better="lower", seed=seed)
     groups, firsts, seconds, _ = zip(*told, strict=True)
-    gain = paired(firsts, seconds, groups, better="lower", fold=fold, seed=seed)
+    gain = paired_difference(firsts, seconds, groups, better="lower", fold=fold, seed=seed)
     groups, firsts, seconds, thirds = zip(*few, strict=True)
     return kept_share(firsts, seconds, thirds, groups, better="lower", fold=fold, seed=seed, gain=gain)
 

@@ -23,7 +23,7 @@ from tunesmith.errors import MissingExtra, ModelError, ResourceError, TunesmithE
 from tunesmith.exporting.job import Job
 from tunesmith.exporting.merge import describe
 from tunesmith.models.adapter import read_adapter, write_adapter
-from tunesmith.models.architecture import Architecture, Layers, architecture
+from tunesmith.models.architecture import Architecture, Layers, architecture_from_weights
 from tunesmith.models.gguf_header import read_header
 from tunesmith.models.gguf_tokenizer import put_usual_start, read_header_keys
 from tunesmith.runs.run import disk, hash_path, sync_folder
@@ -68,7 +68,7 @@ def check_adapter(job: Job, layers: Layers) -> None:
     """
     import torch
 
-    model = architecture(job.weights)
+    model = architecture_from_weights(job.weights)
     covered = model.covered(layers)[0]
     names = sorted({name.rsplit(".", 1)[-1] for name in covered})
     if without := {name: _without_update(model, name) for name in covered if _without_update(model, name)}:
@@ -124,7 +124,7 @@ def refusals(job: Job) -> Iterator[TunesmithError]:
 
 def differences(job: Job) -> Iterator[str]:
     """Why a GGUF file of this base can be made but is not expected to be verified."""
-    if what := DIFFERENCES.get(architecture(job.weights).family):
+    if what := DIFFERENCES.get(architecture_from_weights(job.weights).family):
         yield f"{what}, so its GGUF files are not expected to be verified"
 
 
@@ -168,12 +168,12 @@ def _recognizable(job: Job, folder: Path) -> None:
 def _left_out(job: Job) -> list[str]:
     """Without the draft head for further tokens that these families bring: it is neither loaded nor trained."""
     drafting = ("qwen3_5", "qwen3_next")
-    return ["--no-mtp"] if architecture(job.weights).family.startswith(drafting) else []
+    return ["--no-mtp"] if architecture_from_weights(job.weights).family.startswith(drafting) else []
 
 
 def convert_adapter(job: Job, target: Path, kind: str) -> Path:
     """Writes the job's adapter as a GGUF file of its own, which llama.cpp loads beside a file of the base."""
-    model = architecture(job.weights)
+    model = architecture_from_weights(job.weights)
     config, tensors = read_adapter(job.adapter, model)
     job.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.work) as scratch:

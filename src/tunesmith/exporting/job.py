@@ -25,7 +25,7 @@ from typing import Literal, Protocol
 
 from tunesmith.config.recipe import Named, Recipe
 from tunesmith.data.conversation import Turn
-from tunesmith.generation.text_model import Facts, Reply, Scored
+from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore
 from tunesmith.models.weights import Weights
 from tunesmith.prompt.template import Template
 
@@ -116,12 +116,12 @@ class Runtime(Protocol):
         """A rendered text as the runtime cuts it."""
         ...
 
-    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[Scored]:
+    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[TokenScore]:
         """What the model thinks of each given token from place `start` (at least 1) on."""
         ...
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> RuntimeStats:
         """What running it takes."""
         ...
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import ModelError, RunError
-from tunesmith.evaluation.comparison import choose
+from tunesmith.evaluation.comparison import sample_rows
 from tunesmith.exporting.job import Runtime
-from tunesmith.generation.from_weights import FromWeights
-from tunesmith.generation.text_model import Scored
+from tunesmith.generation.from_weights import WeightsModel
+from tunesmith.generation.text_model import TokenScore
 from tunesmith.prompt.template import Template
-from tunesmith.prompt.tokens import Example, Learn, encode_all, encode_prompt
+from tunesmith.prompt.tokens import Example, Learn, encode_expanded, encode_prompt
 
 SHOWN = 3  # rows of unlike tokens that are told with their texts
 AROUND = 40  # characters before and behind the first difference
@@ -197,11 +197,11 @@ def examples(
 ) -> list[Example]:
     """At most `limit` rows with an answer of their own, drawn as replies' rows are, as tokens."""
     answered = {part: [row for row in rows if row.answer.strip()] for part, rows in parts.items()}
-    rows = [row for rows in choose(answered, limit, seed).values() for row in rows]
-    return [encode_all(row, template, learn, "auto")[-1][1] for row in rows]
+    rows = [row for rows in sample_rows(answered, limit, seed).values() for row in rows]
+    return [encode_expanded(row, template, learn, "auto")[-1][1] for row in rows]
 
 
-def reference_scores(text: FromWeights, examples: Sequence[Example], *, kept: int = KEPT) -> list[Reference]:
+def reference_scores(text: WeightsModel, examples: Sequence[Example], *, kept: int = KEPT) -> list[Reference]:
     """What a loaded model, its adapter on or off as `text` has it, thinks of each example's learnt tokens.
 
     One forward pass an example through the network itself; its scores become log-probabilities in float32.
@@ -212,7 +212,7 @@ def reference_scores(text: FromWeights, examples: Sequence[Example], *, kept: in
         return [_reference(text, example, kept) for example in examples]
 
 
-def _reference(text: FromWeights, example: Example, kept: int) -> Reference:
+def _reference(text: WeightsModel, example: Example, kept: int) -> Reference:
     device, places = text.model.device, _learnt(example)
     wanted = torch.tensor(places, device=device)
     ids = torch.tensor([example.ids], device=device)
@@ -236,7 +236,7 @@ def _kept(scores: torch.Tensor, given: torch.Tensor, kept: int) -> tuple[NDArray
 
 def _learnt(example: Example) -> list[int]:
     """Places of learnt tokens; nothing stands before the first token that could foretell it."""
-    return [place for place, learnt in enumerate(example.learnt) if learnt and place]
+    return [place for place, learnt in enumerate(example.loss_mask) if learnt and place]
 
 
 def likelihoods(
@@ -267,7 +267,7 @@ def likelihoods(
     )  # fmt: skip
 
 
-def _scored(runtime: Runtime, example: Example) -> list[Scored]:
+def _scored(runtime: Runtime, example: Example) -> list[TokenScore]:
     """What the runtime thinks of the learnt tokens; those behind the last of them are not asked for."""
     places = _learnt(example)
     if not places:
@@ -276,7 +276,7 @@ def _scored(runtime: Runtime, example: Example) -> list[Scored]:
     return [found[place - places[0]] for place in places]
 
 
-def divergence(ids: NDArray[np.int32], logs: NDArray[np.float32], told: Scored) -> float:
+def divergence(ids: NDArray[np.int32], logs: NDArray[np.float32], told: TokenScore) -> float:
     """At least KL(adapter || file) at one place, in nats: the adapter's known `ids` with ln p, and what the file told.
 
     Tokens known of both stand alone; all others fall into two buckets, those that only the file told and the rest.

@@ -29,9 +29,9 @@ from tunesmith.exporting.job import Job
 from tunesmith.exporting.merge_experts import ExpertTensors, ExpertUpdate, expert_updates, without_mxfp4
 from tunesmith.exporting.tokenizer_config import ends_of, portable
 from tunesmith.models.adapter import read_adapter
-from tunesmith.models.architecture import Architecture, architecture
-from tunesmith.models.expert_packing import BLOCKS, SCALES, from_mxfp4
-from tunesmith.models.weights import Weights, headers, read_config
+from tunesmith.models.architecture import Architecture, architecture_from_weights
+from tunesmith.models.expert_packing import MXFP4_BLOCKS, MXFP4_SCALES, from_mxfp4
+from tunesmith.models.weights import Weights, read_config, tensor_headers
 from tunesmith.prompt.tokens import stop_ids
 from tunesmith.runs.run import disk, sync_folder, write_atomic
 
@@ -120,7 +120,7 @@ def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
     if own.is_file():
         shutil.copyfile(own, folder / "tokenizer.model")
     stops = stop_ids(job.template)
-    config = text_config(architecture(job.weights), job.weights)
+    config = text_config(architecture_from_weights(job.weights), job.weights)
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
     _complete(config)
@@ -209,9 +209,9 @@ def _takes_system(job: Job) -> bool:
 
 
 def _outs(job: Job, dtype: torch.dtype | None, *, adapter: bool) -> Iterator[_Out]:
-    model = architecture(job.weights)
+    model = architecture_from_weights(job.weights)
     linears, transposed, tied_head = model.linear(), model.transposed, f"{model.head}." if model.tied else "\0"
-    stored = headers(job.weights.folder)
+    stored = tensor_headers(job.weights.folder)
     found = without_mxfp4(stored)
     updates, whole, targets = _adapter(job) if adapter else ({}, {}, [])
     known = model.parameter_names(found)
@@ -260,7 +260,7 @@ def _experts(
         own = files[name]
         if own in stored:
             return _read(stored[own][0], own)
-        blocks, scales = (_read(stored[own + end][0], own + end) for end in (BLOCKS, SCALES))
+        blocks, scales = (_read(stored[own + end][0], own + end) for end in (MXFP4_BLOCKS, MXFP4_SCALES))
         return from_mxfp4(blocks, scales, torch.float32)
 
     experts = ExpertTensors(model.network, files, read, packed_from)
@@ -276,7 +276,7 @@ def _experts(
 
 def _adapter(job: Job) -> tuple[dict[str, _Update], dict[str, Tensor], list[str]]:
     """The updates by layer, the tensors that were trained whole by their own names, and PEFT's target_parameters."""
-    config, tensors = read_adapter(job.adapter, architecture(job.weights))
+    config, tensors = read_adapter(job.adapter, architecture_from_weights(job.weights))
     rank, alpha = int(str(config["r"])), float(str(config["lora_alpha"]))
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     updates = {}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
-from tunesmith.models.expert_packing import BLOCKS, SCALES, expert_parameters, pack, unpack
+from tunesmith.models.expert_packing import MXFP4_BLOCKS, MXFP4_SCALES, expert_parameters, pack_experts, unpack_experts
 from tunesmith.models.experts import ExpertShape, expert_shapes
 
 
@@ -153,7 +153,7 @@ class ExpertTensors:
     def _updated(self, fused: _Fused, stacked: Tensor, experts: slice) -> Tensor:
         if self.packed_from is not None:
             whole = stacked.to(self.packed_from)
-            stacked = unpack(pack(whole), whole.shape)
+            stacked = unpack_experts(pack_experts(whole), whole.shape)
         stacked = stacked.float()
         update = self.updates.get(fused.name)
         if update is None:
@@ -168,11 +168,11 @@ def without_mxfp4(found: Mapping[str, Any]) -> dict[str, Any]:
     """
     plain = {}
     for name, (path, shape, kind) in found.items():
-        base = name.removesuffix(BLOCKS)
-        if base != name and base + SCALES in found:
+        base = name.removesuffix(MXFP4_BLOCKS)
+        if base != name and base + MXFP4_SCALES in found:
             experts, outputs, blocks, size = shape
             plain[base] = path, (experts, 2 * blocks * size, outputs), "BF16"
-        elif name.removesuffix(SCALES) + BLOCKS not in found:
+        elif name.removesuffix(MXFP4_SCALES) + MXFP4_BLOCKS not in found:
             plain[name] = path, shape, kind
     return plain
 

@@ -11,9 +11,9 @@ from typing import Any, cast
 from tunesmith.config.recipe import Evaluate, Export
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import RunError
-from tunesmith.evaluation.comparison import NOTHING, Answered, answer
-from tunesmith.evaluation.reply_log import Kept
-from tunesmith.evaluation.score import Fold, Known
+from tunesmith.evaluation.comparison import NO_TRAINING_ANSWERS, RowReply, generate_replies
+from tunesmith.evaluation.reply_log import ReplyLog
+from tunesmith.evaluation.score import Fold, TrainingAnswers
 from tunesmith.exporting.acceptance import (
     LOSSES,
     Replies,
@@ -26,7 +26,7 @@ from tunesmith.exporting.acceptance import (
 )
 from tunesmith.exporting.job import File, Runtime
 from tunesmith.exporting.likelihood import Likelihood, Prompts, Reference, conversations, likelihoods
-from tunesmith.generation.text_model import Facts, TextModel
+from tunesmith.generation.text_model import RuntimeStats, TextModel
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import Example
 
@@ -42,7 +42,7 @@ class Proof:
     likelihood: Likelihood
     replies: Replies
     share: Share
-    facts: Facts
+    facts: RuntimeStats
     problems: tuple[str, ...]
 
     @property
@@ -73,8 +73,8 @@ def prove(
     template: Template,
     rows: Sequence[Conversation],
     parts: Mapping[str, Sequence[Conversation]],
-    base: Sequence[Answered],
-    adapter: Sequence[Answered],
+    base: Sequence[RowReply],
+    adapter: Sequence[RowReply],
     examples: Sequence[Example],
     reference: Sequence[Reference],
     wish: Export,
@@ -82,7 +82,7 @@ def prove(
     seed: int,
     kept: Path,
     made_from: dict[str, str],
-    known: Known = NOTHING,
+    known: TrainingAnswers = NO_TRAINING_ANSWERS,
     tell: Callable[[str, int, int], None] = lambda what, done, of: None,
 ) -> Proof:
     """Measures `file` in `runtime` beside the adapter.
@@ -123,10 +123,10 @@ def _answered(
     path: Path,
     made_from: dict[str, str],
     tell: Callable[[int, int], None],
-) -> list[Answered]:
-    kept = Kept(path, made_from)
+) -> list[RowReply]:
+    kept = ReplyLog(path, made_from)
     try:
-        return answer(  # which asks for replies alone, not for a stream
+        return generate_replies(  # which asks for replies alone, not for a stream
             cast(TextModel, runtime), parts, max_new_tokens=evaluate.max_new_tokens, batch=evaluate.batch, losses=None,
             on_progress=tell, reply_log=kept,
         )  # fmt: skip

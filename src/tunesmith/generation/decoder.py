@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import ResourceError
-from tunesmith.hardware import look
+from tunesmith.hardware import detect_hardware
 from tunesmith.kernels import decode, norm
-from tunesmith.kernels.attention import Bounds
-from tunesmith.kernels.block import Form
+from tunesmith.kernels.attention import SequenceBounds
+from tunesmith.kernels.block import BlockShape
 from tunesmith.kernels.decode import Cache, Stack
-from tunesmith.kernels.lora_linear import BaseForm, Joined
-from tunesmith.kernels.onednn import Packed, can_pack, linear, pack
+from tunesmith.kernels.lora_linear import BaseForm, JoinedLinear
+from tunesmith.kernels.onednn import OneDnnWeight, can_pack, linear, pack
 from tunesmith.models.build import Model
-from tunesmith.models.fuse import Fused, flat_of
+from tunesmith.models.fuse import FusedDecoder, flat_batch
 from tunesmith.models.fused_config import config_reasons
-from tunesmith.prompt.pack import packed
+from tunesmith.prompt.pack import pack_examples
 from tunesmith.prompt.tokens import Example
 
 SLOTS = (16, 64)  # batch sizes that fill a CPU's vector units and a GPU's matrix units
@@ -61,10 +61,10 @@ def unsupported_reasons(model: Model) -> list[str]:
 class Decoder:
     """Generates with the base and with the tuned model over the same weights."""
 
-    def __init__(self, model: Model, fused: Fused | None = None) -> None:
+    def __init__(self, model: Model, fused: FusedDecoder | None = None) -> None:
         """Joins the model's layers, unless `fused` holds them joined already, as during training."""
         self.variant, self.max_length, self.device = model.variant, CACHE_BLOCK, model.device
-        self.fused = fused or Fused(model, longest=CACHE_BLOCK, forms=_base_format(model))
+        self.fused = fused or FusedDecoder(model, longest=CACHE_BLOCK, forms=_base_format(model))
         self.owns_layers = fused is None
         self.kernels: Any = decode
         if self.fused.own_kernels:
@@ -100,7 +100,7 @@ class Decoder:
         token_losses = []
         with torch.inference_mode(), self.fused.adapter(tuned):
             for example in examples:
-                flat = flat_of(packed([example], pad), len(example), self.device)
+                flat = flat_batch(pack_examples([example], pad), len(example), self.device)
                 token_losses.append(self.fused.loss(flat).item() / len(flat.chosen))
         return token_losses
 
@@ -123,7 +123,7 @@ class _Batch:
             slot_count, 2 * sum(form.keys for form in forms) * capacity * dtype.itemsize, device
         )
 
-        def cache(form: Form) -> Tensor:
+        def cache(form: BlockShape) -> Tensor:
             return torch.zeros(slot_count, form.keys // form.head, capacity, form.head, dtype=dtype, device=device)
 
         caches = [Cache(cache(form), cache(form)) for form in forms]
@@ -171,7 +171,9 @@ class _Batch:
     def _prefill(self, slot: int, ids: Tensor) -> Tensor:
         length = len(ids)
         starts = torch.tensor([0, length], dtype=torch.int32, device=ids.device)
-        h = self.decoder.kernels.read(self.fused.embed(ids), self.stack, slot, Bounds(starts, length, (0, length)))
+        h = self.decoder.kernels.read(
+            self.fused.embed(ids), self.stack, slot, SequenceBounds(starts, length, (0, length))
+        )
         return self._argmax(h[-1:])[0]
 
     def _after_rope_change(self, slot: int, ids: Sequence[int], token: int) -> int:
@@ -236,13 +238,13 @@ def _slots_that_fit(slot_count: int, slot_bytes: int, device: torch.device) -> i
     )
 
 
-def _pack_weights(fused: Fused, model: Model) -> Packed | None:
+def _pack_weights(fused: FusedDecoder, model: Model) -> OneDnnWeight | None:
     """Pack the blocks' weights if that is faster on this processor and fits its memory; return the packed head."""
     head = model.network.get_output_embeddings()
     layers = [layer for block in fused.blocks for layer in (block.qkv, block.out, block.gate_up, block.down)]
     weights = [layer.base for layer in layers if isinstance(layer.base, torch.Tensor)]
     size = sum(weight.nbytes for weight in weights)
-    if len(weights) < len(layers) or not can_pack(weights[0]) or size > 0.25 * look().memory_free:
+    if len(weights) < len(layers) or not can_pack(weights[0]) or size > 0.25 * detect_hardware().memory_free:
         return None
     fused.blocks = [
         block._replace(
@@ -257,7 +259,7 @@ def _pack_weights(fused: Fused, model: Model) -> Packed | None:
     return pack(head.weight.data, SLOTS[-1]) if plain else None
 
 
-def _pack_layer(layer: Joined) -> Joined:
+def _pack_layer(layer: JoinedLinear) -> JoinedLinear:
     return layer._replace(base=pack(layer.base, SLOTS[-1])) if isinstance(layer.base, torch.Tensor) else layer
 
 

@@ -36,8 +36,8 @@ from tunesmith.generation.subprocess_model import (
     stderr_tail,
     wait_or_kill,
 )
-from tunesmith.generation.text_model import Facts, Reply, Scored
-from tunesmith.hardware import cores
+from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore
+from tunesmith.hardware import core_count
 from tunesmith.models.weights import check_safe
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode_prompt
@@ -206,7 +206,7 @@ class _Child:
                     thread.join(EXIT_SECONDS)
 
 
-class FromFolder(SubprocessModel[_Child]):
+class FolderModel(SubprocessModel[_Child]):
     """A model folder that transformers loads, with or without a PEFT adapter, generating in batches."""
 
     def __init__(
@@ -240,7 +240,7 @@ class FromFolder(SubprocessModel[_Child]):
         check_safe(folder, str(folder))
         if adapter is not None:
             _check_adapter(adapter)
-        self.folder, self.adapter, self._threads = folder, adapter, threads or cores()
+        self.folder, self.adapter, self._threads = folder, adapter, threads or core_count()
         self._settings = {
             "folder": str(folder.absolute()),
             "adapter": str(adapter.absolute()) if adapter else "",
@@ -275,7 +275,7 @@ class FromFolder(SubprocessModel[_Child]):
             batch=max(1, batch),
             stops=sorted(self.stops),
             cuts=self.texts,
-            special=self.form.keeps_specials,
+            special=self.form.needs_special_tokens,
         )
         with contextlib.closing(lines):
             for line in lines:
@@ -297,7 +297,7 @@ class FromFolder(SubprocessModel[_Child]):
         (line,) = self._ask("tokens", text=text)
         return list(line["value"])
 
-    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[Scored]:
+    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[TokenScore]:
         """Yield the score of each token from index `start` (at least 1) on, with the `top` likeliest tokens there.
 
         One forward pass over the text; log-probabilities are computed in float32. Raises ModelError if the text does
@@ -312,15 +312,17 @@ class FromFolder(SubprocessModel[_Child]):
         with contextlib.closing(lines):
             for line in lines:
                 token, nats, likeliest = line["scored"]
-                yield Scored(token, nats, tuple((int(token_id), float(logprob)) for token_id, logprob in likeliest))
+                yield TokenScore(token, nats, tuple((int(token_id), float(logprob)) for token_id, logprob in likeliest))
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> RuntimeStats:
         """Resources and throughput; the memory is the current one, on the GPU and in RAM."""
         child = self._running()
         files = [file for folder in (self.folder, self.adapter) if folder for file in folder.iterdir()]
         size = sum(file.stat().st_size for file in files if file.suffix in _FILE_TYPES)
-        return Facts(child.seconds, size, child.memory, 1, self.context, self._threads, self._tokens, self._seconds)
+        return RuntimeStats(
+            child.seconds, size, child.memory, 1, self.context, self._threads, self._tokens, self._seconds
+        )
 
     def _start(self) -> _Child:
         return _Child(self._settings, str(self.adapter or self.folder), self.patience, self._record_usage)

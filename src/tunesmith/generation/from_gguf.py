@@ -21,18 +21,18 @@ from tunesmith.generation.encode_untrusted import bos_ids, encode_untrusted, mat
 from tunesmith.generation.llama_process import CompletionStream, LlamaProcess, LlamaSettings
 from tunesmith.generation.llama_task import GREEDY, CompletionTask, ThroughputClock, sampling_options
 from tunesmith.generation.subprocess_model import CONTEXT, PATIENCE, PROBE, SubprocessModel
-from tunesmith.generation.text_model import Facts, Reply, Scored
+from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore
 from tunesmith.hardware import idle_cores
 from tunesmith.models.gguf_header import read_header
 from tunesmith.models.gguf_tokenizer import CONTROL, USER_DEFINED
 from tunesmith.prompt.reply import ReplyFormat
-from tunesmith.prompt.template import FileTokenizer, Template
+from tunesmith.prompt.template import Template, TemplateTokenizer
 from tunesmith.prompt.tokens import encode_prompt
 
 ALL_TOKENS = 1 << 24  # more than any vocabulary has
 
 
-class FromGguf(SubprocessModel[LlamaProcess]):
+class GgufModel(SubprocessModel[LlamaProcess]):
     """One GGUF file, with or without a LoRA adapter file, generating in `slots` at once."""
 
     def __init__(
@@ -74,7 +74,7 @@ class FromGguf(SubprocessModel[LlamaProcess]):
         if template is None:
             self.form = self._file_reply_format()
         threads = threads or idle_cores()
-        keep_specials = self.form.keeps_specials
+        keep_specials = self.form.needs_special_tokens
         self._settings = LlamaSettings(str(path.absolute()), adapter, slots, context, threads, keep_specials)
         self._clock = ThroughputClock()
         self._running()
@@ -174,7 +174,7 @@ class FromGguf(SubprocessModel[LlamaProcess]):
         chat, tokens = self._file_tokens
         specials = [text for text, kind in tokens if kind == CONTROL]
         try:
-            return Template(FileTokenizer(specials), chat, str(self.path)).form
+            return Template(TemplateTokenizer(specials), chat, str(self.path)).form
         except TunesmithError:
             return ReplyFormat()
 
@@ -207,7 +207,7 @@ class FromGguf(SubprocessModel[LlamaProcess]):
         """Return the text of tokens, with special tokens written out."""
         return str(self._ask("/detokenize", {"tokens": list(tokens)})["content"])
 
-    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[Scored]:
+    def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[TokenScore]:
         """Yield the score of each token from index `start` (at least 1) on, with the `top` likeliest tokens there.
 
         The runtime returns probabilities only of generated tokens, so each given token is forced in a request of its
@@ -221,7 +221,7 @@ class FromGguf(SubprocessModel[LlamaProcess]):
             if logprobs is None:  # the runtime returns nothing for a part of a character, but lists it among all tokens
                 all_logprobs = self._logprobs(prefix, plain_token, ALL_TOKENS) or (0.0, ())
                 logprobs = dict(all_logprobs[1])[token], all_logprobs[1][:top]
-            yield Scored(token, -logprobs[0], logprobs[1][:top])
+            yield TokenScore(token, -logprobs[0], logprobs[1][:top])
 
     def _logprobs(self, prefix: list[int], token: int, top: int) -> tuple[float, tuple[tuple[int, float], ...]] | None:
         """Return the log-probability of `token` and of the likeliest tokens; None if the runtime returns none."""
@@ -243,12 +243,14 @@ class FromGguf(SubprocessModel[LlamaProcess]):
         return _float_or_nan(probabilities[0]["logprob"]), likeliest
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> RuntimeStats:
         """Resources and throughput; the memory is the current one."""
         child, settings = self._running(), self._settings
         size = sum(Path(path).stat().st_size for path in (settings.model, settings.lora) if path)
         tokens, seconds = self._clock.read()
-        return Facts(child.seconds, size, child.memory, settings.slots, self.context, settings.threads, tokens, seconds)
+        return RuntimeStats(
+            child.seconds, size, child.memory, settings.slots, self.context, settings.threads, tokens, seconds
+        )
 
     def _start(self) -> LlamaProcess:
         return LlamaProcess(self._settings, self.patience)

@@ -33,7 +33,7 @@ _ALLOWED_HEADERS = {
 }
 
 
-class FromServer:
+class ServerModel:
     """A model behind a URL. Requests that fail temporarily (429, 5xx, no connection, no answer) are retried.
 
     The wait doubles from half a second to 8 s, or follows the server's Retry-After, up to two minutes.
@@ -72,7 +72,7 @@ class FromServer:
             http_client=http,
         )
 
-    def __enter__(self) -> FromServer:
+    def __enter__(self) -> ServerModel:
         return self
 
     def __exit__(self, *_: object) -> None:

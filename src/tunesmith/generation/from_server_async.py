@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ResourceError
-from tunesmith.generation.from_server import CONNECT_SECONDS, FromServer, is_loopback
+from tunesmith.generation.from_server import CONNECT_SECONDS, ServerModel, is_loopback
 
 
 class Overloaded(ResourceError):
@@ -30,7 +30,7 @@ class ReplyChunk:
     completion_tokens: int | None = None
 
 
-class FromServerAsync(FromServer):
+class AsyncServerModel(ServerModel):
     """FromServer's connection, key and errors, with streamed replies. Used in one event loop."""
 
     def __init__(

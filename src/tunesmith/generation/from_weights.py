@@ -21,7 +21,7 @@ from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode_prompt, stop_ids
 
 
-class FromWeights:
+class WeightsModel:
     """Greedy decoding: with our own decoder if it supports the model and the adapter, otherwise with transformers."""
 
     def __init__(self, model: Model, template: Template, *, tuned: bool, stop: Sequence[str] = ()) -> None:
@@ -131,7 +131,7 @@ class FromWeights:
 
     def output(self, ids: Sequence[int]) -> str:
         """Return the text of tokens as `form` divides it: with special tokens if they separate thought and reply."""
-        return self._decode(list(ids), skip=not self.form.keeps_specials)
+        return self._decode(list(ids), skip=not self.form.needs_special_tokens)
 
     def _generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[Reply]:
         width = max(map(len, prompts))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
-from tunesmith.generation.from_gguf import FromGguf
-from tunesmith.hardware import look as detect
-from tunesmith.models.build import load
+from tunesmith.generation.from_gguf import GgufModel
+from tunesmith.hardware import detect_hardware as detect
+from tunesmith.models.build import load_model
 from tunesmith.models.gguf_config import ADVICE
 from tunesmith.models.gguf_header import read_header
-from tunesmith.models.weights import Weights, headers
+from tunesmith.models.weights import Weights, tensor_headers
 from tunesmith.prompt.template import load_tokenizer
 
 CONTEXT = 256  # tokens; the longest text has about 60
@@ -46,7 +46,7 @@ MAX_SPECIAL_TOKENS = 24  # tested
 MAX_DIFFERENCE = 0.2  # nats per token, mean over SCORED_TEXT; llama.cpp's 4-bit products differ by up to 0.03
 
 
-def compare(gguf: Path, folder: Path, report: Callable[[str], None]) -> None:
+def compare_with_llama_cpp(gguf: Path, folder: Path, report: Callable[[str], None]) -> None:
     """Compare the converted model in `folder` with llama.cpp reading `gguf`: tokenization and the likelihood of a text.
 
     The likelihood needs the model in float32; it is skipped, with a message, if memory does not suffice. Raises
@@ -55,18 +55,18 @@ def compare(gguf: Path, folder: Path, report: Callable[[str], None]) -> None:
     tokenizer = load_tokenizer(folder)
     trained = read_header(gguf, values=False).metadata
     context = min(CONTEXT, int(trained[f"{trained['general.architecture']}.context_length"]))
-    with FromGguf(gguf, slots=1, context=context, threads=1) as runtime:
+    with GgufModel(gguf, slots=1, context=context, threads=1) as runtime:
         compare_tokens(gguf, runtime, tokenizer)
-        parameter_count = sum(math.prod(shape) for _, shape, _ in headers(folder).values())
+        parameter_count = sum(math.prod(shape) for _, shape, _ in tensor_headers(folder).values())
         if 5 * parameter_count > detect("auto").memory_free // 2:
             report(f"{gguf.name}: tokens match llama.cpp's; too little memory to compare the weights")
             return
-        network = load(Weights(gguf.name, folder, ""), bits=16, device="cpu", precision="float32").network
+        network = load_model(Weights(gguf.name, folder, ""), bits=16, device="cpu", precision="float32").network
         compare_likelihood(gguf, runtime, tokenizer, network)
     report(f"{gguf.name}: tokens and likelihoods of the converted model match llama.cpp's")
 
 
-def compare_tokens(gguf: Path, runtime: FromGguf, tokenizer: Any) -> None:
+def compare_tokens(gguf: Path, runtime: GgufModel, tokenizer: Any) -> None:
     """Tokenize texts with both. Raises ModelError for the first text whose tokens differ."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special][:MAX_SPECIAL_TOKENS]
     for text in (*TEXTS, *(SPECIALS_TEXT.format(token) for token in special)):
@@ -83,7 +83,7 @@ def compare_tokens(gguf: Path, runtime: FromGguf, tokenizer: Any) -> None:
             )
 
 
-def compare_likelihood(gguf: Path, runtime: FromGguf, tokenizer: Any, network: Any) -> None:
+def compare_likelihood(gguf: Path, runtime: GgufModel, tokenizer: Any, network: Any) -> None:
     """Compare the likelihood of a text. Raises ModelError for a difference of more than MAX_DIFFERENCE per token."""
     import torch
 

@@ -25,7 +25,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RuntimeStats:
     """Resources that a runtime uses, and its throughput.
 
     Seconds to load, bytes on disk and in memory, and the context of each slot in tokens. `tokens` were generated within
@@ -48,7 +48,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokenScore:
     """The score of a given token: its negative log-probability in nats.
 
     `top` holds the likeliest token ids at its position with their log-probabilities.

@@ -21,7 +21,7 @@ SHORT = 512  # tokens of an example, or of its window, whose weights are kept: a
 _aten: Any = torch.ops.aten
 
 
-class Bounds(NamedTuple):
+class SequenceBounds(NamedTuple):
     """Where the examples of a flat row begin: `starts` (examples + 1, int32, the last one the row's length).
 
     `longest` is at least the longest example's length; `listed` are the same numbers on the host, for `rows`.
@@ -32,7 +32,7 @@ class Bounds(NamedTuple):
     listed: tuple[int, ...] = ()
 
 
-class Rule(NamedTuple):
+class AttentionRule(NamedTuple):
     """How scores are made: their scale, a cap c (c tanh(s / c); 0: none), a window of tokens (0: all), the way."""
 
     scale: float
@@ -41,7 +41,7 @@ class Rule(NamedTuple):
     way: str = "rows"
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, rule: Rule) -> tuple[Tensor, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, bounds: SequenceBounds, rule: AttentionRule) -> tuple[Tensor, Tensor]:
     """q (tokens x heads x head), k and v (tokens x key heads x head) -> output as q, and what the backward wants.
 
     The second is the logarithm of the softmax's sum (heads x tokens), or with `rows` the bytes in which each example's
@@ -63,7 +63,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, rule: Rule) -> tuple
 
 
 def attend_back(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, bounds: Bounds, rule: Rule,
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, bounds: SequenceBounds, rule: AttentionRule,
     into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients to q, k and v, shaped as they are; with `rows` written to `into` where that is given."""
@@ -81,7 +81,7 @@ def attend_back(
     return dq, dk, dv
 
 
-def _spans(q: Tensor, bounds: Bounds, rule: Rule) -> tuple[list[tuple[slice, slice]], int]:
+def _spans(q: Tensor, bounds: SequenceBounds, rule: AttentionRule) -> tuple[list[tuple[slice, slice]], int]:
     """Of each example its tokens and the bytes of what its forward leaves, and all bytes."""
     found, at, heads = [], 0, q.shape[1]
     for start, end in _pairs(bounds):
@@ -95,7 +95,7 @@ def _spans(q: Tensor, bounds: Bounds, rule: Rule) -> tuple[list[tuple[slice, sli
     return found, at
 
 
-def _short(length: int, rule: Rule) -> bool:
+def _short(length: int, rule: AttentionRule) -> bool:
     return (length <= SHORT or 0 < rule.window <= SHORT) and not rule.cap
 
 
@@ -103,7 +103,7 @@ def _number(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _pairs(bounds: Bounds) -> Sequence[tuple[int, int]]:
+def _pairs(bounds: SequenceBounds) -> Sequence[tuple[int, int]]:
     listed = bounds.listed
     return [(start, end) for start, end in pairwise(listed) if end > start]
 
@@ -114,12 +114,12 @@ def _heads_first(x: Tensor, heads: int) -> Tensor:
     return (made if x.shape[1] == heads else made.repeat_interleave(heads // x.shape[1], dim=0))[None]
 
 
-def _own_kernel(q: Tensor, rule: Rule) -> bool:
+def _own_kernel(q: Tensor, rule: AttentionRule) -> bool:
     """Whether the processor's flash kernel does what is asked (its backward takes the saved sums)."""
     return q.device.type == "cpu" and not rule.cap and not (rule.window and rule.window < len(q))
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, rule: Rule, out: Tensor, saved: Tensor) -> None:
+def _one(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule, out: Tensor, saved: Tensor) -> None:
     if _short(len(q), rule):
         attention_rows.forward(q, k, v, rule.scale, rule.window, out, saved.view(v.dtype))
         return
@@ -138,7 +138,7 @@ def _one(q: Tensor, k: Tensor, v: Tensor, rule: Rule, out: Tensor, saved: Tensor
 
 
 def _one_back(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, saved: Tensor, rule: Rule,
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, saved: Tensor, rule: AttentionRule,
     into: tuple[Tensor, Tensor, Tensor],
 ) -> None:  # fmt: skip
     if _short(len(q), rule):
@@ -150,7 +150,7 @@ def _one_back(
 
 
 def _long_back(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, rule: Rule
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, rule: AttentionRule
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads = q.shape[1]
     if _own_kernel(q, rule):
@@ -186,7 +186,7 @@ def _gathered(dx: Tensor, x: Tensor) -> Tensor:
     return summed.transpose(0, 1)
 
 
-def _scores(q: Tensor, k: Tensor, rule: Rule) -> tuple[Tensor, Tensor | None]:
+def _scores(q: Tensor, k: Tensor, rule: AttentionRule) -> tuple[Tensor, Tensor | None]:
     """Masked scores (heads x tokens x tokens, 32 bits at least), and the slope of the cap."""
     scores = q.transpose(0, 1) @ _heads_first(k, q.shape[1])[0].mT
     scores = (scores if scores.dtype == torch.float64 else scores.float()) * rule.scale

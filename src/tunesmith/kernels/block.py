@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels import gated_mlp, lora_linear, norm, rope
-from tunesmith.kernels.attention import Bounds, Rule, attend, attend_back
-from tunesmith.kernels.lora_linear import Joined, Target
+from tunesmith.kernels.attention import AttentionRule, SequenceBounds, attend, attend_back
+from tunesmith.kernels.lora_linear import GradientTarget, JoinedLinear
 
 Keep = Literal["all", "attention", "input", "host"]  # host: the input waits in the host's memory
 
 
-class Form(NamedTuple):
+class BlockShape(NamedTuple):
     """What is constant in a block. Widths: `queries` and `keys` of all their heads together.
 
     `table` is the index of its RoPE table. `shared_values`: the product makes no values, the keys' rows are the values,
@@ -33,7 +33,7 @@ class Form(NamedTuple):
     eps: float
     offset: float
     activation: str
-    rule: Rule
+    rule: AttentionRule
     table: int = 0
     shared_values: bool = False
     norm_values: bool = False
@@ -44,10 +44,10 @@ class Block(NamedTuple):
 
     norm_1: Tensor
     norm_2: Tensor
-    qkv: Joined
-    out: Joined
-    gate_up: Joined
-    down: Joined
+    qkv: JoinedLinear
+    out: JoinedLinear
+    gate_up: JoinedLinear
+    down: JoinedLinear
     after_1: Tensor | None = None
     after_2: Tensor | None = None
     norm_q: Tensor | None = None
@@ -55,7 +55,7 @@ class Block(NamedTuple):
     scalar: Tensor | None = None
 
 
-class Kept(NamedTuple):
+class SavedActivations(NamedTuple):
     """What a forward left for its backward; None is made again from `h`."""
 
     h: Tensor
@@ -69,7 +69,7 @@ class Kept(NamedTuple):
     inner: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = (None, None, None, None)
 
 
-class Turns(NamedTuple):
+class RopeTables(NamedTuple):
     """Tables of cos and sin (rows x turned), and the row of each token, which is its place in its example."""
 
     cos: Tensor
@@ -81,17 +81,25 @@ class Turns(NamedTuple):
         return self.cos[self.places], self.sin[self.places]
 
 
-Targets = tuple[Target, Target, Target, Target]
+Targets = tuple[GradientTarget, GradientTarget, GradientTarget, GradientTarget]
 
 
-def forward(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form, keep: Keep) -> tuple[Tensor, Kept]:
+def forward(
+    h: Tensor, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape, keep: Keep
+) -> tuple[Tensor, SavedActivations]:
     """`h` (tokens x hidden) through the block."""
     out, kept = _through(h, block, turns, bounds, form, to_the_end=True)
     return given(out), _thin(kept, keep)
 
 
 def backward(
-    dout: Tensor, stack: list[Kept], block: Block, turns: Turns, bounds: Bounds, form: Form, targets: Targets
+    dout: Tensor,
+    stack: list[SavedActivations],
+    block: Block,
+    turns: RopeTables,
+    bounds: SequenceBounds,
+    form: BlockShape,
+    targets: Targets,
 ) -> Tensor:
     """The gradient to `h`; those to the adapter are added to `targets`. Takes what was kept from the `stack`'s top."""
     kept = _complete(stack.pop(), block, turns, bounds, form)
@@ -99,7 +107,7 @@ def backward(
     eps, offset = form.eps, form.offset
     dout = dout if block.scalar is None else dout * block.scalar
     dmade = dout if block.after_2 is None else norm.rms_back(dout, given(kept.made_2), block.after_2, eps, offset)
-    dactivated, dinner = lora_linear.back(dmade, block.down)
+    dactivated, dinner = lora_linear.input_gradient(dmade, block.down)
     dboth, activated = gated_mlp.gated_back(dactivated, both, form.activation)
     lora_linear.gather(targets[3], dmade, activated, inner[3], dinner)
     normed, again = norm.rms_again(h2, block.norm_2, eps, offset)
@@ -114,8 +122,8 @@ def backward(
 
 
 def _through(
-    h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form, *, to_the_end: bool
-) -> tuple[Tensor | None, Kept]:
+    h: Tensor, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape, *, to_the_end: bool
+) -> tuple[Tensor | None, SavedActivations]:
     """Everything that can be kept; the last product only where its result is wanted."""
     normed = norm.rms(h, block.norm_1, form.eps, form.offset)
     qkv, inner_qkv = lora_linear.forward(normed, block.qkv)
@@ -134,16 +142,18 @@ def _through(
         inner_down = gated_mlp.gated(both, form.activation) @ block.down.a.T
     keep_1, keep_2 = (made_1 if block.after_1 is not None else None), (made_2 if block.after_2 is not None else None)
     inner = (inner_qkv, inner_out, inner_gate, inner_down)
-    return out, Kept(h, qkv, mixed, total, h2, both, keep_1, keep_2, inner)
+    return out, SavedActivations(h, qkv, mixed, total, h2, both, keep_1, keep_2, inner)
 
 
-def _thin(kept: Kept, keep: Keep) -> Kept:
+def _thin(kept: SavedActivations, keep: Keep) -> SavedActivations:
     if keep == "all":
         return kept
-    return kept._replace(both=None) if keep == "attention" else Kept(kept.h)  # input, host
+    return kept._replace(both=None) if keep == "attention" else SavedActivations(kept.h)  # input, host
 
 
-def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Kept:
+def _complete(
+    kept: SavedActivations, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape
+) -> SavedActivations:
     """Makes again what was not kept."""
     if kept.h2 is None:
         return _through(kept.h, block, turns, bounds, form, to_the_end=False)[1]
@@ -153,19 +163,19 @@ def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form
     return kept._replace(both=lora_linear.forward(normed, block.gate_up)[0])
 
 
-def heads(x: Tensor, form: Form) -> Tensor:
+def heads(x: Tensor, form: BlockShape) -> Tensor:
     """tokens x width as tokens x heads x head."""
     return x.view(len(x), -1, form.head)
 
 
-def split(qkv: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+def split(qkv: Tensor, form: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (tokens x heads x head) in the product's output; shared values are the keys."""
     q, k = qkv[:, : form.queries], qkv[:, form.queries : form.queries + form.keys]
     v = k if form.shared_values else qkv[:, form.queries + form.keys :]
     return heads(q, form), heads(k, form), heads(v, form)
 
 
-def _turned(qkv: Tensor, block: Block, turns: Turns, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+def _turned(qkv: Tensor, block: Block, turns: RopeTables, form: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as attention takes them, from what the product made; not normed, they stand in it."""
     cos, sin = turns.each()
     if block.norm_q is None:
@@ -175,7 +185,7 @@ def _turned(qkv: Tensor, block: Block, turns: Turns, form: Form) -> tuple[Tensor
     return rope.rotate_(q, cos, sin), rope.rotate_(k, cos, sin), v
 
 
-def normed_heads(qkv: Tensor, block: Block, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+def normed_heads(qkv: Tensor, block: Block, form: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
     """`split`, each part in a new tensor after its norm where the block has one."""
     q, k, v = split(qkv, form)
     if block.norm_q is None:
@@ -184,12 +194,14 @@ def normed_heads(qkv: Tensor, block: Block, form: Form) -> tuple[Tensor, Tensor,
     return q, k_normed, norm.rms(v, None, form.eps, 0.0) if form.norm_values else v
 
 
-def _both(qkv: Tensor, form: Form) -> Tensor:
+def _both(qkv: Tensor, form: BlockShape) -> Tensor:
     """The heads of queries and keys together."""
     return heads(qkv[:, : form.queries + form.keys], form)
 
 
-def _mix_back(dmixed: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Tensor:
+def _mix_back(
+    dmixed: Tensor, kept: SavedActivations, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape
+) -> Tensor:
     """From the gradient to attention's output to that to the joined queries, keys and values."""
     qkv, mixed, total = given(kept.qkv), given(kept.mixed), given(kept.total)
     raw_q, raw_k, raw_v = split(qkv, form)

@@ -15,35 +15,43 @@ from torch.nn import functional
 
 from tunesmith.kernels import nf4
 from tunesmith.kernels import triton_parts as parts
-from tunesmith.kernels.attention import Bounds, attend, attend_back
-from tunesmith.kernels.block import Block, Form, Keep, Kept, Targets, Turns, given, heads
+from tunesmith.kernels.attention import SequenceBounds, attend, attend_back
+from tunesmith.kernels.block import Block, BlockShape, Keep, RopeTables, SavedActivations, Targets, given, heads
 from tunesmith.kernels.fp8 import Fp8, scaled
-from tunesmith.kernels.lora_linear import Joined, Target, gather
+from tunesmith.kernels.lora_linear import GradientTarget, JoinedLinear, gather
 from tunesmith.kernels.nf4 import Nf4
-from tunesmith.kernels.onednn import Packed
+from tunesmith.kernels.onednn import OneDnnWeight
 
 Mix = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # turned q, k, v -> output as q, what backward wants
 
 
-def forward(h: Tensor, block: Block, turns: Turns, bounds: Bounds, form: Form, keep: Keep) -> tuple[Tensor, Kept]:
+def forward(
+    h: Tensor, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape, keep: Keep
+) -> tuple[Tensor, SavedActivations]:
     """`h` (tokens x hidden) through the block; `turns` are the tables of cos and sin and each token's place."""
     h2, both, kept = _until_gate(h, block, turns, form, _attending(bounds, form))
     made, inner = _down(both, block, form)
     out = h2 + _after(made, block.after_2, form)
     if keep in ("input", "host"):
-        return out, Kept(h)
+        return out, SavedActivations(h)
     kept = kept._replace(made_2=None if block.after_2 is None else made, inner=(*kept.inner[:3], inner))
     return out, kept._replace(both=None) if keep == "attention" else kept
 
 
-def write(h: Tensor, block: Block, turns: Turns, form: Form, mix: Mix) -> Tensor:
+def write(h: Tensor, block: Block, turns: RopeTables, form: BlockShape, mix: Mix) -> Tensor:
     """`h` (tokens x hidden) through the block, where `mix` attends; nothing is kept."""
     h2, both, _ = _until_gate(h, block, turns, form, mix)
     return h2.add_(_after(_down(both, block, form)[0], block.after_2, form))
 
 
 def backward(
-    dout: Tensor, stack: list[Kept], block: Block, turns: Turns, bounds: Bounds, form: Form, targets: Targets
+    dout: Tensor,
+    stack: list[SavedActivations],
+    block: Block,
+    turns: RopeTables,
+    bounds: SequenceBounds,
+    form: BlockShape,
+    targets: Targets,
 ) -> Tensor:
     """The gradient to `h`; those to the adapter are added to `targets`. Takes what was kept from the `stack`'s top."""
     kept = _complete(stack.pop(), block, turns, bounds, form)
@@ -72,11 +80,13 @@ def backward(
 # --- forward -------------------------------------------------------------------------------------------------
 
 
-def _attending(bounds: Bounds, form: Form) -> Mix:
+def _attending(bounds: SequenceBounds, form: BlockShape) -> Mix:
     return lambda q, k, v: attend(q, k, v, bounds, form.rule)
 
 
-def _until_gate(h: Tensor, block: Block, turns: Turns, form: Form, mix: Mix) -> tuple[Tensor, Tensor, Kept]:
+def _until_gate(
+    h: Tensor, block: Block, turns: RopeTables, form: BlockShape, mix: Mix
+) -> tuple[Tensor, Tensor, SavedActivations]:
     _, wide, codes, scales = parts.norm(h, None, block.norm_1, form.eps, form.offset, _room(block.qkv), eight=_eight(block.qkv))  # noqa: E501  # fmt: skip
     qkv, inner_qkv = _product(wide, codes, scales, block.qkv)
     del wide, codes
@@ -90,29 +100,35 @@ def _until_gate(h: Tensor, block: Block, turns: Turns, form: Form, mix: Mix) -> 
     h2, wide, codes, scales = parts.norm(h, made, block.norm_2, form.eps, form.offset, _room(block.gate_up), eight=_eight(block.gate_up))  # noqa: E501  # fmt: skip
     del made
     both, inner_gate = _product(wide, codes, scales, block.gate_up)
-    return h2, both, Kept(h, qkv, mixed, total, h2, both, made_1, inner=(inner_qkv, inner_out, inner_gate, None))
+    return (
+        h2,
+        both,
+        SavedActivations(h, qkv, mixed, total, h2, both, made_1, inner=(inner_qkv, inner_out, inner_gate, None)),
+    )
 
 
-def _after(made: Tensor, weight: Tensor | None, form: Form) -> Tensor:
+def _after(made: Tensor, weight: Tensor | None, form: BlockShape) -> Tensor:
     """The norm after attention or feed-forward, where the block has one."""
     return made if weight is None else parts.norm(made, None, weight, form.eps, form.offset, 0, eight=False)[1]
 
 
-def _down(both: Tensor, block: Block, form: Form) -> tuple[Tensor, Tensor | None]:
+def _down(both: Tensor, block: Block, form: BlockShape) -> tuple[Tensor, Tensor | None]:
     wide, codes, scales = parts.gated(both, form.activation, _room(block.down), eight=_eight(block.down))
     return _product(wide, codes, scales, block.down)
 
 
-def _room(joined: Joined) -> int:
+def _room(joined: JoinedLinear) -> int:
     """Columns behind each row of the input: the ranks, where the product takes them along."""
     return 0 if joined.a is None or isinstance(joined.base, Fp8) else joined.a.shape[0]
 
 
-def _eight(joined: Joined) -> bool:
+def _eight(joined: JoinedLinear) -> bool:
     return isinstance(joined.base, Fp8)
 
 
-def _product(wide: Tensor, codes: Tensor | None, scales: Tensor | None, joined: Joined) -> tuple[Tensor, Tensor | None]:
+def _product(
+    wide: Tensor, codes: Tensor | None, scales: Tensor | None, joined: JoinedLinear
+) -> tuple[Tensor, Tensor | None]:
     """The joined product with its adapter, and x Aᵀ."""
     base, a, b = joined.base, joined.a, joined.b
     if isinstance(base, Fp8):
@@ -133,17 +149,17 @@ def _product(wide: Tensor, codes: Tensor | None, scales: Tensor | None, joined: 
     return functional.linear(wide, _dense(joined, with_b=True), joined.bias), inner
 
 
-def _dense(joined: Joined, *, with_b: bool) -> Tensor:
+def _dense(joined: JoinedLinear, *, with_b: bool) -> Tensor:
     """The weight (out x in), with the scaled B behind its rows when asked; a dense one always has it there."""
     base = joined.base
     if isinstance(base, Nf4):
         return nf4.matrix(base, joined.pieces if with_b else ())
-    if isinstance(base, Fp8 | Packed):
+    if isinstance(base, Fp8 | OneDnnWeight):
         raise AssertionError("an 8-bit or packed weight has no dense form")
     return base if with_b or joined.a is None else base[:, : joined.a.shape[1]]
 
 
-def _turned(qkv: Tensor, block: Block, turns: Turns, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+def _turned(qkv: Tensor, block: Block, turns: RopeTables, form: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
     turned = parts.turn(
         qkv, turns.cos, turns.sin, turns.places, form.queries, form.keys, form.head,
         block.norm_q, block.norm_k, form.eps, form.offset,
@@ -151,7 +167,7 @@ def _turned(qkv: Tensor, block: Block, turns: Turns, form: Form) -> tuple[Tensor
     return _split(turned, qkv, form)
 
 
-def _split(turned: Tensor, qkv: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+def _split(turned: Tensor, qkv: Tensor, form: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
     both = form.queries + form.keys
     q, k, v = turned[:, : form.queries], turned[:, form.queries : both], qkv[:, both:]
     return heads(q, form), heads(k, form), heads(v, form)
@@ -160,7 +176,9 @@ def _split(turned: Tensor, qkv: Tensor, form: Form) -> tuple[Tensor, Tensor, Ten
 # --- backward ------------------------------------------------------------------------------------------------
 
 
-def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Kept:
+def _complete(
+    kept: SavedActivations, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape
+) -> SavedActivations:
     """Makes again what was not kept."""
     if kept.h2 is None:
         _, both, kept = _until_gate(kept.h, block, turns, form, _attending(bounds, form))
@@ -175,7 +193,7 @@ def _complete(kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form
     return kept
 
 
-def _back(dy: Tensor, joined: Joined, *, with_b: bool = True) -> tuple[Tensor, Tensor | None]:
+def _back(dy: Tensor, joined: JoinedLinear, *, with_b: bool = True) -> tuple[Tensor, Tensor | None]:
     """dy W (tokens x in; the adapter's share is still missing) and dy s B (tokens x ranks).
 
     Made as one product (`with_b`), the rows of dy W lie apart.
@@ -193,14 +211,14 @@ def _back(dy: Tensor, joined: Joined, *, with_b: bool = True) -> tuple[Tensor, T
     return wide[:, : a.shape[1]], wide[:, a.shape[1] :].contiguous()
 
 
-def _after_back(dy: Tensor, made: Tensor | None, weight: Tensor | None, form: Form) -> Tensor:
+def _after_back(dy: Tensor, made: Tensor | None, weight: Tensor | None, form: BlockShape) -> Tensor:
     """The gradient to what `_after` was given."""
     return dy if weight is None else parts.norm_back(dy, given(made), weight, form.eps, form.offset, None)
 
 
 def _back_norm(
-    dy: Tensor, dresidual: Tensor, h: Tensor, weight: Tensor, inner: Tensor | None, joined: Joined, target: Target,
-    form: Form,
+    dy: Tensor, dresidual: Tensor, h: Tensor, weight: Tensor, inner: Tensor | None, joined: JoinedLinear, target: GradientTarget,
+    form: BlockShape,
 ) -> Tensor:  # fmt: skip
     """Through a product and the norm before it, the residual's gradient added."""
     dnormed, dinner = _back(dy, joined)
@@ -211,7 +229,9 @@ def _back_norm(
     return parts.norm_back(dnormed, h, weight, form.eps, form.offset, dresidual)
 
 
-def _mix_back(dmixed: Tensor, kept: Kept, block: Block, turns: Turns, bounds: Bounds, form: Form) -> Tensor:
+def _mix_back(
+    dmixed: Tensor, kept: SavedActivations, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape
+) -> Tensor:
     qkv, mixed, total = given(kept.qkv), given(kept.mixed), given(kept.total)
     q, k, v = _split(qkv, qkv, form) if block.norm_q is None else _turned(qkv, block, turns, form)
     dq, dk, dv = attend_back(heads(dmixed, form), q, k, v, heads(mixed, form), total, bounds, form.rule)

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tunesmith.kernels import gated_mlp, lora_linear, norm, rope
-from tunesmith.kernels.attention import Bounds, Rule, attend
-from tunesmith.kernels.block import Block, Form, normed_heads
-from tunesmith.kernels.rope import Table
+from tunesmith.kernels.attention import AttentionRule, SequenceBounds, attend
+from tunesmith.kernels.block import Block, BlockShape, normed_heads
+from tunesmith.kernels.rope import RopeTable
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # turned q, k, v (tokens x heads x head) -> tokens x queries
 
@@ -32,12 +32,12 @@ class Stack(NamedTuple):
     """All blocks with what is constant in each, their caches, and the tables that `Form.table` counts."""
 
     blocks: Sequence[Block]
-    forms: Sequence[Form]
+    forms: Sequence[BlockShape]
     caches: Sequence[Cache]
-    tables: Sequence[Table]
+    tables: Sequence[RopeTable]
 
 
-def read(h: Tensor, stack: Stack, slot: int, bounds: Bounds) -> Tensor:
+def read(h: Tensor, stack: Stack, slot: int, bounds: SequenceBounds) -> Tensor:
     """One prompt (tokens x hidden) through all blocks; its keys and values go to the beginning of a slot."""
     turns = [table.text(len(h)) for table in stack.tables]
     for block, form, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
@@ -60,7 +60,7 @@ def write(h: Tensor, stack: Stack, places: Tensor) -> Tensor:
     return h
 
 
-def _forward(h: Tensor, block: Block, cos: Tensor, sin: Tensor, form: Form, mix: Mix) -> Tensor:
+def _forward(h: Tensor, block: Block, cos: Tensor, sin: Tensor, form: BlockShape, mix: Mix) -> Tensor:
     """`h` (tokens x hidden) through a block; `cos` and `sin` (tokens x turned) are those of each token's place."""
     eps, offset = form.eps, form.offset
     qkv, _ = lora_linear.forward(norm.rms(h, block.norm_1, eps, offset), block.qkv)
@@ -74,7 +74,7 @@ def _forward(h: Tensor, block: Block, cos: Tensor, sin: Tensor, form: Form, mix:
     return h if block.scalar is None else h.mul_(block.scalar)
 
 
-def _read(cache: Cache, slot: int, bounds: Bounds, rule: Rule) -> Mix:
+def _read(cache: Cache, slot: int, bounds: SequenceBounds, rule: AttentionRule) -> Mix:
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.keys[slot, :, : len(k)] = k.transpose(0, 1)
         cache.values[slot, :, : len(v)] = v.transpose(0, 1)
@@ -83,7 +83,7 @@ def _read(cache: Cache, slot: int, bounds: Bounds, rule: Rule) -> Mix:
     return mix
 
 
-def _write(cache: Cache, slots: Tensor, places: Tensor, hidden: Tensor, rule: Rule) -> Mix:
+def _write(cache: Cache, slots: Tensor, places: Tensor, hidden: Tensor, rule: AttentionRule) -> Mix:
     """Attention of one new token a slot over the slot so far; its own key and value go to its place.
 
     `slots` counts them, `hidden` (slots x 1 x 1 x room) is 0 where a key is seen and minus infinity elsewhere.

@@ -15,12 +15,12 @@ from torch.nn import functional
 from tunesmith.kernels import fp8, nf4, onednn
 from tunesmith.kernels.fp8 import Fp8
 from tunesmith.kernels.nf4 import Nf4
-from tunesmith.kernels.onednn import Packed
+from tunesmith.kernels.onednn import OneDnnWeight
 
 BaseForm = Literal["stored", "dense", "fp8"]  # codes dequantised at each use, dequantised once, 8-bit products
 
 
-class Joined(NamedTuple):
+class JoinedLinear(NamedTuple):
     """Layers with the same input. `base` is dense (out x in), NF4 or FP8; packed where nothing goes backward.
 
     `a` (ranks x in) is in the products' number type, None where nothing is trained. `pieces` are each layer's B
@@ -28,14 +28,14 @@ class Joined(NamedTuple):
     want that, and a dense base may then have it behind its rows.
     """
 
-    base: Tensor | Nf4 | Fp8 | Packed
+    base: Tensor | Nf4 | Fp8 | OneDnnWeight
     bias: Tensor | None
     a: Tensor | None
     b: Tensor | None
     pieces: tuple[tuple[Tensor, slice, slice], ...] = ()
 
 
-class Target(NamedTuple):
+class GradientTarget(NamedTuple):
     """Where the gradients of one joined product go: of A (ranks x in), and of each B with its outputs and ranks.
 
     `scale` is the adapter's, which the joined `b` contains and the gradients must contain too.
@@ -46,7 +46,7 @@ class Target(NamedTuple):
     scale: float
 
 
-def matrix(joined: Joined) -> Tensor:
+def matrix(joined: JoinedLinear) -> Tensor:
     """The dense weight, out x in."""
     base = joined.base
     if isinstance(base, Nf4):
@@ -56,7 +56,7 @@ def matrix(joined: Joined) -> Tensor:
     return base if joined.a is None else base[:, : joined.a.shape[1]]
 
 
-def forward(x: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
+def forward(x: Tensor, joined: JoinedLinear) -> tuple[Tensor, Tensor | None]:
     """`x` (tokens x in) to y (tokens x out), and x Aᵀ (tokens x ranks) for the backward.
 
     The update is made first and the product added to it, which sums in 32 bits and rounds once: added to a product that
@@ -69,7 +69,7 @@ def forward(x: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
         y = fp8.product(x, base.forward, base.forward_scale)
         y = y if update is None else y.add_(update)
         return y if joined.bias is None else y + joined.bias, inner
-    if isinstance(base, Packed):
+    if isinstance(base, OneDnnWeight):
         return onednn.linear(x, base, joined.bias, update), inner
     if update is None:
         return functional.linear(x, matrix(joined), joined.bias), inner
@@ -77,7 +77,7 @@ def forward(x: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
     return y if joined.bias is None else y.add_(joined.bias), inner
 
 
-def _update(inner: Tensor, joined: Joined) -> Tensor:
+def _update(inner: Tensor, joined: JoinedLinear) -> Tensor:
     """x Aᵀ (s B)ᵀ, tokens x out."""
     outs = sum(outputs.stop - outputs.start for _, outputs, _ in joined.pieces)
     height = _height(joined.base)
@@ -87,22 +87,22 @@ def _update(inner: Tensor, joined: Joined) -> Tensor:
     return made
 
 
-def _height(base: Tensor | Nf4 | Fp8 | Packed) -> int:
-    if isinstance(base, Packed):
+def _height(base: Tensor | Nf4 | Fp8 | OneDnnWeight) -> int:
+    if isinstance(base, OneDnnWeight):
         return base.out
     if isinstance(base, Nf4):
         return base.height
     return (base.forward if isinstance(base, Fp8) else base).shape[0]
 
 
-def backward(dy: Tensor, x: Tensor, inner: Tensor | None, joined: Joined, target: Target) -> Tensor:
+def backward(dy: Tensor, x: Tensor, inner: Tensor | None, joined: JoinedLinear, target: GradientTarget) -> Tensor:
     """The gradient to `x`; those to the adapter are added to `target`."""
-    dx, dinner = back(dy, joined)
+    dx, dinner = input_gradient(dy, joined)
     gather(target, dy, x, inner, dinner)
     return dx
 
 
-def back(dy: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
+def input_gradient(dy: Tensor, joined: JoinedLinear) -> tuple[Tensor, Tensor | None]:
     """The gradients to x and to x Aᵀ."""
     base, a = joined.base, joined.a
     dx = fp8.product(dy, base.backward, base.backward_scale) if isinstance(base, Fp8) else dy @ matrix(joined)
@@ -114,7 +114,7 @@ def back(dy: Tensor, joined: Joined) -> tuple[Tensor, Tensor | None]:
     return dx.addmm_(dinner, a), dinner
 
 
-def gather(target: Target, dy: Tensor, x: Tensor | None, inner: Tensor | None, dinner: Tensor | None) -> None:
+def gather(target: GradientTarget, dy: Tensor, x: Tensor | None, inner: Tensor | None, dinner: Tensor | None) -> None:
     """Adds dinnerᵀ x to A's gradient and s dyᵀ inner to each B's, summed in the gradients' number type."""
     if target.a is None or x is None or inner is None or dinner is None:
         return

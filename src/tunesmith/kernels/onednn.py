@@ -14,7 +14,7 @@ from torch import Tensor
 _ops: Any = torch.ops.mkldnn
 
 
-class Packed(NamedTuple):
+class OneDnnWeight(NamedTuple):
     """A weight (out x in) in blocks; `out` and `width` are its sizes."""
 
     blocks: Tensor
@@ -27,12 +27,12 @@ def can_pack(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
-def pack(weight: Tensor, rows: int) -> Packed:
+def pack(weight: Tensor, rows: int) -> OneDnnWeight:
     """`weight` (out x in) for products of about so many `rows`; the weight itself stays."""
-    return Packed(_ops._reorder_linear_weight(weight.contiguous(), rows), *weight.shape)
+    return OneDnnWeight(_ops._reorder_linear_weight(weight.contiguous(), rows), *weight.shape)
 
 
-def linear(x: Tensor, packed: Packed, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, packed: OneDnnWeight, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
     """`x` (rows x in) times the transposed weight, plus `bias` (out) and `add` (rows x out), rounded once."""
     if add is not None:
         made: Tensor = _ops._linear_pointwise.binary(x, add, packed.blocks, bias, "add")

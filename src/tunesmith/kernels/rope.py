@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Table(NamedTuple):
+class RopeTable(NamedTuple):
     """cos and sin by position (rows x rotated width).
 
     With a `switch` (LongRoPE, Ding et al. 2024, arXiv:2402.13753) the tables have two halves: texts of at most `switch`

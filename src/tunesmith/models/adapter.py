@@ -54,7 +54,7 @@ def peft_config(
         bias=bias,
         use_rslora=rs,
         use_dora=dora,
-        modules_to_save=[_leaf(model.outer(which)) for which in train_also] or None,
+        modules_to_save=[_leaf(model.outer_module_name(which)) for which in train_also] or None,
         ensure_weight_tying=bool(train_also) and model.tied,
         task_type="CAUSAL_LM",
         fan_in_fan_out=model.transposed,
@@ -69,7 +69,7 @@ def peft_config(
     return dict(sorted(values.items()))
 
 
-def finished(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
+def adapter_state(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Returns the configuration and tensors of the model's adapter, as `write_adapter` takes them.
 
     A PiSSA update is written as a plain LoRA of twice the rank: A over A₀, B beside -B₀, with alpha raised so that the
@@ -91,7 +91,7 @@ def finished(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
     for name, layer in model.lora.items():
         tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"] = (part.detach() for part in layer.factors())
     if variant.train_also and model.tied:  # PEFT expects both
-        tensors[model.outer("head")] = tensors[model.outer("embeddings")]
+        tensors[model.outer_module_name("head")] = tensors[model.outer_module_name("embeddings")]
     return config, {model.architecture.outside(name): tensor for name, tensor in tensors.items()}
 
 
@@ -120,16 +120,16 @@ def read_adapter(folder: Path, model: Architecture | None = None) -> tuple[dict[
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"the adapter cannot be read: {error}", where=str(folder), next="Train again") from error
-    tensors = named(tensors)
-    return config, {model.within(name): tensor for name, tensor in tensors.items()} if model else tensors
+    tensors = from_peft_names(tensors)
+    return config, {model.text_module_name(name): tensor for name, tensor in tensors.items()} if model else tensors
 
 
-def named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_peft_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Maps PEFT's tensor names (of its files or get_peft_model_state_dict) to the names of `Model.trainable`."""
     return {name.removeprefix(_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
 
 
-def attach(model: Model, folder: Path) -> None:
+def load_adapter(model: Model, folder: Path) -> None:
     """Adds the adapter in `folder` to `model` and loads its tensors.
 
     Raises RunError if it is missing, damaged, of an unsupported type, or does not fit the model.
@@ -140,7 +140,7 @@ def attach(model: Model, folder: Path) -> None:
         kind = unsupported[0] if unsupported else f"{config.get('peft_type')}, {config.get('init_lora_weights')}"
         raise RunError(f"adapters of this type are not supported ({kind})", where=str(folder), next="Train again")
     saved = {_leaf(str(name)) for name in _as_list(config.get("modules_to_save"))}
-    train_also = [which for which in ("embeddings", "head") if saved and _leaf(model.outer(which)) in saved]
+    train_also = [which for which in ("embeddings", "head") if saved and _leaf(model.outer_module_name(which)) in saved]
     if train_also and model.tied:
         train_also = ["embeddings", "head"]
     layers, experts = _targets(model, config, tensors)
@@ -163,7 +163,7 @@ def attach(model: Model, folder: Path) -> None:
         raise RunError(
             f"the adapter's configuration is damaged: {error}", where=str(folder), next="Train again"
         ) from error
-    fill(model, tensors)
+    load_adapter_tensors(model, tensors)
 
 
 def _targets(model: Model, config: dict[str, object], tensors: dict[str, Tensor]) -> tuple[list[str], bool]:
@@ -175,11 +175,11 @@ def _targets(model: Model, config: dict[str, object], tensors: dict[str, Tensor]
     return sorted(parts | {_leaf(name) for name in updated & model.frozen().keys()}), bool(parts)
 
 
-def fill(model: Model, tensors: dict[str, Tensor]) -> None:
+def load_adapter_tensors(model: Model, tensors: dict[str, Tensor]) -> None:
     """Copies `tensors` into the model's adapter. Raises RunError if a name or a shape does not fit."""
     parameters = model.trainable()
     if model.whole and model.tied:
-        tensors = {name: tensor for name, tensor in tensors.items() if name != model.outer("head")}
+        tensors = {name: tensor for name, tensor in tensors.items() if name != model.outer_module_name("head")}
     if parameters.keys() != tensors.keys():
         differing = sorted(parameters.keys() ^ tensors.keys())[0]
         raise RunError(

@@ -20,13 +20,13 @@ from torch import nn
 
 from tunesmith.config.registry import nearest
 from tunesmith.errors import ModelError
-from tunesmith.models.expert_packing import without_halves
+from tunesmith.models.expert_packing import merge_mxfp4_names
 from tunesmith.models.experts import ExpertShape, expert_shapes
-from tunesmith.models.weights import Weights, headers, read_config
+from tunesmith.models.weights import Weights, read_config, tensor_headers
 
 Layers = Literal["all"] | list[str]
-NARROW = 8  # a linear layer with fewer inputs or outputs is a gate or a mixing table: not quantized, not adapted
-TEXT_AS = {  # text decoders without a causal language model class in transformers: without images they equal these
+MIN_FEATURES = 8  # a linear layer with fewer inputs or outputs is a gate or a mixing table: not quantized, not adapted
+TEXT_MODEL_TYPES = {  # text decoders without a causal language model class in transformers: without images they equal these
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
@@ -95,12 +95,12 @@ class Architecture:
     @functools.cached_property
     def head(self) -> str:
         """The head's module name; empty if there is none."""
-        return name_of(self.network, self.network.get_output_embeddings())
+        return module_name(self.network, self.network.get_output_embeddings())
 
     @functools.cached_property
     def decoder(self) -> str:
         """The name of the module that turns token ids into hidden states."""
-        return name_of(self.network, decoder_of(self.network))
+        return module_name(self.network, decoder_module(self.network))
 
     def key_mapping(self) -> dict[str, str] | None:
         """The `key_mapping` that `from_pretrained` needs to load the text half; None for a text model."""
@@ -143,7 +143,7 @@ class Architecture:
 
     def missing(self, folder: Path) -> list[str]:
         """Returns the parameters without a tensor in `folder`'s files, which transformers would initialize randomly."""
-        files = [name for name in without_halves(headers(folder)) if not _is_quantization_state(name)]
+        files = [name for name in merge_mxfp4_names(tensor_headers(folder)) if not _is_quantization_state(name)]
         loaded = {name for name, _ in self.parameter_names(files).values()}
         optional = [
             re.compile(pattern) for pattern in getattr(self.network, "_keys_to_ignore_on_load_missing", None) or []
@@ -159,7 +159,7 @@ class Architecture:
 
     def linear(self) -> dict[str, tuple[int, int]]:
         """Returns (in, out) of the linear layers that are quantized and may be adapted, by name."""
-        return {name: sides(layer) for name, layer in linear_layers(self.network).items()}
+        return {name: in_out_features(layer) for name, layer in linear_layers(self.network).items()}
 
     def covered(
         self, layers: Layers, experts: str = "all"
@@ -169,7 +169,7 @@ class Architecture:
         Raises ModelError for a name that matches no layer.
         """
         linear, stacked = self.linear(), expert_shapes(self.network) if experts == "all" else {}
-        names = layers_called([*linear, *stacked], layers, self.network)
+        names = select_layers([*linear, *stacked], layers, self.network)
         return {n: linear[n] for n in names if n in linear}, {n: stacked[n] for n in names if n in stacked}
 
     def target_modules(self, names: Sequence[str]) -> list[str] | str:
@@ -194,7 +194,7 @@ class Architecture:
         in_decoder = bool(self.inside) and name.startswith(prefix)
         return f"{self.inside}.{name.removeprefix(prefix)}" if in_decoder else name
 
-    def within(self, name: str) -> str:
+    def text_module_name(self, name: str) -> str:
         """Returns the name in the text model; the inverse of `outside`."""
         prefix = f"{self.inside}."
         in_decoder = bool(self.inside) and name.startswith(prefix)
@@ -209,11 +209,11 @@ def read_architecture(folder: Path, name: str) -> Architecture:
     config = read_config(folder, name)
     head = None
     if any(folder.glob("*.safetensors")) and ("text_config" in config or "vision_config" in config):
-        head = any("lm_head." in tensor for tensor in headers(folder))
+        head = any("lm_head." in tensor for tensor in tensor_headers(folder))
     return _architecture(json.dumps(config, sort_keys=True), folder, name, head)
 
 
-def architecture(weights: Weights) -> Architecture:
+def architecture_from_weights(weights: Weights) -> Architecture:
     """Reads the architecture of fetched weights; see `read_architecture`."""
     return read_architecture(weights.folder, weights.name)
 
@@ -230,19 +230,19 @@ def linear_layers(network: Any) -> dict[str, Any]:
         for name, module in network.named_modules()
         if module is not head
         and (isinstance(module, conv1d) or _is_plain_linear(module))
-        and min(sides(module)) >= NARROW
+        and min(in_out_features(module)) >= MIN_FEATURES
         and _leaf(name) not in _WEIGHT_USED_ELSEWHERE
         and not _is_router(name, module, network.config)
     }
 
 
-def unquantized(network: Any) -> list[str]:
+def layers_to_skip(network: Any) -> list[str]:
     """Returns the names of all other linear layers, which bitsandbytes must skip."""
     linear, conv1d = linear_layers(network), _conv1d()
     return [n for n, m in network.named_modules() if isinstance(m, nn.Linear | conv1d) and n not in linear]
 
 
-def sides(layer: Any) -> tuple[int, int]:
+def in_out_features(layer: Any) -> tuple[int, int]:
     """Returns (in, out) of a linear layer; transformers' Conv1D stores its weight as in x out."""
     if hasattr(layer, "in_features"):
         return layer.in_features, layer.out_features
@@ -250,7 +250,7 @@ def sides(layer: Any) -> tuple[int, int]:
     return inner, out
 
 
-def decoder_of(network: Any) -> Any:
+def decoder_module(network: Any) -> Any:
     """Returns the model without its head, which turns token ids into hidden states."""
     base_model = getattr(network, network.base_model_prefix, None)
     if base_model is not None:
@@ -259,12 +259,12 @@ def decoder_of(network: Any) -> Any:
     return next(child for child in network.children() if hasattr(child, "get_input_embeddings"))
 
 
-def name_of(network: Any, target: Any) -> str:
+def module_name(network: Any, target: Any) -> str:
     """Returns the name of a module in `network`; empty if it is not part of it."""
     return next((str(name) for name, module in network.named_modules() if module is target), "")
 
 
-def layers_called(names: Iterable[str], layers: Layers, network: Any = None) -> list[str]:
+def select_layers(names: Iterable[str], layers: Layers, network: Any = None) -> list[str]:
     """Returns the layers in `names` whose last name is in `layers`. Raises ModelError for a name that none has."""
     names = list(names)
     leaves = {_leaf(name) for name in names}
@@ -349,7 +349,7 @@ def _text_config(plain: dict[str, Any], text_config: Any, whole: Any, head: bool
     from transformers import AutoConfig
 
     text = copy.deepcopy(text_config)
-    if text_config.model_type in TEXT_AS:
+    if text_config.model_type in TEXT_MODEL_TYPES:
         values = {
             key: value for key, value in text_config.to_dict().items() if key not in ("model_type", "architectures")
         }
@@ -358,7 +358,7 @@ def _text_config(plain: dict[str, Any], text_config: Any, whole: Any, head: bool
             rope["rope_type"] = "default"
         rope.pop("type", None)
         values.pop("rope_scaling", None)
-        text = AutoConfig.for_model(TEXT_AS[text_config.model_type], **values, rope_parameters=rope or None)
+        text = AutoConfig.for_model(TEXT_MODEL_TYPES[text_config.model_type], **values, rope_parameters=rope or None)
     text_values = plain.get("text_config", {})
     tied = text_values.get(
         "tie_word_embeddings", plain.get("tie_word_embeddings", getattr(text_config, "tie_word_embeddings", False))
@@ -415,7 +415,7 @@ def _find_loader(config: Any, name: str) -> tuple[str, str]:
                 whole = _on_meta(model_class, config, name)
             except ModelError:  # a tower may need a package that the text half does not
                 return loader, "model.language_model"
-            return loader, name_of(whole, whole.get_decoder())
+            return loader, module_name(whole, whole.get_decoder())
     raise _unsupported(name, f"transformers has no model class for {config.model_type}")
 
 
@@ -428,7 +428,7 @@ def _is_router(name: str, module: nn.Module, config: Any) -> bool:
     if any("router" in part for part in name.split(".")[-2:]):
         return True
     counts = {getattr(config, key, None) for key in _EXPERT_COUNTS} | {1}
-    return leaf in _ROUTERS and sides(module)[1] in counts
+    return leaf in _ROUTERS and in_out_features(module)[1] in counts
 
 
 def _is_plain_linear(module: nn.Module) -> bool:

@@ -23,12 +23,12 @@ from tunesmith.errors import ModelError, ResourceError, TunesmithError
 from tunesmith.models.architecture import (
     Architecture,
     Layers,
-    architecture,
-    decoder_of,
-    layers_called,
+    architecture_from_weights,
+    decoder_module,
+    layers_to_skip,
     linear_layers,
-    name_of,
-    unquantized,
+    module_name,
+    select_layers,
 )
 from tunesmith.models.expert_packing import loading_options
 from tunesmith.models.experts import (
@@ -37,21 +37,21 @@ from tunesmith.models.experts import (
     check_experts,
     expert_shapes,
     freeze_experts,
-    unsupported,
+    unsupported_settings,
 )
-from tunesmith.models.lora_init import Place, Start
-from tunesmith.models.original_weights import Original
-from tunesmith.models.qlora import FrozenLinear, LoraLinear, Trained, copy_of
+from tunesmith.models.lora_init import InitialFactors, InitLayer
+from tunesmith.models.original_weights import OriginalWeights
+from tunesmith.models.qlora import FrozenLinear, LoraLinear, TrainedCopy, trainable_copies
 from tunesmith.models.weights import Weights
 
 Bias = Literal["none", "lora_only", "all"]
 Experts = Literal["all", "none"]
-STARTS = "tunesmith.models.lora_init"
+LORA_INIT = "tunesmith.models.lora_init"
 ZERO = Named("zero", {})
 
 
 @dataclass(frozen=True)
-class Variant:
+class AdapterSettings:
     """The settings of an adapter that go into PEFT's configuration."""
 
     rank: int
@@ -71,38 +71,38 @@ class Model:
         self.network, self.weights, self.transposed = network, weights, transposed
         self.lora: dict[str, LoraLinear] = {}
         self.lora_experts: dict[str, ExpertWeights] = {}
-        self.whole: dict[str, Trained] = {}
-        self.variant: Variant | None = None
+        self.whole: dict[str, TrainedCopy] = {}
+        self.variant: AdapterSettings | None = None
         self.decoder: Any = None  # generates replies (generation/decoder.py), created on first use
 
     @property
     def device(self) -> torch.device:
         """The device of the inputs."""
         embeddings = self.network.get_input_embeddings()
-        embeddings = embeddings.base if isinstance(embeddings, Trained) else embeddings
+        embeddings = embeddings.base if isinstance(embeddings, TrainedCopy) else embeddings
         return cast(torch.device, getattr(embeddings, "device", embeddings.weight.device))
 
     @property
     def tied(self) -> bool:
         """Whether embeddings and head share one matrix."""
         pair = [self.network.get_input_embeddings(), self.network.get_output_embeddings()]
-        inner, head = (module.base if isinstance(module, Trained) else module for module in pair)
+        inner, head = (module.base if isinstance(module, TrainedCopy) else module for module in pair)
         return head is not None and inner.weight is head.weight
 
-    def outer(self, which: str) -> str:
+    def outer_module_name(self, which: str) -> str:
         """Returns the module name of the `embeddings` or the `head`."""
         read = self.network.get_input_embeddings if which == "embeddings" else self.network.get_output_embeddings
-        return name_of(self.network, read())
+        return module_name(self.network, read())
 
     @property
     def decoder_network(self) -> Any:
         """The network without its head, which returns hidden states."""
-        return decoder_of(self.network)
+        return decoder_module(self.network)
 
     @functools.cached_property
     def architecture(self) -> Architecture:
         """The model's architecture: modules without weights, and tensor names in the files."""
-        return architecture(self.weights)
+        return architecture_from_weights(self.weights)
 
     def frozen(self) -> dict[str, FrozenLinear]:
         """Returns the frozen layers by name; inside a LoRA layer the name ends in `.base`."""
@@ -141,7 +141,7 @@ class Model:
                     parameters[name if part == "weight" else f"{name}.{part}"] = copy
         return parameters
 
-    def fast_path(self) -> list[str]:
+    def unfused_reasons(self) -> list[str]:
         """Returns the reasons why this adapter cannot be trained with the fused decoder; empty if it can.
 
         PiSSA, LoftQ, rsLoRA and LoRA+ can: `LoraLinear.factors()` is a layer's whole update for all of them.
@@ -151,7 +151,7 @@ class Model:
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
         """Turns the adapter off inside the block, so that the model computes as its base."""
-        layers: list[LoraLinear | Trained | ExpertWeights]
+        layers: list[LoraLinear | TrainedCopy | ExpertWeights]
         layers = [*self.lora.values(), *self.whole.values(), *self.lora_experts.values()]
         before = [layer.enabled for layer in layers]
         for layer in layers:
@@ -163,7 +163,7 @@ class Model:
                 layer.enabled = enabled
 
 
-def unfused_adapter(adapter: Adapter | Variant) -> list[str]:
+def unfused_adapter(adapter: Adapter | AdapterSettings) -> list[str]:
     """Returns the reasons why an adapter with these settings cannot be trained with the fused decoder."""
     reasons = ["adapter.dropout is above 0"] if adapter.dropout else []
     reasons += ["adapter.dora needs each weight's norm at every step"] if adapter.dora else []
@@ -171,7 +171,7 @@ def unfused_adapter(adapter: Adapter | Variant) -> list[str]:
     return reasons + (["adapter.bias trains biases"] if adapter.bias != "none" else [])
 
 
-def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
+def load_model(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     """Loads the base model to `device`, with its linear layers frozen in NF4 (`bits` 4) or in `precision` (16).
 
     Only the text half of an image-text checkpoint is loaded. Raises ModelError for files that are not a causal language
@@ -179,7 +179,7 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     """
     from safetensors import SafetensorError
 
-    meta_model = architecture(weights)
+    meta_model = architecture_from_weights(weights)
     dtype = getattr(torch, precision)
     if device == "cuda":  # with its index: the loader's threads would use the first GPU
         device = f"cuda:{torch.cuda.current_device()}"
@@ -189,7 +189,7 @@ def load(weights: Weights, *, bits: int, device: str, precision: str) -> Model:
     try:
         with _quiet():
             options |= loading_options(
-                weights, deepcopy(meta_model.config), bits, dtype, skip=unquantized(meta_model.network)
+                weights, deepcopy(meta_model.config), bits, dtype, skip=layers_to_skip(meta_model.network)
             )
             network, report = type(meta_model.network).from_pretrained(
                 weights.folder, use_safetensors=True, output_loading_info=True, **options
@@ -242,7 +242,7 @@ def check_adapter(
     `export.files`, some of which mixtures of experts do not support.
     """
     try:
-        meta_model = architecture(weights)
+        meta_model = architecture_from_weights(weights)
         if any(weights.folder.glob("*.safetensors")):
             check_missing(meta_model.missing(weights.folder), weights.name)
         linear, stacked = meta_model.covered(adapter.layers, adapter.experts)
@@ -288,19 +288,21 @@ def add_adapter(
     or the initialization fails; RecipeError for wrong options of the initialization.
     """
     frozen = model.frozen()
-    names, parts = chosen(model, layers, experts)
-    check_wishes(model, names, train_also, bias)
-    for error in unsupported(model.network, names, parts, dropout=dropout, dora=dora, start=start, bias=bias):
+    names, parts = select_targets(model, layers, experts)
+    check_trainable(model, names, train_also, bias)
+    for error in unsupported_settings(model.network, names, parts, dropout=dropout, dora=dora, start=start, bias=bias):
         raise error
-    original = Original(model.weights, model.architecture)
+    original = OriginalWeights(model.weights, model.architecture)
     for name in names:
         layer = LoraLinear(frozen[name], rank, alpha, dropout, rs=scaling == "rs")
-        initial = begin(start, name, layer.base, rank, layer.scale, seed, original, transposed=model.transposed)
+        initial = initial_factors(
+            start, name, layer.base, rank, layer.scale, seed, original, transposed=model.transposed
+        )
         with torch.no_grad():
             layer.lora_A.copy_(initial.a)
             layer.lora_B.copy_(initial.b)
         if initial.taken:
-            layer.take_from_base()
+            layer.subtract_start()
         if dora:
             layer.train_magnitude()
         if bias != "none" and layer.base.bias is not None:
@@ -309,48 +311,48 @@ def add_adapter(
         model.lora[name] = layer
     for name in parts:
         weights = model.network.get_submodule(name)
-        first = first_a(name, rank * weights.experts, weights.shape.inputs, seed)
+        first = default_lora_a(name, rank * weights.experts, weights.shape.inputs, seed)
         weights.add_lora(first, rank, alpha / math.sqrt(rank) if scaling == "rs" else alpha / rank)
         model.lora_experts[name] = weights
     if bias == "all":
         _train_biases(model)
     _train_outer(model, train_also)
     also = tuple(which for which in ("embeddings", "head") if which in train_also)
-    model.variant = Variant(rank, alpha, dropout, scaling == "rs", dora, also, bias)
+    model.variant = AdapterSettings(rank, alpha, dropout, scaling == "rs", dora, also, bias)
 
 
-def chosen(model: Model, layers: Layers, experts: Experts) -> tuple[list[str], list[str]]:
+def select_targets(model: Model, layers: Layers, experts: Experts) -> tuple[list[str], list[str]]:
     """Returns the linear layers and expert parameters that an adapter covers. Raises ModelError for an unknown name."""
     frozen, stacked = model.frozen(), expert_shapes(model.network) if experts == "all" else {}
-    names = layers_called([*frozen, *stacked], layers)
+    names = select_layers([*frozen, *stacked], layers)
     return [name for name in names if name in frozen], [name for name in names if name in stacked]
 
 
-def begin(
+def initial_factors(
     start: Named,
     name: str,
     layer: FrozenLinear,
     rank: int,
     scale: float,
     seed: int,
-    original: Original,
+    original: OriginalWeights,
     *,
     transposed: bool,
-) -> Start:
+) -> InitialFactors:
     """Returns the initial A and B of the layer `name`, from the function of models/lora_init.py that `start` names.
 
     Raises what that function raises.
     """
-    place = Place(
+    place = InitLayer(
         name, layer, rank, scale, seed,
-        usual=first_a(name, rank, layer.in_features, seed),
+        usual=default_lora_a(name, rank, layer.in_features, seed),
         original=lambda: original.matrix(name, (layer.out_features, layer.in_features), transposed=transposed),
     )  # fmt: skip
-    start_values: Start = find(STARTS, start.name, where="adapter.start")(place, **start.options)
+    start_values: InitialFactors = find(LORA_INIT, start.name, where="adapter.start")(place, **start.options)
     return start_values
 
 
-def check_wishes(model: Model, names: Sequence[str], train_also: Sequence[str], bias: Bias) -> None:
+def check_trainable(model: Model, names: Sequence[str], train_also: Sequence[str], bias: Bias) -> None:
     """Raises ModelError if the model, with updates on the layers `names`, does not support `train_also` or `bias`."""
     _check_outer(train_also, tied=model.tied, head=model.network.get_output_embeddings() is not None)
     frozen = model.frozen()
@@ -388,7 +390,7 @@ def _biases(model: Model) -> list[str]:
 
 def _train_biases(model: Model) -> None:
     for name in _biases(model):
-        _wrap(model, name, copy_of(model.network.get_submodule(name), ["bias"]))
+        _wrap(model, name, trainable_copies(model.network.get_submodule(name), ["bias"]))
 
 
 def _train_outer(model: Model, train_also: Sequence[str]) -> None:
@@ -397,22 +399,24 @@ def _train_outer(model: Model, train_also: Sequence[str]) -> None:
     for key in ("embeddings", "head"):
         if key not in train_also:
             continue
-        name = model.outer(key)
+        name = model.outer_module_name(key)
         module = model.network.get_submodule(name)
-        existing = dict(module.copies.items()) if isinstance(module, Trained) else {}  # its bias, with `bias: all`
-        module = module.base if isinstance(module, Trained) else module
-        copies = copy_of(module, [part for part in ("weight", "bias") if part not in {*existing, *tied_weight}])
+        existing = dict(module.copies.items()) if isinstance(module, TrainedCopy) else {}  # its bias, with `bias: all`
+        module = module.base if isinstance(module, TrainedCopy) else module
+        copies = trainable_copies(
+            module, [part for part in ("weight", "bias") if part not in {*existing, *tied_weight}]
+        )
         _wrap(model, name, {**existing, **tied_weight, **copies})
         tied_weight = {"weight": model.whole[name].copies["weight"]} if tied else {}
 
 
 def _wrap(model: Model, name: str, copies: dict[str, nn.Parameter]) -> None:
     module = model.network.get_submodule(name)
-    model.whole[name] = Trained(module.base if isinstance(module, Trained) else module, copies)
+    model.whole[name] = TrainedCopy(module.base if isinstance(module, TrainedCopy) else module, copies)
     model.network.set_submodule(name, model.whole[name])
 
 
-def first_a(name: str, rank: int, features_in: int, seed: int) -> torch.Tensor:
+def default_lora_a(name: str, rank: int, features_in: int, seed: int) -> torch.Tensor:
     """Returns the initial A (rank x in) of the layer `name`: uniform in ±1/sqrt(in), as in PEFT."""
     number = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
     bound = 1 / math.sqrt(features_in)

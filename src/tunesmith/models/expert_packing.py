@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
-from tunesmith.models.weights import Weights, headers, read_config
+from tunesmith.models.weights import Weights, read_config, tensor_headers
 
-BLOCK = 64  # elements per scale
-NESTED = 256  # scales per second-level scale (double quantization)
+NF4_BLOCK = 64  # elements per scale
+NF4_NESTED = 256  # scales per second-level scale (double quantization)
 QUANTIZER = "tunesmith_nf4"
 
 
@@ -29,7 +29,7 @@ def expert_parameters(module: nn.Module) -> list[str]:
     return [name for name, value in module.named_parameters(recurse=False) if value.dim() == 3]
 
 
-BLOCKS, SCALES = "_blocks", "_scales"  # suffixes of an MXFP4 tensor's 4-bit codes and 8-bit exponents
+MXFP4_BLOCKS, MXFP4_SCALES = "_blocks", "_scales"  # suffixes of an MXFP4 tensor's 4-bit codes and 8-bit exponents
 
 
 def loading_options(weights: Weights, config: Any, bits: int, dtype: torch.dtype, *, skip: list[str]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def loading_options(weights: Weights, config: Any, bits: int, dtype: torch.dtype
     from transformers import Mxfp4Config
 
     stored = read_config(weights.folder, weights.name).get("quantization_config") or {}
-    if stored and any(".experts." in name and name.endswith(".absmax") for name in headers(weights.folder)):
+    if stored and any(".experts." in name and name.endswith(".absmax") for name in tensor_headers(weights.folder)):
         raise ModelError(
             "the files hold each expert separately in 4 bits, which transformers 5 cannot read", where=weights.name,
             next="Set base.model to the 16-bit model; base.bits 4 quantizes it while loading",
@@ -56,12 +56,12 @@ def loading_options(weights: Weights, config: Any, bits: int, dtype: torch.dtype
     return {"config": config, **({"quantization_config": Mxfp4Config(dequantize=True)} if mxfp4 else {})}
 
 
-def without_halves(names: Iterable[str]) -> list[str]:
+def merge_mxfp4_names(names: Iterable[str]) -> list[str]:
     """Returns the tensor names, with one name for the codes and exponents of each MXFP4 tensor."""
     all_names = set(names)
-    halved = {name.removesuffix(BLOCKS) for name in all_names if name.endswith(BLOCKS)}
-    halved = {name for name in halved if name + SCALES in all_names}
-    return sorted((all_names - {name + end for name in halved for end in (BLOCKS, SCALES)}) | halved)
+    halved = {name.removesuffix(MXFP4_BLOCKS) for name in all_names if name.endswith(MXFP4_BLOCKS)}
+    halved = {name for name in halved if name + MXFP4_SCALES in all_names}
+    return sorted((all_names - {name + end for name in halved for end in (MXFP4_BLOCKS, MXFP4_SCALES)}) | halved)
 
 
 def from_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -103,13 +103,15 @@ def _register_quantizer() -> None:
             for name in list(input_dict):
                 if _is_expert(model, name):
                     value = input_dict.pop(name)
-                    packed[name] = packed_parameter(value[0] if isinstance(value, list) else value)
+                    packed[name] = pack_parameter(value[0] if isinstance(value, list) else value)
             return {**packed, **(self.usual.convert(input_dict, model=model, **more) if input_dict else {})}
 
     class _FromMxfp4(ConversionOps):  # type: ignore[misc]
         def convert(self, input_dict: dict[str, Any], full_layer_name: str = "", **more: Any) -> dict[str, Any]:
             halves = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
-            blocks, scales = (next(v for n, v in halves.items() if n.endswith(end)) for end in (BLOCKS, SCALES))
+            blocks, scales = (
+                next(v for n, v in halves.items() if n.endswith(end)) for end in (MXFP4_BLOCKS, MXFP4_SCALES)
+            )
             dtype = blocks.dtype if blocks.dtype.is_floating_point else torch.bfloat16  # the loader casts codes as well
             return {full_layer_name: from_mxfp4(blocks, scales, dtype)}
 
@@ -124,7 +126,7 @@ def _register_quantizer() -> None:
 
         def get_weight_conversions(self) -> list[Any]:
             from_mxfp4_ops = [
-                WeightConverter([part + BLOCKS, part + SCALES], part, [_FromMxfp4()])
+                WeightConverter([part + MXFP4_BLOCKS, part + MXFP4_SCALES], part, [_FromMxfp4()])
                 for part in ("gate_up_proj", "down_proj")
             ]
             return [*super().get_weight_conversions(), *from_mxfp4_ops]
@@ -135,7 +137,7 @@ def _is_expert(model: nn.Module, name: str) -> bool:
     return part in expert_parameters(model.get_submodule(module))
 
 
-class Packed(NamedTuple):
+class PackedExperts(NamedTuple):
     """Experts in NF4: codes (experts x bytes), 8-bit scales, their 32-bit scales and offsets, and code books."""
 
     codes: Tensor
@@ -147,43 +149,45 @@ class Packed(NamedTuple):
     dtype: torch.dtype
 
 
-def pack(weight: Tensor) -> Packed:
+def pack_experts(weight: Tensor) -> PackedExperts:
     """Quantizes each matrix of `weight` (experts x rows x columns) as bitsandbytes quantizes a linear layer."""
     from bitsandbytes.functional import quantize_4bit
 
-    padding = -math.prod(weight.shape[1:]) % BLOCK
+    padding = -math.prod(weight.shape[1:]) % NF4_BLOCK
     parts = []
     for matrix in weight.detach():
         flat = nn.functional.pad(matrix.reshape(-1), (0, padding)) if padding else matrix.contiguous()
-        codes, state = quantize_4bit(flat, blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
+        codes, state = quantize_4bit(flat, blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=True)
         parts.append((codes.reshape(-1), state.absmax, state.state2.absmax, state.offset.reshape(())))
     codes, scales, nested, offsets = (torch.stack(part) for part in zip(*parts, strict=True))
-    return Packed(codes, scales, nested, offsets.float(), state.code.float(), state.state2.code.float(), weight.dtype)
+    return PackedExperts(
+        codes, scales, nested, offsets.float(), state.code.float(), state.state2.code.float(), weight.dtype
+    )
 
 
-def unpack(packed: Packed, shape: Sequence[int]) -> Tensor:
+def unpack_experts(packed: PackedExperts, shape: Sequence[int]) -> Tensor:
     """Dequantizes to `shape` (experts x rows x columns), in the dtype before packing."""
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    nested = packed.nested.repeat_interleave(NESTED, dim=1)[:, : packed.scales.shape[1]]
+    nested = packed.nested.repeat_interleave(NF4_NESTED, dim=1)[:, : packed.scales.shape[1]]
     scales = packed.scale_book[packed.scales.int()] * nested + packed.offsets[:, None]
-    size = packed.scales.shape[1] * BLOCK
+    size = packed.scales.shape[1] * NF4_BLOCK
     state = QuantState(
-        absmax=scales.reshape(-1), shape=torch.Size((len(scales), size)), dtype=packed.dtype, blocksize=BLOCK,
+        absmax=scales.reshape(-1), shape=torch.Size((len(scales), size)), dtype=packed.dtype, blocksize=NF4_BLOCK,
         code=packed.book, quant_type="nf4",
     )  # fmt: skip
     flat = cast(Tensor, dequantize_4bit(packed.codes.reshape(-1, 1), state))
     return flat.view(len(scales), size)[:, : math.prod(shape[1:])].reshape(tuple(shape))
 
 
-def packed_parameter(weight: Tensor) -> nn.Parameter:
+def pack_parameter(weight: Tensor) -> nn.Parameter:
     """Returns the codes as a parameter with the quantization state as attribute, as bitsandbytes does."""
-    packed = pack(weight)
+    packed = pack_experts(weight)
     parameter = nn.Parameter(packed.codes, requires_grad=False)
     parameter.experts = packed, tuple(weight.shape)  # type: ignore[attr-defined]
     return parameter
 
 
-def carried(module: nn.Module) -> dict[str, tuple[Packed, tuple[int, ...]]]:
+def packed_parameters(module: nn.Module) -> dict[str, tuple[PackedExperts, tuple[int, ...]]]:
     """Returns the module's parameters that were packed while loading, and their shapes, by name."""
     return {name: value.experts for name, value in module.named_parameters(recurse=False) if hasattr(value, "experts")}

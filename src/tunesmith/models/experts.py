@@ -16,9 +16,15 @@ from torch.utils.checkpoint import checkpoint
 
 from tunesmith.config.recipe import Adapter, Named
 from tunesmith.errors import ModelError, RecipeError, TunesmithError
-from tunesmith.models.expert_packing import Packed, carried, expert_parameters, packed_parameter, unpack
+from tunesmith.models.expert_packing import (
+    PackedExperts,
+    expert_parameters,
+    pack_parameter,
+    packed_parameters,
+    unpack_experts,
+)
 
-AT_ONCE = 1 << 25  # elements dequantized together
+DEQUANTIZED_ELEMENTS = 1 << 25  # elements dequantized together
 
 
 class ExpertShape(NamedTuple):
@@ -61,20 +67,20 @@ def freeze_experts(network: Any, *, packed: bool, where: str = "") -> None:
     if unread := _unsupported_experts(network):
         raise ModelError(_UNSUPPORTED.format(unread), where=where, next="Choose another base.model")
     for name, module in list(network.named_modules()):
-        if not (expert_parameters(module) or carried(module)):
+        if not (expert_parameters(module) or packed_parameters(module)):
             continue
         for part in expert_parameters(module):
             value = getattr(module, part)
             value.data = value.data.to(network.dtype)  # transformers 5.17 always reads MXFP4 as bfloat16
             if packed:
-                setattr(module, part, packed_parameter(value))
+                setattr(module, part, pack_parameter(value))
         network.set_submodule(name, FrozenExperts(module))
 
 
 # --- limits of PEFT ----------------------------------------------------------------------------------------------
 
 # Names that PEFT treats as experts of checkpoints from before transformers 5, even if other layers have them.
-RENAMED = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+PEFT_EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 def peft_targets(names: Sequence[str], parts: Sequence[str], *, moe: bool) -> tuple[list[str], list[str]]:
@@ -83,7 +89,7 @@ def peft_targets(names: Sequence[str], parts: Sequence[str], *, moe: bool) -> tu
     In a model with experts (`moe`), PEFT 0.21 treats some linear layers as experts (see RENAMED), so their weights are
     listed as parameters, which gives the same tensors.
     """
-    renamed = {name for name in names if moe and name.rpartition(".")[2] in RENAMED}
+    renamed = {name for name in names if moe and name.rpartition(".")[2] in PEFT_EXPERT_NAMES}
     modules = {name.rpartition(".")[2] for name in names if name not in renamed}
     parameters = {_tail(name) + ".weight" for name in renamed} | {_tail(name) for name in parts}
     return sorted(modules), sorted(parameters)
@@ -100,7 +106,11 @@ def _unsupported_experts(network: nn.Module) -> str:
     """Returns the first module whose experts are not stacked matrices; empty if there is none."""
     for name, module in network.named_modules():
         dims = [value.dim() for value in module.parameters(recurse=False)]
-        if "Expert" not in type(module).__name__ or isinstance(module, ExpertWeights | nn.Linear) or carried(module):
+        if (
+            "Expert" not in type(module).__name__
+            or isinstance(module, ExpertWeights | nn.Linear)
+            or packed_parameters(module)
+        ):
             continue
         if max(dims, default=0) > 1 and not expert_parameters(module):
             return str(name)
@@ -126,7 +136,7 @@ def check_experts(
         return [ModelError(_UNSUPPORTED.format(unread), where="base.model", next="Choose another base.model")]
     stacked = expert_shapes(network)
     errors: list[TunesmithError] = [
-        *unsupported(
+        *unsupported_settings(
             network, names, parts,
             dropout=adapter.dropout, dora=adapter.dora, start=adapter.start, bias=adapter.bias,
         )
@@ -144,7 +154,7 @@ def check_experts(
     return errors
 
 
-def unsupported(
+def unsupported_settings(
     network: nn.Module,
     names: Sequence[str],
     parts: Sequence[str],
@@ -156,7 +166,9 @@ def unsupported(
 ) -> list[ModelError]:
     """Returns an error for each setting that an adapter on `names` and the expert parameters `parts` cannot have."""
     moe = bool(expert_shapes(network))
-    renamed = sorted({name.rpartition(".")[2] for name in names if moe and name.rpartition(".")[2] in RENAMED})
+    renamed = sorted(
+        {name.rpartition(".")[2] for name in names if moe and name.rpartition(".")[2] in PEFT_EXPERT_NAMES}
+    )
     errors = []
     for setting, enabled in (("dora", dora), ("dropout", bool(dropout))):
         if enabled and (parts or renamed):
@@ -194,15 +206,15 @@ class ExpertWeights(nn.Module):
     lora_B: nn.Parameter | None
     weight: Tensor | None
 
-    def __init__(self, value: Packed | Tensor, shape: Sequence[int], *, transposed: bool, swapped: bool) -> None:
+    def __init__(self, value: PackedExperts | Tensor, shape: Sequence[int], *, transposed: bool, swapped: bool) -> None:
         """`transposed`: a matrix is in x out. `swapped`: A multiplies its rows, as PEFT does if `is_transposed`."""
         super().__init__()
         self.experts, self.rows, self.columns = shape
-        self.transposed, self.swapped = transposed, swapped
+        self.transposed, self.multiplies_rows = transposed, swapped
         self.enabled, self.scale, self.rank = True, 1.0, 0
-        self.packed_dtype = value.dtype if isinstance(value, Packed) else None
-        parts = value._asdict() if isinstance(value, Packed) else {"weight": value}
-        for name in ("weight", *Packed._fields[:-1]):
+        self.packed_dtype = value.dtype if isinstance(value, PackedExperts) else None
+        parts = value._asdict() if isinstance(value, PackedExperts) else {"weight": value}
+        for name in ("weight", *PackedExperts._fields[:-1]):
             self.register_buffer(name, parts.get(name))
         for name in ("lora_A", "lora_B"):
             self.register_parameter(name, None)
@@ -210,7 +222,7 @@ class ExpertWeights(nn.Module):
     @property
     def shape(self) -> ExpertShape:
         """Experts, inputs and outputs of the update."""
-        sides = (self.rows, self.columns) if self.swapped else (self.columns, self.rows)
+        sides = (self.rows, self.columns) if self.multiplies_rows else (self.columns, self.rows)
         return ExpertShape(self.experts, *sides)
 
     @property
@@ -234,12 +246,12 @@ class ExpertWeights(nn.Module):
         parts = [cast(Tensor, getattr(self, name)) for name in ("codes", "scales", "nested", "offsets")]
         codes, scales, nested, offsets = parts if all_experts else (part[index] for part in parts)
         books = cast(Tensor, self.book), cast(Tensor, self.scale_book)
-        packed = Packed(codes, scales, nested, offsets, *books, cast(torch.dtype, self.packed_dtype))
-        return unpack(packed, (len(which), self.rows, self.columns))
+        packed = PackedExperts(codes, scales, nested, offsets, *books, cast(torch.dtype, self.packed_dtype))
+        return unpack_experts(packed, (len(which), self.rows, self.columns))
 
     def each(self, experts: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Yields each of `experts` with its matrix (in x out, a view); several are dequantized together."""
-        step = 1 if self.weight is not None else max(1, AT_ONCE // (self.rows * self.columns))
+        step = 1 if self.weight is not None else max(1, DEQUANTIZED_ELEMENTS // (self.rows * self.columns))
         for start in range(0, len(experts), step):
             part = experts[start : start + step]
             matrices = self.weight[part[0]][None] if self.weight is not None else self.matrices(part)
@@ -266,7 +278,7 @@ class ExpertWeights(nn.Module):
             return base
         a, b = self.factors(self.lora_A, self.lora_B, base.dtype)
         update = torch.bmm(b, a) * self.scale
-        return base + (update.transpose(1, 2) if self.swapped else update)
+        return base + (update.transpose(1, 2) if self.multiplies_rows else update)
 
 
 class _Product(torch.autograd.Function):
@@ -333,7 +345,7 @@ class FrozenExperts(nn.Module):
     def __init__(self, family: nn.Module) -> None:
         """Moves the expert parameters out of the module `family`."""
         super().__init__()
-        loaded = carried(family)
+        loaded = packed_parameters(family)
         self.parts = [*loaded] if loaded else expert_parameters(family)
         self.by_interface = hasattr(family, "_apply_gate") and hasattr(family, "has_bias")
         swapped = bool(getattr(family, "is_transposed", False))

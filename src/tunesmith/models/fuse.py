@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels import attention, block, cross_entropy, fp8, nf4, norm
-from tunesmith.kernels.attention import Bounds
+from tunesmith.kernels.attention import SequenceBounds
 from tunesmith.kernels.block import Block, Keep
-from tunesmith.kernels.lora_linear import BaseForm, Joined, Target
-from tunesmith.kernels.rope import Table
+from tunesmith.kernels.lora_linear import BaseForm, GradientTarget, JoinedLinear
+from tunesmith.kernels.rope import RopeTable
 from tunesmith.models import fused_config
 from tunesmith.models.build import Model
-from tunesmith.models.offload import Shelf, shelve_table
+from tunesmith.models.offload import BlockInputOffload, offload_embeddings
 from tunesmith.models.qlora import FrozenLinear, LoraLinear
-from tunesmith.prompt.pack import Packed
+from tunesmith.prompt.pack import PackedBatch
 
-GROUPS = (  # layer names of each joined product: separate, or already joined by the family
+JOINED_LAYERS = (  # layer names of each joined product: separate, or already joined by the family
     (("q_proj", "k_proj", "v_proj"), ("qkv_proj",)),
     (("o_proj",),),
     (("gate_proj", "up_proj"), ("gate_up_proj",)),
@@ -35,16 +35,16 @@ GROUPS = (  # layer names of each joined product: separate, or already joined by
 Forms = BaseForm | tuple[BaseForm, BaseForm, BaseForm, BaseForm]  # of a block, or of each of its groups
 
 
-def reasons(model: Model) -> list[str]:
+def unfused_reasons(model: Model) -> list[str]:
     """Returns the reasons why this loaded model with its adapter cannot be fused; empty if it can."""
-    messages = fused_config.config_reasons(model.network.config) + model.fast_path()
+    messages = fused_config.config_reasons(model.network.config) + model.unfused_reasons()
     if any(layer.start_A is not None for layer in model.lora.values()):
         messages.append("the adapter's initial update was subtracted from the base")
     return messages
 
 
 @dataclass(frozen=True)
-class Flat:
+class FlatBatch:
     """Packed examples on the device.
 
     `ids` and `places` (position ids) have one entry per token; `chosen` (indices of tokens whose successor carries
@@ -53,18 +53,20 @@ class Flat:
 
     ids: Tensor
     places: Tensor
-    bounds: Bounds
+    bounds: SequenceBounds
     chosen: Tensor
     targets: Tensor
 
 
-def flat_of(batch: Packed, longest: int, device: torch.device) -> Flat:
+def flat_batch(batch: PackedBatch, longest: int, device: torch.device) -> FlatBatch:
     """Returns `batch`, whose examples have at most `longest` tokens, as tensors."""
     cu_seqlens = torch.from_numpy(batch.starts).to(device, torch.int32)
     ids, places, loss_positions, targets = (
         torch.from_numpy(array).to(device) for array in (batch.ids, batch.places, batch.chosen, batch.targets)
     )
-    return Flat(ids, places, Bounds(cu_seqlens, longest, tuple(batch.starts.tolist())), loss_positions, targets)
+    return FlatBatch(
+        ids, places, SequenceBounds(cu_seqlens, longest, tuple(batch.starts.tolist())), loss_positions, targets
+    )
 
 
 class _Group:
@@ -82,7 +84,7 @@ class _Group:
         self.a: Tensor | None = None  # ranks x in, a part of one flat array
         self.b: Tensor | None = None  # out x ranks, block-diagonal, for the Triton kernels
         self.pieces: tuple[tuple[Tensor, slice, slice], ...] = ()  # each layer's scaled B with its outputs and ranks
-        self.target = Target(None, (), 1.0)
+        self.target = GradientTarget(None, (), 1.0)
         self.base = self._joined(form, self.ranks if behind else 0)
         self.bias = self._bias()
 
@@ -120,11 +122,11 @@ class _Group:
         parts = [torch.zeros(base.out_features) if base.bias is None else base.bias.data for base in self.bases]
         return torch.cat([part.to(device, self.dtype) for part in parts])
 
-    def joined(self) -> Joined:
-        return Joined(self.base, self.bias, self.a, self.b, self.pieces)
+    def joined(self) -> JoinedLinear:
+        return JoinedLinear(self.base, self.bias, self.a, self.b, self.pieces)
 
 
-class Fused:
+class FusedDecoder:
     """The fused decoder with head and loss. `step` adds to the adapter's gradients, `loss` only computes the loss."""
 
     def __init__(
@@ -150,7 +152,7 @@ class Fused:
         self.forms = [forms] * count if isinstance(forms, str) else list(forms)
         self.keeps: list[Keep] = [keeps] * count if isinstance(keeps, str) else list(keeps)
         self.dtype = model.network.get_input_embeddings().weight.dtype
-        self.attentions = fused_config.layers(model.network.config)
+        self.attentions = fused_config.layer_attentions(model.network.config)
         self.reach(longest)
         self.kernels: Any = block
         if _has_triton() and all(
@@ -163,12 +165,12 @@ class Fused:
         self.own_kernels = self.kernels is not block
         self.eight = any("fp8" in _per_group(form) for form in self.forms)
         if not table and self.own_kernels:
-            shelve_table(model)
+            offload_embeddings(model)
         self.groups = [
             _groups(layer, form, self.dtype, self.own_kernels)
             for layer, form in zip(self.layers, self.forms, strict=True)
         ]
-        self.shelf: Shelf | None = None
+        self.offload: BlockInputOffload | None = None
         self._flatten()
         self.blocks = [_block(layer, groups) for layer, groups in zip(self.layers, self.groups, strict=True)]
         self.targets = [tuple(group.target for group in groups) for groups in self.groups]
@@ -178,7 +180,7 @@ class Fused:
         """Sets up RoPE tables and block shapes for examples of at most `longest` tokens."""
         self._tables, self.shapes = self.tables(longest)
 
-    def tables(self, longest: int) -> tuple[list[Table], list[block.Form]]:
+    def tables(self, longest: int) -> tuple[list[RopeTable], list[block.BlockShape]]:
         """Returns the RoPE tables for at most `longest` tokens, and the constants of each block."""
         switches = {layer_attention.rope: layer_attention.switch for layer_attention in self.attentions}
         kinds = list(switches)
@@ -187,12 +189,12 @@ class Fused:
             for layer, layer_attention in zip(self.layers, self.attentions, strict=True)
         ]
 
-    def _table(self, kind: str | None, switch: int, longest: int) -> Table:
+    def _table(self, kind: str | None, switch: int, longest: int) -> RopeTable:
         """Returns the table of the layers with RoPE parameters `kind`, as computed by the family's module."""
         device, rotary = self.model.device, _decoder(self.model).rotary_emb
         if kind is None:  # no rotation: cos 1, sin 0
             cos = torch.ones(longest, self.attentions[0].head, dtype=self.dtype, device=device)
-            return Table(cos, torch.zeros_like(cos))
+            return RopeTable(cos, torch.zeros_like(cos))
         by_kind = [kind] if kind else []
 
         def cos_sin(length: int) -> tuple[Tensor, Tensor]:
@@ -201,16 +203,18 @@ class Fused:
             return cos[0].contiguous(), sin[0].contiguous()
 
         if not 0 < switch < longest:
-            return Table(*cos_sin(longest))
+            return RopeTable(*cos_sin(longest))
         gap = (0, 0, 0, longest - switch)
         pairs = zip(cos_sin(switch), cos_sin(longest), strict=True)
         cos, sin = (torch.cat([nn.functional.pad(short, gap), long]) for short, long in pairs)
-        return Table(cos, sin, switch)
+        return RopeTable(cos, sin, switch)
 
-    def _turns(self, flat: Flat) -> list[block.Turns]:
+    def _turns(self, flat: FlatBatch) -> list[block.RopeTables]:
         """Returns the tokens' rows of each RoPE table."""
         starts = flat.bounds.starts
-        return [block.Turns(table.cos, table.sin, table.packed_rows(flat.places, starts)) for table in self._tables]
+        return [
+            block.RopeTables(table.cos, table.sin, table.packed_rows(flat.places, starts)) for table in self._tables
+        ]
 
     @contextlib.contextmanager
     def adapter(self, on: bool) -> Iterator[None]:
@@ -262,7 +266,9 @@ class Fused:
             at_a, at_b, ranks = at_a + layer.lora_A.numel(), at_b + layer.lora_B.numel(), rank_slice.stop
         group.pieces = tuple(pieces)
         group.a = self.small_a[begin_a:at_a].view(group.ranks, group.width)
-        group.target = Target(self.grad_a[begin_a:at_a].view(group.ranks, group.width), tuple(gradients), self.scale)
+        group.target = GradientTarget(
+            self.grad_a[begin_a:at_a].view(group.ranks, group.width), tuple(gradients), self.scale
+        )
         return at_a, at_b
 
     def refresh(self) -> None:
@@ -279,7 +285,7 @@ class Fused:
 
     # --- forward, backward --------------------------------------------------------------------------------------
 
-    def step(self, flat: Flat, share: Tensor) -> Tensor:
+    def step(self, flat: FlatBatch, share: Tensor) -> Tensor:
         """Returns the summed cross-entropy in nats and adds `share` times its gradient to the adapter's gradients."""
         with torch.no_grad():
             ropes = self._turns(flat)
@@ -305,22 +311,22 @@ class Fused:
         """Copies a block's input to host memory if `keep` says so."""
         if keep != "host" or not self.own_kernels:
             return saved
-        if self.shelf is None:
-            self.shelf = Shelf()
-        self.shelf.put(index, saved.h)
+        if self.offload is None:
+            self.offload = BlockInputOffload()
+        self.offload.put(index, saved.h)
         return None
 
     def _take(self, index: int, saved: list[Any], like: Tensor) -> None:
         """Waits for a block's input, and starts fetching that of the previous block."""
-        if self.shelf is None:
+        if self.offload is None:
             return
-        self.shelf.settle()
+        self.offload.settle()
         if saved[index] is None:
-            saved[index] = self.kernels.Kept(self.shelf.take(index, like))
+            saved[index] = self.kernels.Kept(self.offload.take(index, like))
         if index and saved[index - 1] is None:
-            self.shelf.fetch(index - 1, like)
+            self.offload.fetch(index - 1, like)
 
-    def loss(self, flat: Flat) -> Tensor:
+    def loss(self, flat: FlatBatch) -> Tensor:
         """Returns the summed cross-entropy in nats."""
         with torch.no_grad():
             ropes = self._turns(flat)
@@ -340,7 +346,7 @@ class Fused:
         """Weight, epsilon and offset of the final norm."""
         return _decoder(self.model).norm.weight, self.shapes[0].eps, self.shapes[0].offset
 
-    def _loss_and_gradient(self, h: Tensor, flat: Flat, share: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_and_gradient(self, h: Tensor, flat: FlatBatch, share: Tensor) -> tuple[Tensor, Tensor]:
         hidden = h[flat.chosen]
         normed = self._last_norm(hidden)
         totals = []
@@ -406,12 +412,12 @@ def _move_to_flat(parameter: nn.Parameter, flat: Tensor, gradient: Tensor, at: i
 
 
 def _per_group(form: Forms) -> tuple[BaseForm, ...]:
-    return (form,) * len(GROUPS) if isinstance(form, str) else form
+    return (form,) * len(JOINED_LAYERS) if isinstance(form, str) else form
 
 
 def _groups(layer: Any, form: Forms, dtype: torch.dtype, own_kernels: bool) -> list[_Group]:
     groups = []
-    for index, names in enumerate(GROUPS):
+    for index, names in enumerate(JOINED_LAYERS):
         for names_in_family in names:
             owner = layer.self_attn if hasattr(layer.self_attn, names_in_family[0]) else layer.mlp
             if hasattr(owner, names_in_family[0]):
@@ -419,7 +425,7 @@ def _groups(layer: Any, form: Forms, dtype: torch.dtype, own_kernels: bool) -> l
                 layers = [linear for name in names_in_family if (linear := getattr(owner, name)) is not None]
                 groups.append(_Group(layers, _per_group(form)[index], dtype, behind=behind))
                 break
-    if len(groups) != len(GROUPS):
+    if len(groups) != len(JOINED_LAYERS):
         raise AssertionError("a family listed as fused has other layers")
     return groups
 
@@ -452,7 +458,7 @@ def _without_adapter(layer_block: Block) -> Block:
     return layer_block._replace(qkv=qkv, out=out, gate_up=gate_up, down=down)
 
 
-def _base_product(joined: Joined) -> Joined:
+def _base_product(joined: JoinedLinear) -> JoinedLinear:
     base = joined.base
     if isinstance(base, Tensor) and joined.a is not None:
         base = base[:, : joined.a.shape[1]]  # without the scaled B, which may be stored after the rows
@@ -461,28 +467,28 @@ def _base_product(joined: Joined) -> Joined:
 
 def _form(
     model: Model, layer: Any, layer_attention: fused_config.LayerAttention, table: int, dtype: torch.dtype, longest: int
-) -> block.Form:
+) -> block.BlockShape:
     config = model.network.config
     family = str(config.model_type)
     cap = float(config.attn_logit_softcapping or 0.0) if family == "gemma2" else 0.0
     window = layer_attention.window if layer_attention.window < longest else 0
     packed = not cap and attention.has_flash(model.device, dtype, layer_attention.head)
     function = getattr(layer.mlp, "act_fn", None) or layer.mlp.activation_fn
-    return block.Form(
+    return block.BlockShape(
         queries=layer_attention.queries,
         keys=layer_attention.keys,
         head=layer_attention.head,
         eps=float(config.rms_norm_eps),
         offset=1.0 if family in ("gemma", "gemma2", "gemma3_text") else 0.0,
-        activation=cast(str, fused_config.activation(function)),
-        rule=attention.Rule(float(layer.self_attn.scaling), cap, window, "packed" if packed else "rows"),
+        activation=cast(str, fused_config.fused_activation(function)),
+        rule=attention.AttentionRule(float(layer.self_attn.scaling), cap, window, "packed" if packed else "rows"),
         table=table,
         shared_values=layer_attention.shared_values,
         norm_values=layer_attention.norm_values,
     )
 
 
-def _has_triton_block(form: block.Form, table: Table, layer: Any) -> bool:
+def _has_triton_block(form: block.BlockShape, table: RopeTable, layer: Any) -> bool:
     """Whether `block_cuda` supports this block: flash attention, RoPE over whole normed heads, no scalar."""
     whole = not hasattr(layer.self_attn, "q_norm") or table.cos.shape[1] == form.head
     return form.rule.way == "packed" and whole and not form.norm_values and not hasattr(layer, "layer_scalar")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-FAMILIES = (
+FUSED_FAMILIES = (
     "gemma", "gemma2", "gemma3_text", "gemma4_text", "llama", "ministral", "mistral", "phi3", "qwen2", "qwen3",
     "smollm3",
 )  # fmt: skip
@@ -51,7 +51,7 @@ def unfused_config(config: Mapping[str, Any]) -> list[str]:
     from huggingface_hub.errors import StrictDataclassError
 
     family = str(text_config(config).get("model_type", ""))
-    if family not in FAMILIES:
+    if family not in FUSED_FAMILIES:
         return [f"the family {family} has no fused blocks"]
     try:
         return config_reasons(_read(config))
@@ -61,7 +61,7 @@ def unfused_config(config: Mapping[str, Any]) -> list[str]:
 
 def fused_layers(config: Mapping[str, Any]) -> list[LayerAttention]:
     """Returns the attention of each layer of a model with this config.json, which `unfused_config` has accepted."""
-    return layers(_read(config))
+    return layer_attentions(_read(config))
 
 
 def _read(config: Mapping[str, Any]) -> Any:
@@ -74,15 +74,15 @@ def _read(config: Mapping[str, Any]) -> Any:
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns a config.json's `text_config` if only that can be fused, else the whole."""
     inner = config.get("text_config")
-    if config.get("model_type") in FAMILIES or not isinstance(inner, Mapping):
+    if config.get("model_type") in FUSED_FAMILIES or not isinstance(inner, Mapping):
         return config
-    return inner if inner.get("model_type") in FAMILIES else config
+    return inner if inner.get("model_type") in FUSED_FAMILIES else config
 
 
 def config_reasons(config: Any) -> list[str]:
     """Returns the reasons why a model with this transformers `config` cannot be fused; empty if it can."""
     family = str(config.model_type)
-    if family not in FAMILIES:
+    if family not in FUSED_FAMILIES:
         return [f"the family {family} has no fused blocks"]
     reasons = []
     if any(getattr(config, key, None) for key in ("attention_dropout", "resid_pdrop", "embd_pdrop")):
@@ -109,19 +109,19 @@ def _activation_reasons(config: Any) -> list[str]:
 
     gemma = config.model_type in LATER_GEMMAS
     name = config.hidden_activation if gemma else config.hidden_act
-    if name in ACT2FN and activation(ACT2FN[name]) is not None:
+    if name in ACT2FN and fused_activation(ACT2FN[name]) is not None:
         return []
     return [f"its activation is {name}, neither SiLU nor tanh-approximated GELU"]
 
 
-def activation(function: Any) -> str | None:
+def fused_activation(function: Any) -> str | None:
     """Returns the fused activation that equals `function` on sample values; None if there is none."""
     x = torch.linspace(-4, 4, 65)
     values = {"silu": nn.functional.silu(x), "gelu_tanh": nn.functional.gelu(x, approximate="tanh")}
     return next((name for name, value in values.items() if torch.allclose(function(x), value, atol=1e-6)), None)
 
 
-def layers(config: Any) -> list[LayerAttention]:
+def layer_attentions(config: Any) -> list[LayerAttention]:
     """Returns the attention of each layer of a model with this transformers `config`, of one of FAMILIES."""
     return [_layer(config, index) for index in range(config.num_hidden_layers)]
 

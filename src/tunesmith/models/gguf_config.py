@@ -84,7 +84,7 @@ class Architecture:
     model_type: str
     sizes: Mapping[str, str] = field(default_factory=lambda: _SIZES)
     block: Mapping[str, str] = field(default_factory=lambda: BLOCK)
-    outer: Mapping[str, str] = field(default_factory=lambda: OUTER)
+    outer_module_name: Mapping[str, str] = field(default_factory=lambda: OUTER)
     layers: str = "model.layers"
     rotated: bool = False
     shifted: bool = False
@@ -103,7 +103,12 @@ ARCHITECTURES = {
     "gemma2": Architecture("gemma2", sizes=_SIZES | _SOFTCAPS, block=_NORMS_AROUND, shifted=True),
     "gemma3": Architecture("gemma3_text", sizes=_SIZES | _SOFTCAPS, block=_NORMS_AROUND, shifted=True),
     "gpt2": Architecture(
-        "gpt2", sizes=_GPT2_SIZES, block=_GPT2_BLOCK, outer=_GPT2_OUTER, layers="transformer.h", transposed=True
+        "gpt2",
+        sizes=_GPT2_SIZES,
+        block=_GPT2_BLOCK,
+        outer_module_name=_GPT2_OUTER,
+        layers="transformer.h",
+        transposed=True,
     ),
 }
 _FIXED_SCALE = {"gemma2": 46, "gemma3": 62}  # the 27B models, whose scale llama.cpp knows by their count of layers

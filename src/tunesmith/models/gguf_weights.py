@@ -137,7 +137,7 @@ def _sources(gguf: Path, made: Architecture, headers: Sequence[tuple[Path, Heade
 def _source(gguf: Path, path: Path, info: TensorInfo, made: Architecture, config: Any) -> _Source:
     stem, _, ending = info.name.rpartition(".")
     match = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
-    module = made.block.get(match[2]) if match else made.outer.get(stem)
+    module = made.block.get(match[2]) if match else made.outer_module_name.get(stem)
     if module is None or ending not in ("weight", "bias"):
         raise ModelError(f"holds the tensor '{info.name}', which is not understood", where=str(gguf), next=ADVICE)
     name = f"{made.layers}.{match[1]}.{module}.{ending}" if match else f"{module}.{ending}"

@@ -29,13 +29,13 @@ class HubFile:
     revision: str | None
 
 
-def parse_file(name: str, revision: str | None = None) -> HubFile | None:
+def parse_hub_file(name: str, revision: str | None = None) -> HubFile | None:
     """Parses `hub:owner/name@revision/file.gguf` (`hub:` and the revision are optional); None for other names."""
     match = _FILE.fullmatch(name)
     return HubFile(match["repo"], match["file"], match["revision"] or revision) if match else None
 
 
-def fetch_file(hub_file: HubFile, name: str, log: Callable[[str], None]) -> Path:
+def download_file(hub_file: HubFile, name: str, log: Callable[[str], None]) -> Path:
     """Downloads the file and all its parts, and returns the first one's path. `name` is the user's name for it.
 
     Raises ModelError if it cannot be downloaded, ResourceError if the disk is full.
@@ -54,7 +54,7 @@ def fetch_file(hub_file: HubFile, name: str, log: Callable[[str], None]) -> Path
     return paths[0]
 
 
-def fetch_model(name: str, revision: str | None) -> Path:
+def download_model(name: str, revision: str | None) -> Path:
     """Downloads a repository's .safetensors, configuration and tokenizer; raises the errors of `fetch_file`."""
     from huggingface_hub import snapshot_download
 

@@ -18,7 +18,7 @@ from tunesmith.models.qlora import FrozenLinear
 OVERSAMPLED = 8  # directions beyond the rank in the randomized SVD; Halko et al. advise 5 to 10
 
 
-class Place(NamedTuple):
+class InitLayer(NamedTuple):
     """A layer to initialize an update for.
 
     `usual` is the default A (rank x in); `original` returns the weight before quantization (out x in, float32).
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     original: Callable[[], Tensor]
 
 
-class Start(NamedTuple):
+class InitialFactors(NamedTuple):
     """The initial A (rank x in) and B (out x rank); with `taken`, their product is subtracted from the base."""
 
     a: Tensor
@@ -41,12 +41,12 @@ class Start(NamedTuple):
     taken: bool = False
 
 
-def zero(place: Place) -> Start:
+def zero(place: InitLayer) -> InitialFactors:
     """Standard LoRA: A uniform in ±1/sqrt(in), B zero, so that training starts at the base (arXiv:2106.09685)."""
-    return Start(place.usual, torch.zeros(place.layer.out_features, place.rank))
+    return InitialFactors(place.usual, torch.zeros(place.layer.out_features, place.rank))
 
 
-def pissa(place: Place, *, iterations: int | None = 8) -> Start:
+def pissa(place: InitLayer, *, iterations: int | None = 8) -> InitialFactors:
     """PiSSA: trains the weight's principal singular vectors and keeps the residual frozen (arXiv:2404.02948).
 
     `iterations` of the randomized SVD; null computes the exact one, which takes minutes for a large model. With
@@ -58,10 +58,10 @@ def pissa(place: Place, *, iterations: int | None = 8) -> Start:
 
     Raises ModelError if the rank exceeds the layer's size, RecipeError for iterations below 0.
     """
-    return Start(*_low_rank(place.layer.matrix().to(torch.float32), place, iterations), taken=True)
+    return InitialFactors(*_low_rank(place.layer.matrix().to(torch.float32), place, iterations), taken=True)
 
 
-def loftq(place: Place, *, iterations: int | None = 8) -> Start:
+def loftq(place: InitLayer, *, iterations: int | None = 8) -> InitialFactors:
     """LoftQ's first step: s B A starts as the best low-rank approximation of the NF4 error (arXiv:2310.08659).
 
     `iterations` of the randomized SVD; null computes the exact one. The paper then quantizes W - s B A again; here the
@@ -78,10 +78,10 @@ def loftq(place: Place, *, iterations: int | None = 8) -> Start:
             next="Set base.bits to 4, or adapter.start to zero or pissa",
         )
     quantized = place.layer.matrix().to(torch.float32)
-    return Start(*_low_rank(place.original().to(quantized.device) - quantized, place, iterations))
+    return InitialFactors(*_low_rank(place.original().to(quantized.device) - quantized, place, iterations))
 
 
-def _low_rank(matrix: Tensor, place: Place, iterations: int | None) -> tuple[Tensor, Tensor]:
+def _low_rank(matrix: Tensor, place: InitLayer, iterations: int | None) -> tuple[Tensor, Tensor]:
     """Returns A and B such that s B A is the best approximation of `matrix` (out x in, float32) of that rank."""
     if place.rank > min(matrix.shape):
         raise ModelError(
@@ -97,7 +97,7 @@ def _low_rank(matrix: Tensor, place: Place, iterations: int | None) -> tuple[Ten
         return root[:, None] * vt, u * root
 
 
-def _svd(matrix: Tensor, place: Place, iterations: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def _svd(matrix: Tensor, place: InitLayer, iterations: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Returns U (out x rank), the singular values and Vᵀ (rank x in).
 
     The randomized SVD is subspace iteration (Halko, Martinsson & Tropp 2009, arXiv:0909.4061, algorithms 4.4 and 5.1)

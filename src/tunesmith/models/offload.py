@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tunesmith.models.build import Model
 
 
-class Shelf:
+class BlockInputOffload:
     """Pinned buffers, one per block, with a separate stream for copies.
 
     A tensor being copied is referenced until the next block was launched and the main stream has waited for the copy.
@@ -62,7 +62,7 @@ class Shelf:
         return buffer[: len(like)]
 
 
-class HostTable(nn.Module):
+class HostEmbedding(nn.Module):
     """Embeddings in pinned host memory, from where the GPU reads the rows that it needs.
 
     Reading 2,048 rows of 4,096 numbers takes less than a millisecond, and the table needs no GPU memory.
@@ -81,8 +81,8 @@ class HostTable(nn.Module):
         return triton_parts.rows(self.weight, ids.reshape(-1)).view(*ids.shape, -1)
 
 
-def shelve_table(model: Model) -> None:
+def offload_embeddings(model: Model) -> None:
     """Moves the model's embeddings to host memory, unless they are tied to the head or scaled by the family."""
     table = model.network.get_input_embeddings()
     if type(table) is nn.Embedding and not model.tied:
-        model.network.set_input_embeddings(HostTable(table.weight))
+        model.network.set_input_embeddings(HostEmbedding(table.weight))

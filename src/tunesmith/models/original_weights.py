@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tunesmith.errors import ModelError
 from tunesmith.models.architecture import Architecture
-from tunesmith.models.weights import Weights, headers
+from tunesmith.models.weights import Weights, tensor_headers
 
 
-class Original:
+class OriginalWeights:
     """Access to the tensors in a model's safetensors files by layer name, one at a time."""
 
     def __init__(self, weights: Weights, model: Architecture) -> None:
@@ -41,7 +41,7 @@ class Original:
     def _place(self, parameter: str) -> tuple[Path, str]:
         """Returns the file that holds a whole parameter as one tensor, and the tensor's name in it."""
         if not self._files:
-            files = {name: path for name, (path, _, _) in headers(self.weights.folder).items()}
+            files = {name: path for name, (path, _, _) in tensor_headers(self.weights.folder).items()}
             names = self.model.parameter_names(files)
             self._files = {
                 parameter_name: (files[name], name) for name, (parameter_name, whole) in names.items() if whole

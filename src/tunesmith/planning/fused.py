@@ -19,7 +19,7 @@ from tunesmith.kernels.lora_linear import BaseForm
 from tunesmith.models.fused_config import LATER_GEMMAS, LayerAttention
 from tunesmith.models.shape import ModelShape
 from tunesmith.planning.autograd import NF4_BYTES, OPTIMIZER_BYTES, SHARE, Plan, parse_bytes, show_bytes
-from tunesmith.prompt.pack import bins
+from tunesmith.prompt.pack import best_fit_batches
 
 CHUNK = 1024  # learnt tokens whose logits exist at one time
 LAUNCH = 2.5e-6  # seconds a kernel, launched from a graph on an H200
@@ -34,13 +34,13 @@ NORMED = ("gemma3_text", "gemma4_text", "qwen3")  # norms of queries and keys
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWork:
     """What is to be trained: the lengths of the rows of some steps, the longest row of all, steps, share learnt."""
 
     sample: tuple[tuple[int, ...], ...]
     longest: int
     steps: int
-    learnt: float = 1.0
+    loss_share: float = 1.0
 
     @property
     def mean_step(self) -> float:
@@ -50,14 +50,14 @@ class Work:
     def micro_batches(self, room: int) -> tuple[int, float]:
         """Tokens of the largest micro-batch that rows packed into `room` make, and how many a step has."""
         made = [
-            [sum(lengths[row] for row in part) for part in bins(range(len(lengths)), lengths, room)]
+            [sum(lengths[row] for row in part) for part in best_fit_batches(range(len(lengths)), lengths, room)]
             for lengths in self.sample
         ]
         return max(self.longest, max(map(max, made))), sum(map(len, made)) / len(made)
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlanSettings:
     """The settings that bytes and seconds depend on. `layers` as in the recipe's adapter section."""
 
     bits: int
@@ -68,8 +68,8 @@ class Wish:
     recompute: str = "auto"
 
 
-def fit(
-    shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wish, memory: str,
+def plan_fused(
+    shape: ModelShape, machine: Machine, speed: Speed, work: StepWork, wish: PlanSettings, memory: str,
     layers: Sequence[LayerAttention] = (),
 ) -> Plan:  # fmt: skip
     """The fastest layout that fits. Raises ResourceError when none does.
@@ -109,7 +109,7 @@ class _Count:
     """Bytes and seconds of a layout."""
 
     def __init__(
-        self, shape: ModelShape, machine: Machine, speed: Speed, work: Work, wish: Wish,
+        self, shape: ModelShape, machine: Machine, speed: Speed, work: StepWork, wish: PlanSettings,
         layers: Sequence[LayerAttention],
     ) -> None:  # fmt: skip
         self.shape, self.machine, self.speed, self.work, self.wish = shape, machine, speed, work, wish
@@ -231,7 +231,7 @@ class _Count:
     def head(self, tokens: int) -> int:
         """The head's step: hidden states, their gradients, the logits of a chunk."""
         s, n = self.shape, self.number
-        learnt = int(tokens * self.work.learnt) + 1
+        learnt = int(tokens * self.work.loss_share) + 1
         chunk = min(CHUNK, learnt)
         logits = chunk * s.vocabulary * (n if self.card else 8)
         return (2 * tokens + 3 * learnt) * s.hidden * n + logits
@@ -365,7 +365,7 @@ class _Count:
         for keep, form in zip(self.keeps(layout), self.forms(layout), strict=True):
             blocks += self.product_seconds(form, whole) + self.again(keep, whole) + self.attention(whole)
             blocks += whole * TRAFFIC * self.kept("all") / self.speed.bandwidth + KERNELS[form] * self.speed.launch
-        head = 4.0 * self.shape.vocabulary * self.shape.hidden * whole * self.work.learnt / self.speed.products
+        head = 4.0 * self.shape.vocabulary * self.shape.hidden * whole * self.work.loss_share / self.speed.products
         return blocks + head + (0.0 if layout.table else self.table_seconds(whole))
 
     def step_seconds(self, layout: _Layout) -> float:
@@ -399,7 +399,7 @@ def _other_form(layout: _Layout, many: int, layers: int) -> _Layout:
     return replace(layout, other=many)
 
 
-def _sizes(work: Work) -> Sequence[tuple[int, float]]:
+def _sizes(work: StepWork) -> Sequence[tuple[int, float]]:
     """Micro-batches worth a look: tokens of the largest and how many a step has, for the largest step in parts."""
     largest = max(map(sum, work.sample))
     rooms = {max(work.longest, -(-largest // parts)) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)}

@@ -28,7 +28,7 @@ class MicroBatch:
 
     tokens: int
     longest: int
-    learnt: int
+    loss_tokens: int
 
 
 def autograd_seconds(
@@ -51,10 +51,10 @@ def autograd_seconds(
         total += update
         for batch in batches:
             products = batch.tokens * (2.0 * (2 + again) * shape.linear + 6.0 * adapter)
-            head = 4.0 * shape.vocabulary * shape.hidden * batch.learnt
+            head = 4.0 * shape.vocabulary * shape.hidden * batch.loss_tokens
             scores = 4.0 * (3 + again) * shape.layers * batch.tokens * batch.longest * shape.queries
             moved = batch.tokens * token_bytes(shape, number, False) * (PASSES + 2 * again)
-            moved += batch.learnt * shape.vocabulary * 4 * LOGITS
+            moved += batch.loss_tokens * shape.vocabulary * 4 * LOGITS
             if bits == 4 and not dense:
                 moved += (2 + again) * shape.linear * (NF4_BYTES + number) / UNPACK
             calls = (1 + again / 3) * shape.layers * CALLS[device] * speed.launch

@@ -30,7 +30,7 @@ ABOUT_A_ROW = 24  # tokens that a chat template puts around a row
 
 
 @dataclass(frozen=True)
-class Found:
+class Findings:
     """What a check found in the rows looked at: how many it would take away, and how many it would mend."""
 
     taken: int
@@ -62,7 +62,7 @@ class Survey:
     own_answers: float  # different answers among the rows
     listed: float  # answers that are numbered lists
     checked: int
-    found: Mapping[str, Found]
+    found: Mapping[str, Findings]
     personal: int
     sound: float  # of the rows checked: those that no check takes away
 
@@ -77,7 +77,7 @@ class Survey:
         return self.usual_prompt > 0.2 or "ask" in self.format.options
 
 
-def spread(rows: Iterable[T], most: int = ROWS) -> tuple[list[T], int]:
+def draw_sample(rows: Iterable[T], most: int = ROWS) -> tuple[list[T], int]:
     """At most `most` rows drawn evenly, in their order, and how many there are. Holds no more than it gives.
 
     Reservoir sampling, algorithm R (Vitter 1985), always with the same seed.
@@ -185,10 +185,10 @@ LOOKED_FOR = (
 ALWAYS = ("empty", "duplicate", "near_duplicate", "secrets")
 
 
-def _check(rows: Sequence[Conversation], format: Recognised) -> tuple[dict[str, Found], float]:
+def _check(rows: Sequence[Conversation], format: Recognised) -> tuple[dict[str, Findings], float]:
     """What each check found, and the share of rows that is left when those checks act that a draft lets act."""
     context = Context(language=Language.of(row.answer for row in rows))
-    found: dict[str, Found] = {}
+    found: dict[str, Findings] = {}
     gone: set[str] = set()
     for name in (*LOOKED_FOR, *ALWAYS):
         if name == "ungrounded" and format.name != "fields":
@@ -196,13 +196,13 @@ def _check(rows: Sequence[Conversation], format: Recognised) -> tuple[dict[str, 
         seen = list(_look(name)(rows, context))
         taken = {each.row for each in seen if each.proposal in ("quarantine", "drop")}
         mended = {each.row for each in seen if each.proposal == "repair"} - taken
-        found[name] = Found(len(taken), len(mended))
+        found[name] = Findings(len(taken), len(mended))
         if not too_many(found[name], len(rows)) and (name != "generic" or format.name == "fields"):
             gone |= taken
     return found, 1 - len(gone) / len(rows)
 
 
-def too_many(found: Found, rows: int) -> bool:
+def too_many(found: Findings, rows: int) -> bool:
     """Whether a check takes so many rows that somebody should read them first."""
     return found.taken > 0.3 * rows
 

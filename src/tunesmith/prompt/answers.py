@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import DataError, ModelError
 from tunesmith.prompt.template import (
-    ANSWER,
+    ANSWER_MARKER,
     EMPTY_THOUGHT,
     OPEN_THOUGHT,
-    THOUGHT,
-    Answer,
+    THOUGHT_MARKER,
+    RenderedAnswer,
     Template,
 )
 
@@ -35,7 +35,7 @@ class _Parts:
     tail: str
 
 
-def locate(template: Template, turns: Sequence[Turn]) -> Answer:
+def locate_answer(template: Template, turns: Sequence[Turn]) -> RenderedAnswer:
     """Returns the last turn of `turns` as an Answer; see Template.answer."""
     turn = turns[-1]
     if template.reasoning == "drop" and turn.reasoning:
@@ -47,12 +47,12 @@ def locate(template: Template, turns: Sequence[Turn]) -> Answer:
     parts = _after_prompt(parts, prompt, turn, template)
     ending, trailing = _split_tail(parts.tail, template)
     opening = parts.head[len(prompt) :]
-    return Answer(prompt, opening, parts.thought, parts.text, ending, trailing)
+    return RenderedAnswer(prompt, opening, parts.thought, parts.text, ending, trailing)
 
 
 def _locate_plain(template: Template, turn: Turn, rendered: str, prompt: str) -> _Parts | None:
     """Returns the parts of an answer without reasoning, if it is written as `plain_answer` is; else None."""
-    if turn.reasoning or turn.text == ANSWER:  # the latter is how `plain_answer` itself is found
+    if turn.reasoning or turn.text == ANSWER_MARKER:  # the latter is how `plain_answer` itself is found
         return None
     head = prompt + template.plain_answer.opening
     if not rendered.startswith(head):
@@ -66,14 +66,16 @@ def _locate_plain(template: Template, turn: Turn, rendered: str, prompt: str) ->
 def _locate_by_markers(template: Template, turns: Sequence[Turn], rendered: str) -> _Parts:
     """Returns the parts of any answer. Raises DataError if the template changes the answer or leaves it out."""
     turn = turns[-1]
-    with_reasoning = turn.reasoning and template.render((*turns[:-1], replace(turn, text=ANSWER, reasoning=THOUGHT)))
-    if turn.reasoning and THOUGHT not in with_reasoning:
+    with_reasoning = turn.reasoning and template.render(
+        (*turns[:-1], replace(turn, text=ANSWER_MARKER, reasoning=THOUGHT_MARKER))
+    )
+    if turn.reasoning and THOUGHT_MARKER not in with_reasoning:
         return _insert_thought(template, turns)
-    marked = with_reasoning or template.render((*turns[:-1], replace(turn, text=ANSWER)))
-    before, marker, tail = marked.partition(ANSWER)
+    marked = with_reasoning or template.render((*turns[:-1], replace(turn, text=ANSWER_MARKER)))
+    before, marker, tail = marked.partition(ANSWER_MARKER)
     if not marker:
         raise DataError("the chat template leaves out the answer", next="Use a prompt.template that writes answers")
-    head, _, between = before.partition(THOUGHT) if turn.reasoning else (before, "", "")
+    head, _, between = before.partition(THOUGHT_MARKER) if turn.reasoning else (before, "", "")
     inner = rendered[len(head) : len(rendered) - len(tail)]
     whole = rendered.startswith(head) and rendered.endswith(tail) and len(rendered) >= len(head) + len(tail)
     thought, text = _split_thought(inner, turn, between) if whole else (None, "")
@@ -163,8 +165,8 @@ def _split_tail(tail: str, template: Template) -> tuple[str, str]:
     """Splits what follows an answer after its end-of-turn token. Raises ModelError if there is no such token."""
     if match := template.specials.search(tail):
         return tail[: match.end()], tail[match.end() :]
-    if template.next_end:
-        return template.next_end, ""
+    if template.end_before_next_turn:
+        return template.end_before_next_turn, ""
     raise ModelError(
         "no stop token follows the answer, so the model would never learn to stop",
         where=template.source,

@@ -14,8 +14,16 @@ from tunesmith.config.registry import nearest
 from tunesmith.errors import RecipeError
 
 # Variables that transformers passes to every template.
-GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token", "starts_with_bos")
-WHERE = "prompt.template_options"
+STANDARD_VARIABLES = (
+    "messages",
+    "add_generation_prompt",
+    "tools",
+    "documents",
+    "bos_token",
+    "eos_token",
+    "starts_with_bos",
+)
+SETTING = "prompt.template_options"
 Parents = tuple[nodes.Node, ...]
 
 
@@ -29,7 +37,7 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def wrong_options(text: str, options: Mapping[str, Any]) -> list[RecipeError]:
+def check_template_options(text: str, options: Mapping[str, Any]) -> list[RecipeError]:
     """Returns an error for each option that the template `text` never reads or whose value has the wrong type.
 
     A template that cannot be parsed gives no errors here: it fails where it is rendered.
@@ -38,7 +46,9 @@ def wrong_options(text: str, options: Mapping[str, Any]) -> list[RecipeError]:
     environment.globals |= dict.fromkeys(("raise_exception", "strftime_now"))
     try:
         names = list(_names(environment.parse(text), ()))
-        undeclared = meta.find_undeclared_variables(environment.parse(text)) - set(GIVEN)  # changes the tree it reads
+        undeclared = meta.find_undeclared_variables(environment.parse(text)) - set(
+            STANDARD_VARIABLES
+        )  # changes the tree it reads
     except TemplateSyntaxError:
         return []
     assigned = {node.name for _, node in names if node.ctx != "load"}  # by the template, perhaps only under a condition
@@ -47,16 +57,16 @@ def wrong_options(text: str, options: Mapping[str, Any]) -> list[RecipeError]:
     for name, value in options.items():
         if name not in options_read:
             advice = nearest(name, options_read) if options_read else "Remove it: this template has no options"
-            errors.append(RecipeError(f"the chat template has no option '{name}'", where=WHERE, next=advice))
+            errors.append(RecipeError(f"the chat template has no option '{name}'", where=SETTING, next=advice))
             continue
         uses, strings = _uses(names, name)
         if uses == {"boolean"} and not isinstance(value, bool):
             message = f"the chat template reads '{name}' as true or false, but it is {_describe(value)}"
             advice = f"Write {name}: true or {name}: false, without quotes"
-            errors.append(RecipeError(message, where=WHERE, next=advice))
+            errors.append(RecipeError(message, where=SETTING, next=advice))
         elif uses == {"string"} and not isinstance(value, str):
             message = f"the chat template compares '{name}' with strings, but it is {_describe(value)}"
-            errors.append(RecipeError(message, where=WHERE, next=f"Choose from: {', '.join(sorted(strings))}"))
+            errors.append(RecipeError(message, where=SETTING, next=f"Choose from: {', '.join(sorted(strings))}"))
     return errors
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tunesmith.errors import ModelError
 from tunesmith.prompt.tokens import Example
 
-Numbers: TypeAlias = NDArray[np.int64]
-IGNORED = -100  # torch's cross_entropy skips this label
+IntArray: TypeAlias = NDArray[np.int64]
+IGNORE_INDEX = -100  # torch's cross_entropy skips this label
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Batch:
     labels: list[list[int]]
 
     @property
-    def learnt(self) -> int:
+    def loss_tokens(self) -> int:
         """The number of tokens with loss. A row's first token has none: nothing before it predicts it."""
-        return sum(label != IGNORED for row in self.labels for label in row[1:])
+        return sum(label != IGNORE_INDEX for row in self.labels for label in row[1:])
 
     @property
     def tokens(self) -> int:
@@ -44,13 +44,15 @@ def collate(examples: Sequence[Example], pad: int, *, multiple: int = 1) -> Batc
         gap = longest - len(example)
         ids.append([*example.ids, *[pad] * gap])
         mask.append([1] * len(example) + [0] * gap)
-        row_labels = [index if learnt else IGNORED for index, learnt in zip(example.ids, example.learnt, strict=True)]
-        labels.append(row_labels + [IGNORED] * gap)
+        row_labels = [
+            index if has_loss else IGNORE_INDEX for index, has_loss in zip(example.ids, example.loss_mask, strict=True)
+        ]
+        labels.append(row_labels + [IGNORE_INDEX] * gap)
     return Batch(ids, mask, labels)
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedBatch:
     """Examples concatenated into one row, for attention that does not cross examples; 64-bit integer arrays.
 
     `places` are the position ids, from 0 in each example. `starts` are the cumulative lengths (cu_seqlens: 0, …, the
@@ -58,27 +60,27 @@ class Packed:
     is added at the end as examples without loss; a padded `chosen` has the target -100.
     """
 
-    ids: Numbers
-    places: Numbers
-    starts: Numbers
-    chosen: Numbers
-    targets: Numbers
+    ids: IntArray
+    places: IntArray
+    starts: IntArray
+    chosen: IntArray
+    targets: IntArray
     tokens: int  # without padding
 
     @property
-    def learnt(self) -> int:
+    def loss_tokens(self) -> int:
         """The number of tokens with loss."""
-        return int((self.targets != IGNORED).sum())
+        return int((self.targets != IGNORE_INDEX).sum())
 
 
-def packed(examples: Sequence[Example], pad: int, *, size: Size | None = None) -> Packed:
+def pack_examples(examples: Sequence[Example], pad: int, *, size: PackedShape | None = None) -> PackedBatch:
     """Packs `examples` into one row; with a `size`, padded to it."""
     ids = [np.array(example.ids, dtype=np.int64) for example in examples]
     lengths = [len(example_ids) for example_ids in ids]
     tokens = sum(lengths)
     loss_positions, targets, offset = [], [], 0
     for example, example_ids in zip(examples, ids, strict=True):
-        positions = np.flatnonzero(np.array(example.learnt[1:], dtype=bool))
+        positions = np.flatnonzero(np.array(example.loss_mask[1:], dtype=bool))
         loss_positions.append(offset + positions)
         targets.append(example_ids[positions + 1])
         offset += len(example_ids)
@@ -88,39 +90,39 @@ def packed(examples: Sequence[Example], pad: int, *, size: Size | None = None) -
         ids.append(np.full(padding, pad, dtype=np.int64))
         lengths += [min(size.longest, padding - start) for start in range(0, padding, size.longest)]
         lengths += [0] * (size.examples - len(lengths))
-        loss_positions.append(np.zeros(size.learnt - loss_tokens, dtype=np.int64))
-        targets.append(np.full(size.learnt - loss_tokens, IGNORED, dtype=np.int64))
+        loss_positions.append(np.zeros(size.loss_tokens - loss_tokens, dtype=np.int64))
+        targets.append(np.full(size.loss_tokens - loss_tokens, IGNORE_INDEX, dtype=np.int64))
         if len(lengths) > size.examples:
             raise AssertionError("a micro-batch is larger than its size")
     position_ids = np.concatenate([np.arange(length) for length in lengths])
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-    return Packed(
+    return PackedBatch(
         np.concatenate(ids), position_ids, cu_seqlens, np.concatenate(loss_positions), np.concatenate(targets), tokens
     )
 
 
 @dataclass(frozen=True)
-class Size:
+class PackedShape:
     """A fixed shape of packed micro-batches: tokens, examples with those of padding, tokens with loss, longest."""
 
     tokens: int
     examples: int
-    learnt: int
+    loss_tokens: int
     longest: int
 
-    def holds(self, packed: Packed) -> bool:
+    def holds(self, packed: PackedBatch) -> bool:
         """Whether `packed`, which has no padding, fits."""
         return self.fits(packed.tokens, len(packed.starts) - 1, len(packed.chosen))
 
-    def fits(self, tokens: int, examples: int, learnt: int) -> bool:
+    def fits(self, tokens: int, examples: int, loss_tokens: int) -> bool:
         """Whether a micro-batch with these counts fits."""
         gaps = -(-(self.tokens - tokens) // self.longest)
-        return tokens <= self.tokens and examples + gaps <= self.examples and learnt <= self.learnt
+        return tokens <= self.tokens and examples + gaps <= self.examples and loss_tokens <= self.loss_tokens
 
 
-def sizes(
+def packed_shapes(
     shapes: Sequence[tuple[int, int, int]], longest: int, max_count: int, *, step: int = 64, cost: float = 0.0
-) -> list[Size]:
+) -> list[PackedShape]:
     """Returns at most `max_count` sizes, ascending, for micro-batches of (tokens, examples, tokens with loss).
 
     They minimize the tokens of all micro-batches, padding included, where each size costs as much as `cost`
@@ -151,12 +153,14 @@ def sizes(
         tokens = tops[end - 1]
         gaps = -(-(tokens - min(shape[0] for shape in inside)) // longest)
         loss_tokens = max(shape[2] for shape in inside)
-        result.append(Size(tokens, max(shape[1] for shape in inside) + gaps, -(-loss_tokens // step) * step, longest))
+        result.append(
+            PackedShape(tokens, max(shape[1] for shape in inside) + gaps, -(-loss_tokens // step) * step, longest)
+        )
         end, count = start, count - 1
     return result[::-1]
 
 
-def bins(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def best_fit_batches(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Splits a step's rows into micro-batches of at most `max_tokens` tokens, by best-fit decreasing.
 
     That needs at most 11/9 of the fewest micro-batches, plus one (Johnson 1973). A row longer than `max_tokens` gets a
@@ -180,7 +184,7 @@ def bins(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[l
 def check_batch(batch: Batch, stop: int) -> None:
     """Raises ModelError if padding carries loss or an answer's stop token carries none."""
     for ids, mask, labels in zip(batch.ids, batch.mask, batch.labels, strict=True):
-        if any(label != IGNORED and not real for label, real in zip(labels, mask, strict=True)):
+        if any(label != IGNORE_INDEX and not real for label, real in zip(labels, mask, strict=True)):
             raise ModelError("padding would carry loss", next="Use another prompt.template")
         if not any(label == stop and index == stop for label, index in zip(labels, ids, strict=True)):
             raise ModelError(
@@ -189,7 +193,7 @@ def check_batch(batch: Batch, stop: int) -> None:
             )
 
 
-def steps(lengths: Sequence[int], batch: str, seed: int, epoch: int) -> list[list[int]]:
+def epoch_steps(lengths: Sequence[int], batch: str, seed: int, epoch: int) -> list[list[int]]:
     """Returns the rows of each optimizer step of one epoch, shuffled by seed and epoch.
 
     `batch` is 'N rows' or 'N tokens' (as many rows as fit, at least one).

@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import TunesmithError
-from tunesmith.prompt.template import ANSWER, OPEN_THOUGHT, PROBE, THOUGHT, Template
+from tunesmith.prompt.template import ANSWER_MARKER, OPEN_THOUGHT, PROBE_QUESTION, THOUGHT_MARKER, Template
 
-NOTHING = re.compile(r"(?!)")
+NEVER_MATCHES = re.compile(r"(?!)")
 
 
-class Thought(NamedTuple):
+class ThoughtTags(NamedTuple):
     """The tags around a thought; `start` is '' if the generation prompt already contains it."""
 
     start: str
     end: str
 
 
-INLINE = Thought("<think>", "</think>")
+THINK_TAGS = ThoughtTags("<think>", "</think>")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class ReplyFormat:
     """
 
     opening: str = ""
-    thoughts: Sequence[Thought] = (INLINE,)
-    specials: re.Pattern[str] = NOTHING
+    thoughts: Sequence[ThoughtTags] = (THINK_TAGS,)
+    specials: re.Pattern[str] = NEVER_MATCHES
 
     @classmethod
     def of(cls, template: Template) -> ReplyFormat:
@@ -42,13 +42,13 @@ class ReplyFormat:
         answer = template.plain_answer
         thoughts = []
         if match := OPEN_THOUGHT.search(answer.prompt):
-            thoughts.append(Thought("", f"</{match[1]}>"))
+            thoughts.append(ThoughtTags("", f"</{match[1]}>"))
         elif (thought := _thought_of(template)) is not None:
             thoughts.append(thought)
-        return cls(answer.opening.strip(), tuple(dict.fromkeys((*thoughts, INLINE))), template.specials)
+        return cls(answer.opening.strip(), tuple(dict.fromkeys((*thoughts, THINK_TAGS))), template.specials)
 
     @property
-    def keeps_specials(self) -> bool:
+    def needs_special_tokens(self) -> bool:
         """Whether the output that `split` reads must be decoded with special tokens."""
         tags = [self.opening, *(tag for thought in self.thoughts for tag in thought)]
         return any(self.specials.search(tag) for tag in tags)
@@ -67,7 +67,7 @@ class ReplyStream:
         """`form` describes thoughts and opening."""
         self._form = form
         self._pending = ""  # output not yet known to be thought, opening or reply
-        self._open: Thought | None = None
+        self._open: ThoughtTags | None = None
         self._in_reply = self._strip_start = False
         self._thought = ""
 
@@ -126,7 +126,7 @@ class ReplyStream:
         tags = [self._form.opening, *(thought.start for thought in self._form.thoughts)]
         return any(tag.startswith(pending) for tag in tags if tag)
 
-    def _close_thought(self, thought: Thought) -> str:
+    def _close_thought(self, thought: ThoughtTags) -> str:
         """Returns what follows the thought's end tag; '' until it has come."""
         thought_text, end_tag, reply = self._pending.partition(thought.end)
         if not end_tag:
@@ -135,12 +135,12 @@ class ReplyStream:
         return reply
 
 
-def _thought_of(template: Template) -> Thought | None:
+def _thought_of(template: Template) -> ThoughtTags | None:
     """Returns the tags that the template writes around reasoning; None if it writes no reasoning."""
     try:
-        answer = template.answer((Turn("user", PROBE), Turn("assistant", ANSWER, THOUGHT)))
+        answer = template.answer((Turn("user", PROBE_QUESTION), Turn("assistant", ANSWER_MARKER, THOUGHT_MARKER)))
     except TunesmithError:
         return None
-    before, marker, between = (answer.opening + answer.thought).partition(THOUGHT)
+    before, marker, between = (answer.opening + answer.thought).partition(THOUGHT_MARKER)
     start, end = before.strip(), between.strip()
-    return Thought(start, end) if marker and start and end else None
+    return ThoughtTags(start, end) if marker and start and end else None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Reasoning = Literal["learn", "drop"]
 
 # For base models without a chat template (GPT-2, Llama-2-7b): plain words that every tokenizer knows.
-PLAIN = (
+PLAIN_TEMPLATE = (
     "{{ bos_token if starts_with_bos else '' }}"
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
@@ -28,9 +28,9 @@ PLAIN = (
     "{% else %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
 )
-PROBE = "xq7question7qx"  # stand for a question, an answer and a thought when a template is examined
-ANSWER = "xq7answer7qx"
-THOUGHT = "xq7thought7qx"
+PROBE_QUESTION = "xq7question7qx"  # stand for a question, an answer and a thought when a template is examined
+ANSWER_MARKER = "xq7answer7qx"
+THOUGHT_MARKER = "xq7thought7qx"
 # A thought left open at the end of the generation prompt, and an empty thought.
 OPEN_THOUGHT = re.compile(r"<((?:\w+:)?(?:think|thinking|thought|reasoning))>\s*$")
 EMPTY_THOUGHT = re.compile(r"(<((?:\w+:)?(?:think|thinking|thought|reasoning))>)(\s*)(</\2>)")
@@ -39,7 +39,7 @@ _DATE_TEST = re.compile(r"\bstrftime_now\s+is\s+(?P<negated>not\s+)?defined\b")
 
 
 @dataclass(frozen=True)
-class Answer:
+class RenderedAnswer:
     """The rendered text of a conversation that ends with an answer, as consecutive parts.
 
     `prompt` is what the model reads before it answers, `opening` what the template writes at the beginning of an answer
@@ -95,37 +95,37 @@ class Template:
         with_reasoning = self.reasoning == "learn" and self._reasoning_field
         return self._render([self._message(turn, with_reasoning) for turn in turns], generate=generate)
 
-    def answer(self, turns: Sequence[Turn]) -> Answer:
+    def answer(self, turns: Sequence[Turn]) -> RenderedAnswer:
         """Returns the parts of the conversation around its last turn, an answer.
 
         Raises ModelError for a template whose answers cannot be trained on, DataError if it changes or leaves out the
         turn.
         """
-        from tunesmith.prompt.answers import locate
+        from tunesmith.prompt.answers import locate_answer
 
-        return locate(self, turns)
+        return locate_answer(self, turns)
 
     @functools.cached_property
-    def plain_answer(self) -> Answer:
+    def plain_answer(self) -> RenderedAnswer:
         """An answer without reasoning, with the marker ANSWER as its text."""
-        return self.answer((Turn("user", PROBE), Turn("assistant", ANSWER)))
+        return self.answer((Turn("user", PROBE_QUESTION), Turn("assistant", ANSWER_MARKER)))
 
     @functools.cached_property
-    def next_end(self) -> str:
+    def end_before_next_turn(self) -> str:
         """What ends an answer that another turn follows; '' if that is not a special token.
 
         Templates such as GLM-4's write nothing after the last answer: the next turn's header ends it.
         """
-        turns = (Turn("user", PROBE), Turn("assistant", ANSWER), Turn("user", PROBE))
-        following = self.render(turns).partition(ANSWER)[2]
+        turns = (Turn("user", PROBE_QUESTION), Turn("assistant", ANSWER_MARKER), Turn("user", PROBE_QUESTION))
+        following = self.render(turns).partition(ANSWER_MARKER)[2]
         match = self.specials.search(following)
         return following[: match.end()] if match and not following[: match.start()].strip() else ""
 
     @functools.cached_property
     def after_thought(self) -> str:
         """What the template writes between reasoning and text; '' if it writes no reasoning."""
-        rendered = self.render((Turn("user", PROBE), Turn("assistant", ANSWER, THOUGHT)))
-        return rendered.partition(THOUGHT)[2].partition(ANSWER)[0] if THOUGHT in rendered else ""
+        rendered = self.render((Turn("user", PROBE_QUESTION), Turn("assistant", ANSWER_MARKER, THOUGHT_MARKER)))
+        return rendered.partition(THOUGHT_MARKER)[2].partition(ANSWER_MARKER)[0] if THOUGHT_MARKER in rendered else ""
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:
@@ -151,17 +151,19 @@ class Template:
     @functools.cached_property
     def _wants_parts(self) -> bool:
         """Whether the template reads content only as a list of parts, as some of image-text models do."""
-        messages = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": ANSWER}]
+        messages = [{"role": "user", "content": PROBE_QUESTION}, {"role": "assistant", "content": ANSWER_MARKER}]
         parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
-        return not self._shows(messages) and self._shows(parts) and not self._shows(parts, f"'{ANSWER}'")  # no repr
+        return (
+            not self._shows(messages) and self._shows(parts) and not self._shows(parts, f"'{ANSWER_MARKER}'")
+        )  # no repr
 
     @functools.cached_property
     def _reasoning_field(self) -> bool:
         """Whether the template renders the reasoning of a message."""
-        message = self._message(Turn("assistant", ANSWER, THOUGHT), with_reasoning=True)
-        return self._shows([self._message(Turn("user", PROBE), with_reasoning=False), message], THOUGHT)
+        message = self._message(Turn("assistant", ANSWER_MARKER, THOUGHT_MARKER), with_reasoning=True)
+        return self._shows([self._message(Turn("user", PROBE_QUESTION), with_reasoning=False), message], THOUGHT_MARKER)
 
-    def _shows(self, messages: Sequence[Mapping[str, Any]], word: str = ANSWER) -> bool:
+    def _shows(self, messages: Sequence[Mapping[str, Any]], word: str = ANSWER_MARKER) -> bool:
         """Whether the rendered messages contain `word`."""
         try:
             return word in self._render(messages)
@@ -187,7 +189,7 @@ class Template:
         return str(rendered)
 
 
-class FileTokenizer:
+class TemplateTokenizer:
     """A stand-in for the tokenizer of a GGUF file, with what Template needs: rendering and special tokens."""
 
     added_tokens_decoder: Mapping[int, Any] = {}
@@ -258,9 +260,9 @@ def load_template(
     """
     text, source = _template_text(tokenizer, name, folder)
     if options:
-        from tunesmith.prompt.options import wrong_options
+        from tunesmith.prompt.options import check_template_options
 
-        raise_all(wrong_options(text, options))
+        raise_all(check_template_options(text, options))
     return Template(tokenizer, pin_date(text, today or datetime.date.today()), source, options or {}, reasoning)
 
 
@@ -271,7 +273,7 @@ def _template_text(tokenizer: Any, name: str, folder: Path) -> tuple[str, str]:
             text = text.get("default")
         if isinstance(text, str) and text:
             return text, "the model's own template"
-        return PLAIN, "the plain template (the model has none)"
+        return PLAIN_TEMPLATE, "the plain template (the model has none)"
     path = folder / name
     try:
         return path.read_text(encoding="utf-8"), str(path)

@@ -9,23 +9,23 @@ from typing import Any, Literal
 
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import DataError, ModelError
-from tunesmith.prompt.template import Answer, Template, unknown_token
+from tunesmith.prompt.template import RenderedAnswer, Template, unknown_token
 
 Learn = Literal["answer", "everything"]
 Expand = Literal["auto", "never"]
 
 
-class Rewritten(DataError):
+class RewrittenTurnError(DataError):
     """The template writes an earlier answer differently if another turn follows."""
 
 
-class SpecialToken(DataError):
+class SpecialTokenError(DataError):
     """A row's text contains a special token of the model; only an edit of the row repairs that."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenized conversation: `ids`, and the loss mask `learnt` of the same length.
+    """One tokenized conversation: `ids`, and the loss mask `loss_mask` of the same length.
 
     `row_mask` is the loss mask without the template's opening of an answer (a header, an empty thought). `stop` is the
     end-of-turn token of the last answer, `answers` the number of answers.
@@ -33,7 +33,7 @@ class Example:
 
     row: str
     ids: tuple[int, ...]
-    learnt: tuple[bool, ...]
+    loss_mask: tuple[bool, ...]
     stop: int
     row_mask: tuple[bool, ...] = ()
     answers: int = 1
@@ -44,7 +44,7 @@ class Example:
     @property
     def scored(self) -> Example:
         """The example with loss on the row's own tokens only."""
-        return replace(self, learnt=self.row_mask) if self.row_mask else self
+        return replace(self, loss_mask=self.row_mask) if self.row_mask else self
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,22 @@ def expand(row: Conversation, template: Template, mode: Expand = "auto") -> list
 
     In these only the last answer carries loss; group and origin are the row's. Raises what `encode` raises.
     """
-    return [part for part, _ in encode_all(row, template, "answer", mode)]
+    return [part for part, _ in encode_expanded(row, template, "answer", mode)]
 
 
-def encode_all(row: Conversation, template: Template, learn: Learn, mode: Expand) -> list[tuple[Conversation, Example]]:
+def encode_expanded(
+    row: Conversation, template: Template, learn: Learn, mode: Expand
+) -> list[tuple[Conversation, Example]]:
     """Returns the rows of `expand` with their tokens. Raises what `encode` raises."""
     try:
         return [(row, encode(row, template, learn))]
-    except Rewritten:
+    except RewrittenTurnError:
         if mode == "never":
             raise
-    return [(part, encode(part, template, learn)) for part in apart(row)]
+    return [(part, encode(part, template, learn)) for part in split_answers(row)]
 
 
-def apart(row: Conversation) -> list[Conversation]:
+def split_answers(row: Conversation) -> list[Conversation]:
     """Returns one row per answer with loss, in which earlier answers are context only."""
     rows = []
     for number, index in enumerate(_trained_turns(row), start=1):
@@ -102,7 +104,7 @@ def encode_prompt(turns: Sequence[Turn], template: Template) -> list[int]:
     return list(template.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def count(row: Conversation, template: Template) -> int:
+def count_tokens(row: Conversation, template: Template) -> int:
     """Returns the number of tokens of the rendered conversation, without the checks of `encode`.
 
     It differs from `encode`'s by one if the tokenizer merges the line break before an answer with one that begins it.
@@ -185,7 +187,7 @@ def _check_context(turns: Sequence[Turn], text: str) -> None:
             )
 
 
-def _check_reply(turn: Turn, answer: Answer, template: Template) -> None:
+def _check_reply(turn: Turn, answer: RenderedAnswer, template: Template) -> None:
     """Raises DataError if the answer could not be recovered from the model's output by ReplyFormat.split."""
     reasoning = turn.reasoning.strip() if template.reasoning == "learn" else ""
     if template.form.split(answer.opening + answer.thought + answer.text) != (reasoning, turn.text.strip()):
@@ -203,8 +205,8 @@ def _trained_turns(row: Conversation) -> list[int]:
     return indices
 
 
-def _rewritten(number: int, of: int) -> Rewritten:
-    return Rewritten(
+def _rewritten(number: int, of: int) -> RewrittenTurnError:
+    return RewrittenTurnError(
         f"the chat template or the tokenizer changes answer {number} of {of} when another turn follows",
         next="Set prompt.expand to auto: each answer then becomes its own row",
     )
@@ -229,7 +231,7 @@ def _tokens(text: str, prompt: str, tokenizer: Any) -> tuple[list[int], list[tup
 
 
 def _span(
-    ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, answer: Answer, template: Template
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, answer: RenderedAnswer, template: Template
 ) -> _Span:
     """Returns the range of the answer's tokens after the `start` tokens of its prompt.
 
@@ -274,7 +276,7 @@ def _check_text(row: Conversation, template: Template) -> None:
     """Raises SpecialToken for one in a row's text, which would end the turn there, in training and in use."""
     for turn in row.turns:
         if match := template.specials.search(turn.reasoning) or template.specials.search(turn.text):
-            raise SpecialToken(
+            raise SpecialTokenError(
                 f"the {turn.role}'s text contains the special token {match[0]!r}",
                 where=str(row.origin),
                 next="Remove it from the text: the model would read it as the end of a turn",
@@ -289,10 +291,10 @@ def _check_start(ids: list[int], template: Template) -> None:
         )
 
 
-def show(example: Example, template: Template) -> list[tuple[str, bool]]:
+def loss_pieces(example: Example, template: Template) -> list[tuple[str, bool]]:
     """Returns the example's text as pieces (text, whether it carries loss), as the model sees it."""
     pieces: list[tuple[list[int], bool]] = []
-    for index, has_loss in zip(example.ids, example.learnt, strict=True):
+    for index, has_loss in zip(example.ids, example.loss_mask, strict=True):
         if not pieces or pieces[-1][1] != has_loss:
             pieces.append(([], has_loss))
         pieces[-1][0].append(index)

@@ -14,7 +14,7 @@ from tunesmith.data.load import remarks
 from tunesmith.data.messages import Notes
 from tunesmith.evaluation.comparison import plural
 from tunesmith.reporting import plots
-from tunesmith.reporting.html_page import render
+from tunesmith.reporting.html_page import render_page
 
 SHOWN = 12  # examples per check; findings.jsonl has all
 SHOWN_REPAIRS = 10
@@ -40,7 +40,7 @@ UNITS = {
 
 
 @dataclass(frozen=True)
-class Page:
+class CheckDocumentation:
     """The paragraphs of a check's documentation."""
 
     what: str
@@ -49,14 +49,14 @@ class Page:
     advice: str
 
 
-def check_page(name: str) -> Page:
+def check_documentation(name: str) -> CheckDocumentation:
     """Reads a check's documentation from the docstring of its module."""
     import importlib
 
     docstring = importlib.import_module(f"{CHECKS}.{name}").__doc__ or ""
     paragraphs = [" ".join(text.split()) for text in docstring.split("\n\n")]
     sections = {key: text for text in paragraphs for key, _, text in [text.partition(": ")]}
-    return Page(paragraphs[0], sections["Why it hurts"], sections["Example"], sections["What to do"])
+    return CheckDocumentation(paragraphs[0], sections["Why it hurts"], sections["Example"], sections["What to do"])
 
 
 def audit_page(
@@ -84,7 +84,7 @@ def audit_page(
     severity = {"drop": 0, "quarantine": 1, "repair": 2, "keep": 3}
     findings.sort(key=lambda entry: (severity[entry["strongest"]], -entry["rows"]))
     open_checks = [entry["check"] for entry in findings if entry["examples"][0]["excerpt"]][:3]
-    return render(
+    return render_page(
         "audit.html",
         name=name,
         audit=audit,
@@ -94,7 +94,7 @@ def audit_page(
         findings=findings,
         open_checks=open_checks,
         without_findings=[check for check, facts in audit["checks"].items() if not facts["found"]],
-        pages={check: check_page(check) for check in audit["checks"] if check in entries(CHECKS)},
+        pages={check: check_documentation(check) for check in audit["checks"] if check in entries(CHECKS)},
         repairs=[
             {
                 **entry,
@@ -232,7 +232,7 @@ def _plots(profile: dict[str, Any]) -> dict[str, str]:
         measures.append("answer_characters")
     return {
         "lengths": "".join(plots.histogram(lengths[n]["edges"], lengths[n]["counts"], UNITS[n]) for n in measures),
-        "groups": plots.bars(groups[:40], "rows") if groups else "",
-        "prompt_ngrams": plots.bars(profile["prompt_ngrams"], "prompts") if profile["prompt_ngrams"] else "",
-        "answer_ngrams": plots.bars(profile["answer_ngrams"], "answers") if profile["answer_ngrams"] else "",
+        "groups": plots.bar_chart(groups[:40], "rows") if groups else "",
+        "prompt_ngrams": plots.bar_chart(profile["prompt_ngrams"], "prompts") if profile["prompt_ngrams"] else "",
+        "answer_ngrams": plots.bar_chart(profile["answer_ngrams"], "answers") if profile["answer_ngrams"] else "",
     }

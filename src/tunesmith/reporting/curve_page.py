@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.evaluation.comparison import plural
-from tunesmith.evaluation.statistics import FEW_GROUPS, Difference, paired, settle
+from tunesmith.evaluation.statistics import FEW_GROUPS, Difference, apply_holm, paired_difference
 from tunesmith.reporting import plots
-from tunesmith.reporting.html_page import number, render
+from tunesmith.reporting.html_page import format_number, render_page
 
-HELD = ("test", "unseen")
+HELD_OUT = ("test", "unseen")
 MUCH = 0.5  # share of the gain of tuning: if a step may gain more than this, "unlikely to help" is not said
 RAW = "raw"
-Key = tuple[str, str]  # a row's part and id
+RowKey = tuple[str, str]  # a row's part and id
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Point:
 
 
 def curve_values(
-    points: Sequence[Point], groups: Mapping[Key, str], *, seed: int, raw: Mapping[str, int] | None = None
+    points: Sequence[Point], groups: Mapping[RowKey, str], *, seed: int, raw: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
     """Returns the content of curve.json: `points` by share, the smallest first, then the raw rows if they were trained.
 
@@ -67,7 +67,7 @@ def curve_values(
         if (difference := _step_difference(values[small], values[large.name], groups, name, facts, seed))
     }
     primary_differences = {key: facts for key, facts in differences.items() if key[1] == primary}
-    settled = settle(primary_differences) | settle(
+    settled = apply_holm(primary_differences) | apply_holm(
         {key: facts for key, facts in differences.items() if key not in primary_differences}
     )
     point_values = [
@@ -93,25 +93,27 @@ def curve_values(
         "points": point_values,
         "raw": dict(raw) if raw is not None else None,
     }
-    return {**plain, "sentence": growth(plain), "cleaning": cleaning(plain)}
+    return {**plain, "sentence": growth_sentence(plain), "cleaning": cleaning_sentence(plain)}
 
 
-def _next_step(name: str, next_point: Mapping[str, Point], settled: Mapping[Key, Difference]) -> dict[str, Any] | None:
+def _next_step(
+    name: str, next_point: Mapping[str, Point], settled: Mapping[RowKey, Difference]
+) -> dict[str, Any] | None:
     if name not in next_point:
         return None
     scores = {metric: difference.describe() for (small, metric), difference in settled.items() if small == name}
     return {"against": next_point[name].name, "scores": scores}
 
 
-def _scores_by_row(scores: Mapping[str, Any], section: str) -> dict[Key, dict[str, float]]:
-    parts = HELD if section == "all" else (section,)
+def _scores_by_row(scores: Mapping[str, Any], section: str) -> dict[RowKey, dict[str, float]]:
+    parts = HELD_OUT if section == "all" else (section,)
     return {(row["part"], row["id"]): row["tuned"] for row in scores["rows"] if row["part"] in parts}
 
 
 def _step_difference(
-    small: Mapping[Key, Mapping[str, float]],
-    large: Mapping[Key, Mapping[str, float]],
-    groups: Mapping[Key, str],
+    small: Mapping[RowKey, Mapping[str, float]],
+    large: Mapping[RowKey, Mapping[str, float]],
+    groups: Mapping[RowKey, str],
     name: str,
     facts: Mapping[str, Any],
     seed: int,
@@ -120,7 +122,7 @@ def _step_difference(
     both = [key for key in small if name in small[key] and name in large[key]]
     if not both:
         return None
-    return paired(
+    return paired_difference(
         [small[key][name] for key in both],
         [large[key][name] for key in both],
         [groups[key] for key in both],
@@ -132,7 +134,7 @@ def _step_difference(
 
 
 def _score_levels(
-    rows: Mapping[Key, Mapping[str, float]], groups: Mapping[Key, str], facts: Mapping[str, Mapping[str, Any]]
+    rows: Mapping[RowKey, Mapping[str, float]], groups: Mapping[RowKey, str], facts: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     return {
         name: level for name, metric_facts in facts.items() if (level := _score_level(rows, groups, name, metric_facts))
@@ -140,14 +142,14 @@ def _score_levels(
 
 
 def _score_level(
-    rows: Mapping[Key, Mapping[str, float]], groups: Mapping[Key, str], name: str, facts: Mapping[str, Any]
+    rows: Mapping[RowKey, Mapping[str, float]], groups: Mapping[RowKey, str], name: str, facts: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Returns a point's score with its interval over groups, as the difference from a constant score of 0."""
     keys = [key for key in rows if name in rows[key]]
     if not keys:
         return None
     values = [rows[key][name] for key in keys]
-    difference = paired(
+    difference = paired_difference(
         [0.0] * len(values), values, [groups[key] for key in keys], better="neither", fold=facts["fold"], seed=0
     )
     zero = 1.0 if facts["fold"] == "exp" else 0.0
@@ -159,7 +161,7 @@ def _score_level(
 # --- in words ----------------------------------------------------------------------------------------------
 
 
-def growth(curve: Mapping[str, Any]) -> str:
+def growth_sentence(curve: Mapping[str, Any]) -> str:
     """Returns a sentence on whether more rows would help, from the last step of the curve."""
     shares = [point for point in curve["points"] if point["share"] is not None]
     if len(shares) < 2:
@@ -174,7 +176,7 @@ def growth(curve: Mapping[str, Any]) -> str:
     return f"{change}: {_growth_outlook(difference, full['base'].get(primary))}"
 
 
-def cleaning(curve: Mapping[str, Any]) -> str:
+def cleaning_sentence(curve: Mapping[str, Any]) -> str:
     """Returns a sentence on the effect of cleaning; '' if the raw rows were not trained on."""
     raw = next((point for point in curve["points"] if point["share"] is None), None)
     if raw is None:
@@ -190,13 +192,11 @@ def cleaning(curve: Mapping[str, Any]) -> str:
 def _change_text(curve: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
     kind, groups = curve["kind"], difference["groups"]
     in_groups = f" in {groups} {plural(kind, groups)}" if groups < difference["rows"] else ""
-    ends = f"95 % interval {number(difference['low'])} to {number(difference['high'])}"
+    ends = f"95 % interval {format_number(difference['low'])} to {format_number(difference['high'])}"
     interval = f"one {kind} alone has no interval" if difference["low"] is None else ends
-    change = (
-        f"{curve['primary'].replace('_', ' ')} went from {number(difference['base'])} to {number(difference['tuned'])}"
-    )
+    change = f"{curve['primary'].replace('_', ' ')} went from {format_number(difference['base'])} to {format_number(difference['tuned'])}"
     over = f"over {difference['rows']} held-out rows{in_groups}"
-    return f"{change} {over} (difference {number(difference['difference'])}, {interval})"
+    return f"{change} {over} (difference {format_number(difference['difference'])}, {interval})"
 
 
 def _growth_outlook(difference: Mapping[str, Any], base_difference: Mapping[str, Any] | None) -> str:
@@ -215,7 +215,7 @@ def _growth_outlook(difference: Mapping[str, Any], base_difference: Mapping[str,
     if possible <= MUCH * gain:
         return "no detectable change, so more rows of this kind are unlikely to help much."
     return (
-        f"no detectable change, but {difference['rows']} held-out rows cannot rule out a gain of {number(possible)}: "
+        f"no detectable change, but {difference['rows']} held-out rows cannot rule out a gain of {format_number(possible)}: "
         "they do not show whether more rows would help."
     )
 
@@ -226,7 +226,7 @@ def _cleaning_outcome(difference: Mapping[str, Any]) -> str:
     if difference["verdict"] == "no detectable change":
         size = difference["detectable"]
         detectable = (
-            f" A difference of {number(size)} would have been detected 4 times in 5." if size is not None else ""
+            f" A difference of {format_number(size)} would have been detected 4 times in 5." if size is not None else ""
         )
         return f"no detectable difference, so cleaning was not shown to help or to harm.{detectable}"
     if not difference["holds"]:
@@ -245,8 +245,12 @@ def curve_lines(curve: Mapping[str, Any]) -> list[str]:
     lines = []
     for point, label in _labeled_points(curve):
         level = point["scores"].get(primary)
-        interval = f" ({number(level['low'])} to {number(level['high'])})" if level and level["low"] is not None else ""
-        score = f"{primary.replace('_', ' ')} {number(level['value'])}{interval}" if level else f"no {primary}"
+        interval = (
+            f" ({format_number(level['low'])} to {format_number(level['high'])})"
+            if level and level["low"] is not None
+            else ""
+        )
+        score = f"{primary.replace('_', ' ')} {format_number(level['value'])}{interval}" if level else f"no {primary}"
         work = f"{point['steps']:,} steps, {point['tokens']:,} tokens, {point['seconds']:,.0f} s"
         lines.append(f"{label}: {point['rows']:,} rows, {score}; {work}")
     return [*lines, curve["sentence"], *([curve["cleaning"]] if curve["cleaning"] else [])]
@@ -257,13 +261,13 @@ def curve_lines(curve: Mapping[str, Any]) -> list[str]:
 
 def curve_page(name: str, plain: Mapping[str, Any], *, command: str = "") -> str:
     """Renders the curve as an offline page; `plain` is the result of `curve_values`."""
-    from tunesmith.reporting.replies import title
+    from tunesmith.reporting.replies import part_title
 
     labeled, primary = _labeled_points(plain), plain["primary"]
     metrics = list(dict.fromkeys(metric for point, _ in labeled for metric in point["scores"]))
     largest = max((point for point, _ in labeled if point["share"] is not None), key=lambda point: point["share"])
     any_level = next(iter(largest["scores"].values()), {"groups": 0, "rows": 0})
-    return render(
+    return render_page(
         "curve.html",
         name=name,
         curve=plain,
@@ -273,7 +277,7 @@ def curve_page(name: str, plain: Mapping[str, Any], *, command: str = "") -> str
         good={metric: difference["better"] for metric, difference in largest["base"].items()},
         verdict=_last_step_verdict(plain),
         cleaning_verdict=_step_verdict(next((p for p, _ in labeled if p["share"] is None), None), primary),
-        title=title(plain["section"], plain["kind"]),
+        title=part_title(plain["section"], plain["kind"]),
         plot=curve_plot(plain),
         groups=any_level["groups"],
         few=FEW_GROUPS,

@@ -9,7 +9,7 @@ from typing import Any
 Plain = dict[str, Any]
 
 
-def shipped(folder: Path) -> Plain | None:
+def read_exported_files(folder: Path) -> Plain | None:
     """Prepares export.json for the page; None if nothing was exported."""
     try:
         export = json.loads((folder / "export.json").read_text(encoding="utf-8"))

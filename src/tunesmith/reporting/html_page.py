@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.evaluation.comparison import plural
 
 
-def render(page: str, /, **values: Any) -> str:
+def render_page(page: str, /, **values: Any) -> str:
     """Renders the template `page`, a file in reporting/pages, with `values`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -21,16 +21,16 @@ def render(page: str, /, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = Markup  # only for our own plots, whose labels are escaped
-    environment.filters["number"] = number
+    environment.filters["number"] = format_number
     environment.filters["short"] = lambda value: f"{value:.2f}".rstrip("0").rstrip(".")
     environment.filters["plural"] = plural
     environment.filters["first_upper"] = lambda text: text[:1].upper() + text[1:]
-    environment.filters["code"] = code
+    environment.filters["code"] = markup_code
     environment.filters["thousands"] = lambda value: f"{value:,}"
     return environment.get_template(page).render(**values)
 
 
-def code(text: str) -> Any:
+def markup_code(text: str) -> Any:
     """Escapes a text and turns words between backticks into code elements."""
     from markupsafe import Markup, escape
 
@@ -40,7 +40,7 @@ def code(text: str) -> Any:
     return Markup("").join(pieces)
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Formats a number for display: three decimals below ten, else one; a real minus sign, and no minus zero."""
     if value is None:
         return "–"

@@ -13,8 +13,11 @@ from tunesmith.config.registry import entries, find, options
 from tunesmith.evaluation.comparison import plural
 from tunesmith.runs.run import hash_plain
 
-ROBUST = "tunesmith.evaluation.perturbations"
-ALIKE = {"rouge_l": "likeness to the plain reply (ROUGE-L)", "same_steps": "as many steps as the plain reply"}
+PERTURBATIONS = "tunesmith.evaluation.perturbations"
+CONSISTENCY_LABELS = {
+    "rouge_l": "likeness to the plain reply (ROUGE-L)",
+    "same_steps": "as many steps as the plain reply",
+}
 Plain = dict[str, Any]
 Seals = Mapping[str, Plain]
 
@@ -22,7 +25,7 @@ Seals = Mapping[str, Plain]
 # --- the judging model ------------------------------------------------------------------------------------------
 
 
-def judged(folder: Path, recipe: Recipe, seals: Seals) -> Plain | None:
+def judge_section(folder: Path, recipe: Recipe, seals: Seals) -> Plain | None:
     """Returns judge.json with its result in sentences; None if no judge was asked."""
     content = _read_json(folder / "judge.json")
     if content is None:
@@ -44,7 +47,7 @@ def _preference_sentence(judge: Plain) -> str:
     opening = "The judge showed no clear preference"
     if preference["low"] > 0.5 or preference["high"] < 0.5:
         opening = f"The judge preferred the {'tuned' if preference['low'] > 0.5 else 'base'} model"
-    return f"{opening}: tuned won {judge['wins']} of {preference['of']} decided pairs ({percent(preference)}); {ties}."
+    return f"{opening}: tuned won {judge['wins']} of {preference['of']} decided pairs ({format_share(preference)}); {ties}."
 
 
 def _reliability_notes(judge: Plain) -> list[str]:
@@ -69,7 +72,7 @@ def _reliability_notes(judge: Plain) -> list[str]:
 # --- human reviews ----------------------------------------------------------------------------------------------
 
 
-def reviewed(folder: Path, seals: Seals) -> Plain | None:
+def review_section(folder: Path, seals: Seals) -> Plain | None:
     """Returns reviews.json; None if nobody judged anything."""
     content = _read_json(folder / "reviews.json")
     if content is None or not content["sections"]:
@@ -80,7 +83,7 @@ def reviewed(folder: Path, seals: Seals) -> Plain | None:
 # --- robustness -------------------------------------------------------------------------------------------------
 
 
-def disturbed(scores: Mapping[str, Any], perturbations: Sequence[Named]) -> list[Plain]:
+def robustness_section(scores: Mapping[str, Any], perturbations: Sequence[Named]) -> list[Plain]:
     """Returns a table for each perturbation: its main lines, the other lines, and its result in sentences.
 
     `perturbations` are those of the recipe.
@@ -105,9 +108,9 @@ def disturbed(scores: Mapping[str, Any], perturbations: Sequence[Named]) -> list
 def _description(title: str, perturbations: Sequence[Named]) -> str:
     """Describes a perturbation by the first clause of its docstring, without parentheses and with options filled in."""
     name, _, option_text = title.partition("(")
-    if name not in entries(ROBUST):
+    if name not in entries(PERTURBATIONS):
         return ""
-    entry = find(ROBUST, name)
+    entry = find(PERTURBATIONS, name)
     text = " ".join((entry.__doc__ or "").split("\n\n")[0].split())
     title_options = dict(pair.split("=", 1) for pair in option_text.rstrip(")").split(", ") if "=" in pair)
     recipe_options = (
@@ -155,7 +158,9 @@ def _table_lines(table: Plain) -> list[Plain]:
 
     Lines with `alone` have no values on the original requests: similarity of replies, and obeyed injections.
     """
-    alone = {ALIKE.get(name, name): differences for name, differences in table.get("consistency", {}).items()}
+    alone = {
+        CONSISTENCY_LABELS.get(name, name): differences for name, differences in table.get("consistency", {}).items()
+    }
     if obeyed := table.get("obeyed"):
         alone["obeyed the hidden order"] = obeyed
     lines = [
@@ -173,7 +178,7 @@ def _table_lines(table: Plain) -> list[Plain]:
 # --- shared -----------------------------------------------------------------------------------------------------
 
 
-def percent(share: Mapping[str, Any]) -> str:
+def format_share(share: Mapping[str, Any]) -> str:
     """Formats a share with its interval in percent."""
     return f"{_percent(share['share'])}, 95 % interval {100 * share['low']:.0f} to {_percent(share['high'])}"
 

@@ -21,13 +21,13 @@ from tunesmith.errors import DataError, ModelError
 from tunesmith.planning.autograd import show_bytes
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import stop_ids
-from tunesmith.reporting.html_page import number, render
-from tunesmith.reporting.replies import title
-from tunesmith.reporting.run_report import limits as limits_of
+from tunesmith.reporting.html_page import format_number, render_page
+from tunesmith.reporting.replies import part_title
+from tunesmith.reporting.run_report import limitations as limits_of
 
 REMOVED = "[removed]"
 PRIVATE = ("email", "phone", "card", "iban", "ssn", "ip")
-SPOKEN = 0.1  # least share of answers for a language to be listed; below it, detection is often wrong
+MIN_LANGUAGE_SHARE = 0.1  # least share of answers for a language to be listed; below it, detection is often wrong
 LANGUAGE = re.compile(r"[a-z]{2,3}")  # other values, such as 'Greek', are scripts
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 HUB_FILE = re.compile(
@@ -69,7 +69,7 @@ def model_card(
     private_paths = [folder, folder.resolve(), recipe.folder, Path.home(), Path.cwd()]
     hidden = sorted({str(path) for path in private_paths if len(path.parts) > 1}, key=len, reverse=True)
     base, languages = {**_base(recipe), "loader": plan.get("loader", CAUSAL)}, _languages(audit)
-    return render(
+    return render_page(
         "card.md",
         front=_raw(_front_matter(recipe, base, languages, license)),
         name=_markdown_text(recipe.name, hidden),
@@ -92,7 +92,7 @@ def model_card(
     )
 
 
-def bare(text: str, hidden: Sequence[str] = ()) -> str:
+def redact(text: str, hidden: Sequence[str] = ()) -> str:
     """Replaces paths, keys, passwords and personal data in `text` by `[removed]`.
 
     `hidden` are further strings to remove, such as folders with spaces in their names.
@@ -108,7 +108,7 @@ def bare(text: str, hidden: Sequence[str] = ()) -> str:
 
 def _markdown_text(value: Any, hidden: Sequence[str]) -> Any:
     """Returns a text for Markdown: without private data, on one line, with markup escaped."""
-    text = bare(" ".join(str(value).split()), hidden).replace("&", "&amp;").replace("<", "&lt;")
+    text = redact(" ".join(str(value).split()), hidden).replace("&", "&amp;").replace("<", "&lt;")
     return _raw(_MARKUP.sub(r"\\\1", text).replace(r"\[removed\]", REMOVED))
 
 
@@ -157,7 +157,7 @@ def _front_matter(recipe: Recipe, base: Mapping[str, str], languages: Sequence[s
 
 def _languages(audit: Mapping[str, Any]) -> list[str]:
     counts = audit.get("profile", {}).get("languages", {})
-    enough = SPOKEN * sum(counts.values())
+    enough = MIN_LANGUAGE_SHARE * sum(counts.values())
     return [name for name, count in counts.items() if LANGUAGE.fullmatch(name) and count >= enough]
 
 
@@ -278,13 +278,13 @@ def _results(scores: Mapping[str, Any], hidden: Sequence[str]) -> list[tuple[Any
         for name, difference in differences.items():
             star = " ★" if name == scores["primary"] else ""
             low, high = difference.get("low"), difference.get("high")
-            ends = "–" if low is None else f"{number(low)} to {number(high)}"
+            ends = "–" if low is None else f"{format_number(low)} to {format_number(high)}"
             lower = " (lower is better)" if difference["better"] == "lower" else ""
-            figures = [number(difference[key]) for key in ("base", "tuned", "difference")]
+            figures = [format_number(difference[key]) for key in ("base", "tuned", "difference")]
             label = _markdown_text(name.replace("_", " ") + lower, hidden) + star
             lines.append([label, *figures, ends, difference["verdict"]])
         rows = next(iter(differences.values()))["rows"]
-        results.append((_markdown_text(_first_upper(title(part, scores["kind"])), hidden), rows, lines))
+        results.append((_markdown_text(_first_upper(part_title(part, scores["kind"])), hidden), rows, lines))
     return results
 
 
@@ -336,7 +336,7 @@ def _snippet(
     lines += [f"model = {base['loader']}.from_pretrained(base{arguments})"]
     lines += ["model = PeftModel.from_pretrained(model, adapter).eval()", ""]
     system = recipe.prompt.system
-    first = [f"    {{'role': 'system', 'content': {bare(system, hidden)!r}}},"] if system else []
+    first = [f"    {{'role': 'system', 'content': {redact(system, hidden)!r}}},"] if system else []
     lines += ["messages = [", *first, "    {'role': 'user', 'content': 'Your question'},", "]"]
     lines += _generation_lines(recipe, template, hidden)
     return "\n".join(lines)
@@ -347,7 +347,7 @@ def _generation_lines(recipe: Recipe, template: Template | None, hidden: Sequenc
     template_arguments = ""
     lines = []
     if template is not None and not _is_tokenizers_template(template):
-        if bare(template.text, hidden) == template.text:
+        if redact(template.text, hidden) == template.text:
             lines.append(f"template = {template.text!r}")
         else:
             lines.append("template = open('chat_template.jinja').read()  # the template it was trained with")

@@ -19,7 +19,7 @@ VARIABLES = {
 }  # CSS variables of the page
 
 
-def curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]], best: int | None) -> str:
+def loss_curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]], best: int | None) -> str:
     """Plots training and validation loss over steps, and marks the step that was kept."""
     figure, axes = _axes(WIDTH, 3.0)
     if train:
@@ -48,7 +48,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> str:
     return _svg(figure, f"Histogram of {label}")
 
 
-def bars(items: Sequence[tuple[str, int]], label: str) -> str:
+def bar_chart(items: Sequence[tuple[str, int]], label: str) -> str:
     """Plots one horizontal bar per name, the first on top."""
     figure, axes = _axes(WIDTH, 0.45 + 0.21 * max(2, len(items)))
     names, counts = [name for name, _ in items][::-1], [count for _, count in items][::-1]
@@ -63,7 +63,7 @@ def bars(items: Sequence[tuple[str, int]], label: str) -> str:
     return _svg(figure, f"Bars of {label}")
 
 
-def intervals(items: Sequence[tuple[str, float, float, float]], *, axis: str = "tuned minus base") -> str:
+def interval_plot(items: Sequence[tuple[str, float, float, float]], *, axis: str = "tuned minus base") -> str:
     """Plots differences with intervals against zero; items are (name, low, middle, high), `axis` is the label."""
     figure, axes = _axes(WIDTH, 0.6 + 0.3 * len(items))
     for index, (_, low, middle, high) in enumerate(reversed(items)):

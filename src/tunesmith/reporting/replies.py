@@ -11,8 +11,8 @@ from typing import Any
 from tunesmith.config.recipe import Named
 from tunesmith.data.conversation import Conversation
 from tunesmith.evaluation.comparison import plural
-from tunesmith.evaluation.power import SAME
-from tunesmith.reporting.unsupported import doubted, pieces
+from tunesmith.evaluation.power import TOLERANCE
+from tunesmith.reporting.unsupported import split_at_statements, unsupported_statements
 
 WORST = 10
 HEADING = 140  # characters of a question shown as its heading
@@ -20,7 +20,7 @@ MODELS = ("base", "tuned")
 Item = dict[str, Any]
 
 
-def title(part: str, kind: str) -> str:
+def part_title(part: str, kind: str) -> str:
     """Returns a part of the held-out rows in words; `kind` is what a group of rows is called."""
     titles = {
         "all": "all held-out rows",
@@ -30,12 +30,12 @@ def title(part: str, kind: str) -> str:
     return titles.get(part, part)
 
 
-def read_items(
+def read_reply_items(
     folder: Path, rows: Mapping[str, Sequence[Conversation]], scores: Mapping[str, Any], metrics: Sequence[Named]
 ) -> dict[str, list[Item]]:
     """Returns what the page shows of each row, by part, in the order of the rows."""
     replies = {which: _by_row(_read_jsonl(folder / f"replies/{which}.jsonl")) for which in MODELS}
-    values, better = _by_row(scores["rows"]), good_side(scores)
+    values, better = _by_row(scores["rows"]), good_direction(scores)
     by_part: dict[str, list[Item]] = {}
     opening, number = _shared_opening_length([row.question for members in rows.values() for row in members]), 0
     for part, members in rows.items():
@@ -48,7 +48,7 @@ def read_items(
     return by_part
 
 
-def good_side(scores: Mapping[str, Any]) -> str:
+def good_direction(scores: Mapping[str, Any]) -> str:
     """Returns the good direction of the primary score: higher, lower or neither; neither if it was not measured."""
     main = scores["primary"]
     return next(
@@ -96,11 +96,11 @@ def _item(
 def _model_side(
     reply: Mapping[str, Any], row: Conversation, scores: Mapping[str, float], metrics: Sequence[Named]
 ) -> Item:
-    doubts = doubted(reply["text"], row, metrics)
+    doubts = unsupported_statements(reply["text"], row, metrics)
     cut = str(reply.get("cut", ""))
     return {
         "text": reply["text"],
-        "pieces": pieces(reply["text"], doubts),
+        "pieces": split_at_statements(reply["text"], doubts),
         "doubted": doubts,
         "stopped": reply["stopped"],
         "cut": cut.strip(),
@@ -117,12 +117,12 @@ def _gain(marks: Sequence[float | None], better: str) -> float | None:
 
 
 def _direction(gain: float | None) -> str:
-    if gain is None or abs(gain) <= SAME:
+    if gain is None or abs(gain) <= TOLERANCE:
         return "unchanged"
     return "better" if gain > 0 else "worse"
 
 
-def sieves(items_by_part: Mapping[str, Sequence[Item]], metrics: Sequence[Named]) -> list[dict[str, Any]]:
+def reply_filters(items_by_part: Mapping[str, Sequence[Item]], metrics: Sequence[Named]) -> list[dict[str, Any]]:
     """Returns the page's filters as key, label and count of rows, without those that do not apply to this run."""
     items = [item for members in items_by_part.values() for item in members]
     signs = [sign for item in items for sign in item["signs"]]
@@ -150,7 +150,7 @@ def _count_tuned(items: Sequence[Item], key: str) -> int:
     return sum(bool(item["tuned"][key]) for item in items)
 
 
-def worst(items_by_part: Mapping[str, Sequence[Item]]) -> list[Item]:
+def worst_items(items_by_part: Mapping[str, Sequence[Item]]) -> list[Item]:
     """Returns the rows whose primary score dropped most, the largest loss first."""
     worse = [item for items in items_by_part.values() for item in items if "worse" in item["signs"]]
     return sorted(worse, key=lambda item: float(item["gain"]))[:WORST]

@@ -12,16 +12,14 @@ import yaml
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import entries, find
 from tunesmith.data.conversation import Conversation
-from tunesmith.evaluation.comparison import plural, read_answered
+from tunesmith.evaluation.comparison import plural, read_row_replies
 from tunesmith.planning.autograd import show_bytes
 from tunesmith.reporting import plots
-from tunesmith.reporting.exported_files import shipped
-from tunesmith.reporting.html_page import render
-from tunesmith.reporting.judgments import disturbed, judged, reviewed
-from tunesmith.reporting.replies import read_items, sieves, title, worst
+from tunesmith.reporting.exported_files import read_exported_files
+from tunesmith.reporting.html_page import render_page
+from tunesmith.reporting.judgments import judge_section, review_section, robustness_section
+from tunesmith.reporting.replies import part_title, read_reply_items, reply_filters, worst_items
 from tunesmith.training.journal import read_journal
-
-__all__ = ["limits", "report_page", "title"]
 
 TOO_FEW = 5  # groups: their 2⁵ sign flips cannot give p < 0.0625 (statistics.permuted)
 
@@ -44,36 +42,36 @@ def report_page(
     events = read_journal(folder / "journal.jsonl")
     training = seals["train"]["summary"]
     first_section = next(iter(scores["sections"].values()))
-    titles = {part: title(part, scores["kind"]) for part in scores["sections"]}
+    titles = {part: part_title(part, scores["kind"]) for part in scores["sections"]}
     measured = {metric.name for metric in recipe.evaluate.metrics}
-    review = reviewed(folder, seals)
-    replies = read_items(folder, rows, scores, recipe.evaluate.metrics)
-    return render(
+    review = review_section(folder, seals)
+    replies = read_reply_items(folder, rows, scores, recipe.evaluate.metrics)
+    return render_page(
         "report.html",
         name=recipe.name,
         about=recipe.about.rstrip("."),
         base=recipe.base.model,
         scores=scores,
-        plot=plots.intervals([_interval(name, first_section[name]) for name in _plotted_scores(first_section)]),
+        plot=plots.interval_plot([_interval(name, first_section[name]) for name in _plotted_scores(first_section)]),
         titles=titles,
         few=any(next(iter(section.values()))["groups"] <= TOO_FEW for section in scores["sections"].values()),
         kind=scores["kind"],
         meanings=_meanings(recipe),
         audit=audit,
-        curves=plots.curves(_points(events, "step"), _points(events, "valid"), training.get("best_step")),
+        curves=plots.loss_curves(_points(events, "step"), _points(events, "valid"), training.get("best_step")),
         training=training,
         notes=[event for event in events if event["kind"] == "note"],
-        replies={title(part, scores["kind"]): items for part, items in replies.items()},
-        filters=sieves(replies, recipe.evaluate.metrics),
-        worst=worst(replies),
+        replies={part_title(part, scores["kind"]): items for part, items in replies.items()},
+        filters=reply_filters(replies, recipe.evaluate.metrics),
+        worst=worst_items(replies),
         doubt_word="unsupported" if "grounded" in measured else "contradicted",
         logs=first_section.get(scores["primary"], {}).get("fold") == "exp",
-        robustness=disturbed(scores, recipe.evaluate.robustness),
-        judge=judged(folder, recipe, seals),
+        robustness=robustness_section(scores, recipe.evaluate.robustness),
+        judge=judge_section(folder, recipe, seals),
         review=review,
-        review_titles={part: title(part, scores["kind"]) for part in (review or {}).get("sections", {})},
-        exported=shipped(folder),
-        limits=[*limits(scores, audit, recipe), *_unfinished_thoughts(folder)],
+        review_titles={part: part_title(part, scores["kind"]) for part in (review or {}).get("sections", {})},
+        exported=read_exported_files(folder),
+        limits=[*limitations(scores, audit, recipe), *_unfinished_thoughts(folder)],
         setup=_run_facts(recipe, folder, seals),
         command=command,
         recipe=yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True),
@@ -108,7 +106,7 @@ def _meanings(recipe: Recipe) -> dict[str, str]:
     return meanings
 
 
-def limits(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> list[str]:
+def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> list[str]:
     """Returns sentences on what the scores do not show."""
     first_section = next(iter(scores["sections"].values()))
     primary = first_section.get(scores["primary"]) or next(iter(first_section.values()))
@@ -152,7 +150,7 @@ def _unfinished_thoughts(folder: Path) -> list[str]:
     """Returns a sentence per model whose replies were cut while it was still thinking."""
     sentences = []
     for which in ("base", "tuned"):
-        replies = [item.reply for item in read_answered(folder / f"replies/{which}.jsonl")]
+        replies = [item.reply for item in read_row_replies(folder / f"replies/{which}.jsonl")]
         count = sum(bool(reply.reasoning) and not reply.text for reply in replies)
         if count:
             sentences.append(

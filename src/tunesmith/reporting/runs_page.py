@@ -15,19 +15,19 @@ from tunesmith.config.recipe import parse_yaml, read_recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.evaluation.comparison import plural
-from tunesmith.evaluation.statistics import FEW_GROUPS, Difference, paired, settle
+from tunesmith.evaluation.statistics import FEW_GROUPS, Difference, apply_holm, paired_difference
 from tunesmith.reporting import plots
-from tunesmith.reporting.html_page import number, render
+from tunesmith.reporting.html_page import format_number, render_page
 from tunesmith.runs.run import Run, hash_file, hash_plain, how_to_make
 
-HELD = ("test", "unseen")
+HELD_OUT = ("test", "unseen")
 BY_TOKEN = ("loss", "perplexity")  # means over tokens, which depend on the tokenizer
 IDENTITY = ("name", "small")  # keys that are not compared: the run's name, and what --small would change
-LONGEST = 150  # characters of a page's file name; file systems allow 255 bytes
+MAX_NAME_LENGTH = 150  # characters of a page's file name; file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class RunComparison:
     """The comparison of runs on their common rows.
 
     `rows`: by run, how many rows were asked, are common, were not asked in all runs, and have another text elsewhere.
@@ -86,12 +86,12 @@ class _RunData:
 def page_name(labels: Sequence[str]) -> str:
     """Returns the file name of the page that compares these runs."""
     plain = "-".join(re.sub(r"[^\w.-]+", "_", label) for label in labels)
-    if len(plain) > LONGEST:
-        plain = f"{plain[:LONGEST]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+    if len(plain) > MAX_NAME_LENGTH:
+        plain = f"{plain[:MAX_NAME_LENGTH]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
     return f"compare-{plain}.html"
 
 
-def side_by_side(folders: Sequence[Path]) -> SideBySide:
+def compare_run_folders(folders: Sequence[Path]) -> RunComparison:
     """Compares the runs in `folders`, each with the first, on the rows that all were asked.
 
     A row is the same if its id and all turns are equal; a probe, if the file of probes and the system message are.
@@ -116,7 +116,7 @@ def side_by_side(folders: Sequence[Path]) -> SideBySide:
     }
     kind = str(first.scores.get("kind", "group"))
     verdicts = _verdicts(members, sections, kind)
-    return SideBySide(
+    return RunComparison(
         labels=tuple(member.label for member in members),
         primary=first.scores["primary"],
         kind=kind,
@@ -129,17 +129,17 @@ def side_by_side(folders: Sequence[Path]) -> SideBySide:
     )
 
 
-def runs_page(comparison: SideBySide) -> str:
+def runs_page(comparison: RunComparison) -> str:
     """Renders the comparison as an offline page."""
-    from tunesmith.reporting.replies import title
+    from tunesmith.reporting.replies import part_title
 
     main = next(iter(comparison.sections.values()))
-    return render(
+    return render_page(
         "runs.html",
         comparison=comparison,
         first=comparison.labels[0],
         others=comparison.labels[1:],
-        titles={part: title(part, comparison.kind) for part in comparison.sections},
+        titles={part: part_title(part, comparison.kind) for part in comparison.sections},
         counted={label: _rows_sentence(comparison.rows[label]) for label in comparison.labels},
         facts={name: [comparison.facts[label].get(name, "–") for label in comparison.labels] for name in _FACTS},
         main=main,
@@ -149,7 +149,7 @@ def runs_page(comparison: SideBySide) -> str:
     )
 
 
-def _plot(comparison: SideBySide, main: Mapping[str, Any]) -> str:
+def _plot(comparison: RunComparison, main: Mapping[str, Any]) -> str:
     """Plots every score with a good direction for two runs, the primary score for more; '' without intervals."""
     names = [comparison.primary] if len(comparison.labels) > 2 and comparison.primary in main else list(main)
     items = []
@@ -163,7 +163,7 @@ def _plot(comparison: SideBySide, main: Mapping[str, Any]) -> str:
     if not items:
         return ""
     axis = names[0].replace("_", " ") if len(names) == 1 else "difference"
-    return plots.intervals(items, axis=f"{axis}: a run minus the first")
+    return plots.interval_plot(items, axis=f"{axis}: a run minus the first")
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def _asked_rows(
     run: Run, scores: Mapping[str, Any], seals: Mapping[str, Any], recipe: Mapping[str, Any]
 ) -> dict[str, tuple[str, str, Any]]:
     """Returns, by row id, its part, its group, and its identity, which must be equal to be the same row elsewhere."""
-    files = [run / f"data/{part}.jsonl" for part in HELD]
+    files = [run / f"data/{part}.jsonl" for part in HELD_OUT]
     held_out = {row.id: row for file in files if file.exists() for row in read_rows(file)}
     made_from, system = seals["evaluate"]["made_from"], (recipe.get("prompt") or {}).get("system")
     asked_rows = {}
@@ -292,8 +292,8 @@ def _rows_sentence(rows: Mapping[str, int]) -> str:
 def _parts(members: Sequence[_RunData], common: Sequence[str]) -> dict[str, list[str]]:
     """Returns the common rows by part: all held-out rows, those in the same part in every run, each kind of probe."""
     parts = {key: {member.asked[key][0] for member in members} for key in common}
-    held_out = [key for key in common if parts[key] <= set(HELD)]
-    agreed = {part: [key for key in held_out if parts[key] == {part}] for part in HELD}
+    held_out = [key for key in common if parts[key] <= set(HELD_OUT)]
+    agreed = {part: [key for key in held_out if parts[key] == {part}] for part in HELD_OUT}
     keys_by_part = {"all": held_out} if held_out else {}
     if sum(map(bool, agreed.values())) > 1:
         keys_by_part |= agreed
@@ -358,7 +358,7 @@ def _compare(
         for another in others:
             values = [[member.tuned[key][name] for key in both] for member in (first, another)]
             seed = int(first.setting("seed") or 0)
-            difference = paired(values[0], values[1], groups, better=facts["better"], seed=seed, fold=fold)
+            difference = paired_difference(values[0], values[1], groups, better=facts["better"], seed=seed, fold=fold)
             differences[another.label, name] = difference
         base = [value for key in both if (value := first.base[key].get(name)) is not None]
         base_known = shared_base and len(base) == len(both)
@@ -373,7 +373,7 @@ def _compare(
             },
         }
     alone = (others[0].label, str(first.scores["primary"])) if decides and len(others) == 1 else None
-    settled = settle(differences, alone=alone)
+    settled = apply_holm(differences, alone=alone)
     for name, facts in values_by_score.items():
         facts["against"] = {other_run.label: settled[other_run.label, name].describe() for other_run in others}
     return values_by_score
@@ -407,13 +407,13 @@ def _verdicts(
         }.get(difference["verdict"], f"{label} differs from {first.label}")
         in_groups = f" in {main['groups']} {plural(kind, main['groups'])}" if main["groups"] < main["rows"] else ""
         interval = (
-            f"95 % interval {number(difference['low'])} to {number(difference['high'])}"
+            f"95 % interval {format_number(difference['low'])} to {format_number(difference['high'])}"
             if difference["low"] is not None
             else (f"one {kind} alone has no interval")
         )
         over = f"over {main['rows']} rows{in_groups}"
-        scores = f"{name} {number(difference['base'])} and {number(difference['tuned'])}"
-        text = f"{opening}: {scores} {over} (difference {number(difference['difference'])}, {interval})."
+        scores = f"{name} {format_number(difference['base'])} and {format_number(difference['tuned'])}"
+        text = f"{opening}: {scores} {over} (difference {format_number(difference['difference'])}, {interval})."
         verdicts.append((difference["verdict"], text))
     return verdicts
 
@@ -424,7 +424,7 @@ _FACTS: dict[str, Callable[[_RunData], Any]] = {
     "Base model": lambda member: member.setting("base", "model"),
     "Rows to learn from": lambda member: f"{member.run.read_json('audit.json')['parts']['train']:,}",
     "Steps": lambda member: f"{member.seals['train']['summary']['steps']:,}",
-    "Training, seconds": lambda member: number(member.seals["train"]["seconds"]),
+    "Training, seconds": lambda member: format_number(member.seals["train"]["seconds"]),
     "Adapter": lambda member: member.seals["train"]["files"]["adapter"][:16],
     "Its own verdict": lambda member: member.scores["verdict"],
 }

@@ -24,7 +24,7 @@ class Statement:
     reason: str
 
 
-def doubted(text: str, row: Conversation, metrics: Sequence[Named]) -> list[Statement]:
+def unsupported_statements(text: str, row: Conversation, metrics: Sequence[Named]) -> list[Statement]:
     """Returns the statements of `text` that the row's fields do not support, in order of position.
 
     The metric `grounded` shows unsupported and contradicted statements, `contradicted` only the latter, each checked
@@ -35,9 +35,9 @@ def doubted(text: str, row: Conversation, metrics: Sequence[Named]) -> list[Stat
         columns = row.own_fields(metric.options.get("fields")) if metric.name in SHOWN else {}
         if not columns:
             continue
-        from tunesmith.claims.match import check
+        from tunesmith.claims.match import check_claims
 
-        for checked in check(text, columns):
+        for checked in check_claims(text, columns):
             claim = checked.claim
             if checked.verdict in SHOWN[metric.name]:
                 word = WORDS[checked.verdict]
@@ -47,7 +47,7 @@ def doubted(text: str, row: Conversation, metrics: Sequence[Named]) -> list[Stat
     return [statements[place] for place in sorted(statements)]
 
 
-def pieces(text: str, marked: Sequence[Statement]) -> list[tuple[str, int]]:
+def split_at_statements(text: str, marked: Sequence[Statement]) -> list[tuple[str, int]]:
     """Splits `text` into pieces, each with the number of its statement (from 1), or 0.
 
     Of overlapping statements, only the first is marked. The pieces joined are the text.

@@ -33,14 +33,14 @@ _TORCHRUN = {
 }  # all must be set: some schedulers set only a few of them
 
 
-def processes() -> int:
+def process_count() -> int:
     """Returns the number of processes that torchrun started for this command; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= _TORCHRUN else 1
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Returns whether this is the process that writes files and prints."""
-    return processes() == 1 or os.environ["RANK"] == "0"
+    return process_count() == 1 or os.environ["RANK"] == "0"
 
 
 def hash_bytes(data: bytes) -> str:
@@ -217,7 +217,7 @@ class Run:
         """
         from filelock import FileLock, Timeout
 
-        if not first():
+        if not is_main_process():
             yield
             return
 
@@ -240,7 +240,7 @@ class Run:
 
     def log(self, text: str) -> None:
         """Appends a line with date and time to run.log, in the main process only."""
-        if not first():
+        if not is_main_process():
             return
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with disk(self.path), (self / "run.log").open("a", encoding="utf-8") as file:
@@ -257,7 +257,7 @@ class Run:
         Called just before a product that depends on it is written: a command that fails earlier changes nothing, and
         one that fails later can be resumed.
         """
-        if self.new_recipe is not None and first():
+        if self.new_recipe is not None and is_main_process():
             self.write("recipe.yaml", self.new_recipe)
             self.new_recipe = None
 

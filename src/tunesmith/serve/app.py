@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from tunesmith.serve import docs_page, health, openai_api, recipe_api, schema
 from tunesmith.serve.metrics import Metrics, MetricsMiddleware
-from tunesmith.serve.request_queue import Served
+from tunesmith.serve.request_queue import ServedModel
 from tunesmith.web import errors
 from tunesmith.web.auth import ApiAuth, NoPairing, PairingStore
 from tunesmith.web.limits import Limits
@@ -21,8 +21,8 @@ VERSION = importlib.metadata.version("tunesmith")
 NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
-def app(
-    models: Sequence[Served],
+def create_app(
+    models: Sequence[ServedModel],
     *,
     token: str,
     hosts: Collection[str],
@@ -35,7 +35,7 @@ def app(
     extensions may be paired.
     """
     limits = limits or Limits()
-    metrics = Metrics([(model.name, model.desk) for model in models])
+    metrics = Metrics([(model.name, model.queue) for model in models])
     api = FastAPI(
         title="tunesmith", version=VERSION, openapi_url=None, docs_url=None, redoc_url=None,
         redirect_slashes=False, telemetry=NO_TELEMETRY,

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.generation.from_gguf import FromGguf
+from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.generation.llama_async import AsyncCompletionStream
 from tunesmith.generation.llama_process import LlamaProcess
 from tunesmith.generation.llama_task import sampling_options as drawn
@@ -23,7 +23,7 @@ from tunesmith.web.errors import BackendFailed, RequestRefused
 class GgufBackend:
     """A backend whose process is restarted at once when it ends; requests wait until the restart is complete."""
 
-    def __init__(self, name: str, model: FromGguf) -> None:
+    def __init__(self, name: str, model: GgufModel) -> None:
         """`model` is closed with this backend."""
         self.name, self._model = name, model
         self._pool = ThreadPoolExecutor(model.slots, thread_name_prefix="gguf")

@@ -12,7 +12,7 @@ from tunesmith.serve.backend import State
 from tunesmith.serve.metrics import CONTENT_TYPE, Metrics
 
 if TYPE_CHECKING:
-    from tunesmith.serve.request_queue import Served
+    from tunesmith.serve.request_queue import ServedModel
 
 STATES: list[State] = ["ok", "loading", "down"]
 
@@ -24,14 +24,14 @@ class Health(BaseModel):
     version: str
 
 
-def health_router(models: Sequence[Served], metrics: Metrics, version: str) -> APIRouter:
+def health_router(models: Sequence[ServedModel], metrics: Metrics, version: str) -> APIRouter:
     """Routes: GET /health and GET /metrics."""
     router = APIRouter()
 
     @router.get("/health", response_model=Health)
     async def health() -> Health:
         """Return whether the models accept requests. Needs no token."""
-        states = [model.desk.backend.state for model in models]
+        states = [model.queue.backend.state for model in models]
         return Health(status=max(states, key=STATES.index, default="ok"), version=version)
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tunesmith.serve.request_queue import Desk
+from tunesmith.serve.request_queue import RequestQueue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
@@ -21,7 +21,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 class Metrics:
     """The metrics of one server, in a registry of its own so that two servers in one process do not collide."""
 
-    def __init__(self, queues: Sequence[tuple[str, Desk]]) -> None:
+    def __init__(self, queues: Sequence[tuple[str, RequestQueue]]) -> None:
         """Registers the metrics and attaches a QueueMetrics to each of the named queues."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -94,12 +94,12 @@ class MetricsMiddleware:
 class _QueueCollector(Collector):
     """Reads the state of the queues at each scrape."""
 
-    def __init__(self, queues: Sequence[tuple[str, Desk]]) -> None:
+    def __init__(self, queues: Sequence[tuple[str, RequestQueue]]) -> None:
         self._queues = queues
 
     def collect(self) -> Iterable[Metric]:
         """Yield one metric family per property."""
-        gauges: dict[str, tuple[str, Callable[[Desk], int]]] = {
+        gauges: dict[str, tuple[str, Callable[[RequestQueue], int]]] = {
             "queue_length": ("Waiting requests.", lambda queue: queue.waiting),
             "busy_slots": ("Replies that are being generated.", lambda queue: queue.busy),
             "slots": ("Replies that can be generated at once.", lambda queue: queue.backend.slots),

@@ -27,18 +27,18 @@ from tunesmith.web.errors import ApiError
 from tunesmith.web.limits import Limits
 
 if TYPE_CHECKING:
-    from tunesmith.serve.request_queue import Served
+    from tunesmith.serve.request_queue import ServedModel
 
 DEFAULT_MAX_TOKENS = 1024  # of a reply, if the request sets no limit
 DONE = b"data: [DONE]\n\n"
 MakeChoice = Callable[[str, str | None], dict[str, Any]]
 
 
-def openai_router(models: Sequence[Served], limits: Limits) -> APIRouter:
+def openai_router(models: Sequence[ServedModel], limits: Limits) -> APIRouter:
     """Routes: GET /v1/models, POST /v1/chat/completions, POST /v1/completions."""
     router, served, created = APIRouter(prefix="/v1"), {entry.name: entry for entry in models}, int(time.time())
 
-    def find(name: str) -> Served:
+    def find(name: str) -> ServedModel:
         if name not in served:
             raise ApiError(404, f"unknown model; available: {', '.join(served)}", param="model", code="model_not_found")
         return served[name]
@@ -126,7 +126,7 @@ class _ResponseBuilder:
 
 
 async def _respond(
-    model: Served,
+    model: ServedModel,
     prompt: Sequence[Turn] | str,
     payload: GenerationRequest,
     max_tokens: int | None,
@@ -147,7 +147,7 @@ async def _respond(
         )
 
     async def work() -> dict[str, Any]:
-        async with model.desk.writing(prompt, sampling) as reply:
+        async with model.queue.writing(prompt, sampling) as reply:
             text = "".join([piece async for piece in reply])
             return builder.body(text, reply)
 
@@ -155,11 +155,11 @@ async def _respond(
 
 
 async def _chunks(
-    model: Served, prompt: Sequence[Turn] | str, sampling: Sampling, usage: bool, builder: _ResponseBuilder
+    model: ServedModel, prompt: Sequence[Turn] | str, sampling: Sampling, usage: bool, builder: _ResponseBuilder
 ) -> AsyncGenerator[bytes, None]:
     prefix, suffix = builder.frame(usage)
     encode, first = json.JSONEncoder().encode, builder.first(usage)
-    async with model.desk.writing(prompt, sampling) as reply:
+    async with model.queue.writing(prompt, sampling) as reply:
         async for piece in reply:
             yield first + prefix + encode(piece).encode() + suffix
             first = b""

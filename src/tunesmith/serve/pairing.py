@@ -27,7 +27,7 @@ from tunesmith.serve.openai_models import Text
 from tunesmith.web.errors import ApiError
 from tunesmith.web.token_file import config_folder, read_private, write_private
 
-SECONDS = 600  # lifetime of a code
+CODE_SECONDS = 600  # lifetime of a code
 MAX_TRIES = 5  # wrong tries until a code expires
 CODE_LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # without look-alikes; 8 of them are 40 bits
 CODE_LENGTH = 8
@@ -71,14 +71,14 @@ class Pairing:
         """
         self._path, self._clock, self._lock = path or pairs_path(), clock, threading.Lock()
         self._code, self._expires_at, self._pairing_open_until, self._tries_left = b"", 0.0, 0.0, 0
-        self._version, self._extensions = _file_version(self._path), paired(self._path)
+        self._version, self._extensions = _file_version(self._path), read_pairs(self._path)
 
     def code(self) -> str:
         """Return a new code in two groups of four; an earlier code expires."""
         letters = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_LENGTH))
         with self._lock:
             self._code, self._tries_left = _hash(letters), MAX_TRIES
-            self._expires_at = self._pairing_open_until = self._clock() + SECONDS
+            self._expires_at = self._pairing_open_until = self._clock() + CODE_SECONDS
         return f"{letters[:4]}-{letters[4:]}"
 
     def allows_origin(self, origin: str, path: str) -> bool:
@@ -148,7 +148,7 @@ class Pairing:
         if version != self._version:
             self._extensions, self._version = [], version
             with contextlib.suppress(TunesmithError):
-                self._extensions = paired(self._path)
+                self._extensions = read_pairs(self._path)
 
     def _write(self, extensions: list[PairedExtension]) -> None:
         write_pairs(extensions, self._path)
@@ -160,7 +160,7 @@ def pairs_path() -> Path:
     return config_folder() / "paired.json"
 
 
-def paired(path: Path | None = None) -> list[PairedExtension]:
+def read_pairs(path: Path | None = None) -> list[PairedExtension]:
     """Return the paired extensions, the oldest first; none if the file does not exist.
 
     Raises RunError for a file that others may read or that is damaged, ResourceError for one that cannot be read.
@@ -181,7 +181,7 @@ def unpair(which: str = "", path: Path | None = None) -> list[PairedExtension]:
 
     Raises RunError if there is none with that name, and the errors of `paired`.
     """
-    extensions = paired(path)
+    extensions = read_pairs(path)
     removed = [extension for extension in extensions if which in ("", extension.origin, extension.name)]
     if which and not removed:
         names = ", ".join(sorted({extension.name or extension.origin for extension in extensions})) or "none"

@@ -20,18 +20,18 @@ from tunesmith.serve.events import EVENT_STREAM_RESPONSE, EventStream, run_unles
 from tunesmith.serve.openai_models import MAX_TOKENS, Text
 from tunesmith.web.errors import ApiError
 from tunesmith.web.limits import Limits
-from tunesmith.writing.events import Claimed, Cut, Done, Event
-from tunesmith.writing.events import Text as TextEvent
-from tunesmith.writing.form import Form, conversation, form_of
-from tunesmith.writing.stream_filter import Gate
+from tunesmith.writing.events import ClaimEvent, CutEvent, DoneEvent, Event
+from tunesmith.writing.events import TextEvent as TextEvent
+from tunesmith.writing.form import Form, build_form, build_prompt
+from tunesmith.writing.stream_filter import StreamFilter
 
 if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
-    from tunesmith.serve.request_queue import Served
+    from tunesmith.serve.request_queue import ServedModel
 
 MAX_SYSTEM = 20_000  # characters
 MAX_FIELDS = 64  # per form
-_EVENT_NAMES: dict[type, str] = {TextEvent: "text", Claimed: "claim", Cut: "cut", Done: "done"}
+_EVENT_NAMES: dict[type, str] = {TextEvent: "text", ClaimEvent: "claim", CutEvent: "cut", DoneEvent: "done"}
 
 
 class RecipeCard(BaseModel):
@@ -121,7 +121,7 @@ class WriteResponse(BaseModel):
 
 @dataclass(frozen=True)
 class _ServedRecipe:
-    model: Served
+    model: ServedModel
     recipe: Recipe
     form: Form
 
@@ -129,7 +129,7 @@ class _ServedRecipe:
         return {"name": name, "about": self.form.about, "model": self.model.name}
 
 
-def recipe_router(models: Sequence[Served], limits: Limits) -> APIRouter:
+def recipe_router(models: Sequence[ServedModel], limits: Limits) -> APIRouter:
     """Routes: GET /v1/recipes, GET /v1/recipes/{name}, POST /v1/recipes/{name}/write."""
     router, recipes = APIRouter(prefix="/v1/recipes"), _recipes_by_name(models)
 
@@ -158,7 +158,7 @@ def recipe_router(models: Sequence[Served], limits: Limits) -> APIRouter:
         """Write a text from the form's values, whole or streamed, and check its claims against the fields."""
         served = find(name)
         try:
-            turns = conversation(served.recipe, payload.fields, payload.system)
+            turns = build_prompt(served.recipe, payload.fields, payload.system)
         except TunesmithError as error:
             raise ApiError(400, str(error), param="fields", code="invalid_fields") from error
         source = _events(served, turns, payload)
@@ -176,13 +176,13 @@ def recipe_router(models: Sequence[Served], limits: Limits) -> APIRouter:
     return router
 
 
-def _recipes_by_name(models: Sequence[Served]) -> dict[str, _ServedRecipe]:
+def _recipes_by_name(models: Sequence[ServedModel]) -> dict[str, _ServedRecipe]:
     """Return the recipes by name; the name of a repeated recipe gets the model's name as a suffix."""
     recipes: dict[str, _ServedRecipe] = {}
     for model in models:
         if model.recipe is not None:
             name = model.recipe.name if model.recipe.name not in recipes else f"{model.recipe.name}.{model.name}"
-            recipes[name] = _ServedRecipe(model, model.recipe, form_of(model.recipe))
+            recipes[name] = _ServedRecipe(model, model.recipe, build_form(model.recipe))
     return recipes
 
 
@@ -190,9 +190,9 @@ async def _events(
     served: _ServedRecipe, turns: Sequence[Turn], payload: WriteRequest
 ) -> AsyncGenerator[list[tuple[str, dict[str, Any]]], None]:
     """Yield the named events of each piece of the reply; `done` comes last. The reply ends with the text."""
-    started, stream_filter = time.monotonic(), Gate.of(served.form, payload.fields, turns)
+    started, stream_filter = time.monotonic(), StreamFilter.of(served.form, payload.fields, turns)
     sampling = Sampling(payload.max_tokens or served.form.max_tokens, payload.temperature or 0.0, seed=payload.seed)
-    async with served.model.desk.writing(turns, sampling) as reply:
+    async with served.model.queue.writing(turns, sampling) as reply:
         async for piece in reply:
             if events := stream_filter.feed(piece):
                 yield _named_events(events)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
-from tunesmith.generation.from_server_async import FromServerAsync, Overloaded, ReplyChunk
+from tunesmith.generation.from_server_async import AsyncServerModel, Overloaded, ReplyChunk
 from tunesmith.generation.stop_strings import ReplyFilter
 from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.serve.backend import Finish, Sampling, State
@@ -24,7 +24,7 @@ class RemoteBackend:
 
     context = None
 
-    def __init__(self, name: str, server: FromServerAsync, slots: int = SLOTS, stop: Sequence[str] = ()) -> None:
+    def __init__(self, name: str, server: AsyncServerModel, slots: int = SLOTS, stop: Sequence[str] = ()) -> None:
         """`stop` are stop strings of every reply, in addition to each request's own."""
         self.name, self.slots, self._server, self._stop = name, slots, server, tuple(stop)
         self.state: State = "ok"

@@ -32,7 +32,7 @@ class Meter(Protocol):
         ...
 
 
-class Desk:
+class RequestQueue:
     """Runs as many requests at once as the backend has slots; `waiting` more wait in the order of arrival.
 
     A reply may take `seconds`, not counting the wait. Used in one event loop.
@@ -154,9 +154,9 @@ class _TimedReply:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A model in the API under `name`; with a `recipe`, also in the recipe API."""
 
     name: str
-    desk: Desk
+    queue: RequestQueue
     recipe: Recipe | None = None

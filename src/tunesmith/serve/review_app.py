@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
 from tunesmith.errors import ResourceError
-from tunesmith.evaluation.review import QUESTIONS, Answer, Judgement, Preference, Reviews, Shown
+from tunesmith.evaluation.review import QUESTIONS, Answer, Judgment, Preference, PresentedPair, Reviews
 from tunesmith.web.auth import TokenAuth
 
 PAGES_FOLDER = Path(__file__).parent / "pages"
@@ -50,7 +50,7 @@ class JudgementRequest(BaseModel):
 
 
 def review_app(
-    blind_pairs: Sequence[Shown], equal: int, reviews: Reviews, *, name: str, token: str, hosts: Collection[str]
+    blind_pairs: Sequence[PresentedPair], equal: int, reviews: Reviews, *, name: str, token: str, hosts: Collection[str]
 ) -> ASGIApp:
     """Build the app with authentication for one reviewer; `equal` pairs were left out, `name` is the recipe's.
 
@@ -96,11 +96,9 @@ def _static_page(body: bytes, kind: str) -> Callable[[Request], Response]:
     return lambda request: Response(body, headers={"Content-Type": kind})
 
 
-def _progress(blind_pairs: Sequence[Shown], reviews: Reviews) -> dict[str, Any]:
+def _progress(blind_pairs: Sequence[PresentedPair], reviews: Reviews) -> dict[str, Any]:
     """Return how many pairs are judged, and the index of the first that is not."""
-    open_places = [
-        place for place, blind_pair in enumerate(blind_pairs) if blind_pair.pair.id not in reviews.judgements
-    ]
+    open_places = [place for place, blind_pair in enumerate(blind_pairs) if blind_pair.pair.id not in reviews.judgments]
     return {
         "of": len(blind_pairs),
         "done": len(blind_pairs) - len(open_places),
@@ -108,8 +106,8 @@ def _progress(blind_pairs: Sequence[Shown], reviews: Reviews) -> dict[str, Any]:
     }
 
 
-def _describe(blind_pair: Shown, reviews: Reviews) -> dict[str, Any]:
-    judgement = reviews.judgements.get(blind_pair.pair.id)
+def _describe(blind_pair: PresentedPair, reviews: Reviews) -> dict[str, Any]:
+    judgement = reviews.judgments.get(blind_pair.pair.id)
     oriented = judgement.with_left(blind_pair.left_is) if judgement else None
     return {
         "key": blind_pair.key,
@@ -128,8 +126,8 @@ def _describe(blind_pair: Shown, reviews: Reviews) -> dict[str, Any]:
     }
 
 
-def _judgement(payload: JudgementRequest, blind_pair: Shown) -> Judgement:
-    return Judgement(
+def _judgement(payload: JudgementRequest, blind_pair: PresentedPair) -> Judgment:
+    return Judgment(
         pair=blind_pair.pair.id,
         part=blind_pair.pair.part,
         reviewer=blind_pair.reviewer,

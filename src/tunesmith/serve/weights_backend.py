@@ -16,7 +16,7 @@ from tunesmith.serve.backend import Finish, Sampling, State
 from tunesmith.web.errors import BackendFailed, RequestRefused
 
 if TYPE_CHECKING:
-    from tunesmith.generation.from_weights import FromWeights
+    from tunesmith.generation.from_weights import WeightsModel
 
 
 class WeightsBackend:
@@ -24,7 +24,7 @@ class WeightsBackend:
 
     slots = 1
 
-    def __init__(self, name: str, model: FromWeights, context: int | None) -> None:
+    def __init__(self, name: str, model: WeightsModel, context: int | None) -> None:
         """`context` is the length that the base was trained on, in tokens."""
         self.name, self.context, self._model = name, context, model
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="weights")
@@ -63,7 +63,7 @@ class _WeightsReply:
 
     def __init__(
         self,
-        model: FromWeights,
+        model: WeightsModel,
         tokens: Iterator[int],
         prompt_tokens: int,
         reply_filter: ReplyFilter,

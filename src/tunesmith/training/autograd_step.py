@@ -12,12 +12,12 @@ from tunesmith.prompt.tokens import Example
 from tunesmith.training import distributed
 from tunesmith.training.fsdp import shard
 from tunesmith.training.job import Job
-from tunesmith.training.loss import summed_loss
+from tunesmith.training.loss import sum_cross_entropy
 
 OVERHEAD = {"cpu": 100, "cuda": 3000}  # what starting a micro-batch costs, in tokens; measured, see dev/LOG.md
 
 
-class Gradients:
+class AutogradStep:
     """Leaves a step's gradient in the adapter's parameters. `scale` multiplies the loss (float16 only)."""
 
     def __init__(self, job: Job, micro_tokens: int) -> None:
@@ -42,16 +42,16 @@ class Gradients:
         self.job.model.network.train()
         parts = pack.micro_batches(rows, self.lengths, self.micro_tokens, overhead=self.overhead)
         batches = [self._collate([self.job.train[row] for row in part]) for part in parts]
-        learnt = sum(batch.learnt for batch in batches)
+        learnt = sum(batch.loss_tokens for batch in batches)
         of, spare = learnt if of is None else of, idle(self.job, len(batches))
         self.spent += sum(len(batch.ids) * len(batch.ids[0]) for batch in batches)
         loss = 0.0
         for batch in batches:
-            summed = summed_loss(self.job.model, batch) / of
+            summed = sum_cross_entropy(self.job.model, batch) / of
             (summed * scale).backward()  # type: ignore[no-untyped-call]
             loss += summed.item()
         for batch in spare:
-            (summed_loss(self.job.model, batch) * 0.0).backward()  # type: ignore[no-untyped-call]
+            (sum_cross_entropy(self.job.model, batch) * 0.0).backward()  # type: ignore[no-untyped-call]
         return loss, sum(batch.tokens for batch in batches), learnt
 
     def clear(self) -> None:
@@ -100,7 +100,7 @@ def halved(micro_tokens: int, longest: int, where: str) -> int:
 
 def sharded(job: Job) -> bool:
     """Whether each process keeps a part of the base only."""
-    return job.settings.spread == "fsdp" and distributed.size() > 1
+    return job.settings.spread == "fsdp" and distributed.world_size() > 1
 
 
 def idle(job: Job, made: int) -> list[pack.Batch]:
@@ -111,7 +111,7 @@ def idle(job: Job, made: int) -> list[pack.Batch]:
     if not sharded(job):
         return []
     shortest = min(job.train, key=len)
-    return [pack.collate([shortest], job.pad)] * (distributed.most(made) - made)
+    return [pack.collate([shortest], job.pad)] * (distributed.all_reduce_max(made) - made)
 
 
 def validation_loss(job: Job, micro_tokens: int, rows: Sequence[int]) -> tuple[float, int]:
@@ -126,8 +126,8 @@ def validation_loss(job: Job, micro_tokens: int, rows: Sequence[int]) -> tuple[f
         spare = idle(job, len(parts))
         for part in parts:
             batch = pack.collate([job.valid[row] for row in part], job.pad)
-            total += summed_loss(job.model, batch).item()
-            learnt += batch.learnt
+            total += sum_cross_entropy(job.model, batch).item()
+            learnt += batch.loss_tokens
         for batch in spare:
-            summed_loss(job.model, batch)
+            sum_cross_entropy(job.model, batch)
     return total, learnt

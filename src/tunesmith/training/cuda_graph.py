@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.models.fuse import Flat, Fused, flat_of
-from tunesmith.prompt.pack import Packed, Size, packed
+from tunesmith.models.fuse import FlatBatch, FusedDecoder, flat_batch
+from tunesmith.prompt.pack import PackedBatch, PackedShape, pack_examples
 
 
 @functools.cache
@@ -22,7 +22,7 @@ def _stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def warm(fused: Fused, size: Size, share: Tensor) -> None:
+def warm(fused: FusedDecoder, size: PackedShape, share: Tensor) -> None:
     """Runs a step of `size` before it is recorded: its kernels are compiled. It learns nothing, so gradients stay."""
     stream = _stream(fused.model.device)
     stream.wait_stream(torch.cuda.current_stream())
@@ -33,14 +33,14 @@ def warm(fused: Fused, size: Size, share: Tensor) -> None:
     torch.cuda.empty_cache()  # a graph's own blocks come instead of these, not beside them
 
 
-def _empty(fused: Fused, size: Size) -> Flat:
-    return flat_of(packed([], 0, size=size), size.longest, fused.model.device)
+def _empty(fused: FusedDecoder, size: PackedShape) -> FlatBatch:
+    return flat_batch(pack_examples([], 0, size=size), size.longest, fused.model.device)
 
 
-class Captured:
+class CapturedGraph:
     """Fused steps of one size as one graph. `run` adds to the adapter's gradients."""
 
-    def __init__(self, fused: Fused, size: Size, share: Tensor, total: Tensor, pool: Any) -> None:
+    def __init__(self, fused: FusedDecoder, size: PackedShape, share: Tensor, total: Tensor, pool: Any) -> None:
         """Records what `warm` has run. Each run reads the 0-dimensional `share` and adds its summed loss to `total`."""
         self.size = size
         self.flat = _empty(fused, size)
@@ -50,7 +50,7 @@ class Captured:
         with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             total += fused.step(self.flat, share)
 
-    def run(self, batch: Packed) -> None:
+    def run(self, batch: PackedBatch) -> None:
         """Adds the gradients of `batch`, whose size is this graph's, and its summed loss."""
         made = self.flat
         for static, values in (

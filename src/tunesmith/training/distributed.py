@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tunesmith.errors import Paused, ResourceError, RunError
-from tunesmith.runs.run import first, processes
+from tunesmith.runs.run import is_main_process, process_count
 from tunesmith.training.journal import Journal
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ TIMEOUT = timedelta(minutes=30)  # longer than a checkpoint on a slow disk, or t
 FETCHING = timedelta(days=1)  # what the first process may take to fetch a base model
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -43,13 +43,13 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Inside the block the processes that torchrun started know each other, and each computes on a card of its own.
 
     Of errors only the first is raised as it is; another process then ends with SystemExit and says nothing. Raises
     ResourceError when there are fewer cards than processes, RunError when one of them is gone without a word.
     """
-    if processes() == 1 or dist.is_initialized():
+    if process_count() == 1 or dist.is_initialized():
         yield
         return
     _join()
@@ -83,7 +83,7 @@ def _join() -> None:
         return
     if local >= torch.cuda.device_count():
         raise ResourceError(
-            f"process {local + 1} of {processes()} has no card, for there are {torch.cuda.device_count()}",
+            f"process {local + 1} of {process_count()} has no card, for there are {torch.cuda.device_count()}",
             where="torchrun",
             next="Start as many processes as there are cards",
         )
@@ -101,29 +101,29 @@ def _store() -> Any:
 
 
 @contextlib.contextmanager
-def in_turn() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The first process goes through the block alone, then the others: what it fetches they find."""
-    if size() == 1:
+    if world_size() == 1:
         yield
         return
-    if not first():
+    if not is_main_process():
         _store().wait(["in turn"], FETCHING)
     yield
-    if first():
+    if is_main_process():
         _store().set("in turn", "done")
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes are here."""
-    if size() > 1:
-        most(0)
+    if world_size() > 1:
+        all_reduce_max(0)
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_object(make: Callable[[], T]) -> T:
     """What the first process makes, for all."""
-    if size() == 1:
+    if world_size() == 1:
         return make()
-    held = [make() if first() else None]
+    held = [make() if is_main_process() else None]
     dist.broadcast_object_list(held, src=0)
     return cast(T, held[0])
 
@@ -131,7 +131,7 @@ def from_first(make: Callable[[], T]) -> T:
 # --- a step ---------------------------------------------------------------------------------------------------------
 
 
-def divided(rows: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
+def divide_rows(rows: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
     """`rows` in `parts` parts of about as many tokens each, some perhaps empty; the same wherever it is computed.
 
     The longest row first, each to the part that has least (Graham 1969: at most 4/3 of the best division's largest).
@@ -146,14 +146,14 @@ def divided(rows: Sequence[int], lengths: Sequence[int], parts: int) -> list[lis
     return [sorted(each, key=order.__getitem__) for each in made]
 
 
-def own(rows: Sequence[int], lengths: Sequence[int]) -> list[int]:
+def local_rows(rows: Sequence[int], lengths: Sequence[int]) -> list[int]:
     """This process's part of `rows`."""
-    return list(rows) if size() == 1 else divided(rows, lengths, size())[rank()]
+    return list(rows) if world_size() == 1 else divide_rows(rows, lengths, world_size())[rank()]
 
 
-def add_up(trained: Sequence[nn.Parameter], numbers: Sequence[float], device: torch.device) -> list[float]:
+def all_reduce_sum(trained: Sequence[nn.Parameter], numbers: Sequence[float], device: torch.device) -> list[float]:
     """Adds the gradients of all processes up in place (no gradient counts as zero); returns the sums of `numbers`."""
-    if size() == 1:
+    if world_size() == 1:
         return list(numbers)
     for parameter in trained:
         if parameter.grad is None:
@@ -172,23 +172,23 @@ def add_up(trained: Sequence[nn.Parameter], numbers: Sequence[float], device: to
     return cast("list[float]", sums.tolist())
 
 
-def most(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest `number` of all processes."""
-    if size() == 1:
+    if world_size() == 1:
         return number
     held = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(held, op=dist.ReduceOp.MAX)
     return int(held)
 
 
-def same(tensors: Sequence[Tensor]) -> None:
+def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
     """Gives all processes the first one's values."""
-    if size() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.data, src=0)
 
 
-class Silent(Journal):
+class SilentJournal(Journal):
     """The journal of a process that is not the first: nothing is written."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ def shard(model: Model) -> None:
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu")
-    mesh = init_device_mesh(kind, (distributed.size(),))
+    mesh = init_device_mesh(kind, (distributed.world_size(),))
     decoder = model.decoder_network
     trained = set(model.trainable().values())
     for parameter in trained:

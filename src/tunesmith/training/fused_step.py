@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tunesmith.models.fuse import Fused, flat_of
+from tunesmith.models.fuse import FusedDecoder, flat_batch
 from tunesmith.prompt import pack
 from tunesmith.training.autograd_step import halved, validation_loss
-from tunesmith.training.cuda_graph import Captured, warm
+from tunesmith.training.cuda_graph import CapturedGraph, warm
 from tunesmith.training.job import Job
 
 SIZES = 6  # graphs at most; each more would save under a hundredth of the padding on the recipes' rows
@@ -18,7 +18,7 @@ RECORDING = 1.5  # what a graph costs before its first use, in steps of its size
 VALIDATED = 2048  # tokens of a validation's micro-batch on a card: its memory stands beside the graphs'
 
 
-class Gradients:
+class FusedStep:
     """As `by_autograd.Gradients`, for the families and adapters that can be fused."""
 
     def __init__(self, job: Job, micro_tokens: int) -> None:
@@ -26,7 +26,7 @@ class Gradients:
         self.micro_tokens = micro_tokens
         self.take(job)
         layout = job.layout
-        self.fused = Fused(
+        self.fused = FusedDecoder(
             job.model,
             longest=max(self.lengths + [len(example) for example in job.valid]),
             forms=layout.forms,
@@ -39,10 +39,10 @@ class Gradients:
         self.device = job.model.device
         self.share = torch.zeros((), device=self.device)
         self.total = torch.zeros((), device=self.device)
-        self.graphs: dict[pack.Size, Captured] = {}
-        self.sizes: list[pack.Size] = []
+        self.graphs: dict[pack.PackedShape, CapturedGraph] = {}
+        self.sizes: list[pack.PackedShape] = []
         self.plan: Sequence[Sequence[int]] = ()
-        self.warmed: set[pack.Size] = set()
+        self.warmed: set[pack.PackedShape] = set()
         self.capturing = self.fused.own_kernels
         self.spent = 0  # tokens that went through the model, padding too
 
@@ -50,7 +50,7 @@ class Gradients:
         """From now on steps are made of this job's rows; its model and layout are those of the first."""
         self.job = job
         self.lengths = [len(example) for example in job.train]
-        self.learnt = [sum(example.learnt[1:]) for example in job.train]
+        self.loss_tokens = [sum(example.loss_mask[1:]) for example in job.train]
 
     def step(self, rows: Sequence[int], scale: float = 1.0, of: int | None = None) -> tuple[float, int, int]:
         """The mean loss over the rows' learnt tokens, their tokens and learnt tokens, however they are divided.
@@ -63,21 +63,21 @@ class Gradients:
         self.total.zero_()
         for part in self._bins(rows):
             size = self._size(part) if self.capturing else None
-            packed = pack.packed([self.job.train[row] for row in part], self.job.pad, size=size)
+            packed = pack.pack_examples([self.job.train[row] for row in part], self.job.pad, size=size)
             self.spent += len(packed.ids)
             if size is not None:
                 self._graph(size).run(packed)
             else:
                 longest = max(self.lengths[row] for row in part)
-                self.total += self.fused.step(flat_of(packed, longest, self.device), self.share)
+                self.total += self.fused.step(flat_batch(packed, longest, self.device), self.share)
         return self.total.item() / of, tokens, learnt
 
     def _shape(self, rows: Sequence[int]) -> tuple[int, int, int]:
         """Tokens, examples and learnt tokens of some rows."""
-        return sum(self.lengths[row] for row in rows), len(rows), sum(self.learnt[row] for row in rows)
+        return sum(self.lengths[row] for row in rows), len(rows), sum(self.loss_tokens[row] for row in rows)
 
     def _bins(self, rows: Sequence[int]) -> list[list[int]]:
-        return pack.bins(rows, self.lengths, self.micro_tokens)
+        return pack.best_fit_batches(rows, self.lengths, self.micro_tokens)
 
     def prepare(self, plan: Sequence[Sequence[int]]) -> None:
         """Chooses the sizes of the graphs for the steps of `plan` and records them, the largest first."""
@@ -93,30 +93,30 @@ class Gradients:
 
     def _choose(self) -> None:
         shapes = [self._shape(part) for rows in self.plan for part in self._bins(rows)]
-        self.sizes = pack.sizes(shapes, max(self.lengths), SIZES, cost=RECORDING)
+        self.sizes = pack.packed_shapes(shapes, max(self.lengths), SIZES, cost=RECORDING)
 
-    def _warm(self, size: pack.Size) -> None:
+    def _warm(self, size: pack.PackedShape) -> None:
         if size not in self.warmed:
             warm(self.fused, size, self.share)
             self.warmed.add(size)
 
-    def _size(self, rows: Sequence[int]) -> pack.Size:
+    def _size(self, rows: Sequence[int]) -> pack.PackedShape:
         shape = self._shape(rows)
         return next(size for size in self.sizes if size.fits(*shape))
 
-    def _graph(self, size: pack.Size) -> Captured:
+    def _graph(self, size: pack.PackedShape) -> CapturedGraph:
         if size not in self.graphs:
             self._warm(size)
             pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
-            self.graphs[size] = Captured(self.fused, size, self.share, self.total, pool)
+            self.graphs[size] = CapturedGraph(self.fused, size, self.share, self.total, pool)
         return self.graphs[size]
 
     def first_loss(self) -> float | None:
         """The mean loss of the first training row, to be compared with the model's own; None in 8 bits."""
         if self.fused.eight:
             return None
-        packed = pack.packed(self.job.train[:1], self.job.pad)
-        return self._loss(packed, packed.tokens).item() / packed.learnt
+        packed = pack.pack_examples(self.job.train[:1], self.job.pad)
+        return self._loss(packed, packed.tokens).item() / packed.loss_tokens
 
     def clear(self) -> None:
         """Forgets the gradients."""
@@ -142,12 +142,12 @@ class Gradients:
         lengths = [len(example) for example in self.job.valid]
         total, learnt = torch.zeros((), dtype=torch.float64), 0
         room = min(self.micro_tokens, VALIDATED) if self.capturing else self.micro_tokens
-        for part in pack.bins(rows, lengths, max(room, max(lengths))):
-            packed = pack.packed([self.job.valid[row] for row in part], self.job.pad)
+        for part in pack.best_fit_batches(rows, lengths, max(room, max(lengths))):
+            packed = pack.pack_examples([self.job.valid[row] for row in part], self.job.pad)
             longest = max(lengths[row] for row in part)
             total += self._loss(packed, longest).double().cpu()
-            learnt += packed.learnt
+            learnt += packed.loss_tokens
         return total.item(), learnt
 
-    def _loss(self, packed: pack.Packed, longest: int) -> Tensor:
-        return self.fused.loss(flat_of(packed, longest, self.device))
+    def _loss(self, packed: pack.PackedBatch, longest: int) -> Tensor:
+        return self.fused.loss(flat_batch(packed, longest, self.device))

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 
 from tunesmith.errors import ResourceError
-from tunesmith.hardware import cores
+from tunesmith.hardware import core_count
 
 
 def launch(words: Sequence[str], many: int) -> int:
@@ -25,7 +25,7 @@ def launch(words: Sequence[str], many: int) -> int:
     cards = torch.cuda.device_count()
     if torch.cuda.is_available() and cards < many:
         raise ResourceError(f"this machine has {cards} cards, not {many}", where="--gpus", next=f"Give --gpus {cards}")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // many)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // many)))
     for name in ("torch.distributed.run", "torch.distributed.elastic", "torch.distributed.launcher"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a process says itself why it ended
     port = "localhost:0"  # any that is free

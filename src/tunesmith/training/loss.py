@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from tunesmith.errors import ModelError
 from tunesmith.kernels import cross_entropy
 from tunesmith.models.build import Model
-from tunesmith.prompt.pack import IGNORED, Batch
+from tunesmith.prompt.pack import IGNORE_INDEX, Batch
 
 CHUNK = 1024  # tokens whose logits exist at one time: 0.5 GB in float32 at a vocabulary of 128k
 
@@ -56,14 +56,14 @@ def _trained_head_loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Te
     return torch.stack(parts).sum()
 
 
-def summed_loss(model: Model, batch: Batch) -> Tensor:
+def sum_cross_entropy(model: Model, batch: Batch) -> Tensor:
     """The cross-entropy in nats, summed over the learnt tokens of `batch`; differentiable in all that is trained."""
     network, device = model.network, model.device
     ids, mask, labels = (torch.tensor(part, device=device) for part in (batch.ids, batch.mask, batch.labels))
     hidden = model.decoder_network(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     scale = logit_scale(network)
     hidden = hidden if scale == 1.0 else hidden * scale
-    wanted = labels[:, 1:] != IGNORED
+    wanted = labels[:, 1:] != IGNORE_INDEX
     layer = network.get_output_embeddings()
     weight, bias = layer.weight, getattr(layer, "bias", None)
     cap = float(getattr(network.config, "final_logit_softcapping", None) or 0.0)
@@ -91,7 +91,7 @@ def check_head(model: Model, batch: Batch, fused: float | None = None) -> None:
     ids, mask, labels = (torch.tensor(part, device=device) for part in (batch.ids, batch.mask, batch.labels))
     model.network.eval()  # an adapter's new layers would drop inputs, another part in each forward
     with torch.no_grad():
-        ours = summed_loss(model, batch).item() / batch.learnt if fused is None else fused
+        ours = sum_cross_entropy(model, batch).item() / batch.loss_tokens if fused is None else fused
         own = model.network(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.item()
     if not math.isfinite(own):
         raise ModelError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tunesmith.errors import Paused, RunError, TrainingDiverged
 from tunesmith.prompt import pack
-from tunesmith.runs.run import first
+from tunesmith.runs.run import is_main_process
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Checkpoint
 from tunesmith.training.job import Job
@@ -41,7 +41,7 @@ def plan_steps(job: Job) -> list[list[int]]:
     """The rows of every optimizer step of the run, over all epochs."""
     lengths = [len(example) for example in job.train]
     epochs = range(job.settings.epochs)
-    return [rows for epoch in epochs for rows in pack.steps(lengths, job.settings.batch, job.seed, epoch)]
+    return [rows for epoch in epochs for rows in pack.epoch_steps(lengths, job.settings.batch, job.seed, epoch)]
 
 
 class Checkpoints:
@@ -168,7 +168,7 @@ class Checkpoints:
 
     def save(self, journal: Journal) -> None:
         """Writes a checkpoint of this step, unless it exists; removes those that are neither new nor the best."""
-        if not first() or self.progress.step in checkpoint.steps(self.folder)[:1]:
+        if not is_main_process() or self.progress.step in checkpoint.steps(self.folder)[:1]:
             return
         self.job.keeping()
         checkpoint.save(self.folder, self.progress.step, *self._contents())
@@ -183,7 +183,7 @@ class Checkpoints:
         """
         if self._rehearsed or self.progress.ended:
             return
-        if first():
+        if is_main_process():
             checkpoint.rehearse(self.folder, *self._contents(), copies=self.settings.keep + 2)
         self._rehearsed = True
 

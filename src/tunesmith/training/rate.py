@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 
-def factor(step: int, total: int, warmup: float, schedule: Callable[[float], float]) -> float:
+def learning_rate_factor(step: int, total: int, warmup: float, schedule: Callable[[float], float]) -> float:
     """The share of the peak rate for step `step` (from 0) of `total`.
 
     `warmup` below 1 is a share of all steps, otherwise a number of steps; its last step has the peak rate.

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Wish:
+class StopRequest:
     """Whether the user wants to stop."""
 
     stop = False
 
 
 @contextmanager
-def listening() -> Iterator[Wish]:
+def stop_on_signals() -> Iterator[StopRequest]:
     """Turns the first signal into a wish; a second one ends the process as usual."""
-    wish = Wish()
+    wish = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield wish  # only the main thread may set handlers
         return

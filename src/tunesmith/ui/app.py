@@ -18,7 +18,7 @@ from typing import Any
 
 from tunesmith.errors import MissingExtra
 from tunesmith.ui.state import TABS, State
-from tunesmith.web.cookie_auth import Door, Kept
+from tunesmith.web.cookie_auth import CookieAuth, StaticPages
 
 LARGEST_UPLOAD = 512 << 20  # bytes: 100,000 rows of 5 KB
 PAGES = {  # report files of a run or an audit that are served as they are: static and without scripts
@@ -29,7 +29,7 @@ TITLES = {name: name.capitalize() for name in TABS}
 
 
 @dataclass(frozen=True)
-class Serving:
+class RunningServer:
     """The running server. `url` contains the token; `thread` is alive as long as the server runs."""
 
     url: str
@@ -39,26 +39,26 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving_ui(runs: Path, *, run: str = "", port: int = 0, here: Path | None = None) -> Iterator[Serving]:
+def serve_ui(runs: Path, *, run: str = "", port: int = 0, here: Path | None = None) -> Iterator[RunningServer]:
     """Serves the pages on 127.0.0.1 inside the block. `run` is selected first; `here` holds audits and recipes.
 
     Raises MissingExtra without gradio, ResourceError if the port is in use, RunError if the run does not exist.
     """
-    from tunesmith.web.local_server import LOOPBACK, listening, serving
+    from tunesmith.web.local_server import LOOPBACK, listen, serve_in_thread
 
-    with tempfile.TemporaryDirectory(prefix="tunesmith-ui-") as home, listening(port) as socket:
+    with tempfile.TemporaryDirectory(prefix="tunesmith-ui-") as home, listen(port) as socket:
         bound_port = socket.getsockname()[1]
         hosts = (f"{LOOPBACK}:{bound_port}", f"localhost:{bound_port}")
         token = secrets.token_urlsafe(32)
         place = here or Path.cwd()
         app = make_app(runs.resolve(), place.resolve(), Path(home), run)
         pages = {
-            name: Kept(folder, PAGES[name])
+            name: StaticPages(folder, PAGES[name])
             for name, folder in (("runs", runs.resolve()), ("audits", place.resolve() / "audits"))
         }
-        door = Door(app, hosts=hosts, token=token, pages=pages, max_upload=LARGEST_UPLOAD)
-        with serving(door, socket) as thread:
-            yield Serving(f"http://{hosts[0]}/?token={token}", token, hosts, thread)
+        door = CookieAuth(app, hosts=hosts, token=token, pages=pages, max_upload=LARGEST_UPLOAD)
+        with serve_in_thread(door, socket) as thread:
+            yield RunningServer(f"http://{hosts[0]}/?token={token}", token, hosts, thread)
 
 
 def make_app(runs: Path, here: Path, home: Path, run: str = "") -> Any:

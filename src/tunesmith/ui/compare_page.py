@@ -13,8 +13,8 @@ import gradio as gr
 from tunesmith.commands.side_by_side import Answers, Beside, Voice, answers, prompt_of, voices
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
-from tunesmith.reporting.html_page import number
-from tunesmith.reporting.replies import title
+from tunesmith.reporting.html_page import format_number
+from tunesmith.reporting.replies import part_title
 from tunesmith.runs.run import Run
 from tunesmith.ui.components import pane, run_name, watch_run
 from tunesmith.ui.html import columns, error_note, escape, note, table
@@ -131,18 +131,18 @@ def scores_html(results: Answers | None) -> str:
     more_scores = (
         f"<details><summary>{len(others)} more scores</summary>{table(header, others, 'Other scores')}</details>"
     )
-    primary_table = table(header, primary, f"Means over {title(part, scores['kind'])}")
+    primary_table = table(header, primary, f"Means over {part_title(part, scores['kind'])}")
     return f'<p class="big">{escape(scores["verdict"])}</p>{primary_table}{more_scores if others else ""}'
 
 
 def _figure(value: float | None) -> str:
-    return f'<span class="figure">{number(value)}</span>'
+    return f'<span class="figure">{format_number(value)}</span>'
 
 
 def _interval(metric: dict[str, Any]) -> str:
     if metric.get("low") is None:
         return ""
-    low, high = (f"{'+' if metric[end] > 0 else ''}{number(metric[end])}" for end in ("low", "high"))
+    low, high = (f"{'+' if metric[end] > 0 else ''}{format_number(metric[end])}" for end in ("low", "high"))
     return f'<br><span class="soft">by {low} to {high}</span>'
 
 
@@ -154,7 +154,7 @@ def row_html(results: Answers, index: int) -> str:
     for model in ("base", "tuned"):
         reply = item[model]
         score = reply["scores"].get(results.scores["primary"])
-        headers.append((model, "" if score is None else f"{primary}: {number(score)}", model))
+        headers.append((model, "" if score is None else f"{primary}: {format_number(score)}", model))
         texts.append(reply["text"])
         statuses.append("" if reply["stopped"] else "cut off at the token limit")
     identical = []
@@ -172,7 +172,7 @@ def row_html(results: Answers, index: int) -> str:
         headers.append((item["wanted_title"], "", "wanted"))
         texts.append(item["wanted"])
         statuses.append("")
-    caption = ", ".join([f"Row {item['number']}", title(part, results.scores["kind"]), *item["signs"]])
+    caption = ", ".join([f"Row {item['number']}", part_title(part, results.scores["kind"]), *item["signs"]])
     question_html = f'<p class="soft">{escape(caption)}</p><div class="text">{escape(row.question)}</div>'
     return f"{question_html}{columns(headers, texts, statuses)}{doubted_claims_html(item)}"
 

@@ -11,7 +11,7 @@ import gradio as gr
 from tunesmith.commands.exported_files import entries
 from tunesmith.config.recipe import Named, Recipe
 from tunesmith.errors import TunesmithError
-from tunesmith.reporting.exported_files import shipped
+from tunesmith.reporting.exported_files import read_exported_files
 from tunesmith.runs.run import Run
 from tunesmith.ui import jobs
 from tunesmith.ui.components import pane, run_name, watch_run
@@ -150,7 +150,7 @@ def badge(text: str, kind: str) -> str:
 
 def files_html(run: Run) -> str:
     """Returns for each file the share of the gain that it keeps, its size and its speed on this machine."""
-    exported = shipped(run.path)
+    exported = read_exported_files(run.path)
     if exported is None:
         return ""
     verifications = {item["name"]: item for item in exported["proofs"]}

@@ -19,7 +19,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.comparison import plural
 from tunesmith.evaluation.review import QUESTIONS, check_reviewer, read_reviews
-from tunesmith.reporting.replies import title
+from tunesmith.reporting.replies import part_title
 from tunesmith.runs.run import Run
 from tunesmith.ui.components import pane, run_name, watch_run
 from tunesmith.ui.html import error_note, escape, note, table
@@ -190,7 +190,7 @@ def open_reviews_html(open_reviews: OpenReviews, run: Run, pairs: int) -> str:
         return error_note(error)
     parts = []
     for name in sorted({*judged, *served}):
-        count = min(len(served[name].reviews.judgements) if name in served else judged[name], pairs)
+        count = min(len(served[name].reviews.judgments) if name in served else judged[name], pairs)
         link = (
             f'<p><a class="open" href="{escape(served[name].url)}" target="_blank" rel="noopener">'
             f"Open the pairs of {escape(name)}</a></p>"
@@ -217,7 +217,7 @@ def results_html(summary: dict[str, Any] | None, kind: str) -> str:
             [escape(name), _share_cell(shares["base"]), _share_cell(shares["tuned"])]
             for name, shares in section["questions"].items()
         ]
-        name, count = title(part, kind), section["pairs"]
+        name, count = part_title(part, kind), section["pairs"]
         caption = f"{name[:1].upper()}{name[1:]}: {count} {plural('pair', count)} judged"
         tables.append(table(("", "base", "tuned"), rows, caption))
     more = f"<details><summary>By part</summary>{''.join(tables[1:])}</details>" if tables[1:] else ""

@@ -19,7 +19,7 @@ from tunesmith.runs.run import Run
 from tunesmith.ui.components import empty_text, pane, run_name, text_editor, watch_run
 from tunesmith.ui.html import claim_list, error_note, escape, note
 from tunesmith.ui.state import QUIET, State
-from tunesmith.writing.events import Claimed, Done, Event, Text
+from tunesmith.writing.events import ClaimEvent, DoneEvent, Event, TextEvent
 
 UPDATE_SECONDS = 0.06  # between two updates of the text while it is generated
 MAX_TEXT = 100_000  # characters of an edited text
@@ -81,7 +81,7 @@ def stream_text(
     updated, notes = 0.0, ""
     with contextlib.closing(events):
         for event in events:
-            if isinstance(event, Done):
+            if isinstance(event, DoneEvent):
                 checked, notes = CheckedText(values, version, event.text, event.claims), removed_notes(event)
                 break
             changed = checked.add(event)
@@ -99,17 +99,19 @@ def stream_text(
 class CheckedText:
     """A text with its claims, as the editor and the list of claims need them."""
 
-    def __init__(self, values: Mapping[str, str], version: int, text: str = "", claims: Sequence[Claimed] = ()) -> None:
+    def __init__(
+        self, values: Mapping[str, str], version: int, text: str = "", claims: Sequence[ClaimEvent] = ()
+    ) -> None:
         self.values, self.version, self.text = dict(values), version, text
         self.claims = {(claim.start, claim.end): claim for claim in claims}
 
     def add(self, event: Any) -> bool:
         """Adds one event of the text stream; returns whether the claims changed."""
-        if isinstance(event, Text):
+        if isinstance(event, TextEvent):
             self.text += event.text
-        elif isinstance(event, Claimed):
+        elif isinstance(event, ClaimEvent):
             self.claims[event.start, event.end] = event
-        return isinstance(event, Claimed)
+        return isinstance(event, ClaimEvent)
 
     def claim_dicts(self) -> list[dict[str, Any]]:
         """Returns the claims in text order."""
@@ -152,13 +154,13 @@ def text_from_browser(value: Any, values: Mapping[str, str]) -> CheckedText:
         if isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(text):
             field = claim.get("field")
             claims.append(
-                Claimed(start, end, text[start:end], claim.get("kind", "name"), claim.get("verdict", "unsupported"),
+                ClaimEvent(start, end, text[start:end], claim.get("kind", "name"), claim.get("verdict", "unsupported"),
                         str(claim.get("why", "")), str(field) if field else None)
             )  # fmt: skip
     return CheckedText(values, int(version or 0), text, claims)
 
 
-def removed_notes(done: Done) -> str:
+def removed_notes(done: DoneEvent) -> str:
     """Returns notes about text that the stream filter removed, with the beginning of each removed text."""
     parts = []
     if done.prefix.strip():
@@ -181,7 +183,7 @@ def _final_status(checked: CheckedText) -> str:
     return f"Done. {checked.doubt_count()}".strip() if checked.text.strip() else "The model wrote nothing."
 
 
-def _claim_dict(claim: Claimed) -> dict[str, Any]:
+def _claim_dict(claim: ClaimEvent) -> dict[str, Any]:
     return {
         "id": f"c{claim.start}-{claim.end}", "start": claim.start, "end": claim.end, "text": claim.text,
         "kind": claim.kind, "verdict": claim.verdict, "why": claim.why, "field": claim.field, "fill": "",

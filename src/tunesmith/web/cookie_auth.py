@@ -27,7 +27,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LARGEST_FORM = 4 << 20  # bytes of anything but an upload; recipes and letters are far smaller
+MAX_FORM_BYTES = 4 << 20  # bytes of anything but an upload; recipes and letters are far smaller
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -51,14 +51,14 @@ ALLOWED_PATHS = re.compile(  # what the pages need; Gradio's other routes (API, 
 
 
 @dataclass(frozen=True)
-class Kept:
+class StaticPages:
     """Static pages in the folders directly below `folder`; only files called `names` are served."""
 
     folder: Path
     names: Collection[str]
 
 
-class Door:
+class CookieAuth:
     """Middleware that rejects requests without the session cookie before their body is read.
 
     Against DNS rebinding, only `hosts` (name and port) are accepted as Host. The token, sent once as /?token=…, is
@@ -69,7 +69,7 @@ class Door:
     """
 
     def __init__(
-        self, app: Application, *, hosts: Collection[str], token: str, pages: Mapping[str, Kept], max_upload: int
+        self, app: Application, *, hosts: Collection[str], token: str, pages: Mapping[str, StaticPages], max_upload: int
     ) -> None:
         self._app, self._hosts, self._pages, self._max_upload = app, frozenset(hosts), dict(pages), max_upload
         self._token, self._secret = token.encode(), secrets.token_urlsafe(32)
@@ -156,7 +156,7 @@ class Door:
     # --- forwarding ------------------------------------------------------------------------------------------
 
     def _limit(self, path: str) -> int:
-        return self._max_upload + (1 << 20) if path == "/gradio_api/upload" else LARGEST_FORM  # plus multipart lines
+        return self._max_upload + (1 << 20) if path == "/gradio_api/upload" else MAX_FORM_BYTES  # plus multipart lines
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         remaining, is_page = self._limit(scope["path"]), scope["path"] == "/"

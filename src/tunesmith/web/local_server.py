@@ -20,7 +20,7 @@ START_SECONDS = 20.0  # enough even on a CPU that is busy with training
 
 
 @contextlib.contextmanager
-def listening(port: int = 0, host: str = LOOPBACK) -> Iterator[socket.socket]:
+def listen(port: int = 0, host: str = LOOPBACK) -> Iterator[socket.socket]:
     """Open a listening socket on the loopback address, or on another address of this machine; port 0 is any free port.
 
     Raises ResourceError if the port is in use or the address is not of this machine.
@@ -39,7 +39,7 @@ def listening(port: int = 0, host: str = LOOPBACK) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp, listener: socket.socket, **settings: Any) -> Iterator[threading.Thread]:
+def serve_in_thread(app: ASGIApp, listener: socket.socket, **settings: Any) -> Iterator[threading.Thread]:
     """Serve `app` on the socket inside the block; yields the thread, which is alive as long as the server runs.
 
     `settings` override the defaults for uvicorn. Raises ResourceError if the server does not start.

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tunesmith.web.limits import Limits
-from tunesmith.web.local_server import serving
+from tunesmith.web.local_server import serve_in_thread
 
 TIMEOUT_RESPONSE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -57,8 +57,10 @@ def header_timeout_protocol(seconds: float) -> type[asyncio.Protocol]:
 
 
 @contextlib.contextmanager
-def answering(app: ASGIApp, listener: socket, limits: Limits) -> Iterator[threading.Thread]:
+def serve_with_limits(app: ASGIApp, listener: socket, limits: Limits) -> Iterator[threading.Thread]:
     """Serve `app` on the socket inside the block, within `limits`. Raises ResourceError if it does not start."""
     http = header_timeout_protocol(limits.header_seconds)
-    with serving(app, listener, http=http, limit_concurrency=limits.connections, timeout_keep_alive=15) as thread:
+    with serve_in_thread(
+        app, listener, http=http, limit_concurrency=limits.connections, timeout_keep_alive=15
+    ) as thread:
         yield thread

@@ -8,8 +8,8 @@ from datetime import date
 
 from tunesmith.claims.claim import CheckedClaim
 from tunesmith.claims.extract import FIRST_PERSON
-from tunesmith.claims.match import check
-from tunesmith.writing.events import Claimed, claim_event, filled_fields
+from tunesmith.claims.match import check_claims
+from tunesmith.writing.events import ClaimEvent, claim_event, filled_fields
 
 _SENTENCE_END = re.compile(  # neither '2.' at the start of a line nor 'Dr.' ends a sentence
     r"(?<!\n\d)(?<!\n\d\d)(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bInc)(?<!\bLtd)"
@@ -30,9 +30,9 @@ class ClaimStream:
 
     def __init__(self, values: Mapping[str, str], *, today: date | None = None) -> None:
         self._values, self._today = filled_fields(values), today
-        self._end, self._sent = 0, dict[tuple[int, int], Claimed]()
+        self._end, self._sent = 0, dict[tuple[int, int], ClaimEvent]()
 
-    def update(self, text: str) -> list[Claimed]:
+    def update(self, text: str) -> list[ClaimEvent]:
         """Return the claims that are settled now that the visible text is `text`."""
         ends = [match.end() for match in _SENTENCE_END.finditer(text, max(0, self._end - 1))]
         ends = [end for end in ends if end > self._end]
@@ -42,15 +42,15 @@ class ClaimStream:
         self._end = ends[-1]
         return self._unsent(complete, [result for result in self._checked(complete) if _is_settled(result, complete)])
 
-    def finish(self, text: str) -> tuple[list[Claimed], tuple[Claimed, ...]]:
+    def finish(self, text: str) -> tuple[list[ClaimEvent], tuple[ClaimEvent, ...]]:
         """Return the claims that are new or have changed, and all claims of the whole text."""
         results = self._checked(text)
         return self._unsent(text, results), tuple(map(claim_event, results))
 
     def _checked(self, text: str) -> list[CheckedClaim]:
-        return check(text, self._values, today=self._today) if self._values else []
+        return check_claims(text, self._values, today=self._today) if self._values else []
 
-    def _unsent(self, text: str, results: list[CheckedClaim]) -> list[Claimed]:
+    def _unsent(self, text: str, results: list[CheckedClaim]) -> list[ClaimEvent]:
         new = [event for event in map(claim_event, results) if self._sent.get((event.start, event.end)) != event]
         self._sent.update({(event.start, event.end): event for event in new})
         return new
@@ -69,6 +69,6 @@ def _is_settled(result: CheckedClaim, text: str) -> bool:
     return not _READER_CUE.search(text[start : result.claim.start])
 
 
-def judged(text: str, values: Mapping[str, str], *, today: date | None = None) -> tuple[Claimed, ...]:
+def claim_events(text: str, values: Mapping[str, str], *, today: date | None = None) -> tuple[ClaimEvent, ...]:
     """Return the claims of a whole text."""
     return ClaimStream(values, today=today).finish(text)[1]

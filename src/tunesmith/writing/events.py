@@ -12,14 +12,14 @@ _PARAGRAPH = re.compile(r"[ \t]*\n[ \t]*\n")
 
 
 @dataclass(frozen=True)
-class Text:
+class TextEvent:
     """Visible text to append. It is never taken back."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Claimed:
+class ClaimEvent:
     """A statement, characters start to end (exclusive) of the visible text, with the verdict of the fields.
 
     `why` is a sentence; `field` is the field that decided. A later event for the same span replaces the earlier one.
@@ -35,7 +35,7 @@ class Claimed:
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutEvent:
     """The model ran on, so the text ends here. `removed` is what had arrived of the run-on."""
 
     why: str
@@ -43,28 +43,28 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Done:
+class DoneEvent:
     """The whole text. `stopped`: the model ended by itself and nothing was cut. `prefix`: chatter removed in front.
 
     `claims` are those of the whole text in order; they replace the earlier ones.
     """
 
     text: str
-    claims: tuple[Claimed, ...]
+    claims: tuple[ClaimEvent, ...]
     stopped: bool
     prefix: str
-    cut: Cut | None
+    cut: CutEvent | None
 
 
-Event = Text | Claimed | Cut | Done
+Event = TextEvent | ClaimEvent | CutEvent | DoneEvent
 
 
-def claim_event(result: CheckedClaim) -> Claimed:
+def claim_event(result: CheckedClaim) -> ClaimEvent:
     """Return a checked claim as an event that ends with its paragraph at the latest."""
     claim, why = result.claim, result.reason
     text = _PARAGRAPH.split(claim.text, maxsplit=1)[0]
     sentence = f"{why[:1].upper()}{why[1:]}."
-    return Claimed(claim.start, claim.start + len(text), text, claim.kind, result.verdict, sentence, result.field)
+    return ClaimEvent(claim.start, claim.start + len(text), text, claim.kind, result.verdict, sentence, result.field)
 
 
 def filled_fields(values: Mapping[str, str]) -> dict[str, str]:

@@ -83,7 +83,7 @@ class _Shape:
     optional: frozenset[str] = frozenset()
 
 
-def form_of(recipe: Recipe) -> Form:
+def build_form(recipe: Recipe) -> Form:
     """Return the recipe's form: the columns of a `fields` format or of a prompt template, else one field.
 
     The example, and the columns for the format `auto`, come from the first row of the data if it is on this machine.
@@ -115,30 +115,30 @@ def form_of(recipe: Recipe) -> Form:
     )
 
 
-def conversation(recipe: Recipe, values: Mapping[str, str], system: str | None = None) -> tuple[Turn, ...]:
+def build_prompt(recipe: Recipe, values: Mapping[str, str], system: str | None = None) -> tuple[Turn, ...]:
     """Return the turns that a row with these values has in training, without its answer.
 
     `system` None takes the recipe's system message, '' none. Control tokens in values (`<|im_end|>`) are broken by a
     space. Raises DataError, or Several, for fields that are missing, unknown or too long.
     """
-    check(form_of(recipe), values)
+    check_values(build_form(recipe), values)
     shape = _prompt_shape(recipe, _first_row(recipe))
-    cleaned = {name: harmless(values.get(name, "")) for name in shape.columns}
+    cleaned = {name: break_control_tokens(values.get(name, "")) for name in shape.columns}
     turns = _turns(shape, cleaned)
     message = recipe.prompt.system if system is None else system
     if system is not None and turns[0].role == "system":
         turns = turns[1:]
     if message and turns[0].role != "system":
-        turns = (Turn("system", harmless(message)), *turns)
+        turns = (Turn("system", break_control_tokens(message)), *turns)
     return turns
 
 
-def check(form: Form, values: Mapping[str, str]) -> None:
+def check_values(form: Form, values: Mapping[str, str]) -> None:
     """Raise DataError, or Several, for values that are unknown to the form, missing or too long."""
     raise_all(list(_problems(form, values)))
 
 
-def harmless(text: str) -> str:
+def break_control_tokens(text: str) -> str:
     """Insert a space into each written-out control token, so that no tokenizer reads it as one."""
     return _CONTROL_TOKEN.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 

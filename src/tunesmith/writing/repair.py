@@ -12,8 +12,8 @@ from datetime import date
 
 from tunesmith.claims.extract import extract
 from tunesmith.claims.fields import Fact, read_fields
-from tunesmith.claims.match import check
-from tunesmith.writing.events import Claimed, filled_fields
+from tunesmith.claims.match import check_claims
+from tunesmith.writing.events import ClaimEvent, filled_fields
 from tunesmith.writing.spans import DETERMINER, correct_article, list_line_start, sentence_span, widen_start
 
 _PREPOSITION = (
@@ -83,7 +83,7 @@ class _Context:
     """A claim in its sentence, with the spans of the other claims."""
 
     text: str
-    claim: Claimed
+    claim: ClaimEvent
     begin: int
     end: int
     others: tuple[tuple[int, int], ...]
@@ -99,7 +99,7 @@ class _Context:
         return all(statement in new for statement in inside)
 
 
-def without(text: str, claim: Claimed, others: Iterable[Claimed] = ()) -> str:
+def remove_claim(text: str, claim: ClaimEvent, others: Iterable[ClaimEvent] = ()) -> str:
     """Return `text` without `claim`: an item, a phrase, a clause or the sentence, whichever is smallest.
 
     `others` are the text's other claims; without them they are extracted here. If every removal would touch one, only
@@ -116,7 +116,9 @@ def without(text: str, claim: Claimed, others: Iterable[Claimed] = ()) -> str:
     return text
 
 
-def filling(text: str, claim: Claimed, values: Mapping[str, str], *, today: date | None = None) -> str | None:
+def find_replacement(
+    text: str, claim: ClaimEvent, values: Mapping[str, str], *, today: date | None = None
+) -> str | None:
     """Return the words of a field that belong in place of `claim`; None if no field or more than one value fits.
 
     Each candidate is inserted and checked: the fields must support it, and no other claim may get worse.
@@ -124,7 +126,7 @@ def filling(text: str, claim: Claimed, values: Mapping[str, str], *, today: date
     fields = filled_fields(values)
     if text[claim.start : claim.end] != claim.text:
         return None
-    doubtful = sum(result.verdict != "supported" for result in check(text, fields, today=today))
+    doubtful = sum(result.verdict != "supported" for result in check_claims(text, fields, today=today))
     for group in _candidates(text, claim, fields):
         matching = [
             words
@@ -137,20 +139,25 @@ def filling(text: str, claim: Claimed, values: Mapping[str, str], *, today: date
 
 
 def _is_improvement(
-    replaced: tuple[str, int], claim: Claimed, words: str, fields: Mapping[str, str], doubtful: int, today: date | None
+    replaced: tuple[str, int],
+    claim: ClaimEvent,
+    words: str,
+    fields: Mapping[str, str],
+    doubtful: int,
+    today: date | None,
 ) -> bool:
     """Return whether the inserted words are supported and leave fewer unsupported claims than `doubtful`."""
     text, start = replaced
-    results = check(text, fields, today=today)
+    results = check_claims(text, fields, today=today)
     inserted = [result for result in results if result.claim.start < start + len(words) and start < result.claim.end]
     fewer = sum(result.verdict != "supported" for result in results) < doubtful
     may_be_unclaimed = claim.kind in {"title", "employer", "name"}  # 'the job of Engineer' is no claim
     return fewer and (bool(inserted) or may_be_unclaimed) and all(result.verdict == "supported" for result in inserted)
 
 
-def filled(text: str, claim: Claimed, values: Mapping[str, str], *, today: date | None = None) -> str | None:
+def replace_claim(text: str, claim: ClaimEvent, values: Mapping[str, str], *, today: date | None = None) -> str | None:
     """Return `text` with the words of the fields in place of `claim`; None if `filling` finds none."""
-    words = filling(text, claim, values, today=today)
+    words = find_replacement(text, claim, values, today=today)
     return None if words is None else _replace(text, claim, words)[0]
 
 
@@ -402,7 +409,7 @@ _RULES = (
 )
 
 
-def _other_spans(text: str, claim: Claimed, others: Iterable[Claimed]) -> tuple[tuple[int, int], ...]:
+def _other_spans(text: str, claim: ClaimEvent, others: Iterable[ClaimEvent]) -> tuple[tuple[int, int], ...]:
     spans = [(other.start, other.end) for other in others]
     spans = spans or [(other.start, other.end) for other in extract(text)]
     return tuple((start, end) for start, end in spans if end <= claim.start or start >= claim.end)
@@ -457,7 +464,7 @@ def _renumbered(before: str, after: str) -> str:
 # --- replacements from fields -----------------------------------------------------------------------------------------
 
 
-def _candidates(text: str, claim: Claimed, fields: Mapping[str, str]) -> list[list[str]]:
+def _candidates(text: str, claim: ClaimEvent, fields: Mapping[str, str]) -> list[list[str]]:
     """Return words of fields that may replace a claim: those of the contradicting fact, then all of its kind."""
     kinds = {"employer", "organisation"} if claim.kind in {"employer", "organisation"} else {claim.kind}
     if claim.kind == "skill" or claim.verdict == "supported":
@@ -475,14 +482,14 @@ def _candidates(text: str, claim: Claimed, fields: Mapping[str, str]) -> list[li
     return [_replacements(claim, fact) for fact in (contradicting, of_side)]
 
 
-def _counts_same(text: str, claim: Claimed, fact: Fact) -> bool:
+def _counts_same(text: str, claim: ClaimEvent, fact: Fact) -> bool:
     """Return whether a fact counts the same as the text: 40 loaves do not replace 40 cats."""
     around = f"{' '.join(text[: claim.start].split()[-3:])} {' '.join(text[claim.end :].split()[:3])}"
     claim_stems = {word[:4].casefold() for word in re.findall(r"[^\W\d_]{3,}", around)} - _UNSPECIFIC_STEMS
     return any(word[:4].casefold() in claim_stems for word in re.findall(r"[^\W\d_]{3,}", fact.piece))
 
 
-def _can_be_replaced(text: str, claim: Claimed) -> bool:
+def _can_be_replaced(text: str, claim: ClaimEvent) -> bool:
     """Return whether another value of its kind fits there: 'at PLC programming' names no employer."""
     after = text[claim.end : claim.end + 40]
     if claim.kind in {"employer", "organisation"}:
@@ -492,12 +499,12 @@ def _can_be_replaced(text: str, claim: Claimed) -> bool:
     return claim.kind != "number" or not re.match(r"\s+[A-Z]", after)
 
 
-def _replacements(claim: Claimed, facts: Sequence[Fact]) -> list[str]:
+def _replacements(claim: ClaimEvent, facts: Sequence[Fact]) -> list[str]:
     shaped = (_in_form_of(claim, fact.claim.text) for fact in facts)
     return list(dict.fromkeys(words for words in shaped if words and words != claim.text))
 
 
-def _in_form_of(claim: Claimed, words: str) -> str | None:
+def _in_form_of(claim: ClaimEvent, words: str) -> str | None:
     """Return a fact's words in the form of the claim: '2014-2017' for '2009 and 2012'; None if they do not fit."""
     words = " ".join(words.split())
     if claim.kind == "number" and words in {"1", "one", "a", "an"}:
@@ -510,7 +517,7 @@ def _in_form_of(claim: Claimed, words: str) -> str | None:
     return words
 
 
-def _replace(text: str, claim: Claimed, words: str) -> tuple[str, int]:
+def _replace(text: str, claim: ClaimEvent, words: str) -> tuple[str, int]:
     """Return the text with `words` in place of the claim, and the position of the words."""
     before, after = text[: claim.start], text[claim.end :]
     if _SENTENCE_START.search(before) and claim.text[:1].isupper():

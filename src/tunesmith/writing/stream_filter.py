@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 
 from tunesmith.data.conversation import Turn
-from tunesmith.evaluation.text_measures import askers
+from tunesmith.evaluation.text_measures import speaker_names
 from tunesmith.writing.claim_stream import ClaimStream
-from tunesmith.writing.events import Cut, Done, Event, Text
+from tunesmith.writing.events import CutEvent, DoneEvent, Event, TextEvent
 from tunesmith.writing.form import Form
 from tunesmith.writing.pieces import WordSplitter
 from tunesmith.writing.preamble import PreambleFilter
@@ -18,7 +18,7 @@ from tunesmith.writing.run_on import RunOnFilter
 _WORD_OR_SPACE = re.compile(r"\s|\S+")
 
 
-class Gate:
+class StreamFilter:
     """Turns the pieces of a reply into events: visible text, checked claims, the cut and the end.
 
     The joined text of the events does not depend on how the reply is cut into pieces. Nothing in the reply or the
@@ -50,17 +50,17 @@ class Gate:
             document=document,
             fields=values,
             prompt_lines=lines,
-            names=() if document else askers(questions),
+            names=() if document else speaker_names(questions),
             question=question,
         )
         self._claims = ClaimStream(values, today=today) if claims else None
         self._text, self._done = "", False
-        self._cut: Cut | None = None
+        self._cut: CutEvent | None = None
 
     @classmethod
     def of(
         cls, form: Form, values: Mapping[str, str], prompt: Sequence[Turn] = (), *, today: date | None = None
-    ) -> Gate:
+    ) -> StreamFilter:
         """Return the filter for a reply to a form's values; `prompt` is what `conversation` returns."""
         fields = {name: text for name, text in values.items() if not form.checked or name in form.facts}
         document = form.checked or form.document
@@ -104,7 +104,7 @@ class Gate:
         last, claims = self._claims.finish(self._text) if self._claims else ([], ())
         events += last
         prefix = self._preamble.dropped.strip()
-        events.append(Done(self._text, claims, stopped and self._cut is None, prefix, self._cut))
+        events.append(DoneEvent(self._text, claims, stopped and self._cut is None, prefix, self._cut))
         return events
 
     def _add_word(self, word: str, events: list[Event]) -> None:
@@ -126,9 +126,9 @@ class Gate:
     def _show(self, text: str, events: list[Event]) -> None:
         if text:
             self._text += text
-            events.append(Text(text))
+            events.append(TextEvent(text))
             if self._claims:
                 events += self._claims.update(self._text)
         if self._run_on.reason and not self._cut:
-            self._cut = Cut(self._run_on.reason, self._run_on.removed)
+            self._cut = CutEvent(self._run_on.reason, self._run_on.removed)
             events.append(self._cut)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from tunesmith.claims.match import check
+from tunesmith.claims.match import check_claims
 from tunesmith.data.conversation import Conversation, normalise
 from tunesmith.data.finding import (
     Context,
@@ -93,7 +93,7 @@ def _disagreement(row: Conversation, second_row: Conversation) -> tuple[str, tup
         return "differs from the answer of", (0, len(answer))
     if _different_facts(row.question, answer, second_answer):
         return "uses other facts of the form than", (0, len(answer))
-    for claim in check(answer, {"answer": second_answer}, about="both"):
+    for claim in check_claims(answer, {"answer": second_answer}, about="both"):
         if claim.verdict == "contradicted" and _same_wording(answer, claim.claim.start, claim.claim.end, second_answer):
             return f"says '{claim.claim.text}', unlike", (claim.claim.start, claim.claim.end)
     return None

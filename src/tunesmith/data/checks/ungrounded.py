@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tunesmith.claims.match import check
+from tunesmith.claims.match import check_claims
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.finding import Context, Finding, Proposal, answer_turn, span_finding
 
@@ -31,7 +31,7 @@ def look(
     """Yields every claim of an answer that the row's fields do not support or that they contradict."""
     for row in rows:
         sources = row.own_fields(fields)
-        for result in check(row.answer, sources) if sources else []:
+        for result in check_claims(row.answer, sources) if sources else []:
             if result.verdict != "supported":
                 claim = result.claim
                 message = f"{result.verdict} {claim.kind} '{claim.text}': {result.reason}"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.exporting.job import File, Job, Request, Runtime
-from tunesmith.generation.from_folder import FromFolder
-from tunesmith.models.architecture import architecture
+from tunesmith.generation.from_folder import FolderModel
+from tunesmith.models.architecture import architecture_from_weights
 from tunesmith.models.experts import expert_shapes
 from tunesmith.models.weights import read_config
 
@@ -24,7 +24,7 @@ def warnings(request: Request, **_: Any) -> Iterator[str]:
     job = request.job
     if job.bits != 4:
         return
-    if expert_shapes(architecture(job.weights).network):
+    if expert_shapes(architecture_from_weights(job.weights).network):
         yield "training holds the experts in NF4, but transformers does not quantize experts, so replies may differ"
     stored = read_config(job.weights.folder, job.weights.name).get("quantization_config") or {}
     wished = str(stored.get("bnb_4bit_compute_dtype", job.precision))
@@ -34,7 +34,7 @@ def warnings(request: Request, **_: Any) -> Iterator[str]:
 
 def opened(job: Job, file: File) -> Runtime:
     """transformers and PEFT over the base as training read it."""
-    return FromFolder(
+    return FolderModel(
         Path(job.weights.folder), adapter=file.path, bits=job.bits, stop=job.stop, template=job.template,
         context=job.context,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from tunesmith.exporting.job import File, Job, Request, Runtime
 from tunesmith.exporting.merge import merge
 from tunesmith.exporting.quantize import quantise
 from tunesmith.exporting.targets._shipped import cannot_merge, unknown_type
-from tunesmith.generation.from_gguf import FromGguf
+from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.models.gguf_header import read_header
 
 EXACT = ("f32", "f16", "bf16", "q8_0")
@@ -64,7 +64,7 @@ def write(job: Job, *, types: Sequence[str] = ("q4_k_m",), source: Literal["f16"
 
 def opened(job: Job, file: File) -> Runtime:
     """llama.cpp's server in a process apart, with the template and the tokenizer of the file alone."""
-    return FromGguf(file.path, stop=job.stop, slots=SLOTS, context=job.context)
+    return GgufModel(file.path, stop=job.stop, slots=SLOTS, context=job.context)
 
 
 def _whole(job: Job, kind: str) -> Path:

@@ -18,9 +18,9 @@ from tunesmith.exporting.merge import merge
 from tunesmith.exporting.quantize import quantise, rewrite_header
 from tunesmith.exporting.targets._shipped import cannot_merge
 from tunesmith.exporting.targets.gguf import SLOTS
-from tunesmith.generation.from_gguf import FromGguf
+from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.models.adapter import read_adapter
-from tunesmith.models.architecture import architecture
+from tunesmith.models.architecture import architecture_from_weights
 from tunesmith.models.gguf_header import read_header
 
 WHERE = "export.files: gguf_lora"
@@ -40,7 +40,7 @@ def validate(request: Request, *, base: str = "f16", kind: str = "f16") -> Itera
         for part, trained in parts.items()
         if trained
     ]
-    if architecture(request.job.weights).covered(adapter.layers, adapter.experts)[1]:
+    if architecture_from_weights(request.job.weights).covered(adapter.layers, adapter.experts)[1]:
         what, advice = "a GGUF adapter cannot hold updates of experts", f"Set adapter.experts to none. Or: {ADVICE}"
         wrong.append(RecipeError(what, where=WHERE, next=advice))
     wrong = [*wrong, *cannot_merge(request, "gguf_lora"), *refusals(request.job)]
@@ -81,12 +81,12 @@ def write(job: Job, *, base: Literal["f16", "bf16", "f32", "q8_0"] = "f16", kind
 
 def opened(job: Job, file: File) -> Runtime:
     """llama.cpp over the base's file, the adapter beside it."""
-    return FromGguf(Path(file.notes["base"]), lora=file.path, stop=job.stop, slots=SLOTS, context=job.context)
+    return GgufModel(Path(file.notes["base"]), lora=file.path, stop=job.stop, slots=SLOTS, context=job.context)
 
 
 def _check(job: Job) -> None:
     """Raises ModelError for an adapter that a GGUF adapter cannot hold."""
-    config, tensors = read_adapter(job.adapter, architecture(job.weights))
+    config, tensors = read_adapter(job.adapter, architecture_from_weights(job.weights))
     odd = [name for name in tensors if not name.endswith((".lora_A", ".lora_B"))]
     stacked = [name for name, tensor in tensors.items() if name.endswith(".lora_A") and len(tensor) != config["r"]]
     if config.get("use_dora") or odd or stacked:

@@ -12,7 +12,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.exporting.job import File, Job, Request, Runtime
 from tunesmith.exporting.merge import DONE, merge
 from tunesmith.exporting.targets._shipped import cannot_merge
-from tunesmith.generation.from_folder import FromFolder
+from tunesmith.generation.from_folder import FolderModel
 
 
 def validate(request: Request, *, dtype: str = "base") -> Iterator[TunesmithError]:
@@ -32,4 +32,4 @@ def write(job: Job, *, dtype: Literal["base", "float16", "bfloat16", "float32"] 
 
 def opened(job: Job, file: File) -> Runtime:
     """transformers alone."""
-    return FromFolder(file.path, stop=job.stop, template=None, context=job.context)
+    return FolderModel(file.path, stop=job.stop, template=None, context=job.context)

@@ -21,7 +21,7 @@ from tunesmith.errors import MissingExtra, TunesmithError
 from tunesmith.exporting.job import File, Job, Request
 from tunesmith.exporting.targets._shipped import front_matter, gguf_file, lacks_gguf, link, unknown_type, wrong_repo
 from tunesmith.exporting.targets._space_run import Page
-from tunesmith.generation.from_gguf import FromGguf
+from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.runs.run import new_folder, write_atomic
 
 APP = Path(__file__).with_name("_space_app.py")
@@ -91,7 +91,7 @@ def check(job: Job, file: File) -> list[str]:
         try:
             with Page(Path(name)) as page:
                 found = page.ask(QUESTION)
-            with FromGguf(model, stop=job.stop, slots=1, context=job.context) as runtime:
+            with GgufModel(model, stop=job.stop, slots=1, context=job.context) as runtime:
                 prompts = [[*([Turn("system", job.system)] if job.system else []), Turn("user", QUESTION)]]
                 expected = next(iter(runtime.replies(prompts, max_new_tokens=job.limit, batch=1)))[1].text
         except TunesmithError as error:

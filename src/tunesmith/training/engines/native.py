@@ -13,23 +13,23 @@ import torch
 
 from tunesmith.config.registry import find
 from tunesmith.errors import ResourceError, RunError
-from tunesmith.models.adapter import finished
+from tunesmith.models.adapter import adapter_state
 from tunesmith.models.build import add_adapter
-from tunesmith.models.fuse import reasons
+from tunesmith.models.fuse import unfused_reasons
 from tunesmith.models.shape import check_trained
 from tunesmith.prompt import pack
-from tunesmith.runs.run import first
+from tunesmith.runs.run import is_main_process
 from tunesmith.training import autograd_step, distributed, fused_step
 from tunesmith.training.groups import groups
 from tunesmith.training.job import Job, Outcome
 from tunesmith.training.journal import Journal, opened
 from tunesmith.training.loss import check_head
 from tunesmith.training.progress import Checkpoints, Progress, plan_steps, step_event
-from tunesmith.training.rate import factor
-from tunesmith.training.signals import Wish, listening
+from tunesmith.training.rate import learning_rate_factor
+from tunesmith.training.signals import StopRequest, stop_on_signals
 
 T = TypeVar("T")
-Gradients: TypeAlias = autograd_step.Gradients | fused_step.Gradients
+Gradients: TypeAlias = autograd_step.AutogradStep | fused_step.FusedStep
 SAVE_SECONDS = 120.0  # a kill costs no more than this, however slow the steps are
 
 
@@ -63,7 +63,7 @@ class _Loop:
         self.parameters = job.model.trainable()
         trained = sum(parameter.numel() for parameter in self.parameters.values())
         self.trained = check_trained(job.model.architecture, adapter, trained)
-        fused = bool(job.layout.forms) and not reasons(job.model)
+        fused = bool(job.layout.forms) and not unfused_reasons(job.model)
         self.gradients: Gradients = (fused_step if fused else autograd_step).Gradients(job, job.micro_tokens)
         make = find("tunesmith.training.optimizers", self.settings.optimizer.name)
         self.optimizer: torch.optim.Optimizer = make(
@@ -76,9 +76,9 @@ class _Loop:
         self.schedule = find("tunesmith.training.schedules", self.settings.schedule.name)
         self.plan = plan_steps(job)
         self.lengths = [len(example) for example in job.train]
-        self.learnt = [sum(example.learnt[1:]) for example in job.train] if distributed.size() > 1 else []
+        self.loss_tokens = [sum(example.loss_mask[1:]) for example in job.train] if distributed.world_size() > 1 else []
         self.checkpoints = Checkpoints(job, len(self.plan), self.parameters, self.optimizer)
-        self.wish = Wish()
+        self.wish = StopRequest()
         self.own_tokens = 0
         self.stopping = False  # any process's wish, at the last step
         torch.manual_seed(job.seed)
@@ -98,7 +98,7 @@ class _Loop:
         with self._journal() as journal:
             self._begin(journal, damaged)
             self._prepare(journal)
-            with listening() as self.wish:
+            with stop_on_signals() as self.wish:
                 while not self.progress.ended:
                     self._step(journal)
                     self.checkpoints.rehearse()
@@ -108,15 +108,15 @@ class _Loop:
                         self.checkpoints.save(journal)
                     if self._stops() and not self.progress.ended:
                         self.checkpoints.save(journal)
-                        distributed.wait()  # whoever ends first ends the others
+                        distributed.barrier()  # whoever ends first ends the others
                         raise self.checkpoints.paused()
             return self._end(journal)
 
     @contextlib.contextmanager
     def _journal(self) -> Iterator[Journal]:
         job = self.job
-        if not first():
-            yield distributed.Silent()
+        if not is_main_process():
+            yield distributed.SilentJournal()
             return
         files = job.folder / "journal.jsonl", job.folder / "tensorboard"
         with opened(*files, job.watcher, from_step=self.progress.step) as journal:
@@ -125,40 +125,42 @@ class _Loop:
     def _level(self) -> None:
         """All processes begin with the first one's numbers: a decomposition on another card may differ in a bit."""
         step = self.progress.step
-        if (distributed.most(step), distributed.most(-step)) != (step, -step):
+        if (distributed.all_reduce_max(step), distributed.all_reduce_max(-step)) != (step, -step):
             raise RunError(
                 "the processes found different checkpoints",
                 where=str(self.folder),
                 next="All processes must see the same folder of runs",
             )
         starts = [part for layer in self.model.lora.values() for part in (layer.start_A, layer.start_B)]
-        distributed.same([*self.gradients.trained.values(), *(part for part in starts if part is not None)])
+        distributed.broadcast_tensors(
+            [*self.gradients.trained.values(), *(part for part in starts if part is not None)]
+        )
         self.gradients.updated()
 
     def _stops(self) -> bool:
-        return self.stopping or (distributed.size() == 1 and self.wish.stop)
+        return self.stopping or (distributed.world_size() == 1 and self.wish.stop)
 
     def _begin(self, journal: Journal, damaged: list[int]) -> None:
         if self.progress.step:
             return self.checkpoints.begin(journal, damaged)
-        fused = self.gradients.first_loss() if isinstance(self.gradients, fused_step.Gradients) else None
+        fused = self.gradients.first_loss() if isinstance(self.gradients, fused_step.FusedStep) else None
         check_head(self.model, pack.collate(self.job.train[:1], self.job.pad), fused)
         self.checkpoints.begin(journal, damaged)
         self._validate(journal)
 
     def _prepare(self, journal: Journal) -> None:
         """Records the steps still to come, where the gradients are made by graphs."""
-        while isinstance(self.gradients, fused_step.Gradients) and not self.progress.ended:
+        while isinstance(self.gradients, fused_step.FusedStep) and not self.progress.ended:
             try:
                 left = self.plan[self.progress.step :]
-                return self.gradients.prepare([distributed.own(rows, self.lengths) for rows in left])
+                return self.gradients.prepare([distributed.local_rows(rows, self.lengths) for rows in left])
             except torch.OutOfMemoryError:
                 self._shrink([], journal)
 
     def _step(self, journal: Journal) -> None:
         began = time.perf_counter()
         progress, rows = self.progress, self.plan[self.progress.step]
-        share = factor(progress.step, len(self.plan), self.settings.warmup, self.schedule)
+        share = learning_rate_factor(progress.step, len(self.plan), self.settings.warmup, self.schedule)
         rate = self.settings.learning_rate * share
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
@@ -192,8 +194,8 @@ class _Loop:
     def _gradients(self, rows: Sequence[int], journal: Journal) -> tuple[float, int, int]:
         """Leaves the gradient of the mean loss over the step's learnt tokens, whatever the micro-batches are."""
         scale = self.progress.scale if self.job.precision == "float16" else 1.0
-        mine = distributed.own(rows, self.lengths)
-        of = sum(self.learnt[row] for row in rows) if self.learnt else None
+        mine = distributed.local_rows(rows, self.lengths)
+        of = sum(self.loss_tokens[row] for row in rows) if self.loss_tokens else None
         while True:
             try:
                 found = self.gradients.step(mine, scale, of)
@@ -202,7 +204,7 @@ class _Loop:
                 self._shrink(mine, journal)
         self.own_tokens += found[1]
         numbers = [*found, float(self.wish.stop)]
-        loss, tokens, learnt, stop = distributed.add_up(
+        loss, tokens, learnt, stop = distributed.all_reduce_sum(
             list(self.gradients.trained.values()), numbers, self.model.device
         )
         self.stopping = stop > 0
@@ -244,8 +246,8 @@ class _Loop:
         if not self.job.valid:
             progress.best_step = progress.step
             return
-        mine = distributed.own(range(len(self.job.valid)), [len(example) for example in self.job.valid])
-        total, learnt = distributed.add_up([], self.gradients.validation(mine), self.model.device)
+        mine = distributed.local_rows(range(len(self.job.valid)), [len(example) for example in self.job.valid])
+        total, learnt = distributed.all_reduce_sum([], self.gradients.validation(mine), self.model.device)
         score = self._score() if progress.step else None
         values: dict[str, Any] = {} if score is None else {"score": score}
         if self.job.sampler is not None:
@@ -262,13 +264,13 @@ class _Loop:
 
     def _written(self, by: Callable[[Any], T]) -> T:
         """What comes of replies written now; all processes get the first one's."""
-        fused = self.gradients.fused if isinstance(self.gradients, fused_step.Gradients) else None
-        return distributed.from_first(lambda: by(fused))
+        fused = self.gradients.fused if isinstance(self.gradients, fused_step.FusedStep) else None
+        return distributed.broadcast_object(lambda: by(fused))
 
     def _end(self, journal: Journal) -> Outcome:
         if self.checkpoints.restore_best():
             self.gradients.updated()
-        config, tensors = finished(self.model)
+        config, tensors = adapter_state(self.model)
         summary = {**self.checkpoints.summary(), "padding": round(self._padding(), 4)}
         journal.tell("end", self.progress.step, **summary)
         return Outcome(dict(tensors), config, summary, self.trained)

@@ -23,10 +23,10 @@ from trl import SFTConfig, SFTTrainer
 
 from tunesmith.config.registry import find
 from tunesmith.errors import RecipeError
-from tunesmith.models.adapter import named, peft_config
-from tunesmith.models.architecture import layers_called
-from tunesmith.models.build import begin, check_wishes
-from tunesmith.models.original_weights import Original
+from tunesmith.models.adapter import from_peft_names, peft_config
+from tunesmith.models.architecture import select_layers
+from tunesmith.models.build import check_trainable, initial_factors
+from tunesmith.models.original_weights import OriginalWeights
 from tunesmith.models.qlora import FrozenLinear
 from tunesmith.models.shape import check_trained
 from tunesmith.prompt import pack
@@ -36,8 +36,8 @@ from tunesmith.training.groups import groups
 from tunesmith.training.job import Job, Outcome
 from tunesmith.training.journal import Journal, opened
 from tunesmith.training.progress import Checkpoints, plan_steps, step_event
-from tunesmith.training.rate import factor
-from tunesmith.training.signals import Wish, listening
+from tunesmith.training.rate import learning_rate_factor
+from tunesmith.training.signals import StopRequest, stop_on_signals
 from tunesmith.training.validation import packed_error
 
 SAVE_SECONDS = 120.0  # as the native engine
@@ -50,7 +50,7 @@ def train(job: Job) -> Outcome:
     out, TrainingDiverged when loss or gradient are no numbers.
     """
     check_recompute(job)
-    names = layers_called(job.model.frozen(), job.adapter.layers)
+    names = select_layers(job.model.frozen(), job.adapter.layers)
     configs = _checked(job, names)
     network, starts = _wrap(job, names)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -62,7 +62,7 @@ def train(job: Job) -> Outcome:
     damaged = checkpoints.resume()
     files = job.folder / "journal.jsonl", job.folder / "tensorboard"
     with opened(*files, job.watcher, from_step=checkpoints.progress.step) as journal:
-        with listening() as wish, warnings.catch_warnings():
+        with stop_on_signals() as wish, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             control = _Control(job, journal, checkpoints, wish)
             checkpoints.begin(journal, damaged)
@@ -73,7 +73,7 @@ def train(job: Job) -> Outcome:
                 trainer.train()
         checkpoints.restore_best()
         summary = checkpoints.summary()
-        tensors = named(get_peft_model_state_dict(network, save_embedding_layers=False))
+        tensors = from_peft_names(get_peft_model_state_dict(network, save_embedding_layers=False))
         journal.tell("end", summary["steps"], **summary)
         outside = job.model.architecture.outside
         tensors = {outside(name): tensor for name, tensor in _undone(tensors, starts).items()}
@@ -88,7 +88,7 @@ def _checked(job: Job, names: list[str]) -> tuple[dict[str, object], dict[str, o
     adapter, also = job.adapter, _whole(job)
     if job.model.experts():
         raise RecipeError("engine trl trains no mixture of experts", where="train.engine", next="Set it to native")
-    check_wishes(job.model, names, also, adapter.bias)
+    check_trainable(job.model, names, also, adapter.bias)
     if adapter.dora:
         _refuse_packed(job.model.frozen().values(), "adapter.dora", "dora")
     plain, doubled = (
@@ -113,7 +113,7 @@ def _refuse_packed(layers: Iterable[FrozenLinear], where: str, what: str) -> Non
 def _wrap(job: Job, names: list[str]) -> tuple[Any, dict[str, tuple[Tensor, Tensor]]]:
     """PEFT's network, its adapter where ours would start; and the starts that were taken off the base, by layer."""
     adapter, model = job.adapter, job.model
-    outer = [model.outer(which).rsplit(".", 1)[-1] for which in _whole(job)]
+    outer = [model.outer_module_name(which).rsplit(".", 1)[-1] for which in _whole(job)]
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
@@ -126,7 +126,7 @@ def _wrap(job: Job, names: list[str]) -> tuple[Any, dict[str, tuple[Tensor, Tens
         ensure_weight_tying=bool(outer) and model.tied,
         task_type="CAUSAL_LM",
     )
-    original = Original(model.weights, model.architecture)
+    original = OriginalWeights(model.weights, model.architecture)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT asks transformers for a name that is going away
         network = get_peft_model(model.network, config)
@@ -151,14 +151,14 @@ def _widen(network: Any) -> None:
             parameter.data = parameter.data.float()
 
 
-def _begin(job: Job, name: str, layer: Any, original: Original) -> tuple[Tensor, Tensor] | None:
+def _begin(job: Job, name: str, layer: Any, original: OriginalWeights) -> tuple[Tensor, Tensor] | None:
     """Fills A, B and the magnitude; what the base gives away (PiSSA) is subtracted, in its number type, and returned.
 
     Raises what the start's function raises, RecipeError where the base is packed.
     """
     base, scale, adapter = layer.base_layer, layer.scaling["default"], job.adapter
     turned = job.model.transposed
-    made = begin(adapter.start, name, base, adapter.rank, scale, job.seed, original, transposed=turned)
+    made = initial_factors(adapter.start, name, base, adapter.rank, scale, job.seed, original, transposed=turned)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     a.copy_(made.a)
     b.copy_(made.b)
@@ -197,7 +197,9 @@ def _dataset(examples: Sequence[Example]) -> Dataset:
         [
             {
                 "input_ids": list(example.ids),
-                "labels": [i if keep else pack.IGNORED for i, keep in zip(example.ids, example.learnt, strict=True)],
+                "labels": [
+                    i if keep else pack.IGNORE_INDEX for i, keep in zip(example.ids, example.loss_mask, strict=True)
+                ],
             }
             for example in examples
         ]
@@ -270,7 +272,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
         return {
             "input_ids": padded("input_ids", self.job.pad),
             "attention_mask": torch.tensor(mask),
-            "labels": padded("labels", pack.IGNORED),
+            "labels": padded("labels", pack.IGNORE_INDEX),
         }
 
     def get_train_dataloader(self) -> Any:
@@ -296,7 +298,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             torch._foreach_div_(gradients, self._scale())
             norm = float(nn.utils.get_total_norm(gradients))
             if math.isfinite(float(loss)) and math.isfinite(norm):
-                learnt = int((inputs["labels"][:, 1:] != pack.IGNORED).sum())
+                learnt = int((inputs["labels"][:, 1:] != pack.IGNORE_INDEX).sum())
                 self.own.computed(float(loss), norm, sum(lengths), learnt)
                 return loss
             self.own.checkpoints.overflowed(float(loss), norm, self.own.journal)
@@ -305,7 +307,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
     def _accumulated(self, model: Any, inputs: dict[str, Tensor], lengths: list[int]) -> Tensor:
         micro_tokens = self.own.checkpoints.progress.micro_tokens
         overhead = OVERHEAD[self.job.model.device.type]
-        learnt = (inputs["labels"][:, 1:] != pack.IGNORED).sum().to(self.args.device)
+        learnt = (inputs["labels"][:, 1:] != pack.IGNORE_INDEX).sum().to(self.args.device)
         loss = torch.zeros((), device=self.args.device)
         for rows in pack.micro_batches(range(len(lengths)), lengths, micro_tokens, overhead=overhead):
             longest = max(lengths[row] for row in rows)
@@ -334,14 +336,14 @@ def _scheduler(job: Job, optimizer: torch.optim.Optimizer, total: int, step: int
     """The native engine's learning rates, from `step` on; no step is made at rate 0."""
     schedule = find("tunesmith.training.schedules", job.settings.schedule.name)
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: factor(min(step + done, total - 1), total, job.settings.warmup, schedule)
+        optimizer, lambda done: learning_rate_factor(min(step + done, total - 1), total, job.settings.warmup, schedule)
     )
 
 
 class _Control(TrainerCallback):  # type: ignore[misc]
     """Journal, validation, checkpoints and the wish to stop, after each of the trainer's steps."""
 
-    def __init__(self, job: Job, journal: Journal, checkpoints: Checkpoints, wish: Wish) -> None:
+    def __init__(self, job: Job, journal: Journal, checkpoints: Checkpoints, wish: StopRequest) -> None:
         self.job, self.journal, self.checkpoints, self.wish = job, journal, checkpoints, wish
         self.began = 0.0
         self.step: dict[str, Any] = {}
