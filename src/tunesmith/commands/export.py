@@ -302,7 +302,7 @@ class Exporter:
         lines = [json.dumps(item.describe(), ensure_ascii=False) for item in verified.replies.answered]
         if verified.problems and hasattr(target, "warnings"):
             request = _request(recipe, job, [entry.name for entry in recipe.export.files].index(setting.name))
-            causes = " ".join(f"Known cause: {cause}." for cause in target.warnings(request, **setting.options))
+            causes = " ".join(f"A possible cause: {cause}." for cause in target.warnings(request, **setting.options))
             verified = replace(verified, problems=tuple(f"{text} {causes}".strip() for text in verified.problems))
         return {key: value for key, value in verified.describe().items() if key not in ("name", "exact")}, lines
 

@@ -8,7 +8,7 @@ Training's tokenizer decides that here, and where the base was a GGUF file, what
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tunesmith.prompt.tokens import stop_ids
 
 _TYPE_SUFFIX = re.compile(r"[.-](?:I?Q\d\w*|T?Q\d_\d|BF16|F16|F32)$", re.IGNORECASE)
 _HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_PHI_3 = ("</s>", "<unk>", "<s>", "<|endoftext|>")
 _NAMES, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 
 
@@ -32,7 +33,7 @@ def metadata_of(job: Job, header: Header, *, adapter: bool = True) -> dict[str, 
         changes |= _of_base(job, header.metadata)
         changes |= _ends(job, {**header.metadata, **changes})
         changes |= _around(job, header.metadata)
-        changes["general.name"] = _name(changes["general.name"], job.template.tokenizer)
+        changes["general.name"] = _name(changes["general.name"], job.template.tokenizer, header.metadata[_NAMES])
         changes["tokenizer.chat_template"] = pinned_for_llama_cpp(shipped_template(job), job.template)
     return changes
 
@@ -90,12 +91,15 @@ def _around(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _name(name: str, tokenizer: Any) -> str:
-    """The name, with or without the word by which llama.cpp takes whitespace behind control tokens away."""
+def _name(name: str, tokenizer: Any, tokens: Sequence[str]) -> str:
+    """The name, with or without the word by which llama.cpp takes whitespace behind control tokens away.
+
+    By that word it also looks for `_PHI_3`, and does not load a file without them.
+    """
     strips = any(token.rstrip for token in tokenizer.added_tokens_decoder.values() if token.special)
-    if strips and not strips_behind_control_tokens(name):
-        return f"{name} ({STRIPPING[0]})"
-    return name if strips else re.sub("phi-?3", "Phi 3", name, flags=re.IGNORECASE)
+    if strips and {*_PHI_3} <= {*tokens}:
+        return name if strips_behind_control_tokens(name) else f"{name} ({STRIPPING[0]})"
+    return re.sub("phi-?3", "Phi 3", name, flags=re.IGNORECASE)
 
 
 def _ends(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
