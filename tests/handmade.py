@@ -11,7 +11,7 @@ from tunesmith.config.recipe import CHECKS
 from tunesmith.config.registry import find
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.data.finding import Context, Finding
-from tunesmith.data.load import Loaded, Repairs
+from tunesmith.data.load import Loaded, RepairCounts
 from tunesmith.data.open_sources import open_sources
 from tunesmith.data.repair_rows import Mend
 from tunesmith.data.table import Table
@@ -65,7 +65,7 @@ def spans(findings: Sequence[Finding], rows: Sequence[Conversation]) -> list[tup
 
 def loaded(rows: Sequence[Conversation], folder: Path, broken: Sequence[Finding] = ()) -> Loaded:
     """The rows as `load` would hand them on."""
-    return Loaded(Table.write(folder / "rows.arrow", rows), list(broken), Repairs(), [])
+    return Loaded(Table.write(folder / "rows.arrow", rows), list(broken), RepairCounts(), [])
 
 
 def write(path: Path, rows: Sequence[Any]) -> Path:

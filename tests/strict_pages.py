@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.profile import spread
+from tunesmith.data.profile import distribution
 
 TOPIC = "<img onerror>"
 MONEY = 'costs $5 & $6 "a\'b"'
@@ -121,7 +121,7 @@ def account(**changes: Any) -> dict[str, Any]:
         "checks": {"empty": told(), "too_long": told(finding())},
         "profile": {
             "rows": 1016,
-            "lengths": {name: spread(values) for name, values in lengths.items()},
+            "lengths": {name: distribution(values) for name, values in lengths.items()},
             "groups": {"": 1, TOPIC: 2, MONEY: 1, "返品 <b>": 3},
             "exchanges": {"1": 1015, "2": 1},
             "fields": {

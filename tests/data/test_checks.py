@@ -18,7 +18,7 @@ from tunesmith.data.conversation import Conversation, Origin, Turn, normalise
 from tunesmith.data.defects import Language
 from tunesmith.data.finding import Context, Finding, Proposal, excerpt
 from tunesmith.data.run_checks import BATCH_ROWS, MIN_ROWS, language
-from tunesmith.data.run_checks import look as look_all
+from tunesmith.data.run_checks import run_checks as look_all
 from tunesmith.data.split import PARTS
 from tunesmith.data.table import Table
 from tunesmith.errors import RecipeError

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tunesmith.config.registry import entries, find
 from tunesmith.data.defects import Defect, Language
-from tunesmith.data.repair_text import Edit, Repaired, repair, undo
+from tunesmith.data.repair_text import Edit, RepairedText, repair, undo
 from tunesmith.errors import DataError
 
 CATALOGUE = "tunesmith.data.defects"
@@ -634,12 +634,12 @@ def test_a_repair_is_settled_and_can_be_undone(text: str, value: str) -> None:
 @given(st.lists(st.sampled_from(SOUND), max_size=20).map(" ".join) | st.text(max_size=80))
 def test_a_text_without_defects_stays_byte_for_byte(text: str) -> None:
     assume(not [defect for kind in KINDS for defect in look(kind, text) if defect.fix is not None])
-    assert repair(text) == Repaired(text, ())
+    assert repair(text) == RepairedText(text, ())
 
 
 def test_a_text_that_does_not_settle_stays() -> None:
     nested = "fish &" + "#38;" * 20 + "amp; chips "  # each round uncovers one more entity
-    assert repair(nested) == Repaired(nested, ())
+    assert repair(nested) == RepairedText(nested, ())
     assert repair("fish &#38;#38;amp; chips").text == "fish & chips"
 
 

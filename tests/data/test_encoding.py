@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.encoding import Encoding, recognise
+from tunesmith.data.encoding import Encoding, detect_encoding
 from tunesmith.data.stream import CHUNK, as_utf8
 
 TEXTS = {
@@ -122,7 +122,7 @@ def test_a_short_text_in_an_old_encoding(file: Path, text: str) -> None:
         for times in (1, 30):
             lines = f"{json.dumps({'prompt': 'Answer, please.', 'answer': text}, ensure_ascii=False)}\n" * times
             file.write_bytes(lines.encode(name))
-            assert text_of(file, recognise(file).name) == lines, (name, times)
+            assert text_of(file, detect_encoding(file).name) == lines, (name, times)
 
 
 def text_of(path: Path, name: str) -> str:
@@ -134,7 +134,7 @@ def text_of(path: Path, name: str) -> str:
 def test_texts_in_old_encodings_come_out_right(file: Path, language: str, name: str, shape: str) -> None:
     data = SHAPES[shape](sentences(language)).encode(name, "replace")  # iso-8859-2 has no €
     file.write_bytes(data)
-    found = recognise(file)
+    found = detect_encoding(file)
     assert text_of(file, found.name) == data.decode(name)
     assert found.guessed
     assert not found.mark
@@ -161,14 +161,14 @@ def test_texts_in_old_encodings_come_out_right(file: Path, language: str, name: 
 )  # fmt: skip
 def test_what_is_certain(file: Path, data: bytes, expected: Encoding | None) -> None:
     file.write_bytes(data)
-    found = recognise(file)
+    found = detect_encoding(file)
     if expected is None:
         assert found.guessed or "damaged" in found.why
     else:
         assert found == expected
     packed = file.with_suffix(".csv.gz")
     packed.write_bytes(gzip.compress(data))
-    assert recognise(packed) == found
+    assert detect_encoding(packed) == found
 
 
 @pytest.mark.parametrize("language", TEXTS)
@@ -177,7 +177,7 @@ def test_wide_text_without_a_mark(file: Path, language: str, name: str) -> None:
     for shape in ("json lines", "a long line", "three cells"):
         text = SHAPES[shape](sentences(language))
         file.write_bytes(text.encode(name))
-        found = recognise(file)
+        found = detect_encoding(file)
         assert (found.name, found.mark, found.guessed) == (name, False, True), shape
         assert found.why == f"{name}, guessed from its zero bytes"
 
@@ -186,31 +186,32 @@ def test_wide_text_without_a_mark(file: Path, language: str, name: str) -> None:
 def test_utf8_is_never_taken_for_an_old_encoding(file: Path, language: str) -> None:
     text = SHAPES["json lines"](sentences(language))
     file.write_bytes(text.encode())
-    assert recognise(file) == Encoding("utf-8", False, False, "")
+    assert detect_encoding(file) == Encoding("utf-8", False, False, "")
     for place in range(40, 1000, 97):  # one byte lost
         data = text.encode()
         file.write_bytes(data[:place] + data[place + 1 :])
-        assert recognise(file).name == "utf-8"
+        assert detect_encoding(file).name == "utf-8"
 
 
 def test_a_late_byte_matters(file: Path) -> None:
     plain = b"an ordinary line of text\n" * (2 * CHUNK // 25)
     file.write_bytes(plain + "Später grünt es über der Mühle, und Störche kehren zurück.\n".encode("windows-1252"))
-    assert recognise(file).why == "windows-1252, guessed from 1 line with letters such as 'ü', 'ä', 'ö'"
+    assert detect_encoding(file).why == "windows-1252, guessed from 1 line with letters such as 'ü', 'ä', 'ö'"
     file.write_bytes("é\n".encode() + plain + b"\xe9")
     assert (
-        recognise(file).why == "windows-1252, guessed from 1 line with letters such as 'é'"[:0] or recognise(file).why
+        detect_encoding(file).why == "windows-1252, guessed from 1 line with letters such as 'é'"[:0]
+        or detect_encoding(file).why
     )
     file.write_bytes("né né\n".encode() + plain + b"\xe9")
-    assert recognise(file).why == "utf-8 with 1 damaged line"
+    assert detect_encoding(file).why == "utf-8 with 1 damaged line"
 
 
 def test_letters_cut_by_a_chunk_are_whole(file: Path) -> None:
     for shift in range(4):
         file.write_bytes(b"x" * (CHUNK - shift) + "€🙂\n".encode() * 3)
-        assert recognise(file) == Encoding("utf-8", False, False, "")
+        assert detect_encoding(file) == Encoding("utf-8", False, False, "")
 
 
 def test_one_that_is_given_wins(file: Path) -> None:
     file.write_bytes("чай".encode())
-    assert recognise(file, "koi8-r") == Encoding("koi8-r", False, False, "koi8-r, as given")
+    assert detect_encoding(file, "koi8-r") == Encoding("koi8-r", False, False, "koi8-r, as given")

@@ -15,7 +15,7 @@ from tunesmith.data.load import SHOWN_CHANGES, SHOWN_ERRORS, Loaded, load
 from tunesmith.data.open_sources import open_sources
 from tunesmith.data.prepare import prepare
 from tunesmith.data.privacy import Pseudonyms
-from tunesmith.data.repair_rows import Mend, from_plain, to_plain, undo_row
+from tunesmith.data.repair_rows import Mend, changes_from_plain, to_plain, undo_row
 from tunesmith.errors import DataError, Several
 
 COLUMNS = Named("columns", {"group": "topic"})
@@ -67,7 +67,7 @@ def test_rows_that_are_no_conversations_are_dropped_when_asked_and_counted(here:
     loaded = read([path], drop_broken=True)
     assert [(f.check, f.row, f.line, f.message[:11], f.proposal) for f in loaded.broken] == [
         ("broken", "rows.jsonl line 13", 13, "no column '", "drop"),
-        ("broken", "rows.jsonl line 14", 14, "'answer' ho", "drop"),
+        ("broken", "rows.jsonl line 14", 14, "'answer' is", "drop"),
         ("broken", "rows.jsonl line 15", 15, "is not JSON", "drop"),
     ]
     assert loaded.sources[0]["rows"] == 15
@@ -152,7 +152,7 @@ DAMAGED = {"prompt": "Why\r\n?", "answer": "1. Open 2. Tap 3. Close", "topic": "
 def test_rows_are_mended_on_the_way_in_and_told(here: Path) -> None:
     path = write(here / "rows.jsonl", [DAMAGED, {"prompt": "q", "answer": "a", "topic": "t"}])
     told: list[Any] = []
-    loaded = read([path], mend=Mend(damage=True), changed=lambda row, changes: told.append((row, changes)))
+    loaded = read([path], repair=Mend(damage=True), on_change=lambda row, changes: told.append((row, changes)))
     first, second = loaded.rows
     assert (first.question, first.answer, first.group) == ("Why\n?", "1. Open\n2. Tap\n3. Close", "café")
     assert first.fields == {"prompt": "Why\n?", "answer": "1. Open\n2. Tap\n3. Close", "topic": "café"}
@@ -165,12 +165,14 @@ def test_rows_are_mended_on_the_way_in_and_told(here: Path) -> None:
         ("rows.jsonl line 1", "topic"),
     }
     ((row, changes),) = told
-    assert undo_row(first.fields, from_plain(json.loads(json.dumps(to_plain(changes))))) == row.values == DAMAGED
+    assert (
+        undo_row(first.fields, changes_from_plain(json.loads(json.dumps(to_plain(changes))))) == row.values == DAMAGED
+    )
 
 
 def test_examples_of_a_kind_are_few_and_the_count_is_whole(here: Path) -> None:
     rows = [{"prompt": f"q{n}", "answer": f"a{n}\r", "topic": "t"} for n in range(SHOWN_CHANGES + 9)]
-    repairs = read([write(here / "rows.jsonl", rows)], mend=Mend(damage=True)).repairs
+    repairs = read([write(here / "rows.jsonl", rows)], repair=Mend(damage=True)).repairs
     assert (repairs.kinds["broken_whitespace"], len(repairs.examples)) == (SHOWN_CHANGES + 9, SHOWN_CHANGES)
 
 
@@ -178,7 +180,7 @@ def test_no_example_of_a_repair_holds_what_got_a_stand_in(here: Path) -> None:
     answer = "1. Write to sam.tern@mill.example.net 2. Ask [Your Name] 3. Wait"
     rows = [{"prompt": "q\r", "answer": answer, "topic": "t", "Applicant": "Mira Quill"}, DAMAGED]
     mend = Mend(True, Pseudonyms(), names=("Applicant",))
-    repairs = read([write(here / "rows.jsonl", rows)], mend=mend).repairs
+    repairs = read([write(here / "rows.jsonl", rows)], repair=mend).repairs
     assert (repairs.rows, repairs.stand_ins) == (2, 2)
     written = json.dumps(repairs.examples)
     assert not [value for value in ("sam.tern", "Mira", "Quill") if value in written]
@@ -189,6 +191,6 @@ def test_no_example_of_a_repair_holds_a_key_or_an_address(here: Path) -> None:
     key = "AKIA" + "ABCDEFGHIJKLMNOP"
     answer = f"1. Take {key} 2. Write to sam.tern@mill.example.net 3. Wait"
     rows = [{"prompt": "q", "answer": answer, "topic": "t"}]
-    (example,) = read([write(here / "rows.jsonl", rows)], mend=Mend(damage=True)).repairs.examples
+    (example,) = read([write(here / "rows.jsonl", rows)], repair=Mend(damage=True)).repairs.examples
     assert example["before"] == f"1. Take {'•' * len(key)} 2. Write to {'•' * 25} 3. Wait"
     assert not [value for value in (key, "sam.tern") if value in str(example)]

@@ -20,7 +20,7 @@ from handmade import mended, opened
 from tunesmith.config.recipe import Data, read_recipe
 from tunesmith.data.clean import undo_clean
 from tunesmith.data.privacy import Pseudonyms, restore
-from tunesmith.data.repair_rows import Mend, from_plain, kinds, to_plain, undo_row
+from tunesmith.data.repair_rows import Mend, changes_from_plain, edit_kinds, to_plain, undo_row
 from tunesmith.data.sources import read
 from tunesmith.errors import DataError, RecipeError
 
@@ -43,7 +43,7 @@ def test_lists_and_slots_are_mended_in_answers_alone() -> None:
     assert done.values["letter"] == done.values["note"] == "Sincerely yours, Mira Quill of Tern"  # the same text
     other = mended({"letter": letter, "note": f"{letter}!", "Applicant": "Mira Quill", "Company": "Tern"}, [letter])
     assert other.values["note"] == f"{letter}!"
-    assert set(kinds(other.changes)) == {"placeholders"}
+    assert set(edit_kinds(other.changes)) == {"placeholders"}
 
 
 def test_fields_are_mended_before_the_slots_they_fill() -> None:
@@ -126,8 +126,8 @@ def test_mending_is_idempotent_and_undone_cell_by_cell(values: dict[str, Any], a
     learnt = [*answers, *texts[:1]]
     done = mended(values, learnt)
     plain = json.loads(json.dumps(to_plain(done.changes)))  # as it stands in a diff
-    assert from_plain(plain) == done.changes
-    assert undo_row(done.values, from_plain(plain)) == values
+    assert changes_from_plain(plain) == done.changes
+    assert undo_row(done.values, changes_from_plain(plain)) == values
     assert list(undo_row(done.values, done.changes)) == list(values)
     after = [text for value, text in zip(values.values(), done.values.values(), strict=True) if value in texts[:1]]
     again = mended(done.values, [*answers, *after])

@@ -18,7 +18,7 @@ from tunesmith.data.formats import alpaca, auto, chat, columns, fields, lines, s
 from tunesmith.data.load import Loaded, load, remarks
 from tunesmith.data.messages import decoded_messages
 from tunesmith.data.repair_rows import Mend, undo_row
-from tunesmith.data.repair_rows import from_plain as changes_from_plain
+from tunesmith.data.repair_rows import changes_from_plain as changes_from_plain
 from tunesmith.data.repair_rows import to_plain as changes_to_plain
 from tunesmith.errors import DataError, Several
 

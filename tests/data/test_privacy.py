@@ -19,7 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data import privacy_patterns as patterns
-from tunesmith.data.privacy import KINDS, Pseudonyms, find_personal, find_secrets, pseudonymise, resolve, restore
+from tunesmith.data.privacy import (
+    KINDS,
+    Pseudonyms,
+    find_personal,
+    find_secrets,
+    pseudonymize,
+    restore,
+    without_overlaps,
+)
 from tunesmith.data.privacy_patterns import Span, entropy, luhn
 from tunesmith.errors import DataError
 
@@ -174,8 +182,8 @@ def test_of_two_that_overlap_one_wins() -> None:
 def test_resolve_keeps_the_longest_then_the_first() -> None:
     long, inside, beside = Span(2, 9, "url", "x" * 7), Span(3, 5, "ip", "x" * 2), Span(9, 10, "name", "x")
     twin, across = Span(2, 9, "email", "x" * 7), Span(0, 4, "phone", "x" * 4)
-    assert resolve([beside, inside, across, long, twin]) == [long, beside]
-    assert resolve([]) == []
+    assert without_overlaps([beside, inside, across, long, twin]) == [long, beside]
+    assert without_overlaps([]) == []
 
 
 def test_kinds_choose() -> None:
@@ -256,58 +264,58 @@ def spans_of(text: str) -> list[Span]:
 def test_stand_ins_belong_to_nobody_and_keep_their_shape() -> None:
     book = Pseudonyms()
     text = "; ".join(value for cases in TAKEN.values() for value in list(cases.values())[:2]) + "; Mira Quill, Mira"
-    assert pseudonymise(text, spans_of(text), book) == (
+    assert pseudonymize(text, spans_of(text), book) == (
         "person1@example.org; person2@example.org; 200-555-0100; 200 555 0101; 0000000000000000; 0000 0000 0000 0001; "
         "GB00 0000 0000 0000 0000 00; de00000000000000000001; 000-00-0000; 000 00 0001; 192.0.2.1; 192.0.2.2; "
         "https://site1.example.org; https://site2.example.org; Person1 Person2, Person1"
     )
-    assert pseudonymise("2001:db8::5:5", spans_of("2001:db8::5:5"), book) == "2001:db8::0:3"
-    assert pseudonymise(SECRETS["aws_key"], spans_of(SECRETS["aws_key"]), book) == "withheld-aws-1"
+    assert pseudonymize("2001:db8::5:5", spans_of("2001:db8::5:5"), book) == "2001:db8::0:3"
+    assert pseudonymize(SECRETS["aws_key"], spans_of(SECRETS["aws_key"]), book) == "withheld-aws-1"
     assert len(book) == 18
 
 
 def test_a_value_has_one_stand_in_in_every_row() -> None:
     book = Pseudonyms()
     rows = ["Ask mira@example.net", "mira@example.net or ada@example.net", "ada@example.net"]
-    made = [pseudonymise(row, spans_of(row), book) for row in rows]
+    made = [pseudonymize(row, spans_of(row), book) for row in rows]
     assert made == ["Ask person1@example.org", "person1@example.org or person2@example.org", "person2@example.org"]
 
 
 def test_a_stand_in_is_never_what_the_text_already_says() -> None:
     book = Pseudonyms()
     text = "mira@example.net is not person1@example.org, 192.0.2.7 is not 192.0.2.1"
-    made = pseudonymise(text, spans_of(text), book)
+    made = pseudonymize(text, spans_of(text), book)
     assert "person1@" not in made
     assert restore(made, book) == text
     rows = ["312-555-0134", "200-555-0100"]
     book = Pseudonyms()
     for row in rows:
         book.reserve(spans_of(row))
-    made = "|".join(pseudonymise(row, spans_of(row), book) for row in rows)
+    made = "|".join(pseudonymize(row, spans_of(row), book) for row in rows)
     assert made == "200-555-0101|200-555-0102"
     assert restore(made, book) == "|".join(rows)
 
 
 def test_a_stand_in_within_a_word_is_none() -> None:
     book = Pseudonyms()
-    assert pseudonymise("Mira", spans_of("Mira"), book) == "Person1"
+    assert pseudonymize("Mira", spans_of("Mira"), book) == "Person1"
     assert restore("Person12 xPerson1 Person1's", book) == "Person12 xPerson1 Mira's"
 
 
 def test_a_span_of_another_text_is_refused() -> None:
     with pytest.raises(ValueError, match="not 'Mira'"):
-        pseudonymise("Hello", [Span(0, 4, "name", "Mira")], Pseudonyms())
+        pseudonymize("Hello", [Span(0, 4, "name", "Mira")], Pseudonyms())
 
 
 def test_many_stand_ins_differ_and_a_full_book_says_so() -> None:
     book = Pseudonyms()
-    made = {book.stand_in("ip", f"value {number}") for number in range(2000)}
+    made = {book.pseudonym("ip", f"value {number}") for number in range(2000)}
     assert len(made) == 2000
     assert {each.rsplit(".", 2)[0] for each in made} == {"192.0", "198.51", "203.0", "198.18"}
     book._numbers["phone"], book._numbers["ip"] = 80_000, 515 * 254
     for kind in ("phone", "ip"):
         with pytest.raises(DataError, match="pseudonyms are used"):
-            book.stand_in(kind, "212 555 0134")
+            book.pseudonym(kind, "212 555 0134")
 
 
 piece = (
@@ -321,11 +329,11 @@ def test_stand_ins_are_undone_exactly_and_given_once(rows: list[str]) -> None:
     text = " | ".join(rows)
     book = Pseudonyms()
     spans = spans_of(text)
-    made = pseudonymise(text, spans, book)
+    made = pseudonymize(text, spans, book)
     assert restore(made, book) == text
-    assert pseudonymise(made, spans_of(made), book) == made
+    assert pseudonymize(made, spans_of(made), book) == made
     book.reserve(spans)
-    assert pseudonymise(text, spans, book) == made
+    assert pseudonymize(text, spans, book) == made
 
 
 @settings(max_examples=100, deadline=None)
@@ -343,7 +351,7 @@ def test_spans_are_in_order_apart_and_no_part_of_a_word(text: str) -> None:
 def test_a_book_is_kept_for_its_owner_only(tmp_path: Path) -> None:
     path, book = tmp_path / "keys" / "book.json", Pseudonyms()
     text = "Mira Quill, mira@example.net, \ud800@example.net"
-    made = pseudonymise(text, spans_of(text), book)
+    made = pseudonymize(text, spans_of(text), book)
     book.reserve([Span(0, 19, "email", "person3@example.org")])
     book.save(path)
     book.save(path)
@@ -351,9 +359,9 @@ def test_a_book_is_kept_for_its_owner_only(tmp_path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["book.json"]
     again = Pseudonyms.load(path)
     assert restore(made, again) == text
-    assert pseudonymise(text, spans_of(text), again) == made
-    assert again.stand_in("email", "ada@example.net") == book.stand_in("email", "ada@example.net")
-    assert again.stand_in("email", "ada@example.net") != "person3@example.org"
+    assert pseudonymize(text, spans_of(text), again) == made
+    assert again.pseudonym("email", "ada@example.net") == book.pseudonym("email", "ada@example.net")
+    assert again.pseudonym("email", "ada@example.net") != "person3@example.org"
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"entries": [1]}', '{"entries": [["a"]]}'])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from handmade import many, row, talk, words
-from tunesmith.data.profile import BINS, frequent, profile, spread
+from tunesmith.data.profile import BINS, distribution, frequent_ngrams, profile
 
 ENGLISH = "The lamp in the hall is switched on by hand."
 
@@ -57,15 +57,15 @@ def test_profile_counts_copies_fields_exchanges_and_languages() -> None:
 
 def test_spread_is_numpys() -> None:
     numbers = [int(random.Random(n).expovariate(0.01)) for n in range(500)]
-    found = spread(numbers)
+    found = distribution(numbers)
     low, middle, high = np.quantile(numbers, [0.05, 0.5, 0.95])
     assert (found["min"], found["max"]) == (min(numbers), max(numbers))
     assert (found["p5"], found["median"], found["p95"]) == pytest.approx((low, middle, high), abs=0.05)
     assert found["mean"] == pytest.approx(sum(numbers) / 500, abs=0.05)
     assert (sum(found["counts"]), len(found["edges"]), len(found["counts"])) == (500, BINS + 1, BINS)
-    assert spread([]) == {}
-    assert spread([7, 7])["counts"] == [2]
-    assert len(spread([1, 2, 4])["counts"]) == 3
+    assert distribution([]) == {}
+    assert distribution([7, 7])["counts"] == [2]
+    assert len(distribution([1, 2, 4])["counts"]) == 3
 
 
 def test_profile_reads_rows_once_and_none_are_none() -> None:
@@ -81,8 +81,11 @@ def test_half_a_surrogate_pair_is_counted() -> None:
 
 def test_frequent_counts_a_text_once() -> None:
     texts = ["Tap the Save button, tap the save button", "TAP the save", "tap THE", "other words here"]
-    assert frequent(texts, 3, 10) == [("tap the save", 2)]
-    assert frequent(texts, 2, 10) == [("tap the", 3), ("the save", 2)]
-    assert frequent(texts, 2, 1) == [("tap the", 3)]
-    assert frequent([], 3, 10) == []
-    assert frequent(["1. Open it\n2. Tap it now", "3) open it", "it tap it"], 2, 10) == [("open it", 2), ("tap it", 2)]
+    assert frequent_ngrams(texts, 3, 10) == [("tap the save", 2)]
+    assert frequent_ngrams(texts, 2, 10) == [("tap the", 3), ("the save", 2)]
+    assert frequent_ngrams(texts, 2, 1) == [("tap the", 3)]
+    assert frequent_ngrams([], 3, 10) == []
+    assert frequent_ngrams(["1. Open it\n2. Tap it now", "3) open it", "it tap it"], 2, 10) == [
+        ("open it", 2),
+        ("tap it", 2),
+    ]

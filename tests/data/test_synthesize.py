@@ -23,7 +23,7 @@ from tunesmith.data.sources import read
 from tunesmith.data.synthesis import generate, templates
 from tunesmith.data.synthesis.candidates import fault, plain_answer, plain_prompt, prompt_fault, repeats, request_prompt
 from tunesmith.data.synthesis.generate import SynthesisResult, run
-from tunesmith.data.synthesis.plan import RowPlan, Server, fill, find_plan, names, read_plan
+from tunesmith.data.synthesis.plan import RowPlan, Server, fill_template, find_plan, read_plan, slot_names
 from tunesmith.errors import DataError, ModelError, RecipeError, ResourceError, RunError, Several, TunesmithError
 from tunesmith.generation.from_server import ServerModel
 from tunesmith.generation.text_model import Reply
@@ -114,7 +114,7 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     for line, words in [
         (1, "name: string should match"), (2, "out: string should match"), (3, "'per_topik'.*mean 'per_topic'"),
         (5, "topics.0.name: 'name' is missing"), (6, "topics.1.name: input should be a valid string, not 7"),
-        (7, "styles: list should have at least 1"), (8, "retries: input should be greater"), (8, "variable's name"),
+        (7, "styles: list should have at least 1"), (8, "retries: input should be greater"), (8, "variable name"),
     ]:  # fmt: skip
         assert re.search(f"plan.yaml line {line}, .*{words}", told), (line, words, told)
     assert len(caught.value.errors) == 8
@@ -127,23 +127,35 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
         ("{name: a, out: a.jsonl}", "neither topics nor templates"),
         ("{name: a, out: a.jsonl, topics: [{name: x}], templates: [{prompt: p, answer: a}]}", "both topics and"),
         ("{name: a, out: a.jsonl, topics: [{name: x}]}", "'server' is missing"),
-        ("{name: a, out: a.jsonl, rows: 3, topics: [{name: x}], server: {url: u, model: m}}", "'rows' has no meaning"),
-        ("{name: a, out: a.jsonl, styles: [x], templates: [{prompt: p, answer: a}]}", "'styles' has no meaning"),
-        ("{name: a, out: a.jsonl, topics: [{name: x}, {name: X.}], server: {url: u, model: m}}", "'X.' stands twice"),
+        ("{name: a, out: a.jsonl, rows: 3, topics: [{name: x}], server: {url: u, model: m}}", "'rows' has no effect"),
+        ("{name: a, out: a.jsonl, styles: [x], templates: [{prompt: p, answer: a}]}", "'styles' has no effect"),
+        (
+            "{name: a, out: a.jsonl, topics: [{name: x}, {name: X.}], server: {url: u, model: m}}",
+            "'X.' is listed twice",
+        ),
         ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b}', answer: a}]}", "there is no field 'b'"),
-        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b.x}', answer: a}], fields: {b: [1]}}", "called 'b.x'"),
-        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b[0]}', answer: a}], fields: {b: [1]}}", "called 'b.0.'"),
+        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b.x}', answer: a}], fields: {b: [1]}}", "no field 'b.x'"),
+        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b[0]}', answer: a}], fields: {b: [1]}}", "no field 'b.0.'"),
         (
             "{name: a, out: a.jsonl, templates: [{prompt: 'p {b!r}', answer: a}], fields: {b: [1]}}",
             "has a format specifier",
         ),
-        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b:>9}', answer: a}], fields: {b: [1]}}", "for a format"),
+        (
+            "{name: a, out: a.jsonl, templates: [{prompt: 'p {b:>9}', answer: a}], fields: {b: [1]}}",
+            "a format specifier",
+        ),
         ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b', answer: a}], fields: {b: [1]}}", "is not a template"),
         ("{name: a, out: a.jsonl, templates: [{prompt: p, answer: a}], fields: {b: [1]}}", "no template uses 'b'"),
-        ("{name: a, out: a.jsonl, templates: [{prompt: p, answer: 'a {b}'}], fields: {b: [1]}}", "teaches to invent"),
+        (
+            "{name: a, out: a.jsonl, templates: [{prompt: p, answer: 'a {b}'}], fields: {b: [1]}}",
+            "teaches the model to invent",
+        ),
         ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b}', answer: a}], fields: {b: []}}", "'b' has no value"),
-        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b}', answer: a}], fields: {b: [1, 1]}}", "'1' stands twice"),
-        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b}', answer: a}], fields: {b: x}}", "'b' is no list"),
+        (
+            "{name: a, out: a.jsonl, templates: [{prompt: 'p {b}', answer: a}], fields: {b: [1, 1]}}",
+            "'1' is listed twice",
+        ),
+        ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b}', answer: a}], fields: {b: x}}", "'b' is not a list"),
         ("{name: a, out: a.jsonl, templates: [{prompt: p, answer: a}], fields: {file: no.csv}}", "no such file"),
         ("[1]", "no mapping"),
     ],
@@ -155,10 +167,10 @@ def test_plans_that_make_no_sense(tmp_path: Path, text: str, expected: str) -> N
 
 
 def test_a_slot_is_a_name_and_nothing_else() -> None:
-    assert names("{a} {{b}} {Job Title} {a}") == ["a", "Job Title"]
-    assert fill("{a}{{a}}", {"a": "{a.__class__}"}) == "{a.__class__}{a}"
+    assert slot_names("{a} {{b}} {Job Title} {a}") == ["a", "Job Title"]
+    assert fill_template("{a}{{a}}", {"a": "{a.__class__}"}) == "{a.__class__}{a}"
     with pytest.raises(KeyError):
-        fill("{a.__class__}", {"a": "x"})
+        fill_template("{a.__class__}", {"a": "x"})
 
 
 # --- texts ---------------------------------------------------------------------------------------------------
@@ -381,7 +393,7 @@ def test_stopped_at_any_text_it_ends_with_the_same_rows(tmp_path: Path) -> None:
         assert rest.requests == whole.requests - stop
         assert same_rows(rest.file, whole.file)
         assert rest.rejected == whole.rejected
-        assert ("going on with" in " ".join(said)) == (stop > 0)
+        assert ("resuming with" in " ".join(said)) == (stop > 0)
         assert run(plan, replies, folder).requests == 0  # the journal is whole again
 
 
@@ -475,17 +487,17 @@ def test_a_finished_plan_asks_nothing(tmp_path: Path) -> None:
 def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, TOPICS)
     (tmp_path / "rows.jsonl").write_text("mine\n")
-    with pytest.raises(RunError, match="was not made by this plan"):
+    with pytest.raises(RunError, match="was not written by this plan"):
         run(plan, replies, tmp_path)
     assert (tmp_path / "rows.jsonl").read_text() == "mine\n"
     run(plan, replies, tmp_path, again=True)
     aside = next(tmp_path.glob("rows.jsonl.*.old"))
     assert aside.read_text() == "mine\n"
-    with pytest.raises(RunError, match="begun with another plan"):
+    with pytest.raises(RunError, match="was written with another plan"):
         run(plan.model_copy(update={"seed": 8}), replies, tmp_path)
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write("{}\n")
-    with pytest.raises(RunError, match="changed by hand"):
+    with pytest.raises(RunError, match="was edited after it was written"):
         run(plan, replies, tmp_path)
 
 

@@ -38,8 +38,8 @@ def loading(
                 system,
                 into=table,
                 drop_broken=drop,
-                mend=mend,
-                changed=on_repair
+                repair=mend,
+                on_change=on_repair
                 if pseudonym_map is None
                 else None,  # personal data must not get into the run's folder
             )

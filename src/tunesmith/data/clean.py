@@ -18,8 +18,8 @@ from typing import IO, Any
 from tunesmith.config.recipe import Named
 from tunesmith.config.registry import find
 from tunesmith.data.decisions import Ledger
-from tunesmith.data.open_sources import Opened
-from tunesmith.data.repair_rows import Mend, from_plain, to_plain, undo_row
+from tunesmith.data.open_sources import Source
+from tunesmith.data.repair_rows import Mend, changes_from_plain, to_plain, undo_row
 from tunesmith.data.rows import BadRow, Row
 from tunesmith.data.sources import read_all
 from tunesmith.data.table import Table
@@ -41,7 +41,7 @@ class Cleaned:
 
 
 def write_clean(
-    rows: Table, sources: Sequence[Opened], ledger: Ledger, format: Named, mend: Mend, out: Path
+    rows: Table, sources: Sequence[Source], ledger: Ledger, format: Named, repair: Mend, out: Path
 ) -> list[Cleaned]:
     """Writes the kept rows, repaired, into `out`; dropped and quarantined rows go only into the diff.
 
@@ -66,7 +66,7 @@ def write_clean(
                     row = next(row_iterator, None)
                 if isinstance(item, BadRow) or decision in ("drop", "quarantine"):
                     counts["left_out"] += 1
-                    values = {} if isinstance(item, BadRow) or mend.book else dict(item.values)
+                    values = {} if isinstance(item, BadRow) or repair.book else dict(item.values)
                     line = {
                         "row": number,
                         "where": str(item.origin),
@@ -76,22 +76,22 @@ def write_clean(
                     }
                     lines.append(line | ({"unreadable": item.error.what} if isinstance(item, BadRow) else {}))
                     continue
-                repaired_values, changes = _repair(item, parse, format.options, mend)
+                repaired_values, changes = _repair(item, parse, format.options, repair)
                 writer.write(repaired_values)
                 counts["kept"] += 1
                 if changes or repaired_values != item.values:
                     counts["changed"] += 1
-                    lines.append({"row": number, "where": str(item.origin), "changes": [] if mend.book else changes})
+                    lines.append({"row": number, "where": str(item.origin), "changes": [] if repair.book else changes})
                 if len(lines) >= 1000:
                     _write_lines(log, lines)
             sink.flush()
             head = {"cleaned": file.name, "sha256": hash_file(temporary), "of": source.name, **counts}
-            _write_lines(log, [*lines, {"end": head | {"undoable": mend.book is None}}])
+            _write_lines(log, [*lines, {"end": head | {"undoable": repair.book is None}}])
         cleaned.append(Cleaned(file, diff, **counts))
     return cleaned
 
 
-def _stems(sources: Sequence[Opened]) -> list[str]:
+def _stems(sources: Sequence[Source]) -> list[str]:
     """A distinct file stem for each source: its own, with a number if an earlier source has the same."""
     stems: list[str] = []
     for source in sources:
@@ -150,14 +150,14 @@ def _original_rows(file: Path, by_number: Mapping[int, Any], total: int) -> Iter
         row = next(cleaned)
         if isinstance(row, BadRow):
             raise AssertionError(f"a cleaned row cannot be read: {row.error}")
-        yield undo_row(row.values, from_plain(line["changes"])) if line else row.values
+        yield undo_row(row.values, changes_from_plain(line["changes"])) if line else row.values
 
 
 def _repair(
-    row: Row, parse: Callable[..., Any], options: Mapping[str, Any], mend: Mend
+    row: Row, parse: Callable[..., Any], options: Mapping[str, Any], repair: Mend
 ) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
     turns, _ = parse(row.values, **options)
-    repaired = mend.row(row.values, turns)
+    repaired = repair.row(row.values, turns)
     return (repaired.values, to_plain(repaired.changes)) if repaired.changes or repaired.stand_ins else (row.values, [])
 
 

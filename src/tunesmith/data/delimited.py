@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.conversation import Origin
-from tunesmith.data.rows import MAX_ROW, BadRow, Reader, Row, not_text, too_long
-from tunesmith.data.stream import as_utf8, lines
+from tunesmith.data.rows import MAX_ROW, BadRow, Reader, Row, not_text_error, too_long_error
+from tunesmith.data.stream import as_utf8, split_lines
 from tunesmith.errors import DataError
 
 csv.field_size_limit(1 << 25)  # 32 Mi characters; the default of 128 KiB cuts long documents
@@ -30,11 +30,11 @@ class Separator:
     before: int = 0
 
 
-def separated(default: str) -> Reader:
+def delimited_reader(default: str) -> Reader:
     """Returns a reader of tables with this separator, unless the header shows another."""
 
     def read_separated(path: Path, name: str, encoding: str | None = None) -> Iterator[Row | BadRow]:
-        file_lines = lines(as_utf8(path, encoding), carriage=True)
+        file_lines = split_lines(as_utf8(path, encoding), carriage=True)
         head = list(itertools.islice(file_lines, HEAD))
         separator = find_separator(head, default)
         source = _Source(itertools.chain(head, file_lines), name, encoding)
@@ -43,9 +43,9 @@ def separated(default: str) -> Reader:
     return read_separated
 
 
-def separator_of(path: Path, default: str, encoding: str | None = None) -> Separator:
+def detect_separator(path: Path, default: str, encoding: str | None = None) -> Separator:
     """The separator that the reader uses for this file."""
-    return find_separator(list(itertools.islice(lines(as_utf8(path, encoding), carriage=True), HEAD)), default)
+    return find_separator(list(itertools.islice(split_lines(as_utf8(path, encoding), carriage=True), HEAD)), default)
 
 
 def find_separator(head: Sequence[bytes], default: str) -> Separator:
@@ -112,9 +112,9 @@ class _Source:
                 text = line.decode()
             except UnicodeDecodeError:
                 text = line.decode("utf-8", "surrogateescape")
-                self.damage = self.damage or not_text(self.encoding, self.place(self.number))
+                self.damage = self.damage or not_text_error(self.encoding, self.place(self.number))
             if len(line) > MAX_ROW:
-                self.damage = too_long(self.place(self.number))
+                self.damage = too_long_error(self.place(self.number))
                 text = text[:100]
             if '"' in text:
                 self.quoted.append((self.number, text))

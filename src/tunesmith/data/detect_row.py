@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunesmith.data.messages import CHATS, ROLES, are_messages, message_list
+from tunesmith.data.messages import MESSAGE_KEYS, ROLES, are_messages, message_list
 from tunesmith.errors import DataError
 
 # Column names of questions and answers in public data sets; the first pair that fits is used.
@@ -48,7 +48,7 @@ def is_preference_pair(names: Iterable[Any]) -> bool:
     return any(folded.issuperset(pair) for pair in PREFERENCES)
 
 
-def preference_pair(values: Mapping[str, Any]) -> DataError:
+def preference_pair_error(values: Mapping[str, Any]) -> DataError:
     """The error for a row with a chosen and a rejected answer, which says how to train on the chosen one."""
     names = {str(name).strip().casefold(): str(name) for name in values}
     chosen_column, rejected_column = next(
@@ -77,8 +77,8 @@ def recognise(values: Mapping[str, Any]) -> Recognised:
     """The format of a row. Raises DataError if no format fits or the row cannot be trained on."""
     names = {str(name).strip().casefold(): str(name) for name in values}
     if is_preference_pair(names):
-        raise preference_pair(values)
-    for column in CHATS:
+        raise preference_pair_error(values)
+    for column in MESSAGE_KEYS:
         if (messages := message_list(values.get(names.get(column, "")))) is not None:
             return _chat(names[column], messages, values)
     if {"instruction", "output"} <= names.keys():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunesmith.data.stream import bom_encoding, codec, decompressed
+from tunesmith.data.stream import bom_encoding, codec_name, decompressed
 
 SAMPLE = 1 << 16  # bytes of non-ASCII lines for the guess
 _CANDIDATES = {  # Python's names -> the usual names; the likelier first, which decides ties
@@ -70,13 +70,13 @@ class Encoding:
     why: str
 
 
-def recognise(path: Path, encoding: str | None = None) -> Encoding:
+def detect_encoding(path: Path, encoding: str | None = None) -> Encoding:
     """The encoding of a text file, which is read to its end in constant memory; `encoding` overrides detection.
 
     Raises DataError for an unknown encoding, and lets OSError, EOFError and zlib.error pass.
     """
     if encoding is not None:
-        codec(encoding)
+        codec_name(encoding)
         return Encoding(encoding, False, False, f"{encoding}, as given")
     first = next(decompressed(path), b"")
     mark = bom_encoding(first)

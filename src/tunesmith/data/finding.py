@@ -86,7 +86,7 @@ def span_finding(
     Personal data and secrets in the excerpt are replaced by dots, whichever check reports it.
     """
     source, text = row.origin, row.turns[turn].text
-    excerpt_text = excerpt(hidden(text), *span) if show else ""
+    excerpt_text = excerpt(redacted(text), *span) if show else ""
     return Finding(check, row.id, source.file, source.line, source.unit, message, proposal, turn, *span, excerpt_text)
 
 
@@ -104,7 +104,7 @@ def excerpt(text: str, start: int, end: int) -> str:
 
 
 @lru_cache(maxsize=8)  # the findings of one text follow one another
-def hidden(text: str) -> str:
+def redacted(text: str) -> str:
     """`text` with a dot for each character of personal data and secrets, so that positions stay the same."""
     for span in [*find_secrets(text), *find_personal(text, kinds=PRIVATE)]:
         text = text[: span.start] + "•" * (span.end - span.start) + text[span.end :]

@@ -13,29 +13,29 @@ from dataclasses import replace
 from typing import Any
 
 from tunesmith.data.conversation import Role, Turn, split_reasoning
-from tunesmith.data.detect_row import is_preference_pair, preference_pair, recognise
-from tunesmith.data.messages import Notes, in_order, message_list, read_messages
+from tunesmith.data.detect_row import is_preference_pair, preference_pair_error, recognise
+from tunesmith.data.messages import Notes, message_list, ordered_turns, read_messages
 from tunesmith.errors import DataError
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
-class Parsed(tuple[tuple[Turn, ...], str]):
+class ParsedRow(tuple[tuple[Turn, ...], str]):
     """The pair (turns, group) of a row; `notes` counts unused columns and keys, and changed turns."""
 
     notes: Notes
 
-    def __new__(cls, turns: Iterable[Turn], group: str, notes: Notes) -> Parsed:
+    def __new__(cls, turns: Iterable[Turn], group: str, notes: Notes) -> ParsedRow:
         """Creates the pair."""
         parsed = super().__new__(cls, (tuple(turns), group))
         parsed.notes = notes
         return parsed
 
 
-def auto(values: Mapping[str, Any], *, group: str | None = None) -> Parsed:
+def auto(values: Mapping[str, Any], *, group: str | None = None) -> ParsedRow:
     """Detected from each row: chat, sharegpt, alpaca, or a known pair of columns; `check` reports which and why."""
     detected = recognise(values)
-    formats: dict[str, Callable[..., Parsed]] = {
+    formats: dict[str, Callable[..., ParsedRow]] = {
         "alpaca": alpaca,
         "chat": chat,
         "columns": columns,
@@ -51,7 +51,7 @@ def columns(
     answer: str = "answer",
     system: str | None = None,
     group: str | None = None,
-) -> Parsed:
+) -> ParsedRow:
     """A prompt column and an answer column, and optionally a system message and a group.
 
     Each may also be a template with columns in braces, such as 'Write about {topic} for {reader}.'
@@ -70,7 +70,7 @@ def fields(
     answer: str,
     instruction: str | None = None,
     group: str | None = None,
-) -> Parsed:
+) -> ParsedRow:
     """A document written from fields: the prompt is an instruction and a 'Name: value' line for each nonempty field."""
     field_lines = [
         f"{name}: {text}" for name in fields if (text := " ".join(_cell(values, str(name), "fields").split()))
@@ -88,7 +88,7 @@ def lines(
     prompt: str | None = None,
     ask: list | None = None,  # type: ignore[type-arg]
     group: str | None = None,
-) -> Parsed:
+) -> ParsedRow:
     """Lines of a persona, each the answer to its `prompt` column or to a question in `ask`, chosen by a hash."""
     answer = _cell(values, line, "line")
     question = _cell(values, prompt, "prompt").strip() if prompt is not None else ""
@@ -107,7 +107,7 @@ def alpaca(
     input: str = "input",
     output: str = "output",
     group: str | None = None,
-) -> Parsed:
+) -> ParsedRow:
     """Alpaca rows: instruction, input (may be absent or empty), output."""
     instruction_text = _cell(values, instruction, "instruction")
     context = _cell(values, input, "input").strip() if values.get(input) is not None else ""
@@ -124,7 +124,7 @@ def chat(
     role: str = "role",
     content: str = "content",
     group: str | None = None,
-) -> Parsed:
+) -> ParsedRow:
     """A list of messages with role and content, also as JSON text.
 
     With `completion`, the column `messages` is the prompt and `completion` the answer; each is a list or a text.
@@ -135,12 +135,12 @@ def chat(
         turns = [replace(turn, learn=False) if turn.role == "assistant" else turn for turn in turns]
         turns += _chat_turns(values, completion, "completion", role, content, notes, "assistant")
     elif turns and turns[-1].role == "user" and is_preference_pair(values):
-        raise preference_pair(values)
-    ordered = in_order(turns, notes.turns)
+        raise preference_pair_error(values)
+    ordered = ordered_turns(turns, notes.turns)
     return _parsed(values, ordered, group, [messages, *([completion] if completion else [])], notes)
 
 
-def sharegpt(values: Mapping[str, Any], *, conversations: str = "conversations", group: str | None = None) -> Parsed:
+def sharegpt(values: Mapping[str, Any], *, conversations: str = "conversations", group: str | None = None) -> ParsedRow:
     """ShareGPT rows: a list of {from: human | gpt | system, value}."""
     return chat(values, messages=conversations, role="from", content="value", group=group)
 
@@ -162,7 +162,7 @@ def _chat_turns(
 
 def _parsed(
     values: Mapping[str, Any], turns: Iterable[Turn], group: str | None, used: Iterable[str], notes: Notes | None = None
-) -> Parsed:
+) -> ParsedRow:
     """The row's turns and group; the notes count nonempty columns that are not `used`, and kinds of turns."""
     notes, turns = notes or Notes(), tuple(turns)
     answers = [turn for turn in turns if turn.role == "assistant"]
@@ -171,7 +171,7 @@ def _parsed(
     notes.turns.update({"answers kept as context, not trained on": context} if context else {})
     used_columns = {*used, group}
     notes.unused.update(str(name) for name, value in values.items() if name not in used_columns and value not in _EMPTY)
-    return Parsed(turns, _group(values, group), notes)
+    return ParsedRow(turns, _group(values, group), notes)
 
 
 def _answer(text: str) -> Turn:
@@ -223,6 +223,6 @@ def _cell(values: Mapping[str, Any], name: str, option: str) -> str:
 
 def _missing(values: Mapping[str, Any], name: str, option: str) -> DataError:
     if is_preference_pair(values):
-        return preference_pair(values)
+        return preference_pair_error(values)
     present = ", ".join(map(str, values)) or "nothing"
     return DataError(f"no column '{name}'. It has: {present}", next=f"Set {option} in data.format to one of them")

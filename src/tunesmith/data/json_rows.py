@@ -17,12 +17,12 @@ from tunesmith.data.rows import (
     BadRow,
     Row,
     check_surrogates,
-    load,
-    mapping,
-    not_text,
-    too_long,
+    not_text_error,
+    parse_json,
+    require_object,
+    too_long_error,
 )
-from tunesmith.data.stream import as_utf8, lines
+from tunesmith.data.stream import as_utf8, split_lines
 from tunesmith.errors import DataError
 
 MAX_OBJECT_BYTES = 1 << 28  # bytes of a JSON object with a table; it is read at once
@@ -35,23 +35,23 @@ _ROW, _STRAY, _EXTRA, _OPEN, _END = "row", "stray", "extra", "open", "end"  # wh
 
 def jsonl(path: Path, name: str, encoding: str | None = None) -> Iterator[Row | BadRow]:
     """One row per line; empty lines are skipped."""
-    for number, line in enumerate(lines(as_utf8(path, encoding)), start=1):
+    for number, line in enumerate(split_lines(as_utf8(path, encoding)), start=1):
         origin = Origin(name, number)
         try:
             text = _decode(line, str(origin), encoding).rstrip("\n")
             if text.strip():
-                yield Row(mapping(load(text, str(origin)), str(origin)), origin)
+                yield Row(require_object(parse_json(text, str(origin)), str(origin)), origin)
         except DataError as error:
             yield BadRow(origin, error)
 
 
 def _decode(line: bytes, where: str, encoding: str | None) -> str:
     if len(line) > MAX_ROW:
-        raise too_long(where)
+        raise too_long_error(where)
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise not_text(encoding, where) from error
+        raise not_text_error(encoding, where) from error
 
 
 def json_rows(path: Path, name: str, encoding: str | None = None) -> Iterator[Row | BadRow]:
@@ -73,14 +73,14 @@ def _object(chunks: Iterator[bytes], name: str, encoding: str | None) -> Iterato
                 next="Write it as a list, or as .jsonl",
             )
     try:
-        value = load(data.decode(), name)
+        value = parse_json(data.decode(), name)
     except DataError as error:
         if not error.what.endswith("Extra data"):
             raise
         raise DataError(error.what, where=error.where, next="Name it .jsonl if each line is an object") from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise not_text(encoding, f"{name} line {line}") from error
+        raise not_text_error(encoding, f"{name} line {line}") from error
     if isinstance(value, dict):  # {"data": [...]}: its only list is the table
         lists = [item for item in value.values() if isinstance(item, list)]
         value = lists[0] if len(lists) == 1 else value
@@ -89,7 +89,7 @@ def _object(chunks: Iterator[bytes], name: str, encoding: str | None) -> Iterato
     for number, item in enumerate(value, start=1):
         origin = Origin(name, number, "row")
         try:
-            yield Row(mapping(item, str(origin)), origin)
+            yield Row(require_object(item, str(origin)), origin)
         except DataError as error:
             yield BadRow(origin, error)
 
@@ -193,7 +193,7 @@ class _List:
             if len(window.text) - window.at > MAX_ROW:
                 if self.layout is None or not self._skip_lines(self.layout):
                     self.next = _END
-                return BadRow(self.origin, too_long(str(self.origin)))
+                return BadRow(self.origin, too_long_error(str(self.origin)))
             window.more()
 
     def _parsed_row(self, value: Any, end: int) -> Row | BadRow:
@@ -204,9 +204,9 @@ class _List:
         window.at = end
         self.next = self._after_row()
         if damage:
-            return BadRow(origin, not_text(self.encoding, f"{self.name} line {line}"))
+            return BadRow(origin, not_text_error(self.encoding, f"{self.name} line {line}"))
         try:
-            return Row(mapping(check_surrogates(value, text), str(origin)), origin)
+            return Row(require_object(check_surrogates(value, text), str(origin)), origin)
         except DataError as error:
             return BadRow(origin, error)
         except (RecursionError, ValueError) as error:

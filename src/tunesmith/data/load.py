@@ -13,11 +13,11 @@ from typing import Any
 from tunesmith.config.recipe import Named
 from tunesmith.config.registry import find
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.data.finding import Finding, hidden
+from tunesmith.data.finding import Finding, redacted
 from tunesmith.data.labels import AnswerLabels
 from tunesmith.data.messages import Notes, message_list
-from tunesmith.data.open_sources import Opened
-from tunesmith.data.repair_rows import Change, Mend, kinds
+from tunesmith.data.open_sources import Source
+from tunesmith.data.repair_rows import Change, Mend, edit_kinds
 from tunesmith.data.rows import BadRow, Row
 from tunesmith.data.table import Table
 from tunesmith.errors import DataError, Several, TunesmithError
@@ -28,7 +28,7 @@ SHOWN_REASONS = 5
 
 
 @dataclass
-class Repairs:
+class RepairCounts:
     """The repairs that were made while loading."""
 
     rows: int = 0
@@ -45,12 +45,12 @@ class Repairs:
                 if self.kinds[edit.kind] < SHOWN_CHANGES:
                     column = ".".join(map(str, change.path))
                     example = {
-                        "before": hidden(edit.before)[:300],
-                        "after": hidden(edit.after)[:300],
+                        "before": redacted(edit.before)[:300],
+                        "after": redacted(edit.after)[:300],
                         "kind": edit.kind,
                     }
                     self.examples.append({"where": str(row.origin), "column": column, **example})
-        self.kinds.update(kinds(changes))
+        self.kinds.update(edit_kinds(changes))
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Loaded:
 
     rows: Table
     broken: list[Finding]
-    repairs: Repairs
+    repairs: RepairCounts
     sources: list[dict[str, Any]]  # facts about each file: encoding, bytes, rows
     left_out: list[Finding] = field(default_factory=list)
     notes: Notes = field(default_factory=Notes)
@@ -87,23 +87,23 @@ Sink = Callable[[Row, Sequence[Change]], None]
 
 
 def load(
-    sources: Sequence[Opened],
+    sources: Sequence[Source],
     format: Named,
     system: str | None,
     *,
     into: Path,
     drop_broken: bool = False,
-    mend: Mend | None = None,
-    changed: Sink | None = None,
+    repair: Mend | None = None,
+    on_change: Sink | None = None,
 ) -> Loaded:
-    """Loads every row of `sources` as a conversation into a table at `into`; `changed` is called for repaired rows.
+    """Loads every row of `sources` as a conversation into a table at `into`; `on_change` is called for repaired rows.
 
     Raises Several with the rows that do not fit, by file and line (equal errors once, at most 20); with `drop_broken`
     such rows are findings, as long as others fit.
     """
     labels = AnswerLabels(format.name, format.options)
     reader = _Reader(
-        find("tunesmith.data.formats", format.name), format.options, system, mend or Mend(), changed, labels
+        find("tunesmith.data.formats", format.name), format.options, system, repair or Mend(), on_change, labels
     )
     table = Table.write(into, reader.conversations(sources))
     broken = reader.broken
@@ -133,22 +133,22 @@ class _Reader:
         parse: Callable[..., Any],
         options: Mapping[str, Any],
         system: str | None,
-        mend: Mend,
-        changed: Sink | None,
+        repair: Mend,
+        on_change: Sink | None,
         labels: AnswerLabels,
     ) -> None:
         self._parse, self._options, self._system = parse, options, system
-        self._mend, self._changed, self._labels = mend, changed, labels
+        self._repair, self._on_change, self._labels = repair, on_change, labels
         self._read = 0
         self.notes = Notes()
         self._seen: Counter[str] = Counter()
         self.fatal: list[TunesmithError] = []
         self.wrong: list[TunesmithError] = []
         self.broken: list[Finding] = []
-        self.repairs = Repairs()
+        self.repairs = RepairCounts()
         self.facts: list[dict[str, Any]] = []
 
-    def conversations(self, sources: Iterable[Opened]) -> Iterator[Conversation]:
+    def conversations(self, sources: Iterable[Source]) -> Iterator[Conversation]:
         for source in sources:
             self.facts.append(facts := source.facts())
             facts["rows"] = 0
@@ -173,14 +173,14 @@ class _Reader:
     def _conversation(self, row: Row) -> Conversation:
         turns, group = parsed = self._parse(row.values, **self._options)
         values = row.values
-        if self._mend:
-            repaired = self._mend.row(values, turns)
+        if self._repair:
+            repaired = self._repair.row(values, turns)
             if repaired.changes or repaired.stand_ins:
                 self.repairs.enter(row, repaired.changes, repaired.stand_ins)
                 values = repaired.values
                 turns, group = self._parse(values, **self._options)
-                if self._changed:
-                    self._changed(row, repaired.changes)
+                if self._on_change:
+                    self._on_change(row, repaired.changes)
         self.notes.enter(parsed.notes)
         self._labels.enter(self._read, row.values)
         self._read += 1

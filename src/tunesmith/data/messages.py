@@ -28,7 +28,7 @@ ROLES: dict[str, Role] = {
 TOOL_ROLES = frozenset(
     ("tool", "function", "function_call", "tool_call", "tool_calls", "tool_response", "observation", "ipython")
 )
-CHATS = ("messages", "conversations", "conversation", "turns")  # columns and keys of lists of messages
+MESSAGE_KEYS = ("messages", "conversations", "conversation", "turns")  # columns and keys of lists of messages
 REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek and Qwen; OpenRouter and vLLM; gpt-oss
 # Whether a message has loss: `weight` OpenAI; `train`, `training` Axolotl; `loss` ChatGLM, ms-swift, LLaMA-Factory.
 LOSS_FLAGS = ("weight", "train", "training", "loss", "learn")
@@ -69,7 +69,7 @@ def message_list(cell: Any) -> list[Any] | None:
     if isinstance(cell, list):
         return cell
     if isinstance(cell, Mapping):
-        return next((cell[key] for key in CHATS if isinstance(cell.get(key), list)), None)
+        return next((cell[key] for key in MESSAGE_KEYS if isinstance(cell.get(key), list)), None)
     return message_list(decoded_messages(cell)) if isinstance(cell, str) else None
 
 
@@ -216,7 +216,7 @@ def _carries_loss(message: Mapping[str, Any], keys: Sequence[str], number: int) 
 # --- turns in order ------------------------------------------------------------------------------------------
 
 
-def in_order(turns: Sequence[Turn], changes: Counter[str]) -> tuple[Turn, ...]:
+def ordered_turns(turns: Sequence[Turn], changes: Counter[str]) -> tuple[Turn, ...]:
     """The turns up to the last answer with loss, with user and assistant alternating, the user first.
 
     Assistant turns before the first user turn and turns after the last answer with loss are left out; adjacent turns of

@@ -15,7 +15,7 @@ from tunesmith.runs.run import hash_file
 
 
 @dataclass(frozen=True)
-class Opened:
+class Source:
     """One source: its display name, its file (None for a Hub data set), its encoding, and notes."""
 
     name: str
@@ -45,16 +45,16 @@ class Opened:
         return self.file.name.removesuffix(".gz").removesuffix(self.kind)
 
 
-def open_sources(names: str | Sequence[str], folder: Path, encoding: str | None = None) -> list[Opened]:
+def open_sources(names: str | Sequence[str], folder: Path, encoding: str | None = None) -> list[Source]:
     """Opens what data.source names, relative to `folder`; `encoding` overrides detection.
 
     Raises DataError if there is no source or one cannot be read.
     """
-    opened: list[Opened] = []
+    opened: list[Source] = []
     for source in [names] if isinstance(names, str) else names:
         if source.startswith("hub:"):
             parse(source)
-            opened.append(Opened(source, None, kind=".jsonl"))
+            opened.append(Source(source, None, kind=".jsonl"))
         else:
             files, note = tables(source, folder)
             opened_files = [_open_file(path, encoding) for path in files]
@@ -66,11 +66,11 @@ def open_sources(names: str | Sequence[str], folder: Path, encoding: str | None 
     return opened
 
 
-def _open_file(path: Path, encoding: str | None) -> Opened:
+def _open_file(path: Path, encoding: str | None) -> Source:
     facts = describe(path, encoding)
     detected = facts.encoding
     notes = [detected.why if detected else "", facts.delimiter_why]
-    return Opened(
+    return Source(
         facts.file,
         path,
         detected.name if detected else None,

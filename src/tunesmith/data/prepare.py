@@ -20,7 +20,7 @@ from tunesmith.data.finding import Context, Finding
 from tunesmith.data.load import Loaded
 from tunesmith.data.overlap import overlap
 from tunesmith.data.profile import profile
-from tunesmith.data.run_checks import look
+from tunesmith.data.run_checks import run_checks
 from tunesmith.data.split import PARTS, split
 from tunesmith.data.table import Table
 from tunesmith.errors import DataError
@@ -57,7 +57,7 @@ def audit(
         profile_future = executor.submit(profile, _Stoppable(loaded.rows, stop), context.count_tokens)
         try:
             ledger.enter(
-                look(loaded.rows, _with_required(checks), context, scopes=("row", "table"), processes=processes)
+                run_checks(loaded.rows, _with_required(checks), context, scopes=("row", "table"), processes=processes)
             )
         except BaseException:  # also Ctrl-C: stop the profile
             stop.set()
@@ -81,7 +81,7 @@ def checked(
     """Runs the checks on rows and on the whole table. Rows that cannot be trained on are always found."""
     ledger = Ledger([check.name for check in checks], sink)
     scopes = ("row", "table")
-    ledger.enter(look(loaded.rows, _with_required(checks), context, scopes=scopes, processes=processes))
+    ledger.enter(run_checks(loaded.rows, _with_required(checks), context, scopes=scopes, processes=processes))
     return ledger
 
 
@@ -111,7 +111,7 @@ def prepare(
             audit={**_audit_counts(loaded, ledger), "profile": profile(rows, context.count_tokens)},
         )
     parts = split(kept_rows, seed=seed, **data.split.model_dump())
-    ledger.enter(look(kept_rows, data.checks, replace(context, parts=parts), scopes=("split",)))
+    ledger.enter(run_checks(kept_rows, data.checks, replace(context, parts=parts), scopes=("split",)))
     kept_rows = _kept_rows(kept_rows, ledger)
     names = [parts[row.id] for row in kept_rows]
     by_part = {part: kept_rows.take(index for index, name in enumerate(names) if name == part) for part in PARTS}

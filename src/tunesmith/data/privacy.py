@@ -55,18 +55,18 @@ def find_personal(
         for person in people
         if not any(person.start < span.end and span.start < person.end for span in spans_found)
     ]
-    spans_found = resolve([*spans_found, *patterns.names(text, names), *separate])
+    spans_found = without_overlaps([*spans_found, *patterns.names(text, names), *separate])
     if digits >= FEW_DIGITS:
-        spans_found += patterns.phones(_blanked(text, resolve([*spans_found, *find_secrets(text)])))
+        spans_found += patterns.phones(_blanked(text, without_overlaps([*spans_found, *find_secrets(text)])))
     return [span for span in sorted(spans_found, key=lambda span: span.start) if span.kind in kinds]
 
 
 def find_secrets(text: str) -> list[Span]:
     """Keys, tokens and passwords in `text`, in order, without overlaps; the kind names the issuer."""
-    return resolve(list(patterns.secrets(text)))
+    return without_overlaps(list(patterns.secrets(text)))
 
 
-def resolve(spans: Iterable[Span]) -> list[Span]:
+def without_overlaps(spans: Iterable[Span]) -> list[Span]:
     """The spans in order, without overlaps: the longest wins, of equally long ones the first."""
     selected: list[Span] = []
     longest_first = sorted(spans, key=lambda span: span.start - span.end)
@@ -119,7 +119,7 @@ class Pseudonyms:
         """
         self._reserved.update(span.text for span in spans)
 
-    def stand_in(self, kind: str, value: str, *, unlike: str = "") -> str:
+    def pseudonym(self, kind: str, value: str, *, unlike: str = "") -> str:
         """The pseudonym of `value`; a new one never occurs in the text `unlike`."""
         pseudonym = self._stand_ins.get((kind, value))
         while pseudonym is None:
@@ -180,7 +180,7 @@ class Pseudonyms:
         return next((end for end in ends if text[position:end] in self._values and not _inside_word(text, end)), 0)
 
 
-def pseudonymise(text: str, spans: Iterable[Span], book: Pseudonyms) -> str:
+def pseudonymize(text: str, spans: Iterable[Span], book: Pseudonyms) -> str:
     """Replaces each of `spans` in `text` with its pseudonym; names word by word, so that a first name matches too.
 
     Spans that overlap a pseudonym of the map are left, so a second call changes nothing. Raises ValueError for a span
@@ -190,7 +190,7 @@ def pseudonymise(text: str, spans: Iterable[Span], book: Pseudonyms) -> str:
     for existing in book.occurrences(text):
         occupied[existing.start : existing.end] = b"\1" * len(existing.text)
     out, position = [], 0
-    for span in resolve(span for span in spans if not any(occupied[span.start : span.end])):
+    for span in without_overlaps(span for span in spans if not any(occupied[span.start : span.end])):
         if text[span.start : span.end] != span.text:
             raise ValueError(f"the text has {text[span.start : span.end]!r} at {span.start}, not {span.text!r}")
         out += [text[position : span.start], _pseudonym_for(span, text, book)]
@@ -214,8 +214,8 @@ def _inside_word(text: str, position: int) -> bool:
 
 def _pseudonym_for(span: Span, text: str, book: Pseudonyms) -> str:
     if span.kind != "name":
-        return book.stand_in(span.kind, span.text, unlike=text)
-    return re.sub(r"\w+", lambda word: book.stand_in("name", word[0], unlike=text), span.text)
+        return book.pseudonym(span.kind, span.text, unlike=text)
+    return re.sub(r"\w+", lambda word: book.pseudonym("name", word[0], unlike=text), span.text)
 
 
 def _new_pseudonym(kind: str, value: str, number: int) -> str:

@@ -56,7 +56,7 @@ def profile(
             languages[_language(row.answer)] += 1
     return {
         "rows": len(rows),
-        "lengths": {name: spread(values) for name, values in lengths.items()},
+        "lengths": {name: distribution(values) for name, values in lengths.items()},
         "groups": dict(sorted(groups.items())),
         "exchanges": {str(number): count for number, count in sorted(exchanges.items())},
         "fields": {
@@ -66,12 +66,12 @@ def profile(
         "languages": dict(languages.most_common()),
         "distinct": {name: len(members) for name, members in distinct.items()},
         "read": {"ngrams": len(sampled[0]), "languages": languages.total()},
-        "prompt_ngrams": frequent(sampled[0], 3, top),
-        "answer_ngrams": frequent(sampled[1], 3, top),
+        "prompt_ngrams": frequent_ngrams(sampled[0], 3, top),
+        "answer_ngrams": frequent_ngrams(sampled[1], 3, top),
     }
 
 
-def spread(values: Iterable[int]) -> dict[str, Any]:
+def distribution(values: Iterable[int]) -> dict[str, Any]:
     """Minimum, 5 %, median, mean, 95 %, maximum, and a histogram of at most 30 bins (edges, counts)."""
     numbers = np.fromiter(values, dtype=np.int64)
     if not len(numbers):
@@ -91,7 +91,7 @@ def spread(values: Iterable[int]) -> dict[str, Any]:
     }
 
 
-def frequent(texts: Sequence[str], size: int, top: int) -> list[tuple[str, int]]:
+def frequent_ngrams(texts: Sequence[str], size: int, top: int) -> list[tuple[str, int]]:
     """The `top` most frequent word n-grams of `size`, counted once per text and not across lines: (words, texts)."""
     counts: Counter[str] = Counter()
     for text in texts:

@@ -16,8 +16,8 @@ from typing import Any
 from tunesmith.data.conversation import Turn, split_reasoning
 from tunesmith.data.messages import decoded_messages
 from tunesmith.data.ner import find_names
-from tunesmith.data.privacy import KINDS, Pseudonyms, find_personal, pseudonymise
-from tunesmith.data.repair_text import Edit, Repaired, repair, undo
+from tunesmith.data.privacy import KINDS, Pseudonyms, find_personal, pseudonymize
+from tunesmith.data.repair_text import Edit, RepairedText, repair, undo
 
 Path = tuple[str | int, ...]  # the keys and indices that lead to a text inside a row
 
@@ -31,7 +31,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Mended:
+class RepairedRow:
     """A row's values after repair, the changes, and the number of pseudonyms that were inserted."""
 
     values: dict[str, Any]
@@ -56,38 +56,38 @@ class Mend:
     def __bool__(self) -> bool:
         return self.damage or self.book is not None
 
-    def row(self, values: Mapping[str, Any], turns: Sequence[Turn]) -> Mended:
+    def row(self, values: Mapping[str, Any], turns: Sequence[Turn]) -> RepairedRow:
         """Repairs `values`; `turns` is the conversation that was read from them."""
         answers = {turn.text for turn in turns if turn.role == "assistant"}
         thoughts = {turn.reasoning for turn in turns if turn.reasoning}
         row_names = [str(values[name]) for name in self.names if values.get(name)]
         changes: list[Change] = []
-        stand_ins = 0
+        pseudonym_count = 0
 
         def repair_cell(path: Path, text: str) -> str:
-            nonlocal stand_ins
+            nonlocal pseudonym_count
             if (messages := decoded_messages(text)) is not None:
                 return repair_messages(path, text, messages)
-            repaired = _repair_by_role(text, new_values, answers, thoughts) if self.damage else Repaired(text)
+            repaired = _repair_by_role(text, new_values, answers, thoughts) if self.damage else RepairedText(text)
             if repaired.edits:
                 changes.append(Change(path, repaired.edits))
             if self.book is None:
                 return repaired.text
             people = next(find_names([repaired.text], model=self.ner)) if self.ner else ()
             spans = find_personal(repaired.text, names=row_names, kinds=tuple(self.kinds), people=people)
-            stand_ins += len(spans)
-            return pseudonymise(repaired.text, spans, self.book) if spans else repaired.text
+            pseudonym_count += len(spans)
+            return pseudonymize(repaired.text, spans, self.book) if spans else repaired.text
 
         def repair_messages(path: Path, text: str, messages: Any) -> str:
-            first_change, stand_ins_before = len(changes), stand_ins
+            first_change, count_before = len(changes), pseudonym_count
             repaired_messages = _map(messages, (), repair_cell)
-            edit_kinds = sorted(set(kinds(changes[first_change:])))
+            kinds_changed = sorted(set(edit_kinds(changes[first_change:])))
             del changes[first_change:]
-            if not edit_kinds and stand_ins == stand_ins_before:
+            if not kinds_changed and pseudonym_count == count_before:
                 return text
             new_text = json.dumps(repaired_messages, ensure_ascii=False)
-            if edit_kinds:
-                changes.append(Change(path, (Edit(0, len(text), text, new_text, "+".join(edit_kinds)),)))
+            if kinds_changed:
+                changes.append(Change(path, (Edit(0, len(text), text, new_text, "+".join(kinds_changed)),)))
             return new_text
 
         new_values = {str(name): value for name, value in values.items()}
@@ -97,22 +97,22 @@ class Mend:
 
         for name in sorted(new_values, key=comes_last):  # answers last: repaired fields fill their placeholders
             new_values[name] = _map(new_values[name], (name,), repair_cell)
-        return Mended(new_values, tuple(changes), stand_ins)
+        return RepairedRow(new_values, tuple(changes), pseudonym_count)
 
 
-def _repair_by_role(text: str, fields: Mapping[str, Any], answers: set[str], thoughts: set[str]) -> Repaired:
+def _repair_by_role(text: str, fields: Mapping[str, Any], answers: set[str], thoughts: set[str]) -> RepairedText:
     """Repairs a text by its role: an answer, an answer after reasoning, reasoning, or any other text."""
     if text in answers:
         return repair(text, fields)
     if text.strip("\r\n") in thoughts:
-        return Repaired(text)
+        return RepairedText(text)
     if not _is_answer(text, answers):
         return repair(text, fields, base=True)
     answer = split_reasoning(text)[1]
     start = len(text) - len(answer)
     repaired = repair(answer, fields)
     edits = tuple(replace(edit, start=edit.start + start, end=edit.end + start) for edit in repaired.edits)
-    return Repaired(text[:start] + repaired.text, edits)
+    return RepairedText(text[:start] + repaired.text, edits)
 
 
 def _is_answer(text: str, answers: set[str]) -> bool:
@@ -139,12 +139,12 @@ def to_plain(changes: Sequence[Change]) -> list[dict[str, Any]]:
     ]
 
 
-def from_plain(plain: Sequence[Mapping[str, Any]]) -> tuple[Change, ...]:
+def changes_from_plain(plain: Sequence[Mapping[str, Any]]) -> tuple[Change, ...]:
     """The inverse of `to_plain`."""
     return tuple(Change(tuple(entry["path"]), tuple(Edit(*edit) for edit in entry["edits"])) for entry in plain)
 
 
-def kinds(changes: Sequence[Change]) -> Iterator[str]:
+def edit_kinds(changes: Sequence[Change]) -> Iterator[str]:
     """The kind of each edit."""
     for change in changes:
         for edit in change.edits:

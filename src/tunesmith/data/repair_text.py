@@ -32,19 +32,19 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Repaired:
+class RepairedText:
     """A repaired text and its edits, in order, at positions in the original text; no two touch."""
 
     text: str
     edits: tuple[Edit, ...] = ()
 
 
-def repair(text: str, fields: Mapping[str, Any] | None = None, *, base: bool = False) -> Repaired:
+def repair(text: str, fields: Mapping[str, Any] | None = None, *, base: bool = False) -> RepairedText:
     """Repairs encoding, whitespace, entities, collapsed lists, and placeholders that one value of `fields` fits.
 
     With `base`, only the first three. `repair(repair(x).text)` changes nothing, and `undo` restores x.
     """
-    result = Repaired(text)
+    result = RepairedText(text)
     passes = (*map(_fixable, (mojibake, broken_whitespace, markup)),)
     if not base:
         passes += (_placeholder_filler(fields), _fixable(collapsed_list))
@@ -55,7 +55,7 @@ def repair(text: str, fields: Mapping[str, Any] | None = None, *, base: bool = F
                 result = _compose(text, result, edits)
         if result.text == before:
             return result
-    return Repaired(text)
+    return RepairedText(text)
 
 
 def undo(text: str, edits: Sequence[Edit]) -> str:
@@ -146,7 +146,7 @@ def _to_edits(defects: Iterator[Defect]) -> list[Edit]:
     return edits
 
 
-def _compose(original: str, earlier: Repaired, later: Sequence[Edit]) -> Repaired:
+def _compose(original: str, earlier: RepairedText, later: Sequence[Edit]) -> RepairedText:
     """Applies `later`, with positions in `earlier.text`, after `earlier`, whose edits have positions in `original`.
 
     Overlapping or touching edits are merged. A position outside all edits shifts by the lengths gained before it.
@@ -167,7 +167,7 @@ def _compose(original: str, earlier: Repaired, later: Sequence[Edit]) -> Repaire
         kinds = "+".join(sorted({kind for span in group for kind in span[2].split("+")}))
         if before != after:
             edits.append(Edit(original_start, end - earlier_gain, before, after, kinds))
-    return Repaired(text, tuple(edits))
+    return RepairedText(text, tuple(edits))
 
 
 def _apply(text: str, edits: Sequence[Edit]) -> str:

@@ -53,7 +53,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
-def load(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
     """Parses a JSON text. Raises DataError with its line or column."""
     try:
         return check_surrogates(DECODER.decode(text), text)
@@ -71,7 +71,7 @@ def check_surrogates(value: Any, text: str) -> Any:
     return value
 
 
-def mapping(value: Any, where: str) -> Mapping[str, Any]:
+def require_object(value: Any, where: str) -> Mapping[str, Any]:
     """Returns the value. Raises DataError if it is not an object."""
     if not isinstance(value, dict):
         raise DataError(
@@ -80,13 +80,13 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def not_text(encoding: str | None, where: str) -> DataError:
+def not_text_error(encoding: str | None, where: str) -> DataError:
     """The error for bytes that cannot be decoded."""
     advice = "Save the file as UTF-8" if encoding is None else "Set the file's actual encoding, or save it as UTF-8"
     return DataError(f"is not {encoding or 'UTF-8'} text", where=where, next=advice)
 
 
-def too_long(where: str) -> DataError:
+def too_long_error(where: str) -> DataError:
     """The error for a row that does not end."""
     return DataError(
         f"is longer than {MAX_ROW >> 20} MiB", where=where, next="Look for a missing line end, quote or bracket"

@@ -31,7 +31,7 @@ MAIN_PROCESS_CHECKS = ("bad_answer", "broken", "too_long", "unlearnable")
 Indices = npt.NDArray[np.int64]
 
 
-def look(
+def run_checks(
     rows: Table, checks: Sequence[Named], context: Context, *, scopes: Sequence[str], processes: int = 1
 ) -> Iterator[Finding]:
     """Yields the findings of the checks whose scope is in `scopes`: first those on single rows, then the others.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.columnar import arrow, parquet
-from tunesmith.data.delimited import separated, separator_of
-from tunesmith.data.encoding import Encoding, recognise
+from tunesmith.data.delimited import delimited_reader, detect_separator
+from tunesmith.data.encoding import Encoding, detect_encoding
 from tunesmith.data.json_rows import json_rows, jsonl
 from tunesmith.data.rows import BadRow, Reader, Row
 from tunesmith.data.stream import is_gzip
@@ -20,8 +20,8 @@ from tunesmith.errors import DataError
 __all__ = ["READERS", "BadRow", "Row", "SourceFacts", "describe", "locate", "read", "read_all"]
 
 READERS: dict[str, Reader] = {
-    ".csv": separated(","),
-    ".tsv": separated("\t"),
+    ".csv": delimited_reader(","),
+    ".tsv": delimited_reader("\t"),
     ".json": json_rows,
     ".jsonl": jsonl,
     ".parquet": parquet,
@@ -116,10 +116,10 @@ def describe(path: Path, encoding: str | None = None) -> SourceFacts:
         size = path.stat().st_size
         if kind in _BINARY:
             return SourceFacts(path_name, size, kind, is_gzip(path), None)
-        detected = recognise(path, encoding)
+        detected = detect_encoding(path, encoding)
         if kind not in _SEPARATORS:
             return SourceFacts(path_name, size, kind, is_gzip(path), detected)
-        separator = separator_of(path, _SEPARATORS[kind], detected.name)
+        separator = detect_separator(path, _SEPARATORS[kind], detected.name)
         return SourceFacts(path_name, size, kind, is_gzip(path), detected, separator.character, separator.why)
 
 

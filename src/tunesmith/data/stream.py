@@ -27,7 +27,7 @@ _BYTE_ORDER_MARKS = (  # in this order: UTF-32's begins with UTF-16's
 _NOT_FOR_FILES = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"}
 
 
-def codec(encoding: str) -> str:
+def codec_name(encoding: str) -> str:
     """Python's name of a text encoding. Raises DataError for an unknown one."""
     try:
         name = codecs.lookup(encoding).name
@@ -62,7 +62,7 @@ def as_utf8(path: Path, encoding: str | None = None) -> Iterator[bytes]:
     With `encoding` None the byte-order mark decides, else UTF-8. Bytes that cannot be decoded become bytes that are not
     UTF-8, in the same position. Raises DataError for an unknown encoding.
     """
-    name = codec(encoding) if encoding is not None else None
+    name = codec_name(encoding) if encoding is not None else None
     chunks = decompressed(path)
     first = next(chunks, b"")
     name = name or bom_encoding(first) or "utf-8"
@@ -85,7 +85,7 @@ def _recoded(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
         yield text.encode("utf-8", "surrogatepass")
 
 
-def lines(chunks: Iterator[bytes], *, carriage: bool = False) -> Iterator[bytes]:
+def split_lines(chunks: Iterator[bytes], *, carriage: bool = False) -> Iterator[bytes]:
     r"""Lines with their ends: \n, and with `carriage` also \r.
 
     A line longer than MAX_ROW bytes is cut to MAX_ROW + 1, without an end.

@@ -24,7 +24,7 @@ class Defect:
     fix: str | None = None
 
 
-def at(
+def make_defect(
     kind: str, text: str, start: int, end: int, why: str, severity: Severity = "warning", fix: str | None = None
 ) -> Defect:
     """The defect at `start` to `end` of `text`."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from tunesmith.data.defects._code import line_end, mask
-from tunesmith.data.defects._defect import Defect, Severity, at
+from tunesmith.data.defects._defect import Defect, Severity, make_defect
 
 _BROKEN = re.compile(
     r"(?P<crlf>\r\n?)|(?P<escape>\x1b\[[0-9;]{0,20}[A-Za-z])|(?P<feed>[\x0b\x0c\x85])"
@@ -39,22 +39,22 @@ def broken_whitespace(text: str) -> Iterator[Defect]:
         group = str(match.lastgroup)
         fix = "" if group in ("escape", "control") else "\n"
         message = "a carriage return" if group == "crlf" else "a control character"
-        yield at("broken_whitespace", text, *match.span(), message, fix=fix)
+        yield make_defect("broken_whitespace", text, *match.span(), message, fix=fix)
     bare = text.strip("\n\r \t")
     first = text.rfind("\n", 0, text.find(bare)) + 1 if bare else 0  # the indent of the first line may have a meaning
     last = text.find(bare) + len(bare)
     if first and "\r" not in text[:first]:
-        yield at("broken_whitespace", text, 0, first, "blank lines before the text", fix="")
+        yield make_defect("broken_whitespace", text, 0, first, "blank lines before the text", fix="")
     for match in _BLANKS.finditer(mask(text), first, last):
         if match["blank"]:
-            yield at("broken_whitespace", text, *match.span(), "more than two blank lines", fix="\n\n")
+            yield make_defect("broken_whitespace", text, *match.span(), "more than two blank lines", fix="\n\n")
         elif match[0] != "  " or text[match.end() : match.end() + 2].strip() == "":
             severity: Severity = "note" if len(match[0]) < _FEW and "\t" not in match[0] else "warning"
-            yield at("broken_whitespace", text, *match.span(), "spaces at the end of a line", severity, "")
+            yield make_defect("broken_whitespace", text, *match.span(), "spaces at the end of a line", severity, "")
     yield from _within_lines(text)
     if last < len(text) and "\r" not in text[last:]:
         severity = "note" if len(text) - last < _FEW and "\t" not in text[last:] else "warning"
-        yield at("broken_whitespace", text, last, len(text), "whitespace after the text", severity, "")
+        yield make_defect("broken_whitespace", text, last, len(text), "whitespace after the text", severity, "")
 
 
 def _within_lines(text: str) -> Iterator[Defect]:
@@ -62,14 +62,14 @@ def _within_lines(text: str) -> Iterator[Defect]:
     masked = mask(text)
     if not text.isascii():
         for match in _ZERO_WIDTH.finditer(masked):
-            yield at("broken_whitespace", text, *match.span(), "a zero-width character", fix="")
+            yield make_defect("broken_whitespace", text, *match.span(), "a zero-width character", fix="")
         no_break_count = masked.count("\xa0")
         if no_break_count >= _FEW and no_break_count >= _MANY * (no_break_count + masked.count(" ")):
             for match in re.finditer("\xa0+", masked):
-                yield at("broken_whitespace", text, *match.span(), "many no-break spaces", fix=" ")
+                yield make_defect("broken_whitespace", text, *match.span(), "many no-break spaces", fix=" ")
     if "\t" in masked and not _is_table(masked):
         for match in _TAB.finditer(masked):
-            yield at("broken_whitespace", text, *match.span(), "a tab between sentences", fix=" ")
+            yield make_defect("broken_whitespace", text, *match.span(), "a tab between sentences", fix=" ")
     if "  " in masked:
         yield from _double_spaces(text, masked)
         yield from _indents(text, masked)
@@ -92,7 +92,7 @@ def _double_spaces(text: str, masked: str) -> Iterator[Defect]:
         if "|" not in line and len(line.split()) >= 6 * len(gaps) ** 0.5 and max(len(gap[0]) for gap in gaps) < 5:
             severity: Severity = "warning" if len(matches) >= _FEW else "note"
             for gap in gaps:
-                yield at("broken_whitespace", text, *gap.span(), "double spaces", severity, " ")
+                yield make_defect("broken_whitespace", text, *gap.span(), "double spaces", severity, " ")
 
 
 def _indents(text: str, masked: str) -> Iterator[Defect]:
@@ -103,4 +103,4 @@ def _indents(text: str, masked: str) -> Iterator[Defect]:
         return
     if not _LIST.match(masked.lstrip()) and not any(_LIST.match(masked, gap.end()) for gap in matches):
         for gap in matches:
-            yield at("broken_whitespace", text, *gap.span(), "indented paragraphs", fix="")
+            yield make_defect("broken_whitespace", text, *gap.span(), "indented paragraphs", fix="")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from tunesmith.data.defects._code import line_end, mask
-from tunesmith.data.defects._defect import Defect, at
+from tunesmith.data.defects._defect import Defect, make_defect
 
 _NUMBER = re.compile(
     r"(?:(?:(?:^|(?<=[.!?:;]\s))(?P<label>(?i:step|tip|question|day|week|phase|option) )|(?<=\s)|^)(?P<open>\()?"
@@ -44,7 +44,7 @@ def collapsed_list(text: str) -> Iterator[Defect]:
         lines = [text[a:b].rstrip(" \t") for a, b in pairwise([*starts, end])]
         begin, lead = (starts[0], "") if opened else (begin, "\n")
         message = f"{len(chain)} items of a list on one line"
-        yield at("collapsed_list", text, begin, end, message, fix=lead + "\n".join(lines))
+        yield make_defect("collapsed_list", text, begin, end, message, fix=lead + "\n".join(lines))
 
 
 def _is_sentence(pieces: Sequence[str], whole: Sequence[str]) -> bool:

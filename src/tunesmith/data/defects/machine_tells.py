@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tunesmith.data.defects._code import mask
-from tunesmith.data.defects._defect import Defect, Severity, at
+from tunesmith.data.defects._defect import Defect, Severity, make_defect
 
 _EAGER = "sure|certainly|of course|absolutely|great question|good question|no problem|gladly|got it|understood|okay|ok"
 _PIECE = (
@@ -145,17 +145,17 @@ def machine_tells(text: str) -> Iterator[Defect]:
     for tell, pattern in _COMPILED:
         if any(sign in plain for sign in tell.signs):
             for match in pattern.finditer(masked[:_HEAD] if tell.head else masked):
-                yield at("machine_tells", text, *match.span(), tell.why, tell.severity)
+                yield make_defect("machine_tells", text, *match.span(), tell.why, tell.severity)
     yield from _around_a_letter(text, masked)
     if "i hope " in plain:
         for match in _HELPS.finditer(masked):
             if _SIGN_OFF.search(masked[max(0, match.start() - 200) : match.start()]):
-                yield at("machine_tells", text, *match.span(), "an offer to go on")
+                yield make_defect("machine_tells", text, *match.span(), "an offer to go on")
 
 
 def _around_a_letter(text: str, masked: str) -> Iterator[Defect]:
     """Yields sentences before a letter's salutation or after its signature, which are not part of the letter."""
     if frame := _GREETED.match(masked[:_HEAD]):
-        yield at("machine_tells", text, *frame.span("words"), "words before the letter")
+        yield make_defect("machine_tells", text, *frame.span("words"), "words before the letter")
     for frame in _SIGNED.finditer(masked, max(0, len(masked) - 2 * _HEAD)):
-        yield at("machine_tells", text, *frame.span("words"), "words after the letter")
+        yield make_defect("machine_tells", text, *frame.span("words"), "words after the letter")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from tunesmith.data.defects._code import MENTIONS_CODE, line_end, mask
-from tunesmith.data.defects._defect import Defect, at
+from tunesmith.data.defects._defect import Defect, make_defect
 
 _TAG = re.compile(
     r"</?(?:p|br|div|span|b|i|u|em|strong|a|ul|ol|li|h[1-6]|table|tr|td|th|img|font|center|blockquote|hr|pre"
@@ -24,13 +24,13 @@ def markup(text: str) -> Iterator[Defect]:
     """Yields HTML tags and entities in prose, and a code fence that is never closed; no tags in a text about HTML."""
     fences = [fence.start() for fence in _FENCE.finditer(text)]
     if len(fences) % 2:
-        yield at("markup", text, fences[-1], line_end(text, fences[-1]), "a code fence that is never closed")
+        yield make_defect("markup", text, fences[-1], line_end(text, fences[-1]), "a code fence that is never closed")
     if not ("<" in text or "&" in text) or MENTIONS_CODE.search(text) or _ESCAPED_TAG.search(text):
         return
     masked = mask(text)
     for tag in _TAG.finditer(masked):
-        yield at("markup", text, *tag.span(), "an HTML tag in prose")
+        yield make_defect("markup", text, *tag.span(), "an HTML tag in prose")
     for entity in _ENTITY.finditer(masked):
         plain = html.unescape(f"&{entity['last']}").replace("\xa0", " ")
         if len(plain) == 1 and plain.isprintable():  # '&unknown;' stays as it is
-            yield at("markup", text, *entity.span(), "an HTML entity in prose", fix=plain)
+            yield make_defect("markup", text, *entity.span(), "an HTML entity in prose", fix=plain)

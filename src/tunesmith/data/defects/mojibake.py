@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tunesmith.data.defects._defect import Defect, at
+from tunesmith.data.defects._defect import Defect, make_defect
 
 _PIECE = re.compile("[^\n\ufffd]+")  # ftfy 6.3.1 reads U+FFFD as the byte 1A
 
@@ -23,9 +23,9 @@ def mojibake(text: str) -> Iterator[Defect]:
             tail = _common_prefix(piece[0][head:][::-1], fixed[head:][::-1])
             bounds = piece.start() + head, piece.end() - tail
             message = "letters decoded with the wrong encoding"
-            yield at("mojibake", text, *bounds, message, "error", fixed[head : len(fixed) - tail])
+            yield make_defect("mojibake", text, *bounds, message, "error", fixed[head : len(fixed) - tail])
     for match in re.finditer("\ufffd+", text):
-        yield at("mojibake", text, *match.span(), "a letter was lost", "error")
+        yield make_defect("mojibake", text, *match.span(), "a letter was lost", "error")
 
 
 def _decode(line: str) -> str:

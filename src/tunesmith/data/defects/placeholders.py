@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.defects._code import mask
-from tunesmith.data.defects._defect import Defect, at
+from tunesmith.data.defects._defect import Defect, make_defect
 
 _LEADS = "your my insert enter add recipient recipient's employer hiring applicant candidate customer client company"
 _LEADS += " sender state specify name date job position company's"
@@ -58,16 +58,16 @@ def placeholders(text: str) -> Iterator[Defect]:
     masked = mask(text)
     for slot in _SLOT.finditer(masked) if any(map(masked.__contains__, "[{<")) else ():
         if slot["double"] or _is_slot((slot["square"] or slot["other"]), slot["sign"] or "", masked):
-            yield at("placeholders", text, *slot.span(), "a placeholder that was not filled in", "error")
+            yield make_defect("placeholders", text, *slot.span(), "a placeholder that was not filled in", "error")
     for slot in _WORDS.finditer(masked) if any(map(masked.__contains__, _SIGNS)) else ():
         if _is_placeholder(slot):
-            yield at("placeholders", text, *slot.span(), "a placeholder that was not filled in", "error")
+            yield make_defect("placeholders", text, *slot.span(), "a placeholder that was not filled in", "error")
     for line in _LINE.finditer(masked) if "____" in masked or "......." in masked or "………" in masked else ():
-        yield at("placeholders", text, *line.span(), "a line that was not filled in", "error")
+        yield make_defect("placeholders", text, *line.span(), "a line that was not filled in", "error")
     for match in _FILLER_TEXT.finditer(masked):
-        yield at("placeholders", text, *match.span(), "stands for missing text", "error")
+        yield make_defect("placeholders", text, *match.span(), "stands for missing text", "error")
     for match in _EMPLOYER.finditer(masked):
-        yield at("placeholders", text, *match.span(), "a made-up name", "note")
+        yield make_defect("placeholders", text, *match.span(), "a made-up name", "note")
 
 
 def _is_placeholder(slot: re.Match[str]) -> bool:

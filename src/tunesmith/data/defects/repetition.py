@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tunesmith.data.defects._code import mask
-from tunesmith.data.defects._defect import Defect, Severity, at
+from tunesmith.data.defects._defect import Defect, Severity, make_defect
 
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -29,7 +29,9 @@ def repetition(text: str) -> Iterator[Defect]:
     if result := _third_sentence(masked) or _third_gram(masked):
         start, end, share, unit = result
         severity: Severity = "warning" if share >= _WARNING_SHARE else "note"
-        yield at("repetition", text, start, end, f"{unit} three times, {share:.0%} of the text repeats", severity)
+        yield make_defect(
+            "repetition", text, start, end, f"{unit} three times, {share:.0%} of the text repeats", severity
+        )
 
 
 def _third_sentence(masked: str) -> tuple[int, int, float, str] | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from tunesmith.data.defects._code import HIDDEN, mask
-from tunesmith.data.defects._defect import Defect, at
+from tunesmith.data.defects._defect import Defect, make_defect
 
 _HANGS = "the a an and or nor but of from into than as if because while which whose their your my our every is are was"
 _HANGS += (
@@ -29,7 +29,7 @@ def truncated(text: str) -> Iterator[Defect]:
     start = body.rfind("\n") + 1
     line = body[start:]
     if reason := _cut_reason(line, body[:start].rstrip()):
-        yield at("truncated", text, len(body) - len(line.split()[-1]), len(body), reason)
+        yield make_defect("truncated", text, len(body) - len(line.split()[-1]), len(body), reason)
 
 
 def _cut_reason(line: str, above: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tunesmith.data.defects._code import mask
-from tunesmith.data.defects._defect import Defect, at
+from tunesmith.data.defects._defect import Defect, make_defect
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ def wrong_language(text: str, *, script: str = "Latin", language: str = "en") ->
     if detected is None:
         return
     if detected.script != script:
-        yield at("wrong_language", text, 0, len(text), f"written in {detected.script}, not {script}")
+        yield make_defect("wrong_language", text, 0, len(text), f"written in {detected.script}, not {script}")
     elif language and detected.code and detected.code != language:
-        yield at("wrong_language", text, 0, len(text), f"reads as '{detected.code}', not '{language}'")
+        yield make_defect("wrong_language", text, 0, len(text), f"reads as '{detected.code}', not '{language}'")
     elif language and not detected.code and _foreign(text, language):
-        yield at("wrong_language", text, 0, len(text), f"does not read as '{language}'")
+        yield make_defect("wrong_language", text, 0, len(text), f"does not read as '{language}'")
     elif language and "\n" in text and (part := _foreign_paragraphs(text, language)):
         start, end, code = part
-        yield at("wrong_language", text, start, end, f"continues as '{code}', not '{language}'")
+        yield make_defect("wrong_language", text, start, end, f"continues as '{code}', not '{language}'")
 
 
 def _foreign_paragraphs(text: str, language: str) -> tuple[int, int, str] | None:

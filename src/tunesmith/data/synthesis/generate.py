@@ -54,7 +54,7 @@ class Completion(Protocol):
 
 
 Complete = Callable[[Sequence[Turn], int], Completion]  # conversation and seed -> completion
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run(
     plan: RowPlan,
     complete: Complete | None,
     folder: Path,
-    say: Say = _ignore,
+    say: Log = _ignore,
     *,
     host: str = "",
     again: bool = False,
@@ -158,7 +158,7 @@ def slots(plan: RowPlan) -> list[_Slot]:
 class _ModelSynthesis:
     """Requests and judges the texts of a plan with topics, one after another."""
 
-    def __init__(self, plan: RowPlan, complete: Complete, host: str, journal: Journal, say: Say) -> None:
+    def __init__(self, plan: RowPlan, complete: Complete, host: str, journal: Journal, say: Log) -> None:
         self.plan, self.complete, self.host, self.journal, self.say = plan, complete, host, journal, say
         self.accepted, self.answers, self.requests, self.rejections = AcceptedPrompts(), dict[str, str](), 0, 0
         self.prompts: dict[str, list[str]] = {topic.name: [] for topic in plan.topics}
@@ -295,7 +295,7 @@ def _seed(*parts: Any) -> int:
 
 
 def _from_templates(
-    plan: RowPlan, journal: Journal, origin: Mapping[str, Any], say: Say
+    plan: RowPlan, journal: Journal, origin: Mapping[str, Any], say: Log
 ) -> tuple[list[dict[str, Any]], SynthesisResult]:
     rows: list[dict[str, Any]] = []
     entries: list[dict[str, Any]] = []
@@ -349,7 +349,7 @@ def _result(
     return SynthesisResult(out, journal.path, requested, rows, by_topic, by_style, rejected, missing, requests)
 
 
-def _show(say: Say, entry: Mapping[str, Any], number: int) -> None:
+def _show(say: Log, entry: Mapping[str, Any], number: int) -> None:
     if number <= REPORTED_REJECTIONS:
         text = " ".join(entry["text"].split())
         quoted = f" «{text[:80]}{'…' if len(text) > 80 else ''}»" if text else ""

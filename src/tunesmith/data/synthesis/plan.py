@@ -151,7 +151,7 @@ def read_plan(path: Path) -> RowPlan:
     return plan
 
 
-def slots(text: str) -> list[tuple[str, str | None]]:
+def template_slots(text: str) -> list[tuple[str, str | None]]:
     """Splits a template into pairs of text and the field after it (None at the end); '{{' is a literal brace.
 
     A field is looked up by its name only: {a.b} is the field 'a.b'. Raises RecipeError for an unclosed brace or a
@@ -166,14 +166,14 @@ def slots(text: str) -> list[tuple[str, str | None]]:
     return [(before, name) for before, name, _, _ in parts]
 
 
-def names(text: str) -> list[str]:
+def slot_names(text: str) -> list[str]:
     """The distinct fields of a template, in order."""
-    return list(dict.fromkeys(name for _, name in slots(text) if name is not None))
+    return list(dict.fromkeys(name for _, name in template_slots(text) if name is not None))
 
 
-def fill(text: str, values: Record) -> str:
+def fill_template(text: str, values: Record) -> str:
     """Fills a template; a value is never read as a template. Raises KeyError for a missing field."""
-    return "".join(before + ("" if name is None else values[name]) for before, name in slots(text))
+    return "".join(before + ("" if name is None else values[name]) for before, name in template_slots(text))
 
 
 # --- validation ----------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def _template(
         for index, text in enumerate(texts):
             location = (*loc, key, index) if isinstance(getattr(template, key), list) else (*loc, key)
             try:
-                field_names = names(text)
+                field_names = slot_names(text)
             except RecipeError as error:
                 yield location, error
                 return
@@ -303,7 +303,7 @@ def _template(
                 if name not in columns and name not in lists:
                     yield location, RecipeError(f"there is no field '{name}'", next=nearest(name, [*columns, *lists]))
     for index, text in enumerate(template.prompts):
-        for name in sorted((set(names(template.answer)) - set(names(text))) & set(lists)):
+        for name in sorted((set(slot_names(template.answer)) - set(slot_names(text))) & set(lists)):
             location = (*loc, "prompt", index) if isinstance(template.prompt, list) else (*loc, "prompt")
             message = (
                 f"the answer uses {{{name}}} from a list, but the prompt does not: this teaches the model to invent"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tunesmith.data.synthesis.plan import Record, RowPlan, Template, fill, names
+from tunesmith.data.synthesis.plan import Record, RowPlan, Template, fill_template, slot_names
 
 MAX_SHUFFLED = 1_000_000  # combinations that are listed and shuffled; above, indices are drawn one by one
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def _fill_all(
     plan: RowPlan, number: int, template: Template, prompt: str, records: Sequence[Record]
 ) -> Iterator[FilledTemplate]:
     """Yields a phrasing with each combination of the fields in it and its answer, in an order drawn from the seed."""
-    fields_used = list(dict.fromkeys([*names(prompt), *names(template.answer)]))
+    fields_used = list(dict.fromkeys([*slot_names(prompt), *slot_names(template.answer)]))
     columns = [name for name in fields_used if name not in plan.lists]
     axes = [[{name: value} for value in plan.lists[name]] for name in fields_used if name in plan.lists]
     if columns:
@@ -53,7 +53,7 @@ def _fill_all(
         for axis in axes:
             combination, index = divmod(combination, len(axis))
             values |= axis[index]
-        filled_prompt, filled_answer = fill(prompt, values), fill(template.answer, values)
+        filled_prompt, filled_answer = fill_template(prompt, values), fill_template(template.answer, values)
         yield FilledTemplate(number, filled_prompt, filled_answer, template.topic or plan.name, template.style, values)
 
 
