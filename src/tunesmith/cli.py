@@ -272,9 +272,9 @@ def curve(
 ) -> None:
     """Find out whether more rows would help. Trains on growing shares of the rows, with the same test rows."""
     import tunesmith
-    from tunesmith.commands.curve import to_shares
+    from tunesmith.commands.curve import parse_shares
 
-    percents = to_shares(shares)
+    percents = parse_shares(shares)
     with (
         _open_run(name, small, set, runs) as (recipe, folder),
         _training_progress() as watch,

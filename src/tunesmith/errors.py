@@ -16,9 +16,9 @@ class TunesmithError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str = "", next: str = "") -> None:
+    def __init__(self, problem: str, *, where: str = "", next: str = "") -> None:
         """Stores what is wrong, where (file, line, key), and what to do next."""
-        self.what, self.where, self.next = what.rstrip("."), where, next.rstrip(".")
+        self.what, self.where, self.next = problem.rstrip("."), where, next.rstrip(".")
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class InternalError(TunesmithError):
 
     exit_code = 70  # EX_SOFTWARE of sysexits.h
 
-    def __init__(self, what: str, *, where: str = "", next: str = "") -> None:
-        """`what` should contain both values; the advice to report the bug is added."""
+    def __init__(self, problem: str, *, where: str = "", next: str = "") -> None:
+        """`problem` should contain both values; the advice to report the bug is added."""
         advice = "This is a bug in tunesmith, not in your files: please report it with this message"
-        super().__init__(what, where=where, next=next or advice)
+        super().__init__(problem, where=where, next=next or advice)

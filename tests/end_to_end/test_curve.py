@@ -16,7 +16,7 @@ import tunesmith
 from handmade import row
 from strict_pages import Page
 from tiny import toy_rows
-from tunesmith.commands.curve import curve, nested, to_shares
+from tunesmith.commands.curve import curve, nested_shares, parse_shares
 from tunesmith.commands.shared import PARTS, open_run
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Conversation, read_rows
@@ -61,7 +61,7 @@ def many(sizes: dict[str, int]) -> list[Conversation]:
 def test_shares_are_nested_of_the_asked_size_and_even_over_groups(sizes: dict[str, int]) -> None:
     rows = many(sizes)
     shares = (5, 10, 25, 50, 75, 100)
-    rows_of_share = nested(rows, shares[::-1], 3)
+    rows_of_share = nested_shares(rows, shares[::-1], 3)
     assert [*rows_of_share] == [*shares]
     inside: set[str] = set()
     for share, members in rows_of_share.items():
@@ -76,14 +76,14 @@ def test_shares_are_nested_of_the_asked_size_and_even_over_groups(sizes: dict[st
 
 def test_many_small_groups_beside_a_large_one_are_drawn_alike() -> None:
     """Were groups to begin at random, the 1,000 singles would come to half by chance alone: 500 +- 16."""
-    half = nested(many({"large": 1000, **{f"s{n}": 1 for n in range(1000)}}), [50], 7)[50]
+    half = nested_shares(many({"large": 1000, **{f"s{n}": 1 for n in range(1000)}}), [50], 7)[50]
     assert abs(sum(row.group == "large" for row in half) - 500) <= 2
 
 
 def test_the_draw_is_the_seeds_and_the_contents_not_the_orders() -> None:
     rows = many({f"t{n}": 10 for n in range(20)})
     ids = [
-        {row.id for row in nested(ordered_rows, [25], seed)[25]}
+        {row.id for row in nested_shares(ordered_rows, [25], seed)[25]}
         for ordered_rows, seed in ((rows, 3), (rows[::-1], 3), (rows, 4))
     ]
     assert ids[0] == ids[1] != ids[2]
@@ -237,10 +237,10 @@ def test_rows_as_they_came_are_counted_whole_and_read_with_the_runs_own_date(
 
 
 def test_shares_are_read_as_they_are_written() -> None:
-    assert to_shares("25, 50,100") == (25, 50, 100)
+    assert parse_shares("25, 50,100") == (25, 50, 100)
     for text in ("", "a half,100", "12.5,100", "25,,100"):
         with pytest.raises(RecipeError, match=r"is not a list of shares\. Give whole percentages"):
-            to_shares(text)
+            parse_shares(text)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from finished_runs import finish, journal, make_recipe
 from stopping import at, crash
 from tiny import CHATML
 from tunesmith.commands import unpack
-from tunesmith.commands.evaluate import _evaluated_from
+from tunesmith.commands.evaluate import _evaluation_inputs
 from tunesmith.commands.runs import list_runs
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import DataError, ResourceError, RunError, TunesmithError
@@ -163,7 +163,7 @@ def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable
     recipe = read_recipe(str(tmp_path / "moved"))  # its inputs lie inside, so it may be moved as any run
     run = tunesmith.open_run(recipe, tmp_path / "runs")
     header = json.loads((run / "replies/base.part").read_text().splitlines()[0])
-    assert header == {"made_from": _evaluated_from(recipe, run)}  # what is there is gone on from
+    assert header == {"made_from": _evaluation_inputs(recipe, run)}  # what is there is gone on from
     log_lines = products(recipe, run, "tunesmith run moved")
     assert [text.split(",")[0] for text in log_lines[:2]] == ["prepare: up to date", "train: fresh"]
     assert {name: hash_file(run / name) for name in ("scores.json", "replies/base.jsonl", "replies/tuned.jsonl")} == {

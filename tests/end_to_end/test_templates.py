@@ -14,7 +14,7 @@ import pytest
 
 import tunesmith
 from stopping import at, crash
-from tunesmith.commands.shared import load_template_of, load_weights
+from tunesmith.commands.shared import load_recipe_template, load_weights
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn, read_rows
 from tunesmith.errors import DataError, Several
@@ -121,7 +121,7 @@ def test_a_conversation_whose_turns_are_rewritten_becomes_a_row_for_each_answer(
     learned = account["parts"]["train"] + account["parts"]["valid"]
     assert account["expanded"] == {"conversations": learned, "rows": 3 * learned}
     assert any(f"{learned} conversations become {3 * learned} rows" in line for line in lines)
-    template = load_template_of(recipe, load_weights(recipe, lines.append), run)
+    template = load_recipe_template(recipe, load_weights(recipe, lines.append), run)
     rows = read_rows(run / "data/train.jsonl")
     assert len(rows) == 3 * account["parts"]["train"]
     texts = set()
@@ -167,7 +167,7 @@ def test_a_date_is_that_of_preparing_whenever_training_goes_on(
     assert adapters[0] == adapters[1]
     say = [].append
     prompts = [
-        load_template_of(recipe, load_weights(recipe, say), run).render((Turn("user", "?"),))
+        load_recipe_template(recipe, load_weights(recipe, say), run).render((Turn("user", "?"),))
         for run in (stopped, later)
     ]
     assert "06 May 2031" not in prompts[0] and "06 May 2031" in prompts[1]

@@ -289,7 +289,7 @@ def test_what_was_answered_is_not_asked_again(template: Template, tmp_path: Path
 
 
 def test_what_cannot_be_compared_is_an_error(template: Template, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"row 'r0' of test: the adapter did not answer it.*tunesmith evaluate"):
+    with pytest.raises(RunError, match=r"row 'r0' of test: the adapter did not answer it.*Evaluate the run again"):
         proof(faithful(template), tmp_path, adapter=TUNED[1:])
     with pytest.raises(RunError, match="no row is asked"):
         proof(faithful(template), tmp_path, parts={"test": []})

@@ -12,7 +12,7 @@ import pytest
 import tunesmith.exporting.convert as converting
 from gguf_models import make_convertible
 from tunesmith.commands.export import check_export, export_warnings
-from tunesmith.commands.shared import load_template_of, load_weights, silent
+from tunesmith.commands.shared import load_recipe_template, load_weights, silent
 from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import TunesmithError
 
@@ -29,7 +29,7 @@ def refused(
         path = recipe_file(base__model=str(model), export__files=list(files), **changes)
         recipe = read_recipe(str(path))
         weights = load_weights(recipe, silent)
-        return check_export(recipe, weights, load_template_of(recipe, weights))
+        return check_export(recipe, weights, load_recipe_template(recipe, weights))
 
     return check
 
@@ -134,7 +134,7 @@ def test_a_family_that_llama_cpp_computes_in_another_way_is_warned_of(
         path = recipe_file(base__model=str(base), export__files=list(files), train__precision="float32")
         recipe = read_recipe(str(path))
         weights = load_weights(recipe, silent)
-        return export_warnings(recipe, weights, load_template_of(recipe, weights))
+        return export_warnings(recipe, weights, load_recipe_template(recipe, weights))
 
     [said] = warned("phimoe", GGUF, "merged")
     assert said.startswith("export.files: gguf: llama.cpp computes PhiMoE with other normalizations")

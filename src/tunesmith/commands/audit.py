@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.commands.read_rows import counter, loading, mending, save, say_sources, values
-from tunesmith.commands.shared import Reporter, load_template_of, load_weights, silent
+from tunesmith.commands.read_rows import cached_count, loading, mending, save_pseudonyms, say_sources, values
+from tunesmith.commands.shared import Reporter, load_recipe_template, load_weights, silent
 from tunesmith.config.recipe import CHECKS, Data, Named, Recipe, is_recipe, read_recipe
 from tunesmith.config.registry import attribute, entries, nearest
 from tunesmith.data.clean import Cleaned, write_clean
@@ -52,7 +52,7 @@ def audit(
     from tunesmith.reporting.audit_page import audit_page
 
     template = _template_or_none(recipe, log) if recipe else None
-    count = counter(lambda row: quick_count(row, template)) if template else None
+    count = cached_count(lambda row: quick_count(row, template)) if template else None
     run = Run(out)
     limit = recipe.prompt.max_tokens if recipe else 1 << 30
     data = data.model_copy(update={"checks": [*data.checks, *_broken_check(data)]})
@@ -75,7 +75,7 @@ def audit(
             cleaned = write_clean(
                 loaded.rows, open_sources(data.source, base, data.encoding), ledger, data.format, mend, out
             )
-            save(pseudonym_map, data, base)
+            save_pseudonyms(pseudonym_map, data, base)
     run.write_json("audit.json", account)
     run.write("audit.html", audit_page(name, data, account, limit=limit if recipe else None))
     return Audited(out, account, cleaned)
@@ -106,10 +106,10 @@ def to_audit(
         else Path(recipe_or_source).name
     )
     name = re.sub(r"[^a-z0-9._-]+", "_", bare.lower()).strip("._-") or "rows"
-    return name.partition(".")[0] or "rows", data_of(recipe_or_source, checks), Path(), None
+    return name.partition(".")[0] or "rows", default_data(recipe_or_source, checks), Path(), None
 
 
-def data_of(source: str, checks: Sequence[str] = ()) -> Data:
+def default_data(source: str, checks: Sequence[str] = ()) -> Data:
     """Returns the data section for an audit of `source` (a file, folder, glob or Hub dataset) without a recipe.
 
     The format is detected from the first 200 rows. Without `checks`, all checks run that need no split; `ungrounded`
@@ -131,7 +131,7 @@ def data_of(source: str, checks: Sequence[str] = ()) -> Data:
 def _template_or_none(recipe: Recipe, log: Reporter) -> Any:
     """Returns the recipe's tokenizer with its template, or logs that the model is not available and returns None."""
     try:
-        return load_template_of(recipe, load_weights(recipe, log))
+        return load_recipe_template(recipe, load_weights(recipe, log))
     except TunesmithError as error:
         log(f"audit: tokens are not counted, because the model is not available: {error.what}")
         return None

@@ -9,13 +9,13 @@ from typing import Any
 from tunesmith.commands.runs import PRODUCT_CHAIN, outdated_product
 from tunesmith.commands.shared import (
     Reporter,
-    is_fresh,
-    load_template_of,
+    hash_template,
+    is_up_to_date,
+    load_recipe_template,
     load_weights,
-    refuse_changed,
+    require_same_settings,
     silent,
     template_file,
-    template_hash,
 )
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import ModelError, RunError, TunesmithError
@@ -28,7 +28,7 @@ def card(recipe: Recipe, run: Run, log: Reporter = silent, *, license: str = "")
     `license` is an identifier of the Hub. Raises RunError if the run is not evaluated, or its scores belong to another
     adapter.
     """
-    refuse_changed(recipe, run)
+    require_same_settings(recipe, run)
     inputs = {
         "scores": run.fingerprint("evaluate"),
         "adapter": run.fingerprint("train"),
@@ -38,13 +38,13 @@ def card(recipe: Recipe, run: Run, log: Reporter = silent, *, license: str = "")
     }
     if stale := outdated_product(run, PRODUCT_CHAIN[:2]):
         raise RunError(stale, where=str(run.path), next=f"Run: tunesmith run {shlex.quote(str(run.path))}")
-    if is_fresh(run, "card", inputs, log):
+    if is_up_to_date(run, "card", inputs, log):
         return run / "card.md"
     from tunesmith.reporting.model_card import model_card
 
-    seals = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate")}
-    template = _template(recipe, run, seals["train"].get("weights"), log)
-    text = model_card(recipe, run.path, seals=seals, template=template, license=license)
+    records = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate")}
+    template = _template(recipe, run, records["train"].get("weights"), log)
+    text = model_card(recipe, run.path, seals=records, template=template, license=license)
     run.write("card.md", text)
     run.seal("card", inputs, ["card.md"])
     log(f"card: {run / 'card.md'}")
@@ -57,7 +57,7 @@ def _without_paths(recipe: Recipe, run: Run) -> dict[str, Any]:
     hub_sources = [source for source in values["data"].pop("source") if source.startswith("hub:")]
     values["data"].pop("pseudonyms")
     values["evaluate"].pop("probes")
-    values["prompt"]["template"] = template_hash(template_file(recipe, run))
+    values["prompt"]["template"] = hash_template(template_file(recipe, run))
     return {**values, "sources": hub_sources}
 
 
@@ -67,7 +67,7 @@ def _template(recipe: Recipe, run: Run, trained: Any, log: Reporter) -> Any:
         weights = load_weights(recipe, log)
         if trained and weights.fingerprint != trained:
             raise ModelError("the base model is not the one that the adapter was trained on", where=recipe.base.model)
-        return load_template_of(recipe, weights, run)
+        return load_recipe_template(recipe, weights, run)
     except TunesmithError as error:
         log(f"card: the card does not show the chat template: {error.what}")
         return None

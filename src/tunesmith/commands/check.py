@@ -18,7 +18,7 @@ from tunesmith.commands.encoded_rows import (
 from tunesmith.commands.read_rows import cpu_count, loading, say_sources, values
 from tunesmith.commands.shared import (
     Reporter,
-    load_template_of,
+    load_recipe_template,
     load_weights,
     silent,
 )
@@ -77,7 +77,7 @@ def check(recipe: Recipe, log: Reporter = silent) -> Checked:
     with loading(recipe.data, recipe.folder, recipe.prompt.system) as read_rows:
         loaded = _collect(read_rows, errors)
         weights = _collect(lambda: load_weights(recipe, log), errors)
-        template = _collect(lambda: load_template_of(recipe, weights), errors) if weights else None
+        template = _collect(lambda: load_recipe_template(recipe, weights), errors) if weights else None
         if template is not None:
             _collect(lambda: template.plain_answer, errors)  # raises if no row can be trained on
         if weights:
@@ -90,12 +90,12 @@ def check(recipe: Recipe, log: Reporter = silent) -> Checked:
         lengths = [encoder.length(row) for row in loaded.rows]
         kept_ids = [row.id for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair")]
         errors += special_token_errors(encoder, kept_ids)
-        errors += _beyond(encoder, weights)
+        errors += _check_vocabulary(encoder, weights)
         examples, stop = _examples(loaded.rows, ledger, encoder)
         hints = reasoning_hints(
             template, count_reasoning(row for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair"))
         )
-    dropped = _dropped(ledger, loaded, lengths, recipe, encoder)
+    dropped = _count_dropped(ledger, loaded, lengths, recipe, encoder)
     if dropped.share > recipe.data.max_dropped:
         without = f", or set data.max_dropped above {dropped.share:.2f} to continue without them" * (dropped.share < 1)
         advice = f"{dropped.advice}{without}"
@@ -104,7 +104,7 @@ def check(recipe: Recipe, log: Reporter = silent) -> Checked:
         raise Several(errors)
     say_sources(loaded, log)
     if recipe.data.format.name == "auto":
-        log(f"check: the format is {_recognised(recipe)}")
+        log(f"check: the format is {_detected_format(recipe)}")
     warnings = []
     if dropped.rows:
         warnings.append(f"{'WARNING: ' * (dropped.share > WARNING_SHARE)}{dropped.text}. {dropped.advice}")
@@ -142,7 +142,9 @@ class _Dropped:
     advice: str
 
 
-def _dropped(ledger: Ledger, loaded: Loaded, lengths: Sequence[int], recipe: Recipe, encoder: RowEncoder) -> _Dropped:
+def _count_dropped(
+    ledger: Ledger, loaded: Loaded, lengths: Sequence[int], recipe: Recipe, encoder: RowEncoder
+) -> _Dropped:
     read = loaded.count
     dropped, quarantined = ledger.counts("drop"), ledger.counts("quarantine")
     rows = sum(dropped.values()) + sum(quarantined.values())
@@ -151,7 +153,7 @@ def _dropped(ledger: Ledger, loaded: Loaded, lengths: Sequence[int], recipe: Rec
     return _Dropped(rows, rows / read, f"{rows} of {read} rows would be left out: {reasons}", advice)
 
 
-def _beyond(encoder: RowEncoder, weights: Any) -> list[TunesmithError]:
+def _check_vocabulary(encoder: RowEncoder, weights: Any) -> list[TunesmithError]:
     """Returns an error if the rows have tokens that the model has no embedding for."""
     from tunesmith.models.architecture import architecture_from_weights
 
@@ -192,7 +194,7 @@ def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: RowEncoder)
     return examples, stop
 
 
-def _recognised(recipe: Recipe) -> str:
+def _detected_format(recipe: Recipe) -> str:
     """Returns the format that `auto` detects in the first row, and why."""
     format = recognise(next(values(recipe.data.source, recipe.folder, recipe.data.encoding)))
     return f"{format.name}, because {format.why}"

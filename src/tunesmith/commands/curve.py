@@ -25,10 +25,10 @@ from tunesmith.commands.shared import (
     TEMPLATE,
     Reporter,
     evaluation_rows,
-    is_fresh,
-    load_template_of,
+    is_up_to_date,
+    load_recipe_template,
     load_weights,
-    refuse_parting,
+    require_same_rows,
     silent,
 )
 from tunesmith.commands.train import train
@@ -56,7 +56,7 @@ OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Curve:
     """What all points share: the recipe, its run, and the callbacks."""
 
     recipe: Recipe
@@ -85,27 +85,29 @@ def curve(
     again and the old ones kept in old/. Raises RecipeError for invalid shares, DataError if a share has too few rows,
     RunError if a point has other settings or another process is using it.
     """
-    _refuse_shares(shares)
+    _check_shares(shares)
     without_judge = recipe.evaluate.model_copy(
         update={"judge": Judge.model_validate({})}
     )  # only `tunesmith evaluate` asks the judge
-    work = _Work(recipe.model_copy(update={"evaluate": without_judge}), run, watch, on_progress, again)
+    work = _Curve(recipe.model_copy(update={"evaluate": without_judge}), run, watch, on_progress, again)
     if not again:
-        refuse_parting(work.recipe, run)
+        require_same_rows(work.recipe, run)
     prepare(work.recipe, run, log)
     rows = read_rows(run / "data/train.jsonl")
-    rows_of_share = nested(rows, [share for share in shares if share < 100], recipe.seed)
-    _refuse_few(rows_of_share, len(rows))
+    rows_of_share = nested_shares(rows, [share for share in shares if share < 100], recipe.seed)
+    _check_sizes(rows_of_share, len(rows))
     log(f"curve: the recipe's own run is 100 % of the rows, {len(rows):,}")
-    _evaluated(work, run, _with_prefix(log, "100 %"))
-    points = [_share(work, share, members, _with_prefix(log, f"{share} %")) for share, members in rows_of_share.items()]
+    _train_and_evaluate(work, run, _with_prefix(log, "100 %"))
+    points = [
+        _train_share(work, share, members, _with_prefix(log, f"{share} %")) for share, members in rows_of_share.items()
+    ]
     points.append(_point(run, ".", 100))
     counts = None
     if raw:
-        point, counts = _raw(work, _with_prefix(log, "raw rows"))
+        point, counts = _train_raw(work, _with_prefix(log, "raw rows"))
         points.append(point)
     inputs = {point.run: Run(run / point.run).fingerprint("evaluate") for point in points}
-    if not is_fresh(run, "curve", inputs, log):
+    if not is_up_to_date(run, "curve", inputs, log):
         _write(work, points, counts, inputs, command)
     for line in curve_lines(run.read_json("curve.json")):
         log(f"curve: {line}")
@@ -113,7 +115,7 @@ def curve(
     return run / "curve.html"
 
 
-def to_shares(text: str) -> tuple[int, ...]:
+def parse_shares(text: str) -> tuple[int, ...]:
     """Parses shares such as `25,50,100`. Raises RecipeError for anything else."""
     try:
         return tuple(int(part) for part in text.split(","))
@@ -123,7 +125,7 @@ def to_shares(text: str) -> tuple[int, ...]:
 
 
 def _write(
-    work: _Work, points: Sequence[Point], counts: dict[str, int] | None, inputs: Mapping[str, str], command: str
+    work: _Curve, points: Sequence[Point], counts: dict[str, int] | None, inputs: Mapping[str, str], command: str
 ) -> None:
     recipe, run = work.recipe, work.run
     groups = {(part, row.id): row.group for part, members in evaluation_rows(recipe, run).items() for row in members}
@@ -133,7 +135,7 @@ def _write(
     run.seal("curve", inputs, ["curve.json", "curve.html"])
 
 
-def nested(rows: Sequence[Conversation], shares: Sequence[int], seed: int) -> dict[int, list[Conversation]]:
+def nested_shares(rows: Sequence[Conversation], shares: Sequence[int], seed: int) -> dict[int, list[Conversation]]:
     """Returns the rows of each share (percent), smallest first, in their original order; each share contains the last.
 
     The size of a share is rounded to the nearest row, and each group is represented in proportion, within a row or
@@ -166,7 +168,7 @@ def _hash(seed: int, *texts: str) -> str:
     return hashlib.sha256("\x1f".join((str(seed), "curve", *texts)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _refuse_shares(shares: Sequence[int]) -> None:
+def _check_shares(shares: Sequence[int]) -> None:
     text = ",".join(map(str, shares))
     if any(not 1 <= share <= 100 for share in shares) or len(set(shares)) < len(shares):
         raise RecipeError(
@@ -177,7 +179,7 @@ def _refuse_shares(shares: Sequence[int]) -> None:
         raise RecipeError(f"'{text}' is not enough for a curve", where="--shares", next=advice)
 
 
-def _refuse_few(rows_of_share: Mapping[int, Sequence[Conversation]], count: int) -> None:
+def _check_sizes(rows_of_share: Mapping[int, Sequence[Conversation]], count: int) -> None:
     share, rows = next(iter(rows_of_share.items()))
     if len(rows) >= MIN_ROWS:
         return
@@ -194,25 +196,25 @@ def _with_prefix(log: Reporter, point: str) -> Reporter:
 # --- one point ---------------------------------------------------------------------------------------------
 
 
-def _share(work: _Work, share: int, rows: Sequence[Conversation], log: Reporter) -> Point:
+def _train_share(work: _Curve, share: int, rows: Sequence[Conversation], log: Reporter) -> Point:
     """Prepares, trains and evaluates a share of the rows in its own folder."""
     part = Run(work.run / f"curve/{share}")
     with part.lock():
-        inputs = {**_whole(work.run), "rows drawn": hash_plain([row.id for row in rows])}
-        if not is_fresh(part, "prepare", inputs, log):
-            _lay_down(work, part, rows, inputs, {})
+        inputs = {**_whole_inputs(work.run), "rows drawn": hash_plain([row.id for row in rows])}
+        if not is_up_to_date(part, "prepare", inputs, log):
+            _write_point(work, part, rows, inputs, {})
             log(f"prepare: {len(rows):,} training rows")
-        _evaluated(work, part, log)
+        _train_and_evaluate(work, part, log)
         return _point(part, f"curve/{share}", share)
 
 
-def _whole(run: Run) -> dict[str, str]:
+def _whole_inputs(run: Run) -> dict[str, str]:
     """Returns the inputs of the whole run's rows, and their fingerprint."""
     return {**(run.read_seal("prepare") or {})["made_from"], "the whole run's rows": run.fingerprint("prepare")}
 
 
-def _lay_down(
-    work: _Work, part: Run, rows: Sequence[Conversation], inputs: Mapping[str, str], notes: Mapping[str, Any]
+def _write_point(
+    work: _Curve, part: Run, rows: Sequence[Conversation], inputs: Mapping[str, str], notes: Mapping[str, Any]
 ) -> None:
     """Writes a point's rows as `prepare` would: its own training rows, and the held-out rows of the whole run."""
     from tunesmith.data.overlap import overlap
@@ -242,7 +244,7 @@ def _lay_down(
     part.seal("prepare", inputs, [*FILES, *with_template], seconds=round(time.time() - start, 1))
 
 
-def _evaluated(work: _Work, part: Run, log: Reporter) -> None:
+def _train_and_evaluate(work: _Curve, part: Run, log: Reporter) -> None:
     """Trains and evaluates a point if necessary; a point other than the whole run reuses the base model's replies."""
     try:
         train(work.recipe, part, log, work.watch)
@@ -251,11 +253,11 @@ def _evaluated(work: _Work, part: Run, log: Reporter) -> None:
             raise
         train(work.recipe, part, log, work.watch, again=True)
     if part is not work.run:
-        _pass_on(work.run, part)
+        _copy_base_replies(work.run, part)
     evaluate(work.recipe, part, log, work.on_progress)
 
 
-def _pass_on(run: Run, part: Run) -> None:
+def _copy_base_replies(run: Run, part: Run) -> None:
     """Copies the base model's replies from the whole run to where the point's evaluation looks for partial replies."""
     from tunesmith.evaluation.comparison import read_row_replies
     from tunesmith.evaluation.reply_log import ReplyLog
@@ -289,25 +291,25 @@ def _point(part: Run, folder: str, share: int | None) -> Point:
 # --- raw rows --------------------------------------------------------------------------------------
 
 
-def _raw(work: _Work, log: Reporter) -> tuple[Point, dict[str, int]]:
+def _train_raw(work: _Curve, log: Reporter) -> tuple[Point, dict[str, int]]:
     """Trains and evaluates on the raw rows; also returns how many rows were dropped, by reason."""
     part = Run(work.run / f"curve/{RAW}")
     with part.lock():
-        inputs = {**_whole(work.run), "rows drawn": "as they came"}
-        if not is_fresh(part, "prepare", inputs, log):
-            rows, counts, repairs = _as_they_came(work)
+        inputs = {**_whole_inputs(work.run), "rows drawn": "as they came"}
+        if not is_up_to_date(part, "prepare", inputs, log):
+            rows, counts, repairs = _raw_rows(work)
             dropped = {why: counts[why] for why in DROP_REASONS if counts[why]}
             account = {"read": counts["read"], "dropped": dropped, "quarantined": {}, "mended": repairs}
-            _lay_down(work, part, rows, inputs, {**account, "raw": counts})
+            _write_point(work, part, rows, inputs, {**account, "raw": counts})
             left_out = counts["read"] - counts["rows"]
             log(f"prepare: {counts['read']:,} rows read, {left_out:,} left out, {len(rows):,} training rows")
             if work.recipe.data.pseudonyms:
                 log("prepare: personal data is replaced in these rows too")
-        _evaluated(work, part, log)
+        _train_and_evaluate(work, part, log)
         return _point(part, f"curve/{RAW}", None), part.read_json("audit.json")["raw"]
 
 
-def _as_they_came(work: _Work) -> tuple[list[Conversation], dict[str, int], dict[str, Any]]:
+def _raw_rows(work: _Curve) -> tuple[list[Conversation], dict[str, int], dict[str, Any]]:
     """Returns training rows without repairs and checks, how many were left out by reason, and the pseudonyms used.
 
     Rows are left out that cannot be trained on, that are held out, or that are close to a held-out row. Personal data
@@ -329,11 +331,11 @@ def _as_they_came(work: _Work) -> tuple[list[Conversation], dict[str, int], dict
     counts["held_out"] = len(all_rows) - len(rows)
     same_groups = [row for row in rows if normalise(row.group) not in unseen]
     counts["unseen_group"] = len(rows) - len(same_groups)
-    unlike = _apart(
+    unlike = _without_leaks(
         same_groups, [*held_out, *(row for row in all_rows if row.origin in places)], recipe.data.split.together
     )
     counts["leaking"] = len(same_groups) - len(unlike)
-    usable, answers_of = _fit(work, unlike, counts)
+    usable, answers_of = _trainable(work, unlike, counts)
     row_count = recipe.data.sample.train or len(usable)
     drawn_rows = [usable[place] for place in sorted(_order(usable, recipe.seed)[:row_count])]
     counts["not_drawn"] = len(usable) - len(drawn_rows)
@@ -346,7 +348,7 @@ def _as_they_came(work: _Work) -> tuple[list[Conversation], dict[str, int], dict
     return [answer for row in drawn_rows for answer in answers_of[row.id]], row_counts, replaced
 
 
-def _apart(
+def _without_leaks(
     rows: Sequence[Conversation], held_out: Sequence[Conversation], together: float | None
 ) -> Sequence[Conversation]:
     """Returns the rows whose prompt is not the same or nearly the same as a held-out row's."""
@@ -363,8 +365,8 @@ def _apart(
     return [row for place, row in enumerate(rows_left) if place not in near]
 
 
-def _fit(
-    work: _Work, rows: Sequence[Conversation], counts: Counter[str]
+def _trainable(
+    work: _Curve, rows: Sequence[Conversation], counts: Counter[str]
 ) -> tuple[list[Conversation], dict[str, list[Conversation]]]:
     """Returns the rows that can be trained on, and each split into one row for each answer if necessary.
 
@@ -373,7 +375,7 @@ def _fit(
     from tunesmith.prompt.tokens import encode_expanded
 
     recipe = work.recipe
-    template = load_template_of(recipe, load_weights(recipe, silent), work.run)
+    template = load_recipe_template(recipe, load_weights(recipe, silent), work.run)
     usable, answers_of = [], {}
     for row in rows:
         try:

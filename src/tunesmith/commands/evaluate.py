@@ -12,9 +12,9 @@ from typing import Any
 from tunesmith.commands.shared import (
     Reporter,
     evaluation_rows,
-    is_fresh,
+    is_up_to_date,
     load_models,
-    refuse_changed,
+    require_same_settings,
     silent,
     train_index,
 )
@@ -32,16 +32,16 @@ def evaluate(
 
     Replies that an interrupted evaluation wrote are reused. If the recipe names a judge, it compares the replies too.
     """
-    refuse_changed(recipe, run)
-    inputs = _evaluated_from(recipe, run)
-    if not is_fresh(run, "evaluate", inputs, log):
+    require_same_settings(recipe, run)
+    inputs = _evaluation_inputs(recipe, run)
+    if not is_up_to_date(run, "evaluate", inputs, log):
         _evaluate(recipe, run, inputs, log, on_progress)
     if recipe.evaluate.judge.url:
         _judge(recipe, run, log)
     return run / "scores.json"
 
 
-def _evaluated_from(recipe: Recipe, run: Run) -> dict[str, str]:
+def _evaluation_inputs(recipe: Recipe, run: Run) -> dict[str, str]:
     probes = recipe.path(recipe.evaluate.probes) if recipe.evaluate.probes else None
     return {
         "adapter": run.fingerprint("train"),
@@ -70,10 +70,8 @@ def _evaluate(
     answers_of: dict[str, list[RowReply]] = {}
     perturbed_answers: dict[str, list[RowReply]] = {}
     for name, model in load_models(recipe, run, log):
-        answers_of[name] = _answered(recipe, run, name, model, parts, inputs, on_progress)
-        perturbed_answers[name] = _answered(
-            recipe, run, f"{name}-disturbed", model, perturbed.rows, inputs, on_progress
-        )
+        answers_of[name] = _replies(recipe, run, name, model, parts, inputs, on_progress)
+        perturbed_answers[name] = _replies(recipe, run, f"{name}-disturbed", model, perturbed.rows, inputs, on_progress)
     kind = str(recipe.data.format.options.get("group") or "group")
     scores = compare(
         parts, answers_of["base"], answers_of["tuned"], settings.metrics,
@@ -98,7 +96,7 @@ def _evaluate(
     log(f"evaluate: {scores['verdict']}")
 
 
-def _answered(
+def _replies(
     recipe: Recipe,
     run: Run,
     label: str,
@@ -141,7 +139,7 @@ def _judge(recipe: Recipe, run: Run, log: Reporter) -> None:
 
     settings = recipe.evaluate.judge
     inputs = {"scores": run.fingerprint("evaluate"), "judge": hash_plain(settings.model_dump(mode="json"))}
-    if is_fresh(run, "judge", inputs, log):
+    if is_up_to_date(run, "judge", inputs, log):
         return
     parts = evaluation_rows(recipe, run)
     base, tuned = (read_row_replies(run / f"replies/{which}.jsonl") for which in ("base", "tuned"))

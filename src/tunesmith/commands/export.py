@@ -17,10 +17,10 @@ from tunesmith.commands.chat import chat
 from tunesmith.commands.shared import (
     Reporter,
     held_out,
-    is_fresh,
-    load_template_of,
+    is_up_to_date,
+    load_recipe_template,
     load_weights,
-    refuse_changed,
+    require_same_settings,
     silent,
     train_index,
 )
@@ -32,13 +32,14 @@ from tunesmith.errors import (
     ModelError,
     Paused,
     RecipeError,
+    RunError,
     TunesmithError,
     Unverified,
     raise_all,
 )
 from tunesmith.exporting.staging import MARK, Staged, files_in
 from tunesmith.models.weights import Weights
-from tunesmith.runs.run import Run, hash_bytes, hash_path, hash_plain
+from tunesmith.runs.run import Run, hash_bytes, hash_path, hash_plain, how_to_make
 
 FOLDER = "export"
 CONTEXT_STEP = 256  # tokens; context lengths are multiples of it
@@ -59,9 +60,9 @@ def check_export(recipe: Recipe, weights: Weights, template: Any, run: Run | Non
         RecipeError(f"'{name}' is named twice", where="export.files", next=f"Put all options of {name} in one entry")
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
-    errors += _too_long(recipe, weights)
+    errors += _check_context(recipe, weights)
     for index, target in enumerate(recipe.export.files):
-        errors += _refusals(target, _request(recipe, job, index))
+        errors += _target_errors(target, _request(recipe, job, index))
     return list({str(error): error for error in errors}.values())
 
 
@@ -90,8 +91,8 @@ def export(
     still exported; all errors are raised together at the end as ExportFailed, with Unverified for files that did not
     pass verification, which are kept and marked.
     """
-    refuse_changed(recipe, run)
-    targets = _wanted(recipe, only)
+    require_same_settings(recipe, run)
+    targets = _selected_targets(recipe, only)
     if not targets:
         return run / "export.json"
     exporter = Exporter(recipe, run, log, on_progress or (lambda label, count, total: None))
@@ -101,7 +102,7 @@ def export(
     failures: dict[str, TunesmithError] = {}
     for target in targets:
         try:
-            entries += exporter.shipped(target, failures)
+            entries += exporter.export_target(target, failures)
         except Paused:
             raise
         except TunesmithError as error:
@@ -113,11 +114,11 @@ def export(
             run.write_json("export.json", {"onto": recipe.export.onto, "files": list(entry_of.values())})
     for entry in entries:
         log(f"export: {told(entry)}")
-    _raise_what_failed(run, entries, failures)
+    _raise_failures(run, entries, failures)
     return run / "export.json"
 
 
-def _raise_what_failed(run: Run, entries: Sequence[dict[str, Any]], failures: Mapping[str, TunesmithError]) -> None:
+def _raise_failures(run: Run, entries: Sequence[dict[str, Any]], failures: Mapping[str, TunesmithError]) -> None:
     faulty = [entry for entry in entries if entry["problems"]]
     errors = dict(failures)
     if faulty:
@@ -144,7 +145,7 @@ def told(entry: dict[str, Any]) -> str:
     return f"{'verified' if not entry['problems'] else 'NOT VERIFIED'}: {'; '.join(words)}"
 
 
-def _wanted(recipe: Recipe, only: Sequence[str]) -> list[Named]:
+def _selected_targets(recipe: Recipe, only: Sequence[str]) -> list[Named]:
     names = [target.name for target in recipe.export.files]
     for name in only:
         if name not in names:
@@ -170,38 +171,39 @@ class Exporter:
         recipe, run = self.recipe, self.run
         weights = load_weights(recipe, self.log)
         job = _job(
-            recipe, weights, load_template_of(recipe, weights, run, self.log), run / FOLDER, adapter=run / "adapter",
+            recipe, weights, load_recipe_template(recipe, weights, run, self.log), run / FOLDER,
+            adapter=run / "adapter",
             precision=str(run.read_json("machine.json")["precision"]),
         )  # fmt: skip
         return replace(job, card=self._card, say=lambda text: self.log(f"export: {text}"))
 
-    def shipped(self, setting: Named, failures: Mapping[str, TunesmithError]) -> list[dict[str, Any]]:
+    def export_target(self, setting: Named, failures: Mapping[str, TunesmithError]) -> list[dict[str, Any]]:
         """Writes one target's files and verifies each; `failures` are the errors of earlier targets."""
         target = _target(setting.name)
         needed = target.needs(**setting.options) if hasattr(target, "needs") else ""
         if needed in failures:
             problem = f"{setting.name} needs {needed}, whose export failed"
             raise ModelError(problem, where=f"export.files: {setting.name}", next=f"Fix the error of {needed} first")
-        inputs = self._made_from(setting, target)
-        if not is_fresh(self.run, f"export-{setting.name}", inputs, self.log):
-            return self._made(setting, target, inputs)
+        inputs = self._inputs(setting, target)
+        if not is_up_to_date(self.run, f"export-{setting.name}", inputs, self.log):
+            return self._write(setting, target, inputs)
         files = self._files(setting, target)
-        return [self._entry(setting, target, file, self._verified(setting, target, self.job, file)) for file in files]
+        return [self._entry(setting, target, file, self._verify(setting, target, self.job, file)) for file in files]
 
-    def _made(self, setting: Named, target: Any, inputs: dict[str, str]) -> list[dict[str, Any]]:
+    def _write(self, setting: Named, target: Any, inputs: dict[str, str]) -> list[dict[str, Any]]:
         """Writes the files that are missing or outdated, verifies them, and moves them to the export folder."""
         start = time.time()
-        raise_all(_refusals(setting, _request(self.recipe, self.job, self.recipe.export.files.index(setting))))
-        staged = Staged(self.run, self.job.folder, setting.name, inputs, frozenset(getattr(target, "SELECT", ())))
-        staged.begin()
-        job = replace(self.job, place=staged.place, standing=staged.standing)
-        files = [staged.there(file) for file in target.write(job, **setting.options)]
-        staged.finish()
-        verified = {file.name: self._verified(setting, target, job, file) for file in files}
-        if aside := staged.swap(self._aside):
+        raise_all(_target_errors(setting, _request(self.recipe, self.job, self.recipe.export.files.index(setting))))
+        staging = Staged(self.run, self.job.folder, setting.name, inputs, frozenset(getattr(target, "SELECT", ())))
+        staging.begin()
+        job = replace(self.job, place=staging.place, standing=staging.standing)
+        files = [staging.there(file) for file in target.write(job, **setting.options)]
+        staging.finish()
+        verified = {file.name: self._verify(setting, target, job, file) for file in files}
+        if aside := staging.swap(self._old_folder):
             self.log(f"export: the replaced files of {setting.name} are in {aside}")
         files = self._files(setting, target)
-        staged.seal([file.path for file in files], seconds=round(time.time() - start, 1))
+        staging.seal([file.path for file in files], seconds=round(time.time() - start, 1))
         return [self._entry(setting, target, file, verified[file.name]) for file in files]
 
     def _files(self, setting: Named, target: Any) -> list[Any]:
@@ -210,7 +212,7 @@ class Exporter:
         standing = frozenset(file.relative_to(folder).as_posix() for file in files_in(folder))
         return list(target.write(replace(self.job, standing=standing), **setting.options))
 
-    def _made_from(self, setting: Named, target: Any) -> dict[str, str]:
+    def _inputs(self, setting: Named, target: Any) -> dict[str, str]:
         """Returns the inputs of the target's files; options that only select files are separate inputs."""
         from tunesmith.exporting.merge import shipped_template
 
@@ -230,11 +232,11 @@ class Exporter:
         return inputs
 
     @functools.cached_property
-    def _aside(self) -> Path:
+    def _old_folder(self) -> Path:
         """The folder for files that this export replaces."""
         return self.run / f"old/{time.strftime('%Y%m%d-%H%M%S')}"
 
-    def _verified(self, setting: Named, target: Any, job: Any, file: Any) -> _Verified:
+    def _verify(self, setting: Named, target: Any, job: Any, file: Any) -> _Verification:
         """Returns a file's verification: an earlier one of the same bytes, or a new one."""
         inputs = {
             "file": hash_path(file.path),
@@ -246,13 +248,13 @@ class Exporter:
                 ]
             ),
         }
-        if is_fresh(self.run, f"verify-{file.name}", inputs, self.log):
-            return _Verified(inputs, self.run.read_json(_proof_of(file.name)), None)
+        if is_up_to_date(self.run, f"verify-{file.name}", inputs, self.log):
+            return _Verification(inputs, self.run.read_json(_verification_file(file.name)), None)
         self.log(f"export: verifying {file.name}")
-        proof, replies = self._proof(setting, target, job, file, inputs)
-        return _Verified(inputs, proof, replies)
+        proof, replies = self._run_verification(setting, target, job, file, inputs)
+        return _Verification(inputs, proof, replies)
 
-    def _entry(self, setting: Named, target: Any, file: Any, verification: _Verified) -> dict[str, Any]:
+    def _entry(self, setting: Named, target: Any, file: Any, verification: _Verification) -> dict[str, Any]:
         """Returns the entry of export.json for a file; marks a file that did not pass."""
         entry = {
             "name": file.name,
@@ -261,7 +263,7 @@ class Exporter:
             "bytes": sum(member.stat().st_size for member in files_in(file.path)),
             "sha256": verification.made_from["file"],
             "exact": file.exact,
-            **verification.proof,
+            **verification.measurements,
             "commands": dict(file.commands),  # the run may have been moved since the verification
             "notes": dict(file.notes),
         }
@@ -271,32 +273,35 @@ class Exporter:
             self.run.write(f"replies/export-{file.name}.jsonl", "".join(f"{line}\n" for line in verification.replies))
         (self.run / f"replies/export-{file.name}.part").unlink(missing_ok=True)
         self._mark(file.path, entry["problems"])
-        self.run.write_json(_proof_of(file.name), entry)
-        self.run.seal(f"verify-{file.name}", verification.made_from, [_proof_of(file.name)])
+        self.run.write_json(_verification_file(file.name), entry)
+        self.run.seal(f"verify-{file.name}", verification.made_from, [_verification_file(file.name)])
         return entry
 
-    def _proof(
+    def _run_verification(
         self, setting: Named, target: Any, job: Any, file: Any, inputs: dict[str, str]
     ) -> tuple[dict[str, Any], Sequence[str]]:
         """Verifies a file; returns the measurements as JSON values, and its replies as lines of JSON."""
+        from tunesmith.exporting.acceptance import MissingReply
         from tunesmith.exporting.verification import prove
 
         if hasattr(target, "check"):
             problems = list(target.check(job, file))
             return {"problems": problems, "verified": not problems}, ()
         run, recipe = self.run, self.recipe
-        base, tuned = self._answers
+        base, tuned = self._replies
         examples, reference = self._reference
         partial_replies = run / f"replies/export-{file.name}.part"
         try:
             with contextlib.closing(target.opened(job, file)) as runtime:
                 verified = prove(
-                    file, runtime, template=job.template, rows=self._rows, parts=self._asked, base=base,
+                    file, runtime, template=job.template, rows=self._rows, parts=self._reply_rows, base=base,
                     adapter=tuned, examples=examples, reference=reference, wish=recipe.export,
                     evaluate=recipe.evaluate, seed=recipe.seed, kept=partial_replies, made_from=inputs,
-                    known=self._known,
+                    known=self._train_index,
                     tell=lambda label, count, total: self.on_progress(f"{file.name}, {label}", count, total),
                 )  # fmt: skip
+        except MissingReply as error:
+            raise RunError(error.what, where=error.where, next=how_to_make("evaluate", run.path)) from error
         except ModelError as error:  # the file cannot be run
             return {"problems": [str(error)], "verified": False}, ()
         lines = [json.dumps(item.describe(), ensure_ascii=False) for item in verified.replies.answered]
@@ -312,18 +317,18 @@ class Exporter:
         return [row for part in ("test", "unseen") for row in read_rows(self.run / f"data/{part}.jsonl")]
 
     @functools.cached_property
-    def _asked(self) -> dict[str, list[Conversation]]:
+    def _reply_rows(self) -> dict[str, list[Conversation]]:
         """The rows that base and tuned replied to, limited to export.rows."""
         from tunesmith.evaluation.comparison import sample_rows
 
         return sample_rows(held_out(self.recipe, self.run), self.recipe.export.rows, self.recipe.seed)
 
     @functools.cached_property
-    def _known(self) -> Any:
+    def _train_index(self) -> Any:
         return train_index(self.run)
 
     @functools.cached_property
-    def _answers(self) -> tuple[Any, Any]:
+    def _replies(self) -> tuple[Any, Any]:
         from tunesmith.evaluation.comparison import read_row_replies
 
         base, tuned = (read_row_replies(self.run / f"replies/{which}.jsonl") for which in ("base", "tuned"))
@@ -336,7 +341,7 @@ class Exporter:
 
         wish = self.recipe.export
         scored_rows = examples(
-            self._asked, self.job.template, learn=self.recipe.prompt.learn, limit=wish.likelihood_rows,
+            self._reply_rows, self.job.template, learn=self.recipe.prompt.learn, limit=wish.likelihood_rows,
             seed=self.recipe.seed,
         )  # fmt: skip
         return scored_rows, reference_scores(chat(self.recipe, self.run), scored_rows)
@@ -360,15 +365,15 @@ class Exporter:
 
 
 @dataclass(frozen=True)
-class _Verified:
+class _Verification:
     """A file's verification: its inputs, measurements, and replies (None if it was verified before)."""
 
     made_from: dict[str, str]
-    proof: dict[str, Any]
+    measurements: dict[str, Any]
     replies: Sequence[str] | None
 
 
-def _proof_of(name: str) -> str:
+def _verification_file(name: str) -> str:
     return f"{FOLDER}/.proofs/{name}.json"
 
 
@@ -390,7 +395,7 @@ def _job(recipe: Recipe, weights: Weights, template: Any, folder: Path, *, adapt
         bits=recipe.base.bits,
         precision=precision,
         limit=recipe.evaluate.max_new_tokens,
-        context=_context(recipe, weights.folder),
+        context=_context_length(recipe, weights.folder),
         seed=recipe.seed,
         card=lambda: "",
         system=recipe.prompt.system,
@@ -409,7 +414,7 @@ def _request(recipe: Recipe, job: Any, index: int) -> Any:
     return Request(recipe, job, before, frozenset([*gguf_types, *existing]))
 
 
-def _refusals(setting: Named, request: Any) -> list[TunesmithError]:
+def _target_errors(setting: Named, request: Any) -> list[TunesmithError]:
     """Returns why a target cannot be exported: errors of its options, or else of its own validation."""
     target, where = _target(setting.name), f"export.files: {setting.name}"
     errors: list[TunesmithError] = [*check_options(target.write, setting.options, where=lambda name: f"{where}.{name}")]
@@ -421,8 +426,8 @@ def _refusals(setting: Named, request: Any) -> list[TunesmithError]:
     return errors
 
 
-def _too_long(recipe: Recipe, weights: Weights) -> Iterator[TunesmithError]:
-    trained = _trained(recipe, weights.folder)
+def _check_context(recipe: Recipe, weights: Weights) -> Iterator[TunesmithError]:
+    trained = _base_context(recipe, weights.folder)
     if trained and recipe.evaluate.max_new_tokens >= trained:
         yield RecipeError(
             f"the base model's context is {trained} tokens, and a reply of evaluate.max_new_tokens: "
@@ -431,13 +436,13 @@ def _too_long(recipe: Recipe, weights: Weights) -> Iterator[TunesmithError]:
         )  # fmt: skip
 
 
-def _context(recipe: Recipe, folder: Path) -> int:
+def _context_length(recipe: Recipe, folder: Path) -> int:
     """Returns the context length for the longest prompt and reply, at most the base model's."""
     tokens = -(-(recipe.prompt.max_tokens + recipe.evaluate.max_new_tokens) // CONTEXT_STEP) * CONTEXT_STEP
-    return min(tokens, _trained(recipe, folder) or tokens)
+    return min(tokens, _base_context(recipe, folder) or tokens)
 
 
-def _trained(recipe: Recipe, folder: Path) -> int:
+def _base_context(recipe: Recipe, folder: Path) -> int:
     """Returns the base model's context length in tokens; 0 if its configuration does not say."""
     from tunesmith.models.weights import read_config
 

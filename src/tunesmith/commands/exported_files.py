@@ -20,7 +20,7 @@ def entries(run: Run) -> list[dict[str, Any]]:
     return [entry for entry in files if (run / entry["path"]).exists()]
 
 
-def verified(run: Run) -> list[dict[str, Any]]:
+def verified_ggufs(run: Run) -> list[dict[str, Any]]:
     """Returns the entries of export.json for verified GGUF files, the best one first."""
     try:
         entries = run.read_json("export.json")["files"]
@@ -30,10 +30,10 @@ def verified(run: Run) -> list[dict[str, Any]]:
         return []
 
 
-def of_this_adapter(run: Run) -> bool:
+def is_of_current_adapter(run: Run) -> bool:
     """Returns whether the GGUF files were exported from the current adapter."""
-    seal = run.read_seal("export-gguf") or {"made_from": {}}
-    return bool(seal["made_from"].get("adapter") == run.fingerprint("train"))
+    record = run.read_seal("export-gguf") or {"made_from": {}}
+    return bool(record["made_from"].get("adapter") == run.fingerprint("train"))
 
 
 def _rank(entry: dict[str, Any]) -> tuple[int, int]:

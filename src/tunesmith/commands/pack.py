@@ -15,7 +15,7 @@ import yaml
 
 from tunesmith.commands.archive_text import INPUTS, SOURCES, describe_base, describe_files, describe_run, show_size
 from tunesmith.commands.runs import list_runs
-from tunesmith.commands.shared import TEMPLATE, Reporter, left_behind, silent, template_file
+from tunesmith.commands.shared import TEMPLATE, Reporter, packed_without_sources, silent, template_file
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.folders import tables
 from tunesmith.data.sources import locate
@@ -39,22 +39,25 @@ def pack(run: Run, target: Path, log: Reporter = silent, *, without: Sequence[st
     Raises RunError if another process works on the run, a file is a link or changes meanwhile, something in `without`
     is required, or `target` is another file; DataError if an input is missing; ResourceError if the disk is full.
     """
-    _check_target(run, target)
+    _check_path(run, target)
     with run.lock():
         roots = _roots(run)
         recipes = {root: read_recipe(str(run / root)) for root in roots}
         without_sources = _without_sources(recipes["."], run, without, log)
         excluded = [entry.strip("/") for entry in without if entry != SOURCES]
-        _refuse(run, roots, excluded)
+        _check_excluded(run, roots, excluded)
         inputs = _Inputs(run, bare=without_sources)
         texts = {_below(root, "recipe.yaml"): inputs.rewritten(recipe, root) for root, recipe in recipes.items()}
         files, left_out = _files(run, excluded)
         members = [_member(name, path, texts) for name, path in files] + inputs.members()
-        replaced = _replaced(target, recipes["."].name)
+        replaced = _check_existing(target, recipes["."].name)
         members.sort(key=lambda member: member.name)
-        description = _about(run, recipes["."], [*([SOURCES] if without_sources else []), *excluded])
+        description = _describe(run, recipes["."], [*([SOURCES] if without_sources else []), *excluded])
         manifest = archive.write(target, members, description)
-    for line in [f"{describe_run(description)}; {describe_files(manifest['members'])}", *_parts(manifest["members"])]:
+    for line in [
+        f"{describe_run(description)}; {describe_files(manifest['members'])}",
+        *_packed_parts(manifest["members"]),
+    ]:
         log(f"pack: {line}")
     if left_out:
         log(f"pack: not packed: {', '.join(left_out)}")
@@ -80,7 +83,7 @@ def _below(root: str, name: str) -> str:
 def _without_sources(recipe: Recipe, run: Run, without: Sequence[str], log: Reporter) -> bool:
     """Returns whether the files of data.source are not packed. Raises RunError if they are still needed for prepare."""
     has_pseudonyms = bool(recipe.data.pseudonyms)
-    if not (has_pseudonyms or SOURCES in without or left_behind(recipe, run)):
+    if not (has_pseudonyms or SOURCES in without or packed_without_sources(recipe, run)):
         return False
     if run.read_seal("prepare") is None:
         why = "they contain what data.pseudonyms replaces" if has_pseudonyms else "--without sources"
@@ -94,36 +97,36 @@ def _without_sources(recipe: Recipe, run: Run, without: Sequence[str], log: Repo
     return True
 
 
-def _refuse(run: Run, roots: Sequence[str], excluded: Sequence[str]) -> None:
+def _check_excluded(run: Run, roots: Sequence[str], excluded: Sequence[str]) -> None:
     """Raises RunError if an excluded path does not exist, or is required by a product or to resume the training."""
     for entry in excluded:
         if not entry or not (run / entry).exists() or ".." in PurePosixPath(entry).parts:
             has = ", ".join(sorted(path.name for path in run.path.iterdir() if not path.name.startswith(".")))
             raise RunError(f"there is no '{entry}' to exclude", where=str(run.path), next=f"The run contains: {has}")
         for root in roots:
-            if root != "." and _covers(entry, root):  # an inner run is excluded as a whole
+            if root != "." and _is_inside(entry, root):  # an inner run is excluded as a whole
                 continue
             inner = Run(run / root)
             trained = inner.read_seal("train") is not None
-            needed = {f: "a finished product" for seal in _seals(inner) for f in seal["files"]}
+            needed = {f: "a finished product" for record in _seals(inner) for f in record["files"]}
             needed |= ALWAYS if trained else ALWAYS | {"checkpoints": "required to resume the training"}
             for name, reason in needed.items():
                 full_name = _below(root, name)
-                if _covers(entry, full_name) or _covers(full_name, entry):
+                if _is_inside(entry, full_name) or _is_inside(full_name, entry):
                     advice = f"Use --without {SOURCES}" if name == INPUTS else "Omit it from --without"
                     raise RunError(
                         f"'{entry}' must be packed: {full_name} is {reason}", where=str(run.path), next=advice
                     )
 
 
-def _covers(folder: str, name: str) -> bool:
+def _is_inside(folder: str, name: str) -> bool:
     return name == folder or name.startswith(f"{folder}/")
 
 
 def _seals(run: Run) -> Iterator[dict[str, Any]]:
     for path in sorted((run / ".seals").glob("*.json")):
-        if seal := run.read_seal(path.stem):
-            yield seal
+        if record := run.read_seal(path.stem):
+            yield record
 
 
 def _files(run: Run, excluded: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
@@ -138,7 +141,7 @@ def _files(run: Run, excluded: Sequence[str]) -> tuple[list[tuple[str, Path]], l
             if name.startswith(".") and name != ".seals":
                 if not (name in (".lock", ".lock.owner") or name.endswith((".lock", ".tmp", ".old"))):
                     left_out.append(full)
-            elif _unfinished(full) or any(_covers(entry, full) for entry in excluded) or full == INPUTS:
+            elif _is_unfinished(full) or any(_is_inside(entry, full) for entry in excluded) or full == INPUTS:
                 left_out += [] if full == INPUTS else [full]
             elif path.is_symlink() or not (path.is_dir() or path.is_file()):
                 raise RunError(
@@ -154,7 +157,7 @@ def _files(run: Run, excluded: Sequence[str]) -> tuple[list[tuple[str, Path]], l
     return files, left_out
 
 
-def _unfinished(name: str) -> bool:
+def _is_unfinished(name: str) -> bool:
     """Returns whether a file is unfinished. Partial replies are packed, because an evaluation resumes from them."""
     path = PurePosixPath(name)
     return path.suffix == ".tmp" or (path.suffix == ".part" and path.parent.name != "replies")
@@ -194,7 +197,7 @@ class _Inputs:
     def _source(self, source: str, recipe: Recipe) -> list[str]:
         if source.startswith("hub:"):
             return [source]
-        if self.bare and left_behind(recipe, self.run):
+        if self.bare and packed_without_sources(recipe, self.run):
             return [self._name(Path(source))]
         try:
             files, _ = tables(source, recipe.folder)
@@ -248,12 +251,12 @@ class _Inputs:
         return self.names[path]
 
 
-def _about(run: Run, recipe: Recipe, left_out: Sequence[str]) -> dict[str, Any]:
+def _describe(run: Run, recipe: Recipe, left_out: Sequence[str]) -> dict[str, Any]:
     """Returns the manifest's description of the run."""
     home = run.path.resolve()
     row = next((row for row in list_runs(home.parent) if row.name == home.name), None)
-    seals = {path.stem: run.read_seal(path.stem) or {} for path in sorted((run / ".seals").glob("*.json"))}
-    trained, prepared = seals.get("train", {}), seals.get("prepare", {})
+    records = {path.stem: run.read_seal(path.stem) or {} for path in sorted((run / ".seals").glob("*.json"))}
+    trained, prepared = records.get("train", {}), records.get("prepare", {})
     fingerprint = trained.get("weights") or prepared.get("made_from", {}).get("tokenizer")
     stopped = row is not None and row.steps is not None and not trained
     return {
@@ -262,7 +265,7 @@ def _about(run: Run, recipe: Recipe, left_out: Sequence[str]) -> dict[str, Any]:
         "state": row.state if row else "",
         "note": row.note if row and row.state == "damaged" else "",
         "steps": list(row.steps) if row and row.steps else None,
-        "products": list(seals),
+        "products": list(records),
         "stopped": {"precision": _precision(run)} if stopped else None,
         "base": {
             "model": recipe.dump()["base"]["model"],
@@ -284,7 +287,7 @@ def _precision(run: Run) -> str:
 # --- target ------------------------------------------------------------------------------------------------
 
 
-def _check_target(run: Run, target: Path) -> None:
+def _check_path(run: Run, target: Path) -> None:
     """Raises RunError if the target's name has another ending, or it is inside the run."""
     if not target.name.endswith((*archive.PACKED, archive.PLAIN)):
         raise RunError("the name must end in .tar or .tar.gz", where=str(target), next="Use --out NAME.tar")
@@ -292,7 +295,7 @@ def _check_target(run: Run, target: Path) -> None:
         raise RunError("the archive cannot be inside the run", where=str(target), next="Use another path with --out")
 
 
-def _replaced(target: Path, name: str) -> str:
+def _check_existing(target: Path, name: str) -> str:
     """Says that an older archive of the same run is replaced, or ''; raises RunError if `target` is anything else."""
     if not target.exists():
         return ""
@@ -312,7 +315,7 @@ def _replaced(target: Path, name: str) -> str:
 # --- what is said ------------------------------------------------------------------------------------------
 
 
-def _parts(members: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _packed_parts(members: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Says what is packed: top-level names, largest first, and the files that the recipe reads."""
     sizes = Counter[str]()
     for member in members:

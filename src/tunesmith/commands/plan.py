@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from tunesmith.commands.shared import Reporter, load_template_of, load_weights, silent
+from tunesmith.commands.shared import Reporter, load_recipe_template, load_weights, silent
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RecipeError, ResourceError, TunesmithError, raise_all
@@ -22,7 +22,7 @@ SAMPLE_STEPS = 64  # steps that the plan packs into micro-batches to estimate me
 
 
 @dataclass(frozen=True)
-class Setup:
+class TrainingSetup:
     """Everything that is known before the model is loaded; `slow` lists why the fused decoder is not used.
 
     With `shard` each process keeps a part of the base model.
@@ -43,9 +43,9 @@ def plan(recipe: Recipe, run: Run, log: Reporter = silent) -> Plan:
 
     Raises RunError if the rows are not prepared, ResourceError if nothing fits, and what `refuse_untrainable` raises.
     """
-    refuse_untrainable(recipe)
+    require_trainable(recipe)
     run.fingerprint("prepare")
-    setup = set_up(recipe, run, load_weights(recipe, log))
+    setup = prepare_training(recipe, run, load_weights(recipe, log))
     for line in describe(setup):
         log(line)
     return setup.plan
@@ -114,12 +114,12 @@ def check_training(recipe: Recipe) -> list[TunesmithError]:
     return errors + check_optimizer(train.optimizer.name, train.optimizer.options, machine.device, train.engine.name)
 
 
-def refuse_untrainable(recipe: Recipe) -> None:
+def require_trainable(recipe: Recipe) -> None:
     """Raises the errors of `check_training`."""
     raise_all(check_training(recipe))
 
 
-def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
+def prepare_training(recipe: Recipe, run: Run, weights: Weights) -> TrainingSetup:
     """Tokenizes the run's rows, detects the hardware and plans the training.
 
     Raises ResourceError if nothing fits, and the errors of models.build.check_adapter.
@@ -134,23 +134,25 @@ def set_up(recipe: Recipe, run: Run, weights: Weights) -> Setup:
     raise_all(check_adapter(recipe.adapter, weights, engine=engine, spread=spread))
     machine = detect_hardware(recipe.train.precision)
     template_notes: list[str] = []
-    template = load_template_of(recipe, weights, run, template_notes.append)
+    template = load_recipe_template(recipe, weights, run, template_notes.append)
     examples = {
         part: [encode(row, template, recipe.prompt.learn) for row in read_rows(run / f"data/{part}.jsonl")]
         for part in ("train", "valid")
     }
     _check_validation(recipe, len(examples["valid"]))
     base = architecture_from_weights(weights)
-    slow, shape = _slow(recipe, base), shape_of(base)
+    slow, shape = _unfused_reasons(recipe, base), shape_of(base)
     layers = [] if slow else fused_layers(base.config.to_dict())
-    plan, sharding = _planned(recipe, machine, shape, examples, fused=layers)
+    plan, sharding = _choose_plan(recipe, machine, shape, examples, fused=layers)
     if recipe.train.precision == "fast" and (slow or sharding):
         raise _fast_error([*slow, *sharding])
-    notes = (*template_notes, *_notes(recipe, base, shape))
-    return Setup(machine, template, examples, plan, [*slow, *sharding], shape, shard=bool(sharding), notes=notes)
+    notes = (*template_notes, *_model_lines(recipe, base, shape))
+    return TrainingSetup(
+        machine, template, examples, plan, [*slow, *sharding], shape, shard=bool(sharding), notes=notes
+    )
 
 
-def _notes(recipe: Recipe, model: Architecture, shape: ModelShape) -> list[str]:
+def _model_lines(recipe: Recipe, model: Architecture, shape: ModelShape) -> list[str]:
     """Returns lines about the base model and the adapter."""
     from tunesmith.models.shape import planned_trained
 
@@ -181,7 +183,7 @@ def _check_validation(recipe: Recipe, rows: int) -> None:
         )
 
 
-def _planned(
+def _choose_plan(
     recipe: Recipe, machine: Any, shape: Any, examples: dict[str, list[Any]], *, fused: Sequence[Any]
 ) -> tuple[Plan, list[str]]:
     """Returns the plan, and the reason if the base model is sharded over GPUs (fsdp).
@@ -203,7 +205,7 @@ def _planned(
     return _autograd_plan(recipe, machine, shape, examples, shards=shards), [why]
 
 
-def _slow(recipe: Recipe, base: Architecture) -> list[str]:
+def _unfused_reasons(recipe: Recipe, base: Architecture) -> list[str]:
     """Returns the reasons why the fused decoder cannot be used."""
     from tunesmith.models.build import unfused_adapter
     from tunesmith.models.fused_config import unfused_config
@@ -267,10 +269,10 @@ def _autograd_plan(
         dora=recipe.adapter.dora,
         train_also=recipe.adapter.train_also,
     )
-    return result if shards > 1 else _with_time(recipe, machine, shape, examples["train"], result)
+    return result if shards > 1 else _estimate_time(recipe, machine, shape, examples["train"], result)
 
 
-def _with_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any], memory_plan: Plan) -> Plan:
+def _estimate_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[Any], memory_plan: Plan) -> Plan:
     """Returns the plan with estimated seconds of a step and in total, from the micro-batches of some steps."""
     from tunesmith.hardware import measure_speed
     from tunesmith.planning.step_time import MicroBatch, autograd_seconds
@@ -311,7 +313,7 @@ def _step_tokens(batch: str, lengths: Sequence[int]) -> int:
     return int(size) if unit == "tokens" else int(size) * max(lengths)
 
 
-def describe(setup: Setup) -> list[str]:
+def describe(setup: TrainingSetup) -> list[str]:
     """Returns the plan as lines of text."""
     memory_plan, machine = setup.plan, setup.machine
     parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in memory_plan.parts.items())

@@ -17,21 +17,21 @@ from tunesmith.commands.encoded_rows import (
     reasoning_hints,
     special_token_errors,
 )
-from tunesmith.commands.read_rows import cpu_count, loading, say_sources, telling
+from tunesmith.commands.read_rows import cpu_count, loading, repair_writer, say_sources
 from tunesmith.commands.shared import (
     DATE,
     PARTS,
     TEMPLATE,
     Reporter,
-    is_fresh,
-    left_behind,
-    load_template_of,
+    hash_data_settings,
+    hash_prompt_settings,
+    hash_template,
+    is_up_to_date,
+    load_recipe_template,
     load_weights,
-    prepared_with,
-    prompt_hash,
+    packed_without_sources,
     silent,
     template_file,
-    template_hash,
 )
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import to_plain
@@ -52,26 +52,28 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
     if file == run / TEMPLATE and file.resolve() != recipe.path(recipe.prompt.template):
         log(f"prepare: the chat template {recipe.prompt.template} is gone; using the run's copy, {file}")
     inputs = {
-        "data": prepared_with(recipe),
-        "prompt": prompt_hash(recipe, template_hash(file)),
-        "template file": template_hash(file),
+        "data": hash_data_settings(recipe),
+        "prompt": hash_prompt_settings(recipe, hash_template(file)),
+        "template file": hash_template(file),
         "seed": str(recipe.seed),
         "rows": _rows_hash(recipe, run, log),
         "tokenizer": weights.fingerprint,
     }
-    if is_fresh(run, "prepare", inputs, log):
+    if is_up_to_date(run, "prepare", inputs, log):
         return run / "data"
     from tunesmith.prompt.tokens import encode_expanded, loss_pieces
 
     start, today = time.time(), datetime.date.today()
     template, template_bytes = (
-        load_template_of(recipe, weights, file=file, today=today),
+        load_recipe_template(recipe, weights, file=file, today=today),
         file.read_bytes() if file else None,
     )
     encoder = RowEncoder(template, recipe)
     with contextlib.ExitStack() as stack:
         changes = stack.enter_context(run.lines("data/repairs.jsonl"))
-        loaded = stack.enter_context(loading(recipe.data, recipe.folder, recipe.prompt.system, telling(changes)))()
+        loaded = stack.enter_context(
+            loading(recipe.data, recipe.folder, recipe.prompt.system, repair_writer(changes))
+        )()
         say_sources(loaded, log)
         write_finding = stack.enter_context(run.lines("findings.jsonl"))
         try:
@@ -84,7 +86,7 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
                 processes=cpu_count(),
             )
         except NoRowsLeft as error:
-            raise _no_rows(error, recipe, run, encoder) from error
+            raise _no_rows_error(error, recipe, run, encoder) from error
         if errors := special_token_errors(encoder, (row.id for part in PARTS for row in prepared.parts[part])):
             raise Several(errors)
         for part in PARTS:
@@ -125,7 +127,7 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
         log(
             "prepare: no validation row is left: the groups of rows that stay together are larger than data.split.valid"
         )
-    if leaks := _leaks(account["leaks"]):
+    if leaks := _describe_leaks(account["leaks"]):
         log(f"prepare: {leaks}{'' if recipe.data.allow_leaks else '; train refuses them'}")
     log(f"prepare: see {run / 'audit.html'}")
     return run / "data"
@@ -150,7 +152,7 @@ def _write_page(recipe: Recipe, run: Run, account: dict[str, Any], **example: An
     run.write("audit.html", audit_page(recipe.name, recipe.data, account, limit=recipe.prompt.max_tokens, **example))
 
 
-def _no_rows(error: NoRowsLeft, recipe: Recipe, run: Run, encoder: RowEncoder) -> DataError:
+def _no_rows_error(error: NoRowsLeft, recipe: Recipe, run: Run, encoder: RowEncoder) -> DataError:
     """Writes the audit page and returns the error with the settings that keep rows."""
     run.write_json("audit.json", error.audit)
     _write_page(recipe, run, error.audit)
@@ -164,7 +166,7 @@ def _no_rows(error: NoRowsLeft, recipe: Recipe, run: Run, encoder: RowEncoder) -
 # --- what is shown ----------------------------------------------------------------------------------------------
 
 
-def _leaks(leaks: dict[str, Any]) -> str:
+def _describe_leaks(leaks: dict[str, Any]) -> str:
     """Returns a sentence about training rows whose prompts are also in held-out rows, or ''."""
     near = leaks.get("near_prompts", 0)
     if not leaks["prompts"] and not near:
@@ -177,9 +179,9 @@ def _leaks(leaks: dict[str, Any]) -> str:
 
 def _rows_hash(recipe: Recipe, run: Run, log: Reporter) -> str:
     """Returns a hash of the sources; if the run was packed without them, the hash from when it was prepared."""
-    seal = run.read_seal("prepare")
-    if seal and left_behind(recipe, run):
+    record = run.read_seal("prepare")
+    if record and packed_without_sources(recipe, run):
         log("prepare: the files of data.source were not packed with the run; its rows stay as they were prepared")
-        return str(seal["made_from"].get("rows"))
+        return str(record["made_from"].get("rows"))
     sources = open_sources(recipe.data.source, recipe.folder, recipe.data.encoding)
     return hash_plain([source.fingerprint() for source in sources])

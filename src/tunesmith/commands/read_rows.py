@@ -45,7 +45,7 @@ def loading(
             )
             if data.split.column:  # used by the split
                 del loaded.notes.unused[data.split.column]
-            save(pseudonym_map, data, base)
+            save_pseudonyms(pseudonym_map, data, base)
             return loaded
 
         yield read_them
@@ -63,13 +63,13 @@ def mending(data: Data, base: Path) -> tuple[Pseudonyms | None, Mend]:
     return pseudonym_map, Mend(data.repair, pseudonym_map, **options)
 
 
-def save(pseudonym_map: Pseudonyms | None, data: Data, base: Path) -> None:
+def save_pseudonyms(pseudonym_map: Pseudonyms | None, data: Data, base: Path) -> None:
     """Writes the pseudonym map, if there is one, to the file `data.pseudonyms`."""
     if pseudonym_map is not None and data.pseudonyms:
         pseudonym_map.save(base / Path(data.pseudonyms).expanduser())
 
 
-def telling(write: Callable[[Any], None]) -> Sink:
+def repair_writer(write: Callable[[Any], None]) -> Sink:
     """Returns a sink that writes each repaired row's place and its changes, which can be undone."""
     return lambda row, changes: write({"where": str(row.origin), "changes": changes_to_plain(changes)})
 
@@ -96,7 +96,7 @@ def values(source: str | list[str], base: Path, encoding: str | None) -> Iterato
         yield from (item.values for item in source_file.rows() if isinstance(item, Row))
 
 
-def counter(count: Callable[[Conversation], int]) -> Callable[[Conversation], int]:
+def cached_count(count: Callable[[Conversation], int]) -> Callable[[Conversation], int]:
     """Returns `count` with a cache, so that each row is counted once."""
     count_of: dict[str, int] = {}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from tunesmith.commands.shared import (
     Reporter,
     evaluation_rows,
-    is_fresh,
-    refuse_changed,
+    is_up_to_date,
+    require_same_settings,
     silent,
 )
 from tunesmith.config.recipe import Recipe
@@ -19,7 +19,7 @@ OPTIONAL = ("judge.json", "reviews.json", "export.json")  # shown in the report 
 
 def report(recipe: Recipe, run: Run, log: Reporter = silent, *, command: str = "") -> Path:
     """Writes report.html: one offline page that shows whether fine-tuning helped."""
-    refuse_changed(recipe, run)
+    require_same_settings(recipe, run)
     inputs = {
         "scores": run.fingerprint("evaluate"),
         "adapter": run.fingerprint("train"),
@@ -27,12 +27,14 @@ def report(recipe: Recipe, run: Run, log: Reporter = silent, *, command: str = "
         "metrics": hash_plain(recipe.evaluate.model_dump(mode="json", include={"metrics"})),
         **{name: hash_file(run / name) if (run / name).is_file() else "" for name in OPTIONAL},
     }
-    if is_fresh(run, "report", inputs, log):
+    if is_up_to_date(run, "report", inputs, log):
         return run / "report.html"
     from tunesmith.reporting.run_report import report_page
 
-    seals = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate", "judge", "review")}
-    run.write("report.html", report_page(recipe, run.path, evaluation_rows(recipe, run), command=command, seals=seals))
+    records = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate", "judge", "review")}
+    run.write(
+        "report.html", report_page(recipe, run.path, evaluation_rows(recipe, run), command=command, seals=records)
+    )
     run.seal("report", inputs, ["report.html"])
     log(f"report: {run / 'report.html'}")
     return run / "report.html"

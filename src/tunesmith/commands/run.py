@@ -11,7 +11,7 @@ from tunesmith.commands.evaluate import evaluate
 from tunesmith.commands.export import check_export, export
 from tunesmith.commands.prepare import prepare
 from tunesmith.commands.report import report
-from tunesmith.commands.shared import Reporter, load_template_of, load_weights, refuse_parting, silent
+from tunesmith.commands.shared import Reporter, load_recipe_template, load_weights, require_same_rows, silent
 from tunesmith.commands.train import train
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import Paused, TunesmithError, raise_all
@@ -38,7 +38,7 @@ def run_stages(
     adapter is trained and the old one is kept in old/. Raises what the other stages raise.
     """
     if not again:
-        refuse_parting(recipe, run)
+        require_same_rows(recipe, run)
     prepared = run.read_seal("prepare") is not None
     if not prepared:
         on_check(check(recipe, log))
@@ -65,4 +65,4 @@ def _check_export(recipe: Recipe, run: Run, log: Reporter) -> None:
     """Raises what would stop the export later, before anything is trained."""
     if recipe.export.files and run.read_seal("train") is None:
         weights = load_weights(recipe, log)
-        raise_all(check_export(recipe, weights, load_template_of(recipe, weights, run), run))
+        raise_all(check_export(recipe, weights, load_recipe_template(recipe, weights, run), run))

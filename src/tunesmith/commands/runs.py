@@ -50,7 +50,9 @@ class RunRow:
     def cells(self) -> dict[str, str]:
         """Returns the row as text, by column."""
         steps_text = (
-            "" if self.steps is None else f"{self.steps[0]:,}" + ("" if _even(self.steps) else f"/{self.steps[1]:,}")
+            ""
+            if self.steps is None
+            else f"{self.steps[0]:,}" + ("" if _finished(self.steps) else f"/{self.steps[1]:,}")
         )
         return {
             "run": self.name,
@@ -87,7 +89,7 @@ def list_runs(folder: Path) -> list[RunRow]:
 
 
 def _row(path: Path) -> RunRow:
-    size, date = _weigh(path)
+    size, date = _size_and_date(path)
     try:
         return replace(_facts(path), date=date, bytes=size)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, TunesmithError) as error:
@@ -99,17 +101,19 @@ def _facts(path: Path) -> RunRow:
     """Reads the run's small files. Raises what reading damaged files raises."""
     run = Run(path)
     recipe = _recipe(path)
-    seals = {product: run.read_seal(product) for product in STATES}
-    finished = [product for product in STATES if seals[product]]
+    records = {product: run.read_seal(product) for product in STATES}
+    finished = [product for product in STATES if records[product]]
     events = [] if "train" in finished else read_journal(path / "journal.jsonl")
-    row = RunRow(path.name, STATES[finished[0]] if finished else "begun", base=str(_dig(recipe, "base", "model") or ""))
+    row = RunRow(
+        path.name, STATES[finished[0]] if finished else "begun", base=str(_nested(recipe, "base", "model") or "")
+    )
     if "prepare" in finished:
-        row = replace(row, rows=_dig(run.read_json("audit.json"), "parts", "train"))
-    if steps := _steps(seals["train"], events):
+        row = replace(row, rows=_nested(run.read_json("audit.json"), "parts", "train"))
+    if steps := _steps(records["train"], events):
         row = replace(row, steps=steps)
         if "train" not in finished:
             row = replace(row, state="stopped", note=_stopped(path, steps))
-    if damage := _damage(path, seals):
+    if damage := _damage(path, records):
         return replace(row, state="damaged", note=damage)
     if "evaluate" in finished:
         row = _with_scores(row, run.read_json("scores.json"))
@@ -124,7 +128,7 @@ def _recipe(path: Path) -> dict[str, Any]:
 
 def _with_scores(row: RunRow, scores: Any) -> RunRow:
     primary = str(scores["primary"])
-    score = _dig(next(iter(scores["sections"].values()), {}), primary)
+    score = _nested(next(iter(scores["sections"].values()), {}), primary)
     if not score:
         return replace(row, primary=primary, verdict="not measured")
     ends = (score.get("low"), score.get("high"))
@@ -137,10 +141,10 @@ def _with_scores(row: RunRow, scores: Any) -> RunRow:
     )
 
 
-def _steps(seal: dict[str, Any] | None, events: Sequence[dict[str, Any]]) -> tuple[int, int] | None:
+def _steps(record: dict[str, Any] | None, events: Sequence[dict[str, Any]]) -> tuple[int, int] | None:
     """Returns the steps done and in total, from the record of a finished training or the journal of a stopped one."""
-    if seal:
-        steps = _dig(seal, "summary", "steps")
+    if record:
+        steps = _nested(record, "summary", "steps")
         return (int(steps), int(steps)) if steps else None
     total = next((event["total"] for event in reversed(events) if "total" in event), None)
     last = max((event["step"] for event in events if event.get("kind") in ("step", "saved", "resume")), default=0)
@@ -151,13 +155,13 @@ def _stopped(path: Path, steps: tuple[int, int]) -> str:
     """Says how far an unfinished training came, and at which step the same command resumes it."""
     checkpoints = [name.removeprefix("step-") for name in _names(path / "checkpoints") if name.startswith("step-")]
     newest = max((int(name) for name in checkpoints if name.isdigit()), default=0)
-    pid = _at_work(path)
+    pid = _running_process(path)
     state = f"at step {steps[0]} of {steps[1]}"
     state += f", process {pid} is still running" if pid else ""
     return f"{state}; resumes at step {newest}" if newest else state
 
 
-def _at_work(path: Path) -> int | None:
+def _running_process(path: Path) -> int | None:
     """Returns the id of the process that last held the lock, if it is running and did not start after that."""
     import psutil
 
@@ -169,16 +173,16 @@ def _at_work(path: Path) -> int | None:
         return None
 
 
-def _damage(path: Path, seals: dict[str, dict[str, Any] | None]) -> str:
-    for product, seal in seals.items():
-        if seal is None:
+def _damage(path: Path, records: dict[str, dict[str, Any] | None]) -> str:
+    for product, record in records.items():
+        if record is None:
             if (path / f".seals/{product}.json").exists():
                 return f"the fingerprint of {product} cannot be read"
             continue
-        for name in seal["files"]:
+        for name in record["files"]:
             if not (path / name).exists():
                 return f"{name} is missing"
-        if "scores.json" in seal["files"] and hash_file(path / "scores.json") != seal["files"]["scores.json"]:
+        if "scores.json" in record["files"] and hash_file(path / "scores.json") != record["files"]["scores.json"]:
             return "scores.json was edited or is damaged"
     return ""
 
@@ -186,20 +190,20 @@ def _damage(path: Path, seals: dict[str, dict[str, Any] | None]) -> str:
 def outdated_product(run: Run, chain: Sequence[tuple[str, str, str]] = PRODUCT_CHAIN) -> str:
     """Says which product is older than its inputs, or ''. Compares fingerprints; no file is hashed."""
     for product, name, source in chain:
-        seal, behind = run.read_seal(product), run.read_seal(source)
-        if seal and behind and seal["made_from"].get(name) != run.fingerprint(source):
+        record, behind = run.read_seal(product), run.read_seal(source)
+        if record and behind and record["made_from"].get(name) != run.fingerprint(source):
             return f"{STATES[product]} before it was last {STATES[source]}"
     return ""
 
 
-def _dig(value: Any, *keys: str) -> Any:
+def _nested(value: Any, *keys: str) -> Any:
     """Returns the nested value at `keys`, or None if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
-def _even(steps: tuple[int, int]) -> bool:
+def _finished(steps: tuple[int, int]) -> bool:
     return steps[0] == steps[1]
 
 
@@ -207,7 +211,7 @@ def _names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-def _weigh(path: Path) -> tuple[int, float]:
+def _size_and_date(path: Path) -> tuple[int, float]:
     """Returns the size of all files below `path` in bytes, and the time of the newest product in seconds since 1970."""
     total, latest = 0, 0.0
     for folder, _, names in os.walk(path):  # files that cannot be listed, or are deleted meanwhile, count as 0

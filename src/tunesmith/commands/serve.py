@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.commands import exported_files
 from tunesmith.commands.shared import (
     Reporter,
-    load_template_of,
+    load_recipe_template,
     load_weights,
     model_file,
     open_run,
-    refuse_other_template,
+    require_same_template,
     silent,
 )
 from tunesmith.config.recipe import Recipe, is_recipe, read_recipe
@@ -184,7 +184,7 @@ def _file(path: Path, wish: Wish, log: Reporter, recipe: Recipe | None) -> Any:
 def _run(recipe: Recipe, run: Run, wish: Wish, log: Reporter) -> Any:
     """Loads the run's best verified GGUF file, or its adapter."""
     run.fingerprint("train")  # raises when there is no finished adapter
-    refuse_other_template(recipe, run)
+    require_same_template(recipe, run)
     if (entry := verified(run, log)) is None:
         return _adapter(recipe, run, log)
     why = f"{entry['name']}, verified"
@@ -208,7 +208,7 @@ def _gguf(name: str, path: Path, wish: Wish, log: Reporter, *, stop: Sequence[st
 def _template(recipe: Recipe, run: Run, log: Reporter) -> Any:
     """Returns the training template; None, for the file's own, if the base model's tokenizer is not available."""
     try:
-        return load_template_of(recipe, load_weights(recipe, log), run, log)
+        return load_recipe_template(recipe, load_weights(recipe, log), run, log)
     except (ModelError, ResourceError) as error:
         log(f"serve: using the file's own chat template, because the base model's tokenizer is not available: {error}")
         return None
@@ -246,8 +246,8 @@ def revoke_pairing(client: str, log: Reporter = silent) -> None:
 
 def verified(run: Run, log: Reporter = silent) -> dict[str, Any] | None:
     """Returns the entry of the best verified and intact GGUF file of the current adapter, or None."""
-    usable = exported_files.verified(run)
-    if usable and not exported_files.of_this_adapter(run):
+    usable = exported_files.verified_ggufs(run)
+    if usable and not exported_files.is_of_current_adapter(run):
         command = f"tunesmith export {shlex.quote(str(run.path))}"
         log(f"serve: the exported GGUF files are of an older adapter; to export again: {command}")
         return None

@@ -98,14 +98,14 @@ def template_file(recipe: Recipe, run: Run | None = None, *, prefer_recipe: bool
     template_path = recipe.path(recipe.prompt.template)
     if prefer_recipe and template_path.is_file():
         return template_path
-    if run and (copy := _copied_template(recipe, run)):
+    if run and (copy := _template_copy(recipe, run)):
         return copy
     if not template_path.is_file():
         raise RecipeError("this template file does not exist", where=str(template_path), next="Check prompt.template")
     return template_path
 
 
-def _copied_template(recipe: Recipe, run: Run) -> Path | None:
+def _template_copy(recipe: Recipe, run: Run) -> Path | None:
     """Returns the run's copy of the recipe's template file, even if that was edited or deleted since; or None."""
     prepared = run.read_seal("prepare")
     if prepared is None or TEMPLATE not in prepared["files"]:
@@ -126,9 +126,9 @@ def _copied_template(recipe: Recipe, run: Run) -> Path | None:
     return run / TEMPLATE
 
 
-def _edited_template(recipe: Recipe, run: Run) -> str:
+def _describe_template_edit(recipe: Recipe, run: Run) -> str:
     """Says that the template file was changed or deleted after the rows of `run` were prepared; '' if it was not."""
-    copy = None if recipe.prompt.template == "model" else _copied_template(recipe, run)
+    copy = None if recipe.prompt.template == "model" else _template_copy(recipe, run)
     template_path = recipe.path(recipe.prompt.template)
     if copy is None or (template_path.is_file() and hash_file(template_path) == hash_file(copy)):
         return ""
@@ -136,12 +136,12 @@ def _edited_template(recipe: Recipe, run: Run) -> str:
     return f"the chat template {template_path} was {edit} after the rows were prepared"
 
 
-def template_hash(file: Path | None) -> str:
+def hash_template(file: Path | None) -> str:
     """Returns the SHA-256 of the template file, or 'model' if there is none."""
     return hash_file(file) if file else "model"
 
 
-def prompt_hash(recipe: Recipe, template: str) -> str:
+def hash_prompt_settings(recipe: Recipe, template: str) -> str:
     """Returns a hash of the section `prompt` without the settings that only affect replies.
 
     `template` is the hash of the template file: its content counts, not its path.
@@ -149,20 +149,20 @@ def prompt_hash(recipe: Recipe, template: str) -> str:
     return hash_plain({**recipe.prompt.model_dump(mode="json", exclude={"stop"}), "template": template})
 
 
-def trained_with(recipe: Recipe, run: Run) -> dict[str, str]:
+def training_settings(recipe: Recipe, run: Run) -> dict[str, str]:
     """Returns the settings that an adapter depends on, for its fingerprint. The number of GPUs is not one of them."""
     settings = recipe.train.model_dump(mode="json", exclude={"spread", "samples"})
     if recipe.train.best == "score":
         settings["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
     return {
-        "prompt": prompt_hash(recipe, template_hash(template_file(recipe, run))),
+        "prompt": hash_prompt_settings(recipe, hash_template(template_file(recipe, run))),
         "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
         **{f"train.{key}": hash_plain(value) for key, value in settings.items()},
         "seed": str(recipe.seed),
     }
 
 
-def prepared_with(recipe: Recipe) -> str:
+def hash_data_settings(recipe: Recipe) -> str:
     """Returns a hash of the settings in the section `data` that prepared rows depend on."""
     has_pseudonyms = {
         "pseudonyms": bool(recipe.data.pseudonyms) or None
@@ -170,7 +170,7 @@ def prepared_with(recipe: Recipe) -> str:
     return hash_plain(recipe.data.model_dump(mode="json", exclude={"source", "max_dropped"}) | has_pseudonyms)
 
 
-def began_with(run: Run) -> tuple[dict[str, str] | None, str]:
+def training_inputs(run: Run) -> tuple[dict[str, str] | None, str]:
     """Returns the inputs of the run's adapter, or of its stopped training, and a sentence that says which."""
     if trained := run.read_seal("train"):
         return trained["made_from"], "the adapter was trained with other settings or data"
@@ -181,18 +181,18 @@ def began_with(run: Run) -> tuple[dict[str, str] | None, str]:
     return made_from(run / "checkpoints"), "the stopped training began with other settings or data"
 
 
-def refuse_changed(recipe: Recipe, run: Run) -> None:
+def require_same_settings(recipe: Recipe, run: Run) -> None:
     """Raises RunError if the run's adapter or stopped training has other settings or another template than `recipe`.
 
     Scores and files would otherwise belong to another model than the recipe describes. `train.precision` may differ,
     because a run is also evaluated on machines that do not support the precision it was trained in.
     """
-    (trained_inputs, problem), prepared = began_with(run), run.read_seal("prepare")
+    (trained_inputs, problem), prepared = training_inputs(run), run.read_seal("prepare")
     if trained_inputs is None or prepared is None:
         return
-    data = prepared_with(recipe)
+    data = hash_data_settings(recipe)
     before = {**trained_inputs, "data": prepared["made_from"].get("data", data)}
-    current = {**trained_with(recipe, run), "data": data}
+    current = {**training_settings(recipe, run), "data": data}
     del current["train.precision"]
     raise_changed(
         recipe, run, problem, [f"{name} changed" for name, value in current.items() if before.get(name, value) != value]
@@ -210,10 +210,10 @@ def raise_changed(recipe: Recipe, run: Run, problem: str, changed: Sequence[str]
         )
 
 
-def refuse_parting(recipe: Recipe, run: Run) -> None:
+def require_same_rows(recipe: Recipe, run: Run) -> None:
     """Raises RunError if rows prepared with `recipe` would differ from those the run's adapter was trained on."""
-    refuse_changed(recipe, run)
-    edited = _edited_template(recipe, run) if began_with(run)[0] is not None else ""
+    require_same_settings(recipe, run)
+    edited = _describe_template_edit(recipe, run) if training_inputs(run)[0] is not None else ""
     if edited and recipe.path(recipe.prompt.template).is_file():
         path = shlex.quote(str(run.path))
         raise RunError(
@@ -224,13 +224,13 @@ def refuse_parting(recipe: Recipe, run: Run) -> None:
         )
 
 
-def refuse_other_template(recipe: Recipe, run: Run) -> None:
+def require_same_template(recipe: Recipe, run: Run) -> None:
     """Raises RunError if `recipe` names another chat template than the one that the rows of `run` were prepared with.
 
     A template file that was edited or deleted since does not count: the run has a copy of it.
     """
     prepared = run.read_seal("prepare")
-    if prepared and prepared["made_from"].get("template file") != template_hash(template_file(recipe, run)):
+    if prepared and prepared["made_from"].get("template file") != hash_template(template_file(recipe, run)):
         raise RunError(
             "the chat template is not the one that the model was trained with",
             where=recipe.prompt.template,
@@ -238,7 +238,7 @@ def refuse_other_template(recipe: Recipe, run: Run) -> None:
         )
 
 
-def left_behind(recipe: Recipe, run: Run) -> bool:
+def packed_without_sources(recipe: Recipe, run: Run) -> bool:
     """Returns whether the run was packed without its sources: data.source names missing files in its inputs/."""
     sources = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
     files = [recipe.path(source) for source in sources if not source.startswith("hub:")]
@@ -278,7 +278,7 @@ def model_file(name: str, log: Reporter) -> Path | None:
     return find_gguf(name, log=log)
 
 
-def load_template_of(
+def load_recipe_template(
     recipe: Recipe,
     weights: Weights,
     run: Run | None = None,
@@ -295,7 +295,7 @@ def load_template_of(
     """
     from tunesmith.prompt.template import load_template, load_tokenizer
 
-    if run and (edited := _edited_template(recipe, run)):
+    if run and (edited := _describe_template_edit(recipe, run)):
         log(f"{edited}; using the run's copy, {run / TEMPLATE}")
     return load_template(
         load_tokenizer(weights.folder),
@@ -303,11 +303,11 @@ def load_template_of(
         recipe.folder,
         options=recipe.prompt.template_options,
         reasoning=recipe.prompt.reasoning,
-        today=prepared_on(run) if run else today,
+        today=template_date(run) if run else today,
     )
 
 
-def prepared_on(run: Run) -> datetime.date | None:
+def template_date(run: Run) -> datetime.date | None:
     """Returns the date that the chat template inserts in this run; None before the rows are prepared."""
     try:
         return datetime.date.fromisoformat(json.loads((run / DATE).read_text(encoding="utf-8"))["date"])
@@ -315,7 +315,7 @@ def prepared_on(run: Run) -> datetime.date | None:
         return None
 
 
-def is_fresh(run: Run, product: str, inputs: Mapping[str, str], log: Reporter) -> bool:
+def is_up_to_date(run: Run, product: str, inputs: Mapping[str, str], log: Reporter) -> bool:
     """Returns whether `product` matches its inputs; logs that it does, or what changed."""
     changed = run.changed(product, inputs)
     if changed == []:
@@ -375,13 +375,13 @@ def load_models(recipe: Recipe, run: Run, log: Reporter, *, only: str = "") -> I
 
     if only != "base":
         run.fingerprint("train")  # raises when the adapter is not finished
-        refuse_other_template(recipe, run)
+        require_same_template(recipe, run)
     weights = load_weights(recipe, log)
     machine = detect_hardware(recipe.train.precision)
     model = load_model(weights, bits=recipe.base.bits, device=machine.device, precision=machine.precision)
     if machine.device == "cpu":
         model.keep_dense()
-    template = load_template_of(recipe, weights, run, log)
+    template = load_recipe_template(recipe, weights, run, log)
     if only != "base":
         load_adapter(model, run / "adapter")
     for name in ("base", "tuned") if not only else (only,):

@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.commands.plan import describe, refuse_untrainable, set_up
+from tunesmith.commands.plan import describe, prepare_training, require_trainable
 from tunesmith.commands.shared import (
     Reporter,
-    began_with,
+    hash_data_settings,
     load_weights,
-    prepared_with,
     raise_changed,
-    refuse_changed,
+    require_same_settings,
     silent,
-    trained_with,
+    training_inputs,
+    training_settings,
 )
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import find
@@ -48,31 +48,31 @@ def train(
         log, watch = silent, None
     with distributed.process_group():
         if again or run.read_seal("train") is None:  # a finished adapter can be used on any machine
-            refuse_untrainable(recipe)
+            require_trainable(recipe)
         with distributed.main_process_first():
             weights = load_weights(recipe, log)
-        inputs = _made_from(recipe, run, weights)
-        if distributed.broadcast_object(lambda: _begin(recipe, run, inputs, log, again=again)):
+        inputs = _adapter_inputs(recipe, run, weights)
+        if distributed.broadcast_object(lambda: _must_train(recipe, run, inputs, log, again=again)):
             _train(recipe, run, weights, inputs, log, watch, again=again)
         return run / "adapter"
 
 
-def _made_from(recipe: Recipe, run: Run, weights: Weights) -> dict[str, str]:
+def _adapter_inputs(recipe: Recipe, run: Run, weights: Weights) -> dict[str, str]:
     """Returns the inputs of the adapter. The number of GPUs and the samples shown are not among them."""
     prepared = run.fingerprint("prepare")  # raises when the rows are not prepared
-    _refuse_leaks(recipe, run)
+    _check_leaks(recipe, run)
     return {
         "data": prepared,
         "base": hash_plain([weights.fingerprint, recipe.base.bits]),
-        **trained_with(recipe, run),
+        **training_settings(recipe, run),
     }
 
 
-def _begin(recipe: Recipe, run: Run, inputs: Mapping[str, str], log: Reporter, *, again: bool) -> bool:
+def _must_train(recipe: Recipe, run: Run, inputs: Mapping[str, str], log: Reporter, *, again: bool) -> bool:
     """Returns whether the adapter must be trained. Raises RunError if the run has other settings or data."""
     if not again:
-        refuse_changed(recipe, run)
-        trained_inputs, problem = began_with(run)
+        require_same_settings(recipe, run)
+        trained_inputs, problem = training_inputs(run)
         changed = run.changed("train", inputs)
         if changed is None and trained_inputs is not None:
             changed = [f"{name} changed" for name, value in inputs.items() if trained_inputs.get(name) != value]
@@ -81,7 +81,7 @@ def _begin(recipe: Recipe, run: Run, inputs: Mapping[str, str], log: Reporter, *
             return False
         raise_changed(recipe, run, problem, changed or [])
     prepared = (run.read_seal("prepare") or {})["made_from"]
-    current = {"data": prepared_with(recipe), "prompt": inputs["prompt"], "seed": inputs["seed"]}
+    current = {"data": hash_data_settings(recipe), "prompt": inputs["prompt"], "seed": inputs["seed"]}
     if changes := [name for name, value in current.items() if prepared.get(name, value) != value]:
         raise RunError(
             f"the rows were prepared with other settings: {', '.join(f'{name} changed' for name in changes)}",
@@ -91,7 +91,7 @@ def _begin(recipe: Recipe, run: Run, inputs: Mapping[str, str], log: Reporter, *
     return True
 
 
-def _refuse_leaks(recipe: Recipe, run: Run) -> None:
+def _check_leaks(recipe: Recipe, run: Run) -> None:
     """Raises DataError if training rows are also test rows, which makes scores meaningless."""
     leaks = run.read_json("audit.json").get("leaks")
     if leaks is None:
@@ -129,7 +129,7 @@ def _train(
     world_size = distributed.world_size()
     if world_size == 1 and recipe.train.spread != "auto":
         log(f"train: train.spread is {recipe.train.spread}, but there is one process; use --gpus for several GPUs")
-    setup = set_up(recipe, run, weights)
+    setup = prepare_training(recipe, run, weights)
     memory_plan, slow, shard = distributed.broadcast_object(
         lambda: (setup.plan, setup.slow, setup.shard)
     )  # as planned on the main process
@@ -177,11 +177,11 @@ def _train(
     )
     engine = find("tunesmith.training.engines", recipe.train.engine.name, function="train", where="train.engine")
     distributed.broadcast_object(
-        lambda: _set_aside(run, log) if again else None
+        lambda: _move_aside(run, log) if again else None
     )  # after all checks that need no training
     outcome = engine(job, **recipe.train.engine.options)
     if is_main_process():
-        _keep(run, memory_plan, outcome, measure(), loaded, inputs, weights, round(time.time() - start, 1), log)
+        _save(run, memory_plan, outcome, measure(), loaded, inputs, weights, round(time.time() - start, 1), log)
     distributed.barrier()
 
 
@@ -203,7 +203,7 @@ def _scorer(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) ->
     parts = sample_rows({"valid": read_rows(run / "data/valid.jsonl")}, recipe.train.best_rows, recipe.seed)
     rows = {row.id: row for row in parts["valid"]}
     index = TrainingAnswers(tuple(row.answer for row in read_rows(run / "data/train.jsonl")))
-    write = _writer(recipe, model, template, "train.best", shard=shard)
+    write = _reply_generator(recipe, model, template, "train.best", shard=shard)
 
     def scored(fused: Any) -> float:
         scores = [
@@ -226,7 +226,7 @@ def _sampler(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) -
 
     parts = sample_rows({"valid": read_rows(run / "data/valid.jsonl")}, recipe.train.samples, recipe.seed)
     prompts = {row.id: row.prompt[-1].text for row in parts["valid"]}
-    write = _writer(recipe, model, template, "train.samples", shard=shard)
+    write = _reply_generator(recipe, model, template, "train.samples", shard=shard)
 
     def sampled(fused: Any) -> list[dict[str, str]]:
         return [{"prompt": prompts[item.id], "reply": item.reply.text} for item in write(fused, parts)]
@@ -234,7 +234,9 @@ def _sampler(recipe: Recipe, run: Run, model: Any, template: Any, shard: bool) -
     return sampled
 
 
-def _writer(recipe: Recipe, model: Any, template: Any, setting: str, *, shard: bool) -> Callable[[Any, Any], list[Any]]:
+def _reply_generator(
+    recipe: Recipe, model: Any, template: Any, setting: str, *, shard: bool
+) -> Callable[[Any, Any], list[Any]]:
     """Returns a function that generates replies between training steps. Raises RecipeError if the engine cannot."""
     from tunesmith.evaluation.comparison import generate_replies
     from tunesmith.generation.decoder import Decoder
@@ -257,7 +259,7 @@ def _writer(recipe: Recipe, model: Any, template: Any, setting: str, *, shard: b
     return write
 
 
-def _keep(
+def _save(
     run: Run,
     plan: Plan,
     outcome: Any,
@@ -293,7 +295,7 @@ ADAPTER_PRODUCTS = (
 )  # fmt: skip
 
 
-def _set_aside(run: Run, log: Reporter) -> None:
+def _move_aside(run: Run, log: Reporter) -> None:
     """Moves an adapter or its checkpoints, and everything derived from them, to old/."""
     if run.read_seal("train") is None and not (run / "checkpoints").exists():
         return

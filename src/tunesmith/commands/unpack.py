@@ -25,10 +25,10 @@ def unpack(path: Path, folder: Path | None = None, log: Reporter = silent) -> Pa
     exists, ResourceError if the disk has too little space.
     """
     with archive.reading(path) as packed:
-        run_info = _checked(path, packed.manifest)
+        run_info = _check_manifest(path, packed.manifest)
         folder = Path("runs") / run_info["name"] if folder is None else folder
-        _refuse_taken(folder)
-        _check_room(folder, packed.size)
+        _check_new(folder)
+        _check_space(folder, packed.size)
         with new_folder(folder) as temporary:
             try:
                 packed.extract(temporary)
@@ -40,12 +40,12 @@ def unpack(path: Path, folder: Path | None = None, log: Reporter = silent) -> Pa
                 raise
             for recipe in temporary.rglob("recipe.yaml"):
                 (recipe.parent / ".lock").touch()  # marks the folder as a run
-            _refuse_taken(folder)
+            _check_new(folder)
     log(
         f"unpack: {folder}: {describe_run(run_info)}; {describe_files(packed.manifest['members'])}, all checksums match"
     )
     if run_info.get("stopped"):
-        log(f"unpack: {_stopped(run_info)}")
+        log(f"unpack: {_describe_stopped(run_info)}")
     if SOURCES in run_info["left_out"]:
         log("unpack: the files of data.source were not packed: the prepared rows can be used, but not prepared again")
     log(f"unpack: {describe_base(run_info['base'], packed=False)}")
@@ -53,7 +53,7 @@ def unpack(path: Path, folder: Path | None = None, log: Reporter = silent) -> Pa
     return folder
 
 
-def _checked(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def _check_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Returns the manifest if it describes a run. Raises DataError if not."""
     has_name = isinstance(manifest.get("name"), str) and _NAME.fullmatch(manifest["name"])
     has_recipe = any(member["name"] == "recipe.yaml" for member in manifest["members"])
@@ -63,12 +63,12 @@ def _checked(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def _refuse_taken(folder: Path) -> None:
+def _check_new(folder: Path) -> None:
     if folder.exists() or folder.is_symlink():
         raise RunError("this folder already exists", where=str(folder), next="Give a new folder with --into")
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def _check_space(folder: Path, needed: int) -> None:
     parent_folder = next(parent for parent in folder.resolve().parents if parent.is_dir())
     free = shutil.disk_usage(parent_folder).free
     if needed > free:
@@ -79,7 +79,7 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _stopped(manifest: dict[str, Any]) -> str:
+def _describe_stopped(manifest: dict[str, Any]) -> str:
     """Says what an unfinished training needs to be resumed."""
     precision = manifest["stopped"].get("precision") if isinstance(manifest["stopped"], dict) else ""
     where = f" on a machine that supports {precision}" if precision else ""

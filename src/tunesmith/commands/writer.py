@@ -20,7 +20,7 @@ from tunesmith.writing.events import ClaimEvent, Event
 from tunesmith.writing.form import build_form, build_prompt
 from tunesmith.writing.stream_filter import StreamFilter
 
-Paper = Literal["txt", "docx", "pdf"]
+DocumentFormat = Literal["txt", "docx", "pdf"]
 
 
 class Drafting:
@@ -81,7 +81,7 @@ class Drafting:
         """Returns the words that `filled` would insert."""
         return repair.find_replacement(text, claim, values)
 
-    def document(self, text: str, title: str, kind: Paper) -> bytes:
+    def document(self, text: str, title: str, kind: DocumentFormat) -> bytes:
         """Returns the text as a file. Raises MissingExtra if python-docx or fpdf2 is not installed."""
         return {"txt": documents.to_txt, "docx": documents.to_docx, "pdf": documents.to_pdf}[kind](text, title)
 
@@ -105,9 +105,9 @@ def drafting(recipe: Recipe, run: Run, log: Reporter = silent, *, threads: int |
 
 def exported(run: Run) -> Path | None:
     """Returns the verified GGUF file closest to the current adapter, or None."""
-    files = [run / entry["path"] for entry in exported_files.verified(run)]
+    files = [run / entry["path"] for entry in exported_files.verified_ggufs(run)]
     if not files or (
-        run.read_seal("train") and run.read_seal("export-gguf") and not exported_files.of_this_adapter(run)
+        run.read_seal("train") and run.read_seal("export-gguf") and not exported_files.is_of_current_adapter(run)
     ):
         return None
     return next((file for file in files if file.is_file()), None)

@@ -643,16 +643,14 @@ def _explain(loc: tuple[Any, ...], details: list[Any], path: Path, places: Place
 
 def _check_names(plain: dict[str, Any], path: Path, places: Places) -> list[TunesmithError]:
     errors: list[TunesmithError] = []
-    for loc, catalogue, setting in _named_settings(Recipe, plain, ()):
-        names = entries(catalogue.module)
+    for loc, catalog, setting in _named_settings(Recipe, plain, ()):
+        names = entries(catalog.module)
         if setting.name not in names:
             where = _place(loc, path, places)
             errors.append(RecipeError(f"unknown name '{setting.name}'", where=where, next=nearest(setting.name, names)))
-        elif setting.options or not catalogue.function:  # an entry that is a module may import a large library
+        elif setting.options or not catalog.function:  # an entry that is a module may import a large library
             try:
-                entry = find(
-                    catalogue.module, setting.name, function=catalogue.function, where=_place(loc, path, places)
-                )
+                entry = find(catalog.module, setting.name, function=catalog.function, where=_place(loc, path, places))
             except MissingExtra as error:
                 errors.append(error)
                 continue
@@ -673,13 +671,13 @@ def _named_settings(
             continue
         member = get_args(kind)[0] if get_origin(kind) is list else None
         marks = (*field.metadata, *getattr(member, "__metadata__", ()))
-        catalogue = next((mark for mark in marks if isinstance(mark, Catalogue)), None)
-        if catalogue is None:
+        catalog = next((mark for mark in marks if isinstance(mark, Catalogue)), None)
+        if catalog is None:
             continue
         several = member is not None and isinstance(value, list)
         for loc, item in [((*here, i), v) for i, v in enumerate(value)] if several else [(here, value)]:
             with contextlib.suppress(PydanticCustomError):
-                yield loc, catalogue, _parse_named(item)
+                yield loc, catalog, _parse_named(item)
 
 
 def _check_sense(recipe: Recipe, path: Path, places: Places) -> list[TunesmithError]:

@@ -31,31 +31,31 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     )
 
 
-def entries(catalogue: str) -> list[str]:
+def entries(catalog: str) -> list[str]:
     """Returns the names of the entries of a catalog, given as the dotted name of its module."""
-    module = importlib.import_module(catalogue)
+    module = importlib.import_module(catalog)
     if hasattr(module, "__path__"):
         return sorted(info.name for info in pkgutil.iter_modules(module.__path__) if not info.name.startswith("_"))
     return sorted(
         name
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == catalogue and not name.startswith("_")
+        if inspect.isfunction(value) and value.__module__ == catalog and not name.startswith("_")
     )
 
 
-def find(catalogue: str, name: str, *, function: str = "", where: str = "") -> Callable[..., Any]:
+def find(catalog: str, name: str, *, function: str = "", where: str = "") -> Callable[..., Any]:
     """Returns the function `name` of a catalog that is a module, or `function` of the module `name` in a package.
 
     Raises RecipeError for an unknown name, MissingExtra if the entry's library is not installed.
     """
-    names = entries(catalogue)
+    names = entries(catalog)
     if name not in names:
         raise RecipeError(f"unknown name '{name}'", where=where, next=nearest(name, names))
     if not function:
-        entry: Callable[..., Any] = getattr(importlib.import_module(catalogue), name)
+        entry: Callable[..., Any] = getattr(importlib.import_module(catalog), name)
         return entry
     try:
-        return getattr(importlib.import_module(f"{catalogue}.{name}"), function)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(f"{catalog}.{name}"), function)  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing not in EXTRAS:
@@ -72,15 +72,15 @@ def missing_extra(package: str, name: str, *, where: str = "") -> MissingExtra:
     )
 
 
-def constant(catalogue: str, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+def constant(catalog: str, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the constant NAME of the entry `name`: the names of the scores it computes."""
-    names: tuple[str, ...] = getattr(importlib.import_module(catalogue), name.upper(), default)
+    names: tuple[str, ...] = getattr(importlib.import_module(catalog), name.upper(), default)
     return names
 
 
-def attribute(catalogue: str, name: str, attribute: str) -> Any:
+def attribute(catalog: str, name: str, attribute: str) -> Any:
     """Returns a constant of the entry `name` in a catalog that is a package."""
-    return getattr(importlib.import_module(f"{catalogue}.{name}"), attribute)
+    return getattr(importlib.import_module(f"{catalog}.{name}"), attribute)
 
 
 def options(entry: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -93,12 +93,16 @@ def scores_of(
     return Scored(groups, scored(base, "the base"), scored(adapter, "the adapter"), scored(file, "the file"))
 
 
+class MissingReply(RunError):
+    """A model has no reply to a row. The caller knows the run and adds the command that evaluates it again."""
+
+
 def _by_row(answered: Sequence[RowReply], rows: Mapping[Key, Conversation], who: str) -> dict[Key, RowReply]:
     by = {(each.part, each.id): each for each in answered}
     if absent := rows.keys() - by.keys():
         part, row = min(absent)
-        advice = "Evaluate again (tunesmith evaluate RECIPE), then export"
-        raise RunError(f"{who} did not answer it", where=f"row '{row}' of {part}", next=advice)
+        advice = "Evaluate the run again, then export it"
+        raise MissingReply(f"{who} did not answer it", where=f"row '{row}' of {part}", next=advice)
     return {key: by[key] for key in rows}
 
 

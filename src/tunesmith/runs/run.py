@@ -293,20 +293,20 @@ class Run:
     def read_seal(self, product: str) -> dict[str, Any] | None:
         """Returns the record of a finished product, or None."""
         try:
-            seal = json.loads((self / f".seals/{product}.json").read_text(encoding="utf-8"))
+            record = json.loads((self / f".seals/{product}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return seal if isinstance(seal, dict) and {"made_from", "files"} <= seal.keys() else None
+        return record if isinstance(record, dict) and {"made_from", "files"} <= record.keys() else None
 
     def changed(self, product: str, made_from: Mapping[str, str]) -> list[str] | None:
         """Returns what changed since `product` was finished: [] if it is up to date, None if it was never finished."""
-        seal = self.read_seal(product)
-        if seal is None:
+        record = self.read_seal(product)
+        if record is None:
             return None
-        before = seal["made_from"]
+        before = record["made_from"]
         keys = sorted({*before, *made_from})
         reasons = [f"{key} changed" for key in keys if before.get(key) != made_from.get(key)]
-        for name, stored in seal["files"].items():
+        for name, stored in record["files"].items():
             path = self / name
             if not path.exists():
                 reasons.append(f"{name} is missing")
@@ -316,7 +316,7 @@ class Run:
 
     def fingerprint(self, product: str) -> str:
         """Returns the fingerprint of a finished product, an input of others. Raises RunError if there is none."""
-        seal = self.read_seal(product)
-        if seal is None:
+        record = self.read_seal(product)
+        if record is None:
             raise RunError(f"{product} is not finished", where=str(self.path), next=how_to_make(product, self.path))
-        return hash_plain(seal["files"])
+        return hash_plain(record["files"])
