@@ -22,7 +22,7 @@ from pathlib import Path
 from near_duplicates import SENTENCES, edited, filled, make_rows, word_lists
 
 from tunesmith.config.recipe import CHECKS
-from tunesmith.config.registry import attribute, entries
+from tunesmith.config.registry import entries, entry_constant
 
 RESULTS = Path(__file__).parent / "results" / "audit.csv"
 SIZES = (5_000, 52_000, 500_000)
@@ -57,7 +57,7 @@ def write_rows(path: Path, count: int, seed: int = 0) -> None:
 def measure(count: int, folder: Path) -> list[str]:
     """Rows, seconds, thousand rows a second, peak MiB, findings."""
     write_rows(folder / "rows.jsonl", count)
-    checks = [name for name in entries(CHECKS) if attribute(CHECKS, name, "SCOPE") != "split"]
+    checks = [name for name in entries(CHECKS) if entry_constant(CHECKS, name, "SCOPE") != "split"]
     plain = {
         "name": "bench",
         "base": {"model": MODEL},

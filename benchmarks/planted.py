@@ -28,11 +28,11 @@ from tools.letters import clean_rows
 from tools.plant import kinds, plant_one
 
 from tunesmith.config.recipe import CHECKS
-from tunesmith.config.registry import find
+from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation, Origin
-from tunesmith.data.finding import Context
+from tunesmith.data.finding import CheckContext
 from tunesmith.data.formats import fields
-from tunesmith.data.run_checks import language
+from tunesmith.data.run_checks import majority_language
 
 RESULTS = Path(__file__).parent / "results" / "planted.csv"
 COPIES, TOGETHER = 60, 12  # damaged rows of a kind, and how many of them stand in one table
@@ -130,8 +130,8 @@ def _conversation(row: Row, place: int) -> Conversation:
 
 def _found(kind: str, rows: Sequence[Conversation]) -> set[str]:
     """The ids of the rows that the kind's check finds; of a contradiction, those that it would set aside."""
-    look = find(CHECKS, CALLED.get(kind, kind), function="look")
-    found = look(rows, Context(language=language(rows)))
+    look = resolve(CHECKS, CALLED.get(kind, kind), function="look")
+    found = look(rows, CheckContext(language=majority_language(rows)))
     return {each.row for each in found if each.row and (kind != "contradiction" or each.proposal != "keep")}
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.config.recipe import Named
+from tunesmith.config.recipe import NamedSetting
 from tunesmith.models.build import Model, add_adapter, load_model
 from tunesmith.models.weights import fetch_weights
 
 IDS = torch.tensor([[index % 250 + 5 for index in range(start, start + 24)] for start in (3, 90)])
 BASIC: dict[str, Any] = {"rank": 4, "alpha": 8, "layers": "all", "dropout": 0.0, "seed": 3}
-PISSA, LOFTQ = Named("pissa", {}), Named("loftq", {})
+PISSA, LOFTQ = NamedSetting("pissa", {}), NamedSetting("loftq", {})
 WHOLE = ["embeddings", "head"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

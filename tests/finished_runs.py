@@ -13,7 +13,7 @@ import yaml
 from handmade import row
 from strict_pages import account
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.conversation import Conversation, to_plain
+from tunesmith.data.conversation import Conversation, conversation_to_dict
 from tunesmith.evaluation.comparison import RowReply, compare
 from tunesmith.generation.text_model import Reply
 from tunesmith.runs.run import Run
@@ -69,24 +69,26 @@ def finish(
     run.write("recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True))
     todo = STAGES[: STAGES.index(until) + 1]
     for part in ("train", "valid", "test", "unseen"):
-        run.write(f"data/{part}.jsonl", "".join(json.dumps(to_plain(each)) + "\n" for each in rows.get(part, [])))
+        run.write(
+            f"data/{part}.jsonl", "".join(json.dumps(conversation_to_dict(each)) + "\n" for each in rows.get(part, []))
+        )
     told = audit or account()
     run.write_json("audit.json", told)
     made_from = {"tokenizer": tokenizer, "template file": "model"}
     files = [*(f"data/{part}.jsonl" for part in ("train", "valid", "test", "unseen")), "audit.json"]
-    run.seal("prepare", made_from, files, seconds=1.0)
+    run.write_fingerprints("prepare", made_from, files, seconds=1.0)
     if "train" in todo:
         _train(run, recipe, weights)
     if "evaluate" in todo:
         _evaluate(run, recipe, rows, gain, base_text)
     if "report" in todo:
         run.write("report.html", "<p>")
-        run.seal("report", {"scores": run.fingerprint("evaluate")}, ["report.html"])
+        run.write_fingerprints("report", {"scores": run.fingerprint("evaluate")}, ["report.html"])
     return run
 
 
 def _train(run: Run, recipe: Recipe, weights: str) -> None:
-    from tunesmith.runs.run import hash_plain
+    from tunesmith.runs.run import hash_json
 
     run.write("adapter/adapter_config.json", json.dumps({"name": recipe.name}))
     machine = {"device": "cpu", "name": "Processor 9000", "cores": 2, "precision": "float32", "why": "so it is"}
@@ -95,12 +97,12 @@ def _train(run: Run, recipe: Recipe, weights: str) -> None:
     run.write("journal.jsonl", "".join(json.dumps(event) + "\n" for event in journal(12, 12)))
     made_from = {
         "data": run.fingerprint("prepare"),
-        "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
-        "prompt": hash_plain(recipe.prompt.model_dump(mode="json", exclude={"stop"})),
-        **{f"train.{key}": hash_plain(value) for key, value in recipe.train.model_dump(mode="json").items()},
+        "adapter": hash_json(recipe.adapter.model_dump(mode="json")),
+        "prompt": hash_json(recipe.prompt.model_dump(mode="json", exclude={"stop"})),
+        **{f"train.{key}": hash_json(value) for key, value in recipe.train.model_dump(mode="json").items()},
     }
     summary = {"steps": 12, "best_step": 10, "best_loss": 1.1, "tokens": 4321, "seconds": 60.0}
-    run.seal("train", made_from, ["adapter"], seconds=62.5, summary=summary, weights=weights)
+    run.write_fingerprints("train", made_from, ["adapter"], seconds=62.5, summary=summary, weights=weights)
 
 
 def journal(done: int, total: int) -> list[dict[str, Any]]:
@@ -134,4 +136,6 @@ def _evaluate(run: Run, recipe: Recipe, rows: Mapping[str, list[Conversation]], 
     )
     run.write_json("scores.json", scores)
     made_from = {"adapter": run.fingerprint("train"), "data": run.fingerprint("prepare"), "evaluate": "e", "seed": "5"}
-    run.seal("evaluate", made_from, ["scores.json", "replies/base.jsonl", "replies/tuned.jsonl"], seconds=9.0)
+    run.write_fingerprints(
+        "evaluate", made_from, ["scores.json", "replies/base.jsonl", "replies/tuned.jsonl"], seconds=9.0
+    )

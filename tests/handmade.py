@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config.recipe import CHECKS
-from tunesmith.config.registry import find
+from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.data.finding import Context, Finding
-from tunesmith.data.load import Loaded, RepairCounts
+from tunesmith.data.finding import CheckContext, Finding
+from tunesmith.data.load import LoadedRows, RepairCounts
 from tunesmith.data.open_sources import open_sources
-from tunesmith.data.repair_rows import Mend
+from tunesmith.data.repair_rows import RowRepair
 from tunesmith.data.table import Table
 
 
@@ -40,13 +40,13 @@ def words(each: Conversation) -> int:
     return sum(len(turn.text.split()) for turn in each.turns)
 
 
-def context(parts: dict[str, str] | None = None, max_tokens: int = 8, **more: Any) -> Context:
-    return Context(words, max_tokens, parts or {}, **more)
+def context(parts: dict[str, str] | None = None, max_tokens: int = 8, **more: Any) -> CheckContext:
+    return CheckContext(words, max_tokens, parts or {}, **more)
 
 
-def look(name: str, rows: Sequence[Conversation], given: Context | None = None, **options: Any) -> list[Finding]:
+def look(name: str, rows: Sequence[Conversation], given: CheckContext | None = None, **options: Any) -> list[Finding]:
     """What one check finds."""
-    return list(find(CHECKS, name, function="look")(rows, given or context(), **options))
+    return list(resolve(CHECKS, name, function="look")(rows, given or context(), **options))
 
 
 def spans(findings: Sequence[Finding], rows: Sequence[Conversation]) -> list[tuple[str, str]]:
@@ -63,9 +63,9 @@ def spans(findings: Sequence[Finding], rows: Sequence[Conversation]) -> list[tup
     return told
 
 
-def loaded(rows: Sequence[Conversation], folder: Path, broken: Sequence[Finding] = ()) -> Loaded:
+def loaded(rows: Sequence[Conversation], folder: Path, broken: Sequence[Finding] = ()) -> LoadedRows:
     """The rows as `load` would hand them on."""
-    return Loaded(Table.write(folder / "rows.arrow", rows), list(broken), RepairCounts(), [])
+    return LoadedRows(Table.write(folder / "rows.arrow", rows), list(broken), RepairCounts(), [])
 
 
 def write(path: Path, rows: Sequence[Any]) -> Path:
@@ -80,4 +80,4 @@ def opened(*files: Path) -> list[Any]:
 
 def mended(values: dict[str, Any], answers: Sequence[str] = (), **options: Any) -> Any:
     """`values` mended; `answers` are the texts that the format took as answers."""
-    return Mend(**{"damage": True, **options}).row(values, [Turn("assistant", text) for text in answers])
+    return RowRepair(**{"damage": True, **options}).row(values, [Turn("assistant", text) for text in answers])

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from tools.letter_parts import Row
-from tunesmith.config.registry import entries, find
+from tunesmith.config.registry import entries, resolve
 
 CATALOGUE = "tools.defects"
 Defect = Callable[[Row, random.Random, Sequence[Row]], tuple[Row, str] | None]
@@ -34,5 +34,5 @@ def plant_one(row: Row, kind: str, seed: str, rows: Sequence[Row]) -> tuple[Row,
 
     Raises RecipeError for an unknown kind.
     """
-    damage: Defect = find(CATALOGUE, kind, where="kind")
+    damage: Defect = resolve(CATALOGUE, kind, where="kind")
     return damage(dict(row), random.Random(f"{seed} {kind}"), rows)  # noqa: S311

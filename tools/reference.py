@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from tunesmith.config.recipe import CHECKS, Catalogue, Named, Recipe
-from tunesmith.config.registry import attribute, entries, find, options
+from tunesmith.config.recipe import CHECKS, Catalog, NamedSetting, Recipe
+from tunesmith.config.registry import entries, entry_constant, entry_options, resolve
 from tunesmith.data.finding import Proposal
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -67,8 +67,8 @@ SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 def _type(kind: Any, metadata: Any = ()) -> str:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Named:
-        module = next((m.module for m in metadata if isinstance(m, Catalogue)), "")
+    if kind is NamedSetting:
+        module = next((m.module for m in metadata if isinstance(m, Catalog)), "")
         return f"one of [{module.rsplit('.', 1)[-1]}](#{module.rsplit('.', 1)[-1]})"
     if origin is typing.Annotated:
         return _type(args[0], args[1:])
@@ -87,7 +87,7 @@ def _default(field: Any) -> str:
     value = field.default
     if isinstance(value, list):
         return "`[" + ", ".join(item.name for item in value) + "]`"
-    if isinstance(value, Named):
+    if isinstance(value, NamedSetting):
         return f"`{value.name}`"
     return "none" if value is None else f"`{value}`" if value != "" else ""
 
@@ -106,11 +106,12 @@ def _catalogues() -> list[str]:
     ):
         lines += [f"## {module.rsplit('.', 1)[-1]}", ""]
         for name in entries(f"tunesmith.{module}"):
-            entry = find(f"tunesmith.{module}", name, function=FOLDERS.get(module, ""))
+            entry = resolve(f"tunesmith.{module}", name, function=FOLDERS.get(module, ""))
             source = importlib.import_module(f"tunesmith.{module}.{name}") if module in FOLDERS else entry
             doc = " ".join((source.__doc__ or "").split("\n\n")[0].split())
             given = ", ".join(
-                f"`{key}`" if p.default is p.empty else f"`{key}` ({p.default})" for key, p in options(entry).items()
+                f"`{key}`" if p.default is p.empty else f"`{key}` ({p.default})"
+                for key, p in entry_options(entry).items()
             )
             shown = f"[{name}](checks/{name}.md)" if module == "data.checks" else name
             lines.append(f"- **{shown}**: {doc}" + (f" Options: {given}." if given else ""))
@@ -151,11 +152,11 @@ def check_pages() -> dict[str, str]:
 def check_page(name: str) -> str:
     """The page of one check: its module's docstring, and the options that its `look` takes."""
     first, *others = _paragraphs(name)
-    parts = [f"# {name}", WRITTEN, _wrapped(first), _wrapped(SEES[attribute(CHECKS, name, "SCOPE")])]
+    parts = [f"# {name}", WRITTEN, _wrapped(first), _wrapped(SEES[entry_constant(CHECKS, name, "SCOPE")])]
     for paragraph in others:
         title, _, text = paragraph.partition(": ")
         parts += [f"## {title}", _wrapped(text[:1].upper() + text[1:])]
-    given = options(find(CHECKS, name, function="look"))
+    given = entry_options(resolve(CHECKS, name, function="look"))
     if given:
         table = ["| option | type | default |", "|---|---|---|"]
         table += [f"| `{key}` | {_option_type(p.annotation)} | {_option_default(key, p)} |" for key, p in given.items()]
@@ -179,7 +180,7 @@ def _wrapped(text: str) -> str:
 
 
 def _proposes(name: str) -> str:
-    do = options(find(CHECKS, name, function="look")).get("do")
+    do = entry_options(resolve(CHECKS, name, function="look")).get("do")
     if do is None:
         return "drop" if name == "broken" else "keep"
     return str(do.default or "depends on the finding")

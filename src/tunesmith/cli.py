@@ -91,11 +91,11 @@ def audit(
 ) -> None:
     """Check rows for defects and write a page about them. Needs no model and does not change the rows."""
     import tunesmith
-    from tunesmith.commands.audit import to_audit
+    from tunesmith.commands.audit import audit_arguments
     from tunesmith.commands.read_rows import cpu_count
 
     names = [name.strip() for name in checks.split(",") if name.strip()]
-    name, data, base, recipe = to_audit(recipe_or_source, names, small=small, settings=_settings(set))
+    name, data, base, recipe = audit_arguments(recipe_or_source, names, small=small, settings=_settings(set))
     pseudonym_setting = {"pseudonyms": str(pseudonyms.resolve())} if pseudonyms else {}
     data = data.model_copy(update={"repair": data.repair or fix, **pseudonym_setting})
     result = tunesmith.audit(
@@ -190,13 +190,13 @@ def export(
 ) -> None:
     """Export files for other runtimes, and verify each of them. Verification compares replies to test rows."""
     import tunesmith
-    from tunesmith.errors import ExportFailed, Unverified
+    from tunesmith.errors import ExportFailed, VerificationFailed
 
     with _open_run(name, small, set, runs) as (recipe, folder):
         try:
             with _reply_progress("export") as tell:
                 tunesmith.export(recipe, folder, _print, tell, only=only or [])
-        except (ExportFailed, Unverified):
+        except (ExportFailed, VerificationFailed):
             _show_commands(folder)
             raise
         _show_commands(folder)
@@ -390,7 +390,7 @@ def serve(
     """Serve models over an OpenAI-compatible API, also for the browser extension. Local only by default."""
     import signal
 
-    from tunesmith.commands.serve import Wish, revoke_pairing, serve
+    from tunesmith.commands.serve import ServeOptions, revoke_pairing, serve
 
     if unpair is not None:
         revoke_pairing(unpair, _print)
@@ -398,7 +398,7 @@ def serve(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager stops it as cleanly as Ctrl-C
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see _read_recipe
-    wish = Wish(
+    wish = ServeOptions(
         names or [], port=port, host=host, allow=allow or [], recipe=recipe, remote=remote, model=model, key=key,
         slots=slots, threads=threads, context=context, pair=pair, runs=runs,
     )  # fmt: skip
@@ -464,7 +464,7 @@ def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
     import json
 
-    from tunesmith.config.recipe import schema as make
+    from tunesmith.config.recipe import recipe_schema as make
 
     print(json.dumps(make(), indent=1))
 
@@ -695,7 +695,7 @@ def _open_run(
                 folder.log(f"{type(error).__name__}: {error}")
                 raise
             if keep:
-                folder.keep_recipe()
+                folder.write_recipe()
 
 
 def _show_check(result: Any) -> None:

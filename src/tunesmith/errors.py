@@ -28,7 +28,7 @@ class TunesmithError(Exception):
         return f"{text} {self.next}" if _COMMAND.search(self.next) else f"{text} {self.next}."
 
 
-class Several(TunesmithError):
+class MultipleErrors(TunesmithError):
     """Several errors, reported together."""
 
     def __init__(self, errors: list[TunesmithError]) -> None:
@@ -44,10 +44,10 @@ class Several(TunesmithError):
 def raise_all(errors: Sequence[TunesmithError]) -> None:
     """Raises the error if there is one, or Several if there are more."""
     if errors:
-        raise errors[0] if len(errors) == 1 else Several(list(errors))
+        raise errors[0] if len(errors) == 1 else MultipleErrors(list(errors))
 
 
-class ExportFailed(Several):
+class ExportFailed(MultipleErrors):
     """Some targets of an export failed; the files of the others were written."""
 
     def __init__(self, failures: Mapping[str, TunesmithError]) -> None:
@@ -101,7 +101,7 @@ class TrainingDiverged(TunesmithError):
     exit_code = 8
 
 
-class Unverified(TunesmithError):
+class VerificationFailed(TunesmithError):
     """An exported file did not pass verification. It is kept and marked."""
 
     exit_code = 9

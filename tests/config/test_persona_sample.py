@@ -13,8 +13,8 @@ from tokenizers import processors
 
 from tiny import CHATML, make_tokenizer
 from tunesmith.config.recipe import Recipe, read_recipe
-from tunesmith.config.registry import entries, find
-from tunesmith.data.conversation import Conversation, Origin, Turn, normalise
+from tunesmith.config.registry import entries, resolve
+from tunesmith.data.conversation import Conversation, Origin, Turn, normalize
 from tunesmith.data.defects import Defect
 from tunesmith.data.duplicates import near_pairs
 from tunesmith.data.formats import lines
@@ -107,7 +107,7 @@ def test_the_tutorial_says_how_long_lines_are() -> None:
 
 
 def test_no_prompt_and_no_line_stands_twice() -> None:
-    assert len(set(map(normalise, PROMPTS))) == len(set(map(normalise, LINES))) == len(ROWS)
+    assert len(set(map(normalize, PROMPTS))) == len(set(map(normalize, LINES))) == len(ROWS)
 
 
 def test_no_line_nearly_repeats_another() -> None:
@@ -123,7 +123,7 @@ def test_no_line_is_damaged() -> None:
     catalogue = "tunesmith.data.defects"
     defects: list[Defect] = []
     for kind in entries(catalogue):
-        check = find(catalogue, kind, where="test")
+        check = resolve(catalogue, kind, where="test")
         defects += [defect for text in LINES + PROMPTS for defect in check(text) if defect.severity != "note"]
     assert defects == []
 

@@ -19,16 +19,16 @@ from tunesmith.config.recipe import (
     Section,
     Split,
     Train,
+    find_recipe,
     is_recipe,
-    locate,
     parse_setting,
     parse_yaml,
     read_recipe,
-    schema,
+    recipe_schema,
 )
-from tunesmith.config.registry import attribute, check_options, entries, find, nearest
+from tunesmith.config.registry import check_options, entries, entry_constant, nearest, resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.errors import MissingExtra, RecipeError, Several, TunesmithError
+from tunesmith.errors import MissingExtra, MultipleErrors, RecipeError, TunesmithError
 from tunesmith.evaluation.score import TrainingAnswers, View
 from tunesmith.generation.text_model import Reply
 
@@ -61,7 +61,7 @@ def wrong(text: str, **options: Any) -> list[Wrong]:
     with pytest.raises(TunesmithError) as caught:
         read(text, **options)
     assert caught.value.exit_code == 2
-    errors = caught.value.errors if isinstance(caught.value, Several) else [caught.value]
+    errors = caught.value.errors if isinstance(caught.value, MultipleErrors) else [caught.value]
     assert {type(error) for error in errors} == {RecipeError}
     return [(error.where, error.what, error.next) for error in errors]
 
@@ -339,7 +339,7 @@ evaluate:
         ("toy.yaml line 11, train.optimizer", "unknown name 'adam'"),
         ("toy.yaml line 13, evaluate.metrics.0", "unknown name 'rogue'"),
     }
-    with pytest.raises(Several) as caught:
+    with pytest.raises(MultipleErrors) as caught:
         read(text)
     assert str(caught.value).split("\n") == [f"{where}: {problem}. {hint}." for where, problem, hint in errors]
 
@@ -452,7 +452,7 @@ def test_small_needs_a_section_and_a_name() -> None:
 
 
 def test_recipes_are_found_by_path_or_name(here: Path) -> None:
-    assert locate("shopsphere").name == "shopsphere.yaml"
+    assert find_recipe("shopsphere").name == "shopsphere.yaml"
     (here / "folder.yaml").mkdir()
     (here / "latin.yaml").write_bytes(b"name: \xe9t\xe9\n")
     cases = {
@@ -613,7 +613,7 @@ def fits(value: Any, part: dict[str, Any], defs: dict[str, Any]) -> bool:
 
 
 def test_schema_describes_every_setting_once() -> None:
-    json_schema = schema()
+    json_schema = recipe_schema()
     assert json.loads(json.dumps(json_schema)) == json_schema
     documented = dict(leaves(json_schema, json_schema["$defs"]))
     assert {"name", "base.model", "data.split.unseen_groups", "evaluate.metrics", "small"} <= documented.keys()
@@ -626,8 +626,8 @@ def test_schema_describes_every_setting_once() -> None:
 
 
 def test_schema_takes_recipes_and_refuses_mistakes() -> None:
-    json_schema = schema()
-    shipped = parse_yaml(locate("shopsphere").read_text(), "")[0]
+    json_schema = recipe_schema()
+    shipped = parse_yaml(find_recipe("shopsphere").read_text(), "")[0]
     good = [shipped, read(MINIMAL + SMALL).dump(), yaml.safe_load(MINIMAL)]
     assert [fits(plain, json_schema, json_schema["$defs"]) for plain in good] == [True, True, True]
     for changes in (
@@ -664,11 +664,11 @@ def test_a_catalogue_lists_its_entries_and_no_helpers(name: str) -> None:
     assert names == sorted(names)
     assert expected_names <= set(names)
     for entry in names:
-        resolved = find(f"tunesmith.{name}", entry, function=function)
+        resolved = resolve(f"tunesmith.{name}", entry, function=function)
         parameters = inspect.signature(resolved).parameters.values()
         assert [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY] == arguments, entry
         assert resolved.__doc__, entry
-        assert not function or attribute(f"tunesmith.{name}", entry, "__doc__"), entry  # its page
+        assert not function or entry_constant(f"tunesmith.{name}", entry, "__doc__"), entry  # its page
 
 
 def test_a_folder_is_a_catalogue_of_its_files(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -685,16 +685,16 @@ def test_a_folder_is_a_catalogue_of_its_files(here: Path, monkeypatch: pytest.Mo
         (room / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(here))
     assert entries("room") == ["extra", "good", "lacks"]
-    assert find("room", "good", function="go")(x=3) == 3
+    assert resolve("room", "good", function="go")(x=3) == 3
     with pytest.raises(
         RecipeError, match=r"^here: unknown name 'goood'\. Did you mean 'good'\? Choose from: extra, good, lacks\.$"
     ):
-        find("room", "goood", function="go", where="here")
+        resolve("room", "goood", function="go", where="here")
     with pytest.raises(ModuleNotFoundError, match="trl_is_not_here"):  # our own bug is not the user's
-        find("room", "lacks", function="go")
+        resolve("room", "lacks", function="go")
     monkeypatch.setitem(__import__("sys").modules, "trl", None)  # as if it were not installed
     with pytest.raises(MissingExtra) as caught:
-        find("room", "extra", function="go", where="train.engine")
+        resolve("room", "extra", function="go", where="train.engine")
     assert str(caught.value) == (
         "train.engine: 'extra' needs the package 'trl', which is not installed. "
         "Install it: pip install 'tunesmith[trl]'"
@@ -750,7 +750,7 @@ def test_primary_may_be_any_score_that_a_metric_gives(metric: str) -> None:
     row = Conversation("id", turns, Origin("f", 1), fields={"expect": "steps", "Experience": "3 years as a baker"})
     text = "1. I have 3 years of experience.\n2. b"
     reply, index = Reply(text, True, 1), TrainingAnswers(("1. I have 3 years of experience in baking.",))
-    scores: Callable[..., Any] = find("tunesmith.evaluation.metrics", metric)
+    scores: Callable[..., Any] = resolve("tunesmith.evaluation.metrics", metric)
     names = [score.name for score in scores(View(row, reply, 1.0, index))]
     assert names
     for name in names:

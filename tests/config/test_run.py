@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tunesmith.errors import ResourceError, RunError
-from tunesmith.runs.run import Run, hash_bytes, hash_file, hash_path, hash_plain, new_folder, write_atomic
+from tunesmith.runs.run import Run, atomic_folder, hash_bytes, hash_file, hash_json, hash_path, write_atomic
 
 FULL = "the disk is full; finished work is kept"
 
@@ -92,7 +92,7 @@ def test_new_folder_takes_the_place_as_a_whole(tmp_path: Path, before: bool) -> 
     if before:
         path.mkdir(parents=True)
         (path / "old").write_text("old")
-    with new_folder(path) as temporary:
+    with atomic_folder(path) as temporary:
         (temporary / "a").write_text("1")
         (temporary / "inner").mkdir()
         (temporary / "inner" / "b").write_text("2")
@@ -118,7 +118,7 @@ def test_new_folder_leaves_everything_when_it_fails(
         full(monkeypatch)
     elif why == "failed rename":
         monkeypatch.setattr(Path, "rename", rename_but_the_new)
-    with pytest.raises(KeyError if why == "error in the block" else ResourceError), new_folder(path) as temporary:
+    with pytest.raises(KeyError if why == "error in the block" else ResourceError), atomic_folder(path) as temporary:
         (temporary / "a").write_text("1")
         if why == "error in the block":
             raise KeyError("x")
@@ -179,7 +179,7 @@ def sealed(run: Run) -> Run:
     run.write("scores.json", "{}")
     run.write("adapter/weights", b"\x01")
     run.write("adapter/config", "c")
-    run.seal("train", INPUTS, ["adapter", "scores.json"], seconds=1.5)
+    run.write_fingerprints("train", INPUTS, ["adapter", "scores.json"], seconds=1.5)
     return run
 
 
@@ -242,20 +242,20 @@ def test_what_changed_is_said_precisely(
 
 
 def test_a_seal_keeps_its_notes_and_is_of_one_product(sealed: Run) -> None:
-    seal = sealed.read_seal("train")
+    seal = sealed.read_fingerprints("train")
     assert seal is not None
     assert (seal["product"], seal["made_from"], seal["seconds"]) == ("train", INPUTS, 1.5)
     assert seal["files"]["scores.json"] == hash_bytes(b"{}")
     assert sealed.changed("evaluate", INPUTS) is None
-    assert sealed.read_seal("evaluate") is None
+    assert sealed.read_fingerprints("evaluate") is None
 
 
 def test_a_fingerprint_follows_the_files_alone(sealed: Run) -> None:
     first = sealed.fingerprint("train")
-    sealed.seal("train", {"data": "other"}, ["adapter", "scores.json"], seconds=9)
+    sealed.write_fingerprints("train", {"data": "other"}, ["adapter", "scores.json"], seconds=9)
     assert sealed.fingerprint("train") == first
     edit(sealed)
-    sealed.seal("train", INPUTS, ["adapter", "scores.json"])
+    sealed.write_fingerprints("train", INPUTS, ["adapter", "scores.json"])
     assert sealed.fingerprint("train") != first
     with pytest.raises(RunError) as caught:
         sealed.fingerprint("evaluate")
@@ -267,7 +267,7 @@ def test_hashes(tmp_path: Path) -> None:
     assert hash_bytes(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     (tmp_path / "a").write_bytes(b"x")
     assert hash_path(tmp_path / "a") == hash_file(tmp_path / "a") == hash_bytes(b"x")
-    assert hash_plain({"a": 1, "b": "ü"}) == hash_plain({"b": "ü", "a": 1}) != hash_plain({"a": "1", "b": "ü"})
+    assert hash_json({"a": 1, "b": "ü"}) == hash_json({"b": "ü", "a": 1}) != hash_json({"a": "1", "b": "ü"})
     before = hash_path(tmp_path)
     (tmp_path / "empty").mkdir()
     assert hash_path(tmp_path) == before

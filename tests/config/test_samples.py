@@ -17,8 +17,8 @@ from tokenizers import processors
 
 from tiny import make_tokenizer
 from tunesmith.config.recipe import read_recipe
-from tunesmith.config.registry import entries, find
-from tunesmith.data.conversation import Conversation, Origin, Turn, normalise
+from tunesmith.config.registry import entries, resolve
+from tunesmith.data.conversation import Conversation, Origin, Turn, normalize
 from tunesmith.data.defects import Defect
 from tunesmith.data.duplicates import near_pairs
 from tunesmith.data.privacy import find_personal, find_secrets
@@ -38,7 +38,7 @@ def conversations(name: str) -> list[Conversation]:
     """The sample's rows, read by the recipe's own format."""
     recipe = read_recipe(name, small=True)
     assert isinstance(recipe.data.source, str)
-    parse = find("tunesmith.data.formats", recipe.data.format.name, where="test")
+    parse = resolve("tunesmith.data.formats", recipe.data.format.name, where="test")
     rows = []
     for row in read(recipe.path(recipe.data.source)):
         turns, group = parse(row.values, **recipe.data.format.options)
@@ -82,7 +82,7 @@ def test_every_answer_is_as_long_as_the_style_asks(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_prompt_and_no_answer_stands_twice(name: str) -> None:
     for sample_texts in ([row.question for row in ROWS[name]], texts(name, "assistant")):
-        assert [text for text, count in Counter(map(normalise, sample_texts)).items() if count > 1] == []
+        assert [text for text, count in Counter(map(normalize, sample_texts)).items() if count > 1] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -97,7 +97,7 @@ def test_no_answer_is_damaged(name: str) -> None:
     catalogue = "tunesmith.data.defects"
     defects: list[Defect] = []
     for kind in entries(catalogue):
-        check = find(catalogue, kind, where="test")
+        check = resolve(catalogue, kind, where="test")
         defects += [defect for text in texts(name, "assistant") for defect in check(text) if defect.severity != "note"]
     assert defects == []
 

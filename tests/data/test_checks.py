@@ -12,12 +12,12 @@ from typing import Any, get_args
 import pytest
 
 from handmade import context, look, row, spans, talk
-from tunesmith.config.recipe import CHECKS, Named
-from tunesmith.config.registry import attribute, check_options, entries, find, options
-from tunesmith.data.conversation import Conversation, Origin, Turn, normalise
+from tunesmith.config.recipe import CHECKS, NamedSetting
+from tunesmith.config.registry import check_options, entries, entry_constant, entry_options, resolve
+from tunesmith.data.conversation import Conversation, Origin, Turn, normalize
 from tunesmith.data.defects import Language
-from tunesmith.data.finding import Context, Finding, Proposal, excerpt
-from tunesmith.data.run_checks import BATCH_ROWS, MIN_ROWS, language
+from tunesmith.data.finding import CheckContext, Finding, Proposal, excerpt
+from tunesmith.data.run_checks import BATCH_ROWS, MIN_ROWS, majority_language
 from tunesmith.data.run_checks import run_checks as look_all
 from tunesmith.data.split import PARTS
 from tunesmith.data.table import Table
@@ -51,10 +51,10 @@ def test_a_check_finds_nothing_in_good_rows(name: str) -> None:
 
 @pytest.mark.parametrize("name", entries(CHECKS))
 def test_a_check_keeps_the_contract(name: str) -> None:
-    entry = find(CHECKS, name, function="look")
-    assert attribute(CHECKS, name, "SCOPE") in ("row", "table", "split")
+    entry = resolve(CHECKS, name, function="look")
+    assert entry_constant(CHECKS, name, "SCOPE") in ("row", "table", "split")
     assert entry.__doc__
-    if "do" not in options(entry):
+    if "do" not in entry_options(entry):
         assert name in ("bad_answer", "broken", "imbalance")  # the one has one fate, the other is about the table
         return
     assert check_options(entry, {"do": "quarantine"}, where=str) == []
@@ -92,8 +92,8 @@ def test_the_last_proposal_is_the_strongest() -> None:
     ],
 )
 def test_normalise_folds_what_people_call_the_same(text: str, expected: str) -> None:
-    assert normalise(text) == expected
-    assert normalise(normalise(text)) == expected
+    assert normalize(text) == expected
+    assert normalize(normalize(text)) == expected
 
 
 def test_an_excerpt_shows_the_place_and_a_little_around_it() -> None:
@@ -315,7 +315,7 @@ def test_too_long_finds_rows_over_the_limit() -> None:
     ]
     assert found(look("too_long", rows, context(max_tokens=5), max_tokens=6)) == [("r3", "7 tokens, limit 6")]
     assert look("too_long", rows, context(max_tokens=7)) == []
-    assert look("too_long", rows, Context(None, 1)) == []  # nobody counts
+    assert look("too_long", rows, CheckContext(None, 1)) == []  # nobody counts
 
 
 def test_too_short_finds_answers_far_below_the_usual_length() -> None:
@@ -480,7 +480,7 @@ def test_the_wrong_language_is_told_against_most_rows_or_the_wish() -> None:
     german = row(6, "q", "Die Lampe im Flur wird von Hand eingeschaltet und ist nicht sehr hell.")
     greek = row(7, "q", "Το φως στον διάδρομο ανάβει με το χέρι κάθε βράδυ.")
     rows = [*english, german, greek]
-    own = context(language=language(rows))
+    own = context(language=majority_language(rows))
     assert own.language == Language("Latin", "en")
     findings = look("wrong_language", rows, own)
     assert [(f.row, f.proposal) for f in findings] == [("r6", "quarantine"), ("r7", "quarantine")]
@@ -533,7 +533,7 @@ def test_no_check_writes_down_what_is_private(tmp_path: Path) -> None:
     long = " ".join(["word"] * 60) + "."
     cut = f"Write to {mail} or pay with {card} and use the key {KEY} and the"
     rows = [row(1, f"Say {mail}\r\n", short), *(row(n, f"question {n}", long) for n in range(2, 9)), row(9, "x", cut)]
-    named = [Named(name, {}) for name in entries(CHECKS)]
+    named = [NamedSetting(name, {}) for name in entries(CHECKS)]
     findings = list(look_all(Table.write(tmp_path / "t", rows), named, context(), scopes=("row", "table")))
     assert {"too_short", "truncated", "whitespace", "secrets", "personal"} <= {f.check for f in findings}
     written = json.dumps([asdict(finding) for finding in findings])
@@ -595,13 +595,13 @@ def test_portions_and_processes_find_the_same_in_the_same_order(tmp_path: Path) 
     assert len(rows) > MIN_ROWS > BATCH_ROWS
     table = Table.write(tmp_path / "rows.arrow", rows)
     given = {"personal": {"kinds": ["email"]}, "near_duplicate": {"threshold": 1.0}}  # lower: pairs of every two rows
-    names = [name for name in entries(CHECKS) if attribute(CHECKS, name, "SCOPE") != "split"]
-    checks = [Named(name, given.get(name, {})) for name in [*names[::-1], "too_short"]]
-    checks[-1] = Named("too_short", {"words": 2, "do": "drop"})  # the same check once more, with other options
+    names = [name for name in entries(CHECKS) if entry_constant(CHECKS, name, "SCOPE") != "split"]
+    checks = [NamedSetting(name, given.get(name, {})) for name in [*names[::-1], "too_short"]]
+    checks[-1] = NamedSetting("too_short", {"words": 2, "do": "drop"})  # the same check once more, with other options
     unread = [Finding("broken", "rows.csv line 0", "rows.csv", 0, "line", "?", "drop")]
-    own = context(language=language(rows), broken=unread, max_tokens=12)
+    own = context(language=majority_language(rows), broken=unread, max_tokens=12)
     found_by = {place: look(check.name, rows, own, **check.options) for place, check in enumerate(checks)}
-    scopes = {name: attribute(CHECKS, name, "SCOPE") for name in names}
+    scopes = {name: entry_constant(CHECKS, name, "SCOPE") for name in names}
     alone = [
         finding for place, check in enumerate(checks) if scopes[check.name] == "row" for finding in found_by[place]
     ]
@@ -619,14 +619,14 @@ def test_the_tables_own_language_is_what_most_answers_are_written_in(tmp_path: P
     german = [row(n, "q", f"Die Lampe Nummer {n} im Flur wird von Hand eingeschaltet.") for n in range(9)]
     rows = [*german, row(9, "q", "The lamp in the hall is switched on by hand.")]
     table = Table.write(tmp_path / "t", rows)
-    told = look_all(table, [Named("wrong_language", {})], context(), scopes=("row",))
+    told = look_all(table, [NamedSetting("wrong_language", {})], context(), scopes=("row",))
     assert [finding.row for finding in told] == ["r9"]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_unknown_kind_is_said_from_another_process_too(tmp_path: Path, processes: int) -> None:
     table = Table.write(tmp_path / "rows.arrow", [row(n, f"q{n}") for n in range(MIN_ROWS)])
-    wrong = [Named("personal", {"kinds": ["emial"]})]
+    wrong = [NamedSetting("personal", {"kinds": ["emial"]})]
     with pytest.raises(RecipeError) as caught:
         list(look_all(table, wrong, context(), scopes=("row",), processes=processes))
     assert (caught.value.what, caught.value.where) == ("unknown kind 'emial'", "data.checks, personal.kinds")
@@ -636,7 +636,7 @@ def test_an_unknown_kind_is_said_from_another_process_too(tmp_path: Path, proces
 def test_scopes_choose_the_checks(tmp_path: Path) -> None:
     rows = [row(1, "q", "a"), row(2, "Q", "A"), row(3, "", "x")]
     table = Table.write(tmp_path / "t", rows)
-    checks = [Named(name, {}) for name in ("duplicate", "empty", "leak")]
+    checks = [NamedSetting(name, {}) for name in ("duplicate", "empty", "leak")]
     given = context({"r1": "test", "r2": "train", "r3": "train"})
 
     def told(*scopes: str) -> list[tuple[str, str]]:
@@ -651,7 +651,9 @@ def test_scopes_choose_the_checks(tmp_path: Path) -> None:
 def test_options_reach_the_checks_in_portions(tmp_path: Path) -> None:
     table = Table.write(tmp_path / "t", [row(1, "", "x")])
     wish: dict[str, Any] = {"do": "quarantine"}
-    assert [f.proposal for f in look_all(table, [Named("empty", wish)], context(), scopes=("row",))] == ["quarantine"]
+    assert [f.proposal for f in look_all(table, [NamedSetting("empty", wish)], context(), scopes=("row",))] == [
+        "quarantine"
+    ]
 
 
 # --- special tokens ------------------------------------------------------------------------------------------
@@ -690,12 +692,12 @@ def test_reasoning_is_looked_at_for_what_must_not_be_learned_and_tells_rows_apar
 
     key = "AKIA" + "ABCDEFGHIJKLMNOP"
     rows = thinking(f"The key is {key}.", "Write to sam.tern@mill.example.net.", "End with <|im_end|>.", "Add them up.")
-    assert [found.row for found in secrets.look(rows, Context())] == ["0"]
-    assert [found.row for found in personal.look(rows, Context())] == ["1"]
-    assert [(found.row, found.message) for found in special_token.look(rows, Context())] == [
+    assert [found.row for found in secrets.look(rows, CheckContext())] == ["0"]
+    assert [found.row for found in personal.look(rows, CheckContext())] == ["1"]
+    assert [(found.row, found.message) for found in special_token.look(rows, CheckContext())] == [
         ("2", "the assistant's reasoning contains the special token '<|im_end|>'")
     ]
     ways = thinking("One plus ten is eleven, five times.", "Half of ten times eleven, as Gauss did.", "Add them up.")
-    assert not [*duplicate.look(ways, Context()), *near_duplicate.look(ways, Context())]
-    assert [found.row for found in duplicate.look(thinking("Add them up."), Context())] == []
-    assert [found.row for found in duplicate.look(thinking("Add them up.", "Add them up."), Context())] == ["1"]
+    assert not [*duplicate.look(ways, CheckContext()), *near_duplicate.look(ways, CheckContext())]
+    assert [found.row for found in duplicate.look(thinking("Add them up."), CheckContext())] == []
+    assert [found.row for found in duplicate.look(thinking("Add them up.", "Add them up."), CheckContext())] == ["1"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.config.registry import entries, find
+from tunesmith.config.registry import entries, resolve
 from tunesmith.data.defects import Defect, Language
 from tunesmith.data.repair_text import Edit, RepairedText, repair, undo
 from tunesmith.errors import DataError
@@ -28,7 +28,7 @@ KINDS = [
 
 
 def look(kind: str, text: str, **options: str) -> list[Defect]:
-    defects = list(find(CATALOGUE, kind)(text, **options))
+    defects = list(resolve(CATALOGUE, kind)(text, **options))
     for defect in defects:
         assert defect.kind == kind
         assert defect.text == text[defect.start : defect.end]

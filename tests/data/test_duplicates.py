@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data import duplicates
-from tunesmith.data.conversation import normalise
+from tunesmith.data.conversation import normalize
 from tunesmith.data.duplicates import MIN_WORDS, Pair, clusters, leaks, near_pairs
 
 VOCABULARY = ["tin", "can", "lid", "jar", "cap", "pot", "pan", "cup", "mug", "urn", "vat", "keg"]
@@ -32,7 +32,7 @@ def similarity(one: str, other: str, threshold: float) -> float:
 
 
 def all_pairs(texts: Sequence[str], threshold: float) -> list[Pair]:
-    plain = [normalise(text) for text in texts]
+    plain = [normalize(text) for text in texts]
     pairs = []
     for one, other in combinations(range(len(texts)), 2):
         if not plain[one] or not plain[other]:
@@ -92,7 +92,7 @@ def test_the_order_of_the_texts_does_not_matter(texts: list[str], data: st.DataO
     shuffled = near_pairs([texts[place] for place in order], threshold=0.6)
 
     def named(pairs: list[Pair], names: Sequence[str]) -> list[tuple[list[str], float]]:
-        return sorted((sorted(normalise(names[place]) for place in (p.first, p.second)), p.similarity) for p in pairs)
+        return sorted((sorted(normalize(names[place]) for place in (p.first, p.second)), p.similarity) for p in pairs)
 
     assert named(shuffled, [texts[place] for place in order]) == named(near_pairs(texts, threshold=0.6), texts)
 
@@ -210,7 +210,7 @@ def test_leaks_of_hand_made_texts() -> None:
 @settings(deadline=None)
 @given(train=some_texts, held=some_texts, threshold=st.sampled_from(THRESHOLDS))
 def test_leaks_are_exactly_those_of_all_comparisons(train: list[str], held: list[str], threshold: float) -> None:
-    plain, plain_held = [normalise(text) for text in train], [normalise(text) for text in held]
+    plain, plain_held = [normalize(text) for text in train], [normalize(text) for text in held]
     expected = []
     for (at, one), (held_at, other) in product(enumerate(plain), enumerate(plain_held)):
         first_of_a_side = plain.index(one) == at or plain_held.index(other) == held_at

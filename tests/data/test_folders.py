@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tunesmith.config.recipe import Named
-from tunesmith.data.folders import tables
-from tunesmith.data.load import load
+from tunesmith.config.recipe import NamedSetting
+from tunesmith.data.folders import select_tables
+from tunesmith.data.load import load_rows
 from tunesmith.data.open_sources import open_sources
-from tunesmith.errors import Several
+from tunesmith.errors import MultipleErrors
 
 PAIRS = [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(5)]
 
@@ -28,7 +28,7 @@ def put(folder: Path, name: str, value: Any) -> None:
 def chosen(folder: Path, **files: Any) -> tuple[list[str], str]:
     for name, value in files.items():
         put(folder, name.replace("__", "."), value)
-    found, note = tables(".", folder)
+    found, note = select_tables(".", folder)
     return [file.name for file in found], note
 
 
@@ -38,7 +38,7 @@ def test_a_report_with_rows_that_were_filtered_out_is_not_read(tmp_path: Path) -
     assert note == "not read from the same folder: report.json (an object that contains a list)"
     (source,) = open_sources(".", tmp_path)
     assert source.notes == (note,)
-    loaded = load([source], Named("auto", {}), None, into=tmp_path / "rows.arrow")
+    loaded = load_rows([source], NamedSetting("auto", {}), None, into=tmp_path / "rows.arrow")
     assert len(loaded.rows) == 5
     assert loaded.sources[0]["notes"] == [note]
 
@@ -91,15 +91,15 @@ def test_an_object_around_the_rows_is_read_where_no_other_table_is(tmp_path: Pat
 def test_a_damaged_file_is_not_passed_over_in_silence(tmp_path: Path) -> None:
     names, note = chosen(tmp_path, rows__jsonl=PAIRS, broken__json="{not json")
     assert (names, note) == (["broken.json", "rows.jsonl"], "")
-    with pytest.raises(Several, match="is not JSON"):
-        load(open_sources(".", tmp_path), Named("auto", {}), None, into=tmp_path / "rows.arrow")
+    with pytest.raises(MultipleErrors, match="is not JSON"):
+        load_rows(open_sources(".", tmp_path), NamedSetting("auto", {}), None, into=tmp_path / "rows.arrow")
 
 
 def test_a_single_file_a_glob_and_a_list_are_taken_as_they_are_named(tmp_path: Path) -> None:
     put(tmp_path, "rows.jsonl", PAIRS)
     put(tmp_path, "report.json", {"removed": PAIRS})
-    assert len(tables("*.json*", tmp_path)[0]) == 2
-    assert tables("report.json", tmp_path) == ([tmp_path / "report.json"], "")
+    assert len(select_tables("*.json*", tmp_path)[0]) == 2
+    assert select_tables("report.json", tmp_path) == ([tmp_path / "report.json"], "")
     assert len(open_sources(["rows.jsonl", "report.json"], tmp_path)) == 2
 
 
@@ -107,6 +107,6 @@ def test_a_table_in_another_encoding_is_judged_too(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("prompt,completion,Größe\nWo?,Über München,1\n".encode("cp1252") * 3)
     put(tmp_path, "b.jsonl", PAIRS)
     put(tmp_path, "info.json", {"a": 1})
-    found, note = tables(".", tmp_path)
+    found, note = select_tables(".", tmp_path)
     assert [file.name for file in found] == ["a.csv", "b.jsonl"]
     assert note == "not read from the same folder: info.json (has no rows)"

@@ -7,8 +7,15 @@ from typing import Any
 
 import pytest
 
-from tunesmith.data.conversation import Conversation, Origin, Turn, from_plain, read_rows, to_plain
-from tunesmith.data.detect_row import recognise
+from tunesmith.data.conversation import (
+    Conversation,
+    Origin,
+    Turn,
+    conversation_from_dict,
+    conversation_to_dict,
+    read_rows,
+)
+from tunesmith.data.detect_row import detect_row_format
 from tunesmith.data.formats import alpaca, auto, chat, columns, fields, lines, sharegpt
 from tunesmith.data.messages import ROLES
 from tunesmith.errors import DataError
@@ -215,10 +222,10 @@ def test_rows_come_back_from_a_file_whatever_they_hold(tmp_path: Any) -> None:
         conversation(*TALK, fields={"n": 1, "x": 1.5, "ok": True, "t": "\u2028"}),
     ]
     path = tmp_path / "train.jsonl"
-    path.write_bytes("".join(json.dumps(to_plain(row), ensure_ascii=False) + "\n" for row in rows).encode())
+    path.write_bytes("".join(json.dumps(conversation_to_dict(row), ensure_ascii=False) + "\n" for row in rows).encode())
     assert read_rows(path) == rows
-    assert [from_plain(to_plain(row)) for row in rows] == rows
-    assert to_plain(rows[1])["messages"] == said(*TALK)
+    assert [conversation_from_dict(conversation_to_dict(row)) for row in rows] == rows
+    assert conversation_to_dict(rows[1])["messages"] == said(*TALK)
 
 
 # --- templates, fields, lines --------------------------------------------------------------------------------
@@ -296,7 +303,7 @@ SPOKEN = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     ],
 )
 def test_a_rows_format_is_recognised(values: dict[str, Any], name: str, options: dict[str, str]) -> None:
-    found = recognise(values)
+    found = detect_row_format(values)
     assert (found.name, found.options) == (name, options)
     assert found.why
     turns, _ = auto(values)

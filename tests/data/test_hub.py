@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tunesmith.data.hub import HubSource, parse
+from tunesmith.data.hub import HubSource, parse_hub_source
 from tunesmith.errors import DataError
 
 FORM = "Write it as hub:owner/name@REVISION?config=NAME&split=NAME; everything after the name is optional"
@@ -36,8 +36,8 @@ FORM = "Write it as hub:owner/name@REVISION?config=NAME&split=NAME; everything a
     ],
 )
 def test_the_parts_of_a_source(source: str, expected: HubSource) -> None:
-    assert parse(source) == expected
-    assert parse(str(expected)) == expected
+    assert parse_hub_source(source) == expected
+    assert parse_hub_source(str(expected)) == expected
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_parts_of_a_source(source: str, expected: HubSource) -> None:
 )
 def test_sources_that_are_written_otherwise(source: str, what: str) -> None:
     with pytest.raises(DataError) as caught:
-        parse(source)
+        parse_hub_source(source)
     assert (caught.value.where, caught.value.what) == (source, what)
     assert caught.value.next == ("Did you mean 'split'? Choose from: config, split" if "splt" in source else FORM)
 

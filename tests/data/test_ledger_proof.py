@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import tunesmith
 from handmade import row, talk
 from tunesmith.config.recipe import read_recipe
-from tunesmith.data.conversation import Conversation, normalise
-from tunesmith.data.decisions import EXAMPLES, EXAMPLES_PER_ROW, ORDER, Ledger
+from tunesmith.data.conversation import Conversation, normalize
+from tunesmith.data.decisions import EXAMPLES, EXAMPLES_PER_ROW, ORDER, RowDecisions
 from tunesmith.data.finding import Finding, Proposal, prompt_key, row_finding, table_finding
 from tunesmith.data.overlap import overlap
 from tunesmith.errors import DataError, RunError
@@ -38,20 +38,20 @@ def test_the_strongest_fate_wins_and_the_first_that_asked_for_it_is_the_reason(
     findings: list[Finding], cut: int
 ) -> None:
     told: list[Finding] = []
-    ledger = Ledger(["a", "b", "c", "silent"], told.append)
-    ledger.enter(findings[:cut])
-    ledger.enter(iter(findings[cut:]))
+    ledger = RowDecisions(["a", "b", "c", "silent"], told.append)
+    ledger.add(findings[:cut])
+    ledger.add(iter(findings[cut:]))
     assert told == findings
     for number in range(7):
         own = [finding for finding in findings if finding.row == f"r{number}"]
         strongest = max((finding.proposal for finding in own), key=ORDER.index, default="keep")
-        assert ledger.fate(f"r{number}") == strongest
+        assert ledger.decision(f"r{number}") == strongest
         assert ledger.reason(f"r{number}") == next((f.check for f in own if f.proposal == strongest), "")
     rows = {finding.row for finding in findings}
     counts: Counter[str] = Counter()
     for wish in ORDER:
         counts[wish] = sum(ledger.counts(wish).values())
-        assert counts[wish] == sum(ledger.fate(name) == wish for name in rows)
+        assert counts[wish] == sum(ledger.decision(name) == wish for name in rows)
     assert counts.total() == len(rows)
     plain = ledger.describe()
     assert list(plain) == ["a", "b", "c", "silent"]
@@ -67,30 +67,30 @@ def test_the_strongest_fate_wins_and_the_first_that_asked_for_it_is_the_reason(
 
 
 def test_a_finding_about_the_table_has_no_row() -> None:
-    ledger = Ledger([])
-    ledger.enter([table_finding("imbalance", "one answer for all"), table_finding("imbalance", "two")])
-    assert (ledger.counts("keep"), ledger.fate("")) == ({}, "keep")
+    ledger = RowDecisions([])
+    ledger.add([table_finding("imbalance", "one answer for all"), table_finding("imbalance", "two")])
+    assert (ledger.counts("keep"), ledger.decision("")) == ({}, "keep")
     facts = ledger.describe()["imbalance"]
     assert (facts["found"], facts["rows"], len(facts["examples"])) == (2, 0, 2)
 
 
 def test_rows_that_could_not_be_read_have_their_fate_by_place() -> None:
-    ledger = Ledger(["broken"])
-    ledger.enter(Finding("broken", f"f line {n}", "f", n, "line", "m", "drop") for n in (3, 4))
+    ledger = RowDecisions(["broken"])
+    ledger.add(Finding("broken", f"f line {n}", "f", n, "line", "m", "drop") for n in (3, 4))
     assert ledger.counts("drop") == {"broken": 2}
 
 
 def test_examples_are_few_and_counts_are_whole() -> None:
-    ledger = Ledger(["a"])
-    ledger.enter(row_finding("a", row(n, "q"), "m", "keep") for n in range(EXAMPLES + 5))
+    ledger = RowDecisions(["a"])
+    ledger.add(row_finding("a", row(n, "q"), "m", "keep") for n in range(EXAMPLES + 5))
     facts = ledger.describe()["a"]
     assert (facts["found"], facts["rows"], len(facts["examples"])) == (EXAMPLES + 5, EXAMPLES + 5, EXAMPLES)
     assert facts["examples"][0]["row"] == "r0"
 
 
 def test_one_row_does_not_fill_the_examples() -> None:
-    ledger = Ledger(["a"])
-    ledger.enter(row_finding("a", row(n, "q"), f"{again}", "keep") for n in (1, 2) for again in range(9))
+    ledger = RowDecisions(["a"])
+    ledger.add(row_finding("a", row(n, "q"), f"{again}", "keep") for n in (1, 2) for again in range(9))
     facts = ledger.describe()["a"]
     assert (facts["found"], facts["rows"]) == (18, 2)
     assert [each["row"] for each in facts["examples"]] == ["r1"] * EXAMPLES_PER_ROW + ["r2"] * EXAMPLES_PER_ROW
@@ -148,7 +148,7 @@ def test_the_proof_equals_counting_one_by_one(train: list[tuple[str, str]], held
     learnt, kept = ([row(n, *texts) for n, texts in enumerate(part)] for part in (train, held))
 
     def both(one: Conversation, other: Conversation) -> tuple[bool, bool]:
-        return prompt_key(one) == prompt_key(other), normalise(one.answer) == normalise(other.answer)
+        return prompt_key(one) == prompt_key(other), normalize(one.answer) == normalize(other.answer)
 
     found = overlap({"train": learnt, "test": kept}, together=1.0)
     assert found["prompts"] == sum(any(both(one, other)[0] for other in kept) for one in learnt)

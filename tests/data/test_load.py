@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from handmade import context, opened, write
-from tunesmith.config.recipe import Data, Named
+from tunesmith.config.recipe import Data, NamedSetting
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.load import SHOWN_CHANGES, SHOWN_ERRORS, Loaded, load
+from tunesmith.data.load import SHOWN_CHANGES, SHOWN_ERRORS, LoadedRows, load_rows
 from tunesmith.data.open_sources import open_sources
 from tunesmith.data.prepare import prepare
-from tunesmith.data.privacy import Pseudonyms
-from tunesmith.data.repair_rows import Mend, changes_from_plain, to_plain, undo_row
-from tunesmith.errors import DataError, Several
+from tunesmith.data.privacy import PseudonymMap
+from tunesmith.data.repair_rows import RowRepair, changes_from_plain, changes_to_dicts, undo_row
+from tunesmith.errors import DataError, MultipleErrors
 
-COLUMNS = Named("columns", {"group": "topic"})
+COLUMNS = NamedSetting("columns", {"group": "topic"})
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def read(files: list[Path], wanted: Named = COLUMNS, system: str | None = None, **options: Any) -> Loaded:
-    return load(opened(*files), wanted, system, into=Path("rows.arrow"), **options)
+def read(files: list[Path], wanted: NamedSetting = COLUMNS, system: str | None = None, **options: Any) -> LoadedRows:
+    return load_rows(opened(*files), wanted, system, into=Path("rows.arrow"), **options)
 
 
 def test_rows_are_loaded_with_place_group_and_fields(here: Path) -> None:
@@ -53,7 +53,7 @@ def test_rows_are_loaded_with_place_group_and_fields(here: Path) -> None:
 def test_rows_wrong_in_the_same_way_are_one_error(here: Path, bad: int, where: list[str]) -> None:
     good = {"prompt": "q", "answer": "a", "topic": "t"}
     path = write(here / "rows.jsonl", [good, *[{"prompt": "q", "topic": "t"}] * bad, good])
-    with pytest.raises(Several) as caught:
+    with pytest.raises(MultipleErrors) as caught:
         read([path])
     what = "no column 'answer'. It has: prompt, topic. Set answer in data.format to one of them."
     advice = "Correct them, or add broken to data.checks: such rows are then dropped and counted."
@@ -76,14 +76,16 @@ def test_rows_that_are_no_conversations_are_dropped_when_asked_and_counted(here:
     made = prepare(loaded, data, 1, context(broken=loaded.broken))
     assert (made.audit["read"], made.audit["dropped"]) == (15, {"broken": 3})
     assert sum(made.audit["parts"].values()) == 12
-    with pytest.raises(Several, match="no column 'answer'"):  # nothing fits: that is the recipe's fault, not the rows'
+    with pytest.raises(
+        MultipleErrors, match="no column 'answer'"
+    ):  # nothing fits: that is the recipe's fault, not the rows'
         read([write(here / "all.jsonl", [{"prompt": "q"}] * 3)], drop_broken=True)
 
 
 @pytest.mark.parametrize("ways", [SHOWN_ERRORS, SHOWN_ERRORS + 7])
 def test_many_ways_to_be_wrong_are_cut_and_counted(here: Path, ways: int) -> None:
     path = write(here / "rows.jsonl", [{"prompt": "q", f"c{n}": "x", "topic": "t"} for n in range(ways)])
-    with pytest.raises(Several) as caught:
+    with pytest.raises(MultipleErrors) as caught:
         read([path])
     lines = str(caught.value).split("\n")
     assert [line.split(":")[0] for line in lines[:SHOWN_ERRORS]] == [
@@ -99,7 +101,7 @@ def test_errors_of_several_files_come_together(here: Path) -> None:
         write(here / "b.csv", ["prompt,answer,topic", "q,a"]),
         write(here / "c.json", ["5"]),
     ]
-    with pytest.raises(Several) as caught:
+    with pytest.raises(MultipleErrors) as caught:
         read(files)
     assert sorted(error.where for error in caught.value.errors if isinstance(error, DataError)) == [
         "a.jsonl line 1",
@@ -107,7 +109,7 @@ def test_errors_of_several_files_come_together(here: Path) -> None:
         "b.csv line 2",
         "c.json",
     ]
-    with pytest.raises(Several) as caught:  # what ends a file is never dropped with the rows
+    with pytest.raises(MultipleErrors) as caught:  # what ends a file is never dropped with the rows
         read([write(here / "good.jsonl", [{"prompt": "q", "answer": "a", "topic": "t"}]), files[2]], drop_broken=True)
     assert [error.where for error in caught.value.errors if isinstance(error, DataError)] == ["c.json"]
 
@@ -152,7 +154,7 @@ DAMAGED = {"prompt": "Why\r\n?", "answer": "1. Open 2. Tap 3. Close", "topic": "
 def test_rows_are_mended_on_the_way_in_and_told(here: Path) -> None:
     path = write(here / "rows.jsonl", [DAMAGED, {"prompt": "q", "answer": "a", "topic": "t"}])
     told: list[Any] = []
-    loaded = read([path], repair=Mend(damage=True), on_change=lambda row, changes: told.append((row, changes)))
+    loaded = read([path], repair=RowRepair(damage=True), on_change=lambda row, changes: told.append((row, changes)))
     first, second = loaded.rows
     assert (first.question, first.answer, first.group) == ("Why\n?", "1. Open\n2. Tap\n3. Close", "café")
     assert first.fields == {"prompt": "Why\n?", "answer": "1. Open\n2. Tap\n3. Close", "topic": "café"}
@@ -166,22 +168,24 @@ def test_rows_are_mended_on_the_way_in_and_told(here: Path) -> None:
     }
     ((row, changes),) = told
     assert (
-        undo_row(first.fields, changes_from_plain(json.loads(json.dumps(to_plain(changes))))) == row.values == DAMAGED
+        undo_row(first.fields, changes_from_plain(json.loads(json.dumps(changes_to_dicts(changes)))))
+        == row.values
+        == DAMAGED
     )
 
 
 def test_examples_of_a_kind_are_few_and_the_count_is_whole(here: Path) -> None:
     rows = [{"prompt": f"q{n}", "answer": f"a{n}\r", "topic": "t"} for n in range(SHOWN_CHANGES + 9)]
-    repairs = read([write(here / "rows.jsonl", rows)], repair=Mend(damage=True)).repairs
+    repairs = read([write(here / "rows.jsonl", rows)], repair=RowRepair(damage=True)).repairs
     assert (repairs.kinds["broken_whitespace"], len(repairs.examples)) == (SHOWN_CHANGES + 9, SHOWN_CHANGES)
 
 
 def test_no_example_of_a_repair_holds_what_got_a_stand_in(here: Path) -> None:
     answer = "1. Write to sam.tern@mill.example.net 2. Ask [Your Name] 3. Wait"
     rows = [{"prompt": "q\r", "answer": answer, "topic": "t", "Applicant": "Mira Quill"}, DAMAGED]
-    mend = Mend(True, Pseudonyms(), names=("Applicant",))
+    mend = RowRepair(True, PseudonymMap(), names=("Applicant",))
     repairs = read([write(here / "rows.jsonl", rows)], repair=mend).repairs
-    assert (repairs.rows, repairs.stand_ins) == (2, 2)
+    assert (repairs.rows, repairs.pseudonym_count) == (2, 2)
     written = json.dumps(repairs.examples)
     assert not [value for value in ("sam.tern", "Mira", "Quill") if value in written]
     assert "1. Open 2. Tap" in written  # rows without personal data are shown
@@ -191,6 +195,6 @@ def test_no_example_of_a_repair_holds_a_key_or_an_address(here: Path) -> None:
     key = "AKIA" + "ABCDEFGHIJKLMNOP"
     answer = f"1. Take {key} 2. Write to sam.tern@mill.example.net 3. Wait"
     rows = [{"prompt": "q", "answer": answer, "topic": "t"}]
-    (example,) = read([write(here / "rows.jsonl", rows)], repair=Mend(damage=True)).repairs.examples
+    (example,) = read([write(here / "rows.jsonl", rows)], repair=RowRepair(damage=True)).repairs.examples
     assert example["before"] == f"1. Take {'•' * len(key)} 2. Write to {'•' * 25} 3. Wait"
     assert not [value for value in (key, "sam.tern") if value in str(example)]

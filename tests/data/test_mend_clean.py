@@ -19,8 +19,8 @@ import tunesmith
 from handmade import mended, opened
 from tunesmith.config.recipe import Data, read_recipe
 from tunesmith.data.clean import undo_clean
-from tunesmith.data.privacy import Pseudonyms, restore
-from tunesmith.data.repair_rows import Mend, changes_from_plain, edit_kinds, to_plain, undo_row
+from tunesmith.data.privacy import PseudonymMap, restore
+from tunesmith.data.repair_rows import RowRepair, changes_from_plain, changes_to_dicts, edit_kinds, undo_row
 from tunesmith.data.sources import read
 from tunesmith.errors import DataError, RecipeError
 
@@ -88,9 +88,9 @@ def test_texts_in_lists_and_mappings_are_reached_and_other_values_stay() -> None
 def test_a_whole_row_stays_as_it_is() -> None:
     values = {"prompt": "How?", "answer": "Tap Save."}
     assert mended(values, ["Tap Save."]) == mended(values)
-    assert (mended(values).values, mended(values).changes, mended(values).stand_ins) == (values, (), 0)
-    assert not Mend()
-    assert Mend(damage=True) and Mend(book=Pseudonyms())
+    assert (mended(values).values, mended(values).changes, mended(values).pseudonym_count) == (values, (), 0)
+    assert not RowRepair()
+    assert RowRepair(damage=True) and RowRepair(book=PseudonymMap())
 
 
 TEXT = st.one_of(
@@ -125,7 +125,7 @@ def test_mending_is_idempotent_and_undone_cell_by_cell(values: dict[str, Any], a
     texts = [value for value in values.values() if isinstance(value, str)]
     learnt = [*answers, *texts[:1]]
     done = mended(values, learnt)
-    plain = json.loads(json.dumps(to_plain(done.changes)))  # as it stands in a diff
+    plain = json.loads(json.dumps(changes_to_dicts(done.changes)))  # as it stands in a diff
     assert changes_from_plain(plain) == done.changes
     assert undo_row(done.values, changes_from_plain(plain)) == values
     assert list(undo_row(done.values, done.changes)) == list(values)
@@ -145,7 +145,7 @@ def test_a_row_that_was_changed_since_is_not_undone() -> None:
 
 
 def test_a_person_is_the_same_in_every_field_and_row() -> None:
-    book = Pseudonyms()
+    book = PseudonymMap()
     rows = [
         {
             "Applicant": "Mira Quill",
@@ -164,7 +164,7 @@ def test_a_person_is_the_same_in_every_field_and_row() -> None:
     assert second["list"] == [f"{person}'s", {"x": f"Ask {family}"}]
     assert third["mail"] != first["mail"]
     assert third["letter"] == f"Mira is my neighbour, says {third['Applicant'].split()[0]}."  # its own names alone
-    assert [each.stand_ins for each in done] == [4, 4, 3]
+    assert [each.pseudonym_count for each in done] == [4, 4, 3]
     for values, each in zip(rows, done, strict=True):
         back = {name: restore(value, book) for name, value in each.values.items() if isinstance(value, str)}
         assert back == {name: value for name, value in values.items() if isinstance(value, str)}
@@ -174,10 +174,10 @@ def test_a_person_is_the_same_in_every_field_and_row() -> None:
 
 def test_kinds_narrow_what_is_replaced_and_damage_is_left_unless_asked() -> None:
     values = {"answer": f"Call 212-555-0123 or mail sam@mill.example.net. {LIST}\r"}
-    done = Mend(book=Pseudonyms(), kinds=("email",)).row(values, [])
+    done = RowRepair(book=PseudonymMap(), kinds=("email",)).row(values, [])
     assert "212-555-0123" in done.values["answer"] and "sam@" not in done.values["answer"]
     assert done.values["answer"].endswith(f"{LIST}\r")
-    assert (done.changes, done.stand_ins) == ((), 1)
+    assert (done.changes, done.pseudonym_count) == ((), 1)
 
 
 # --- files ---------------------------------------------------------------------------------------------------
@@ -443,7 +443,7 @@ def test_a_cleaning_with_stand_ins_holds_no_value_and_is_not_undone(tmp_path: Pa
     assert found.account["checks"]["personal"]["found"] > 0  # stand-ins look like what they stand for
     with pytest.raises(DataError, match="personal data was replaced"):
         tunesmith.undo(cleaned.diff, tmp_path / "back.jsonl")
-    book = Pseudonyms.load(book_file)
+    book = PseudonymMap.load(book_file)
     kept = [dict(each.values) for each in read(cleaned.file)]
     assert [restore(each["answer"], book) for each in kept] == [
         f"I am Mira Quill, {MAIL}.",

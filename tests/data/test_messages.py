@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handmade import opened, write
-from tunesmith.config.recipe import Named
-from tunesmith.data.conversation import Turn, from_plain, split_reasoning, to_plain
-from tunesmith.data.detect_row import recognise
+from tunesmith.config.recipe import NamedSetting
+from tunesmith.data.conversation import Turn, conversation_from_dict, conversation_to_dict, split_reasoning
+from tunesmith.data.detect_row import detect_row_format
 from tunesmith.data.formats import alpaca, auto, chat, columns, fields, lines, sharegpt
-from tunesmith.data.load import Loaded, load, remarks
+from tunesmith.data.load import LoadedRows, load_rows, summarize_notes
 from tunesmith.data.messages import decoded_messages
-from tunesmith.data.repair_rows import Mend, undo_row
+from tunesmith.data.repair_rows import RowRepair, undo_row
 from tunesmith.data.repair_rows import changes_from_plain as changes_from_plain
-from tunesmith.data.repair_rows import to_plain as changes_to_plain
-from tunesmith.errors import DataError, Several
+from tunesmith.data.repair_rows import changes_to_dicts as changes_to_plain
+from tunesmith.errors import DataError, MultipleErrors
 
 ASKED = {"role": "user", "content": "q"}
 
@@ -246,7 +246,7 @@ def test_every_key_that_is_not_used_is_counted() -> None:
     said = [{**ASKED, "name": "Mo", "id": 1}, answered(name="Bo", refusal=None, tool_calls=[])]
     parsed = chat({"messages": said, "source": "x", "empty": "", "tools": []})
     assert parsed.notes.unused == {"messages[].name": 2, "messages[].id": 1, "messages[].tool_calls": 1, "source": 1}
-    (line,) = remarks(parsed.notes, {}, {}, 1)
+    (line,) = summarize_notes(parsed.notes, {}, {}, 1)
     assert line == "not used: name in 2 messages, id in 1 message, tool_calls in 1 message, the column source"
 
 
@@ -277,14 +277,14 @@ PRINTED = "[{}\n {}]".format(*map(repr, TALK))  # as numpy prints an array of th
 )
 def test_a_cell_with_the_text_of_messages_is_read_as_chat(cell: str) -> None:
     for column in ("messages", "dialog"):
-        found = recognise({"nr": "1", column: cell})
+        found = detect_row_format({"nr": "1", column: cell})
         assert (found.name, found.options) == ("chat", {} if column == "messages" else {"messages": "dialog"})
         assert [turn.text for turn in auto({"nr": "1", column: cell})[0]] == [TALK[0]["content"], TALK[1]["content"]]
 
 
 def test_sharegpt_in_a_cell_is_read_too() -> None:
     said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-    assert recognise({"data": json.dumps(said)}).options == {"conversations": "data"}
+    assert detect_row_format({"data": json.dumps(said)}).options == {"conversations": "data"}
     assert [turn.text for turn in auto({"data": repr(said)})[0]] == ["q", "a"]
 
 
@@ -301,7 +301,7 @@ def test_a_question_and_answer_of_messages_are_read_and_only_the_answer_is_learn
     history = [ASKED, answered("earlier"), {"role": "user", "content": "r"}]
     for completion in ([answered("a")], "a", json.dumps([answered("a")])):
         values = {"prompt": history, "completion": completion}
-        assert recognise(values).options == {"messages": "prompt", "completion": "completion"}
+        assert detect_row_format(values).options == {"messages": "prompt", "completion": "completion"}
         turns, _ = auto(values)
         assert [(turn.text, turn.learn) for turn in turns if turn.role == "assistant"] == [
             ("earlier", False),
@@ -330,7 +330,7 @@ THOUGHT = "Let me see:\n\n    if  x:\t\n        y()\n\n\n\n\nSo 1. this 2. that 
     ],
 )
 def test_an_answer_is_mended_behind_its_thought_which_stays(values: dict[str, Any], parse: Any, path: Any) -> None:
-    done = Mend(damage=True).row(values, parse(values)[0])
+    done = RowRepair(damage=True).row(values, parse(values)[0])
     turn = parse(done.values)[0][-1]
     assert (turn.text, turn.reasoning) == (LINES, THOUGHT.strip("\n"))
     (change,) = done.changes
@@ -341,17 +341,17 @@ def test_an_answer_is_mended_behind_its_thought_which_stays(values: dict[str, An
 @pytest.mark.parametrize("cell", [json.dumps([ASKED, answered(LIST)]), repr({"messages": [ASKED, answered(LIST)]})])
 def test_messages_in_a_cell_are_mended_and_undone(cell: str) -> None:
     values = {"nr": "1", "messages": cell}
-    done = Mend(damage=True).row(values, chat(values)[0])
+    done = RowRepair(damage=True).row(values, chat(values)[0])
     assert chat(done.values)[0][1].text == LINES
     assert undo_row(done.values, done.changes) == values
     assert [edit.kind for change in done.changes for edit in change.edits] == ["collapsed_list"]
     clean = {"messages": repr([ASKED, answered(" &amp ok")])}
-    assert Mend(damage=True).row(clean, chat(clean)[0]).values == clean
+    assert RowRepair(damage=True).row(clean, chat(clean)[0]).values == clean
 
 
 def test_a_rows_answer_is_no_field_of_it_with_or_without_its_thought(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "answer": "<think>r</think>\na", "name": "n"}]
-    (row,) = read(tmp_path, rows, Named("columns", {})).rows
+    (row,) = read(tmp_path, rows, NamedSetting("columns", {})).rows
     assert row.own_fields() == {"prompt": "q", "name": "n"}
     (row,) = read(tmp_path, [{"dialog": json.dumps([ASKED, answered()]), "n": 1}]).rows
     assert row.own_fields() == {"n": "1"}
@@ -360,11 +360,13 @@ def test_a_rows_answer_is_no_field_of_it_with_or_without_its_thought(tmp_path: P
 # --- whole files ---------------------------------------------------------------------------------------------
 
 
-AUTO = Named("auto", {})
+AUTO = NamedSetting("auto", {})
 
 
-def read(folder: Path, rows: list[Any], format: Named = AUTO, *, drop: bool = True) -> Loaded:
-    return load(opened(write(folder / "rows.jsonl", rows)), format, None, into=folder / "rows.arrow", drop_broken=drop)
+def read(folder: Path, rows: list[Any], format: NamedSetting = AUTO, *, drop: bool = True) -> LoadedRows:
+    return load_rows(
+        opened(write(folder / "rows.jsonl", rows)), format, None, into=folder / "rows.arrow", drop_broken=drop
+    )
 
 
 PLAIN = {"messages": [ASKED, answered()]}
@@ -378,21 +380,23 @@ def test_plain_rows_are_read_among_tool_rows_which_are_counted(tmp_path: Path) -
     account = loaded.account()
     assert account["unread_because"] == {"a message is a tool call": 2}
     assert account["unused"] == {"tools": 1}
-    assert remarks(loaded.notes, {}, account["unread_because"], 4)[-1] == (
+    assert summarize_notes(loaded.notes, {}, account["unread_because"], 4)[-1] == (
         "dropped, not conversations: 2 of 4 rows (a message is a tool call)"
     )
-    with pytest.raises(Several, match=r"2 of 4 rows do not fit.*add broken to data.checks"):
+    with pytest.raises(MultipleErrors, match=r"2 of 4 rows do not fit.*add broken to data.checks"):
         read(tmp_path, [CALL, PLAIN, late, PLAIN], drop=False)
 
 
 def test_a_file_of_tool_rows_alone_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(Several, match=r"message 2 is a tool call\. Tool calls are not supported"):
+    with pytest.raises(MultipleErrors, match=r"message 2 is a tool call\. Tool calls are not supported"):
         read(tmp_path, [CALL] * 3)
 
 
 @pytest.mark.parametrize("marks", [(True, False), (1, 0), (1.0, 0.0), ("true", "False"), ("1", "0")])
-@pytest.mark.parametrize("format", [Named("auto", {}), Named("columns", {"prompt": "prompt", "answer": "completion"})])
-def test_rows_marked_as_bad_answers_are_left_out_and_counted(tmp_path: Path, marks: Any, format: Named) -> None:
+@pytest.mark.parametrize(
+    "format", [NamedSetting("auto", {}), NamedSetting("columns", {"prompt": "prompt", "answer": "completion"})]
+)
+def test_rows_marked_as_bad_answers_are_left_out_and_counted(tmp_path: Path, marks: Any, format: NamedSetting) -> None:
     rows = [{"prompt": f"q{n}", "completion": f"a{n}", "label": marks[n % 2]} for n in range(6)]
     loaded = read(tmp_path, rows, format, drop=False)
     assert [row.question for row in loaded.rows] == ["q0", "q2", "q4"]
@@ -411,16 +415,19 @@ def test_labels_of_conversations_count_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "format"),
     [
-        ([0, 1, 2], Named("auto", {})),  # numbers of classes
-        (["0", "1", "x"], Named("auto", {})),
-        ([0, 1, 0], Named("columns", {"prompt": "prompt", "answer": "label"})),  # it is the answer
-        ([False, True, False], Named("columns", {"prompt": "{prompt} {n}", "answer": "completion", "system": "{l}"})),
-        ([0, 1, 0], Named("columns", {"answer": "completion", "group": "label"})),
-        ([0, 1, 0], Named("lines", {"line": "completion", "ask": ["q"]})),
+        ([0, 1, 2], NamedSetting("auto", {})),  # numbers of classes
+        (["0", "1", "x"], NamedSetting("auto", {})),
+        ([0, 1, 0], NamedSetting("columns", {"prompt": "prompt", "answer": "label"})),  # it is the answer
+        (
+            [False, True, False],
+            NamedSetting("columns", {"prompt": "{prompt} {n}", "answer": "completion", "system": "{l}"}),
+        ),
+        ([0, 1, 0], NamedSetting("columns", {"answer": "completion", "group": "label"})),
+        ([0, 1, 0], NamedSetting("lines", {"line": "completion", "ask": ["q"]})),
     ],
 )
 def test_a_label_that_is_used_or_names_a_class_leaves_nothing_out(
-    tmp_path: Path, values: list[Any], format: Named
+    tmp_path: Path, values: list[Any], format: NamedSetting
 ) -> None:
     name = "l" if format.options.get("system") else "label"
     rows = [{"prompt": "q", "completion": "a", "n": 1, name: str(value) if name == "l" else value} for value in values]
@@ -501,4 +508,4 @@ def test_every_row_is_read_refused_or_left_out(tmp_path: Path, rows: list[Any]) 
         assert [turn.role for turn in spoken] == ["user", "assistant"] * (len(spoken) // 2)
         assert row.turns[-1].role == "assistant"
         assert row.turns[-1].learn
-        assert from_plain(to_plain(row)) == row
+        assert conversation_from_dict(conversation_to_dict(row)) == row

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from handmade import look, row, spans, talk
-from tunesmith.commands.read_rows import mending
+from tunesmith.commands.read_rows import repair_settings
 from tunesmith.config.recipe import Data
 from tunesmith.data import ner
 from tunesmith.data.ner import find_names
-from tunesmith.data.privacy import Pseudonyms, find_personal, restore
+from tunesmith.data.privacy import PseudonymMap, find_personal, restore
 from tunesmith.data.privacy_patterns import Span
-from tunesmith.data.repair_rows import Mend
+from tunesmith.data.repair_rows import RowRepair
 from tunesmith.errors import MissingExtra, RecipeError
 
 TERN = "en_tern"
@@ -127,7 +127,7 @@ def test_texts_are_cut_at_blanks_and_nothing_is_lost() -> None:
 def test_a_recipe_hands_the_pipeline_to_the_mender(tmp_path: Path) -> None:
     checks = [{"personal": {"ner": TERN, "names": ["Applicant"]}}]
     data = Data.model_validate({"source": "rows.csv", "pseudonyms": "book.json", "checks": checks})
-    _, mend = mending(data, tmp_path)
+    _, mend = repair_settings(data, tmp_path)
     assert (mend.ner, list(mend.names)) == (TERN, ["Applicant"])
 
 
@@ -171,8 +171,8 @@ def test_every_turn_is_looked_through_beside_the_rows_own_names(tern: str) -> No
 
 
 def test_stand_ins_for_names_are_the_same_in_every_row(tern: str) -> None:
-    book = Pseudonyms()
-    mend = Mend(book=book, ner=tern)
+    book = PseudonymMap()
+    mend = RowRepair(book=book, ner=tern)
     values = {"prompt": "Is Mira Quill in?", "answer": "No, but Ansel is. Mira Quill's at sea."}
     done = [mend.row(values, []).values, mend.row({"prompt": "Ansel, Mira Quill"}, []).values]
     assert done == [

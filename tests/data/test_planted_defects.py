@@ -11,10 +11,10 @@ from tools.letters import clean_rows
 from tools.plant import kinds
 
 from tunesmith.config.recipe import CHECKS
-from tunesmith.config.registry import find
+from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn
-from tunesmith.data.finding import Context, Finding
-from tunesmith.data.run_checks import language
+from tunesmith.data.finding import CheckContext, Finding
+from tunesmith.data.run_checks import majority_language
 
 ENOUGH = 0.95
 
@@ -61,7 +61,7 @@ def table(pairs: list[tuple[str, str]]) -> list[Conversation]:
 
 
 def found(check: str, rows: list[Conversation]) -> list[Finding]:
-    return list(find(CHECKS, check, function="look")(rows, Context(language=language(rows))))
+    return list(resolve(CHECKS, check, function="look")(rows, CheckContext(language=majority_language(rows))))
 
 
 def test_several_canonical_answers_are_no_template() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handmade import context, loaded, many, row
-from tunesmith.config.recipe import Data, Named, Sample
+from tunesmith.config.recipe import Data, NamedSetting, Sample
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.finding import Finding
 from tunesmith.data.prepare import Prepared, audit, prepare
@@ -232,7 +232,7 @@ def test_an_audit_proposes_and_drops_nothing(tmp_path: Path) -> None:
     rows = [*many(), row(101, "", "", group="g0"), row(102, "How 0 0!", "so 0", group="g0")]
     unread = [Finding("broken", "rows.csv line 900", "rows.csv", 900, "line", "?", "drop")]
     told: list[Finding] = []
-    checks = [Named(name, {}) for name in (*CHECKS, "broken")]
+    checks = [NamedSetting(name, {}) for name in (*CHECKS, "broken")]
     given_rows = loaded(rows, tmp_path, unread)
     ledger, account = audit(given_rows, checks, context(broken=unread), sink=told.append)
     assert (account["read"], account["unread"], account["kept"]) == (63, 1, 60)
@@ -247,5 +247,5 @@ def test_an_audit_proposes_and_drops_nothing(tmp_path: Path) -> None:
         ("duplicate", "r102"),
         ("broken", "rows.csv line 900"),
     ]
-    assert (ledger.fate("r101"), ledger.reason("r101"), ledger.fate("r1")) == ("drop", "empty", "keep")
+    assert (ledger.decision("r101"), ledger.reason("r101"), ledger.decision("r1")) == ("drop", "empty", "keep")
     json.dumps(account)

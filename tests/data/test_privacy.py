@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tunesmith.data import privacy_patterns as patterns
 from tunesmith.data.privacy import (
     KINDS,
-    Pseudonyms,
+    PseudonymMap,
     find_personal,
     find_secrets,
     pseudonymize,
@@ -262,7 +262,7 @@ def spans_of(text: str) -> list[Span]:
 
 
 def test_stand_ins_belong_to_nobody_and_keep_their_shape() -> None:
-    book = Pseudonyms()
+    book = PseudonymMap()
     text = "; ".join(value for cases in TAKEN.values() for value in list(cases.values())[:2]) + "; Mira Quill, Mira"
     assert pseudonymize(text, spans_of(text), book) == (
         "person1@example.org; person2@example.org; 200-555-0100; 200 555 0101; 0000000000000000; 0000 0000 0000 0001; "
@@ -275,20 +275,20 @@ def test_stand_ins_belong_to_nobody_and_keep_their_shape() -> None:
 
 
 def test_a_value_has_one_stand_in_in_every_row() -> None:
-    book = Pseudonyms()
+    book = PseudonymMap()
     rows = ["Ask mira@example.net", "mira@example.net or ada@example.net", "ada@example.net"]
     made = [pseudonymize(row, spans_of(row), book) for row in rows]
     assert made == ["Ask person1@example.org", "person1@example.org or person2@example.org", "person2@example.org"]
 
 
 def test_a_stand_in_is_never_what_the_text_already_says() -> None:
-    book = Pseudonyms()
+    book = PseudonymMap()
     text = "mira@example.net is not person1@example.org, 192.0.2.7 is not 192.0.2.1"
     made = pseudonymize(text, spans_of(text), book)
     assert "person1@" not in made
     assert restore(made, book) == text
     rows = ["312-555-0134", "200-555-0100"]
-    book = Pseudonyms()
+    book = PseudonymMap()
     for row in rows:
         book.reserve(spans_of(row))
     made = "|".join(pseudonymize(row, spans_of(row), book) for row in rows)
@@ -297,18 +297,18 @@ def test_a_stand_in_is_never_what_the_text_already_says() -> None:
 
 
 def test_a_stand_in_within_a_word_is_none() -> None:
-    book = Pseudonyms()
+    book = PseudonymMap()
     assert pseudonymize("Mira", spans_of("Mira"), book) == "Person1"
     assert restore("Person12 xPerson1 Person1's", book) == "Person12 xPerson1 Mira's"
 
 
 def test_a_span_of_another_text_is_refused() -> None:
     with pytest.raises(ValueError, match="not 'Mira'"):
-        pseudonymize("Hello", [Span(0, 4, "name", "Mira")], Pseudonyms())
+        pseudonymize("Hello", [Span(0, 4, "name", "Mira")], PseudonymMap())
 
 
 def test_many_stand_ins_differ_and_a_full_book_says_so() -> None:
-    book = Pseudonyms()
+    book = PseudonymMap()
     made = {book.pseudonym("ip", f"value {number}") for number in range(2000)}
     assert len(made) == 2000
     assert {each.rsplit(".", 2)[0] for each in made} == {"192.0", "198.51", "203.0", "198.18"}
@@ -327,7 +327,7 @@ piece = (
 @given(st.lists(st.lists(piece, max_size=6).map(" ".join), max_size=3))
 def test_stand_ins_are_undone_exactly_and_given_once(rows: list[str]) -> None:
     text = " | ".join(rows)
-    book = Pseudonyms()
+    book = PseudonymMap()
     spans = spans_of(text)
     made = pseudonymize(text, spans, book)
     assert restore(made, book) == text
@@ -349,7 +349,7 @@ def test_spans_are_in_order_apart_and_no_part_of_a_word(text: str) -> None:
 
 
 def test_a_book_is_kept_for_its_owner_only(tmp_path: Path) -> None:
-    path, book = tmp_path / "keys" / "book.json", Pseudonyms()
+    path, book = tmp_path / "keys" / "book.json", PseudonymMap()
     text = "Mira Quill, mira@example.net, \ud800@example.net"
     made = pseudonymize(text, spans_of(text), book)
     book.reserve([Span(0, 19, "email", "person3@example.org")])
@@ -357,7 +357,7 @@ def test_a_book_is_kept_for_its_owner_only(tmp_path: Path) -> None:
     book.save(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [each.name for each in path.parent.iterdir()] == ["book.json"]
-    again = Pseudonyms.load(path)
+    again = PseudonymMap.load(path)
     assert restore(made, again) == text
     assert pseudonymize(text, spans_of(text), again) == made
     assert again.pseudonym("email", "ada@example.net") == book.pseudonym("email", "ada@example.net")
@@ -370,7 +370,7 @@ def test_a_file_that_is_no_book_is_refused(tmp_path: Path, content: str | None) 
     if content is not None:
         path.write_text(content)
     with pytest.raises(DataError, match="not a pseudonym map"):
-        Pseudonyms.load(path)
+        PseudonymMap.load(path)
 
 
 # --- time ------------------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tunesmith.config.registry import find
-from tunesmith.data.detect_format import guess
-from tunesmith.data.detect_row import Recognised, recognise
+from tunesmith.config.registry import resolve
+from tunesmith.data.detect_format import detect_format
+from tunesmith.data.detect_row import DetectedFormat, detect_row_format
 from tunesmith.data.formats import auto
 from tunesmith.errors import DataError
 
@@ -30,11 +30,11 @@ def rows(make: Callable[[int], Row], count: int = 60) -> list[Row]:
     return [make(number) for number in range(count)]
 
 
-def judged(make: Callable[[int], Row], count: int = 60) -> Recognised:
+def judged(make: Callable[[int], Row], count: int = 60) -> DetectedFormat:
     """The guess, which must fit the rows it was made from."""
     table = rows(make, count)
-    found = guess(table)
-    parse = find("tunesmith.data.formats", found.name)
+    found = detect_format(table)
+    parse = resolve("tunesmith.data.formats", found.name)
     for values in table:
         turns, _ = parse(values, **found.options)
         assert len(turns) >= 2
@@ -226,25 +226,25 @@ def test_a_field_that_sorts_the_rows_stays_a_field_but_a_label_does_not() -> Non
 )  # fmt: skip
 def test_refusals(make: Callable[[int], Row], says: str) -> None:
     with pytest.raises(DataError, match=says) as told:
-        guess(rows(make))
+        detect_format(rows(make))
     assert told.value.next
 
 
 def test_no_rows_are_refused() -> None:
     with pytest.raises(DataError, match="no rows"):
-        guess([])
+        detect_format([])
 
 
 def test_a_few_rows_of_another_kind_do_not_decide() -> None:
     talk = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
     call = {"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "b"}]}
-    found = guess([talk] * 9 + [call] + [{"note": "x"}])
+    found = detect_format([talk] * 9 + [call] + [{"note": "x"}])
     assert found.name == "sharegpt"
     assert "1 of 11 rows are tool calls" in found.near[0]
 
 
 def test_one_row_is_still_recognised_as_before() -> None:
     values = {"question": "q", "answer": "a", "more": "m"}
-    assert recognise(values).options == {"prompt": "question", "answer": "answer"}
+    assert detect_row_format(values).options == {"prompt": "question", "answer": "answer"}
     assert auto(values).notes.unused == {"more": 1}
     assert [turn.text for turn in auto(values)[0]] == ["q", "a"]

@@ -12,10 +12,10 @@ import pytest
 
 import tunesmith
 from handmade import write
-from tunesmith.commands.audit import to_audit
-from tunesmith.commands.read_rows import loading, say_sources
+from tunesmith.commands.audit import audit_arguments
+from tunesmith.commands.read_rows import log_sources, row_loader
 from tunesmith.config.recipe import Recipe, read_recipe
-from tunesmith.data.detect_format import MARKS, guess
+from tunesmith.data.detect_format import MARKS, detect_format
 from tunesmith.errors import DataError
 
 WHERE = "oven mill barn well dairy forge inn quay loft cellar"
@@ -63,15 +63,15 @@ def drafted(source: str) -> tuple[Recipe, list[str]]:
 def read(recipe: Recipe) -> tuple[int, list[str]]:
     """How many rows the drafted recipe reads, and what is said of the others."""
     said: list[str] = []
-    with loading(recipe.data, recipe.folder, None) as reading:
+    with row_loader(recipe.data, recipe.folder, None) as reading:
         loaded = reading()
-        say_sources(loaded, said.append)
+        log_sources(loaded, said.append)
         return len(loaded.rows), said
 
 
 def audited(source: str) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
-    name, data, base, recipe = to_audit(source)
+    name, data, base, recipe = audit_arguments(source)
     return tunesmith.audit(name, data, base, Path("out"), said.append, recipe=recipe).account, said
 
 
@@ -136,8 +136,8 @@ def test_rows_marked_good_or_bad(here: Path, marks: Any) -> None:
 
 def test_a_label_of_two_classes_beside_texts_alone_stays_a_group() -> None:
     rows = [{"text": pair(number)["completion"], "label": number % 2} for number in range(30)]
-    assert guess(rows).options["group"] == "label"
-    marked = guess([pair(number, label=number % 2 == 0) for number in range(30)])
+    assert detect_format(rows).options["group"] == "label"
+    marked = detect_format([pair(number, label=number % 2 == 0) for number in range(30)])
     assert marked.left == {"label": MARKS}
     assert "group" not in marked.options
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handmade import many, row
-from tunesmith.data.conversation import Conversation, normalise
+from tunesmith.data.conversation import Conversation, normalize
 from tunesmith.data.duplicates import clusters, near_pairs
 from tunesmith.data.split import PARTS, split
 from tunesmith.errors import DataError
@@ -205,7 +205,7 @@ def test_like_prompts_never_straddle_the_parts(rows: list[Conversation], by: str
         assert len({parts[rows[place].id] for place in group}) == 1
     same: dict[str, set[str]] = defaultdict(set)
     for each in rows:
-        same[normalise(each.question)].add(parts[each.id])
+        same[normalize(each.question)].add(parts[each.id])
     assert all(len(found) == 1 for found in same.values())
     assert "train" in parts.values()
     if by == "whole_groups":

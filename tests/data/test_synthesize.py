@@ -22,9 +22,9 @@ from tunesmith.data.formats import columns
 from tunesmith.data.sources import read
 from tunesmith.data.synthesis import generate, templates
 from tunesmith.data.synthesis.candidates import fault, plain_answer, plain_prompt, prompt_fault, repeats, request_prompt
-from tunesmith.data.synthesis.generate import SynthesisResult, run
+from tunesmith.data.synthesis.generate import SynthesisResult, generate_rows
 from tunesmith.data.synthesis.plan import RowPlan, Server, fill_template, find_plan, read_plan, slot_names
-from tunesmith.errors import DataError, ModelError, RecipeError, ResourceError, RunError, Several, TunesmithError
+from tunesmith.errors import DataError, ModelError, MultipleErrors, RecipeError, ResourceError, RunError, TunesmithError
 from tunesmith.generation.from_server import ServerModel
 from tunesmith.generation.text_model import Reply
 
@@ -108,7 +108,7 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     server: {url: http://127.0.0.1/v1, model: m, key: sk-recognisable-4711, retries: -1}
     """
     path = write(tmp_path, text)
-    with pytest.raises(Several) as caught:
+    with pytest.raises(MultipleErrors) as caught:
         read_plan(path)
     told = str(caught.value)
     for line, words in [
@@ -257,7 +257,7 @@ def test_what_is_not_one_message() -> None:
 
 def test_rows_are_balanced_checked_and_say_where_they_are_from(tmp_path: Path) -> None:
     plan, said = plan_of(tmp_path, TOPICS), list[str]()
-    made = run(plan, replies, tmp_path / "out", said.append, host="here:1", version="9.9")
+    made = generate_rows(plan, replies, tmp_path / "out", said.append, host="here:1", version="9.9")
     rows = rows_of(made.file)
     assert made.rows == made.requested == len(rows) == 20
     assert Counter(row["topic"] for row in rows) == {topic.name: 5 for topic in plan.topics} == made.by_topic
@@ -290,7 +290,7 @@ def test_rows_are_balanced_checked_and_say_where_they_are_from(tmp_path: Path) -
 
 
 def test_the_rows_are_read_as_columns(tmp_path: Path) -> None:
-    made = run(plan_of(tmp_path, TOPICS), replies, tmp_path)
+    made = generate_rows(plan_of(tmp_path, TOPICS), replies, tmp_path)
     parsed = [columns(row.values, prompt="prompt", answer="completion", group="topic") for row in read(made.file)]
     assert [group for _, group in parsed][:6] == ["reset password"] * 5 + ["track a parcel"]
     assert parsed[0][0][-1] == Turn("assistant", "1. Open it.\n2. Tap Forgot.")
@@ -321,15 +321,17 @@ def test_what_cannot_be_had_is_counted_and_nothing_takes_its_place(tmp_path: Pat
         return replies(turns, seed)
 
     plan = plan_of(tmp_path, TOPICS, tries=8)
-    made = run(plan, stubborn, tmp_path)
+    made = generate_rows(plan, stubborn, tmp_path)
     assert made.by_topic == {"reset password": 5, "track a parcel": 0, "cancel an order": 1, "return an item": 5}
     assert made.missing == {"track a parcel": 5, "cancel an order": 4}
     assert made.rejected["repeated"] == 4 * 8
     assert made.rejected["machine tells"] >= 8
     assert any("9 rows could not be generated: track a parcel 5, cancel an order 4" in line for line in made.describe())
-    once_more = run(plan, stubborn, tmp_path)
+    once_more = generate_rows(plan, stubborn, tmp_path)
     assert (once_more.requests, once_more.rows, once_more.missing) == (0, 11, made.missing)
-    more = run(plan.model_copy(update={"tries": 30}), replies, tmp_path)  # more tries go on, with what was had kept
+    more = generate_rows(
+        plan.model_copy(update={"tries": 30}), replies, tmp_path
+    )  # more tries go on, with what was had kept
     assert (more.rows, more.missing) == (20, {})
 
 
@@ -341,7 +343,7 @@ def test_nearly_the_same_prompt_is_rejected_whatever_its_topic(tmp_path: Path) -
 
     plan = plan_of(tmp_path, TOPICS, per_topic=1, tries=1)
     topics = [topic.model_copy(update={"answer": f"1. {topic.name}"}) for topic in plan.topics[:2]]
-    made = run(plan.model_copy(update={"topics": topics}), two, tmp_path)
+    made = generate_rows(plan.model_copy(update={"topics": topics}), two, tmp_path)
     assert made.by_topic == {"reset password": 1, "track a parcel": 0}
     assert set(made.rejected) == {"near repeat"}
 
@@ -353,7 +355,7 @@ def test_personal_data_and_secrets_of_a_model_are_written_nowhere(tmp_path: Path
         return replies(turns, seed)
 
     said: list[str] = []
-    made = run(plan_of(tmp_path, TOPICS, tries=40), tells, tmp_path, said.append)
+    made = generate_rows(plan_of(tmp_path, TOPICS, tries=40), tells, tmp_path, said.append)
     assert made.rejected["personal"] > 0
     assert made.rows == 20
     for text in (*said, made.journal.read_text(), made.file.read_text()):
@@ -362,14 +364,16 @@ def test_personal_data_and_secrets_of_a_model_are_written_nowhere(tmp_path: Path
 
 def test_a_plan_from_which_no_row_comes_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no row could be generated: 16 empty"):
-        run(plan_of(tmp_path, TOPICS, per_topic=1), lambda turns, seed: Reply("", True, 0), tmp_path, version="1")
+        generate_rows(
+            plan_of(tmp_path, TOPICS, per_topic=1), lambda turns, seed: Reply("", True, 0), tmp_path, version="1"
+        )
 
 
 # --- stopped and killed --------------------------------------------------------------------------------------
 
 
 def undisturbed(folder: Path) -> SynthesisResult:
-    return run(plan_of(folder, TOPICS), replies, folder / "undisturbed")
+    return generate_rows(plan_of(folder, TOPICS), replies, folder / "undisturbed")
 
 
 def same_rows(one: Path, other: Path) -> bool:
@@ -384,17 +388,17 @@ def test_stopped_at_any_text_it_ends_with_the_same_rows(tmp_path: Path) -> None:
     for stop in (0, 1, 2, 5, 11, whole.requests - 1):
         plan, folder = plan_of(tmp_path, TOPICS), tmp_path / f"stop{stop}"
         with pytest.raises(KeyboardInterrupt):
-            run(plan, Stops(replies, stop), folder)
+            generate_rows(plan, Stops(replies, stop), folder)
         assert not (folder / "rows.jsonl").exists()
         with (folder / "rows.jsonl.journal").open("a") as file:
             file.write('{"kind": "prompt", "top')  # a line that a kill cut off
         said: list[str] = []
-        rest = run(plan, replies, folder, said.append)
+        rest = generate_rows(plan, replies, folder, said.append)
         assert rest.requests == whole.requests - stop
         assert same_rows(rest.file, whole.file)
         assert rest.rejected == whole.rejected
         assert ("resuming with" in " ".join(said)) == (stop > 0)
-        assert run(plan, replies, folder).requests == 0  # the journal is whole again
+        assert generate_rows(plan, replies, folder).requests == 0  # the journal is whole again
 
 
 @pytest.fixture
@@ -413,7 +417,7 @@ def through_server(path: Path, folder: Path, say: Callable[[str], None] = print)
         def complete(turns: Sequence[Turn], seed: int) -> Reply:
             return model.complete(turns, max_new_tokens=99, temperature=server.temperature, seed=seed)
 
-        return run(plan, complete, folder, say, host=model.host)
+        return generate_rows(plan, complete, folder, say, host=model.host)
 
 
 def test_killed_it_ends_with_the_same_rows_and_the_key_is_nowhere(
@@ -488,17 +492,17 @@ def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, TOPICS)
     (tmp_path / "rows.jsonl").write_text("mine\n")
     with pytest.raises(RunError, match="was not written by this plan"):
-        run(plan, replies, tmp_path)
+        generate_rows(plan, replies, tmp_path)
     assert (tmp_path / "rows.jsonl").read_text() == "mine\n"
-    run(plan, replies, tmp_path, again=True)
+    generate_rows(plan, replies, tmp_path, again=True)
     aside = next(tmp_path.glob("rows.jsonl.*.old"))
     assert aside.read_text() == "mine\n"
     with pytest.raises(RunError, match="was written with another plan"):
-        run(plan.model_copy(update={"seed": 8}), replies, tmp_path)
+        generate_rows(plan.model_copy(update={"seed": 8}), replies, tmp_path)
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write("{}\n")
     with pytest.raises(RunError, match="was edited after it was written"):
-        run(plan, replies, tmp_path)
+        generate_rows(plan, replies, tmp_path)
 
 
 def test_another_address_is_the_same_plan(tmp_path: Path) -> None:
@@ -521,11 +525,11 @@ def test_two_do_not_write_the_same_rows(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, TOPICS)
 
     def second(turns: Sequence[Turn], seed: int) -> Reply:
-        run(plan, replies, tmp_path)
+        generate_rows(plan, replies, tmp_path)
         return Reply("", True, 0)
 
     with pytest.raises(RunError, match="another process"):
-        run(plan, second, tmp_path)
+        generate_rows(plan, second, tmp_path)
 
 
 # --- without a model -----------------------------------------------------------------------------------------
@@ -533,7 +537,7 @@ def test_two_do_not_write_the_same_rows(tmp_path: Path) -> None:
 
 def test_templates_and_lists(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, TEMPLATES)
-    made = run(plan, None, tmp_path / "one", version="9.9")
+    made = generate_rows(plan, None, tmp_path / "one", version="9.9")
     rows = rows_of(made.file)
     assert made.by_topic == {"letter": 21, "refusal": 3}  # of refusals there are no more; the others take their places
     assert made.missing == {}
@@ -548,20 +552,20 @@ def test_templates_and_lists(tmp_path: Path) -> None:
         assert row["origin"]["kind"] == "template"
         assert row["origin"]["plan"] == plan.fingerprint()
         assert row["origin"]["tunesmith"] == "9.9"
-    again = run(plan, None, tmp_path / "two", version="9.9")
+    again = generate_rows(plan, None, tmp_path / "two", version="9.9")
     assert again.file.read_bytes() == made.file.read_bytes()
-    assert run(plan, None, tmp_path / "one", version="9.9").rows == 24
-    other = run(plan.model_copy(update={"seed": 8}), None, tmp_path / "three")
+    assert generate_rows(plan, None, tmp_path / "one", version="9.9").rows == 24
+    other = generate_rows(plan.model_copy(update={"seed": 8}), None, tmp_path / "three")
     assert [row["prompt"] for row in rows_of(other.file)] != [row["prompt"] for row in rows]
 
 
 def test_templates_in_equal_shares(tmp_path: Path) -> None:
-    made = run(plan_of(tmp_path, TEMPLATES, rows=6), None, tmp_path)
+    made = generate_rows(plan_of(tmp_path, TEMPLATES, rows=6), None, tmp_path)
     assert made.by_topic == {"letter": 3, "refusal": 3}
 
 
 def test_what_the_fields_do_not_give_is_counted(tmp_path: Path) -> None:
-    made = run(plan_of(tmp_path, TEMPLATES, rows=500), None, tmp_path)
+    made = generate_rows(plan_of(tmp_path, TEMPLATES, rows=500), None, tmp_path)
     assert made.rows == 2 * 4 * 3 + 3
     assert made.missing == {"no more combinations of the fields": 500 - 27}
 
@@ -576,7 +580,7 @@ def test_templates_and_a_table(tmp_path: Path) -> None:
     fields: {file: cities.csv, mark: ["?", " on Sunday?"]}
     """
     plan, said = plan_of(tmp_path, text), list[str]()
-    made = run(plan, None, tmp_path, said.append)
+    made = generate_rows(plan, None, tmp_path, said.append)
     prompts = {row["prompt"]: row["completion"] for row in rows_of(made.file)}
     assert prompts == {
         f"When does {city} open{mark}": f"{city} opens at {hour}."
@@ -625,7 +629,7 @@ def test_the_plans_in_the_documentation(tmp_path: Path) -> None:
 def test_shipped_plans(path: Path, tmp_path: Path) -> None:
     plan = read_plan(path)
     if plan.templates:
-        made = run(plan, None, tmp_path)
+        made = generate_rows(plan, None, tmp_path)
         assert made.rows == made.requested == plan.rows
         assert not made.rejected
         assert max(made.by_topic.values()) - min(made.by_topic.values()) <= 1

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tunesmith.config.recipe import CHECKS
-from tunesmith.config.registry import attribute, entries
+from tunesmith.config.registry import entries, entry_constant
 from tunesmith.data.sources import read
 
 Call = Callable[..., tuple[int, str, str]]
@@ -61,7 +61,7 @@ def test_a_bare_file_is_audited_with_every_check_that_suits_it(call: Call, table
     assert sorted(file.name for file in folder.iterdir()) == ["audit.html", "audit.json", "findings.jsonl"]
     assert "audit: see audits/rows/audit.html" in output
     account = json.loads((folder / "audit.json").read_text())
-    suited = {name for name in entries(CHECKS) if attribute(CHECKS, name, "SCOPE") != "split"} - {"ungrounded"}
+    suited = {name for name in entries(CHECKS) if entry_constant(CHECKS, name, "SCOPE") != "split"} - {"ungrounded"}
     assert set(account["checks"]) == suited
     rows_of_check = {name: facts["rows"] for name, facts in account["checks"].items() if facts["found"]}
     expected = {"collapsed_list", "duplicate", "mojibake", "whitespace", "empty", "placeholder", "personal"}

@@ -11,7 +11,7 @@ from tests.end_to_end.test_export import write_recipe
 import tunesmith
 from gguf_models import make_convertible
 from tiny import toy_rows
-from tunesmith.commands.side_by_side import Beside, answers, voices
+from tunesmith.commands.side_by_side import ReplyGenerator, evaluated_replies, reply_models
 from tunesmith.config.recipe import read_recipe
 from tunesmith.evaluation.review import read_replies
 
@@ -25,9 +25,9 @@ def test_every_voice_says_what_it_said_when_it_was_compared(tmp_path: Path) -> N
     run = tunesmith.open_run(recipe, tmp_path / "runs")
     for verb in (tunesmith.prepare, tunesmith.train, tunesmith.evaluate, tunesmith.export):
         verb(recipe, run)
-    names = [voice.name for voice in voices(recipe, run)]
+    names = [voice.name for voice in reply_models(recipe, run)]
     assert sorted(names) == ["base", "f16", "gguf_lora", "merged", "tuned"]
-    evaluated, beside = answers(recipe, run), Beside(recipe, run)
+    evaluated, beside = evaluated_replies(recipe, run), ReplyGenerator(recipe, run)
     for name in names:
         stored_replies = read_replies(run / f"replies/{name if name in ('base', 'tuned') else f'export-{name}'}.jsonl")
         for row, part in list(zip(evaluated.rows, evaluated.parts, strict=True))[:3]:

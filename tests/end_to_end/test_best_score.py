@@ -50,7 +50,7 @@ def test_the_best_reply_score_decides_and_disturbs_nothing(
     events = [event for event in read_journal(run / "journal.jsonl") if event["kind"] == "valid" and event["step"]]
     assert len({event["score"] for event in events}) > 1
     best = max(events, key=lambda event: (event["score"], -event["loss"]))
-    summary = (run.read_seal("train") or {})["summary"]
+    summary = (run.read_fingerprints("train") or {})["summary"]
     assert (summary["best_step"], summary["best_score"]) == (best["step"], best["score"])
     best_state = checkpoint.load(run / "checkpoints", best["step"])
     assert best_state is not None

@@ -17,7 +17,7 @@ from handmade import row
 from strict_pages import Page
 from tiny import toy_rows
 from tunesmith.commands.curve import curve, nested_shares, parse_shares
-from tunesmith.commands.shared import PARTS, open_run
+from tunesmith.commands.shared import SPLIT_PARTS, open_run
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Conversation, read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
@@ -109,7 +109,7 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
     with pytest.raises(KeyboardInterrupt):
         curve(recipe, run, watch=stop, shares=(50, 100), raw=True)
     first = hash_path(run / "adapter")
-    assert runs["."].read_seal("evaluate") and runs["curve/50"].read_seal("train") is None
+    assert runs["."].read_fingerprints("evaluate") and runs["curve/50"].read_fingerprints("train") is None
 
     answered: Counter[str] = Counter()
     log_lines: list[str] = []
@@ -129,17 +129,18 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
     texts = {tuple(json.loads(line)["text"] for line in text.splitlines()) for text in replies.values()}
     assert len(texts) == 1
 
-    whole = {part: read_rows(run / f"data/{part}.jsonl") for part in PARTS}
+    whole = {part: read_rows(run / f"data/{part}.jsonl") for part in SPLIT_PARTS}
     half = read_rows(run / "curve/50/data/train.jsonl")
     assert len(half) == (len(whole["train"]) + 1) // 2 and {r.id for r in half} < {r.id for r in whole["train"]}
     for name in POINTS[1:]:
         assert all(
-            (run / name / f"data/{p}.jsonl").read_text() == (run / f"data/{p}.jsonl").read_text() for p in PARTS[1:]
+            (run / name / f"data/{p}.jsonl").read_text() == (run / f"data/{p}.jsonl").read_text()
+            for p in SPLIT_PARTS[1:]
         )
     raw = read_rows(run / "curve/raw/data/train.jsonl")
-    held_out = {row.origin for part in PARTS[1:] for row in whole[part]}
+    held_out = {row.origin for part in SPLIT_PARTS[1:] for row in whole[part]}
     assert not held_out & {row.origin for row in raw}
-    prompts = {row.question for part in PARTS[1:] for row in whole[part]}
+    prompts = {row.question for part in SPLIT_PARTS[1:] for row in whole[part]}
     assert not prompts & {row.question for row in raw}
     assert any("Ã©" in row.question for row in raw) and not any("Ã©" in row.question for row in whole["train"])
 
@@ -153,7 +154,7 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
         point_run = runs[point["run"]]
         scores = point_run.read_json("scores.json")
         assert point["rows"] == len(read_rows(point_run / "data/train.jsonl"))
-        assert point["steps"] == point_run.read_seal("train")["summary"]["steps"] == -(-point["rows"] // 4)  # type: ignore[index]
+        assert point["steps"] == point_run.read_fingerprints("train")["summary"]["steps"] == -(-point["rows"] // 4)  # type: ignore[index]
         assert point["scores"]["loss"]["value"] == pytest.approx(scores["sections"]["all"]["loss"]["tuned"])
         assert point["base"]["loss"]["base"] == pytest.approx(plain["points"][0]["base"]["loss"]["base"])
     step = plain["points"][0]["next"]

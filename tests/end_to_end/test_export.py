@@ -32,7 +32,7 @@ from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import ResourceError
 from tunesmith.generation import from_folder, from_gguf
 from tunesmith.models.gguf_header import read_header
-from tunesmith.runs.run import Run, hash_file, hash_path, hash_plain
+from tunesmith.runs.run import Run, hash_file, hash_json, hash_path
 
 TYPES = ["f16", "q8_0", "q4_k_m"]
 FILES = {"adapter", "merged", "gguf_lora", *TYPES}
@@ -93,7 +93,7 @@ class Converter:
 
     def __call__(self, script: str, words: list[str], job: Any) -> None:
         arguments = [hash_path(Path(word)) if Path(word).exists() else word for word in words[:-1]]
-        key, out = hash_plain([script, arguments]), Path(words[-1])
+        key, out = hash_json([script, arguments]), Path(words[-1])
         self.asked += 1
         if key not in self.known:
             self.real(script, words, job)
@@ -334,7 +334,7 @@ def test_a_target_that_cannot_work_does_not_stop_the_others(
     assert code == 5 and "trained with other settings or data: adapter changed" in err
     assert (copy / "recipe.yaml").read_bytes() == text
     seal = json.loads((copy / ".seals/train.json").read_text(encoding="utf-8"))
-    seal["made_from"] |= {"adapter": hash_plain(read_recipe(str(path)).adapter.model_dump(mode="json"))}
+    seal["made_from"] |= {"adapter": hash_json(read_recipe(str(path)).adapter.model_dump(mode="json"))}
     copy.write_json(".seals/train.json", seal)  # as if it had been trained with these magnitudes
     code, out, err = call("export", str(path), "--runs", str(copy.path.parent))
     assert code == 2
@@ -396,9 +396,9 @@ def cut_off(path: Path) -> None:
 
 def shipped_as(run: Run, name: str) -> None:
     """Seals what lies there as if it had been written so."""
-    seal = run.read_seal("export-gguf")
+    seal = run.read_fingerprints("export-gguf")
     assert seal is not None and name in seal["files"]
-    run.seal("export-gguf", seal["made_from"], list(seal["files"]))
+    run.write_fingerprints("export-gguf", seal["made_from"], list(seal["files"]))
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def recipe(base: Path) -> dict[str, Any]:
 
 
 def seconds(run: Any) -> dict[str, float]:
-    seals = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate", "export")}
+    seals = {name: run.read_fingerprints(name) or {} for name in ("prepare", "train", "evaluate", "export")}
     return {name: float(seal["seconds"]) for name, seal in seals.items() if "seconds" in seal}
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from gguf_models import write_model
 from tiny import make_model
-from tunesmith.commands.serve import Wish, serving
+from tunesmith.commands.serve import ServeOptions, start_server
 from tunesmith.errors import ModelError
 from tunesmith.web.token_file import read_token
 
@@ -64,7 +64,7 @@ def test_chat_and_serve_take_a_file_of_the_hub(
         assert (code, wrong) == (0, ""), wrong
         replies.append(output)
     assert len(set(replies)) == 1 and len(replies[0]) > 4
-    with serving(Wish(["hub:owner/name/tiny.gguf"], port=0, context=128, slots=1)) as served:
+    with start_server(ServeOptions(["hub:owner/name/tiny.gguf"], port=0, context=128, slots=1)) as served:
         assert ask(served.url)["id"] == "tiny"
 
 
@@ -94,5 +94,8 @@ def test_names_that_mean_nothing(call: Callable[..., tuple[int, str, str]], name
 
 @pytest.mark.usefixtures("hub")
 def test_serve_says_the_same() -> None:
-    with pytest.raises(ModelError, match="does not name a GGUF file"), serving(Wish(["hub:owner/name"], port=0)):
+    with (
+        pytest.raises(ModelError, match="does not name a GGUF file"),
+        start_server(ServeOptions(["hub:owner/name"], port=0)),
+    ):
         raise AssertionError("nothing is served")

@@ -110,7 +110,7 @@ def test_a_damaged_run_has_a_line_and_harms_no_other(
 def test_a_product_older_than_its_source_is_said(tmp_path: Path) -> None:
     run = finish(make_recipe("one"), tmp_path / "one")
     run.write("adapter/adapter_config.json", '{"again": 1}')
-    run.seal("train", {"data": run.fingerprint("prepare")}, ["adapter"], summary={"steps": 3})
+    run.write_fingerprints("train", {"data": run.fingerprint("prepare")}, ["adapter"], summary={"steps": 3})
     assert states(tmp_path)["one"] == ("reported", "evaluated before it was last trained")
 
 
@@ -177,7 +177,9 @@ def test_a_card_is_sealed_and_made_again_when_its_facts_change(tmp_path: Path) -
     card(recipe, run, log_lines.append, license="mit")
     assert log_lines[1] == "card: running again, because license changed"
     assert "license: mit" in path.read_text(encoding="utf-8")
-    run.seal("train", {"data": run.fingerprint("prepare")}, ["adapter", "plan.json"], summary={"steps": 3})
+    run.write_fingerprints(
+        "train", {"data": run.fingerprint("prepare")}, ["adapter", "plan.json"], summary={"steps": 3}
+    )
     with pytest.raises(RunError, match="evaluated before it was last trained"):
         card(recipe, run)
     with pytest.raises(RunError, match="evaluate is not finished"):

@@ -31,7 +31,7 @@ from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import DataError, ResourceError, RunError, TunesmithError
 from tunesmith.runs import archive
 from tunesmith.runs.archive import MANIFEST, Member
-from tunesmith.runs.run import Run, hash_file, hash_plain
+from tunesmith.runs.run import Run, hash_file, hash_json
 
 ADAPTER = "adapter/adapter_model.safetensors"
 
@@ -519,7 +519,7 @@ def forge(
     change(manifest, members)
     if check:
         manifest.pop("check", None)
-        manifest["check"] = hash_plain(manifest)
+        manifest["check"] = hash_json(manifest)
     text = json.dumps(manifest).encode()
     members[0][0].size = len(text)
     members[0] = (members[0][0], text)
@@ -720,4 +720,4 @@ def test_names_that_are_not_packed(tmp_path: Path) -> None:
     for name in ("a:b", "a\\b", "a\x01", "\udcff"):
         with pytest.raises(RunError, match="has a character that some systems do not allow"):
             archive.write(tmp_path / "x.tar", [Member(name, b"")], {})
-    assert (archive.safe("..a:b"), archive.safe(".")) == ("a_b", "_")
+    assert (archive.safe_name("..a:b"), archive.safe_name(".")) == ("a_b", "_")

@@ -15,7 +15,7 @@ import pytest
 import tunesmith
 from stopping import at, crash
 from tiny import FAMILIES
-from tunesmith.commands.serve import Wish, serving
+from tunesmith.commands.serve import ServeOptions, start_server
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import RunError
@@ -163,7 +163,7 @@ def test_a_finished_run_is_measured_and_written_with_the_settings_of_its_trainin
             tunesmith.chat(changed, run)
     with (
         pytest.raises(RunError, match="the chat template is not the one"),
-        serving(Wish([str(tmp_path / "toy.yaml")], 0, runs=tmp_path / "runs")),
+        start_server(ServeOptions([str(tmp_path / "toy.yaml")], 0, runs=tmp_path / "runs")),
     ):
         pass
     assert (run / "recipe.yaml").read_text(encoding="utf-8") == recipe_yaml
@@ -178,7 +178,7 @@ def test_a_template_that_was_edited_or_deleted_breaks_no_finished_run(
     path = recipe_file(prompt__template="own.jinja", train__epochs=1, export__files=["merged"])
     run = everything(path, tmp_path / "runs")
     assert (run / "data/template.jinja").read_text() == TEMPLATE
-    assert "data/template.jinja" in (run.read_seal("prepare") or {})["files"]
+    assert "data/template.jinja" in (run.read_fingerprints("prepare") or {})["files"]
     rows, seals = hash_path(run / "data"), hash_path(run / ".seals")
     prompt = [Turn("user", "how to do 3?")]
     before = "".join(tunesmith.chat(read_recipe(str(path)), run).stream(prompt, max_new_tokens=8))
@@ -194,7 +194,7 @@ def test_a_template_that_was_edited_or_deleted_breaks_no_finished_run(
         assert message in " ".join(log_lines)
         for step in (tunesmith.evaluate, tunesmith.report, tunesmith.card):
             step(recipe, run)
-        with serving(Wish([name], 0, runs=tmp_path / "runs"), log_lines.append):
+        with start_server(ServeOptions([name], 0, runs=tmp_path / "runs"), log_lines.append):
             pass
         assert " ".join(log_lines).count(message) == 2
     code, out, err = call("export", str(path))

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from tests.serve.speakers import make_file, make_speaker
 
-from tunesmith.commands.serve import Wish, _hosts, serving, verified
+from tunesmith.commands.serve import ServeOptions, _hosts, best_verified_gguf, start_server
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, RecipeError, RunError
@@ -122,7 +122,7 @@ def finished(folder: Path, file: Path, types: tuple[str, ...] = ("q4_k_m", "q8_0
     run.write("recipe.yaml", yaml.safe_dump(plain))
     run.write(".lock", "")
     run.write("adapter/adapter_config.json", "{}")
-    run.seal("train", {}, ["adapter"])
+    run.write_fingerprints("train", {}, ["adapter"])
     entries = []
     for number, name in enumerate(types):
         place = f"export/gguf/toy.{name}.gguf"
@@ -133,15 +133,15 @@ def finished(folder: Path, file: Path, types: tuple[str, ...] = ("q4_k_m", "q8_0
             "verified": True, "problems": [],
         })  # fmt: skip
     run.write_json("export.json", {"onto": "dequantised", "files": entries})
-    run.seal("export-gguf", {"adapter": run.fingerprint("train")}, [])
+    run.write_fingerprints("export-gguf", {"adapter": run.fingerprint("train")}, [])
     return read_recipe(str(run.path)), run
 
 
 def test_of_a_run_the_best_verified_file_is_served(tmp_path: Path, file: Path, config: Path) -> None:
     _, run = finished(tmp_path, file)
     log_lines: list[str] = []
-    wish = Wish([str(run.path)], port=0, slots=1, threads=1, context=256)
-    with serving(wish, log_lines.append) as served:
+    wish = ServeOptions([str(run.path)], port=0, slots=1, threads=1, context=256)
+    with start_server(wish, log_lines.append) as served:
         assert f"{run / 'export/gguf/toy.q8_0.gguf'} (q8_0, verified), 1 slot" in log_lines[0]
         (model,) = served.models
         assert (model.name, model.recipe.prompt.system) == ("toy", "Be brief.")  # type: ignore[union-attr]
@@ -162,7 +162,7 @@ def test_files_that_do_not_count_are_passed_over(tmp_path: Path, file: Path) -> 
     _, run = finished(tmp_path, file, ("q4_k_m", "q8_0", "q6_k", "f16"))
 
     def name(say: Callable[[str], None] = lambda text: None) -> str | None:
-        entry = verified(run, say)
+        entry = best_verified_gguf(run, say)
         return entry and entry["name"]
 
     assert name() == "q8_0"
@@ -177,7 +177,7 @@ def test_files_that_do_not_count_are_passed_over(tmp_path: Path, file: Path) -> 
     (run / "export/gguf/toy.q4_k_m.gguf").unlink()
     assert name() == "f16"
     run.write("adapter/adapter_config.json", '{"new": 1}')
-    run.seal("train", {}, ["adapter"])
+    run.write_fingerprints("train", {}, ["adapter"])
     assert name(log_lines.append) is None
     assert "of an older adapter" in log_lines[-1]
     (run / "export.json").unlink()
@@ -187,28 +187,31 @@ def test_files_that_do_not_count_are_passed_over(tmp_path: Path, file: Path) -> 
 @pytest.mark.parametrize(
     ("wish", "says"),
     [
-        (Wish(), "no model is given"),
-        (Wish(["x.gguf"], host="0.0.0.0"), "reachable from the network, but no host name is allowed"),
-        (Wish(["x.gguf"], host="192.168.1.5"), "reachable from the network"),
-        (Wish(remote="http://127.0.0.1:9/v1"), "needs the model's name"),
-        (Wish(["x.gguf"], model="m"), "need --remote"),
-        (Wish(["a run"], recipe="shopsphere"), "has its own recipe"),
+        (ServeOptions(), "no model is given"),
+        (ServeOptions(["x.gguf"], host="0.0.0.0"), "reachable from the network, but no host name is allowed"),
+        (ServeOptions(["x.gguf"], host="192.168.1.5"), "reachable from the network"),
+        (ServeOptions(remote="http://127.0.0.1:9/v1"), "needs the model's name"),
+        (ServeOptions(["x.gguf"], model="m"), "need --remote"),
+        (ServeOptions(["a run"], recipe="shopsphere"), "has its own recipe"),
     ],
 )
-def test_wishes_that_do_not_go_together(wish: Wish, says: str) -> None:
-    with pytest.raises(RecipeError, match=says) as error, serving(wish):
+def test_wishes_that_do_not_go_together(wish: ServeOptions, says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as error, start_server(wish):
         pass
     assert error.value.next
 
 
 def test_what_cannot_be_served_is_told(tmp_path: Path, file: Path, config: Path) -> None:
-    with pytest.raises(ModelError, match=r"none\.gguf"), serving(Wish([str(tmp_path / "none.gguf")], port=0)):
+    with (
+        pytest.raises(ModelError, match=r"none\.gguf"),
+        start_server(ServeOptions([str(tmp_path / "none.gguf")], port=0)),
+    ):
         pass
-    twice = Wish([str(file), str(file)], port=0, threads=1, context=64)
-    with pytest.raises(RecipeError, match="two models are named tiny"), serving(twice):
+    twice = ServeOptions([str(file), str(file)], port=0, threads=1, context=64)
+    with pytest.raises(RecipeError, match="two models are named tiny"), start_server(twice):
         pass
     (config / "tunesmith" / "token").chmod(0o644)
-    with pytest.raises(RunError, match="other users may read"), serving(Wish([str(file)], port=0)):
+    with pytest.raises(RunError, match="other users may read"), start_server(ServeOptions([str(file)], port=0)):
         pass
     assert os.access(file, os.R_OK)
 

@@ -146,7 +146,9 @@ def test_a_failed_preparing_leaves_rows_date_and_template(
     run = tunesmith.open_run(recipe, tmp_path / "runs")
     tunesmith.prepare(recipe, run)
     before = {
-        name: (run / name).read_bytes() for name in (run.read_seal("prepare") or {})["files"] if "audit" not in name
+        name: (run / name).read_bytes()
+        for name in (run.read_fingerprints("prepare") or {})["files"]
+        if "audit" not in name
     }
     (tmp_path / "own.jinja").write_text(CHATML + " ")
     recipe_text = (run / "recipe.yaml").read_bytes()

@@ -17,7 +17,7 @@ from stopping import at, crash
 from tunesmith.commands.shared import load_recipe_template, load_weights
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn, read_rows
-from tunesmith.errors import DataError, Several
+from tunesmith.errors import DataError, MultipleErrors
 from tunesmith.evaluation.comparison import read_row_replies
 from tunesmith.prompt.tokens import encode
 from tunesmith.runs.run import hash_file
@@ -91,7 +91,7 @@ def test_some_rows_left_out_are_a_warning_and_many_an_error(recipe_file: Write, 
     ]
     assert warning.startswith("2 of 20 rows would be left out: too_long 2. The limit is 128 tokens")
     strict = few.model_copy(update={"max_dropped": 0.05})
-    with pytest.raises(Several, match=r"set data\.max_dropped above 0\.10 to continue without them"):
+    with pytest.raises(MultipleErrors, match=r"set data\.max_dropped above 0\.10 to continue without them"):
         tunesmith.check(recipe.model_copy(update={"data": strict}))
     write_rows(tmp_path / "own.jsonl", [*talks(16, 1), *talks(4, 4)])
     (warning,) = [
@@ -101,9 +101,9 @@ def test_some_rows_left_out_are_a_warning_and_many_an_error(recipe_file: Write, 
 
 
 def read_recipe_checks(*names: str) -> list[Any]:
-    from tunesmith.config.recipe import Named
+    from tunesmith.config.recipe import NamedSetting
 
-    return [Named(name, {}) for name in names]
+    return [NamedSetting(name, {}) for name in names]
 
 
 def test_a_conversation_whose_turns_are_rewritten_becomes_a_row_for_each_answer(
@@ -242,9 +242,9 @@ def test_an_option_that_the_template_does_not_know_is_refused(recipe_file: Write
     template = "{% if enable_thinking is defined and not enable_thinking %}<s>{% endif %}" + THINK
     rows = [{"prompt": f"Where is {n}?", "completion": ANSWER} for n in range(20)]
     path = recipe_of(recipe_file, tmp_path, rows, template, prompt__template_options={"enable_thinkin": False})
-    with pytest.raises(Several, match=r"no option 'enable_thinkin'.*enable_thinking"):
+    with pytest.raises(MultipleErrors, match=r"no option 'enable_thinkin'.*enable_thinking"):
         tunesmith.check(read_recipe(str(path)))
-    with pytest.raises(Several, match=r"'enable_thinking' as true or false, but it is the string 'false'"):
+    with pytest.raises(MultipleErrors, match=r"'enable_thinking' as true or false, but it is the string 'false'"):
         tunesmith.check(read_recipe(str(path), settings={"prompt.template_options": {"enable_thinking": "false"}}))
     right = read_recipe(str(path), settings={"prompt.template_options": {"enable_thinking": False}})
     assert tunesmith.check(right).shown[0].pieces[0][0].startswith("<s>")
@@ -253,7 +253,7 @@ def test_an_option_that_the_template_does_not_know_is_refused(recipe_file: Write
 def test_a_template_under_which_no_row_can_be_learned_is_refused(recipe_file: Write, tmp_path: Path) -> None:
     rows = [{"prompt": f"Where is {n}?", "completion": ANSWER} for n in range(20)]
     path = recipe_of(recipe_file, tmp_path, rows, "{% for m in messages %}{{ m['role'] }}<|im_end|>{% endfor %}")
-    with pytest.raises(Several) as caught:
+    with pytest.raises(MultipleErrors) as caught:
         tunesmith.check(read_recipe(str(path)))
     assert isinstance(caught.value.errors[0], DataError)
     assert "leaves out the answer" in str(caught.value)

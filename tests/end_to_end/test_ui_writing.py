@@ -25,7 +25,7 @@ MODEL = Scripted(SAID)
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Serves the pages for a finished run; only the models are scripted."""
-    from tunesmith.commands.writer import Drafting
+    from tunesmith.commands.writer import Writer
     from tunesmith.ui import compare_page, write_page
     from tunesmith.ui.app import serve_ui
 
@@ -33,8 +33,8 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     _, run = finished(folder)
 
     @contextlib.contextmanager
-    def scripted(recipe: Any, run: Any) -> Iterator[Drafting]:
-        yield Drafting(recipe, MODEL, "a script")
+    def scripted(recipe: Any, run: Any) -> Iterator[Writer]:
+        yield Writer(recipe, MODEL, "a script")
 
     def stream(self: Any, name: str, turns: Any, *, max_new_tokens: int) -> Iterator[str]:
         yield from Scripted(f"{name} answers: {SAID}").stream(turns, max_new_tokens=max_new_tokens)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunesmith.config.recipe import Named
+from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import RunError
 from tunesmith.evaluation import comparison as comparing
@@ -29,7 +29,7 @@ from tunesmith.evaluation.statistics import Difference
 from tunesmith.generation.text_model import Reply
 
 GOOD, BAD = "1. Open.\n2. Tap.", "Well, open it."
-STEPS = [Named("numbered_steps", {})]
+STEPS = [NamedSetting("numbered_steps", {})]
 
 
 def row(name: str, group: str, answer: str = GOOD, **fields: Any) -> Conversation:
@@ -185,7 +185,12 @@ def test_one_part_needs_no_summary_and_probes_stand_apart() -> None:
         "outside the domain": [row("p1", "", answer="", expect="no_steps")],
         "mine": [row("p2", "", answer="", expect="steps")],
     }
-    metrics = [Named("expected", {}), Named("numbered_steps", {}), Named("rouge", {}), Named("loss", {})]
+    metrics = [
+        NamedSetting("expected", {}),
+        NamedSetting("numbered_steps", {}),
+        NamedSetting("rouge", {}),
+        NamedSetting("loss", {}),
+    ]
     scores = compare(
         parts, answered(parts, BAD), answered(parts, GOOD), metrics, primary="numbered_steps", kind="topic", seed=1
     )
@@ -202,7 +207,7 @@ def test_one_part_needs_no_summary_and_probes_stand_apart() -> None:
 
 
 def test_lower_is_better_for_the_loss() -> None:
-    metrics = [Named("loss", {}), Named("length", {})]
+    metrics = [NamedSetting("loss", {}), NamedSetting("length", {})]
     scores = compare(
         HELD, answered(HELD, BAD, 2.0), answered(HELD, GOOD, 1.5), metrics, primary="loss", kind="topic", seed=1
     )
@@ -221,7 +226,7 @@ def test_probes_without_any_score_have_no_section() -> None:
     parts = {"test": rows("test", 6, 2), "mine": [row("p", "", answer="")]}
     base = [*answered({"test": parts["test"]}, BAD, 2.0), *answered({"mine": parts["mine"]}, BAD)]
     tuned = [*answered({"test": parts["test"]}, BAD, 1.0), *answered({"mine": parts["mine"]}, BAD)]
-    scores = compare(parts, base, tuned, [Named("loss", {})], primary="loss", kind="topic", seed=1)
+    scores = compare(parts, base, tuned, [NamedSetting("loss", {})], primary="loss", kind="topic", seed=1)
     assert list(scores["sections"]) == ["test"]
     assert scores["helped"] == "better"
     assert len(scores["rows"]) == 13
@@ -291,7 +296,7 @@ def test_sentences_about_two_named_models(low: float, high: float, better: Any, 
 # --- what is missing, what is not a number, what was known ----------------------------------------------------
 
 ONE = {"test": rows("test", 8, 2)}
-LOSS = [Named("loss", {})]
+LOSS = [NamedSetting("loss", {})]
 
 
 def with_losses(losses: Sequence[float | None], text: str = BAD) -> list[RowReply]:
@@ -326,7 +331,7 @@ def test_a_score_of_one_model_alone_is_named() -> None:
 def test_a_score_that_is_no_number_is_our_own_fault(value: float, metric: str) -> None:
     with pytest.raises(AssertionError, match=f"metric '{metric}' gave {metric} = .* row 'test-1-0' of test"):
         compare(
-            ONE, with_losses([2.0] * 16), with_losses([1.0, 1.0, value] + [1.0] * 13), [Named(metric, {})],
+            ONE, with_losses([2.0] * 16), with_losses([1.0, 1.0, value] + [1.0] * 13), [NamedSetting(metric, {})],
             primary=metric, kind="topic", seed=1,
         )  # fmt: skip
 
@@ -350,7 +355,7 @@ def test_a_metrics_fold_makes_its_figures() -> None:
     rng = np.random.default_rng(2)
     before, after = rng.normal(2, 0.3, 16), rng.normal(1.5, 0.3, 16)
     scores = compare(
-        ONE, with_losses(before.tolist()), with_losses(after.tolist()), [Named("perplexity", {})],
+        ONE, with_losses(before.tolist()), with_losses(after.tolist()), [NamedSetting("perplexity", {})],
         primary="perplexity", kind="topic", seed=1,
     )  # fmt: skip
     difference = scores["sections"]["test"]["perplexity"]
@@ -374,7 +379,7 @@ def test_a_section_is_plain_and_keeps_what_the_pages_read() -> None:
 def test_scores_of_a_section_are_corrected_for_one_another_and_the_primary_is_not() -> None:
     # 6 groups: the least p is 2 / 2^6 = 0.031, which holds alone and not as one of two
     parts = {"test": rows("test", 6, 2)}
-    metrics = [Named("numbered_steps", {}), Named("loss", {}), Named("length", {})]
+    metrics = [NamedSetting("numbered_steps", {}), NamedSetting("loss", {}), NamedSetting("length", {})]
     answers = [answered(parts, BAD, 2.0), answered(parts, GOOD, 1.5)]
     differences = compare(parts, *answers, metrics, primary="loss", kind="topic", seed=1)["sections"]["test"]
     assert {
@@ -408,7 +413,7 @@ def test_exchanged_replies_show_no_change() -> None:
 
 
 def test_across_two_models_says_what_compare_says() -> None:
-    metrics = [*STEPS, Named("length", {}), Named("rouge", {})]
+    metrics = [*STEPS, NamedSetting("length", {}), NamedSetting("rouge", {})]
     base, tuned = answered(HELD, BAD), answered(HELD, GOOD)
     options: dict[str, Any] = {"primary": "numbered_steps", "kind": "topic", "seed": 1}
     scores = compare(HELD, base, tuned, metrics, **options)

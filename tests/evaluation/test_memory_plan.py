@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.config.recipe import Named
+from tunesmith.config.recipe import NamedSetting
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine
 from tunesmith.models.build import Model, add_adapter, load_model
@@ -259,7 +259,7 @@ def saved_bytes(model: Model, tokens: int) -> int:
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_what_variants_keep_of_a_forward_is_counted(tiny: Callable[..., Path], family: str) -> None:
     saved: dict[str, list[int]] = {}
-    for name, changes in {"plain": {}, "pissa": {"start": Named("pissa", {})}, "dora": {"dora": True}}.items():
+    for name, changes in {"plain": {}, "pissa": {"start": NamedSetting("pissa", {})}, "dora": {"dora": True}}.items():
         model, shape = tiny_model(tiny, family)
         add_adapter(model, rank=4, alpha=8, layers="all", dropout=0.0, seed=1, **changes)
         saved[name] = [saved_bytes(model, tokens) for tokens in (32, 64)]

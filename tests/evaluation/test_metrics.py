@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from tunesmith.config.registry import entries, find
+from tunesmith.config.registry import entries, resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation import metrics
@@ -430,7 +430,7 @@ def test_every_value_is_finite_and_in_its_range(text: str, answer: str, stopped:
         notes=second,
     )
     for name in entries("tunesmith.evaluation.metrics"):
-        for score in find("tunesmith.evaluation.metrics", name)(example):
+        for score in resolve("tunesmith.evaluation.metrics", name)(example):
             assert math.isfinite(score.value) and score.value >= 0.0, score
             assert score.name in WIDE or score.value <= 1.0, score
 
@@ -447,14 +447,14 @@ def test_odd_letters_are_no_error() -> None:
     ):
         example = view(text, answer=text, loss=1.0, training=(text,), note=text)
         for name in set(entries("tunesmith.evaluation.metrics")) - {"grounded", "contradicted"}:
-            assert all(math.isfinite(score.value) for score in find("tunesmith.evaluation.metrics", name)(example))
+            assert all(math.isfinite(score.value) for score in resolve("tunesmith.evaluation.metrics", name)(example))
 
 
 def test_every_metric_says_what_it_means_and_gives_scores() -> None:
     names = entries("tunesmith.evaluation.metrics")
     assert {"expected", "length", "loss", "memorised", "numbered_steps", "rouge", "stops"} <= set(names)
     for name in names:
-        metric = find("tunesmith.evaluation.metrics", name)
+        metric = resolve("tunesmith.evaluation.metrics", name)
         assert 15 < len((metric.__doc__ or "").split("\n\n")[0]) < 400
         text = "1. Go to 3 doors.\n2. I have baked for 5 years."
         scores = metric(view(text, loss=2.0, training=SEEN, expect="steps", **FACTS))

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.config.recipe import Named
-from tunesmith.config.registry import check_options, entries, find
-from tunesmith.data.conversation import Conversation, Origin, Turn, normalise, read_rows, to_plain
+from tunesmith.config.recipe import NamedSetting
+from tunesmith.config.registry import check_options, entries, resolve
+from tunesmith.data.conversation import Conversation, Origin, Turn, conversation_to_dict, normalize, read_rows
 from tunesmith.data.sources import read_all
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation import perturbations
@@ -48,7 +48,7 @@ def row(name: str, request: str = ASKED, group: str = "g", **fields: Any) -> Con
 
 
 def one(name: str, request: str, seed: int = 1, **options: Any) -> str | None:
-    twins = find(PERTURBATIONS, name)([row("r", request)], seed, **options)
+    twins = resolve(PERTURBATIONS, name)([row("r", request)], seed, **options)
     return twins[0].question if twins else None
 
 
@@ -58,7 +58,7 @@ def test_the_catalogue() -> None:
         "typos", "upper",
     ]  # fmt: skip
     for name in NAMES:  # a recipe that names it alone is whole
-        assert not check_options(find(PERTURBATIONS, name), {}, where=str)
+        assert not check_options(resolve(PERTURBATIONS, name), {}, where=str)
     assert check_options(perturbations.padded, {"kind": "rude"}, where=str)
 
 
@@ -88,7 +88,7 @@ ANY = st.text(st.characters(), max_size=60) | st.sampled_from(
 def test_twins_of_any_text(name: str, texts: list[str], wording: str, seed: int) -> None:
     fields = {"note": wording, "other_language": wording, "n": 3}
     rows = [row(f"r{n}~x", text, "" if n == 4 else "g", **fields) for n, text in enumerate(texts)]
-    disturb: Callable[..., list[Conversation]] = find(PERTURBATIONS, name)
+    disturb: Callable[..., list[Conversation]] = resolve(PERTURBATIONS, name)
     twins = disturb(rows, seed)
     assert twins == disturb(rows, seed)
     by_id = {conversation.id: conversation for conversation in rows}
@@ -108,7 +108,7 @@ def test_twins_of_any_text(name: str, texts: list[str], wording: str, seed: int)
 
 @pytest.mark.parametrize("name", TWINS)
 def test_rows_of_odd_shape(name: str) -> None:
-    disturb, origin = find(PERTURBATIONS, name), Origin("f", 1)
+    disturb, origin = resolve(PERTURBATIONS, name), Origin("f", 1)
     assert disturb([], 1) == []
     assert disturb([Conversation("a", (Turn("assistant", "x"),), origin)], 1) == []
     talk = (
@@ -219,7 +219,7 @@ def test_paraphrases_are_the_groups_other_requests() -> None:
     by_id = {conversation.id: conversation for conversation in rows}
     for twin in [twin for seed in range(9) for twin in perturbations.paraphrase(rows, seed)]:
         plain = by_id[original_id(twin.id)]
-        assert normalise(twin.question) != normalise(plain.question)
+        assert normalize(twin.question) != normalize(plain.question)
         assert twin.question in {conversation.question for conversation in rows if conversation.group == plain.group}
     assert len([twin for twin in twins if twin.group == "a"]) == 4 == len({t.question for t in twins if t.group == "a"})
     assert not {"c0~paraphrase", "none~paraphrase"} & {twin.id for twin in twins}
@@ -270,7 +270,7 @@ def test_outside_is_asked_under_the_rows_system_message() -> None:
 def test_the_file_outside_serves_as_probes_too() -> None:
     rows = [probe.values for probe in read_all(ROOT / "recipes" / "probes" / "outside.jsonl")]
     assert all(set(probe) == {"kind", "topic", "prompt", "expect"} for probe in rows)
-    assert len({probe["topic"] for probe in rows}) == len({normalise(probe["prompt"]) for probe in rows}) == 40
+    assert len({probe["topic"] for probe in rows}) == len({normalize(probe["prompt"]) for probe in rows}) == 40
     domain = re.compile(r"\b(app|order|parcel|refund|account|password|voucher|cover letter)\b", re.IGNORECASE)
     assert not [probe["prompt"] for probe in rows if domain.search(probe["prompt"])]
 
@@ -278,8 +278,8 @@ def test_the_file_outside_serves_as_probes_too() -> None:
 # --- which rows are asked ------------------------------------------------------------------------------------
 
 
-def named(*names: Any) -> list[Named]:
-    return [name if isinstance(name, Named) else Named(name, {}) for name in names]
+def named(*names: Any) -> list[NamedSetting]:
+    return [name if isinstance(name, NamedSetting) else NamedSetting(name, {}) for name in names]
 
 
 PARTS = {"test": [row(f"t{n}", f"Please, where is it, number {'i' * n}?", f"g{n % 5}") for n in range(20)]}
@@ -305,7 +305,7 @@ def test_rows_without_a_twin_are_counted() -> None:
 
 
 def test_the_same_disturbance_with_other_options() -> None:
-    twice = named(Named("typos", {"rate": 0.1}), Named("typos", {"rate": 0.5}))
+    twice = named(NamedSetting("typos", {"rate": 0.1}), NamedSetting("typos", {"rate": 0.5}))
     perturbed = perturbed_rows(PARTS, twice, seed=1)
     assert list(perturbed.rows) == ["typos(rate=0.1)", "typos(rate=0.5)"]
     assert perturbed.rows["typos(rate=0.5)"][0].id == "t0~typos(rate=0.5)"
@@ -328,7 +328,7 @@ def replies(parts: Any, text: Callable[[Conversation], str]) -> list[RowReply]:
     ]
 
 
-def tables(names: list[Named], base: Callable[[Conversation], str], tuned: Callable[[Conversation], str]) -> Any:
+def tables(names: list[NamedSetting], base: Callable[[Conversation], str], tuned: Callable[[Conversation], str]) -> Any:
     disturbed = perturbed_rows(PARTS, names, seed=1)
     metrics = named("numbered_steps", "expected", "length", "rouge")
 
@@ -434,7 +434,7 @@ def test_twins_go_through_the_runs_files(tmp_path: Path) -> None:
     twins = perturbed_rows(PARTS, named("injected", "outside"), seed=1).rows
     every = [twin for rows in twins.values() for twin in rows]
     file = tmp_path / "twins.jsonl"
-    file.write_text("".join(json.dumps(to_plain(twin)) + "\n" for twin in every), encoding="utf-8")
-    assert [to_plain(conversation) for conversation in read_rows(file)] == [
-        to_plain(conversation) for conversation in every
+    file.write_text("".join(json.dumps(conversation_to_dict(twin)) + "\n" for twin in every), encoding="utf-8")
+    assert [conversation_to_dict(conversation) for conversation in read_rows(file)] == [
+        conversation_to_dict(conversation) for conversation in every
     ]

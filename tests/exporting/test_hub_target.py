@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tiny import CHATML, make_tokenizer
-from tunesmith.errors import DataError, ModelError, RecipeError, Several, TunesmithError
+from tunesmith.errors import DataError, ModelError, MultipleErrors, RecipeError, TunesmithError
 from tunesmith.exporting.job import Job
 from tunesmith.exporting.targets.hub import SMALL, check, push, write
 from tunesmith.models.weights import Weights
@@ -74,7 +74,7 @@ def sent(job: Job, **changes: Any) -> list[str]:
 def told(call: Callable[[], object]) -> list[TunesmithError]:
     with pytest.raises(TunesmithError) as caught:
         call()
-    found = caught.value.errors if isinstance(caught.value, Several) else [caught.value]
+    found = caught.value.errors if isinstance(caught.value, MultipleErrors) else [caught.value]
     assert all(error.what and error.where and error.next for error in found)
     return found
 

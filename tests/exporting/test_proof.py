@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from gguf_models import opened, sayable, write_model
 from tiny import CHATML, make_model, make_tokenizer
-from tunesmith.config.recipe import Evaluate, Export, Named
+from tunesmith.config.recipe import Evaluate, Export, NamedSetting
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import ModelError, RunError
 from tunesmith.evaluation.answer_loss import answer_losses
@@ -132,7 +132,7 @@ def known_of(found: Sequence[Example], kept: int = VOCABULARY) -> list[Reference
 
 
 def proof(runtime: Any, path: Path, *, primary: str = "rougeL", exact: bool = False, **other: Any) -> Proof:
-    metrics = [Named(name, {}) for name in ("loss", "rouge", "length")]
+    metrics = [NamedSetting(name, {}) for name in ("loss", "rouge", "length")]
     template = other.pop("template", None) or runtime.template
     some = examples(PARTS, template, learn="answer", limit=4, seed=7)
     settings: dict[str, Any] = {
@@ -224,7 +224,7 @@ def test_a_reply_that_is_empty_with_the_adapter_too_is_no_fault(template: Templa
 
 
 def test_a_primary_score_that_no_reply_of_the_file_has(template: Template, tmp_path: Path) -> None:
-    wish = Evaluate(metrics=[Named("distinct", {})], primary="distinct_1")
+    wish = Evaluate(metrics=[NamedSetting("distinct", {})], primary="distinct_1")
     found = proof(faithful(template, changed(lambda n, each: Reply("", True, 0))), tmp_path, evaluate=wish)
     assert matches("None of the file's replies has the score 'distinct_1'", found.problems[1])
     assert found.replies.lost == ("distinct_1", "distinct_2") and found.share.rows == 0
@@ -594,9 +594,10 @@ def test_a_file_in_its_own_runtime(tuned: tuple[Any, Any, Template], tmp_path: P
     parts = {"test": rows[:20], "unseen": rows[20:]}
     some = examples(parts, template, learn="answer", limit=3, seed=7)
     more: dict[str, Any] = {
-        "parts": parts, "rows": rows, "template": template, "base": generate_replies(plain, parts, **how), "adapter": first,
+        "parts": parts, "rows": rows, "template": template,
+        "base": generate_replies(plain, parts, **how), "adapter": first,
         "examples": some, "reference": reference_scores(tested, some),
-        "evaluate": Evaluate(metrics=[Named("rouge", {})], primary="rougeL", max_new_tokens=WORDS),
+        "evaluate": Evaluate(metrics=[NamedSetting("rouge", {})], primary="rougeL", max_new_tokens=WORDS),
     }  # fmt: skip
 
     def proven(path: Path, name: str) -> Proof:

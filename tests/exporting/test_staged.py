@@ -30,7 +30,7 @@ def put(run: Run, made: Staged, **files: str) -> None:
     """A whole export of these files."""
     written(made, **files)
     made.swap(run / "old/first")
-    made.seal([made.home / name for name in files])
+    made.write_fingerprints([made.home / name for name in files])
 
 
 def texts(folder: Path) -> dict[str, str]:
@@ -50,13 +50,13 @@ def test_other_types_of_the_same_model_leave_what_stands(run: Run) -> None:
     assert made.standing == {"q8", "q4"}
     written(made, q6="q6")
     assert made.swap(run / "old/now") is None
-    made.seal([made.home / "q6"])
+    made.write_fingerprints([made.home / "q6"])
     assert texts(run / "export/gguf") == {"q8": "old q8", "q4": "old q4", "q6": "q6"}
     assert not (run / "old").exists() and not (run / "export/.new").exists()
     assert staged(run).standing == {"q8", "q4", "q6"}  # so that none is written again
     (run / "export/gguf/q4").write_text("by hand")
     assert staged(run).standing == {"q8", "q6"}
-    seal = run.read_seal("export-gguf")
+    seal = run.read_fingerprints("export-gguf")
     assert seal and [*seal["files"]] == ["export/gguf/q6"]  # the others may go without a word
 
 
@@ -91,4 +91,4 @@ def test_what_was_staged_for_something_else_is_not_taken(run: Run) -> None:
     made.begin()
     assert not made.place.exists()
     assert json.loads(made.note.read_text()) == {"made_from": MADE_FROM | {"adapter": "c"}}
-    assert hash_file(run / "export/gguf/q8") == (run.read_seal("export-gguf") or {})["files"]["export/gguf/q8"]
+    assert hash_file(run / "export/gguf/q8") == (run.read_fingerprints("export-gguf") or {})["files"]["export/gguf/q8"]

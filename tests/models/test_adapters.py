@@ -15,9 +15,9 @@ from torch import Tensor
 
 from adapters import BASIC, IDS, LOFTQ, PISSA, VARIANTS, WHOLE, WITH_BIAS, logits, made, shaken
 from tiny import FAMILIES
-from tunesmith.config.recipe import Named, read_recipe
-from tunesmith.config.registry import find
-from tunesmith.errors import ModelError, RecipeError, RunError, Several
+from tunesmith.config.recipe import NamedSetting, read_recipe
+from tunesmith.config.registry import resolve
+from tunesmith.errors import ModelError, MultipleErrors, RecipeError, RunError
 from tunesmith.models.adapter import adapter_state, load_adapter, load_adapter_tensors, read_adapter, write_adapter
 from tunesmith.models.architecture import read_architecture
 from tunesmith.models.build import Model, add_adapter, default_lora_a, load_model
@@ -281,7 +281,7 @@ def test_the_default_start_does_not_change_between_versions(tiny: Callable[..., 
 
 @pytest.mark.parametrize("bits", [4, 16])
 def test_pissa_trains_the_principal_part_and_starts_as_the_base(tiny: Callable[..., Path], bits: int) -> None:
-    model = made(tiny("llama"), bits=bits, start=Named("pissa", {"iterations": None}))
+    model = made(tiny("llama"), bits=bits, start=NamedSetting("pissa", {"iterations": None}))
     for layer in model.lora.values():
         u, values, vt = torch.linalg.svd(layer.base.matrix().double(), full_matrices=False)
         best = u[:, :4] * values[:4] @ vt[:4]
@@ -296,7 +296,7 @@ def test_pissa_has_pefts_loss_curve(tiny: Callable[..., Path]) -> None:
     """PEFT stores the residual in the base; ours subtracts A₀ and B₀. SGD is invariant to singular vectors' signs."""
     from peft import LoraConfig, get_peft_model
 
-    model = made(tiny("llama"), bits=16, start=Named("pissa", {"iterations": None}))
+    model = made(tiny("llama"), bits=16, start=NamedSetting("pissa", {"iterations": None}))
     config = LoraConfig(r=4, lora_alpha=8, target_modules=list(model.lora), init_lora_weights="pissa")
     twin = get_peft_model(base_of(model), config)
     curves = []
@@ -320,7 +320,7 @@ def test_the_randomized_svd_is_near_the_exact_one_and_the_same_each_time(tiny: C
 
     def started(options: dict[str, Any]) -> list[LoraLinear]:
         torch.manual_seed(len(options))  # whatever the state outside is
-        return list(made(tiny("llama"), start=Named("pissa", options)).lora.values())
+        return list(made(tiny("llama"), start=NamedSetting("pissa", options)).lora.values())
 
     def excess(layers: list[LoraLinear]) -> float:
         excesses = []
@@ -343,7 +343,7 @@ def test_loftq_starts_nearer_to_the_unquantized_weight(tiny: Callable[..., Path]
     from peft.utils.loftq_utils import _low_rank_decomposition
 
     for rank, options in ((4, {"iterations": None}), (16, {})):
-        model = made(tiny(family), rank=rank, start=Named("loftq", options))
+        model = made(tiny(family), rank=rank, start=NamedSetting("loftq", options))
         original = OriginalWeights(model.weights, model.architecture)
         for name, layer in model.lora.items():
             shape = (layer.base.out_features, layer.base.in_features)
@@ -433,7 +433,7 @@ def test_lora_plus_rates_are_pefts(tiny: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
 @pytest.mark.parametrize("ratio", [1.0, 8.0])
 def test_each_optimizer_takes_groups(tiny: Callable[..., Path], name: str, ratio: float) -> None:
-    make = find("tunesmith.training.optimizers", name)
+    make = resolve("tunesmith.training.optimizers", name)
     model = shaken(made(tiny("llama")))
     before = {key: value.detach().clone() for key, value in model.trainable().items()}
     optimizer = make(groups(model.trainable(), 1e-3, ratio), 1e-3, 0.0)
@@ -451,7 +451,7 @@ def test_groups_of_plain_lora_are_one_in_the_old_order(tiny: Callable[..., Path]
     assert [id(p) for p in group["params"]] == [id(p) for p in model.trainable().values()]
     assert group["lr"] == group["peak"] == 2e-4
     assert "weight_decay" not in group
-    make = find("tunesmith.training.optimizers", "paged_adamw_8bit")
+    make = resolve("tunesmith.training.optimizers", "paged_adamw_8bit")
     with pytest.raises(RecipeError, match="needs a CUDA device"):
         make([group], 2e-4, 0.0)
 
@@ -482,7 +482,7 @@ def test_unsupported_settings_are_errors(tiny: Callable[..., Path]) -> None:
     with pytest.raises(ModelError, match=r"not quantized\. Set base\.bits to 4"):
         made(tiny("llama"), bits=16, start=LOFTQ)
     with pytest.raises(RecipeError, match="iterations must be 0 or more"):
-        made(tiny("llama"), start=Named("pissa", {"iterations": -1}))
+        made(tiny("llama"), start=NamedSetting("pissa", {"iterations": -1}))
     with pytest.raises(ModelError, match="no layer with an update has a bias"):
         made(tiny("qwen2"), bias="lora_only", layers=["o_proj"])
 
@@ -513,20 +513,20 @@ def test_errors_of_recipes_name_the_line(recipe_file: Callable[..., Path]) -> No
     wrong = {
         "start": {"loftq": {"iterations": -2}}, "train_also": ["head", "head"], "dora": "perhaps", "rate_ratio": 0,
     }  # fmt: skip
-    with pytest.raises(Several) as caught:
+    with pytest.raises(MultipleErrors) as caught:
         read_recipe(str(recipe_file(adapter=wrong)))
     assert "adapter.dora" in str(caught.value)
     assert "adapter.rate_ratio" in str(caught.value)
     path = recipe_file(adapter={**wrong, "dora": True, "rate_ratio": 4.0}, base__bits=16)
-    with pytest.raises(Several) as caught:
+    with pytest.raises(MultipleErrors) as caught:
         read_recipe(str(path))
     text = str(caught.value)
     assert re.search(r"line \d+, adapter\.start: loftq needs base\.bits: 4", text)
     assert re.search(r"line \d+, adapter\.start\.loftq\.iterations: 'iterations' must be 0 or more", text)
     assert re.search(r"line \d+, adapter\.train_also: 'head' is named twice", text)
-    with pytest.raises(Several, match=r"unknown name 'pisa'.*Did you mean 'pissa'"):
+    with pytest.raises(MultipleErrors, match=r"unknown name 'pisa'.*Did you mean 'pissa'"):
         read_recipe(str(recipe_file(adapter={"start": "pisa"})))
-    with pytest.raises(Several, match=r"unknown option 'niter'"):
+    with pytest.raises(MultipleErrors, match=r"unknown option 'niter'"):
         read_recipe(str(recipe_file(adapter={"start": {"pissa": {"niter": 4}}})))
     good = read_recipe(str(recipe_file(adapter={"start": {"pissa": {"iterations": None}}, "train_also": ["head"]})))
-    assert good.adapter.start == Named("pissa", {"iterations": None})
+    assert good.adapter.start == NamedSetting("pissa", {"iterations": None})

@@ -25,7 +25,7 @@ PLACES = (HOME, r"C:\Users\wilhelmina\rows.csv", "~wilhelmina/rows", "file:///sr
 
 
 def card(recipe: Recipe, run: Run, template: Template | None = None, **options: Any) -> str:
-    seals = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate")}
+    seals = {name: run.read_fingerprints(name) or {} for name in ("prepare", "train", "evaluate")}
     return model_card(recipe, run.path, seals=seals, template=template, **options)
 
 

@@ -11,14 +11,14 @@ import pytest
 
 from handmade import row
 from strict_pages import EVIL, MONEY, Page, check_nothing_is_fetched, check_read_by_ear_and_keyboard
-from tunesmith.config.recipe import Named
+from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Conversation
 from tunesmith.evaluation.comparison import RowReply, compare
 from tunesmith.evaluation.statistics import holm_adjust, paired_difference
 from tunesmith.generation.text_model import Reply
 from tunesmith.reporting.curve_page import Point, curve_lines, curve_page, curve_values
 
-METRICS = [Named("loss", {}), Named("stops", {}), Named("length", {})]
+METRICS = [NamedSetting("loss", {}), NamedSetting("stops", {}), NamedSetting("length", {})]
 HELD = {
     "test": [row(n, f"how {n}?", f"so {n}", group=f"t{n // 3}") for n in range(45)],
     "unseen": [row(n, f"what {n}?", f"that {n}", group=f"u{n // 3}") for n in range(45, 60)],
@@ -86,7 +86,7 @@ def test_each_step_is_the_paired_difference_of_the_rows() -> None:
 
 
 def test_folded_scores_have_folded_levels() -> None:
-    changes = {"metrics": [Named("perplexity", {})], "primary": "perplexity"}
+    changes = {"metrics": [NamedSetting("perplexity", {})], "primary": "perplexity"}
     plain = made(point(50, 500, 1.3, **changes), point(100, 1000, 1.1, **changes))
     level = plain["points"][1]["scores"]["perplexity"]
     assert level["value"] == pytest.approx(np.exp(1.1), abs=0.1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from strict_pages import EVIL, toy_recipe
-from tunesmith.config.recipe import Named
+from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.evaluation.comparison import RowReply, score_row
 from tunesmith.evaluation.judge import JudgePair, JudgeResult, JudgeVerdict
@@ -19,13 +19,13 @@ from tunesmith.evaluation.review import ReviewPair as ShownPair
 from tunesmith.evaluation.robustness import perturbed_rows, robustness_tables
 from tunesmith.generation.text_model import Reply
 from tunesmith.reporting.judgments import judge_section, review_section, robustness_section
-from tunesmith.runs.run import hash_plain
+from tunesmith.runs.run import hash_json
 
-METRICS = [Named("numbered_steps", {}), Named("stops", {})]
+METRICS = [NamedSetting("numbered_steps", {}), NamedSetting("stops", {})]
 STEPS, TALK = "1. Open the app\n2. Tap Orders", f"Well, {EVIL}"
 
 
-def robustness(tuned_obeys: int = 1, perturbations: list[Named] | None = None) -> dict[str, Any]:
+def robustness(tuned_obeys: int = 1, perturbations: list[NamedSetting] | None = None) -> dict[str, Any]:
     """Real tables: tuned keeps its steps unless it obeys, base talks and always obeys."""
     answer = Turn("assistant", STEPS)
     rows = [
@@ -33,7 +33,9 @@ def robustness(tuned_obeys: int = 1, perturbations: list[Named] | None = None) -
         for n in range(20)
     ]
     parts = {"test": rows}
-    perturbed = perturbed_rows(parts, perturbations or [Named("injected", {}), Named("typos", {"rate": 0.5})], seed=3)
+    perturbed = perturbed_rows(
+        parts, perturbations or [NamedSetting("injected", {}), NamedSetting("typos", {"rate": 0.5})], seed=3
+    )
     plain = {
         "base": [RowReply(conversation.id, "test", Reply(TALK, True, 4), None) for conversation in rows],
         "tuned": [RowReply(conversation.id, "test", Reply(STEPS, True, 4), None) for conversation in rows],
@@ -50,7 +52,7 @@ def robustness(tuned_obeys: int = 1, perturbations: list[Named] | None = None) -
 
 def test_disturbances_are_told_in_words() -> None:
     scores = {"primary": "numbered_steps", "robustness": robustness()}
-    injected, typos = robustness_section(scores, [Named("injected", {}), Named("typos", {"rate": 0.5})])
+    injected, typos = robustness_section(scores, [NamedSetting("injected", {}), NamedSetting("typos", {"rate": 0.5})])
     assert injected["what"].startswith("An order to ignore the instructions")
     assert typos["what"] == "One typo in 0.5 of the request's words."
     text = " ".join(injected["said"])
@@ -74,7 +76,7 @@ def test_disturbances_are_told_in_words() -> None:
 
 
 def test_requests_that_are_nobodys_twin_have_no_plain_side() -> None:
-    perturbations = [Named("outside", {"count": 7})]
+    perturbations = [NamedSetting("outside", {"count": 7})]
     (table,) = robustness_section(
         {"primary": "stops", "robustness": robustness(perturbations=perturbations)}, perturbations
     )
@@ -160,7 +162,7 @@ def test_verdicts_on_earlier_replies_are_known(tmp_path: Path, of: str | None, s
     people(tmp_path)
     seals: dict[str, Any] = {"evaluate": {"files": {"scores.json": "now"}}}
     if of:
-        fingerprint = hash_plain({"scores.json": of})
+        fingerprint = hash_json({"scores.json": of})
         seals |= {"judge": {"made_from": {"scores": fingerprint}}, "review": {"made_from": {"evaluate": fingerprint}}}
     judge, review = judge_section(tmp_path, toy_recipe(), seals), review_section(tmp_path, seals)
     assert judge is not None

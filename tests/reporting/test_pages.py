@@ -23,7 +23,7 @@ from strict_pages import (
     check_plots_and_ids,
     toy_recipe,
 )
-from tunesmith.config.recipe import Named, Recipe
+from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.evaluation.comparison import RowReply, compare
 from tunesmith.generation.text_model import Reply
@@ -397,7 +397,7 @@ def test_what_was_not_measured_is_not_on_the_page(reported: Callable[..., str]) 
 def test_statements_without_support_are_marked_in_the_reply(
     monkeypatch: pytest.MonkeyPatch, recipe: Recipe, reported: Callable[..., str]
 ) -> None:
-    recipe.evaluate.metrics.append(Named("grounded", {}))
+    recipe.evaluate.metrics.append(NamedSetting("grounded", {}))
     fields = {"Applicant Name": "Ann Example", "Skillsets": "welding"}
     monkeypatch.setitem(ROWS, "unseen", [replace(ROWS["unseen"][0], fields=fields)])
     reply = "I know <b onclick=x>Kubernetes</b> & welding."

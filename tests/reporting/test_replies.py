@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from strict_pages import EVIL
-from tunesmith.config.recipe import Named
+from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.reporting.replies import read_reply_items, reply_filters, worst_items
 from tunesmith.reporting.unsupported import Statement, split_at_statements, unsupported_statements
 
 FIELDS = {"Applicant Name": "Ann Example", "Skillsets": "welding, grinding", "Qualifications": "Diploma in Welding"}
 LETTER = "I have 40 years of experience. I know welding and Kubernetes & more."
-GROUNDED, CONTRADICTED = Named("grounded", {}), Named("contradicted", {})
+GROUNDED, CONTRADICTED = NamedSetting("grounded", {}), NamedSetting("contradicted", {})
 
 
 def row(name: str, question: str = "", **fields: str) -> Conversation:
@@ -44,11 +44,11 @@ def test_statements_without_support_are_marked_with_their_reason() -> None:
         ([GROUNDED], ["unsupported", "contradicts the fields"]),
         ([CONTRADICTED], ["contradicts the fields"]),
         ([GROUNDED, CONTRADICTED], ["unsupported", "contradicts the fields"]),
-        ([Named("grounded", {"fields": ["Skillsets"]})], ["unsupported", "unsupported"]),
-        ([Named("loss", {})], []),
+        ([NamedSetting("grounded", {"fields": ["Skillsets"]})], ["unsupported", "unsupported"]),
+        ([NamedSetting("loss", {})], []),
     ],
 )
-def test_the_recipes_metrics_say_what_is_marked(metrics: list[Named], words: list[str]) -> None:
+def test_the_recipes_metrics_say_what_is_marked(metrics: list[NamedSetting], words: list[str]) -> None:
     text = "I know Kubernetes. I hold a PhD in Physics."
     assert [statement.word for statement in unsupported_statements(text, row("r", **FIELDS), metrics)] == words
 

@@ -133,7 +133,7 @@ def test_scores_that_are_damaged_or_old_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"data/test\.jsonl is missing"):
         compare_run_folders([one.path, two.path])
     two.write("adapter/adapter_config.json", "{}")
-    two.seal("train", {}, ["adapter"])
+    two.write_fingerprints("train", {}, ["adapter"])
     with pytest.raises(RunError, match="its scores are older than its adapter"):
         compare_run_folders([one.path, two.path])
 

@@ -18,7 +18,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from strict_pages import EVIL, Page
-from tunesmith.commands.review import conclude, review, reviewing
+from tunesmith.commands.review import review, serve_review, write_summary
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import ResourceError, RunError
 from tunesmith.evaluation.review import QUESTIONS, Reviews, read_reviews, shuffle_for_reviewer
@@ -58,15 +58,15 @@ def write_run(folder: Path, rows: int = 4, equal: int = 1) -> tuple[Recipe, Run]
     for name, values in (("data/test", plain), ("replies/base", base), ("replies/tuned", tuned)):
         run.write(f"{name}.jsonl", "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
     run.write("data/unseen.jsonl", "")
-    run.seal("evaluate", {}, ["replies/base.jsonl", "replies/tuned.jsonl"])
+    run.write_fingerprints("evaluate", {}, ["replies/base.jsonl", "replies/tuned.jsonl"])
     return read_recipe(str(recipe_file)), run
 
 
 def app_of(folder: Path, reviewer: str = "r1") -> Any:
-    from tunesmith.commands.review import pairs_of
+    from tunesmith.commands.review import review_pairs
 
     recipe, run = write_run(folder)
-    pairs, equal = pairs_of(recipe, run)
+    pairs, equal = review_pairs(recipe, run)
     reviews = Reviews.open(run / "reviews", reviewer)
     blind = shuffle_for_reviewer(pairs, recipe.seed, reviewer)
     return (
@@ -254,7 +254,7 @@ def test_the_longest_note_fits(page: TestClient) -> None:
 
 
 def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    with reviewing(*write_run(tmp_path), "r1") as served:
+    with serve_review(*write_run(tmp_path), "r1") as served:
         port, token = int(served.url.split(":")[2].split("/")[0]), served.url.split("#")[1]
         headers = {
             "Authorization": f"Bearer {token}",
@@ -382,14 +382,14 @@ def post(url: str, **changes: Any) -> dict[str, Any]:
 def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:
     recipe, run = write_run(tmp_path)
     lines: list[str] = []
-    with reviewing(recipe, run, "r1", lines.append) as served:
+    with serve_review(recipe, run, "r1", lines.append) as served:
         assert served.url.startswith("http://127.0.0.1:")
         assert len(served.url.split("#")[1]) >= 43  # 256 bits
         port = int(served.url.split(":")[2].split("/")[0])
         assert post(served.url)["done"] == 1
-        with pytest.raises(RunError, match="r1 is already judging"), reviewing(recipe, run, "r1"):
+        with pytest.raises(RunError, match="r1 is already judging"), serve_review(recipe, run, "r1"):
             pass
-        with reviewing(recipe, run, "r2") as second:
+        with serve_review(recipe, run, "r2") as second:
             assert second.url.split("#")[1] != served.url.split("#")[1]
             assert post(second.url, preference="tie")["done"] == 1
         with pytest.raises(ResourceError, match=f"port {port} is already in use"), listen(port):
@@ -404,7 +404,7 @@ def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:
     with listen(port):  # the port is free again at once
         pass
     assert lines == ["review: 1 of 4 rows have two equal replies and are not shown"]
-    summary = conclude(recipe, run)
+    summary = write_summary(recipe, run)
     assert summary.reviewers == {"r1": 1, "r2": 1}
     assert run.read_json("reviews.json")["sections"]["test"]["pairs"] in (1, 2)
     assert run.changed("review", {"evaluate": run.fingerprint("evaluate")}) == []

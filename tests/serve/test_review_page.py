@@ -12,7 +12,7 @@ import pytest
 from tests.serve.test_review_app import write_run
 
 from strict_pages import EVIL
-from tunesmith.commands.review import reviewing
+from tunesmith.commands.review import serve_review
 from tunesmith.evaluation.review import QUESTIONS, read_reviews
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -64,7 +64,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_three_pairs_by_keyboard_alone(page: Any, tmp_path: Path) -> None:
     recipe, run = write_run(tmp_path)
-    with reviewing(recipe, run, "r1") as served:
+    with serve_review(recipe, run, "r1") as served:
         page.goto(served.url)
         at_pair(page, 1)
         assert page.evaluate("location.hash") == ""  # the token is not left in the address
@@ -112,14 +112,14 @@ def test_three_pairs_by_keyboard_alone(page: Any, tmp_path: Path) -> None:
 
 def test_a_server_that_goes_and_comes_back(page: Any, tmp_path: Path) -> None:
     recipe, run = write_run(tmp_path)
-    with reviewing(recipe, run, "r1") as served:
+    with serve_review(recipe, run, "r1") as served:
         page.goto(served.url)
         at_pair(page, 1)
         port = int(served.url.split(":")[2].split("/")[0])
     press(page, "x 1 Enter")
     sync_api.expect(page.locator("#trouble")).to_contain_text("Your judgement is kept here")
     at_pair(page, 1)
-    with reviewing(recipe, run, "r1", port=port) as served:
+    with serve_review(recipe, run, "r1", port=port) as served:
         sync_api.expect(page.locator("#trouble")).to_contain_text("no longer valid")
         assert served.reviews.judgments == {}
         page.goto("about:blank")
@@ -145,7 +145,7 @@ def test_a_server_that_goes_and_comes_back(page: Any, tmp_path: Path) -> None:
 
 def test_help_names_and_single_keys(page: Any, tmp_path: Path) -> None:
     recipe, run = write_run(tmp_path)
-    with reviewing(recipe, run, "r1") as served:
+    with serve_review(recipe, run, "r1") as served:
         page.goto(served.url)
         at_pair(page, 1)
         sync_api.expect(page.locator("#place")).to_be_focused()
@@ -183,7 +183,7 @@ def test_help_names_and_single_keys(page: Any, tmp_path: Path) -> None:
 
 def test_without_the_token_the_page_says_what_to_do(page: Any, tmp_path: Path) -> None:
     recipe, run = write_run(tmp_path)
-    with reviewing(recipe, run, "r1") as served:
+    with serve_review(recipe, run, "r1") as served:
         page.goto(served.url.split("#")[0])
         sync_api.expect(page.locator("#trouble")).to_contain_text("Open the address that the terminal shows now")
         sync_api.expect(page.locator("#judging")).to_be_hidden()

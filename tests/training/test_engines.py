@@ -17,7 +17,7 @@ from trl import SFTTrainer
 import tunesmith
 from stopping import at, crash, interrupt
 from tunesmith.config.recipe import read_recipe
-from tunesmith.config.registry import find
+from tunesmith.config.registry import resolve
 from tunesmith.errors import Paused, RecipeError, ResourceError, TrainingDiverged
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
@@ -96,7 +96,7 @@ def test_the_rate_of_each_step(schedule: str, warmup: float, total: int) -> None
         "constant": lambda x: 1.0,
     }[schedule]
     expected = [(k + 1) / warm if k < warm else fall((k - warm) / (total - warm)) for k in range(total)]
-    curve = find("tunesmith.training.schedules", schedule)
+    curve = resolve("tunesmith.training.schedules", schedule)
     assert [learning_rate_factor(step, total, warmup, curve) for step in range(total)] == pytest.approx(
         expected, rel=1e-12
     )
@@ -248,7 +248,7 @@ def test_engines_choose_the_same_checkpoint_and_stop_at_the_same_time(
     settings = {"train__learning_rate": 0.1, "train__epochs": 30, "train__patience": 2}
     one, two = (trained(uneven(**settings, train__engine=engine), tmp_path / engine) for engine in ENGINES)
     for run in (one, two):
-        summary = (run.read_seal("train") or {})["summary"]
+        summary = (run.read_fingerprints("train") or {})["summary"]
         valid = dict(zip(events(run, "valid", "step")[1:], events(run, "valid", "loss")[1:], strict=True))
         assert summary["best_step"] == min(valid, key=lambda step: valid[step])
         assert summary["steps"] < 90

@@ -16,7 +16,7 @@ from stopping import at, crash
 from tunesmith.config.recipe import read_recipe
 from tunesmith.config.registry import entries
 from tunesmith.errors import RecipeError, ResourceError, TunesmithError
-from tunesmith.runs.run import Run, disk, hash_file, new_folder
+from tunesmith.runs.run import Run, atomic_folder, hash_file, translate_disk_errors
 from tunesmith.training import checkpoint
 from tunesmith.training.journal import read_journal
 from tunesmith.training.optimizers import adamw, adamw_8bit
@@ -185,16 +185,16 @@ def test_every_named_engine_is_checked(recipe_file: Callable[..., Path]) -> None
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = r"cannot be written \(.*\); finished work is kept.*to resume"
-    with pytest.raises(ResourceError, match=message), new_folder(tmp_path / "file" / "adapter"):
+    with pytest.raises(ResourceError, match=message), atomic_folder(tmp_path / "file" / "adapter"):
         pass
 
 
 def test_a_full_disk_as_safetensors_says_it(tmp_path: Path) -> None:
     from safetensors import SafetensorError
 
-    with pytest.raises(ResourceError, match="disk is full"), disk(tmp_path):
+    with pytest.raises(ResourceError, match="disk is full"), translate_disk_errors(tmp_path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    with pytest.raises(SafetensorError, match="header"), disk(tmp_path):
+    with pytest.raises(SafetensorError, match="header"), translate_disk_errors(tmp_path):
         raise SafetensorError("Error while deserializing header: invalid")
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from strict_pages import Page
-from tunesmith.commands.side_by_side import Beside, Voice, answers, prompt_of, voices
+from tunesmith.commands.side_by_side import ReplyGenerator, ReplyModel, evaluated_replies, prompt_turns, reply_models
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, RunError
 from ui_runs import HOSTILE, Scripted, finished, letters, strict
 
 from tunesmith.ui import compare_page  # isort: skip
 
-MODELS = (Voice("base", "before"), Voice("tuned", "after"), Voice("q4_k_m", f"a file {HOSTILE}", False))
+MODELS = (ReplyModel("base", "before"), ReplyModel("tuned", "after"), ReplyModel("q4_k_m", f"a file {HOSTILE}", False))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return finished(tmp_path_factory.mktemp("compare"))
 
 
-class ScriptedModels(Beside):
+class ScriptedModels(ReplyGenerator):
     """Models that reply with a script; the tuned one fails half-way."""
 
     def stream(self, name: str, turns: Any, *, max_new_tokens: int) -> Iterator[str]:
@@ -69,29 +69,29 @@ def test_stop_ends_the_reply_and_asks_no_other_model(run: tuple[Any, Any], monke
 
 
 def test_models_that_can_be_asked(run: tuple[Any, Any]) -> None:
-    results = voices(*run)
+    results = reply_models(*run)
     assert [(model.name, model.verified) for model in results] == [
         ("base", None), ("tuned", None), ("q4_k_m", True), ("q8_0", False),
     ]  # fmt: skip
     (run[1] / "export/gguf/letters.q8_0.gguf").rename(run[1] / "export/gguf/gone")
     try:
-        assert [model.name for model in voices(*run)] == ["base", "tuned", "q4_k_m"]
+        assert [model.name for model in reply_models(*run)] == ["base", "tuned", "q4_k_m"]
     finally:
         (run[1] / "export/gguf/gone").rename(run[1] / "export/gguf/letters.q8_0.gguf")
     with pytest.raises(RunError, match="q4_k_m"):
-        list(Beside(*run).stream("q4_k", (Turn("user", "x"),), max_new_tokens=5))
+        list(ReplyGenerator(*run).stream("q4_k", (Turn("user", "x"),), max_new_tokens=5))
 
 
 def test_a_held_out_row_is_asked_with_its_own_prompt(run: tuple[Any, Any], tmp_path: Path) -> None:
-    row = answers(*run).rows[0].with_system("Be kind.")
-    assert prompt_of(run[0], row.question, row) == row.prompt
-    assert prompt_of(run[0], "other", row) == (Turn("system", "Be kind."), Turn("user", "other"))
+    row = evaluated_replies(*run).rows[0].with_system("Be kind.")
+    assert prompt_turns(run[0], row.question, row) == row.prompt
+    assert prompt_turns(run[0], "other", row) == (Turn("system", "Be kind."), Turn("user", "other"))
     recipe = letters(tmp_path, prompt__system="Be brief.")
-    assert prompt_of(recipe, "own") == (Turn("system", "Be brief."), Turn("user", "own"))
+    assert prompt_turns(recipe, "own") == (Turn("system", "Be brief."), Turn("user", "own"))
 
 
 def test_rows_are_filtered_and_shown_with_every_reply(run: tuple[Any, Any]) -> None:
-    results = answers(*run)
+    results = evaluated_replies(*run)
     assert len(results.rows) == len(results.items) == len(results.parts) == 6
     assert [place for _, place in compare_page.row_choices(results, "all")] == list(range(6))
     doubted = [place for _, place in compare_page.row_choices(results, "doubted")]
@@ -110,7 +110,7 @@ def test_a_file_that_says_something_else_has_its_own_column(run: tuple[Any, Any]
     first = json.loads(before.split("\n")[0])
     path.write_text(json.dumps({**first, "text": f"quite other {HOSTILE}"}) + "\n")
     try:
-        page = strict(compare_page.row_html(answers(*run), 0))
+        page = strict(compare_page.row_html(evaluated_replies(*run), 0))
     finally:
         path.write_text(before)
     assert articles(page) == ["base", "tuned", "q8_0", "The row's own answer"]
@@ -118,7 +118,7 @@ def test_a_file_that_says_something_else_has_its_own_column(run: tuple[Any, Any]
 
 
 def test_worst_rows_come_first_by_loss(tmp_path: Path) -> None:
-    results = answers(*finished(tmp_path, gain=-1.0, evaluate__primary="loss"))
+    results = evaluated_replies(*finished(tmp_path, gain=-1.0, evaluate__primary="loss"))
     places = [place for _, place in compare_page.row_choices(results, "worst")]
     gains = [results.items[place]["gain"] for place in places]
     assert len(places) == 6

@@ -115,4 +115,4 @@ def test_how_a_command_ended(run: tuple[Any, Any], job: Job, words: str) -> None
 
 def test_a_failed_export_is_recognized_by_the_command_output(run: tuple[Any, Any]) -> None:
     entry = json.loads((run[1] / "export.json").read_text())["files"][1]
-    assert export.told(entry).startswith("NOT VERIFIED")
+    assert export.describe_entry(entry).startswith("NOT VERIFIED")

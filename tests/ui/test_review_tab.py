@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.commands.review import conclude, pairs_of
+from tunesmith.commands.review import review_pairs, write_summary
 from tunesmith.errors import RunError
 from tunesmith.evaluation.review import QUESTIONS
 from ui_runs import finished, strict
@@ -65,7 +65,7 @@ def test_pairs_are_served_found_again_and_summarized(
     closed = strict(review_page.open_reviews_html(open_reviews, run[1], 6))
     assert "2 of 6 pairs (closed)" in closed.text
     assert not closed.named("a")
-    conclude(*run)
+    write_summary(*run)
     results = strict(review_page.results_html(review_page._read_summary(run[1]), "topic"))
     assert "2 decided pairs" in results.text
     assert "95 % interval" in results.text
@@ -76,7 +76,7 @@ def test_pairs_are_served_found_again_and_summarized(
 
 def test_the_page_does_not_name_models(run: tuple[Any, Any], open_reviews: review_page.OpenReviews) -> None:
     open_reviews.start(*run, "eve")
-    pairs, equal = pairs_of(*run)
+    pairs, equal = review_pairs(*run)
     markup = (
         review_page._intro_html(len(pairs), equal)
         + review_page._keys_html()

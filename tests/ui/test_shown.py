@@ -15,7 +15,7 @@ import pytest
 from finished_runs import finish, journal, make_recipe
 from strict_pages import EVIL, Page
 from tunesmith.errors import DataError, RunError
-from tunesmith.runs.run import Run, inside
+from tunesmith.runs.run import Run, child_folder
 from tunesmith.ui import audits, jobs, planned, progress, text_html
 from tunesmith.ui.curves import MAX_POINTS, curve, short_number
 
@@ -172,9 +172,9 @@ def write_rows(path: Path) -> Path:
 
 def audited(folder: Path, source: Path, *, fix: bool) -> Path:
     import tunesmith
-    from tunesmith.commands.audit import to_audit
+    from tunesmith.commands.audit import audit_arguments
 
-    name, data, base, _ = to_audit(str(source), ["empty", "mojibake"])
+    name, data, base, _ = audit_arguments(str(source), ["empty", "mojibake"])
     tunesmith.audit(name, data.model_copy(update={"repair": fix}), base, folder, fix=fix)
     return folder
 
@@ -238,5 +238,5 @@ def test_a_name_is_a_direct_subfolder(tmp_path: Path, name: str | None) -> None:
     (tmp_path / "runs/.hidden").mkdir()
     (tmp_path / "runs/away").symlink_to(tmp_path)
     with pytest.raises(RunError):
-        inside(tmp_path / "runs", name, "run")
-    assert inside(tmp_path / "runs", "one", "run") == tmp_path / "runs/one"
+        child_folder(tmp_path / "runs", name, "run")
+    assert child_folder(tmp_path / "runs", "one", "run") == tmp_path / "runs/one"

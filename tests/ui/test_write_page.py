@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.commands.writer import Drafting
-from tunesmith.errors import DataError, Several
+from tunesmith.commands.writer import Writer
+from tunesmith.errors import DataError, MultipleErrors
 from tunesmith.writing.events import CutEvent, DoneEvent
 from ui_runs import FIELDS, HOSTILE, SAID, Scripted, letters, strict
 
@@ -20,15 +20,15 @@ from tunesmith.ui.html import claim_list, escape  # isort: skip
 
 
 @pytest.fixture
-def draft(tmp_path: Path) -> Drafting:
-    return Drafting(letters(tmp_path), Scripted(), "a script")
+def draft(tmp_path: Path) -> Writer:
+    return Writer(letters(tmp_path), Scripted(), "a script")
 
 
-def written(draft: Drafting, stop: threading.Event | None = None) -> list[Any]:
+def written(draft: Writer, stop: threading.Event | None = None) -> list[Any]:
     return list(write_page.stream_text(draft, FIELDS, "", 3, stop or threading.Event()))
 
 
-def test_text_is_streamed_and_ends_with_its_claims(draft: Drafting) -> None:
+def test_text_is_streamed_and_ends_with_its_claims(draft: Writer) -> None:
     updates = written(draft)
     texts = [value["text"] for value, _, _ in updates]
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
@@ -48,12 +48,12 @@ def test_text_is_streamed_and_ends_with_its_claims(draft: Drafting) -> None:
     assert "a script" in strict(notes).text
 
 
-def test_claims_are_sent_while_text_is_streamed(draft: Drafting) -> None:
+def test_claims_are_sent_while_text_is_streamed(draft: Writer) -> None:
     first = next(listed for value, listed, _ in written(draft) if listed)
     assert 0 < len(first) < 6
 
 
-def test_stop_keeps_and_checks_the_text_and_closes_the_model(draft: Drafting) -> None:
+def test_stop_keeps_and_checks_the_text_and_closes_the_model(draft: Writer) -> None:
     stop, model, updates = threading.Event(), draft._model, []
     for value, listed, notes in write_page.stream_text(draft, FIELDS, "", 0, stop):
         updates.append((value, listed, notes))
@@ -66,12 +66,12 @@ def test_stop_keeps_and_checks_the_text_and_closes_the_model(draft: Drafting) ->
     assert model.closed
 
 
-def test_invalid_values_are_errors_before_anything_is_written(draft: Drafting) -> None:
-    with pytest.raises((DataError, Several), match="Applicant Name"):
+def test_invalid_values_are_errors_before_anything_is_written(draft: Writer) -> None:
+    with pytest.raises((DataError, MultipleErrors), match="Applicant Name"):
         list(write_page.stream_text(draft, {"Job Title": "x"}, "", 0, threading.Event()))
 
 
-def test_the_claim_list_escapes_hostile_text(draft: Drafting) -> None:
+def test_the_claim_list_escapes_hostile_text(draft: Writer) -> None:
     bad = {
         "id": f"c{HOSTILE}",
         "text": HOSTILE,
@@ -87,7 +87,7 @@ def test_the_claim_list_escapes_hostile_text(draft: Drafting) -> None:
     assert "Contradicted" in page.text  # stated in words, not only by color
 
 
-def test_removing_a_claim_checks_the_rest_again(draft: Drafting) -> None:
+def test_removing_a_claim_checks_the_rest_again(draft: Writer) -> None:
     text = "I know Kubernetes and embroidery. I was there for 12 years."
     checked = write_page.CheckedText(FIELDS, 5, text, draft.judged(text, FIELDS))
     claim_id = next(claim["id"] for claim in checked.claim_dicts() if claim["text"] == "Kubernetes")
@@ -99,7 +99,7 @@ def test_removing_a_claim_checks_the_rest_again(draft: Drafting) -> None:
     assert value["status"] == "Removed. 1 statement to review."
 
 
-def test_filling_a_claim_from_its_field(draft: Drafting) -> None:
+def test_filling_a_claim_from_its_field(draft: Writer) -> None:
     text = "I was a Sewing Machinist at Tarnleigh Workshops for 12 years."
     checked = write_page.CheckedText(FIELDS, 0, text, draft.judged(text, FIELDS))
     wrong = next(claim for claim in checked.fixable_claims(draft) if claim["text"] == "12 years")
@@ -109,7 +109,7 @@ def test_filling_a_claim_from_its_field(draft: Drafting) -> None:
     assert all(claim["verdict"] == "supported" for claim in value["claims"])
 
 
-def test_a_claim_that_was_edited_away_is_ignored(draft: Drafting) -> None:
+def test_a_claim_that_was_edited_away_is_ignored(draft: Writer) -> None:
     value, _ = write_page.apply_fix(draft, write_page.CheckedText(FIELDS, 0, "Dear team,"), "remove", "c0-9")
     assert value["text"] == "Dear team,"
     assert "edited" in value["status"]
@@ -130,7 +130,7 @@ def test_values_from_the_browser_are_validated(sent: Any) -> None:
     assert sheet.value("", busy=False)["claims"] == []
 
 
-def test_documents(draft: Drafting) -> None:
+def test_documents(draft: Writer) -> None:
     documents = {
         kind: write_page.make_document(draft, [kind, f"Dear team,\n\n{HOSTILE} ä漢"]) for kind in write_page.MIME_TYPES
     }
@@ -140,7 +140,7 @@ def test_documents(draft: Drafting) -> None:
 
 
 @pytest.mark.parametrize("request_value", [["exe", "x"], ["txt", 3], ["txt", "x" * 200_000], None, ["txt"], {"a": 1}])
-def test_invalid_document_requests(draft: Drafting, request_value: Any) -> None:
+def test_invalid_document_requests(draft: Writer, request_value: Any) -> None:
     assert "error" in write_page.make_document(draft, request_value)
 
 
@@ -164,7 +164,7 @@ def test_the_writer_is_cached_and_closed_for_another_run(tmp_path: Path, monkeyp
     @contextlib.contextmanager
     def fake(recipe: Any, run: Any) -> Any:
         opened.append(recipe.name)
-        yield Drafting(recipe, Scripted(), recipe.name)
+        yield Writer(recipe, Scripted(), recipe.name)
         closed.append(recipe.name)
 
     monkeypatch.setattr(write_page, "drafting", fake)

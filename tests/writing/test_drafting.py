@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from finished_runs import finish
-from tunesmith.commands.writer import Drafting, drafting
-from tunesmith.commands.writer import exported as find
+from tunesmith.commands.writer import Writer, best_gguf, open_writer
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import DataError, RecipeError
@@ -59,7 +58,7 @@ def last(events: Sequence[Any]) -> DoneEvent:
 
 def test_a_letter_is_written_and_the_model_stopped_when_it_is_over() -> None:
     model = Model(REPLY + " and more" * 50)
-    events = list(Drafting(LETTER, model, "a model").write(VALUES))
+    events = list(Writer(LETTER, model, "a model").write(VALUES))
     done = last(events)
     assert done.text == "Dear team,\n\nI know kneading and sailing.\n\nKind regards,\nKim Oat"
     assert "".join(event.text for event in events if isinstance(event, TextEvent)) == done.text
@@ -70,14 +69,14 @@ def test_a_letter_is_written_and_the_model_stopped_when_it_is_over() -> None:
 
 
 def test_a_letter_cut_by_the_limit_has_not_stopped() -> None:
-    short = last(list(Drafting(LETTER, Model("Dear team, I know kneading."), "").write(VALUES, max_tokens=3)))
+    short = last(list(Writer(LETTER, Model("Dear team, I know kneading."), "").write(VALUES, max_tokens=3)))
     assert (short.text, short.stopped) == ("Dear team, I know", False)
-    assert last(list(Drafting(LETTER, Model("Dear team, I know kneading."), "").write(VALUES))).stopped
+    assert last(list(Writer(LETTER, Model("Dear team, I know kneading."), "").write(VALUES))).stopped
 
 
 def test_the_system_message_and_wrong_values() -> None:
     model = Model()
-    draft = Drafting(LETTER, model, "")
+    draft = Writer(LETTER, model, "")
     list(draft.write(VALUES, "Be brief."))
     assert model.prompts[0][0][0] == Turn("system", "Be brief.")
     with pytest.raises(DataError, match="missing"):
@@ -89,7 +88,7 @@ def test_the_system_message_and_wrong_values() -> None:
 
 def test_closing_the_iterator_ends_the_reply() -> None:
     model = Model()
-    draft = Drafting(LETTER, model, "")
+    draft = Writer(LETTER, model, "")
     events = draft.write(VALUES)
     next(events)
     events.close()  # type: ignore[attr-defined]
@@ -98,7 +97,7 @@ def test_closing_the_iterator_ends_the_reply() -> None:
 
 
 def test_repair_and_documents() -> None:
-    draft = Drafting(LETTER, None, "")
+    draft = Writer(LETTER, None, "")
     text = "Dear team,\n\nI know kneading and Docker.\n\nKind regards,\nAnn Rye"
     claims = {claim.text: claim for claim in draft.judged(text, VALUES)}
     assert claims["Docker"].verdict == "unsupported"
@@ -110,7 +109,7 @@ def test_repair_and_documents() -> None:
     assert draft.document(text, "Letter", "txt") == text.encode() + b"\n"
     assert draft.document(text, "Letter", "docx")[:2] == b"PK"
     assert draft.document(text, "Letter", "pdf")[:5] == b"%PDF-"
-    assert Drafting(read_recipe("persona", small=True), None, "").judged("I am 5 years old.", {"prompt": "Hi"}) == ()
+    assert Writer(read_recipe("persona", small=True), None, "").judged("I am 5 years old.", {"prompt": "Hi"}) == ()
 
 
 def exported(run: Run, *, verified: bool = True) -> None:
@@ -121,27 +120,27 @@ def exported(run: Run, *, verified: bool = True) -> None:
         for mix in ("q4_k_m", "q8_0")
     ]
     run.write_json("export.json", {"files": [{"name": "adapter", "target": "adapter", "verified": True}, *files]})
-    run.seal("export-gguf", {"adapter": run.fingerprint("train")}, [])
+    run.write_fingerprints("export-gguf", {"adapter": run.fingerprint("train")}, [])
 
 
 def test_the_nearest_verified_file_of_this_adapter_is_taken(tmp_path: Path) -> None:
     run = finish(LETTER, tmp_path / "run", until="train")
-    assert find(run) is None
+    assert best_gguf(run) is None
     exported(run)
-    assert find(run) == run / "export/gguf/x.q8_0.gguf"
+    assert best_gguf(run) == run / "export/gguf/x.q8_0.gguf"
     (run / "export/gguf/x.q8_0.gguf").unlink()
-    assert find(run) == run / "export/gguf/x.q4_k_m.gguf"
+    assert best_gguf(run) == run / "export/gguf/x.q4_k_m.gguf"
     run.write("adapter/adapter_config.json", json.dumps({"name": "another"}))
-    run.seal("train", {}, ["adapter"])
-    assert find(run) is None  # the adapter was trained again
+    run.write_fingerprints("train", {}, ["adapter"])
+    assert best_gguf(run) is None  # the adapter was trained again
     exported(run, verified=False)
-    assert find(run) is None
+    assert best_gguf(run) is None
 
 
 def test_without_a_file_the_adapter_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, model = finish(LETTER, tmp_path / "run", until="train"), Model()
     home = sys.modules["tunesmith.commands.writer"]
     monkeypatch.setattr(home, "chat", lambda *arguments: model)
-    with drafting(LETTER, run) as draft:
+    with open_writer(LETTER, run) as draft:
         assert draft.about == "the adapter of cover-letter-small on its base"
         assert last(list(draft.write(VALUES))).text.startswith("Dear team")

@@ -10,10 +10,10 @@ import pytest
 
 from finished_runs import make_recipe
 from tiny import CHATML, make_tokenizer
-from tunesmith.commands.read_rows import loading
+from tunesmith.commands.read_rows import row_loader
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.conversation import Conversation, Turn
-from tunesmith.errors import DataError, Several, TunesmithError
+from tunesmith.errors import DataError, MultipleErrors, TunesmithError
 from tunesmith.prompt.template import Template, load_template
 from tunesmith.prompt.tokens import encode, encode_prompt, special_ids
 from tunesmith.writing.form import MAX_LINE, break_control_tokens, build_form, build_prompt
@@ -32,7 +32,7 @@ def template_of(recipe: Recipe) -> Template:
 
 def rows_of(recipe: Recipe) -> Iterator[Conversation]:
     """Yield the rows as training reads them, repaired if the recipe says so."""
-    with loading(recipe.data, recipe.folder, recipe.prompt.system) as reading:
+    with row_loader(recipe.data, recipe.folder, recipe.prompt.system) as reading:
         yield from reading().rows
 
 
@@ -113,7 +113,7 @@ def test_invalid_values_are_refused_with_place_and_fix(values: Mapping[str, Any]
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    with pytest.raises(Several) as refused:
+    with pytest.raises(MultipleErrors) as refused:
         build_prompt(LETTER, {"Salary": "high", "Skillsets": "x" * 5000})
     assert len(refused.value.errors) == 3
 

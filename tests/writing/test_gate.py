@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tests.claims import planted
 
 from tunesmith.claims.match import check_claims
-from tunesmith.commands.read_rows import values as read_values
+from tunesmith.commands.read_rows import row_values as read_values
 from tunesmith.config.recipe import read_recipe
-from tunesmith.config.registry import find
+from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Turn
 from tunesmith.writing.events import ClaimEvent, CutEvent, DoneEvent, Event, TextEvent, claim_event
 from tunesmith.writing.form import Form, build_form
@@ -96,7 +96,7 @@ def test_the_regressions_cover_every_kind_and_both_models() -> None:
 @pytest.mark.parametrize("name", [*FORMS])
 def test_answers_of_the_samples_pass_unchanged(name: str) -> None:
     recipe = read_recipe(name, small=True)
-    parse = find("tunesmith.data.formats", recipe.data.format.name)
+    parse = resolve("tunesmith.data.formats", recipe.data.format.name)
     planted_tells, changed, rows = 0, [], 0
     for values in read_values(recipe.data.source, recipe.folder, recipe.data.encoding):
         turns, _ = parse(values, **recipe.data.format.options)

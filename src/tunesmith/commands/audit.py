@@ -10,13 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.commands.read_rows import cached_count, loading, mending, save_pseudonyms, say_sources, values
+from tunesmith.commands.read_rows import (
+    cached_count,
+    log_sources,
+    repair_settings,
+    row_loader,
+    row_values,
+    save_pseudonyms,
+)
 from tunesmith.commands.shared import Reporter, load_recipe_template, load_weights, silent
-from tunesmith.config.recipe import CHECKS, Data, Named, Recipe, is_recipe, read_recipe
-from tunesmith.config.registry import attribute, entries, nearest
-from tunesmith.data.clean import Cleaned, write_clean
-from tunesmith.data.finding import Context
-from tunesmith.data.finding import to_plain as finding_to_plain
+from tunesmith.config.recipe import CHECKS, Data, NamedSetting, Recipe, is_recipe, read_recipe
+from tunesmith.config.registry import entries, entry_constant, nearest
+from tunesmith.data.clean import CleanedSource, write_clean
+from tunesmith.data.finding import CheckContext
+from tunesmith.data.finding import finding_to_dict as finding_to_plain
 from tunesmith.data.open_sources import open_sources
 from tunesmith.data.prepare import audit as audit_rows
 from tunesmith.errors import DataError, RecipeError, TunesmithError
@@ -24,12 +31,12 @@ from tunesmith.runs.run import Run
 
 
 @dataclass(frozen=True)
-class Audited:
+class AuditResult:
     """Output of `audit`: the folder with audit.html, audit.json and findings.jsonl, and the content of audit.json."""
 
     folder: Path
     account: dict[str, Any]
-    cleaned: list[Cleaned]
+    cleaned: list[CleanedSource]
 
 
 def audit(
@@ -42,7 +49,7 @@ def audit(
     recipe: Recipe | None = None,
     fix: bool = False,
     processes: int = 1,
-) -> Audited:
+) -> AuditResult:
     """Checks rows and writes audit.html, audit.json and findings.jsonl into `out`; the sources are not changed.
 
     Paths in `data` are relative to `base`. With `recipe` its tokenizer counts tokens. With `fix` the cleaned rows are
@@ -57,11 +64,11 @@ def audit(
     limit = recipe.prompt.max_tokens if recipe else 1 << 30
     data = data.model_copy(update={"checks": [*data.checks, *_broken_check(data)]})
     with contextlib.ExitStack() as stack:
-        loaded = stack.enter_context(loading(data, base, recipe.prompt.system if recipe else None))()
-        say_sources(loaded, log)
+        loaded = stack.enter_context(row_loader(data, base, recipe.prompt.system if recipe else None))()
+        log_sources(loaded, log)
         write_finding = stack.enter_context(run.lines("findings.jsonl"))
         specials = template.specials if template else None
-        context = Context(count, limit, {}, loaded.broken, loaded.left_out, specials=specials)
+        context = CheckContext(count, limit, {}, loaded.broken, loaded.left_out, specials=specials)
         ledger, account = audit_rows(
             loaded,
             data.checks,
@@ -71,17 +78,17 @@ def audit(
         )
         cleaned = []
         if fix:
-            pseudonym_map, mend = mending(data, base)
+            pseudonym_map, mend = repair_settings(data, base)
             cleaned = write_clean(
                 loaded.rows, open_sources(data.source, base, data.encoding), ledger, data.format, mend, out
             )
             save_pseudonyms(pseudonym_map, data, base)
     run.write_json("audit.json", account)
     run.write("audit.html", audit_page(name, data, account, limit=limit if recipe else None))
-    return Audited(out, account, cleaned)
+    return AuditResult(out, account, cleaned)
 
 
-def to_audit(
+def audit_arguments(
     recipe_or_source: str, checks: Sequence[str] = (), *, small: bool = False, settings: Mapping[str, Any] | None = None
 ) -> tuple[str, Data, Path, Recipe | None]:
     """Returns what `audit` takes for a recipe or a source of rows: a name, the data section, its folder, the recipe.
@@ -96,7 +103,7 @@ def to_audit(
         data = recipe.data
         if checks:
             own_checks = {check.name: check for check in data.checks}
-            data = data.model_copy(update={"checks": [own_checks.get(name, Named(name, {})) for name in checks]})
+            data = data.model_copy(update={"checks": [own_checks.get(name, NamedSetting(name, {})) for name in checks]})
         return recipe.name, data, recipe.folder, recipe
     if small or settings:
         raise RecipeError("--small and --set need a recipe", where=recipe_or_source, next="Give a recipe, or omit them")
@@ -115,13 +122,13 @@ def default_data(source: str, checks: Sequence[str] = ()) -> Data:
     The format is detected from the first 200 rows. Without `checks`, all checks run that need no split; `ungrounded`
     only if the format has fields to compare answers with.
     """
-    from tunesmith.data.detect_format import guess
+    from tunesmith.data.detect_format import detect_format
 
-    sample = list(itertools.islice(values(source, Path(), None), 200))
+    sample = list(itertools.islice(row_values(source, Path(), None), 200))
     if not sample:
         raise DataError("no row could be read", where=source, next="Check the file")
-    format = guess(sample)
-    names = checks or [name for name in entries(CHECKS) if attribute(CHECKS, name, "SCOPE") != "split"]
+    format = detect_format(sample)
+    names = checks or [name for name in entries(CHECKS) if entry_constant(CHECKS, name, "SCOPE") != "split"]
     if not checks and format.name != "fields":
         names = [name for name in names if name != "ungrounded"]
     plain = {"source": source, "format": {format.name: format.options}, "checks": list(names)}
@@ -137,5 +144,5 @@ def _template_or_none(recipe: Recipe, log: Reporter) -> Any:
         return None
 
 
-def _broken_check(data: Data) -> list[Named]:
-    return [] if any(check.name == "broken" for check in data.checks) else [Named("broken", {})]
+def _broken_check(data: Data) -> list[NamedSetting]:
+    return [] if any(check.name == "broken" for check in data.checks) else [NamedSetting("broken", {})]

@@ -19,7 +19,7 @@ from tunesmith.commands.shared import (
 )
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import ModelError, RunError, TunesmithError
-from tunesmith.runs.run import Run, hash_plain
+from tunesmith.runs.run import Run, hash_json
 
 
 def card(recipe: Recipe, run: Run, log: Reporter = silent, *, license: str = "") -> Path:
@@ -33,7 +33,7 @@ def card(recipe: Recipe, run: Run, log: Reporter = silent, *, license: str = "")
         "scores": run.fingerprint("evaluate"),
         "adapter": run.fingerprint("train"),
         "data": run.fingerprint("prepare"),
-        "recipe": hash_plain(_without_paths(recipe, run)),
+        "recipe": hash_json(_without_paths(recipe, run)),
         "license": license,
     }
     if stale := outdated_product(run, PRODUCT_CHAIN[:2]):
@@ -42,11 +42,11 @@ def card(recipe: Recipe, run: Run, log: Reporter = silent, *, license: str = "")
         return run / "card.md"
     from tunesmith.reporting.model_card import model_card
 
-    records = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate")}
+    records = {name: run.read_fingerprints(name) or {} for name in ("prepare", "train", "evaluate")}
     template = _template(recipe, run, records["train"].get("weights"), log)
     text = model_card(recipe, run.path, seals=records, template=template, license=license)
     run.write("card.md", text)
-    run.seal("card", inputs, ["card.md"])
+    run.write_fingerprints("card", inputs, ["card.md"])
     log(f"card: {run / 'card.md'}")
     return run / "card.md"
 

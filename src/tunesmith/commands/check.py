@@ -15,7 +15,7 @@ from tunesmith.commands.encoded_rows import (
     reasoning_hints,
     special_token_errors,
 )
-from tunesmith.commands.read_rows import cpu_count, loading, say_sources, values
+from tunesmith.commands.read_rows import cpu_count, log_sources, row_loader, row_values
 from tunesmith.commands.shared import (
     Reporter,
     load_recipe_template,
@@ -24,11 +24,11 @@ from tunesmith.commands.shared import (
 )
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.decisions import Ledger
-from tunesmith.data.detect_row import recognise
-from tunesmith.data.load import Loaded
-from tunesmith.data.prepare import checked, left_out_by
-from tunesmith.errors import DataError, ModelError, Several, TunesmithError
+from tunesmith.data.decisions import RowDecisions
+from tunesmith.data.detect_row import detect_row_format
+from tunesmith.data.load import LoadedRows
+from tunesmith.data.prepare import check_rows, drop_reasons
+from tunesmith.errors import DataError, ModelError, MultipleErrors, TunesmithError
 
 if TYPE_CHECKING:
     pass
@@ -41,7 +41,7 @@ LONGEST = "the longest row"
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownRow:
     """One row as the model sees it: why it is shown, its file and line, and its pieces (text, has loss)."""
 
     title: str
@@ -50,14 +50,14 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """Result of `check`: the number of rows that no check removes, and some of them as the model sees them.
 
     `longest` is in tokens; `answers` counts the answers with loss.
     """
 
     rows: int
-    shown: list[Shown]
+    shown: list[ShownRow]
     stop: str
     template: str
     longest: int
@@ -65,7 +65,7 @@ class Checked:
     answers: int = 0
 
 
-def check(recipe: Recipe, log: Reporter = silent) -> Checked:
+def check(recipe: Recipe, log: Reporter = silent) -> CheckResult:
     """Validates recipe, rows, model and chat template, and reports all problems at once, before any work is done.
 
     Raises Several: for rows that cannot be read, a template that no row can be trained with, more dropped rows than
@@ -74,7 +74,7 @@ def check(recipe: Recipe, log: Reporter = silent) -> Checked:
     from tunesmith.commands.export import export_warnings
 
     errors: list[TunesmithError] = []
-    with loading(recipe.data, recipe.folder, recipe.prompt.system) as read_rows:
+    with row_loader(recipe.data, recipe.folder, recipe.prompt.system) as read_rows:
         loaded = _collect(read_rows, errors)
         weights = _collect(lambda: load_weights(recipe, log), errors)
         template = _collect(lambda: load_recipe_template(recipe, weights), errors) if weights else None
@@ -83,17 +83,17 @@ def check(recipe: Recipe, log: Reporter = silent) -> Checked:
         if weights:
             errors += _later_stages(recipe, weights, template)
         if loaded is None or template is None or errors:
-            raise Several(errors)
+            raise MultipleErrors(errors)
         encoder = RowEncoder(template, recipe)
         context = check_context(encoder, loaded, recipe)
-        ledger = checked(loaded, recipe.data.checks, context, processes=cpu_count())
+        ledger = check_rows(loaded, recipe.data.checks, context, processes=cpu_count())
         lengths = [encoder.length(row) for row in loaded.rows]
-        kept_ids = [row.id for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair")]
+        kept_ids = [row.id for row in loaded.rows if ledger.decision(row.id) in ("keep", "repair")]
         errors += special_token_errors(encoder, kept_ids)
         errors += _check_vocabulary(encoder, weights)
         examples, stop = _examples(loaded.rows, ledger, encoder)
         hints = reasoning_hints(
-            template, count_reasoning(row for row in loaded.rows if ledger.fate(row.id) in ("keep", "repair"))
+            template, count_reasoning(row for row in loaded.rows if ledger.decision(row.id) in ("keep", "repair"))
         )
     dropped = _count_dropped(ledger, loaded, lengths, recipe, encoder)
     if dropped.share > recipe.data.max_dropped:
@@ -101,8 +101,8 @@ def check(recipe: Recipe, log: Reporter = silent) -> Checked:
         advice = f"{dropped.advice}{without}"
         errors.append(DataError(dropped.text, where="data", next=advice))
     if errors:
-        raise Several(errors)
-    say_sources(loaded, log)
+        raise MultipleErrors(errors)
+    log_sources(loaded, log)
     if recipe.data.format.name == "auto":
         log(f"check: the format is {_detected_format(recipe)}")
     warnings = []
@@ -114,7 +114,7 @@ def check(recipe: Recipe, log: Reporter = silent) -> Checked:
     warnings += export_warnings(recipe, weights, template)
     longest = max((encoder.lengths[row] for row in kept_ids), default=0)
     answers = sum(encoder.answers.get(row, 0) for row in kept_ids)
-    return Checked(len(kept_ids), examples, stop, template.source, longest, warnings, answers)
+    return CheckResult(len(kept_ids), examples, stop, template.source, longest, warnings, answers)
 
 
 def _later_stages(recipe: Recipe, weights: Any, template: Any) -> list[TunesmithError]:
@@ -143,12 +143,12 @@ class _Dropped:
 
 
 def _count_dropped(
-    ledger: Ledger, loaded: Loaded, lengths: Sequence[int], recipe: Recipe, encoder: RowEncoder
+    ledger: RowDecisions, loaded: LoadedRows, lengths: Sequence[int], recipe: Recipe, encoder: RowEncoder
 ) -> _Dropped:
     read = loaded.count
     dropped, quarantined = ledger.counts("drop"), ledger.counts("quarantine")
     rows = sum(dropped.values()) + sum(quarantined.values())
-    reasons = left_out_by(ledger)
+    reasons = drop_reasons(ledger)
     advice = keep_advice({**dropped, **quarantined}, lengths, recipe, encoder)
     return _Dropped(rows, rows / read, f"{rows} of {read} rows would be left out: {reasons}", advice)
 
@@ -164,14 +164,14 @@ def _check_vocabulary(encoder: RowEncoder, weights: Any) -> list[TunesmithError]
     return [ModelError(problem, where=weights.name, next="Choose a base.model that comes with its own tokenizer")]
 
 
-def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: RowEncoder) -> tuple[list[Shown], str]:
+def _examples(rows: Iterable[Conversation], ledger: RowDecisions, encoder: RowEncoder) -> tuple[list[ShownRow], str]:
     """Returns the longest row that is kept, one with several answers, one with reasoning, and the stop token."""
     from tunesmith.prompt.tokens import encode_expanded, loss_pieces
 
     template, loss_on, limit = encoder.template, encoder.recipe.prompt.learn, encoder.recipe.prompt.max_tokens
     row_of_title: dict[str, Conversation] = {}
     for row in rows:
-        if ledger.fate(row.id) not in ("keep", "repair") or row.id in encoder.faulty:
+        if ledger.decision(row.id) not in ("keep", "repair") or row.id in encoder.faulty:
             continue
         length = encoder.length(row)
         longest = row_of_title.get(LONGEST)
@@ -181,7 +181,7 @@ def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: RowEncoder)
             row_of_title.setdefault("a row with several answers", row)
         if any(turn.reasoning for turn in row.turns):
             row_of_title.setdefault("a row with reasoning", row)
-    examples: list[Shown] = []
+    examples: list[ShownRow] = []
     stop = ""
     for title, row in row_of_title.items():
         if any(example.where == str(row.origin) for example in examples):
@@ -190,20 +190,20 @@ def _examples(rows: Iterable[Conversation], ledger: Ledger, encoder: RowEncoder)
         for number, (_, encoded) in enumerate(parts, start=1):
             stop = str(template.tokenizer.convert_ids_to_tokens(encoded.stop))
             name = f"{title}, answer {number} of {len(parts)}" if len(parts) > 1 else title
-            examples.append(Shown(name, str(row.origin), loss_pieces(encoded, template)))
+            examples.append(ShownRow(name, str(row.origin), loss_pieces(encoded, template)))
     return examples, stop
 
 
 def _detected_format(recipe: Recipe) -> str:
     """Returns the format that `auto` detects in the first row, and why."""
-    format = recognise(next(values(recipe.data.source, recipe.folder, recipe.data.encoding)))
+    format = detect_row_format(next(row_values(recipe.data.source, recipe.folder, recipe.data.encoding)))
     return f"{format.name}, because {format.why}"
 
 
 def _collect(function: Callable[[], Any], error_list: list[TunesmithError]) -> Any:
     try:
         return function()
-    except Several as error:
+    except MultipleErrors as error:
         error_list.extend(error.errors)
     except TunesmithError as error:
         error_list.append(error)

@@ -18,10 +18,10 @@ import yaml
 
 from tunesmith.commands.evaluate import evaluate
 from tunesmith.commands.prepare import prepare
-from tunesmith.commands.read_rows import loading
+from tunesmith.commands.read_rows import row_loader
 from tunesmith.commands.shared import (
     DATE,
-    PARTS,
+    SPLIT_PARTS,
     TEMPLATE,
     Reporter,
     evaluation_rows,
@@ -32,17 +32,17 @@ from tunesmith.commands.shared import (
     silent,
 )
 from tunesmith.commands.train import train
-from tunesmith.config.recipe import Judge, Named, Recipe
-from tunesmith.data.conversation import Conversation, normalise, read_rows, to_plain
-from tunesmith.data.finding import prompt_key, spoken
+from tunesmith.config.recipe import Judge, NamedSetting, Recipe
+from tunesmith.data.conversation import Conversation, conversation_to_dict, normalize, read_rows
+from tunesmith.data.finding import dialog_text, prompt_key
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.reporting.curve_page import RAW, Point, curve_lines, curve_page, curve_values
-from tunesmith.runs.run import Run, hash_plain
+from tunesmith.runs.run import Run, hash_json
 
 SHARES = (25, 50, 100)
 MIN_ROWS = 8  # of a share: one step of the default batch
 GOLDEN = 0.6180339887498949  # fractional parts of its multiples fill 0 to 1 evenly (Knuth, volume 3, section 6.4)
-FILES = [*(f"data/{part}.jsonl" for part in PARTS), "audit.json"]
+FILES = [*(f"data/{part}.jsonl" for part in SPLIT_PARTS), "audit.json"]
 DROP_REASONS = (
     "unreadable",
     "bad_answer",
@@ -132,7 +132,7 @@ def _write(
     plain = {"name": recipe.name, **curve_values(points, groups, seed=recipe.seed, raw=counts)}
     run.write_json("curve.json", plain)
     run.write("curve.html", curve_page(recipe.name, plain, command=command))
-    run.seal("curve", inputs, ["curve.json", "curve.html"])
+    run.write_fingerprints("curve", inputs, ["curve.json", "curve.html"])
 
 
 def nested_shares(rows: Sequence[Conversation], shares: Sequence[int], seed: int) -> dict[int, list[Conversation]]:
@@ -200,7 +200,7 @@ def _train_share(work: _Curve, share: int, rows: Sequence[Conversation], log: Re
     """Prepares, trains and evaluates a share of the rows in its own folder."""
     part = Run(work.run / f"curve/{share}")
     with part.lock():
-        inputs = {**_whole_inputs(work.run), "rows drawn": hash_plain([row.id for row in rows])}
+        inputs = {**_whole_inputs(work.run), "rows drawn": hash_json([row.id for row in rows])}
         if not is_up_to_date(part, "prepare", inputs, log):
             _write_point(work, part, rows, inputs, {})
             log(f"prepare: {len(rows):,} training rows")
@@ -210,7 +210,7 @@ def _train_share(work: _Curve, share: int, rows: Sequence[Conversation], log: Re
 
 def _whole_inputs(run: Run) -> dict[str, str]:
     """Returns the inputs of the whole run's rows, and their fingerprint."""
-    return {**(run.read_seal("prepare") or {})["made_from"], "the whole run's rows": run.fingerprint("prepare")}
+    return {**(run.read_fingerprints("prepare") or {})["made_from"], "the whole run's rows": run.fingerprint("prepare")}
 
 
 def _write_point(
@@ -223,11 +223,11 @@ def _write_point(
     with_template = [name for name in (DATE, TEMPLATE) if (work.run / name).is_file()]
     for name in with_template:
         part.write(name, (work.run / name).read_bytes())
-    parts = {name: read_rows(work.run / f"data/{name}.jsonl") for name in PARTS} | {"train": list(rows)}
+    parts = {name: read_rows(work.run / f"data/{name}.jsonl") for name in SPLIT_PARTS} | {"train": list(rows)}
     for name, members in parts.items():
         with part.lines(f"data/{name}.jsonl") as write:
             for row in members:
-                write(to_plain(row))
+                write(conversation_to_dict(row))
     whole = {key: value for key, value in work.run.read_json("audit.json").items() if key not in ("profile", "checks")}
     account = {
         **whole,
@@ -241,7 +241,7 @@ def _write_point(
     part.write_json("audit.json", {**account, "not_drawn": usable - sum(account["parts"].values())})
     plain = recipe.dump() | {"name": f"{recipe.name}-{part.path.name}"}
     part.write("recipe.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-    part.seal("prepare", inputs, [*FILES, *with_template], seconds=round(time.time() - start, 1))
+    part.write_fingerprints("prepare", inputs, [*FILES, *with_template], seconds=round(time.time() - start, 1))
 
 
 def _train_and_evaluate(work: _Curve, part: Run, log: Reporter) -> None:
@@ -262,7 +262,7 @@ def _copy_base_replies(run: Run, part: Run) -> None:
     from tunesmith.evaluation.comparison import read_row_replies
     from tunesmith.evaluation.reply_log import ReplyLog
 
-    whole = (run.read_seal("evaluate") or {})["made_from"]
+    whole = (run.read_fingerprints("evaluate") or {})["made_from"]
     inputs = whole | {"adapter": part.fingerprint("train"), "data": part.fingerprint("prepare")}
     if part.changed("evaluate", inputs) == []:
         return
@@ -276,7 +276,7 @@ def _copy_base_replies(run: Run, part: Run) -> None:
 
 
 def _point(part: Run, folder: str, share: int | None) -> Point:
-    summary = (part.read_seal("train") or {})["summary"]
+    summary = (part.read_fingerprints("train") or {})["summary"]
     return Point(
         share=share,
         run=folder,
@@ -316,20 +316,20 @@ def _raw_rows(work: _Curve) -> tuple[list[Conversation], dict[str, int], dict[st
     stays replaced. Raises DataError if no rows remain.
     """
     recipe, counts = work.recipe, Counter[str]()
-    broken = [] if any(check.name == "broken" for check in recipe.data.checks) else [Named("broken", {})]
+    broken = [] if any(check.name == "broken" for check in recipe.data.checks) else [NamedSetting("broken", {})]
     data = recipe.data.model_copy(update={"repair": False, "checks": [*recipe.data.checks, *broken]})
-    held_out = [row for name in PARTS[1:] for row in read_rows(work.run / f"data/{name}.jsonl")]
-    unseen = {normalise(row.group) for row in read_rows(work.run / "data/unseen.jsonl")} - {""}
+    held_out = [row for name in SPLIT_PARTS[1:] for row in read_rows(work.run / f"data/{name}.jsonl")]
+    unseen = {normalize(row.group) for row in read_rows(work.run / "data/unseen.jsonl")} - {""}
     places = {row.origin for row in held_out}
-    with loading(data, recipe.folder, recipe.prompt.system) as read_all:
+    with row_loader(data, recipe.folder, recipe.prompt.system) as read_all:
         loaded = read_all()
         all_rows = list(loaded.rows)
-    replaced = {"rows": loaded.repairs.rows, "stand_ins": loaded.repairs.stand_ins, "kinds": {}, "examples": []}
+    replaced = {"rows": loaded.repairs.rows, "stand_ins": loaded.repairs.pseudonym_count, "kinds": {}, "examples": []}
     counts["unreadable"], counts["bad_answer"] = len(loaded.broken), len(loaded.left_out)
     read = loaded.count
     rows = [row for row in all_rows if row.origin not in places]
     counts["held_out"] = len(all_rows) - len(rows)
-    same_groups = [row for row in rows if normalise(row.group) not in unseen]
+    same_groups = [row for row in rows if normalize(row.group) not in unseen]
     counts["unseen_group"] = len(rows) - len(same_groups)
     unlike = _without_leaks(
         same_groups, [*held_out, *(row for row in all_rows if row.origin in places)], recipe.data.split.together
@@ -359,7 +359,9 @@ def _without_leaks(
     if together is None or not held_out:
         return rows_left
     pairs = leaks(
-        [spoken(row.prompt) for row in rows_left], [spoken(row.prompt) for row in held_out], threshold=together
+        [dialog_text(row.prompt) for row in rows_left],
+        [dialog_text(row.prompt) for row in held_out],
+        threshold=together,
     )
     near = {pair.first for pair in pairs}
     return [row for place, row in enumerate(rows_left) if place not in near]

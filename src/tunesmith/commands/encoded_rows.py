@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context
-from tunesmith.data.load import Loaded
+from tunesmith.data.finding import CheckContext
+from tunesmith.data.load import LoadedRows
 from tunesmith.errors import DataError, ModelError, TunesmithError
 from tunesmith.evaluation.comparison import plural
 
@@ -70,9 +70,9 @@ class RowEncoder:
         return 0
 
 
-def check_context(encoder: RowEncoder, loaded: Loaded, recipe: Recipe) -> Context:
+def check_context(encoder: RowEncoder, loaded: LoadedRows, recipe: Recipe) -> CheckContext:
     """Returns what the checks need to know about the loaded rows."""
-    return Context(
+    return CheckContext(
         encoder.length,
         recipe.prompt.max_tokens,
         {},

@@ -20,9 +20,9 @@ from tunesmith.commands.shared import (
 )
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Conversation
-from tunesmith.runs.run import Run, hash_file, hash_plain
+from tunesmith.runs.run import Run, hash_file, hash_json
 
-COUNTED = {"wins": "for tuned", "ties": "ties", "losses": "for base", "missing": "missing"}
+JUDGE_LABELS = {"wins": "for tuned", "ties": "ties", "losses": "for base", "missing": "missing"}
 
 
 def evaluate(
@@ -46,10 +46,10 @@ def _evaluation_inputs(recipe: Recipe, run: Run) -> dict[str, str]:
     return {
         "adapter": run.fingerprint("train"),
         "data": run.fingerprint("prepare"),
-        "evaluate": hash_plain(recipe.evaluate.model_dump(mode="json", exclude={"probes", "judge"})),
+        "evaluate": hash_json(recipe.evaluate.model_dump(mode="json", exclude={"probes", "judge"})),
         "probes": hash_file(probes) if probes and probes.is_file() else "",
         "seed": str(recipe.seed),
-        "stop": hash_plain(recipe.prompt.stop),
+        "stop": hash_json(recipe.prompt.stop),
     }
 
 
@@ -89,8 +89,8 @@ def _evaluate(
     run.write_json("scores.json", scores)
     names = [*answers_of, *(f"{name}-disturbed" for name, answers in perturbed_answers.items() if answers)]
     files = ["scores.json", *(f"replies/{name}.jsonl" for name in names)]
-    run.keep_recipe()
-    run.seal("evaluate", inputs, files, seconds=round(time.time() - start, 1))
+    run.write_recipe()
+    run.write_fingerprints("evaluate", inputs, files, seconds=round(time.time() - start, 1))
     for part in (run / "replies").glob("*.part"):
         part.unlink()
     log(f"evaluate: {scores['verdict']}")
@@ -138,7 +138,7 @@ def _judge(recipe: Recipe, run: Run, log: Reporter) -> None:
     from tunesmith.generation.from_server import ServerModel
 
     settings = recipe.evaluate.judge
-    inputs = {"scores": run.fingerprint("evaluate"), "judge": hash_plain(settings.model_dump(mode="json"))}
+    inputs = {"scores": run.fingerprint("evaluate"), "judge": hash_json(settings.model_dump(mode="json"))}
     if is_up_to_date(run, "judge", inputs, log):
         return
     parts = evaluation_rows(recipe, run)
@@ -152,6 +152,6 @@ def _judge(recipe: Recipe, run: Run, log: Reporter) -> None:
         judged = judge.judge(pairs, log).describe()
     run.write_json("judge.json", judged)
     if not judged["missing"]:  # missing judgements are requested again next time
-        run.seal("judge", inputs, ["judge.json"])
-    counts = ", ".join(f"{judged[key]} {label}" for key, label in COUNTED.items())
+        run.write_fingerprints("judge", inputs, ["judge.json"])
+    counts = ", ".join(f"{judged[key]} {label}" for key, label in JUDGE_LABELS.items())
     log(f"judge: {counts}")

@@ -24,7 +24,7 @@ from tunesmith.commands.shared import (
     silent,
     train_index,
 )
-from tunesmith.config.recipe import Named, Recipe
+from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.config.registry import check_options, nearest
 from tunesmith.data.conversation import Conversation, read_rows
 from tunesmith.errors import (
@@ -34,12 +34,12 @@ from tunesmith.errors import (
     RecipeError,
     RunError,
     TunesmithError,
-    Unverified,
+    VerificationFailed,
     raise_all,
 )
 from tunesmith.exporting.staging import MARK, Staged, files_in
 from tunesmith.models.weights import Weights
-from tunesmith.runs.run import Run, hash_bytes, hash_path, hash_plain, how_to_make
+from tunesmith.runs.run import Run, command_for_product, hash_bytes, hash_json, hash_path
 
 FOLDER = "export"
 CONTEXT_STEP = 256  # tokens; context lengths are multiples of it
@@ -109,11 +109,11 @@ def export(
             failures[target.name] = error
             if len(targets) > 1:
                 log(f"export: {target.name} was not written: {error}")
-        entry_of = {entry["name"]: entry for entry in [*exported_files.entries(run), *entries]}
+        entry_of = {entry["name"]: entry for entry in [*exported_files.export_entries(run), *entries]}
         if entry_of:
             run.write_json("export.json", {"onto": recipe.export.onto, "files": list(entry_of.values())})
     for entry in entries:
-        log(f"export: {told(entry)}")
+        log(f"export: {describe_entry(entry)}")
     _raise_failures(run, entries, failures)
     return run / "export.json"
 
@@ -123,7 +123,7 @@ def _raise_failures(run: Run, entries: Sequence[dict[str, Any]], failures: Mappi
     errors = dict(failures)
     if faulty:
         problems = "; ".join(f"{entry['name']}: {entry['problems'][0]}" for entry in faulty)
-        errors["export"] = Unverified(
+        errors["export"] = VerificationFailed(
             f"not every file passed verification. {problems}",
             where=str(run / "export.json"),
             next="The files are kept and marked. Export another type, or lower export.keep and export.agree",
@@ -134,7 +134,7 @@ def _raise_failures(run: Run, entries: Sequence[dict[str, Any]], failures: Mappi
         raise ExportFailed(errors)
 
 
-def told(entry: dict[str, Any]) -> str:
+def describe_entry(entry: dict[str, Any]) -> str:
     """Describes an entry of export.json in one line."""
     words = [f"{entry['name']}, {entry['bytes'] / 1e6:,.0f} MB, {entry['path']}"]
     share = entry.get("share") or {}
@@ -145,7 +145,7 @@ def told(entry: dict[str, Any]) -> str:
     return f"{'verified' if not entry['problems'] else 'NOT VERIFIED'}: {'; '.join(words)}"
 
 
-def _selected_targets(recipe: Recipe, only: Sequence[str]) -> list[Named]:
+def _selected_targets(recipe: Recipe, only: Sequence[str]) -> list[NamedSetting]:
     names = [target.name for target in recipe.export.files]
     for name in only:
         if name not in names:
@@ -177,7 +177,7 @@ class Exporter:
         )  # fmt: skip
         return replace(job, card=self._card, say=lambda text: self.log(f"export: {text}"))
 
-    def export_target(self, setting: Named, failures: Mapping[str, TunesmithError]) -> list[dict[str, Any]]:
+    def export_target(self, setting: NamedSetting, failures: Mapping[str, TunesmithError]) -> list[dict[str, Any]]:
         """Writes one target's files and verifies each; `failures` are the errors of earlier targets."""
         target = _target(setting.name)
         needed = target.needs(**setting.options) if hasattr(target, "needs") else ""
@@ -190,7 +190,7 @@ class Exporter:
         files = self._files(setting, target)
         return [self._entry(setting, target, file, self._verify(setting, target, self.job, file)) for file in files]
 
-    def _write(self, setting: Named, target: Any, inputs: dict[str, str]) -> list[dict[str, Any]]:
+    def _write(self, setting: NamedSetting, target: Any, inputs: dict[str, str]) -> list[dict[str, Any]]:
         """Writes the files that are missing or outdated, verifies them, and moves them to the export folder."""
         start = time.time()
         raise_all(_target_errors(setting, _request(self.recipe, self.job, self.recipe.export.files.index(setting))))
@@ -203,16 +203,16 @@ class Exporter:
         if aside := staging.swap(self._old_folder):
             self.log(f"export: the replaced files of {setting.name} are in {aside}")
         files = self._files(setting, target)
-        staging.seal([file.path for file in files], seconds=round(time.time() - start, 1))
+        staging.write_fingerprints([file.path for file in files], seconds=round(time.time() - start, 1))
         return [self._entry(setting, target, file, verified[file.name]) for file in files]
 
-    def _files(self, setting: Named, target: Any) -> list[Any]:
+    def _files(self, setting: NamedSetting, target: Any) -> list[Any]:
         """Returns the target's files, all of which exist."""
         folder = self.job.folder / setting.name
         standing = frozenset(file.relative_to(folder).as_posix() for file in files_in(folder))
         return list(target.write(replace(self.job, standing=standing), **setting.options))
 
-    def _inputs(self, setting: Named, target: Any) -> dict[str, str]:
+    def _inputs(self, setting: NamedSetting, target: Any) -> dict[str, str]:
         """Returns the inputs of the target's files; options that only select files are separate inputs."""
         from tunesmith.exporting.merge import shipped_template
 
@@ -222,12 +222,12 @@ class Exporter:
             "adapter": self.run.fingerprint("train"),
             "base": job.weights.fingerprint,
             "template": hash_bytes(shipped_template(job).encode()),
-            "settings": hash_plain([options, job.name, job.onto, job.stop, job.limit, job.context, job.system]),
-            **{key: hash_plain(setting.options.get(key)) for key in select},
+            "settings": hash_json([options, job.name, job.onto, job.stop, job.limit, job.context, job.system]),
+            **{key: hash_json(setting.options.get(key)) for key in select},
         }
         if hasattr(target, "check"):  # built from the model card and other targets' files
-            sources = [(self.run.read_seal(f"export-{name}") or {}).get("files") for name in ("gguf", "merged")]
-            inputs["files"] = hash_plain(sources)
+            sources = [(self.run.read_fingerprints(f"export-{name}") or {}).get("files") for name in ("gguf", "merged")]
+            inputs["files"] = hash_json(sources)
             inputs["card"] = hash_bytes(self._card().encode()) if setting.name != "ollama" else ""
         return inputs
 
@@ -236,12 +236,12 @@ class Exporter:
         """The folder for files that this export replaces."""
         return self.run / f"old/{time.strftime('%Y%m%d-%H%M%S')}"
 
-    def _verify(self, setting: Named, target: Any, job: Any, file: Any) -> _Verification:
+    def _verify(self, setting: NamedSetting, target: Any, job: Any, file: Any) -> _Verification:
         """Returns a file's verification: an earlier one of the same bytes, or a new one."""
         inputs = {
             "file": hash_path(file.path),
             "scores": self.run.fingerprint("evaluate"),
-            "wish": hash_plain(
+            "wish": hash_json(
                 [
                     self.recipe.export.model_dump(mode="json", exclude={"files"}),
                     self.recipe.evaluate.model_dump(mode="json"),
@@ -254,7 +254,7 @@ class Exporter:
         proof, replies = self._run_verification(setting, target, job, file, inputs)
         return _Verification(inputs, proof, replies)
 
-    def _entry(self, setting: Named, target: Any, file: Any, verification: _Verification) -> dict[str, Any]:
+    def _entry(self, setting: NamedSetting, target: Any, file: Any, verification: _Verification) -> dict[str, Any]:
         """Returns the entry of export.json for a file; marks a file that did not pass."""
         entry = {
             "name": file.name,
@@ -274,11 +274,11 @@ class Exporter:
         (self.run / f"replies/export-{file.name}.part").unlink(missing_ok=True)
         self._mark(file.path, entry["problems"])
         self.run.write_json(_verification_file(file.name), entry)
-        self.run.seal(f"verify-{file.name}", verification.made_from, [_verification_file(file.name)])
+        self.run.write_fingerprints(f"verify-{file.name}", verification.made_from, [_verification_file(file.name)])
         return entry
 
     def _run_verification(
-        self, setting: Named, target: Any, job: Any, file: Any, inputs: dict[str, str]
+        self, setting: NamedSetting, target: Any, job: Any, file: Any, inputs: dict[str, str]
     ) -> tuple[dict[str, Any], Sequence[str]]:
         """Verifies a file; returns the measurements as JSON values, and its replies as lines of JSON."""
         from tunesmith.exporting.acceptance import MissingReply
@@ -301,7 +301,7 @@ class Exporter:
                     tell=lambda label, count, total: self.on_progress(f"{file.name}, {label}", count, total),
                 )  # fmt: skip
         except MissingReply as error:
-            raise RunError(error.what, where=error.where, next=how_to_make("evaluate", run.path)) from error
+            raise RunError(error.what, where=error.where, next=command_for_product("evaluate", run.path)) from error
         except ModelError as error:  # the file cannot be run
             return {"problems": [str(error)], "verified": False}, ()
         lines = [json.dumps(item.describe(), ensure_ascii=False) for item in verified.replies.answered]
@@ -414,7 +414,7 @@ def _request(recipe: Recipe, job: Any, index: int) -> Any:
     return Request(recipe, job, before, frozenset([*gguf_types, *existing]))
 
 
-def _target_errors(setting: Named, request: Any) -> list[TunesmithError]:
+def _target_errors(setting: NamedSetting, request: Any) -> list[TunesmithError]:
     """Returns why a target cannot be exported: errors of its options, or else of its own validation."""
     target, where = _target(setting.name), f"export.files: {setting.name}"
     errors: list[TunesmithError] = [*check_options(target.write, setting.options, where=lambda name: f"{where}.{name}")]

@@ -11,7 +11,7 @@ from tunesmith.runs.run import Run
 BEST = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")  # the closest to the adapter first; other types follow, larger files first
 
 
-def entries(run: Run) -> list[dict[str, Any]]:
+def export_entries(run: Run) -> list[dict[str, Any]]:
     """Returns the entries of export.json whose files exist."""
     try:
         files = json.loads((run / "export.json").read_text(encoding="utf-8"))["files"]
@@ -32,7 +32,7 @@ def verified_ggufs(run: Run) -> list[dict[str, Any]]:
 
 def is_of_current_adapter(run: Run) -> bool:
     """Returns whether the GGUF files were exported from the current adapter."""
-    record = run.read_seal("export-gguf") or {"made_from": {}}
+    record = run.read_fingerprints("export-gguf") or {"made_from": {}}
     return bool(record["made_from"].get("adapter") == run.fingerprint("train"))
 
 

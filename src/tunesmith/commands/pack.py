@@ -17,7 +17,7 @@ from tunesmith.commands.archive_text import INPUTS, SOURCES, describe_base, desc
 from tunesmith.commands.runs import list_runs
 from tunesmith.commands.shared import TEMPLATE, Reporter, packed_without_sources, silent, template_file
 from tunesmith.config.recipe import Recipe, read_recipe
-from tunesmith.data.folders import tables
+from tunesmith.data.folders import select_tables
 from tunesmith.data.sources import locate
 from tunesmith.errors import DataError, RecipeError, RunError, TunesmithError
 from tunesmith.hardware import versions
@@ -85,7 +85,7 @@ def _without_sources(recipe: Recipe, run: Run, without: Sequence[str], log: Repo
     has_pseudonyms = bool(recipe.data.pseudonyms)
     if not (has_pseudonyms or SOURCES in without or packed_without_sources(recipe, run)):
         return False
-    if run.read_seal("prepare") is None:
+    if run.read_fingerprints("prepare") is None:
         why = "they contain what data.pseudonyms replaces" if has_pseudonyms else "--without sources"
         raise RunError(
             f"the files of data.source are not packed ({why}), but the rows are not prepared yet",
@@ -107,7 +107,7 @@ def _check_excluded(run: Run, roots: Sequence[str], excluded: Sequence[str]) -> 
             if root != "." and _is_inside(entry, root):  # an inner run is excluded as a whole
                 continue
             inner = Run(run / root)
-            trained = inner.read_seal("train") is not None
+            trained = inner.read_fingerprints("train") is not None
             needed = {f: "a finished product" for record in _seals(inner) for f in record["files"]}
             needed |= ALWAYS if trained else ALWAYS | {"checkpoints": "required to resume the training"}
             for name, reason in needed.items():
@@ -125,7 +125,7 @@ def _is_inside(folder: str, name: str) -> bool:
 
 def _seals(run: Run) -> Iterator[dict[str, Any]]:
     for path in sorted((run / ".seals").glob("*.json")):
-        if record := run.read_seal(path.stem):
+        if record := run.read_fingerprints(path.stem):
             yield record
 
 
@@ -200,7 +200,7 @@ class _Inputs:
         if self.bare and packed_without_sources(recipe, self.run):
             return [self._name(Path(source))]
         try:
-            files, _ = tables(source, recipe.folder)
+            files, _ = select_tables(source, recipe.folder)
         except DataError as error:
             if self.bare:
                 return [self._name(Path(source))]
@@ -226,7 +226,7 @@ class _Inputs:
         files = locate(str(path), recipe.folder)
         base = path if path.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
         for file in files:
-            inner = "/".join(archive.safe(part) for part in file.relative_to(base).parts)
+            inner = "/".join(archive.safe_name(part) for part in file.relative_to(base).parts)
             self.names[file] = f"{INPUTS}/probes/{inner}"
             self.taken.add(file)
         return f"{INPUTS}/probes"
@@ -241,7 +241,7 @@ class _Inputs:
         """Returns inputs/NAME, or inputs/2/NAME if that is taken. The order of the recipe makes it deterministic."""
         if path not in self.names:
             name, number, used = (
-                archive.safe(path.name),
+                archive.safe_name(path.name),
                 1,
                 {taken_name.casefold() for taken_name in self.names.values()},
             )
@@ -255,7 +255,7 @@ def _describe(run: Run, recipe: Recipe, left_out: Sequence[str]) -> dict[str, An
     """Returns the manifest's description of the run."""
     home = run.path.resolve()
     row = next((row for row in list_runs(home.parent) if row.name == home.name), None)
-    records = {path.stem: run.read_seal(path.stem) or {} for path in sorted((run / ".seals").glob("*.json"))}
+    records = {path.stem: run.read_fingerprints(path.stem) or {} for path in sorted((run / ".seals").glob("*.json"))}
     trained, prepared = records.get("train", {}), records.get("prepare", {})
     fingerprint = trained.get("weights") or prepared.get("made_from", {}).get("tokenizer")
     stopped = row is not None and row.steps is not None and not trained
@@ -300,7 +300,7 @@ def _check_existing(target: Path, name: str) -> str:
     if not target.exists():
         return ""
     try:
-        with archive.reading(target) as old:
+        with archive.open_archive(target) as old:
             other_name = old.manifest.get("name")
     except TunesmithError:
         other_name = None

@@ -17,10 +17,10 @@ from tunesmith.commands.encoded_rows import (
     reasoning_hints,
     special_token_errors,
 )
-from tunesmith.commands.read_rows import cpu_count, loading, repair_writer, say_sources
+from tunesmith.commands.read_rows import cpu_count, log_sources, repair_writer, row_loader
 from tunesmith.commands.shared import (
     DATE,
-    PARTS,
+    SPLIT_PARTS,
     TEMPLATE,
     Reporter,
     hash_data_settings,
@@ -34,13 +34,13 @@ from tunesmith.commands.shared import (
     template_file,
 )
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.conversation import to_plain
-from tunesmith.data.finding import to_plain as finding_to_plain
+from tunesmith.data.conversation import conversation_to_dict
+from tunesmith.data.finding import finding_to_dict as finding_to_plain
 from tunesmith.data.open_sources import open_sources
 from tunesmith.data.prepare import NoRowsLeft, Prepared
 from tunesmith.data.prepare import prepare as prepare_rows
-from tunesmith.errors import DataError, Several
-from tunesmith.runs.run import Run, hash_plain
+from tunesmith.errors import DataError, MultipleErrors
+from tunesmith.runs.run import Run, hash_json
 
 if TYPE_CHECKING:
     pass
@@ -72,9 +72,9 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
     with contextlib.ExitStack() as stack:
         changes = stack.enter_context(run.lines("data/repairs.jsonl"))
         loaded = stack.enter_context(
-            loading(recipe.data, recipe.folder, recipe.prompt.system, repair_writer(changes))
+            row_loader(recipe.data, recipe.folder, recipe.prompt.system, repair_writer(changes))
         )()
-        say_sources(loaded, log)
+        log_sources(loaded, log)
         write_finding = stack.enter_context(run.lines("findings.jsonl"))
         try:
             prepared = prepare_rows(
@@ -87,22 +87,22 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
             )
         except NoRowsLeft as error:
             raise _no_rows_error(error, recipe, run, encoder) from error
-        if errors := special_token_errors(encoder, (row.id for part in PARTS for row in prepared.parts[part])):
-            raise Several(errors)
-        for part in PARTS:
+        if errors := special_token_errors(encoder, (row.id for part in SPLIT_PARTS for row in prepared.parts[part])):
+            raise MultipleErrors(errors)
+        for part in SPLIT_PARTS:
             _write(run, part, prepared, encoder)
         run.write_json(DATE, {"date": today.isoformat()})
         if template_bytes is not None:
             run.write(TEMPLATE, template_bytes)
         with run.lines("data/quarantine.jsonl") as write:
             for row in prepared.quarantined:
-                write(to_plain(row))
+                write(conversation_to_dict(row))
         example = encode_expanded(prepared.parts["train"][0], template, recipe.prompt.learn, recipe.prompt.expand)[-1][
             1
         ]
     trained_ids = (row.id for part in EXPANDED for row in prepared.parts[part])
     expanded_counts = {name: encoder.expanded[name] for name in trained_ids if name in encoder.expanded}
-    reasoned = count_reasoning(row for part in PARTS for row in prepared.parts[part])
+    reasoned = count_reasoning(row for part in SPLIT_PARTS for row in prepared.parts[part])
     account = {
         **prepared.audit,
         "expanded": {"conversations": len(expanded_counts), "rows": sum(expanded_counts.values())},
@@ -111,12 +111,12 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
     run.write_json("audit.json", account)
     stop = str(template.tokenizer.convert_ids_to_tokens(example.stop))
     _write_page(recipe, run, account, example=loss_pieces(example, template), stop=stop, template=template.source)
-    files = [*(f"data/{part}.jsonl" for part in PARTS), DATE, *([TEMPLATE] if file else []), "audit.json"]
-    run.keep_recipe()
-    run.seal("prepare", inputs, files, seconds=round(time.time() - start, 1))
+    files = [*(f"data/{part}.jsonl" for part in SPLIT_PARTS), DATE, *([TEMPLATE] if file else []), "audit.json"]
+    run.write_recipe()
+    run.write_fingerprints("prepare", inputs, files, seconds=round(time.time() - start, 1))
     if file is None:
         (run / TEMPLATE).unlink(missing_ok=True)
-    counts = ", ".join(f"{len(prepared.parts[part])} {part}" for part in PARTS if len(prepared.parts[part]))
+    counts = ", ".join(f"{len(prepared.parts[part])} {part}" for part in SPLIT_PARTS if len(prepared.parts[part]))
     dropped, quarantine_count = sum(account["dropped"].values()), len(prepared.quarantined)
     log(f"prepare: {account['read']} rows read, {dropped} dropped, {quarantine_count} quarantined: {counts}")
     if expanded_counts:
@@ -143,7 +143,7 @@ def _write(run: Run, part: str, prepared: Prepared, encoder: RowEncoder) -> None
     with run.lines(f"data/{part}.jsonl") as write:
         for row in prepared.parts[part]:
             for answer in split_answers(row) if part in EXPANDED and row.id in encoder.expanded else (row,):
-                write(to_plain(answer))
+                write(conversation_to_dict(answer))
 
 
 def _write_page(recipe: Recipe, run: Run, account: dict[str, Any], **example: Any) -> None:
@@ -179,9 +179,9 @@ def _describe_leaks(leaks: dict[str, Any]) -> str:
 
 def _rows_hash(recipe: Recipe, run: Run, log: Reporter) -> str:
     """Returns a hash of the sources; if the run was packed without them, the hash from when it was prepared."""
-    record = run.read_seal("prepare")
+    record = run.read_fingerprints("prepare")
     if record and packed_without_sources(recipe, run):
         log("prepare: the files of data.source were not packed with the run; its rows stay as they were prepared")
         return str(record["made_from"].get("rows"))
     sources = open_sources(recipe.data.source, recipe.folder, recipe.data.encoding)
-    return hash_plain([source.fingerprint() for source in sources])
+    return hash_json([source.fingerprint() for source in sources])

@@ -10,7 +10,7 @@ from tunesmith.commands.shared import Reporter, silent
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import (
     RunError,
-    Unverified,
+    VerificationFailed,
 )
 from tunesmith.runs.run import Run
 
@@ -23,7 +23,7 @@ def push(recipe: Recipe, run: Run, log: Reporter = silent, *, dry_run: bool = Fa
     from tunesmith.exporting.targets import hub
 
     setting = next((setting for setting in recipe.export.files if setting.name == "hub"), None)
-    entry = next((entry for entry in exported_files.entries(run) if entry["target"] == "hub"), None)
+    entry = next((entry for entry in exported_files.export_entries(run) if entry["target"] == "hub"), None)
     if setting is None or entry is None:
         command = f"tunesmith export {shlex.quote(str(run.path))}"
         raise RunError(
@@ -31,7 +31,7 @@ def push(recipe: Recipe, run: Run, log: Reporter = silent, *, dry_run: bool = Fa
             next=f"Add {{hub: {{repo: owner/name}}}} to export.files, then run: {command}",
         )  # fmt: skip
     if entry["problems"]:
-        raise Unverified(f"the folder for the Hub did not pass: {entry['problems'][0]}", where=entry["path"])
+        raise VerificationFailed(f"the folder for the Hub did not pass: {entry['problems'][0]}", where=entry["path"])
     exporter = Exporter(recipe, run, log, lambda label, count, total: None)
     (file,) = hub.write(exporter.job, **setting.options)
     private = file.notes["private"] == "yes"

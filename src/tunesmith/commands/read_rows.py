@@ -12,27 +12,27 @@ from typing import Any
 from tunesmith.commands.shared import Reporter
 from tunesmith.config.recipe import Data
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.load import Loaded, Sink, load, remarks
+from tunesmith.data.load import LoadedRows, Sink, load_rows, summarize_notes
 from tunesmith.data.open_sources import open_sources
-from tunesmith.data.privacy import Pseudonyms, check_kinds
-from tunesmith.data.repair_rows import Mend
-from tunesmith.data.repair_rows import to_plain as changes_to_plain
+from tunesmith.data.privacy import PseudonymMap, check_kinds
+from tunesmith.data.repair_rows import RowRepair
+from tunesmith.data.repair_rows import changes_to_dicts as changes_to_plain
 from tunesmith.data.rows import Row
 
 
 @contextlib.contextmanager
-def loading(
+def row_loader(
     data: Data, base: Path, system: str | None, on_repair: Sink | None = None
-) -> Iterator[Callable[[], Loaded]]:
+) -> Iterator[Callable[[], LoadedRows]]:
     """Yields a function that reads the rows into a table on disk, which exists until the block ends."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
-        pseudonym_map, mend = mending(data, base)
+        pseudonym_map, mend = repair_settings(data, base)
 
-        def read_them() -> Loaded:
+        def read_them() -> LoadedRows:
             sources = open_sources(data.source, base, data.encoding)
             drop = any(check.name == "broken" for check in data.checks)
             table = Path(folder) / "rows.arrow"
-            loaded = load(
+            loaded = load_rows(
                 sources,
                 data.format,
                 system,
@@ -51,19 +51,19 @@ def loading(
         yield read_them
 
 
-def mending(data: Data, base: Path) -> tuple[Pseudonyms | None, Mend]:
+def repair_settings(data: Data, base: Path) -> tuple[PseudonymMap | None, RowRepair]:
     """Returns the pseudonym map of `data.pseudonyms`, if set, and the repairs that `data` asks for."""
-    pseudonym_map: Pseudonyms | None = None
+    pseudonym_map: PseudonymMap | None = None
     if data.pseudonyms:
         path = base / Path(data.pseudonyms).expanduser()
-        pseudonym_map = Pseudonyms.load(path) if path.exists() else Pseudonyms()
+        pseudonym_map = PseudonymMap.load(path) if path.exists() else PseudonymMap()
     check_options = next((check.options for check in data.checks if check.name == "personal"), {})
     options = {name: check_options[name] for name in ("kinds", "names", "ner") if check_options.get(name)}
     check_kinds(options.get("kinds", ()))
-    return pseudonym_map, Mend(data.repair, pseudonym_map, **options)
+    return pseudonym_map, RowRepair(data.repair, pseudonym_map, **options)
 
 
-def save_pseudonyms(pseudonym_map: Pseudonyms | None, data: Data, base: Path) -> None:
+def save_pseudonyms(pseudonym_map: PseudonymMap | None, data: Data, base: Path) -> None:
     """Writes the pseudonym map, if there is one, to the file `data.pseudonyms`."""
     if pseudonym_map is not None and data.pseudonyms:
         pseudonym_map.save(base / Path(data.pseudonyms).expanduser())
@@ -74,7 +74,7 @@ def repair_writer(write: Callable[[Any], None]) -> Sink:
     return lambda row, changes: write({"where": str(row.origin), "changes": changes_to_plain(changes)})
 
 
-def say_sources(loaded: Loaded, log: Reporter) -> None:
+def log_sources(loaded: LoadedRows, log: Reporter) -> None:
     """Logs what was detected in the files, and what was repaired, unused, changed or dropped, one line each."""
     for facts in loaded.sources:
         for note in facts.get("notes", ()):
@@ -82,15 +82,15 @@ def say_sources(loaded: Loaded, log: Reporter) -> None:
     if loaded.repairs.rows:
         kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in loaded.repairs.kinds.most_common())
         pseudonym_note = (
-            [f"{loaded.repairs.stand_ins} pseudonyms for personal data"] if loaded.repairs.stand_ins else []
+            [f"{loaded.repairs.pseudonym_count} pseudonyms for personal data"] if loaded.repairs.pseudonym_count else []
         )
         log(f"repaired: {loaded.repairs.rows} rows ({'; '.join([*([kinds] if kinds else []), *pseudonym_note])})")
     summary = loaded.account()
-    for line in remarks(loaded.notes, summary["left_out"], summary["unread_because"], loaded.count):
+    for line in summarize_notes(loaded.notes, summary["left_out"], summary["unread_because"], loaded.count):
         log(line)
 
 
-def values(source: str | list[str], base: Path, encoding: str | None) -> Iterator[Mapping[str, Any]]:
+def row_values(source: str | list[str], base: Path, encoding: str | None) -> Iterator[Mapping[str, Any]]:
     """Yields the values of the rows that can be read."""
     for source_file in open_sources(source, base, encoding):
         yield from (item.values for item in source_file.rows() if isinstance(item, Row))

@@ -12,7 +12,7 @@ from tunesmith.commands.shared import (
     silent,
 )
 from tunesmith.config.recipe import Recipe
-from tunesmith.runs.run import Run, hash_file, hash_plain
+from tunesmith.runs.run import Run, hash_file, hash_json
 
 OPTIONAL = ("judge.json", "reviews.json", "export.json")  # shown in the report if they exist
 
@@ -24,17 +24,17 @@ def report(recipe: Recipe, run: Run, log: Reporter = silent, *, command: str = "
         "scores": run.fingerprint("evaluate"),
         "adapter": run.fingerprint("train"),
         "about": recipe.about,
-        "metrics": hash_plain(recipe.evaluate.model_dump(mode="json", include={"metrics"})),
+        "metrics": hash_json(recipe.evaluate.model_dump(mode="json", include={"metrics"})),
         **{name: hash_file(run / name) if (run / name).is_file() else "" for name in OPTIONAL},
     }
     if is_up_to_date(run, "report", inputs, log):
         return run / "report.html"
     from tunesmith.reporting.run_report import report_page
 
-    records = {name: run.read_seal(name) or {} for name in ("prepare", "train", "evaluate", "judge", "review")}
+    records = {name: run.read_fingerprints(name) or {} for name in ("prepare", "train", "evaluate", "judge", "review")}
     run.write(
         "report.html", report_page(recipe, run.path, evaluation_rows(recipe, run), command=command, seals=records)
     )
-    run.seal("report", inputs, ["report.html"])
+    run.write_fingerprints("report", inputs, ["report.html"])
     log(f"report: {run / 'report.html'}")
     return run / "report.html"

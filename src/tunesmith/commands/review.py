@@ -30,7 +30,7 @@ LOCK_TIMEOUT = 10.0  # seconds; writing reviews.json takes milliseconds
 
 
 @dataclass(frozen=True)
-class Served:
+class RunningReview:
     """A running review server: its URL with the token, the number of pairs, the judgements, and the thread."""
 
     url: str
@@ -45,12 +45,12 @@ def review(recipe: Recipe, run: Run, reviewer: str, log: Reporter = silent, *, p
     `port` 0 takes any free port. Raises RunError if the run is not evaluated, all replies are equal, or `reviewer` is
     not a valid name or is already judging; ResourceError if the port is in use.
     """
-    with contextlib.suppress(KeyboardInterrupt), reviewing(recipe, run, reviewer, log, port=port) as served:
+    with contextlib.suppress(KeyboardInterrupt), serve_review(recipe, run, reviewer, log, port=port) as served:
         log(f"review: open {served.url}")
         log("review: every judgement is saved at once; Ctrl-C ends the review")
         while served.thread.is_alive():
             served.thread.join(0.5)
-    summary = conclude(recipe, run)
+    summary = write_summary(recipe, run)
     for name, count in summary.reviewers.items():
         log(f"review: {name} has judged {count} of {summary.pairs} pairs")
     if summary.stale:
@@ -60,12 +60,14 @@ def review(recipe: Recipe, run: Run, reviewer: str, log: Reporter = silent, *, p
 
 
 @contextlib.contextmanager
-def reviewing(recipe: Recipe, run: Run, reviewer: str, log: Reporter = silent, *, port: int = 0) -> Iterator[Served]:
+def serve_review(
+    recipe: Recipe, run: Run, reviewer: str, log: Reporter = silent, *, port: int = 0
+) -> Iterator[RunningReview]:
     """Serves the reviewer's pairs inside the block; raises what `review` raises."""
     from tunesmith.serve.review_app import review_app
     from tunesmith.web.local_server import LOOPBACK, listen, serve_in_thread
 
-    pairs, equal = pairs_of(recipe, run)
+    pairs, equal = review_pairs(recipe, run)
     if not pairs:
         advice = "There is nothing to judge. Train longer, or see scores.json"
         raise RunError(f"the two models gave equal replies to all {equal} rows", where=str(run.path), next=advice)
@@ -81,20 +83,20 @@ def reviewing(recipe: Recipe, run: Run, reviewer: str, log: Reporter = silent, *
         order = shuffle_for_reviewer(pairs, recipe.seed, reviewer)
         app = review_app(order, equal, reviews, name=recipe.name, token=token, hosts=hosts)
         with serve_in_thread(app, listener) as thread:
-            yield Served(f"http://{LOOPBACK}:{number}/#{token}", len(pairs), reviews, thread)
+            yield RunningReview(f"http://{LOOPBACK}:{number}/#{token}", len(pairs), reviews, thread)
 
 
-def conclude(recipe: Recipe, run: Run) -> ReviewSummary:
+def write_summary(recipe: Recipe, run: Run) -> ReviewSummary:
     """Writes the judgements of all reviewers so far to reviews.json. Raises RunError if the run is not evaluated."""
-    pairs, equal = pairs_of(recipe, run)
+    pairs, equal = review_pairs(recipe, run)
     with _locked(run, ".summary.lock", "another process is writing reviews.json", "Try again", seconds=LOCK_TIMEOUT):
         summary = summarize(pairs, equal, read_reviews(run / FOLDER))
         run.write_json("reviews.json", summary.describe())
-        run.seal("review", {"evaluate": run.fingerprint("evaluate")}, ["reviews.json"])
+        run.write_fingerprints("review", {"evaluate": run.fingerprint("evaluate")}, ["reviews.json"])
     return summary
 
 
-def pairs_of(recipe: Recipe, run: Run) -> tuple[list[ReviewPair], int]:
+def review_pairs(recipe: Recipe, run: Run) -> tuple[list[ReviewPair], int]:
     """Returns the pairs of different replies, and the number of equal ones. Raises RunError if not evaluated."""
     run.fingerprint("evaluate")
     return pair_replies(

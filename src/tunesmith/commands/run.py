@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tunesmith.commands.check import Checked, check
+from tunesmith.commands.check import CheckResult, check
 from tunesmith.commands.evaluate import evaluate
 from tunesmith.commands.export import check_export, export
 from tunesmith.commands.prepare import prepare
@@ -26,7 +26,7 @@ def run_stages(
     run: Run,
     log: Reporter = silent,
     *,
-    on_check: Callable[[Checked], None],
+    on_check: Callable[[CheckResult], None],
     training: Training,
     answering: Answering,
     again: bool = False,
@@ -39,7 +39,7 @@ def run_stages(
     """
     if not again:
         require_same_rows(recipe, run)
-    prepared = run.read_seal("prepare") is not None
+    prepared = run.read_fingerprints("prepare") is not None
     if not prepared:
         on_check(check(recipe, log))
     prepare(recipe, run, log)
@@ -63,6 +63,6 @@ def run_stages(
 
 def _check_export(recipe: Recipe, run: Run, log: Reporter) -> None:
     """Raises what would stop the export later, before anything is trained."""
-    if recipe.export.files and run.read_seal("train") is None:
+    if recipe.export.files and run.read_fingerprints("train") is None:
         weights = load_weights(recipe, log)
         raise_all(check_export(recipe, weights, load_recipe_template(recipe, weights, run), run))

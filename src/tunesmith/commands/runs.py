@@ -101,7 +101,7 @@ def _facts(path: Path) -> RunRow:
     """Reads the run's small files. Raises what reading damaged files raises."""
     run = Run(path)
     recipe = _recipe(path)
-    records = {product: run.read_seal(product) for product in STATES}
+    records = {product: run.read_fingerprints(product) for product in STATES}
     finished = [product for product in STATES if records[product]]
     events = [] if "train" in finished else read_journal(path / "journal.jsonl")
     row = RunRow(
@@ -190,7 +190,7 @@ def _damage(path: Path, records: dict[str, dict[str, Any] | None]) -> str:
 def outdated_product(run: Run, chain: Sequence[tuple[str, str, str]] = PRODUCT_CHAIN) -> str:
     """Says which product is older than its inputs, or ''. Compares fingerprints; no file is hashed."""
     for product, name, source in chain:
-        record, behind = run.read_seal(product), run.read_seal(source)
+        record, behind = run.read_fingerprints(product), run.read_fingerprints(source)
         if record and behind and record["made_from"].get(name) != run.fingerprint(source):
             return f"{STATES[product]} before it was last {STATES[source]}"
     return ""

@@ -35,7 +35,7 @@ SLOTS = 4
 
 
 @dataclass(frozen=True)
-class Wish:
+class ServeOptions:
     """Options of `serve`. `models` are runs (folders, recipes) and GGUF files (paths, or names on the Hub).
 
     `remote` is another server's URL, `model` its model, `key` the environment variable with its API key. `recipe` is
@@ -59,7 +59,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Serving:
+class RunningServer:
     """A running server: its URL, the file with its token, the served models, and its thread."""
 
     url: str
@@ -68,9 +68,9 @@ class Serving:
     thread: Thread
 
 
-def serve(wish: Wish, log: Reporter = silent) -> None:
+def serve(wish: ServeOptions, log: Reporter = silent) -> None:
     """Serves until Ctrl-C. Raises what `serving` raises."""
-    with contextlib.suppress(KeyboardInterrupt), serving(wish, log) as served:
+    with contextlib.suppress(KeyboardInterrupt), start_server(wish, log) as served:
         names = ", ".join(model.name for model in served.models)
         log(f"serve: {served.url}/v1 for {names}; documentation at {served.url}/docs")
         log(f"serve: requests need the token in {served.token}; Ctrl-C stops the server")
@@ -80,7 +80,9 @@ def serve(wish: Wish, log: Reporter = silent) -> None:
 
 
 @contextlib.contextmanager
-def serving(wish: Wish, log: Reporter = silent, *, limits: Limits | None = None) -> Iterator[Serving]:
+def start_server(
+    wish: ServeOptions, log: Reporter = silent, *, limits: Limits | None = None
+) -> Iterator[RunningServer]:
     """Serves the models inside the block.
 
     Raises RecipeError for options that exclude each other, ModelError for a model that cannot be run, RunError for a
@@ -105,10 +107,10 @@ def serving(wish: Wish, log: Reporter = silent, *, limits: Limits | None = None)
             )
         api = create_app(models, token=token, hosts=hosts, limits=limits, pairing=_pairing(wish, log))
         with serve_with_limits(api, listener, limits) as thread:
-            yield Serving(f"http://{hosts[0]}", token_path(), models, thread)
+            yield RunningServer(f"http://{hosts[0]}", token_path(), models, thread)
 
 
-def _check(wish: Wish, host: str) -> None:
+def _check(wish: ServeOptions, host: str) -> None:
     if not wish.models and not wish.remote:
         raise RecipeError(
             "no model is given",
@@ -147,7 +149,7 @@ def _hosts(host: str, port: int, allow: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _models(wish: Wish, limits: Limits, log: Reporter) -> Iterator[list[ServedModel]]:
+def _models(wish: ServeOptions, limits: Limits, log: Reporter) -> Iterator[list[ServedModel]]:
     """Loads all models to serve; closes them at the end of the block."""
     from tunesmith.serve.request_queue import RequestQueue, ServedModel
 
@@ -176,23 +178,25 @@ def _models(wish: Wish, limits: Limits, log: Reporter) -> Iterator[list[ServedMo
         yield served
 
 
-def _file(path: Path, wish: Wish, log: Reporter, recipe: Recipe | None) -> Any:
+def _file(path: Path, wish: ServeOptions, log: Reporter, recipe: Recipe | None) -> Any:
     stop = tuple(recipe.prompt.stop) if recipe else ()
     return _gguf(path.stem, path, wish, log, stop=stop, template=None, why="a file")
 
 
-def _run(recipe: Recipe, run: Run, wish: Wish, log: Reporter) -> Any:
+def _run(recipe: Recipe, run: Run, wish: ServeOptions, log: Reporter) -> Any:
     """Loads the run's best verified GGUF file, or its adapter."""
     run.fingerprint("train")  # raises when there is no finished adapter
     require_same_template(recipe, run)
-    if (entry := verified(run, log)) is None:
+    if (entry := best_verified_gguf(run, log)) is None:
         return _adapter(recipe, run, log)
     why = f"{entry['name']}, verified"
     template = _template(recipe, run, log)
     return _gguf(recipe.name, run / entry["path"], wish, log, stop=recipe.prompt.stop, template=template, why=why)
 
 
-def _gguf(name: str, path: Path, wish: Wish, log: Reporter, *, stop: Sequence[str], template: Any, why: str) -> Any:
+def _gguf(
+    name: str, path: Path, wish: ServeOptions, log: Reporter, *, stop: Sequence[str], template: Any, why: str
+) -> Any:
     from tunesmith.generation.from_gguf import GgufModel
     from tunesmith.serve.gguf_backend import GgufBackend
 
@@ -225,7 +229,7 @@ def _adapter(recipe: Recipe, run: Run, log: Reporter) -> Any:
     return WeightsBackend(recipe.name, model, int(trained) if trained else None)
 
 
-def _remote(wish: Wish, recipe: Recipe | None) -> Any:
+def _remote(wish: ServeOptions, recipe: Recipe | None) -> Any:
     from tunesmith.generation.from_server_async import AsyncServerModel
     from tunesmith.serve.remote_backend import SLOTS as MANY
     from tunesmith.serve.remote_backend import RemoteBackend
@@ -244,7 +248,7 @@ def revoke_pairing(client: str, log: Reporter = silent) -> None:
     log(f"serve: unpaired: {names or 'none was paired'}")
 
 
-def verified(run: Run, log: Reporter = silent) -> dict[str, Any] | None:
+def best_verified_gguf(run: Run, log: Reporter = silent) -> dict[str, Any] | None:
     """Returns the entry of the best verified and intact GGUF file of the current adapter, or None."""
     usable = exported_files.verified_ggufs(run)
     if usable and not exported_files.is_of_current_adapter(run):
@@ -258,7 +262,7 @@ def verified(run: Run, log: Reporter = silent) -> dict[str, Any] | None:
     return None
 
 
-def _pairing(wish: Wish, log: Reporter) -> Pairing:
+def _pairing(wish: ServeOptions, log: Reporter) -> Pairing:
     """Returns the pairings of browser extensions; with --pair, logs the code for another one."""
     from tunesmith.serve.pairing import CODE_SECONDS, Pairing
 

@@ -13,14 +13,14 @@ from typing import Any
 import yaml
 
 from tunesmith.config.recipe import Recipe, is_recipe
-from tunesmith.data.conversation import Conversation, from_plain, read_rows
+from tunesmith.data.conversation import Conversation, conversation_from_dict, read_rows
 from tunesmith.data.sources import locate, read
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.models.weights import Weights, check_stored_type, fetch_weights
-from tunesmith.runs.run import Run, hash_file, hash_path, hash_plain
+from tunesmith.runs.run import Run, hash_file, hash_json, hash_path
 
 Reporter = Callable[[str], None]
-PARTS = ("train", "valid", "test", "unseen")
+SPLIT_PARTS = ("train", "valid", "test", "unseen")
 DATE = "data/date.json"  # the date that the run's chat template inserts
 TEMPLATE = "data/template.jinja"  # copy of the template file that the recipe names, as used when rows were prepared
 
@@ -48,7 +48,7 @@ def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
     if not (run / "recipe.yaml").exists() or (run / "recipe.yaml").read_text(encoding="utf-8") != text:
         run.new_recipe = text
     if not (run / "recipe.yaml").exists():
-        run.keep_recipe()
+        run.write_recipe()
     return run
 
 
@@ -107,7 +107,7 @@ def template_file(recipe: Recipe, run: Run | None = None, *, prefer_recipe: bool
 
 def _template_copy(recipe: Recipe, run: Run) -> Path | None:
     """Returns the run's copy of the recipe's template file, even if that was edited or deleted since; or None."""
-    prepared = run.read_seal("prepare")
+    prepared = run.read_fingerprints("prepare")
     if prepared is None or TEMPLATE not in prepared["files"]:
         return None
     template_path, copy_hash = recipe.path(recipe.prompt.template), prepared["files"][TEMPLATE]
@@ -146,7 +146,7 @@ def hash_prompt_settings(recipe: Recipe, template: str) -> str:
 
     `template` is the hash of the template file: its content counts, not its path.
     """
-    return hash_plain({**recipe.prompt.model_dump(mode="json", exclude={"stop"}), "template": template})
+    return hash_json({**recipe.prompt.model_dump(mode="json", exclude={"stop"}), "template": template})
 
 
 def training_settings(recipe: Recipe, run: Run) -> dict[str, str]:
@@ -156,8 +156,8 @@ def training_settings(recipe: Recipe, run: Run) -> dict[str, str]:
         settings["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
     return {
         "prompt": hash_prompt_settings(recipe, hash_template(template_file(recipe, run))),
-        "adapter": hash_plain(recipe.adapter.model_dump(mode="json")),
-        **{f"train.{key}": hash_plain(value) for key, value in settings.items()},
+        "adapter": hash_json(recipe.adapter.model_dump(mode="json")),
+        **{f"train.{key}": hash_json(value) for key, value in settings.items()},
         "seed": str(recipe.seed),
     }
 
@@ -167,12 +167,12 @@ def hash_data_settings(recipe: Recipe) -> str:
     has_pseudonyms = {
         "pseudonyms": bool(recipe.data.pseudonyms) or None
     }  # whether it is set, not the path: a run can be moved
-    return hash_plain(recipe.data.model_dump(mode="json", exclude={"source", "max_dropped"}) | has_pseudonyms)
+    return hash_json(recipe.data.model_dump(mode="json", exclude={"source", "max_dropped"}) | has_pseudonyms)
 
 
 def training_inputs(run: Run) -> tuple[dict[str, str] | None, str]:
     """Returns the inputs of the run's adapter, or of its stopped training, and a sentence that says which."""
-    if trained := run.read_seal("train"):
+    if trained := run.read_fingerprints("train"):
         return trained["made_from"], "the adapter was trained with other settings or data"
     if not (run / "checkpoints").is_dir():
         return None, ""
@@ -187,7 +187,7 @@ def require_same_settings(recipe: Recipe, run: Run) -> None:
     Scores and files would otherwise belong to another model than the recipe describes. `train.precision` may differ,
     because a run is also evaluated on machines that do not support the precision it was trained in.
     """
-    (trained_inputs, problem), prepared = training_inputs(run), run.read_seal("prepare")
+    (trained_inputs, problem), prepared = training_inputs(run), run.read_fingerprints("prepare")
     if trained_inputs is None or prepared is None:
         return
     data = hash_data_settings(recipe)
@@ -229,7 +229,7 @@ def require_same_template(recipe: Recipe, run: Run) -> None:
 
     A template file that was edited or deleted since does not count: the run has a copy of it.
     """
-    prepared = run.read_seal("prepare")
+    prepared = run.read_fingerprints("prepare")
     if prepared and prepared["made_from"].get("template file") != hash_template(template_file(recipe, run)):
         raise RunError(
             "the chat template is not the one that the model was trained with",
@@ -357,13 +357,13 @@ def _probes(recipe: Recipe) -> Iterator[Conversation]:
         for number, row in enumerate(read(file), start=1):
             if not isinstance(row.values.get("prompt"), str):
                 raise DataError("no column 'prompt'", where=str(row.origin), next="Give each probe a prompt")
-            if str(row.values.get("kind")) in {"all", *PARTS}:
+            if str(row.values.get("kind")) in {"all", *SPLIT_PARTS}:
                 raise DataError(
                     f"kind '{row.values['kind']}' is reserved", where=str(row.origin), next="Use another name"
                 )
             turns = [{"role": "user", "content": row.values["prompt"]}, {"role": "assistant", "content": ""}]
             row_values = {"id": f"probe-{number}", "messages": turns, "origin": asdict(row.origin), "group": ""}
-            yield from_plain({**row_values, "fields": dict(row.values)}).with_system(recipe.prompt.system)
+            yield conversation_from_dict({**row_values, "fields": dict(row.values)}).with_system(recipe.prompt.system)
 
 
 def load_models(recipe: Recipe, run: Run, log: Reporter, *, only: str = "") -> Iterator[tuple[str, Any]]:

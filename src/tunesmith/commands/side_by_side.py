@@ -22,7 +22,7 @@ RUNNABLE = ("gguf", "gguf_lora", "merged")  # the adapter on its base is `tuned`
 
 
 @dataclass(frozen=True)
-class Voice:
+class ReplyModel:
     """A model that can reply: base, tuned or an exported file. `verified` is None for base and tuned."""
 
     name: str
@@ -30,19 +30,19 @@ class Voice:
     verified: bool | None = None
 
 
-def voices(recipe: Recipe, run: Run) -> list[Voice]:
+def reply_models(recipe: Recipe, run: Run) -> list[ReplyModel]:
     """Returns base, tuned, and every exported file that can be run here. Raises RunError if the run is not trained."""
     run.fingerprint("train")
-    models = [Voice("base", "the model before tuning"), Voice("tuned", "the adapter that was trained")]
-    for entry in exported_files.entries(run):
+    models = [ReplyModel("base", "the model before tuning"), ReplyModel("tuned", "the adapter that was trained")]
+    for entry in exported_files.export_entries(run):
         if entry["target"] in RUNNABLE:
             kind = {"gguf": "GGUF in llama.cpp", "gguf_lora": "GGUF adapter in llama.cpp", "merged": "merged weights"}
             about = f"{kind[entry['target']]}, {entry['bytes'] / 1e6:,.0f} MB"
-            models.append(Voice(entry["name"], about, not entry["problems"]))
+            models.append(ReplyModel(entry["name"], about, not entry["problems"]))
     return models
 
 
-class Beside:
+class ReplyGenerator:
     """Generates replies with the models of one run, one at a time. Base and tuned share their weights."""
 
     def __init__(self, recipe: Recipe, run: Run) -> None:
@@ -83,7 +83,9 @@ class Beside:
         from tunesmith.generation.from_folder import FolderModel
         from tunesmith.generation.from_gguf import GgufModel
 
-        entries = {entry["name"]: entry for entry in exported_files.entries(self.run) if entry["target"] in RUNNABLE}
+        entries = {
+            entry["name"]: entry for entry in exported_files.export_entries(self.run) if entry["target"] in RUNNABLE
+        }
         if name not in entries:
             where, advice = str(self.run.path), nearest(name, ["base", "tuned", *entries])
             raise RunError(f"there is no exported file '{name}'", where=where, next=advice)
@@ -97,7 +99,7 @@ class Beside:
         return GgufModel(path, stop=stop, slots=1)
 
 
-def prompt_of(recipe: Recipe, text: str, row: Conversation | None = None) -> tuple[Turn, ...]:
+def prompt_turns(recipe: Recipe, text: str, row: Conversation | None = None) -> tuple[Turn, ...]:
     """Returns the turns of a prompt: those of `row` with its last request replaced by `text`, or just `text`."""
     if row is not None:
         turns = list(row.prompt)
@@ -109,7 +111,7 @@ def prompt_of(recipe: Recipe, text: str, row: Conversation | None = None) -> tup
 
 
 @dataclass(frozen=True)
-class Answers:
+class EvaluatedReplies:
     """The held-out rows with the replies of base, tuned (see reporting/replies.py for the items) and exported files.
 
     `rows` and `items` have the same order. `sieves` are the filters; `files` holds each file's replies by part and
@@ -125,7 +127,7 @@ class Answers:
     parts: list[str]
 
 
-def answers(recipe: Recipe, run: Run) -> Answers:
+def evaluated_replies(recipe: Recipe, run: Run) -> EvaluatedReplies:
     """Returns the replies of the run's evaluation. Raises RunError if the run is not evaluated."""
     from tunesmith.evaluation.review import read_replies
     from tunesmith.reporting.replies import read_reply_items, reply_filters, worst_items
@@ -135,9 +137,9 @@ def answers(recipe: Recipe, run: Run) -> Answers:
     items_of_part = read_reply_items(run.path, parts, scores, recipe.evaluate.metrics)
     items = [item for members in items_of_part.values() for item in members]
     reply_files = {
-        entry["name"]: run / f"replies/export-{entry['name']}.jsonl" for entry in exported_files.entries(run)
+        entry["name"]: run / f"replies/export-{entry['name']}.jsonl" for entry in exported_files.export_entries(run)
     }
-    return Answers(
+    return EvaluatedReplies(
         rows=[row for members in parts.values() for row in members],
         items=items,
         sieves=reply_filters(items_of_part, recipe.evaluate.metrics),

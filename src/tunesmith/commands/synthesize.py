@@ -23,12 +23,12 @@ def synthesize(name: str, folder: Path, log: Reporter = silent, *, again: bool =
     An interrupted run is resumed; with `again` the old rows are kept aside and all rows are written anew. Raises
     Several for an invalid plan, ResourceError if the server cannot be reached.
     """
-    from tunesmith.data.synthesis.generate import run
+    from tunesmith.data.synthesis.generate import generate_rows
     from tunesmith.data.synthesis.plan import find_plan, read_plan
 
     plan, version = read_plan(find_plan(name)), importlib.metadata.version("tunesmith")
     if plan.server is None:
-        return run(plan, None, folder, log, again=again, version=version)
+        return generate_rows(plan, None, folder, log, again=again, version=version)
     from tunesmith.generation.from_server import ServerModel
 
     at = plan.server
@@ -36,7 +36,7 @@ def synthesize(name: str, folder: Path, log: Reporter = silent, *, again: bool =
         at.url, at.model, key=at.key, timeout=at.timeout, retries=at.retries, plain_http=at.plain_http
     ) as model:
         complete = functools.partial(_complete, model, at.max_tokens, at.temperature)
-        return run(plan, complete, folder, log, host=model.host, again=again, version=version)
+        return generate_rows(plan, complete, folder, log, host=model.host, again=again, version=version)
 
 
 def _complete(

@@ -20,12 +20,12 @@ from tunesmith.commands.shared import (
     training_settings,
 )
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import find
+from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.models.weights import Weights
 from tunesmith.planning.autograd import Plan
-from tunesmith.runs.run import Run, hash_plain, how_to_make, is_main_process
+from tunesmith.runs.run import Run, command_for_product, hash_json, is_main_process
 
 CHECKPOINT_FORMAT = 3  # checkpoints of another format are not resumed
 
@@ -47,7 +47,7 @@ def train(
     if not is_main_process():
         log, watch = silent, None
     with distributed.process_group():
-        if again or run.read_seal("train") is None:  # a finished adapter can be used on any machine
+        if again or run.read_fingerprints("train") is None:  # a finished adapter can be used on any machine
             require_trainable(recipe)
         with distributed.main_process_first():
             weights = load_weights(recipe, log)
@@ -63,7 +63,7 @@ def _adapter_inputs(recipe: Recipe, run: Run, weights: Weights) -> dict[str, str
     _check_leaks(recipe, run)
     return {
         "data": prepared,
-        "base": hash_plain([weights.fingerprint, recipe.base.bits]),
+        "base": hash_json([weights.fingerprint, recipe.base.bits]),
         **training_settings(recipe, run),
     }
 
@@ -80,7 +80,7 @@ def _must_train(recipe: Recipe, run: Run, inputs: Mapping[str, str], log: Report
             log(f"train: up to date, {run / 'adapter'} is kept")
             return False
         raise_changed(recipe, run, problem, changed or [])
-    prepared = (run.read_seal("prepare") or {})["made_from"]
+    prepared = (run.read_fingerprints("prepare") or {})["made_from"]
     current = {"data": hash_data_settings(recipe), "prompt": inputs["prompt"], "seed": inputs["seed"]}
     if changes := [name for name, value in current.items() if prepared.get(name, value) != value]:
         raise RunError(
@@ -96,7 +96,9 @@ def _check_leaks(recipe: Recipe, run: Run) -> None:
     leaks = run.read_json("audit.json").get("leaks")
     if leaks is None:
         raise RunError(
-            "the rows were prepared by an older version", where=str(run.path), next=how_to_make("prepare", run.path)
+            "the rows were prepared by an older version",
+            where=str(run.path),
+            next=command_for_product("prepare", run.path),
         )
     leaking = max(leaks["prompts"], leaks.get("near_prompts", 0))
     if leaking and not recipe.data.allow_leaks:
@@ -175,7 +177,7 @@ def _train(
         scorer=scorer,
         sampler=sampler,
     )
-    engine = find("tunesmith.training.engines", recipe.train.engine.name, function="train", where="train.engine")
+    engine = resolve("tunesmith.training.engines", recipe.train.engine.name, function="train", where="train.engine")
     distributed.broadcast_object(
         lambda: _move_aside(run, log) if again else None
     )  # after all checks that need no training
@@ -187,7 +189,7 @@ def _train(
 
 def _before_checkpoint(run: Run, machine: Mapping[str, Any]) -> None:
     """Writes recipe.yaml and machine.json, which a checkpoint depends on, before the first checkpoint."""
-    run.keep_recipe()
+    run.write_recipe()
     run.write_json("machine.json", machine)
 
 
@@ -273,18 +275,20 @@ def _save(
     """Writes the adapter and plan.json, and records that training is finished."""
     from tunesmith.models.adapter import write_adapter
     from tunesmith.models.architecture import architecture_from_weights
-    from tunesmith.runs.run import new_folder
+    from tunesmith.runs.run import atomic_folder
 
-    with new_folder(run / "adapter") as folder:
+    with atomic_folder(run / "adapter") as folder:
         write_adapter(folder, outcome.config, outcome.tensors)
     per_step = outcome.summary["seconds"] / outcome.summary["steps"] if outcome.summary.get("seconds") else None
     measurements = {"measured": measured, "measured_step_seconds": per_step, "base_bytes": loaded}
     measurements["loader"] = architecture_from_weights(
         weights
     ).loader  # the transformers class that loads the base model
-    run.keep_recipe()
+    run.write_recipe()
     run.write_json("plan.json", {**plan.describe(), **measurements, "trained": outcome.trained})
-    run.seal("train", inputs, ["adapter"], seconds=seconds, summary=outcome.summary, weights=weights.fingerprint)
+    run.write_fingerprints(
+        "train", inputs, ["adapter"], seconds=seconds, summary=outcome.summary, weights=weights.fingerprint
+    )
     log(f"train: {outcome.summary['steps']} steps in {seconds:.0f} s. The adapter is {run / 'adapter'}")
 
 
@@ -297,7 +301,7 @@ ADAPTER_PRODUCTS = (
 
 def _move_aside(run: Run, log: Reporter) -> None:
     """Moves an adapter or its checkpoints, and everything derived from them, to old/."""
-    if run.read_seal("train") is None and not (run / "checkpoints").exists():
+    if run.read_fingerprints("train") is None and not (run / "checkpoints").exists():
         return
     aside = run / f"old/{time.strftime('%Y%m%d-%H%M%S')}"
     aside.mkdir(parents=True)

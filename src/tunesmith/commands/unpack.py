@@ -12,7 +12,7 @@ from tunesmith.commands.archive_text import SOURCES, describe_base, describe_fil
 from tunesmith.commands.shared import Reporter, silent
 from tunesmith.errors import DataError, ResourceError, RunError
 from tunesmith.runs import archive
-from tunesmith.runs.run import new_folder
+from tunesmith.runs.run import atomic_folder
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")  # a recipe's name
 
@@ -24,12 +24,12 @@ def unpack(path: Path, folder: Path | None = None, log: Reporter = silent) -> Pa
     archive that is damaged, truncated, forged or not an archive, RunError for one of another version or a folder that
     exists, ResourceError if the disk has too little space.
     """
-    with archive.reading(path) as packed:
+    with archive.open_archive(path) as packed:
         run_info = _check_manifest(path, packed.manifest)
         folder = Path("runs") / run_info["name"] if folder is None else folder
         _check_new(folder)
         _check_space(folder, packed.size)
-        with new_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             try:
                 packed.extract(temporary)
             except OSError as error:

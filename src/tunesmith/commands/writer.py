@@ -23,7 +23,7 @@ from tunesmith.writing.stream_filter import StreamFilter
 DocumentFormat = Literal["txt", "docx", "pdf"]
 
 
-class Drafting:
+class Writer:
     """A form and a model that writes a text from its values. Threads can share it; one reply is written at a time."""
 
     def __init__(self, recipe: Recipe, model: Any, about: str) -> None:
@@ -87,27 +87,29 @@ class Drafting:
 
 
 @contextlib.contextmanager
-def drafting(recipe: Recipe, run: Run, log: Reporter = silent, *, threads: int | None = None) -> Iterator[Drafting]:
+def open_writer(recipe: Recipe, run: Run, log: Reporter = silent, *, threads: int | None = None) -> Iterator[Writer]:
     """Loads the run's best model: the verified GGUF file closest to the adapter, or the adapter on its base.
 
     Raises RunError if the run is not trained, ModelError if the model cannot be run.
     """
     from tunesmith.generation.from_gguf import GgufModel
 
-    file = exported(run)
+    file = best_gguf(run)
     if file is None:
-        yield Drafting(recipe, chat(recipe, run, log), f"the adapter of {recipe.name} on its base")
+        yield Writer(recipe, chat(recipe, run, log), f"the adapter of {recipe.name} on its base")
         return
     log(f"writing with {file.name}")
     with GgufModel(file, stop=recipe.prompt.stop, slots=1, threads=threads) as model:
-        yield Drafting(recipe, model, f"{file.name}, verified")
+        yield Writer(recipe, model, f"{file.name}, verified")
 
 
-def exported(run: Run) -> Path | None:
+def best_gguf(run: Run) -> Path | None:
     """Returns the verified GGUF file closest to the current adapter, or None."""
     files = [run / entry["path"] for entry in exported_files.verified_ggufs(run)]
     if not files or (
-        run.read_seal("train") and run.read_seal("export-gguf") and not exported_files.is_of_current_adapter(run)
+        run.read_fingerprints("train")
+        and run.read_fingerprints("export-gguf")
+        and not exported_files.is_of_current_adapter(run)
     ):
         return None
     return next((file for file in files if file.is_file()), None)

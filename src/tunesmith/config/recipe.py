@@ -25,11 +25,11 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticCustomError
 
-from tunesmith.config.registry import check_options, constant, entries, find, nearest
-from tunesmith.errors import MissingExtra, RecipeError, Several, TunesmithError
+from tunesmith.config.registry import check_options, entries, nearest, resolve, score_names
+from tunesmith.errors import MissingExtra, MultipleErrors, RecipeError, TunesmithError
 
 
-class Named(NamedTuple):
+class NamedSetting(NamedTuple):
     """An entry of a catalog with its options; in a recipe `name` or `{name: {options}}`."""
 
     name: str
@@ -40,20 +40,20 @@ class Named(NamedTuple):
         return {self.name: self.options} if self.options else self.name
 
 
-def _parse_named(value: Any) -> Named:
-    if isinstance(value, Named):
+def _parse_named(value: Any) -> NamedSetting:
+    if isinstance(value, NamedSetting):
         return value
     if isinstance(value, str):
-        return Named(value, {})
+        return NamedSetting(value, {})
     if isinstance(value, dict) and len(value) == 1:
         name, options = next(iter(value.items()))
         options = {} if options is None else options
         if isinstance(name, str) and isinstance(options, dict) and all(isinstance(key, str) for key in options):
-            return Named(name, options)
+            return NamedSetting(name, options)
     raise PydanticCustomError("named", "must be 'name' or '{name: {options}}'")
 
 
-class Catalogue(NamedTuple):
+class Catalog(NamedTuple):
     """The catalog of a named setting; `function` is set if the catalog is a package."""
 
     module: str
@@ -79,19 +79,19 @@ _NAMED = (
         }
     ),
 )
-Format: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.data.formats")]
-Disturbance: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.evaluation.perturbations")]
-Check: TypeAlias = Annotated[Named, *_NAMED, Catalogue(CHECKS, "look")]
-Metric: TypeAlias = Annotated[Named, *_NAMED, Catalogue(METRICS)]
-Schedule: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.training.schedules")]
-Optimizer: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.training.optimizers")]
-Start: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.models.lora_init")]
-Engine: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.training.engines", "train")]
-Target: TypeAlias = Annotated[Named, *_NAMED, Catalogue("tunesmith.exporting.targets", "write")]
+Format: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.data.formats")]
+Perturbation: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.evaluation.perturbations")]
+Check: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(CHECKS, "look")]
+Metric: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(METRICS)]
+Schedule: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.training.schedules")]
+Optimizer: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.training.optimizers")]
+LoraInit: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.models.lora_init")]
+Engine: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.training.engines", "train")]
+Target: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.exporting.targets", "write")]
 
 
-def _name(text: str) -> Named:
-    return Named(text, {})
+def _name(text: str) -> NamedSetting:
+    return NamedSetting(text, {})
 
 
 class Section(BaseModel):
@@ -227,7 +227,7 @@ class Adapter(Section):
         "standard", description="standard: by alpha / rank; rs: by alpha / sqrt(rank) (rsLoRA), for high ranks"
     )
     dora: bool = Field(False, description="DoRA: train the norm of each output's weights separately; slower")
-    start: Start = Field(
+    start: LoraInit = Field(
         _name("zero"),
         description="initial update: zero, pissa (principal singular vectors) or loftq (quantization error)",
     )
@@ -333,7 +333,7 @@ class Evaluate(Section):
     max_new_tokens: int = Field(256, ge=1, description="maximum tokens of a reply")
     batch: int = Field(64, ge=1, description="number of replies generated together; the fused decoder uses 16 or 64")
     probes: str | None = Field(None, description="file with additional prompts, shown and scored separately")
-    robustness: list[Disturbance] = Field([], description="perturbations of the prompts that are compared too")
+    robustness: list[Perturbation] = Field([], description="perturbations of the prompts that are compared too")
     robustness_rows: int = Field(30, ge=1, description="maximum number of perturbed rows, drawn evenly from groups")
     judge: Judge = Field(default_factory=lambda: Judge.model_validate({}))
 
@@ -416,7 +416,7 @@ class Recipe(Section):
 SHIPPED = (Path(__file__).parents[3] / "recipes", Path(__file__).parents[1] / "recipes")  # a checkout, a wheel
 
 
-def locate(name: str) -> Path:
+def find_recipe(name: str) -> Path:
     """Returns the file of a recipe: a path, a run's folder, or the name of a shipped recipe.
 
     Raises RecipeError if there is none.
@@ -451,7 +451,7 @@ def read_recipe(name: str, *, small: bool = False, settings: Mapping[str, Any] |
 
     Raises Several with all errors, each with its line.
     """
-    path = locate(name)
+    path = find_recipe(name)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -469,7 +469,7 @@ def read_recipe(name: str, *, small: bool = False, settings: Mapping[str, Any] |
     errors += _apply(values, settings or {}, "--set", places)
     recipe, problems = _validate(values, path, places)
     if recipe is None or errors or problems:
-        raise Several([*errors, *problems])
+        raise MultipleErrors([*errors, *problems])
     recipe._folder = path.parent.resolve()
     options = [f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in (settings or {}).items()]
     recipe._arguments = (name, *["--small"] * small, *(word for option in options for word in ("--set", option)))
@@ -487,7 +487,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise RecipeError(f"'{value}' is not valid YAML", where=f"--set {key}") from error
 
 
-def schema() -> dict[str, Any]:
+def recipe_schema() -> dict[str, Any]:
     """Returns the JSON schema of recipes."""
     return Recipe.model_json_schema(schema_generator=_Schema)
 
@@ -497,8 +497,10 @@ class _Schema(GenerateJsonSchema):
 
     def encode_default(self, dft: Any) -> Any:
         """Encodes a default, also for Named values and lists of them."""
-        plain = [item.written() if isinstance(item, Named) else item for item in dft] if type(dft) is list else dft
-        return super().encode_default(plain.written() if isinstance(plain, Named) else plain)
+        plain = (
+            [item.written() if isinstance(item, NamedSetting) else item for item in dft] if type(dft) is list else dft
+        )
+        return super().encode_default(plain.written() if isinstance(plain, NamedSetting) else plain)
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -650,7 +652,9 @@ def _check_names(plain: dict[str, Any], path: Path, places: Places) -> list[Tune
             errors.append(RecipeError(f"unknown name '{setting.name}'", where=where, next=nearest(setting.name, names)))
         elif setting.options or not catalog.function:  # an entry that is a module may import a large library
             try:
-                entry = find(catalog.module, setting.name, function=catalog.function, where=_place(loc, path, places))
+                entry = resolve(
+                    catalog.module, setting.name, function=catalog.function, where=_place(loc, path, places)
+                )
             except MissingExtra as error:
                 errors.append(error)
                 continue
@@ -660,7 +664,7 @@ def _check_names(plain: dict[str, Any], path: Path, places: Places) -> list[Tune
 
 def _named_settings(
     section: type[BaseModel], plain: Any, path: tuple[Any, ...]
-) -> Iterator[tuple[tuple[Any, ...], Catalogue, Named]]:
+) -> Iterator[tuple[tuple[Any, ...], Catalog, NamedSetting]]:
     """Yields the named settings in `plain` with their catalogs. Invalid values are left to the validation."""
     for key, field in section.model_fields.items():
         if not isinstance(plain, dict) or key not in plain:
@@ -671,7 +675,7 @@ def _named_settings(
             continue
         member = get_args(kind)[0] if get_origin(kind) is list else None
         marks = (*field.metadata, *getattr(member, "__metadata__", ()))
-        catalog = next((mark for mark in marks if isinstance(mark, Catalogue)), None)
+        catalog = next((mark for mark in marks if isinstance(mark, Catalog)), None)
         if catalog is None:
             continue
         several = member is not None and isinstance(value, list)
@@ -693,7 +697,7 @@ def _check_sense(recipe: Recipe, path: Path, places: Places) -> list[TunesmithEr
     if split.by == "given" and not split.column:
         where = _place(("data", "split", "by"), path, places)
         errors.append(RecipeError("by: given requires a column", where=where, next="Add column: to data.split"))
-    names = [name for metric in recipe.evaluate.metrics for name in constant(METRICS, metric.name, (metric.name,))]
+    names = [name for metric in recipe.evaluate.metrics for name in score_names(METRICS, metric.name, (metric.name,))]
     if recipe.evaluate.primary not in names:
         where = _place(("evaluate", "primary"), path, places)
         measured = f"Choose from: {', '.join(names)}"

@@ -43,7 +43,7 @@ def entries(catalog: str) -> list[str]:
     )
 
 
-def find(catalog: str, name: str, *, function: str = "", where: str = "") -> Callable[..., Any]:
+def resolve(catalog: str, name: str, *, function: str = "", where: str = "") -> Callable[..., Any]:
     """Returns the function `name` of a catalog that is a module, or `function` of the module `name` in a package.
 
     Raises RecipeError for an unknown name, MissingExtra if the entry's library is not installed.
@@ -72,18 +72,18 @@ def missing_extra(package: str, name: str, *, where: str = "") -> MissingExtra:
     )
 
 
-def constant(catalog: str, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+def score_names(catalog: str, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the constant NAME of the entry `name`: the names of the scores it computes."""
     names: tuple[str, ...] = getattr(importlib.import_module(catalog), name.upper(), default)
     return names
 
 
-def attribute(catalog: str, name: str, attribute: str) -> Any:
+def entry_constant(catalog: str, name: str, attribute: str) -> Any:
     """Returns a constant of the entry `name` in a catalog that is a package."""
     return getattr(importlib.import_module(f"{catalog}.{name}"), attribute)
 
 
-def options(entry: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def entry_options(entry: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Returns the options of a catalog's entry: its keyword-only parameters."""
     return {
         name: parameter
@@ -100,7 +100,7 @@ def check_options(
     If there are none, also the errors that `wrong_options` in the entry's module returns, if it exists. `where(name)`
     is the place of the option `name`.
     """
-    parameters, errors = options(entry), []
+    parameters, errors = entry_options(entry), []
     for name, value in values.items():
         if name not in parameters:
             errors.append(RecipeError(f"unknown option '{name}'", where=where(name), next=nearest(name, parameters)))

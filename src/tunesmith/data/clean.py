@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tunesmith.config.recipe import Named
-from tunesmith.config.registry import find
-from tunesmith.data.decisions import Ledger
+from tunesmith.config.recipe import NamedSetting
+from tunesmith.config.registry import resolve
+from tunesmith.data.decisions import RowDecisions
 from tunesmith.data.open_sources import Source
-from tunesmith.data.repair_rows import Mend, changes_from_plain, to_plain, undo_row
+from tunesmith.data.repair_rows import RowRepair, changes_from_plain, changes_to_dicts, undo_row
 from tunesmith.data.rows import BadRow, Row
 from tunesmith.data.sources import read_all
 from tunesmith.data.table import Table
 from tunesmith.errors import DataError
-from tunesmith.runs.run import hash_file, writing
+from tunesmith.runs.run import atomic_text_file, hash_file
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class CleanedSource:
     """The cleaned file of one source, its diff, and the numbers of rows."""
 
     file: Path
@@ -41,8 +41,8 @@ class Cleaned:
 
 
 def write_clean(
-    rows: Table, sources: Sequence[Source], ledger: Ledger, format: Named, repair: Mend, out: Path
-) -> list[Cleaned]:
+    rows: Table, sources: Sequence[Source], ledger: RowDecisions, format: NamedSetting, repair: RowRepair, out: Path
+) -> list[CleanedSource]:
     """Writes the kept rows, repaired, into `out`; dropped and quarantined rows go only into the diff.
 
     `rows` are the sources' rows as they were checked. With a pseudonym map the diff contains no values, because they
@@ -50,19 +50,19 @@ def write_clean(
     """
     row_iterator = iter(rows)  # in the order of the sources; not looked up by origin, because a file may be named twice
     row = next(row_iterator, None)
-    parse = find("tunesmith.data.formats", format.name)
+    parse = resolve("tunesmith.data.formats", format.name)
     cleaned = []
     for source, stem in zip(sources, _stems(sources), strict=True):
         ending = source.kind if source.kind in SEPARATORS else ".jsonl"
         file, diff = out / f"{stem}.cleaned{ending}", out / f"{stem}.cleaned.diff.jsonl"
-        with writing(file) as (sink, temporary), writing(diff) as (log, _):
+        with atomic_text_file(file) as (sink, temporary), atomic_text_file(diff) as (log, _):
             writer = _Writer(sink, SEPARATORS.get(ending))
             counts = {"kept": 0, "changed": 0, "left_out": 0}
             lines: list[dict[str, Any]] = []
             for number, item in enumerate(source.rows(), 1):
                 decision, reason = "drop", "broken"
                 if row is not None and row.origin == item.origin:
-                    decision, reason = ledger.fate(row.id), ledger.reason(row.id)
+                    decision, reason = ledger.decision(row.id), ledger.reason(row.id)
                     row = next(row_iterator, None)
                 if isinstance(item, BadRow) or decision in ("drop", "quarantine"):
                     counts["left_out"] += 1
@@ -87,7 +87,7 @@ def write_clean(
             sink.flush()
             head = {"cleaned": file.name, "sha256": hash_file(temporary), "of": source.name, **counts}
             _write_lines(log, [*lines, {"end": head | {"undoable": repair.book is None}}])
-        cleaned.append(Cleaned(file, diff, **counts))
+        cleaned.append(CleanedSource(file, diff, **counts))
     return cleaned
 
 
@@ -129,7 +129,7 @@ def undo_clean(diff: Path, out: Path) -> int:
         raise DataError(
             "the cleaned file is missing or was changed", where=str(file), next="Restore it as it was written"
         )
-    with writing(out) as (sink, _):
+    with atomic_text_file(out) as (sink, _):
         writer = _Writer(sink, SEPARATORS.get(out.suffix))
         count = 0
         for values in _original_rows(file, by_number, total):
@@ -154,11 +154,15 @@ def _original_rows(file: Path, by_number: Mapping[int, Any], total: int) -> Iter
 
 
 def _repair(
-    row: Row, parse: Callable[..., Any], options: Mapping[str, Any], repair: Mend
+    row: Row, parse: Callable[..., Any], options: Mapping[str, Any], repair: RowRepair
 ) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
     turns, _ = parse(row.values, **options)
     repaired = repair.row(row.values, turns)
-    return (repaired.values, to_plain(repaired.changes)) if repaired.changes or repaired.stand_ins else (row.values, [])
+    return (
+        (repaired.values, changes_to_dicts(repaired.changes))
+        if repaired.changes or repaired.pseudonym_count
+        else (row.values, [])
+    )
 
 
 class _Writer:

@@ -118,14 +118,14 @@ def split_reasoning(text: str) -> tuple[str, str]:
 _PUNCTUATION = re.compile(r"[.,;:!?…。、'\"’‘“”«»()\[\]{}–—_-]+")
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """The text without differences of case, spacing and punctuation; C++ and C stay different."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     words = " ".join(_PUNCTUATION.sub(" ", folded).split())
     return words or folded.strip()  # only punctuation: '?' is not '!'
 
 
-def to_plain(row: Conversation) -> dict[str, Any]:
+def conversation_to_dict(row: Conversation) -> dict[str, Any]:
     """The conversation as plain values for JSON lines."""
     return {
         "id": row.id,
@@ -146,7 +146,7 @@ def _plain_turn(turn: Turn) -> dict[str, Any]:
     return message
 
 
-def from_plain(plain: Mapping[str, Any]) -> Conversation:
+def conversation_from_dict(plain: Mapping[str, Any]) -> Conversation:
     """The inverse of `to_plain`."""
     turns = tuple(
         Turn(cast(Role, turn["role"]), turn["content"], turn.get("reasoning_content", ""), turn.get("weight") != 0)
@@ -160,4 +160,4 @@ def read_rows(path: Path) -> list[Conversation]:
     import json
 
     text = path.read_text(encoding="utf-8")  # not splitlines(): JSON does not escape U+2028
-    return [from_plain(json.loads(line)) for line in text.split("\n") if line]
+    return [conversation_from_dict(json.loads(line)) for line in text.split("\n") if line]

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
-from tunesmith.data.finding import Finding, Proposal, to_plain
+from tunesmith.data.finding import Finding, Proposal, finding_to_dict
 
 ORDER: tuple[Proposal, ...] = get_args(Proposal)
 EXAMPLES_PER_ROW = 2  # examples per row, so that one bad row does not fill the page
 EXAMPLES = 40  # per check, for the page; findings.jsonl has all
 
 
-class Ledger:
+class RowDecisions:
     """Passes findings on to `sink`, counts them by check, keeps examples, and decides about the rows they concern."""
 
     def __init__(self, checks: Iterable[str], sink: Callable[[Finding], None] | None = None) -> None:
@@ -24,7 +24,7 @@ class Ledger:
         self._examples: dict[str, list[Finding]] = {check: [] for check in checks}
         self._decisions: dict[str, tuple[Proposal, str]] = {}  # row id -> strongest proposal and its first check
 
-    def enter(self, findings: Iterable[Finding]) -> None:
+    def add(self, findings: Iterable[Finding]) -> None:
         """Adds findings; may be called repeatedly."""
         for finding in findings:
             self._proposals.setdefault(finding.check, Counter())[finding.proposal] += 1
@@ -40,7 +40,7 @@ class Ledger:
             if self._sink:
                 self._sink(finding)
 
-    def fate(self, row: str) -> Proposal:
+    def decision(self, row: str) -> Proposal:
         """The decision about a row: the strongest proposal of its findings."""
         return self._decisions.get(row, ("keep", ""))[0]
 
@@ -59,7 +59,7 @@ class Ledger:
                 "found": proposals.total(),
                 "rows": len(self._rows.get(check, ())),
                 "proposals": dict(proposals),
-                "examples": [to_plain(finding) for finding in self._examples[check]],
+                "examples": [finding_to_dict(finding) for finding in self._examples[check]],
             }
             for check, proposals in self._proposals.items()
         }

@@ -10,7 +10,7 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from tunesmith.data.detect_row import Recognised, is_preference_pair, recognise
+from tunesmith.data.detect_row import DetectedFormat, detect_row_format, is_preference_pair
 from tunesmith.data.labels import are_labels, label_column
 from tunesmith.data.messages import message_list, uses_tools
 from tunesmith.errors import DataError
@@ -50,7 +50,7 @@ ABOUT_ROWS = _words(
 )
 PARTS = _words("train training test valid validation val dev eval")
 
-REPEATS = "a copy of the answer"
+REPEATS_ANSWER = "a copy of the answer"
 MARKS = "it labels good and bad answers: rows labeled bad are left out"
 MIN_WORDS = 8  # words: a column of shorter texts is an answer only by its name
 RIVAL_LENGTH = 2 / 3  # of the answer's length: a column this long might be the answer instead
@@ -58,7 +58,7 @@ REPEATED = 0.95  # of a group column's rows have a value that another row has to
 FILLED = 0.98  # of the rows: a template with emptier columns would have gaps
 
 
-def guess(rows: Sequence[Mapping[str, Any]]) -> Recognised:
+def detect_format(rows: Sequence[Mapping[str, Any]]) -> DetectedFormat:
     """Detects the format of a table; about 200 rows from all over it are enough.
 
     If half of the rows show a known format (messages, Alpaca, a pair of columns), it is that one. Otherwise the names
@@ -166,7 +166,7 @@ class _Columns:
             return "addresses"
         if column.word in ABOUT_ROWS or {value.casefold() for value in column.counts} <= PARTS:
             return "describes the row, not its content"
-        return REPEATS if answer and self._repeats(column, self.all[answer]) else ""
+        return REPEATS_ANSWER if answer and self._repeats(column, self.all[answer]) else ""
 
     def _repeats(self, column: Column, answer: Column) -> bool:
         """Whether a column contains the answers; short answers are not judged, a passage may contain them."""
@@ -191,13 +191,13 @@ def _kind(cell: Any) -> str:
     return "number" if isinstance(cell, int | float) else "text"
 
 
-def _majority(rows: Sequence[Mapping[str, Any]]) -> Recognised | None:
+def _majority(rows: Sequence[Mapping[str, Any]]) -> DetectedFormat | None:
     """The format that at least half the rows show. Raises DataError if at least half are preference pairs."""
-    detected: list[Recognised] = []
+    detected: list[DetectedFormat] = []
     refused: Counter[tuple[str, str]] = Counter()
     for row in rows:
         try:
-            detected.append(recognise(row))
+            detected.append(detect_row_format(row))
         except DataError as error:
             if is_preference_pair(row):
                 refused[error.what, error.next] += 1
@@ -225,7 +225,7 @@ def _preference_error(refused: Counter[tuple[str, str]], rows: int) -> DataError
     )
 
 
-def _known_format(row_format: Recognised, table: _Columns, rows: Sequence[Mapping[str, Any]]) -> Recognised:
+def _known_format(row_format: DetectedFormat, table: _Columns, rows: Sequence[Mapping[str, Any]]) -> DetectedFormat:
     """A format that single rows show, completed by the group and the unused columns."""
     default_columns = {
         "alpaca": ("instruction", "input", "output"),
@@ -247,7 +247,7 @@ def _known_format(row_format: Recognised, table: _Columns, rows: Sequence[Mappin
     unused = _unused_columns(
         table, [*used_columns, *([group.name] if group else [])], used_columns[-1], "not part of this format"
     )
-    return Recognised(row_format.name, options, row_format.why, reasons, unused, (*notes, *other_groups))
+    return DetectedFormat(row_format.name, options, row_format.why, reasons, unused, (*notes, *other_groups))
 
 
 def _messages(row: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
@@ -301,7 +301,7 @@ def _question_format(
     why: str,
     reasons: Mapping[str, str],
     notes: tuple[str, ...] = (),
-) -> Recognised:
+) -> DetectedFormat:
     """A question, its answer, and the columns that the question is about."""
     group, reason, other_groups = _group(table, [prompt, answer], name_only=False, format="columns")
     group_name = group.name if group else ""
@@ -319,7 +319,7 @@ def _question_format(
     )
     if not contexts:
         option_reasons["prompt"] = "the question"
-        return Recognised(
+        return DetectedFormat(
             "columns", {"prompt": prompt, "answer": answer, **group_option}, why, option_reasons, unused, notes
         )
     names = _name_list([column.name for column in contexts])
@@ -328,11 +328,11 @@ def _question_format(
     if all_filled and not any(mark in name for name in prompt_columns for mark in "{}:!["):
         template = "\n\n".join(f"{{{name}}}" for name in prompt_columns)
         option_reasons["prompt"] = "the context, then the question"
-        return Recognised(
+        return DetectedFormat(
             "columns", {"prompt": template, "answer": answer, **group_option}, why, option_reasons, unused, notes
         )
     option_reasons["fields"] = "an empty field is omitted from the row's prompt"
-    return Recognised(
+    return DetectedFormat(
         "fields", {"fields": prompt_columns, "answer": answer, **group_option}, why, option_reasons, unused, notes
     )
 
@@ -345,7 +345,7 @@ def _is_context(column: Column) -> bool:
 
 def _field_format(
     table: _Columns, answer: Column, inputs: Sequence[Column], reason: str, notes: tuple[str, ...]
-) -> Recognised:
+) -> DetectedFormat:
     """An answer without a question: written from one text, from several fields, or standalone."""
     group, group_reason, other_groups = _group(table, [answer.name], name_only=len(inputs) != 1, format="fields")
     notes = (*notes, *other_groups)
@@ -358,11 +358,13 @@ def _field_format(
         option_reasons["ask"] = "no column is a question: replace these with what users would say"
         asks = ["Say something.", "What do you think?", "Go on."]
         why = f"'{answer.name}' is the only text, so its rows are standalone lines"
-        return Recognised("lines", {"line": answer.name, "ask": asks, **options}, why, option_reasons, unused, notes)
+        return DetectedFormat(
+            "lines", {"line": answer.name, "ask": asks, **options}, why, option_reasons, unused, notes
+        )
     if len(fields) == 1 and fields[0].is_text and (fields[0].words >= 3 or fields[0].word in CONTEXTS):
         option_reasons["prompt"] = f"the only other text; {_describe(fields[0])}"
         why = f"'{answer.name}' is written from '{fields[0].name}'"
-        return Recognised(
+        return DetectedFormat(
             "columns", {"prompt": fields[0].name, "answer": answer.name, **options}, why, option_reasons, unused, notes
         )
     names = [column.name for column in fields]
@@ -380,7 +382,7 @@ def _field_format(
         if len(names) < 3
         else f"'{_short(answer.name)}' is written from {len(names)} other columns"
     )
-    return Recognised("fields", format_options, why, option_reasons, unused, notes)
+    return DetectedFormat("fields", format_options, why, option_reasons, unused, notes)
 
 
 def _group(

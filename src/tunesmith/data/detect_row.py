@@ -28,7 +28,7 @@ PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "input")  # prom
 
 
 @dataclass(frozen=True)
-class Recognised:
+class DetectedFormat:
     """A format's name, its options, and the reason in words.
 
     `reasons` maps an option to its reason, `left` an unused column to the reason; `near` notes alternatives.
@@ -73,7 +73,7 @@ def preference_pair_error(values: Mapping[str, Any]) -> DataError:
     )
 
 
-def recognise(values: Mapping[str, Any]) -> Recognised:
+def detect_row_format(values: Mapping[str, Any]) -> DetectedFormat:
     """The format of a row. Raises DataError if no format fits or the row cannot be trained on."""
     names = {str(name).strip().casefold(): str(name) for name in values}
     if is_preference_pair(names):
@@ -83,7 +83,7 @@ def recognise(values: Mapping[str, Any]) -> Recognised:
             return _chat(names[column], messages, values)
     if {"instruction", "output"} <= names.keys():
         options = {key: names[key] for key in ("instruction", "input", "output") if names.get(key, key) != key}
-        return Recognised("alpaca", options, f"it has the columns {names['instruction']} and {names['output']}")
+        return DetectedFormat("alpaca", options, f"it has the columns {names['instruction']} and {names['output']}")
     for prompt, answer in PAIRS:
         if prompt in names and answer in names:
             return _pair(names[prompt], names[answer], values)
@@ -96,30 +96,30 @@ def recognise(values: Mapping[str, Any]) -> Recognised:
     )
 
 
-def _chat(column: str, messages: list[Any], values: Mapping[str, Any]) -> Recognised:
+def _chat(column: str, messages: list[Any], values: Mapping[str, Any]) -> DetectedFormat:
     text = " as JSON text" if isinstance(values[column], str) else ""
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
     if {"from", "value"} <= first.keys():
         options = {} if column == "conversations" else {"conversations": column}
-        return Recognised("sharegpt", options, f"{column} is a list of from and value{text}")
+        return DetectedFormat("sharegpt", options, f"{column} is a list of from and value{text}")
     options = {} if column == "messages" else {"messages": column}
-    return Recognised("chat", options, f"{column} is a list of role and content{text}")
+    return DetectedFormat("chat", options, f"{column} is a list of role and content{text}")
 
 
-def _pair(prompt: str, answer: str, values: Mapping[str, Any]) -> Recognised:
+def _pair(prompt: str, answer: str, values: Mapping[str, Any]) -> DetectedFormat:
     """A question and its answer as two texts, or with messages in at least one of them."""
     message_columns = [
         (name, messages) for name in (prompt, answer) if (messages := message_list(values[name])) is not None
     ]
     if not message_columns:
-        return Recognised(
+        return DetectedFormat(
             "columns", {"prompt": prompt, "answer": answer}, f"the columns {prompt} and {answer} are a pair"
         )
     options = {"messages": prompt, "completion": answer}
     if _message_keys(message_columns[0][1]):
         options |= {"role": "from", "content": "value"}
     with_messages = " and ".join(name for name, _ in message_columns)
-    return Recognised("chat", options, f"{prompt} and {answer} are a pair, with messages in {with_messages}")
+    return DetectedFormat("chat", options, f"{prompt} and {answer} are a pair, with messages in {with_messages}")
 
 
 def _is_answer(message: Any) -> bool:

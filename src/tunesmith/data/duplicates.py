@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tunesmith.data.conversation import normalise
+from tunesmith.data.conversation import normalize
 
 WORDS = 3  # length of a shingle in long texts
 CHARACTERS = 4  # length of a shingle in short texts
@@ -136,7 +136,7 @@ def _indices_by_text(texts: Sequence[str]) -> dict[str, list[int]]:
     """The indices of each distinct normalized text, without the empty text."""
     indices: dict[str, list[int]] = {}
     for index, text in enumerate(texts):
-        if normalized := normalise(text):
+        if normalized := normalize(text):
             indices.setdefault(normalized, []).append(index)
     return indices
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
-from tunesmith.data.conversation import Conversation, Turn, normalise
+from tunesmith.data.conversation import Conversation, Turn, normalize
 from tunesmith.data.defects import Language
 from tunesmith.data.privacy import KINDS, find_personal, find_secrets
 
@@ -43,7 +43,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Context:
+class CheckContext:
     """The inputs of checks beside the rows.
 
     `count_tokens` is None without a tokenizer. `parts` maps a row's id to train, valid, test or unseen; it is empty
@@ -60,7 +60,7 @@ class Context:
     refusal: Callable[[Conversation], str] | None = None  # why the template cannot render a row for training, or ''
 
 
-def to_plain(finding: Finding) -> dict[str, Any]:
+def finding_to_dict(finding: Finding) -> dict[str, Any]:
     """The finding as a dict; `dataclasses.asdict`, which copies deeply, takes eight times as long."""
     return dict(vars(finding))
 
@@ -118,7 +118,7 @@ def answer_turn(row: Conversation) -> int:
 
 def turns_key(turns: Sequence[Turn]) -> tuple[str, ...]:
     """The normalized text of each turn, equal for rows that are the same."""
-    return tuple(normalise(turn.full_text) for turn in turns)
+    return tuple(normalize(turn.full_text) for turn in turns)
 
 
 def prompt_key(row: Conversation) -> tuple[str, ...]:
@@ -132,6 +132,6 @@ def form_values(question: str) -> list[str]:
     return values if len(values) >= MIN_FIELDS else []
 
 
-def spoken(turns: Sequence[Turn]) -> str:
+def dialog_text(turns: Sequence[Turn]) -> str:
     """The texts of all turns but the system's, with their reasoning, joined by line breaks."""
     return "\n".join(turn.full_text for turn in turns if turn.role != "system")

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.data.detect_row import recognise
+from tunesmith.data.detect_row import detect_row_format
 from tunesmith.data.json_rows import NO_LIST
 from tunesmith.data.rows import BadRow
 from tunesmith.data.sources import describe, locate, read_all
@@ -39,7 +39,7 @@ class _Table:
         return self.format is not None or len(own_columns & table_columns) >= ALIKE * len(own_columns | table_columns)
 
 
-def tables(source: str, folder: Path) -> tuple[list[Path], str]:
+def select_tables(source: str, folder: Path) -> tuple[list[Path], str]:
     """The files to read from `source`, and a note on the files that are skipped ('' if there are none).
 
     In a folder, tables of one kind are selected: preferably of a known format, then not wrapped in a JSON object, then
@@ -102,7 +102,7 @@ def _format(rows: Sequence[dict[str, object]]) -> Hashable:
     """The format and options of the first row that shows one; None if no row does."""
     for row in rows:
         try:
-            detected = recognise(row)
+            detected = detect_row_format(row)
         except DataError:
             continue
         return detected.name, tuple(sorted(detected.options.items()))

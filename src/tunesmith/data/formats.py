@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from tunesmith.data.conversation import Role, Turn, split_reasoning
-from tunesmith.data.detect_row import is_preference_pair, preference_pair_error, recognise
-from tunesmith.data.messages import Notes, message_list, ordered_turns, read_messages
+from tunesmith.data.detect_row import detect_row_format, is_preference_pair, preference_pair_error
+from tunesmith.data.messages import ReadNotes, message_list, ordered_turns, read_messages
 from tunesmith.errors import DataError
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -23,9 +23,9 @@ _EMPTY: tuple[Any, ...] = (None, "", [], {})
 class ParsedRow(tuple[tuple[Turn, ...], str]):
     """The pair (turns, group) of a row; `notes` counts unused columns and keys, and changed turns."""
 
-    notes: Notes
+    notes: ReadNotes
 
-    def __new__(cls, turns: Iterable[Turn], group: str, notes: Notes) -> ParsedRow:
+    def __new__(cls, turns: Iterable[Turn], group: str, notes: ReadNotes) -> ParsedRow:
         """Creates the pair."""
         parsed = super().__new__(cls, (tuple(turns), group))
         parsed.notes = notes
@@ -34,7 +34,7 @@ class ParsedRow(tuple[tuple[Turn, ...], str]):
 
 def auto(values: Mapping[str, Any], *, group: str | None = None) -> ParsedRow:
     """Detected from each row: chat, sharegpt, alpaca, or a known pair of columns; `check` reports which and why."""
-    detected = recognise(values)
+    detected = detect_row_format(values)
     formats: dict[str, Callable[..., ParsedRow]] = {
         "alpaca": alpaca,
         "chat": chat,
@@ -129,7 +129,7 @@ def chat(
 
     With `completion`, the column `messages` is the prompt and `completion` the answer; each is a list or a text.
     """
-    notes = Notes()
+    notes = ReadNotes()
     turns = _chat_turns(values, messages, "messages", role, content, notes, "user" if completion else None)
     if completion is not None:
         turns = [replace(turn, learn=False) if turn.role == "assistant" else turn for turn in turns]
@@ -146,7 +146,7 @@ def sharegpt(values: Mapping[str, Any], *, conversations: str = "conversations",
 
 
 def _chat_turns(
-    values: Mapping[str, Any], column: str, option: str, role: str, content: str, notes: Notes, plain: Role | None
+    values: Mapping[str, Any], column: str, option: str, role: str, content: str, notes: ReadNotes, plain: Role | None
 ) -> list[Turn]:
     """The turns of one column; `plain` is the role of a cell that is text instead of messages, None to refuse it."""
     cell = values.get(column)
@@ -161,10 +161,14 @@ def _chat_turns(
 
 
 def _parsed(
-    values: Mapping[str, Any], turns: Iterable[Turn], group: str | None, used: Iterable[str], notes: Notes | None = None
+    values: Mapping[str, Any],
+    turns: Iterable[Turn],
+    group: str | None,
+    used: Iterable[str],
+    notes: ReadNotes | None = None,
 ) -> ParsedRow:
     """The row's turns and group; the notes count nonempty columns that are not `used`, and kinds of turns."""
-    notes, turns = notes or Notes(), tuple(turns)
+    notes, turns = notes or ReadNotes(), tuple(turns)
     answers = [turn for turn in turns if turn.role == "assistant"]
     context, reasoned = sum(not turn.learn for turn in answers), sum(bool(turn.reasoning) for turn in answers)
     notes.turns.update({"answers with reasoning": reasoned} if reasoned else {})

@@ -58,7 +58,7 @@ class _Part:
     builder: Any
 
 
-def parse(source: str) -> HubSource:
+def parse_hub_source(source: str) -> HubSource:
     """Parses a source that begins with `hub:`. Raises DataError if it is not well formed."""
     match = _SOURCE.fullmatch(source)
     if not match:
@@ -82,7 +82,7 @@ def read_hub(source: str) -> Iterator[Row]:
     Class labels are converted to their names. Raises DataError if the data set, revision, config or split is missing,
     its terms must be accepted first, there is neither a network nor a cached copy, or its files cannot be read.
     """
-    hub_source = parse(source)
+    hub_source = parse_hub_source(source)
     part = _open(hub_source)
     file = f"hub:{hub_source.owner_name}"
     with _as_data_error(source):
@@ -101,7 +101,7 @@ def pin(source: str) -> str:
 
     Raises like `read_hub`.
     """
-    part = _open(parse(source))
+    part = _open(parse_hub_source(source))
     return str(HubSource(part.source.owner_name, part.commit, part.config, part.split))
 
 
@@ -110,7 +110,7 @@ def fingerprint(source: str) -> str:
 
     The fingerprint of `datasets` is not used, because it depends on the cache's path. Raises like `read_hub`.
     """
-    part = _open(parse(source))
+    part = _open(parse_hub_source(source))
     parts = [part.source.owner_name, part.commit, part.config, part.split]
     parts += [f"{name}\0{_content(path)}" for name, path in sorted(part.files.items())]
     return hashlib.sha256("\1".join(parts).encode()).hexdigest()

@@ -40,7 +40,7 @@ class AnswerLabels:
         self._numbers = True
         self.column = ""
 
-    def enter(self, index: int, values: Mapping[str, Any]) -> None:
+    def add(self, index: int, values: Mapping[str, Any]) -> None:
         """Adds the row at index `index`."""
         column = label_column(values)
         cell = values[column] if column else None

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.recipe import Named
-from tunesmith.config.registry import find
+from tunesmith.config.recipe import NamedSetting
+from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.data.finding import Finding, redacted
 from tunesmith.data.labels import AnswerLabels
-from tunesmith.data.messages import Notes, message_list
+from tunesmith.data.messages import ReadNotes, message_list
 from tunesmith.data.open_sources import Source
-from tunesmith.data.repair_rows import Change, Mend, edit_kinds
+from tunesmith.data.repair_rows import Change, RowRepair, edit_kinds
 from tunesmith.data.rows import BadRow, Row
 from tunesmith.data.table import Table
-from tunesmith.errors import DataError, Several, TunesmithError
+from tunesmith.errors import DataError, MultipleErrors, TunesmithError
 
 SHOWN_ERRORS = 20  # more would hide the first
 SHOWN_CHANGES = 40
@@ -32,14 +32,14 @@ class RepairCounts:
     """The repairs that were made while loading."""
 
     rows: int = 0
-    stand_ins: int = 0
+    pseudonym_count: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
-    def enter(self, row: Row, changes: Sequence[Change], stand_ins: int) -> None:
+    def add(self, row: Row, changes: Sequence[Change], stand_ins: int) -> None:
         """Counts a row's changes and keeps the first of each kind as examples; none of a row with pseudonyms."""
         self.rows += 1
-        self.stand_ins += stand_ins
+        self.pseudonym_count += stand_ins
         for change in changes if not stand_ins else ():  # the text before the change has the personal data
             for edit in change.edits:
                 if self.kinds[edit.kind] < SHOWN_CHANGES:
@@ -54,7 +54,7 @@ class RepairCounts:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRows:
     """The conversations of the sources, a finding for each other row, and the repairs.
 
     Every row of the sources is in `rows`, in `broken` (it cannot be read) or in `left_out` (its label marks the answer
@@ -66,7 +66,7 @@ class Loaded:
     repairs: RepairCounts
     sources: list[dict[str, Any]]  # facts about each file: encoding, bytes, rows
     left_out: list[Finding] = field(default_factory=list)
-    notes: Notes = field(default_factory=Notes)
+    notes: ReadNotes = field(default_factory=ReadNotes)
 
     @property
     def count(self) -> int:
@@ -78,24 +78,24 @@ class Loaded:
         return {
             "unused": dict(self.notes.unused),
             "turns": dict(self.notes.turns),
-            "left_out": reasons(finding.message for finding in self.left_out),
-            "unread_because": reasons(finding.message for finding in self.broken),
+            "left_out": count_reasons(finding.message for finding in self.left_out),
+            "unread_because": count_reasons(finding.message for finding in self.broken),
         }
 
 
 Sink = Callable[[Row, Sequence[Change]], None]
 
 
-def load(
+def load_rows(
     sources: Sequence[Source],
-    format: Named,
+    format: NamedSetting,
     system: str | None,
     *,
     into: Path,
     drop_broken: bool = False,
-    repair: Mend | None = None,
+    repair: RowRepair | None = None,
     on_change: Sink | None = None,
-) -> Loaded:
+) -> LoadedRows:
     """Loads every row of `sources` as a conversation into a table at `into`; `on_change` is called for repaired rows.
 
     Raises Several with the rows that do not fit, by file and line (equal errors once, at most 20); with `drop_broken`
@@ -103,14 +103,16 @@ def load(
     """
     labels = AnswerLabels(format.name, format.options)
     reader = _Reader(
-        find("tunesmith.data.formats", format.name), format.options, system, repair or Mend(), on_change, labels
+        resolve("tunesmith.data.formats", format.name), format.options, system, repair or RowRepair(), on_change, labels
     )
     table = Table.write(into, reader.conversations(sources))
     broken = reader.broken
     if reader.fatal or (broken and not (drop_broken and len(table))):
         advice = "Correct them, or add broken to data.checks: such rows are then dropped and counted"
         summary = DataError(f"{len(broken)} of {len(broken) + len(table)} rows do not fit", next=advice)
-        raise Several([*reader.fatal, *_merge_errors(reader.wrong), *([summary] if broken and len(table) else [])])
+        raise MultipleErrors(
+            [*reader.fatal, *_merge_errors(reader.wrong), *([summary] if broken and len(table) else [])]
+        )
     if not len(table):
         raise DataError(
             "there are no rows", where=", ".join(source.name for source in sources), next="Check data.source"
@@ -118,11 +120,11 @@ def load(
     bad = frozenset(labels.bad())
     left_out = [_left_out(table[index].origin, labels.column) for index in sorted(bad)]
     if len(left_out) == len(table):
-        raise no_good_answer(len(table), labels.column, where=", ".join(source.name for source in sources))
+        raise no_good_answer_error(len(table), labels.column, where=", ".join(source.name for source in sources))
     if bad:
         table = table.take(index for index in range(len(table)) if index not in bad)
         del reader.notes.unused[labels.column]
-    return Loaded(table, broken, reader.repairs, reader.facts, left_out, reader.notes)
+    return LoadedRows(table, broken, reader.repairs, reader.facts, left_out, reader.notes)
 
 
 class _Reader:
@@ -133,14 +135,14 @@ class _Reader:
         parse: Callable[..., Any],
         options: Mapping[str, Any],
         system: str | None,
-        repair: Mend,
+        repair: RowRepair,
         on_change: Sink | None,
         labels: AnswerLabels,
     ) -> None:
         self._parse, self._options, self._system = parse, options, system
         self._repair, self._on_change, self._labels = repair, on_change, labels
         self._read = 0
-        self.notes = Notes()
+        self.notes = ReadNotes()
         self._seen: Counter[str] = Counter()
         self.fatal: list[TunesmithError] = []
         self.wrong: list[TunesmithError] = []
@@ -175,14 +177,14 @@ class _Reader:
         values = row.values
         if self._repair:
             repaired = self._repair.row(values, turns)
-            if repaired.changes or repaired.stand_ins:
-                self.repairs.enter(row, repaired.changes, repaired.stand_ins)
+            if repaired.changes or repaired.pseudonym_count:
+                self.repairs.add(row, repaired.changes, repaired.pseudonym_count)
                 values = repaired.values
                 turns, group = self._parse(values, **self._options)
                 if self._on_change:
                     self._on_change(row, repaired.changes)
-        self.notes.enter(parsed.notes)
-        self._labels.enter(self._read, row.values)
+        self.notes.add(parsed.notes)
+        self._labels.add(self._read, row.values)
         self._read += 1
         name = self._id(turns)
         return Conversation(name, turns, row.origin, group, _plain(values)).with_system(self._system)
@@ -223,10 +225,10 @@ def _turn_suffix(turn: Turn) -> str:
 
 
 def _left_out(origin: Origin, column: str) -> Finding:
-    return Finding("bad_answer", str(origin), origin.file, origin.line, origin.unit, bad_answer(column), "drop")
+    return Finding("bad_answer", str(origin), origin.file, origin.line, origin.unit, bad_answer_reason(column), "drop")
 
 
-def no_good_answer(rows: int, column: str, where: str = "") -> DataError:
+def no_good_answer_error(rows: int, column: str, where: str = "") -> DataError:
     """The error for rows whose labels all mark a bad answer."""
     return DataError(
         f"no answer is left to train on: in all {rows} rows {column} marks a bad answer",
@@ -235,12 +237,12 @@ def no_good_answer(rows: int, column: str, where: str = "") -> DataError:
     )
 
 
-def reasons(messages: Iterable[str]) -> dict[str, int]:
+def count_reasons(messages: Iterable[str]) -> dict[str, int]:
     """The number of rows by reason, most frequent first; message numbers are ignored."""
     return dict(Counter(re.sub(r"^message \d+", "a message", message) for message in messages).most_common())
 
 
-def remarks(notes: Notes, left_out: Mapping[str, int], refused: Mapping[str, int], total: int) -> list[str]:
+def summarize_notes(notes: ReadNotes, left_out: Mapping[str, int], refused: Mapping[str, int], total: int) -> list[str]:
     """One line for each kind of content of `total` rows that is unused, changed or left out; empty if there is none.
 
     `left_out` and `refused` map reasons to numbers of rows.
@@ -274,7 +276,7 @@ def _share(label: str, reason_counts: Mapping[str, int], total: int) -> list[str
     return [f"{label}: {sum(reason_counts.values())} of {total} rows ({'; '.join([*listed, *more])})"]
 
 
-def bad_answer(column: str) -> str:
+def bad_answer_reason(column: str) -> str:
     """The reason for leaving out a row whose label in `column` is false."""
     return f"{column} marks its answer as bad"
 

@@ -41,7 +41,7 @@ _NO_ANSWER = "A conversation needs a user and an assistant message"
 
 
 @dataclass(frozen=True)
-class Notes:
+class ReadNotes:
     """Counts by kind while rows are read.
 
     `unused` counts ignored values by column or message key. `turns` counts turns with
@@ -51,7 +51,7 @@ class Notes:
     unused: Counter[str] = field(default_factory=Counter)
     turns: Counter[str] = field(default_factory=Counter)
 
-    def enter(self, notes: Notes) -> None:
+    def add(self, notes: ReadNotes) -> None:
         """Adds the counts of another row."""
         self.unused.update(notes.unused)
         self.turns.update(notes.turns)
@@ -119,7 +119,7 @@ def uses_tools(message: Any) -> bool:
 # --- messages to turns ---------------------------------------------------------------------------------------
 
 
-def read_messages(messages: Sequence[Any], role: str, content: str, column: str, notes: Notes) -> list[Turn]:
+def read_messages(messages: Sequence[Any], role: str, content: str, column: str, notes: ReadNotes) -> list[Turn]:
     """One turn per message; unused keys are counted in `notes`.
 
     Raises DataError, without a location, for the first message that cannot be trained on.
@@ -127,7 +127,7 @@ def read_messages(messages: Sequence[Any], role: str, content: str, column: str,
     return [_turn(message, role, content, column, number, notes) for number, message in enumerate(messages, start=1)]
 
 
-def _turn(message: Any, role: str, content: str, column: str, number: int, notes: Notes) -> Turn:
+def _turn(message: Any, role: str, content: str, column: str, number: int, notes: ReadNotes) -> Turn:
     if uses_tools(message):
         raise DataError(f"message {number} is a tool call", next="Tool calls are not supported; remove the row")
     if not isinstance(message, dict) or role not in message or content not in message:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.folders import tables
-from tunesmith.data.hub import fingerprint, parse, read_hub
+from tunesmith.data.folders import select_tables
+from tunesmith.data.hub import fingerprint, parse_hub_source, read_hub
 from tunesmith.data.rows import BadRow, Row
 from tunesmith.data.sources import describe, read_all
 from tunesmith.runs.run import hash_file
@@ -41,7 +41,7 @@ class Source:
     def stem(self) -> str:
         """The stem for names of derived files."""
         if self.file is None:
-            return parse(self.name).owner_name.replace("/", "_")
+            return parse_hub_source(self.name).owner_name.replace("/", "_")
         return self.file.name.removesuffix(".gz").removesuffix(self.kind)
 
 
@@ -53,10 +53,10 @@ def open_sources(names: str | Sequence[str], folder: Path, encoding: str | None 
     opened: list[Source] = []
     for source in [names] if isinstance(names, str) else names:
         if source.startswith("hub:"):
-            parse(source)
+            parse_hub_source(source)
             opened.append(Source(source, None, kind=".jsonl"))
         else:
-            files, note = tables(source, folder)
+            files, note = select_tables(source, folder)
             opened_files = [_open_file(path, encoding) for path in files]
             opened += (
                 [replace(opened_files[0], notes=(*opened_files[0].notes, note)), *opened_files[1:]]

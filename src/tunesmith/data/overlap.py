@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunesmith.data.conversation import Conversation, normalise
-from tunesmith.data.finding import prompt_key, spoken
+from tunesmith.data.conversation import Conversation, normalize
+from tunesmith.data.finding import dialog_text, prompt_key
 
 
 def overlap(parts: Mapping[str, Sequence[Conversation]], *, together: float | None) -> dict[str, Any]:
@@ -20,16 +20,16 @@ def overlap(parts: Mapping[str, Sequence[Conversation]], *, together: float | No
     train = parts["train"]
     held_out = [row for part, rows in parts.items() if part != "train" for row in rows]
     prompts = {prompt_key(row) for row in held_out}
-    pairs = {(prompt_key(row), normalise(row.answer)) for row in held_out}
-    answers = {normalise(row.answer) for row in held_out}
+    pairs = {(prompt_key(row), normalize(row.answer)) for row in held_out}
+    answers = {normalize(row.answer) for row in held_out}
     counts: dict[str, Any] = {
         "held": len(held_out),
         "prompts": sum(prompt_key(row) in prompts for row in train),
-        "answers": sum(normalise(row.answer) in answers for row in train),
-        "pairs": sum((prompt_key(row), normalise(row.answer)) in pairs for row in train),
+        "answers": sum(normalize(row.answer) in answers for row in train),
+        "pairs": sum((prompt_key(row), normalize(row.answer)) in pairs for row in train),
     }
     if together is not None:
-        texts = [spoken(row.prompt) for row in train], [spoken(row.prompt) for row in held_out]
+        texts = [dialog_text(row.prompt) for row in train], [dialog_text(row.prompt) for row in held_out]
         near_pairs = leaks(*texts, threshold=together) if held_out else []
         counts |= {"near_prompts": len({pair.first for pair in near_pairs}), "threshold": together}
         if near_pairs:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.config.recipe import CHECKS, Data, Named, Sample
-from tunesmith.config.registry import attribute
+from tunesmith.config.recipe import CHECKS, Data, NamedSetting, Sample
+from tunesmith.config.registry import entry_constant
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.decisions import Ledger
-from tunesmith.data.finding import Context, Finding
-from tunesmith.data.load import Loaded
+from tunesmith.data.decisions import RowDecisions
+from tunesmith.data.finding import CheckContext, Finding
+from tunesmith.data.load import LoadedRows
 from tunesmith.data.overlap import overlap
 from tunesmith.data.profile import profile
 from tunesmith.data.run_checks import run_checks
@@ -26,7 +26,7 @@ from tunesmith.data.table import Table
 from tunesmith.errors import DataError
 
 Sink = Callable[[Finding], None]
-REQUIRED_CHECKS = (Named("bad_answer", {}), Named("unlearnable", {}))
+REQUIRED_CHECKS = (NamedSetting("bad_answer", {}), NamedSetting("unlearnable", {}))
 
 
 class NoRowsLeft(DataError):
@@ -48,15 +48,20 @@ class Prepared:
 
 
 def audit(
-    loaded: Loaded, checks: Sequence[Named], context: Context, *, sink: Sink | None = None, processes: int = 1
-) -> tuple[Ledger, dict[str, Any]]:
+    loaded: LoadedRows,
+    checks: Sequence[NamedSetting],
+    context: CheckContext,
+    *,
+    sink: Sink | None = None,
+    processes: int = 1,
+) -> tuple[RowDecisions, dict[str, Any]]:
     """Checks the rows without splitting or dropping any; returns the decisions and plain values for the page."""
-    ledger = Ledger([check.name for check in checks if _scope(check) != "split"], sink)
+    ledger = RowDecisions([check.name for check in checks if _scope(check) != "split"], sink)
     stop = threading.Event()
     with ThreadPoolExecutor(1) as executor:  # profiles in this process while others check
         profile_future = executor.submit(profile, _Stoppable(loaded.rows, stop), context.count_tokens)
         try:
-            ledger.enter(
+            ledger.add(
                 run_checks(loaded.rows, _with_required(checks), context, scopes=("row", "table"), processes=processes)
             )
         except BaseException:  # also Ctrl-C: stop the profile
@@ -65,60 +70,65 @@ def audit(
     return ledger, {**_audit_counts(loaded, ledger), "profile": profile_future.result()}
 
 
-def _audit_counts(loaded: Loaded, ledger: Ledger) -> dict[str, Any]:
+def _audit_counts(loaded: LoadedRows, ledger: RowDecisions) -> dict[str, Any]:
     """The numbers of rows read and kept, and the findings."""
     return {
         "read": loaded.count,
         "unread": len(loaded.broken),
-        "kept": sum(ledger.fate(row.id) in ("keep", "repair") for row in loaded.rows),
+        "kept": sum(ledger.decision(row.id) in ("keep", "repair") for row in loaded.rows),
         **_summary(ledger, loaded),
     }
 
 
-def checked(
-    loaded: Loaded, checks: Sequence[Named], context: Context, *, sink: Sink | None = None, processes: int = 1
-) -> Ledger:
+def check_rows(
+    loaded: LoadedRows,
+    checks: Sequence[NamedSetting],
+    context: CheckContext,
+    *,
+    sink: Sink | None = None,
+    processes: int = 1,
+) -> RowDecisions:
     """Runs the checks on rows and on the whole table. Rows that cannot be trained on are always found."""
-    ledger = Ledger([check.name for check in checks], sink)
+    ledger = RowDecisions([check.name for check in checks], sink)
     scopes = ("row", "table")
-    ledger.enter(run_checks(loaded.rows, _with_required(checks), context, scopes=scopes, processes=processes))
+    ledger.add(run_checks(loaded.rows, _with_required(checks), context, scopes=scopes, processes=processes))
     return ledger
 
 
-def _with_required(checks: Sequence[Named]) -> list[Named]:
+def _with_required(checks: Sequence[NamedSetting]) -> list[NamedSetting]:
     """The checks and those that always run."""
     names = {check.name for check in checks}
     return [*checks, *(check for check in REQUIRED_CHECKS if check.name not in names)]
 
 
-def left_out_by(ledger: Ledger) -> str:
+def drop_reasons(ledger: RowDecisions) -> str:
     """The checks that leave rows out and their numbers of rows, largest first."""
     reasons = ledger.counts("drop") | {f"{name} (set aside)": n for name, n in ledger.counts("quarantine").items()}
     return ", ".join(f"{name} {count}" for name, count in sorted(reasons.items(), key=lambda item: -item[1]))
 
 
 def prepare(
-    loaded: Loaded, data: Data, seed: int, context: Context, *, sink: Sink | None = None, processes: int = 1
+    loaded: LoadedRows, data: Data, seed: int, context: CheckContext, *, sink: Sink | None = None, processes: int = 1
 ) -> Prepared:
     """Checks the rows, drops or quarantines as proposed, splits the others, and accounts for every row."""
     rows = loaded.rows
-    ledger = checked(loaded, data.checks, context, sink=sink, processes=processes)
+    ledger = check_rows(loaded, data.checks, context, sink=sink, processes=processes)
     kept_rows = _kept_rows(rows, ledger)
     if not len(kept_rows):
         raise NoRowsLeft(
-            f"the checks leave no row of {loaded.count}: {left_out_by(ledger)}",
+            f"the checks leave no row of {loaded.count}: {drop_reasons(ledger)}",
             next="Read audit.html, or ask for fewer checks in data.checks",
             audit={**_audit_counts(loaded, ledger), "profile": profile(rows, context.count_tokens)},
         )
     parts = split(kept_rows, seed=seed, **data.split.model_dump())
-    ledger.enter(run_checks(kept_rows, data.checks, replace(context, parts=parts), scopes=("split",)))
+    ledger.add(run_checks(kept_rows, data.checks, replace(context, parts=parts), scopes=("split",)))
     kept_rows = _kept_rows(kept_rows, ledger)
     names = [parts[row.id] for row in kept_rows]
     by_part = {part: kept_rows.take(index for index, name in enumerate(names) if name == part) for part in PARTS}
     if not len(by_part["train"]):
         raise DataError("every training row leaks into the test", next="Split by group, or remove repeated prompts")
     sampled = {part: _sample(part_rows, data.sample, part, seed) for part, part_rows in by_part.items()}
-    quarantined = rows.take(index for index, row in enumerate(rows) if ledger.fate(row.id) == "quarantine")
+    quarantined = rows.take(index for index, row in enumerate(rows) if ledger.decision(row.id) == "quarantine")
     account = _account(loaded, kept_rows, sampled, quarantined, ledger)
     account |= {
         "leaks": overlap(sampled, together=data.split.together),
@@ -143,12 +153,12 @@ class _Stoppable(Sequence[Conversation]):
         return itertools.takewhile(lambda _: not self._stop.is_set(), self._rows)
 
 
-def _scope(check: Named) -> str:
-    return str(attribute(CHECKS, check.name, "SCOPE"))
+def _scope(check: NamedSetting) -> str:
+    return str(entry_constant(CHECKS, check.name, "SCOPE"))
 
 
-def _kept_rows(rows: Table, ledger: Ledger) -> Table:
-    return rows.take(index for index, row in enumerate(rows) if ledger.fate(row.id) in ("keep", "repair"))
+def _kept_rows(rows: Table, ledger: RowDecisions) -> Table:
+    return rows.take(index for index, row in enumerate(rows) if ledger.decision(row.id) in ("keep", "repair"))
 
 
 def _joined_parts(parts: Mapping[str, Table], rows: Table) -> Table:
@@ -171,7 +181,7 @@ def _sample(rows: Table, sample: Sample, part: str, seed: int) -> Table:
 
 
 def _account(
-    loaded: Loaded, kept_rows: Table, parts: Mapping[str, Table], quarantined: Table, ledger: Ledger
+    loaded: LoadedRows, kept_rows: Table, parts: Mapping[str, Table], quarantined: Table, ledger: RowDecisions
 ) -> dict[str, Any]:
     dropped = ledger.counts("drop")
     total = loaded.count
@@ -188,10 +198,10 @@ def _account(
     }
 
 
-def _summary(ledger: Ledger, loaded: Loaded) -> dict[str, Any]:
+def _summary(ledger: RowDecisions, loaded: LoadedRows) -> dict[str, Any]:
     """Findings, decisions, repairs and sources as plain values."""
     repairs = loaded.repairs
-    repaired = {"rows": repairs.rows, "stand_ins": repairs.stand_ins, "kinds": dict(repairs.kinds)}
+    repaired = {"rows": repairs.rows, "stand_ins": repairs.pseudonym_count, "kinds": dict(repairs.kinds)}
     return {
         "dropped": ledger.counts("drop"),
         "quarantined": ledger.counts("quarantine"),

@@ -93,7 +93,7 @@ TEST_NETS = ("192.0.2", "198.51.100", "203.0.113")  # RFC 5737
 HEAD = 4  # characters; every pseudonym is longer
 
 
-class Pseudonyms:
+class PseudonymMap:
     """The pseudonym map: the pseudonym of each value, the same in every row.
 
     Pseudonyms come from ranges that are assigned to no one: example.org (RFC 2606), 555-0100 to 555-0199 (NANPA),
@@ -150,7 +150,7 @@ class Pseudonyms:
         write_atomic(path, json.dumps(plain, indent=1), mode=0o600)  # ASCII: a value may have a lone surrogate
 
     @classmethod
-    def load(cls, path: Path) -> Pseudonyms:
+    def load(cls, path: Path) -> PseudonymMap:
         """Loads a map that `save` wrote. Raises DataError if the file is not one."""
         book = cls()
         try:
@@ -180,7 +180,7 @@ class Pseudonyms:
         return next((end for end in ends if text[position:end] in self._values and not _inside_word(text, end)), 0)
 
 
-def pseudonymize(text: str, spans: Iterable[Span], book: Pseudonyms) -> str:
+def pseudonymize(text: str, spans: Iterable[Span], book: PseudonymMap) -> str:
     """Replaces each of `spans` in `text` with its pseudonym; names word by word, so that a first name matches too.
 
     Spans that overlap a pseudonym of the map are left, so a second call changes nothing. Raises ValueError for a span
@@ -198,7 +198,7 @@ def pseudonymize(text: str, spans: Iterable[Span], book: Pseudonyms) -> str:
     return "".join([*out, text[position:]])
 
 
-def restore(text: str, book: Pseudonyms) -> str:
+def restore(text: str, book: PseudonymMap) -> str:
     """`text` with each pseudonym of the map replaced by its value."""
     out, position = [], 0
     for span in book.occurrences(text):
@@ -212,7 +212,7 @@ def _inside_word(text: str, position: int) -> bool:
     return 0 < position < len(text) and text[position - 1].isalnum() and text[position].isalnum()
 
 
-def _pseudonym_for(span: Span, text: str, book: Pseudonyms) -> str:
+def _pseudonym_for(span: Span, text: str, book: PseudonymMap) -> str:
     if span.kind != "name":
         return book.pseudonym(span.kind, span.text, unlike=text)
     return re.sub(r"\w+", lambda word: book.pseudonym("name", word[0], unlike=text), span.text)

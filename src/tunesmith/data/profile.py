@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.conversation import Conversation, normalise
+from tunesmith.data.conversation import Conversation, normalize
 from tunesmith.data.defects import Language
 from tunesmith.data.finding import prompt_key
 
@@ -45,7 +45,7 @@ def profile(
         exchanges[sum(turn.role == "assistant" for turn in row.turns)] += 1
         for name, value in row.fields.items():
             (filled if str(value).strip() else blank)[name] += 1
-        prompt, answer = hash(prompt_key(row)), hash(normalise(row.answer))
+        prompt, answer = hash(prompt_key(row)), hash(normalize(row.answer))
         distinct["prompts"].add(prompt)
         distinct["answers"].add(answer)
         distinct["pairs"].add(hash((prompt, answer)))

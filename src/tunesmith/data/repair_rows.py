@@ -16,7 +16,7 @@ from typing import Any
 from tunesmith.data.conversation import Turn, split_reasoning
 from tunesmith.data.messages import decoded_messages
 from tunesmith.data.ner import find_names
-from tunesmith.data.privacy import KINDS, Pseudonyms, find_personal, pseudonymize
+from tunesmith.data.privacy import KINDS, PseudonymMap, find_personal, pseudonymize
 from tunesmith.data.repair_text import Edit, RepairedText, repair, undo
 
 Path = tuple[str | int, ...]  # the keys and indices that lead to a text inside a row
@@ -36,11 +36,11 @@ class RepairedRow:
 
     values: dict[str, Any]
     changes: tuple[Change, ...] = ()
-    stand_ins: int = 0
+    pseudonym_count: int = 0
 
 
 @dataclass(frozen=True)
-class Mend:
+class RowRepair:
     """What to repair: damage, and personal data if `book` is a pseudonym map.
 
     `kinds` are the kinds of personal data, `names` the columns with names, and `ner` the spaCy pipeline that finds
@@ -48,7 +48,7 @@ class Mend:
     """
 
     damage: bool = False
-    book: Pseudonyms | None = None
+    book: PseudonymMap | None = None
     kinds: Sequence[str] = tuple(kind for kind in KINDS if kind != "url")
     names: Sequence[str] = ()
     ner: str = ""
@@ -128,7 +128,7 @@ def undo_row(values: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, 
     }
 
 
-def to_plain(changes: Sequence[Change]) -> list[dict[str, Any]]:
+def changes_to_dicts(changes: Sequence[Change]) -> list[dict[str, Any]]:
     """The changes as plain values for JSON lines."""
     return [
         {

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tunesmith.config.recipe import CHECKS, Named
-from tunesmith.config.registry import attribute, find
+from tunesmith.config.recipe import CHECKS, NamedSetting
+from tunesmith.config.registry import entry_constant, resolve
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.defects import Language
-from tunesmith.data.finding import Context, Finding
+from tunesmith.data.finding import CheckContext, Finding
 from tunesmith.data.table import Table
 
 BATCH_ROWS = 500  # rows in a batch that one process checks
@@ -32,16 +32,16 @@ Indices = npt.NDArray[np.int64]
 
 
 def run_checks(
-    rows: Table, checks: Sequence[Named], context: Context, *, scopes: Sequence[str], processes: int = 1
+    rows: Table, checks: Sequence[NamedSetting], context: CheckContext, *, scopes: Sequence[str], processes: int = 1
 ) -> Iterator[Finding]:
     """Yields the findings of the checks whose scope is in `scopes`: first those on single rows, then the others.
 
     With `processes` above 1, large tables are checked in parallel; the findings and their order stay the same.
     """
-    selected = [check for check in checks if attribute(CHECKS, check.name, "SCOPE") in scopes]
-    row_checks = [check for check in selected if attribute(CHECKS, check.name, "SCOPE") == "row"]
+    selected = [check for check in checks if entry_constant(CHECKS, check.name, "SCOPE") in scopes]
+    row_checks = [check for check in selected if entry_constant(CHECKS, check.name, "SCOPE") == "row"]
     table_checks = [check for check in selected if check not in row_checks]
-    context = replace(context, language=language(rows)) if selected else context
+    context = replace(context, language=majority_language(rows)) if selected else context
     if processes > 1 and len(rows) >= MIN_ROWS and "split" not in scopes:
         yield from _run_parallel(rows, row_checks, table_checks, context, processes)
         return
@@ -51,14 +51,18 @@ def run_checks(
         yield from _run(check, rows, context)
 
 
-def language(rows: Sequence[Conversation]) -> Language:
+def majority_language(rows: Sequence[Conversation]) -> Language:
     """The language of most answers, judged by at most 2,000 of them at even steps."""
     step = max(1, len(rows) // LANGUAGE_SAMPLE)
     return Language.of(rows[index].answer for index in range(0, len(rows), step))
 
 
 def _run_parallel(
-    rows: Table, row_checks: Sequence[Named], table_checks: Sequence[Named], context: Context, processes: int
+    rows: Table,
+    row_checks: Sequence[NamedSetting],
+    table_checks: Sequence[NamedSetting],
+    context: CheckContext,
+    processes: int,
 ) -> Iterator[Finding]:
     """Runs each check of the whole table in its own process, and the other checks on batches of rows."""
     import multiprocessing
@@ -97,7 +101,7 @@ def _terminated_on_error(pool: ProcessPoolExecutor) -> Iterator[None]:
 
 
 def _check_batches(
-    pool: Executor, rows: Table, row_checks: Sequence[Named], context: Context, ahead: int
+    pool: Executor, rows: Table, row_checks: Sequence[NamedSetting], context: CheckContext, ahead: int
 ) -> Iterator[Finding]:
     """Yields the findings in the order of the rows, with up to `ahead` batches submitted in advance."""
     job = functools.partial(_check_batch_at, rows.path, row_checks, context)
@@ -115,22 +119,24 @@ def _batches(rows: Table) -> Iterator[Table]:
     return (rows[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS))
 
 
-def _run(check: Named, rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:
-    yield from find(CHECKS, check.name, function="look")(rows, context, **check.options)
+def _run(check: NamedSetting, rows: Sequence[Conversation], context: CheckContext) -> Iterator[Finding]:
+    yield from resolve(CHECKS, check.name, function="look")(rows, context, **check.options)
 
 
-def _check_batch(checks: Sequence[Named], context: Context, batch: Table) -> list[Finding]:
+def _check_batch(checks: Sequence[NamedSetting], context: CheckContext, batch: Table) -> list[Finding]:
     rows = list(batch)
     findings = [finding for check in checks for finding in _run(check, rows, context)]
     order = {row.id: index for index, row in enumerate(rows)}
     return sorted(findings, key=lambda finding: order.get(finding.row, -1))  # stable: keeps the order of the checks
 
 
-def _check_batch_at(path: Path, checks: Sequence[Named], context: Context, indices: Indices) -> list[Finding]:
+def _check_batch_at(
+    path: Path, checks: Sequence[NamedSetting], context: CheckContext, indices: Indices
+) -> list[Finding]:
     """Runs `_check_batch` in another process, which opens the rows' file itself."""
     return _check_batch(checks, context, Table(path, indices))
 
 
-def _run_at(path: Path, check: Named, context: Context, indices: Indices) -> list[Finding]:
+def _run_at(path: Path, check: NamedSetting, context: CheckContext, indices: Indices) -> list[Finding]:
     """Runs a check of the whole table in another process."""
     return list(_run(check, Table(path, indices), context))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import spoken
+from tunesmith.data.finding import dialog_text
 from tunesmith.errors import DataError
 
 PARTS = ("train", "valid", "test", "unseen")
@@ -109,7 +109,7 @@ def _clusters(rows: Sequence[Conversation], together: float | None) -> list[list
         return []
     from tunesmith.data.duplicates import clusters, near_pairs
 
-    return clusters(len(rows), near_pairs([spoken(row.prompt) for row in rows], threshold=together))
+    return clusters(len(rows), near_pairs([dialog_text(row.prompt) for row in rows], threshold=together))
 
 
 def _units(remaining: Sequence[tuple[int, _Item]], clusters: Iterable[Sequence[int]], by: str) -> list[_Unit]:

@@ -14,8 +14,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from tunesmith.data.conversation import Conversation, from_plain, to_plain
-from tunesmith.runs.run import disk
+from tunesmith.data.conversation import Conversation, conversation_from_dict, conversation_to_dict
+from tunesmith.runs.run import translate_disk_errors
 
 BATCH = 1000  # rows: about 1 MB of text; larger batches are not faster
 
@@ -42,7 +42,11 @@ class Table(Sequence[Conversation]):
         # large_binary: 64-bit offsets, and any bytes: a row may have a lone surrogate, which is not UTF-8
         schema = pyarrow.schema([("row", pyarrow.large_binary())])
         path.parent.mkdir(parents=True, exist_ok=True)
-        with disk(path), pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
+        with (
+            translate_disk_errors(path),
+            pyarrow.OSFile(str(path), "wb") as sink,
+            pyarrow.ipc.new_file(sink, schema) as writer,
+        ):
             row_iterator = iter(rows)
             while batch := [_to_bytes(row) for row in itertools.islice(row_iterator, BATCH)]:
                 writer.write_batch(pyarrow.record_batch([pyarrow.array(batch, pyarrow.large_binary())], schema=schema))
@@ -72,8 +76,8 @@ class Table(Sequence[Conversation]):
 
 
 def _to_bytes(row: Conversation) -> bytes:
-    return json.dumps(to_plain(row), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return json.dumps(conversation_to_dict(row), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def _from_bytes(data: bytes) -> Conversation:
-    return from_plain(json.loads(data.decode("utf-8", "surrogatepass")))
+    return conversation_from_dict(json.loads(data.decode("utf-8", "surrogatepass")))

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.recipe import Named
-from tunesmith.config.registry import find
+from tunesmith.config.recipe import NamedSetting
+from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import RunError
 from tunesmith.evaluation.reply_log import ReplyLog
@@ -103,7 +103,10 @@ def generate_replies(
 
 
 def score_row(
-    row: Conversation, answered: RowReply, metrics: Sequence[Named], training: TrainingAnswers = NO_TRAINING_ANSWERS
+    row: Conversation,
+    answered: RowReply,
+    metrics: Sequence[NamedSetting],
+    training: TrainingAnswers = NO_TRAINING_ANSWERS,
 ) -> dict[str, Score]:
     """Returns all scores of one row by name; `training` holds the answers that the tuned model was trained on.
 
@@ -112,7 +115,7 @@ def score_row(
     """
     view, scores = View(row, answered.reply, answered.loss, training), {}
     for metric in metrics:
-        for metric_score in find("tunesmith.evaluation.metrics", metric.name)(view, **metric.options):
+        for metric_score in resolve("tunesmith.evaluation.metrics", metric.name)(view, **metric.options):
             if not math.isfinite(metric_score.value) or (metric_score.fold == "exp" and metric_score.value > MAX_LOSS):
                 shown_value = f"{metric_score.name} = {metric_score.value} ({metric_score.fold})"
                 raise AssertionError(
@@ -126,7 +129,7 @@ def compare(
     parts: Mapping[str, Sequence[Conversation]],
     base: Sequence[RowReply],
     tuned: Sequence[RowReply],
-    metrics: Sequence[Named],
+    metrics: Sequence[NamedSetting],
     *,
     primary: str,
     kind: str,
@@ -157,7 +160,7 @@ def compare(
 def compare_models(
     parts: Mapping[str, Sequence[Conversation]],
     answered: Mapping[str, Sequence[RowReply]],
-    metrics: Sequence[Named],
+    metrics: Sequence[NamedSetting],
     *,
     against: str,
     primary: str,
@@ -245,7 +248,7 @@ Sections = dict[str, dict[str, Difference]]  # by section and metric
 def _score_all(
     parts: Mapping[str, Sequence[Conversation]],
     answered: Mapping[str, Sequence[RowReply]],
-    metrics: Sequence[Named],
+    metrics: Sequence[NamedSetting],
     training: TrainingAnswers,
 ) -> dict[str, Scored]:
     """Scores every row for every model. Raises RunError if a model did not answer exactly these rows."""

@@ -25,7 +25,7 @@ from tunesmith.evaluation.agreement import wilson_interval
 from tunesmith.evaluation.comparison import RowReply, sample_rows
 from tunesmith.evaluation.statistics import Difference, apply_holm, paired_difference
 from tunesmith.generation.text_model import Reply
-from tunesmith.runs.run import disk, hash_plain
+from tunesmith.runs.run import hash_json, translate_disk_errors
 
 Winner = Literal["base", "tuned", "tie"]
 
@@ -240,7 +240,7 @@ class Judge:
     def _key(self, pair: JudgePair, first: str) -> str:
         turns = [[turn.role, turn.text] for turn in pair.prompt]
         settings = [PROMPT_VERSION, self.server.model, self.criteria, self.marks, first]
-        return hash_plain([*settings, pair.id, turns, pair.base, pair.tuned, pair.reference])
+        return hash_json([*settings, pair.id, turns, pair.base, pair.tuned, pair.reference])
 
     def _send_all(self, requests: Sequence[tuple[JudgePair, str, str]]) -> dict[str, int]:
         """Sends the requests and writes their verdicts to the journal; returns failures by reason."""
@@ -284,7 +284,7 @@ class Judge:
         self.verdicts[key] = verdict
         values = {"first": verdict.first, "better": verdict.better, "marks": dict(verdict.marks)}
         entry = {"key": key, "id": pair.id, **values, "model": self.server.model}
-        with disk(self.journal):
+        with translate_disk_errors(self.journal):
             self.journal.parent.mkdir(parents=True, exist_ok=True)
             with self.journal.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(entry) + "\n")

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from tunesmith.config.recipe import SHIPPED
-from tunesmith.data.conversation import Conversation, Origin, Turn, normalise
+from tunesmith.data.conversation import Conversation, Origin, Turn, normalize
 from tunesmith.errors import DataError, RecipeError
 
 Change = Callable[[Conversation, str, random.Random], str | None]
@@ -126,7 +126,7 @@ def shortened(rows: Sequence[Conversation], seed: int, *, longest: int = 40) -> 
 
     def change(row: Conversation, text: str, draw: random.Random) -> str | None:
         words = text.split()
-        content_words = [word for word in words if normalise(word) not in FILLERS]
+        content_words = [word for word in words if normalize(word) not in FILLERS]
         return " ".join(content_words) if len(words) <= longest and len(content_words) < len(words) else None
 
     return _make_twins(rows, seed, "shortened", change)
@@ -151,7 +151,7 @@ def paraphrase(rows: Sequence[Conversation], seed: int, *, field: str | None = N
         order = sorted(members, key=lambda row: row.id)
         random.Random(f"{seed}/paraphrase/{group!a}").shuffle(order)  # noqa: S311  (sampling, not secrecy)
         for row, mate in zip(order, [*order[1:], order[0]], strict=True):
-            if normalise(row.question) != normalise(mate.question):
+            if normalize(row.question) != normalize(mate.question):
                 replacements[row.id] = mate.question
     return _make_twins(rows, seed, "paraphrase", lambda row, text, draw: replacements.get(row.id))
 
@@ -308,7 +308,7 @@ def _other_wording(row: Conversation, field: str, draw: random.Random) -> str | 
     """Draws one of the wordings in a column that differ from the request."""
     value = row.fields.get(field)
     values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
-    others = [text for text in values if isinstance(text, str) and normalise(text) != normalise(row.question)]
+    others = [text for text in values if isinstance(text, str) and normalize(text) != normalize(row.question)]
     return draw.choice(others) if others else None
 
 

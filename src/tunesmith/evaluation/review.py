@@ -17,7 +17,7 @@ from typing import Any, Literal, cast, get_args
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import RunError
 from tunesmith.evaluation.agreement import cohen_kappa, fleiss_kappa, wilson_interval
-from tunesmith.runs.run import disk, hash_plain, how_to_make, sync_folder
+from tunesmith.runs.run import command_for_product, hash_json, sync_folder, translate_disk_errors
 
 Model = Literal["base", "tuned"]
 Side = Literal["left", "right"]
@@ -65,7 +65,7 @@ class PresentedPair:
     @property
     def key(self) -> str:
         """The page's id of this pair: a hash of what is shown, so it does not reveal the models."""
-        return hash_plain([self.reviewer, self.pair.id, self.left, self.right])[:24]
+        return hash_json([self.reviewer, self.pair.id, self.left, self.right])[:24]
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,14 @@ def pair_replies(
     for (part, row_id), row in rows.items():
         base_reply, tuned_reply = base[part, row_id], tuned[part, row_id]
         if base_reply.strip() != tuned_reply.strip():
-            identity = hash_plain([part, row_id, *sorted((base_reply, tuned_reply))])[:24]
+            identity = hash_json([part, row_id, *sorted((base_reply, tuned_reply))])[:24]
             pairs.append(ReviewPair(identity, part, row.prompt, _fields(row), base_reply, tuned_reply))
     return pairs, len(rows) - len(pairs)
 
 
 def read_replies(path: Path) -> dict[tuple[str, str], str]:
     """Reads the texts of replies/*.jsonl by part and row. Raises RunError if the file is missing or damaged."""
-    advice = how_to_make("evaluate", path.parent.parent)
+    advice = command_for_product("evaluate", path.parent.parent)
     try:
         text = path.read_text(encoding="utf-8")  # not splitlines(): a reply may contain U+2028
         records = [json.loads(line) for line in text.split("\n") if line]
@@ -174,7 +174,7 @@ class Reviews:
         Raises RunError if the name is not valid or the file is damaged.
         """
         path = folder / f"{check_reviewer(reviewer)}.jsonl"
-        with disk(path):
+        with translate_disk_errors(path):
             folder.mkdir(parents=True, exist_ok=True)
             with path.open("ab+") as file:
                 judgments, whole = _read_journal(path)
@@ -189,7 +189,7 @@ class Reviews:
         Raises ResourceError if the disk is full; the file is then unchanged.
         """
         line = json.dumps(asdict(judgment)) + "\n"
-        with disk(self.path), self.path.open("ab") as file:
+        with translate_disk_errors(self.path), self.path.open("ab") as file:
             before = file.tell()
             try:
                 file.write(line.encode())

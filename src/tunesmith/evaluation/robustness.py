@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunesmith.config.recipe import Named
-from tunesmith.config.registry import find
+from tunesmith.config.recipe import NamedSetting
+from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.comparison import RowReply, sample_rows, score_differences
@@ -38,7 +38,11 @@ class PerturbedRows:
 
 
 def perturbed_rows(
-    parts: Mapping[str, Sequence[Conversation]], perturbations: Sequence[Named], *, seed: int, limit: int | None = None
+    parts: Mapping[str, Sequence[Conversation]],
+    perturbations: Sequence[NamedSetting],
+    *,
+    seed: int,
+    limit: int | None = None,
 ) -> PerturbedRows:
     """Makes the twins of the rows for each perturbation; `limit` rows at most, drawn evenly over groups.
 
@@ -52,7 +56,7 @@ def perturbed_rows(
     rows_by_title: dict[str, list[Conversation]] = {}
     left_out: dict[str, int] = {}
     for title, perturbation in _by_title(perturbations).items():
-        twins = find(PERTURBATIONS, perturbation.name, where=WHERE)(
+        twins = resolve(PERTURBATIONS, perturbation.name, where=WHERE)(
             rows, seed, **perturbation.options
         )  # all rows: another row may supply the wording
         asked_twins = [twin for twin in twins if original_id(twin.id) not in skipped_ids]
@@ -212,10 +216,10 @@ def _is_all_capitals(text: str) -> bool:
     return len(cased) >= MIN_CAPITALS and all(letter.isupper() for letter in cased)
 
 
-def _by_title(perturbations: Sequence[Named]) -> dict[str, Named]:
+def _by_title(perturbations: Sequence[NamedSetting]) -> dict[str, NamedSetting]:
     """Returns the perturbations by title: the name, plus the options if the name occurs twice."""
     counts = Counter(perturbation.name for perturbation in perturbations)
-    titles: dict[str, Named] = {}
+    titles: dict[str, NamedSetting] = {}
     for perturbation in perturbations:
         shown_options = ", ".join(f"{name}={value}" for name, value in perturbation.options.items())
         title = (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.config.recipe import Export, Named
+from tunesmith.config.recipe import Export, NamedSetting
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import RunError
 from tunesmith.evaluation.comparison import RowReply, score_differences, score_row
@@ -74,7 +74,7 @@ def scores_of(
     base: Sequence[RowReply],
     adapter: Sequence[RowReply],
     file: Sequence[RowReply],
-    metrics: Sequence[Named],
+    metrics: Sequence[NamedSetting],
     known: TrainingAnswers,
 ) -> Scored:
     """Scores the rows of `parts` for all three; answers to other rows are passed over.
@@ -82,7 +82,7 @@ def scores_of(
     Raises RunError when one of them did not answer a row, and as evaluate.compare.score does.
     """
     told = [metric for metric in metrics if metric.name not in LOSSES]
-    told += [Named(name, {}) for name in ENDS if name not in {metric.name for metric in told}]
+    told += [NamedSetting(name, {}) for name in ENDS if name not in {metric.name for metric in told}]
     rows = {(part, row.id): row for part, members in parts.items() for row in members}
 
     def scored(answered: Sequence[RowReply], who: str) -> dict[Key, Scores]:

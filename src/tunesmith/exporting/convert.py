@@ -26,7 +26,7 @@ from tunesmith.models.adapter import read_adapter, write_adapter
 from tunesmith.models.architecture import Architecture, Layers, architecture_from_weights
 from tunesmith.models.gguf_header import read_header
 from tunesmith.models.gguf_tokenizer import put_usual_start, read_header_keys
-from tunesmith.runs.run import disk, hash_path, sync_folder
+from tunesmith.runs.run import hash_path, sync_folder, translate_disk_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -227,7 +227,7 @@ def _convert(job: Job, script: str, words: list[str], target: Path) -> Path:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")  # a killed command's may still write
     _run(script, [*words, "--outfile", str(part)], job)
     read_header(part)
-    with disk(target):
+    with translate_disk_errors(target):
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(target)

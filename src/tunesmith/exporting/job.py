@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from tunesmith.config.recipe import Named, Recipe
+from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore
 from tunesmith.models.weights import Weights
@@ -77,7 +77,7 @@ class Request:
 
     recipe: Recipe
     job: Job
-    before: tuple[Named, ...] = ()
+    before: tuple[NamedSetting, ...] = ()
     types: frozenset[str] = frozenset()
 
     def follows(self, target: str) -> bool:

@@ -33,7 +33,7 @@ from tunesmith.models.architecture import Architecture, architecture_from_weight
 from tunesmith.models.expert_packing import MXFP4_BLOCKS, MXFP4_SCALES, from_mxfp4
 from tunesmith.models.weights import Weights, read_config, tensor_headers
 from tunesmith.prompt.tokens import stop_ids
-from tunesmith.runs.run import disk, sync_folder, write_atomic
+from tunesmith.runs.run import sync_folder, translate_disk_errors, write_atomic
 
 SHARD = 1 << 30  # bytes of a file, about; a finished one is not made again
 SPARE = 64 << 20  # bytes of disk left free beside the folder's own
@@ -111,7 +111,7 @@ def describe(job: Job, folder: Path, dtype: torch.dtype | None = None) -> None:
     kept = tokenizer.chat_template
     tokenizer.chat_template = shipped_template(job)
     try:
-        with disk(folder):
+        with translate_disk_errors(folder):
             tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = kept
@@ -386,7 +386,7 @@ def _write(path: Path, shard: Sequence[_Out], tell: Callable[[int], None]) -> No
     head = json.dumps({"__metadata__": {"format": "pt"}, **places}).encode()
     head += b" " * (-len(head) % 8)
     temporary = path.with_name(f".{path.name}.part")
-    with disk(path):
+    with translate_disk_errors(path):
         with temporary.open("wb") as file:
             file.write(struct.pack("<Q", len(head)) + head)
             written = 0

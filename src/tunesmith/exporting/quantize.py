@@ -42,7 +42,7 @@ from tunesmith.models.gguf_header import (
     read_header,
     tensor_bytes,
 )
-from tunesmith.runs.run import disk, hash_bytes, sync_folder, write_atomic
+from tunesmith.runs.run import hash_bytes, sync_folder, translate_disk_errors, write_atomic
 
 _Result = TypeVar("_Result")
 _Bytes: TypeAlias = NDArray[np.uint8]
@@ -139,7 +139,7 @@ def rewrite_header(path: Path, metadata: Mapping[str, Any]) -> None:
     header = read_header(path)
     tensors = [TensorInfo(t.name, t.shape, t.type, t.offset - header.data, t.bytes) for t in header.tensors]
     part = _part(path)
-    with disk(path):
+    with translate_disk_errors(path):
         with path.open("rb") as old, part.open("wb") as new:
             new.write(_head(path, header, metadata, tensors))
             old.seek(header.data)
@@ -190,7 +190,7 @@ def _check_room(plans: Sequence[_Plan]) -> None:
     wanted: Counter[int] = Counter()
     folders: dict[int, Path] = {}
     for plan in plans:
-        with disk(plan.path):
+        with translate_disk_errors(plan.path):
             plan.path.parent.mkdir(parents=True, exist_ok=True)
         device = plan.path.parent.stat().st_dev
         folders[device] = plan.path.parent
@@ -224,7 +224,10 @@ def _growing(plan: _Plan, made_from: list[Any]) -> Iterator[_Part]:
     """A target's unfinished file, behind what an earlier call left there as far as it proves right."""
     first = _line({"made_from": made_from, "mix": plan.mix, "head": hash_bytes(plan.head)})
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-    with disk(plan.path), os.fdopen(os.open(_part(plan.path), flags, 0o666), "r+b", buffering=0) as file:
+    with (
+        translate_disk_errors(plan.path),
+        os.fdopen(os.open(_part(plan.path), flags, 0o666), "r+b", buffering=0) as file,
+    ):
         part = _Part(plan, file)
         lines = part.proven(first)
         file.truncate(part.end if lines else 0)
@@ -276,7 +279,7 @@ class _Part:
     def put(self, data: bytes | memoryview) -> None:
         """Appends all of `data`. Raises ResourceError when the disk is full."""
         left = memoryview(data).cast("B")
-        with disk(self.plan.path):
+        with translate_disk_errors(self.plan.path):
             while left:
                 left = left[self.file.write(left) :]
 
@@ -292,14 +295,14 @@ class _Part:
         gap = self.gap(tensor)
         self.put(gap)
         self.whole.update(gap)
-        with disk(self.plan.path):
+        with translate_disk_errors(self.plan.path):
             self.lines.write(_finished(tensor, self.hash.hexdigest()))
             self.lines.flush()
         self.hash, self.done = hashlib.sha256(), self.done + 1
 
     def flush(self) -> None:
         """Waits until the file is on the disk."""
-        with disk(self.plan.path):
+        with translate_disk_errors(self.plan.path):
             os.fsync(self.file.fileno())
 
     def finish(self) -> Written:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.runs.run import Run, disk, hash_file, hash_path, sync_folder, write_atomic
+from tunesmith.runs.run import Run, hash_file, hash_path, sync_folder, translate_disk_errors, write_atomic
 
 MARK = ".UNVERIFIED.txt"  # beside a file that did not pass
 
@@ -34,7 +34,7 @@ class Staged:
         self.home, self.place = folder / target, folder / ".new" / target
         self.work = self.place.with_name(f".{target}.work")
         self.note = self.place.with_name(f"{target}.json")
-        seal = run.read_seal(self.product) or {"made_from": {}, "files": {}}
+        seal = run.read_fingerprints(self.product) or {"made_from": {}, "files": {}}
         former = {key: value for key, value in seal["made_from"].items() if key not in select}
         self.same_inputs = former == {key: value for key, value in made_from.items() if key not in select}
         known = {**seal["files"], **seal.get("left", {})} if self.same_inputs and select else {}
@@ -92,13 +92,13 @@ class Staged:
             _move(each, self.home / name)
         return moved if went else None
 
-    def seal(self, files: Sequence[Path], **notes: Any) -> None:
+    def write_fingerprints(self, files: Sequence[Path], **notes: Any) -> None:
         """Seals the target's product: its `files`, and what else is in its folder; nothing is staged then."""
         inside = [each for each in files_in(self.home) if not each.name.startswith(".")]
         own = [each for each in inside if not each.name.endswith(MARK)]
         left = {name: digest for name, digest in self.stood.items() if self.run / name not in files}
         named = {self._name(each) for each in [*own, *files] if self._name(each) not in left}
-        self.run.seal(self.product, self.made_from, sorted(named), left=left, **notes)
+        self.run.write_fingerprints(self.product, self.made_from, sorted(named), left=left, **notes)
         self.clear()
 
     def _name(self, path: Path) -> str:
@@ -118,7 +118,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _move(source: Path, target: Path) -> None:
-    with disk(target):
+    with translate_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         source.replace(target)
         sync_folder(target.parent)

@@ -63,7 +63,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bounds: SequenceBounds, rule: Attent
 
 
 def attend_back(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, bounds: SequenceBounds, rule: AttentionRule,
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor,
+    bounds: SequenceBounds, rule: AttentionRule,
     into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients to q, k and v, shaped as they are; with `rows` written to `into` where that is given."""

@@ -217,7 +217,8 @@ def _after_back(dy: Tensor, made: Tensor | None, weight: Tensor | None, form: Bl
 
 
 def _back_norm(
-    dy: Tensor, dresidual: Tensor, h: Tensor, weight: Tensor, inner: Tensor | None, joined: JoinedLinear, target: GradientTarget,
+    dy: Tensor, dresidual: Tensor, h: Tensor, weight: Tensor, inner: Tensor | None,
+    joined: JoinedLinear, target: GradientTarget,
     form: BlockShape,
 ) -> Tensor:  # fmt: skip
     """Through a product and the norm before it, the residual's gradient added."""

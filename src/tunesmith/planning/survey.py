@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tunesmith.config.recipe import CHECKS
-from tunesmith.config.registry import find
-from tunesmith.data.conversation import Conversation, Origin, normalise
+from tunesmith.config.registry import resolve
+from tunesmith.data.conversation import Conversation, Origin, normalize
 from tunesmith.data.defects import Language
-from tunesmith.data.detect_format import guess
-from tunesmith.data.detect_row import Recognised
-from tunesmith.data.finding import Context, prompt_key
+from tunesmith.data.detect_format import detect_format
+from tunesmith.data.detect_row import DetectedFormat
+from tunesmith.data.finding import CheckContext, prompt_key
 from tunesmith.data.labels import AnswerLabels
-from tunesmith.data.load import bad_answer, no_good_answer, reasons, remarks
-from tunesmith.data.messages import Notes
+from tunesmith.data.load import bad_answer_reason, count_reasons, no_good_answer_error, summarize_notes
+from tunesmith.data.messages import ReadNotes
 from tunesmith.errors import DataError
 
 ROWS = 2000  # that are looked at: lengths and repetitions settle long before
@@ -51,8 +51,8 @@ class Survey:
     refused: Mapping[str, int]
     left_out: int
     label: str
-    notes: Notes
-    format: Recognised
+    notes: ReadNotes
+    format: DetectedFormat
     groups: int
     lengths: tuple[int, ...]  # sorted
     answers: tuple[int, ...]  # sorted
@@ -68,8 +68,8 @@ class Survey:
 
     def remarks(self) -> list[str]:
         """What the conversations do not hold of the rows looked at, a line for each kind."""
-        bad = {bad_answer(self.label): self.left_out} if self.left_out else {}
-        return remarks(self.notes, bad, self.refused, self.looked)
+        bad = {bad_answer_reason(self.label): self.left_out} if self.left_out else {}
+        return summarize_notes(self.notes, bad, self.refused, self.looked)
 
     @property
     def shared_prompt(self) -> bool:
@@ -101,10 +101,10 @@ def survey(rows: Sequence[Drawn], total: int) -> Survey:
     readable = [row for row in rows if not isinstance(row, DataError)]
     if rows and not readable:
         raise next(row for row in rows if isinstance(row, DataError))
-    format = guess(_few(readable))
+    format = detect_format(_few(readable))
     read, rest = _read(rows, format)
     prompts = Counter(prompt_key(row) for row in read)
-    answers = Counter(normalise(row.answer) for row in read)
+    answers = Counter(normalize(row.answer) for row in read)
     few = _few(read)
     found, sound = _check(few, format)
     return Survey(
@@ -115,14 +115,14 @@ def survey(rows: Sequence[Drawn], total: int) -> Survey:
         groups=len({row.group for row in read if row.group}),
         lengths=tuple(sorted(ABOUT_A_ROW + sum(tokens(turn.full_text) for turn in row.turns) for row in read)),
         answers=tuple(sorted(tokens(row.turns[-1].full_text) for row in read)),
-        distinct=len({(prompt_key(row), normalise(row.answer)) for row in read}) / len(read),
+        distinct=len({(prompt_key(row), normalize(row.answer)) for row in read}) / len(read),
         prompts=len(prompts) / len(read),
         usual_prompt=max(prompts.values()) / len(read),
         own_answers=len(answers) / len(read),
         listed=sum(_is_list(row.answer) for row in few) / len(few),
         checked=len(few),
         found=found,
-        personal=len({each.row for each in _look("personal")(few, Context())}),
+        personal=len({each.row for each in _look("personal")(few, CheckContext())}),
         sound=sound,
     )
 
@@ -142,10 +142,10 @@ def _few(rows: Sequence[Any]) -> list[Any]:
     return [rows[int(place * step)] for place in range(min(FEW, len(rows)))]
 
 
-def _read(rows: Sequence[Drawn], format: Recognised) -> tuple[list[Conversation], dict[str, Any]]:
+def _read(rows: Sequence[Drawn], format: DetectedFormat) -> tuple[list[Conversation], dict[str, Any]]:
     """The rows as conversations, and what is to be said of the others. Raises DataError when all are others."""
-    parse = find("tunesmith.data.formats", format.name)
-    labels, notes = AnswerLabels(format.name, format.options), Notes()
+    parse = resolve("tunesmith.data.formats", format.name)
+    labels, notes = AnswerLabels(format.name, format.options), ReadNotes()
     read: list[Conversation] = []
     wrong: list[DataError] = []
     for number, values in enumerate(rows, start=1):
@@ -156,8 +156,8 @@ def _read(rows: Sequence[Drawn], format: Recognised) -> tuple[list[Conversation]
         except DataError as error:
             wrong.append(error)
             continue
-        notes.enter(parsed.notes)
-        labels.enter(len(read), values)
+        notes.add(parsed.notes)
+        labels.add(len(read), values)
         own = {str(key): value for key, value in values.items() if isinstance(value, str | int | float | bool)}
         read.append(Conversation(str(number), turns, Origin("", number, "row"), group, own))
     if not read:
@@ -165,10 +165,10 @@ def _read(rows: Sequence[Drawn], format: Recognised) -> tuple[list[Conversation]
     bad = frozenset(labels.bad())
     good = [row for place, row in enumerate(read) if place not in bad]
     if not good:
-        raise no_good_answer(len(read), labels.column)
+        raise no_good_answer_error(len(read), labels.column)
     if bad:
         del notes.unused[labels.column]
-    refused = reasons(error.what for error in wrong)
+    refused = count_reasons(error.what for error in wrong)
     return good, {
         "unfit": len(wrong),
         "refused": refused,
@@ -185,9 +185,9 @@ LOOKED_FOR = (
 ALWAYS = ("empty", "duplicate", "near_duplicate", "secrets")
 
 
-def _check(rows: Sequence[Conversation], format: Recognised) -> tuple[dict[str, Findings], float]:
+def _check(rows: Sequence[Conversation], format: DetectedFormat) -> tuple[dict[str, Findings], float]:
     """What each check found, and the share of rows that is left when those checks act that a draft lets act."""
-    context = Context(language=Language.of(row.answer for row in rows))
+    context = CheckContext(language=Language.of(row.answer for row in rows))
     found: dict[str, Findings] = {}
     gone: set[str] = set()
     for name in (*LOOKED_FOR, *ALWAYS):
@@ -208,7 +208,7 @@ def too_many(found: Findings, rows: int) -> bool:
 
 
 def _look(check: str) -> Callable[..., Any]:
-    return find(CHECKS, check, function="look")
+    return resolve(CHECKS, check, function="look")
 
 
 def _is_list(text: str) -> bool:

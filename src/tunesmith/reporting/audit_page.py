@@ -10,8 +10,8 @@ from typing import Any
 
 from tunesmith.config.recipe import CHECKS, Data
 from tunesmith.config.registry import entries
-from tunesmith.data.load import remarks
-from tunesmith.data.messages import Notes
+from tunesmith.data.load import summarize_notes
+from tunesmith.data.messages import ReadNotes
 from tunesmith.evaluation.comparison import plural
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import render_page
@@ -118,8 +118,8 @@ def audit_page(
 
 def _remarks(audit: dict[str, Any]) -> list[str]:
     """Returns a line for each kind of unused, changed or left-out content."""
-    notes = Notes(Counter(audit.get("unused", {})), Counter(audit.get("turns", {})))
-    lines = remarks(notes, audit.get("left_out", {}), audit.get("unread_because", {}), audit["read"])
+    notes = ReadNotes(Counter(audit.get("unused", {})), Counter(audit.get("turns", {})))
+    lines = summarize_notes(notes, audit.get("left_out", {}), audit.get("unread_because", {}), audit["read"])
     if dropped := audit.get("reasoning_left_out"):
         lines.append(f"the reasoning of {dropped:,} {plural('row', dropped)} is left out (prompt.reasoning: drop)")
     return lines

@@ -194,7 +194,8 @@ def _change_text(curve: Mapping[str, Any], difference: Mapping[str, Any]) -> str
     in_groups = f" in {groups} {plural(kind, groups)}" if groups < difference["rows"] else ""
     ends = f"95 % interval {format_number(difference['low'])} to {format_number(difference['high'])}"
     interval = f"one {kind} alone has no interval" if difference["low"] is None else ends
-    change = f"{curve['primary'].replace('_', ' ')} went from {format_number(difference['base'])} to {format_number(difference['tuned'])}"
+    base, tuned = format_number(difference["base"]), format_number(difference["tuned"])
+    change = f"{curve['primary'].replace('_', ' ')} went from {base} to {tuned}"
     over = f"over {difference['rows']} held-out rows{in_groups}"
     return f"{change} {over} (difference {format_number(difference['difference'])}, {interval})"
 
@@ -215,7 +216,8 @@ def _growth_outlook(difference: Mapping[str, Any], base_difference: Mapping[str,
     if possible <= MUCH * gain:
         return "no detectable change, so more rows of this kind are unlikely to help much."
     return (
-        f"no detectable change, but {difference['rows']} held-out rows cannot rule out a gain of {format_number(possible)}: "
+        f"no detectable change, but {difference['rows']} held-out rows cannot rule out a gain of "
+        f"{format_number(possible)}: "
         "they do not show whether more rows would help."
     )
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.recipe import Named, Recipe
-from tunesmith.config.registry import entries, find, options
+from tunesmith.config.recipe import NamedSetting, Recipe
+from tunesmith.config.registry import entries, entry_options, resolve
 from tunesmith.evaluation.comparison import plural
-from tunesmith.runs.run import hash_plain
+from tunesmith.runs.run import hash_json
 
 PERTURBATIONS = "tunesmith.evaluation.perturbations"
 CONSISTENCY_LABELS = {
@@ -47,7 +47,8 @@ def _preference_sentence(judge: Plain) -> str:
     opening = "The judge showed no clear preference"
     if preference["low"] > 0.5 or preference["high"] < 0.5:
         opening = f"The judge preferred the {'tuned' if preference['low'] > 0.5 else 'base'} model"
-    return f"{opening}: tuned won {judge['wins']} of {preference['of']} decided pairs ({format_share(preference)}); {ties}."
+    decided = f"{judge['wins']} of {preference['of']} decided pairs ({format_share(preference)})"
+    return f"{opening}: tuned won {decided}; {ties}."
 
 
 def _reliability_notes(judge: Plain) -> list[str]:
@@ -83,7 +84,7 @@ def review_section(folder: Path, seals: Seals) -> Plain | None:
 # --- robustness -------------------------------------------------------------------------------------------------
 
 
-def robustness_section(scores: Mapping[str, Any], perturbations: Sequence[Named]) -> list[Plain]:
+def robustness_section(scores: Mapping[str, Any], perturbations: Sequence[NamedSetting]) -> list[Plain]:
     """Returns a table for each perturbation: its main lines, the other lines, and its result in sentences.
 
     `perturbations` are those of the recipe.
@@ -105,18 +106,20 @@ def robustness_section(scores: Mapping[str, Any], perturbations: Sequence[Named]
     return tables
 
 
-def _description(title: str, perturbations: Sequence[Named]) -> str:
+def _description(title: str, perturbations: Sequence[NamedSetting]) -> str:
     """Describes a perturbation by the first clause of its docstring, without parentheses and with options filled in."""
     name, _, option_text = title.partition("(")
     if name not in entries(PERTURBATIONS):
         return ""
-    entry = find(PERTURBATIONS, name)
+    entry = resolve(PERTURBATIONS, name)
     text = " ".join((entry.__doc__ or "").split("\n\n")[0].split())
     title_options = dict(pair.split("=", 1) for pair in option_text.rstrip(")").split(", ") if "=" in pair)
     recipe_options = (
         next((option.options for option in perturbations if option.name == name), {}) if not option_text else {}
     )
-    values = {key: option.default for key, option in options(entry).items()} | dict(recipe_options) | title_options
+    values = (
+        {key: option.default for key, option in entry_options(entry).items()} | dict(recipe_options) | title_options
+    )
     sentence = re.split(r"[.:;]\s", re.sub(r"\s\([^)]*\)", "", text))[0].rstrip(".") + "."
     return re.sub(r"`(\w+)`", lambda word: str(values.get(word[1]) or word[1]), sentence)
 
@@ -194,7 +197,7 @@ def _count(number: int, noun: str) -> str:
 def _is_outdated(seals: Seals, product: str, key: str) -> bool:
     """Returns whether the product was made from other replies than the run has now; False if unknown."""
     seal, files = seals.get(product), seals.get("evaluate", {}).get("files")
-    return bool(seal and files) and seal["made_from"].get(key) != hash_plain(files)  # type: ignore[index]
+    return bool(seal and files) and seal["made_from"].get(key) != hash_json(files)  # type: ignore[index]
 
 
 def _read_json(path: Path) -> Plain | None:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.hub import parse
+from tunesmith.data.hub import parse_hub_source
 from tunesmith.data.privacy import find_personal, find_secrets
 from tunesmith.errors import DataError, ModelError
 from tunesmith.planning.autograd import show_bytes
@@ -167,7 +167,7 @@ def _hub_sources(recipe: Recipe) -> list[str]:
     for source in sources:
         if source.startswith("hub:"):
             try:
-                names.append(parse(source).owner_name)
+                names.append(parse_hub_source(source).owner_name)
             except DataError:  # not a valid name, so there is nothing to link
                 continue
     return list(dict.fromkeys(names))

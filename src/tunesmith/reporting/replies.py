@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.recipe import Named
+from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Conversation
 from tunesmith.evaluation.comparison import plural
 from tunesmith.evaluation.power import TOLERANCE
@@ -31,7 +31,7 @@ def part_title(part: str, kind: str) -> str:
 
 
 def read_reply_items(
-    folder: Path, rows: Mapping[str, Sequence[Conversation]], scores: Mapping[str, Any], metrics: Sequence[Named]
+    folder: Path, rows: Mapping[str, Sequence[Conversation]], scores: Mapping[str, Any], metrics: Sequence[NamedSetting]
 ) -> dict[str, list[Item]]:
     """Returns what the page shows of each row, by part, in the order of the rows."""
     replies = {which: _by_row(_read_jsonl(folder / f"replies/{which}.jsonl")) for which in MODELS}
@@ -94,7 +94,7 @@ def _item(
 
 
 def _model_side(
-    reply: Mapping[str, Any], row: Conversation, scores: Mapping[str, float], metrics: Sequence[Named]
+    reply: Mapping[str, Any], row: Conversation, scores: Mapping[str, float], metrics: Sequence[NamedSetting]
 ) -> Item:
     doubts = unsupported_statements(reply["text"], row, metrics)
     cut = str(reply.get("cut", ""))
@@ -122,7 +122,7 @@ def _direction(gain: float | None) -> str:
     return "better" if gain > 0 else "worse"
 
 
-def reply_filters(items_by_part: Mapping[str, Sequence[Item]], metrics: Sequence[Named]) -> list[dict[str, Any]]:
+def reply_filters(items_by_part: Mapping[str, Sequence[Item]], metrics: Sequence[NamedSetting]) -> list[dict[str, Any]]:
     """Returns the page's filters as key, label and count of rows, without those that do not apply to this run."""
     items = [item for members in items_by_part.values() for item in members]
     signs = [sign for item in items for sign in item["signs"]]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import entries, find
+from tunesmith.config.registry import entries, resolve
 from tunesmith.data.conversation import Conversation
 from tunesmith.evaluation.comparison import plural, read_row_replies
 from tunesmith.planning.autograd import show_bytes
@@ -102,7 +102,9 @@ def _meanings(recipe: Recipe) -> dict[str, str]:
     meanings = {}
     for metric in recipe.evaluate.metrics:
         if metric.name in entries("tunesmith.evaluation.metrics"):
-            meanings[metric.name] = (find("tunesmith.evaluation.metrics", metric.name).__doc__ or "").split("\n\n")[0]
+            meanings[metric.name] = (resolve("tunesmith.evaluation.metrics", metric.name).__doc__ or "").split("\n\n")[
+                0
+            ]
     return meanings
 
 

@@ -18,7 +18,7 @@ from tunesmith.evaluation.comparison import plural
 from tunesmith.evaluation.statistics import FEW_GROUPS, Difference, apply_holm, paired_difference
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import format_number, render_page
-from tunesmith.runs.run import Run, hash_file, hash_plain, how_to_make
+from tunesmith.runs.run import Run, command_for_product, hash_file, hash_json
 
 HELD_OUT = ("test", "unseen")
 BY_TOKEN = ("loss", "perplexity")  # means over tokens, which depend on the tokenizer
@@ -181,14 +181,14 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 def _read(folder: Path, label: str) -> _RunData:
     run = Run(folder)
-    seals = {product: run.read_seal(product) for product in ("prepare", "train", "evaluate")}
+    seals = {product: run.read_fingerprints(product) for product in ("prepare", "train", "evaluate")}
     for product, seal in seals.items():
         if seal is None:
-            raise RunError(f"{product} is not finished", where=str(folder), next=how_to_make(product, folder))
+            raise RunError(f"{product} is not finished", where=str(folder), next=command_for_product(product, folder))
     whole = {product: seal for product, seal in seals.items() if seal}
     if whole["evaluate"]["made_from"].get("adapter") != run.fingerprint("train"):
         raise RunError(
-            "its scores are older than its adapter", where=str(folder), next=how_to_make("evaluate", run.path)
+            "its scores are older than its adapter", where=str(folder), next=command_for_product("evaluate", run.path)
         )
     for product, names in (("prepare", ("data/test.jsonl", "data/unseen.jsonl")), ("evaluate", None)):
         _check_files(run, whole[product]["files"], names)
@@ -204,7 +204,7 @@ def _check_files(run: Run, files: Mapping[str, str], names: Sequence[str] | None
     for name in names or files:
         if name in files and (not (run / name).is_file() or hash_file(run / name) != files[name]):
             raise RunError(
-                f"{name} is missing or was changed", where=str(run.path), next=how_to_make("evaluate", run.path)
+                f"{name} is missing or was changed", where=str(run.path), next=command_for_product("evaluate", run.path)
             )
 
 
@@ -234,7 +234,7 @@ def _changed_sections(recipe: Mapping[str, Any], made_from: Mapping[str, str]) -
     sections |= {f"train.{key}": value for key, value in (recipe.get("train") or {}).items()}
     if prompt.get("template") != "model":
         del sections["prompt"]  # the fingerprint has the resolved path, not that of the recipe
-    return [name for name, value in sections.items() if name in made_from and hash_plain(value) != made_from[name]]
+    return [name for name, value in sections.items() if name in made_from and hash_json(value) != made_from[name]]
 
 
 def _asked_rows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunesmith.config.recipe import Named
+from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Conversation
 
 WORDS = {"unsupported": "unsupported", "contradicted": "contradicts the fields"}
@@ -24,7 +24,7 @@ class Statement:
     reason: str
 
 
-def unsupported_statements(text: str, row: Conversation, metrics: Sequence[Named]) -> list[Statement]:
+def unsupported_statements(text: str, row: Conversation, metrics: Sequence[NamedSetting]) -> list[Statement]:
     """Returns the statements of `text` that the row's fields do not support, in order of position.
 
     The metric `grounded` shows unsupported and contradicted statements, `contradicted` only the latter, each checked

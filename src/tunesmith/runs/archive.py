@@ -1,8 +1,8 @@
 """Tar archives whose first member, the manifest, lists the name, size and SHA-256 of every other file.
 
 The same files give the same bytes: owners are omitted, times are whole seconds, and nothing says when or where the
-archive was written. Weights hardly compress: gzip's fastest level shrinks a run of 523 MiB by 8 % and takes 18 s instead
-of 3 s, so an archive is compressed only if its name ends in .tar.gz. Reading trusts nothing: a file is created only by
+archive was written. Weights hardly compress: gzip's fastest level shrinks a run of 523 MiB by 8 % and takes 18 s
+instead of 3 s, so an archive is compressed only if its name ends in .tar.gz. Reading trusts nothing: a file is created only by
 this module, with a name, size and hash from the manifest.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.errors import DataError, RunError
-from tunesmith.runs.run import disk, hash_plain, sync_folder
+from tunesmith.runs.run import hash_json, sync_folder, translate_disk_errors
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -54,12 +54,12 @@ class Member:
         return io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
 
 
-def safe(part: str) -> str:
+def safe_name(part: str) -> str:
     """Returns a part of a name without characters that `fault` refuses."""
     return _FORBIDDEN.sub("_", part).lstrip(".") or "_"
 
 
-def fault(name: str) -> str:
+def name_problem(name: str) -> str:
     """Returns why `name` is not allowed in an archive, or ''."""
     parts = name.split("/")
     if not name or any(part in ("", ".", "..") for part in parts):
@@ -85,10 +85,10 @@ def write(target: Path, members: Sequence[Member], about: Mapping[str, Any]) -> 
     written, ResourceError if the disk is full.
     """
     for member in members:
-        if problem := fault(member.name):
+        if problem := name_problem(member.name):
             raise RunError(f"its name {problem}", where=member.name, next="Rename it, or exclude it with --without")
     plain: dict[str, Any] = {"format": FORMAT, **about, "members": [_measured(member) for member in members]}
-    manifest = {**plain, "check": hash_plain(plain)}
+    manifest = {**plain, "check": hash_json(plain)}
     first = Member(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
     with (
         _taking_its_name(target) as file,
@@ -141,7 +141,7 @@ def _taking_its_name(target: Path) -> Iterator[IO[bytes]]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with disk(target):
+        with translate_disk_errors(target):
             _sweep(target)
             try:
                 with temporary.open("wb") as file:
@@ -264,7 +264,7 @@ class Reader:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[Reader]:
+def open_archive(path: Path) -> Iterator[Reader]:
     """Opens the archive at `path`. Raises what `Reader` raises, and DataError if the file cannot be read."""
     try:
         file = path.open("rb")
@@ -334,7 +334,7 @@ def _checked(path: Path, text: bytes) -> dict[str, Any]:
         )
     check = plain.pop("check", None)
     with _damage(path):
-        whole = check == hash_plain(plain)
+        whole = check == hash_json(plain)
     if not whole:
         raise DataError("its manifest is damaged", where=str(path), next=_COPY_AGAIN)
     _check_members(path, plain.get("members"))
@@ -351,7 +351,7 @@ def _check_members(path: Path, members: Any) -> None:
         name, size, digest = member["name"], member.get("size"), member.get("sha256")
         if type(size) is not int or size < 0 or not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
             raise _hostile(path, repr(name), "has no size or hash")
-        if problem := fault(name):
+        if problem := name_problem(name):
             raise _hostile(path, repr(name), problem)
         if name in names or name == MANIFEST:
             raise _hostile(path, repr(name), "is listed twice")

@@ -54,7 +54,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_plain(value: Any) -> str:
+def hash_json(value: Any) -> str:
     """Returns the SHA-256 of JSON values, independent of the order of keys."""
     return hash_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
 
@@ -63,10 +63,10 @@ def hash_path(path: Path) -> str:
     """Returns the SHA-256 of a file, or of the names and contents in a folder."""
     if path.is_file():
         return hash_file(path)
-    return hash_plain({str(f.relative_to(path)): hash_file(f) for f in sorted(path.rglob("*")) if f.is_file()})
+    return hash_json({str(f.relative_to(path)): hash_file(f) for f in sorted(path.rglob("*")) if f.is_file()})
 
 
-def how_to_make(product: str, folder: Path) -> str:
+def command_for_product(product: str, folder: Path) -> str:
     """Returns the command that creates the `product` of a run."""
     return f"Run: tunesmith {product} {shlex.quote(str(folder))}"
 
@@ -76,7 +76,7 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EE
 
 
 @contextlib.contextmanager
-def disk(path: Path) -> Iterator[None]:
+def translate_disk_errors(path: Path) -> Iterator[None]:
     """Turns operating system errors for a full disk or an unwritable folder into ResourceError."""
     try:
         yield
@@ -120,7 +120,7 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
     """Writes a file atomically, with `mode` minus the umask. Raises ResourceError if the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk(path):
+    with translate_disk_errors(path):
         try:
             temporary.unlink(missing_ok=True)  # a crashed process with this id may have left one with another mode
             with os.fdopen(os.open(temporary, _NEW, mode), "wb") as file:
@@ -134,14 +134,14 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[tuple[IO[str], Path]]:
+def atomic_text_file(path: Path) -> Iterator[tuple[IO[str], Path]]:
     """Yields a text file and its temporary path; it is renamed to `path` if the block succeeds.
 
     Line endings are not converted. Raises ResourceError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk(path):
+    with translate_disk_errors(path):
         try:
             with temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
                 yield file, temporary
@@ -153,7 +153,7 @@ def writing(path: Path) -> Iterator[tuple[IO[str], Path]]:
             temporary.unlink(missing_ok=True)
 
 
-def inside(folder: Path, name: str | None, kind: str) -> Path:
+def child_folder(folder: Path, name: str | None, kind: str) -> Path:
     """Returns the folder `name` directly inside `folder`. Raises RunError for a path or a missing folder."""
     if not name:
         raise RunError(f"no {kind} is selected", where=str(folder), next="Select one, or create one on the page Start")
@@ -164,10 +164,10 @@ def inside(folder: Path, name: str | None, kind: str) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that replaces `path` if the block succeeds and is deleted if it fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk(path):
+    with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -203,7 +203,7 @@ class Run:
         """Opens `path`; creates it if it does not exist."""
         self.path = path
         self.new_recipe: str | None = None  # content of the recipe.yaml to write, if it differs
-        with disk(path):
+        with translate_disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
 
     def __truediv__(self, name: str) -> Path:
@@ -232,7 +232,7 @@ class Run:
                 next="Wait until it ends, or stop it",
             ) from error
         try:
-            with disk(self.path):
+            with translate_disk_errors(self.path):
                 owner.write_text(f"pid {os.getpid()}")
             yield
         finally:
@@ -243,7 +243,7 @@ class Run:
         if not is_main_process():
             return
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with disk(self.path), (self / "run.log").open("a", encoding="utf-8") as file:
+        with translate_disk_errors(self.path), (self / "run.log").open("a", encoding="utf-8") as file:
             file.write(f"{stamp} {text}\n")
 
     def write(self, name: str, data: str | bytes) -> Path:
@@ -251,7 +251,7 @@ class Run:
         write_atomic(self / name, data)
         return self / name
 
-    def keep_recipe(self) -> None:
+    def write_recipe(self) -> None:
         """Writes the recipe that this run was opened with to recipe.yaml, if it differs.
 
         Called just before a product that depends on it is written: a command that fails earlier changes nothing, and
@@ -264,7 +264,7 @@ class Run:
     @contextlib.contextmanager
     def lines(self, name: str) -> Iterator[Callable[[Any], None]]:
         """Yields a function that appends a value as a JSON line; the file appears if the block succeeds."""
-        with writing(self / name) as (file, _):
+        with atomic_text_file(self / name) as (file, _):
             yield lambda value: _line(file, value)
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -284,13 +284,13 @@ class Run:
                 f"{name} is damaged", where=str(self.path), next="Delete it and run the step that creates it again"
             ) from error
 
-    def seal(self, product: str, made_from: Mapping[str, str], files: list[str], **notes: Any) -> None:
+    def write_fingerprints(self, product: str, made_from: Mapping[str, str], files: list[str], **notes: Any) -> None:
         """Records that `product` is finished: fingerprints of its inputs and files, and `notes`."""
         hashes = {name: hash_path(self / name) for name in files}
         record = {"product": product, "made_from": dict(made_from), "files": hashes, **notes}
         self.write_json(f".seals/{product}.json", record)
 
-    def read_seal(self, product: str) -> dict[str, Any] | None:
+    def read_fingerprints(self, product: str) -> dict[str, Any] | None:
         """Returns the record of a finished product, or None."""
         try:
             record = json.loads((self / f".seals/{product}.json").read_text(encoding="utf-8"))
@@ -300,7 +300,7 @@ class Run:
 
     def changed(self, product: str, made_from: Mapping[str, str]) -> list[str] | None:
         """Returns what changed since `product` was finished: [] if it is up to date, None if it was never finished."""
-        record = self.read_seal(product)
+        record = self.read_fingerprints(product)
         if record is None:
             return None
         before = record["made_from"]
@@ -316,7 +316,9 @@ class Run:
 
     def fingerprint(self, product: str) -> str:
         """Returns the fingerprint of a finished product, an input of others. Raises RunError if there is none."""
-        record = self.read_seal(product)
+        record = self.read_fingerprints(product)
         if record is None:
-            raise RunError(f"{product} is not finished", where=str(self.path), next=how_to_make(product, self.path))
-        return hash_plain(record["files"])
+            raise RunError(
+                f"{product} is not finished", where=str(self.path), next=command_for_product(product, self.path)
+            )
+        return hash_json(record["files"])

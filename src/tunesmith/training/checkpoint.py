@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import ResourceError
-from tunesmith.runs.run import disk, hash_file, new_folder
+from tunesmith.runs.run import atomic_folder, hash_file, translate_disk_errors
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -35,7 +35,7 @@ class Checkpoint:
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
     """Writes checkpoint `step` below `folder`. Raises ResourceError when the disk is full or cannot be written."""
     target = folder / f"step-{step:07d}"
-    with new_folder(target) as made:
+    with atomic_folder(target) as made:
         _write(made, tensors, {**state, "step": step})
     return target
 
@@ -46,7 +46,7 @@ def rehearse(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], *,
     Raises what `save` raises, and ResourceError when the disk has no room for `copies` checkpoints.
     """
     trial = folder / f".trial.{os.getpid()}"
-    with disk(folder):
+    with translate_disk_errors(folder):
         try:
             trial.mkdir(parents=True)
             _write(trial, tensors, state)

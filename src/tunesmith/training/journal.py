@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith.runs.run import disk, write_atomic
+from tunesmith.runs.run import translate_disk_errors, write_atomic
 
 Event = dict[str, Any]
 Watcher = Callable[[Event], None]
@@ -26,7 +26,7 @@ class Journal:
             write_atomic(path, "".join(line + "\n" for line in kept))
         from torch.utils.tensorboard import SummaryWriter
 
-        with disk(tensorboard):
+        with translate_disk_errors(tensorboard):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
             self._board: Any = SummaryWriter(str(tensorboard), purge_step=from_step + 1)
@@ -35,7 +35,7 @@ class Journal:
     def tell(self, kind: str, step: int, **values: Any) -> None:
         """Writes one event: its kind (start, resume, step, valid, saved, note, end), its step, its values."""
         event = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
-        with disk(self._path):
+        with translate_disk_errors(self._path):
             self._file.write(json.dumps(event) + "\n")
             self._file.flush()
             for name in ("loss", "rate", "grad_norm", "tokens_per_second"):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import check_options, entries, find, missing_extra, nearest
+from tunesmith.config.registry import check_options, entries, missing_extra, nearest, resolve
 from tunesmith.errors import RecipeError, TunesmithError
 
 OPTIMIZERS = "tunesmith.training.optimizers"
@@ -28,7 +28,7 @@ def check_optimizer(name: str, options: Mapping[str, Any], device: str, engine: 
         )
     if name not in entries(OPTIMIZERS):
         return [*errors, RecipeError(f"unknown name '{name}'", where=WHERE, next=nearest(name, entries(OPTIMIZERS)))]
-    wrong = check_options(find(OPTIMIZERS, name), options, where=lambda option: f"{WHERE}.{name}.{option}")
+    wrong = check_options(resolve(OPTIMIZERS, name), options, where=lambda option: f"{WHERE}.{name}.{option}")
     errors += wrong or _check_values(name, options)
     if name.startswith("paged") and not device.startswith("cuda"):
         errors.append(paged_error(name))

@@ -10,7 +10,14 @@ from typing import Any
 
 import gradio as gr
 
-from tunesmith.commands.side_by_side import Answers, Beside, Voice, answers, prompt_of, voices
+from tunesmith.commands.side_by_side import (
+    EvaluatedReplies,
+    ReplyGenerator,
+    ReplyModel,
+    evaluated_replies,
+    prompt_turns,
+    reply_models,
+)
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
 from tunesmith.reporting.html_page import format_number
@@ -35,12 +42,12 @@ def page(state: State) -> None:
     def render(current: str | None) -> None:
         try:
             recipe, run = state.open_run(run_name(current))
-            models = voices(recipe, run)
+            models = reply_models(recipe, run)
         except TunesmithError as error:
             pane(error_note(error))
             return
         try:
-            results: Answers | None = answers(recipe, run)
+            results: EvaluatedReplies | None = evaluated_replies(recipe, run)
         except TunesmithError:
             results = None  # trained, but not evaluated
         with gr.Row():
@@ -58,17 +65,17 @@ class OpenModels:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: tuple[Any, Beside] | None = None
+        self._open: tuple[Any, ReplyGenerator] | None = None
         self.stop_events: dict[str, threading.Event] = {}  # by browser session
 
-    def side_by_side(self, recipe: Recipe, run: Run) -> Beside:
+    def side_by_side(self, recipe: Recipe, run: Run) -> ReplyGenerator:
         """Returns the models of the run with its current adapter."""
         key = (run.path, run.fingerprint("train"))
         with self._lock:
             previous = self._open
             if previous and previous[0] == key:
                 return previous[1]
-            self._open = (key, Beside(recipe, run))
+            self._open = (key, ReplyGenerator(recipe, run))
             opened = self._open[1]
         if previous:
             previous[1].close()
@@ -76,12 +83,12 @@ class OpenModels:
 
 
 def stream_replies(
-    side_by_side: Beside, prompt: str, row: Any, models: Sequence[Voice], limit: int, stop: threading.Event
+    side_by_side: ReplyGenerator, prompt: str, row: Any, models: Sequence[ReplyModel], limit: int, stop: threading.Event
 ) -> Iterator[tuple[str, str]]:
     """Yields the columns as HTML and a status line while the models reply one after another."""
     headers = [column_header(model) for model in models]
     texts, statuses = [""] * len(models), ["waiting"] * len(models)
-    turns = prompt_of(side_by_side.recipe, prompt, row)
+    turns = prompt_turns(side_by_side.recipe, prompt, row)
     for index, model in enumerate(models):
         if stop.is_set():
             break
@@ -104,14 +111,14 @@ def stream_replies(
     yield columns(headers, texts, statuses), "Stopped." if stop.is_set() else "All models have replied."
 
 
-def column_header(model: Voice) -> tuple[str, str, str]:
+def column_header(model: ReplyModel) -> tuple[str, str, str]:
     """Returns a column's title, subtitle and CSS class."""
     if model.verified is None:
         return model.name, model.about, model.name
     return model.name, f"{model.about}, {'verified' if model.verified else 'NOT VERIFIED'}", "file"
 
 
-def scores_html(results: Answers | None) -> str:
+def scores_html(results: EvaluatedReplies | None) -> str:
     """Returns the verdict and the scores of base and tuned model."""
     if results is None:
         return note("This run has no scores yet. Run the comparison on the page Train.")
@@ -146,7 +153,7 @@ def _interval(metric: dict[str, Any]) -> str:
     return f'<br><span class="soft">by {low} to {high}</span>'
 
 
-def row_html(results: Answers, index: int) -> str:
+def row_html(results: EvaluatedReplies, index: int) -> str:
     """Returns a held-out row: its question, every model's reply with its score, and the row's own answer."""
     item, row, part = results.items[index], results.rows[index], results.parts[index]
     primary = results.scores["primary"].replace("_", " ")
@@ -187,7 +194,7 @@ def doubted_claims_html(item: dict[str, Any]) -> str:
     return f"<details><summary>Statements in doubt: {len(claims)}</summary><ul>{lines}</ul></details>" if claims else ""
 
 
-def row_choices(results: Answers, row_filter: str) -> list[tuple[str, int]]:
+def row_choices(results: EvaluatedReplies, row_filter: str) -> list[tuple[str, int]]:
     """Returns the rows that match a filter as dropdown choices: their first words and their index."""
     candidates = results.worst if row_filter == "worst" else range(len(results.items))
     indices = [
@@ -196,13 +203,13 @@ def row_choices(results: Answers, row_filter: str) -> list[tuple[str, int]]:
     return [(row_label(results, index), index) for index in indices]
 
 
-def row_label(results: Answers, index: int) -> str:
+def row_label(results: EvaluatedReplies, index: int) -> str:
     """Returns a row's number and first words."""
     heading = results.items[index]["heading"]
     return f"{index + 1}. {heading if len(heading) <= LABEL_LENGTH else heading[: LABEL_LENGTH - 1] + '…'}"
 
 
-def _prompt_controls(models: Sequence[Voice], results: Answers | None) -> list[Any]:
+def _prompt_controls(models: Sequence[ReplyModel], results: EvaluatedReplies | None) -> list[Any]:
     """Returns the controls: row, prompt, models, ask and stop button."""
     verified_file = [model.name for model in models if model.verified][:1]
     rows = [(OWN_PROMPT, -1), *(row_choices(results, "all") if results else [])]
@@ -232,8 +239,8 @@ def _connect_prompt(
     open_models: OpenModels,
     recipe: Recipe,
     run: Run,
-    models: Sequence[Voice],
-    results: Answers | None,
+    models: Sequence[ReplyModel],
+    results: EvaluatedReplies | None,
     controls: Sequence[Any],
 ) -> None:
     row_choice, prompt, model_choice, ask_button, stop_button = controls
@@ -270,7 +277,7 @@ def _connect_prompt(
     stop_button.click(stop, queue=False, **QUIET)
 
 
-def _replies_browser(results: Answers) -> None:
+def _replies_browser(results: EvaluatedReplies) -> None:
     filters = [(f"{item['label']} ({item['count']})", item["key"]) for item in results.sieves if item["count"]]
     if results.worst:
         filters.insert(1, (f"worst, largest loss first ({len(results.worst)})", "worst"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import DataError, TunesmithError
-from tunesmith.runs.run import inside
+from tunesmith.runs.run import child_folder
 from tunesmith.ui import audits, jobs, text_html
 from tunesmith.ui.state import QUIET, SLOW, State
 
@@ -67,7 +67,7 @@ def page(state: State) -> None:
 
     def refresh(name: str | None) -> Any:
         try:
-            folder = inside(state.audits, name, "audit")
+            folder = child_folder(state.audits, name, "audit")
         except TunesmithError:
             hidden = [gr.Button(visible=False) for _ in range(5)]
             return ("", "", *hidden[:4], "", hidden[4], gr.Timer(active=False))
@@ -105,7 +105,7 @@ def page(state: State) -> None:
 
     def preview(name: str | None) -> Any:
         try:
-            folder = inside(state.audits, name, "audit")
+            folder = child_folder(state.audits, name, "audit")
             _start_repair(folder)
             message = ""
         except TunesmithError as error:
@@ -114,7 +114,7 @@ def page(state: State) -> None:
 
     def accept(name: str | None) -> Any:
         try:
-            files = audits.accept_repair(inside(state.audits, name, "audit"))
+            files = audits.accept_repair(child_folder(state.audits, name, "audit"))
             message = text_html.part(
                 *(text_html.paragraph(f"The cleaned rows are in {file}", "good") for file in files)
             )
@@ -124,7 +124,7 @@ def page(state: State) -> None:
 
     def undo(name: str | None) -> Any:
         try:
-            restored = audits.undo_repair(inside(state.audits, name, "audit"))
+            restored = audits.undo_repair(child_folder(state.audits, name, "audit"))
             message = text_html.part(
                 *(
                     text_html.paragraph(f"Restored {count:,} original rows in {file}", "good")
@@ -137,13 +137,13 @@ def page(state: State) -> None:
 
     def stop(name: str | None) -> Any:
         for subfolder in ("", audits.PROPOSED):
-            folder = inside(state.audits, name, "audit") / subfolder
+            folder = child_folder(state.audits, name, "audit") / subfolder
             if jobs.read_job(folder).status == "running":
                 jobs.stop(folder)
         return refresh(name)
 
     def draft(name: str | None) -> Any:
-        return _rows_path(inside(state.audits, name, "audit")), gr.Tabs(selected="recipe")
+        return _rows_path(child_folder(state.audits, name, "audit")), gr.Tabs(selected="recipe")
 
     audit_button.click(start, rows_input, [error_box, audit_choice, *outputs], **SLOW)
     upload.upload(keep_upload, upload, rows_input, **SLOW)
@@ -178,11 +178,11 @@ def _audit_names(state: State) -> list[str]:
 
 def _start_audit(state: State, rows: str) -> str:
     """Starts the audit of `rows` and returns its name."""
-    from tunesmith.commands.audit import to_audit
+    from tunesmith.commands.audit import audit_arguments
 
     if not rows:
         raise DataError("no rows given", where="Rows", next="Enter a path, drop a file, or choose a recipe")
-    name, data, base, _ = to_audit(rows)
+    name, data, base, _ = audit_arguments(rows)
     sources = [data.source] if isinstance(data.source, str) else data.source
     paths = " ".join(sources if base == Path() else [str(base / item) for item in sources])
     folder = state.audits / name

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from tunesmith.commands.exported_files import entries
-from tunesmith.config.recipe import Named, Recipe
+from tunesmith.commands.exported_files import export_entries
+from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.errors import TunesmithError
 from tunesmith.reporting.exported_files import read_exported_files
 from tunesmith.runs.run import Run
@@ -115,12 +115,12 @@ def targets_html(recipe: Recipe, run: Run) -> str:
     """Returns the recipe's targets with their state and the reasons for it."""
     if not recipe.export.files:
         return note("This recipe has no export targets. Add one to export.files on the page Recipe.")
-    exported = entries(run)
+    exported = export_entries(run)
     rows = [row for target in recipe.export.files for row in _target_rows(target, exported)]
     return table(("target", "description", "state"), rows, "Targets of the recipe")
 
 
-def _target_rows(target: Named, exported: Sequence[dict[str, Any]]) -> list[list[str]]:
+def _target_rows(target: NamedSetting, exported: Sequence[dict[str, Any]]) -> list[list[str]]:
     files = [entry for entry in exported if entry["target"] == target.name]
     types = [str(item) for item in target.options.get("types", [])] if target.name == "gguf" else []
     missing = [name for name in types if name not in {entry["name"] for entry in files}]
@@ -175,7 +175,7 @@ def commands_html(run: Run) -> str:
     """Returns the commands to use each file."""
     parts: list[str] = []
     number = 0
-    for entry in entries(run):
+    for entry in export_entries(run):
         commands = {**entry["commands"]}
         if entry["target"] == "gguf":
             commands["Python"] = SNIPPET.format(path=str(run / entry["path"]))

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from tunesmith.config.recipe import Catalogue, Recipe, schema
+from tunesmith.config.recipe import Catalog, Recipe, recipe_schema
 from tunesmith.config.registry import entries
 
 Kind = Literal["choice", "choices", "boolean", "integer", "number", "text", "lines", "name", "names", "mapping"]
@@ -58,8 +58,8 @@ class FormField:
 @cache
 def fields() -> tuple[FormField, ...]:
     """Returns every setting of a recipe in the order of the schema."""
-    recipe_schema = schema()
-    return tuple(_fields(recipe_schema, recipe_schema, Recipe, ""))
+    schema = recipe_schema()
+    return tuple(_fields(schema, schema, Recipe, ""))
 
 
 @cache
@@ -184,7 +184,7 @@ def _fields(root: RecipeDict, node: RecipeDict, model: type[BaseModel], prefix: 
             yield from _fields(root, _resolve_ref(root, child), inner, f"{key}.")
             continue
         annotations = (*info.metadata, *getattr((get_args(inner) or (None,))[0], "__metadata__", ()))
-        catalog = next((item for item in annotations if isinstance(item, Catalogue)), None)
+        catalog = next((item for item in annotations if isinstance(item, Catalog)), None)
         yield _field(key, child, catalog, is_list=get_origin(inner) is list)
 
 
@@ -194,7 +194,7 @@ def _resolve_ref(root: RecipeDict, node: RecipeDict) -> RecipeDict:
     return definition
 
 
-def _field(key: str, node: RecipeDict, catalog: Catalogue | None, *, is_list: bool) -> FormField:
+def _field(key: str, node: RecipeDict, catalog: Catalog | None, *, is_list: bool) -> FormField:
     default, help_text = (
         node.get("default", {} if node.get("type") == "object" else MISSING),
         node.get("description", ""),

@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tunesmith.errors import Several, TunesmithError
+from tunesmith.errors import MultipleErrors, TunesmithError
 
 VERDICTS = {
     "contradicted": "Contradicted",
@@ -53,7 +53,7 @@ def note(text: str, kind: str = "soft") -> str:
 
 def error_note(error: TunesmithError) -> str:
     """Returns an error as HTML: what is wrong, what to do, and where."""
-    errors = error.errors if isinstance(error, Several) else [error]
+    errors = error.errors if isinstance(error, MultipleErrors) else [error]
     paragraphs = "".join(
         f"<p><b>{escape(item.what[:1].upper() + item.what[1:])}.</b> {escape(item.next + '.' if item.next else '')}"
         + (f'<br><span class="soft">{escape(item.where)}</span>' if item.where else "")

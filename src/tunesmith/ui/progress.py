@@ -61,7 +61,7 @@ def read_progress(folder: Path) -> Progress:
     job = jobs.read_job(folder)
     run = Run(folder)
     finished = tuple(
-        name for name in STAGES if run.read_seal(name) or (name == "export" and (run / "export.json").is_file())
+        name for name in STAGES if run.read_fingerprints(name) or (name == "export" and (run / "export.json").is_file())
     )
     pid = job.pid if job.status == "running" else jobs.lock_owner(folder)
     return Progress(folder, job, pid, finished, tuple(read_journal(folder / "journal.jsonl")))

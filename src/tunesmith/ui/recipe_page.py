@@ -380,11 +380,11 @@ def _save(state: State, text: str, name: str) -> Path:
 def _make_run(state: State, text: str) -> str:
     """Creates the run's folder for a valid recipe and returns its name. Raises Several, RunError."""
     import tunesmith
-    from tunesmith.errors import Several
+    from tunesmith.errors import MultipleErrors
 
     recipe, errors = _validate(state, text)
     if recipe is None or errors:
-        raise Several(errors)
+        raise MultipleErrors(errors)
     folder = state.runs / recipe.name
     if (folder / ".seals").is_dir() and (folder / "recipe.yaml").is_file():
         from tunesmith.config.recipe import read_recipe
@@ -396,7 +396,7 @@ def _make_run(state: State, text: str) -> str:
                 next="Change the recipe's setting 'name'",
             )
     run = tunesmith.open_run(recipe, state.runs)
-    run.keep_recipe()
+    run.write_recipe()
     return run.path.name
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tunesmith.config.recipe import Recipe, parse_yaml, read_recipe
-from tunesmith.errors import Several, TunesmithError
+from tunesmith.errors import MultipleErrors, TunesmithError
 from tunesmith.ui.form import (
     MISSING,
     RecipeDict,
@@ -28,13 +28,13 @@ def load_text(name: str, *, small: bool = False) -> str:
 
     With `small`, the section `small` is applied and comments are lost. Raises RecipeError, Several.
     """
-    from tunesmith.config.recipe import locate
+    from tunesmith.config.recipe import find_recipe
 
     recipe = read_recipe(name, small=small)
     if small:
         values = recipe.dump() | {"small": {}}
         return to_text(values)
-    text = locate(name).read_text(encoding="utf-8-sig")
+    text = find_recipe(name).read_text(encoding="utf-8-sig")
     values, resolved = parse_yaml(text, name)[0], recipe.dump()
     for key in ("data.source", "data.pseudonyms", "evaluate.probes", "prompt.template", "base.model"):
         before, after = get_value(values, key), get_value(resolved, key)
@@ -76,7 +76,7 @@ def validate(text: str, scratch: Path) -> tuple[Recipe | None, list[TunesmithErr
     file.write_text(text, encoding="utf-8")
     try:
         return read_recipe(str(file)), []
-    except Several as error:
+    except MultipleErrors as error:
         return None, error.errors
     except TunesmithError as error:
         return None, [error]

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from tunesmith.commands.review import FOLDER, Served, conclude, pairs_of, reviewing
+from tunesmith.commands.review import FOLDER, RunningReview, review_pairs, serve_review, write_summary
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.comparison import plural
@@ -49,7 +49,7 @@ def page(state: State) -> None:
     def render(current: str | None) -> None:
         try:
             recipe, run = state.open_run(run_name(current))
-            pairs, equal = pairs_of(recipe, run)
+            pairs, equal = review_pairs(recipe, run)
         except TunesmithError as error:
             pane(error_note(error))
             return
@@ -60,7 +60,7 @@ def page(state: State) -> None:
 class OpenReview:
     """A review being served. One thread opens and closes it, because that thread holds the reviewer's lock."""
 
-    served: Served
+    served: RunningReview
     stop: threading.Event
     thread: threading.Thread
 
@@ -77,13 +77,13 @@ class OpenReviews:
     reviews_by_key: dict[tuple[str, str], OpenReview] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start(self, recipe: Recipe, run: Run, reviewer: str) -> Served:
+    def start(self, recipe: Recipe, run: Run, reviewer: str) -> RunningReview:
         """Returns the reviewer's review, started if it is not open. Raises what the command `review` raises."""
         key = str(run.path), check_reviewer(reviewer)
         with self.lock:
             if key in self.reviews_by_key and self.reviews_by_key[key].thread.is_alive():
                 return self.reviews_by_key[key].served
-            outcome: queue.Queue[Served | Exception] = queue.Queue()
+            outcome: queue.Queue[RunningReview | Exception] = queue.Queue()
             stop = threading.Event()
             thread = threading.Thread(target=_serve_review, args=(recipe, run, reviewer, outcome, stop), daemon=True)
             thread.start()
@@ -94,7 +94,7 @@ class OpenReviews:
             self.reviews_by_key[key] = OpenReview(started, stop, thread)
             return started
 
-    def served(self, run: Run) -> dict[str, Served]:
+    def served(self, run: Run) -> dict[str, RunningReview]:
         """Returns the open reviews of a run by reviewer."""
         with self.lock:
             reviews = dict(self.reviews_by_key)
@@ -111,7 +111,7 @@ class OpenReviews:
 
 def _serve_review(recipe: Recipe, run: Run, reviewer: str, outcome: Any, stop: threading.Event) -> None:
     try:
-        with reviewing(recipe, run, reviewer) as served:
+        with serve_review(recipe, run, reviewer) as served:
             outcome.put(served)
             stop.wait()
     except Exception as error:  # passed on to `start`, which waits for it
@@ -146,7 +146,7 @@ def _build(open_reviews: OpenReviews, recipe: Recipe, run: Run, pairs: int, equa
     def finish() -> list[Any]:
         open_reviews.close(run)
         try:
-            conclude(recipe, run)
+            write_summary(recipe, run)
         except TunesmithError as error:
             return [error_note(error), open_reviews_html(open_reviews, run, pairs), gr.skip(), gr.Timer(active=False)]
         return [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.runs.run import inside
+from tunesmith.runs.run import child_folder
 
 if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
@@ -43,7 +43,7 @@ class State:
 
     def folder(self, name: str | None) -> Path:
         """Returns the folder of the run `name`. Raises RunError if it is empty, not a valid name, or does not exist."""
-        return inside(self.runs, name, "run")
+        return child_folder(self.runs, name, "run")
 
     def open_run(self, name: str | None) -> tuple[Recipe, Run]:
         """Returns the recipe and the run called `name`. Raises RunError, RecipeError."""

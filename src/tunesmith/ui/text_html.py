@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from tunesmith.errors import Several, TunesmithError
+from tunesmith.errors import MultipleErrors, TunesmithError
 
 
 def part(*pieces: str) -> str:
@@ -50,7 +50,7 @@ def link(address: str, text: str) -> str:
 
 def error_boxes(error: BaseException) -> str:
     """Returns a box for each error: what is wrong, where, and what to do next."""
-    errors = error.errors if isinstance(error, Several) else [error]
+    errors = error.errors if isinstance(error, MultipleErrors) else [error]
     return part(
         *(_error_box_of(item) for item in errors[:20]),
         paragraph(f"… and {len(errors) - 20} more") if len(errors) > 20 else "",

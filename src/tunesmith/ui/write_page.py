@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import gradio as gr
 
-from tunesmith.commands.writer import Drafting, drafting, exported
+from tunesmith.commands.writer import Writer, best_gguf, open_writer
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.comparison import plural
@@ -42,7 +42,7 @@ def page(state: State) -> None:
         try:
             recipe, run = state.open_run(run_name(current))
             run.fingerprint("train")
-            draft = Drafting(recipe, None, "")  # form and checks need no model
+            draft = Writer(recipe, None, "")  # form and checks need no model
         except TunesmithError as error:
             pane(error_note(error))
             return
@@ -54,12 +54,12 @@ class OpenWriter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: tuple[Any, Drafting, contextlib.ExitStack] | None = None
+        self._open: tuple[Any, Writer, contextlib.ExitStack] | None = None
         self.stop_events: dict[str, threading.Event] = {}  # by browser session
 
-    def writer(self, recipe: Recipe, run: Run) -> Drafting:
+    def writer(self, recipe: Recipe, run: Run) -> Writer:
         """Returns the writer of a run, reopened if its adapter or exported file changed. Raises TunesmithError."""
-        key = (run.path, exported(run), run.fingerprint("train"))
+        key = (run.path, best_gguf(run), run.fingerprint("train"))
         with self._lock:
             if self._open and self._open[0] == key:
                 return self._open[1]
@@ -67,12 +67,12 @@ class OpenWriter:
                 self._open[2].close()
                 self._open = None
             stack = contextlib.ExitStack()
-            self._open = (key, stack.enter_context(drafting(recipe, run)), stack)
+            self._open = (key, stack.enter_context(open_writer(recipe, run)), stack)
             return self._open[1]
 
 
 def stream_text(
-    draft: Drafting, values: Mapping[str, str], system: str, version: int, stop: threading.Event
+    draft: Writer, values: Mapping[str, str], system: str, version: int, stop: threading.Event
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]] | None, str]]:
     """Yields the editor's value, the claims if they changed (else None), and notes while the text is generated."""
     checked = CheckedText(values, version)
@@ -117,7 +117,7 @@ class CheckedText:
         """Returns the claims in text order."""
         return [_claim_dict(self.claims[span]) for span in sorted(self.claims)]
 
-    def fixable_claims(self, draft: Drafting) -> list[dict[str, Any]]:
+    def fixable_claims(self, draft: Writer) -> list[dict[str, Any]]:
         """Returns the claims in text order with the replacement from a field, if there is one."""
         rows = self.claim_dicts()
         for row, span in zip(rows, sorted(self.claims), strict=True):
@@ -190,7 +190,7 @@ def _claim_dict(claim: ClaimEvent) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_document(draft: Drafting, request: Any) -> dict[str, str]:
+def make_document(draft: Writer, request: Any) -> dict[str, str]:
     """Returns the text as a file for the browser: {"name", "type", "data" in base64}, or {"error"}."""
     try:
         kind, text = request
@@ -204,7 +204,7 @@ def make_document(draft: Drafting, request: Any) -> dict[str, str]:
     return {"name": f"{draft.form.name}.{kind}", "type": MIME_TYPES[kind], "data": base64.b64encode(content).decode()}
 
 
-def _build(open_writer: OpenWriter, recipe: Recipe, run: Run, draft: Drafting) -> None:
+def _build(open_writer: OpenWriter, recipe: Recipe, run: Run, draft: Writer) -> None:
     form = draft.form
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
@@ -276,7 +276,7 @@ def _build(open_writer: OpenWriter, recipe: Recipe, run: Run, draft: Drafting) -
     claims.action(fix_claim, [editor, *boxes], [editor, claims], **QUIET)
 
 
-def apply_fix(draft: Drafting, before: CheckedText, action: str, claim_id: str) -> list[Any]:
+def apply_fix(draft: Writer, before: CheckedText, action: str, claim_id: str) -> list[Any]:
     """Returns editor and claim list after a statement was removed or filled from its field."""
     claim = next((item for item in before.claims.values() if _claim_dict(item)["id"] == claim_id), None)
     if claim is None:
@@ -289,7 +289,7 @@ def apply_fix(draft: Drafting, before: CheckedText, action: str, claim_id: str) 
     return _recheck(draft, draft.without(before.text, claim), before, "Removed.")
 
 
-def _recheck(draft: Drafting, text: str, before: CheckedText, status: str) -> list[Any]:
+def _recheck(draft: Writer, text: str, before: CheckedText, status: str) -> list[Any]:
     after = CheckedText(before.values, before.version, text, draft.judged(text, before.values))
     value = after.value(f"{status} {after.doubt_count()}".strip(), busy=False)
     return [value, claim_list(after.fixable_claims(draft), draft.form.checked)]

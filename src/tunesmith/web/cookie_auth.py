@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from tunesmith.errors import RunError
-from tunesmith.runs.run import inside
+from tunesmith.runs.run import child_folder
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -203,7 +203,7 @@ class CookieAuth:
         try:
             _, _, kind, name, file = path.split("/")
             page_folder = self._pages[kind]
-            page_file = inside(page_folder.folder, name, kind) / file
+            page_file = child_folder(page_folder.folder, name, kind) / file
             if (
                 file not in page_folder.names
                 or not page_file.is_file()

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.claims.fields import guess_side
-from tunesmith.config.recipe import Named, Recipe
+from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.config.registry import nearest
 from tunesmith.data import formats
 from tunesmith.data.conversation import Turn
-from tunesmith.data.detect_row import recognise
+from tunesmith.data.detect_row import detect_row_format
 from tunesmith.data.messages import ROLES, message_list
 from tunesmith.data.open_sources import open_sources
 from tunesmith.data.rows import Row
@@ -191,13 +191,13 @@ def _help(name: str, kind: Kind) -> str:
 
 
 def _prompt_shape(recipe: Recipe, row: Mapping[str, Any]) -> _Shape:
-    data_format: Named = recipe.data.format
+    data_format: NamedSetting = recipe.data.format
     if data_format.name != "auto":
         return _shape_of(data_format.name, data_format.options)
     if not row:
         return _Shape("chat")
     try:
-        recognized = recognise(row)
+        recognized = detect_row_format(row)
     except DataError:
         return _Shape("chat")
     return _shape_of(recognized.name, recognized.options)

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding
+from tunesmith.data.finding import CheckContext, Finding
 
 SCOPE = "table"  # the rows are left out while the table is read
 
 
-def look(rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext) -> Iterator[Finding]:
     """Yields a finding for each row that was left out while reading."""
     yield from context.left_out

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding
+from tunesmith.data.finding import CheckContext, Finding
 
 SCOPE = "table"
 
 
-def look(rows: Sequence[Conversation], context: Context) -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext) -> Iterator[Finding]:
     """Yields the rows that could not be read, each with the reason."""
     yield from context.broken

@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from tunesmith.data.conversation import Conversation, normalise
-from tunesmith.data.finding import Context, Finding, Proposal, row_finding, span_finding
+from tunesmith.data.conversation import Conversation, normalize
+from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding, span_finding
 
 SCOPE = "row"
 MIN_WORDS = 2  # words: shorter turns ("continue", "yes") may repeat on purpose
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "quarantine") -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "quarantine") -> Iterator[Finding]:
     """Yields rows of several exchanges with an empty or repeated turn before the last answer."""
     for row in rows:
         dialog = [(index, turn) for index, turn in enumerate(row.turns) if turn.role != "system"]
@@ -31,7 +31,7 @@ def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "quar
             yield row_finding("broken_turns", row, f"turn {empty[0] + 1}, by the {empty[1].role}, is empty", do)
             continue
         for role in ("user", "assistant"):
-            texts = [(index, normalise(turn.text)) for index, turn in dialog if turn.role == role]
+            texts = [(index, normalize(turn.text)) for index, turn in dialog if turn.role == role]
             if repeated := next(
                 (
                     second_index

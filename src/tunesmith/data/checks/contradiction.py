@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from tunesmith.claims.match import check_claims
-from tunesmith.data.conversation import Conversation, normalise
+from tunesmith.data.conversation import Conversation, normalize
 from tunesmith.data.finding import (
-    Context,
+    CheckContext,
     Finding,
     Proposal,
     answer_turn,
@@ -43,12 +43,12 @@ _YES = re.compile(r"\W*(?:yes|yeah|yep|sure|of course|correct|true)\b", re.IGNOR
 _NO = re.compile(r"\W*(?:no|nope|false|incorrect|never)\b", re.IGNORECASE)
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "quarantine") -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "quarantine") -> Iterator[Finding]:
     """Yields rows that share a prompt and system message and whose answers contradict each other, naming both."""
     open_counts = [0, 0]
     for indices in _same_prompt(rows):
         members = [row for index in indices if (row := rows[index]).answer.strip()]
-        texts = [normalise(row.answer) for row in members]
+        texts = [normalize(row.answer) for row in members]
         different = len(set(texts))
         if different > MAX_ANSWERS:
             open_counts[0] += 1
@@ -117,9 +117,9 @@ def _same_wording(answer: str, start: int, end: int, second: str) -> bool:
     context = next((match for match in _SENTENCE.finditer(answer) if match.start() <= start < match.end()), None)
     if context is None:
         return False
-    context_words = set(normalise(answer[context.start() : start] + " " + answer[end : context.end()]).split())
+    context_words = set(normalize(answer[context.start() : start] + " " + answer[end : context.end()]).split())
     for sentence in _SENTENCE.findall(second):
-        words = set(normalise(sentence).split())
+        words = set(normalize(sentence).split())
         union = len(context_words | words) - 1  # minus the other sentence's number
         if len(context_words & words) >= SIMILARITY * union:
             return True
@@ -128,5 +128,5 @@ def _same_wording(answer: str, start: int, end: int, second: str) -> bool:
 
 def _one_contains_other(answer: str, second: str) -> bool:
     """Whether all words of one short answer are in the other."""
-    first_words, second_words = set(normalise(answer).split()), set(normalise(second).split())
+    first_words, second_words = set(normalize(answer).split()), set(normalize(second).split())
     return first_words <= second_words or second_words <= first_words

@@ -14,12 +14,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation, Origin
-from tunesmith.data.finding import Context, Finding, Proposal, row_finding, turns_key
+from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding, turns_key
 
 SCOPE = "table"
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "drop") -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
     """Yields every later copy, with the origin of the first."""
     first_origins: dict[bytes, Origin] = {}
     for row in rows:

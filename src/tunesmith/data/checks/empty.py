@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, row_finding
+from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding
 
 SCOPE = "row"
 MAX_CHARACTERS = 20  # characters of a word for a missing value
@@ -27,7 +27,7 @@ _MAY_ASK_FOR_NONE = re.compile(
 )
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "drop") -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
     """Yields rows whose last question or last answer is empty; an empty system message is not reported."""
     for row in rows:
         last = [turn for turn in row.turns if turn.role != "system"][-2:]

@@ -17,16 +17,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tunesmith.data.conversation import Conversation, normalise
+from tunesmith.data.conversation import Conversation, normalize
 from tunesmith.data.finding import (
-    Context,
+    CheckContext,
     Finding,
     Proposal,
     answer_turn,
+    dialog_text,
     form_values,
     prompt_key,
     span_finding,
-    spoken,
 )
 
 SCOPE = "table"
@@ -45,7 +45,7 @@ _WORD = re.compile(r"[^\W_]{3,}")
 
 
 def look(
-    rows: Sequence[Conversation], context: Context, *, shared: float = 0.6, do: Proposal = "quarantine"
+    rows: Sequence[Conversation], context: CheckContext, *, shared: float = 0.6, do: Proposal = "quarantine"
 ) -> Iterator[Finding]:
     """Yields answers whose words are, by a share of `shared` or more, in sentences that answer other prompts too.
 
@@ -66,7 +66,7 @@ def look(
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
     """The hash and the number of words of each sentence of at least `LONG` words."""
     for match in _SENTENCE.finditer(text):
-        words = normalise(match[0]).split()
+        words = normalize(match[0]).split()
         if len(words) >= MIN_WORDS:
             digest = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=8).digest()
             yield int.from_bytes(digest, "big"), len(words)
@@ -77,7 +77,7 @@ def _template_share(rows: Sequence[Conversation]) -> list[float]:
     canonical = _canonical(rows)
     sources: dict[int, set[int]] = {}
     for row in rows:
-        source = hash(normalise(row.answer)) if canonical else hash(prompt_key(row))
+        source = hash(normalize(row.answer)) if canonical else hash(prompt_key(row))
         for sentence, _ in _sentences(row.answer):
             sentence_sources = sources.setdefault(sentence, set())
             if len(sentence_sources) <= SHARED:
@@ -87,14 +87,14 @@ def _template_share(rows: Sequence[Conversation]) -> list[float]:
     shares = []
     for row in rows:
         shared_words = sum(words for sentence, words in _sentences(row.answer) if sentence in common) if common else 0
-        shares.append(shared_words / len(normalise(row.answer).split()) if shared_words >= TEMPLATE else 0.0)
+        shares.append(shared_words / len(normalize(row.answer).split()) if shared_words >= TEMPLATE else 0.0)
     return shares
 
 
 def _canonical(rows: Sequence[Conversation]) -> bool:
     """Whether several answers, each of more than `SHARED` rows, make up half of the table."""
     repeated_counts = [
-        count for count in Counter(hash(normalise(row.answer)) for row in rows).values() if count > SHARED
+        count for count in Counter(hash(normalize(row.answer)) for row in rows).values() if count > SHARED
     ]
     return len(repeated_counts) >= MIN_CANONICAL and sum(repeated_counts) >= CANONICAL * len(rows)
 
@@ -110,7 +110,7 @@ def _unrelated(rows: Sequence[Conversation]) -> list[bool]:
     none_flagged = [False] * len(rows)
     if len(rows) < MIN_ROWS:
         return none_flagged
-    prompt_words = [set(_words(spoken(row.prompt))) for row in rows]
+    prompt_words = [set(_words(dialog_text(row.prompt))) for row in rows]
     prompt_counts = Counter(word for words in prompt_words for word in words)
     limit = max(2, RARE * len(rows))
     used_counts = np.full(len(rows), -1)

@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from tunesmith.data.conversation import Conversation, normalise
-from tunesmith.data.finding import Context, Finding, table_finding
+from tunesmith.data.conversation import Conversation, normalize
+from tunesmith.data.finding import CheckContext, Finding, table_finding
 
 SCOPE = "table"
 MIN_ROWS = 20  # rows: with fewer, a share means nothing
 
 
 def look(
-    rows: Sequence[Conversation], context: Context, *, ratio: float = 10.0, share: float = 0.1
+    rows: Sequence[Conversation], context: CheckContext, *, ratio: float = 10.0, share: float = 0.1
 ) -> Iterator[Finding]:
     """Yields a note if the largest group has `ratio` times the rows of the smallest, or one answer a `share` of all."""
     if len(rows) < MIN_ROWS:
@@ -34,7 +34,7 @@ def look(
             f"'{most}' has {rows_most} rows, '{least}' {rows_least}; {small} of {len(groups)} groups are that small"
         )
         yield table_finding("imbalance", message)
-    answers = Counter(hash(normalise(row.answer)) for row in rows)
+    answers = Counter(hash(normalize(row.answer)) for row in rows)
     [(_, answer_count)] = answers.most_common(1)
     if answer_count >= share * len(rows):
         yield table_finding("imbalance", f"{answer_count} of {len(rows)} rows have the same answer")

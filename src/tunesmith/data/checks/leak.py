@@ -12,29 +12,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tunesmith.data.conversation import Conversation, normalise
-from tunesmith.data.finding import Context, Finding, Proposal, prompt_key, row_finding, table_finding
+from tunesmith.data.conversation import Conversation, normalize
+from tunesmith.data.finding import CheckContext, Finding, Proposal, prompt_key, row_finding, table_finding
 
 SCOPE = "split"
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "drop") -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
     """Yields training rows that have a held-out prompt, and the number of rows that share only a held-out answer."""
     held_out: dict[tuple[str, ...], Conversation] = {}
     held_out_answers: set[str] = set()
     for row in rows:
         if context.parts.get(row.id, "train") != "train":
             held_out.setdefault(prompt_key(row), row)
-            held_out_answers.add(normalise(row.answer))
+            held_out_answers.add(normalize(row.answer))
     shared = 0
     for row in rows:
         if context.parts.get(row.id) != "train":
             continue
         if held_out_row := held_out.get(prompt_key(row)):
-            subject = " and its answer are" if normalise(row.answer) == normalise(held_out_row.answer) else " is"
+            subject = " and its answer are" if normalize(row.answer) == normalize(held_out_row.answer) else " is"
             message = f"its prompt{subject} also in {context.parts[held_out_row.id]}: {held_out_row.origin}"
             yield row_finding("leak", row, message, do)
         else:
-            shared += normalise(row.answer) in held_out_answers
+            shared += normalize(row.answer) in held_out_answers
     if shared:
         yield table_finding("leak", f"{shared} training rows have the answer of a held-out row with another prompt")

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from tunesmith.data import defects
 from tunesmith.data.checks._damage import defect_findings
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal
+from tunesmith.data.finding import CheckContext, Finding, Proposal
 
 SCOPE = "table"  # a phrase that many rows have is intended
 FRAMES = (
@@ -32,7 +32,7 @@ _ASKS = re.compile(r"\?|^\W*(?:wh\w+|how|is|are|can|do|does)\b", re.IGNORECASE)
 MIN_ROWS = 30  # rows: with fewer, a share means nothing
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal | None = None) -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
     """Yields phrases in which a model mentions itself, offers help, or refuses."""
     question_ids = {row.id for row in rows if _ASKS.search(row.question)}
     findings = [

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from tunesmith.data import defects
 from tunesmith.data.checks._damage import defect_findings
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal
+from tunesmith.data.finding import CheckContext, Finding, Proposal
 
 SCOPE = "row"
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal | None = None) -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
     """Yields HTML tags and entities in prose, and unclosed code fences."""
     yield from defect_findings("markup", rows, defects.markup, do)

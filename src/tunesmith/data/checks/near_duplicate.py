@@ -13,18 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, row_finding, spoken, turns_key
+from tunesmith.data.finding import CheckContext, Finding, Proposal, dialog_text, row_finding, turns_key
 
 SCOPE = "table"
 
 
 def look(
-    rows: Sequence[Conversation], context: Context, *, threshold: float = 0.8, do: Proposal = "drop"
+    rows: Sequence[Conversation], context: CheckContext, *, threshold: float = 0.8, do: Proposal = "drop"
 ) -> Iterator[Finding]:
     """Yields all but the first of each cluster of rows with similarity `threshold` or more, except exact copies."""
     from tunesmith.data.duplicates import clusters, near_pairs
 
-    texts = [spoken(row.turns) for row in rows]
+    texts = [dialog_text(row.turns) for row in rows]
     for group in clusters(len(rows), near_pairs(texts, threshold=threshold)):
         first = rows[group[0]]
         for index in group[1:]:

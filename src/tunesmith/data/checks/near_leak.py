@@ -13,20 +13,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, row_finding, spoken
+from tunesmith.data.finding import CheckContext, Finding, Proposal, dialog_text, row_finding
 
 SCOPE = "split"
 
 
 def look(
-    rows: Sequence[Conversation], context: Context, *, threshold: float = 0.8, do: Proposal = "drop"
+    rows: Sequence[Conversation], context: CheckContext, *, threshold: float = 0.8, do: Proposal = "drop"
 ) -> Iterator[Finding]:
     """Yields each training row whose prompt has similarity `threshold` or more to a held-out prompt, once."""
     from tunesmith.data.duplicates import leaks
 
     train = [row for row in rows if context.parts.get(row.id) == "train"]
     held_out = [row for row in rows if context.parts.get(row.id, "train") != "train"]
-    pairs = leaks([spoken(row.prompt) for row in train], [spoken(row.prompt) for row in held_out], threshold=threshold)
+    pairs = leaks(
+        [dialog_text(row.prompt) for row in train], [dialog_text(row.prompt) for row in held_out], threshold=threshold
+    )
     for pair in {pair.first: pair for pair in pairs}.values():
         held_out_row = held_out[pair.second]
         message = (

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from itertools import repeat
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, row_finding, span_finding
+from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding, span_finding
 from tunesmith.data.ner import find_names
 from tunesmith.data.privacy import KINDS, check_kinds, find_personal
 
@@ -26,7 +26,7 @@ SCOPE = "row"
 
 def look(
     rows: Sequence[Conversation],
-    context: Context,
+    context: CheckContext,
     *,
     kinds: list | None = None,  # type: ignore[type-arg]
     names: list | None = None,  # type: ignore[type-arg]

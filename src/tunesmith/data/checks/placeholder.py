@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 
 from tunesmith.data import defects
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, span_finding
+from tunesmith.data.finding import CheckContext, Finding, Proposal, span_finding
 from tunesmith.data.repair_text import repair
 
 SCOPE = "row"
 EMPLOYERS = frozenset({"hiring company", "company", "company name", "employer", "hiring_company", "company_name"})
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal | None = None) -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
     """Yields every placeholder in an answer; made-up employers only if a field names another."""
     for row in rows:
         for turn_index, turn in enumerate(row.turns):

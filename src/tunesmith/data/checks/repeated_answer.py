@@ -14,17 +14,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from tunesmith.data.conversation import Conversation, Origin, normalise
-from tunesmith.data.finding import Context, Finding, Proposal, prompt_key, row_finding
+from tunesmith.data.conversation import Conversation, Origin, normalize
+from tunesmith.data.finding import CheckContext, Finding, Proposal, prompt_key, row_finding
 
 SCOPE = "table"
 
 
-def look(rows: Sequence[Conversation], context: Context, *, words: int = 6, do: Proposal = "keep") -> Iterator[Finding]:
+def look(
+    rows: Sequence[Conversation], context: CheckContext, *, words: int = 6, do: Proposal = "keep"
+) -> Iterator[Finding]:
     """Yields rows with an earlier row's answer and another prompt; answers of fewer than `words` words are values."""
     first_rows: dict[bytes, tuple[Origin, int]] = {}
     for row in rows:
-        text = normalise(row.answer)
+        text = normalize(row.answer)
         if len(text.split()) < words:
             continue
         text_hash = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from tunesmith.data import defects
 from tunesmith.data.checks._damage import defect_findings
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal
+from tunesmith.data.finding import CheckContext, Finding, Proposal
 
 SCOPE = "row"
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal | None = None) -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
     """Yields answers half of which is repeated three times or more."""
     yield from defect_findings("repetition", rows, defects.repetition, do, "keep")

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, row_finding, span_finding
+from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding, span_finding
 from tunesmith.data.privacy import find_secrets
 
 SCOPE = "row"
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "drop") -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
     """Yields every key, token and password in any turn and its reasoning."""
     for row in rows:
         for turn_index, turn in enumerate(row.turns):

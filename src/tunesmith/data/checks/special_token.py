@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, row_finding, span_finding
+from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding, span_finding
 
 SCOPE = "row"
 KNOWN = re.compile(  # special tokens of ChatML, Llama 2 and 3, Mistral, Gemma, Phi-3 and GPT-2
@@ -24,7 +24,7 @@ KNOWN = re.compile(  # special tokens of ChatML, Llama 2 and 3, Mistral, Gemma, 
 )
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "quarantine") -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "quarantine") -> Iterator[Finding]:
     """Yields every special token in any turn: well-known ones, and those of the recipe's model."""
     for row in rows:
         for turn_index, turn in enumerate(row.turns):

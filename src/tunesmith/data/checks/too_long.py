@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, row_finding
+from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding
 
 SCOPE = "table"  # only this process has the tokenizer
 
 
 def look(
-    rows: Sequence[Conversation], context: Context, *, max_tokens: int | None = None, do: Proposal = "drop"
+    rows: Sequence[Conversation], context: CheckContext, *, max_tokens: int | None = None, do: Proposal = "drop"
 ) -> Iterator[Finding]:
     """Yields rows of more than `max_tokens` tokens, including the template's; nothing without a tokenizer."""
     limit = max_tokens or context.max_tokens

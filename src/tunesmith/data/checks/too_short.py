@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, answer_turn, span_finding
+from tunesmith.data.finding import CheckContext, Finding, Proposal, answer_turn, span_finding
 
 SCOPE = "table"
 SHARE = 0.15  # of the median: in 566 real cover letters every fragment is below it and no complete letter
@@ -25,7 +25,7 @@ MAX_SHARE = 0.5  # of the median: upper bound of the limit, for answers that are
 
 
 def look(
-    rows: Sequence[Conversation], context: Context, *, words: int | None = None, do: Proposal = "keep"
+    rows: Sequence[Conversation], context: CheckContext, *, words: int | None = None, do: Proposal = "keep"
 ) -> Iterator[Finding]:
     """Yields answers of fewer than `words` words; the default is 15 % of the median.
 

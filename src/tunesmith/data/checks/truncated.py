@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from tunesmith.data import defects
 from tunesmith.data.checks._damage import defect_findings
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, answer_turn, span_finding
+from tunesmith.data.finding import CheckContext, Finding, Proposal, answer_turn, span_finding
 
 SCOPE = "table"
 USUAL = {"signature": 0.9, "mark": 0.97}  # of the judged answers: the share from which a different ending is a cut
@@ -29,7 +29,7 @@ _MARKED = re.compile(r"[.!?…。！？:;)\]}>\"'”’»*_`~|।]\s*\Z|[^\w\s,]
 _ITEM = re.compile(r"[ \t]*(?:[-*•●▪#>|]|\(?\d{1,3}[.)])[ \t]*")
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal | None = None) -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
     """Yields answers that end where more must follow, and those that end unlike nearly all others."""
     ends = [_ending(row.answer) for row in rows]
     usual = _usual_ending(ends)

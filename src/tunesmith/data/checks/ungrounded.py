@@ -16,14 +16,14 @@ from collections.abc import Iterator, Sequence
 
 from tunesmith.claims.match import check_claims
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, answer_turn, span_finding
+from tunesmith.data.finding import CheckContext, Finding, Proposal, answer_turn, span_finding
 
 SCOPE = "row"
 
 
 def look(
     rows: Sequence[Conversation],
-    context: Context,
+    context: CheckContext,
     *,
     fields: list | None = None,  # type: ignore[type-arg]
     do: Proposal = "quarantine",

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal, row_finding
+from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding
 
 SCOPE = "table"  # only this process has the tokenizer
 
 
-def look(rows: Sequence[Conversation], context: Context, *, do: Proposal = "drop") -> Iterator[Finding]:
+def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
     """Yields rows that cannot be trained on under the template, each with the reason; nothing without a template."""
     for row in rows if context.refusal else ():
         if context.refusal and (reason := context.refusal(row)):

@@ -19,7 +19,7 @@ from functools import partial
 from tunesmith.data import defects
 from tunesmith.data.checks._damage import defect_findings
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import Context, Finding, Proposal
+from tunesmith.data.finding import CheckContext, Finding, Proposal
 
 SCOPE = "row"
 _NAMES_A_LANGUAGE = re.compile(  # 'Translate …', 'in French'
@@ -30,7 +30,7 @@ _NAMES_A_LANGUAGE = re.compile(  # 'Translate …', 'in French'
 
 def look(
     rows: Sequence[Conversation],
-    context: Context,
+    context: CheckContext,
     *,
     language: str | None = None,
     script: str | None = None,

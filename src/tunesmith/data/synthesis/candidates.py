@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 
-from tunesmith.config.registry import entries, find
-from tunesmith.data.conversation import normalise
+from tunesmith.config.registry import entries, resolve
+from tunesmith.data.conversation import normalize
 from tunesmith.data.defects import Defect
 from tunesmith.data.duplicates import leaks
 from tunesmith.data.privacy import KINDS, find_personal, find_secrets
@@ -95,7 +95,7 @@ def fault(text: str, *, language: str | None = None) -> str:
 @cache
 def _detectors(language: str | None) -> list[tuple[str, Callable[[str], Iterator[Defect]]]]:
     """The kinds of defects that are rejected, with their functions."""
-    detectors = {kind: find(DEFECTS, kind) for kind in entries(DEFECTS)}
+    detectors = {kind: resolve(DEFECTS, kind) for kind in entries(DEFECTS)}
     foreign = detectors.pop("wrong_language")
     if language is not None:
         detectors["wrong_language"] = partial(foreign, script="Latin", language=language)
@@ -120,8 +120,8 @@ def repeats(text: str, request: str) -> bool:
     request_lines += [
         line.partition(": ")[2] for line in request_lines if line.count(": ") > 1
     ]  # 'TOPIC: WHAT BELONGS TO IT'
-    lines = list(map(normalise, request_lines))
-    padded_text, words = f" {normalise(text)} ", [line.split() for line in map(normalise, _FIXED)]
+    lines = list(map(normalize, request_lines))
+    padded_text, words = f" {normalize(text)} ", [line.split() for line in map(normalize, _FIXED)]
     if any(f" {' '.join(fixed[n : n + 4])} " in padded_text for fixed in words for n in range(len(fixed) - 3)):
         return True
     inside_line = any(padded_text in f" {line} " for line in lines) and padded_text.count(" ") > 4
@@ -137,12 +137,12 @@ class AcceptedPrompts:
 
     def add(self, prompt: str, topic: str) -> None:
         """Adds a prompt."""
-        self._topics.setdefault(normalise(prompt), topic)
+        self._topics.setdefault(normalize(prompt), topic)
         self._texts.append(prompt)
 
     def repeated(self, prompt: str, topic: str, *, alike: float | None = None) -> str:
         """Why `prompt` is not new, or ''. With `alike`, prompts of at least that Jaccard similarity count as well."""
-        earlier_topic = self._topics.get(normalise(prompt))
+        earlier_topic = self._topics.get(normalize(prompt))
         if earlier_topic is not None:
             return (
                 "repeated: the same prompt"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tunesmith.data.conversation import Turn, normalise
+from tunesmith.data.conversation import Turn, normalize
 from tunesmith.data.synthesis.candidates import (
     WITHHELD,
     AcceptedPrompts,
@@ -32,7 +32,7 @@ from tunesmith.data.synthesis.journal import Journal, locked
 from tunesmith.data.synthesis.plan import RowPlan, Topic
 from tunesmith.data.synthesis.templates import all_filled
 from tunesmith.errors import DataError
-from tunesmith.runs.run import disk, hash_bytes, write_atomic
+from tunesmith.runs.run import hash_bytes, translate_disk_errors, write_atomic
 
 REPORTED_REJECTIONS = 20  # rejected texts that are reported one by one; the journal has all
 PROMPTS_IN_REQUEST = 6  # a topic's last prompts in the request: with more, small models copy them
@@ -91,7 +91,7 @@ def _ignore(text: str) -> None:
     """Ignores messages."""
 
 
-def run(
+def generate_rows(
     plan: RowPlan,
     complete: Complete | None,
     folder: Path,
@@ -108,7 +108,7 @@ def run(
     RunError for files of another plan or origin, DataError if no row could be generated, and what `complete` raises.
     """
     out = (folder / Path(plan.out).expanduser()).resolve()
-    with disk(out):
+    with translate_disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out):
         journal = Journal.open(out, plan, again=again, say=say)
@@ -208,10 +208,10 @@ class _ModelSynthesis:
 
     def _answer(self, topic: Topic) -> str | None:
         request = request_answer(self.plan.about, _plain(topic), self.plan.instruction)
-        topics_by_answer = {normalise(answer): name for name, answer in self.answers.items()}
+        topics_by_answer = {normalize(answer): name for name, answer in self.answers.items()}
 
         def judge(text: str) -> str:
-            if other_topic := topics_by_answer.get(normalise(text)):
+            if other_topic := topics_by_answer.get(normalize(text)):
                 return f"repeated: the answer of '{other_topic}'"
             return "echo: repeats the request" if repeats(text, request) else ""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.data.synthesis.plan import RowPlan
 from tunesmith.errors import RunError
-from tunesmith.runs.run import disk, hash_file, write_atomic
+from tunesmith.runs.run import hash_file, translate_disk_errors, write_atomic
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Journal:
             self._append(_finished(digest))
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        with disk(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
+        with translate_disk_errors(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(line(entry))
             file.flush()
             os.fsync(file.fileno())

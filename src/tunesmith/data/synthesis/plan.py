@@ -14,10 +14,10 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from tunesmith.config.recipe import SHIPPED, Section, parse_yaml
 from tunesmith.config.registry import nearest
-from tunesmith.data.conversation import normalise
+from tunesmith.data.conversation import normalize
 from tunesmith.data.sources import locate, read
-from tunesmith.errors import DataError, RecipeError, Several, TunesmithError
-from tunesmith.runs.run import hash_file, hash_plain
+from tunesmith.errors import DataError, MultipleErrors, RecipeError, TunesmithError
+from tunesmith.runs.run import hash_file, hash_json
 
 Place: TypeAlias = tuple[Any, ...]
 Record: TypeAlias = Mapping[str, str]  # field name -> value
@@ -110,7 +110,7 @@ class RowPlan(Section):
     def fingerprint(self) -> str:
         """SHA-256 of what determines the rows: the plan without its server's address, and the table."""
         plain = self.model_dump(mode="json", exclude=NOT_CONTENT)
-        return hash_plain([plain, [hash_file(table) for table in self.tables]])
+        return hash_json([plain, [hash_file(table) for table in self.tables]])
 
 
 def find_plan(name: str) -> Path:
@@ -143,11 +143,11 @@ def read_plan(path: Path) -> RowPlan:
     try:
         plan = RowPlan.model_validate(plain)
     except ValidationError as error:
-        raise Several([_explain(loc, detail, where(loc)) for loc, detail in _details(error)]) from None
+        raise MultipleErrors([_explain(loc, detail, where(loc)) for loc, detail in _details(error)]) from None
     plan._folder = path.parent.resolve()
     errors = [_with_location(error_found, where(loc)) for loc, error_found in _conflicts(plan)]
     if errors:
-        raise Several(errors)
+        raise MultipleErrors(errors)
     return plan
 
 
@@ -316,4 +316,4 @@ def _template(
 def _repeated(texts: list[str]) -> list[int]:
     """The indices of texts that equal an earlier one after `normalise`."""
     first: dict[str, int] = {}
-    return [index for index, text in enumerate(texts) if first.setdefault(normalise(text), index) != index]
+    return [index for index, text in enumerate(texts) if first.setdefault(normalize(text), index) != index]

@@ -21,7 +21,7 @@ from tunesmith.exporting.job import File, Job, Request
 from tunesmith.exporting.merge import shipped_template
 from tunesmith.exporting.targets._shipped import front_matter, link, wrong_repo
 from tunesmith.models.gguf_header import read_header
-from tunesmith.runs.run import new_folder, write_atomic
+from tunesmith.runs.run import atomic_folder, write_atomic
 
 WEIGHTS, TEXTS = (".safetensors", ".gguf"), (".json", ".jinja", ".md", ".txt")
 KINDS = (*WEIGHTS, *TEXTS, ".model")
@@ -72,7 +72,7 @@ def write(
         sources = _sources(job, what)
         for name, source in sources.items():
             _refuse_kind(name, source)
-        with new_folder(folder) as made:
+        with atomic_folder(folder) as made:
             for name, source in sources.items():
                 link(source, made / name)
             card = job.card()

@@ -22,7 +22,7 @@ from tunesmith.exporting.job import File, Job, Request
 from tunesmith.exporting.targets._shipped import front_matter, gguf_file, lacks_gguf, link, unknown_type, wrong_repo
 from tunesmith.exporting.targets._space_run import Page
 from tunesmith.generation.from_gguf import GgufModel
-from tunesmith.runs.run import new_folder, write_atomic
+from tunesmith.runs.run import atomic_folder, write_atomic
 
 APP = Path(__file__).with_name("_space_app.py")
 ALLOWED = {"gradio", "xllamacpp", "huggingface_hub"}
@@ -61,7 +61,7 @@ def write(job: Job, *, repo: str = "", mix: str = "q4_k_m") -> list[File]:
     model = gguf_file(job, mix, of="space", option="mix")
     folder = job.out("space")
     if not job.standing:
-        with new_folder(folder) as made:
+        with atomic_folder(folder) as made:
             pins = {name: _installed(name) for name in _packages(repo)}
             write_atomic(made / "app.py", _app(job, model.name, repo))
             write_atomic(made / "requirements.txt", "".join(f"{name}=={pin}\n" for name, pin in pins.items()))

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from tunesmith.config.registry import find
+from tunesmith.config.registry import resolve
 from tunesmith.errors import ResourceError, RunError
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.build import add_adapter
@@ -65,7 +65,7 @@ class _Loop:
         self.trained = check_trained(job.model.architecture, adapter, trained)
         fused = bool(job.layout.forms) and not unfused_reasons(job.model)
         self.gradients: Gradients = (fused_step if fused else autograd_step).Gradients(job, job.micro_tokens)
-        make = find("tunesmith.training.optimizers", self.settings.optimizer.name)
+        make = resolve("tunesmith.training.optimizers", self.settings.optimizer.name)
         self.optimizer: torch.optim.Optimizer = make(
             groups(self.gradients.trained, self.settings.learning_rate, job.adapter.rate_ratio),
             self.settings.learning_rate,
@@ -73,7 +73,7 @@ class _Loop:
             **self.settings.optimizer.options,
         )
         self.peaks = [group["peak"] for group in self.optimizer.param_groups]
-        self.schedule = find("tunesmith.training.schedules", self.settings.schedule.name)
+        self.schedule = resolve("tunesmith.training.schedules", self.settings.schedule.name)
         self.plan = plan_steps(job)
         self.lengths = [len(example) for example in job.train]
         self.loss_tokens = [sum(example.loss_mask[1:]) for example in job.train] if distributed.world_size() > 1 else []

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from tunesmith.config.registry import find
+from tunesmith.config.registry import resolve
 from tunesmith.errors import RecipeError
 from tunesmith.models.adapter import from_peft_names, peft_config
 from tunesmith.models.architecture import select_layers
@@ -185,7 +185,7 @@ def _optimizer(job: Job, parameters: dict[str, nn.Parameter]) -> torch.optim.Opt
     renamed = {name.removesuffix(".weight").removesuffix(".default"): part for name, part in parameters.items()}
     made = groups(renamed, settings.learning_rate, job.adapter.rate_ratio)
     made.sort(key=lambda group: group["peak"] != settings.learning_rate)  # the trainer logs the first group's rate
-    make = find("tunesmith.training.optimizers", settings.optimizer.name)
+    make = resolve("tunesmith.training.optimizers", settings.optimizer.name)
     optimizer: torch.optim.Optimizer = make(
         made, settings.learning_rate, settings.weight_decay, **settings.optimizer.options
     )
@@ -334,7 +334,7 @@ def _casting(job: Job) -> contextlib.AbstractContextManager[Any]:
 
 def _scheduler(job: Job, optimizer: torch.optim.Optimizer, total: int, step: int) -> torch.optim.lr_scheduler.LambdaLR:
     """The native engine's learning rates, from `step` on; no step is made at rate 0."""
-    schedule = find("tunesmith.training.schedules", job.settings.schedule.name)
+    schedule = resolve("tunesmith.training.schedules", job.settings.schedule.name)
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: learning_rate_factor(min(step + done, total - 1), total, job.settings.warmup, schedule)
     )
