@@ -27,7 +27,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # side by side; on two threads each, te
 ROOT = Path(__file__).parents[1]
 
 
-FIRST = ("end_to_end", "export", "train", "generate", "model", "ui", "extension", "serve")  # files of half a minute
+FIRST = ("end_to_end", "exporting", "training", "generation", "models", "ui", "extension", "serve")  # files of half a minute
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,7 +69,7 @@ def measured_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(hardware, "measure", measure)
+        patched.setattr(hardware, "measure_speed", measure)
         yield
 
 

@@ -40,7 +40,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield from Scripted(f"{name} answers: {SAID}").stream(turns, max_new_tokens=max_new_tokens)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_page, "drafting", scripted)
+        patch.setattr(write_page, "open_writer", scripted)
         patch.setattr(compare_page.Beside, "stream", stream)
         with serve_ui(folder / "runs", run="letters", here=folder) as served:
             yield SimpleNamespace(url=served.url, run=run)

@@ -343,7 +343,7 @@ def test_metrics_see_what_the_tuned_model_has_seen(monkeypatch: pytest.MonkeyPat
         received.append(view.training)
         return []
 
-    monkeypatch.setattr(comparing, "find", lambda catalog, name: metric)
+    monkeypatch.setattr(comparing, "resolve", lambda catalog, name: metric)
     trained_answers = TrainingAnswers(("an answer",))
     for argument in (trained_answers, TrainingAnswers()):
         options = {"training": argument} if argument.answers else {}

@@ -227,7 +227,7 @@ def test_trl_trains_on_the_native_engines_batches(
         batches.extend([batch] if torch.is_grad_enabled() else [])  # validations apart
         return loss(model, batch)
 
-    monkeypatch.setattr(autograd_step, "summed_loss", summed_loss)
+    monkeypatch.setattr(autograd_step, "sum_cross_entropy", summed_loss)
     monkeypatch.setitem(autograd_step.OVERHEAD, "cpu", 0)
     trained(uneven(train__engine="trl"), tmp_path / "trl")
     native = trained(uneven(adapter__dropout=1e-9), tmp_path / "native")  # by autograd
@@ -346,7 +346,7 @@ def test_an_overflow_in_float16_costs_no_step(
     from tunesmith import hardware
 
     machine = replace(hardware.detect_hardware("float32"), precision="float16")
-    monkeypatch.setattr(hardware, "look", lambda precision="auto": machine)
+    monkeypatch.setattr(hardware, "detect_hardware", lambda precision="auto": machine)
     monkeypatch.setattr(progress, "Progress", functools.partial(progress.Progress, scale=2.0**24))
     settings = {"adapter__dropout": 1e-9, "train__epochs": 1}
     run = trained(uneven(**settings, train__precision="auto", train__engine=engine), tmp_path / "half")

@@ -167,7 +167,7 @@ def test_the_writer_is_cached_and_closed_for_another_run(tmp_path: Path, monkeyp
         yield Writer(recipe, Scripted(), recipe.name)
         closed.append(recipe.name)
 
-    monkeypatch.setattr(write_page, "drafting", fake)
+    monkeypatch.setattr(write_page, "open_writer", fake)
     first, second = finished(tmp_path / "a", name="one"), finished(tmp_path / "b", name="other")
     open_writer = write_page.OpenWriter()
     assert open_writer.writer(*first) is open_writer.writer(*first)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith.commands.shared import Say, silent
+from tunesmith.commands.shared import Reporter, silent
 from tunesmith.config.aliases import find_alias
 from tunesmith.config.recipe import parse_yaml, read_recipe
 from tunesmith.errors import RecipeError, RunError, TunesmithError
@@ -37,7 +37,7 @@ class ImportedSettings:
 
 
 def import_settings(
-    source: Path, name: str, path: Path, report: Say = silent, *, rows: str | None = None
+    source: Path, name: str, path: Path, log: Reporter = silent, *, rows: str | None = None
 ) -> ImportedSettings:
     """Writes the recipe `name` to `path` from the configuration file or training script `source`.
 
@@ -63,8 +63,8 @@ def import_settings(
         path.unlink()
         raise
     for line in unmatched:
-        report(f"import: {line}")
-    report(f"import: {path}, {len(settings)} settings. Next: tunesmith check {shlex.quote(str(path))}")
+        log(f"import: {line}")
+    log(f"import: {path}, {len(settings)} settings. Next: tunesmith check {shlex.quote(str(path))}")
     return ImportedSettings(path, settings, unmatched)
 
 

@@ -2,8 +2,8 @@
 
 The same files give the same bytes: owners are omitted, times are whole seconds, and nothing says when or where the
 archive was written. Weights hardly compress: gzip's fastest level shrinks a run of 523 MiB by 8 % and takes 18 s
-instead of 3 s, so an archive is compressed only if its name ends in .tar.gz. Reading trusts nothing: a file is created only by
-this module, with a name, size and hash from the manifest.
+instead of 3 s, so an archive is compressed only if its name ends in .tar.gz. Reading trusts nothing: a file is
+created only by this module, with a name, size and hash from the manifest.
 """
 
 from __future__ import annotations
