@@ -27,7 +27,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # side by side; on two threads each, te
 ROOT = Path(__file__).parents[1]
 
 
-FIRST = ("end_to_end", "exporting", "training", "generation", "models", "ui", "extension", "serve")  # files of half a minute
+FIRST = (
+    "end_to_end",
+    "exporting",
+    "training",
+    "generation",
+    "models",
+    "ui",
+    "extension",
+    "serve",
+)  # files of half a minute
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,6 +39,23 @@ Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
 Again = Annotated[bool, typer.Option("--again", help="Train again; the old adapter is kept in old/.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"tunesmith {version('tunesmith')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Turns a table of examples into a measured, deployable writing model."""
+
+
 @app.command()
 def run(
     name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
@@ -129,6 +146,21 @@ def new(
     import tunesmith
 
     tunesmith.new(name, source, folder / f"{name}.yaml", _print)
+
+
+@app.command("import")
+def import_settings(
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A configuration of Axolotl or LLaMA-Factory, or a script.")
+    ],
+    name: Annotated[str, typer.Option("--name", help="The recipe's name; the file is NAME.yaml.")] = "imported",
+    rows: Annotated[str | None, typer.Option("--from", metavar="SOURCE", help="Rows to use instead of FILE's.")] = None,
+    folder: Annotated[Path, typer.Option("--into", help="The folder for the recipe.")] = Path(),
+) -> None:
+    """Write a recipe from another trainer's settings. What has no counterpart is listed. Scripts are not run."""
+    from tunesmith.commands.import_settings import import_settings as write_recipe
+
+    write_recipe(source, name, folder / f"{name}.yaml", _print, rows=rows)
 
 
 @app.command()
@@ -520,6 +552,8 @@ def main() -> None:
         print("\ntunesmith: memory is full. Close other programs, or choose a smaller base.model.", file=sys.stderr)
         sys.exit(6)
     except SystemExit as system_exit:
+        if system_exit.code == 2 and (hint := _option_hint(sys.argv[1:])):
+            print(f"\ntunesmith: {hint}", file=sys.stderr)
         if system_exit.code != 130 or isinstance(system_exit, _AlreadyReported):  # typer exits with 130 after Ctrl-C
             raise
         print("\ntunesmith: stopped. Run the same command again to resume.", file=sys.stderr)
@@ -527,6 +561,23 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+
+
+def _option_hint(words: list[str]) -> str:
+    """How to write a setting that was given as an option, such as `--epochs 3`; '' if there is none among `words`."""
+    from tunesmith.config.aliases import find_alias
+    from tunesmith.config.recipe import keys_named
+
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            continue
+        value = value if equals else " ".join(words[index + 1 : index + 2])
+        alias = find_alias(name)
+        keys = [alias.key] if alias and alias.key else list(keys_named(name[2:].replace("-", "_")))
+        if len(keys) == 1:
+            return f"{name} is a setting of the recipe: write --set {shlex.quote(f'{keys[0]}={value}')}"
+    return ""
 
 
 def _print(text: str) -> None:

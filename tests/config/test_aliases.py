@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,39 @@ def test_what_has_no_counterpart_says_what_happens_instead() -> None:
     assert advice("sample_packing", True) == "Leave it out: rows are always packed without attention across them"
     assert advice("--max-grad-norm", 1.0) == "Its name here is train.clip: 1.0"
     assert advice("rank", 3) is None
+
+
+def test_an_unknown_key_of_a_recipe_leads_to_ours(tmp_path: Path) -> None:
+    plain = {"name": "x", "base": {"model": "m", "load_in_4bit": True}, "data": {"source": "rows.csv"},
+             "adapter": {"lora_r": 8, "epochs": 3}, "train": {"num_train_epochs": 2, "epoch_s": 1}}  # fmt: skip
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(plain))
+    with pytest.raises(TunesmithError) as caught:
+        read_recipe(str(tmp_path / "x.yaml"))
+    text = str(caught.value)
+    for sentence in (
+        "unknown key 'load_in_4bit'. Its name here is base.bits: 4",
+        "unknown key 'lora_r'. Its name here is adapter.rank: 8",
+        "unknown key 'epochs'. It belongs elsewhere: train.epochs",
+        "unknown key 'num_train_epochs'. Its name here is train.epochs: 2",
+        "unknown key 'epoch_s'. Did you mean 'epochs'?",
+    ):
+        assert sentence in text
+
+
+def test_options_and_import_on_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tunesmith"]
+    done = subprocess.run([*command, "train", "shopsphere", "--epochs", "3"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--epochs is a setting of the recipe: write --set train.epochs=3" in done.stderr
+    (tmp_path / "axolotl.yml").write_text(AXOLOTL)
+    done = subprocess.run(
+        [*command, "import", "axolotl.yml", "--name", "mine"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "import: made_up_setting: nothing corresponds" in done.stdout
+    assert read_recipe(str(tmp_path / "mine.yaml")).adapter.rank == 32
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    assert version.stdout == f"tunesmith {metadata.version('tunesmith')}\n"
 
 
 AXOLOTL = """

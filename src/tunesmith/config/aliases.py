@@ -266,7 +266,7 @@ def find_alias(name: str) -> Alias | None:
 
 
 def advice(name: str, value: Any = None) -> str | None:
-    """What to write instead of another tool's `name`, with its `value` in our form; None for a name of no other tool."""
+    """What to write instead of another tool's `name`, with its `value` in our form; None for an unknown name."""
     alias = find_alias(name)
     if alias is None:
         return None

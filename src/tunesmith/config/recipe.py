@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticCustomError
 
+from tunesmith.config.aliases import advice
 from tunesmith.config.registry import check_options, entries, nearest, resolve, score_names
 from tunesmith.errors import MissingExtra, MultipleErrors, RecipeError, TunesmithError
 
@@ -632,8 +633,9 @@ def _explain(loc: tuple[Any, ...], details: list[Any], path: Path, places: Place
     """Returns one error for one value. A union has a detail for each member."""
     where, detail = _place(loc, path, places), details[0]
     if detail["type"] == "extra_forbidden":
-        field_names = _section(loc[:-1]).model_fields
-        return RecipeError(f"unknown key '{loc[-1]}'", where=where, next=nearest(str(loc[-1]), field_names))
+        key = str(loc[-1])
+        hint = advice(key, detail["input"]) or _elsewhere(key) or nearest(key, _section(loc[:-1]).model_fields)
+        return RecipeError(f"unknown key '{key}'", where=where, next=hint)
     if detail["type"] == "missing":
         return RecipeError(f"'{loc[-1]}' is missing", where=where, next=f"Add {loc[-1]}: …")
     field = _section(loc[:-1]).model_fields.get(str(loc[-1]))
@@ -641,6 +643,21 @@ def _explain(loc: tuple[Any, ...], details: list[Any], path: Path, places: Place
     first, *alternatives = [error_detail["msg"][0].lower() + error_detail["msg"][1:] for error_detail in details]
     message = " or ".join([first, *(message_part.removeprefix("input should be ") for message_part in alternatives)])
     return RecipeError(f"{message}, not {detail['input']!r}", where=where, next=help_text)
+
+
+def keys_named(name: str, section: type[BaseModel] | None = None, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all settings called `name`."""
+    for key, field in (section or Recipe).model_fields.items():
+        if key == name:
+            yield f"{prefix}{key}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys_named(name, field.annotation, f"{prefix}{key}.")
+
+
+def _elsewhere(key: str) -> str:
+    """Says where the setting `key` belongs if it is a setting of another section; '' if not."""
+    keys = list(keys_named(key))
+    return f"It belongs elsewhere: {' or '.join(keys)}" if keys else ""
 
 
 def _check_names(plain: dict[str, Any], path: Path, places: Places) -> list[TunesmithError]:
