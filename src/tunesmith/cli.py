@@ -60,7 +60,7 @@ def options(
 def run(
     name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
 ) -> None:
-    """Run all steps: check, prepare, train, evaluate, export, report."""
+    """Run check, prepare, train, evaluate, export and report."""
     from tunesmith.commands.run import run_stages
 
     with _open_run(name, small, set, runs) as (recipe, folder):
@@ -75,7 +75,7 @@ def run(
 
 @app.command()
 def check(name: RecipeName, small: Small = False, set: Set = None) -> None:
-    """Validate recipe, rows and model, and report all problems at once. Shows some rows as the model sees them."""
+    """Report all problems of recipe, rows and model at once. Shows some rows as the model sees them."""
     import tunesmith
 
     recipe = _read_recipe(name, small, set)
@@ -343,7 +343,7 @@ def review(
         int, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0 is any free one.")
     ] = 0,
 ) -> None:
-    """Compare replies of base and tuned in the browser, without knowing which is which."""
+    """Judge pairs of replies in the browser. Which model wrote which reply is hidden."""
     import tunesmith
 
     recipe = _read_recipe(name, small, set)
@@ -419,7 +419,7 @@ def serve(
     ] = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Serve models over an OpenAI-compatible API, also for the browser extension. Local only by default."""
+    """Serve models over an OpenAI-compatible API. Local only by default; the browser extension uses it too."""
     import signal
 
     from tunesmith.commands.serve import ServeOptions, revoke_pairing, serve
@@ -465,7 +465,7 @@ def ui(
     ] = 7861,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Serve pages for all commands in the browser, on this machine only."""
+    """Open pages for all commands in the browser. They are served on this machine only."""
     from tunesmith.ui.app import serve_ui
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -512,7 +512,7 @@ def pack(
     ] = "",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Pack a run, finished or not, into one archive, to continue on another machine."""
+    """Pack a run into one archive. It can be continued on another machine."""
     import tunesmith
     from tunesmith.commands.shared import find_run
     from tunesmith.runs.run import Run

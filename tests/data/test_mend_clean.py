@@ -488,7 +488,7 @@ def test_a_run_holds_neither_the_values_nor_the_book(recipe_file: Callable[..., 
     assert (run / "data/repairs.jsonl").read_text() == ""
     assert stat.S_IMODE((tmp_path / "apart.json").stat().st_mode) == 0o600
     assert not list(run.path.rglob("*apart*"))
-    assert any("stand-ins for personal data" in each for each in said)
+    assert any("pseudonyms for personal data" in each for each in said)
     assert not [value for value in VALUES if value in "\n".join(said)]
 
 

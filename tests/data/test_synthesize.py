@@ -157,7 +157,7 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
         ),
         ("{name: a, out: a.jsonl, templates: [{prompt: 'p {b}', answer: a}], fields: {b: x}}", "'b' is not a list"),
         ("{name: a, out: a.jsonl, templates: [{prompt: p, answer: a}], fields: {file: no.csv}}", "no such file"),
-        ("[1]", "no mapping"),
+        ("[1]", "not a mapping"),
     ],
 )
 def test_plans_that_make_no_sense(tmp_path: Path, text: str, expected: str) -> None:

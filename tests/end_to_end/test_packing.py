@@ -165,7 +165,7 @@ def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable
     header = json.loads((run / "replies/base.part").read_text().splitlines()[0])
     assert header == {"made_from": _evaluation_inputs(recipe, run)}  # what is there is gone on from
     log_lines = products(recipe, run, "tunesmith run moved")
-    assert [text.split(",")[0] for text in log_lines[:2]] == ["prepare: up to date", "train: fresh"]
+    assert [text.split(",")[0] for text in log_lines[:2]] == ["prepare: up to date", "train: up to date"]
     assert {name: hash_file(run / name) for name in ("scores.json", "replies/base.jsonl", "replies/tuned.jsonl")} == {
         name: expected[name] for name in ("scores.json", "replies/base.jsonl", "replies/tuned.jsonl")
     }
@@ -173,14 +173,14 @@ def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable
 
 def test_the_command_line(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     stocked(tmp_path)
-    code, log_lines, _ = call("pack", "toy")
-    assert (code, log_lines.splitlines()[-1]) == (
+    code, output, _ = call("pack", "toy")
+    assert (code, output.splitlines()[-1]) == (
         0,
         "pack: copy it to the other machine, then run there: tunesmith unpack toy.tar",
     )
     assert call("pack", "runs/toy", "--out", "b.tar.gz", "--without", "sources,checkpoints")[0] == 0
-    code, log_lines, _ = call("unpack", "b.tar.gz", "--into", "new place")
-    assert (code, log_lines.splitlines()[-1]) == (0, "unpack: to continue: tunesmith run 'new place'")
+    code, output, _ = call("unpack", "b.tar.gz", "--into", "new place")
+    assert (code, output.splitlines()[-1]) == (0, "unpack: to continue: tunesmith run 'new place'")
     code, _, wrong = call("unpack", "toy.tar")
     assert (code, wrong.strip()) == (
         5, "tunesmith: runs/toy: this folder already exists. Give a new folder with --into.",
@@ -190,7 +190,7 @@ def test_the_command_line(call: Callable[..., tuple[int, str, str]], tmp_path: P
     assert Path("runs/toy/recipe.yaml").is_file()
     code, _, wrong = call("pack", "nothing")
     assert (code, wrong.strip()) == (
-        5, "tunesmith: runs: there is no run 'nothing'. List the runs: tunesmith runs.",
+        5, "tunesmith: runs: there is no run 'nothing'. List the runs: tunesmith runs",
     )  # fmt: skip
     assert not Path("nothing").exists()
 
@@ -299,7 +299,7 @@ def test_personal_data_stays(tmp_path: Path, recipe_file: Callable[..., Path]) -
     tunesmith.prepare(recipe, run)
     log_lines: list[str] = []
     target = tunesmith.pack(run, tmp_path / "toy.tar", log_lines.append)
-    assert log_lines[0].startswith("pack: data.pseudonyms keeps personal data apart: its book, and the files")
+    assert log_lines[0].startswith("pack: to protect personal data, the pseudonym map and the files")
     assert not [name for name in members_of(target) if name.startswith("inputs")]
     shutil.rmtree(tmp_path / "apart")
     (tmp_path / "rows.jsonl").unlink()
@@ -308,7 +308,7 @@ def test_personal_data_stays(tmp_path: Path, recipe_file: Callable[..., Path]) -
     run = tunesmith.open_run(recipe, tmp_path)
     log_lines.clear()
     tunesmith.prepare(recipe, run, log_lines.append)
-    assert log_lines[1:] == ["prepare: up to date"] and "left where the run comes from" in log_lines[0]
+    assert log_lines[1:] == ["prepare: up to date"] and "were not packed with the run" in log_lines[0]
     again = tunesmith.pack(run, tmp_path / "again.tar")  # and goes on being so
     assert again.read_bytes() == target.read_bytes()
     changed = read_recipe(str(folder), settings={"data.split.test": 0.3})
@@ -324,7 +324,7 @@ def test_personal_data_stays(tmp_path: Path, recipe_file: Callable[..., Path]) -
         ("data", "'data' must be packed: data/train.jsonl is a finished product"),
         ("adapter/adapter_config.json", "adapter is a finished product. Omit it from --without"),
         ("recipe.yaml", "recipe.yaml is the recipe"),
-        (".seals/train.json", ".seals is what says what is finished"),
+        (".seals/train.json", ".seals is the record of finished products"),
     ],
 )
 def test_what_cannot_be_left_out(tmp_path: Path, without: str, why: str) -> None:
@@ -338,7 +338,7 @@ def test_a_half_done_training_keeps_its_checkpoints(tmp_path: Path) -> None:
     run = finish(recipe, tmp_path / "runs/toy", until="prepare")
     run.write("journal.jsonl", "".join(json.dumps(event) + "\n" for event in journal(7, 54)))
     run.write("checkpoints/step-0000005/state.json", "{}")
-    with pytest.raises(RunError, match="checkpoints is what a half-done training goes on from"):
+    with pytest.raises(RunError, match="checkpoints is required to resume the training"):
         tunesmith.pack(run, tmp_path / "toy.tar", without=["checkpoints"])
 
 
@@ -369,7 +369,7 @@ def test_a_newer_archive_of_the_same_run_takes_the_place_of_the_older(tmp_path: 
     run.write("card.md", "new")
     tunesmith.pack(run, tmp_path / "toy.tar", log_lines.append)
     assert "card.md" in members_of(tmp_path / "toy.tar")
-    assert any(text.endswith("it takes the place of an older one") for text in log_lines)
+    assert any(text.endswith("it replaces an older one") for text in log_lines)
 
 
 def test_a_run_at_work_a_link_and_a_missing_input_are_refused(tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ def test_cut_off_anywhere(tmp_path: Path, ending: str) -> None:
         places[-1] = len(data.rstrip(b"\0")) + 500  # what fills the last record up may go, the end's mark may not
     for length in places:
         cut.write_bytes(data[: max(0, length)])
-        assert re.search("cut off|no archive", refused(cut))
+        assert re.search("truncated|not an archive", refused(cut))
     cut.write_bytes(data)
     tunesmith.unpack(cut, tmp_path / "whole")
 
@@ -549,12 +549,12 @@ def named(name: str, **facts: Any) -> Callable[[dict[str, Any], list[tuple[tarfi
     ("name", "why"),
     [
         ("../evil", "'../evil' is outside the run's folder"),
-        ("/etc/evil", "leads out"),
-        ("a/../../evil", "leads out"),
-        ("a//b", "leads out"),
-        ("C:/evil", "a character that not every system allows"),
-        ("a\\..\\..\\evil", "a character that not every system allows"),
-        ("a\nb", "a character that not every system allows"),
+        ("/etc/evil", "is outside the run's folder"),
+        ("a/../../evil", "is outside the run's folder"),
+        ("a//b", "is outside the run's folder"),
+        ("C:/evil", "a character that some systems do not allow"),
+        ("a\\..\\..\\evil", "a character that some systems do not allow"),
+        ("a\nb", "a character that some systems do not allow"),
         (".env", "is hidden"),
         ("a/.lock", "is hidden"),
         ("x" * 300, "is too long"),
@@ -606,10 +606,10 @@ def test_other_forgeries(packed: Path) -> None:
     for change, why in (
         (unlisted, "data after the last file is not in its manifest"),
         (missing, "is truncated or damaged before more"),
-        (other, "is damaged. Carry it over again"),
-        (size, "where its manifest says"),
+        (other, "is damaged. Copy the archive again"),
+        (size, "where its manifest lists"),
         (negative, "has no size or hash"),
-        (late, "no plain file"),
+        (late, "not a regular file"),
         (no_run, "is not an archive of a run"),
         (nothing, "its list of files is empty"),
     ):
@@ -632,7 +632,7 @@ def test_what_is_no_archive(packed: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd.tar"
     for data in (b"", b"x" * 2000, b"\x1f\x8b"):
         odd.write_bytes(data)
-        assert "is damaged, cut off or no archive" in refused(odd)
+        assert "is damaged, truncated or not an archive" in refused(odd)
     odd.write_bytes(bytes(10240))
     assert "is not an archive of a run" in refused(odd)
     with tarfile.open(tmp_path / "foreign.tar", "w") as tar:

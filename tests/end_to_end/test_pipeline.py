@@ -206,7 +206,7 @@ def test_a_template_that_was_edited_or_deleted_breaks_no_finished_run(
     code, out, err = call("run", str(path))
     assert hash_path(run / "data") == rows
     if became == "deleted":
-        assert code == 0 and "prepare: up to date" in out and "train: fresh" in out
+        assert code == 0 and "prepare: up to date" in out and "train: up to date" in out
         assert "prepare: the chat template own.jinja is gone; using the run's copy" in out
         return
     assert code == 5 and "own.jinja was changed after the rows were prepared. Undo the change, or go on with" in err

@@ -48,7 +48,11 @@ GGUF = {"gguf": {"types": ["q8_0"]}}
         ([{"space": {"mix": "q8_0"}}], {}, "space needs a GGUF file of type q8_0"),
         ([{"hub": {"repo": "a/b", "what": "merged"}}, "merged"], {}, "hub needs merged, which no target before it"),
         ([GGUF, "gguf"], {}, "'gguf' is named twice"),
-        (["merged"], {"evaluate__max_new_tokens": 512}, "which a reply of evaluate.max_new_tokens: 512 fills alone"),
+        (
+            ["merged"],
+            {"evaluate__max_new_tokens": 512},
+            "a reply of evaluate.max_new_tokens: 512 leaves no room for a prompt",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_before_training(

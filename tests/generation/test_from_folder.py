@@ -513,8 +513,8 @@ def test_a_child_that_still_loads_ends_with_its_parent(tiny: Callable[..., Path]
 def orphaned(folder: Path) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
     """A process that asks a folder, and its child."""
     code = (
-        "from pathlib import Path; from tunesmith.generation.from_folder import FromFolder\n"
-        f"FromFolder(Path({str(folder)!r}))"
+        "from pathlib import Path; from tunesmith.generation.from_folder import FolderModel\n"
+        f"FolderModel(Path({str(folder)!r}))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
     until = time.monotonic() + 20

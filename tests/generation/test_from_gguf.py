@@ -310,8 +310,8 @@ def pid(text: GgufModel) -> int:
 @pytest.mark.parametrize("way", ["killed", "closed"])
 def test_the_child_ends_with_its_parent(file: Path, way: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from tunesmith.generation.from_gguf import FromGguf\n"
-        f"text = FromGguf(Path({str(file)!r}), context=256)\n"
+        "import sys; from pathlib import Path; from tunesmith.generation.from_gguf import GgufModel\n"
+        f"text = GgufModel(Path({str(file)!r}), context=256)\n"
         "child = text._running()\n"
         "sys.stdout.write(f'{child.process.pid} {child.folder}\\n'); sys.stdout.flush()\n"
         "sys.stdin.readline(); text.close()"
@@ -333,8 +333,8 @@ def test_the_child_ends_with_its_parent(file: Path, way: str) -> None:
 def test_a_child_that_still_loads_ends_with_its_parent(file: Path, tmp_path: Path) -> None:
     (tmp_path / "xllamacpp.py").write_text(STUB.replace("{ending}", "import time; time.sleep(99)"))
     code = (
-        "from pathlib import Path; from tunesmith.generation.from_gguf import FromGguf\n"
-        f"FromGguf(Path({str(file)!r}), context=256)"
+        "from pathlib import Path; from tunesmith.generation.from_gguf import GgufModel\n"
+        f"GgufModel(Path({str(file)!r}), context=256)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)})
     until = time.monotonic() + 20

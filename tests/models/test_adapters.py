@@ -523,7 +523,7 @@ def test_errors_of_recipes_name_the_line(recipe_file: Callable[..., Path]) -> No
     text = str(caught.value)
     assert re.search(r"line \d+, adapter\.start: loftq needs base\.bits: 4", text)
     assert re.search(r"line \d+, adapter\.start\.loftq\.iterations: 'iterations' must be 0 or more", text)
-    assert re.search(r"line \d+, adapter\.train_also: 'head' is named twice", text)
+    assert re.search(r"line \d+, adapter\.train_also: 'head' is listed twice", text)
     with pytest.raises(MultipleErrors, match=r"unknown name 'pisa'.*Did you mean 'pissa'"):
         read_recipe(str(recipe_file(adapter={"start": "pisa"})))
     with pytest.raises(MultipleErrors, match=r"unknown option 'niter'"):

@@ -263,7 +263,7 @@ def test_16_bit_experts_are_never_all_in_memory(tmp_path: Path, monkeypatch: pyt
     def experts(tensor: Tensor) -> bool:
         return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 and tensor.numel() % (48 * 64) == 0
 
-    monkeypatch.setattr(packing, "pack", watching)
+    monkeypatch.setattr(packing, "pack_experts", watching)
     model = model_of(folder, precision="bfloat16")
     shapes = expert_shapes(model.network)
     assert len(shapes) == 12

@@ -158,7 +158,7 @@ def test_a_difference_of_more_than_a_hundredth_is_an_internal_error(family: Call
     model, shape = loaded(family("qwen3_moe"), 16), read_shape(family("qwen3_moe"), "")
     for group in ("experts", "linear", "embeddings"):
         wrong = replace(shape, counts={**shape.counts, group: int(shape.counts[group] * 1.03)})
-        with pytest.raises(InternalError, match=rf"bytes of {group}, but .*fault of tunesmith") as caught:
+        with pytest.raises(InternalError, match=rf"bytes of {group}, but .*bug in tunesmith") as caught:
             check_loaded(wrong, model, bits=16, bytes_per_element=4)
         assert f"{shape.counts[group] * 4:,}" in str(caught.value)
     adapter = Adapter(rank=4)

@@ -221,7 +221,7 @@ def test_trl_trains_on_the_native_engines_batches(
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
     batches: list[pack.Batch] = []
-    loss = autograd_step.summed_loss
+    loss = autograd_step.sum_cross_entropy
 
     def summed_loss(model: Any, batch: pack.Batch) -> torch.Tensor:
         batches.extend([batch] if torch.is_grad_enabled() else [])  # validations apart

@@ -283,7 +283,7 @@ def test_what_cannot_be_fused_is_said() -> None:
     gemma4 = {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True}
     assert "num_kv_shared_layers" in refused("gemma4_text", **gemma4, num_kv_shared_layers=10)
     assert "experts" in refused("gemma4_text", **gemma4, enable_moe_block=True, num_experts=8, top_k_experts=2)
-    assert "cannot be read" in refused("phi3", rope_scaling={"type": "longrope", "short_factor": [1.0]})
+    assert "cannot be parsed" in refused("phi3", rope_scaling={"type": "longrope", "short_factor": [1.0]})
     assert unfused_config({"model_type": "gemma4_text", **gemma4}) == []
 
 

@@ -150,7 +150,7 @@ def test_input_becomes_a_value_or_an_error() -> None:
         ("train.learning_rate", "fast", "number"),
         ("data.checks", ["empti"], "unknown name 'empti'"),
         ("evaluate.primary", "beauty", "is not measured"),
-        ("data.split.by", "given", "needs a column"),
+        ("data.split.by", "given", "requires a column"),
         ("name", "No Name", "match"),
     ],
 )

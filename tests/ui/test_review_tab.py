@@ -89,7 +89,7 @@ def test_the_page_does_not_name_models(run: tuple[Any, Any], open_reviews: revie
 
 def test_two_pages_cannot_judge_under_one_name(run: tuple[Any, Any], open_reviews: review_page.OpenReviews) -> None:
     open_reviews.start(*run, "bob")
-    with pytest.raises(RunError, match="judging already"):
+    with pytest.raises(RunError, match="already judging"):
         review_page.OpenReviews().start(*run, "bob")
 
 

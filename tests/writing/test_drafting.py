@@ -81,7 +81,7 @@ def test_the_system_message_and_wrong_values() -> None:
     assert model.prompts[0][0][0] == Turn("system", "Be brief.")
     with pytest.raises(DataError, match="missing"):
         draft.write({"Job Title": "Baker"})
-    with pytest.raises(RecipeError, match="0 tokens"):
+    with pytest.raises(RecipeError, match="max_tokens is 0"):
         draft.write(VALUES, max_tokens=0)
     assert len(model.prompts) == 1
 

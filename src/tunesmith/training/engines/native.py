@@ -64,7 +64,8 @@ class _Loop:
         trained = sum(parameter.numel() for parameter in self.parameters.values())
         self.trained = check_trained(job.model.architecture, adapter, trained)
         fused = bool(job.layout.forms) and not unfused_reasons(job.model)
-        self.gradients: Gradients = (fused_step if fused else autograd_step).Gradients(job, job.micro_tokens)
+        step = fused_step.FusedStep if fused else autograd_step.AutogradStep
+        self.gradients: Gradients = step(job, job.micro_tokens)
         make = resolve("tunesmith.training.optimizers", self.settings.optimizer.name)
         self.optimizer: torch.optim.Optimizer = make(
             groups(self.gradients.trained, self.settings.learning_rate, job.adapter.rate_ratio),
