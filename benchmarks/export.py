@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.training.shapes import SHAPES, make_folder
 
 FIELDS = (
-    "date", "machine", "shape", "types", "merge_s", "convert_s", "quantise_s", "total_s", "peak_gib", "converter_gib",
+    "date", "machine", "shape", "types", "merge_s", "convert_s", "quantize_s", "total_s", "peak_gib", "converter_gib",
     "largest_tensor_gib", "source_gib", "written_gib",
 )  # fmt: skip
 OUT = Path("benchmarks/results/export.csv")
@@ -94,7 +94,7 @@ def _ship(given: argparse.Namespace) -> dict[str, Any]:
 
     base = given.scratch / given.shape
     seconds = {}
-    for module, name in ((merge, "merge"), (convert, "convert"), (quantize, "quantise")):
+    for module, name in ((merge, "merge"), (convert, "convert"), (quantize, "quantize")):
         setattr(gguf, name, _timed(getattr(module, name), name, seconds))
     template = load_template(load_tokenizer(base), "model", base)
     job = Job(

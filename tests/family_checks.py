@@ -248,7 +248,7 @@ def gguf(name: str, scratch: Path) -> Cells:
             greedy_as(network, runtime, prompts)
 
     def beside() -> None:
-        gguf_lora._check(job)
+        gguf_lora._check_adapter(job)
         check_adapter(job, "all")
         base = convert(job, merge(job, scratch / "plain", torch.float32, adapter=False), scratch / "base.gguf", "f32")
         lora = convert_adapter(job, scratch / "lora.gguf", "f32")
@@ -271,7 +271,7 @@ def recognized(scratch: Path) -> Iterator[None]:
 
     transformers forces Qwen 3.5's way of cutting texts onto every tokenizer of that family, so that no other fits.
     """
-    real = converting._scripts()
+    real = converting._converter_folder()
     folder = scratch / "scripts"
     folder.mkdir()
     for script in ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py"):

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.export.gguf_sources import SOURCES
 
-from tunesmith.exporting.quantization_types import MIXES
+from tunesmith.exporting.quantization_types import QUANTIZATION_TYPES
 from tunesmith.models.gguf_header import BLOCKS, read_header
 from tunesmith.runs.run import hash_bytes, hash_file
 
@@ -39,7 +39,7 @@ def tensor_hashes(path: Path) -> str:
 def hashes(quantize: str, source: Path, scratch: Path) -> dict[str, Any]:
     """A source's hash, and of each mix the hashes of what `quantize` makes of it; None where it refuses."""
     made: dict[str, Any] = {}
-    for mix in MIXES:
+    for mix in QUANTIZATION_TYPES:
         target = scratch / "target.gguf"
         done = subprocess.run([quantize, str(source), str(target), mix.upper(), "2"], capture_output=True, check=False)  # noqa: S603
         made[mix] = None if done.returncode else {"file": hash_file(target), "tensors": tensor_hashes(target)}

@@ -73,7 +73,10 @@ def test_without_spacy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(MissingExtra) as caught:
         look("personal", [row(1, "Is Mira here?")], ner="en_core_web_sm")
     assert caught.value.what == "'ner' needs the package 'spacy', which is not installed"
-    assert (caught.value.where, caught.value.next) == ("data.checks, personal.ner", "Install it: pip install 'tunesmith[ner]'")
+    assert (caught.value.where, caught.value.next) == (
+        "data.checks, personal.ner",
+        "Install it: pip install 'tunesmith[ner]'",
+    )
     assert look("personal", [row(1, "Is Mira here?")]) == []
     assert (
         look("personal", [row(1, "Is Mira here?")], ner="en_core_web_sm", kinds=["email"]) == []

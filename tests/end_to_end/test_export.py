@@ -89,7 +89,7 @@ class Converter:
     """llama.cpp's converter, asked once for each input: the same input gives the same bytes (as the kills show)."""
 
     def __init__(self) -> None:
-        self.real, self.known, self.asked = converting._run, dict[str, bytes](), 0
+        self.real, self.known, self.asked = converting._run_converter, dict[str, bytes](), 0
 
     def __call__(self, script: str, words: list[str], job: Any) -> None:
         arguments = [hash_path(Path(word)) if Path(word).exists() else word for word in words[:-1]]
@@ -105,7 +105,7 @@ class Converter:
 def converter() -> Iterator[Converter]:
     with pytest.MonkeyPatch.context() as patched:
         fake_converter = Converter()
-        patched.setattr(converting, "_run", fake_converter)
+        patched.setattr(converting, "_run_converter", fake_converter)
         yield fake_converter
 
 
@@ -144,7 +144,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("something is made or asked")
 
-    monkeypatch.setattr(converting, "_run", never)
+    monkeypatch.setattr(converting, "_run_converter", never)
     monkeypatch.setattr(from_gguf, "LlamaProcess", never)
     monkeypatch.setattr(from_folder, "_Child", never)
 
@@ -270,7 +270,7 @@ def everything(run: Run) -> dict[str, str]:
         ("[merged, {gguf: {types: [q4_0]}}]", "unknown type 'q4_0'. Did you mean 'q8_0'?"),
         ("[{gguf: {types: q8_0}}]", "'types' must be a list of types, not 'q8_0'"),
         ("[{gguf: {typos: [q8_0]}}]", "unknown option 'typos'"),
-        ("[{hub: {repo: toys}}]", "'toys' is no name of a repository"),
+        ("[{hub: {repo: toys}}]", "'toys' is not a repository name"),
         ("[{ollama: {parameters: {num_ctxx: 3}}}]", "unknown parameter 'num_ctxx'"),
         ("[gguff]", "unknown name 'gguff'"),
     ],
@@ -312,7 +312,7 @@ def test_an_export_that_stops_leaves_the_former_files_verified(
     def stop(*_: Any) -> None:
         raise stopped
 
-    for module, name in ((merging, "_put"), (quantising._Part, "close_tensor")):
+    for module, name in ((merging, "_write_tensor"), (quantising._PartialFile, "finish_tensor")):
         with monkeypatch.context() as patched:
             patched.setattr(module, name, stop)
             with pytest.raises((KeyboardInterrupt, ResourceError)):
@@ -404,7 +404,7 @@ def shipped_as(run: Run, name: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (other_template, "template and tokenizer make other tokens than training of 11 of 11 prompts"),
+        (other_template, "template and tokenizer produce other tokens than training for 11 of 11 prompts"),
         (other_end, "of the adapter's gain on 'rougeL'"),
         (swapped, "likeliest token is the adapter's at"),
         (cut_off, "ends inside tensor 'blk.1.ffn_up.weight'"),
@@ -477,19 +477,19 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
         at_work.clear()
         with pytest.raises(ResourceError, match="the disk is full") as caught:
             export()
-        assert where in caught.value.where and "give the same command again" in caught.value.next
+        assert where in caught.value.where and "run the same command again" in caught.value.next
         assert not (run / "export/gguf").exists() or not list((run / "export/gguf").glob("*.gguf"))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(merging, "_put", full)
+        patched.setattr(merging, "_write_tensor", full)
         stopped("model.safetensors")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gguf_target, "check_base", lambda job: None)  # its file is as small
-        patched.setattr(converting, "_run", converter.real)
+        patched.setattr(converting, "_run_converter", converter.real)
         patched.setattr(converting.subprocess, "run", small(subprocess.run))
         stopped("export")
     with pytest.MonkeyPatch.context() as patched:
-        real, remaining = quantising._Part.close_tensor, [20]
+        real, remaining = quantising._PartialFile.finish_tensor, [20]
 
         def close(part: Any) -> None:
             remaining[0] -= 1
@@ -498,7 +498,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
                     full()
             real(part)
 
-        patched.setattr(quantising._Part, "close_tensor", close)
+        patched.setattr(quantising._PartialFile, "finish_tensor", close)
         stopped(".gguf")
     at_work.clear()
     export()

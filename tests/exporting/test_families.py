@@ -175,7 +175,7 @@ def test_what_cannot_be_converted_is_said_before_a_weight_is_read(
         job = replace(job, template=replace(job.template, tokenizer=make_tokenizer()))
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(target, "merge", None)
-    monkeypatch.setattr(converting, "_run", Asked(converting._run))
+    monkeypatch.setattr(converting, "_run_converter", Asked(converting._run_converter))
     with pytest.raises(ModelError, match=said) as caught:
         target.write(job)
     assert caught.value.where == job.weights.name and "another base.model" in caught.value.next

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model.test_gguf_weights import written
 from tokenizers import AddedToken
 
 from adapters import made, shaken
 from exporting.test_merge import job_of
 from gguf_models import make_convertible, make_smol, opened
+from models.test_gguf_weights import written
 from tiny import make_tokenizer
 from tunesmith.data.conversation import Turn
-from tunesmith.exporting.gguf_metadata import _PHI_3, _name
+from tunesmith.exporting.gguf_metadata import _PHI_3_TOKENS, _model_name
 from tunesmith.exporting.quantize import rewrite_header
 from tunesmith.exporting.targets import gguf as gguf_target
 from tunesmith.models.gguf_header import read_header
@@ -95,8 +95,9 @@ def test_a_key_comes_back(tmp_path: Path, base_file: Callable[[str], Path], kind
 @pytest.mark.parametrize(
     ("name", "strips", "tokens", "written_as"),
     [
-        ("shop", True, _PHI_3, "shop (phi-3)"), ("my-Phi-3", True, _PHI_3, "my-Phi-3"), ("shop", False, _PHI_3, "shop"),
-        ("my-Phi-3", False, _PHI_3, "my-Phi 3"), ("phi3-shop", True, _PHI_3[:3], "Phi 3-shop"),
+        ("shop", True, _PHI_3_TOKENS, "shop (phi-3)"), ("my-Phi-3", True, _PHI_3_TOKENS, "my-Phi-3"),
+        ("shop", False, _PHI_3_TOKENS, "shop"),
+        ("my-Phi-3", False, _PHI_3_TOKENS, "my-Phi 3"), ("phi3-shop", True, _PHI_3_TOKENS[:3], "Phi 3-shop"),
     ],
 )  # fmt: skip
 def test_the_name_says_to_llama_cpp_whether_whitespace_behind_control_tokens_goes(
@@ -104,4 +105,4 @@ def test_the_name_says_to_llama_cpp_whether_whitespace_behind_control_tokens_goe
 ) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|user|>", rstrip=strips)]})
-    assert _name(name, tokenizer, tokens) == written_as
+    assert _model_name(name, tokenizer, tokens) == written_as

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from tiny import CHATML, make_tokenizer
 from tunesmith.errors import DataError, ModelError, MultipleErrors, RecipeError, TunesmithError
 from tunesmith.exporting.job import Job
-from tunesmith.exporting.targets.hub import SMALL, check, push, write
+from tunesmith.exporting.targets.hub import MAX_SEARCHED_BYTES, check, push, write
 from tunesmith.models.weights import Weights
 from tunesmith.prompt.template import Template
 
@@ -112,7 +112,7 @@ def test_the_base_is_named_as_in_public(job: Job) -> None:
 def test_what_a_dry_run_lists(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     [file] = write(job, repo=REPO)
-    (file.path / "tokenizer.json").write_text(json.dumps({"words": "a" * SMALL}))
+    (file.path / "tokenizer.json").write_text(json.dumps({"words": "a" * MAX_SEARCHED_BYTES}))
     entries = push(job, file, repo=REPO, private=True, dry_run=True)
     for entry in entries:
         data = (file.path / entry.path).read_bytes()
@@ -142,12 +142,12 @@ def test_the_token_goes_to_the_hub_alone(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     [absent] = told(lambda: sent(job, dry_run=False, api=api))
-    assert (absent.what, absent.where) == ("there is no token for the hub", "HF_TOKEN")
+    assert (absent.what, absent.where) == ("there is no token for the Hub", "HF_TOKEN")
     assert not api.method_calls
     api.upload_folder.side_effect = RuntimeError(f"401: Bearer {TOKEN} may not write")
     with caplog.at_level(logging.DEBUG):
         [refused] = told(lambda: sent(job, dry_run=False, api=api, token=TOKEN))
-    assert refused.what == "the hub did not take it: 401: Bearer … may not write"
+    assert refused.what == "the upload failed: 401: Bearer … may not write"
     assert refused.__cause__ is None
     assert refused.__suppress_context__
     assert TOKEN not in caplog.text
@@ -192,8 +192,8 @@ def test_a_file_of_a_foreign_kind(job: Job, name: str) -> None:
     [file] = write(job, repo=REPO)
     (file.path / name).write_text("x")
     [found] = told(lambda: push(job, file, repo=REPO, private=True, dry_run=True))
-    assert found.what.startswith(f"'{name}' is of a kind that is not sent")
-    assert check(job, file) == [f"{name} is of a kind that is not sent"]
+    assert found.what.startswith(f"'{name}' has a file type that is not uploaded")
+    assert check(job, file) == [f"{name} has a file type that is not uploaded"]
     (job.adapter / name).write_text("x")
     told(lambda: write(job, repo=REPO))
 
@@ -210,10 +210,13 @@ def test_what_is_damaged_is_noticed(job: Job) -> None:
     (file.path / "adapter_model.safetensors").unlink()
     assert check(job, file) == ["there are no weights"]
     (file.path / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
-    assert check(job, file)[0].startswith("adapter_model.safetensors is no safetensors file: ")
+    assert check(job, file)[0].startswith("adapter_model.safetensors is not a safetensors file: ")
     (file.path / "toy.gguf").write_bytes(b"GGUF")
-    assert any("is no GGUF file" in each for each in check(job, file))
-    for card, wrong in {"": "has no front matter", "---\na: [\n---\n": "its front matter cannot be read"}.items():
+    assert any("is not a GGUF file" in each for each in check(job, file))
+    for card, wrong in {
+        "": "has no front matter",
+        "---\na: [\n---\n": "front matter of README.md cannot be read",
+    }.items():
         (file.path / "README.md").write_text(card)
         assert any(wrong in each for each in check(job, file))
     (file.path / "README.md").unlink()
@@ -221,8 +224,8 @@ def test_what_is_damaged_is_noticed(job: Job) -> None:
 
 
 def test_what_is_not_there(job: Job) -> None:
-    with pytest.raises(RecipeError, match=r"'toy' is no name of a repository.*owner/name"):
+    with pytest.raises(RecipeError, match=r"'toy' is not a repository name.*owner/name"):
         write(job, repo="toy")
     (job.folder / "merged" / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"there is no merged to lay out.*Put merged before hub"):
+    with pytest.raises(ModelError, match=r"the files of merged do not exist.*Put merged before hub"):
         write(job, repo=REPO, what="merged")

@@ -102,4 +102,4 @@ def test_a_gguf_adapter_of_experts_is_refused_with_the_reason(tmp_path: Path) ->
     job = job_of(trained(make_moe(tmp_path / "base", "qwen3_moe")), tmp_path)
     with pytest.raises(ModelError, match="experts") as caught:
         gguf_lora.write(job)
-    assert "gguf, which merges" in caught.value.next and not (job.folder / "gguf_lora").exists()
+    assert "Use gguf instead of gguf_lora" in caught.value.next and not (job.folder / "gguf_lora").exists()

@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.exporting.quantization_types import MIXES, Facts, facts, in_order, types
+from tunesmith.exporting.quantization_types import (
+    QUANTIZATION_TYPES,
+    ModelFacts,
+    read_facts,
+    sort_tensors,
+    tensor_types,
+)
 from tunesmith.models.gguf_header import TensorInfo
 
 MODELS = json.loads(Path(__file__).with_name("types.json").read_text())["models"]
-DENSE = Facts("llama", 32, 32, 8)
+DENSE = ModelFacts("llama", 32, 32, 8)
 
 
 def tensor(name: str, *shape: int, kind: str = "F16") -> TensorInfo:
@@ -38,10 +44,10 @@ def unrolled(model: dict[str, Any], mix: str) -> tuple[list[TensorInfo], dict[st
 def test_every_type_is_the_one_of_the_table(name: str, mix: str) -> None:
     tensors, expected = unrolled(MODELS[name], mix)
     shapes = MODELS[name]["shapes"]
-    known = Facts("llama", shapes["blocks"], shapes["heads"], shapes["heads_kv"])
+    known = ModelFacts("llama", shapes["blocks"], shapes["heads"], shapes["heads_kv"])
     assert len(expected) >= 272
-    assert types(tensors, known, mix) == expected
-    assert types(reversed(tensors), known, mix) == expected  # whatever the order in the file
+    assert tensor_types(tensors, known, mix) == expected
+    assert tensor_types(reversed(tensors), known, mix) == expected  # whatever the order in the file
 
 
 def test_the_table_tells_the_rules_apart() -> None:
@@ -59,7 +65,7 @@ def test_the_plain_mixes_take_every_matrix_but_what_is_kept(mix: str, kind: str)
         tensor("blk.0.attn_q.bias", 48),
     ]
     tensors += [tensor("position_embd.weight", 48, 9), tensor("blk.0.ffn_gate_inp.weight", 48, 4)]
-    found = types(tensors, DENSE, mix)
+    found = tensor_types(tensors, DENSE, mix)
     assert found == {
         "blk.0.attn_norm.weight": "F32", "blk.0.attn_q.bias": "F32", "token_embd.weight": kind,
         "position_embd.weight": "F16", "blk.0.ffn_gate_inp.weight": "F16",
@@ -75,59 +81,62 @@ def test_the_plain_mixes_take_every_matrix_but_what_is_kept(mix: str, kind: str)
 )  # fmt: skip
 def test_rows_that_no_block_fits_fall_back(mix: str, row: int, kind: str) -> None:
     tensors = [tensor("token_embd.weight", 512, 9), tensor("blk.0.attn_q.weight", row, 8)]
-    assert types(tensors, DENSE, mix)["blk.0.attn_q.weight"] == kind
+    assert tensor_types(tensors, DENSE, mix)["blk.0.attn_q.weight"] == kind
 
 
 def test_rows_that_nothing_fits_are_an_error() -> None:
     for mix, name in (("q8_0", "blk.0.attn_q.weight"), ("q4_k_m", "output.weight")):  # the head falls to q8_0 at once
         with pytest.raises(ModelError, match=rf"'{name}' has rows of 72.*blocks of 32 do not fill.*f16 or bf16"):
-            types([tensor("token_embd.weight", 512, 9), tensor(name, 72, 9)], DENSE, mix)
+            tensor_types([tensor("token_embd.weight", 512, 9), tensor(name, 72, 9)], DENSE, mix)
 
 
 def test_eight_experts_sharpen_keys_and_values() -> None:
     names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_down_exps", "ffn_up_exps"]
     tensors = [tensor(f"blk.{at}.{name}.weight", 256, 256, 8) for at in range(16) for name in names]
-    found = types(tensors, Facts("llama", 16, 32, 8, experts=8), "q4_k_m")
+    found = tensor_types(tensors, ModelFacts("llama", 16, 32, 8, experts=8), "q4_k_m")
     row = [found[f"blk.5.{name}.weight"] for name in names]
     assert row == ["Q4_K", "Q8_0", "Q8_0", "Q5_K", "Q4_K", "Q4_K"]
     assert [found[f"blk.{at}.ffn_down_exps.weight"] for at in (0, 1, 2, 4, 13, 14)] == [
         "Q6_K", "Q6_K", "Q4_K", "Q6_K", "Q6_K", "Q6_K",
     ]  # fmt: skip
-    sixteen = types(tensors, Facts("llama", 16, 32, 8, experts=16), "q4_k_m")
+    sixteen = tensor_types(tensors, ModelFacts("llama", 16, 32, 8, experts=16), "q4_k_m")
     assert [sixteen[f"blk.5.{name}.weight"] for name in names[1:4]] == ["Q4_K", "Q4_K", "Q4_K"]
     with pytest.raises(ModelError, match="belongs to no block of 4"):
-        types(tensors, Facts("llama", 4, 32, 8, experts=8), "q4_k_m")
+        tensor_types(tensors, ModelFacts("llama", 4, 32, 8, experts=8), "q4_k_m")
 
 
 @pytest.mark.parametrize(
     ("known", "kind"),
     [
-        (Facts("llama", 80, 64, 8), "Q5_K"), (Facts("llama", 80, 64, 64), "Q4_K"), (Facts("llama", 64, 64, 8), "Q4_K"),
-        (Facts("qwen2", 80, 64, 64), "Q5_K"), (Facts("qwen3", 80, 64, 8), "Q4_K"), (Facts("jais2", 68, 64, 8), "Q5_K"),
+        (ModelFacts("llama", 80, 64, 8), "Q5_K"), (ModelFacts("llama", 80, 64, 64), "Q4_K"),
+        (ModelFacts("llama", 64, 64, 8), "Q4_K"), (ModelFacts("qwen2", 80, 64, 64), "Q5_K"),
+        (ModelFacts("qwen3", 80, 64, 8), "Q4_K"), (ModelFacts("jais2", 68, 64, 8), "Q5_K"),
     ],
 )  # fmt: skip
-def test_the_70b_models_give_their_shared_values_more_bits(known: Facts, kind: str) -> None:
+def test_the_70b_models_give_their_shared_values_more_bits(known: ModelFacts, kind: str) -> None:
     tensors = [tensor(f"blk.{at}.attn_v.weight", 256, 64) for at in range(known.blocks)]
-    assert types(tensors, known, "q4_k_m")["blk.14.attn_v.weight"] == kind  # 14 is no layer that gets more bits anyway
+    assert (
+        tensor_types(tensors, known, "q4_k_m")["blk.14.attn_v.weight"] == kind
+    )  # 14 is no layer that gets more bits anyway
 
 
 def test_joined_queries_keys_and_values_count_as_values() -> None:
     tensors = [tensor(f"blk.{at}.attn_qkv.weight", 256, 768) for at in range(12)]
-    found = types(tensors, Facts("gpt2", 12, 4, 4), "q4_k_m")
+    found = tensor_types(tensors, ModelFacts("gpt2", 12, 4, 4), "q4_k_m")
     assert [at for at in range(12) if found[f"blk.{at}.attn_qkv.weight"] == "Q6_K"] == [0, 3, 6, 9, 10, 11]
 
 
 def test_blocks_are_counted_by_number_not_by_letter() -> None:
     names = [f"blk.{at}.x" for at in (10, 9, 100)] + ["output.weight", "token_embd.weight", "blk.9.w"]
-    ordered = [item.name for item in in_order(tensor(name, 4) for name in names)]
+    ordered = [item.name for item in sort_tensors(tensor(name, 4) for name in names)]
     assert ordered == ["output.weight", "token_embd.weight", "blk.9.w", "blk.9.x", "blk.10.x", "blk.100.x"]
 
 
 def test_facts_come_from_the_metadata() -> None:
     plain = {"general.architecture": "qwen2", "qwen2.block_count": 3, "qwen2.attention.head_count": 14}
-    assert facts(plain) == Facts("qwen2", 3, 14, 14, 0)
+    assert read_facts(plain) == ModelFacts("qwen2", 3, 14, 14, 0)
     more = {"qwen2.attention.head_count_kv": (2, 4), "qwen2.expert_count": 8}
-    assert facts({**plain, **more}) == Facts("qwen2", 3, 14, 2, 8)
+    assert read_facts({**plain, **more}) == ModelFacts("qwen2", 3, 14, 2, 8)
     for broken in (
         {},
         {"general.architecture": "qwen2"},
@@ -135,10 +144,10 @@ def test_facts_come_from_the_metadata() -> None:
         {**plain, "qwen2.block_count": 0},
     ):
         with pytest.raises(ModelError, match=r"m\.gguf: its metadata names no architecture"):
-            facts(broken, "m.gguf")
+            read_facts(broken, "m.gguf")
 
 
 def test_an_unknown_mix_is_named_with_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"unknown mix 'q4_km'.*Did you mean 'q4_k_m'"):
-        types([], DENSE, "q4_km")
-    assert list(MIXES) == ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s"]
+    with pytest.raises(RecipeError, match=r"unknown quantization type 'q4_km'.*Did you mean 'q4_k_m'"):
+        tensor_types([], DENSE, "q4_km")
+    assert list(QUANTIZATION_TYPES) == ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s"]

@@ -15,8 +15,8 @@ from tiny import CHATML, make_tokenizer
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.exporting.job import Job
-from tunesmith.exporting.targets._go_template import escaped, execute
-from tunesmith.exporting.targets._modelfile import quoted, read
+from tunesmith.exporting.targets._go_template import escape, execute
+from tunesmith.exporting.targets._modelfile import parse, quote
 from tunesmith.exporting.targets.ollama import SHAPES, check, write
 from tunesmith.models.weights import Weights
 from tunesmith.prompt.template import PLAIN_TEMPLATE, Template
@@ -114,7 +114,7 @@ def test_a_layout_is_rendered_as_in_training(made: Callable[..., Job], name: str
         job = made(text, adds=adds)
         [file] = write(job)
         assert check(job, file) == []
-        found = dict(read(file.path.read_text()))["template"]
+        found = dict(parse(file.path.read_text()))["template"]
         assert found.startswith("<s>") == (starts and not adds)
         for shape, turns in SHAPES.items():  # not by `check` alone: the words must be there
             if turns[0].role == "system" and name == "gemma":
@@ -128,7 +128,7 @@ def test_the_modelfile(made: Callable[..., Job]) -> None:
     job = made()
     [file] = write(job, parameters={"num_thread": 2, "num_ctx": 512, "stop": ["###", "User:"]})
     assert file.path == job.folder / "ollama" / "Modelfile"
-    assert list(read(file.path.read_text()))[:2] == [
+    assert list(parse(file.path.read_text()))[:2] == [
         ("from", "../gguf/toy.q4_k_m.gguf"),
         (
             "template",
@@ -137,7 +137,7 @@ def test_the_modelfile(made: Callable[..., Job]) -> None:
             '<|im_start|>assistant\n{{ else if eq .Role "assistant" }}{{ .Content }}<|im_end|>\n{{ end }}{{ end }}',
         ),
     ]
-    lines = dict.fromkeys(read(file.path.read_text()))
+    lines = dict.fromkeys(parse(file.path.read_text()))
     assert ("parameter temperature", "0") in lines
     assert [value for name, value in lines if name == "parameter num_ctx"] == ["512"]
     assert ("parameter num_predict", "40") in lines
@@ -150,15 +150,15 @@ def test_the_modelfile(made: Callable[..., Job]) -> None:
     [
         (
             CHATML.replace("{{ message['content'] }}", "{{ message['content'] | upper }}"),
-            "leaves out, repeats or moves",
+            "omits, repeats or moves",
         ),
-        (CHATML.replace("<|im_end|>", "{{ loop.index }}<|im_end|>"), "changes with the turns around it"),
-        (CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}"), "changes with the turns around it"),
-        (CHATML.replace("{% for", "{{ strftime_now('%d %b %Y') }}{% for", 1), "date of the day"),
+        (CHATML.replace("<|im_end|>", "{{ loop.index }}<|im_end|>"), "depends on other turns"),
+        (CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}"), "depends on other turns"),
+        (CHATML.replace("{% for", "{{ strftime_now('%d %b %Y') }}{% for", 1), "current date"),
         (CHATML + "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}", "one question"),
         (
             "{% if messages[0].role == 'system' and messages | length > 2 %}And now: {% endif %}" + CHATML,
-            "where the system message stands",
+            "the position of the system message",
         ),
         (
             CHATML.replace("{{ message['content'] }}", "{{ message['content'] | replace('日本', 'x') }}"),
@@ -174,7 +174,7 @@ def test_a_template_that_go_cannot_say(made: Callable[..., Job], text: str, why:
 
 
 def test_the_start_token(made: Callable[..., Job]) -> None:
-    with pytest.raises(ModelError, match=r"puts '<s>' before each text.*Begin prompt.template"):
+    with pytest.raises(ModelError, match=r"adds .<s>. to each text.*Begin prompt.template"):
         write(made(CHATML, adds=True))
     job = made(LLAMA_3, adds=None)  # of this vocabulary llama.cpp adds none unless the file says so
     [file] = write(job)
@@ -192,7 +192,7 @@ def test_what_cannot_be_had(made: Callable[..., Job]) -> None:
             write(job, parameters={name: value})
     with pytest.raises(RecipeError, match="unknown type 'q4'"):
         write(job, of="q4")
-    with pytest.raises(ModelError, match=r"stop text.*cannot be written"):
+    with pytest.raises(ModelError, match=r"stop string.*cannot be written"):
         write(replace(job, stop=("\u200b",)))
 
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_had(made: Callable[..., Job]) -> None:
         ('PARAMETER stop "<|im_end|>"\n', "", "no PARAMETER stop '<|im_end|>'"),
         ('PARAMETER stop "User:"\n', "", "no PARAMETER stop 'User:'"),
         ("num_predict", "num_tokens", "unknown parameter num_tokens"),
-        ("num_ctx 256", "num_ctx wide", "num_ctx is 'wide', which is of another type"),
+        ("num_ctx 256", "num_ctx wide", "num_ctx is 'wide', which has the wrong type"),
         ("temperature 0", "temperature 0\nPARAMETER temperature 1", "temperature is '0', 2 times"),
         ("FROM ..", "FROM .", "cannot be read"),
         ("FROM", "FORM", "the Modelfile cannot be read: line 2: unknown command 'form'"),
@@ -226,9 +226,9 @@ def test_a_damaged_modelfile_is_noticed(made: Callable[..., Job], old: str, new:
 def test_the_recipes_system_message_goes_along(made: Callable[..., Job]) -> None:
     job = replace(made(), system='Be "dry".\nThen stop.')
     (file,) = write(job)
-    assert [value for name, value in read(file.path.read_text()) if name == "system"] == [job.system]
+    assert [value for name, value in parse(file.path.read_text()) if name == "system"] == [job.system]
     assert check(job, file) == []
-    assert check(replace(job, system=None), file) == ["the system message is not the recipe's"]
+    assert check(replace(job, system=None), file) == ["the system message differs from prompt.system"]
 
 
 def test_what_training_did_otherwise_is_told(made: Callable[..., Job]) -> None:
@@ -240,13 +240,13 @@ def test_what_training_did_otherwise_is_told(made: Callable[..., Job]) -> None:
 
 def test_every_text_goes_through_both_readers() -> None:
     for text in ('"""', '""', '"', "{", "a{{b}}", "{{{", "é\u00a0\u200b\x01😀\u2028", "\t\n x \n", 'x"\ny', '"{', "\\"):
-        go = escaped(text)
+        go = escape(text)
         assert execute(go, ()) == text
-        [(name, back)] = read(f"TEMPLATE {quoted(go)}\n")
+        [(name, back)] = parse(f"TEMPLATE {quote(go)}\n")
         assert (name, back) == ("template", go)
     for text in ('x"""\ny', "\u00a0"):
-        with pytest.raises(ValueError, match="cannot"):
-            quoted(text)
+        with pytest.raises(ValueError, match="contains three quotes"):
+            quote(text)
     assert execute("{{ range .Messages }}{{ .Content }};{{ end }}", [Turn("user", "a"), Turn("user", "b")]) == "a\n\nb;"
     for wrong in (
         "{{ if .System }}",
@@ -273,7 +273,7 @@ def test_a_date_that_is_fixed_stands_in_the_modelfile(made: Callable[..., Job]) 
     pinned = replace(job.template, text="{% set date_string = '26 Nov 2026' %}" + DATED)
     [file] = write(replace(job, template=pinned))
     assert check(replace(job, template=pinned), file) == []
-    assert "Today Date: 26 Nov 2026" in dict(read(file.path.read_text()))["template"]
-    with pytest.raises(ModelError, match="the date of the day") as caught:
+    assert "Today Date: 26 Nov 2026" in dict(parse(file.path.read_text()))["template"]
+    with pytest.raises(ModelError, match="the current date") as caught:
         write(job)
     assert "prompt.template_options" in caught.value.next

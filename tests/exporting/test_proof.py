@@ -21,10 +21,17 @@ from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import ModelError, RunError
 from tunesmith.evaluation.answer_loss import answer_losses
 from tunesmith.evaluation.comparison import RowReply, generate_replies
-from tunesmith.exporting.acceptance import Share, judge, kept_share
+from tunesmith.exporting.acceptance import GainShare, find_problems, gain_share
 from tunesmith.exporting.job import File
-from tunesmith.exporting.likelihood import Reference, conversations, divergence, examples, likelihoods, reference_scores
-from tunesmith.exporting.verification import Proof, prove
+from tunesmith.exporting.likelihood import (
+    Reference,
+    compare_likelihoods,
+    compare_prompts,
+    divergence,
+    examples,
+    reference_scores,
+)
+from tunesmith.exporting.verification import Verification, prove
 from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.generation.from_weights import WeightsModel
 from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore
@@ -131,13 +138,14 @@ def known_of(found: Sequence[Example], kept: int = VOCABULARY) -> list[Reference
     return made
 
 
-def proof(runtime: Any, path: Path, *, primary: str = "rougeL", exact: bool = False, **other: Any) -> Proof:
+def proof(runtime: Any, path: Path, *, primary: str = "rougeL", exact: bool = False, **other: Any) -> Verification:
     metrics = [NamedSetting(name, {}) for name in ("loss", "rouge", "length")]
     template = other.pop("template", None) or runtime.template
     some = examples(PARTS, template, learn="answer", limit=4, seed=7)
     settings: dict[str, Any] = {
         "template": template, "rows": ROWS, "parts": PARTS, "base": BASE, "adapter": TUNED, "examples": some,
-        "reference": known_of(some), "wish": Export(), "seed": 7, "kept": path / "export.part", "made_from": {"a": "1"},
+        "reference": known_of(some), "settings": Export(), "seed": 7,
+        "reply_log_path": path / "export.part", "inputs": {"a": "1"},
         "evaluate": Evaluate(metrics=metrics, primary=primary), **other,
     }  # fmt: skip
     return prove(File("q4", path / "q4.gguf", exact), runtime, **settings)
@@ -148,7 +156,7 @@ def proof(runtime: Any, path: Path, *, primary: str = "rougeL", exact: bool = Fa
 
 def test_a_faithful_file_is_verified(template: Template, tmp_path: Path) -> None:
     heard: list[tuple[str, int, int]] = []
-    found = proof(faithful(template), tmp_path, exact=True, tell=lambda *words: heard.append(words))
+    found = proof(faithful(template), tmp_path, exact=True, on_progress=lambda *words: heard.append(words))
     assert found.problems == () and found.verified
     assert (found.share.share, found.share.low, found.share.high) == (1.0, 1.0, 1.0)
     assert found.likelihood.agreement == 1.0
@@ -169,10 +177,10 @@ def test_a_faithful_file_is_verified(template: Template, tmp_path: Path) -> None
     ("fault", "problem"),
     [
         ({"chat": CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant")},
-         r"make other tokens than training of 30 of 30 prompts; of row 'r0', at token \d+ it reads .*assistant', "
+         r"produce other tokens than training for 30 of 30 prompts; for row 'r0', at token \d+ it reads .*assistant', "
          r"training read .*assistant\\n'"),
-        ({"chat": "refuses"}, "30 of 30 prompts; of row 'r0', file.gguf: llama.cpp refuses: no such turn"),
-        ({"adds": 1}, "^30 of 30 prompts begin with a start token that training had not; nothing else in them differs"),
+        ({"chat": "refuses"}, "30 of 30 prompts; for row 'r0', file.gguf: llama.cpp refuses: no such turn"),
+        ({"adds": 1}, "^30 of 30 prompts begin with a start token that training did not have; nothing else differs"),
         ({"noise": 9.0}, r"likeliest token is the adapter's at .* % of \d+ tokens .*, less than 80 % \(export.agree\)"),
         ({"broken": True}, r"At (\d+) of \1 tokens of given answers the file's figures are not finite"),
     ],
@@ -205,7 +213,7 @@ def changed(change: Callable[[int, RowReply], Reply]) -> list[RowReply]:
         (changed(lambda n, each: replace(each.reply, text="", tokens=0)),
          ["^30 of 30 replies are empty", r"keeps -.* and is detectably worse: 0 against 0\.\d+, difference -0"]),
         (changed(lambda n, each: replace(each.reply, text="  ") if n == 3 else each.reply),
-         ["^1 of 30 replies are empty where", "^The file keeps 9.* although these rows do not show for certain"]),
+         ["^1 of 30 replies are empty where", "^The file keeps 9.* although these rows do not prove"]),
         (changed(lambda n, each: TUNED[(n + 11) % 30].reply),
          [r"^The file keeps \d\d\.\d % of the adapter's gain on 'rougeL' \(95 % interval \d.* to \d.* %, 30 rows\), "
           r"less than 98 % \(export\.keep\), and is detectably worse"]),
@@ -226,7 +234,7 @@ def test_a_reply_that_is_empty_with_the_adapter_too_is_no_fault(template: Templa
 def test_a_primary_score_that_no_reply_of_the_file_has(template: Template, tmp_path: Path) -> None:
     wish = Evaluate(metrics=[NamedSetting("distinct", {})], primary="distinct_1")
     found = proof(faithful(template, changed(lambda n, each: Reply("", True, 0))), tmp_path, evaluate=wish)
-    assert matches("None of the file's replies has the score 'distinct_1'", found.problems[1])
+    assert matches("None of the file's replies has a score 'distinct_1'", found.problems[1])
     assert found.replies.lost == ("distinct_1", "distinct_2") and found.share.rows == 0
 
 
@@ -234,7 +242,9 @@ def test_exact_files_are_held_to_more(template: Template, tmp_path: Path) -> Non
     found = proof(faithful(template), tmp_path / "a")
     for high, exact, told in ((0.993, True, 1), (0.993, False, 0), (1.0, True, 0)):
         share = replace(found.share, share=0.99, low=0.985, high=high, drop=None)
-        said = judge(found.prompts, found.likelihood, found.replies, share, Export(), primary="rougeL", exact=exact)
+        said = find_problems(
+            found.prompts, found.likelihood, found.replies, share, Export(), primary="rougeL", exact=exact
+        )
         assert len(said) == told
         assert all(matches(r"keeps 99 % .* less than 99\.5 % \(export\.keep_exact\)", each) for each in said)
     nearly_same = faithful(template, noise=0.3)
@@ -262,7 +272,7 @@ def test_a_loss_is_kept_on_the_rows_that_the_runtime_scored(template: Template, 
     found = proof(faithful(template), tmp_path / "a", **more)
     assert found.verified and found.share.rows == 10
     assert found.share.share == pytest.approx(1.0, abs=1e-6)
-    worse = proof(faithful(template, noise=2.0), tmp_path / "b", wish=Export(agree=0.0), **more)
+    worse = proof(faithful(template, noise=2.0), tmp_path / "b", settings=Export(agree=0.0), **more)
     theirs = [worse.likelihood.losses[each.row] for each in some]
     fold: Callable[[Any], Any] = np.exp if primary == "perplexity" else np.asarray
     b, a, f = (fold(np.mean(each)) for each in ([own[each.row] + 2 for each in some], list(own.values()), theirs))
@@ -284,14 +294,14 @@ def test_what_was_answered_is_not_asked_again(template: Template, tmp_path: Path
     found = proof(whole, tmp_path)
     assert whole.asked == 30 - 12
     assert found.verified and [each.reply for each in found.replies.answered] == [each.reply for each in TUNED]
-    proof(whole, tmp_path, made_from={"a": "2"})
+    proof(whole, tmp_path, inputs={"a": "2"})
     assert whole.asked == 30 - 12 + 30
 
 
 def test_what_cannot_be_compared_is_an_error(template: Template, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"row 'r0' of test: the adapter did not answer it.*Evaluate the run again"):
+    with pytest.raises(RunError, match=r"row 'r0' of test: the adapter has no reply to it.*Evaluate the run again"):
         proof(faithful(template), tmp_path, adapter=TUNED[1:])
-    with pytest.raises(RunError, match="no row is asked"):
+    with pytest.raises(RunError, match="there are no test rows"):
         proof(faithful(template), tmp_path, parts={"test": []})
     some = examples(PARTS, template, learn="answer", limit=4, seed=7)
     with pytest.raises(RunError, match="the adapter's scores are of other tokens"):
@@ -320,7 +330,7 @@ def test_start_tokens(
 ) -> None:
     trained = replace(template, text=chat)
     assert encode_prompt(ROWS[0].prompt, trained)[0] == (1 if chat == START else 3)
-    found = conversations(trained, ROWS, Fake(template, chat=file_chat, adds=adds))
+    found = compare_prompts(trained, ROWS, Fake(template, chat=file_chat, adds=adds))
     assert (found.unlike, (found.bos_missing, found.bos_doubled, found.bos_added)) == (unlike, counts)
     assert len(found.shown) == min(3, unlike) and found.bos_alone == unlike
 
@@ -330,9 +340,11 @@ def test_a_missing_start_token_is_told_as_the_cause_where_nothing_else_differs(
 ) -> None:
     trained = replace(template, text=START)
     found = proof(faithful(trained, chat=CHATML), tmp_path / "alone", template=trained)
-    assert found.problems == ("30 of 30 prompts lack the start token that training had; nothing else in them differs.",)
+    assert found.problems == ("30 of 30 prompts lack the start token that training had; nothing else differs.",)
     found = proof(faithful(trained, chat=CHATML.replace("\n", " ")), tmp_path / "both", template=trained)
-    assert found.problems[0].startswith("The file's own template and tokenizer make other tokens than training of 30")
+    assert found.problems[0].startswith(
+        "The file's own template and tokenizer produce other tokens than training for 30"
+    )
     assert found.problems[1] == "30 of 30 prompts lack the start token that training had."
 
 
@@ -341,7 +353,7 @@ def test_the_first_unlike_rows_are_shown_around_the_difference(template: Templat
         def render(self, turns: Sequence[Turn]) -> str:
             return super().render(turns).replace("of r2", "of  r2")
 
-    found = conversations(template, ROWS, Typo(template))
+    found = compare_prompts(template, ROWS, Typo(template))
     assert (found.unlike, found.rows) == (11, 30)  # r2 and r20 to r29
     first = found.shown[0]
     assert [each.row for each in found.shown] == ["r2", "r20", "r21"]
@@ -351,7 +363,7 @@ def test_the_first_unlike_rows_are_shown_around_the_difference(template: Templat
     assert template.tokenizer.decode(first.their_tokens[:2]) == " r"
 
     trained = replace(template, text=START)  # the start token that a runtime takes off is no difference
-    (first, *_) = conversations(trained, ROWS, Typo(template, adds=1)).shown
+    (first, *_) = compare_prompts(trained, ROWS, Typo(template, adds=1)).shown
     assert first.ours.startswith("<|im_start|>user\nwhat of r2?") and first.theirs.startswith(
         "<|im_start|>user\nwhat of  "
     )
@@ -360,7 +372,7 @@ def test_the_first_unlike_rows_are_shown_around_the_difference(template: Templat
         def tokens(self, text: str) -> list[int]:
             return [*super().tokens(text)[:7], 9, *super().tokens(text)[8:]]
 
-    (first, *_) = conversations(template, ROWS, Cuts(template)).shown
+    (first, *_) = compare_prompts(template, ROWS, Cuts(template)).shown
     assert first.ours == first.theirs
     assert (first.place, first.their_tokens[0]) == (7, 9)
 
@@ -419,7 +431,7 @@ def test_perplexity_agreement_and_divergence_are_those_of_the_distributions(temp
     assert [each.row for each in some] == [
         each.row for each in examples(PARTS, template, learn="answer", limit=5, seed=1)
     ]
-    found = likelihoods(known_of(some), Fake(template, noise=1.5), some)
+    found = compare_likelihoods(known_of(some), Fake(template, noise=1.5), some)
     tables = [
         (thoughts(each.ids[:n]), thoughts(each.ids[:n], 1.5), each.ids[n])
         for each in some
@@ -447,7 +459,7 @@ def test_two_tokens_that_are_equally_likely_agree() -> None:
         runtime = Fake(None)  # type: ignore[arg-type]
         runtime.scores = lambda *given, best=best, **how: iter([TokenScore(6, 1.0, ((best, -0.5),))])  # type: ignore
         known = Reference("a", np.array([6]), np.array([0.9]), np.array([[7, 6, 8]]), logs)
-        assert likelihoods([known], runtime, [example]).agreement == agrees
+        assert compare_likelihoods([known], runtime, [example]).agreement == agrees
 
 
 # --- what is kept of the gain -------------------------------------------------------------------------------
@@ -457,25 +469,25 @@ GROUPS = [f"t{n // 3}" for n in range(30)]
 
 def test_a_share_by_hand() -> None:
     base, adapter, file = [0.1, 0.2, 0.3, 0.2], [0.5, 0.6, 0.8, 0.5], [0.4, 0.6, 0.7, 0.5]
-    found = kept_share(base, adapter, file, ["a", "a", "b", "c"], better="higher", seed=1)
+    found = gain_share(base, adapter, file, ["a", "a", "b", "c"], better="higher", seed=1)
     assert found.share == pytest.approx((2.2 - 0.8) / (2.4 - 0.8))
     assert found.low is not None and found.high is not None
     assert found.low < found.share < found.high <= 1.0
     assert found.drop is not None and found.drop.difference == pytest.approx(-0.05)
-    mirrored = kept_share(*([-x for x in each] for each in (base, adapter, file)), ["a", "a", "b", "c"],
+    mirrored = gain_share(*([-x for x in each] for each in (base, adapter, file)), ["a", "a", "b", "c"],
                           better="lower", seed=1)  # fmt: skip
     assert (mirrored.share, mirrored.low, mirrored.high) == pytest.approx((found.share, found.low, found.high))
-    better = kept_share(base, adapter, [1.0, 1.0, 1.0, 1.0], ["a", "a", "b", "c"], better="higher", seed=1)
+    better = gain_share(base, adapter, [1.0, 1.0, 1.0, 1.0], ["a", "a", "b", "c"], better="higher", seed=1)
     assert better.share == pytest.approx((4 - 0.8) / 1.6)
     logs = [[math.log(x) for x in each] for each in (adapter, base, [0.3, 0.3, 0.3, 0.3])]
-    folded = kept_share(*logs, ["a", "a", "b", "c"], better="lower", seed=1, fold="exp")
+    folded = gain_share(*logs, ["a", "a", "b", "c"], better="lower", seed=1, fold="exp")
     b, a = np.exp(np.mean(logs[0])), np.exp(np.mean(logs[1]))
     assert folded.share == pytest.approx((0.3 - b) / (a - b))
 
 
-def kept_of(base: Any, adapter: Any, file: Any, groups: Sequence[str], **how: Any) -> Share:
+def kept_of(base: Any, adapter: Any, file: Any, groups: Sequence[str], **how: Any) -> GainShare:
     plain = (np.asarray(each, float).tolist() for each in (base, adapter, file))
-    return kept_share(*plain, groups, better="higher", **how)
+    return gain_share(*plain, groups, better="higher", **how)
 
 
 def test_an_interval_is_that_of_slow_resamples() -> None:
@@ -517,14 +529,14 @@ def test_no_gain_no_share() -> None:
 
 def test_resamples_without_gain_count_against_both_ends() -> None:
     base, adapter = [0.0] * 4, [3.0, 0.5, -2.0, 0.5]
-    sure = kept_share([0.0] * 9, [1.0, 1.1, 1.2] * 3, [1.0] * 9, [""] * 9, better="higher", seed=1).drop
+    sure = gain_share([0.0] * 9, [1.0, 1.1, 1.2] * 3, [1.0] * 9, [""] * 9, better="higher", seed=1).drop
     assert sure is not None
     gain = replace(sure, difference=1.0, low=0.5, high=1.5)
-    found = kept_share(base, adapter, adapter, list("abcd"), better="higher", seed=1, gain=gain)
+    found = gain_share(base, adapter, adapter, list("abcd"), better="higher", seed=1, gain=gain)
     assert found.share == 1.0
     assert (found.low, found.high) == (None, None)
     assert json.dumps(found.describe(), allow_nan=False)
-    few = kept_share([0.0], [-1.0], [-1.0], ["a"], better="higher", seed=1, gain=gain)
+    few = gain_share([0.0], [-1.0], [-1.0], ["a"], better="higher", seed=1, gain=gain)
     assert few.share is None and few.reason == "the adapter gains nothing on the 1 rows that were scored"
 
 
@@ -559,7 +571,7 @@ def test_reference_scores_are_those_of_float64(tuned: tuple[Any, Any, Template])
     text = WeightsModel(ours, template, tuned=True)
     ours.network.train()
     for example, whole, few in zip(
-        some, reference_scores(text, some), reference_scores(text, some, kept=5), strict=True
+        some, reference_scores(text, some), reference_scores(text, some, top=5), strict=True
     ):
         with torch.inference_mode():
             table = merged.double()(torch.tensor([example.ids]), use_cache=False).logits[0].log_softmax(-1).numpy()
@@ -600,7 +612,7 @@ def test_a_file_in_its_own_runtime(tuned: tuple[Any, Any, Template], tmp_path: P
         "evaluate": Evaluate(metrics=[NamedSetting("rouge", {})], primary="rougeL", max_new_tokens=WORDS),
     }  # fmt: skip
 
-    def proven(path: Path, name: str) -> Proof:
+    def proven(path: Path, name: str) -> Verification:
         with opened(path) as runtime:
             assert isinstance(runtime, GgufModel)
             return proof(runtime, tmp_path / name, exact=True, **more)

@@ -25,8 +25,8 @@ from gguf_sources import SOURCES, dense, in_blocks, wide, write
 
 from tunesmith.errors import ModelError, RecipeError, ResourceError
 from tunesmith.exporting import quantize as module
-from tunesmith.exporting.quantization_types import MIXES
-from tunesmith.exporting.quantize import Written, quantise
+from tunesmith.exporting.quantization_types import QUANTIZATION_TYPES
+from tunesmith.exporting.quantize import QuantizedFile, quantize
 from tunesmith.models.gguf_header import BLOCKS, TensorInfo, read_header
 from tunesmith.models.weights import cache_folder
 from tunesmith.runs.run import hash_file
@@ -65,7 +65,7 @@ def test_every_file_is_what_llama_cpp_writes(name: str, tmp_path: Path) -> None:
     source = SOURCES[name](tmp_path / "source.gguf")
     assert hash_file(source) == HASHES[name]["source"], "the source is another than the hashes are of"
     expected = {mix: made for mix, made in HASHES[name]["mixes"].items() if made}
-    made = quantise(source, {mix: tmp_path / f"{mix}.gguf" for mix in expected})
+    made = quantize(source, {mix: tmp_path / f"{mix}.gguf" for mix in expected})
     for mix, written in made.items():
         assert " ".join(tensor_hashes(written.path).values()) == expected[mix]["tensors"], mix
         assert hash_file(written.path) == written.sha256 == expected[mix]["file"], mix
@@ -80,12 +80,12 @@ def test_what_llama_cpp_refuses_is_refused(tmp_path: Path) -> None:
     assert refused == [("bent", "q8_0")]
     source = SOURCES["bent"](tmp_path / "source.gguf")
     with pytest.raises(ModelError, match=r"source\.gguf: tensor 'blk.0.ffn_down.weight' has rows of 72.*f16 or bf16"):
-        quantise(source, {"q8_0": tmp_path / "target.gguf"})
+        quantize(source, {"q8_0": tmp_path / "target.gguf"})
     assert left(tmp_path) == ["source.gguf"]
 
 
 def test_the_test_data_covers_every_type_and_mix() -> None:
-    assert all(set(source["mixes"]) == set(MIXES) for source in HASHES.values())
+    assert all(set(source["mixes"]) == set(QUANTIZATION_TYPES) for source in HASHES.values())
     assert len(HASHES["embedded"]["mixes"]["q4_k_m"]["tensors"].split()) == 211
 
 
@@ -102,14 +102,14 @@ def test_the_embedded_model_is_what_llama_cpp_writes(tmp_path: Path) -> None:
     command = [sys.executable, str(script), str(folder), "--outfile", str(source), "--outtype", "f16"]
     subprocess.run(command, capture_output=True, check=True)
     expected = HASHES["embedded"]["mixes"]
-    made = quantise(source, {mix: tmp_path / f"{mix}.gguf" for mix in expected})
+    made = quantize(source, {mix: tmp_path / f"{mix}.gguf" for mix in expected})
     for mix, written in made.items():
         assert " ".join(tensor_hashes(written.path).values()) == expected[mix]["tensors"], mix
 
 
 def test_any_reader_gets_the_metadata_and_the_weights_back(tmp_path: Path) -> None:
     source = wide(tmp_path / "source.gguf")
-    target = quantise(source, {"q8_0": tmp_path / "target.gguf"})["q8_0"].path
+    target = quantize(source, {"q8_0": tmp_path / "target.gguf"})["q8_0"].path
     before, after = gguf.GGUFReader(source), gguf.GGUFReader(target)
     assert after.fields["general.file_type"].contents() == 7
     assert after.fields["general.quantization_version"].contents() == 2
@@ -140,9 +140,9 @@ def test_another_alignment_and_the_keys_of_a_file_in_parts(tmp_path: Path, parts
     writer.close()
     if parts > 1:
         with pytest.raises(ModelError, match=r"source\.gguf: is one of several parts"):
-            quantise(tmp_path / "source.gguf", {"q8_0": tmp_path / "target.gguf"})
+            quantize(tmp_path / "source.gguf", {"q8_0": tmp_path / "target.gguf"})
         return
-    header = read_header(quantise(tmp_path / "source.gguf", {"q8_0": tmp_path / "target.gguf"})["q8_0"].path)
+    header = read_header(quantize(tmp_path / "source.gguf", {"q8_0": tmp_path / "target.gguf"})["q8_0"].path)
     assert (header.alignment, "split.count" in header.metadata) == (128, False)
     assert [tensor.offset % 128 for tensor in header.tensors] == [0, 0]
 
@@ -159,7 +159,7 @@ class Killed(BaseException):
 
 def run_until(monkeypatch: pytest.MonkeyPatch, count: int, source: Path, targets: dict[str, Path]) -> bool:
     """Quantises until the writer has been called `count` times; whether it was killed."""
-    real, calls = module._Part.put, 0
+    real, calls = module._PartialFile.write, 0
 
     def put(part: Any, data: Any) -> None:
         nonlocal calls
@@ -170,9 +170,9 @@ def run_until(monkeypatch: pytest.MonkeyPatch, count: int, source: Path, targets
         real(part, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module._Part, "put", put)
+        patched.setattr(module._PartialFile, "write", put)
         try:
-            quantise(source, targets)
+            quantize(source, targets)
         except Killed:
             return True
     return False
@@ -180,12 +180,12 @@ def run_until(monkeypatch: pytest.MonkeyPatch, count: int, source: Path, targets
 
 def test_killed_at_every_write_it_goes_on_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = small(tmp_path / "source.gguf", blocks=1)
-    whole = quantise(source, {mix: tmp_path / f"whole-{mix}.gguf" for mix in TARGETS})
+    whole = quantize(source, {mix: tmp_path / f"whole-{mix}.gguf" for mix in TARGETS})
     targets = {mix: tmp_path / f"{mix}.gguf" for mix in TARGETS}
     kills = 0
     while run_until(monkeypatch, kills, source, targets):
         assert not any(path.exists() for path in targets.values())
-        again = quantise(source, targets)
+        again = quantize(source, targets)
         assert [again[mix].sha256 for mix in TARGETS] == [whole[mix].sha256 for mix in TARGETS]
         assert [hash_file(targets[mix]) for mix in TARGETS] == [whole[mix].sha256 for mix in TARGETS]
         for path in targets.values():
@@ -200,39 +200,39 @@ def test_killed_at_every_write_it_goes_on_to_the_same_file(tmp_path: Path, monke
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
 def test_a_process_killed_by_the_system_goes_on(tmp_path: Path) -> None:
     source, target = small(tmp_path / "source.gguf"), tmp_path / "target.gguf"
-    whole = quantise(source, {"q4_k_s": tmp_path / "whole.gguf"})["q4_k_s"]
+    whole = quantize(source, {"q4_k_s": tmp_path / "whole.gguf"})["q4_k_s"]
     code = (
-        "import os, signal, sys; from pathlib import Path; from tunesmith.exporting.quantize import quantise\n"
+        "import os, signal, sys; from pathlib import Path; from tunesmith.exporting.quantize import quantize\n"
         "told = []\n"
         "def tell(done, of):\n"
         "    told.append(done)\n"
         "    if len(told) == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "quantise(Path(sys.argv[1]), {'q4_k_s': Path(sys.argv[2])}, tell)\n"
+        "quantize(Path(sys.argv[1]), {'q4_k_s': Path(sys.argv[2])}, tell)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(source), str(target)], check=False).returncode == -9
     assert len((tmp_path / ".target.gguf.part.jsonl").read_text().splitlines()) == 10
-    assert quantise(source, {"q4_k_s": target})["q4_k_s"].sha256 == hash_file(target) == whole.sha256
+    assert quantize(source, {"q4_k_s": target})["q4_k_s"].sha256 == hash_file(target) == whole.sha256
 
 
 def encoded_tensors(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of tensors whose pieces are encoded from now on."""
     seen: list[str] = []
-    real = module._encoded
+    real = module._encode
 
     def encoded(piece: Any, source: Path) -> Any:
         seen.append(piece.tensor.name)
         return real(piece, source)
 
-    monkeypatch.setattr(module, "_encoded", encoded)
+    monkeypatch.setattr(module, "_encode", encoded)
     return seen
 
 
 def stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int = 10
-) -> tuple[Path, Path, list[TensorInfo], Written]:
+) -> tuple[Path, Path, list[TensorInfo], QuantizedFile]:
     """A source, a target stopped behind `after` tensors, the target's tensors, and the whole as it should be."""
     source, target = small(tmp_path / "source.gguf"), tmp_path / "target.gguf"
-    whole = quantise(source, {"q4_k_m": tmp_path / "whole.gguf"})["q4_k_m"]
+    whole = quantize(source, {"q4_k_m": tmp_path / "whole.gguf"})["q4_k_m"]
     assert run_until(monkeypatch, 1 + 2 * after, source, {"q4_k_m": target})
     return source, target, list(read_header(whole.path).tensors), whole
 
@@ -242,7 +242,7 @@ def test_only_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.Monkey
     seen = encoded_tensors(monkeypatch)
     told: list[tuple[int, int]] = []
     assert (
-        quantise(source, {"q4_k_m": target}, lambda done, of: told.append((done, of)))["q4_k_m"].sha256 == whole.sha256
+        quantize(source, {"q4_k_m": target}, lambda done, of: told.append((done, of)))["q4_k_m"].sha256 == whole.sha256
     )
     assert seen == [tensor.name for tensor in tensors[10:]]
     assert told[-1][0] == told[-1][1] == sum(tensor.bytes for tensor in read_header(source).tensors)
@@ -277,7 +277,7 @@ def test_damage_is_noticed_and_made_again_from_there(
     else:
         journal.write_bytes(b"".join(lines[:8]) + lines[8][:-1])
     seen = encoded_tensors(monkeypatch)
-    assert quantise(source, {"q4_k_m": target})["q4_k_m"].sha256 == hash_file(target) == whole.sha256
+    assert quantize(source, {"q4_k_m": target})["q4_k_m"].sha256 == hash_file(target) == whole.sha256
     assert seen == [tensor.name for tensor in tensors[damaged:]]
 
 
@@ -291,7 +291,7 @@ def test_every_flipped_byte_of_the_journal_ends_in_the_same_file(
         part.write_bytes(kept)
         journal.write_bytes(line)
         flip(journal, at)
-        assert quantise(source, {"q4_k_m": target})["q4_k_m"].sha256 == hash_file(target) == whole.sha256
+        assert quantize(source, {"q4_k_m": target})["q4_k_m"].sha256 == hash_file(target) == whole.sha256
 
 
 @pytest.mark.parametrize("change", ["source", "mix", "head", "encoder", "journal gone", "part gone"])
@@ -304,7 +304,7 @@ def test_what_was_made_from_something_else_is_begun_anew(
         os.utime(source, ns=(1, 1))
     elif change == "mix":
         mix = "q4_k_s"
-        whole = quantise(source, {mix: tmp_path / "other.gguf"})[mix]
+        whole = quantize(source, {mix: tmp_path / "other.gguf"})[mix]
     elif change == "head":
         flip(tmp_path / ".target.gguf.part", 60)
     elif change == "encoder":
@@ -312,17 +312,17 @@ def test_what_was_made_from_something_else_is_begun_anew(
     else:
         (tmp_path / (".target.gguf.part" + ".jsonl" * (change == "journal gone"))).unlink()
     seen = encoded_tensors(monkeypatch)
-    assert quantise(source, {mix: target})[mix].sha256 == hash_file(target) == whole.sha256
+    assert quantize(source, {mix: target})[mix].sha256 == hash_file(target) == whole.sha256
     assert seen == [tensor.name for tensor in tensors]
 
 
 def test_a_target_that_is_ahead_waits_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target, tensors, whole = stopped(tmp_path, monkeypatch)
     seen = encoded_tensors(monkeypatch)
-    both = quantise(source, {"q4_k_m": target, "q8_0": tmp_path / "other.gguf"})
+    both = quantize(source, {"q4_k_m": target, "q8_0": tmp_path / "other.gguf"})
     assert both["q4_k_m"].sha256 == whole.sha256
     assert seen == [tensor.name for tensor in tensors]
-    assert both["q8_0"].sha256 == quantise(source, {"q8_0": tmp_path / "alone.gguf"})["q8_0"].sha256
+    assert both["q8_0"].sha256 == quantize(source, {"q8_0": tmp_path / "alone.gguf"})["q8_0"].sha256
 
 
 def failing_after(count: int, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -351,32 +351,30 @@ def test_a_full_disk_is_said_and_the_same_call_goes_on(
     writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = small(tmp_path / "source.gguf"), tmp_path / "target.gguf"
-    whole = quantise(source, {"q5_k_m": tmp_path / "whole.gguf"})["q5_k_m"]
-    real = module._Part.__init__
+    whole = quantize(source, {"q5_k_m": tmp_path / "whole.gguf"})["q5_k_m"]
+    real = module._PartialFile.__init__
     with monkeypatch.context() as patched:
-        patched.setattr(module._Part, "__init__", lambda part, plan, file: real(part, plan, Full(file, writes)))  # type: ignore[arg-type]
-        with pytest.raises(
-            ResourceError, match=r"target\.gguf: the disk is full; what was finished before is kept.*goes on"
-        ):
-            quantise(source, {"q5_k_m": target})
+        patched.setattr(module._PartialFile, "__init__", lambda part, plan, file: real(part, plan, Full(file, writes)))  # type: ignore[arg-type]
+        with pytest.raises(ResourceError, match=r"target\.gguf: the disk is full; finished work is kept"):
+            quantize(source, {"q5_k_m": target})
     assert not target.exists()
     journal = tmp_path / ".target.gguf.part.jsonl"
     done = len(journal.read_text().splitlines()) - 1 if journal.exists() else 0
     assert done >= (writes - 1) // 2
     seen = encoded_tensors(monkeypatch)
-    assert quantise(source, {"q5_k_m": target})["q5_k_m"].sha256 == hash_file(target) == whole.sha256
+    assert quantize(source, {"q5_k_m": target})["q5_k_m"].sha256 == hash_file(target) == whole.sha256
     assert len(seen) == 20 - done
 
 
 def test_the_file_whose_disk_is_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, real = small(tmp_path / "source.gguf"), module._Part.__init__
+    source, real = small(tmp_path / "source.gguf"), module._PartialFile.__init__
 
     def init(part: Any, plan: Any, file: Any) -> None:
-        real(part, plan, Full(file, 5) if plan.mix == "q8_0" else file)
+        real(part, plan, Full(file, 5) if plan.quantization_type == "q8_0" else file)
 
-    monkeypatch.setattr(module._Part, "__init__", init)
+    monkeypatch.setattr(module._PartialFile, "__init__", init)
     with pytest.raises(ResourceError, match=r"b\.gguf: the disk is full"):
-        quantise(
+        quantize(
             source, {mix: tmp_path / f"{name}.gguf" for name, mix in zip("abc", ("f16", "q8_0", "f32"), strict=True)}
         )
 
@@ -390,16 +388,16 @@ def test_a_disk_full_at_the_ends_is_said(
     with monkeypatch.context() as patched:
         patched.setattr(os, what, failing_after(calls, getattr(os, what)))
         with pytest.raises(ResourceError, match="the disk is full"):
-            quantise(source, {"f16": target})
+            quantize(source, {"f16": target})
     assert target.read_bytes() == b"what stood there"
-    quantise(source, {"f16": target})
+    quantize(source, {"f16": target})
     assert left(tmp_path) == ["source.gguf", "target.gguf"]
 
 
 def test_room_is_checked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = small(tmp_path / "source.gguf")
     targets = {mix: tmp_path / "out" / f"{mix}.gguf" for mix in TARGETS}
-    sizes = [written.bytes for written in quantise(source, targets).values()]
+    sizes = [written.bytes for written in quantize(source, targets).values()]
     for path in targets.values():
         path.unlink()
 
@@ -409,13 +407,13 @@ def test_room_is_checked_before_anything_is_written(tmp_path: Path, monkeypatch:
 
     free(sum(sizes) + module.SPARE - 1)
     with pytest.raises(ResourceError, match=r"out: the files need 17 MB more, and 17 MB are free. Free some space"):
-        quantise(source, targets)
+        quantize(source, targets)
     assert left(tmp_path / "out") == []
     free(sum(sizes) + module.SPARE)
     assert run_until(monkeypatch, 30, source, targets)
     done = sum(path.stat().st_size for path in (tmp_path / "out").glob(".*.part"))
     free(sum(sizes) - done + module.SPARE)  # what is there already need not be free
-    quantise(source, targets)
+    quantize(source, targets)
     assert left(tmp_path / "out") == sorted(path.name for path in targets.values())
 
 
@@ -440,7 +438,7 @@ def test_no_numbers_are_refused(bad: float, mix: str, tmp_path: Path) -> None:
     values[1, 77] = bad
     source = one_tensor(tmp_path / "source.gguf", values)
     with pytest.raises(ModelError, match=r"source\.gguf: tensor 'blk.0.ffn_up.weight' holds values that are infinite"):
-        quantise(source, {mix: tmp_path / "target.gguf"})
+        quantize(source, {mix: tmp_path / "target.gguf"})
     assert not (tmp_path / "target.gguf").exists()
 
 
@@ -453,31 +451,31 @@ def test_numbers_too_large_for_a_type_are_refused(mix: str, kind: str, value: fl
     values[1, 77] = value
     source = one_tensor(tmp_path / "source.gguf", values)
     with pytest.raises(ModelError, match=rf"'blk.0.ffn_up.weight' holds values too large for {kind}.*bf16 or f32"):
-        quantise(source, {mix: tmp_path / "target.gguf"})
+        quantize(source, {mix: tmp_path / "target.gguf"})
 
 
 def test_wishes_that_cannot_be_are_errors(tmp_path: Path) -> None:
     source = small(tmp_path / "source.gguf")
-    with pytest.raises(RecipeError, match="unknown mix 'q9'"):
-        quantise(source, {"q9": tmp_path / "target.gguf"})
+    with pytest.raises(RecipeError, match="unknown quantization type 'q9'"):
+        quantize(source, {"q9": tmp_path / "target.gguf"})
     with pytest.raises(ModelError, match="must be different files"):
-        quantise(source, {"f16": tmp_path / "a" / ".." / "source.gguf"})
+        quantize(source, {"f16": tmp_path / "a" / ".." / "source.gguf"})
     with pytest.raises(ModelError, match="must be different files"):
-        quantise(source, {"f16": tmp_path / "target.gguf", "f32": tmp_path / "target.gguf"})
+        quantize(source, {"f16": tmp_path / "target.gguf", "f32": tmp_path / "target.gguf"})
     packed = gguf.quants.quantize(np.ones((2, 256), np.float32), gguf.GGMLQuantizationType.Q8_0)
     twice = one_tensor(tmp_path / "twice.gguf", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
     with pytest.raises(
         ModelError, match=r"twice\.gguf: tensor 'blk.0.ffn_up.weight' is Q8_0 already.*f16, bf16 or f32"
     ):
-        quantise(twice, {"q4_k_m": tmp_path / "target.gguf"})
-    assert quantise(twice, {"q8_0": tmp_path / "copied.gguf"})["q8_0"].types == {"Q8_0": 1}
+        quantize(twice, {"q4_k_m": tmp_path / "target.gguf"})
+    assert quantize(twice, {"q8_0": tmp_path / "copied.gguf"})["q8_0"].types == {"Q8_0": 1}
     assert left(tmp_path) == ["copied.gguf", "source.gguf", "twice.gguf"]
 
 
 def test_a_source_that_changes_is_noticed(tmp_path: Path) -> None:
     source = small(tmp_path / "source.gguf")
     with pytest.raises(ModelError, match="changed while it was read"):
-        quantise(source, {"f16": tmp_path / "target.gguf"}, lambda done, of: os.utime(source, ns=(done, done)))
+        quantize(source, {"f16": tmp_path / "target.gguf"}, lambda done, of: os.utime(source, ns=(done, done)))
     assert not (tmp_path / "target.gguf").exists()
 
 
@@ -486,7 +484,7 @@ def test_a_source_that_becomes_shorter_is_noticed(tmp_path: Path, monkeypatch: p
     source = wide(tmp_path / "source.gguf")
     middle = read_header(source).tensors[50].offset
     with pytest.raises(ModelError, match=r"source\.gguf: became shorter while it was read"):
-        quantise(source, {"q8_0": tmp_path / "target.gguf"}, lambda done, of: os.truncate(source, middle + 3))
+        quantize(source, {"q8_0": tmp_path / "target.gguf"}, lambda done, of: os.truncate(source, middle + 3))
 
 
 # --- memory ----------------------------------------------------------------------------------------------------
@@ -509,7 +507,7 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path: Path, monkeypatch: pyte
     del writer
     tracemalloc.start()
     try:
-        quantise(source, {mix: tmp_path / f"{mix}.gguf" for mix in ("q8_0", "f32", "bf16")})
+        quantize(source, {mix: tmp_path / f"{mix}.gguf" for mix in ("q8_0", "f32", "bf16")})
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

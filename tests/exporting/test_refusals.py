@@ -22,10 +22,10 @@ def refused(
     tmp_path: Path, recipe_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[TunesmithError]]:
     """refused(files, changes) -> what check_export says of them; the converter is not run unless `convert` is given."""
-    base, real = make_convertible(tmp_path / "base"), converting._run
+    base, real = make_convertible(tmp_path / "base"), converting._run_converter
 
     def check(*files: Any, convert: bool = False, model: Path = base, **changes: Any) -> list[TunesmithError]:
-        monkeypatch.setattr(converting, "_run", real if convert else lambda *_: None)
+        monkeypatch.setattr(converting, "_run_converter", real if convert else lambda *_: None)
         path = recipe_file(base__model=str(model), export__files=list(files), **changes)
         recipe = read_recipe(str(path))
         weights = load_weights(recipe, silent)
@@ -41,7 +41,11 @@ GGUF = {"gguf": {"types": ["q8_0"]}}
     ("files", "changes", "said"),
     [
         (["gguf_lora"], {"adapter__dora": True}, "cannot hold the magnitudes of adapter.dora"),
-        (["gguf_lora"], {"adapter__train_also": ["embeddings", "head"]}, "trains whole (embeddings, head)"),
+        (
+            ["gguf_lora"],
+            {"adapter__train_also": ["embeddings", "head"]},
+            "the full weights of adapter.train_also (embeddings, head)",
+        ),
         (["gguf_lora"], {"adapter__bias": "all"}, "cannot hold the biases that adapter.bias: all trains"),
         ([GGUF, {"ollama": {}}], {}, "ollama needs a GGUF file of type q4_k_m, which no target before it writes"),
         ([{"ollama": {"of": "q8_0"}}, GGUF], {}, "ollama needs a GGUF file of type q8_0"),
@@ -150,4 +154,4 @@ def test_a_family_that_llama_cpp_computes_in_another_way_is_warned_of(
     path = tmp_path / "llama2" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": four}))
     [said] = warned("llama2", "adapter")
-    assert "ask for products in bfloat16, but training computes in float32" in said
+    assert "set computation in bfloat16, but training computes in float32" in said

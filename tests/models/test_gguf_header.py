@@ -164,9 +164,9 @@ def test_a_large_vocabulary_takes_a_second(vocabulary: Path) -> None:
 BIG = 1 << 62
 LIST = struct.pack("<IQ", 9, 1)
 SPOILT: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "is no GGUF file"),
-    "magic": (b"GGML" + bytes(60), "is no GGUF file"),
-    "version 1": (file([], [], version=1), "is GGUF version 1; read are 2 and 3"),
+    "empty": (b"", "is not a GGUF file"),
+    "magic": (b"GGML" + bytes(60), "is not a GGUF file"),
+    "version 1": (file([], [], version=1), "is GGUF version 1; supported are 2 and 3"),
     "version 4": (file([], [], version=4), "is GGUF version 4"),
     "big endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is a big-endian GGUF file"),
     "many tensors": (b"GGUF" + struct.pack("<IQQ", 3, BIG, 0), "claims 4,611,686,018,427,387,904 tensors"),
@@ -193,7 +193,7 @@ SPOILT: dict[str, tuple[bytes, str]] = {
     "alignment 0": (file([pair("general.alignment", 4, bytes(4))], []), "has the alignment 0"),
     "alignment 48": (file([pair("general.alignment", 4, b"\x30\0\0\0")], []), "has the alignment 48"),
     "alignment large": (file([pair("general.alignment", 4, b"\0\0\0\x40")], []), "has the alignment 1073741824"),
-    "alignment long": (file([pair("general.alignment", 10, bytes(8))], []), "another type than uint32"),
+    "alignment long": (file([pair("general.alignment", 10, bytes(8))], []), "is not uint32"),
     "tensor twice": (file([pair()], [tensor(), tensor(offset=32)], 64), "has the tensor 't' twice"),
     "long name": (file([pair()], [tensor("n" * 64)], 64), "a tensor's name of 64 bytes; allowed are 1 to 63"),
     "zero in a name": (file([pair()], [tensor("a\0b")], 64), "has a zero byte in a tensor's name"),
@@ -210,8 +210,8 @@ SPOILT: dict[str, tuple[bytes, str]] = {
     "out of the file": (file([pair()], [tensor(shape=(1 << 40,))], 64), "ends inside tensor 't'"),
     "cut": (file([pair()], [tensor()], 15), "ends inside tensor 't'"),
     "offset out of the file": (file([pair()], [tensor(offset=BIG)], 64), "puts tensor 't' at 4,611,686"),
-    "more behind": (file([pair()], [tensor()], 33), "goes on after its last tensor"),
-    "more behind nothing": (file([pair()], [], 32), "goes on after its last tensor"),
+    "more behind": (file([pair()], [tensor()], 33), "continues after its last tensor"),
+    "more behind nothing": (file([pair()], [], 32), "continues after its last tensor"),
 }  # fmt: skip
 
 

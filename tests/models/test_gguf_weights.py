@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gguf_models import SAID, finish, make_convertible, make_smol, opened, renamed, reordered, write_model
 from tiny import FAMILIES, make_model
 from tunesmith.errors import ModelError
-from tunesmith.exporting.convert import _scripts
+from tunesmith.exporting.convert import _converter_folder
 from tunesmith.generation.gguf_check import TEXTS, compare_likelihood, compare_tokens, compare_with_llama_cpp
 from tunesmith.models.gguf_config import llama3_factors
 from tunesmith.models.gguf_header import read_header
@@ -80,7 +80,15 @@ def more_families(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def written(folder: Path, target: Path, kind: str = "f32", *more: str) -> Path:
     """The folder as llama.cpp's own converter writes it."""
-    words = [str(_scripts() / "convert_hf_to_gguf.py"), str(folder), "--outtype", kind, "--outfile", str(target), *more]
+    words = [
+        str(_converter_folder() / "convert_hf_to_gguf.py"),
+        str(folder),
+        "--outtype",
+        kind,
+        "--outfile",
+        str(target),
+        *more,
+    ]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env={**os.environ}, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return target
@@ -175,7 +183,7 @@ def test_a_model_in_parts(tmp_path: Path) -> None:
     one, several = converted(whole, tmp_path / "one"), converted(first, tmp_path / "several")
     before, after = load_file(one / "model.safetensors"), load_file(several / "model.safetensors")
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
-    with pytest.raises(ModelError, match=rf"is part 2 of a model in \d parts.*Name the first part, {first.name}"):
+    with pytest.raises(ModelError, match=rf"is part 2 of a model in \d parts.*Use the first part, {first.name}"):
         convert_gguf(later[0], tmp_path)
     later[-1].unlink()
     with pytest.raises(ModelError, match=rf"{later[-1].name} is missing"):
@@ -310,10 +318,10 @@ def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("llama.expert_count", "llama.expert_count = 7 has no place"),
+        ("llama.expert_count", "llama.expert_count = 7 cannot be expressed"),
         ("llama.rope.scaling.original_context_length", ""),
-        ("llama.attention.sliding_window", "llama.attention.sliding_window = 7 has no place"),
-        ("llama.attention.value_length", "llama.attention.value_length = 7 has no place"),
+        ("llama.attention.sliding_window", "llama.attention.sliding_window = 7 cannot be expressed"),
+        ("llama.attention.value_length", "llama.attention.value_length = 7 cannot be expressed"),
         ("general.quantized_by_number", ""),
     ],
 )
@@ -345,7 +353,7 @@ def test_missing_and_unknown_tensors_are_named(tmp_path: Path, network: Any) -> 
 
 def test_an_unknown_rule_is_named(tmp_path: Path, network: Any) -> None:
     path = byte_file(tmp_path / "model.gguf", network, rule="no-such-rule")
-    with pytest.raises(ModelError, match="by the rule 'no-such-rule', which is not known"):
+    with pytest.raises(ModelError, match="pre-tokenizer 'no-such-rule', which is not supported"):
         convert_gguf(path, tmp_path)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from adapters import logits, made, shaken
 from exporting.test_merge import job_of
 from families import FAMILY
-from tunesmith.exporting.merge import merge, text_config
+from tunesmith.exporting.merge import merge, text_model_config
 from tunesmith.generation.from_folder import FolderModel
 from tunesmith.models.adapter import load_adapter, read_adapter
 from tunesmith.models.architecture import architecture_from_weights, read_architecture
@@ -134,7 +134,7 @@ def test_rope_settings_are_exported_as_in_the_base(family: Callable[[str], Path]
     for file in ("model.safetensors", "tokenizer.json"):
         (tmp_path / file).write_bytes((family("gemma3") / file).read_bytes())
     weights = fetch_weights(str(tmp_path))
-    shipped = text_config(architecture_from_weights(weights), weights)
+    shipped = text_model_config(architecture_from_weights(weights), weights)
     assert (shipped["rope_theta"], shipped["rope_local_base_freq"]) == (7e5, 2e4) and "rope_parameters" not in shipped
     (tmp_path / "shipped").mkdir()
     (tmp_path / "shipped" / "config.json").write_text(json.dumps(shipped))

@@ -295,10 +295,10 @@ class Exporter:
             with contextlib.closing(target.opened(job, file)) as runtime:
                 verified = prove(
                     file, runtime, template=job.template, rows=self._rows, parts=self._reply_rows, base=base,
-                    adapter=tuned, examples=examples, reference=reference, wish=recipe.export,
-                    evaluate=recipe.evaluate, seed=recipe.seed, kept=partial_replies, made_from=inputs,
-                    known=self._train_index,
-                    tell=lambda label, count, total: self.on_progress(f"{file.name}, {label}", count, total),
+                    adapter=tuned, examples=examples, reference=reference, settings=recipe.export,
+                    evaluate=recipe.evaluate, seed=recipe.seed, reply_log_path=partial_replies, inputs=inputs,
+                    training_answers=self._train_index,
+                    on_progress=lambda label, count, total: self.on_progress(f"{file.name}, {label}", count, total),
                 )  # fmt: skip
         except MissingReply as error:
             raise RunError(error.what, where=error.where, next=command_for_product("evaluate", run.path)) from error

@@ -1,1 +1,1 @@
-"""An adapter in, files to ship out."""
+"""Exports an adapter as files for other runtimes."""

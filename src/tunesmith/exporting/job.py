@@ -1,19 +1,19 @@
-"""What an exporter is given and what it hands over.
+"""The interface between the export command and export targets.
 
-A target is a file in `targets/` that defines
+A target is a module in `targets/` that defines
 
-    write(job, *, its options) -> list[File]     writes what `job.lacks`, in `job.out`; goes on where it was stopped
-    opened(job, file) -> Runtime                 for what can answer: the runtime that will serve it, in a process apart
-    check(job, file) -> list[str]                for what cannot: what is wrong with it, for people
+    write(job, *, its options) -> list[File]     writes missing files (`job.must_write`) to `job.out`; resumes
+    opened(job, file) -> Runtime                 if the file can reply: its runtime, in a separate process
+    check(job, file) -> list[str]                if it cannot: problems of the file, as sentences for users
 
-with `opened` or `check`, not both. What `write` leaves under a file's own name is whole. It is called a second time
-when all files are in place, and then only describes them. Optional are
+with either `opened` or `check`. A file that `write` leaves under its final name is complete. `write` is called again
+when all files are in place, and then only describes them. Optional:
 
-    validate(request, *, its options) -> Iterator[TunesmithError]    why it cannot work, before anything is trained
-    warnings(request, *, its options) -> Iterator[str]    what is known to go wrong though it can be written
-    wrong_options(its options) -> Iterator[(option, what, advice)]   values that no model can have
-    needs(its options) -> str                    the target whose files this one is made of
-    SELECT = {names of options}                  options that only select files: the other files stay when they change
+    validate(request, *, its options) -> Iterator[TunesmithError]    errors that are known before training
+    warnings(request, *, its options) -> Iterator[str]    known problems of files that can be written
+    wrong_options(its options) -> Iterator[(option, problem, advice)]   values that are invalid for every model
+    needs(its options) -> str                    the target whose files this one uses
+    SELECT = {names of options}                  options that only select files; other files stay when they change
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore
 from tunesmith.models.weights import Weights
 from tunesmith.prompt.template import Template
 
-Onto = Literal["quantised", "original"]
+MergeBase = Literal["quantised", "original"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is shipped. `bits` and `precision` say how training read the base; `limit` and `context` are tokens."""
+    """The model to export. `bits` and `precision` are the base's in training; `limit` and `context` are in tokens."""
 
     name: str
     folder: Path
@@ -42,37 +42,37 @@ class Job:
     adapter: Path
     template: Template
     stop: tuple[str, ...]
-    onto: Onto
+    onto: MergeBase
     bits: int
     precision: str
     limit: int  # of a reply
     context: int  # of a prompt and its reply together
     seed: int
-    card: Callable[[], str]  # the model card, without what the files' proofs add
+    card: Callable[[], str]  # the model card, without the results of verification
     say: Callable[[str], None] = lambda text: None
-    system: str | None = None  # the message that the recipe puts before a conversation without one
-    place: Path | None = None  # where the target that writes now puts its files; None: below `folder`
-    standing: frozenset[str] = frozenset()  # files of that target, by their path in its folder, that stay as they are
+    system: str | None = None  # the recipe's system message, for conversations without one
+    place: Path | None = None  # output folder of the current target; None: its folder below `folder`
+    standing: frozenset[str] = frozenset()  # the target's files, by path in its folder, that are up to date
 
     def out(self, target: str) -> Path:
-        """The folder that `target` writes into."""
+        """Returns the output folder of `target`."""
         return self.place or self.folder / target
 
     @property
     def work(self) -> Path:
-        """The folder for intermediate files; it goes when the target is finished."""
+        """The folder for intermediate files; it is removed when the target is finished."""
         return self.place.with_name(f".{self.place.name}.work") if self.place else self.folder / ".work"
 
-    def lacks(self, path: Path, target: str) -> bool:
-        """Whether a file in the folder of `target` must be written."""
+    def must_write(self, path: Path, target: str) -> bool:
+        """Returns whether a file in the folder of `target` must be written."""
         return path.relative_to(self.out(target)).as_posix() not in self.standing and not path.exists()
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a target is asked for before there is an adapter: the recipe, the job, and the targets before this one.
+    """The input of `validate` and `warnings`: the recipe, the job, and the targets that are written earlier.
 
-    `types` are those of the GGUF files that will be there when the target is written.
+    `types` are those of the GGUF files that will exist when the target is written.
     """
 
     recipe: Recipe
@@ -81,15 +81,15 @@ class Request:
     types: frozenset[str] = frozenset()
 
     def follows(self, target: str) -> bool:
-        """Whether `target` is written before this one."""
-        return any(named.name == target for named in self.before)
+        """Returns whether `target` is written before this one."""
+        return any(earlier.name == target for earlier in self.before)
 
 
 @dataclass(frozen=True)
 class File:
-    """A file or folder to ship. `exact`: only rounded, so it is held to the stricter thresholds.
+    """An exported file or folder. `exact` files are only rounded, so stricter thresholds apply.
 
-    `commands` say how to talk to it, by runtime; `notes` are facts for the report.
+    `commands` show how to run it, by runtime; `notes` are facts for the report.
     """
 
     name: str
@@ -100,7 +100,7 @@ class File:
 
 
 class Runtime(Protocol):
-    """A TextModel in a process apart, which also shows how it reads a conversation and what it thinks of a text."""
+    """A TextModel in a separate process that can also render a conversation and score a text."""
 
     def replies(
         self, prompts: Sequence[Sequence[Turn]], *, max_new_tokens: int, batch: int
@@ -109,20 +109,20 @@ class Runtime(Protocol):
         ...
 
     def render(self, turns: Sequence[Turn]) -> str:
-        """The conversation by the file's own template, up to where the assistant begins."""
+        """Renders a conversation with the file's own template, up to the start of the assistant's reply."""
         ...
 
     def tokens(self, text: str) -> list[int]:
-        """A rendered text as the runtime cuts it."""
+        """Tokenizes a rendered text as the runtime does."""
         ...
 
     def scores(self, tokens: Sequence[int], *, start: int, top: int = 1) -> Iterator[TokenScore]:
-        """What the model thinks of each given token from place `start` (at least 1) on."""
+        """Scores each given token from position `start` (at least 1) on."""
         ...
 
     @property
     def facts(self) -> RuntimeStats:
-        """What running it takes."""
+        """Speed and memory of the runtime."""
         ...
 
     def close(self) -> None:

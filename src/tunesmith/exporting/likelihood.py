@@ -1,4 +1,4 @@
-"""What a file makes of given texts: the tokens it cuts prompts into, and how likely it finds answers."""
+"""Compares a file's tokenization of prompts and its likelihood of reference answers with the adapter's."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from tunesmith.generation.text_model import TokenScore
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import Example, Learn, encode_expanded, encode_prompt
 
-SHOWN = 3  # rows of unlike tokens that are told with their texts
-AROUND = 40  # characters before and behind the first difference
-BEGINNING = 8  # tokens told from the first unlike one on
-TOP = 64  # likeliest tokens that a runtime is asked for at each place
-KEPT = 4096  # likeliest tokens kept of the adapter at each place: 32 KiB
-CHUNK = 64  # places whose log-probabilities are made at once: 64 MB at a vocabulary of 256k
-ROUNDING = 1e-6  # what is left of a sum of float32 probabilities is known to about so much
-LEAST = -690.0  # ln p below which a probability is as good as none: e^-690 is 1e-300, near float64's end
+SHOWN_ROWS = 3  # different prompts that are reported with their texts
+CONTEXT_CHARACTERS = 40  # before and after the first difference
+SHOWN_TOKENS = 8  # reported from the first different token on
+RUNTIME_TOP = 64  # likeliest tokens requested from a runtime at each position
+REFERENCE_TOP = 4096  # likeliest tokens of the adapter stored at each position: 32 KiB
+POSITION_BATCH = 64  # positions whose log-probabilities are computed at once: 64 MB for a vocabulary of 256k
+MIN_REST = 1e-6  # accuracy of one minus a sum of float32 probabilities
+MIN_LOG_PROBABILITY = -690.0  # smaller ln p count as this: e^-690 is 1e-300, near float64's smallest number
 
-Tell = Callable[[int, int], None]
-
-
-def _silent(done: int, of: int) -> None:
-    """Tells nobody."""
+OnProgress = Callable[[int, int], None]
 
 
-def _finite(value: float | None) -> float | None:
-    """None for what JSON cannot hold."""
+def _no_progress(done: int, of: int) -> None:
+    """Ignores progress."""
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    """Returns None for values that JSON cannot represent."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -47,11 +47,12 @@ def _finite(value: float | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class Unlike:
-    """A prompt that becomes other tokens than in training, by what stands around the first difference.
+class PromptDifference:
+    """A prompt whose tokens differ from training, with the text around the first difference.
 
-    `place` is the first unlike token's, `ours` and `theirs` are parts of the rendered texts, the tokens begin at
-    `place`. `refusal` says why the runtime did not render it at all; the rest is empty then.
+    `place` is the position of the first different token, from which `our_tokens` (training) and `their_tokens` (file)
+    start; `ours` and `theirs` are parts of the rendered texts. If the runtime could not render the prompt, `refusal`
+    says why and the rest is empty.
     """
 
     row: str
@@ -64,88 +65,113 @@ class Unlike:
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """How many of `rows` prompts become other tokens than in training, the first of them, and what is wrong with BOS.
+class PromptComparison:
+    """The number of prompts whose tokens differ from training, the first of them, and errors of the start token.
 
-    The last four count rows: training begins with the start token and the file does not; the file begins with two;
-    the file begins with one where training has none; nothing but the start token differs.
+    The last four fields count rows: the file's prompt lacks the start token of training; begins with two; begins with
+    one where training has none; differs from training only in start tokens.
     """
 
     rows: int
     unlike: int
-    shown: tuple[Unlike, ...]
+    shown: tuple[PromptDifference, ...]
     bos_missing: int
     bos_doubled: int
     bos_added: int
     bos_alone: int
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for export.json."""
-        return {**asdict(self), "shown": [asdict(each) for each in self.shown]}
+        """Returns JSON values for export.json."""
+        return {**asdict(self), "shown": [asdict(difference) for difference in self.shown]}
 
 
-def conversations(template: Template, rows: Sequence[Conversation], runtime: Runtime, tell: Tell = _silent) -> Prompts:
-    """Whether the runtime, with the file's own template, reads each row's prompt as the tokens that training used.
+def compare_prompts(
+    template: Template, rows: Sequence[Conversation], runtime: Runtime, on_progress: OnProgress = _no_progress
+) -> PromptComparison:
+    """Compares the tokens of each row's prompt, by the file's own template in its runtime, with those of training.
 
-    Tokens decide: those of the rendered text as the runtime cuts it (what a server does with a chat) against
-    `encode_prompt`, one by one. Texts alone may differ: where the file says that its tokenizer adds the start token,
-    llama.cpp takes a written one off the text and puts it back while cutting. What training used is right: a template
-    that writes no start token wants a file that adds none. A conversation that the runtime refuses counts as unlike.
+    The runtime renders and tokenizes the prompt as a server does for a chat, and `encode_prompt` gives training's
+    tokens. Rendered texts may differ: if the file's tokenizer adds the start token, llama.cpp removes a written one
+    from the text and adds it again in tokenization. Training decides what is right: if its template writes no start
+    token, the file must add none. A conversation that the runtime refuses counts as different.
     """
-    others: list[Unlike] = []
-    starts: list[Unlike] = []
-    unlike = alone = 0
-    begins = {"missing": 0, "doubled": 0, "added": 0}
+    other_differences: list[PromptDifference] = []
+    bos_differences: list[PromptDifference] = []
+    different = bos_alone = 0
+    bos_faults = {"missing": 0, "doubled": 0, "added": 0}
     for done, row in enumerate(rows, start=1):
-        ours = encode_prompt(row.prompt, template)
+        training_tokens = encode_prompt(row.prompt, template)
         try:
             text = runtime.render(row.prompt)
-            theirs = runtime.tokens(text)
+            file_tokens = runtime.tokens(text)
         except ModelError as error:
-            unlike += 1
-            others += [Unlike(row.id, 0, "", "", (), (), str(error))] if len(others) < SHOWN else []
+            different += 1
+            other_differences += (
+                [PromptDifference(row.id, 0, "", "", (), (), str(error))] if len(other_differences) < SHOWN_ROWS else []
+            )
             continue
-        start = template.tokenizer.bos_token_id
-        if fault := _beginning(ours, theirs, start):
-            begins[fault] += 1
-        if ours != theirs:
-            unlike += 1
-            only = _without_start(ours, start) == _without_start(theirs, start)
-            alone += only
-            found = starts if only else others
-            found += [_unlike(row, ours, theirs, text, template)] if len(found) < SHOWN else []
-        tell(done, len(rows))
-    shown = tuple([*others, *starts][:SHOWN])
-    return Prompts(len(rows), unlike, shown, begins["missing"], begins["doubled"], begins["added"], alone)
+        bos = template.tokenizer.bos_token_id
+        if fault := _bos_fault(training_tokens, file_tokens, bos):
+            bos_faults[fault] += 1
+        if training_tokens != file_tokens:
+            different += 1
+            bos_only = _without_start(training_tokens, bos) == _without_start(file_tokens, bos)
+            bos_alone += bos_only
+            differences = bos_differences if bos_only else other_differences
+            differences += (
+                [_prompt_difference(row, training_tokens, file_tokens, text, template)]
+                if len(differences) < SHOWN_ROWS
+                else []
+            )
+        on_progress(done, len(rows))
+    reported = tuple([*other_differences, *bos_differences][:SHOWN_ROWS])
+    return PromptComparison(
+        len(rows), different, reported, bos_faults["missing"], bos_faults["doubled"], bos_faults["added"], bos_alone
+    )
 
 
-def _without_start(ids: Sequence[int], start: int | None) -> list[int]:
-    return list(dropwhile(lambda token: token == start, ids))
+def _without_start(ids: Sequence[int], bos: int | None) -> list[int]:
+    return list(dropwhile(lambda token: token == bos, ids))
 
 
-def _beginning(ours: Sequence[int], theirs: Sequence[int], start: int | None) -> str:
-    """What is wrong with the start tokens at a prompt's beginning; empty when nothing is."""
-    if start is None:
+def _bos_fault(training_tokens: Sequence[int], file_tokens: Sequence[int], bos: int | None) -> str:
+    """Returns how the leading start tokens differ: `missing`, `added` or `doubled`; empty if they do not."""
+    if bos is None:
         return ""
-    wanted, has = (next((n for n, token in enumerate(ids) if token != start), len(ids)) for ids in (ours, theirs))
-    if has >= wanted:
-        return "" if has == wanted else "added" if has == 1 else "doubled"
+    training_count, file_count = (
+        next((n for n, token in enumerate(ids) if token != bos), len(ids)) for ids in (training_tokens, file_tokens)
+    )
+    if file_count >= training_count:
+        return "" if file_count == training_count else "added" if file_count == 1 else "doubled"
     return "missing"
 
 
-def _unlike(row: Conversation, ours: list[int], theirs: list[int], text: str, template: Template) -> Unlike:
-    place = _first_difference(ours, theirs)
-    start = template.tokenizer.bos_token or ""
-    own, other = template.render(row.prompt, generate=True).removeprefix(start), text.removeprefix(start)
-    at = _first_difference(own, other) if own != other else len(template.tokenizer.decode(ours[:place]))
-    around = slice(max(0, at - AROUND), at + AROUND)
-    end = place + BEGINNING
-    return Unlike(row.id, place, own[around], other[around], tuple(ours[place:end]), tuple(theirs[place:end]))
+def _prompt_difference(
+    row: Conversation, training_tokens: list[int], file_tokens: list[int], text: str, template: Template
+) -> PromptDifference:
+    place = _first_difference(training_tokens, file_tokens)
+    bos = template.tokenizer.bos_token or ""
+    training_text, file_text = template.render(row.prompt, generate=True).removeprefix(bos), text.removeprefix(bos)
+    at = (
+        _first_difference(training_text, file_text)
+        if training_text != file_text
+        else len(template.tokenizer.decode(training_tokens[:place]))
+    )
+    context = slice(max(0, at - CONTEXT_CHARACTERS), at + CONTEXT_CHARACTERS)
+    end = place + SHOWN_TOKENS
+    return PromptDifference(
+        row.id,
+        place,
+        training_text[context],
+        file_text[context],
+        tuple(training_tokens[place:end]),
+        tuple(file_tokens[place:end]),
+    )
 
 
-def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _first_difference(first: Sequence[Any], second: Sequence[Any]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 # --- answers token by token -------------------------------------------------------------------------------------
@@ -153,10 +179,10 @@ def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the adapter thinks of an example's learnt tokens: `tokens` and their `nats`, [places] each.
+    """The adapter's scores of an example's tokens with loss: `tokens` and their `nats`, [positions] each.
 
-    `ids` and `logs` [places, kept] are the likeliest tokens with ln p, the likeliest first. The learnt token itself is
-    always among them, as the last where it is not one of the likeliest.
+    `ids` and `logs` [positions, top] are the likeliest tokens with ln p, the likeliest first. They always include the
+    target token, as the last one if it is not among the likeliest.
     """
 
     row: str
@@ -168,12 +194,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A file beside the adapter on the learnt tokens of a few rows' own answers.
+    """The file compared with the adapter on the tokens with loss of a few reference answers.
 
-    `adapter` and `file` are perplexities over all `tokens`, `agreement` is the share of places where the file's
-    likeliest token is the adapter's, `divergence` and `divergence_most` are mean and most of a lower bound of
-    KL(adapter || file) in nats (see `divergence`). `losses` has the file's mean nats a token by row. `broken` places
-    have no finite figure: where there are any, and where there are no tokens, figures are nan or infinite.
+    `adapter` and `file` are perplexities over all `tokens`; `agreement` is the share of positions where the file's
+    likeliest token is the adapter's; `divergence` and `divergence_most` are mean and maximum of a lower bound of
+    KL(adapter || file) in nats (see `divergence`). `losses` has the file's mean nats per token by row. `broken` counts
+    positions without finite values: if there are any, or no tokens, results are nan or infinite.
     """
 
     rows: int
@@ -187,125 +213,142 @@ class Likelihood:
     losses: Mapping[str, float]
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for export.json."""
-        plain = {key: _finite(value) if isinstance(value, float) else value for key, value in vars(self).items()}
-        return {**plain, "losses": {row: _finite(value) for row, value in self.losses.items()}}
+        """Returns JSON values for export.json."""
+        plain = {
+            key: _finite_or_none(value) if isinstance(value, float) else value for key, value in vars(self).items()
+        }
+        return {**plain, "losses": {row: _finite_or_none(value) for row, value in self.losses.items()}}
 
 
 def examples(
     parts: Mapping[str, Sequence[Conversation]], template: Template, *, learn: Learn, limit: int, seed: int
 ) -> list[Example]:
-    """At most `limit` rows with an answer of their own, drawn as replies' rows are, as tokens."""
+    """Samples at most `limit` rows with a reference answer, as the rows for replies are sampled, and tokenizes them."""
     answered = {part: [row for row in rows if row.answer.strip()] for part, rows in parts.items()}
     rows = [row for rows in sample_rows(answered, limit, seed).values() for row in rows]
     return [encode_expanded(row, template, learn, "auto")[-1][1] for row in rows]
 
 
-def reference_scores(text: WeightsModel, examples: Sequence[Example], *, kept: int = KEPT) -> list[Reference]:
-    """What a loaded model, its adapter on or off as `text` has it, thinks of each example's learnt tokens.
+def reference_scores(text: WeightsModel, examples: Sequence[Example], *, top: int = REFERENCE_TOP) -> list[Reference]:
+    """Scores each example's tokens with loss with a loaded model, its adapter on or off as in `text`.
 
-    One forward pass an example through the network itself; its scores become log-probabilities in float32.
+    This is one forward pass per example; logits become log-probabilities in float32.
     """
     text.model.network.eval()
     off = contextlib.nullcontext() if text.tuned else text.model.base()
     with torch.inference_mode(), off:
-        return [_reference(text, example, kept) for example in examples]
+        return [_reference(text, example, top) for example in examples]
 
 
-def _reference(text: WeightsModel, example: Example, kept: int) -> Reference:
-    device, places = text.model.device, _learnt(example)
-    wanted = torch.tensor(places, device=device)
+def _reference(text: WeightsModel, example: Example, top: int) -> Reference:
+    device, places = text.model.device, _loss_positions(example)
+    positions = torch.tensor(places, device=device)
     ids = torch.tensor([example.ids], device=device)
-    scores = text.model.network(input_ids=ids, use_cache=False, logits_to_keep=wanted - 1).logits[0]
-    starts = range(0, len(places), CHUNK)
-    found = [_kept(scores[at : at + CHUNK], ids[0, wanted[at : at + CHUNK]], kept) for at in starts]
-    nats, best, logs = (np.concatenate([each[n] for each in found]) for n in range(3))
+    scores = text.model.network(input_ids=ids, use_cache=False, logits_to_keep=positions - 1).logits[0]
+    starts = range(0, len(places), POSITION_BATCH)
+    batches = [
+        _top_scores(scores[at : at + POSITION_BATCH], ids[0, positions[at : at + POSITION_BATCH]], top) for at in starts
+    ]
+    nats, top_ids, logs = (np.concatenate([batch[n] for batch in batches]) for n in range(3))
     tokens = np.array([example.ids[place] for place in places], np.int32)
-    return Reference(example.row, tokens, nats, best.astype(np.int32), logs)
+    return Reference(example.row, tokens, nats, top_ids.astype(np.int32), logs)
 
 
-def _kept(scores: torch.Tensor, given: torch.Tensor, kept: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Of scores [places, vocabulary]: nats of the given tokens, and the likeliest ids with ln p."""
-    table = scores.float().log_softmax(-1)
-    own = table.gather(1, given[:, None])
-    logs, ids = table.topk(min(kept, table.shape[1]))
-    absent = (ids != given[:, None]).all(1)
-    ids[absent, -1], logs[absent, -1] = given[absent], own[absent, 0]
-    return (-own[:, 0]).cpu().numpy(), ids.cpu().numpy(), logs.cpu().numpy()
+def _top_scores(
+    scores: torch.Tensor, target_ids: torch.Tensor, top: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Returns nats of the target tokens, and the likeliest ids with ln p, from logits [positions, vocabulary]."""
+    log_probabilities = scores.float().log_softmax(-1)
+    target_logs = log_probabilities.gather(1, target_ids[:, None])
+    logs, ids = log_probabilities.topk(min(top, log_probabilities.shape[1]))
+    absent = (ids != target_ids[:, None]).all(1)
+    ids[absent, -1], logs[absent, -1] = target_ids[absent], target_logs[absent, 0]
+    return (-target_logs[:, 0]).cpu().numpy(), ids.cpu().numpy(), logs.cpu().numpy()
 
 
-def _learnt(example: Example) -> list[int]:
-    """Places of learnt tokens; nothing stands before the first token that could foretell it."""
-    return [place for place, learnt in enumerate(example.loss_mask) if learnt and place]
+def _loss_positions(example: Example) -> list[int]:
+    """Returns positions of tokens with loss, except the first token, which nothing predicts."""
+    return [place for place, has_loss in enumerate(example.loss_mask) if has_loss and place]
 
 
-def likelihoods(
-    reference: Sequence[Reference], runtime: Runtime, examples: Sequence[Example], tell: Tell = _silent
+def compare_likelihoods(
+    reference: Sequence[Reference],
+    runtime: Runtime,
+    examples: Sequence[Example],
+    on_progress: OnProgress = _no_progress,
 ) -> Likelihood:
-    """Lets the runtime score the examples' learnt tokens, beside the adapter's `reference` scores of them.
+    """Scores the examples' tokens with loss in the runtime and compares them with the adapter's `reference` scores.
 
-    The file agrees at a place when the adapter finds no token likelier than the file's likeliest. Raises RunError when
+    The file agrees at a position if the adapter finds no token likelier than the file's likeliest. Raises RunError if
     the reference is of other tokens.
     """
-    ours, theirs, same, apart, losses = list[float](), list[float](), list[bool](), list[float](), dict[str, float]()
-    for done, (known, example) in enumerate(zip(reference, examples, strict=True), start=1):
-        scored = _scored(runtime, example)
-        if [each.token for each in scored] != known.tokens.tolist():
-            what, advice = "the adapter's scores are of other tokens", "Make them for the same rows and template"
-            raise RunError(what, where=f"row '{example.row}'", next=advice)
-        ours += known.nats.tolist()
-        theirs += [each.nats for each in scored]
-        losses[example.row] = float(np.mean([each.nats for each in scored])) if scored else math.nan
-        for each, ids, logs in zip(scored, known.ids, known.logs, strict=True):
-            same.append(bool(each.top) and bool((logs[ids == each.top[0][0]] >= logs[0]).any()))
-            apart.append(divergence(ids, logs, each))
-        tell(done, len(examples))
+    adapter_nats, file_nats, agrees, divergences, losses = (
+        list[float](),
+        list[float](),
+        list[bool](),
+        list[float](),
+        dict[str, float](),
+    )
+    for done, (expected, example) in enumerate(zip(reference, examples, strict=True), start=1):
+        scored = _runtime_scores(runtime, example)
+        if [score.token for score in scored] != expected.tokens.tolist():
+            problem, advice = "the adapter's scores are of other tokens", "Score the same rows with the same template"
+            raise RunError(problem, where=f"row '{example.row}'", next=advice)
+        adapter_nats += expected.nats.tolist()
+        file_nats += [score.nats for score in scored]
+        losses[example.row] = float(np.mean([score.nats for score in scored])) if scored else math.nan
+        for score, ids, logs in zip(scored, expected.ids, expected.logs, strict=True):
+            agrees.append(bool(score.top) and bool((logs[ids == score.top[0][0]] >= logs[0]).any()))
+            divergences.append(divergence(ids, logs, score))
+        on_progress(done, len(examples))
     return Likelihood(
-        len(examples), len(ours), _perplexity(ours), _perplexity(theirs), _mean(same), _mean(apart),
-        max(apart) if np.isfinite(apart).all() and apart else math.nan,
-        sum(not (math.isfinite(nats) and math.isfinite(kl)) for nats, kl in zip(theirs, apart, strict=True)), losses,
+        len(examples), len(adapter_nats), _perplexity(adapter_nats), _perplexity(file_nats), _mean(agrees),
+        _mean(divergences), max(divergences) if np.isfinite(divergences).all() and divergences else math.nan,
+        sum(not (math.isfinite(nats) and math.isfinite(kl)) for nats, kl in zip(file_nats, divergences, strict=True)),
+        losses,
     )  # fmt: skip
 
 
-def _scored(runtime: Runtime, example: Example) -> list[TokenScore]:
-    """What the runtime thinks of the learnt tokens; those behind the last of them are not asked for."""
-    places = _learnt(example)
+def _runtime_scores(runtime: Runtime, example: Example) -> list[TokenScore]:
+    """Returns the runtime's scores of the tokens with loss; tokens after the last of them are not scored."""
+    places = _loss_positions(example)
     if not places:
         return []
-    found = list(runtime.scores(example.ids[: places[-1] + 1], start=places[0], top=TOP))
-    return [found[place - places[0]] for place in places]
+    token_scores = list(runtime.scores(example.ids[: places[-1] + 1], start=places[0], top=RUNTIME_TOP))
+    return [token_scores[place - places[0]] for place in places]
 
 
-def divergence(ids: NDArray[np.int32], logs: NDArray[np.float32], told: TokenScore) -> float:
-    """At least KL(adapter || file) at one place, in nats: the adapter's known `ids` with ln p, and what the file told.
+def divergence(ids: NDArray[np.int32], logs: NDArray[np.float32], score: TokenScore) -> float:
+    """Returns a lower bound of KL(adapter || file) in nats at one position.
 
-    Tokens known of both stand alone; all others fall into two buckets, those that only the file told and the rest.
-    Putting outcomes into buckets never raises a divergence (the data processing inequality; by the log-sum inequality
-    for one bucket: Cover & Thomas 2006, theorem 2.7.1 and section 2.8), so the true one is as large or larger. How the
-    adapter divides what is left between the buckets is known only in so far as the first holds no more than what it
-    gives to tokens unknown here: of all such divisions the one of the least divergence is taken. What the file leaves
-    to the rest counts as 1e-6 at least, since float32 knows no less. Exact, but for that, when both sides know the
-    whole vocabulary. nan when the file told something that is not a number.
+    `ids` with ln p `logs` are the adapter's likeliest tokens, `score` is the file's. Tokens that both sides scored
+    count individually; all others fall into two buckets: tokens that only the file scored, and the rest. Merging
+    outcomes never raises a divergence (data processing inequality; for one bucket the log-sum inequality: Cover &
+    Thomas 2006, theorem 2.7.1 and section 2.8), so the true value is at least as large. How the adapter's remaining
+    probability divides between the buckets is unknown, except that the first holds at most the probability outside
+    `ids`; the division with the least divergence is used. The file's probability of the rest counts as at least 1e-6,
+    the accuracy of float32. Apart from that, the bound is exact if both sides score the whole vocabulary. It is nan if
+    the file returned a value that is not a number.
     """
-    file = {**dict(told.top), told.token: -told.nats}
-    q = np.clip(np.fromiter(file.values(), float, len(file)), LEAST, 0.0)
-    _, at, there = np.intersect1d(ids, np.fromiter(file, np.int64, len(file)), return_indices=True)
+    file = {**dict(score.top), score.token: -score.nats}
+    q = np.clip(np.fromiter(file.values(), float, len(file)), MIN_LOG_PROBABILITY, 0.0)
+    _, at, indices = np.intersect1d(ids, np.fromiter(file, np.int64, len(file)), return_indices=True)
     p = np.exp(logs.astype(float))
-    hidden = float(np.delete(np.exp(q), there).sum())
-    rest = max(1.0 - float(np.exp(q).sum()), ROUNDING)
-    left = max(1.0 - float(p[at].sum()), 0.0)
-    share = min(left * hidden / (hidden + rest), max(1.0 - float(p.sum()), 0.0))
-    alone = float((p[at] * (logs[at] - q[there])).sum())
-    found = alone + _term(share, hidden) + _term(left - share, rest)
-    return found if math.isnan(found) else max(0.0, found)
+    hidden = float(np.delete(np.exp(q), indices).sum())
+    file_rest = max(1.0 - float(np.exp(q).sum()), MIN_REST)
+    remaining = max(1.0 - float(p[at].sum()), 0.0)
+    share = min(remaining * hidden / (hidden + file_rest), max(1.0 - float(p.sum()), 0.0))
+    shared_term = float((p[at] * (logs[at] - q[indices])).sum())
+    bound = shared_term + _kl_term(share, hidden) + _kl_term(remaining - share, file_rest)
+    return bound if math.isnan(bound) else max(0.0, bound)
 
 
-def _term(p: float, q: float) -> float:
+def _kl_term(p: float, q: float) -> float:
     return p * math.log(p / q) if p > 0 else 0.0
 
 
 def _perplexity(nats: Sequence[float]) -> float:
-    """exp of the mean, infinite beyond float64."""
+    """Returns exp of the mean; infinite beyond float64."""
     with np.errstate(over="ignore"):
         return float(np.exp(_mean(nats)))
 

@@ -1,7 +1,7 @@
-"""The experts of a merged model: fused as transformers fuses them, updated, and cut again into the base's own tensors.
+"""Merges updates into experts, which it fuses as transformers does and then splits into the base's tensors.
 
-Files hold experts one by one (`experts.0.gate_proj.weight`) or stacked, and transformers' conversion mapping says how
-they become the 3-D parameters that training read. Only one expert is in memory at a time where files hold them apart.
+Files hold experts separately (`experts.0.gate_proj.weight`) or stacked; transformers' conversion mapping describes how
+they become the 3-D parameters that were trained. Where files hold them separately, one expert is in memory at a time.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from tunesmith.models.experts import ExpertShape, expert_shapes
 
 @dataclass(frozen=True)
 class ExpertUpdate:
-    """What is added to one expert parameter: PEFT's A (experts·r x in) and B (out x r·experts), and their scale."""
+    """The LoRA update of one expert parameter: PEFT's A (experts·r x in) and B (out x r·experts), and their scale."""
 
     a: Tensor
     b: Tensor
     scale: float
 
     def of(self, experts: slice, shape: ExpertShape, *, transposed: bool) -> Tensor:
-        """s B A of the given experts, stacked, as the parameter is stored."""
+        """Returns s B A of the given experts, stacked, in the parameter's layout."""
         rank = len(self.a) // shape.experts
         a = self.a.view(shape.experts, rank, -1)[experts]
         b = self.b.view(len(self.b), rank, shape.experts).permute(2, 0, 1)[experts]
-        made = torch.bmm(b, a) * self.scale
-        return made.transpose(1, 2) if transposed else made
+        update = torch.bmm(b, a) * self.scale
+        return update.transpose(1, 2) if transposed else update
 
 
 @dataclass
-class _Fused:
-    """One expert parameter: its shape, and the tensors of the files that it is made of, by pattern, in order."""
+class _FusedExperts:
+    """One expert parameter: its shape, and the file tensors that it consists of, by pattern, in order."""
 
     name: str
     shape: ExpertShape
@@ -49,12 +49,12 @@ class _Fused:
 
     @property
     def apart(self) -> bool:
-        """Whether the files hold each expert by itself."""
+        """Whether the files hold each expert separately."""
         return self.converter is not None and all(len(names) == self.shape.experts for names in self.sources.values())
 
 
 class ExpertTensors:
-    """Which tensors of the files belong to experts, and what each of them becomes."""
+    """The file tensors that belong to experts, and their merged values."""
 
     def __init__(
         self,
@@ -63,14 +63,14 @@ class ExpertTensors:
         read: Callable[[str], Tensor],
         packed_from: torch.dtype | None,
     ) -> None:
-        """`names` of the files' tensors, which `read` reads; `network` lies on the meta device.
+        """Assigns the file tensors `names`, which `read` loads, to the experts of `network` on the meta device.
 
-        `packed_from` is the number type that training packed in NF4 from, None where the weights stay as they came.
+        `packed_from` is the dtype that training quantized to NF4 from; None merges into the original weights.
         """
         self.network, self.read, self.packed_from = network, read, packed_from
         self.updates: dict[str, ExpertUpdate] = {}
-        self._fused: dict[str, _Fused] = {}
-        self._owner: dict[str, tuple[_Fused, str]] = {}
+        self._fused: dict[str, _FusedExperts] = {}
+        self._owner: dict[str, tuple[_FusedExperts, str]] = {}
         shapes = expert_shapes(network)
         if shapes:
             self._assign(shapes, names)
@@ -96,31 +96,31 @@ class ExpertTensors:
             if target not in shapes:
                 continue
             module = network.get_submodule(target.rpartition(".")[0])
-            new = _Fused(target, shapes[target], bool(getattr(module, "is_transposed", False)))
+            new = _FusedExperts(target, shapes[target], bool(getattr(module, "is_transposed", False)))
             fused = self._fused.setdefault(target, new)
             fused.converter = by_pattern[pattern] if pattern else None
             fused.sources.setdefault(pattern or "", []).append(name)
             self._owner[name] = fused, pattern or ""
 
     def take(self, updates: Mapping[str, ExpertUpdate]) -> None:
-        """The update of each expert parameter that has one, by its name."""
+        """Sets the updates, by the name of the expert parameter."""
         self.updates = dict(updates)
 
     def __contains__(self, name: str) -> bool:
-        """Whether the files' tensor `name` belongs to experts."""
+        """Returns whether the file tensor `name` belongs to experts."""
         return name in self._owner
 
     def merged(self, name: str) -> Tensor:
-        """The files' tensor `name` with the update, float32."""
+        """Returns the file tensor `name` with its update added, in float32."""
         fused, pattern = self._owner[name]
         if fused.converter is None:
             return self._updated(fused, self.read(name), slice(None))
-        place = fused.sources[pattern].index(name) if fused.apart else None
-        pieces: dict[str, list[Tensor]] = self._piece(fused.name, place)
+        expert = fused.sources[pattern].index(name) if fused.apart else None
+        pieces: dict[str, list[Tensor]] = self._piece(fused.name, expert)
         return pieces[pattern][0 if fused.apart else fused.sources[pattern].index(name)]
 
     def _converted(self, parameter: str, expert: int | None) -> dict[str, list[Tensor]]:
-        """The tensors by pattern that one expert, or all, are cut into after the update."""
+        """Returns the merged tensors of one expert, or of all, by pattern."""
         fused = self._fused[parameter]
         forward = deepcopy(fused.converter)
         for pattern, names in fused.sources.items():
@@ -129,31 +129,31 @@ class ExpertTensors:
         network: Any = self.network
         (stacked,) = forward.convert(parameter, model=network, config=network.config).values()
         stacked = stacked[0] if isinstance(stacked, list) else stacked
-        chosen = slice(None) if expert is None else slice(expert, expert + 1)
-        updated = self._updated(fused, stacked, chosen)
+        experts = slice(None) if expert is None else slice(expert, expert + 1)
+        updated = self._updated(fused, stacked, experts)
         back = deepcopy(fused.converter).reverse_transform()
         key, pattern = back.rename_source_key(parameter)
         back.add_tensor(key, parameter, pattern, updated)
-        cut = back.convert(key, model=network, config=network.config)
-        tensors = [value[0] if isinstance(value, list) else value for value in cut.values()]
-        many = len(tensors) // len(fused.sources)
-        found: dict[str, list[Tensor]] = {pattern: [] for pattern in fused.sources}
-        for name, tensor in zip(cut, tensors, strict=True):
-            found[self._pattern(fused, name)].append(tensor)
-        if any(len(pieces) != many for pieces in found.values()):
-            raise ModelError(f"transformers cannot cut '{parameter}' into the base's tensors", where="export.files")
-        return found
+        split = back.convert(key, model=network, config=network.config)
+        tensors = [value[0] if isinstance(value, list) else value for value in split.values()]
+        count = len(tensors) // len(fused.sources)
+        pieces_by_pattern: dict[str, list[Tensor]] = {pattern: [] for pattern in fused.sources}
+        for name, tensor in zip(split, tensors, strict=True):
+            pieces_by_pattern[self._pattern(fused, name)].append(tensor)
+        if any(len(pieces) != count for pieces in pieces_by_pattern.values()):
+            raise ModelError(f"transformers cannot split '{parameter}' into the base's tensors", where="export.files")
+        return pieces_by_pattern
 
-    def _pattern(self, fused: _Fused, name: str) -> str:
+    def _pattern(self, fused: _FusedExperts, name: str) -> str:
         for pattern in fused.sources:
             if name.endswith(pattern.rpartition("*")[2]):
                 return pattern
         return next(iter(fused.sources))
 
-    def _updated(self, fused: _Fused, stacked: Tensor, experts: slice) -> Tensor:
+    def _updated(self, fused: _FusedExperts, stacked: Tensor, experts: slice) -> Tensor:
         if self.packed_from is not None:
-            whole = stacked.to(self.packed_from)
-            stacked = unpack_experts(pack_experts(whole), whole.shape)
+            weights = stacked.to(self.packed_from)
+            stacked = unpack_experts(pack_experts(weights), weights.shape)
         stacked = stacked.float()
         update = self.updates.get(fused.name)
         if update is None:
@@ -161,18 +161,18 @@ class ExpertTensors:
         return stacked + update.of(experts, fused.shape, transposed=fused.transposed)
 
 
-def without_mxfp4(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The files' tensors as they are merged: of an MXFP4 tensor's codes and exponents, the 16-bit one they stand for.
+def dequantized_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces the codes and exponents of each MXFP4 tensor by the header of the dequantized bfloat16 tensor.
 
-    `found` and the result: by name a tensor's file, shape and number type.
+    `headers` and the result map a tensor's name to its file, shape and dtype.
     """
     plain = {}
-    for name, (path, shape, kind) in found.items():
+    for name, (path, shape, kind) in headers.items():
         base = name.removesuffix(MXFP4_BLOCKS)
-        if base != name and base + MXFP4_SCALES in found:
+        if base != name and base + MXFP4_SCALES in headers:
             experts, outputs, blocks, size = shape
             plain[base] = path, (experts, 2 * blocks * size, outputs), "BF16"
-        elif name.removesuffix(MXFP4_SCALES) + MXFP4_BLOCKS not in found:
+        elif name.removesuffix(MXFP4_SCALES) + MXFP4_BLOCKS not in headers:
             plain[name] = path, shape, kind
     return plain
 
@@ -180,18 +180,18 @@ def without_mxfp4(found: Mapping[str, Any]) -> dict[str, Any]:
 def expert_updates(
     network: nn.Module, targets: Iterable[str], updates: Mapping[str, ExpertUpdate]
 ) -> tuple[dict[str, ExpertUpdate], set[str]]:
-    """The updates by expert parameter, and the names of PEFT's modules that they came from.
+    """Returns the updates by expert parameter, and the names of the PEFT modules that held them.
 
-    PEFT's wrappers of one module's parameters are nested, the last parameter's outermost; `targets` are the adapter's
+    PEFT nests the wrappers of one module's parameters, the last parameter's outermost. `targets` are the adapter's
     target_parameters.
     """
     tails = tuple(f".{target}" for target in targets)
-    found, taken = {}, set[str]()
+    updates_by_parameter, wrapper_names = {}, set[str]()
     for name, module in network.named_modules():
         parts = [part for part in expert_parameters(module) if f"{name}.{part}".endswith(tails)]
         for depth, part in zip(reversed(range(len(parts))), parts, strict=True):
             wrapper = name + ".base_layer" * depth
             if wrapper in updates:
-                found[f"{name}.{part}"] = updates[wrapper]
-                taken.add(wrapper)
-    return found, taken
+                updates_by_parameter[f"{name}.{part}"] = updates[wrapper]
+                wrapper_names.add(wrapper)
+    return updates_by_parameter, wrapper_names

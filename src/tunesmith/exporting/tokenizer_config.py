@@ -1,4 +1,4 @@
-"""What other programs read about a tokenizer: its configuration, and the tokens that end a reply."""
+"""Writes the tokenizer settings that other programs read: a portable configuration and the EOS tokens."""
 
 from __future__ import annotations
 
@@ -10,40 +10,43 @@ from typing import Any
 from tunesmith.exporting.job import Job
 from tunesmith.prompt.tokens import special_ids, stop_ids
 
-GENERIC = "PreTrainedTokenizerFast"  # transformers 4 and 5, vLLM and mlx_lm read tokenizer.json under this name
+GENERIC_CLASS = "PreTrainedTokenizerFast"  # transformers 4 and 5, vLLM and mlx_lm load tokenizer.json with it
 _NOT_SHIPPED = ("auto_map", "backend", "is_local", "local_files_only", "name_or_path", "processor_class", "_commit_hash")  # noqa: E501  # fmt: skip
 
 
-def portable(config: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """tokenizer_config.json as transformers 5 wrote it, in the form that transformers 4.57 reads as well.
+def portable_config(config: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Converts a tokenizer_config.json of transformers 5 to a form that transformers 4.57 also reads.
 
-    The class is the one that the `base` folder names, where transformers itself has it, and else the generic one:
-    TokenizersBackend is known to transformers 5 alone. A list of further special tokens gets its old name, since the
-    new one must be a mapping in transformers 4.
+    The class is the one in the `base` folder if transformers provides it, else the generic one: only transformers 5 has
+    TokenizersBackend. A list of additional special tokens gets its old key, because the new one must be a mapping in
+    transformers 4.
     """
     shipped = {key: value for key, value in config.items() if key not in _NOT_SHIPPED}
-    own = _read(base / "tokenizer_config.json")
-    names = [own.get("tokenizer_class") if "auto_map" not in own else None, config.get("tokenizer_class")]
-    known = (name for name in names if isinstance(name, str) and name != "TokenizersBackend")
-    shipped["tokenizer_class"] = next(known, GENERIC)
+    base_config = _read_object(base / "tokenizer_config.json")
+    names = [
+        base_config.get("tokenizer_class") if "auto_map" not in base_config else None,
+        config.get("tokenizer_class"),
+    ]
+    classes = (name for name in names if isinstance(name, str) and name != "TokenizersBackend")
+    shipped["tokenizer_class"] = next(classes, GENERIC_CLASS)
     if isinstance(shipped.get("extra_special_tokens"), list):
         shipped["additional_special_tokens"] = shipped.pop("extra_special_tokens")
     return shipped
 
 
-def ends_of(job: Job) -> list[int]:
-    """Every token that ends a reply: those of the template and the tokenizer, then others that the base names."""
+def eos_token_ids(job: Job) -> list[int]:
+    """Returns all tokens that end a reply: those of the template and the tokenizer, then others of the base."""
     stops = stop_ids(job.template)
-    named = _read(job.weights.folder / "generation_config.json").get("eos_token_id")
+    base_ids = _read_object(job.weights.folder / "generation_config.json").get("eos_token_id")
     special = special_ids(job.template.tokenizer)
-    more = [each for each in (named if isinstance(named, list) else [named]) if each in special]
-    return list(dict.fromkeys([*stops, *more]))
+    additional = [token for token in (base_ids if isinstance(base_ids, list) else [base_ids]) if token in special]
+    return list(dict.fromkeys([*stops, *additional]))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
+def _read_object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file; empty if there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""Proves in its own runtime that an exported file is the model that was tested, or says what speaks against it."""
+"""Verifies in a file's own runtime that it is the model that was evaluated."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from tunesmith.evaluation.reply_log import ReplyLog
 from tunesmith.evaluation.score import Fold, TrainingAnswers
 from tunesmith.exporting.acceptance import (
     LOSSES,
-    Replies,
-    Share,
-    judge,
-    replies,
-    scores_of,
-    share_of_losses,
-    share_of_replies,
+    GainShare,
+    ReplyComparison,
+    compare_replies,
+    find_problems,
+    gain_share_from_losses,
+    gain_share_from_replies,
+    score_rows,
 )
 from tunesmith.exporting.job import File, Runtime
-from tunesmith.exporting.likelihood import Likelihood, Prompts, Reference, conversations, likelihoods
+from tunesmith.exporting.likelihood import Likelihood, PromptComparison, Reference, compare_likelihoods, compare_prompts
 from tunesmith.generation.text_model import RuntimeStats, TextModel
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import Example
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What was measured of a file, and `problems`: what speaks against its being the model that was tested."""
+class Verification:
+    """The measurements of a file, and its `problems`: deviations from the model that was evaluated."""
 
     name: str
     exact: bool
     primary: str
-    prompts: Prompts
+    prompts: PromptComparison
     likelihood: Likelihood
-    replies: Replies
-    share: Share
+    replies: ReplyComparison
+    share: GainShare
     facts: RuntimeStats
     problems: tuple[str, ...]
 
     @property
     def verified(self) -> bool:
-        """Whether nothing speaks against it."""
+        """Whether the file has no problems."""
         return not self.problems
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for export.json."""
+        """Returns JSON values for export.json."""
         return {
             "name": self.name,
             "exact": self.exact,
@@ -77,58 +77,60 @@ def prove(
     adapter: Sequence[RowReply],
     examples: Sequence[Example],
     reference: Sequence[Reference],
-    wish: Export,
+    settings: Export,
     evaluate: Evaluate,
     seed: int,
-    kept: Path,
-    made_from: dict[str, str],
-    known: TrainingAnswers = NO_TRAINING_ANSWERS,
-    tell: Callable[[str, int, int], None] = lambda what, done, of: None,
-) -> Proof:
-    """Measures `file` in `runtime` beside the adapter.
+    reply_log_path: Path,
+    inputs: dict[str, str],
+    training_answers: TrainingAnswers = NO_TRAINING_ANSWERS,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+) -> Verification:
+    """Compares `file`, run in `runtime`, with the adapter.
 
-    `rows` are all held-out rows: their prompts must become training's tokens. `parts` are the rows that are asked,
-    which `base` and `adapter` answered before; answers to others are passed over, and every part counts, so probes are
-    better left out. `examples` are learnt tokens (see likelihood.examples) of rows in `parts`, and `reference` what the
-    adapter thinks of them. Replies are put down in `kept` as they come and are not asked for again while `made_from`
-    (the file's hash, the rows', the settings') is the same; the file `kept` is the caller's to remove. `tell` hears
-    which of prompts, likelihood and replies is under way, how much is done, of how much.
+    `rows` are all held-out rows: the file must tokenize their prompts as training did. `parts` are the rows that the
+    file replies to, which must have replies in `base` and `adapter`; other replies are ignored. Every part counts, so
+    leave out probes. `examples` are rows of `parts` with tokens with loss (see likelihood.examples), and `reference`
+    the adapter's scores of these tokens. Replies are appended to `reply_log_path` and reused while `inputs` (hashes of
+    file, rows and settings) is the same; the caller removes that file. `on_progress` receives the stage (prompts,
+    likelihood or replies), the number done and the total.
 
-    Raises RunError for no rows, for rows that base or adapter did not answer and for a reference of other tokens,
-    ModelError when the runtime fails.
+    Raises RunError for no rows, for rows without a reply of base or adapter and for a reference of other tokens,
+    ModelError if the runtime fails.
     """
     if not any(parts.values()):
         raise RunError(
-            "no row is asked, so nothing can be proven", where=file.name, next="Hold some rows out for tests"
+            "there are no test rows, so the file cannot be verified",
+            where=file.name,
+            next="Increase data.split.test so that some rows are held out",
         )
-    prompts = conversations(template, rows, runtime, partial(tell, "prompts"))
-    likelihood = likelihoods(reference, runtime, examples, partial(tell, "likelihood"))
-    answered = _answered(runtime, parts, evaluate, kept, made_from, partial(tell, "replies"))
-    scored = scores_of(parts, base, adapter, answered, evaluate.metrics, known)
+    prompts = compare_prompts(template, rows, runtime, partial(on_progress, "prompts"))
+    likelihood = compare_likelihoods(reference, runtime, examples, partial(on_progress, "likelihood"))
+    row_replies = _runtime_replies(runtime, parts, evaluate, reply_log_path, inputs, partial(on_progress, "replies"))
+    scored = score_rows(parts, base, adapter, row_replies, evaluate.metrics, training_answers)
     primary = evaluate.primary
-    beside = replies(scored, adapter, answered, primary=primary, seed=seed)
+    comparison = compare_replies(scored, adapter, row_replies, primary=primary, seed=seed)
     if primary in LOSSES:
         fold: Fold = "exp" if primary == "perplexity" else "mean"
-        share = share_of_losses(parts, base, adapter, likelihood.losses, fold=fold, seed=seed)
+        share = gain_share_from_losses(parts, base, adapter, likelihood.losses, fold=fold, seed=seed)
     else:
-        share = share_of_replies(scored, primary, seed)
-    problems = tuple(judge(prompts, likelihood, beside, share, wish, primary=primary, exact=file.exact))
-    return Proof(file.name, file.exact, primary, prompts, likelihood, beside, share, runtime.facts, problems)
+        share = gain_share_from_replies(scored, primary, seed)
+    problems = tuple(find_problems(prompts, likelihood, comparison, share, settings, primary=primary, exact=file.exact))
+    return Verification(file.name, file.exact, primary, prompts, likelihood, comparison, share, runtime.facts, problems)
 
 
-def _answered(
+def _runtime_replies(
     runtime: Runtime,
     parts: Mapping[str, Sequence[Conversation]],
     evaluate: Evaluate,
     path: Path,
-    made_from: dict[str, str],
+    inputs: dict[str, str],
     tell: Callable[[int, int], None],
 ) -> list[RowReply]:
-    kept = ReplyLog(path, made_from)
+    log = ReplyLog(path, inputs)
     try:
-        return generate_replies(  # which asks for replies alone, not for a stream
+        return generate_replies(  # which needs only `replies` of the runtime, not a stream
             cast(TextModel, runtime), parts, max_new_tokens=evaluate.max_new_tokens, batch=evaluate.batch, losses=None,
-            on_progress=tell, reply_log=kept,
+            on_progress=tell, reply_log=log,
         )  # fmt: skip
     finally:
-        kept.close()
+        log.close()

@@ -1,8 +1,8 @@
-"""A GGUF file's header, read strictly: what native code may be handed.
+"""Reads and validates a GGUF file's header before native code opens the file.
 
-The reader is plain Python, so a crafted file can raise an error and nothing worse. It takes what the format's
-specification and llama.cpp's own reader allow, and less where real files need less: every length is compared with
-what is left of the file before anything is made from it, and every tensor must lie in the file, one behind the other.
+The reader is plain Python, so a crafted file can only raise an error. It accepts what the format's specification and
+llama.cpp's own reader allow, with tighter limits where real files need less: every length is compared with the rest of
+the file before memory is allocated, and tensors must be inside the file, in order and without gaps or overlaps.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import IO, Any, NoReturn
 from tunesmith.errors import ModelError
 
 MAGIC = b"GGUF"
-VERSIONS = (2, 3)  # 1 had 32-bit lengths and is read by nothing any more; 3 is 2 with big endian allowed
-ALIGNMENT = 32  # where a file names none
-MAX_ALIGNMENT = 1 << 20  # files have 32 or a page; 1 MiB of padding before each tensor is no model's wish
+VERSIONS = (2, 3)  # 1 had 32-bit lengths and is no longer supported anywhere; 3 is 2 with big endian allowed
+ALIGNMENT = 32  # default
+MAX_ALIGNMENT = 1 << 20  # real files use 32 or the page size
 MAX_HEADER = 256 << 20  # the largest vocabularies (262,144 tokens, 515,000 merges) take about 20 MiB
 MAX_PAIRS = 1 << 16  # models have about 40, those with a pair per layer a few hundred
 MAX_TENSORS = 1 << 17  # 61 layers with 256 unmerged experts of 3 matrices are 47,000
@@ -36,7 +36,7 @@ NUMBERS = {  # value type -> its struct letter; 8 is a string, 9 an array
 }  # fmt: skip
 STRING, ARRAY, UINT32 = 8, 9, 4
 
-BLOCKS = {  # tensor type -> its number, the weights of a block, the block's bytes; those that no file holds left out
+BLOCKS = {  # tensor type -> its number, weights per block, bytes per block; without types that no file contains
     "F32": (0, 1, 4), "F16": (1, 1, 2), "BF16": (30, 1, 2), "F64": (28, 1, 8),
     "I8": (24, 1, 1), "I16": (25, 1, 2), "I32": (26, 1, 4), "I64": (27, 1, 8),
     "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24), "Q8_0": (8, 32, 34),
@@ -46,12 +46,12 @@ BLOCKS = {  # tensor type -> its number, the weights of a block, the block's byt
     "IQ4_NL": (20, 32, 18), "IQ4_XS": (23, 256, 136), "TQ1_0": (34, 256, 54), "TQ2_0": (35, 256, 66),
     "MXFP4": (39, 32, 17), "NVFP4": (40, 64, 36), "Q1_0": (41, 128, 18), "Q2_0": (42, 64, 18),
 }  # fmt: skip
-_NAMES = {number: name for name, (number, _, _) in BLOCKS.items()}
+_TYPE_NAMES = {number: name for name, (number, _, _) in BLOCKS.items()}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor: its shape with the fastest axis first, its type (a key of BLOCKS), its place in the file in bytes."""
+    """A tensor: its shape with the fastest axis first, its type (a key of BLOCKS), its offset and size in bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -62,10 +62,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the weights.
+    """The part of the file before the weights.
 
-    `metadata` holds numbers, truth values, strings and tuples of these. `places` gives each key the first byte of its
-    pair and the one behind it, `data` is where the weights begin; both count from the file's start.
+    `metadata` holds numbers, booleans, strings and tuples of these. `places` maps each key to the start and end offset
+    of its pair; `data` is the offset of the weights. All offsets count from the start of the file.
     """
 
     version: int
@@ -77,21 +77,21 @@ class Header:
 
 
 def tensor_bytes(kind: str, elements: int) -> int:
-    """Bytes of `elements` weights in the type `kind`, a key of BLOCKS; they must fill whole blocks."""
+    """Returns the bytes of `elements` weights of type `kind`, a key of BLOCKS; they must fill whole blocks."""
     _, block, size = BLOCKS[kind]
     return elements // block * size
 
 
-def padded(size: int, alignment: int) -> int:
-    """`size` bytes, rounded up to a multiple of `alignment`."""
+def pad_to_alignment(size: int, alignment: int) -> int:
+    """Returns `size` rounded up to a multiple of `alignment`."""
     return -(-size // alignment) * alignment
 
 
 def read_header(path: Path, *, values: bool = True) -> Header:
-    """The header of a little-endian GGUF file of version 2 or 3.
+    """Reads the header of a little-endian GGUF file of version 2 or 3.
 
-    Without `values` arrays are checked for their lengths and left out. Raises ModelError for anything that the
-    format does not allow, with the byte at which it stands.
+    Without `values`, only the lengths of arrays are checked, and arrays are omitted. Raises ModelError, with the byte
+    offset, for anything that the format does not allow.
     """
     try:
         with path.open("rb") as file:
@@ -101,37 +101,37 @@ def read_header(path: Path, *, values: bool = True) -> Header:
 
 
 class _Reader:
-    """A place in the file, and as much of the file as was needed so far."""
+    """A position in the file, and the part of the file that was read so far."""
 
     def __init__(self, path: Path, file: IO[bytes], values: bool) -> None:
         self.path, self.file, self.values = path, file, values
         self.size = os.fstat(file.fileno()).st_size
-        self.held = bytearray()
+        self.buffer = bytearray()
         self.at = 0
         self.elements = 0
 
     def header(self) -> Header:
-        version, tensors, pairs = self.opening()
+        version, tensors, pairs = self.prologue()
         metadata, places = self.pairs(pairs)
         alignment = self.alignment(metadata)
-        found = [self.tensor() for _ in range(tensors)]
-        data = padded(self.at, alignment) if found else self.at
-        placed = self.place(found, data, alignment)
+        tensor_infos = [self.tensor() for _ in range(tensors)]
+        data = pad_to_alignment(self.at, alignment) if tensor_infos else self.at
+        placed = self.locate(tensor_infos, data, alignment)
         return Header(version, alignment, metadata, placed, places, data)
 
-    def opening(self) -> tuple[int, int, int]:
+    def prologue(self) -> tuple[int, int, int]:
         if self.size < 24 or self.take(4) != MAGIC:
             self.at = 0
-            self.wrong("is no GGUF file")
+            self.fail("is not a GGUF file")
         version = self.number("I")
         if version & 0xFFFF == 0:
-            self.wrong("is a big-endian GGUF file, which is not read", next="Convert it on a little-endian machine")
+            self.fail("is a big-endian GGUF file, which is not supported", next="Convert it on a little-endian machine")
         if version not in VERSIONS:
-            self.wrong(f"is GGUF version {version}; read are {VERSIONS[0]} and {VERSIONS[-1]}")
+            self.fail(f"is GGUF version {version}; supported are {VERSIONS[0]} and {VERSIONS[-1]}")
         tensors, pairs = self.number("Q"), self.number("Q")
-        for count, limit, least, what in ((tensors, MAX_TENSORS, 32, "tensors"), (pairs, MAX_PAIRS, 13, "pairs")):
-            if count > limit or count * least > self.left:  # the fewest bytes that one takes
-                self.wrong(f"claims {count:,} {what}, more than the file holds or the {limit:,} that are allowed")
+        for count, limit, min_bytes, noun in ((tensors, MAX_TENSORS, 32, "tensors"), (pairs, MAX_PAIRS, 13, "pairs")):
+            if count > limit or count * min_bytes > self.remaining:  # min_bytes: the smallest size of one
+                self.fail(f"claims {count:,} {noun}, more than the file holds or the {limit:,} that are allowed")
         return version, tensors, pairs
 
     def pairs(self, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
@@ -141,10 +141,10 @@ class _Reader:
             begin = self.at
             key = self.text(MAX_KEY, "a key")
             if key in places:
-                self.wrong(f"has the key '{key[:80]}' twice")
+                self.fail(f"has the key '{key[:80]}' twice")
             kind = self.number("I")
             if key == "general.alignment" and kind != UINT32:
-                self.wrong("gives its alignment in another type than uint32")
+                self.fail("has an alignment that is not uint32")
             value = self.value(kind, 0)
             places[key] = begin, self.at
             if self.values or kind != ARRAY:
@@ -152,147 +152,150 @@ class _Reader:
         return metadata, places
 
     def alignment(self, metadata: Mapping[str, Any]) -> int:
-        found = int(metadata.get("general.alignment", ALIGNMENT))
-        if not 8 <= found <= MAX_ALIGNMENT or found & (found - 1):
-            self.wrong(f"has the alignment {found}, which is no power of two from 8 to {MAX_ALIGNMENT:,}")
-        return found
+        value = int(metadata.get("general.alignment", ALIGNMENT))
+        if not 8 <= value <= MAX_ALIGNMENT or value & (value - 1):
+            self.fail(f"has the alignment {value}, which is not a power of two from 8 to {MAX_ALIGNMENT:,}")
+        return value
 
     def tensor(self) -> TensorInfo:
-        """A tensor as described, its offset still counted from where the weights begin."""
+        """Reads a tensor's description; its offset counts from the start of the weights."""
         name = self.text(MAX_NAME, "a tensor's name")
         dims = self.number("I")
         if not 1 <= dims <= MAX_DIMS:
-            self.wrong(f"gives tensor '{name}' {dims} dimensions, not 1 to {MAX_DIMS}")
+            self.fail(f"gives tensor '{name}' {dims} dimensions, not 1 to {MAX_DIMS}")
         shape, elements = self.numbers("Q", dims), 1
         for size in shape:
             elements *= size
         if not 0 < elements <= MAX_ELEMENTS:
-            self.wrong(f"gives tensor '{name}' the impossible shape {shape}")
+            self.fail(f"gives tensor '{name}' the impossible shape {shape}")
         number = self.number("I")
-        if number not in _NAMES:
-            self.wrong(f"gives tensor '{name}' the unknown type {number}")
-        kind = _NAMES[number]
+        if number not in _TYPE_NAMES:
+            self.fail(f"gives tensor '{name}' the unknown type {number}")
+        kind = _TYPE_NAMES[number]
         if shape[0] % BLOCKS[kind][1]:
-            self.wrong(f"gives tensor '{name}' rows of {shape[0]}, no multiple of {kind}'s {BLOCKS[kind][1]}")
+            self.fail(f"gives tensor '{name}' rows of {shape[0]}, no multiple of {kind}'s {BLOCKS[kind][1]}")
         return TensorInfo(name, shape, kind, self.number("Q"), tensor_bytes(kind, elements))
 
-    def place(self, tensors: list[TensorInfo], data: int, alignment: int) -> tuple[TensorInfo, ...]:
-        """The tensors with their places in the file: one behind the other, padded, up to the file's end."""
+    def locate(self, tensors: list[TensorInfo], data: int, alignment: int) -> tuple[TensorInfo, ...]:
+        """Returns the tensors with offsets from the start of the file; they must be contiguous up to its end."""
         end, names, placed = data, set[str](), []
         for tensor in tensors:
             if tensor.name in names:
-                self.wrong(f"has the tensor '{tensor.name}' twice")
+                self.fail(f"has the tensor '{tensor.name}' twice")
             names.add(tensor.name)
-            begin = padded(end - data, alignment)
+            begin = pad_to_alignment(end - data, alignment)
             if tensor.offset != begin:
-                self.wrong(f"puts tensor '{tensor.name}' at {tensor.offset:,} where {begin:,} is its place")
+                self.fail(f"puts tensor '{tensor.name}' at {tensor.offset:,} where {begin:,} is its place")
             end = data + begin + tensor.bytes
             if end > self.size:
-                self.wrong(f"ends inside tensor '{tensor.name}': {self.size:,} bytes of at least {end:,}")
+                self.fail(f"ends inside tensor '{tensor.name}': {self.size:,} bytes of at least {end:,}")
             placed.append(TensorInfo(tensor.name, tensor.shape, tensor.type, data + begin, tensor.bytes))
-        if self.size > padded(end, alignment):
-            self.wrong(f"goes on after its last tensor: {self.size:,} bytes where {padded(end, alignment):,} are used")
+        if self.size > pad_to_alignment(end, alignment):
+            self.fail(
+                f"continues after its last tensor: {self.size:,} bytes, "
+                f"of which {pad_to_alignment(end, alignment):,} are used"
+            )
         return tuple(placed)
 
     def value(self, kind: int, depth: int) -> Any:
         if kind == STRING:
-            return self.text(MAX_STRING, "a string", least=0)
+            return self.text(MAX_STRING, "a string", min_bytes=0)
         if kind == ARRAY:
             return self.array(depth + 1)
-        return self.numbers(self.letter(kind), 1)[0]
+        return self.numbers(self.struct_code(kind), 1)[0]
 
     def array(self, depth: int) -> tuple[Any, ...]:
         if depth > MAX_DEPTH:
-            self.wrong(f"nests arrays deeper than {MAX_DEPTH}")
+            self.fail(f"nests arrays deeper than {MAX_DEPTH}")
         kind, count = self.number("I"), self.number("Q")
-        least = {STRING: 8, ARRAY: 12}.get(kind) or struct.calcsize(self.letter(kind))
+        min_bytes = {STRING: 8, ARRAY: 12}.get(kind) or struct.calcsize(self.struct_code(kind))
         self.elements += count
-        if count * least > self.left or self.elements > MAX_VALUES:
-            self.wrong(f"claims {count:,} values, more than the file holds or the {MAX_VALUES:,} that are allowed")
+        if count * min_bytes > self.remaining or self.elements > MAX_VALUES:
+            self.fail(f"claims {count:,} values, more than the file holds or the {MAX_VALUES:,} that are allowed")
         if kind == STRING:
             return self.texts(count)
         if kind == ARRAY:
             return tuple(self.array(depth + 1) for _ in range(count))
         if self.values:
-            return self.numbers(self.letter(kind), count)
-        self.hold(count * least)
-        self.at += count * least
+            return self.numbers(self.struct_code(kind), count)
+        self.read_ahead(count * min_bytes)
+        self.at += count * min_bytes
         return ()
 
     def texts(self, count: int) -> tuple[str, ...]:
-        """`count` strings. One loop over local names: vocabularies have 262,144 of them and more merges."""
-        found, unpack, keep = [], struct.Struct("<Q").unpack_from, self.values
+        """Reads `count` strings in one loop over local variables: vocabularies have 262,144 of them and more merges."""
+        strings, unpack, keep_values = [], struct.Struct("<Q").unpack_from, self.values
         for _ in range(count):
             begin = self.at + 8
-            if begin > len(self.held):
-                self.hold(8)
-            (length,) = unpack(self.held, self.at)
+            if begin > len(self.buffer):
+                self.read_ahead(8)
+            (length,) = unpack(self.buffer, self.at)
             if length > MAX_STRING:
-                self.wrong(f"has a string of {length:,} bytes; allowed are {MAX_STRING:,}")
+                self.fail(f"has a string of {length:,} bytes; allowed are {MAX_STRING:,}")
             self.at = begin
-            if begin + length > len(self.held):
-                self.hold(length)
+            if begin + length > len(self.buffer):
+                self.read_ahead(length)
             self.at += length
-            if keep:
-                found.append(self.decoded(begin, self.at, "a string"))
-        return tuple(found)
+            if keep_values:
+                strings.append(self.decode(begin, self.at, "a string"))
+        return tuple(strings)
 
-    def text(self, most: int, what: str, least: int = 1) -> str:
-        """A string of `least` to `most` bytes; names (of one byte at least) hold no zero, which native code ends at."""
+    def text(self, max_bytes: int, noun: str, min_bytes: int = 1) -> str:
+        """Reads a string of `min_bytes` to `max_bytes` bytes; names (`min_bytes` 1) may not contain a zero byte."""
         length = self.number("Q")
-        if not least <= length <= most:
-            self.wrong(f"has {what} of {length:,} bytes; allowed are {least} to {most:,}")
+        if not min_bytes <= length <= max_bytes:
+            self.fail(f"has {noun} of {length:,} bytes; allowed are {min_bytes} to {max_bytes:,}")
         begin = self.at
         self.take(length)
-        found = self.decoded(begin, self.at, what)
-        if least and "\0" in found:
-            self.wrong(f"has a zero byte in {what}")
-        return found
+        string = self.decode(begin, self.at, noun)
+        if min_bytes and "\0" in string:
+            self.fail(f"has a zero byte in {noun}")
+        return string
 
-    def decoded(self, begin: int, end: int, what: str) -> str:
+    def decode(self, begin: int, end: int, noun: str) -> str:
         try:
-            return self.held[begin:end].decode()
+            return self.buffer[begin:end].decode()
         except UnicodeDecodeError:
-            self.wrong(f"has {what} that is not UTF-8")
+            self.fail(f"has {noun} that is not UTF-8")
 
-    def letter(self, kind: int) -> str:
+    def struct_code(self, kind: int) -> str:
         if kind not in NUMBERS:
-            self.wrong(f"has a value of the unknown type {kind}")
+            self.fail(f"has a value of the unknown type {kind}")
         return NUMBERS[kind]
 
     def number(self, letter: str) -> int:
         return int(self.numbers(letter, 1)[0])
 
     def numbers(self, letter: str, count: int) -> tuple[Any, ...]:
-        """`count` numbers; `count` was compared with the file's size before."""
-        taken = self.take(struct.calcsize(letter) * count)
-        if letter == "?" and count and max(taken) > 1:
-            self.wrong("has a truth value that is neither 0 nor 1")
-        return struct.unpack(f"<{count}{letter}", taken)
+        """Reads `count` numbers; the caller has compared `count` with the size of the file."""
+        data = self.take(struct.calcsize(letter) * count)
+        if letter == "?" and count and max(data) > 1:
+            self.fail("has a boolean that is neither 0 nor 1")
+        return struct.unpack(f"<{count}{letter}", data)
 
     @property
-    def left(self) -> int:
-        """Bytes between here and the file's end."""
+    def remaining(self) -> int:
+        """The number of bytes up to the end of the file."""
         return self.size - self.at
 
     def take(self, count: int) -> bytes:
-        self.hold(count)
+        self.read_ahead(count)
         self.at += count
-        return bytes(self.held[self.at - count : self.at])
+        return bytes(self.buffer[self.at - count : self.at])
 
-    def hold(self, count: int) -> None:
-        """Reads on until the next `count` bytes are held."""
-        need = self.at + count
-        if need <= len(self.held):
+    def read_ahead(self, count: int) -> None:
+        """Reads until the buffer contains the next `count` bytes."""
+        end = self.at + count
+        if end <= len(self.buffer):
             return
-        if need > self.size:
-            self.wrong(f"ends inside its header: {self.size:,} bytes")
-        if need > MAX_HEADER:
-            self.wrong(f"has a header of more than {MAX_HEADER:,} bytes")
-        wanted = max(need, 2 * len(self.held), 1 << 16)
-        self.held += self.file.read(wanted - len(self.held))
-        if need > len(self.held):
-            self.wrong("became shorter while it was read")
+        if end > self.size:
+            self.fail(f"ends inside its header: {self.size:,} bytes")
+        if end > MAX_HEADER:
+            self.fail(f"has a header of more than {MAX_HEADER:,} bytes")
+        target = max(end, 2 * len(self.buffer), 1 << 16)
+        self.buffer += self.file.read(target - len(self.buffer))
+        if end > len(self.buffer):
+            self.fail("became shorter while it was read")
 
-    def wrong(self, what: str, *, next: str = "Fetch or convert the file again, or choose another") -> NoReturn:
-        raise ModelError(what, where=f"{self.path} byte {self.at:,}", next=next)
+    def fail(self, problem: str, *, next: str = "Download or convert the file again, or choose another") -> NoReturn:
+        raise ModelError(problem, where=f"{self.path} byte {self.at:,}", next=next)

@@ -1,1 +1,1 @@
-"""What a run can be shipped as: a file each, with `write`, and `opened` or `check`; see export/job.py."""
+"""Export targets, one module each, with `write` and either `opened` or `check`; see exporting/job.py."""

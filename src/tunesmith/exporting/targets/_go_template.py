@@ -1,8 +1,8 @@
-"""The small part of Go's text/template that a chat layout needs: written, and read again as Ollama would run it.
+"""Escapes text for Go's text/template and renders the few constructs that a chat layout needs, as Ollama does.
 
-Constructs: https://pkg.go.dev/text/template; the values and the joining of messages are those of Ollama's
-`template.Execute`: `.System` holds every system message, `.Messages` all messages, neighbours of one role joined.
-Anything else is refused, so that what is proven here is all that is there.
+Constructs: https://pkg.go.dev/text/template. Values and merged messages follow Ollama's `template.Execute`: `.System`
+holds all system messages, `.Messages` all messages, with neighbors of the same role joined. Any other construct is
+refused, so a template that renders here has no untested parts.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from tunesmith.data.conversation import Turn
 
-LAST = "eq (len (slice $.Messages $i)) 1"  # whether the message of the range is the last one
+IS_LAST = "eq (len (slice $.Messages $i)) 1"  # the current message of the range is the last one
 _ACTION = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _STRING = r'"(?:[^"\\\n]|\\["\\]|\\U[0-9a-f]{8})*"'
 _RANGE = {"range .Messages", "range $i, $_ := .Messages"}
 _FIELDS = {".System", "$.System", ".Content"}
 _TESTS = re.compile(
-    r'eq \.Role "(?:user|assistant)"|\.System|' + re.escape(LAST) + rf"|and \$\.System \({re.escape(LAST)}\)"
+    r'eq \.Role "(?:user|assistant)"|\.System|' + re.escape(IS_LAST) + rf"|and \$\.System \({re.escape(IS_LAST)}\)"
 )
 
 
@@ -47,91 +47,91 @@ _Node = _Text | _Field | _Range | _If
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where rendering is: the whole conversation, and the message of the range."""
+class _Scope:
+    """The values that an action can access: the whole conversation, and the current message of the range."""
 
     system: str
     messages: tuple[Turn, ...]
     index: int = -1
 
 
-def escaped(text: str) -> str:
-    """`text` as it must stand outside actions, in a Modelfile's triple quotes.
+def escape(text: str) -> str:
+    """Escapes `text` for use outside actions, in a Modelfile's triple quotes.
 
-    Braces and three quotes would end what they stand in, and Ollama's reader drops what cannot be printed.
+    Braces would start an action, three quotes would end the value, and Ollama's parser drops unprintable characters.
     """
-    return re.sub(r'\{+|"{3,}|.', _guarded, text, flags=re.DOTALL)
+    return re.sub(r'\{+|"{3,}|.', _escape_match, text, flags=re.DOTALL)
 
 
-def _guarded(match: re.Match[str]) -> str:
-    found = match[0]
-    stays = found in "\n\t" or (len(found) == 1 and found != "{" and found.isprintable())
-    return found if stays else "{{ " + _quoted(found) + " }}"
+def _escape_match(match: re.Match[str]) -> str:
+    text = match[0]
+    is_literal = text in "\n\t" or (len(text) == 1 and text != "{" and text.isprintable())
+    return text if is_literal else "{{ " + _quote(text) + " }}"
 
 
-def _quoted(text: str) -> str:
-    return '"' + "".join(_letter(each) for each in text) + '"'
+def _quote(text: str) -> str:
+    return '"' + "".join(_escape_character(character) for character in text) + '"'
 
 
-def _letter(letter: str) -> str:
-    if letter in '"\\':
-        return "\\" + letter
-    return letter if letter.isprintable() else f"\\U{ord(letter):08x}"
+def _escape_character(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    return character if character.isprintable() else f"\\U{ord(character):08x}"
 
 
 def execute(template: str, turns: Sequence[Turn]) -> str:
-    """What Ollama makes of the conversation. Raises ValueError for what is none of the constructs above."""
+    """Renders the conversation as Ollama does. Raises ValueError for unsupported constructs."""
     system = "\n\n".join(turn.text for turn in turns if turn.role == "system")
-    return _run(_parse(template), _Place(system, _joined(turns)))
+    return _render(_parse(template), _Scope(system, _merge_turns(turns)))
 
 
-def _joined(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    found: list[Turn] = []
+def _merge_turns(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    merged: list[Turn] = []
     for turn in turns:
-        if found and found[-1].role == turn.role:
-            found[-1] = Turn(turn.role, f"{found[-1].text}\n\n{turn.text}")
+        if merged and merged[-1].role == turn.role:
+            merged[-1] = Turn(turn.role, f"{merged[-1].text}\n\n{turn.text}")
         else:
-            found.append(turn)
-    return tuple(found)
+            merged.append(turn)
+    return tuple(merged)
 
 
 def _parse(template: str) -> tuple[_Node, ...]:
     pieces = _ACTION.split(template)  # texts at even places, actions at odd ones
-    reader = _Reader(pieces)
+    reader = _Parser(pieces)
     nodes, end = reader.nodes()
     if end:
-        raise ValueError(f"'{end}' without a beginning")
+        raise ValueError(f"'{end}' outside a block")
     return nodes
 
 
-class _Reader:
+class _Parser:
     def __init__(self, pieces: list[str]) -> None:
         self.pieces, self.at = pieces, 0
 
     def nodes(self) -> tuple[tuple[_Node, ...], str]:
-        """The nodes up to an action that ends or divides a block, and that action; '' at the template's end."""
-        found: list[_Node] = []
+        """Returns the nodes up to an `end` or `else` action, and that action; '' at the end of the template."""
+        parsed: list[_Node] = []
         while self.at < len(self.pieces):
             piece, is_action = self.pieces[self.at], self.at % 2 == 1
             self.at += 1
             if not is_action:
-                found += [_Text(_plain(piece))] if piece else []
+                parsed += [_Text(_checked_text(piece))] if piece else []
                 continue
             action = piece.strip(" ")
             if action == "end" or action.startswith("else"):
-                return tuple(found), action
-            found.append(self.node(action))
-        return tuple(found), ""
+                return tuple(parsed), action
+            parsed.append(self.node(action))
+        return tuple(parsed), ""
 
     def node(self, action: str) -> _Node:
         if action in _FIELDS:
             return _Field(action)
         if re.fullmatch(_STRING, action):
-            return _Text(_unquoted(action))
+            return _Text(_unquote(action))
         if action in _RANGE:
             body, end = self.nodes()
             if end != "end":
-                raise ValueError("a range without its end")
+                raise ValueError("a range without an end")
             return _Range(body)
         if action.startswith("if "):
             return self.condition(action.removeprefix("if "))
@@ -147,56 +147,56 @@ class _Reader:
             if end == "end":
                 return _If(tuple(branches))
             if not test or not (end == "else" or end.startswith("else if ")):
-                raise ValueError("an if without its end")
+                raise ValueError("an if without an end")
             test = end.removeprefix("else").removeprefix(" if ")
 
 
-def _plain(text: str) -> str:
+def _checked_text(text: str) -> str:
     if "{{" in text or text.endswith("{"):
-        raise ValueError("braces that open nothing")
+        raise ValueError("braces that do not start an action")
     return text
 
 
-def _unquoted(literal: str) -> str:
+def _unquote(literal: str) -> str:
     def letter(match: re.Match[str]) -> str:
         return chr(int(match[1], 16)) if match[1] else match[2]
 
     return re.sub(r'\\(?:U([0-9a-f]{8})|(["\\]))', letter, literal[1:-1])
 
 
-def _run(nodes: Sequence[_Node], place: _Place) -> str:
-    return "".join(_one(node, place) for node in nodes)
+def _render(nodes: Sequence[_Node], scope: _Scope) -> str:
+    return "".join(_render_node(node, scope) for node in nodes)
 
 
-def _one(node: _Node, place: _Place) -> str:
+def _render_node(node: _Node, scope: _Scope) -> str:
     match node:
         case _Text(text):
             return text
         case _Field(name):
-            return _field(name, place)
+            return _field(name, scope)
         case _Range(body):
-            if place.index >= 0:
+            if scope.index >= 0:
                 raise ValueError("a range within a range")
-            return "".join(_run(body, _Place(place.system, place.messages, n)) for n in range(len(place.messages)))
+            return "".join(_render(body, _Scope(scope.system, scope.messages, n)) for n in range(len(scope.messages)))
         case _If(branches):
-            return next((_run(body, place) for test, body in branches if not test or _holds(test, place)), "")
+            return next((_render(body, scope) for test, body in branches if not test or _test(test, scope)), "")
 
 
-def _field(name: str, place: _Place) -> str:
-    """The dot is the conversation outside the range and a message within; the dollar is always the conversation."""
-    if name == "$.System" or (name == ".System" and place.index < 0):
-        return place.system
-    if name == ".Content" and place.index >= 0:
-        return place.messages[place.index].text
-    raise ValueError(f"'{name}' cannot be reached there")
+def _field(name: str, scope: _Scope) -> str:
+    """Returns a field's value: `.` is the conversation outside the range and a message in it, `$` the conversation."""
+    if name == "$.System" or (name == ".System" and scope.index < 0):
+        return scope.system
+    if name == ".Content" and scope.index >= 0:
+        return scope.messages[scope.index].text
+    raise ValueError(f"'{name}' is not defined there")
 
 
-def _holds(test: str, place: _Place) -> bool:
+def _test(test: str, scope: _Scope) -> bool:
     if test == ".System":
-        return bool(_field(test, place))
-    if place.index < 0:
+        return bool(_field(test, scope))
+    if scope.index < 0:
         raise ValueError(f"'{test}' outside the range")
-    is_last = place.index == len(place.messages) - 1
+    is_last = scope.index == len(scope.messages) - 1
     if test.startswith("and "):
-        return bool(place.system) and is_last
-    return is_last if test == LAST else f'"{place.messages[place.index].role}"' in test
+        return bool(scope.system) and is_last
+    return is_last if test == IS_LAST else f'"{scope.messages[scope.index].role}"' in test

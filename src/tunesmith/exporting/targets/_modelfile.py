@@ -1,7 +1,7 @@
-"""Ollama's Modelfile, written and read again by the rules of its own reader.
+"""Writes and parses values of Ollama's Modelfile by the rules of Ollama's own parser.
 
-Format: https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx; the reader is parser/parser.go there. A value
-goes to the end of its line; in quotes, to the first line that ends with the same quotes. There is no escape within.
+Format: https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx; the parser is parser/parser.go there. A value
+ends with its line; a quoted value ends with the first line that ends with the same quotes. There are no escapes.
 """
 
 from __future__ import annotations
@@ -21,70 +21,70 @@ COMMANDS = {
     "from", "license", "template", "system", "adapter", "draft", "renderer", "parser", "parameter", "message",
     "requires",
 }  # fmt: skip
-_WIDE = '"""'
+_TRIPLE_QUOTES = '"""'
 
 
-def fits(name: str, value: Any) -> bool:
-    """Whether `value` is of a type that the parameter `name`, one of PARAMETERS, takes."""
+def has_type(name: str, value: Any) -> bool:
+    """Returns whether `value` has a type of the parameter `name`, one of PARAMETERS."""
     kinds = PARAMETERS[name]
     return isinstance(value, kinds) and (isinstance(value, bool) == (bool in kinds))
 
 
-def quoted(text: str) -> str:
-    """`text` as a value. Raises ValueError where Ollama's reader would not give it back."""
-    value = f"{_WIDE}{text}{_WIDE}" if {*'"\n'} & {*text} else f'"{text}"'
+def quote(text: str) -> str:
+    """Quotes `text` as a value. Raises ValueError if Ollama's parser would not return the same text."""
+    value = f"{_TRIPLE_QUOTES}{text}{_TRIPLE_QUOTES}" if {*'"\n'} & {*text} else f'"{text}"'
     try:
-        same = list(read(f"TEMPLATE {value}\n")) == [("template", text)]
+        parsed_back = list(parse(f"TEMPLATE {value}\n")) == [("template", text)]
     except ValueError:
-        same = False
-    if not same:
-        raise ValueError("holds what a Modelfile cannot: three quotes at a line's end, or a character without a shape")
+        parsed_back = False
+    if not parsed_back:
+        raise ValueError("contains three quotes at the end of a line, or an unprintable character")
     return value
 
 
-def read(text: str) -> Iterator[tuple[str, str]]:
-    """(command in small letters, value) in order; a parameter is `parameter NAME`.
+def parse(text: str) -> Iterator[tuple[str, str]]:
+    """Yields (command in lower case, value) in order; a parameter's command is `parameter NAME`.
 
-    Raises ValueError for what Ollama's reader refuses, with the line.
+    Raises ValueError, with the line number, for text that Ollama's parser refuses.
     """
     lines = iter(enumerate(text.split("\n"), 1))
     for number, line in lines:
-        begun = line.lstrip(" \t")
-        if not begun or begun.startswith("#"):
+        stripped = line.lstrip(" \t")
+        if not stripped or stripped.startswith("#"):
             continue
-        name, value = _word(begun)
+        name, value = _split_word(stripped)
         name = name.lower()
         if name not in COMMANDS:
             raise ValueError(f"line {number}: unknown command '{name}'")
         if name == "parameter":
-            key, value = _word(value.lstrip(" \t"))
+            key, value = _split_word(value.lstrip(" \t"))
             name = f"parameter {key}"
-        given = _unquoted(value := _printable(value))
-        while given is None:
-            _, more = next(lines, (0, None))
-            if more is None:
+        content = _unquote(value := _printable(value))
+        while content is None:
+            _, next_line = next(lines, (0, None))
+            if next_line is None:
                 raise ValueError(f"line {number}: its quotes are not closed")
-            value += "\n" + _printable(more)
-            given = _unquoted(value)
-        if not given:
+            value += "\n" + _printable(next_line)
+            content = _unquote(value)
+        if not content:
             raise ValueError(f"line {number}: '{name}' has no value")
-        yield name, given
+        yield name, content
 
 
-def _word(text: str) -> tuple[str, str]:
-    """The first word, and what stands behind the blank after it."""
-    word, *rest = re.split(r"[ \t]", text, maxsplit=1)
-    return word, "".join(rest)
+def _split_word(text: str) -> tuple[str, str]:
+    """Returns the first word, and the text after the blank that follows it."""
+    word, *tail = re.split(r"[ \t]", text, maxsplit=1)
+    return word, "".join(tail)
 
 
 def _printable(text: str) -> str:
-    return "".join(each for each in text if each.isprintable() or each == "\t")
+    return "".join(character for character in text if character.isprintable() or character == "\t")
 
 
-def _unquoted(value: str) -> str | None:
-    """The value without its quotes; None while they are open."""
+def _unquote(value: str) -> str | None:
+    """Returns the value without its quotes; None if they are not closed."""
     text = value.strip(" \t\n")
-    for quotes in (_WIDE, '"'):
+    for quotes in (_TRIPLE_QUOTES, '"'):
         if text.startswith(quotes):
             closed = len(text) >= 2 * len(quotes) and text.endswith(quotes)
             return text[len(quotes) : -len(quotes)] if closed else None

@@ -1,4 +1,4 @@
-"""What several targets do with files that others wrote."""
+"""Helpers of several targets: option checks, and access to files that other targets wrote."""
 
 from __future__ import annotations
 
@@ -14,72 +14,73 @@ import yaml
 from tunesmith.config.registry import nearest
 from tunesmith.errors import ModelError, RecipeError, TunesmithError
 from tunesmith.exporting.job import Job, Request
-from tunesmith.exporting.quantization_types import MIXES
+from tunesmith.exporting.quantization_types import QUANTIZATION_TYPES
 from tunesmith.models.weights import read_config
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _FRONT = re.compile(r"---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
 
-def wrong_repo(name: str) -> tuple[str, str] | None:
-    """What is wrong with the name of a repository, and what to do; None for a name that is right."""
+def repo_error(name: str) -> tuple[str, str] | None:
+    """Returns the problem of a repository name and advice; None for a valid name."""
     if isinstance(name, str) and REPO.fullmatch(name):
         return None
-    return f"'{name}' is no name of a repository", "Write it as owner/name"
+    return f"'{name}' is not a repository name", "Write it as owner/name"
 
 
-def unknown_type(mix: Any) -> tuple[str, str] | None:
-    """What is wrong with the name of a GGUF type, and what to do; None for a type that can be written."""
-    if isinstance(mix, str) and mix in MIXES:
+def type_error(gguf_type: Any) -> tuple[str, str] | None:
+    """Returns the problem of a GGUF type's name and advice; None for a known type."""
+    if isinstance(gguf_type, str) and gguf_type in QUANTIZATION_TYPES:
         return None
-    return f"unknown type '{mix}'", nearest(str(mix), MIXES)
+    return f"unknown type '{gguf_type}'", nearest(str(gguf_type), QUANTIZATION_TYPES)
 
 
-def cannot_merge(request: Request, target: str) -> Iterator[TunesmithError]:
-    """Why base and adapter cannot be merged: the original weights of a base that is stored in 4 bits are not there."""
+def merge_errors(request: Request, target: str) -> Iterator[TunesmithError]:
+    """Yields why base and adapter cannot be merged: a base stored in 4 bits has no original weights."""
     job = request.job
     config = read_config(job.weights.folder, job.weights.name)
     if job.onto == "original" and config.get("quantization_config", {}).get("load_in_4bit"):
         yield RecipeError(
             "the base's files hold 4 bits, not the original weights", where=f"export.files: {target}",
-            next="Set export.onto to quantised, or train on the unquantised model",
+            next="Set export.onto to quantised, or train on the unquantized model",
         )  # fmt: skip
 
 
-def lacks_gguf(request: Request, mix: str, *, of: str) -> Iterator[TunesmithError]:
-    """The error that no GGUF file of the type is there when the target `of` is written."""
-    if mix not in request.types:
+def missing_gguf_errors(request: Request, gguf_type: str, *, target: str) -> Iterator[TunesmithError]:
+    """Yields an error if no GGUF file of the type exists when `target` is written."""
+    if gguf_type not in request.types:
         yield RecipeError(
-            f"{of} needs a GGUF file of type {mix}, which no target before it writes", where=f"export.files: {of}",
-            next=f"Put {{gguf: {{types: [{mix}]}}}} before {of} in export.files",
+            f"{target} needs a GGUF file of type {gguf_type}, which no target before it writes",
+            where=f"export.files: {target}",
+            next=f"Put {{gguf: {{types: [{gguf_type}]}}}} before {target} in export.files",
         )  # fmt: skip
 
 
-def gguf_file(job: Job, mix: str, *, of: str, option: str) -> Path:
-    """The file that gguf wrote, for the target `of`, whose `option` names it.
+def find_gguf(job: Job, gguf_type: str, *, target: str, option: str) -> Path:
+    """Returns the GGUF file that `option` of `target` selects.
 
-    Raises RecipeError for a type that does not exist, ModelError for a file that is not there.
+    Raises RecipeError for an unknown type, ModelError for a file that does not exist.
     """
-    if wrong := unknown_type(mix):
-        raise RecipeError(wrong[0], where=f"export.files: {of}.{option}", next=wrong[1])
-    path = job.folder / "gguf" / f"{job.name}.{mix}.gguf"
+    if problem := type_error(gguf_type):
+        raise RecipeError(problem[0], where=f"export.files: {target}.{option}", next=problem[1])
+    path = job.folder / "gguf" / f"{job.name}.{gguf_type}.gguf"
     if not path.is_file():
-        advice = f"Put {{gguf: {{types: [{mix}]}}}} before {of} in export.files"
-        raise ModelError(f"there is no GGUF file of type {mix}", where=str(path), next=advice)
+        advice = f"Put {{gguf: {{types: [{gguf_type}]}}}} before {target} in export.files"
+        raise ModelError(f"there is no GGUF file of type {gguf_type}", where=str(path), next=advice)
     return path
 
 
 def link(source: Path, target: Path) -> None:
-    """`source` under another name too; a copy where the disk cannot link."""
+    """Creates a hard link to `source`, or a copy if the disk cannot link."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one that has no links
+    except OSError:  # another disk, or one without hard links
         shutil.copyfile(source, target)
 
 
 def front_matter(card: str) -> Mapping[str, Any]:
-    """The YAML in front of a card; empty where there is none. Raises yaml.YAMLError."""
+    """Returns the YAML front matter of a model card; empty if there is none. Raises yaml.YAMLError."""
     match = _FRONT.match(card)
-    found = yaml.safe_load(match[1]) if match else None
-    return found if isinstance(found, dict) else {}
+    content = yaml.safe_load(match[1]) if match else None
+    return content if isinstance(content, dict) else {}

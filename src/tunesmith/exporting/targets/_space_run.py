@@ -1,4 +1,4 @@
-"""A Gradio page run as a process on a loopback port, and asked."""
+"""Runs a Gradio page in a subprocess on a loopback port, and sends it questions."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from typing import Any
 
 from tunesmith.errors import ModelError
 
-PATIENCE = 300.0  # seconds until the page is up, and between two pieces of an answer
+TIMEOUT = 300.0  # seconds until the page is up, and between two pieces of a reply
 
 
 class Page:
-    """The page of app.py in a folder, run by this Python. It cannot reach the hub and knows no token."""
+    """The page of a folder's app.py, run by this Python interpreter without access to the Hub and without a token."""
 
-    def __init__(self, folder: Path, *, patience: float = PATIENCE) -> None:
-        """Returns when the page is up; `patience` in seconds. Raises ModelError when it does not start."""
-        self.folder, self.patience = folder, patience
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
-        own = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(self.port), "NO_PROXY": "*"}
-        own |= {"GRADIO_TEMP_DIR": str(folder / "tmp"), "HF_HUB_OFFLINE": "1"}
-        shared = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+    def __init__(self, folder: Path, *, timeout: float = TIMEOUT) -> None:
+        """Returns when the page is up; `timeout` in seconds. Raises ModelError when it does not start."""
+        self.folder, self.timeout = folder, timeout
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        settings = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(self.port), "NO_PROXY": "*"}
+        settings |= {"GRADIO_TEMP_DIR": str(folder / "tmp"), "HF_HUB_OFFLINE": "1"}
+        environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
         self.log = (folder / "log").open("w+b")
         self.process = subprocess.Popen(
             [sys.executable, "-P", "app.py"],
-            cwd=folder, env=shared | own, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+            cwd=folder, env=environment | settings, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
             start_new_session=True,
         )  # fmt: skip
         try:
-            with self._told():
-                self._wait()
+            with self._errors_as_model_error():
+                self._wait_until_up()
         except BaseException:
             self.close()
             raise
@@ -53,7 +53,7 @@ class Page:
         self.close()
 
     def close(self) -> None:
-        """Ends the process and all that it started."""
+        """Kills the process and its children."""
         with contextlib.suppress(OSError):
             if hasattr(os, "killpg"):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -63,11 +63,11 @@ class Page:
         self.log.close()
 
     def ask(self, question: str) -> str:
-        """The answer, by Gradio's own protocol: the question is posted, then the answer's events are read.
+        """Returns the reply, by Gradio's protocol: posts the question, then reads the events of the reply.
 
-        Raises ModelError when there is none.
+        Raises ModelError if there is no reply.
         """
-        with self._told():
+        with self._errors_as_model_error():
             status, body = self._request("POST", "/gradio_api/call/chat", {"data": [question]})
             if status != 200:
                 raise ValueError(f"status {status}: {body[:200]!r}")
@@ -78,38 +78,38 @@ class Page:
             return str(json.loads(events[-1][1])[0])
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors_as_model_error(self) -> Iterator[None]:
         try:
             yield
         except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
-            what = f"the page does not answer: {error}{self._last_words()}"
-            advice = "Run python app.py there, and see what it says"
-            raise ModelError(what, where=str(self.folder), next=advice) from error
+            problem = f"the page does not answer: {error}{self._log_tail()}"
+            advice = "Run python app.py in that folder to see its output"
+            raise ModelError(problem, where=str(self.folder), next=advice) from error
 
-    def _wait(self) -> None:
-        end = time.monotonic() + self.patience
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + self.timeout
         while True:
             with contextlib.suppress(ConnectionRefusedError):
                 if self._request("GET", "/")[0] == 200:
                     return
             if self.process.poll() is not None:
-                raise ConnectionError(f"it ended with exit code {self.process.returncode}")
-            if time.monotonic() > end:
-                raise TimeoutError(f"it did not start within {self.patience:g} s")
+                raise ConnectionError(f"the process ended with exit code {self.process.returncode}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"it did not start within {self.timeout:g} s")
             time.sleep(0.1)
 
     def _request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-        wire = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.patience)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
         try:
             content = None if body is None else json.dumps(body)
-            wire.request(method, path, content, {"Content-Type": "application/json"})
-            answer = wire.getresponse()
-            return answer.status, answer.read()
+            connection.request(method, path, content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, response.read()
         finally:
-            wire.close()
+            connection.close()
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         self.log.seek(0)
         lines = self.log.read().decode("utf-8", "replace").split("\n")
-        words = [line.strip()[:200] for line in lines if line.strip()][-4:]
-        return f". Its last words: {' | '.join(words)}" if words else ""
+        last_lines = [line.strip()[:200] for line in lines if line.strip()][-4:]
+        return f". Its last output: {' | '.join(last_lines)}" if last_lines else ""

@@ -1,4 +1,4 @@
-"""The adapter as PEFT reads it: the folder that training wrote, over the base by its name."""
+"""The adapter folder that training wrote, in PEFT's format."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from tunesmith.models.weights import read_config
 
 
 def write(job: Job) -> list[File]:
-    """The folder that `train` wrote; nothing is copied. Who uses it fetches the base by its name."""
+    """Returns the folder that `train` wrote; nothing is copied. Users download the base by its name."""
     code = f"PeftModel.from_pretrained(base, {str(job.adapter)!r})"
     return [File("adapter", job.adapter, exact=True, commands={"Python (peft)": code})]
 
 
 def warnings(request: Request, **_: Any) -> Iterator[str]:
-    """Where transformers and PEFT compute with other numbers than training did, in 4 bits."""
+    """Yields where transformers and PEFT compute a 4-bit model differently from training."""
     job = request.job
     if job.bits != 4:
         return
     if expert_shapes(architecture_from_weights(job.weights).network):
         yield "training holds the experts in NF4, but transformers does not quantize experts, so replies may differ"
     stored = read_config(job.weights.folder, job.weights.name).get("quantization_config") or {}
-    wished = str(stored.get("bnb_4bit_compute_dtype", job.precision))
-    if stored.get("load_in_4bit") and job.precision not in ("", wished):
-        yield f"the base's own files ask for products in {wished}, but training computes in {job.precision}"
+    compute_dtype = str(stored.get("bnb_4bit_compute_dtype", job.precision))
+    if stored.get("load_in_4bit") and job.precision not in ("", compute_dtype):
+        yield f"the base's own files set computation in {compute_dtype}, but training computes in {job.precision}"
 
 
 def opened(job: Job, file: File) -> Runtime:
-    """transformers and PEFT over the base as training read it."""
+    """Opens the adapter with transformers and PEFT over the base as in training."""
     return FolderModel(
         Path(job.weights.folder), adapter=file.path, bits=job.bits, stop=job.stop, template=job.template,
         context=job.context,

@@ -1,4 +1,4 @@
-"""Base and adapter as GGUF files for llama.cpp, Ollama, LM Studio: several types in one pass."""
+"""Merges base and adapter into GGUF files for llama.cpp, Ollama and LM Studio, several types in one pass."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 
 from tunesmith.config.registry import raise_first
 from tunesmith.errors import TunesmithError
-from tunesmith.exporting.convert import check_base, convert, differences, refusals
-from tunesmith.exporting.gguf_metadata import metadata_of
+from tunesmith.exporting.convert import check_base, conversion_errors, convert, known_differences
+from tunesmith.exporting.gguf_metadata import gguf_metadata
 from tunesmith.exporting.job import File, Job, Request, Runtime
 from tunesmith.exporting.merge import merge
-from tunesmith.exporting.quantize import quantise
-from tunesmith.exporting.targets._shipped import cannot_merge, unknown_type
+from tunesmith.exporting.quantize import quantize
+from tunesmith.exporting.targets._shipped import merge_errors, type_error
 from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.models.gguf_header import read_header
 
@@ -27,48 +27,48 @@ SLOTS = 4
 
 
 def wrong_options(types: Any = ("q4_k_m",), **_: Any) -> Iterator[tuple[str, str, str]]:
-    """What is wrong with the options, whatever the model."""
+    """Yields problems of the options that do not depend on the model."""
     if not isinstance(types, list | tuple) or not types:
         yield "types", f"'types' must be a list of types, not {types!r}", "Write it as types: [q4_k_m, q8_0]"
         return
-    yield from (("types", *wrong) for each in types if (wrong := unknown_type(each)))
+    yield from (("types", *problem) for name in types if (problem := type_error(name)))
 
 
 def validate(request: Request, *, types: Sequence[str] = ("q4_k_m",), source: str = "f16") -> Iterator[TunesmithError]:
-    """Why the files cannot be made: a base that cannot be merged, or that llama.cpp's converter refuses."""
-    yield from cannot_merge(request, "gguf")
-    yield from refusals(request.job)
+    """Yields why the files cannot be written: the base cannot be merged, or llama.cpp's converter refuses it."""
+    yield from merge_errors(request, "gguf")
+    yield from conversion_errors(request.job)
 
 
 def warnings(request: Request, **_: Any) -> Iterator[str]:
-    """Why the files are not expected to be verified."""
-    yield from differences(request.job)
+    """Yields why the files are not expected to pass verification."""
+    yield from known_differences(request.job)
 
 
 def write(job: Job, *, types: Sequence[str] = ("q4_k_m",), source: Literal["f16", "bf16", "f32"] = "f16") -> list[File]:
-    """`types`: f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, any of them.
+    """Writes one file for each of `types`: f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s.
 
-    `source` is what the others are made from: f16 keeps three bits more of a small update than bf16, and takes half
-    the disk of f32 while it works.
+    `source` is the type that is quantized: f16 keeps three more bits of a small update than bf16, and needs half the
+    temporary disk space of f32.
     """
     raise_first(wrong_options(types), "export.files: gguf")
-    targets = {mix: job.out("gguf") / f"{job.name}.{mix}.gguf" for mix in types}
-    missing = {mix: path for mix, path in targets.items() if job.lacks(path, "gguf")}
+    targets = {gguf_type: job.out("gguf") / f"{job.name}.{gguf_type}.gguf" for gguf_type in types}
+    missing = {gguf_type: path for gguf_type, path in targets.items() if job.must_write(path, "gguf")}
     if missing:
-        whole = _whole(job, source)
-        job.say(f"quantising to {', '.join(missing)}")
-        quantise(whole, missing, metadata=metadata_of(job, read_header(whole)))
-        whole.unlink()
-    return [File(mix, path, mix in EXACT, _commands(path)) for mix, path in targets.items()]
+        unquantized = _unquantized_file(job, source)
+        job.say(f"quantizing to {', '.join(missing)}")
+        quantize(unquantized, missing, metadata=gguf_metadata(job, read_header(unquantized)))
+        unquantized.unlink()
+    return [File(gguf_type, path, gguf_type in EXACT, _commands(path)) for gguf_type, path in targets.items()]
 
 
 def opened(job: Job, file: File) -> Runtime:
-    """llama.cpp's server in a process apart, with the template and the tokenizer of the file alone."""
+    """Opens llama.cpp's server in a separate process, with the file's own template and tokenizer."""
     return GgufModel(file.path, stop=job.stop, slots=SLOTS, context=job.context)
 
 
-def _whole(job: Job, kind: str) -> Path:
-    """The model in 16 or 32 bits as one GGUF file; the merged weights it is made from are gone then."""
+def _unquantized_file(job: Job, kind: str) -> Path:
+    """Returns the merged model in 16 or 32 bits as one GGUF file; removes the merged folder."""
     target = job.work / f"whole.{kind}.gguf"
     if target.exists():
         return target

@@ -1,4 +1,4 @@
-"""A Gradio Space over one GGUF file: app.py, its pinned packages and the Space's card."""
+"""Writes a Gradio Space for one GGUF file: app.py, its pinned packages and the Space's README.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from tunesmith.config.registry import raise_first
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import MissingExtra, TunesmithError
 from tunesmith.exporting.job import File, Job, Request
-from tunesmith.exporting.targets._shipped import front_matter, gguf_file, lacks_gguf, link, unknown_type, wrong_repo
+from tunesmith.exporting.targets._shipped import (
+    find_gguf,
+    front_matter,
+    link,
+    missing_gguf_errors,
+    repo_error,
+    type_error,
+)
 from tunesmith.exporting.targets._space_run import Page
 from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.runs.run import atomic_folder, write_atomic
@@ -30,44 +37,44 @@ QUESTION = "What can you help me with?"
 
 
 def wrong_options(repo: Any = "", mix: Any = "q4_k_m") -> Iterator[tuple[str, str, str]]:
-    """What is wrong with the options, whatever the model."""
-    if repo and (wrong := wrong_repo(repo)):
-        yield "repo", *wrong
-    if wrong := unknown_type(mix):
-        yield "mix", *wrong
+    """Yields problems of the options that do not depend on the model."""
+    if repo and (problem := repo_error(repo)):
+        yield "repo", *problem
+    if problem := type_error(mix):
+        yield "mix", *problem
 
 
 def needs(**_: Any) -> str:
-    """The target whose files this one is made of."""
+    """Returns the target whose files this one uses."""
     return "gguf"
 
 
 def validate(request: Request, *, repo: str = "", mix: str = "q4_k_m") -> Iterator[TunesmithError]:
-    """Why there can be no Space: no GGUF file before it, a package that is not installed."""
-    yield from lacks_gguf(request, mix, of="space")
+    """Yields why the Space cannot be written: no GGUF file is written before it, or a package is not installed."""
+    yield from missing_gguf_errors(request, mix, target="space")
     for name in _packages(repo):
         try:
-            _installed(name)
+            _installed_version(name)
         except MissingExtra as error:
             yield error
 
 
 def write(job: Job, *, repo: str = "", mix: str = "q4_k_m") -> list[File]:
-    """`repo`: owner/name of the repository that holds the GGUF file; empty: it lies beside app.py. `mix`: its type.
+    """Writes the Space for the GGUF file of type `mix`, in the repository `repo` (owner/name) or beside app.py.
 
-    Raises RecipeError for a wrong name, ModelError where gguf has not written the file, MissingExtra without Gradio.
+    Raises RecipeError for an invalid name, ModelError if gguf has not written the file, MissingExtra without Gradio.
     """
     raise_first(wrong_options(repo, mix), "export.files: space")
-    model = gguf_file(job, mix, of="space", option="mix")
+    model = find_gguf(job, mix, target="space", option="mix")
     folder = job.out("space")
     if not job.standing:
-        with atomic_folder(folder) as made:
-            pins = {name: _installed(name) for name in _packages(repo)}
-            write_atomic(made / "app.py", _app(job, model.name, repo))
-            write_atomic(made / "requirements.txt", "".join(f"{name}=={pin}\n" for name, pin in pins.items()))
-            write_atomic(made / "README.md", _card(job, repo, model.name, pins["gradio"]))
+        with atomic_folder(folder) as new:
+            pins = {name: _installed_version(name) for name in _packages(repo)}
+            write_atomic(new / "app.py", _app(job, model.name, repo))
+            write_atomic(new / "requirements.txt", "".join(f"{name}=={pin}\n" for name, pin in pins.items()))
+            write_atomic(new / "README.md", _card(job, repo, model.name, pins["gradio"]))
             if not repo:
-                link(model, made / model.name)
+                link(model, new / model.name)
     start = f"cd {shlex.quote(str(folder))} && pip install -r requirements.txt && python app.py"
     return [File("space", folder, commands={"Gradio": start}, notes={"repo": repo, "model": str(model)})]
 
@@ -77,39 +84,43 @@ def _packages(repo: str) -> tuple[str, ...]:
 
 
 def check(job: Job, file: File) -> list[str]:
-    """What is wrong with the Space: its card, its pins, its imports; and whether it answers as its file does.
+    """Returns problems of README.md, pinned packages, imports, and of a reply that differs from the file's own.
 
-    The page runs as a process on a loopback port, from a copy that has the file beside it and no way to the hub.
+    The page runs as a process on a loopback port, from a copy with the GGUF file beside it, without access to the Hub.
     """
-    wrong = [*_wrong_card(file.path), *_wrong_pins(file.path), *_wrong_imports(file.path / "app.py")]
-    if wrong:
-        return wrong
+    problems = [*_card_problems(file.path), *_pin_problems(file.path), *_import_problems(file.path / "app.py")]
+    if problems:
+        return problems
     model = Path(file.notes["model"])
     with tempfile.TemporaryDirectory(prefix="tunesmith-space-") as name:
         shutil.copyfile(file.path / "app.py", Path(name) / "app.py")
         link(model, Path(name) / model.name)
         try:
             with Page(Path(name)) as page:
-                found = page.ask(QUESTION)
+                answer = page.ask(QUESTION)
             with GgufModel(model, stop=job.stop, slots=1, context=job.context) as runtime:
                 prompts = [[*([Turn("system", job.system)] if job.system else []), Turn("user", QUESTION)]]
                 expected = next(iter(runtime.replies(prompts, max_new_tokens=job.limit, batch=1)))[1].text
         except TunesmithError as error:
             return [str(error)]
-    return [] if found.strip() == expected else [f"it answers {found[:80]!r} where its file answers {expected[:80]!r}"]
+    return (
+        []
+        if answer.strip() == expected
+        else [f"the page replies {answer[:80]!r}, but its file replies {expected[:80]!r}"]
+    )
 
 
 def _app(job: Job, model: str, repo: str) -> str:
-    """app.py with the lines of this model's settings."""
+    """Returns app.py with this model's settings."""
     settings: Mapping[str, Any] = {
         "NAME": job.name, "FILE": model, "REPO": repo, "LIMIT": job.limit, "CONTEXT": job.context,
         "STOP": list(job.stop), "SYSTEM": job.system or "",
     }  # fmt: skip
     lines = APP.read_text(encoding="utf-8").split("\n")
     for name, value in settings.items():
-        [at] = [number for number, line in enumerate(lines) if re.match(rf"{name}\b.* = ", line)]
-        kind, comment = lines[at].partition(" = ")[0], lines[at].partition("  #")
-        lines[at] = f"{kind} = {value!r}{comment[1]}{comment[2]}"
+        [index] = [number for number, line in enumerate(lines) if re.match(rf"{name}\b.* = ", line)]
+        kind, comment = lines[index].partition(" = ")[0], lines[index].partition("  #")
+        lines[index] = f"{kind} = {value!r}{comment[1]}{comment[2]}"
     return "\n".join(lines)
 
 
@@ -123,29 +134,29 @@ def _card(job: Job, repo: str, model: str, gradio: str) -> str:
         "license": front_matter(job.card()).get("license"),
         "models": [repo] if repo else None,
         "preload_from_hub": [f"{repo} {model}"] if repo else None,
-        "short_description": "A tuned model, on a processor",
+        "short_description": "A tuned model on a CPU",
     }
     plain = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False, allow_unicode=True)
-    lies = f"in [{repo}](https://huggingface.co/{repo})" if repo else "beside app.py"
+    location = f"in [{repo}](https://huggingface.co/{repo})" if repo else "beside app.py"
     return (
-        f"---\n{plain}---\n\n# {job.name}\n\nA page that chats with `{model}`, which lies {lies}. llama.cpp answers on"
-        f" the processor, with the likeliest reply of at most {job.limit:,} tokens, one person at a time. Nothing is"
-        " counted or kept.\n"
+        f"---\n{plain}---\n\n# {job.name}\n\nThis page chats with `{model}`, which is {location}. llama.cpp runs on the"
+        f" CPU with greedy decoding, up to {job.limit:,} tokens per reply, one request at a time. Nothing is tracked or"
+        " stored.\n"
     )
 
 
-def _wrong_card(folder: Path) -> list[str]:
+def _card_problems(folder: Path) -> list[str]:
     try:
         front = front_matter((folder / "README.md").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         return [f"README.md cannot be read: {error}"]
     pins = _pins(folder)
-    wrong = [] if front.get("sdk") == "gradio" else ["README.md does not say sdk: gradio"]
+    problems = [] if front.get("sdk") == "gradio" else ["README.md does not say sdk: gradio"]
     if front.get("sdk_version") != pins.get("gradio"):
-        wrong.append(f"README.md says Gradio {front.get('sdk_version')}, requirements.txt {pins.get('gradio')}")
+        problems.append(f"README.md says Gradio {front.get('sdk_version')}, requirements.txt {pins.get('gradio')}")
     if not (folder / str(front.get("app_file"))).is_file():
-        wrong.append(f"there is no app_file '{front.get('app_file')}'")
-    return wrong
+        problems.append(f"there is no app_file '{front.get('app_file')}'")
+    return problems
 
 
 def _pins(folder: Path) -> dict[str, str]:
@@ -156,28 +167,28 @@ def _pins(folder: Path) -> dict[str, str]:
     return {name: pin for name, _, pin in (line.partition("==") for line in lines)}
 
 
-def _wrong_pins(folder: Path) -> Iterator[str]:
+def _pin_problems(folder: Path) -> Iterator[str]:
     for name, pin in _pins(folder).items():
         if name not in ALLOWED:
-            yield f"requirements.txt wants {name}, which app.py does not use"
-        elif pin != _installed(name):
-            yield f"requirements.txt wants {name} {pin or 'in any version'}; tried is {_installed(name)}"
+            yield f"requirements.txt lists {name}, which app.py does not use"
+        elif pin != _installed_version(name):
+            yield f"requirements.txt lists {name} {pin or 'in any version'}; tested with {_installed_version(name)}"
 
 
-def _wrong_imports(path: Path) -> Iterator[str]:
+def _import_problems(path: Path) -> Iterator[str]:
     try:
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     except (OSError, SyntaxError) as error:
-        yield f"app.py cannot be read: {error}"
+        yield f"app.py cannot be parsed: {error}"
         return
-    names = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-    wanted = {name.split(".")[0] for name in names} - sys.stdlib_module_names
-    for name in sorted(wanted - ALLOWED | (wanted - {*_pins(path.parent)} - {"huggingface_hub"})):
-        yield f"app.py imports {name}, which requirements.txt does not bring"
+    packages = {name.split(".")[0] for name in names} - sys.stdlib_module_names
+    for name in sorted(packages - ALLOWED | (packages - {*_pins(path.parent)} - {"huggingface_hub"})):
+        yield f"app.py imports {name}, which requirements.txt does not list"
 
 
-def _installed(name: str) -> str:
+def _installed_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
