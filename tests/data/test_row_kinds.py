@@ -131,7 +131,7 @@ def test_rows_marked_good_or_bad(here: Path, marks: Any) -> None:
     write(here / "rows.jsonl", [{"messages": talk(number), "label": marks[number % 2]} for number in range(30)])
     Path("rows.yaml").unlink()
     agree("rows.jsonl", 15, [BAD], {"chat": {}})
-    assert f"# 15 of 30 rows looked at are left out: {BAD.partition('(')[2][:-1]}" in Path("rows.yaml").read_text()
+    assert f"# 15 of 30 sampled rows are left out: {BAD.partition('(')[2][:-1]}" in Path("rows.yaml").read_text()
 
 
 def test_a_label_of_two_classes_beside_texts_alone_stays_a_group() -> None:

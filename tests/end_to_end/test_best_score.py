@@ -95,7 +95,7 @@ def test_a_score_that_replies_have_not_is_refused(recipe_file: Callable[..., Pat
 
 
 def test_another_engine_cannot(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="engine trl cannot write replies"):
+    with pytest.raises(RecipeError, match="engine trl cannot generate replies"):
         trained(recipe_file(**WISH, train__best="score", train__engine="trl"), tmp_path)
-    with pytest.raises(RecipeError, match=r"train\.samples: engine trl cannot write replies.*Set it to 0"):
+    with pytest.raises(RecipeError, match=r"train\.samples: engine trl cannot generate replies.*Set it to 0"):
         trained(recipe_file(**WISH, train__samples=1, train__engine="trl"), tmp_path / "other")

@@ -80,15 +80,15 @@ def test_more_memory_is_never_slower_and_never_exceeded(shape: ModelShape) -> No
 
 def test_what_a_plan_says(shape: ModelShape) -> None:
     tight, wide = planned(shape, 5), planned(shape, 140)
-    assert "dequantised at each use" in tight.why and "wait in the host's memory" in tight.why
+    assert "dequantized at each use" in tight.why and "offloaded to host memory" in tight.why
     assert "a step would be" in tight.better
-    assert wide.why == "all blocks dequantised once" and wide.better == ""
+    assert wide.why == "all blocks dequantized once" and wide.better == ""
     assert set(wide.keeps) == {"all"} and set(tight.keeps) >= {"host"}
     assert tight.total_seconds == pytest.approx(100 * tight.step_seconds)
 
 
 def test_too_little_is_refused_with_numbers(shape: ModelShape) -> None:
-    with pytest.raises(ResourceError, match=r"training needs about 4\.\d GiB and 2\.0 GiB may be used"):
+    with pytest.raises(ResourceError, match=r"training needs about 4\.\d GiB but the memory budget is 2\.0 GiB"):
         planned(shape, 2)
 
 
@@ -113,7 +113,7 @@ def test_an_adapter_on_some_layers_needs_less(shape: ModelShape) -> None:
 
 def test_embeddings_wait_on_the_host_only_where_memory_is_short(shape: ModelShape) -> None:
     tight, wide = planned(shape, 4.7, rows=4), planned(shape, 80, rows=4)
-    assert wide.table and not tight.table and "the embeddings wait in the host's memory" in tight.why
+    assert wide.table and not tight.table and "the embeddings are offloaded to host memory" in tight.why
     assert wide.parts["base"] - tight.parts["base"] == 32000 * 4096 * 2
     head_as_well = replace(shape, tied=True)
     assert planned(head_as_well, 5, rows=4).table

@@ -174,15 +174,15 @@ def test_a_budget_too_small_for_one_row_is_refused_with_numbers(recompute: str) 
     assert planned(f"{edge + 0.01:.3f}MB", recompute=recompute).micro_tokens == 512
     with pytest.raises(ResourceError) as caught:
         planned(f"{edge - 0.01:.3f}MB", recompute=recompute)
-    assert caught.value.what == "training needs about 5.4 GiB and 5.4 GiB may be used"
+    assert caught.value.what == "training needs about 5.4 GiB but the memory budget is 5.4 GiB"
     assert caught.value.where == f"train.memory {edge - 0.01:.3f}MB"
-    with pytest.raises(ResourceError, match=r"about 5\.4 GiB and 954 MiB may be used"):
+    with pytest.raises(ResourceError, match=r"about 5\.4 GiB but the memory budget is 954 MiB"):
         planned("1GB", recompute=recompute)
 
 
 def test_auto_uses_nine_tenths_of_the_free_memory() -> None:
     assert planned("auto").budget == int(32 * GB * 0.9)
-    with pytest.raises(ResourceError, match="858 MiB may be used"):
+    with pytest.raises(ResourceError, match="the memory budget is 858 MiB"):
         planned("auto", machine=replace(CARD, memory_free=GB))
 
 

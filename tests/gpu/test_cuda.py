@@ -157,7 +157,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
     assert notes and all(note.startswith("out of memory: micro-batches now hold") for note in notes)
     limit = 3
     _, hopeless = prepared(recipe_file(train__epochs=1), tmp_path / "hopeless")
-    with pytest.raises(ResourceError, match="does not fit into the card's memory"):
+    with pytest.raises(ResourceError, match="does not fit into the GPU's memory"):
         tunesmith.train(recipe, hopeless)
 
 

@@ -43,7 +43,7 @@ def at_home() -> None:
     fuse._form = packed  # type: ignore[assignment]
     block_cuda.attend = lambda *given: attend(*given[:-1], given[-1]._replace(way="rows"))  # type: ignore[assignment]
     block_cuda.attend_back = lambda *given: attend_back(*given[:-1], given[-1]._replace(way="rows"))  # type: ignore[assignment]
-    nf4._filler = lambda out: triton_parts.dequantise  # type: ignore[assignment]
+    nf4._dequantize_kernel = lambda out: triton_parts.dequantise  # type: ignore[assignment]
     triton_parts.head = interpreted_head
 
 

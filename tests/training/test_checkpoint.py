@@ -143,7 +143,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_not_the_run(recipe_file: Callab
     tunesmith.train(recipe, run)
     assert adapter_hash(run) == adapter_hash(whole)
     notes = [e["text"] for e in read_journal(run / "journal.jsonl") if e["kind"] == "note"]
-    assert notes == ["checkpoint 4 is damaged and was passed over"]
+    assert notes == ["checkpoint 4 is damaged and was skipped"]
 
 
 def test_another_recipe_does_not_go_on_from_foreign_checkpoints(

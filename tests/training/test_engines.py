@@ -223,11 +223,11 @@ def test_trl_trains_on_the_native_engines_batches(
     batches: list[pack.Batch] = []
     loss = autograd_step.sum_cross_entropy
 
-    def summed_loss(model: Any, batch: pack.Batch) -> torch.Tensor:
+    def sum_cross_entropy(model: Any, batch: pack.Batch) -> torch.Tensor:
         batches.extend([batch] if torch.is_grad_enabled() else [])  # validations apart
         return loss(model, batch)
 
-    monkeypatch.setattr(autograd_step, "sum_cross_entropy", summed_loss)
+    monkeypatch.setattr(autograd_step, "sum_cross_entropy", sum_cross_entropy)
     monkeypatch.setitem(autograd_step.OVERHEAD, "cpu", 0)
     trained(uneven(train__engine="trl"), tmp_path / "trl")
     native = trained(uneven(adapter__dropout=1e-9), tmp_path / "native")  # by autograd
@@ -254,7 +254,7 @@ def test_engines_choose_the_same_checkpoint_and_stop_at_the_same_time(
         assert summary["steps"] < 90
         assert summary["best_step"] in checkpoint.steps(run / "checkpoints")
         assert len(checkpoint.steps(run / "checkpoints")) <= 3
-        assert "nothing better in 2 validations" in events(run, "note", "text")[0]
+        assert "no improvement in 2 validations" in events(run, "note", "text")[0]
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped", "damaged"])
@@ -300,7 +300,7 @@ def test_trl_stops_before_a_step_that_is_no_number(
 
     def compute_loss(self: Any, model: Any, *rest: Any, **more: Any) -> Any:
         loss = real(self, model, *rest, **more)
-        if self.own.checkpoints.progress.step != 4:
+        if self.loop.checkpoints.progress.step != 4:
             return loss
         trained = next(p for p in model.parameters() if p.requires_grad)
         return loss * math.nan if what == "loss" else loss + (trained * 0).sqrt().sum()

@@ -1,9 +1,8 @@
-"""One decoder block over a flat row of packed tokens: forward, and the backward that was written by hand.
+"""One decoder block over a flat row of packed tokens: the forward and a hand-written backward.
 
-h2 = h + attention(norm(h)), out = h2 + feed-forward(norm(h2)), with norms after both parts (Gemma 2 to 4), norms of
-queries and keys (Qwen 3, Gemma 3 and 4), norms of values and a scalar times the output (Gemma 4) where the family has
-them. What is cheap (norms, the gated product) is made again in the backward; `keep` says which of the dear tensors are
-kept.
+h2 = h + attention(norm(h)), out = h2 + mlp(norm(h2)), with norms after both parts (Gemma 2 to 4), norms of queries and
+keys (Qwen 3, Gemma 3 and 4), norms of values and a scalar times the output (Gemma 4) if the family has them. Cheap
+parts (norms, the gated product) are recomputed in the backward; `keep` says which of the expensive tensors are saved.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from tunesmith.kernels import gated_mlp, lora_linear, norm, rope
 from tunesmith.kernels.attention import AttentionRule, SequenceBounds, attend, attend_back
 from tunesmith.kernels.lora_linear import GradientTarget, JoinedLinear
 
-Keep = Literal["all", "attention", "input", "host"]  # host: the input waits in the host's memory
+Keep = Literal["all", "attention", "input", "host"]  # host: the input is offloaded to host memory
 
 
 class BlockShape(NamedTuple):
-    """What is constant in a block. Widths: `queries` and `keys` of all their heads together.
+    """Constants of a block. `queries` and `keys` are the widths of all their heads together.
 
-    `table` is the index of its RoPE table. `shared_values`: the product makes no values, the keys' rows are the values,
-    too, before they are normalized and rotated.
+    `table` is the index of the block's RoPE table. With `shared_values` there is no value projection: the keys before
+    their norm and rotation are also the values.
     """
 
     queries: int
@@ -40,7 +39,7 @@ class BlockShape(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The tensors of a block. `after_*` are the norms after both parts, `scalar` multiplies the block's output."""
+    """Tensors of a block. `after_*` are the norms after attention and MLP; `scalar` multiplies the block's output."""
 
     norm_1: Tensor
     norm_2: Tensor
@@ -56,176 +55,192 @@ class Block(NamedTuple):
 
 
 class SavedActivations(NamedTuple):
-    """What a forward left for its backward; None is made again from `h`."""
+    """What a forward saved for its backward; a tensor that is None is recomputed from `h`."""
 
     h: Tensor
-    qkv: Tensor | None = None  # as the product made it where queries are normed, otherwise turned
+    qkv: Tensor | None = None  # before rotation if queries are normalized, otherwise rotated
     mixed: Tensor | None = None
-    total: Tensor | None = None
+    lse: Tensor | None = None
     h2: Tensor | None = None
-    both: Tensor | None = None
-    made_1: Tensor | None = None  # before the norms after both parts
-    made_2: Tensor | None = None
+    gate_up: Tensor | None = None
+    attn_out: Tensor | None = None  # before the norms after both parts
+    mlp_out: Tensor | None = None
     inner: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = (None, None, None, None)
 
 
 class RopeTables(NamedTuple):
-    """Tables of cos and sin (rows x turned), and the row of each token, which is its place in its example."""
+    """cos and sin (rows x rotated width), and each token's row, which is its position in its example."""
 
     cos: Tensor
     sin: Tensor
-    places: Tensor
+    position_ids: Tensor
 
-    def each(self) -> tuple[Tensor, Tensor]:
-        """cos and sin of each token (tokens x turned)."""
-        return self.cos[self.places], self.sin[self.places]
+    def cos_sin(self) -> tuple[Tensor, Tensor]:
+        """Returns cos and sin of each token (tokens x rotated width)."""
+        return self.cos[self.position_ids], self.sin[self.position_ids]
 
 
 Targets = tuple[GradientTarget, GradientTarget, GradientTarget, GradientTarget]
 
 
 def forward(
-    h: Tensor, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape, keep: Keep
+    h: Tensor, block: Block, rope_tables: RopeTables, bounds: SequenceBounds, shape: BlockShape, keep: Keep
 ) -> tuple[Tensor, SavedActivations]:
-    """`h` (tokens x hidden) through the block."""
-    out, kept = _through(h, block, turns, bounds, form, to_the_end=True)
-    return given(out), _thin(kept, keep)
+    """Returns the block's output for `h` (tokens x hidden) and the saved activations."""
+    out, saved = _forward_all(h, block, rope_tables, bounds, shape, with_output=True)
+    return not_none(out), _drop_recomputed(saved, keep)
 
 
 def backward(
     dout: Tensor,
     stack: list[SavedActivations],
     block: Block,
-    turns: RopeTables,
+    rope_tables: RopeTables,
     bounds: SequenceBounds,
-    form: BlockShape,
+    shape: BlockShape,
     targets: Targets,
 ) -> Tensor:
-    """The gradient to `h`; those to the adapter are added to `targets`. Takes what was kept from the `stack`'s top."""
-    kept = _complete(stack.pop(), block, turns, bounds, form)
-    h, h2, both, mixed, inner = kept.h, given(kept.h2), given(kept.both), given(kept.mixed), kept.inner
-    eps, offset = form.eps, form.offset
+    """Returns the gradient of `h` and adds the adapter's to `targets`. Pops the saved activations off `stack`."""
+    saved = _recompute(stack.pop(), block, rope_tables, bounds, shape)
+    h, h2, gate_up_out, mixed, inner = (
+        saved.h,
+        not_none(saved.h2),
+        not_none(saved.gate_up),
+        not_none(saved.mixed),
+        saved.inner,
+    )
+    eps, offset = shape.eps, shape.offset
     dout = dout if block.scalar is None else dout * block.scalar
-    dmade = dout if block.after_2 is None else norm.rms_back(dout, given(kept.made_2), block.after_2, eps, offset)
-    dactivated, dinner = lora_linear.input_gradient(dmade, block.down)
-    dboth, activated = gated_mlp.gated_back(dactivated, both, form.activation)
-    lora_linear.gather(targets[3], dmade, activated, inner[3], dinner)
-    normed, again = norm.rms_again(h2, block.norm_2, eps, offset)
-    dnormed = lora_linear.backward(dboth, normed, inner[2], block.gate_up, targets[2])
-    dh2 = norm.rms_back_of(dnormed, again).add_(dout)
-    dmade = dh2 if block.after_1 is None else norm.rms_back(dh2, given(kept.made_1), block.after_1, eps, offset)
-    dmixed = lora_linear.backward(dmade, mixed, inner[1], block.out, targets[1])
-    dqkv = _mix_back(dmixed, kept, block, turns, bounds, form)
-    normed, again = norm.rms_again(h, block.norm_1, eps, offset)
+    dpart = dout if block.after_2 is None else norm.rms_back(dout, not_none(saved.mlp_out), block.after_2, eps, offset)
+    dactivated, dinner = lora_linear.input_gradient(dpart, block.down)
+    dgate_up, activated = gated_mlp.gated_backward(dactivated, gate_up_out, shape.activation)
+    lora_linear.accumulate_gradients(targets[3], dpart, activated, inner[3], dinner)
+    normed, saved_norm = norm.rms_with_saved(h2, block.norm_2, eps, offset)
+    dnormed = lora_linear.backward(dgate_up, normed, inner[2], block.gate_up, targets[2])
+    dh2 = norm.rms_backward_from_saved(dnormed, saved_norm).add_(dout)
+    dpart = dh2 if block.after_1 is None else norm.rms_back(dh2, not_none(saved.attn_out), block.after_1, eps, offset)
+    dmixed = lora_linear.backward(dpart, mixed, inner[1], block.out, targets[1])
+    dqkv = _attention_backward(dmixed, saved, block, rope_tables, bounds, shape)
+    normed, saved_norm = norm.rms_with_saved(h, block.norm_1, eps, offset)
     dnormed = lora_linear.backward(dqkv, normed, inner[0], block.qkv, targets[0])
-    return norm.rms_back_of(dnormed, again).add_(dh2)
+    return norm.rms_backward_from_saved(dnormed, saved_norm).add_(dh2)
 
 
-def _through(
-    h: Tensor, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape, *, to_the_end: bool
+def _forward_all(
+    h: Tensor, block: Block, rope_tables: RopeTables, bounds: SequenceBounds, shape: BlockShape, *, with_output: bool
 ) -> tuple[Tensor | None, SavedActivations]:
-    """Everything that can be kept; the last product only where its result is wanted."""
-    normed = norm.rms(h, block.norm_1, form.eps, form.offset)
+    """Returns the output and everything that can be saved; without `with_output` it skips the last product."""
+    normed = norm.rms(h, block.norm_1, shape.eps, shape.offset)
     qkv, inner_qkv = lora_linear.forward(normed, block.qkv)
-    q, k, v = _turned(qkv, block, turns, form)
-    mixed, total = attend(q, k, v, bounds, form.rule)
+    q, k, v = _rotated_qkv(qkv, block, rope_tables, shape)
+    mixed, lse = attend(q, k, v, bounds, shape.rule)
     mixed = mixed.flatten(1)
-    made_1, inner_out = lora_linear.forward(mixed, block.out)
-    h2 = h + (made_1 if block.after_1 is None else norm.rms(made_1, block.after_1, form.eps, form.offset))
-    both, inner_gate = lora_linear.forward(norm.rms(h2, block.norm_2, form.eps, form.offset), block.gate_up)
-    out, made_2, inner_down = None, None, None
-    if to_the_end or block.after_2 is not None:
-        made_2, inner_down = lora_linear.forward(gated_mlp.gated(both, form.activation), block.down)
-        out = h2 + (made_2 if block.after_2 is None else norm.rms(made_2, block.after_2, form.eps, form.offset))
+    attn_out, inner_out = lora_linear.forward(mixed, block.out)
+    h2 = h + (attn_out if block.after_1 is None else norm.rms(attn_out, block.after_1, shape.eps, shape.offset))
+    gate_up_out, inner_gate = lora_linear.forward(norm.rms(h2, block.norm_2, shape.eps, shape.offset), block.gate_up)
+    out, mlp_out, inner_down = None, None, None
+    if with_output or block.after_2 is not None:
+        mlp_out, inner_down = lora_linear.forward(gated_mlp.gated(gate_up_out, shape.activation), block.down)
+        out = h2 + (mlp_out if block.after_2 is None else norm.rms(mlp_out, block.after_2, shape.eps, shape.offset))
         out = out if block.scalar is None else out.mul_(block.scalar)
     elif block.down.a is not None:
-        inner_down = gated_mlp.gated(both, form.activation) @ block.down.a.T
-    keep_1, keep_2 = (made_1 if block.after_1 is not None else None), (made_2 if block.after_2 is not None else None)
+        inner_down = gated_mlp.gated(gate_up_out, shape.activation) @ block.down.a.T
+    kept_attn_out, kept_mlp_out = (
+        (attn_out if block.after_1 is not None else None),
+        (mlp_out if block.after_2 is not None else None),
+    )
     inner = (inner_qkv, inner_out, inner_gate, inner_down)
-    return out, SavedActivations(h, qkv, mixed, total, h2, both, keep_1, keep_2, inner)
+    return out, SavedActivations(h, qkv, mixed, lse, h2, gate_up_out, kept_attn_out, kept_mlp_out, inner)
 
 
-def _thin(kept: SavedActivations, keep: Keep) -> SavedActivations:
+def _drop_recomputed(saved: SavedActivations, keep: Keep) -> SavedActivations:
     if keep == "all":
-        return kept
-    return kept._replace(both=None) if keep == "attention" else SavedActivations(kept.h)  # input, host
+        return saved
+    return saved._replace(gate_up=None) if keep == "attention" else SavedActivations(saved.h)  # input, host
 
 
-def _complete(
-    kept: SavedActivations, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape
+def _recompute(
+    saved: SavedActivations, block: Block, rope_tables: RopeTables, bounds: SequenceBounds, shape: BlockShape
 ) -> SavedActivations:
-    """Makes again what was not kept."""
-    if kept.h2 is None:
-        return _through(kept.h, block, turns, bounds, form, to_the_end=False)[1]
-    if kept.both is not None:
-        return kept
-    normed = norm.rms(kept.h2, block.norm_2, form.eps, form.offset)
-    return kept._replace(both=lora_linear.forward(normed, block.gate_up)[0])
+    """Recomputes what was not saved."""
+    if saved.h2 is None:
+        return _forward_all(saved.h, block, rope_tables, bounds, shape, with_output=False)[1]
+    if saved.gate_up is not None:
+        return saved
+    normed = norm.rms(saved.h2, block.norm_2, shape.eps, shape.offset)
+    return saved._replace(gate_up=lora_linear.forward(normed, block.gate_up)[0])
 
 
-def heads(x: Tensor, form: BlockShape) -> Tensor:
-    """tokens x width as tokens x heads x head."""
-    return x.view(len(x), -1, form.head)
+def heads(x: Tensor, shape: BlockShape) -> Tensor:
+    """Returns tokens x width as tokens x heads x head."""
+    return x.view(len(x), -1, shape.head)
 
 
-def split(qkv: Tensor, form: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (tokens x heads x head) in the product's output; shared values are the keys."""
-    q, k = qkv[:, : form.queries], qkv[:, form.queries : form.queries + form.keys]
-    v = k if form.shared_values else qkv[:, form.queries + form.keys :]
-    return heads(q, form), heads(k, form), heads(v, form)
+def split(qkv: Tensor, shape: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns views of queries, keys and values (tokens x heads x head); shared values are the keys."""
+    q, k = qkv[:, : shape.queries], qkv[:, shape.queries : shape.queries + shape.keys]
+    v = k if shape.shared_values else qkv[:, shape.queries + shape.keys :]
+    return heads(q, shape), heads(k, shape), heads(v, shape)
 
 
-def _turned(qkv: Tensor, block: Block, turns: RopeTables, form: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values as attention takes them, from what the product made; not normed, they stand in it."""
-    cos, sin = turns.each()
+def _rotated_qkv(
+    qkv: Tensor, block: Block, rope_tables: RopeTables, shape: BlockShape
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns normalized and rotated queries, keys and values; without norms they are rotated in place in `qkv`."""
+    cos, sin = rope_tables.cos_sin()
     if block.norm_q is None:
-        rope.rotate_(_both(qkv, form), cos, sin)
-        return split(qkv, form)
-    q, k, v = normed_heads(qkv, block, form)
+        rope.rotate_(_queries_and_keys(qkv, shape), cos, sin)
+        return split(qkv, shape)
+    q, k, v = normed_qkv(qkv, block, shape)
     return rope.rotate_(q, cos, sin), rope.rotate_(k, cos, sin), v
 
 
-def normed_heads(qkv: Tensor, block: Block, form: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
-    """`split`, each part in a new tensor after its norm where the block has one."""
-    q, k, v = split(qkv, form)
+def normed_qkv(qkv: Tensor, block: Block, shape: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns queries, keys and values, each in a new tensor after its norm if the block has one."""
+    q, k, v = split(qkv, shape)
     if block.norm_q is None:
         return q, k, v
-    q, k_normed = (norm.rms(x, w, form.eps, form.offset) for x, w in ((q, block.norm_q), (k, given(block.norm_k))))
-    return q, k_normed, norm.rms(v, None, form.eps, 0.0) if form.norm_values else v
+    q, k_normed = (norm.rms(x, w, shape.eps, shape.offset) for x, w in ((q, block.norm_q), (k, not_none(block.norm_k))))
+    return q, k_normed, norm.rms(v, None, shape.eps, 0.0) if shape.norm_values else v
 
 
-def _both(qkv: Tensor, form: BlockShape) -> Tensor:
-    """The heads of queries and keys together."""
-    return heads(qkv[:, : form.queries + form.keys], form)
+def _queries_and_keys(qkv: Tensor, shape: BlockShape) -> Tensor:
+    """Returns the heads of queries and keys together."""
+    return heads(qkv[:, : shape.queries + shape.keys], shape)
 
 
-def _mix_back(
-    dmixed: Tensor, kept: SavedActivations, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape
+def _attention_backward(
+    dmixed: Tensor,
+    saved: SavedActivations,
+    block: Block,
+    rope_tables: RopeTables,
+    bounds: SequenceBounds,
+    shape: BlockShape,
 ) -> Tensor:
-    """From the gradient to attention's output to that to the joined queries, keys and values."""
-    qkv, mixed, total = given(kept.qkv), given(kept.mixed), given(kept.total)
-    raw_q, raw_k, raw_v = split(qkv, form)
-    q, k, v = (raw_q, raw_k, raw_v) if block.norm_q is None else _turned(qkv, block, turns, form)
+    """Returns the gradient of `qkv` from that of attention's output."""
+    qkv, mixed, lse = not_none(saved.qkv), not_none(saved.mixed), not_none(saved.lse)
+    raw_q, raw_k, raw_v = split(qkv, shape)
+    q, k, v = (raw_q, raw_k, raw_v) if block.norm_q is None else _rotated_qkv(qkv, block, rope_tables, shape)
     dqkv = torch.empty_like(qkv)
-    into = split(dqkv, form)
-    into = (*into[:2], torch.empty_like(v)) if form.shared_values else into
-    made = attend_back(heads(dmixed, form), q, k, v, heads(mixed, form), total, bounds, form.rule, into)
-    for part, gradient in zip(into, made, strict=True):
+    destinations = split(dqkv, shape)
+    destinations = (*destinations[:2], torch.empty_like(v)) if shape.shared_values else destinations
+    gradients = attend_back(heads(dmixed, shape), q, k, v, heads(mixed, shape), lse, bounds, shape.rule, destinations)
+    for part, gradient in zip(destinations, gradients, strict=True):
         if part is not gradient:
             part.copy_(gradient)
-    rope.rotate_back_(_both(dqkv, form), *turns.each())
+    rope.rotate_backward_(_queries_and_keys(dqkv, shape), *rope_tables.cos_sin())
     if block.norm_q is not None and block.norm_k is not None:
-        into[0].copy_(norm.rms_back(into[0], raw_q, block.norm_q, form.eps, form.offset))
-        into[1].copy_(norm.rms_back(into[1], raw_k, block.norm_k, form.eps, form.offset))
-    if form.norm_values:
-        into[2].copy_(norm.rms_back(into[2], raw_v, None, form.eps, 0.0))
-    if form.shared_values:
-        into[1].add_(into[2])
+        destinations[0].copy_(norm.rms_back(destinations[0], raw_q, block.norm_q, shape.eps, shape.offset))
+        destinations[1].copy_(norm.rms_back(destinations[1], raw_k, block.norm_k, shape.eps, shape.offset))
+    if shape.norm_values:
+        destinations[2].copy_(norm.rms_back(destinations[2], raw_v, None, shape.eps, 0.0))
+    if shape.shared_values:
+        destinations[1].add_(destinations[2])
     return dqkv
 
 
-def given(x: Tensor | None) -> Tensor:
-    """`x`, which is there."""
+def not_none(x: Tensor | None) -> Tensor:
+    """Returns `x`. Raises AssertionError if it is None."""
     if x is None:
-        raise AssertionError("a tensor that should have been kept is missing")
+        raise AssertionError("a tensor that should have been saved is missing")
     return x

@@ -1,9 +1,9 @@
-"""The block of `block.py` on a card with Triton: the same contract, fewer passes over memory.
+"""The decoder block of `block.py` on a GPU with Triton: the same interface, fewer passes over memory.
 
-Where a norm or the gated product feeds a product, its rows have room behind them for x Aᵀ, and the weight has the
-scaled B behind its rows: [x, x Aᵀ] [W, s B]ᵀ is the whole product with its adapter at once, and in the backward
-dy [W, s B] gives the gradients to both. On an H200 the wider product costs nothing that can be measured and spares two
-thin ones (dev/LOG.md).
+If a norm or the gated product feeds a linear layer, its rows are padded to hold x Aᵀ, and the weight's rows are
+followed by the scaled B: [x, x Aᵀ] [W, s B]ᵀ is the layer with its adapter in one product, and in the backward
+dy [W, s B] gives both gradients. On an H200 the wider product costs nothing measurable and saves two thin ones
+(dev/LOG.md).
 """
 
 from __future__ import annotations
@@ -16,141 +16,149 @@ from torch.nn import functional
 from tunesmith.kernels import nf4
 from tunesmith.kernels import triton_parts as parts
 from tunesmith.kernels.attention import SequenceBounds, attend, attend_back
-from tunesmith.kernels.block import Block, BlockShape, Keep, RopeTables, SavedActivations, Targets, given, heads
-from tunesmith.kernels.fp8 import Fp8, scaled
-from tunesmith.kernels.lora_linear import GradientTarget, JoinedLinear, gather
+from tunesmith.kernels.block import Block, BlockShape, Keep, RopeTables, SavedActivations, Targets, heads, not_none
+from tunesmith.kernels.fp8 import Fp8, scaled_matmul
+from tunesmith.kernels.lora_linear import GradientTarget, JoinedLinear, accumulate_gradients
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.onednn import OneDnnWeight
 
-Mix = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # turned q, k, v -> output as q, what backward wants
+Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # rotated q, k, v -> output, what backward needs
 
 
 def forward(
-    h: Tensor, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape, keep: Keep
+    h: Tensor, block: Block, rope_tables: RopeTables, bounds: SequenceBounds, shape: BlockShape, keep: Keep
 ) -> tuple[Tensor, SavedActivations]:
-    """`h` (tokens x hidden) through the block; `turns` are the tables of cos and sin and each token's place."""
-    h2, both, kept = _until_gate(h, block, turns, form, _attending(bounds, form))
-    made, inner = _down(both, block, form)
-    out = h2 + _after(made, block.after_2, form)
+    """Returns the block's output for `h` (tokens x hidden) and the saved activations."""
+    h2, gate_up, saved = _forward_to_gate(h, block, rope_tables, shape, _packed_attention(bounds, shape))
+    mlp_out, inner = _mlp_down(gate_up, block, shape)
+    out = h2 + _post_norm(mlp_out, block.after_2, shape)
     if keep in ("input", "host"):
         return out, SavedActivations(h)
-    kept = kept._replace(made_2=None if block.after_2 is None else made, inner=(*kept.inner[:3], inner))
-    return out, kept._replace(both=None) if keep == "attention" else kept
+    saved = saved._replace(mlp_out=None if block.after_2 is None else mlp_out, inner=(*saved.inner[:3], inner))
+    return out, saved._replace(gate_up=None) if keep == "attention" else saved
 
 
-def write(h: Tensor, block: Block, turns: RopeTables, form: BlockShape, mix: Mix) -> Tensor:
-    """`h` (tokens x hidden) through the block, where `mix` attends; nothing is kept."""
-    h2, both, _ = _until_gate(h, block, turns, form, mix)
-    return h2.add_(_after(_down(both, block, form)[0], block.after_2, form))
+def forward_only(h: Tensor, block: Block, rope_tables: RopeTables, shape: BlockShape, mix: Attend) -> Tensor:
+    """Returns the block's output for `h` (tokens x hidden) with `mix` as attention; nothing is saved."""
+    h2, gate_up, _ = _forward_to_gate(h, block, rope_tables, shape, mix)
+    return h2.add_(_post_norm(_mlp_down(gate_up, block, shape)[0], block.after_2, shape))
 
 
 def backward(
     dout: Tensor,
     stack: list[SavedActivations],
     block: Block,
-    turns: RopeTables,
+    rope_tables: RopeTables,
     bounds: SequenceBounds,
-    form: BlockShape,
+    shape: BlockShape,
     targets: Targets,
 ) -> Tensor:
-    """The gradient to `h`; those to the adapter are added to `targets`. Takes what was kept from the `stack`'s top."""
-    kept = _complete(stack.pop(), block, turns, bounds, form)
-    h2, both, mixed = given(kept.h2), given(kept.both), given(kept.mixed)
-    dmade = _after_back(dout, kept.made_2, block.after_2, form)
-    dactivated, dinner = _back(dmade, block.down)
-    dboth, activated = parts.gated_back(dactivated, both, form.activation, dinner, block.down.a)  # over `both`
-    inner = kept.inner[3]
+    """Returns the gradient of `h` and adds the adapter's to `targets`. Pops the saved activations off `stack`."""
+    saved = _recompute(stack.pop(), block, rope_tables, bounds, shape)
+    h2, gate_up_out, mixed = not_none(saved.h2), not_none(saved.gate_up), not_none(saved.mixed)
+    dpart = _post_norm_backward(dout, saved.mlp_out, block.after_2, shape)
+    dactivated, dinner = _lora_linear_backward(dpart, block.down)
+    dgate_up, activated = parts.gated_backward(
+        dactivated, gate_up_out, shape.activation, dinner, block.down.a
+    )  # overwrites `gate_up_out`
+    inner = saved.inner[3]
     if activated is not None and inner is None:
-        inner = activated @ given(block.down.a).T
-    gather(targets[3], dmade, activated, inner, dinner)
-    del dactivated, activated, both, dmade
-    kept = kept._replace(both=None, made_2=None)
-    dh2 = _back_norm(dboth, dout, h2, block.norm_2, kept.inner[2], block.gate_up, targets[2], form)
-    del dboth, h2
-    dmade = _after_back(dh2, kept.made_1, block.after_1, form)
-    dmixed, dinner = _back(dmade, block.out, with_b=False)
+        inner = activated @ not_none(block.down.a).T
+    accumulate_gradients(targets[3], dpart, activated, inner, dinner)
+    del dactivated, activated, gate_up_out, dpart
+    saved = saved._replace(gate_up=None, mlp_out=None)
+    dh2 = _norm_linear_backward(dgate_up, dout, h2, block.norm_2, saved.inner[2], block.gate_up, targets[2], shape)
+    del dgate_up, h2
+    dpart = _post_norm_backward(dh2, saved.attn_out, block.after_1, shape)
+    dmixed, dinner = _lora_linear_backward(dpart, block.out, with_b=False)
     if dinner is not None:
-        dmixed.addmm_(dinner, given(block.out.a))
-    gather(targets[1], dmade, mixed, kept.inner[1], dinner)
-    del dmade
-    dqkv = _mix_back(dmixed, kept, block, turns, bounds, form)
-    return _back_norm(dqkv, dh2, kept.h, block.norm_1, kept.inner[0], block.qkv, targets[0], form)
+        dmixed.addmm_(dinner, not_none(block.out.a))
+    accumulate_gradients(targets[1], dpart, mixed, saved.inner[1], dinner)
+    del dpart
+    dqkv = _attention_backward(dmixed, saved, block, rope_tables, bounds, shape)
+    return _norm_linear_backward(dqkv, dh2, saved.h, block.norm_1, saved.inner[0], block.qkv, targets[0], shape)
 
 
 # --- forward -------------------------------------------------------------------------------------------------
 
 
-def _attending(bounds: SequenceBounds, form: BlockShape) -> Mix:
-    return lambda q, k, v: attend(q, k, v, bounds, form.rule)
+def _packed_attention(bounds: SequenceBounds, shape: BlockShape) -> Attend:
+    return lambda q, k, v: attend(q, k, v, bounds, shape.rule)
 
 
-def _until_gate(
-    h: Tensor, block: Block, turns: RopeTables, form: BlockShape, mix: Mix
+def _forward_to_gate(
+    h: Tensor, block: Block, rope_tables: RopeTables, shape: BlockShape, mix: Attend
 ) -> tuple[Tensor, Tensor, SavedActivations]:
-    _, wide, codes, scales = parts.norm(h, None, block.norm_1, form.eps, form.offset, _room(block.qkv), eight=_eight(block.qkv))  # noqa: E501  # fmt: skip
-    qkv, inner_qkv = _product(wide, codes, scales, block.qkv)
-    del wide, codes
-    q, k, v = _turned(qkv, block, turns, form)
-    mixed, total = mix(q, k, v)
+    _, padded, codes, scales = parts.norm(h, None, block.norm_1, shape.eps, shape.offset, _padding_columns(block.qkv), eight=_is_fp8(block.qkv))  # noqa: E501  # fmt: skip
+    qkv, inner_qkv = _lora_linear(padded, codes, scales, block.qkv)
+    del padded, codes
+    q, k, v = _rotated_qkv(qkv, block, rope_tables, shape)
+    mixed, lse = mix(q, k, v)
     mixed = mixed.flatten(1)
-    codes, scales = parts.quantise(mixed) if _eight(block.out) else (None, None)
-    made, inner_out = _product(mixed, codes, scales, block.out)
-    made_1 = None if block.after_1 is None else made
-    made = _after(made, block.after_1, form)
-    h2, wide, codes, scales = parts.norm(h, made, block.norm_2, form.eps, form.offset, _room(block.gate_up), eight=_eight(block.gate_up))  # noqa: E501  # fmt: skip
-    del made
-    both, inner_gate = _product(wide, codes, scales, block.gate_up)
+    codes, scales = parts.quantize(mixed) if _is_fp8(block.out) else (None, None)
+    attn_out, inner_out = _lora_linear(mixed, codes, scales, block.out)
+    saved_attn_out = None if block.after_1 is None else attn_out
+    attn_out = _post_norm(attn_out, block.after_1, shape)
+    h2, padded, codes, scales = parts.norm(h, attn_out, block.norm_2, shape.eps, shape.offset, _padding_columns(block.gate_up), eight=_is_fp8(block.gate_up))  # noqa: E501  # fmt: skip
+    del attn_out
+    gate_up_out, inner_gate = _lora_linear(padded, codes, scales, block.gate_up)
     return (
         h2,
-        both,
-        SavedActivations(h, qkv, mixed, total, h2, both, made_1, inner=(inner_qkv, inner_out, inner_gate, None)),
+        gate_up_out,
+        SavedActivations(
+            h, qkv, mixed, lse, h2, gate_up_out, saved_attn_out, inner=(inner_qkv, inner_out, inner_gate, None)
+        ),
     )
 
 
-def _after(made: Tensor, weight: Tensor | None, form: BlockShape) -> Tensor:
-    """The norm after attention or feed-forward, where the block has one."""
-    return made if weight is None else parts.norm(made, None, weight, form.eps, form.offset, 0, eight=False)[1]
+def _post_norm(x: Tensor, weight: Tensor | None, shape: BlockShape) -> Tensor:
+    """Applies the norm after attention or MLP if the block has one."""
+    return x if weight is None else parts.norm(x, None, weight, shape.eps, shape.offset, 0, eight=False)[1]
 
 
-def _down(both: Tensor, block: Block, form: BlockShape) -> tuple[Tensor, Tensor | None]:
-    wide, codes, scales = parts.gated(both, form.activation, _room(block.down), eight=_eight(block.down))
-    return _product(wide, codes, scales, block.down)
+def _mlp_down(gate_up: Tensor, block: Block, shape: BlockShape) -> tuple[Tensor, Tensor | None]:
+    padded, codes, scales = parts.gated(
+        gate_up, shape.activation, _padding_columns(block.down), eight=_is_fp8(block.down)
+    )
+    return _lora_linear(padded, codes, scales, block.down)
 
 
-def _room(joined: JoinedLinear) -> int:
-    """Columns behind each row of the input: the ranks, where the product takes them along."""
+def _padding_columns(joined: JoinedLinear) -> int:
+    """Returns how many columns pad each input row for x Aᵀ: the ranks, or 0 if the product leaves them out."""
     return 0 if joined.a is None or isinstance(joined.base, Fp8) else joined.a.shape[0]
 
 
-def _eight(joined: JoinedLinear) -> bool:
+def _is_fp8(joined: JoinedLinear) -> bool:
     return isinstance(joined.base, Fp8)
 
 
-def _product(
-    wide: Tensor, codes: Tensor | None, scales: Tensor | None, joined: JoinedLinear
+def _lora_linear(
+    padded: Tensor, codes: Tensor | None, scales: Tensor | None, joined: JoinedLinear
 ) -> tuple[Tensor, Tensor | None]:
-    """The joined product with its adapter, and x Aᵀ."""
+    """Returns the joined layer's output with its adapter, and x Aᵀ."""
     base, a, b = joined.base, joined.a, joined.b
     if isinstance(base, Fp8):
-        y = scaled(given(codes), given(scales), base.forward, base.forward_scale, wide.dtype)
+        y = scaled_matmul(not_none(codes), not_none(scales), base.forward, base.forward_scale, padded.dtype)
         y = y if joined.bias is None else y.add_(joined.bias)
         if a is None:
             return y, None
-        inner = wide @ a.T
-        return y.addmm_(inner, given(b).T), inner
+        inner = padded @ a.T
+        return y.addmm_(inner, not_none(b).T), inner
     if a is None:
-        return functional.linear(wide, _dense(joined, with_b=False), joined.bias), None
+        return functional.linear(padded, _dense_weight(joined, with_b=False), joined.bias), None
     width = a.shape[1]
-    inner = wide[:, :width] @ a.T
-    if wide.shape[1] == width:  # no room (attention's output)
-        y = (inner @ given(b).T).addmm_(wide, _dense(joined, with_b=False).T)  # rounded once, as `product` says
+    inner = padded[:, :width] @ a.T
+    if padded.shape[1] == width:  # not padded (attention's output)
+        y = (inner @ not_none(b).T).addmm_(
+            padded, _dense_weight(joined, with_b=False).T
+        )  # rounded once, as `product` says
         return y if joined.bias is None else y.add_(joined.bias), inner
-    wide[:, width:] = inner
-    return functional.linear(wide, _dense(joined, with_b=True), joined.bias), inner
+    padded[:, width:] = inner
+    return functional.linear(padded, _dense_weight(joined, with_b=True), joined.bias), inner
 
 
-def _dense(joined: JoinedLinear, *, with_b: bool) -> Tensor:
-    """The weight (out x in), with the scaled B behind its rows when asked; a dense one always has it there."""
+def _dense_weight(joined: JoinedLinear, *, with_b: bool) -> Tensor:
+    """Returns the weight (out x in), followed by the scaled B if `with_b`; a dense base always contains it."""
     base = joined.base
     if isinstance(base, Nf4):
         return nf4.matrix(base, joined.pieces if with_b else ())
@@ -159,83 +167,99 @@ def _dense(joined: JoinedLinear, *, with_b: bool) -> Tensor:
     return base if with_b or joined.a is None else base[:, : joined.a.shape[1]]
 
 
-def _turned(qkv: Tensor, block: Block, turns: RopeTables, form: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
-    turned = parts.turn(
-        qkv, turns.cos, turns.sin, turns.places, form.queries, form.keys, form.head,
-        block.norm_q, block.norm_k, form.eps, form.offset,
+def _rotated_qkv(
+    qkv: Tensor, block: Block, rope_tables: RopeTables, shape: BlockShape
+) -> tuple[Tensor, Tensor, Tensor]:
+    rotated = parts.rotate(
+        qkv, rope_tables.cos, rope_tables.sin, rope_tables.position_ids, shape.queries, shape.keys, shape.head,
+        block.norm_q, block.norm_k, shape.eps, shape.offset,
     )  # fmt: skip
-    return _split(turned, qkv, form)
+    return _split_rotated(rotated, qkv, shape)
 
 
-def _split(turned: Tensor, qkv: Tensor, form: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
-    both = form.queries + form.keys
-    q, k, v = turned[:, : form.queries], turned[:, form.queries : both], qkv[:, both:]
-    return heads(q, form), heads(k, form), heads(v, form)
+def _split_rotated(rotated: Tensor, qkv: Tensor, shape: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
+    end = shape.queries + shape.keys
+    q, k, v = rotated[:, : shape.queries], rotated[:, shape.queries : end], qkv[:, end:]
+    return heads(q, shape), heads(k, shape), heads(v, shape)
 
 
 # --- backward ------------------------------------------------------------------------------------------------
 
 
-def _complete(
-    kept: SavedActivations, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape
+def _recompute(
+    saved: SavedActivations, block: Block, rope_tables: RopeTables, bounds: SequenceBounds, shape: BlockShape
 ) -> SavedActivations:
-    """Makes again what was not kept."""
-    if kept.h2 is None:
-        _, both, kept = _until_gate(kept.h, block, turns, form, _attending(bounds, form))
+    """Recomputes what was not saved."""
+    if saved.h2 is None:
+        _, gate_up_out, saved = _forward_to_gate(saved.h, block, rope_tables, shape, _packed_attention(bounds, shape))
         if block.after_2 is None:
-            return kept
-        made, inner = _down(both, block, form)
-        return kept._replace(made_2=made, inner=(*kept.inner[:3], inner))
-    if kept.both is None:
-        _, wide, codes, scales = parts.norm(kept.h2, None, block.norm_2, form.eps, form.offset, _room(block.gate_up), eight=_eight(block.gate_up))  # noqa: E501  # fmt: skip
-        both, _ = _product(wide, codes, scales, block.gate_up)
-        return kept._replace(both=both)
-    return kept
+            return saved
+        mlp_out, inner = _mlp_down(gate_up_out, block, shape)
+        return saved._replace(mlp_out=mlp_out, inner=(*saved.inner[:3], inner))
+    if saved.gate_up is None:
+        _, padded, codes, scales = parts.norm(saved.h2, None, block.norm_2, shape.eps, shape.offset, _padding_columns(block.gate_up), eight=_is_fp8(block.gate_up))  # noqa: E501  # fmt: skip
+        gate_up_out, _ = _lora_linear(padded, codes, scales, block.gate_up)
+        return saved._replace(gate_up=gate_up_out)
+    return saved
 
 
-def _back(dy: Tensor, joined: JoinedLinear, *, with_b: bool = True) -> tuple[Tensor, Tensor | None]:
-    """dy W (tokens x in; the adapter's share is still missing) and dy s B (tokens x ranks).
+def _lora_linear_backward(dy: Tensor, joined: JoinedLinear, *, with_b: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Returns dy W (tokens x in, without the adapter's part) and dy s B (tokens x ranks).
 
-    Made as one product (`with_b`), the rows of dy W lie apart.
+    With `with_b` both come from one product, so the rows of dy W are not contiguous.
     """
     base, a, b = joined.base, joined.a, joined.b
     if isinstance(base, Fp8):
-        codes, scales = parts.quantise(dy)
-        dx = scaled(codes, scales, base.backward, base.backward_scale, dy.dtype)
-        return dx, None if a is None else dy @ given(b)
+        codes, scales = parts.quantize(dy)
+        dx = scaled_matmul(codes, scales, base.backward, base.backward_scale, dy.dtype)
+        return dx, None if a is None else dy @ not_none(b)
     if a is None:
-        return dy @ _dense(joined, with_b=False), None
+        return dy @ _dense_weight(joined, with_b=False), None
     if not with_b:
-        return dy @ _dense(joined, with_b=False), dy @ given(b)
-    wide = dy @ _dense(joined, with_b=True)
-    return wide[:, : a.shape[1]], wide[:, a.shape[1] :].contiguous()
+        return dy @ _dense_weight(joined, with_b=False), dy @ not_none(b)
+    padded = dy @ _dense_weight(joined, with_b=True)
+    return padded[:, : a.shape[1]], padded[:, a.shape[1] :].contiguous()
 
 
-def _after_back(dy: Tensor, made: Tensor | None, weight: Tensor | None, form: BlockShape) -> Tensor:
-    """The gradient to what `_after` was given."""
-    return dy if weight is None else parts.norm_back(dy, given(made), weight, form.eps, form.offset, None)
+def _post_norm_backward(dy: Tensor, x: Tensor | None, weight: Tensor | None, shape: BlockShape) -> Tensor:
+    """Returns the gradient of `_post_norm`'s input."""
+    return dy if weight is None else parts.norm_back(dy, not_none(x), weight, shape.eps, shape.offset, None)
 
 
-def _back_norm(
-    dy: Tensor, dresidual: Tensor, h: Tensor, weight: Tensor, inner: Tensor | None,
-    joined: JoinedLinear, target: GradientTarget,
-    form: BlockShape,
+def _norm_linear_backward(
+    dy: Tensor, dresidual: Tensor, h: Tensor, weight: Tensor, inner: Tensor | None, joined: JoinedLinear,
+    target: GradientTarget, shape: BlockShape,
 ) -> Tensor:  # fmt: skip
-    """Through a product and the norm before it, the residual's gradient added."""
-    dnormed, dinner = _back(dy, joined)
+    """Returns the gradient through a linear layer and the norm before it, with the residual's gradient added."""
+    dnormed, dinner = _lora_linear_backward(dy, joined)
     if dinner is not None:
-        dnormed.addmm_(dinner, given(joined.a))
-        _, normed, _, _ = parts.norm(h, None, weight, form.eps, form.offset, 0, eight=False)
-        gather(target, dy, normed, inner, dinner)
-    return parts.norm_back(dnormed, h, weight, form.eps, form.offset, dresidual)
+        dnormed.addmm_(dinner, not_none(joined.a))
+        _, normed, _, _ = parts.norm(h, None, weight, shape.eps, shape.offset, 0, eight=False)
+        accumulate_gradients(target, dy, normed, inner, dinner)
+    return parts.norm_back(dnormed, h, weight, shape.eps, shape.offset, dresidual)
 
 
-def _mix_back(
-    dmixed: Tensor, kept: SavedActivations, block: Block, turns: RopeTables, bounds: SequenceBounds, form: BlockShape
+def _attention_backward(
+    dmixed: Tensor,
+    saved: SavedActivations,
+    block: Block,
+    rope_tables: RopeTables,
+    bounds: SequenceBounds,
+    shape: BlockShape,
 ) -> Tensor:
-    qkv, mixed, total = given(kept.qkv), given(kept.mixed), given(kept.total)
-    q, k, v = _split(qkv, qkv, form) if block.norm_q is None else _turned(qkv, block, turns, form)
-    dq, dk, dv = attend_back(heads(dmixed, form), q, k, v, heads(mixed, form), total, bounds, form.rule)
-    return parts.turn_back(
-        dq, dk, dv, qkv, turns.cos, turns.sin, turns.places, block.norm_q, block.norm_k, form.eps, form.offset
+    qkv, mixed, lse = not_none(saved.qkv), not_none(saved.mixed), not_none(saved.lse)
+    q, k, v = _split_rotated(qkv, qkv, shape) if block.norm_q is None else _rotated_qkv(qkv, block, rope_tables, shape)
+    dq, dk, dv = attend_back(heads(dmixed, shape), q, k, v, heads(mixed, shape), lse, bounds, shape.rule)
+    return parts.rotate_backward(
+        dq,
+        dk,
+        dv,
+        qkv,
+        rope_tables.cos,
+        rope_tables.sin,
+        rope_tables.position_ids,
+        block.norm_q,
+        block.norm_k,
+        shape.eps,
+        shape.offset,
     )

@@ -1,4 +1,4 @@
-"""The head's cross-entropy and its gradient at once, so that the logits of a few tokens exist only once."""
+"""Cross-entropy under the LM head and its gradient in one pass, so that logits are computed only once."""
 
 from __future__ import annotations
 
@@ -7,51 +7,53 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORED = -100
-ROWS = 32  # logits of so many tokens stand in 32 bits at one time: with some 50 000 of them, what a cache holds
+ROWS = 32  # tokens whose logits are converted to float32 at a time: about a cache's size at a vocabulary of 50,000
 
 
 def loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, cap: float) -> Tensor:
-    """Cross-entropy in nats of `hidden` (tokens x width) under the head, summed over targets that are not -100."""
+    """Returns the cross-entropy in nats of `hidden` (tokens x width), summed over targets that are not -100."""
     logits = functional.linear(hidden, weight, bias)
     parts = zip(torch.split(logits, ROWS), torch.split(targets, ROWS), strict=True)
-    return torch.stack([_nats(_capped(part.to(_number(part)), cap)[0], wanted).sum() for part, wanted in parts]).sum()
+    return torch.stack(
+        [_token_losses(_softcap(part.to(_accumulation_dtype(part)), cap)[0], target).sum() for part, target in parts]
+    ).sum()
 
 
 def loss_and_gradient(
-    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, cap: float, share: Tensor
+    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, cap: float, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same, and `share` times its gradient to `hidden`.
+    """Returns the loss and `scale` times its gradient with respect to `hidden`.
 
-    With logits z = h Wᵀ, capped as c tanh(z / c) where the model does so, dL/dz = softmax - onehot. It takes the
-    logits' place.
+    With logits z = h Wᵀ, capped as c tanh(z / c) if the model does so, dL/dz = softmax - onehot. It overwrites the
+    logits.
     """
     logits = functional.linear(hidden, weight, bias)
     totals = []
-    for part, wanted in zip(torch.split(logits, ROWS), torch.split(targets, ROWS), strict=True):
-        wide, slope = _capped(part.to(_number(part)), cap)
+    for part, target in zip(torch.split(logits, ROWS), torch.split(targets, ROWS), strict=True):
+        wide, slope = _softcap(part.to(_accumulation_dtype(part)), cap)
         gradient = torch.softmax(wide, dim=-1)
-        totals.append(_nats(wide, wanted, gradient).sum())
-        gradient.scatter_add_(1, wanted.clamp(min=0)[:, None], torch.full_like(gradient[:, :1], -1.0))
+        totals.append(_token_losses(wide, target, gradient).sum())
+        gradient.scatter_add_(1, target.clamp(min=0)[:, None], torch.full_like(gradient[:, :1], -1.0))
         part.copy_(gradient if slope is None else gradient.mul_(slope))
-    made = logits @ weight
-    factor = ((targets != IGNORED) * share).to(_number(made))[:, None]
-    return torch.stack(totals).sum(), (made * factor).to(hidden.dtype)
+    dhidden = logits @ weight
+    factor = ((targets != IGNORED) * scale).to(_accumulation_dtype(dhidden))[:, None]
+    return torch.stack(totals).sum(), (dhidden * factor).to(hidden.dtype)
 
 
-def _nats(logits: Tensor, targets: Tensor, shares: Tensor | None = None) -> Tensor:
-    """log(sum(exp(z))) - z of the target; where the softmax is there, the sum is the largest's exp(z) / share."""
-    picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-    norm = torch.logsumexp(logits, dim=-1) if shares is None else logits.amax(-1) - shares.amax(-1).log()
-    return torch.where(targets != IGNORED, norm - picked, 0.0)
+def _token_losses(logits: Tensor, targets: Tensor, probs: Tensor | None = None) -> Tensor:
+    """Returns log(sum(exp(z))) - z[target]; given the softmax, the sum is exp(max z) / max prob."""
+    target_logits = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    norm = torch.logsumexp(logits, dim=-1) if probs is None else logits.amax(-1) - probs.amax(-1).log()
+    return torch.where(targets != IGNORED, norm - target_logits, 0.0)
 
 
-def _number(x: Tensor) -> torch.dtype:
+def _accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _capped(logits: Tensor, cap: float) -> tuple[Tensor, Tensor | None]:
-    """The logits, capped, and the slope of the cap."""
+def _softcap(logits: Tensor, cap: float) -> tuple[Tensor, Tensor | None]:
+    """Returns the capped logits and the derivative of the cap (None without a cap)."""
     if not cap:
         return logits, None
-    bend = torch.tanh(logits / cap)
-    return bend * cap, 1 - bend * bend
+    squashed = torch.tanh(logits / cap)
+    return squashed * cap, 1 - squashed * squashed

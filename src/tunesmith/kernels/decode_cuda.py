@@ -1,4 +1,4 @@
-"""`decode.py`'s functions on a card with Triton: the same contract over `block_cuda`'s forward."""
+"""The functions of `decode.py` on a GPU with Triton, with `block_cuda`'s forward."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from torch import Tensor
 from tunesmith.kernels import block_cuda, triton_cache
 from tunesmith.kernels.attention import AttentionRule, SequenceBounds, attend
 from tunesmith.kernels.block import RopeTables
-from tunesmith.kernels.block_cuda import Mix
+from tunesmith.kernels.block_cuda import Attend
 from tunesmith.kernels.decode import Cache, Stack
 
 
 def read(h: Tensor, stack: Stack, slot: int, bounds: SequenceBounds) -> Tensor:
-    """See `decode.read`."""
-    places = bounds.starts.new_tensor(range(len(h))).long()
-    turns = [RopeTables(*table.text(len(h)), places) for table in stack.tables]
-    for block, form, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
-        h = block_cuda.write(h, block, turns[form.table], form, _read(cache, slot, bounds, form.rule))
+    """Prefills a slot; see `decode.read`."""
+    positions = bounds.starts.new_tensor(range(len(h))).long()
+    rope_tables = [RopeTables(*table.text(len(h)), positions) for table in stack.tables]
+    for block, shape, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
+        h = block_cuda.forward_only(
+            h, block, rope_tables[shape.table], shape, _prompt_attention(cache, slot, bounds, shape.rule)
+        )
     return h
 
 
-def write(h: Tensor, stack: Stack, places: Tensor) -> Tensor:
-    """See `decode.write`. A slot's keys are read up to its place, whatever the cache's room."""
-    turns = [RopeTables(table.cos, table.sin, table.next_rows(places)) for table in stack.tables]
-    for block, form, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
-        h = block_cuda.write(h, block, turns[form.table], form, _write(cache, places, form.rule))
+def write(h: Tensor, stack: Stack, positions: Tensor) -> Tensor:
+    """Runs one new token per slot; see `decode.write`. Reads a slot's keys up to its position only."""
+    rope_tables = [RopeTables(table.cos, table.sin, table.next_rows(positions)) for table in stack.tables]
+    for block, shape, cache in zip(stack.blocks, stack.forms, stack.caches, strict=True):
+        h = block_cuda.forward_only(
+            h, block, rope_tables[shape.table], shape, _token_attention(cache, positions, shape.rule)
+        )
     return h
 
 
-def _read(cache: Cache, slot: int, bounds: SequenceBounds, rule: AttentionRule) -> Mix:
+def _prompt_attention(cache: Cache, slot: int, bounds: SequenceBounds, rule: AttentionRule) -> Attend:
     def mix(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         cache.keys[slot, :, : len(k)] = k.transpose(0, 1)
         cache.values[slot, :, : len(v)] = v.transpose(0, 1)
@@ -37,9 +41,9 @@ def _read(cache: Cache, slot: int, bounds: SequenceBounds, rule: AttentionRule) 
     return mix
 
 
-def _write(cache: Cache, places: Tensor, rule: AttentionRule) -> Mix:
+def _token_attention(cache: Cache, positions: Tensor, rule: AttentionRule) -> Attend:
     def mix(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        made = triton_cache.attend(q, k, v, cache.keys, cache.values, places, rule.scale, rule.window)
-        return made, made
+        out = triton_cache.attend(q, k, v, cache.keys, cache.values, positions, rule.scale, rule.window)
+        return out, out
 
     return mix

@@ -1,4 +1,4 @@
-"""The gated product of a decoder's feed-forward part: activation(gate) times up."""
+"""The gated product of a decoder's MLP: activation(gate) times up."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ ACTIVATIONS = ("silu", "gelu_tanh")
 _aten: Any = torch.ops.aten
 
 
-def gated(both: Tensor, activation: str) -> Tensor:
-    """`both` (tokens x 2 inner: gate, then up) to tokens x inner."""
-    gate, up = both.chunk(2, dim=-1)
-    return _activated(gate, activation).mul_(up)
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """Returns activation(gate) times up (tokens x inner); `gate_up` is tokens x 2 inner, gate first."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return _activation(gate, activation).mul_(up)
 
 
-def gated_back(dy: Tensor, both: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    """The gradient to `both`, and what `gated` made; `dy` (tokens x inner) is spent."""
-    gate, up = both.chunk(2, dim=-1)
-    made = torch.empty_like(both)
-    dgate, dup = made.chunk(2, dim=-1)
-    value = _activated(gate, activation)
+def gated_backward(dy: Tensor, gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Returns the gradient of `gate_up` and `gated`'s output; overwrites `dy` (tokens x inner)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    dgate_up = torch.empty_like(gate_up)
+    dgate, dup = dgate_up.chunk(2, dim=-1)
+    value = _activation(gate, activation)
     torch.mul(dy, value, out=dup)
     dy.mul_(up)
     if activation == "silu":
         _aten.silu_backward.grad_input(dy, gate, grad_input=dgate)
     else:
         _aten.gelu_backward.grad_input(dy, gate, approximate="tanh", grad_input=dgate)
-    return made, value.mul_(up)
+    return dgate_up, value.mul_(up)
 
 
-def _activated(gate: Tensor, activation: str) -> Tensor:
+def _activation(gate: Tensor, activation: str) -> Tensor:
     return functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")

@@ -1,7 +1,7 @@
-"""The frozen product with its LoRA update, forward and backward: y = x Wᵀ + c + (x Aᵀ) (s B)ᵀ.
+"""Frozen linear layers with LoRA, forward and backward: y = x Wᵀ + c + (x Aᵀ) (s B)ᵀ.
 
-Linear layers with the same input (query, key, value; gate and up) are one product: their weights stacked, their A
-stacked, their B on a block diagonal. Hu et al. 2021, arXiv:2106.09685.
+Layers with the same input (query, key, value; gate and up) are joined into one product: weights and A are stacked, B
+is block-diagonal. Hu et al. 2021, arXiv:2106.09685.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from tunesmith.kernels.fp8 import Fp8
 from tunesmith.kernels.nf4 import Nf4
 from tunesmith.kernels.onednn import OneDnnWeight
 
-BaseForm = Literal["stored", "dense", "fp8"]  # codes dequantised at each use, dequantised once, 8-bit products
+BaseForm = Literal["stored", "dense", "fp8"]  # NF4 dequantized at each use, dequantized once, FP8 products
 
 
 class JoinedLinear(NamedTuple):
-    """Layers with the same input. `base` is dense (out x in), NF4 or FP8; packed where nothing goes backward.
+    """Linear layers with the same input. `base` is dense (out x in), NF4, FP8 or, without a backward, oneDNN-packed.
 
-    `a` (ranks x in) is in the products' number type, None where nothing is trained. `pieces` are each layer's B
-    (scaled) with its outputs and ranks; `b` (out x ranks) has them as blocks on its diagonal, where a card's kernels
-    want that, and a dense base may then have it behind its rows.
+    `a` (ranks x in) is in the compute dtype, None if nothing is trained. `pieces` are each layer's scaled B with its
+    outputs and ranks. `b` (out x ranks) holds them on its diagonal for the GPU kernels; a dense base may then contain
+    it behind its rows.
     """
 
     base: Tensor | Nf4 | Fp8 | OneDnnWeight
@@ -36,9 +36,9 @@ class JoinedLinear(NamedTuple):
 
 
 class GradientTarget(NamedTuple):
-    """Where the gradients of one joined product go: of A (ranks x in), and of each B with its outputs and ranks.
+    """Gradient buffers of one joined layer: of A (ranks x in), and of each B with its outputs and ranks.
 
-    `scale` is the adapter's, which the joined `b` contains and the gradients must contain too.
+    `scale` is the adapter's; the joined `b` contains it, so the gradients must too.
     """
 
     a: Tensor | None
@@ -47,7 +47,7 @@ class GradientTarget(NamedTuple):
 
 
 def matrix(joined: JoinedLinear) -> Tensor:
-    """The dense weight, out x in."""
+    """Returns the dense weight, out x in."""
     base = joined.base
     if isinstance(base, Nf4):
         return nf4.matrix(base)
@@ -57,10 +57,10 @@ def matrix(joined: JoinedLinear) -> Tensor:
 
 
 def forward(x: Tensor, joined: JoinedLinear) -> tuple[Tensor, Tensor | None]:
-    """`x` (tokens x in) to y (tokens x out), and x Aᵀ (tokens x ranks) for the backward.
+    """Returns y (tokens x out) for `x` (tokens x in), and x Aᵀ (tokens x ranks) for the backward.
 
-    The update is made first and the product added to it, which sums in 32 bits and rounds once: added to a product that
-    is rounded already, an update of less than half its last bit would be lost (dev/LOG.md).
+    The product is added to the update, which sums in 32 bits and rounds once. The other way round, an update of less
+    than half of the rounded product's last bit would be lost (dev/LOG.md).
     """
     base = joined.base
     inner = None if joined.a is None else x @ joined.a.T
@@ -80,14 +80,14 @@ def forward(x: Tensor, joined: JoinedLinear) -> tuple[Tensor, Tensor | None]:
 def _update(inner: Tensor, joined: JoinedLinear) -> Tensor:
     """x Aᵀ (s B)ᵀ, tokens x out."""
     outs = sum(outputs.stop - outputs.start for _, outputs, _ in joined.pieces)
-    height = _height(joined.base)
-    made = inner.new_empty(len(inner), height) if outs == height else inner.new_zeros(len(inner), height)
+    height = _out_features(joined.base)
+    update = inner.new_empty(len(inner), height) if outs == height else inner.new_zeros(len(inner), height)
     for b, outputs, ranks in joined.pieces:
-        torch.mm(inner[:, ranks], b.T, out=made[:, outputs])
-    return made
+        torch.mm(inner[:, ranks], b.T, out=update[:, outputs])
+    return update
 
 
-def _height(base: Tensor | Nf4 | Fp8 | OneDnnWeight) -> int:
+def _out_features(base: Tensor | Nf4 | Fp8 | OneDnnWeight) -> int:
     if isinstance(base, OneDnnWeight):
         return base.out
     if isinstance(base, Nf4):
@@ -96,14 +96,14 @@ def _height(base: Tensor | Nf4 | Fp8 | OneDnnWeight) -> int:
 
 
 def backward(dy: Tensor, x: Tensor, inner: Tensor | None, joined: JoinedLinear, target: GradientTarget) -> Tensor:
-    """The gradient to `x`; those to the adapter are added to `target`."""
+    """Returns the gradient of `x` and adds the adapter's to `target`."""
     dx, dinner = input_gradient(dy, joined)
-    gather(target, dy, x, inner, dinner)
+    accumulate_gradients(target, dy, x, inner, dinner)
     return dx
 
 
 def input_gradient(dy: Tensor, joined: JoinedLinear) -> tuple[Tensor, Tensor | None]:
-    """The gradients to x and to x Aᵀ."""
+    """Returns the gradients of x and of x Aᵀ."""
     base, a = joined.base, joined.a
     dx = fp8.product(dy, base.backward, base.backward_scale) if isinstance(base, Fp8) else dy @ matrix(joined)
     if a is None:
@@ -114,8 +114,10 @@ def input_gradient(dy: Tensor, joined: JoinedLinear) -> tuple[Tensor, Tensor | N
     return dx.addmm_(dinner, a), dinner
 
 
-def gather(target: GradientTarget, dy: Tensor, x: Tensor | None, inner: Tensor | None, dinner: Tensor | None) -> None:
-    """Adds dinnerᵀ x to A's gradient and s dyᵀ inner to each B's, summed in the gradients' number type."""
+def accumulate_gradients(
+    target: GradientTarget, dy: Tensor, x: Tensor | None, inner: Tensor | None, dinner: Tensor | None
+) -> None:
+    """Adds dinnerᵀ x to A's gradient and s dyᵀ inner to each B's, in the gradients' dtype."""
     if target.a is None or x is None or inner is None or dinner is None:
         return
     _add_product(target.a, dinner.T, x, 1.0)
@@ -123,10 +125,10 @@ def gather(target: GradientTarget, dy: Tensor, x: Tensor | None, inner: Tensor |
         _add_product(gradient, dy[:, outputs].T, inner[:, ranks], target.scale)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, alpha: float) -> None:
-    if left.dtype == total.dtype:
-        total.addmm_(left, right, alpha=alpha)
-    elif left.is_cuda:
-        torch.addmm(total, left, right, out_dtype=total.dtype, alpha=alpha, out=total)
+def _add_product(total: Tensor, lhs: Tensor, rhs: Tensor, alpha: float) -> None:
+    if lhs.dtype == total.dtype:
+        total.addmm_(lhs, rhs, alpha=alpha)
+    elif lhs.is_cuda:
+        torch.addmm(total, lhs, rhs, out_dtype=total.dtype, alpha=alpha, out=total)
     else:
-        total.add_(left @ right, alpha=alpha)
+        total.add_(lhs @ rhs, alpha=alpha)

@@ -1,7 +1,7 @@
-"""NF4 codes with doubly quantised scales back to numbers (Dettmers et al. 2023, arXiv:2305.14314).
+"""Dequantizes NF4 with double quantization (Dettmers et al. 2023, arXiv:2305.14314).
 
-bitsandbytes' kernels do it in two launches a layer into a matrix of its own; here layers with the same input come
-out as one matrix, on a card with Triton in one launch each, both levels of scales at once. The numbers are the same.
+bitsandbytes needs two launches per layer and a matrix for each. Here layers with the same input become one matrix,
+with Triton in one launch per layer. The results are identical.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 class Nf4(NamedTuple):
-    """Layers with the same input, stacked: of each its packed codes (uint8, two an element), 8-bit scales of 64
-    elements, 32-bit scales of 256 scales, their offset, its height (outputs); the two code books and the width.
+    """Stacked NF4 layers with the same input.
 
-    Codes that came without double quantization have 32-bit scales, and nothing in `nested`, `offsets`, `scale_book`.
-    `block` is how many elements share a scale.
+    Each layer has packed codes (uint8, two each), 8-bit scales of 64 elements, 32-bit scales of 256 scales, their
+    offset, and its height (outputs). Without double quantization the scales are 32-bit, and `nested`, `offsets` and
+    `scale_book` are empty. `block` is how many elements share a scale.
     """
 
     codes: list[Tensor]
@@ -39,17 +39,17 @@ class Nf4(NamedTuple):
 
 
 def from_states(packed: list[Tensor], states: list[Any], dtype: torch.dtype) -> Nf4:
-    """Joins bitsandbytes' packed weights with their QuantStates, all quantized in the same way."""
+    """Joins bitsandbytes' packed weights and their QuantStates, all quantized the same way."""
     first = states[0]
-    twice = first.nested
+    double_quantized = first.nested
     return Nf4(
-        [each.reshape(-1) for each in packed],
+        [codes.reshape(-1) for codes in packed],
         [state.absmax for state in states],
-        [state.state2.absmax for state in states] if twice else [],
-        [state.offset.reshape(1).float() for state in states] if twice else [],
+        [state.state2.absmax for state in states] if double_quantized else [],
+        [state.offset.reshape(1).float() for state in states] if double_quantized else [],
         [int(state.shape[0]) for state in states],
         first.code.float(),
-        first.state2.code.float() if twice else first.code.new_empty(0),
+        first.state2.code.float() if double_quantized else first.code.new_empty(0),
         int(first.shape[1]),
         dtype,
         first.blocksize,
@@ -57,37 +57,39 @@ def from_states(packed: list[Tensor], states: list[Any], dtype: torch.dtype) -> 
 
 
 def alike(states: Sequence[Any]) -> bool:
-    """Whether layers are quantized in the same way, so that they can be joined."""
+    """Returns whether layers are quantized the same way, so that they can be joined."""
     return len({(state.nested, state.blocksize) for state in states}) == 1
 
 
-Piece = tuple[Tensor, slice, slice]  # numbers, and the rows and columns where they belong
+Piece = tuple[Tensor, slice, slice]  # values, and the rows and columns that they fill
 
 
-def matrix(nf4: Nf4, behind: Sequence[Piece] = ()) -> Tensor:
-    """The joined weight, height x width; behind each row the pieces of `behind`, and zeros where none is."""
-    room = max((columns.stop for _, _, columns in behind), default=0)
-    out = torch.empty(nf4.height, nf4.width + room, dtype=nf4.dtype, device=nf4.codes[0].device)
-    if room:
+def matrix(nf4: Nf4, pieces: Sequence[Piece] = ()) -> Tensor:
+    """Returns the joined weight (height x width), each row followed by its `pieces`, else zeros."""
+    extra = max((columns.stop for _, _, columns in pieces), default=0)
+    out = torch.empty(nf4.height, nf4.width + extra, dtype=nf4.dtype, device=nf4.codes[0].device)
+    if extra:
         tail = out[:, nf4.width :]
-        if len(behind) > 1:
+        if len(pieces) > 1:
             tail.zero_()
-        for numbers, rows, columns in behind:
+        for numbers, rows, columns in pieces:
             tail[rows, columns] = numbers
     start = 0
-    fill = _filler(out) if nf4.nested and nf4.block == 64 else None
+    fill = _dequantize_kernel(out) if nf4.nested and nf4.block == 64 else None
     for part, height in enumerate(nf4.heights):
-        to = out[start : start + height, : nf4.width]
+        target = out[start : start + height, : nf4.width]
         if fill is None:
-            _with_bitsandbytes(to, nf4, part)
+            _dequantize_with_bitsandbytes(target, nf4, part)
         else:
-            fill(to, nf4.codes[part], nf4.scales[part], nf4.nested[part], nf4.offsets[part], nf4.book, nf4.scale_book)
+            fill(
+                target, nf4.codes[part], nf4.scales[part], nf4.nested[part], nf4.offsets[part], nf4.book, nf4.scale_book
+            )
         start += height
     return out
 
 
-def _filler(out: Tensor) -> Any:
-    """The kernel that writes into `out`; None where there is none."""
+def _dequantize_kernel(out: Tensor) -> Any:
+    """Returns the Triton kernel for `out`'s device, or None."""
     if out.is_cuda:
         try:
             from tunesmith.kernels.triton_parts import dequantise
@@ -97,16 +99,16 @@ def _filler(out: Tensor) -> Any:
     return None
 
 
-def _with_bitsandbytes(out: Tensor, nf4: Nf4, part: int) -> None:
-    """The same with bitsandbytes' own functions, on any device."""
+def _dequantize_with_bitsandbytes(out: Tensor, nf4: Nf4, part: int) -> None:
+    """Dequantizes one layer into `out` with bitsandbytes, on any device."""
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    twice: dict[str, Any] = {}
+    nested_state: dict[str, Any] = {}
     if nf4.nested:
-        inner = QuantState(absmax=nf4.nested[part], blocksize=256, code=nf4.scale_book, dtype=torch.float32)
-        twice = {"offset": nf4.offsets[part][0], "state2": inner}
+        state2 = QuantState(absmax=nf4.nested[part], blocksize=256, code=nf4.scale_book, dtype=torch.float32)
+        nested_state = {"offset": nf4.offsets[part][0], "state2": state2}
     state = QuantState(
         absmax=nf4.scales[part], shape=out.shape, dtype=out.dtype, blocksize=nf4.block, code=nf4.book,
-        quant_type="nf4", **twice,
+        quant_type="nf4", **nested_state,
     )  # fmt: skip
     out.copy_(dequantize_4bit(nf4.codes[part].reshape(-1, 1), state))

@@ -1,7 +1,7 @@
-"""Frozen weights as oneDNN wants them, for a processor that multiplies few rows at a time.
+"""Frozen weights in oneDNN's blocked layout, for products of few rows on a CPU.
 
-A plain product brings the weight into blocks at every call; here that is done once. With 16 rows in bfloat16 a product
-takes two thirds of the time (dev/LOG.md); with the hundreds of rows of a training step it makes no difference.
+A plain product converts the weight at every call; here that is done once. With 16 rows in bfloat16 a product takes two
+thirds of the time (dev/LOG.md); with the hundreds of rows of a training step it makes no difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ops: Any = torch.ops.mkldnn
 
 
 class OneDnnWeight(NamedTuple):
-    """A weight (out x in) in blocks; `out` and `width` are its sizes."""
+    """A weight (out x in) in oneDNN's blocked layout; `out` and `width` are its sizes."""
 
     blocks: Tensor
     out: int
@@ -23,19 +23,19 @@ class OneDnnWeight(NamedTuple):
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN packs it: bfloat16 on a processor."""
+    """Returns whether oneDNN can pack `weight`: bfloat16 on a CPU."""
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def pack(weight: Tensor, rows: int) -> OneDnnWeight:
-    """`weight` (out x in) for products of about so many `rows`; the weight itself stays."""
+    """Returns a packed copy of `weight` (out x in) for products of about `rows` rows."""
     return OneDnnWeight(_ops._reorder_linear_weight(weight.contiguous(), rows), *weight.shape)
 
 
 def linear(x: Tensor, packed: OneDnnWeight, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
-    """`x` (rows x in) times the transposed weight, plus `bias` (out) and `add` (rows x out), rounded once."""
+    """Returns `x` (rows x in) times the transposed weight plus `bias` (out) and `add` (rows x out), rounded once."""
     if add is not None:
-        made: Tensor = _ops._linear_pointwise.binary(x, add, packed.blocks, bias, "add")
-        return made
-    made = _ops._linear_pointwise(x, packed.blocks, bias, "none", [], "")
-    return made
+        out: Tensor = _ops._linear_pointwise.binary(x, add, packed.blocks, bias, "add")
+        return out
+    out = _ops._linear_pointwise(x, packed.blocks, bias, "none", [], "")
+    return out

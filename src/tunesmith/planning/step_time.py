@@ -1,8 +1,7 @@
-"""How long a step takes where the decoder is not fused and gradients come from autograd.
+"""Estimates the time of a training step without the fused decoder.
 
-Products over the measured rate, activations over the measured bandwidth, and a fixed cost of each layer of a
-micro-batch for the calls themselves. The constants are fitted to steps of the models in dev/LOG.md on two cores;
-the estimate is meant to be within a factor of two.
+The estimate adds FLOPs over the measured rate, bytes over the measured bandwidth, and launches per layer. The constants
+are fitted to steps of the models in dev/LOG.md on two cores; it should be within a factor of two.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from tunesmith.hardware import Speed
 from tunesmith.models.shape import ModelShape
 from tunesmith.planning.autograd import NF4_BYTES, token_bytes
 
-PASSES = 6  # over the saved activations of a token, both directions
-LOGITS = 6  # passes over a token's logits in 32 bits: softmax, its gradient, and their copies
-CALLS = {"cpu": 500, "cuda": 900}  # launches of a layer in a micro-batch, adapter, both directions
-UPDATE = 60  # launches of a trained matrix in an update
-ATTENTION = 0.5  # of the products' rate, for scores and their gradients
-UNPACK = 0.25  # of the bandwidth, for dequantizing NF4
+ACTIVATION_PASSES = 6  # over a token's saved activations, forward and backward
+LOGIT_PASSES = 6  # over a token's float32 logits: softmax, gradient, and copies
+LAYER_LAUNCHES = {"cpu": 500, "cuda": 900}  # per layer and micro-batch, forward and backward
+UPDATE_LAUNCHES = 60  # per trained matrix and optimizer step
+ATTENTION_EFFICIENCY = 0.5  # share of the FLOP rate for scores and their gradients
+DEQUANTIZE_EFFICIENCY = 0.25  # share of the bandwidth for dequantizing NF4
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Padded rows that go through the model together: `tokens` with padding, the `longest` row, `learnt` tokens."""
+    """A padded micro-batch: tokens with padding, the longest row, and tokens with loss."""
 
     tokens: int
     longest: int
@@ -43,9 +42,9 @@ def autograd_seconds(
     recompute: bool,
     dense: bool,
 ) -> float:
-    """The mean seconds of `steps`, each in its micro-batches. `number` is the bytes of an activation."""
+    """Returns the mean seconds of `steps`, each a list of micro-batches. `number` is the bytes of an activation."""
     adapter, again = shape.adapter(rank), 1 if recompute else 0
-    update = adapter * 44 / speed.bandwidth + 2 * 7 * shape.layers * UPDATE * speed.launch
+    update = adapter * 44 / speed.bandwidth + 2 * 7 * shape.layers * UPDATE_LAUNCHES * speed.launch
     total = 0.0
     for batches in steps:
         total += update
@@ -53,10 +52,12 @@ def autograd_seconds(
             products = batch.tokens * (2.0 * (2 + again) * shape.linear + 6.0 * adapter)
             head = 4.0 * shape.vocabulary * shape.hidden * batch.loss_tokens
             scores = 4.0 * (3 + again) * shape.layers * batch.tokens * batch.longest * shape.queries
-            moved = batch.tokens * token_bytes(shape, number, False) * (PASSES + 2 * again)
-            moved += batch.loss_tokens * shape.vocabulary * 4 * LOGITS
+            moved = batch.tokens * token_bytes(shape, number, False) * (ACTIVATION_PASSES + 2 * again)
+            moved += batch.loss_tokens * shape.vocabulary * 4 * LOGIT_PASSES
             if bits == 4 and not dense:
-                moved += (2 + again) * shape.linear * (NF4_BYTES + number) / UNPACK
-            calls = (1 + again / 3) * shape.layers * CALLS[device] * speed.launch
-            total += (products + head + scores / ATTENTION) / speed.products + moved / speed.bandwidth + calls
+                moved += (2 + again) * shape.linear * (NF4_BYTES + number) / DEQUANTIZE_EFFICIENCY
+            calls = (1 + again / 3) * shape.layers * LAYER_LAUNCHES[device] * speed.launch
+            total += (
+                (products + head + scores / ATTENTION_EFFICIENCY) / speed.products + moved / speed.bandwidth + calls
+            )
     return total / max(1, len(steps))

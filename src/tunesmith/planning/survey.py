@@ -1,4 +1,4 @@
-"""What a table's rows look like: its format, lengths, repetitions, and what the checks find in a few of them."""
+"""Surveys a sample of a table's rows: format, lengths, repetitions, and findings of the checks."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from tunesmith.data.load import bad_answer_reason, count_reasons, no_good_answer
 from tunesmith.data.messages import ReadNotes
 from tunesmith.errors import DataError
 
-ROWS = 2000  # that are looked at: lengths and repetitions settle long before
-FEW = 200  # of them judge the format and go through the checks
-BYTES = 4  # a token: of English 4 letters; other scripts have more bytes a letter, and fewer letters a token
-Drawn = Mapping[str, Any] | DataError  # a row's values, or why it cannot be read
+SAMPLE_ROWS = 2000  # lengths and repetitions are stable long before
+CHECKED_ROWS = 200  # of the sample, for format detection and checks
+BYTES_PER_TOKEN = 4  # 4 letters in English; other scripts have more bytes per letter and fewer letters per token
+SampledRow = Mapping[str, Any] | DataError  # a row's values, or why it cannot be read
 T = TypeVar("T")
-ABOUT_A_ROW = 24  # tokens that a chat template puts around a row
+TEMPLATE_TOKENS = 24  # that a chat template adds to a row
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What a check found in the rows looked at: how many it would take away, and how many it would mend."""
+class CheckCounts:
+    """How many of the checked rows a check would remove, and how many it would repair."""
 
-    taken: int
-    mended: int
+    removed: int
+    repaired: int
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A table in figures. Shares are of the rows looked at; lengths in tokens, estimated.
+    """Statistics of a table. Shares are of the sampled rows; lengths are estimated tokens.
 
-    `unfit` rows are no conversations, for the reasons in `refused`; `left_out` rows have a `label` that marks their
-    answer as a bad one.
+    `unfit` rows do not fit the format, for the reasons in `refused`; `left_out` rows have a `label` that marks their
+    answer as bad.
     """
 
     total: int
-    looked: int
+    sampled: int
     unfit: int
     refused: Mapping[str, int]
     left_out: int
@@ -56,121 +56,123 @@ class Survey:
     groups: int
     lengths: tuple[int, ...]  # sorted
     answers: tuple[int, ...]  # sorted
-    distinct: float
-    prompts: float  # different prompts among the rows
-    usual_prompt: float  # share of the rows that have the commonest prompt
-    own_answers: float  # different answers among the rows
-    listed: float  # answers that are numbered lists
+    distinct_rows: float
+    distinct_prompts: float  # distinct prompts per row
+    top_prompt_share: float  # share of rows with the most common prompt
+    distinct_answers: float  # distinct answers per row
+    numbered_lists: float  # share of answers that are numbered lists
     checked: int
-    found: Mapping[str, Findings]
+    check_counts: Mapping[str, CheckCounts]
     personal: int
-    sound: float  # of the rows checked: those that no check takes away
+    kept_share: float  # share of the checked rows that no check removes
 
     def remarks(self) -> list[str]:
-        """What the conversations do not hold of the rows looked at, a line for each kind."""
+        """Returns a line for each kind of content in the sampled rows that the conversations do not contain."""
         bad = {bad_answer_reason(self.label): self.left_out} if self.left_out else {}
-        return summarize_notes(self.notes, bad, self.refused, self.looked)
+        return summarize_notes(self.notes, bad, self.refused, self.sampled)
 
     @property
     def shared_prompt(self) -> bool:
-        """Whether so many rows have one prompt that it cannot be kept on one side of the split."""
-        return self.usual_prompt > 0.2 or "ask" in self.format.options
+        """Returns whether too many rows share a prompt for it to stay on one side of the split."""
+        return self.top_prompt_share > 0.2 or "ask" in self.format.options
 
 
-def draw_sample(rows: Iterable[T], most: int = ROWS) -> tuple[list[T], int]:
-    """At most `most` rows drawn evenly, in their order, and how many there are. Holds no more than it gives.
+def draw_sample(rows: Iterable[T], size: int = SAMPLE_ROWS) -> tuple[list[T], int]:
+    """Returns a uniform sample of at most `size` rows, in their order, and the number of all rows.
 
-    Reservoir sampling, algorithm R (Vitter 1985), always with the same seed.
+    Reservoir sampling, algorithm R (Vitter 1985), in constant memory and with a fixed seed.
     """
-    draw = random.Random(7)  # noqa: S311  (a draw, not secrecy)
-    kept: list[tuple[int, T]] = []
+    rng = random.Random(7)  # noqa: S311  (sampling, not cryptography)
+    reservoir: list[tuple[int, T]] = []
     total = 0
     for total, row in enumerate(rows, start=1):
-        if len(kept) < most:
-            kept.append((total, row))
-        elif (place := draw.randrange(total)) < most:
-            kept[place] = (total, row)
-    return [row for _, row in sorted(kept, key=lambda item: item[0])], total
+        if len(reservoir) < size:
+            reservoir.append((total, row))
+        elif (index := rng.randrange(total)) < size:
+            reservoir[index] = (total, row)
+    return [row for _, row in sorted(reservoir, key=lambda item: item[0])], total
 
 
-def survey(rows: Sequence[Drawn], total: int) -> Survey:
-    """The figures of `rows`, drawn from a table of `total`: the values of each, or why it cannot be read.
+def survey(rows: Sequence[SampledRow], total: int) -> Survey:
+    """Returns the statistics of `rows`, a sample of a table of `total` rows.
 
-    Raises DataError when there is no row, no format fits, or no row fits its format.
+    Raises DataError if there is no row, no format fits, or no row fits its format.
     """
     readable = [row for row in rows if not isinstance(row, DataError)]
     if rows and not readable:
         raise next(row for row in rows if isinstance(row, DataError))
-    format = detect_format(_few(readable))
-    read, rest = _read(rows, format)
-    prompts = Counter(prompt_key(row) for row in read)
-    answers = Counter(normalize(row.answer) for row in read)
-    few = _few(read)
-    found, sound = _check(few, format)
+    format = detect_format(_spread_rows(readable))
+    conversations, parse_facts = _parse_rows(rows, format)
+    prompts = Counter(prompt_key(row) for row in conversations)
+    answers = Counter(normalize(row.answer) for row in conversations)
+    checked_rows = _spread_rows(conversations)
+    findings, kept_share = _run_checks(checked_rows, format)
     return Survey(
         total=total,
-        looked=len(rows),
-        **rest,
+        sampled=len(rows),
+        **parse_facts,
         format=format,
-        groups=len({row.group for row in read if row.group}),
-        lengths=tuple(sorted(ABOUT_A_ROW + sum(tokens(turn.full_text) for turn in row.turns) for row in read)),
-        answers=tuple(sorted(tokens(row.turns[-1].full_text) for row in read)),
-        distinct=len({(prompt_key(row), normalize(row.answer)) for row in read}) / len(read),
-        prompts=len(prompts) / len(read),
-        usual_prompt=max(prompts.values()) / len(read),
-        own_answers=len(answers) / len(read),
-        listed=sum(_is_list(row.answer) for row in few) / len(few),
-        checked=len(few),
-        found=found,
-        personal=len({each.row for each in _look("personal")(few, CheckContext())}),
-        sound=sound,
+        groups=len({row.group for row in conversations if row.group}),
+        lengths=tuple(
+            sorted(TEMPLATE_TOKENS + sum(tokens(turn.full_text) for turn in row.turns) for row in conversations)
+        ),
+        answers=tuple(sorted(tokens(row.turns[-1].full_text) for row in conversations)),
+        distinct_rows=len({(prompt_key(row), normalize(row.answer)) for row in conversations}) / len(conversations),
+        distinct_prompts=len(prompts) / len(conversations),
+        top_prompt_share=max(prompts.values()) / len(conversations),
+        distinct_answers=len(answers) / len(conversations),
+        numbered_lists=sum(_is_list(row.answer) for row in checked_rows) / len(checked_rows),
+        checked=len(checked_rows),
+        check_counts=findings,
+        personal=len({finding.row for finding in _check_function("personal")(checked_rows, CheckContext())}),
+        kept_share=kept_share,
     )
 
 
 def tokens(text: str) -> int:
-    """About how many tokens a text has."""
-    return math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES)
+    """Returns an estimate of a text's tokens."""
+    return math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN)
 
 
 def percentile(ordered: Sequence[int], share: float) -> int:
-    """The smallest of the sorted numbers that at least a `share` of them does not exceed."""
+    """Returns the smallest of the sorted numbers that at least a `share` of them does not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def _few(rows: Sequence[Any]) -> list[Any]:
-    step = max(1.0, len(rows) / FEW)
-    return [rows[int(place * step)] for place in range(min(FEW, len(rows)))]
+def _spread_rows(rows: Sequence[Any]) -> list[Any]:
+    step = max(1.0, len(rows) / CHECKED_ROWS)
+    return [rows[int(place * step)] for place in range(min(CHECKED_ROWS, len(rows)))]
 
 
-def _read(rows: Sequence[Drawn], format: DetectedFormat) -> tuple[list[Conversation], dict[str, Any]]:
-    """The rows as conversations, and what is to be said of the others. Raises DataError when all are others."""
+def _parse_rows(rows: Sequence[SampledRow], format: DetectedFormat) -> tuple[list[Conversation], dict[str, Any]]:
+    """Returns the rows as conversations, and statistics of the others. Raises DataError if no row is usable."""
     parse = resolve("tunesmith.data.formats", format.name)
     labels, notes = AnswerLabels(format.name, format.options), ReadNotes()
-    read: list[Conversation] = []
-    wrong: list[DataError] = []
+    conversations: list[Conversation] = []
+    errors: list[DataError] = []
     for number, values in enumerate(rows, start=1):
         try:
             if isinstance(values, DataError):
                 raise values
             turns, group = parsed = parse(values, **format.options)
         except DataError as error:
-            wrong.append(error)
+            errors.append(error)
             continue
         notes.add(parsed.notes)
-        labels.add(len(read), values)
-        own = {str(key): value for key, value in values.items() if isinstance(value, str | int | float | bool)}
-        read.append(Conversation(str(number), turns, Origin("", number, "row"), group, own))
-    if not read:
-        raise wrong[0]
+        labels.add(len(conversations), values)
+        fields = {str(key): value for key, value in values.items() if isinstance(value, str | int | float | bool)}
+        conversations.append(Conversation(str(number), turns, Origin("", number, "row"), group, fields))
+    if not conversations:
+        raise errors[0]
     bad = frozenset(labels.bad())
-    good = [row for place, row in enumerate(read) if place not in bad]
+    good = [row for place, row in enumerate(conversations) if place not in bad]
     if not good:
-        raise no_good_answer_error(len(read), labels.column)
+        raise no_good_answer_error(len(conversations), labels.column)
     if bad:
         del notes.unused[labels.column]
-    refused = count_reasons(error.what for error in wrong)
+    refused = count_reasons(error.what for error in errors)
     return good, {
-        "unfit": len(wrong),
+        "unfit": len(errors),
         "refused": refused,
         "left_out": len(bad),
         "label": labels.column,
@@ -178,40 +180,40 @@ def _read(rows: Sequence[Drawn], format: DetectedFormat) -> tuple[list[Conversat
     }
 
 
-LOOKED_FOR = (
+DEFECT_CHECKS = (
     "broken_turns", "collapsed_list", "generic", "machine_tell", "markup", "mojibake", "placeholder", "repetition",
     "truncated", "ungrounded", "whitespace", "wrong_language",
 )  # fmt: skip
-ALWAYS = ("empty", "duplicate", "near_duplicate", "secrets")
+BASIC_CHECKS = ("empty", "duplicate", "near_duplicate", "secrets")
 
 
-def _check(rows: Sequence[Conversation], format: DetectedFormat) -> tuple[dict[str, Findings], float]:
-    """What each check found, and the share of rows that is left when those checks act that a draft lets act."""
+def _run_checks(rows: Sequence[Conversation], format: DetectedFormat) -> tuple[dict[str, CheckCounts], float]:
+    """Returns each check's counts, and the share of rows that the checks of a draft leave."""
     context = CheckContext(language=Language.of(row.answer for row in rows))
-    found: dict[str, Findings] = {}
-    gone: set[str] = set()
-    for name in (*LOOKED_FOR, *ALWAYS):
+    findings: dict[str, CheckCounts] = {}
+    removed_rows: set[str] = set()
+    for name in (*DEFECT_CHECKS, *BASIC_CHECKS):
         if name == "ungrounded" and format.name != "fields":
             continue
-        seen = list(_look(name)(rows, context))
-        taken = {each.row for each in seen if each.proposal in ("quarantine", "drop")}
-        mended = {each.row for each in seen if each.proposal == "repair"} - taken
-        found[name] = Findings(len(taken), len(mended))
-        if not too_many(found[name], len(rows)) and (name != "generic" or format.name == "fields"):
-            gone |= taken
-    return found, 1 - len(gone) / len(rows)
+        row_findings = list(_check_function(name)(rows, context))
+        removed = {finding.row for finding in row_findings if finding.proposal in ("quarantine", "drop")}
+        repaired = {finding.row for finding in row_findings if finding.proposal == "repair"} - removed
+        findings[name] = CheckCounts(len(removed), len(repaired))
+        if not is_too_common(findings[name], len(rows)) and (name != "generic" or format.name == "fields"):
+            removed_rows |= removed
+    return findings, 1 - len(removed_rows) / len(rows)
 
 
-def too_many(found: Findings, rows: int) -> bool:
-    """Whether a check takes so many rows that somebody should read them first."""
-    return found.taken > 0.3 * rows
+def is_too_common(findings: CheckCounts, rows: int) -> bool:
+    """Returns whether a check removes so many rows that a person should read them first."""
+    return findings.removed > 0.3 * rows
 
 
-def _look(check: str) -> Callable[..., Any]:
+def _check_function(check: str) -> Callable[..., Any]:
     return resolve(CHECKS, check, function="look")
 
 
 def _is_list(text: str) -> bool:
-    """Whether each line is numbered, as the metric numbered_steps wants it."""
+    """Returns whether each line is numbered as the metric numbered_steps expects."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return len(lines) > 1 and all(line.startswith(f"{number}. ") for number, line in enumerate(lines, start=1))

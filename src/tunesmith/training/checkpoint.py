@@ -1,4 +1,4 @@
-"""Checkpoints: everything that the next step needs, written whole or not at all, verified when read.
+"""Training checkpoints, written atomically and verified by hash when read.
 
 A checkpoint is a folder step-N with tensors.safetensors (adapter, optimizer, random states), state.json and
 manifest.json (SHA-256 of both). Nothing is pickled.
@@ -33,17 +33,17 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Writes checkpoint `step` below `folder`. Raises ResourceError when the disk is full or cannot be written."""
+    """Writes checkpoint `step` into `folder`. Raises ResourceError if the disk is full or cannot be written."""
     target = folder / f"step-{step:07d}"
-    with atomic_folder(target) as made:
-        _write(made, tensors, {**state, "step": step})
+    with atomic_folder(target) as partial:
+        _write(partial, tensors, {**state, "step": step})
     return target
 
 
 def rehearse(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], *, copies: int) -> None:
-    """Writes a checkpoint and removes it again, so that what cannot be saved is known early.
+    """Writes a checkpoint and removes it, so that a checkpoint that cannot be saved is an early error.
 
-    Raises what `save` raises, and ResourceError when the disk has no room for `copies` checkpoints.
+    Raises what `save` raises, and ResourceError if the disk has no space for `copies` checkpoints.
     """
     trial = folder / f".trial.{os.getpid()}"
     with translate_disk_errors(folder):
@@ -58,51 +58,51 @@ def rehearse(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], *,
         raise ResourceError(
             f"the checkpoints need up to {copies * size / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB left",
             where=str(folder),
-            next="Free some space, or lower train.keep, and give the same command again",
+            next="Free some space or lower train.keep, then run the same command again",
         )
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    save_file(_separate(tensors), folder / "tensors.safetensors")
+    save_file(_own_storage(tensors), folder / "tensors.safetensors")
     (folder / "state.json").write_text(json.dumps(state))
     manifest = {name: hash_file(folder / name) for name in ("tensors.safetensors", "state.json")}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the host, each with memory of its own, which safetensors requires.
+def _own_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors on the host, each with its own storage, as safetensors requires.
 
-    On a CPU bitsandbytes' 8-bit optimizers give all parameters the same two code books.
+    On a CPU, bitsandbytes' 8-bit optimizers share two code books among all parameters.
     """
-    seen: set[int] = set()
+    pointers: set[int] = set()
     separate = {}
     for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        if own.untyped_storage().data_ptr() in seen:
-            own = own.clone()
-        seen.add(own.untyped_storage().data_ptr())
-        separate[name] = own
+        copy = tensor.detach().cpu().contiguous()
+        if copy.untyped_storage().data_ptr() in pointers:
+            copy = copy.clone()
+        pointers.add(copy.untyped_storage().data_ptr())
+        separate[name] = copy
     return separate
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, newest first."""
+    """Returns the steps that have a checkpoint, newest first."""
     if not folder.is_dir():
         return []
     return sorted((int(m[1]) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))), reverse=True)
 
 
 def load(folder: Path, step: int) -> Checkpoint | None:
-    """The checkpoint of `step`, or None when a file is missing, cut or altered."""
+    """Returns the checkpoint of `step`, or None if a file is missing, truncated or changed."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / f"step-{step:07d}"
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        if any(hash_file(path / name) != wanted for name, wanted in manifest.items()):
+        if any(hash_file(path / name) != digest for name, digest in manifest.items()):
             return None
         state = json.loads((path / "state.json").read_text())
         return Checkpoint(step, load_file(path / "tensors.safetensors"), state)
@@ -111,23 +111,23 @@ def load(folder: Path, step: int) -> Checkpoint | None:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[int]]:
-    """The newest whole checkpoint, and the steps of damaged ones that were passed over."""
+    """Returns the newest intact checkpoint and the steps of newer, damaged ones."""
     damaged: list[int] = []
     for step in steps(folder):
-        if found := load(folder, step):
-            return found, damaged
+        if checkpoint := load(folder, step):
+            return checkpoint, damaged
         damaged.append(step)
     return None, damaged
 
 
 def made_from(folder: Path) -> dict[str, str] | None:
-    """What the newest checkpoint that says it was made from; None where none does."""
+    """Returns the inputs that the newest readable checkpoint recorded, or None if there is none."""
     for step in steps(folder):
         try:
-            found: dict[str, str] = json.loads((folder / f"step-{step:07d}/state.json").read_text())["made_from"]
-        except (OSError, ValueError, LookupError):  # damaged, or of an older version
+            inputs: dict[str, str] = json.loads((folder / f"step-{step:07d}/state.json").read_text())["made_from"]
+        except (OSError, ValueError, LookupError):  # damaged, or written by an older version
             continue
-        return found
+        return inputs
     return None
 
 
@@ -139,11 +139,11 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors and plain values."""
+    """Returns an optimizer's state as named tensors and plain values."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for index, entries in optimizer.state_dict()["state"].items():
-        for key, value in _unwrapped(entries).items():
+        for key, value in _unwrap_state(entries).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{key}"] = value
             elif isinstance(value, int | float | bool | str) or value is None:
@@ -153,17 +153,17 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, plain
 
 
-def _unwrapped(entries: dict[str, Any]) -> dict[str, Any]:
-    """bitsandbytes wraps its quantised state into an inner dictionary, and takes it back unwrapped."""
-    inner = {key: value for key, value in entries.items() if not isinstance(value, dict)}
+def _unwrap_state(entries: dict[str, Any]) -> dict[str, Any]:
+    """Flattens bitsandbytes' quantized state, which is nested when saved but loaded flat."""
+    unwrapped = {key: value for key, value in entries.items() if not isinstance(value, dict)}
     for value in entries.values():
         if isinstance(value, dict):
-            inner.update(value)
-    return inner
+            unwrapped.update(value)
+    return unwrapped
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    """Puts the state that `pack_optimizer` took back; what was in paged memory is in paged memory again."""
+    """Restores the state that `pack_optimizer` returned; paged state goes back into paged memory."""
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
@@ -174,11 +174,11 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if getattr(optimizer, "is_paged", False):
-        _page(optimizer)
+        _move_to_paged_memory(optimizer)
 
 
-def _page(optimizer: Any) -> None:
-    """Moves the moments into buffers as the optimizer allocates them; `load_state_dict` leaves plain GPU memory."""
+def _move_to_paged_memory(optimizer: Any) -> None:
+    """Moves the moments into the optimizer's paged buffers; `load_state_dict` puts them into plain GPU memory."""
     for parameter, entries in optimizer.state.items():
         for key in ("state1", "state2"):
             if key in entries:
@@ -187,7 +187,7 @@ def _page(optimizer: Any) -> None:
 
 
 def random_state() -> dict[str, Tensor]:
-    """torch's random states (dropout draws from them)."""
+    """Returns torch's random states, which dropout uses."""
     states = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["random.cuda"] = torch.cuda.get_rng_state()
@@ -195,7 +195,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(tensors: dict[str, Tensor]) -> None:
-    """Puts the random states back."""
+    """Restores the random states."""
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])

@@ -1,7 +1,7 @@
-"""A micro-batch's forward and backward recorded once as a CUDA graph and replayed: no launch waits for Python.
+"""CUDA graphs of a micro-batch's forward and backward, which avoid Python's launch overhead.
 
-A graph holds one shape, so micro-batches are padded to a few sizes. The graphs share one memory pool, because one runs
-after the other; what is run before the recording is run for all sizes before the first graph holds that pool.
+A graph has one shape, so micro-batches are padded to a few sizes. Graphs run one after the other and share a memory
+pool; all sizes are warmed up before the first capture, because the graphs then hold that pool.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from tunesmith.prompt.pack import PackedBatch, PackedShape, pack_examples
 
 
 @functools.cache
-def _stream(device: torch.device) -> Any:
-    """The stream of all warm-ups and recordings: cuBLAS keeps a workspace for each stream that it has seen."""
+def _capture_stream(device: torch.device) -> Any:
+    """Returns the one stream for warm-ups and captures: cuBLAS keeps a workspace for every stream."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def warm(fused: FusedDecoder, size: PackedShape, share: Tensor) -> None:
-    """Runs a step of `size` before it is recorded: its kernels are compiled. It learns nothing, so gradients stay."""
-    stream = _stream(fused.model.device)
+def warm_up(fused: FusedDecoder, size: PackedShape, share: Tensor) -> None:
+    """Runs an empty step of `size`, which compiles its kernels and leaves the gradients unchanged."""
+    stream = _capture_stream(fused.model.device)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        fused.step(_empty(fused, size), share)
+        fused.step(_empty_batch(fused, size), share)
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()  # a graph's own blocks come instead of these, not beside them
+    torch.cuda.empty_cache()  # frees these blocks before the graph allocates its own
 
 
-def _empty(fused: FusedDecoder, size: PackedShape) -> FlatBatch:
+def _empty_batch(fused: FusedDecoder, size: PackedShape) -> FlatBatch:
     return flat_batch(pack_examples([], 0, size=size), size.longest, fused.model.device)
 
 
 class CapturedGraph:
-    """Fused steps of one size as one graph. `run` adds to the adapter's gradients."""
+    """A fused step of one size as a CUDA graph. `run` adds to the adapter's gradients."""
 
     def __init__(self, fused: FusedDecoder, size: PackedShape, share: Tensor, total: Tensor, pool: Any) -> None:
-        """Records what `warm` has run. Each run reads the 0-dimensional `share` and adds its summed loss to `total`."""
+        """Captures the step; `warm_up` must have run it. Runs read the scalar `share` and add the loss to `total`."""
         self.size = size
-        self.flat = _empty(fused, size)
+        self.flat = _empty_batch(fused, size)
         self.graph = torch.cuda.CUDAGraph()
-        # only this thread is held to what may be captured: with several cards NCCL has one that asks for events
-        stream = _stream(fused.model.device)
+        # thread_local: with several GPUs, NCCL's watchdog thread queries events during the capture
+        stream = _capture_stream(fused.model.device)
         with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             total += fused.step(self.flat, share)
 
     def run(self, batch: PackedBatch) -> None:
-        """Adds the gradients of `batch`, whose size is this graph's, and its summed loss."""
-        made = self.flat
+        """Adds the gradients and the summed loss of `batch`, which must have this graph's size."""
+        static_batch = self.flat
         for static, values in (
-            (made.ids, batch.ids),
-            (made.places, batch.places),
-            (made.bounds.starts, batch.starts),
-            (made.chosen, batch.chosen),
-            (made.targets, batch.targets),
+            (static_batch.ids, batch.ids),
+            (static_batch.places, batch.places),
+            (static_batch.bounds.starts, batch.starts),
+            (static_batch.chosen, batch.chosen),
+            (static_batch.targets, batch.targets),
         ):
             static.copy_(torch.from_numpy(values).to(static.dtype).pin_memory(), non_blocking=True)
         self.graph.replay()

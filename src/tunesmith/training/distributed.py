@@ -1,10 +1,9 @@
-"""One run on several processes, one a card, as torchrun starts them.
+"""Training in several processes, one per GPU, as torchrun starts them.
 
-Each process has the whole adapter and takes its part of a step's rows. The loss's denominator, the learnt tokens of the
-whole step, is known to all from the rows, so the gradients of the parts only have to be added up: for the fused decoder
-one all-reduce of two flat arrays a step. Afterwards every process clips, steps and decides alike, so nothing that
-is kept depends on how many there are, and only the first one writes. What the micro-batches are is each one's own
-matter, because nothing is exchanged between them (`shard` is the exception).
+Each process has the whole adapter and computes its part of a step's rows. All know the loss's denominator, the step's
+tokens with loss, so gradients only have to be summed: for the fused decoder one all-reduce of two flat arrays per step.
+Then every process clips and steps alike, and only the main process writes, so checkpoints do not depend on the number
+of processes. Micro-batches may differ between processes, except with a sharded base (fsdp.py).
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from tunesmith.runs.run import is_main_process, process_count
 from tunesmith.training.journal import Journal
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # longer than a checkpoint on a slow disk, or the recording of graphs, takes one alone
-FETCHING = timedelta(days=1)  # what the first process may take to fetch a base model
+TIMEOUT = timedelta(minutes=30)  # longer than writing a checkpoint or capturing graphs takes one process
+DOWNLOAD_TIMEOUT = timedelta(days=1)  # for the main process to download a base model
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Returns how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among them."""
+    """Returns this process's rank, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -44,10 +43,10 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Inside the block the processes that torchrun started know each other, and each computes on a card of its own.
+    """Joins the processes that torchrun started, one per GPU, for the duration of the block.
 
-    Of errors only the first is raised as it is; another process then ends with SystemExit and says nothing. Raises
-    ResourceError when there are fewer cards than processes, RunError when one of them is gone without a word.
+    Only the first process that fails raises its error; the others end silently with SystemExit. Raises ResourceError if
+    there are fewer GPUs than processes, RunError if a process disappeared.
     """
     if process_count() == 1 or dist.is_initialized():
         yield
@@ -57,19 +56,19 @@ def process_group() -> Iterator[None]:
         yield
     except Exception as error:
         store = _store()
-        alone = store.add("failed", 1) == 1
-        if alone:
+        is_first_error = store.add("failed", 1) == 1
+        if is_first_error:
             store.set("exit code", str(getattr(error, "exit_code", 1)))
         code = int(store.get("exit code"))
         if isinstance(error, Paused):
-            dist.destroy_process_group()  # all have come here; after another error some may still wait for this one
-        if alone and _is_lost(error):
+            dist.destroy_process_group()  # after other errors some processes may still wait in a collective
+        if is_first_error and _is_lost(error):
             raise RunError(
-                "another of the processes that train together has gone",
+                "another training process has ended unexpectedly",
                 where="torchrun",
-                next="Give the same command again: it goes on after the last checkpoint",
+                next="Run the same command again to resume from the last checkpoint",
             ) from error
-        if alone:
+        if is_first_error:
             raise
         time.sleep(30)  # torchrun ends this process as soon as the first to fail has printed its error and ended
         raise SystemExit(code) from None
@@ -83,16 +82,16 @@ def _join() -> None:
         return
     if local >= torch.cuda.device_count():
         raise ResourceError(
-            f"process {local + 1} of {process_count()} has no card, for there are {torch.cuda.device_count()}",
+            f"process {local + 1} of {process_count()} has no GPU: this machine has {torch.cuda.device_count()}",
             where="torchrun",
-            next="Start as many processes as there are cards",
+            next="Start at most as many processes as there are GPUs",
         )
     torch.cuda.set_device(local)
     dist.init_process_group("nccl", timeout=TIMEOUT, device_id=torch.device("cuda", local))
 
 
 def _is_lost(error: Exception) -> bool:
-    """Whether an error says that a process no longer answers."""
+    """Returns whether an error means that another process no longer answers."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
@@ -102,57 +101,57 @@ def _store() -> Any:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """The first process goes through the block alone, then the others: what it fetches they find."""
+    """Lets the main process run the block before the others, so that they find what it downloaded."""
     if world_size() == 1:
         yield
         return
     if not is_main_process():
-        _store().wait(["in turn"], FETCHING)
+        _store().wait(["in turn"], DOWNLOAD_TIMEOUT)
     yield
     if is_main_process():
         _store().set("in turn", "done")
 
 
 def barrier() -> None:
-    """Until all processes are here."""
+    """Waits for all processes."""
     if world_size() > 1:
         all_reduce_max(0)
 
 
-def broadcast_object(make: Callable[[], T]) -> T:
-    """What the first process makes, for all."""
+def broadcast_object(compute: Callable[[], T]) -> T:
+    """Calls `compute` in the main process and returns its result in all processes."""
     if world_size() == 1:
-        return make()
-    held = [make() if is_main_process() else None]
-    dist.broadcast_object_list(held, src=0)
-    return cast(T, held[0])
+        return compute()
+    objects = [compute() if is_main_process() else None]
+    dist.broadcast_object_list(objects, src=0)
+    return cast(T, objects[0])
 
 
 # --- a step ---------------------------------------------------------------------------------------------------------
 
 
 def divide_rows(rows: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """`rows` in `parts` parts of about as many tokens each, some perhaps empty; the same wherever it is computed.
+    """Divides `rows` into `parts` lists of about equal tokens, deterministically; some may be empty.
 
-    The longest row first, each to the part that has least (Graham 1969: at most 4/3 of the best division's largest).
+    Assigns the longest row first to the part with the fewest tokens (LPT, Graham 1969: at most 4/3 of the optimum).
     """
-    made: list[list[int]] = [[] for _ in range(parts)]
+    divided: list[list[int]] = [[] for _ in range(parts)]
     tokens = [0] * parts
     for row in sorted(rows, key=lambda row: (-lengths[row], row)):
-        place = min(range(parts), key=lambda part: (tokens[part], part))
-        made[place].append(row)
-        tokens[place] += lengths[row]
-    order = {row: place for place, row in enumerate(rows)}
-    return [sorted(each, key=order.__getitem__) for each in made]
+        index = min(range(parts), key=lambda part: (tokens[part], part))
+        divided[index].append(row)
+        tokens[index] += lengths[row]
+    order = {row: index for index, row in enumerate(rows)}
+    return [sorted(part_rows, key=order.__getitem__) for part_rows in divided]
 
 
 def local_rows(rows: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """This process's part of `rows`."""
+    """Returns this process's part of `rows`."""
     return list(rows) if world_size() == 1 else divide_rows(rows, lengths, world_size())[rank()]
 
 
 def all_reduce_sum(trained: Sequence[nn.Parameter], numbers: Sequence[float], device: torch.device) -> list[float]:
-    """Adds the gradients of all processes up in place (no gradient counts as zero); returns the sums of `numbers`."""
+    """Sums gradients over all processes in place (None counts as zero); returns the sums of `numbers`."""
     if world_size() == 1:
         return list(numbers)
     for parameter in trained:
@@ -173,29 +172,29 @@ def all_reduce_sum(trained: Sequence[nn.Parameter], numbers: Sequence[float], de
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest `number` of all processes."""
+    """Returns the largest `number` of all processes."""
     if world_size() == 1:
         return number
-    held = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(held, op=dist.ReduceOp.MAX)
-    return int(held)
+    value = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)
 
 
 def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
-    """Gives all processes the first one's values."""
+    """Copies the main process's values to all processes."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.data, src=0)
 
 
 class SilentJournal(Journal):
-    """The journal of a process that is not the first: nothing is written."""
+    """The journal of processes other than the main one; it writes nothing."""
 
     def __init__(self) -> None:
         """Opens nothing."""
 
     def tell(self, kind: str, step: int, **values: Any) -> None:
-        """Says nothing."""
+        """Writes nothing."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Closes nothing."""

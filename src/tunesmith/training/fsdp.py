@@ -1,13 +1,13 @@
-"""A frozen base of which each process keeps a part: torch's FSDP2 over the decoder's layers.
+"""Shards the frozen base over the processes with torch's FSDP2.
 
-A layer's parameters, its packed NF4 codes among them, are gathered before its forward and again before its backward,
-and given back after each. FSDP2 wants one number type of the parameters that are trained, not of the frozen ones: it
-gathers codes and norms of different types as bytes in one collective. The adapter is small, stays whole on each process
-and is left out of FSDP2; its gradients are added up as without sharding (`spread`). Embeddings, head and the codes'
-scales (1/32 of them) stay whole, too: the loss reads the head outside of any layer's forward.
+A layer's parameters, packed NF4 codes included, are gathered before its forward and its backward and freed after each.
+FSDP2 requires one dtype for trained parameters only; it gathers frozen codes and norms of different types as bytes in
+one collective. The small adapter is replicated and ignored by FSDP2; its gradients are summed as without sharding
+(distributed.py). Embeddings, head and the codes' scales (1/32 of their size) are replicated too: the loss reads the
+head outside of any layer's forward.
 
-The fused decoder reads the codes behind FSDP2's back, so a sharded base is trained by autograd. Since every forward and
-backward is a collective, all processes must make the same number of them.
+The fused decoder reads codes without FSDP2's hooks, so a sharded base is trained by autograd. Every forward and
+backward is a collective, so all processes must run the same number of them.
 """
 
 from __future__ import annotations
@@ -23,55 +23,55 @@ from tunesmith.models.qlora import FrozenLinear
 from tunesmith.training import distributed
 
 
-def shard(model: Model) -> None:
-    """Moves `model` with its adapter to this process's device, keeping 1/N of each decoder layer's frozen weights.
+def shard_base(model: Model) -> None:
+    """Moves `model` to this process's device, keeping 1/N of each decoder layer's frozen weights.
 
-    A model that is on the processor reaches the card layer by layer, so that it need never stand there as a whole.
+    A model on the CPU is moved layer by layer, so the GPU never holds all of it. Raises RecipeError for experts.
     """
     if model.experts():
         raise RecipeError(
-            "experts are not divided over processes", where="train.spread", next="Set train.spread to ddp"
+            "a mixture of experts cannot be sharded", where="train.spread", next="Set train.spread to ddp"
         )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu")
-    mesh = init_device_mesh(kind, (distributed.world_size(),))
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")
+    mesh = init_device_mesh(device_type, (distributed.world_size(),))
     decoder = model.decoder_network
     trained = set(model.trainable().values())
     for parameter in trained:
         parameter.data = parameter.data.to(device)
-    for layer in _layers(decoder):
+    for layer in _decoder_layers(decoder):
         _move_scales(layer, device)
-        _rename_codes(layer)
+        _view_codes_as_float8(layer)
         fully_shard(layer, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
-    held = {p for p in decoder.parameters() if not hasattr(p, "to_local")}
+    unsharded = {p for p in decoder.parameters() if not hasattr(p, "to_local")}
     for owner in model.network.modules():
-        _move(owner, device)
-    fully_shard(decoder, mesh=mesh, ignored_params=held | trained)  # the root: it lets layers be gathered ahead
+        _move_unsharded(owner, device)
+    fully_shard(decoder, mesh=mesh, ignored_params=unsharded | trained)  # the root enables prefetching of layers
 
 
-def _layers(decoder: Any) -> nn.ModuleList:
+def _decoder_layers(decoder: Any) -> nn.ModuleList:
     return next(child for child in decoder.children() if isinstance(child, nn.ModuleList))
 
 
 def _move_scales(layer: nn.Module, device: torch.device) -> None:
-    """A layer's scales and code books are no parameters."""
+    """Moves a layer's scales and code books, which are not parameters."""
     for module in layer.modules():
         if isinstance(module, FrozenLinear) and module.state is not None:
             module.state.to(device)
 
 
-def _rename_codes(layer: nn.Module) -> None:
-    """Calls the codes float8: before torch 2.13 FSDP2 makes its parts as if they had gradients, which bytes cannot."""
+def _view_codes_as_float8(layer: nn.Module) -> None:
+    """Views the codes as float8: before torch 2.13 FSDP2's shards require gradients, which uint8 cannot have."""
     for module in layer.modules():
         if isinstance(module, FrozenLinear) and module.state is not None:
             module.weight = nn.Parameter(module.weight.detach().view(torch.float8_e4m3fn), requires_grad=False)
 
 
-def _move(module: nn.Module, device: torch.device) -> None:
-    """Moves a module's own parameters and buffers, those apart that FSDP2 holds."""
+def _move_unsharded(module: nn.Module, device: torch.device) -> None:
+    """Moves a module's own parameters and buffers except those that FSDP2 manages."""
     for parameter in module.parameters(recurse=False):
         if not hasattr(parameter, "to_local"):
             parameter.data = parameter.data.to(device)

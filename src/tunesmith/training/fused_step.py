@@ -1,4 +1,4 @@
-"""Gradients by the fused decoder: packed micro-batches, and on a card whole micro-batches as captured graphs."""
+"""Gradients by the fused decoder over packed micro-batches, on a GPU as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from tunesmith.models.fuse import FusedDecoder, flat_batch
 from tunesmith.prompt import pack
-from tunesmith.training.autograd_step import halved, validation_loss
-from tunesmith.training.cuda_graph import CapturedGraph, warm
+from tunesmith.training.autograd_step import halve_micro_batch, validation_loss
+from tunesmith.training.cuda_graph import CapturedGraph, warm_up
 from tunesmith.training.job import Job
 
-SIZES = 6  # graphs at most; each more would save under a hundredth of the padding on the recipes' rows
-RECORDING = 1.5  # what a graph costs before its first use, in steps of its size; 1.1 on an H200
-VALIDATED = 2048  # tokens of a validation's micro-batch on a card: its memory stands beside the graphs'
+MAX_GRAPHS = 6  # one more would save less than 1 % of the padding on the recipes' rows
+CAPTURE_COST = 1.5  # in steps of the graph's size; 1.1 on an H200
+VALIDATION_TOKENS = 2048  # per micro-batch on a GPU, whose memory comes on top of the graphs'
 
 
 class FusedStep:
-    """As `by_autograd.Gradients`, for the families and adapters that can be fused."""
+    """Computes gradients as `AutogradStep` does, for the families and adapters that can be fused."""
 
     def __init__(self, job: Job, micro_tokens: int) -> None:
-        """Joins the model's layers as the job's plan says."""
+        """Builds the fused decoder in the job's planned layout."""
         self.micro_tokens = micro_tokens
         self.take(job)
         layout = job.layout
@@ -44,22 +44,25 @@ class FusedStep:
         self.plan: Sequence[Sequence[int]] = ()
         self.warmed: set[pack.PackedShape] = set()
         self.capturing = self.fused.own_kernels
-        self.spent = 0  # tokens that went through the model, padding too
+        self.spent = 0  # tokens that went through the model, padding included
 
     def take(self, job: Job) -> None:
-        """From now on steps are made of this job's rows; its model and layout are those of the first."""
+        """Uses this job's rows from now on; its model and layout must be those of the first job."""
         self.job = job
         self.lengths = [len(example) for example in job.train]
         self.loss_tokens = [sum(example.loss_mask[1:]) for example in job.train]
 
-    def step(self, rows: Sequence[int], scale: float = 1.0, of: int | None = None) -> tuple[float, int, int]:
-        """The mean loss over the rows' learnt tokens, their tokens and learnt tokens, however they are divided.
+    def step(
+        self, rows: Sequence[int], scale: float = 1.0, step_loss_tokens: int | None = None
+    ) -> tuple[float, int, int]:
+        """Returns the mean loss over the rows' tokens with loss, their tokens, and their tokens with loss.
 
-        Where `rows` are a part of a step, `of` is the learnt tokens of the whole one, which the mean is taken over.
+        The mean does not depend on the micro-batches. If `rows` are one process's part of a step, `step_loss_tokens`
+        counts the tokens with loss of the whole step and is the mean's denominator.
         """
-        tokens, _, learnt = self._shape(rows)
-        of = learnt if of is None else of
-        self.share.fill_(scale / of)
+        tokens, _, loss_tokens = self._shape(rows)
+        step_loss_tokens = loss_tokens if step_loss_tokens is None else step_loss_tokens
+        self.share.fill_(scale / step_loss_tokens)
         self.total.zero_()
         for part in self._bins(rows):
             size = self._size(part) if self.capturing else None
@@ -70,17 +73,17 @@ class FusedStep:
             else:
                 longest = max(self.lengths[row] for row in part)
                 self.total += self.fused.step(flat_batch(packed, longest, self.device), self.share)
-        return self.total.item() / of, tokens, learnt
+        return self.total.item() / step_loss_tokens, tokens, loss_tokens
 
     def _shape(self, rows: Sequence[int]) -> tuple[int, int, int]:
-        """Tokens, examples and learnt tokens of some rows."""
+        """Returns the rows' tokens, number and tokens with loss."""
         return sum(self.lengths[row] for row in rows), len(rows), sum(self.loss_tokens[row] for row in rows)
 
     def _bins(self, rows: Sequence[int]) -> list[list[int]]:
         return pack.best_fit_batches(rows, self.lengths, self.micro_tokens)
 
     def prepare(self, plan: Sequence[Sequence[int]]) -> None:
-        """Chooses the sizes of the graphs for the steps of `plan` and records them, the largest first."""
+        """Chooses graph sizes for the steps of `plan` and captures the graphs, largest first."""
         if not self.capturing:
             return
         self.plan = plan
@@ -93,11 +96,11 @@ class FusedStep:
 
     def _choose(self) -> None:
         shapes = [self._shape(part) for rows in self.plan for part in self._bins(rows)]
-        self.sizes = pack.packed_shapes(shapes, max(self.lengths), SIZES, cost=RECORDING)
+        self.sizes = pack.packed_shapes(shapes, max(self.lengths), MAX_GRAPHS, cost=CAPTURE_COST)
 
     def _warm(self, size: pack.PackedShape) -> None:
         if size not in self.warmed:
-            warm(self.fused, size, self.share)
+            warm_up(self.fused, size, self.share)
             self.warmed.add(size)
 
     def _size(self, rows: Sequence[int]) -> pack.PackedShape:
@@ -112,18 +115,18 @@ class FusedStep:
         return self.graphs[size]
 
     def first_loss(self) -> float | None:
-        """The mean loss of the first training row, to be compared with the model's own; None in 8 bits."""
+        """Returns the mean loss of the first training row, to compare with the model's own; None for FP8."""
         if self.fused.eight:
             return None
         packed = pack.pack_examples(self.job.train[:1], self.job.pad)
         return self._loss(packed, packed.tokens).item() / packed.loss_tokens
 
     def clear(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
         self.fused.zero_gradients()
 
     def updated(self) -> None:
-        """To be called when the parameters have changed."""
+        """Refreshes the decoder's copies after the parameters changed."""
         self.fused.refresh()
 
     def shrink(self, rows: Sequence[int]) -> int:
@@ -131,23 +134,23 @@ class FusedStep:
         self.graphs.clear()
         self.clear()
         torch.cuda.empty_cache()
-        self.micro_tokens = halved(self.micro_tokens, max(self.lengths), str(self.job.folder))
+        self.micro_tokens = halve_micro_batch(self.micro_tokens, max(self.lengths), str(self.job.folder))
         self._choose()
         return self.micro_tokens
 
     def validation(self, rows: Sequence[int]) -> tuple[float, int]:
-        """The summed loss over these validation rows' learnt tokens, and how many those are; with exact products."""
+        """Returns the summed loss over these validation rows' tokens with loss, and their number; never in FP8."""
         if self.fused.eight:
             return validation_loss(self.job, self.micro_tokens, rows)
         lengths = [len(example) for example in self.job.valid]
-        total, learnt = torch.zeros((), dtype=torch.float64), 0
-        room = min(self.micro_tokens, VALIDATED) if self.capturing else self.micro_tokens
-        for part in pack.best_fit_batches(rows, lengths, max(room, max(lengths))):
+        total, loss_count = torch.zeros((), dtype=torch.float64), 0
+        capacity = min(self.micro_tokens, VALIDATION_TOKENS) if self.capturing else self.micro_tokens
+        for part in pack.best_fit_batches(rows, lengths, max(capacity, max(lengths))):
             packed = pack.pack_examples([self.job.valid[row] for row in part], self.job.pad)
             longest = max(lengths[row] for row in part)
             total += self._loss(packed, longest).double().cpu()
-            learnt += packed.loss_tokens
-        return total.item(), learnt
+            loss_count += packed.loss_tokens
+        return total.item(), loss_count
 
     def _loss(self, packed: pack.PackedBatch, longest: int) -> Tensor:
         return self.fused.loss(flat_batch(packed, longest, self.device))

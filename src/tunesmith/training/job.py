@@ -1,4 +1,4 @@
-"""What an engine is given and what it gives back."""
+"""Input and result of a training engine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tunesmith.training.journal import Watcher
 
 @dataclass(frozen=True)
 class Layout:
-    """How the fused decoder stands in memory: of each block the base's form and what is kept of its forward.
+    """Memory layout of the fused decoder: each block's base form and saved activations.
 
-    `chunk` is the number of learnt tokens whose logits exist at one time; without `table` the embeddings wait on the
-    host. Empty `forms`: it is not fused.
+    `chunk` is how many tokens with loss have their logits in memory at a time. Without `table` the embeddings are
+    offloaded to the host. Empty `forms` mean that the decoder is not fused.
     """
 
     forms: tuple[Forms, ...] = ()
@@ -31,10 +31,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Job:
-    """A fine-tune to be done.
+    """A fine-tune to run.
 
-    `made_from` names everything that the adapter depends on. `keeping` is called before each checkpoint is written, to
-    lay down what a training that resumes from it needs.
+    `made_from` holds the fingerprints of the adapter's inputs. `keeping` is called before each checkpoint is written,
+    to store what resuming from it needs.
     """
 
     model: Model  # without an adapter
@@ -53,13 +53,15 @@ class Job:
     keeping: Callable[[], None] = lambda: None
     watcher: Watcher | None = None
     layout: Layout = Layout()
-    scorer: Callable[[Any], float] | None = None  # how good replies are, more is better; takes the fused decoder
-    sampler: Callable[[Any], list[dict[str, str]]] | None = None  # some prompts and replies; takes the fused decoder
+    scorer: Callable[[Any], float] | None = (
+        None  # score of generated replies, higher is better; takes the fused decoder
+    )
+    sampler: Callable[[Any], list[dict[str, str]]] | None = None  # sample prompts and replies; takes the fused decoder
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out: the adapter's tensors and configuration, how it went, parameters planned and trained."""
+    """Result of a training: the adapter's tensors and configuration, a summary, parameters planned and trained."""
 
     tensors: dict[str, Any]
     config: dict[str, object]

@@ -1,4 +1,4 @@
-"""The journal: a line a step, in JSON, and the same curves for TensorBoard."""
+"""The training journal: one JSON line per event, and the same curves for TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Watcher = Callable[[Event], None]
 
 
 class Journal:
-    """Appends events to a file, to TensorBoard and to whoever watches."""
+    """Appends events to a file and TensorBoard, and passes them to a watcher."""
 
     def __init__(self, path: Path, tensorboard: Path, watcher: Watcher | None, *, from_step: int) -> None:
-        """Goes on at `from_step`: later lines are of steps that a killed process did not keep, and go."""
+        """Resumes after `from_step` and removes later lines, whose steps a killed process did not save."""
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if (event := _parse(line)) and event.get("step", 0) <= from_step]
-            write_atomic(path, "".join(line + "\n" for line in kept))
+            kept_lines = [line for line in lines if (event := _parse(line)) and event.get("step", 0) <= from_step]
+            write_atomic(path, "".join(line + "\n" for line in kept_lines))
         from torch.utils.tensorboard import SummaryWriter
 
         with translate_disk_errors(tensorboard):
@@ -33,7 +33,7 @@ class Journal:
         self._path, self._watcher = path, watcher
 
     def tell(self, kind: str, step: int, **values: Any) -> None:
-        """Writes one event: its kind (start, resume, step, valid, saved, note, end), its step, its values."""
+        """Writes an event of a kind (start, resume, step, valid, saved, note, end) at a step."""
         event = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
         with translate_disk_errors(self._path):
             self._file.write(json.dumps(event) + "\n")
@@ -45,14 +45,14 @@ class Journal:
             self._watcher(event)
 
     def close(self) -> None:
-        """Flushes everything."""
+        """Flushes and closes the files."""
         with contextlib.suppress(OSError):
             self._file.close()
             self._board.close()
 
 
 def read_journal(path: Path) -> list[Event]:
-    """The events of a journal; a last line cut by a crash is left out."""
+    """Returns the events of a journal; a last line truncated by a crash is skipped."""
     if not path.exists():
         return []
     return [event for line in path.read_text(encoding="utf-8").splitlines() if (event := _parse(line))]
@@ -67,8 +67,8 @@ def _parse(line: str) -> Event | None:
 
 
 @contextlib.contextmanager
-def opened(path: Path, tensorboard: Path, watcher: Watcher | None, *, from_step: int) -> Iterator[Journal]:
-    """A journal that is closed whatever happens."""
+def open_journal(path: Path, tensorboard: Path, watcher: Watcher | None, *, from_step: int) -> Iterator[Journal]:
+    """Opens a journal and closes it after the block, also on errors."""
     journal = Journal(path, tensorboard, watcher, from_step=from_step)
     try:
         yield journal

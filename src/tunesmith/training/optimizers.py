@@ -1,6 +1,6 @@
-"""Optimizers by name. Each function takes parameters (or groups of them, see groups.py), peak rate and weight decay.
+"""Optimizers by name: functions of parameters (or parameter groups, see groups.py), peak rate and weight decay.
 
-A group's own rate and weight decay come before those given for all. Each returns torch's interface.
+A group's own rate and weight decay take precedence. Each function returns a torch optimizer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def adamw_8bit(
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
     """AdamW with blockwise 8-bit state (Dettmers et al. 2021, arXiv:2110.02861), by bitsandbytes."""
-    return _eight_bit("AdamW8bit", parameters, rate, weight_decay, (beta1, beta2), eps)
+    return _bitsandbytes_optimizer("AdamW8bit", parameters, rate, weight_decay, (beta1, beta2), eps)
 
 
 def paged_adamw_8bit(
@@ -50,21 +50,21 @@ def paged_adamw_8bit(
     beta2: float = 0.999,
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """The same with its state in memory that CUDA pages out to the host when the card is full.
+    """AdamW with 8-bit state that CUDA pages out to the host when the GPU is full.
 
     Raises RecipeError without a CUDA device.
     """
-    if not _on_card(parameters):
+    if not _on_cuda(parameters):
         raise paged_error("paged_adamw_8bit")
-    return _eight_bit("PagedAdamW8bit", parameters, rate, weight_decay, (beta1, beta2), eps)
+    return _bitsandbytes_optimizer("PagedAdamW8bit", parameters, rate, weight_decay, (beta1, beta2), eps)
 
 
-def _on_card(parameters: Parameters) -> bool:
+def _on_cuda(parameters: Parameters) -> bool:
     first = parameters[0]
     return bool((first["params"][0] if isinstance(first, dict) else first).is_cuda)
 
 
-def _eight_bit(
+def _bitsandbytes_optimizer(
     kind: str,
     parameters: Parameters,
     rate: float,
@@ -74,5 +74,5 @@ def _eight_bit(
 ) -> torch.optim.Optimizer:
     import bitsandbytes as bnb
 
-    made: Any = getattr(bnb.optim, kind)(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay)
-    return made  # type: ignore[no-any-return]
+    optimizer: Any = getattr(bnb.optim, kind)(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay)
+    return optimizer  # type: ignore[no-any-return]

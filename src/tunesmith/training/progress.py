@@ -1,4 +1,4 @@
-"""The steps of a run, its progress, its checkpoints and the choice of the best one: the same for every engine."""
+"""Steps, progress, checkpoints and selection of the best checkpoint, shared by all engines."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tunesmith.training.rate import warm_steps
 
 @dataclass
 class Progress:
-    """Where a run is. Each checkpoint contains it."""
+    """Progress of a run, stored in each checkpoint."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     best_loss: float = math.inf
     best_step: int = 0
-    best_score: float = -math.inf  # 0 where the loss alone decides
+    best_score: float = -math.inf  # 0 if the loss alone decides
     waited: int = 0  # validations since the best
     micro_tokens: int = 0
     scale: float = 65536.0  # of the loss, for float16 only
@@ -38,19 +38,19 @@ class Progress:
 
 
 def plan_steps(job: Job) -> list[list[int]]:
-    """The rows of every optimizer step of the run, over all epochs."""
+    """Returns the rows of every optimizer step of the run, over all epochs."""
     lengths = [len(example) for example in job.train]
     epochs = range(job.settings.epochs)
     return [rows for epoch in epochs for rows in pack.epoch_steps(lengths, job.settings.batch, job.seed, epoch)]
 
 
 class Checkpoints:
-    """Progress and checkpoints of one run. `parameters` are what is trained; the engine updates `progress`."""
+    """Progress and checkpoints of one run. The engine updates `progress`."""
 
     def __init__(
         self, job: Job, total: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
-        """`total` is the number of optimizer steps of the whole run."""
+        """Starts at step 0. `total` counts the run's optimizer steps; `parameters` are the trained ones."""
         self.job, self.settings, self.total = job, job.settings, total
         self._rehearsed = False
         self.parameters, self.optimizer = parameters, optimizer
@@ -62,22 +62,22 @@ class Checkpoints:
     # --- resuming -------------------------------------------------------------------------------------------
 
     def resume(self) -> list[int]:
-        """Fills parameters and progress from the newest whole checkpoint; returns the steps of damaged ones.
+        """Restores parameters and progress from the newest intact checkpoint; returns the steps of damaged ones.
 
-        Raises RunError when the checkpoints are those of another recipe, other rows or other weights.
+        Raises RunError if the checkpoints belong to another recipe, other rows or other weights.
         """
         newest, damaged = checkpoint.newest(self.folder)
         if newest is None:
             return damaged
-        before, now = newest.state.get("made_from"), self.job.made_from
-        if before is None:
-            advice = "Give --again to begin anew (the old run is kept aside)"
+        saved, current = newest.state.get("made_from"), self.job.made_from
+        if saved is None:
+            advice = "Give --again to start over (the old run is set aside)"
             raise RunError("the checkpoints were written by an older version", where=str(self.folder), next=advice)
-        if changed := [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]:
+        if changed := [name for name in sorted({*saved, *current}) if saved.get(name) != current.get(name)]:
             raise RunError(
-                f"the checkpoints were made with something else: {', '.join(f'{name} changed' for name in changed)}",
+                f"the checkpoints have other inputs: {', '.join(f'{name} changed' for name in changed)}",
                 where=str(self.folder),
-                next="Undo the change, or give --again to begin anew (the old run is kept aside)",
+                next="Undo the change, or give --again to start over (the old run is set aside)",
             )
         self._fill(newest)
         self.progress = Progress(**newest.state["progress"])
@@ -96,36 +96,35 @@ class Checkpoints:
     def begin(self, journal: Journal, damaged: list[int]) -> None:
         """Writes the journal's first events of this process."""
         step = self.progress.step
-        for bad in damaged:
-            journal.tell("note", step, text=f"checkpoint {bad} is damaged and was passed over")
-        about: dict[str, Any] = {"total": self.total, "epochs": self.settings.epochs}
+        for damaged_step in damaged:
+            journal.tell("note", step, text=f"checkpoint {damaged_step} is damaged and was skipped")
+        totals: dict[str, Any] = {"total": self.total, "epochs": self.settings.epochs}
         if step:
-            journal.tell("resume", step, **about)
+            journal.tell("resume", step, **totals)
             return
         trained = sum(parameter.numel() for parameter in self.parameters.values())
-        journal.tell("start", 0, **about, rows=len(self.job.train), trained=trained)
+        journal.tell("start", 0, **totals, rows=len(self.job.train), trained=trained)
         if self.settings.warmup >= 1 and warm_steps(self.settings.warmup, self.total) < int(self.settings.warmup):
-            text = f"train.warmup is {self.settings.warmup:g} steps but the run has {self.total}: all of it is warm-up"
+            text = f"train.warmup is {self.settings.warmup:g} steps but the run has {self.total}, so all are warm-up"
             journal.tell("note", 0, text=text)
 
     # --- validation -----------------------------------------------------------------------------------------
 
     def validation_is_due(self) -> bool:
-        """Whether the model is to be validated after this step."""
+        """Returns whether to validate after this step."""
         return self.progress.ended or self.progress.step % self.settings.evaluate_every == 0
 
     def validated(self, loss: float, journal: Journal, **values: Any) -> bool:
-        """Journals a validation and returns whether it is the best so far; a `score` among `values` comes first.
+        """Records a validation and returns whether it is the best so far; a `score` in `values` outranks the loss.
 
-        Ends the run after `patience` validations without a better one. Raises TrainingDiverged for a loss that is no
-        number.
+        Ends the run after `patience` validations without improvement. Raises TrainingDiverged for a non-finite loss.
         """
         progress = self.progress
         if not math.isfinite(loss):
             raise self.diverged(f"the validation loss is {loss:g} after step {progress.step}")
         journal.tell("valid", progress.step, loss=loss, **values)
         if not progress.step:
-            return False  # the base's own loss is where the curve starts, not a candidate
+            return False  # the base model's loss starts the curve but is not a candidate
         score = float(values.get("score") or 0.0)
         if (-score, loss) < (-progress.best_score, progress.best_loss):
             progress.best_score, progress.best_loss = score, loss
@@ -134,13 +133,13 @@ class Checkpoints:
         progress.waited += 1
         if self.settings.patience and progress.waited >= self.settings.patience and not progress.ended:
             progress.ended = True
-            journal.tell("note", progress.step, text=f"nothing better in {progress.waited} validations: stopped early")
+            journal.tell("note", progress.step, text=f"no improvement in {progress.waited} validations: stopped early")
         return False
 
     def overflowed(self, loss: float, norm: float, journal: Journal) -> None:
-        """Halves the loss scale after a float16 gradient that is no number, for the same step to be repeated.
+        """Halves the loss scale after a float16 gradient overflow, so that the engine can repeat the step.
 
-        Raises TrainingDiverged in other number types, and where a smaller scale cannot help.
+        Raises TrainingDiverged for other dtypes, and if a smaller scale cannot help.
         """
         progress = self.progress
         if self.job.precision != "float16" or not math.isfinite(loss) or progress.scale <= 1:
@@ -149,25 +148,25 @@ class Checkpoints:
         text = f"gradient overflow at step {progress.step + 1}; the loss scale is now {progress.scale:g}"
         journal.tell("note", progress.step, text=text)
 
-    def diverged(self, what: str) -> TrainingDiverged:
-        """The error for a loss or gradient that is no number; it says which checkpoint is left."""
-        left = checkpoint.steps(self.folder)[:1]
-        kept = f"checkpoint {left[0]} is kept" if left else "no checkpoint had been written yet"
+    def diverged(self, message: str) -> TrainingDiverged:
+        """Returns the error for a loss or gradient that is not finite; it names the newest checkpoint."""
+        newest = checkpoint.steps(self.folder)[:1]
+        state = f"checkpoint {newest[0]} is kept" if newest else "no checkpoint had been written yet"
         return TrainingDiverged(
-            what,
+            message,
             where=str(self.job.folder),
-            next=f"Lower train.learning_rate, or set train.precision to float32, and train with --again; {kept}",
+            next=f"Lower train.learning_rate, or set train.precision to float32, and train with --again; {state}",
         )
 
     # --- saving ---------------------------------------------------------------------------------------------
 
     def saving_is_due(self, seconds: float) -> bool:
-        """Whether a checkpoint is to be written after this step: by its number, or `seconds` after the last one."""
-        every = self.settings.checkpoint_every or self.settings.evaluate_every
-        return self.progress.ended or time.monotonic() - self.saved > seconds or self.progress.step % every == 0
+        """Returns whether to write a checkpoint after this step: by step number, or `seconds` after the last one."""
+        interval = self.settings.checkpoint_every or self.settings.evaluate_every
+        return self.progress.ended or time.monotonic() - self.saved > seconds or self.progress.step % interval == 0
 
     def save(self, journal: Journal) -> None:
-        """Writes a checkpoint of this step, unless it exists; removes those that are neither new nor the best."""
+        """Writes a checkpoint of this step unless it exists, and removes old ones except the best."""
         if not is_main_process() or self.progress.step in checkpoint.steps(self.folder)[:1]:
             return
         self.job.keeping()
@@ -177,9 +176,9 @@ class Checkpoints:
         journal.tell("saved", self.progress.step)
 
     def rehearse(self) -> None:
-        """Writes and removes a checkpoint: what cannot be saved is an error after the first step, not after the last.
+        """Writes and removes a trial checkpoint once, so that saving fails after the first step, not after the last.
 
-        Once, and not in a run that has ended. Raises ResourceError when the disk has no room for the run's checkpoints.
+        Raises ResourceError if the disk has no space for the run's checkpoints.
         """
         if self._rehearsed or self.progress.ended:
             return
@@ -188,11 +187,11 @@ class Checkpoints:
         self._rehearsed = True
 
     def paused(self) -> Paused:
-        """The error for a run that the user stopped."""
+        """Returns the error for a run that the user stopped."""
         return Paused(
             f"stopped after step {self.progress.step} of {self.total}; everything is kept",
             where=str(self.job.folder),
-            next="Give the same command again to go on",
+            next="Run the same command again to resume",
         )
 
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -204,7 +203,7 @@ class Checkpoints:
     # --- the end --------------------------------------------------------------------------------------------
 
     def restore_best(self) -> bool:
-        """Fills the parameters from the best checkpoint; returns whether they were another's. Raises RunError."""
+        """Loads the best checkpoint's parameters; returns whether they changed. Raises RunError if it is damaged."""
         progress = self.progress
         if not progress.best_step or progress.best_step == progress.step:
             return False
@@ -219,7 +218,7 @@ class Checkpoints:
         return True
 
     def summary(self) -> dict[str, Any]:
-        """How the run went, for the journal and the run's record."""
+        """Returns a summary of the run for the journal and the run's record."""
         progress = self.progress
         return {
             "steps": progress.step,
@@ -237,7 +236,7 @@ class Checkpoints:
 
 
 def step_event(progress: Progress, total: int, epochs: int, seconds: float, tokens: int) -> dict[str, Any]:
-    """The values that every engine's `step` event has beside loss, rate and gradient norm."""
+    """Returns the values of a `step` event besides loss, rate and gradient norm."""
     return {
         "total": total,
         "epoch": round(epochs * progress.step / total, 3),

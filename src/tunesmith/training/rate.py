@@ -1,4 +1,4 @@
-"""The learning rate of a step: warm-up, then the schedule."""
+"""The learning rate of a step: warm-up, then a schedule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def learning_rate_factor(step: int, total: int, warmup: float, schedule: Callable[[float], float]) -> float:
-    """The share of the peak rate for step `step` (from 0) of `total`.
+    """Returns the factor on the peak rate for step `step` (from 0) of `total`.
 
     `warmup` below 1 is a share of all steps, otherwise a number of steps; its last step has the peak rate.
     """
@@ -18,5 +18,5 @@ def learning_rate_factor(step: int, total: int, warmup: float, schedule: Callabl
 
 
 def warm_steps(warmup: float, total: int) -> int:
-    """The number of warm-up steps."""
+    """Returns the number of warm-up steps."""
     return min(total, math.ceil(round(warmup * total, 9)) if warmup < 1 else int(warmup))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step in hand, with a checkpoint."""
+"""Ends a run after the current step, with a checkpoint, on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether the user wants to stop."""
+    """Records whether the user wants to stop."""
 
     stop = False
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns the first signal into a wish; a second one ends the process as usual."""
-    wish = StopRequest()
+    """Turns the first signal into a stop request; a second one ends the process as usual."""
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield wish  # only the main thread may set handlers
+        yield request  # only the main thread may set handlers
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def heard(number: int, frame: FrameType | None) -> None:
-        wish.stop = True
-        for known, handler in before.items():
-            signal.signal(known, handler)
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        request.stop = True
+        for signal_number, handler in previous.items():
+            signal.signal(signal_number, handler)
 
-    for number in before:
-        signal.signal(number, heard)
+    for number in previous:
+        signal.signal(number, on_signal)
     try:
-        yield wish
+        yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

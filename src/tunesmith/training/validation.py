@@ -1,4 +1,4 @@
-"""What an engine or an optimizer cannot do with a recipe, as errors, before any work starts."""
+"""Checks before any work starts whether the engine and the optimizer support a recipe."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tunesmith.errors import RecipeError, TunesmithError
 
 OPTIMIZERS = "tunesmith.training.optimizers"
 ENGINES = "tunesmith.training.engines"
-WHERE = "train.optimizer"
+OPTIMIZER_SETTING = "train.optimizer"
 
 
 def check_optimizer(name: str, options: Mapping[str, Any], device: str, engine: str) -> list[TunesmithError]:
-    """Returns what is wrong with the optimizer `name` and its `options` on `device` ("cpu" or "cuda").
+    """Returns the errors of optimizer `name` with `options` on `device` ("cpu" or "cuda").
 
-    Every engine builds its optimizer here, so `engine` only has to exist.
+    All engines use the same optimizers, so `engine` only has to exist.
     """
     errors: list[TunesmithError] = []
     if engine not in entries(ENGINES):
@@ -27,9 +27,14 @@ def check_optimizer(name: str, options: Mapping[str, Any], device: str, engine: 
             RecipeError(f"unknown name '{engine}'", where="train.engine", next=nearest(engine, entries(ENGINES)))
         )
     if name not in entries(OPTIMIZERS):
-        return [*errors, RecipeError(f"unknown name '{name}'", where=WHERE, next=nearest(name, entries(OPTIMIZERS)))]
-    wrong = check_options(resolve(OPTIMIZERS, name), options, where=lambda option: f"{WHERE}.{name}.{option}")
-    errors += wrong or _check_values(name, options)
+        return [
+            *errors,
+            RecipeError(f"unknown name '{name}'", where=OPTIMIZER_SETTING, next=nearest(name, entries(OPTIMIZERS))),
+        ]
+    option_errors = check_options(
+        resolve(OPTIMIZERS, name), options, where=lambda option: f"{OPTIMIZER_SETTING}.{name}.{option}"
+    )
+    errors += option_errors or _check_values(name, options)
     if name.startswith("paged") and not device.startswith("cuda"):
         errors.append(paged_error(name))
     return errors
@@ -38,7 +43,7 @@ def check_optimizer(name: str, options: Mapping[str, Any], device: str, engine: 
 def _check_values(name: str, options: Mapping[str, Any]) -> list[TunesmithError]:
     errors: list[TunesmithError] = []
     for option, value in options.items():
-        where = f"{WHERE}.{name}.{option}"
+        where = f"{OPTIMIZER_SETTING}.{name}.{option}"
         if option.startswith("beta") and not 0 <= value < 1:
             errors.append(RecipeError(f"'{option}' must be from 0 to below 1, not {value!r}", where=where))
         if option == "eps" and not 0 < value < math.inf:
@@ -47,46 +52,48 @@ def _check_values(name: str, options: Mapping[str, Any]) -> list[TunesmithError]
 
 
 def paged_error(name: str) -> RecipeError:
-    """The error that a paged optimizer has no CUDA device; the same state without paging works on every device."""
+    """Returns the error for a paged optimizer without a CUDA device; it suggests the unpaged one."""
     advice = f"Set it to {name.removeprefix('paged_')} or adamw"
-    return RecipeError(f"{name} needs a CUDA device, which pages its state out to the host", where=WHERE, next=advice)
-
-
-def packed_error(what: str, where: str) -> RecipeError:
-    """The error that PEFT cannot train the variant `what` over a base in NF4."""
     return RecipeError(
-        f"engine trl cannot do {what} over NF4, for PEFT would read the packed codes as the weight",
+        f"{name} needs a CUDA device to page its state to the host", where=OPTIMIZER_SETTING, next=advice
+    )
+
+
+def packed_error(variant: str, where: str) -> RecipeError:
+    """Returns the error that PEFT cannot train `variant` over a base in NF4."""
+    return RecipeError(
+        f"engine trl cannot do {variant} over NF4: PEFT would read the packed codes as the weight",
         where=where,
         next="Set train.engine to native, or base.bits to 16",
     )
 
 
 def check_engine(recipe: Recipe) -> list[TunesmithError]:
-    """Returns what the recipe's engine cannot do with it, and what no engine can do."""
+    """Returns an error for each setting that the recipe's engine, or any engine, does not support."""
     train, adapter = recipe.train, recipe.adapter
     errors: list[TunesmithError] = []
     if train.best == "score" and recipe.evaluate.primary in ("loss", "perplexity"):
-        advice = "Set it to loss, or evaluate.primary to a score that replies have"
-        what = f"'{recipe.evaluate.primary}' cannot be told of replies alone"
-        errors.append(RecipeError(what, where="train.best", next=advice))
+        advice = "Set it to loss, or evaluate.primary to a metric of replies, such as rougeL"
+        message = f"'{recipe.evaluate.primary}' is not a score of replies"
+        errors.append(RecipeError(message, where="train.best", next=advice))
     engine = train.engine.name
     if engine == "native":
         return errors
     if engine == "trl" and importlib.util.find_spec("trl") is None:
         errors.append(missing_extra("trl", "trl", where="train.engine"))
-    for setting, wish, advice in (
+    for setting, is_set, advice in (
         ("train.best", train.best == "score", "Set it to loss"),
         ("train.samples", train.samples > 0, "Set it to 0"),
     ):
-        if wish:
-            what = f"engine {engine} cannot write replies between its steps"
-            errors.append(RecipeError(what, where=setting, next=f"{advice}, or train.engine to native"))
+        if is_set:
+            message = f"engine {engine} cannot generate replies during training"
+            errors.append(RecipeError(message, where=setting, next=f"{advice}, or train.engine to native"))
     if train.spread != "auto":
-        what = f"engine {engine} trains in one process, so train.spread {train.spread} has no effect"
-        errors.append(RecipeError(what, where="train.engine", next="Set it to native, or train.spread to auto"))
+        message = f"engine {engine} trains in one process, so it ignores train.spread {train.spread}"
+        errors.append(RecipeError(message, where="train.engine", next="Set it to native, or train.spread to auto"))
     if train.precision == "fast":
-        what = f"engine {engine} has no 8-bit products"
-        errors.append(RecipeError(what, where="train.precision", next="Set it to auto, or train.engine to native"))
+        message = f"engine {engine} has no 8-bit products"
+        errors.append(RecipeError(message, where="train.precision", next="Set it to auto, or train.engine to native"))
     if recipe.base.bits == 4:
         errors += [packed_error("dora", "adapter.dora")] if adapter.dora else []
         errors += [packed_error("pissa", "adapter.start")] if adapter.start.name == "pissa" else []

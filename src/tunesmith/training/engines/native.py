@@ -1,4 +1,4 @@
-"""Our training loop. Killed at any moment, the same call goes on and ends with the same adapter."""
+"""Our training loop. After a kill at any moment, the same call resumes and ends with the same adapter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tunesmith.runs.run import is_main_process
 from tunesmith.training import autograd_step, distributed, fused_step
 from tunesmith.training.groups import groups
 from tunesmith.training.job import Job, Outcome
-from tunesmith.training.journal import Journal, opened
+from tunesmith.training.journal import Journal, open_journal
 from tunesmith.training.loss import check_head
 from tunesmith.training.progress import Checkpoints, Progress, plan_steps, step_event
 from tunesmith.training.rate import learning_rate_factor
@@ -30,13 +30,13 @@ from tunesmith.training.signals import StopRequest, stop_on_signals
 
 T = TypeVar("T")
 Gradients: TypeAlias = autograd_step.AutogradStep | fused_step.FusedStep
-SAVE_SECONDS = 120.0  # a kill costs no more than this, however slow the steps are
+SAVE_SECONDS = 120.0  # the most work that a kill loses, however slow the steps are
 
 
 def train(job: Job) -> Outcome:
     """Fine-tunes and returns the best adapter.
 
-    Raises Paused on Ctrl-C, ResourceError when memory or disk run out, TrainingDiverged when the loss is no number.
+    Raises Paused on Ctrl-C, ResourceError if memory or disk run out, TrainingDiverged if the loss is not finite.
     """
     return _Loop(job).run()
 
@@ -64,10 +64,10 @@ class _Loop:
         trained = sum(parameter.numel() for parameter in self.parameters.values())
         self.trained = check_trained(job.model.architecture, adapter, trained)
         fused = bool(job.layout.forms) and not unfused_reasons(job.model)
-        step = fused_step.FusedStep if fused else autograd_step.AutogradStep
-        self.gradients: Gradients = step(job, job.micro_tokens)
-        make = resolve("tunesmith.training.optimizers", self.settings.optimizer.name)
-        self.optimizer: torch.optim.Optimizer = make(
+        step_class = fused_step.FusedStep if fused else autograd_step.AutogradStep
+        self.gradients: Gradients = step_class(job, job.micro_tokens)
+        build_optimizer = resolve("tunesmith.training.optimizers", self.settings.optimizer.name)
+        self.optimizer: torch.optim.Optimizer = build_optimizer(
             groups(self.gradients.trained, self.settings.learning_rate, job.adapter.rate_ratio),
             self.settings.learning_rate,
             self.settings.weight_decay,
@@ -79,9 +79,9 @@ class _Loop:
         self.lengths = [len(example) for example in job.train]
         self.loss_tokens = [sum(example.loss_mask[1:]) for example in job.train] if distributed.world_size() > 1 else []
         self.checkpoints = Checkpoints(job, len(self.plan), self.parameters, self.optimizer)
-        self.wish = StopRequest()
+        self.stop_request = StopRequest()
         self.own_tokens = 0
-        self.stopping = False  # any process's wish, at the last step
+        self.stopping = False  # whether any process got a stop request by the last step
         torch.manual_seed(job.seed)
 
     @property
@@ -99,7 +99,7 @@ class _Loop:
         with self._journal() as journal:
             self._begin(journal, damaged)
             self._prepare(journal)
-            with stop_on_signals() as self.wish:
+            with stop_on_signals() as self.stop_request:
                 while not self.progress.ended:
                     self._step(journal)
                     self.checkpoints.rehearse()
@@ -109,7 +109,7 @@ class _Loop:
                         self.checkpoints.save(journal)
                     if self._stops() and not self.progress.ended:
                         self.checkpoints.save(journal)
-                        distributed.barrier()  # whoever ends first ends the others
+                        distributed.barrier()  # the first process to end makes torchrun end the others
                         raise self.checkpoints.paused()
             return self._end(journal)
 
@@ -120,26 +120,26 @@ class _Loop:
             yield distributed.SilentJournal()
             return
         files = job.folder / "journal.jsonl", job.folder / "tensorboard"
-        with opened(*files, job.watcher, from_step=self.progress.step) as journal:
+        with open_journal(*files, job.watcher, from_step=self.progress.step) as journal:
             yield journal
 
     def _level(self) -> None:
-        """All processes begin with the first one's numbers: a decomposition on another card may differ in a bit."""
+        """Copies the main process's parameters to all: a decomposition on another GPU may differ in a bit."""
         step = self.progress.step
         if (distributed.all_reduce_max(step), distributed.all_reduce_max(-step)) != (step, -step):
             raise RunError(
                 "the processes found different checkpoints",
                 where=str(self.folder),
-                next="All processes must see the same folder of runs",
+                next="Make sure that all processes see the same folder of runs",
             )
-        starts = [part for layer in self.model.lora.values() for part in (layer.start_A, layer.start_B)]
+        initial_factors = [part for layer in self.model.lora.values() for part in (layer.start_A, layer.start_B)]
         distributed.broadcast_tensors(
-            [*self.gradients.trained.values(), *(part for part in starts if part is not None)]
+            [*self.gradients.trained.values(), *(part for part in initial_factors if part is not None)]
         )
         self.gradients.updated()
 
     def _stops(self) -> bool:
-        return self.stopping or (distributed.world_size() == 1 and self.wish.stop)
+        return self.stopping or (distributed.world_size() == 1 and self.stop_request.stop)
 
     def _begin(self, journal: Journal, damaged: list[int]) -> None:
         if self.progress.step:
@@ -150,82 +150,82 @@ class _Loop:
         self._validate(journal)
 
     def _prepare(self, journal: Journal) -> None:
-        """Records the steps still to come, where the gradients are made by graphs."""
+        """Captures CUDA graphs for the remaining steps, if the fused step uses them."""
         while isinstance(self.gradients, fused_step.FusedStep) and not self.progress.ended:
             try:
-                left = self.plan[self.progress.step :]
-                return self.gradients.prepare([distributed.local_rows(rows, self.lengths) for rows in left])
+                remaining = self.plan[self.progress.step :]
+                return self.gradients.prepare([distributed.local_rows(rows, self.lengths) for rows in remaining])
             except torch.OutOfMemoryError:
                 self._shrink([], journal)
 
     def _step(self, journal: Journal) -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         progress, rows = self.progress, self.plan[self.progress.step]
-        share = learning_rate_factor(progress.step, len(self.plan), self.settings.warmup, self.schedule)
-        rate = self.settings.learning_rate * share
+        factor = learning_rate_factor(progress.step, len(self.plan), self.settings.warmup, self.schedule)
+        rate = self.settings.learning_rate * factor
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * share
+            group["lr"] = peak * factor
         self._draw_apart()
-        loss, norm, tokens, learnt = self._finite_gradients(rows, journal)
+        loss, norm, tokens, loss_tokens = self._finite_gradients(rows, journal)
         self.optimizer.step()
         self.gradients.updated()
         self.gradients.clear()
         progress.step += 1
         progress.tokens += tokens
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         progress.seconds += seconds
         progress.ended = progress.step >= len(self.plan)
         values = step_event(progress, len(self.plan), self.settings.epochs, seconds, tokens)
-        journal.tell("step", progress.step, loss=loss, rate=rate, grad_norm=norm, learnt=learnt, **values)
+        journal.tell("step", progress.step, loss=loss, rate=rate, grad_norm=norm, learnt=loss_tokens, **values)
 
     def _finite_gradients(self, rows: Sequence[int], journal: Journal) -> tuple[float, float, int, int]:
-        """Leaves the clipped gradient; returns loss, gradient norm, tokens and learnt tokens.
+        """Computes the clipped gradient; returns loss, gradient norm, tokens and tokens with loss.
 
-        An overflow of the scaled float16 gradient repeats the step at half the scale, so that no step is lost.
-        Raises TrainingDiverged when loss or gradient are no numbers.
+        If the scaled float16 gradient overflows, the step is repeated at half the scale, so that no step is lost.
+        Raises TrainingDiverged if loss or gradient are not finite.
         """
         while True:
-            loss, tokens, learnt = self._gradients(rows, journal)
+            loss, tokens, loss_tokens = self._gradients(rows, journal)
             norm = self._clip()
             if math.isfinite(loss) and math.isfinite(norm):
-                return loss, norm, tokens, learnt
+                return loss, norm, tokens, loss_tokens
             self.gradients.clear()
             self.checkpoints.overflowed(loss, norm, journal)
 
     def _gradients(self, rows: Sequence[int], journal: Journal) -> tuple[float, int, int]:
-        """Leaves the gradient of the mean loss over the step's learnt tokens, whatever the micro-batches are."""
+        """Computes the gradient of the mean loss over the step's tokens with loss; returns loss and both counts."""
         scale = self.progress.scale if self.job.precision == "float16" else 1.0
-        mine = distributed.local_rows(rows, self.lengths)
-        of = sum(self.loss_tokens[row] for row in rows) if self.loss_tokens else None
+        own_rows = distributed.local_rows(rows, self.lengths)
+        step_loss_tokens = sum(self.loss_tokens[row] for row in rows) if self.loss_tokens else None
         while True:
             try:
-                found = self.gradients.step(mine, scale, of)
+                local = self.gradients.step(own_rows, scale, step_loss_tokens)
                 break
             except torch.OutOfMemoryError:
-                self._shrink(mine, journal)
-        self.own_tokens += found[1]
-        numbers = [*found, float(self.wish.stop)]
-        loss, tokens, learnt, stop = distributed.all_reduce_sum(
+                self._shrink(own_rows, journal)
+        self.own_tokens += local[1]
+        numbers = [*local, float(self.stop_request.stop)]
+        loss, tokens, loss_count, stop = distributed.all_reduce_sum(
             list(self.gradients.trained.values()), numbers, self.model.device
         )
         self.stopping = stop > 0
-        return loss, int(tokens), int(learnt)
+        return loss, int(tokens), int(loss_count)
 
     def _draw_apart(self) -> None:
-        """Gives all processes but the first random numbers of their own, which depend on the step alone."""
+        """Seeds dropout differently in each process but the main one, as a function of the step."""
         if distributed.rank() and self.job.adapter.dropout:
             name = f"{self.job.seed}/{distributed.rank()}/{self.progress.step}"
             torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1)
 
     def _shrink(self, rows: Sequence[int], journal: Journal) -> None:
-        if autograd_step.sharded(self.job):  # the others wait in the middle of a layer
+        if autograd_step.is_sharded(self.job):  # the other processes wait in a layer's collective
             raise ResourceError(
-                "out of memory, and a sharded base's micro-batches cannot become smaller on one card alone",
+                "out of memory, and with a sharded base one process cannot reduce its micro-batches alone",
                 where=str(self.job.folder),
-                next="Set train.memory to less, or prompt.max_tokens, and give the same command again: it goes on",
+                next="Lower train.memory or prompt.max_tokens, then run the same command again to resume",
             )
         self.progress.micro_tokens = self.gradients.shrink(rows)
-        text = f"out of memory: micro-batches now hold {self.progress.micro_tokens} tokens, the step is the same"
+        text = f"out of memory: micro-batches now hold {self.progress.micro_tokens} tokens; the step is unchanged"
         journal.tell("note", self.progress.step, text=text)
 
     def _clip(self) -> float:
@@ -237,7 +237,7 @@ class _Loop:
         return float(torch.nn.utils.clip_grad_norm_(trained, self.settings.clip))
 
     def _padding(self) -> float:
-        """The share of padding in what this process sent through the model."""
+        """Returns the share of padding in the tokens that this process sent through the model."""
         return 1 - self.own_tokens / self.gradients.spent if self.gradients.spent else 0.0
 
     # --- validation, checkpoints ----------------------------------------------------------------------------
@@ -247,26 +247,23 @@ class _Loop:
         if not self.job.valid:
             progress.best_step = progress.step
             return
-        mine = distributed.local_rows(range(len(self.job.valid)), [len(example) for example in self.job.valid])
-        total, learnt = distributed.all_reduce_sum([], self.gradients.validation(mine), self.model.device)
+        own_rows = distributed.local_rows(range(len(self.job.valid)), [len(example) for example in self.job.valid])
+        total, loss_tokens = distributed.all_reduce_sum([], self.gradients.validation(own_rows), self.model.device)
         score = self._score() if progress.step else None
         values: dict[str, Any] = {} if score is None else {"score": score}
         if self.job.sampler is not None:
-            values["samples"] = self._written(self.job.sampler)
-        if self.checkpoints.validated(total / learnt, journal, **values):
+            values["samples"] = self._with_generation(self.job.sampler)
+        if self.checkpoints.validated(total / loss_tokens, journal, **values):
             self.checkpoints.save(journal)
 
     def _score(self) -> float | None:
-        """How good the replies are, where the recipe chooses by that; all processes get the first one's number."""
-        scorer = self.job.scorer
-        if scorer is None:
-            return None
-        return self._written(scorer)
+        """Returns the score of generated replies if the recipe selects checkpoints by it, else None."""
+        return None if self.job.scorer is None else self._with_generation(self.job.scorer)
 
-    def _written(self, by: Callable[[Any], T]) -> T:
-        """What comes of replies written now; all processes get the first one's."""
+    def _with_generation(self, generate: Callable[[Any], T]) -> T:
+        """Calls `generate` with the fused decoder in the main process; all processes get its result."""
         fused = self.gradients.fused if isinstance(self.gradients, fused_step.FusedStep) else None
-        return distributed.broadcast_object(lambda: by(fused))
+        return distributed.broadcast_object(lambda: generate(fused))
 
     def _end(self, journal: Journal) -> Outcome:
         if self.checkpoints.restore_best():
