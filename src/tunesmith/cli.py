@@ -39,8 +39,8 @@ Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
 Again = Annotated[bool, typer.Option("--again", help="Train again; the old adapter is kept in old/.")]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(f"tunesmith {version('tunesmith')}")

@@ -116,7 +116,7 @@ def test_chosen_checks_alone_are_made(call: Call, table: Path, here: Path) -> No
         (["rows.csv", "--set", "seed=3"], 2, "rows.csv: --small and --set need a recipe"),
         (["gone.csv"], 3, "gone.csv: no such file"),
         (["rows.txt"], 3, "'.txt' files cannot be read"),
-        (["nothing.csv"], 3, "there are no rows"),
+        (["nothing.csv"], 3, "no row could be read"),
         (["gone.yaml"], 2, "gone.yaml: this recipe file does not exist"),
     ],
 )

@@ -224,7 +224,7 @@ def test_rows_as_they_came_are_counted_whole_and_read_with_the_runs_own_date(
     run = open_run(recipe, tmp_path / "runs")
     tunesmith.prepare(recipe, run)
     on(2031, 9, 17)
-    assert tunesmith.check(recipe).too_long > 0
+    assert tunesmith.check(recipe).longest > recipe.prompt.max_tokens
     (tmp_path / "dated.jinja").unlink()
     curve(recipe, run, shares=(50, 100), raw=True)
     counts = run.read_json("curve.json")["raw"]

@@ -235,7 +235,7 @@ def test_what_is_damaged_is_made_again(
         ("gguf_lora", "gguf_lora/base.f16.gguf", "was edited or is damaged"),
         ("merged", "merged/model.safetensors", "is missing"),
     ]:
-        (line,) = [entry for entry in log_lines if entry.startswith(f"export-{target}: made again")]
+        (line,) = [entry for entry in log_lines if entry.startswith(f"export-{target}: running again")]
         assert f"export/{name} {reason}" in line
     assert "export-adapter: up to date" in log_lines
     assert {entry["verified"] for entry in entries(copy.path).values()} == {True}
@@ -429,7 +429,7 @@ def test_a_file_that_is_not_the_model_is_kept_and_marked(
         assert code == 9
         stderr = " ".join(err.split())
         assert "export.json: not every file passed verification. f16: " in stderr  # where, and what
-        assert "The files are kept and marked; export another type" in stderr  # what next
+        assert "The files are kept and marked. Export another type" in stderr  # what next
         assert "NOT VERIFIED: f16" in out and "verified: q8_0" in out
         assert "f16 with llama.cpp" not in out and "q8_0 with llama.cpp" in out
     assert path.read_bytes() == broken
@@ -494,7 +494,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
         def close(part: Any) -> None:
             remaining[0] -= 1
             if remaining[0] == 0:
-                with quantising.disk(part.plan.path):
+                with quantising.translate_disk_errors(part.plan.path):
                     full()
             real(part)
 

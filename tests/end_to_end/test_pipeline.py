@@ -103,7 +103,7 @@ def test_again_is_at_once_and_says_so(recipe_file: Callable[..., Path], tmp_path
     tunesmith.train(recipe, run, log_lines.append)
     tunesmith.evaluate(recipe, run, log_lines.append)
     tunesmith.report(recipe, run, log_lines.append)
-    assert [text.split(":")[1].split(",")[0].strip() for text in log_lines] == ["fresh"] * 4
+    assert [text.split(":")[1].split(",")[0].strip() for text in log_lines] == ["up to date"] * 4
 
 
 def test_tensorboard_shows_the_journal(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_tensorboard_shows_the_journal(recipe_file: Callable[..., Path], tmp_pat
     run = everything(recipe_file(train__epochs=1), tmp_path / "runs")
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
-    for kind, tag in (("step", "training/loss"), ("valid", "valid/loss")):
+    for kind, tag in (("step", "train/loss"), ("valid", "valid/loss")):
         journal = [(e["step"], e["loss"]) for e in read_journal(run / "journal.jsonl") if e["kind"] == kind]
         points = [(scalar.step, scalar.value) for scalar in board.Scalars(tag)]
         assert [step for step, _ in points] == [step for step, _ in journal]
@@ -209,7 +209,7 @@ def test_a_template_that_was_edited_or_deleted_breaks_no_finished_run(
         assert code == 0 and "prepare: up to date" in out and "train: up to date" in out
         assert "prepare: the chat template own.jinja is gone; using the run's copy" in out
         return
-    assert code == 5 and "own.jinja was changed after the rows were prepared. Undo the change, or go on with" in err
+    assert code == 5 and "own.jinja was changed after the rows were prepared. Undo the change, or continue with" in err
     code, out, err = call("prepare", str(path))  # sees the edit
     assert code == 0 and "template file changed" in out and hash_path(run / ".seals") != seals
     assert (run / "data/template.jinja").read_text() == OTHER and "|USER|" in (run / "audit.html").read_text()

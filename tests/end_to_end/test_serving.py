@@ -51,7 +51,7 @@ def command(*words: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     try:
         log_lines: list[str] = []
         assert process.stdout
-        while not log_lines or "Ctrl-C ends the server" not in log_lines[-1]:
+        while not log_lines or "Ctrl-C stops the server" not in log_lines[-1]:
             log_lines.append(process.stdout.readline())
             assert log_lines[-1], process.communicate()[1]
         yield process, log_lines

@@ -41,7 +41,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write_page, "open_writer", scripted)
-        patch.setattr(compare_page.Beside, "stream", stream)
+        patch.setattr(compare_page.ReplyGenerator, "stream", stream)
         with serve_ui(folder / "runs", run="letters", here=folder) as served:
             yield SimpleNamespace(url=served.url, run=run)
 

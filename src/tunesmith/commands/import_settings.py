@@ -103,26 +103,26 @@ def convert_settings(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]
 
 def _is_ours(name: str) -> str:
     """The dotted key of a name that is the same here and there, such as `weight_decay`; '' for others."""
-    same = {
+    sections = {
         "learning_rate": "train",
         "weight_decay": "train",
         "seed": "",
         "optimizer": "train",
         "max_new_tokens": "evaluate",
     }
-    if name not in same:
+    if name not in sections:
         return ""
-    return f"{same[name]}.{name}" if same[name] else name
+    return f"{sections[name]}.{name}" if sections[name] else name
 
 
 def _rows_per_step(values: dict[str, Any]) -> int | None:
     """Rows of one optimizer step on one GPU: rows per device times accumulation steps."""
-    known = [name for name in values if (alias := find_alias(name)) and alias.key == "train.batch" and values[name]]
+    names = [name for name in values if (alias := find_alias(name)) and alias.key == "train.batch" and values[name]]
     product = 1
-    for name in known:
+    for name in names:
         if isinstance(values[name], int):
             product *= values[name]
-    return product if known else None
+    return product if names else None
 
 
 def _data_settings(values: dict[str, Any], source: Path, unmatched: list[str]) -> dict[str, Any]:
@@ -208,8 +208,8 @@ def _script_values(source: Path) -> dict[str, Any]:
 
 def _literals(call: ast.Call, constants: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The arguments of a call that are literals or names of constants; positional ones are called '0', '1', …"""
-    named = [(str(index), node) for index, node in enumerate(call.args)]
-    for name, node in [*named, *((word.arg, word.value) for word in call.keywords if word.arg)]:
+    arguments = [(str(index), node) for index, node in enumerate(call.args)]
+    for name, node in [*arguments, *((word.arg, word.value) for word in call.keywords if word.arg)]:
         if isinstance(node, ast.Name) and node.id in constants:
             yield name, constants[node.id]
             continue
@@ -226,7 +226,7 @@ def _loaded_rows(arguments: list[tuple[str, Any]]) -> dict[str, Any]:
     if isinstance(files, dict):
         files = files.get("train", next(iter(files.values()), None))
     path = files if files else values.get("0", values.get("path"))
-    return {"datasets": [{"path": each} for each in ([path] if isinstance(path, str) else path or [])]}
+    return {"datasets": [{"path": file} for file in ([path] if isinstance(path, str) else path or [])]}
 
 
 def _recipe_text(name: str, source: Path, settings: dict[str, Any], unmatched: list[str]) -> str:

@@ -51,12 +51,12 @@ def _whole(value: Any) -> int:
 
 
 def _modules(value: Any) -> list[str]:
-    known = {"embed_tokens": "embeddings", "wte": "embeddings", "lm_head": "head"}
+    our_names = {"embed_tokens": "embeddings", "wte": "embeddings", "lm_head": "head"}
     names = value.split(",") if isinstance(value, str) else value or []
-    unknown = [name for name in names if name.strip() not in known]
+    unknown = [name for name in names if name.strip() not in our_names]
     if unknown:
         raise ValueError(f"only embed_tokens and lm_head can be trained whole, not {', '.join(unknown)}")
-    return sorted({known[name.strip()] for name in names})
+    return sorted({our_names[name.strip()] for name in names})
 
 
 _OPTIMIZERS = _chosen(
@@ -272,13 +272,13 @@ def advice(name: str, value: Any = None) -> str | None:
         return None
     if alias.key is None:
         return f"Leave it out: {alias.note}" if alias.note else "Leave it out: nothing corresponds"
-    shown = ""
+    written_value = ""
     if value is not None:
         try:
-            shown = f": {_written(alias.convert(value))}"
+            written_value = f": {_written(alias.convert(value))}"
         except (ValueError, TypeError, AttributeError):
-            shown = ""
-    return f"Its name here is {alias.key}{shown}" + (f". {alias.note}" if alias.note else "")
+            written_value = ""
+    return f"Its name here is {alias.key}{written_value}" + (f". {alias.note}" if alias.note else "")
 
 
 def _written(value: Any) -> str:

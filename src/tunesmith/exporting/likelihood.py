@@ -34,7 +34,7 @@ MIN_LOG_PROBABILITY = -690.0  # smaller ln p count as this: e^-690 is 1e-300, ne
 OnProgress = Callable[[int, int], None]
 
 
-def _no_progress(done: int, of: int) -> None:
+def _no_progress(count: int, of: int) -> None:
     """Ignores progress."""
 
 
@@ -99,7 +99,7 @@ def compare_prompts(
     bos_differences: list[PromptDifference] = []
     different = bos_alone = 0
     bos_faults = {"missing": 0, "doubled": 0, "added": 0}
-    for done, row in enumerate(rows, start=1):
+    for count, row in enumerate(rows, start=1):
         training_tokens = encode_prompt(row.prompt, template)
         try:
             text = runtime.render(row.prompt)
@@ -123,7 +123,7 @@ def compare_prompts(
                 if len(differences) < SHOWN_ROWS
                 else []
             )
-        on_progress(done, len(rows))
+        on_progress(count, len(rows))
     reported = tuple([*other_differences, *bos_differences][:SHOWN_ROWS])
     return PromptComparison(
         len(rows), different, reported, bos_faults["missing"], bos_faults["doubled"], bos_faults["added"], bos_alone
@@ -289,7 +289,7 @@ def compare_likelihoods(
         list[float](),
         dict[str, float](),
     )
-    for done, (expected, example) in enumerate(zip(reference, examples, strict=True), start=1):
+    for count, (expected, example) in enumerate(zip(reference, examples, strict=True), start=1):
         scored = _runtime_scores(runtime, example)
         if [score.token for score in scored] != expected.tokens.tolist():
             problem, advice = "the adapter's scores are of other tokens", "Score the same rows with the same template"
@@ -300,7 +300,7 @@ def compare_likelihoods(
         for score, ids, logs in zip(scored, expected.ids, expected.logs, strict=True):
             agrees.append(bool(score.top) and bool((logs[ids == score.top[0][0]] >= logs[0]).any()))
             divergences.append(divergence(ids, logs, score))
-        on_progress(done, len(examples))
+        on_progress(count, len(examples))
     return Likelihood(
         len(examples), len(adapter_nats), _perplexity(adapter_nats), _perplexity(file_nats), _mean(agrees),
         _mean(divergences), max(divergences) if np.isfinite(divergences).all() and divergences else math.nan,

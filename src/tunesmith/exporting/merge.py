@@ -67,13 +67,17 @@ class _OutputTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def _report_bytes(on_progress: Callable[[int, int], None], before: int, total: int, count: int) -> None:
+    on_progress(before + count, total)
+
+
 def merge(
     job: Job,
     folder: Path,
     dtype: torch.dtype | None = None,
     *,
     adapter: bool = True,
-    on_progress: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: Callable[[int, int], None] = lambda bytes_written, of: None,
 ) -> Path:
     """Merges the adapter into the base and writes a transformers folder; with `adapter` False, writes the base alone.
 
@@ -89,13 +93,14 @@ def merge(
     total = sum(out.bytes for out in tensors)
     names = _shard_names(len(shards))
     _check_disk_space(folder, sum(sum(o.bytes for o in s) for s, n in zip(shards, names, strict=True) if not (folder / n).exists()))  # noqa: E501  # fmt: skip
-    done = 0
+    bytes_written = 0
     with torch.no_grad():
         for name, shard in zip(names, shards, strict=True):
             if not (folder / name).exists():
-                _write_shard(folder / name, shard, lambda size, done=done: on_progress(done + size, total))  # type: ignore[misc]
-            done += sum(out.bytes for out in shard)
-            on_progress(done, total)
+                report = functools.partial(_report_bytes, on_progress, bytes_written, total)
+                _write_shard(folder / name, shard, report)
+            bytes_written += sum(out.bytes for out in shard)
+            on_progress(bytes_written, total)
     if len(names) > 1:
         index = {out.name: name for name, shard in zip(names, shards, strict=True) for out in shard}
         index_content = {"metadata": {"total_size": total}, "weight_map": index}

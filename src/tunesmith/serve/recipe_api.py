@@ -206,14 +206,14 @@ async def _events(
 
 def _named_events(events: Iterable[Event]) -> list[tuple[str, dict[str, Any]]]:
     """Return events as names and JSON values, with adjacent texts merged."""
-    named: list[tuple[str, dict[str, Any]]] = []
+    named_event: list[tuple[str, dict[str, Any]]] = []
     for event in events:
         name = _EVENT_NAMES[type(event)]
-        if isinstance(event, TextEvent) and named and named[-1][0] == "text":
-            named[-1][1]["text"] += event.text
+        if isinstance(event, TextEvent) and named_event and named_event[-1][0] == "text":
+            named_event[-1][1]["text"] += event.text
         else:
-            named.append((name, asdict(event)))
-    return named
+            named_event.append((name, asdict(event)))
+    return named_event
 
 
 async def _encode_events(source: AsyncGenerator[list[tuple[str, dict[str, Any]]], None]) -> AsyncGenerator[bytes, None]:

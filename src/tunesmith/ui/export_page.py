@@ -56,7 +56,7 @@ def page(state: State) -> None:
 
 
 def _build(recipe: Recipe, run: Run) -> None:
-    names = [named.name for named in recipe.export.files]
+    names = [target_setting.name for target_setting in recipe.export.files]
     job = jobs.read_job(run.path)
     running = job.status == "running"
     targets = pane(targets_html(recipe, run), label="Targets")

@@ -160,14 +160,16 @@ def text_from_browser(value: Any, values: Mapping[str, str]) -> CheckedText:
     return CheckedText(values, int(version or 0), text, claims)
 
 
-def removed_notes(done: DoneEvent) -> str:
+def removed_notes(done_event: DoneEvent) -> str:
     """Returns notes about text that the stream filter removed, with the beginning of each removed text."""
     parts = []
-    if done.prefix.strip():
-        parts.append(_removed_note("The model started with chatter, which was removed.", done.prefix))
-    if done.cut:
-        parts.append(_removed_note(f"The model did not stop, so the text was cut. {done.cut.why}", done.cut.removed))
-    if not done.stopped and not done.cut:
+    if done_event.prefix.strip():
+        parts.append(_removed_note("The model started with chatter, which was removed.", done_event.prefix))
+    if done_event.cut:
+        parts.append(
+            _removed_note(f"The model did not stop, so the text was cut. {done_event.cut.why}", done_event.cut.removed)
+        )
+    if not done_event.stopped and not done_event.cut:
         parts.append(note("The text was cut off at the maximum length. Its last sentence may be incomplete."))
     return "".join(parts)
 

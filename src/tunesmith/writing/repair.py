@@ -410,8 +410,8 @@ _RULES = (
 
 
 def _other_spans(text: str, claim: ClaimEvent, others: Iterable[ClaimEvent]) -> tuple[tuple[int, int], ...]:
-    spans = [(other.start, other.end) for other in others]
-    spans = spans or [(other.start, other.end) for other in extract(text)]
+    spans = [(other_claim.start, other_claim.end) for other_claim in others]
+    spans = spans or [(other_claim.start, other_claim.end) for other_claim in extract(text)]
     return tuple((start, end) for start, end in spans if end <= claim.start or start >= claim.end)
 
 
