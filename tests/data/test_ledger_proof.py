@@ -183,7 +183,7 @@ def test_training_on_test_prompts_is_refused_unless_allowed(
     assert any("training rows have the same or nearly the same prompt as a held-out row" in text for text in said)
     with pytest.raises(DataError) as caught:
         tunesmith.train(recipe, run)
-    assert caught.value.what.startswith(f"{leaks['prompts']} training rows have a prompt that is also, or nearly")
+    assert caught.value.what.startswith(f"{leaks['prompts']} training rows have the same or nearly the same prompt")
     assert caught.value.where == str(run / "audit.html")
     assert "data.allow_leaks" in caught.value.next
     assert not (run / "adapter").exists()

@@ -169,7 +169,7 @@ def test_a_line_that_is_not_json_counts_in_a_draft_too(here: Path) -> None:
         file.write('{"messages": [{"role": "user", "con\n')
     reason = "is not JSON: Unterminated string starting at"
     agree("rows.jsonl", 29, [f"dropped, not conversations: 1 of 30 rows ({reason})"], {"chat": {}})
-    assert "from a table of 30 rows" in Path("rows.yaml").read_text()
+    assert "from all 30 rows of a table" in Path("rows.yaml").read_text()
     Path("rows.yaml").unlink()
     Path("rows.jsonl").write_text('{"messages": [{"role\n' * 3, encoding="utf-8")
     with pytest.raises(DataError, match="is not JSON"):

@@ -83,4 +83,4 @@ def test_everything_wrong_is_named_at_once(recipe_file: Callable[..., Path]) -> 
 def test_the_best_score_must_be_one_that_replies_have(recipe_file: Callable[..., Path], primary: str) -> None:
     changes = {"train__best": "score", "evaluate__metrics": ["loss", "perplexity"], "evaluate__primary": primary}
     ((where, what),) = wrong(recipe_file, CPU, **changes)
-    assert where == "train.best" and "cannot be told of replies alone" in what
+    assert where == "train.best" and "is not a score of replies" in what
