@@ -565,18 +565,26 @@ def main() -> None:
 
 def _option_hint(words: list[str]) -> str:
     """How to write a setting that was given as an option, such as `--epochs 3`; '' if there is none among `words`."""
-    from tunesmith.config.aliases import find_alias
-    from tunesmith.config.recipe import keys_named
+    from typer.main import get_command
 
+    from tunesmith.config.aliases import converted_text, find_alias
+    from tunesmith.config.recipe import keys_named, parse_setting
+
+    commands: dict[str, Any] = getattr(get_command(app), "commands", {})
+    command = next((commands[word] for word in words if word in commands), None)
+    options = {option for parameter in command.params for option in parameter.opts} if command else set()
     for index, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if not name.startswith("--"):
+        name, equals, text = word.partition("=")
+        if not name.startswith("--") or name in options:
             continue
-        value = value if equals else " ".join(words[index + 1 : index + 2])
+        text = text if equals else " ".join(words[index + 1 : index + 2])
         alias = find_alias(name)
-        keys = [alias.key] if alias and alias.key else list(keys_named(name[2:].replace("-", "_")))
+        if alias and alias.key:
+            keys, text = [alias.key], converted_text(alias, parse_setting(f"{alias.key}={text}")[1]) or "…"
+        else:
+            keys = list(keys_named(name[2:].replace("-", "_")))
         if len(keys) == 1:
-            return f"{name} is a setting of the recipe: write --set {shlex.quote(f'{keys[0]}={value}')}"
+            return f"{name} is a setting of the recipe: write --set {shlex.quote(f'{keys[0]}={text}')}"
     return ""
 
 

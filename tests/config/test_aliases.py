@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tunesmith.cli import _option_hint
 from tunesmith.commands.import_settings import import_settings
 from tunesmith.config.aliases import ALIASES, advice, find_alias
 from tunesmith.config.recipe import Recipe, read_recipe
@@ -31,6 +32,7 @@ VALUES: dict[str, tuple[Any, str, Any]] = {  # another tool's name -> its value,
     "gradient_checkpointing": (True, "train.recompute", "yes"),
     "max_grad_norm": (0.3, "train.clip", 0.3),
     "optim": ("paged_adamw_8bit", "train.optimizer", "paged_adamw_8bit"),
+    "optimizer": ("adamw_torch_fused", "train.optimizer", "adamw"),
     "lr_scheduler_type": ("linear", "train.schedule", "linear"),
     "bf16": ("auto", "train.precision", "auto"),
     "train_on_inputs": (False, "prompt.learn", "answer"),
@@ -84,6 +86,23 @@ def test_an_unknown_key_of_a_recipe_leads_to_ours(tmp_path: Path) -> None:
         assert sentence in text
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("train shopsphere --epochs 3", "--epochs is a setting of the recipe: write --set train.epochs=3"),
+        ("train shopsphere --num-train-epochs=3.0", "write --set train.epochs=3"),
+        ("run shopsphere --load_in_4bit true", "write --set base.bits=4"),
+        ("run shopsphere --optim lion", "write --set 'train.optimizer=…'"),
+        ("train --small", ""),  # an option of the command, although a setting has this name
+        ("import --name x", ""),
+        ("run shopsphere --nonsense 3", ""),
+    ],
+)
+def test_a_setting_given_as_an_option(words: str, hint: str) -> None:
+    text = _option_hint(words.split())
+    assert text.endswith(hint) and bool(text) == bool(hint)
+
+
 def test_options_and_import_on_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tunesmith"]
     done = subprocess.run([*command, "train", "shopsphere", "--epochs", "3"], capture_output=True, text=True)
@@ -117,7 +136,7 @@ lora_target_linear: true
 gradient_accumulation_steps: 4
 micro_batch_size: 2
 num_epochs: 3
-optimizer: adamw_8bit
+optimizer: adamw_bnb_8bit
 lr_scheduler: cosine
 learning_rate: 0.0002
 bf16: auto
@@ -175,6 +194,7 @@ def test_an_axolotl_file(tmp_path: Path) -> None:
     assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.layers) == (32, 16, "all")
     assert recipe.train.batch == "8 rows"  # 2 rows on a GPU, 4 times accumulated
     assert (recipe.train.epochs, recipe.train.recompute, recipe.train.weight_decay) == (3, "yes", 0.01)
+    assert (recipe.train.optimizer.name, recipe.train.learning_rate) == ("adamw_8bit", 2e-4)
     assert {line.split(":")[0] for line in unmatched} == {"sample_packing", "flash_attention", "made_up_setting"}
     assert "# - made_up_setting: nothing corresponds" in (tmp_path / "mine.yaml").read_text()
 

@@ -24,7 +24,8 @@ CALLS = {  # functions and classes whose keyword arguments are settings
     "SFTConfig", "TrainingArguments", "SFTTrainer", "LoraConfig", "BitsAndBytesConfig", "from_pretrained",
     "get_peft_model", "UnslothTrainingArguments",
 }  # fmt: skip
-HANDLED = {"adapter", "finetuning_type", "stage", "type", "dataset_dir", "template", "use_peft"}
+HANDLED = {"adapter", "finetuning_type", "stage", "type", "dataset_dir", "template", "use_peft",
+           "datasets", "dataset"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def import_settings(
     It reads configurations (YAML) of Axolotl and LLaMA-Factory, and Python scripts with TRL's SFTConfig, transformers'
     TrainingArguments, PEFT's LoraConfig or Unsloth's functions. Scripts are parsed, never run. `rows` replaces the data
     set that `source` names. Raises RunError when `path` exists, RecipeError for a file that cannot be read or names no
-    base model or no rows, and Several for values that no recipe may have.
+    base model or no rows, and MultipleErrors for values that no recipe may have.
     """
     if path.exists():
         raise RunError("the file exists and is not overwritten", where=str(path), next="Choose another name")
@@ -74,14 +75,10 @@ def convert_settings(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]
     unmatched: list[str] = []
     for name, value in values.items():
         alias = find_alias(name)
-        if name in HANDLED or value is None or name in ("datasets", "dataset"):
+        if name in HANDLED or value is None:
             continue
-        if alias is None and _is_ours(name):
-            settings[_is_ours(name)] = value
-        elif alias is None:
-            unmatched.append(f"{name}: nothing corresponds")
-        elif alias.key is None:
-            unmatched.append(f"{name}: {alias.note or 'nothing corresponds'}")
+        if alias is None or alias.key is None:
+            unmatched.append(f"{name}: {(alias and alias.note) or 'nothing corresponds'}")
         elif alias.key != "train.batch":
             try:
                 settings[alias.key] = alias.convert(value)
@@ -99,20 +96,6 @@ def convert_settings(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]
     if values.get("template"):
         unmatched.append(f"template: {values['template']}: the tokenizer's own chat template is used (prompt.template)")
     return settings, unmatched
-
-
-def _is_ours(name: str) -> str:
-    """The dotted key of a name that is the same here and there, such as `weight_decay`; '' for others."""
-    sections = {
-        "learning_rate": "train",
-        "weight_decay": "train",
-        "seed": "",
-        "optimizer": "train",
-        "max_new_tokens": "evaluate",
-    }
-    if name not in sections:
-        return ""
-    return f"{sections[name]}.{name}" if sections[name] else name
 
 
 def _rows_per_step(values: dict[str, Any]) -> int | None:
@@ -166,23 +149,26 @@ def _row_source(path: str, source: Path) -> str:
 
 
 def _yaml_values(source: Path) -> dict[str, Any]:
+    return parse_yaml(_read_text(source), str(source))[0]
+
+
+def _read_text(source: Path) -> str:
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        return source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"cannot be read: {error}", where=str(source), next="Give a YAML file or a .py script"
-        ) from error
-    return parse_yaml(text, str(source))[0]
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Path, error: Exception) -> RecipeError:
+    return RecipeError(f"cannot be read: {error}", where=str(source), next="Give a YAML file or a .py script")
 
 
 def _script_values(source: Path) -> dict[str, Any]:
     """Literal keyword arguments of the calls in a script that hold settings, and the data set that it loads."""
     try:
-        tree = ast.parse(source.read_text(encoding="utf-8-sig"), str(source))
-    except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
-        raise RecipeError(
-            f"cannot be read: {error}", where=str(source), next="Give a YAML file or a .py script"
-        ) from error
+        tree = ast.parse(_read_text(source), str(source))
+    except (SyntaxError, ValueError) as error:
+        raise _unreadable(source, error) from error
     constants = {
         target.id: node.value.value
         for node in ast.walk(tree)

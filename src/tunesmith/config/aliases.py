@@ -81,7 +81,7 @@ ALIASES = (
     Alias(
         ("quantization_bit", "bits"), "base.bits", "4 is NF4, 16 keeps the weights", _chosen({4: 4, 16: 16, None: 16})
     ),
-    Alias(("revision_of_model", "model_revision"), "base.revision"),
+    Alias(("model_revision",), "base.revision"),
     Alias(
         ("datasets", "dataset_name", "dataset_path", "train_file", "dataset", "data_path", "train_data"), "data.source"
     ),
@@ -149,7 +149,8 @@ ALIASES = (
         f"{_BATCH}. Micro-batches are chosen so that they fit the memory",
         lambda value: f"{value} rows",
     ),
-    Alias(("lr", "max_lr", "peak_lr"), "train.learning_rate"),
+    Alias(("lr", "learning_rate", "max_lr", "peak_lr"), "train.learning_rate"),
+    Alias(("weight_decay",), "train.weight_decay"),
     Alias(
         ("lr_scheduler_type", "lr_scheduler", "scheduler"), "train.schedule", "cosine, linear or constant", _SCHEDULES
     ),
@@ -159,7 +160,7 @@ ALIASES = (
         "Below 1 a share of the steps",
     ),
     Alias(
-        ("optim", "optimizer_type", "optimizer_name"),
+        ("optim", "optimizer", "optimizer_type", "optimizer_name"),
         "train.optimizer",
         "adamw, adamw_8bit or paged_adamw_8bit",
         _OPTIMIZERS,
@@ -195,7 +196,7 @@ ALIASES = (
         "auto, ddp or fsdp; GPUs are given as --gpus N",
         lambda value: "auto",
     ),
-    Alias(("random_state", "random_seed", "data_seed"), "seed"),
+    Alias(("seed", "random_state", "random_seed", "data_seed"), "seed"),
     Alias(("max_new_tokens",), "evaluate.max_new_tokens"),
     # --- without a counterpart ---
     Alias(("load_in_8bit",), None, "the base is NF4 (base.bits: 4) or as it is (base.bits: 16)"),
@@ -271,17 +272,17 @@ def advice(name: str, value: Any = None) -> str | None:
     if alias is None:
         return None
     if alias.key is None:
-        return f"Leave it out: {alias.note}" if alias.note else "Leave it out: nothing corresponds"
-    written_value = ""
-    if value is not None:
-        try:
-            written_value = f": {_written(alias.convert(value))}"
-        except (ValueError, TypeError, AttributeError):
-            written_value = ""
-    return f"Its name here is {alias.key}{written_value}" + (f". {alias.note}" if alias.note else "")
+        return f"Leave it out: {alias.note or 'nothing corresponds'}"
+    text = converted_text(alias, value)
+    return ". ".join(filter(None, (f"Its name here is {alias.key}" + (f": {text}" if text else ""), alias.note)))
 
 
-def _written(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(str, value))}]"
-    return str(value)
+def converted_text(alias: Alias, value: Any) -> str:
+    """`value` in our form, as a recipe has it; '' for no value, and for one without a counterpart."""
+    if value is None:
+        return ""
+    try:
+        converted = alias.convert(value)
+    except (ValueError, TypeError, AttributeError):
+        return ""
+    return f"[{', '.join(map(str, converted))}]" if isinstance(converted, list) else str(converted)
