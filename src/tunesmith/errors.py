@@ -42,7 +42,7 @@ class MultipleErrors(TunesmithError):
 
 
 def raise_all(errors: Sequence[TunesmithError]) -> None:
-    """Raises the error if there is one, or Several if there are more."""
+    """Raises the error if there is one, or MultipleErrors if there are more."""
     if errors:
         raise errors[0] if len(errors) == 1 else MultipleErrors(list(errors))
 

@@ -68,8 +68,8 @@ class CheckResult:
 def check(recipe: Recipe, log: Reporter = silent) -> CheckResult:
     """Validates recipe, rows, model and chat template, and reports all problems at once, before any work is done.
 
-    Raises Several: for rows that cannot be read, a template that no row can be trained with, more dropped rows than
-    data.max_dropped allows, and whatever the later stages would refuse.
+    Raises MultipleErrors: for rows that cannot be read, a template that no row can be trained with, more dropped rows
+    than data.max_dropped allows, and whatever the later stages would refuse.
     """
     from tunesmith.commands.export import export_warnings
 

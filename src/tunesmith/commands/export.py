@@ -88,8 +88,8 @@ def export(
 
     `only` selects targets. A target's files are written to a temporary folder and replace the existing ones when they
     are finished; replaced files are kept in old/. An interrupted export is resumed. If a target fails, the others are
-    still exported; all errors are raised together at the end as ExportFailed, with Unverified for files that did not
-    pass verification, which are kept and marked.
+    still exported; all errors are raised together at the end as ExportFailed, with VerificationFailed for files that
+    did not pass verification, which are kept and marked.
     """
     require_same_settings(recipe, run)
     targets = _selected_targets(recipe, only)

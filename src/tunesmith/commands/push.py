@@ -18,7 +18,8 @@ from tunesmith.runs.run import Run
 def push(recipe: Recipe, run: Run, log: Reporter = silent, *, dry_run: bool = False) -> None:
     """Uploads the folder of the export target `hub`; with `dry_run` only logs what would be uploaded.
 
-    Raises RunError if it was not exported, Unverified if it did not pass, and what exporting.targets.hub.push raises.
+    Raises RunError if it was not exported, VerificationFailed if it did not pass, and what exporting.targets.hub.push
+    raises.
     """
     from tunesmith.exporting.targets import hub
 

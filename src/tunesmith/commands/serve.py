@@ -69,7 +69,7 @@ class RunningServer:
 
 
 def serve(wish: ServeOptions, log: Reporter = silent) -> None:
-    """Serves until Ctrl-C. Raises what `serving` raises."""
+    """Serves until Ctrl-C. Raises what `start_server` raises."""
     with contextlib.suppress(KeyboardInterrupt), start_server(wish, log) as served:
         names = ", ".join(model.name for model in served.models)
         log(f"serve: {served.url}/v1 for {names}; documentation at {served.url}/docs")

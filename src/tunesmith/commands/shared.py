@@ -32,7 +32,7 @@ def silent(text: str) -> None:
 def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
     """Opens the run of `recipe`; a new run gets a recipe.yaml with every default filled in.
 
-    An existing recipe.yaml is replaced only by `Run.keep_recipe`: when a product that depends on the new recipe is
+    An existing recipe.yaml is replaced only by `Run.write_recipe`: when a product that depends on the new recipe is
     written (prepared rows, a checkpoint, an adapter, scores), and when a command has succeeded.
 
     Raises RunError if the run does not exist and `create` is False.

@@ -21,7 +21,7 @@ def synthesize(name: str, folder: Path, log: Reporter = silent, *, again: bool =
     """Writes the rows of the plan `name` into `folder`, through the plan's server or from its templates.
 
     An interrupted run is resumed; with `again` the old rows are kept aside and all rows are written anew. Raises
-    Several for an invalid plan, ResourceError if the server cannot be reached.
+    MultipleErrors for an invalid plan, ResourceError if the server cannot be reached.
     """
     from tunesmith.data.synthesis.generate import generate_rows
     from tunesmith.data.synthesis.plan import find_plan, read_plan

@@ -37,7 +37,7 @@ class Writer:
         """Yields the reply to the form's values as events, with checked statements; the last event is a Done.
 
         `system` None takes the recipe's message, '' none; `max_tokens` None takes evaluate.max_new_tokens. Closing the
-        iterator stops the reply. Raises DataError, or Several, for invalid values, before anything is written;
+        iterator stops the reply. Raises DataError, or MultipleErrors, for invalid values, before anything is written;
         ModelError if the model fails or the prompt is too long; RecipeError if `max_tokens` is below 1.
         """
         limit = self.form.max_tokens if max_tokens is None else max_tokens

@@ -450,7 +450,7 @@ def is_recipe(name: str) -> bool:
 def read_recipe(name: str, *, small: bool = False, settings: Mapping[str, Any] | None = None) -> Recipe:
     """Reads the recipe `name` (a file, or a shipped recipe); applies `small`, then `settings` with dotted keys.
 
-    Raises Several with all errors, each with its line.
+    Raises MultipleErrors with all errors, each with its line.
     """
     path = find_recipe(name)
     try:
@@ -497,7 +497,7 @@ class _Schema(GenerateJsonSchema):
     """Writes defaults as in a recipe."""
 
     def encode_default(self, dft: Any) -> Any:
-        """Encodes a default, also for Named values and lists of them."""
+        """Encodes a default, also for NamedSetting values and lists of them."""
         plain = (
             [item.written() if isinstance(item, NamedSetting) else item for item in dft] if type(dft) is list else dft
         )

@@ -147,7 +147,7 @@ def _plain_turn(turn: Turn) -> dict[str, Any]:
 
 
 def conversation_from_dict(plain: Mapping[str, Any]) -> Conversation:
-    """The inverse of `to_plain`."""
+    """The inverse of `conversation_to_dict`."""
     turns = tuple(
         Turn(cast(Role, turn["role"]), turn["content"], turn.get("reasoning_content", ""), turn.get("weight") != 0)
         for turn in plain["messages"]

@@ -66,7 +66,7 @@ def near_pairs(texts: Sequence[str], *, threshold: float = 0.8) -> list[Pair]:
     """All pairs of texts with similarity `threshold` or more, first < second, in ascending order.
 
     Shingles are 3 words, or 4 characters if a text has fewer than 29 words (and the other fewer than 29 / `threshold`:
-    otherwise they cannot be similar). Texts that `normalise` makes equal are copies: each is paired only with the first
+    otherwise they cannot be similar). Texts that `normalize` makes equal are copies: each is paired only with the first
     of them, which represents them in other pairs, so n copies give n - 1 pairs, not n (n - 1) / 2, and the same
     clusters. Empty texts have no pairs. Time and memory grow with the pairs: 3,000 texts from one form, each with its
     own number, are 4.5 million pairs, 27 s and 0.9 GiB. Raises ValueError unless 0 < threshold <= 1.

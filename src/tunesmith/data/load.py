@@ -98,8 +98,8 @@ def load_rows(
 ) -> LoadedRows:
     """Loads every row of `sources` as a conversation into a table at `into`; `on_change` is called for repaired rows.
 
-    Raises Several with the rows that do not fit, by file and line (equal errors once, at most 20); with `drop_broken`
-    such rows are findings, as long as others fit.
+    Raises MultipleErrors with the rows that do not fit, by file and line (equal errors once, at most 20); with
+    `drop_broken` such rows are findings, as long as others fit.
     """
     labels = AnswerLabels(format.name, format.options)
     reader = _Reader(

@@ -140,7 +140,7 @@ def changes_to_dicts(changes: Sequence[Change]) -> list[dict[str, Any]]:
 
 
 def changes_from_plain(plain: Sequence[Mapping[str, Any]]) -> tuple[Change, ...]:
-    """The inverse of `to_plain`."""
+    """The inverse of `changes_to_dicts`."""
     return tuple(Change(tuple(entry["path"]), tuple(Edit(*edit) for edit in entry["edits"])) for entry in plain)
 
 

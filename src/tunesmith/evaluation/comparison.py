@@ -39,7 +39,7 @@ class RowReply:
 
 
 def read_row_replies(path: Path) -> list[RowReply]:
-    """Reads a file of replies/*.jsonl, one `Answered.describe` per line."""
+    """Reads a file of replies/*.jsonl, one `RowReply.describe` per line."""
     answers = []
     for line in path.read_text(encoding="utf-8").split("\n"):
         if line:
@@ -139,7 +139,7 @@ def compare(
     """Compares the tuned model with the base; returns the content of scores.json.
 
     `kind` is what a group of rows is called, such as "topic". The scores of a section are corrected for multiple
-    testing (see `settle`), except the primary score in the first section, which the verdict is about. `unpaired`
+    testing (see `apply_holm`), except the primary score in the first section, which the verdict is about. `unpaired`
     counts, by section, the rows of scores that no row has for both models. Raises as `score` does, and RunError if the
     two models did not answer the same rows.
     """

@@ -47,7 +47,7 @@ that is this JSON object and nothing else:
 
 
 class JudgeServer(Protocol):
-    """The part of generation.from_server.FromServer that a judge uses."""
+    """The part of generation.from_server.ServerModel that a judge uses."""
 
     host: str
     model: str

@@ -90,7 +90,8 @@ def paired_difference(
     fold: Fold = "mean",
     missing: int = 0,
 ) -> Difference:
-    """Compares two scores of the same rows; see `interval`, `permuted`, `standardised` and `noticeable`.
+    """Compares two scores of the same rows; see `bootstrap_interval`,
+    `permutation_p_value`, `cohens_d` and `minimum_detectable`.
 
     A row without a group is its own group; with a single group the interval is infinite. `fold` aggregates the rows
     into `base` and `tuned`; wins, losses, p and effect come from the rows' values. Raises ValueError for no rows or
@@ -140,11 +141,11 @@ def bootstrap_interval(
 
     Whole groups are drawn with replacement (cluster bootstrap, Davison & Hinkley 1997, section 3.8), because rows of
     one topic are not independent, and each resample is aggregated. Each end is the wider of two methods: expanded
-    percentiles for few groups (see `tail`), which are too narrow for skewed gains, and the bootstrap-t (Davison &
-    Hinkley 1997, section 5.2.1), which is too narrow for heavy tails. Gains with at most three distinct values, as of
-    0/1 scores, use the percentiles alone: if few rows changed, many resamples have no spread to divide by. In
-    simulation the coverage is 93 to 97 %, and lower for few groups, for few and very skewed rows, and if hardly any
-    row changed (benchmarks/interval_coverage.py).
+    percentiles for few groups (see `tail_probability`), which are too narrow for skewed gains, and the bootstrap-t
+    (Davison & Hinkley 1997, section 5.2.1), which is too narrow for heavy tails. Gains with at most three distinct
+    values, as of 0/1 scores, use the percentiles alone: if few rows changed, many resamples have no spread to divide
+    by. In simulation the coverage is 93 to 97 %, and lower for few groups, for few and very skewed rows, and if hardly
+    any row changed (benchmarks/interval_coverage.py).
 
     The standard error is that of a ratio of group sums, linearized through the fold, with G / (G − 1) for G groups
     (Cochran 1977, chapter 9A). The interval is infinite for a single group.
@@ -280,6 +281,6 @@ def _resampled_totals(parts: Floats, seed: int, resamples: int) -> Floats:
 
 
 def _batch_sizes(count: int, width: int) -> list[int]:
-    """Splits `count` into batch sizes with size x width <= `AT_ONCE`."""
+    """Splits `count` into batch sizes with size x width <= `BATCH_DRAWS`."""
     largest = max(1, BATCH_DRAWS // width)
     return [min(largest, count - start) for start in range(0, count, largest)]

@@ -49,7 +49,7 @@ _Message = dict[str, Any]
 
 
 class _Child:
-    """One process with one model. `FromFolder` starts a new one if it ends."""
+    """One process with one model. `FolderModel` starts a new one if it ends."""
 
     def __init__(self, settings: _Message, where: str, patience: float, on_usage: Callable[[int, float], None]) -> None:
         """Returns when the model is loaded; `on_usage` receives the tokens and seconds of each batch.

@@ -1,4 +1,4 @@
-"""Streamed replies from another server for an event loop: FromServer without a blocked thread per request."""
+"""Streamed replies from another server for an event loop: ServerModel without a blocked thread per request."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class ReplyChunk:
 
 
 class AsyncServerModel(ServerModel):
-    """FromServer's connection, key and errors, with streamed replies. Used in one event loop."""
+    """ServerModel's connection, key and errors, with streamed replies. Used in one event loop."""
 
     def __init__(
         self, url: str, model: str, *, key: str | None = None, timeout: float = 120.0, plain_http: bool = False
     ) -> None:
-        """Takes FromServer's arguments. Failed requests are not retried."""
+        """Takes ServerModel's arguments. Failed requests are not retried."""
         super().__init__(url, model, key=key, timeout=timeout, retries=0, plain_http=plain_http)
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 

@@ -59,7 +59,7 @@ class LlamaSettings:
 
 
 class LlamaProcess:
-    """One process with one model. `FromGguf` starts a new one if it ends."""
+    """One process with one model. `GgufModel` starts a new one if it ends."""
 
     def __init__(self, settings: LlamaSettings, patience: float) -> None:
         """Returns when the model is loaded. `patience`: seconds without output until the process counts as hung.

@@ -96,7 +96,7 @@ def adapter_state(model: Model) -> tuple[dict[str, object], dict[str, Tensor]]:
 
 
 def write_adapter(folder: Path, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors (float32), given what `finished` returns."""
+    """Writes adapter_config.json and adapter_model.safetensors (float32), given what `adapter_state` returns."""
     from safetensors.torch import save_file
 
     copies = {  # copies, because safetensors refuses two names for the same memory

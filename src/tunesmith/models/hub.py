@@ -55,7 +55,7 @@ def download_file(hub_file: HubFile, name: str, log: Callable[[str], None]) -> P
 
 
 def download_model(name: str, revision: str | None) -> Path:
-    """Downloads a repository's .safetensors, configuration and tokenizer; raises the errors of `fetch_file`."""
+    """Downloads a repository's .safetensors, configuration and tokenizer; raises the errors of `download_file`."""
     from huggingface_hub import snapshot_download
 
     with _errors(name, name, ""):

@@ -1,4 +1,4 @@
-"""LoRA initializations by name. Each function takes a `Place` and returns a `Start` with the initial A and B.
+"""LoRA initializations by name. Each function takes an `InitLayer` and returns `InitialFactors`: A and B.
 
 All depend only on the seed, the layer's name and its weight, so that a resumed run computes the same ones again.
 """

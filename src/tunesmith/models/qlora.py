@@ -240,7 +240,7 @@ class TrainedCopy(nn.Module):
     """A module with fully trained parameters: float32 copies, cast to the module's dtype at each use."""
 
     def __init__(self, base: nn.Module, copies: dict[str, nn.Parameter]) -> None:
-        """`copies` are the trained parameters by their names in `base`; see `copy_of`."""
+        """`copies` are the trained parameters by their names in `base`; see `trainable_copies`."""
         super().__init__()
         self.base, self.copies, self.enabled = base, nn.ParameterDict(copies), True
 

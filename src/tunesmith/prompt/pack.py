@@ -111,7 +111,7 @@ class PackedShape:
     longest: int
 
     def holds(self, packed: PackedBatch) -> bool:
-        """Whether `packed`, which has no padding, fits."""
+        """Whether `pack_examples`, which has no padding, fits."""
         return self.fits(packed.tokens, len(packed.starts) - 1, len(packed.chosen))
 
     def fits(self, tokens: int, examples: int, loss_tokens: int) -> bool:

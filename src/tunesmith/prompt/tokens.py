@@ -60,8 +60,8 @@ def encode(row: Conversation, template: Template, learn: Learn = "answer") -> Ex
     """Tokenizes the conversation, with loss on each answer whose turn has `learn` and on its end-of-turn token.
 
     Turns after the last such answer are left out. Each answer is checked: the tokens with loss contain its whole text
-    and end with the first special token after it. Raises DataError for a row that cannot be trained on (Rewritten where
-    `expand` helps), ModelError for a template under which no row can.
+    and end with the first special token after it. Raises DataError for a row that cannot be trained on
+    (RewrittenTurnError where `expand` helps), ModelError for a template under which no row can.
     """
     try:
         return _encode(row, template, learn)
@@ -273,7 +273,7 @@ def _excerpt(decoded: str, expected: str) -> str:
 
 
 def _check_text(row: Conversation, template: Template) -> None:
-    """Raises SpecialToken for one in a row's text, which would end the turn there, in training and in use."""
+    """Raises SpecialTokenError for one in a row's text, which would end the turn there, in training and in use."""
     for turn in row.turns:
         if match := template.specials.search(turn.reasoning) or template.specials.search(turn.text):
             raise SpecialTokenError(

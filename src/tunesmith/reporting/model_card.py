@@ -1,7 +1,7 @@
 """The model card: README.md for a model repository, from the same facts as the report.
 
 A card is published, so it must not contain local paths, personal data or rows. Numbers and names from catalogs are
-copied; every other text goes through `bare`.
+copied; every other text goes through `redact`.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def read_pairs(path: Path | None = None) -> list[PairedExtension]:
 def unpair(which: str = "", path: Path | None = None) -> list[PairedExtension]:
     """Revoke the extensions whose origin or name is `which`, or all for ''. Returns the revoked ones.
 
-    Raises RunError if there is none with that name, and the errors of `paired`.
+    Raises RunError if there is none with that name, and the errors of `read_pairs`.
     """
     extensions = read_pairs(path)
     removed = [extension for extension in extensions if which in ("", extension.origin, extension.name)]

@@ -378,7 +378,7 @@ def _save(state: State, text: str, name: str) -> Path:
 
 
 def _make_run(state: State, text: str) -> str:
-    """Creates the run's folder for a valid recipe and returns its name. Raises Several, RunError."""
+    """Creates the run's folder for a valid recipe and returns its name. Raises MultipleErrors, RunError."""
     import tunesmith
     from tunesmith.errors import MultipleErrors
 

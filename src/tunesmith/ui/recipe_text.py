@@ -26,7 +26,7 @@ from tunesmith.ui.form import (
 def load_text(name: str, *, small: bool = False) -> str:
     """Returns the text of a recipe with absolute paths, so that it can be saved anywhere.
 
-    With `small`, the section `small` is applied and comments are lost. Raises RecipeError, Several.
+    With `small`, the section `small` is applied and comments are lost. Raises RecipeError, MultipleErrors.
     """
     from tunesmith.config.recipe import find_recipe
 

@@ -119,7 +119,7 @@ def build_prompt(recipe: Recipe, values: Mapping[str, str], system: str | None =
     """Return the turns that a row with these values has in training, without its answer.
 
     `system` None takes the recipe's system message, '' none. Control tokens in values (`<|im_end|>`) are broken by a
-    space. Raises DataError, or Several, for fields that are missing, unknown or too long.
+    space. Raises DataError, or MultipleErrors, for fields that are missing, unknown or too long.
     """
     check_values(build_form(recipe), values)
     shape = _prompt_shape(recipe, _first_row(recipe))
@@ -134,7 +134,7 @@ def build_prompt(recipe: Recipe, values: Mapping[str, str], system: str | None =
 
 
 def check_values(form: Form, values: Mapping[str, str]) -> None:
-    """Raise DataError, or Several, for values that are unknown to the form, missing or too long."""
+    """Raise DataError, or MultipleErrors, for values that are unknown to the form, missing or too long."""
     raise_all(list(_problems(form, values)))
 
 

@@ -156,7 +156,7 @@ def _is_improvement(
 
 
 def replace_claim(text: str, claim: ClaimEvent, values: Mapping[str, str], *, today: date | None = None) -> str | None:
-    """Return `text` with the words of the fields in place of `claim`; None if `filling` finds none."""
+    """Return `text` with the words of the fields in place of `claim`; None if `find_replacement` finds none."""
     words = find_replacement(text, claim, values, today=today)
     return None if words is None else _replace(text, claim, words)[0]
 

@@ -61,7 +61,7 @@ class StreamFilter:
     def of(
         cls, form: Form, values: Mapping[str, str], prompt: Sequence[Turn] = (), *, today: date | None = None
     ) -> StreamFilter:
-        """Return the filter for a reply to a form's values; `prompt` is what `conversation` returns."""
+        """Return the filter for a reply to a form's values; `prompt` is what `build_prompt` returns."""
         fields = {name: text for name, text in values.items() if not form.checked or name in form.facts}
         document = form.checked or form.document
         return cls(

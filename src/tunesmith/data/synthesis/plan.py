@@ -126,7 +126,7 @@ def find_plan(name: str) -> Path:
 def read_plan(path: Path) -> RowPlan:
     """Reads a plan from a YAML file.
 
-    Raises Several with all errors, each with its line, and RecipeError if the file is not YAML.
+    Raises MultipleErrors with all errors, each with its line, and RecipeError if the file is not YAML.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -314,6 +314,6 @@ def _template(
 
 
 def _repeated(texts: list[str]) -> list[int]:
-    """The indices of texts that equal an earlier one after `normalise`."""
+    """The indices of texts that equal an earlier one after `normalize`."""
     first: dict[str, int] = {}
     return [index for index, text in enumerate(texts) if first.setdefault(normalize(text), index) != index]

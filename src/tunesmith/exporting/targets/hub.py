@@ -100,8 +100,8 @@ def push(
     """Uploads the folder to the Hub; with `dry_run`, only returns what would be uploaded, without network or token.
 
     `token` is the environment's HF_TOKEN unless given, and is sent only to the Hub; `api` is huggingface_hub's HfApi
-    unless given. Raises ModelError for other file types, a missing token and errors of the Hub; DataError, or Several
-    of them, for personal data, keys and paths of this machine.
+    unless given. Raises ModelError for other file types, a missing token and errors of the Hub; DataError, or
+    MultipleErrors of them, for personal data, keys and paths of this machine.
     """
     raise_first(wrong_options(repo), "hub")
     paths = _files(file.path)
