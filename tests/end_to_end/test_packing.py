@@ -392,13 +392,13 @@ def test_a_run_at_work_a_link_and_a_missing_input_are_refused(tmp_path: Path) ->
 def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     run = stocked(tmp_path)
     run.write("card.md", "meas")
-    begins = archive._taking_its_name
+    begins = archive._new_archive
 
     def changing(target: Path) -> Any:
         run.write("card.md", text)
         return begins(target)
 
-    monkeypatch.setattr(archive, "_taking_its_name", changing)
+    monkeypatch.setattr(archive, "_new_archive", changing)
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(RunError, match=r"card\.md was changed while it was packed"):
         tunesmith.pack(run, tmp_path / "toy.tar")

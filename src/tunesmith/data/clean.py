@@ -55,7 +55,7 @@ def write_clean(
     for source, stem in zip(sources, _stems(sources), strict=True):
         ending = source.kind if source.kind in SEPARATORS else ".jsonl"
         file, diff = out / f"{stem}.cleaned{ending}", out / f"{stem}.cleaned.diff.jsonl"
-        with atomic_text_file(file) as (sink, temporary), atomic_text_file(diff) as (log, _):
+        with atomic_text_file(file) as sink, atomic_text_file(diff) as log:
             writer = _Writer(sink, SEPARATORS.get(ending))
             counts = {"kept": 0, "changed": 0, "left_out": 0}
             lines: list[dict[str, Any]] = []
@@ -85,7 +85,7 @@ def write_clean(
                 if len(lines) >= 1000:
                     _write_lines(log, lines)
             sink.flush()
-            head = {"cleaned": file.name, "sha256": hash_file(temporary), "of": source.name, **counts}
+            head = {"cleaned": file.name, "sha256": hash_file(Path(sink.name)), "of": source.name, **counts}
             _write_lines(log, [*lines, {"end": head | {"undoable": repair.book is None}}])
         cleaned.append(CleanedSource(file, diff, **counts))
     return cleaned
@@ -129,7 +129,7 @@ def undo_clean(diff: Path, out: Path) -> int:
         raise DataError(
             "the cleaned file is missing or was changed", where=str(file), next="Restore it as it was written"
         )
-    with atomic_text_file(out) as (sink, _):
+    with atomic_text_file(out) as sink:
         writer = _Writer(sink, SEPARATORS.get(out.suffix))
         count = 0
         for values in _original_rows(file, by_number, total):

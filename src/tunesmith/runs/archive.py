@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.errors import DataError, RunError
-from tunesmith.runs.run import hash_json, sync_folder, translate_disk_errors
+from tunesmith.runs.run import atomic_file, hash_json, translate_disk_errors
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -91,7 +91,7 @@ def write(target: Path, members: Sequence[Member], about: Mapping[str, Any]) -> 
     manifest = {**plain, "check": hash_json(plain)}
     first = Member(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
     with (
-        _taking_its_name(target) as file,
+        _new_archive(target) as file,
         _packed(file, target) as sink,
         tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
@@ -137,21 +137,12 @@ class _Hashed(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _taking_its_name(target: Path) -> Iterator[IO[bytes]]:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def _new_archive(target: Path) -> Iterator[IO[bytes]]:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with translate_disk_errors(target):
             _sweep(target)
-            try:
-                with temporary.open("wb") as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-                sync_folder(target.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with atomic_file(target, lambda temporary: temporary.open("wb")) as file:
+            yield file
     except OSError as error:
         problem, where = f"nothing was packed: {error.strerror or error}", str(error.filename or target)
         raise RunError(problem, where=where, next="Check its permissions, or use another path with --out") from error

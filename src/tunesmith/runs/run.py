@@ -116,41 +116,45 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
-    """Writes a file atomically, with `mode` minus the umask. Raises ResourceError if the disk is full."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with translate_disk_errors(path):
-        try:
-            temporary.unlink(missing_ok=True)  # a crashed process with this id may have left one with another mode
-            with os.fdopen(os.open(temporary, _NEW, mode), "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
-def atomic_text_file(path: Path) -> Iterator[tuple[IO[str], Path]]:
-    """Yields a text file and its temporary path; it is renamed to `path` if the block succeeds.
+def atomic_file(path: Path, open_temporary: Callable[[Path], IO[Any]]) -> Iterator[IO[Any]]:
+    """Yields the temporary file that `open_temporary` opens; it is renamed to `path` if the block succeeds.
 
-    Line endings are not converted. Raises ResourceError if the disk is full.
+    Raises ResourceError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with translate_disk_errors(path):
         try:
-            with temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
-                yield file, temporary
+            with open_temporary(temporary) as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
+    """Writes a file atomically, with `mode` minus the umask. Raises ResourceError if the disk is full."""
+
+    def create(temporary: Path) -> IO[bytes]:
+        temporary.unlink(missing_ok=True)  # a crashed process with this id may have left one with another mode
+        return os.fdopen(os.open(temporary, _NEW, mode), "wb")
+
+    with atomic_file(path, create) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def atomic_text_file(path: Path) -> contextlib.AbstractContextManager[IO[str]]:
+    """Opens a text file that is renamed to `path` if the block succeeds. Line endings are not converted.
+
+    Its `name` is the temporary path. Raises ResourceError if the disk is full.
+    """
+    return atomic_file(
+        path, lambda temporary: temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="")
+    )
 
 
 def child_folder(folder: Path, name: str | None, kind: str) -> Path:
@@ -264,7 +268,7 @@ class Run:
     @contextlib.contextmanager
     def lines(self, name: str) -> Iterator[Callable[[Any], None]]:
         """Yields a function that appends a value as a JSON line; the file appears if the block succeeds."""
-        with atomic_text_file(self / name) as (file, _):
+        with atomic_text_file(self / name) as file:
             yield lambda value: _line(file, value)
 
     def write_json(self, name: str, value: Any) -> Path:
