@@ -1,10 +1,19 @@
-"""Greedy decoding by a model's own layers, without cache or company: what the decoder is held to."""
+"""Prompts, and greedy decoding by a model's own layers without a cache: the reference for every decoder."""
 
 from __future__ import annotations
 
 import torch
 
+from tunesmith.data.conversation import Turn
 from tunesmith.models.build import Model
+
+PROMPTS = [
+    (Turn("user", "how do I return a blender that wobbles?"),),
+    (Turn("user", "hi"),),
+    (Turn("system", "Be kind."), Turn("user", "où est 日本?"), Turn("assistant", "Là."), Turn("user", "and now")),
+    (Turn("user", "hi!"),),
+    (Turn("user", ""),),
+]
 
 
 def slowly(model: Model, ids: list[int], limit: int) -> list[int]:

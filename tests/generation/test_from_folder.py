@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from greedy import PROMPTS
 from tiny import CHATML
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
@@ -36,13 +37,6 @@ from tunesmith.prompt.template import Template, load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode_prompt
 
 WORDS = 24
-PROMPTS = [
-    (Turn("user", "how do I return a blender that wobbles?"),),
-    (Turn("user", "hi"),),
-    (Turn("system", "Be kind."), Turn("user", "où est 日本?"), Turn("assistant", "Là."), Turn("user", "and now")),
-    (Turn("user", "hi!"),),
-    (Turn("user", ""),),
-]
 WISHES = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "top_k": 3}
 STRICT = "{% if messages[-1]['content'] == 'no' %}{{ raise_exception('never no') }}{% endif %}" + CHATML
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -22,6 +22,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import greedy
 from gguf_models import opened, sayable, write_adapter, write_model
 from tiny import CHATML, make_model, make_tokenizer
 from tunesmith.data.conversation import Turn
@@ -33,11 +34,7 @@ from tunesmith.prompt.tokens import encode_prompt
 
 WORDS = 24
 PROMPTS = [
-    (Turn("user", "how do I return a blender that wobbles?"),),
-    (Turn("user", "hi"),),
-    (Turn("system", "Be kind."), Turn("user", "où est 日本?"), Turn("assistant", "Là."), Turn("user", "and now")),
-    (Turn("user", "hi!"),),
-    (Turn("user", ""),),
+    *greedy.PROMPTS,
     (Turn("user", "12 eggs, 3.5 l milk"),),
 ]
 RANK = 4

@@ -13,8 +13,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from greedy import PROMPTS
 from tiny import make_tokenizer
-from tunesmith.data.conversation import Turn
 from tunesmith.generation.from_weights import WeightsModel
 from tunesmith.generation.text_model import Reply
 from tunesmith.models.build import Model, add_adapter, load_model
@@ -23,13 +23,6 @@ from tunesmith.prompt.template import Template, load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode_prompt, special_ids
 
 WORDS = 12
-PROMPTS = [
-    (Turn("user", "how do I return a blender that wobbles?"),),
-    (Turn("user", "hi"),),
-    (Turn("system", "Be kind."), Turn("user", "où est 日本?"), Turn("assistant", "Là."), Turn("user", "and now")),
-    (Turn("user", "hi!"),),
-    (Turn("user", ""),),
-]
 
 
 def loaded(folder: Path) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +14,4 @@ from families import make_family
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """family(name) -> the folder of a tiny random model, made once for a file's tests."""
-    folders: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in folders:
-            folders[name] = make_family(tmp_path_factory.mktemp(name), name)
-        return folders[name]
-
-    return get
+    return functools.cache(lambda name: make_family(tmp_path_factory.mktemp(name), name))

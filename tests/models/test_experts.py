@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 from collections.abc import Callable
@@ -29,14 +30,7 @@ from tunesmith.planning.autograd import NF4_BYTES
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """moe(family) -> the folder of a tiny random mixture of experts, made once."""
-    folders: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in folders:
-            folders[family] = make_moe(tmp_path_factory.mktemp(family), family)
-        return folders[family]
-
-    return get
+    return functools.cache(lambda family: make_moe(tmp_path_factory.mktemp(family), family))
 
 
 def model_of(folder: Path, bits: int = 4, precision: str = "float32") -> Model:
