@@ -281,7 +281,7 @@ def recognized(scratch: Path) -> Iterator[None]:
             f"runpy.run_path({str(real / script)!r}, run_name='__main__')\n"
         )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(converting, "_scripts", lambda: folder)
+        patched.setattr(converting, "_converter_folder", lambda: folder)
         yield
 
 

@@ -25,6 +25,8 @@ MODEL = Scripted(SAID)
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Serves the pages for a finished run; only the models are scripted."""
+    from gradio import renderable
+
     from tunesmith.commands.writer import Writer
     from tunesmith.ui import compare_page, write_page
     from tunesmith.ui.app import serve_ui
@@ -39,11 +41,19 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     def stream(self: Any, name: str, turns: Any, *, max_new_tokens: int) -> Iterator[str]:
         yield from Scripted(f"{name} answers: {SAID}").stream(turns, max_new_tokens=max_new_tokens)
 
+    draws: list[Any] = []
+    apply = renderable.Renderable.apply
+
+    def counted(self: Any, *values: Any) -> None:
+        draws.append(values)
+        apply(self, *values)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(renderable.Renderable, "apply", counted)
         patch.setattr(write_page, "open_writer", scripted)
         patch.setattr(compare_page.ReplyGenerator, "stream", stream)
         with serve_ui(folder / "runs", run="letters", here=folder) as served:
-            yield SimpleNamespace(url=served.url, run=run)
+            yield SimpleNamespace(url=served.url, run=run, draws=draws)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +101,12 @@ def settle(page: Any) -> None:
             }).observe(document.body, { childList: true, subtree: true });
         })"""
     )
+
+
+def test_every_page_is_drawn_once(page: Any, ui: Any) -> None:
+    """What is clicked while a page is drawn again is lost."""
+    assert len(ui.draws) == len(set(ui.draws)) == 4  # Write, Compare, Review, Export
+    assert all(value.startswith("letters\n") for (value,) in ui.draws)
 
 
 def tab(page: Any, name: str) -> Any:

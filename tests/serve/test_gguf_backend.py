@@ -20,12 +20,14 @@ from tiny import make_tokenizer
 from tunesmith.data.conversation import Turn
 from tunesmith.generation.encode_untrusted import encode_untrusted, match_any, turn_markers
 from tunesmith.generation.from_gguf import GgufModel
+from tunesmith.generation.llama_process import LlamaProcess
+from tunesmith.generation.model_process import ProcessEnded
 from tunesmith.generation.stop_strings import StopStrings
 from tunesmith.prompt.template import PLAIN_TEMPLATE, Template
 from tunesmith.prompt.tokens import encode_prompt
 from tunesmith.serve.backend import Sampling
 from tunesmith.serve.gguf_backend import GgufBackend
-from tunesmith.web.errors import RequestRefused
+from tunesmith.web.errors import BackendFailed, RequestRefused
 
 WORDS = 24
 TEXTS = ["how do I return a blender?", "hi", "où est 日本?", "12 eggs, 3.5 l milk", "", "and now"]
@@ -280,6 +282,31 @@ def test_not_streamed_it_is_a_status(server: Running) -> None:
     thread.join()
     assert (response[0].status_code, response[0].json()["error"]["code"]) == (502, "backend_failed")
     assert server.chat("hi", max_tokens=4).status_code == 200
+
+
+def test_an_ended_process_is_not_the_requests_fault_once_it_is_restarted(file: Path, monkeypatch: Any) -> None:
+    """Between the end of the process and the reply's error, another request restarts it."""
+    backend = GgufBackend("tiny", opened(file, slots=2, context=8192))
+
+    def error_after_restart(child: LlamaProcess, error: Exception) -> ProcessEnded:
+        ended = connection_error(child, error)
+        backend._model.running()
+        return ended
+
+    connection_error = LlamaProcess.connection_error
+    monkeypatch.setattr(LlamaProcess, "connection_error", error_after_restart)
+
+    async def killed_within_reply() -> None:
+        async with backend.writing([Turn("user", "hi")], Sampling(8000)) as writing:
+            async for _ in writing:
+                backend._child.process.kill()
+
+    try:
+        with pytest.raises(BackendFailed, match="killed by signal 9"):
+            alone(killed_within_reply)
+        assert backend.state == "ok"
+    finally:
+        backend.close()
 
 
 def test_killed_while_idle_it_is_back_before_anybody_notices(server: Running) -> None:

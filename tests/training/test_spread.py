@@ -134,8 +134,8 @@ def same_run(one: Run, two: Run) -> None:
 def test_two_processes_make_what_one_makes(both: Both, name: str) -> None:
     same_run(both.one[name], both.two[name])
     assert both.said[0][name]["sum"] == both.said[1][name]["sum"]  # each has the whole adapter, bit for bit
-    ways = {"autograd": "by_autograd", "fsdp": "by_autograd"}
-    assert all(said[name]["way"].endswith(ways.get(name, "by_hand")) for said in both.said)
+    steps = {"autograd": "autograd_step", "fsdp": "autograd_step"}
+    assert all(said[name]["way"].endswith(steps.get(name, "fused_step")) for said in both.said)
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_one_command_is_killed_and_stopped(tiny: Callable[..., Path], tmp_path: 
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "train: 2 processes train together, each with all of the base" in out
+    assert "train: 2 processes, each with all of the base model" in out
     assert err.count("stopped after step") == 1
     assert "Traceback" not in err
     stopped = events(run, "step", "step")[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import http.client
 import re
 from collections.abc import Iterator
@@ -219,3 +220,11 @@ def test_missing_gradio_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(MissingExtra, match=r"tunesmith\[ui\]"):
         make_app(tmp_path / "runs", tmp_path, tmp_path)
+
+
+def test_components_are_listed_while_events_add_some(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    pages = make_app(tmp_path / "runs", tmp_path, tmp_path / "home")._app
+    session = copy.copy(next(r.app for r in pages.routes if hasattr(r.app, "get_blocks")).get_blocks().default_config)
+    for number, _ in enumerate(session.blocks.values()):
+        session.blocks[-number - 1] = None

@@ -9,32 +9,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import psutil
-
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
+from tunesmith.generation.model_process import ModelProcess
 from tunesmith.generation.subprocess_model import (
     CONTEXT,
-    EXIT_SECONDS,
     PATIENCE,
     PROBE,
-    STDERR_CHARS,
-    STDERR_LINES,
     SubprocessModel,
-    describe_exit,
-    stderr_tail,
-    wait_or_kill,
 )
 from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore
 from tunesmith.hardware import core_count
@@ -45,10 +34,11 @@ from tunesmith.prompt.tokens import encode_prompt
 _FILE_TYPES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _CHILD_SCRIPT = Path(__file__).with_name("transformers_child.py")
 _CHILD_ENV = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+_ADVICE = "If it fails again, use a smaller batch, less context or bits=4"
 _Message = dict[str, Any]
 
 
-class _Child:
+class _Child(ModelProcess):
     """One process with one model. `FolderModel` starts a new one if it ends."""
 
     def __init__(self, settings: _Message, where: str, patience: float, on_usage: Callable[[int, float], None]) -> None:
@@ -56,27 +46,14 @@ class _Child:
 
         Raises ModelError if the model cannot be loaded.
         """
-        self.where, self.patience, self._on_usage = where, patience, on_usage
-        self._lock, self._exit_lock, self._request_ids = threading.Lock(), threading.Lock(), itertools.count(1)
+        self._on_usage = on_usage
+        self._lock, self._request_ids = threading.Lock(), itertools.count(1)
         self._inboxes: dict[int, SimpleQueue[_Message | None]] = {0: SimpleQueue()}
         self._outbox: SimpleQueue[_Message | None] = SimpleQueue()
-        self._stderr_lines: deque[str] = deque(maxlen=STDERR_LINES)
-        self._failure: str | None = None
         self._stdout_closed, self._last_output, self._gpu_bytes = False, time.monotonic(), 0
-        self.process = subprocess.Popen(  # noqa: S603 (our own file, no shell)
-            [sys.executable, "-P", str(_CHILD_SCRIPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **_CHILD_ENV},
-            start_new_session=True,  # Ctrl+C is for the parent; has no effect outside POSIX
-        )
-        self._threads = [
-            threading.Thread(target=pump, daemon=True)
-            for pump in (self._write_stdin, self._read_stdout, self._read_stderr)
-        ]
-        for thread in self._threads:
-            thread.start()
+        super().__init__(_CHILD_SCRIPT, _CHILD_ENV, where, patience)
+        self._start_thread(self._write_stdin)
+        self._start_thread(self._read_stdout)
         self._outbox.put(settings)
         try:
             ready = self._receive(self._inboxes[0])
@@ -89,17 +66,9 @@ class _Child:
         self.seconds, self.context = float(ready["seconds"]), int(ready["context"])
 
     @property
-    def alive(self) -> bool:
-        """Whether the process accepts requests."""
-        return self._failure is None and self.process.poll() is None
-
-    @property
     def memory(self) -> int:
         """Resident bytes of the process, plus the GPU memory that torch has reserved."""
-        try:
-            return int(psutil.Process(self.process.pid).memory_info().rss) + self._gpu_bytes
-        except psutil.Error:
-            return 0
+        return super().memory + self._gpu_bytes
 
     def ask(self, body: _Message) -> Generator[_Message]:
         """Yield the lines of an answer as they arrive.
@@ -126,15 +95,12 @@ class _Child:
             with self._lock:
                 del self._inboxes[request_id]
 
-    def close(self) -> None:
-        """End the process; requests in progress fail."""
-        with self._exit_lock:
-            if self._failure is None:
-                self._failure = (
-                    "it was closed" if self.process.poll() is None else describe_exit(self.process.returncode)
-                )
+    @property
+    def _library(self) -> str:
+        return "transformers"
+
+    def _stop_input(self) -> None:
         self._outbox.put(None)
-        self._wait()
 
     def _receive(self, inbox: SimpleQueue[_Message | None]) -> _Message:
         """Wait for the next line; any line from the process, for another request as well, counts as progress."""
@@ -142,9 +108,9 @@ class _Child:
             with contextlib.suppress(Empty):
                 line = inbox.get(timeout=remaining)
                 if line is None:
-                    raise self._exit_error(silent=False)
+                    raise self.exit_error(silent=False, advice=_ADVICE)
                 return line
-        raise self._exit_error(silent=True)
+        raise self.exit_error(silent=True, advice=_ADVICE)
 
     def _write_stdin(self) -> None:
         """Write requests in a thread, so that a process that no longer reads blocks nobody longer than `patience`."""
@@ -172,38 +138,6 @@ class _Child:
             with self._lock:
                 if inbox := self._inboxes.get(line["id"]):
                     inbox.put(line)
-
-    def _read_stderr(self) -> None:
-        with self.process.stderr as pipe:  # type: ignore[union-attr]
-            for line in pipe:
-                if text := line.decode("utf-8", "replace").strip():
-                    self._stderr_lines.append(text[:STDERR_CHARS])
-
-    def _exit_error(self, *, silent: bool) -> ModelError:
-        """Return the error for a process that ended or hangs; every caller gets the first cause that was noticed."""
-        with self._exit_lock:  # not `_lock`, which the thread that reads stdout needs to end
-            if self._failure is None:
-                exited = self._wait(0.0 if silent else EXIT_SECONDS)
-                self._failure = (
-                    describe_exit(self.process.returncode) if exited else f"no output for {self.patience:g} s"
-                )
-        advice = "Try again: the process is restarted. If it fails again, use a smaller batch, less context or bits=4"
-        return ModelError(
-            f"transformers failed: {self._failure}{stderr_tail(self._stderr_lines)}", where=self.where, next=advice
-        )
-
-    def _wait(self, seconds: float = EXIT_SECONDS) -> bool:
-        """Return whether the process ended by itself within `seconds`; otherwise kill it.
-
-        Its output has been read to the end afterwards.
-        """
-        try:
-            return wait_or_kill(self.process, seconds)
-        finally:
-            self._outbox.put(None)
-            for thread in self._threads:
-                if thread.is_alive():
-                    thread.join(EXIT_SECONDS)
 
 
 class FolderModel(SubprocessModel[_Child]):

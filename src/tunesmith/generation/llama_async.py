@@ -45,7 +45,7 @@ class AsyncCompletionStream:
                     yield pieces
         except CONNECTION_ERRORS as error:
             fault = error  # a hanging process takes seconds to be killed
-            raise await asyncio.to_thread(child.exit_error, fault) from None
+            raise await asyncio.to_thread(child.connection_error, fault) from None
         finally:
             self.close()
 

@@ -15,11 +15,7 @@ import re
 import secrets
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -27,17 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
-
 from tunesmith.errors import ModelError
-from tunesmith.generation.subprocess_model import (
-    EXIT_SECONDS,
-    STDERR_CHARS,
-    STDERR_LINES,
-    describe_exit,
-    stderr_tail,
-    wait_or_kill,
-)
+from tunesmith.generation.model_process import ModelProcess, ProcessEnded
 
 # Errors of a connection, and of parsing what arrives on it.
 CONNECTION_ERRORS = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
@@ -58,7 +45,7 @@ class LlamaSettings:
     special: bool = False
 
 
-class LlamaProcess:
+class LlamaProcess(ModelProcess):
     """One process with one model. `GgufModel` starts a new one if it ends."""
 
     def __init__(self, settings: LlamaSettings, patience: float) -> None:
@@ -66,21 +53,10 @@ class LlamaProcess:
 
         Raises ModelError if the model cannot be loaded.
         """
-        self.where, self.patience = settings.model, patience
         self.folder = Path(tempfile.mkdtemp(prefix="tunesmith-"))  # mode 0700
-        self._key, self._lock = secrets.token_hex(32), threading.Lock()
-        self._failure: str | None = None
-        self._stderr_lines: deque[str] = deque(maxlen=STDERR_LINES)
-        self.process = subprocess.Popen(  # noqa: S603 (our own file, no shell)
-            [sys.executable, "-P", str(_CHILD_SCRIPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # otherwise an abort starts a debugger and takes long
-            start_new_session=True,  # Ctrl+C is for the parent; has no effect outside POSIX
-        )
-        self._stderr_thread = threading.Thread(target=self._read_stderr, daemon=True)
-        self._stderr_thread.start()
+        self._key = secrets.token_hex(32)
+        # without GGML_NO_BACKTRACE an abort starts a debugger and takes long
+        super().__init__(_CHILD_SCRIPT, {"GGML_NO_BACKTRACE": "1"}, settings.model, patience)
         try:
             settings_line = json.dumps({**asdict(settings), "host": _listen_address(self.folder), "key": self._key})
             self.address, self.seconds = self._wait_until_loaded(settings_line)
@@ -89,22 +65,9 @@ class LlamaProcess:
             raise
 
     @property
-    def alive(self) -> bool:
-        """Whether the process accepts requests."""
-        return self._failure is None and self.process.poll() is None
-
-    @property
     def headers(self) -> dict[str, str]:
         """The headers of every request, including the key."""
         return {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-
-    @property
-    def memory(self) -> int:
-        """Resident bytes of the process, including the mapped file."""
-        try:
-            return int(psutil.Process(self.process.pid).memory_info().rss)
-        except psutil.Error:
-            return 0
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the answer to one request. Raises ModelError if the server refuses it or ends."""
@@ -112,7 +75,7 @@ class LlamaProcess:
         try:
             return json.loads(self._send(connection, path, body).read())
         except CONNECTION_ERRORS as error:
-            raise self.exit_error(error) from None
+            raise self.connection_error(error) from None
         finally:
             connection.close()
 
@@ -122,23 +85,28 @@ class LlamaProcess:
 
     def close(self) -> None:
         """End the process; requests in progress fail."""
-        with self._lock:
-            if self._failure is None:
-                self._failure = (
-                    "it was closed" if self.process.poll() is None else describe_exit(self.process.returncode)
-                )
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()  # type: ignore[union-attr]
-        self._wait()
-        for pipe in (self.process.stdout, self.process.stderr):
-            pipe.close()  # type: ignore[union-attr]
+        super().close()
+        self.process.stdout.close()  # type: ignore[union-attr]
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _read_stderr(self) -> None:
-        with contextlib.suppress(ValueError, OSError):  # closed while reading
-            for line in self.process.stderr:  # type: ignore[union-attr]
-                if text := _LOG_PREFIX.sub("", line.decode("utf-8", "replace").strip()):
-                    self._stderr_lines.append(text[:STDERR_CHARS])
+    def connection_error(self, error: Exception) -> ProcessEnded:
+        """Return the error for a connection that broke."""
+        return self.exit_error(
+            silent=isinstance(error, TimeoutError),
+            unfinished="it left an answer unfinished",
+            advice="If it fails again, use fewer slots, less context or another file",
+        )
+
+    @property
+    def _library(self) -> str:
+        return "llama.cpp"
+
+    def _stop_input(self) -> None:
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()  # type: ignore[union-attr]
+
+    def _stderr_text(self, line: str) -> str:
+        return _LOG_PREFIX.sub("", line)
 
     def _wait_until_loaded(self, settings_line: str) -> tuple[str, float]:
         pool = ThreadPoolExecutor(1)
@@ -149,13 +117,13 @@ class LlamaProcess:
             line = pool.submit(self.process.stdout.readline).result(self.patience)  # type: ignore[union-attr]
         except TimeoutError:
             self._wait(0.0)
-            message = f"llama.cpp did not load the file within {self.patience:g} s{stderr_tail(self._stderr_lines)}"
+            message = f"llama.cpp did not load the file within {self.patience:g} s{self._stderr_tail()}"
             raise ModelError(message, where=self.where, next="Increase patience, or choose a smaller file") from None
         finally:
             pool.shutdown(wait=False)
         if not line:
             self._wait()
-            reason = f"{describe_exit(self.process.returncode)}{stderr_tail(self._stderr_lines)}"
+            reason = f"{self._exit_text()}{self._stderr_tail()}"
             message = f"llama.cpp cannot load the file: {reason}"
             raise ModelError(message, where=self.where, next="Export or download it again")
         ready = json.loads(line)
@@ -182,29 +150,6 @@ class LlamaProcess:
         """Return the server's error message as an error."""
         message = f"llama.cpp refuses: {' '.join(answer['error']['message'].split())}"
         return ModelError(message, where=self.where, next="Change the request, or choose another file")
-
-    def exit_error(self, error: Exception) -> ModelError:
-        """Return the error for a process that ended or hangs; every caller gets the first cause that was noticed."""
-        with self._lock:
-            if self._failure is None:
-                silent = isinstance(error, TimeoutError)
-                if self._wait(0.0 if silent else EXIT_SECONDS):
-                    self._failure = describe_exit(self.process.returncode)
-                else:
-                    self._failure = f"no output for {self.patience:g} s" if silent else "it left an answer unfinished"
-        message = f"llama.cpp failed: {self._failure}{stderr_tail(self._stderr_lines)}"
-        advice = "Try again: the process is restarted. If it fails again, use fewer slots, less context or another file"
-        return ModelError(message, where=self.where, next=advice)
-
-    def _wait(self, seconds: float = EXIT_SECONDS) -> bool:
-        """Return whether the process ended by itself within `seconds`; otherwise kill it.
-
-        Its stderr has been read to the end afterwards.
-        """
-        try:
-            return wait_or_kill(self.process, seconds)
-        finally:
-            self._stderr_thread.join(EXIT_SECONDS)
 
 
 class CompletionStream:
@@ -234,7 +179,7 @@ class CompletionStream:
             raise ConnectionError("no last piece")
         except CONNECTION_ERRORS as error:
             if not self.stopped:
-                raise child.exit_error(error) from None
+                raise child.connection_error(error) from None
         finally:
             self.stop()
             connection.close()

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import subprocess
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
+from tunesmith.generation.model_process import ModelProcess
 from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode_prompt, stop_ids
 
-STDERR_LINES, STDERR_CHARS = 8, 200  # lines of stderr in an error, characters of each
-EXIT_SECONDS = 5.0  # for a child to end by itself
 PATIENCE = 600.0  # seconds without a token; a long prompt takes a large model minutes on a laptop
 CONTEXT = 2048  # tokens by default; the cache takes 0.5 MiB per token for Llama-2-7b, 23 KiB for the embedded model
 PROBE = (Turn("user", "Does it know 3 words, or 4?"),)
 
 
-class ChildProcess(Protocol):
-    """The process that runs the model."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process accepts requests."""
-        ...
-
-    def close(self) -> None:
-        """End the process."""
-        ...
-
-
-_Child = TypeVar("_Child", bound=ChildProcess)
+_Child = TypeVar("_Child", bound=ModelProcess)
 
 
 class SubprocessModel(ABC, Generic[_Child]):
@@ -110,29 +93,3 @@ class SubprocessModel(ABC, Generic[_Child]):
             f"Set context to {trained_context} or less",
         )
         return ModelError(message, where=str(self._path), next=advice)
-
-
-def describe_exit(code: int) -> str:
-    """Describe how a process ended, by its exit code."""
-    if code >= 0:
-        return f"it ended with exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"it was killed by signal {-code} ({signal.Signals(-code).name})"
-    return f"it was killed by signal {-code}"
-
-
-def wait_or_kill(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Return whether a process ended by itself within `seconds`; otherwise kill it."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return False
-    return True
-
-
-def stderr_tail(lines: Iterable[str]) -> str:
-    """Return the last lines of a process's stderr as the end of an error message."""
-    tail = " | ".join(lines)
-    return f". Its last output: {tail}" if tail else ""

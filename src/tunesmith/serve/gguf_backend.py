@@ -13,6 +13,7 @@ from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.generation.llama_async import AsyncCompletionStream
 from tunesmith.generation.llama_process import LlamaProcess
 from tunesmith.generation.llama_task import sampling_options as drawn
+from tunesmith.generation.model_process import ProcessEnded
 from tunesmith.generation.stop_strings import ReplyFilter
 from tunesmith.generation.subprocess_model import PROBE
 from tunesmith.prompt.reply import ReplyFormat
@@ -91,15 +92,16 @@ class GgufBackend:
         try:
             child, ids = await asyncio.get_running_loop().run_in_executor(self._pool, ready)
         except ModelError as error:
-            if self._model.alive:
-                raise RequestRefused(str(error), param=None) from error
             raise self._runtime_error(error) from error
         self._note_process(child)
         return child, ids
 
     def _runtime_error(self, error: ModelError) -> Exception:
-        """Return RequestRefused if the process is alive; otherwise restart it and return BackendFailed."""
-        if self._model.alive:
+        """Return BackendFailed and restart the process if it ended; otherwise return RequestRefused.
+
+        Another request may have restarted the process since, so the error itself counts too.
+        """
+        if self._model.alive and not isinstance(error, ProcessEnded):
             return RequestRefused(str(error))
         self._restart()
         return BackendFailed(error.what + ". Try again: it is being restarted")

@@ -95,6 +95,7 @@ def _build_app(gr: Any, runs: Path, here: Path, home: Path, run: str) -> Any:
         run_choice.change(
             lambda name: name, run_choice, stored_run, queue=False, show_progress="hidden", api_visibility="private"
         )
+    blocks.blocks = _ComponentDict(blocks.blocks)
     blocks.queue(default_concurrency_limit=4, max_size=64, api_open=False)
     app = gr.mount_gradio_app(
         gr.routes.App(docs_url=None, redoc_url=None, openapi_url=None),
@@ -117,6 +118,17 @@ def _build_app(gr: Any, runs: Path, here: Path, home: Path, run: str) -> Any:
         head=HEAD,
     )
     return LazyLifespan(app)
+
+
+class _ComponentDict(dict[int, Any]):
+    """The components of a browser session, by id.
+
+    Gradio 6.31 iterates over them in the thread that draws a page while events add some in the server's thread, and
+    fails with "dictionary changed size during iteration"; the page stays as it was.
+    """
+
+    def values(self) -> Any:
+        return [*super().values()]
 
 
 class LazyLifespan:

@@ -23,8 +23,8 @@ from tunesmith.errors import TunesmithError
 from tunesmith.reporting.html_page import format_number
 from tunesmith.reporting.replies import part_title
 from tunesmith.runs.run import Run
-from tunesmith.ui.components import pane, run_name, watch_run
-from tunesmith.ui.html import columns, error_note, escape, note, table
+from tunesmith.ui.components import draw_for_run, pane
+from tunesmith.ui.html import columns, escape, note, table
 from tunesmith.ui.state import QUIET, State
 
 UPDATE_SECONDS = 0.08  # between two updates of a reply while it is generated
@@ -36,16 +36,8 @@ def page(state: State) -> None:
     """Builds the page Compare."""
     open_models = OpenModels()
 
-    version = watch_run(state, ["train", "evaluate"], ["export.json"])
-
-    @gr.render(inputs=[version], show_progress="hidden")  # type: ignore[untyped-decorator, unused-ignore]
-    def render(current: str | None) -> None:
-        try:
-            recipe, run = state.open_run(run_name(current))
-            models = reply_models(recipe, run)
-        except TunesmithError as error:
-            pane(error_note(error))
-            return
+    def build(recipe: Recipe, run: Run) -> None:
+        models = reply_models(recipe, run)
         try:
             results: EvaluatedReplies | None = evaluated_replies(recipe, run)
         except TunesmithError:
@@ -58,6 +50,8 @@ def page(state: State) -> None:
         _connect_prompt(open_models, recipe, run, models, results, controls)
         if results:
             _replies_browser(results)
+
+    draw_for_run(state, build, ["train", "evaluate"], ["export.json"])
 
 
 class OpenModels:

@@ -1,4 +1,4 @@
-"""Components that several pages use: a pane for escaped HTML, the text editor, and a watch on the chosen run."""
+"""Components that several pages use: a pane for escaped HTML, the text editor, and pages drawn for the chosen run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import contextlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import TunesmithError
-from tunesmith.ui.html import ACTION_JS, COPY_JS
+from tunesmith.ui.html import ACTION_JS, COPY_JS, error_note
 from tunesmith.ui.state import QUIET, State
+
+if TYPE_CHECKING:
+    from tunesmith.config.recipe import Recipe
+    from tunesmith.runs.run import Run
 
 FOLDER = Path(__file__).parent
 
@@ -58,15 +62,21 @@ def empty_text() -> dict[str, Any]:
     return {"text": "", "claims": [], "version": 0, "busy": False, "status": ""}
 
 
-def watch_run(state: State, products: Sequence[str], files: Sequence[str] = ()) -> Any:
-    """Returns a gr.State that changes with the chosen run and its products and files; pages render from it.
+def draw_for_run(
+    state: State, build: Callable[[Recipe, Run], None], products: Sequence[str], files: Sequence[str] = ()
+) -> None:
+    """Draws a page by calling `build` for the chosen run, or shows why the run or a product cannot be read.
 
-    It is updated when a tab is opened, so new results appear without losing what the user typed. Its value: the run's
-    name, then the modification times of the fingerprints of `products` and of `files`, one a line.
+    The page is drawn again when the chosen run, one of `products` (their fingerprints) or one of `files` has changed
+    since a tab was last opened, so that new results appear without losing what the user typed.
     """
     import gradio as gr
 
-    def read_version(name: str | None) -> str:
+    version = gr.Textbox(visible="hidden")  # the run's name, then the modification times, one a line
+
+    def read_version(name: str | None) -> Any:
+        if not name and state.run_names():
+            return gr.skip()  # the browser has not chosen a run yet
         lines = [name or ""]
         try:
             folder = state.folder(name)
@@ -77,15 +87,16 @@ def watch_run(state: State, products: Sequence[str], files: Sequence[str] = ()) 
                 lines.append(f"{file} {(folder / file).stat().st_mtime_ns}")
         return "\n".join(lines)
 
-    version = gr.State(None)
-    events = [state.run.change, state.tabs.change]  # one at a time: two at once would render the page twice
+    def draw(current: str | None) -> None:
+        try:
+            build(*state.open_run((current or "").partition("\n")[0]))
+        except TunesmithError as error:
+            pane(error_note(error))
+
+    # A page is drawn once per version: what is clicked while a page is drawn again is lost.
+    events = [state.run.change, state.tabs.change]
     gr.on(events, read_version, state.run, version, trigger_mode="always_last", concurrency_limit=1, **QUIET)
-    return version
-
-
-def run_name(version: str | None) -> str:
-    """Returns the run's name from the value of `watch_run`."""
-    return (version or "").partition("\n")[0]
+    gr.render([version], [version.change], show_progress="hidden", concurrency_limit=1, concurrency_id="draw")(draw)
 
 
 @cache

@@ -14,7 +14,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.reporting.exported_files import read_exported_files
 from tunesmith.runs.run import Run
 from tunesmith.ui import jobs
-from tunesmith.ui.components import pane, run_name, watch_run
+from tunesmith.ui.components import draw_for_run, pane
 from tunesmith.ui.html import code, error_note, escape, note, table
 from tunesmith.ui.state import QUIET, State
 
@@ -42,20 +42,11 @@ with tunesmith.chat_file(Path({path!r})) as model:
 
 def page(state: State) -> None:
     """Builds the page Export."""
-    version = watch_run(state, ["train"], ["recipe.yaml"])
-
-    @gr.render(inputs=[version], show_progress="hidden")  # type: ignore[untyped-decorator, unused-ignore]
-    def render(current: str | None) -> None:
-        try:
-            recipe, run = state.open_run(run_name(current))
-            run.fingerprint("train")
-        except TunesmithError as error:
-            pane(error_note(error))
-            return
-        _build(recipe, run)
+    draw_for_run(state, _build, ["train"], ["recipe.yaml"])
 
 
 def _build(recipe: Recipe, run: Run) -> None:
+    run.fingerprint("train")
     names = [target_setting.name for target_setting in recipe.export.files]
     job = jobs.read_job(run.path)
     running = job.status == "running"

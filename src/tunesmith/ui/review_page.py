@@ -21,7 +21,7 @@ from tunesmith.evaluation.comparison import plural
 from tunesmith.evaluation.review import QUESTIONS, check_reviewer, read_reviews
 from tunesmith.reporting.replies import part_title
 from tunesmith.runs.run import Run
-from tunesmith.ui.components import pane, run_name, watch_run
+from tunesmith.ui.components import draw_for_run, pane
 from tunesmith.ui.html import error_note, escape, note, table
 from tunesmith.ui.state import QUIET, State
 
@@ -36,24 +36,28 @@ KEYS = (
     ("Enter", "save and go to the next pair"),
     ("?", "show all keys"),
 )
-OPEN_LINK_JS = "() => { setTimeout(() => document.querySelector('#review-now a.open')?.click(), 300); }"
+# Opens the reviewer's pairs as soon as their link is drawn. A browser takes it for the user's click for 5 s.
+OPEN_LINK_JS = """(reviewer) => {
+  const until = Date.now() + 5000;
+  const open = () => {
+    const links = [...document.querySelectorAll("#review-now a.open")];
+    const link = links.find((each) => each.dataset.reviewer === reviewer.trim());
+    if (link) link.click();
+    else if (Date.now() < until) setTimeout(open, 50);
+  };
+  open();
+}"""
 
 
 def page(state: State) -> None:
     """Builds the page Review."""
     open_reviews = OpenReviews()
 
-    version = watch_run(state, ["evaluate"])
-
-    @gr.render(inputs=[version], show_progress="hidden")  # type: ignore[untyped-decorator, unused-ignore]
-    def render(current: str | None) -> None:
-        try:
-            recipe, run = state.open_run(run_name(current))
-            pairs, equal = review_pairs(recipe, run)
-        except TunesmithError as error:
-            pane(error_note(error))
-            return
+    def build(recipe: Recipe, run: Run) -> None:
+        pairs, equal = review_pairs(recipe, run)
         _build(open_reviews, recipe, run, len(pairs), equal)
+
+    draw_for_run(state, build, ["evaluate"])
 
 
 @dataclass
@@ -157,7 +161,7 @@ def _build(open_reviews: OpenReviews, recipe: Recipe, run: Run, pairs: int, equa
         ]
 
     started = start_button.click(start, reviewer_name, [status, progress, timer], **QUIET)
-    started.then(None, js=OPEN_LINK_JS, **QUIET)
+    started.then(None, reviewer_name, js=OPEN_LINK_JS, **QUIET)
     finish_button.click(finish, None, [status, progress, results, timer], **QUIET)
     timer.tick(lambda: open_reviews_html(open_reviews, run, pairs), None, progress, queue=False, **QUIET)
 
@@ -192,8 +196,8 @@ def open_reviews_html(open_reviews: OpenReviews, run: Run, pairs: int) -> str:
     for name in sorted({*judged, *served}):
         count = min(len(served[name].reviews.judgments) if name in served else judged[name], pairs)
         link = (
-            f'<p><a class="open" href="{escape(served[name].url)}" target="_blank" rel="noopener">'
-            f"Open the pairs of {escape(name)}</a></p>"
+            f'<p><a class="open" data-reviewer="{escape(name)}" href="{escape(served[name].url)}" target="_blank" '
+            f'rel="noopener">Open the pairs of {escape(name)}</a></p>'
             if name in served
             else ""
         )

@@ -16,7 +16,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.comparison import plural
 from tunesmith.runs.run import Run
-from tunesmith.ui.components import empty_text, pane, run_name, text_editor, watch_run
+from tunesmith.ui.components import draw_for_run, empty_text, pane, text_editor
 from tunesmith.ui.html import claim_list, error_note, escape, note
 from tunesmith.ui.state import QUIET, State
 from tunesmith.writing.events import ClaimEvent, DoneEvent, Event, TextEvent
@@ -35,18 +35,11 @@ def page(state: State) -> None:
     """Builds the page Write."""
     open_writer = OpenWriter()
 
-    version = watch_run(state, ["train"])
+    def build(recipe: Recipe, run: Run) -> None:
+        run.fingerprint("train")
+        _build(open_writer, recipe, run, Writer(recipe, None, ""))  # form and checks need no model
 
-    @gr.render(inputs=[version], show_progress="hidden")  # type: ignore[untyped-decorator, unused-ignore]
-    def render(current: str | None) -> None:
-        try:
-            recipe, run = state.open_run(run_name(current))
-            run.fingerprint("train")
-            draft = Writer(recipe, None, "")  # form and checks need no model
-        except TunesmithError as error:
-            pane(error_note(error))
-            return
-        _build(open_writer, recipe, run, draft)
+    draw_for_run(state, build, ["train"])
 
 
 class OpenWriter:

@@ -1,0 +1,132 @@
+"""A child process with one model: its stderr is kept, and every caller learns why it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from tunesmith.errors import ModelError
+
+_STDERR_LINES, _STDERR_CHARS = 8, 200  # lines of stderr in an error, characters of each
+EXIT_SECONDS = 5.0  # for a child to end by itself
+
+
+class ProcessEnded(ModelError):
+    """The process of a model ended or hangs; the request itself was not refused."""
+
+
+class ModelProcess(ABC):
+    """A started Python script with pipes to its standard streams."""
+
+    def __init__(self, script: Path, env: Mapping[str, str], where: str, patience: float) -> None:
+        """Starts the script. `patience`: seconds without output until it counts as hung; `where` begins errors."""
+        self.where, self.patience = where, patience
+        self._exit_lock, self._failure = threading.Lock(), ""
+        self._stderr_lines: deque[str] = deque(maxlen=_STDERR_LINES)
+        self.process = subprocess.Popen(  # noqa: S603 (our own file, no shell)
+            [sys.executable, "-P", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **env},
+            start_new_session=True,  # Ctrl+C is for the parent; has no effect outside POSIX
+        )
+        self._threads: list[threading.Thread] = []
+        self._start_thread(self._read_stderr)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process accepts requests."""
+        return not self._failure and self.process.poll() is None
+
+    @property
+    def memory(self) -> int:
+        """Resident bytes of the process, including a mapped file."""
+        try:
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    def close(self) -> None:
+        """End the process; requests in progress fail."""
+        with self._exit_lock:
+            self._failure = self._failure or ("it was closed" if self.process.poll() is None else self._exit_text())
+        self._stop_input()
+        self._wait()
+
+    def exit_error(self, *, silent: bool, advice: str, unfinished: str = "") -> ProcessEnded:
+        """Return the error for a process that ended or hangs; every caller gets the first cause that was noticed.
+
+        `silent`: nothing was received for `patience` seconds; `unfinished` describes a process that still runs
+        otherwise. `advice` is what to change if a restarted process fails again.
+        """
+        with self._exit_lock:
+            if not self._failure:
+                hangs = f"no output for {self.patience:g} s"
+                exited = self._wait(0.0 if silent else EXIT_SECONDS)
+                self._failure = self._exit_text() if exited else hangs if silent else unfinished or hangs
+        message = f"{self._library} failed: {self._failure}{self._stderr_tail()}"
+        return ProcessEnded(message, where=self.where, next=f"Try again: the process is restarted. {advice}")
+
+    @property
+    @abstractmethod
+    def _library(self) -> str:
+        """The library that runs the model, for errors."""
+
+    @abstractmethod
+    def _stop_input(self) -> None:
+        """Close the process's standard input, which makes it end."""
+
+    def _stderr_text(self, line: str) -> str:
+        return line
+
+    def _start_thread(self, target: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=target, daemon=True))
+        self._threads[-1].start()
+
+    def _read_stderr(self) -> None:
+        with contextlib.suppress(ValueError, OSError), self.process.stderr as pipe:  # type: ignore[union-attr]
+            for line in pipe:
+                if text := self._stderr_text(line.decode("utf-8", "replace").strip()):
+                    self._stderr_lines.append(text[:_STDERR_CHARS])
+
+    def _stderr_tail(self) -> str:
+        """Return the last lines of stderr as the end of an error message."""
+        tail = " | ".join(self._stderr_lines)
+        return f". Its last output: {tail}" if tail else ""
+
+    def _exit_text(self) -> str:
+        code = self.process.returncode
+        if code >= 0:
+            return f"it ended with exit code {code}"
+        with contextlib.suppress(ValueError):
+            return f"it was killed by signal {-code} ({signal.Signals(-code).name})"
+        return f"it was killed by signal {-code}"
+
+    def _wait(self, seconds: float = EXIT_SECONDS) -> bool:
+        """Return whether the process ended by itself within `seconds`; otherwise kill it.
+
+        Its output has been read to the end afterwards.
+        """
+        try:
+            self.process.wait(seconds)
+            return True
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return False
+        finally:
+            self._stop_input()
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join(EXIT_SECONDS)
