@@ -129,6 +129,18 @@ class Browser:
         self.asked.clear()
 
 
+def press(locator: Any) -> None:
+    """Clicks a control once it no longer moves.
+
+    Playwright's own wait for that needs animation frames, which a panel behind another tab does not get.
+    """
+    box, previous = locator.bounding_box(), None
+    while box != previous:
+        locator.page.wait_for_timeout(50)
+        box, previous = locator.bounding_box(), box
+    locator.click(force=True)
+
+
 def unexpected(said: Any) -> bool:
     """Whether a console message is an error of ours; that a server is away or refuses is part of some tests."""
     return said.type == "error" and not said.text.startswith("Failed to load resource")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from extension_browser import PROFILE, Browser
+from extension_browser import PROFILE, Browser, press
 from letters_server import LetterServer, Says, letter_server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -52,7 +52,7 @@ def opened_settings(browser: Browser, server: LetterServer) -> Any:
 def pair(browser: Browser, server: LetterServer) -> None:
     settings = opened_settings(browser, server)
     settings.get_by_label("Code", exact=True).fill(server.pairing.code())
-    settings.get_by_role("button", name="Pair").click(force=True)
+    press(settings.get_by_role("button", name="Pair"))
     expect(settings.locator("#server-told")).to_contain_text("and it answers")
     settings.close()
     browser.keep(profile=PROFILE)
@@ -68,7 +68,7 @@ def read(browser: Browser, page: str) -> tuple[Any, Any]:
 
 
 def write(panel: Any, patience: float = 10_000) -> str:
-    panel.get_by_role("button", name="Write the letter").click(force=True)
+    press(panel.get_by_role("button", name="Write the letter"))
     expect(panel.locator("#progress")).to_contain_text("word", timeout=patience)
     expect(panel.locator("#stop")).to_be_hidden(timeout=patience)
     text: str = panel.locator("#letter").evaluate("e => e.textContent")
@@ -76,11 +76,11 @@ def write(panel: Any, patience: float = 10_000) -> str:
 
 
 def insert(panel: Any, label: str) -> None:
-    panel.get_by_role("button", name="Insert into the page").click(force=True)
+    press(panel.get_by_role("button", name="Insert into the page"))
     expect(panel.locator("#used, #places:not([hidden])").first).to_be_visible()
     if panel.locator("#places").is_visible():
         panel.get_by_role("group", name="Which field?").get_by_role("radio", name=label).check(force=True)
-        panel.get_by_role("button", name="Insert here").click(force=True)
+        press(panel.get_by_role("button", name="Insert here"))
     expect(panel.locator("#used")).to_contain_text("Inserted into")
 
 
@@ -132,7 +132,7 @@ def test_from_click_to_inserted_letter(browser: Browser, server: LetterServer, m
     marked = panel.locator("#claims li").all_inner_texts()
     assert [item.split("“")[0] for item in marked] == ["Contradicted", "Not supported"]
     assert panel.locator("#claims strong").all_inner_texts() == ["75", ODD]
-    panel.get_by_role("button", name="Remove the sentence: 75").click(force=True)
+    press(panel.get_by_role("button", name="Remove the sentence: 75"))
     insert(panel, label)
     place = tab.frame_locator("iframe >> nth=1").locator(".editor") if page == "frame" else tab.locator(field)
     iterator = place.evaluate("e => e.value ?? e.innerText")
@@ -193,11 +193,11 @@ def test_wrong_and_used_codes(browser: Browser, server: LetterServer) -> None:
         (code, refused, "wrong, used or older"),
     ):
         settings.get_by_label("Code", exact=True).fill(value)
-        settings.get_by_role("button", name="Pair").click(force=True)
+        press(settings.get_by_role("button", name="Pair"))
         expect(region).to_contain_text(words)
     expect(settings.get_by_label("Code", exact=True)).to_be_focused()
     settings.get_by_label("Address").fill("http://192.168.1.4:8765")
-    settings.get_by_role("button", name="Pair").click(force=True)
+    press(settings.get_by_role("button", name="Pair"))
     expect(settings.locator("#pair-told")).to_contain_text("Only a server on this computer will do")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from extension_browser import PROFILE, Browser
+from extension_browser import PROFILE, Browser, press
 from scripted_letters import CLAIMS, DONE, FIELDS, LETTER, TOKEN, Scripted, events
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -33,7 +33,7 @@ def opened(browser: Browser, letters: Scripted, page: str = "board.html") -> tup
 
 
 def written(panel: Any) -> None:
-    panel.get_by_role("button", name="Write the letter").click(force=True)
+    press(panel.get_by_role("button", name="Write the letter"))
     expect(panel.locator("#progress")).to_contain_text("words")
 
 
@@ -51,7 +51,7 @@ def marks(panel: Any) -> dict[str, list[str]]:
 def test_without_a_click_no_page_can_be_read(browser: Browser, letters: Scripted) -> None:
     ready(browser, letters)
     tab, panel = browser.open("board.html"), browser.own("panel.html")
-    panel.get_by_role("button", name="Read this page").click(force=True)
+    press(panel.get_by_role("button", name="Read this page"))
     expect(panel.locator("#trouble")).to_contain_text("Click the tunesmith icon in the toolbar")
     tabs = browser.worker.evaluate("chrome.tabs.query({}).then((all) => all.map((each) => each.id))")
     refused = (
@@ -66,7 +66,7 @@ def test_without_a_click_no_page_can_be_read(browser: Browser, letters: Scripted
     tab.goto(browser.pages.replace("board.example", "127.0.0.1") + "/none.html")  # another site: the right is gone
     tab.goto(f"{browser.pages}/plain.html")
     panel.bring_to_front()
-    panel.get_by_role("button", name="Read this page").click(force=True)
+    press(panel.get_by_role("button", name="Read this page"))
     expect(panel.locator("#trouble")).to_contain_text("Chrome asks for a new click")
     expect(panel.locator("#advert-name")).to_have_value("Structural Engineer")
 
@@ -104,7 +104,7 @@ def test_a_needed_field_that_is_empty_or_too_long_is_not_sent(browser: Browser, 
     title = panel.get_by_role("textbox", name="Job Title")
     expect(panel.locator(".note", has_text="Cut to fit")).to_have_count(5)
     title.fill("")
-    panel.get_by_role("button", name="Write the letter").click(force=True)
+    press(panel.get_by_role("button", name="Write the letter"))
     expect(title).to_be_focused()
     expect(title).to_have_attribute("aria-invalid", "true")
     expect(panel.get_by_text("“Job Title” is needed.")).to_be_visible()
@@ -117,7 +117,7 @@ def test_the_letter_comes_with_its_marks(browser: Browser, letters: Scripted) ->
     letters.hold.clear()
     letters.hold_after = 10
     _, panel = opened(browser, letters)
-    panel.get_by_role("button", name="Write the letter").click(force=True)
+    press(panel.get_by_role("button", name="Write the letter"))
     stop = panel.get_by_role("button", name="Stop")
     expect(stop).to_be_focused()
     expect(panel.locator("#progress")).to_have_text("Writing…")
@@ -145,7 +145,7 @@ def test_the_letter_comes_with_its_marks(browser: Browser, letters: Scripted) ->
     heard = panel.get_by_role("log").locator("p").all_text_contents()
     assert heard[-1].endswith("Lior Fernleaf")
     assert len(heard) < 8  # sentences, not words
-    items.nth(1).get_by_role("button", name="Show").click(force=True)
+    press(items.nth(1).get_by_role("button", name="Show"))
     assert panel.evaluate("String(getSelection())") == "75 culverts"
     expect(items.nth(1)).to_have_attribute("aria-current", "true")
 
@@ -153,7 +153,7 @@ def test_the_letter_comes_with_its_marks(browser: Browser, letters: Scripted) ->
 def test_a_marked_sentence_is_removed_and_put_back(browser: Browser, letters: Scripted) -> None:
     _, panel = opened(browser, letters)
     written(panel)
-    panel.get_by_role("button", name="Remove the sentence: a doctorate").click(force=True)
+    press(panel.get_by_role("button", name="Remove the sentence: a doctorate"))
     assert text(panel) == LETTER.replace("I hold a doctorate in bridges. ", "")
     assert marks(panel) == {"unsupported": [], "contradicted": ["75 culverts"]}
     focused = panel.get_by_role("button", name="Remove the sentence: 75 culverts")
@@ -165,8 +165,8 @@ def test_a_marked_sentence_is_removed_and_put_back(browser: Browser, letters: Sc
     expect(panel.locator("#tally")).to_have_text("1 statement supported by your fields; nothing to look at.")
     back = panel.get_by_role("button", name="Put the sentence back")
     expect(back).to_be_focused()
-    back.click(force=True)
-    back.click(force=True)
+    press(back)
+    press(back)
     assert text(panel) == LETTER
     assert marks(panel) == {"unsupported": ["a doctorate"], "contradicted": ["75 culverts"]}
     expect(back).to_be_hidden()
@@ -176,7 +176,7 @@ def test_the_letter_is_edited_as_plain_text(browser: Browser, letters: Scripted)
     _, panel = opened(browser, letters)
     written(panel)
     letter = panel.get_by_role("textbox", name="Letter")
-    letter.click(force=True)
+    press(letter)
     panel.keyboard.press("Control+Home")
     panel.keyboard.type("To ")
     assert text(panel) == "To " + LETTER
@@ -199,7 +199,7 @@ def test_the_letter_is_edited_as_plain_text(browser: Browser, letters: Scripted)
     }""", EVIL)  # fmt: skip
     assert text(panel).rstrip("\n").endswith("scriptum" + EVIL)
     assert panel.locator("#letter img, #letter script").count() == 0
-    panel.get_by_role("button", name="Show: 75 culverts").click(force=True)
+    press(panel.get_by_role("button", name="Show: 75 culverts"))
     panel.keyboard.type("11 culverts")
     assert "I built 11 culverts." in text(panel)
     assert marks(panel)["contradicted"] == []  # changed words are no longer the claim
@@ -232,7 +232,7 @@ def test_claims_that_do_not_lie_in_the_text_are_not_marked(browser: Browser, let
 def test_stopping_keeps_what_is_there_and_ends_the_request(browser: Browser, letters: Scripted) -> None:
     letters.hold.clear()
     _, panel = opened(browser, letters)
-    panel.get_by_role("button", name="Write the letter").click(force=True)
+    press(panel.get_by_role("button", name="Write the letter"))
     expect(panel.locator("#letter")).to_contain_text("Dear Windlecombe team 🌉,")
     panel.get_by_role("button", name="Stop").press("Enter")
     expect(panel.locator("#progress")).to_contain_text("Stopped. What was written so far is kept.")
@@ -241,7 +241,7 @@ def test_stopping_keeps_what_is_there_and_ends_the_request(browser: Browser, let
     expect(panel.locator("#letter")).to_have_attribute("contenteditable", "plaintext-only")
     expect(panel.get_by_role("button", name="Insert into the page")).to_be_visible()
     letters.hold.set()
-    panel.get_by_role("button", name="Write another").click(force=True)
+    press(panel.get_by_role("button", name="Write another"))
     expect(panel.locator("#progress")).to_contain_text("Finished.")
 
 
@@ -258,12 +258,12 @@ b'"code":"broken"}\n\n')], "the model died"),
 def test_a_stream_that_breaks_off(browser: Browser, letters: Scripted, pieces: list[bytes], words: str) -> None:
     _, panel = opened(browser, letters)
     letters.pieces = pieces
-    panel.get_by_role("button", name="Write the letter").click(force=True)
+    press(panel.get_by_role("button", name="Write the letter"))
     expect(panel.locator("#trouble")).to_contain_text(words)
     expect(panel.locator("#progress")).to_contain_text("Broken off. What was written so far is kept.")
     assert text(panel) == "Dear"
     letters.pieces = None
-    panel.locator("#trouble").get_by_role("button", name="Write again").click(force=True)
+    press(panel.locator("#trouble").get_by_role("button", name="Write again"))
     expect(panel.locator("#progress")).to_contain_text("Finished.")
     expect(panel.locator("#trouble")).to_be_hidden()
 
@@ -271,13 +271,13 @@ def test_a_stream_that_breaks_off(browser: Browser, letters: Scripted, pieces: l
 def test_a_busy_server_says_how_long(browser: Browser, letters: Scripted) -> None:
     _, panel = opened(browser, letters)
     letters.status, letters.headers = 429, {"Retry-After": "2"}
-    panel.get_by_role("button", name="Write the letter").click(force=True)
+    press(panel.get_by_role("button", name="Write the letter"))
     expect(panel.get_by_role("alert").first).to_contain_text("busy with other letters. It asks for 2 s of patience.")
     again = panel.locator("#trouble-do")
     expect(again).to_be_disabled()
     letters.status = 200
     expect(again).to_be_enabled()
-    again.click(force=True)
+    press(again)
     expect(panel.locator("#progress")).to_contain_text("Finished.")
 
 
@@ -288,7 +288,7 @@ def test_a_busy_server_says_how_long(browser: Browser, letters: Scripted) -> Non
 def test_refusals_are_shown_in_the_servers_words(browser: Browser, letters: Scripted, status: int, words: str) -> None:
     _, panel = opened(browser, letters)
     letters.status = status
-    panel.get_by_role("button", name="Write the letter").click(force=True)
+    press(panel.get_by_role("button", name="Write the letter"))
     expect(panel.locator("#trouble")).to_contain_text(words)
     expect(panel.locator("#letter")).to_be_hidden()
 
@@ -296,10 +296,10 @@ def test_refusals_are_shown_in_the_servers_words(browser: Browser, letters: Scri
 def test_a_revoked_token_leads_to_the_settings(browser: Browser, letters: Scripted) -> None:
     _, panel = opened(browser, letters)
     letters.token = "another"
-    panel.get_by_role("button", name="Write the letter").click(force=True)
+    press(panel.get_by_role("button", name="Write the letter"))
     expect(panel.locator("#trouble")).to_contain_text("Pair again")
     with browser.context.expect_page() as settings:
-        panel.locator("#trouble").get_by_role("button", name="Open settings").click(force=True)
+        press(panel.locator("#trouble").get_by_role("button", name="Open settings"))
     assert settings.value.url.endswith("options.html")
 
 
@@ -316,7 +316,7 @@ def test_a_server_that_is_away_loading_or_not_paired(browser: Browser, letters: 
     letters.health = {"status": "down"}
     expect(panel.locator("#trouble")).to_contain_text("Look at the terminal")
     letters.health = {"status": "ok"}
-    panel.locator("#trouble").get_by_role("button", name="Try again").click(force=True)
+    press(panel.locator("#trouble").get_by_role("button", name="Try again"))
     expect(panel.locator("#health")).to_have_text("Not paired")
     browser.keep(server={"address": letters.address, "token": TOKEN})
     expect(panel.locator("#health")).to_contain_text("Ready")
@@ -327,23 +327,23 @@ def test_a_server_that_is_away_loading_or_not_paired(browser: Browser, letters: 
 def test_the_field_is_picked_where_there_are_several(browser: Browser, letters: Scripted) -> None:
     tab, panel = opened(browser, letters, "plain.html")
     written(panel)
-    panel.get_by_role("button", name="Insert into the page").click(force=True)
+    press(panel.get_by_role("button", name="Insert into the page"))
     group = panel.get_by_role("group", name="Which field?")
+    expect(group.get_by_role("radio").first).to_be_focused()
     names = group.get_by_role("radio").evaluate_all(
         "all => all.map((each) => each.parentElement.innerText.split('\\n')[0].trim())"
     )
     assert names == ["Cover letter (at most 5000 characters)", "A note to the caretaker", "Full name", "E-mail"]
-    expect(group.get_by_role("radio").first).to_be_focused()
     panel.keyboard.press("ArrowDown")
     expect(group.get_by_role("radio", name="A note to the caretaker")).to_be_checked()
     expect(group).to_contain_text("holds 11 characters, which are replaced")
-    panel.get_by_role("button", name="Insert here").click(force=True)
+    press(panel.get_by_role("button", name="Insert here"))
     expect(panel.locator("#used")).to_have_text(
         "Inserted into “A note to the caretaker”. Read it there before you send it."
     )
     assert tab.locator("#note").input_value() == LETTER
     assert tab.locator("#cover").input_value() == ""
-    panel.get_by_role("button", name="Put back what the field held").click(force=True)
+    press(panel.get_by_role("button", name="Put back what the field held"))
     expect(panel.locator("#used")).to_contain_text("holds again")
     assert tab.locator("#note").input_value() == "Ring twice."
 
@@ -351,23 +351,23 @@ def test_the_field_is_picked_where_there_are_several(browser: Browser, letters: 
 def test_a_page_without_fields_and_one_that_has_gone(browser: Browser, letters: Scripted) -> None:
     tab, panel = opened(browser, letters, "spanish.html")
     written(panel)
-    panel.get_by_role("button", name="Insert into the page").click(force=True)
+    press(panel.get_by_role("button", name="Insert into the page"))
     expect(panel.locator("#used")).to_contain_text("no field to write into")
     tab.close()
-    panel.get_by_role("button", name="Insert into the page").click(force=True)
+    press(panel.get_by_role("button", name="Insert into the page"))
     expect(panel.locator("#trouble")).to_contain_text("That page is closed")
 
 
 def test_copy_and_download(browser: Browser, letters: Scripted, tmp_path: Path) -> None:
     _, panel = opened(browser, letters)
     written(panel)
-    panel.get_by_role("button", name="Copy").click(force=True)
+    press(panel.get_by_role("button", name="Copy"))
     expect(panel.locator("#used")).to_have_text("Copied.")
     panel.get_by_label("Description").fill("")
     panel.keyboard.press("Control+V")
     expect(panel.get_by_label("Description")).to_have_value(LETTER)
     with panel.expect_download() as file:
-        panel.get_by_role("button", name="Download .txt").click(force=True)
+        press(panel.get_by_role("button", name="Download .txt"))
     assert file.value.suggested_filename == "letter-Structural-Engineer-Windlecombe-Engineering.txt"
     file.value.save_as(tmp_path / "letter.txt")
     assert (tmp_path / "letter.txt").read_text(encoding="utf-8") == LETTER + "\n"
@@ -394,7 +394,7 @@ def test_an_advert_of_another_tab_does_not_replace_the_letter(browser: Browser, 
     browser.click(other_tab)
     expect(panel.locator("#advert-hint")).to_contain_text("This page can be read and filled in now")
     expect(panel.locator("#advert-name")).to_have_value("Structural Engineer")
-    panel.get_by_role("button", name="Read this page").click(force=True)
+    press(panel.get_by_role("button", name="Read this page"))
     expect(panel.locator("#advert-name")).to_have_value("Letting Agent")
     assert text(panel) == LETTER
 
@@ -448,7 +448,7 @@ def test_readable_in_light_and_dark(browser: Browser, letters: Scripted, scheme:
     written(panel)
     assert panel.evaluate(CONTRAST) == []
     letters.status = 429
-    panel.get_by_role("button", name="Write another").click(force=True)
+    press(panel.get_by_role("button", name="Write another"))
     expect(panel.locator("#trouble")).to_be_visible()
     assert panel.evaluate(CONTRAST) == []
 

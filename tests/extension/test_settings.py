@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.extension.test_parts import CV, RESUME
 
-from extension_browser import PROFILE, Browser
+from extension_browser import PROFILE, Browser, press
 from scripted_letters import TOKEN, Scripted
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -26,7 +26,7 @@ def settings(browser: Browser, letters: Scripted) -> Any:
 
 def test_pasted_text_is_looked_over_before_it_is_kept(browser: Browser, settings: Any) -> None:
     settings.get_by_label("CV or JSON Resume").fill(CV)
-    settings.get_by_role("button", name="Read it into the form").click(force=True)
+    press(settings.get_by_role("button", name="Read it into the form"))
     expect(settings.locator("#import-told")).to_contain_text(
         "Look it over, then save it. Lines that fit no section are under Other."
     )
@@ -34,11 +34,11 @@ def test_pasted_text_is_looked_over_before_it_is_kept(browser: Browser, settings
     expect(settings.get_by_label("Name", exact=True)).to_have_value("Lior Fernleaf")
     assert "profile" not in browser.kept()
     settings.get_by_label("Skills").fill("AutoCAD")
-    settings.get_by_role("button", name="Save").click(force=True)
+    press(settings.get_by_role("button", name="Save"))
     expect(settings.locator("#profile-told")).to_have_text("Saved in this browser.")
     assert browser.kept()["profile"]["skills"] == "AutoCAD"
     settings.get_by_label("Skills").fill("nothing")
-    settings.get_by_role("button", name="Discard changes").click(force=True)
+    press(settings.get_by_role("button", name="Discard changes"))
     expect(settings.get_by_label("Skills")).to_have_value("AutoCAD")
     expect(settings.get_by_role("button", name="Discard changes")).to_be_disabled()
 
@@ -49,9 +49,9 @@ def test_a_file_and_the_way_back_out(browser: Browser, settings: Any, tmp_path: 
     settings.locator("#file").set_input_files(file)
     expect(settings.get_by_label("Past work")).to_have_value("Site Engineer at Mistlebrook Construction,"
 " 2016 to 2019: designed 11 culverts")  # fmt: skip
-    settings.get_by_role("button", name="Save").click(force=True)
+    press(settings.get_by_role("button", name="Save"))
     with settings.expect_download() as saved:
-        settings.get_by_role("button", name="Export as JSON Resume").click(force=True)
+        press(settings.get_by_role("button", name="Export as JSON Resume"))
     saved_settings = json.loads(Path(saved.value.path()).read_text(encoding="utf-8"))
     assert saved_settings["basics"]["name"] == "Lior Fernleaf"
     assert saved_settings["meta"]["tunesmith"] == browser.kept()["profile"]
@@ -60,23 +60,23 @@ def test_a_file_and_the_way_back_out(browser: Browser, settings: Any, tmp_path: 
 def test_markup_in_an_imported_file_is_text(settings: Any) -> None:
     evil = "<img src=x onerror='window.hurt=1'>"
     settings.get_by_label("CV or JSON Resume").fill(json.dumps({"basics": {"name": evil}, "skills": [{"name": evil}]}))
-    settings.get_by_role("button", name="Read it into the form").click(force=True)
+    press(settings.get_by_role("button", name="Read it into the form"))
     expect(settings.get_by_label("Skills")).to_have_value(evil)
     assert settings.evaluate("window.hurt") is None
     settings.get_by_label("CV or JSON Resume").fill('{"basics"')
-    settings.get_by_role("button", name="Read it into the form").click(force=True)
+    press(settings.get_by_role("button", name="Read it into the form"))
     expect(settings.locator("#import-told")).to_contain_text("not JSON")
     expect(settings.get_by_label("Skills")).to_have_value(evil)  # what was there stays
 
 
 def test_everything_is_deleted_after_a_second_question(browser: Browser, settings: Any) -> None:
     browser.keep(profile=PROFILE, choices={"r": {"f": "typed"}}, recipe="r")
-    settings.get_by_role("button", name="Delete everything…").click(force=True)
+    press(settings.get_by_role("button", name="Delete everything…"))
     expect(settings.get_by_role("button", name="Keep it")).to_be_focused()
-    settings.get_by_role("button", name="Keep it").click(force=True)
+    press(settings.get_by_role("button", name="Keep it"))
     assert browser.kept()["profile"] == PROFILE
-    settings.get_by_role("button", name="Delete everything…").click(force=True)
-    settings.get_by_role("button", name="Yes, delete it").click(force=True)
+    press(settings.get_by_role("button", name="Delete everything…"))
+    press(settings.get_by_role("button", name="Yes, delete it"))
     expect(settings.locator("#data-told")).to_have_text("Everything is deleted.")
     assert browser.kept() == {}
     assert browser.worker.evaluate("chrome.storage.session.get()") == {}
@@ -84,6 +84,6 @@ def test_everything_is_deleted_after_a_second_question(browser: Browser, setting
 
 
 def test_a_server_is_forgotten(browser: Browser, settings: Any) -> None:
-    settings.get_by_role("button", name="Forget this server").click(force=True)
+    press(settings.get_by_role("button", name="Forget this server"))
     expect(settings.locator("#server-told")).to_contain_text("not paired with it yet")
     assert browser.kept()["server"]["token"] == ""
