@@ -7,7 +7,7 @@ parts (norms, the gated product) are recomputed in the backward; `keep` says whi
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -81,6 +81,29 @@ class RopeTables(NamedTuple):
 
 
 Targets = tuple[GradientTarget, GradientTarget, GradientTarget, GradientTarget]
+
+
+class BlockKernels(Protocol):
+    """A module that computes decoder blocks: this one, or block_cuda."""
+
+    def forward(
+        self, h: Tensor, block: Block, rope_tables: RopeTables, bounds: SequenceBounds, shape: BlockShape, keep: Keep
+    ) -> tuple[Tensor, SavedActivations]:
+        """Returns the block's output and the saved activations."""
+        ...
+
+    def backward(
+        self,
+        dout: Tensor,
+        stack: list[SavedActivations],
+        block: Block,
+        rope_tables: RopeTables,
+        bounds: SequenceBounds,
+        shape: BlockShape,
+        targets: Targets,
+    ) -> Tensor:
+        """Returns the gradient of the block's input."""
+        ...
 
 
 def forward(

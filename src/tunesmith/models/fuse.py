@@ -154,7 +154,7 @@ class FusedDecoder:
         self.dtype = model.network.get_input_embeddings().weight.dtype
         self.attentions = fused_config.layer_attentions(model.network.config)
         self.reach(longest)
-        self.kernels: Any = block
+        self.kernels: block.BlockKernels = block
         if _has_triton() and all(
             _has_triton_block(shape, self._tables[shape.table], layer)
             for shape, layer in zip(self.shapes, self.layers, strict=True)
@@ -173,7 +173,7 @@ class FusedDecoder:
         self.offload: BlockInputOffload | None = None
         self._flatten()
         self.blocks = [_block(layer, groups) for layer, groups in zip(self.layers, self.groups, strict=True)]
-        self.targets = [tuple(group.target for group in groups) for groups in self.groups]
+        self.targets = [cast(block.Targets, tuple(group.target for group in groups)) for groups in self.groups]
         self.refresh()
 
     def reach(self, longest: int) -> None:
@@ -322,7 +322,7 @@ class FusedDecoder:
             return
         self.offload.settle()
         if saved[index] is None:
-            saved[index] = self.kernels.Kept(self.offload.take(index, like))
+            saved[index] = block.SavedActivations(self.offload.take(index, like))
         if index and saved[index - 1] is None:
             self.offload.fetch(index - 1, like)
 
