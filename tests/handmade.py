@@ -44,9 +44,11 @@ def context(parts: dict[str, str] | None = None, max_tokens: int = 8, **more: An
     return CheckContext(words, max_tokens, parts or {}, **more)
 
 
-def look(name: str, rows: Sequence[Conversation], given: CheckContext | None = None, **options: Any) -> list[Finding]:
+def defects_of(
+    name: str, rows: Sequence[Conversation], given: CheckContext | None = None, **options: Any
+) -> list[Finding]:
     """What one check finds."""
-    return list(resolve(CHECKS, name, function="look")(rows, given or context(), **options))
+    return list(resolve(CHECKS, name, function="find_defects")(rows, given or context(), **options))
 
 
 def spans(findings: Sequence[Finding], rows: Sequence[Conversation]) -> list[tuple[str, str]]:

@@ -18,7 +18,10 @@ from tunesmith.config.registry import entries, entry_constant, entry_options, re
 from tunesmith.data.finding import Proposal
 
 DOCS = Path(__file__).parents[1] / "docs"
-FOLDERS = {"data.checks": "look", "training.engines": "train"}  # catalogues whose entries are files, and their function
+FOLDERS = {
+    "data.checks": "find_defects",
+    "training.engines": "train",
+}  # catalogues whose entries are files, and their function
 
 HEAD = """# The recipe
 
@@ -150,13 +153,13 @@ def check_pages() -> dict[str, str]:
 
 
 def check_page(name: str) -> str:
-    """The page of one check: its module's docstring, and the options that its `look` takes."""
+    """The page of one check: its module's docstring, and the options that its `find_defects` takes."""
     first, *others = _paragraphs(name)
     parts = [f"# {name}", WRITTEN, _wrapped(first), _wrapped(SEES[entry_constant(CHECKS, name, "SCOPE")])]
     for paragraph in others:
         title, _, text = paragraph.partition(": ")
         parts += [f"## {title}", _wrapped(text[:1].upper() + text[1:])]
-    given = entry_options(resolve(CHECKS, name, function="look"))
+    given = entry_options(resolve(CHECKS, name, function="find_defects"))
     if given:
         table = ["| option | type | default |", "|---|---|---|"]
         table += [f"| `{key}` | {_option_type(p.annotation)} | {_option_default(key, p)} |" for key, p in given.items()]
@@ -180,7 +183,7 @@ def _wrapped(text: str) -> str:
 
 
 def _proposes(name: str) -> str:
-    do = entry_options(resolve(CHECKS, name, function="look")).get("do")
+    do = entry_options(resolve(CHECKS, name, function="find_defects")).get("do")
     if do is None:
         return "drop" if name == "broken" else "keep"
     return str(do.default or "depends on the finding")

@@ -95,6 +95,12 @@ class MissingExtra(TunesmithError):
     exit_code = 7
 
 
+class ExtensionError(TunesmithError):
+    """A metric, check, format, target or optimizer of another package failed."""
+
+    exit_code = 10
+
+
 class TrainingDiverged(TunesmithError):
     """The loss or the gradient is not finite."""
 

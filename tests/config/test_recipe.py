@@ -650,7 +650,7 @@ def test_schema_takes_recipes_and_refuses_mistakes() -> None:
 
 CONTRACTS = {  # catalogue -> (function of its modules, the arguments every entry takes, some entries)
     "data.formats": ("", ["values"], {"alpaca", "chat", "columns", "sharegpt"}),
-    "data.checks": ("look", ["rows", "context"], {"duplicate", "empty", "leak", "too_long"}),
+    "data.checks": ("find_defects", ["rows", "context"], {"duplicate", "empty", "leak", "too_long"}),
     "evaluation.metrics": ("", ["view"], {"expected", "length", "loss", "numbered_steps", "rouge", "stops"}),
     "training.schedules": ("", ["progress"], {"constant", "cosine", "linear"}),
     "training.optimizers": ("", ["parameters", "rate", "weight_decay"], {"adamw", "adamw_8bit", "paged_adamw_8bit"}),

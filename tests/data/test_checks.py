@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from handmade import context, look, row, spans, talk
+from handmade import context, defects_of, row, spans, talk
 from tunesmith.config.recipe import CHECKS, NamedSetting
 from tunesmith.config.registry import check_options, entries, entry_constant, entry_options, resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn, normalize
@@ -46,12 +46,12 @@ def test_a_check_finds_nothing_in_good_rows(name: str) -> None:
     rows = [row(n, question) for n, question in enumerate(QUESTIONS, 1)]
     parts = dict(zip([r.id for r in rows], PARTS, strict=True))
     given = context(parts) if name != "leak" else context(dict.fromkeys(parts, "train"))  # all have one answer
-    assert look(name, rows, given) == look(name, [], given) == []
+    assert defects_of(name, rows, given) == defects_of(name, [], given) == []
 
 
 @pytest.mark.parametrize("name", entries(CHECKS))
 def test_a_check_keeps_the_contract(name: str) -> None:
-    entry = resolve(CHECKS, name, function="look")
+    entry = resolve(CHECKS, name, function="find_defects")
     assert entry_constant(CHECKS, name, "SCOPE") in ("row", "table", "split")
     assert entry.__doc__
     if "do" not in entry_options(entry):
@@ -118,8 +118,8 @@ def test_empty_finds_silent_rows() -> None:
         talk(7, "q", "", "r", "a"),  # for broken_turns
     ]
     expected = [("r2", "user"), ("r3", "assistant"), ("r4", "user"), ("r6", "assistant")]
-    assert found(look("empty", rows)) == [(name, f"the {who}'s text is empty") for name, who in expected]
-    assert wishes(look("empty", rows, do="quarantine")) == {"quarantine"}
+    assert found(defects_of("empty", rows)) == [(name, f"the {who}'s text is empty") for name, who in expected]
+    assert wishes(defects_of("empty", rows, do="quarantine")) == {"quarantine"}
 
 
 def test_broken_turns_finds_silence_and_repeats_before_the_last_answer() -> None:
@@ -133,7 +133,7 @@ def test_broken_turns_finds_silence_and_repeats_before_the_last_answer() -> None
         talk(7, "q", "a", "r", ""),  # for empty
         replace(talk(8, "q", "a", "r", "b"), turns=(Turn("system", ""), *talk(8, "q", "a", "r", "b").turns)),
     ]
-    findings = look("broken_turns", rows)
+    findings = defects_of("broken_turns", rows)
     assert [(f.row, f.message, f.turn) for f in findings] == [
         ("r1", "turn 2, by the assistant, is empty", -1),
         ("r2", "turn 3, by the user, is empty", -1),
@@ -159,10 +159,14 @@ def test_duplicate_finds_later_copies() -> None:
         row(11, "What is C++?", "A language."),
     ]
     first, plus = "repeats rows.csv line 2", "repeats rows.csv line 8"
-    assert found(look("duplicate", rows)) == [("r2", first), ("r4", first), ("r9", plus)]
-    assert [name for name, _ in found(look("duplicate", rows[::-1]))] == ["r7", "r2", "r1"]  # the first one stays
+    assert found(defects_of("duplicate", rows)) == [("r2", first), ("r4", first), ("r9", plus)]
+    assert [name for name, _ in found(defects_of("duplicate", rows[::-1]))] == [
+        "r7",
+        "r2",
+        "r1",
+    ]  # the first one stays
     half = [row(1, "half \ud83d", "x"), row(2, "half \ud83d", "x")]
-    assert [finding.row for finding in look("duplicate", half)] == ["r2"]
+    assert [finding.row for finding in defects_of("duplicate", half)] == ["r2"]
 
 
 LONG = (
@@ -172,14 +176,14 @@ LONG = (
 
 def test_near_duplicates_stay_once() -> None:
     rows = [row(1, LONG.format("on"), "a"), row(2, "What?", "b"), row(3, LONG.format("off"), "a"), row(4, "What!", "b")]
-    assert found(look("near_duplicate", rows)) == [("r3", "nearly repeats rows.csv line 2")]
-    assert look("near_duplicate", rows, threshold=1.0) == []  # r4 is an exact copy: duplicate's
-    assert [finding.row for finding in look("duplicate", rows)] == ["r4"]
+    assert found(defects_of("near_duplicate", rows)) == [("r3", "nearly repeats rows.csv line 2")]
+    assert defects_of("near_duplicate", rows, threshold=1.0) == []  # r4 is an exact copy: duplicate's
+    assert [finding.row for finding in defects_of("duplicate", rows)] == ["r4"]
     copies = [row(1, LONG.format("on"), "a"), row(2, LONG.format("on"), "a"), row(3, LONG.format("off"), "a")]
-    assert found(look("near_duplicate", copies)) == [("r3", "nearly repeats rows.csv line 2")]
+    assert found(defects_of("near_duplicate", copies)) == [("r3", "nearly repeats rows.csv line 2")]
     other = [row(1, LONG.format("on"), "a", system="be kind"), row(2, LONG.format("on"), "a", system="be brief")]
-    assert look("duplicate", other) == []
-    assert [finding.row for finding in look("near_duplicate", other)] == ["r2"]  # one of the two tells each copy
+    assert defects_of("duplicate", other) == []
+    assert [finding.row for finding in defects_of("near_duplicate", other)] == ["r2"]  # one of the two tells each copy
 
 
 def test_an_answer_under_several_prompts_is_told_of_the_later_rows() -> None:
@@ -191,11 +195,11 @@ def test_an_answer_under_several_prompts_is_told_of_the_later_rows() -> None:
         row(4, "A baker in Bath", "Yes, I would."),
         row(5, "A baker in York", "Yes, I would."),  # short: a value
     ]
-    assert found(look("repeated_answer", rows), "keep") == [
+    assert found(defects_of("repeated_answer", rows), "keep") == [
         ("r3", "has the answer of rows.csv line 2 with another prompt")
     ]
-    assert [f.row for f in look("repeated_answer", rows, words=3)] == ["r3", "r5"]
-    assert wishes(look("repeated_answer", rows, do="drop")) == {"drop"}
+    assert [f.row for f in defects_of("repeated_answer", rows, words=3)] == ["r3", "r5"]
+    assert wishes(defects_of("repeated_answer", rows, do="drop")) == {"drop"}
 
 
 # --- contradiction -------------------------------------------------------------------------------------------
@@ -211,7 +215,7 @@ def test_contradiction_by_number_by_yes_and_no_and_by_short_answer() -> None:
         row(6, "How long is the trial?", "30 days"),
         row(7, "Another question", "The lamp costs $99."),
     ]
-    findings = look("contradiction", rows)
+    findings = defects_of("contradiction", rows)
     assert [finding.message for finding in findings] == [
         "says '$40', unlike rows.csv line 3",
         "says '$55', unlike rows.csv line 2",
@@ -223,19 +227,19 @@ def test_contradiction_by_number_by_yes_and_no_and_by_short_answer() -> None:
     proofs = ["$40", "$55", "Yes,", "No,", "14 days", "30 days"]
     assert spans(findings, rows) == [(f"r{n}", place) for n, place in enumerate(proofs, 1)]
     assert wishes(findings) == {"quarantine"}
-    assert wishes(look("contradiction", rows, do="drop")) == {"drop"}
+    assert wishes(defects_of("contradiction", rows, do="drop")) == {"drop"}
 
 
 def test_wordings_of_one_answer_and_open_questions_are_no_contradiction() -> None:
     wordings = [row(1, "How do I pay?", "Tap Pay."), row(2, "How do I pay?", "tap pay"), row(3, "how do i pay", "Pay")]
-    assert wishes(look("contradiction", wordings)) == {"keep"}  # 'Pay' says less, not something else
-    assert look("contradiction", wordings[:2]) == []
+    assert wishes(defects_of("contradiction", wordings)) == {"keep"}  # 'Pay' says less, not something else
+    assert defects_of("contradiction", wordings[:2]) == []
     jokes = [
         row(1, "Tell me a joke", "Why did the kettle leave the kitchen? It could not stand the heat any more."),
         row(2, "Tell me a joke", "A clock walks into a bar and is told that it always comes at the same time."),
         row(3, "Tell me a joke", "My bicycle fell over this morning because it was far too tired to stand."),
     ]
-    findings = look("contradiction", jokes)
+    findings = defects_of("contradiction", jokes)
     assert found(findings, "keep") == [(name, "one of 3 different answers to one prompt") for name in ("r2", "r3")]
 
 
@@ -244,9 +248,9 @@ def test_another_system_message_may_want_another_answer() -> None:
         row(1, "Is it open?", "Yes.", system="You are shop A"),
         row(2, "Is it open?", "No.", system="You are shop B"),
     ]
-    assert look("contradiction", rows) == []
+    assert defects_of("contradiction", rows) == []
     same = [replace(each, turns=(Turn("system", "You are a shop"), *each.turns[1:])) for each in rows]
-    assert [finding.row for finding in look("contradiction", same)] == ["r1", "r2"]
+    assert [finding.row for finding in defects_of("contradiction", same)] == ["r1", "r2"]
 
 
 # --- generic -------------------------------------------------------------------------------------------------
@@ -279,29 +283,29 @@ def test_generic_finds_a_template_shared_by_many_prompts() -> None:
     )
     own = "I baked rye bread at the mill for six winters. My oven log from those years is attached below."
     rows = [*(row(n, f"job {n}", letter) for n in range(1, 5)), row(5, "job 5", own)]
-    findings = look("generic", rows)
+    findings = defects_of("generic", rows)
     assert [f.message for f in findings] == ["100% of it is also in the answers to 3 or more other prompts"] * 4
     assert spans(findings, rows) == [(f"r{n}", letter) for n in range(1, 5)]
     assert wishes(findings) == {"quarantine"}
-    assert look("generic", rows[1:]) == []  # three prompts: the sentence stands in two others' answers
+    assert defects_of("generic", rows[1:]) == []  # three prompts: the sentence stands in two others' answers
     same = [row(n, "one prompt", letter) for n in range(1, 9)]
-    assert look("generic", same) == []  # one prompt's own answer
+    assert defects_of("generic", same) == []  # one prompt's own answer
     half = [*rows, row(6, "job 6", f"{own} {letter}")]
-    assert [f.row for f in look("generic", half)] == ["r1", "r2", "r3", "r4", "r6"]  # 29 of its 48 words
-    assert [f.row for f in look("generic", half, shared=0.7)] == ["r1", "r2", "r3", "r4"]
+    assert [f.row for f in defects_of("generic", half)] == ["r1", "r2", "r3", "r4", "r6"]  # 29 of its 48 words
+    assert [f.row for f in defects_of("generic", half, shared=0.7)] == ["r1", "r2", "r3", "r4"]
 
 
 def test_generic_finds_an_answer_that_names_nothing_of_its_input() -> None:
     rows = described(40)
-    assert look("generic", rows) == []
+    assert defects_of("generic", rows) == []
     strange = replace(rows[7], turns=(rows[7].turns[0], Turn("assistant", "It was a fine day for all of us.")))
-    told = look("generic", [*rows[:7], strange, *rows[8:]])
+    told = defects_of("generic", [*rows[:7], strange, *rows[8:]])
     assert [(f.row, f.message) for f in told] == [("r8", "uses nothing of its own input")]
     assert spans(told, [strange]) == [("r8", "It was a fine day for all of us.")]
     few = rows[:24]  # too few to say what is usual
-    assert look("generic", [*few[:7], strange, *few[8:]]) == []
+    assert defects_of("generic", [*few[:7], strange, *few[8:]]) == []
     open_ones = [replace(each, turns=(each.turns[0], Turn("assistant", "It was fine."))) for each in rows[:30]]
-    assert look("generic", [*open_ones, *rows[30:]]) == []  # such answers are usual here
+    assert defects_of("generic", [*open_ones, *rows[30:]]) == []  # such answers are usual here
 
 
 # --- lengths and shares --------------------------------------------------------------------------------------
@@ -309,19 +313,19 @@ def test_generic_finds_an_answer_that_names_nothing_of_its_input() -> None:
 
 def test_too_long_finds_rows_over_the_limit() -> None:
     rows = [row(1, "a b c", "d e"), row(2, "a b c", "d e f"), row(3, "a b", "c d", system="e f g")]
-    assert found(look("too_long", rows, context(max_tokens=5))) == [
+    assert found(defects_of("too_long", rows, context(max_tokens=5))) == [
         ("r2", "6 tokens, limit 5"),
         ("r3", "7 tokens, limit 5"),
     ]
-    assert found(look("too_long", rows, context(max_tokens=5), max_tokens=6)) == [("r3", "7 tokens, limit 6")]
-    assert look("too_long", rows, context(max_tokens=7)) == []
-    assert look("too_long", rows, CheckContext(None, 1)) == []  # nobody counts
+    assert found(defects_of("too_long", rows, context(max_tokens=5), max_tokens=6)) == [("r3", "7 tokens, limit 6")]
+    assert defects_of("too_long", rows, context(max_tokens=7)) == []
+    assert defects_of("too_long", rows, CheckContext(None, 1)) == []  # nobody counts
 
 
 def test_too_short_finds_answers_far_below_the_usual_length() -> None:
     long = " ".join(["word"] * 40)
     rows = [*(row(n, f"q{n}", long) for n in range(1, 10)), row(10, "q", "Please see attached."), row(11, "q", "")]
-    findings = look("too_short", rows)
+    findings = defects_of("too_short", rows)
     assert [(f.row, f.message, f.proposal) for f in findings] == [
         ("r10", "3 words, the median answer has 40", "keep"),
     ]
@@ -331,24 +335,24 @@ def test_too_short_finds_answers_far_below_the_usual_length() -> None:
         row(12, "q", "word " * 19),
         row(13, "q", "word " * 20),
     ]  # of one length: the limit is half of it
-    assert [f.row for f in look("too_short", alike)] == ["r12"]
+    assert [f.row for f in defects_of("too_short", alike)] == ["r12"]
     varied = [row(n, f"q{n}", "word " * (10 * n)) for n in range(1, 10) for _ in range(9)]
     varied += [row(12, "q", "word " * 7), row(13, "q", "word " * 8)]  # a median of 50: the limit is 7.5
-    assert [f.row for f in look("too_short", varied)] == ["r12"]
-    assert [f.row for f in look("too_short", rows, words=41)] == [f"r{n}" for n in range(1, 11)]
-    assert wishes(look("too_short", rows, do="drop")) == {"drop"}
+    assert [f.row for f in defects_of("too_short", varied)] == ["r12"]
+    assert [f.row for f in defects_of("too_short", rows, words=41)] == [f"r{n}" for n in range(1, 11)]
+    assert wishes(defects_of("too_short", rows, do="drop")) == {"drop"}
 
 
 def test_imbalance_tells_of_small_groups_and_of_one_answer_for_all() -> None:
     rows = [*(row(n, f"q{n}", f"a{n}", group="big") for n in range(20)), row(21, "x", "y", group="tiny")]
-    (finding,) = look("imbalance", rows)
+    (finding,) = defects_of("imbalance", rows)
     assert (finding.row, finding.line, finding.proposal) == ("", 0, "keep")
     assert finding.message == "'big' has 20 rows, 'tiny' 1; 1 of 2 groups are that small"
-    assert look("imbalance", rows, ratio=21.0) == []
-    assert look("imbalance", rows[:19]) == []  # too few rows to speak of shares
+    assert defects_of("imbalance", rows, ratio=21.0) == []
+    assert defects_of("imbalance", rows[:19]) == []  # too few rows to speak of shares
     same = [row(n, f"q{n}", "Sorry." if n < 3 else f"a{n}") for n in range(30)]
-    assert [f.message for f in look("imbalance", same)] == ["3 of 30 rows have the same answer"]
-    assert look("imbalance", same, share=0.11) == []
+    assert [f.message for f in defects_of("imbalance", same)] == ["3 of 30 rows have the same answer"]
+    assert defects_of("imbalance", same, share=0.11) == []
 
 
 # --- leaks ---------------------------------------------------------------------------------------------------
@@ -368,7 +372,7 @@ def test_leak_finds_training_rows_with_a_held_prompt() -> None:
     ]
     given = ["train", "test", "train", "train", "unseen", "train", "valid", "train", "train"]
     parts = dict(zip([r.id for r in rows], given, strict=True))
-    *told, shared = look("leak", rows, context(parts))
+    *told, shared = defects_of("leak", rows, context(parts))
     assert found(told) == [
         ("r1", "its prompt is also in test: rows.csv line 3"),
         ("r3", "its prompt is also in test: rows.csv line 3"),
@@ -377,8 +381,8 @@ def test_leak_finds_training_rows_with_a_held_prompt() -> None:
     ]
     assert (shared.row, shared.proposal) == ("", "keep")
     assert shared.message == "1 training rows have the answer of a held-out row with another prompt"
-    assert look("leak", rows, context(dict.fromkeys(parts, "train"))) == []
-    assert look("leak", rows, context(dict.fromkeys(parts, "test"))) == []
+    assert defects_of("leak", rows, context(dict.fromkeys(parts, "train"))) == []
+    assert defects_of("leak", rows, context(dict.fromkeys(parts, "test"))) == []
 
 
 def test_leak_compares_the_turns_of_the_whole_prompt() -> None:
@@ -389,17 +393,17 @@ def test_leak_compares_the_turns_of_the_whole_prompt() -> None:
         talk(4, "4", "8"),
     ]
     parts = {"r1": "test", "r2": "train", "r3": "train", "r4": "train"}
-    assert [name for name, _ in found(look("leak", rows, context(parts)))] == ["r3"]
+    assert [name for name, _ in found(defects_of("leak", rows, context(parts)))] == ["r3"]
 
 
 def test_near_leaks_cost_the_training_row() -> None:
     rows = [row(1, LONG.format("on")), row(2, LONG.format("off")), row(3, "Something else altogether")]
     parts = {"r1": "test", "r2": "train", "r3": "train"}
-    (finding,) = look("near_leak", rows, context(parts))
+    (finding,) = defects_of("near_leak", rows, context(parts))
     assert (finding.row, finding.proposal) == ("r2", "drop")
     assert finding.message.endswith("% similar to rows.csv line 2 in test")
-    assert look("near_leak", rows, context(dict.fromkeys(parts, "train"))) == []
-    assert look("near_leak", rows, context(parts), threshold=1.0) == []
+    assert defects_of("near_leak", rows, context(dict.fromkeys(parts, "train"))) == []
+    assert defects_of("near_leak", rows, context(parts), threshold=1.0) == []
 
 
 # --- damage --------------------------------------------------------------------------------------------------
@@ -419,11 +423,11 @@ DAMAGED = {
 def test_damage_is_told_with_its_place_and_what_can_be_done(name: str) -> None:
     text, place, wish = DAMAGED[name]
     rows = [row(1, "What then?", text), row(2, "Why?", "Because the lamp is old and the switch is loose.")]
-    findings = look(name, rows)
+    findings = defects_of(name, rows)
     assert (spans(findings, rows), wishes(findings)) == ([("r1", place)], {wish})
     assert {(f.check, f.turn, f.line) for f in findings} == {(name, 1, 2)}
-    assert wishes(look(name, rows, do="drop")) == {"drop"}
-    asked = look(name, [row(1, text, "Because the lamp is old and the switch is loose.")])
+    assert wishes(defects_of(name, rows, do="drop")) == {"drop"}
+    asked = defects_of(name, [row(1, text, "Because the lamp is old and the switch is loose.")])
     assert [f.turn for f in asked] == ([0] if name in ("mojibake", "whitespace") else [])  # others: answers alone
 
 
@@ -431,7 +435,7 @@ def test_markup_that_must_be_kept_by_hand_is_set_aside() -> None:
     rows = [row(1, "q", "Fish<br>are &amp; were served.")]
     assert [
         (place, f.proposal)
-        for (_, place), f in zip(spans(look("markup", rows), rows), look("markup", rows), strict=True)
+        for (_, place), f in zip(spans(defects_of("markup", rows), rows), defects_of("markup", rows), strict=True)
     ] == [
         ("<br>", "quarantine"),
         ("&amp;", "repair"),
@@ -440,14 +444,14 @@ def test_markup_that_must_be_kept_by_hand_is_set_aside() -> None:
 
 def test_lost_letters_cannot_be_had_back() -> None:
     rows = [row(1, "q", "The caf\ufffd is open.")]
-    assert [(f.message, f.proposal) for f in look("mojibake", rows)] == [("a letter was lost", "quarantine")]
+    assert [(f.message, f.proposal) for f in defects_of("mojibake", rows)] == [("a letter was lost", "quarantine")]
 
 
 def test_repetition_is_told_and_kept() -> None:
     rows = [row(1, "q", "The lamp is old and blue. " * 12)]
-    (finding, *_) = look("repetition", rows)
+    (finding, *_) = defects_of("repetition", rows)
     assert finding.proposal == "keep"
-    assert wishes(look("repetition", rows, do="quarantine")) == {"quarantine"}
+    assert wishes(defects_of("repetition", rows, do="quarantine")) == {"quarantine"}
 
 
 def test_a_slot_that_the_row_itself_fills_is_repaired() -> None:
@@ -457,10 +461,10 @@ def test_a_slot_that_the_row_itself_fills_is_repaired() -> None:
         row(2, "q", letter.format("us"), Company="Tern & Daughters"),
         row(3, "[Your Name]", "Fine."),
     ]
-    findings = look("placeholder", rows)
+    findings = defects_of("placeholder", rows)
     assert spans(findings, rows) == [("r1", "[Company Name]"), ("r1", "[Your Name]"), ("r2", "[Your Name]")]
     assert [f.proposal for f in findings] == ["repair", "repair", "quarantine"]
-    assert wishes(look("placeholder", rows, do="keep")) == {"keep"}
+    assert wishes(defects_of("placeholder", rows, do="keep")) == {"keep"}
 
 
 def test_a_made_up_employer_is_told_where_a_field_names_another() -> None:
@@ -470,7 +474,7 @@ def test_a_made_up_employer_is_told_where_a_field_names_another() -> None:
         row(2, "q", letter, Company="ABC Company"),
         row(3, "q", letter, Topic="letters"),
     ]
-    findings = look("placeholder", rows)
+    findings = defects_of("placeholder", rows)
     assert spans(findings, rows) == [("r1", "ABC Company")]
     assert wishes(findings) == {"quarantine"}
 
@@ -482,14 +486,17 @@ def test_the_wrong_language_is_told_against_most_rows_or_the_wish() -> None:
     rows = [*english, german, greek]
     own = context(language=majority_language(rows))
     assert own.language == Language("Latin", "en")
-    findings = look("wrong_language", rows, own)
+    findings = defects_of("wrong_language", rows, own)
     assert [(f.row, f.proposal) for f in findings] == [("r6", "quarantine"), ("r7", "quarantine")]
     spans(findings, rows)
-    assert [f.row for f in look("wrong_language", rows, own, language="de")] == [*(f"r{n}" for n in range(1, 6)), "r7"]
-    assert [f.row for f in look("wrong_language", rows, own, script="Greek", language="el")] == [
+    assert [f.row for f in defects_of("wrong_language", rows, own, language="de")] == [
+        *(f"r{n}" for n in range(1, 6)),
+        "r7",
+    ]
+    assert [f.row for f in defects_of("wrong_language", rows, own, script="Greek", language="el")] == [
         f"r{n}" for n in range(1, 7)
     ]
-    assert look("wrong_language", [row(1, "q", "Ja, gern.")], own) == []  # too short to judge
+    assert defects_of("wrong_language", [row(1, "q", "Ja, gern.")], own) == []  # too short to judge
 
 
 # --- what must not be written down ---------------------------------------------------------------------------
@@ -501,7 +508,7 @@ def test_personal_data_is_named_by_kind_and_place_and_never_repeated() -> None:
         row(2, "Who is Mira?", "Mira Quill bakes.", Applicant="Mira Quill"),
         row(3, "What is 2 + 2?", "4"),
     ]
-    findings = look("personal", rows, names=["Applicant"])
+    findings = defects_of("personal", rows, names=["Applicant"])
     assert [(f.row, f.message, f.turn, f.start, f.end) for f in findings] == [
         ("r1", "email in the user's text", 0, 5, 20),
         ("r1", "phone in the assistant's text", 1, 5, 17),
@@ -510,16 +517,16 @@ def test_personal_data_is_named_by_kind_and_place_and_never_repeated() -> None:
     ]
     written = json.dumps([asdict(finding) for finding in findings])
     assert not [value for value in ("sam@example.org", "212-555-0123", "Mira", "Quill") if value in written]
-    assert wishes(look("personal", rows)) == {"keep"}
-    assert wishes(look("personal", rows, do="drop")) == {"drop"}
-    assert [finding.row for finding in look("personal", rows, kinds=["phone"])] == ["r1"]
+    assert wishes(defects_of("personal", rows)) == {"keep"}
+    assert wishes(defects_of("personal", rows, do="drop")) == {"drop"}
+    assert [finding.row for finding in defects_of("personal", rows, kinds=["phone"])] == ["r1"]
 
 
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
 
 
 def test_secrets_cost_their_row() -> None:
-    findings = look("secrets", [row(1, "fine"), row(2, f"my key is {KEY}", "never share it")])
+    findings = defects_of("secrets", [row(1, "fine"), row(2, f"my key is {KEY}", "never share it")])
     assert [(f.row, f.proposal, f.message, f.turn, f.start, f.end) for f in findings] == [
         ("r2", "drop", "aws key in the user's text", 0, 10, 30)
     ]
@@ -559,13 +566,13 @@ def test_ungrounded_answers_are_told_with_the_claim_and_its_reason() -> None:
         replace(row(2, "Write.", invented), fields={**fields, "Letter": invented}),
         row(3, "no fields", "I worked for Morning Oven for nine years."),
     ]
-    told = look("ungrounded", rows)
+    told = defects_of("ungrounded", rows)
     assert [place.split()[-1] for _, place in spans(told, rows)] == ["years", "Excel"]
     assert {f.row for f in told} == {"r2"}
     assert [f.message.split("'")[1] for f in told] == [place for _, place in spans(told, rows)]
     assert wishes(told) == {"quarantine"}
-    assert wishes(look("ungrounded", rows, do="drop")) == {"drop"}
-    fewer = look("ungrounded", rows, fields=["Past Working Experience"])
+    assert wishes(defects_of("ungrounded", rows, do="drop")) == {"drop"}
+    fewer = defects_of("ungrounded", rows, fields=["Past Working Experience"])
     assert any("Excel" in f.message.split("'")[1] for f in fewer)
 
 
@@ -600,7 +607,7 @@ def test_portions_and_processes_find_the_same_in_the_same_order(tmp_path: Path) 
     checks[-1] = NamedSetting("too_short", {"words": 2, "do": "drop"})  # the same check once more, with other options
     unread = [Finding("broken", "rows.csv line 0", "rows.csv", 0, "line", "?", "drop")]
     own = context(language=majority_language(rows), broken=unread, max_tokens=12)
-    found_by = {place: look(check.name, rows, own, **check.options) for place, check in enumerate(checks)}
+    found_by = {place: defects_of(check.name, rows, own, **check.options) for place, check in enumerate(checks)}
     scopes = {name: entry_constant(CHECKS, name, "SCOPE") for name in names}
     alone = [
         finding for place, check in enumerate(checks) if scopes[check.name] == "row" for finding in found_by[place]
@@ -666,7 +673,7 @@ def test_special_tokens_known_and_the_models_own() -> None:
         row(3, "how do I pay?", "Tap <pay>, a < b, [a] and </span>."),
         row(4, "how do I pay?", "Tap ⁂stop⁂ Pay."),
     ]
-    found = look("special_token", rows)
+    found = defects_of("special_token", rows)
     assert [
         (each.row, each.turn, rows[int(each.row[1:]) - 1].turns[each.turn].text[each.start : each.end])
         for each in found
@@ -677,7 +684,7 @@ def test_special_tokens_known_and_the_models_own() -> None:
     ]
     assert wishes(found) == {"quarantine"}
     own = replace(context(), specials=re.compile("⁂stop⁂"))
-    assert [each.row for each in look("special_token", rows, own)] == ["r1", "r2", "r2", "r4"]
+    assert [each.row for each in defects_of("special_token", rows, own)] == ["r1", "r2", "r2", "r4"]
 
 
 def test_reasoning_is_looked_at_for_what_must_not_be_learned_and_tells_rows_apart() -> None:
@@ -692,12 +699,14 @@ def test_reasoning_is_looked_at_for_what_must_not_be_learned_and_tells_rows_apar
 
     key = "AKIA" + "ABCDEFGHIJKLMNOP"
     rows = thinking(f"The key is {key}.", "Write to sam.tern@mill.example.net.", "End with <|im_end|>.", "Add them up.")
-    assert [found.row for found in secrets.look(rows, CheckContext())] == ["0"]
-    assert [found.row for found in personal.look(rows, CheckContext())] == ["1"]
-    assert [(found.row, found.message) for found in special_token.look(rows, CheckContext())] == [
+    assert [found.row for found in secrets.find_defects(rows, CheckContext())] == ["0"]
+    assert [found.row for found in personal.find_defects(rows, CheckContext())] == ["1"]
+    assert [(found.row, found.message) for found in special_token.find_defects(rows, CheckContext())] == [
         ("2", "the assistant's reasoning contains the special token '<|im_end|>'")
     ]
     ways = thinking("One plus ten is eleven, five times.", "Half of ten times eleven, as Gauss did.", "Add them up.")
-    assert not [*duplicate.look(ways, CheckContext()), *near_duplicate.look(ways, CheckContext())]
-    assert [found.row for found in duplicate.look(thinking("Add them up."), CheckContext())] == []
-    assert [found.row for found in duplicate.look(thinking("Add them up.", "Add them up."), CheckContext())] == ["1"]
+    assert not [*duplicate.find_defects(ways, CheckContext()), *near_duplicate.find_defects(ways, CheckContext())]
+    assert [found.row for found in duplicate.find_defects(thinking("Add them up."), CheckContext())] == []
+    assert [
+        found.row for found in duplicate.find_defects(thinking("Add them up.", "Add them up."), CheckContext())
+    ] == ["1"]

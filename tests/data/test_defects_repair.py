@@ -27,7 +27,7 @@ KINDS = [
 ]
 
 
-def look(kind: str, text: str, **options: str) -> list[Defect]:
+def defects_of(kind: str, text: str, **options: str) -> list[Defect]:
     defects = list(resolve(CATALOGUE, kind)(text, **options))
     for defect in defects:
         assert defect.kind == kind
@@ -37,7 +37,7 @@ def look(kind: str, text: str, **options: str) -> list[Defect]:
 
 
 def texts(kind: str, text: str) -> list[str]:
-    return [defect.text for defect in look(kind, text)]
+    return [defect.text for defect in defects_of(kind, text)]
 
 
 def test_the_catalogue_holds_the_kinds() -> None:
@@ -68,10 +68,10 @@ def test_the_catalogue_holds_the_kinds() -> None:
     ],
 )
 def test_a_list_in_one_line_is_found_and_put_back_into_lines(text: str, mended: str) -> None:
-    (defect,) = look("collapsed_list", text)
+    (defect,) = defects_of("collapsed_list", text)
     assert "3 items" in defect.why
     assert repair(text).text == mended
-    assert not look("collapsed_list", mended)
+    assert not defects_of("collapsed_list", mended)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_list_in_one_line_is_found_and_put_back_into_lines(text: str, mended: 
     ],
 )
 def test_what_is_no_list_in_one_line(text: str) -> None:
-    assert not look("collapsed_list", text)
+    assert not defects_of("collapsed_list", text)
 
 
 # --- placeholders --------------------------------------------------------------------------------------------
@@ -154,11 +154,11 @@ def test_slots_nobody_filled(text: str, slots: list[str]) -> None:
     ],
 )
 def test_what_is_no_slot(text: str) -> None:
-    assert not look("placeholders", text)
+    assert not defects_of("placeholders", text)
 
 
 def test_a_made_up_name_is_only_a_note() -> None:
-    assert [defect.severity for defect in look("placeholders", "At XYZ Corp, {{name}}")] == ["error", "note"]
+    assert [defect.severity for defect in defects_of("placeholders", "At XYZ Corp, {{name}}")] == ["error", "note"]
 
 
 # --- machine tells -------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_a_made_up_name_is_only_a_note() -> None:
     ],
 )
 def test_traces_of_the_machine(text: str, severity: str) -> None:
-    assert {defect.severity for defect in look("machine_tells", text)} == {severity}
+    assert {defect.severity for defect in defects_of("machine_tells", text)} == {severity}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_traces_of_the_machine(text: str, severity: str) -> None:
     ],
 )
 def test_what_people_write(text: str) -> None:
-    assert not look("machine_tells", text)
+    assert not defects_of("machine_tells", text)
 
 
 # --- letters and blanks --------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_letters_in_the_wrong_encoding(text: str, places: list[str], mended: str
     ],
 )
 def test_broken_blanks(text: str, mended: str) -> None:
-    assert look("broken_whitespace", text)
+    assert defects_of("broken_whitespace", text)
     assert repair(text).text == mended
 
 
@@ -299,14 +299,14 @@ def test_broken_blanks(text: str, mended: str) -> None:
     ],
 )
 def test_sound_blanks(text: str) -> None:
-    assert not look("broken_whitespace", text)
+    assert not defects_of("broken_whitespace", text)
 
 
 def test_a_slip_is_mended_but_only_a_note() -> None:
     slip = "one \ntwo  three is all that I wanted to say\n"
-    assert {defect.severity for defect in look("broken_whitespace", slip)} == {"note"}
+    assert {defect.severity for defect in defects_of("broken_whitespace", slip)} == {"note"}
     assert repair(slip).text == "one\ntwo three is all that I wanted to say"
-    assert {d.severity for d in look("broken_whitespace", "one    \ntwo")} == {"warning"}
+    assert {d.severity for d in defects_of("broken_whitespace", "one    \ntwo")} == {"warning"}
 
 
 # --- markup --------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_markup_in_prose(text: str, places: list[str], mended: str | None) -> No
     ],
 )
 def test_a_text_that_breaks_off(text: str, why: str) -> None:
-    assert [why in defect.why for defect in look("truncated", text)] == [True]
+    assert [why in defect.why for defect in defects_of("truncated", text)] == [True]
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_a_text_that_breaks_off(text: str, why: str) -> None:
     ],
 )
 def test_a_text_that_ends(text: str) -> None:
-    assert not look("truncated", text)
+    assert not defects_of("truncated", text)
 
 
 # --- language ------------------------------------------------------------------------------------------------
@@ -388,8 +388,8 @@ SAID = {  # eight languages, own sentences
 @pytest.mark.parametrize("code", SAID)
 def test_each_language_is_known(code: str) -> None:
     assert Language.of([SAID[code]]) == Language("Latin", code)
-    assert not look("wrong_language", SAID[code], language=code)
-    assert bool(look("wrong_language", SAID[code])) == (code != "en")
+    assert not defects_of("wrong_language", SAID[code], language=code)
+    assert bool(defects_of("wrong_language", SAID[code])) == (code != "en")
 
 
 @pytest.mark.parametrize(
@@ -403,9 +403,9 @@ def test_each_language_is_known(code: str) -> None:
     ],
 )
 def test_another_script(text: str, script: str) -> None:
-    assert [defect.why for defect in look("wrong_language", text)] == [f"written in {script}, not Latin"]
-    assert not look("wrong_language", text, script=script, language="")
-    assert len(look("wrong_language", SAID["en"], script=script, language="")) == 1
+    assert [defect.why for defect in defects_of("wrong_language", text)] == [f"written in {script}, not Latin"]
+    assert not defects_of("wrong_language", text, script=script, language="")
+    assert len(defects_of("wrong_language", SAID["en"], script=script, language="")) == 1
 
 
 @pytest.mark.parametrize(
@@ -419,22 +419,22 @@ def test_another_script(text: str, script: str) -> None:
     ],
 )
 def test_a_part_in_another_language_and_an_unknown_language(text: str, why: str) -> None:
-    (defect,) = look("wrong_language", text)
+    (defect,) = defects_of("wrong_language", text)
     assert defect.why == why
 
 
 def test_a_quotation_and_a_list_of_names_are_no_other_language() -> None:
     quoted = "In her speech she said this and no more: \n" + SAID["fr"] + "\n" + 6 * (SAID["en"] + " ")
     names = "Zoë, Chloë, Renée, José, Søren, Jürgen, Håkan, Łukasz, Dvořák, Gödel, Erdős, Poincaré, Noël, Málaga, Köln."
-    assert not look("wrong_language", quoted)
-    assert not look("wrong_language", names)
+    assert not defects_of("wrong_language", quoted)
+    assert not defects_of("wrong_language", names)
 
 
 @pytest.mark.parametrize(
     "text", ["", "12345", "Привет", "der die das und", "I want to do it, as I do a lot.", "Tokyo 東京"]
 )
 def test_a_text_too_short_or_unclear_has_no_language(text: str) -> None:
-    assert not look("wrong_language", text)
+    assert not defects_of("wrong_language", text)
 
 
 def test_the_data_sets_language_is_the_most_frequent() -> None:
@@ -447,16 +447,16 @@ def test_the_data_sets_language_is_the_most_frequent() -> None:
 
 def test_repetition() -> None:
     loop = "I like the sea very much. " * 3
-    (defect,) = look("repetition", loop)
+    (defect,) = defects_of("repetition", loop)
     assert (defect.severity, defect.start) == ("warning", 52)
     gram = "and so we went to the old house by the sea"
-    (defect,) = look("repetition", f"First {gram} {gram} then {gram} again")
+    (defect,) = defects_of("repetition", f"First {gram} {gram} then {gram} again")
     assert defect.severity == "warning"
     chorus = "\n".join(
         f"Line {n} says a wholly different thing about day {n * 7}\nOh sing it once more" for n in range(3)
     )
     rest = " ".join(f"word{n} other{n}." for n in range(30))
-    (defect,) = look("repetition", chorus + "\n" + rest)
+    (defect,) = defects_of("repetition", chorus + "\n" + rest)
     assert (defect.severity, defect.text) == ("note", "Oh sing it once more")
 
 
@@ -471,7 +471,7 @@ def test_repetition() -> None:
     ],
 )
 def test_no_repetition(text: str) -> None:
-    assert not look("repetition", text)
+    assert not defects_of("repetition", text)
 
 
 # --- repair --------------------------------------------------------------------------------------------------
@@ -633,7 +633,7 @@ def test_a_repair_is_settled_and_can_be_undone(text: str, value: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(SOUND), max_size=20).map(" ".join) | st.text(max_size=80))
 def test_a_text_without_defects_stays_byte_for_byte(text: str) -> None:
-    assume(not [defect for kind in KINDS for defect in look(kind, text) if defect.fix is not None])
+    assume(not [defect for kind in KINDS for defect in defects_of(kind, text) if defect.fix is not None])
     assert repair(text) == RepairedText(text, ())
 
 
@@ -647,12 +647,12 @@ def test_half_a_character_is_no_reason_to_stop() -> None:
     text = "a lone \ud83d surrogate, cafÃ© \n"  # json.loads gives these for a cut emoji
     done = repair(text)
     assert undo(done.text, done.edits) == text
-    assert all(look(kind, text) is not None for kind in KINDS)
+    assert all(defects_of(kind, text) is not None for kind in KINDS)
 
 
 @pytest.mark.parametrize("text", [*SAID.values(), "1. Mix\n2. Bake", "```\nx \n```"])
 def test_sound_texts_have_no_defect(text: str) -> None:
-    assert not [d for kind in KINDS if kind != "wrong_language" for d in look(kind, text)]
+    assert not [d for kind in KINDS if kind != "wrong_language" for d in defects_of(kind, text)]
     assert repair(text, FIELDS).text == text
 
 
@@ -685,5 +685,5 @@ def test_long_runs_are_looked_at_in_linear_steps(unit: str) -> None:
     """A square of 20,000 would take minutes: this ends, or the suite shows it among its slowest."""
     text = unit * (20_000 // len(unit))
     for kind in KINDS:
-        look(kind, text)
+        defects_of(kind, text)
     assert undo(repair(text).text, repair(text).edits) == text

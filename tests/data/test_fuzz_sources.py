@@ -194,7 +194,7 @@ def bounded(what: str) -> Iterator[None]:
     assert grown < MEBIBYTES, f"{what} took {grown} MiB"
 
 
-def look(path: Path, name: str | None) -> str:
+def defects_of(path: Path, name: str | None) -> str:
     """'clean', 'bad rows' or 'error': what reading a file comes to."""
     bad = 0
     try:
@@ -229,10 +229,10 @@ def run(count: int, seed: int) -> Counter[str]:
         path = Path(f"a{kind}")
         path.write_bytes(damaged(kind, random.Random(f"{seed}/{number}")))
         with bounded(f"file {number} of seed {seed} ({kind})"):
-            seen[look(path, None)] += 1
+            seen[defects_of(path, None)] += 1
             name = told(path)
             if name not in (None, "utf-8"):
-                seen[f"by its encoding: {look(path, name)}"] += 1
+                seen[f"by its encoding: {defects_of(path, name)}"] += 1
     return seen
 
 
@@ -262,5 +262,5 @@ def test_undamaged_files_are_clean(kind: str) -> None:
         path = Path(f"a{kind}")
         data = valid(kind.removesuffix(".gz"), random.Random(number))
         path.write_bytes(gzip.compress(data) if kind.endswith(".gz") else data)
-        assert look(path, None) == "clean"
-        assert look(path, told(path)) == "clean"
+        assert defects_of(path, None) == "clean"
+        assert defects_of(path, told(path)) == "clean"

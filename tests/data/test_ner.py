@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from handmade import look, row, spans, talk
+from handmade import defects_of, row, spans, talk
 from tunesmith.commands.read_rows import repair_settings
 from tunesmith.config.recipe import Data
 from tunesmith.data import ner
@@ -71,15 +71,15 @@ def test_without_spacy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     for module in ("spacy", "spacy.util"):
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(MissingExtra) as caught:
-        look("personal", [row(1, "Is Mira here?")], ner="en_core_web_sm")
+        defects_of("personal", [row(1, "Is Mira here?")], ner="en_core_web_sm")
     assert caught.value.what == "'ner' needs the package 'spacy', which is not installed"
     assert (caught.value.where, caught.value.next) == (
         "data.checks, personal.ner",
         "Install it: pip install 'tunesmith[ner]'",
     )
-    assert look("personal", [row(1, "Is Mira here?")]) == []
+    assert defects_of("personal", [row(1, "Is Mira here?")]) == []
     assert (
-        look("personal", [row(1, "Is Mira here?")], ner="en_core_web_sm", kinds=["email"]) == []
+        defects_of("personal", [row(1, "Is Mira here?")], ner="en_core_web_sm", kinds=["email"]) == []
     )  # no names asked for
 
 
@@ -166,7 +166,7 @@ def test_every_turn_is_looked_through_beside_the_rows_own_names(tern: str) -> No
         row(2, "And now?", "Nobody."),
         talk(3, "Ansel?", "Yes.", "Sure?", "Ask Mira Quill."),
     ]
-    findings = look("personal", rows, names=["Applicant"], ner=tern)
+    findings = defects_of("personal", rows, names=["Applicant"], ner=tern)
     assert sorted(spans(findings, rows)) == sorted(
         [("r1", "Ansel"), ("r1", "Ansel"), ("r1", "Mira Quill"), ("r1", "Olga"), ("r3", "Ansel"), ("r3", "Mira Quill")]
     )
@@ -188,7 +188,7 @@ def test_stand_ins_for_names_are_the_same_in_every_row(tern: str) -> None:
 def test_a_pipeline_that_is_not_installed_is_named_with_the_command(tmp_path: Path) -> None:
     pytest.importorskip("spacy")
     with pytest.raises(RecipeError) as caught:
-        look("personal", [row(1, "Is Mira here?")], ner="en_core_nowhere")
+        defects_of("personal", [row(1, "Is Mira here?")], ner="en_core_nowhere")
     assert caught.value.next == "python -m spacy download en_core_nowhere"
     assert caught.value.where == "data.checks, personal.ner"
 

@@ -61,7 +61,7 @@ def table(pairs: list[tuple[str, str]]) -> list[Conversation]:
 
 
 def found(check: str, rows: list[Conversation]) -> list[Finding]:
-    return list(resolve(CHECKS, check, function="look")(rows, CheckContext(language=majority_language(rows))))
+    return list(resolve(CHECKS, check, function="find_defects")(rows, CheckContext(language=majority_language(rows))))
 
 
 def test_several_canonical_answers_are_no_template() -> None:

@@ -20,7 +20,7 @@ from tunesmith.commands.read_rows import (
 )
 from tunesmith.commands.shared import Reporter, load_recipe_template, load_weights, silent
 from tunesmith.config.recipe import CHECKS, Data, NamedSetting, Recipe, is_recipe, read_recipe
-from tunesmith.config.registry import entries, entry_constant, nearest
+from tunesmith.config.registry import check_name, entries, entry_constant
 from tunesmith.data.clean import CleanedSource, write_clean
 from tunesmith.data.finding import CheckContext
 from tunesmith.data.finding import finding_to_dict as finding_to_plain
@@ -96,8 +96,7 @@ def audit_arguments(
     Raises RecipeError for `small` or `settings` without a recipe, and for unknown checks.
     """
     for name in checks:
-        if name not in entries(CHECKS):
-            raise RecipeError(f"unknown check '{name}'", where="--checks", next=nearest(name, entries(CHECKS)))
+        check_name(CHECKS, name, where="--checks")
     if is_recipe(recipe_or_source):
         recipe = read_recipe(recipe_or_source, small=small, settings=settings)
         data = recipe.data

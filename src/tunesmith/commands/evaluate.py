@@ -18,7 +18,8 @@ from tunesmith.commands.shared import (
     silent,
     train_index,
 )
-from tunesmith.config.recipe import Recipe
+from tunesmith.config.recipe import METRICS, Recipe
+from tunesmith.config.registry import packages
 from tunesmith.data.conversation import Conversation
 from tunesmith.runs.run import Run, hash_file, hash_json
 
@@ -50,6 +51,7 @@ def _evaluation_inputs(recipe: Recipe, run: Run) -> dict[str, str]:
         "probes": hash_file(probes) if probes and probes.is_file() else "",
         "seed": str(recipe.seed),
         "stop": hash_json(recipe.prompt.stop),
+        **packages(METRICS, [metric.name for metric in recipe.evaluate.metrics]),
     }
 
 

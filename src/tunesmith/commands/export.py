@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +23,9 @@ from tunesmith.commands.shared import (
     silent,
     train_index,
 )
-from tunesmith.config.recipe import NamedSetting, Recipe
-from tunesmith.config.registry import check_options, nearest
+from tunesmith.config.extensions import own_errors
+from tunesmith.config.recipe import TARGETS, NamedSetting, Recipe
+from tunesmith.config.registry import check_options, entry_module, is_foreign, nearest, packages
 from tunesmith.data.conversation import Conversation, read_rows
 from tunesmith.errors import (
     ExportFailed,
@@ -102,7 +102,8 @@ def export(
     failures: dict[str, TunesmithError] = {}
     for target in targets:
         try:
-            entries += exporter.export_target(target, failures)
+            with own_errors(target.name) if is_foreign(TARGETS, target.name) else contextlib.nullcontext():
+                entries += exporter.export_target(target, failures)
         except Paused:
             raise
         except TunesmithError as error:
@@ -224,6 +225,7 @@ class Exporter:
             "template": hash_bytes(shipped_template(job).encode()),
             "settings": hash_json([options, job.name, job.onto, job.stop, job.limit, job.context, job.system]),
             **{key: hash_json(setting.options.get(key)) for key in select},
+            **packages(TARGETS, [setting.name]),
         }
         if hasattr(target, "check"):  # built from the model card and other targets' files
             sources = [(self.run.read_fingerprints(f"export-{name}") or {}).get("files") for name in ("gguf", "merged")]
@@ -378,7 +380,7 @@ def _verification_file(name: str) -> str:
 
 
 def _target(name: str) -> Any:
-    return importlib.import_module(f"tunesmith.exporting.targets.{name}")
+    return entry_module(TARGETS, name)
 
 
 def _job(recipe: Recipe, weights: Weights, template: Any, folder: Path, *, adapter: Path, precision: str) -> Any:

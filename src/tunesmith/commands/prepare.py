@@ -33,7 +33,8 @@ from tunesmith.commands.shared import (
     silent,
     template_file,
 )
-from tunesmith.config.recipe import Recipe
+from tunesmith.config.recipe import CHECKS, FORMATS, Recipe
+from tunesmith.config.registry import packages
 from tunesmith.data.conversation import conversation_to_dict
 from tunesmith.data.finding import finding_to_dict as finding_to_plain
 from tunesmith.data.open_sources import open_sources
@@ -58,6 +59,8 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
         "seed": str(recipe.seed),
         "rows": _rows_hash(recipe, run, log),
         "tokenizer": weights.fingerprint,
+        **packages(CHECKS, [check.name for check in recipe.data.checks]),
+        **packages(FORMATS, [recipe.data.format.name]),
     }
     if is_up_to_date(run, "prepare", inputs, log):
         return run / "data"

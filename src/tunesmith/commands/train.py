@@ -19,8 +19,8 @@ from tunesmith.commands.shared import (
     training_inputs,
     training_settings,
 )
-from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import resolve
+from tunesmith.config.recipe import OPTIMIZERS, Recipe
+from tunesmith.config.registry import packages, resolve
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.models.weights import Weights
@@ -65,6 +65,7 @@ def _adapter_inputs(recipe: Recipe, run: Run, weights: Weights) -> dict[str, str
         "data": prepared,
         "base": hash_json([weights.fingerprint, recipe.base.bits]),
         **training_settings(recipe, run),
+        **packages(OPTIMIZERS, [recipe.train.optimizer.name]),
     }
 
 

@@ -26,8 +26,8 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticCustomError
 
 from tunesmith.config.aliases import advice
-from tunesmith.config.registry import check_options, entries, nearest, resolve, score_names
-from tunesmith.errors import MissingExtra, MultipleErrors, RecipeError, TunesmithError
+from tunesmith.config.registry import check_name, check_options, is_foreign, nearest, resolve, score_names
+from tunesmith.errors import MultipleErrors, RecipeError, TunesmithError
 
 
 class NamedSetting(NamedTuple):
@@ -63,6 +63,9 @@ class Catalog(NamedTuple):
 
 CHECKS = "tunesmith.data.checks"
 METRICS = "tunesmith.evaluation.metrics"
+FORMATS = "tunesmith.data.formats"
+OPTIMIZERS = "tunesmith.training.optimizers"
+TARGETS = "tunesmith.exporting.targets"
 _NAMED = (
     BeforeValidator(_parse_named),
     PlainSerializer(lambda value: value.written()),
@@ -80,15 +83,15 @@ _NAMED = (
         }
     ),
 )
-Format: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.data.formats")]
+Format: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(FORMATS)]
 Perturbation: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.evaluation.perturbations")]
-Check: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(CHECKS, "look")]
+Check: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(CHECKS, "find_defects")]
 Metric: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(METRICS)]
 Schedule: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.training.schedules")]
-Optimizer: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.training.optimizers")]
+Optimizer: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(OPTIMIZERS)]
 LoraInit: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.models.lora_init")]
 Engine: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.training.engines", "train")]
-Target: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.exporting.targets", "write")]
+Target: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(TARGETS, "write")]
 
 
 def _name(text: str) -> NamedSetting:
@@ -663,19 +666,16 @@ def _elsewhere(key: str) -> str:
 def _check_names(plain: dict[str, Any], path: Path, places: Places) -> list[TunesmithError]:
     errors: list[TunesmithError] = []
     for loc, catalog, setting in _named_settings(Recipe, plain, ()):
-        names = entries(catalog.module)
-        if setting.name not in names:
-            where = _place(loc, path, places)
-            errors.append(RecipeError(f"unknown name '{setting.name}'", where=where, next=nearest(setting.name, names)))
-        elif setting.options or not catalog.function:  # an entry that is a module may import a large library
-            try:
-                entry = resolve(
-                    catalog.module, setting.name, function=catalog.function, where=_place(loc, path, places)
-                )
-            except MissingExtra as error:
-                errors.append(error)
-                continue
-            errors += check_options(entry, setting.options, where=_places_below((*loc, setting.name), path, places))
+        where = _place(loc, path, places)
+        try:
+            check_name(catalog.module, setting.name, where=where)
+            if catalog.function and not setting.options and not is_foreign(catalog.module, setting.name):
+                continue  # an own entry that is a module may import a large library
+            entry = resolve(catalog.module, setting.name, function=catalog.function, where=where)
+        except TunesmithError as error:
+            errors.append(error)
+            continue
+        errors += check_options(entry, setting.options, where=_places_below((*loc, setting.name), path, places))
     return errors
 
 

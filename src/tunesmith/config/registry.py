@@ -6,7 +6,9 @@ modules defines the same function.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -15,7 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tunesmith.errors import MissingExtra, RecipeError
+from tunesmith.config import extensions
+from tunesmith.errors import MissingExtra, RecipeError, TunesmithError
 
 EXTRAS = {"trl": "trl", "spacy": "ner", "gradio": "space"}  # import name -> extra that installs it
 
@@ -32,11 +35,16 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def entries(catalog: str) -> list[str]:
-    """Returns the names of the entries of a catalog, given as the dotted name of its module."""
+    """Returns the names of the entries of a catalog, given as the dotted name of its module, with installed ones."""
+    return sorted({*_own_entries(catalog), *extensions.installed(catalog)})
+
+
+@functools.cache
+def _own_entries(catalog: str) -> tuple[str, ...]:
     module = importlib.import_module(catalog)
     if hasattr(module, "__path__"):
-        return sorted(info.name for info in pkgutil.iter_modules(module.__path__) if not info.name.startswith("_"))
-    return sorted(
+        return tuple(info.name for info in pkgutil.iter_modules(module.__path__) if not info.name.startswith("_"))
+    return tuple(
         name
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == catalog and not name.startswith("_")
@@ -46,21 +54,49 @@ def entries(catalog: str) -> list[str]:
 def resolve(catalog: str, name: str, *, function: str = "", where: str = "") -> Callable[..., Any]:
     """Returns the function `name` of a catalog that is a module, or `function` of the module `name` in a package.
 
+    A name that is none of tunesmith's own is an installed entry point or `module:function` (config/extensions.py).
     Raises RecipeError for an unknown name, MissingExtra if the entry's library is not installed.
     """
-    names = entries(catalog)
-    if name not in names:
-        raise RecipeError(f"unknown name '{name}'", where=where, next=nearest(name, names))
-    if not function:
-        entry: Callable[..., Any] = getattr(importlib.import_module(catalog), name)
-        return entry
-    try:
-        return getattr(importlib.import_module(f"{catalog}.{name}"), function)  # type: ignore[no-any-return]
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if missing not in EXTRAS:
-            raise
-        raise missing_extra(missing, name, where=where) from error
+    own_names = _own_entries(catalog)
+    if name in own_names:
+        try:
+            module = importlib.import_module(f"{catalog}.{name}" if function else catalog)
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").split(".")[0]
+            if missing not in EXTRAS:
+                raise
+            raise missing_extra(missing, name, where=where) from error
+        return getattr(module, function or name)  # type: ignore[no-any-return]
+    check_name(catalog, name, where=where)
+    like = resolve(catalog, own_names[0], function=function)
+    return extensions.import_entry(catalog, name, function=function, like=like, where=where)
+
+
+def is_foreign(catalog: str, name: str) -> bool:
+    """Whether another package brings the entry: it is installed, or written as `module:function`.
+
+    Of an entry of tunesmith's own and an installed one with the same name, the own one is used.
+    """
+    return name not in _own_entries(catalog) and (":" in name or name in extensions.installed(catalog))
+
+
+def packages(catalog: str, names: Iterable[str]) -> dict[str, str]:
+    """Returns the package and version of each entry that another package brings, for fingerprints."""
+    return {name: extensions.package_of(catalog, name) for name in names if is_foreign(catalog, name)}
+
+
+def check_name(catalog: str, name: str, *, where: str = "") -> None:
+    """Raises RecipeError if a catalog has no entry `name`."""
+    if name not in _own_entries(catalog) and not is_foreign(catalog, name):
+        raise RecipeError(f"unknown name '{name}'", where=where, next=nearest(name, entries(catalog)))
+
+
+def entry_module(catalog: str, name: str) -> Any:
+    """Returns the module of an entry. Raises RecipeError if it is another package's and cannot be imported."""
+    if name in _own_entries(catalog):
+        return importlib.import_module(f"{catalog}.{name}" if hasattr(sys.modules[catalog], "__path__") else catalog)
+    check_name(catalog, name)
+    return extensions.import_module(catalog, name)
 
 
 def missing_extra(package: str, name: str, *, where: str = "") -> MissingExtra:
@@ -73,14 +109,23 @@ def missing_extra(package: str, name: str, *, where: str = "") -> MissingExtra:
 
 
 def score_names(catalog: str, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the constant NAME of the entry `name`: the names of the scores it computes."""
-    names: tuple[str, ...] = getattr(importlib.import_module(catalog), name.upper(), default)
+    """Returns the constant NAME of the entry `name`: the names of the scores it computes; `default` without one.
+
+    The default of `module:function` is the function's name. An entry that cannot be imported has the default too.
+    """
+    function = name.rpartition(":")[2]
+    names: tuple[str, ...] = (function,) if default == (name,) else default
+    with contextlib.suppress(TunesmithError):  # said where the names are checked
+        names = getattr(entry_module(catalog, name), function.upper(), names)
     return names
 
 
 def entry_constant(catalog: str, name: str, attribute: str) -> Any:
-    """Returns a constant of the entry `name` in a catalog that is a package."""
-    return getattr(importlib.import_module(f"{catalog}.{name}"), attribute)
+    """Returns a constant of the module of the entry `name`. Raises RecipeError if another package's lacks it."""
+    module = entry_module(catalog, name)
+    if not hasattr(module, attribute):
+        raise RecipeError(f"'{name}' lacks the constant {attribute}: see docs/extending.md", where=module.__name__)
+    return getattr(module, attribute)
 
 
 def entry_options(entry: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

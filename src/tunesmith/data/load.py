@@ -14,13 +14,14 @@ from tunesmith.config.recipe import NamedSetting
 from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.data.finding import Finding, redacted
+from tunesmith.data.formats import ParsedRow
 from tunesmith.data.labels import AnswerLabels
 from tunesmith.data.messages import ReadNotes, message_list
 from tunesmith.data.open_sources import Source
 from tunesmith.data.repair_rows import Change, RowRepair, edit_kinds
 from tunesmith.data.rows import BadRow, Row
 from tunesmith.data.table import Table
-from tunesmith.errors import DataError, MultipleErrors, TunesmithError
+from tunesmith.errors import DataError, ExtensionError, MultipleErrors, TunesmithError
 
 SHOWN_ERRORS = 20  # more would hide the first
 SHOWN_CHANGES = 40
@@ -172,15 +173,22 @@ class _Reader:
             self._refuse(item, DataError(error.what, where=str(item.origin), next=error.next))
             return None
 
+    def _parsed(self, values: Mapping[str, Any]) -> ParsedRow:
+        parsed = self._parse(values, **self._options)
+        if not isinstance(parsed, ParsedRow):
+            name = getattr(self._parse, "__name__", "")
+            raise ExtensionError(f"the format '{name}' must return ParsedRow, not {type(parsed).__name__}")
+        return parsed
+
     def _conversation(self, row: Row) -> Conversation:
-        turns, group = parsed = self._parse(row.values, **self._options)
+        turns, group = parsed = self._parsed(row.values)
         values = row.values
         if self._repair:
             repaired = self._repair.row(values, turns)
             if repaired.changes or repaired.pseudonym_count:
                 self.repairs.add(row, repaired.changes, repaired.pseudonym_count)
                 values = repaired.values
-                turns, group = self._parse(values, **self._options)
+                turns, group = self._parsed(values)
                 if self._on_change:
                     self._on_change(row, repaired.changes)
         self.notes.add(parsed.notes)

@@ -21,6 +21,7 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.data.defects import Language
 from tunesmith.data.finding import CheckContext, Finding
 from tunesmith.data.table import Table
+from tunesmith.errors import ExtensionError
 
 BATCH_ROWS = 500  # rows in a batch that one process checks
 BATCHES_AHEAD = 4  # batches submitted per process: more would accumulate findings in memory
@@ -120,7 +121,10 @@ def _batches(rows: Table) -> Iterator[Table]:
 
 
 def _run(check: NamedSetting, rows: Sequence[Conversation], context: CheckContext) -> Iterator[Finding]:
-    yield from resolve(CHECKS, check.name, function="look")(rows, context, **check.options)
+    for finding in resolve(CHECKS, check.name, function="find_defects")(rows, context, **check.options):
+        if not isinstance(finding, Finding):
+            raise ExtensionError(f"'{check.name}' must yield Finding, not {type(finding).__name__}")
+        yield finding
 
 
 def _check_batch(checks: Sequence[NamedSetting], context: CheckContext, batch: Table) -> list[Finding]:

@@ -14,7 +14,7 @@ from typing import Any
 from tunesmith.config.recipe import NamedSetting
 from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation
-from tunesmith.errors import RunError
+from tunesmith.errors import ExtensionError, RunError
 from tunesmith.evaluation.reply_log import ReplyLog
 from tunesmith.evaluation.score import Score, TrainingAnswers, View
 from tunesmith.evaluation.statistics import Difference, apply_holm, paired_difference
@@ -116,6 +116,10 @@ def score_row(
     view, scores = View(row, answered.reply, answered.loss, training), {}
     for metric in metrics:
         for metric_score in resolve("tunesmith.evaluation.metrics", metric.name)(view, **metric.options):
+            if not isinstance(metric_score, Score):
+                raise ExtensionError(
+                    f"'{metric.name}' must return a list of Score, not of {type(metric_score).__name__}"
+                )
             if not math.isfinite(metric_score.value) or (metric_score.fold == "exp" and metric_score.value > MAX_LOSS):
                 shown_value = f"{metric_score.name} = {metric_score.value} ({metric_score.fold})"
                 raise AssertionError(

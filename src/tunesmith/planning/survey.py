@@ -210,7 +210,7 @@ def is_too_common(findings: CheckCounts, rows: int) -> bool:
 
 
 def _check_function(check: str) -> Callable[..., Any]:
-    return resolve(CHECKS, check, function="look")
+    return resolve(CHECKS, check, function="find_defects")
 
 
 def _is_list(text: str) -> bool:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.config.recipe import CHECKS, Data
-from tunesmith.config.registry import entries
+from tunesmith.config.registry import entry_module
 from tunesmith.data.load import summarize_notes
 from tunesmith.data.messages import ReadNotes
+from tunesmith.errors import RecipeError
 from tunesmith.evaluation.comparison import plural
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import render_page
@@ -49,14 +50,17 @@ class CheckDocumentation:
     advice: str
 
 
-def check_documentation(name: str) -> CheckDocumentation:
-    """Reads a check's documentation from the docstring of its module."""
-    import importlib
-
-    docstring = importlib.import_module(f"{CHECKS}.{name}").__doc__ or ""
+def check_documentation(name: str) -> CheckDocumentation | None:
+    """Reads a check's documentation from the docstring of its module; None if the check is not installed."""
+    try:
+        docstring = entry_module(CHECKS, name).__doc__ or name
+    except RecipeError:
+        return None
     paragraphs = [" ".join(text.split()) for text in docstring.split("\n\n")]
     sections = {key: text for text in paragraphs for key, _, text in [text.partition(": ")]}
-    return CheckDocumentation(paragraphs[0], sections["Why it hurts"], sections["Example"], sections["What to do"])
+    return CheckDocumentation(
+        paragraphs[0], *(sections.get(key, "") for key in ("Why it hurts", "Example", "What to do"))
+    )
 
 
 def audit_page(
@@ -94,7 +98,7 @@ def audit_page(
         findings=findings,
         open_checks=open_checks,
         without_findings=[check for check, facts in audit["checks"].items() if not facts["found"]],
-        pages={check: check_documentation(check) for check in audit["checks"] if check in entries(CHECKS)},
+        pages={check: page for check in audit["checks"] if (page := check_documentation(check))},
         repairs=[
             {
                 **entry,

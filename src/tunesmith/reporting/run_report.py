@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import entries, resolve
+from tunesmith.config.recipe import METRICS, Recipe
+from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation
+from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.comparison import plural, read_row_replies
 from tunesmith.planning.autograd import show_bytes
 from tunesmith.reporting import plots
@@ -101,10 +103,8 @@ def _points(events: Sequence[dict[str, Any]], kind: str) -> list[tuple[int, floa
 def _meanings(recipe: Recipe) -> dict[str, str]:
     meanings = {}
     for metric in recipe.evaluate.metrics:
-        if metric.name in entries("tunesmith.evaluation.metrics"):
-            meanings[metric.name] = (resolve("tunesmith.evaluation.metrics", metric.name).__doc__ or "").split("\n\n")[
-                0
-            ]
+        with contextlib.suppress(TunesmithError):  # a metric of a package that is not installed here
+            meanings[metric.name] = (resolve(METRICS, metric.name).__doc__ or "").split("\n\n")[0]
     return meanings
 
 

@@ -26,14 +26,11 @@ def check_optimizer(name: str, options: Mapping[str, Any], device: str, engine: 
         errors.append(
             RecipeError(f"unknown name '{engine}'", where="train.engine", next=nearest(engine, entries(ENGINES)))
         )
-    if name not in entries(OPTIMIZERS):
-        return [
-            *errors,
-            RecipeError(f"unknown name '{name}'", where=OPTIMIZER_SETTING, next=nearest(name, entries(OPTIMIZERS))),
-        ]
-    option_errors = check_options(
-        resolve(OPTIMIZERS, name), options, where=lambda option: f"{OPTIMIZER_SETTING}.{name}.{option}"
-    )
+    try:
+        build = resolve(OPTIMIZERS, name, where=OPTIMIZER_SETTING)
+    except TunesmithError as error:
+        return [*errors, error]
+    option_errors = check_options(build, options, where=lambda option: f"{OPTIMIZER_SETTING}.{name}.{option}")
     errors += option_errors or _check_values(name, options)
     if name.startswith("paged") and not device.startswith("cuda"):
         errors.append(paged_error(name))

@@ -60,8 +60,6 @@ def findings_html(audit: dict[str, Any]) -> str:
 
 
 def _check_section(name: str, result: dict[str, Any], only_file: str, *, is_open: bool) -> str:
-    from tunesmith.config.recipe import CHECKS
-    from tunesmith.config.registry import entries
     from tunesmith.evaluation.comparison import plural
     from tunesmith.reporting.audit_page import check_documentation
 
@@ -71,9 +69,11 @@ def _check_section(name: str, result: dict[str, Any], only_file: str, *, is_open
     title = escape(name.replace("_", " ").capitalize())
     count = f"{result['rows']:,} {plural('row', result['rows'])}: {actions}" if result["rows"] else actions
     head = f"<summary><strong>{title}</strong> <span class='soft'>{escape(count)}</span></summary>"
-    help_text = check_documentation(name) if name in entries(CHECKS) else None
+    help_text = check_documentation(name)
     paragraphs = (
         [text_html.paragraph(help_text.what), text_html.paragraph(f"What to do: {help_text.advice}", "soft")]
+        if help_text and help_text.advice
+        else [text_html.paragraph(help_text.what)]
         if help_text
         else []
     )

@@ -1,7 +1,7 @@
 """Checks on rows, one per file; the file's docstring is its page in docs/checks.
 
-Each defines `look(rows, context)`, which yields findings. Keyword-only parameters are the options a recipe may set;
-`do` is the proposal for the affected rows: keep, repair, quarantine or drop. A check only proposes; `prepare` acts and
-counts. `SCOPE` is the input a check needs: 'row' (single rows, so batches can run in parallel), 'table' (all rows), or
-'split' (all rows, after the split).
+Each defines `find_defects(rows, context)`, which yields findings. Keyword-only parameters are the options a recipe may
+set; `do` is the proposal for the affected rows: keep, repair, quarantine or drop. A check only proposes; `prepare` acts
+and counts. `SCOPE` is the input a check needs: 'row' (single rows, so batches can run in parallel), 'table' (all rows),
+or 'split' (all rows, after the split).
 """

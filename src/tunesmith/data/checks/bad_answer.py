@@ -18,6 +18,6 @@ from tunesmith.data.finding import CheckContext, Finding
 SCOPE = "table"  # the rows are left out while the table is read
 
 
-def look(rows: Sequence[Conversation], context: CheckContext) -> Iterator[Finding]:
+def find_defects(rows: Sequence[Conversation], context: CheckContext) -> Iterator[Finding]:
     """Yields a finding for each row that was left out while reading."""
     yield from context.left_out

@@ -18,6 +18,6 @@ from tunesmith.data.finding import CheckContext, Finding
 SCOPE = "table"
 
 
-def look(rows: Sequence[Conversation], context: CheckContext) -> Iterator[Finding]:
+def find_defects(rows: Sequence[Conversation], context: CheckContext) -> Iterator[Finding]:
     """Yields the rows that could not be read, each with the reason."""
     yield from context.broken

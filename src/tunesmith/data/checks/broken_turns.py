@@ -20,7 +20,9 @@ SCOPE = "row"
 MIN_WORDS = 2  # words: shorter turns ("continue", "yes") may repeat on purpose
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "quarantine") -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "quarantine"
+) -> Iterator[Finding]:
     """Yields rows of several exchanges with an empty or repeated turn before the last answer."""
     for row in rows:
         dialog = [(index, turn) for index, turn in enumerate(row.turns) if turn.role != "system"]

@@ -20,6 +20,8 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal
 SCOPE = "row"
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None
+) -> Iterator[Finding]:
     """Yields lists of three or more items on one line."""
     yield from defect_findings("collapsed_list", rows, defects.collapsed_list, do)

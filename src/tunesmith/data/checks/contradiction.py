@@ -43,7 +43,9 @@ _YES = re.compile(r"\W*(?:yes|yeah|yep|sure|of course|correct|true)\b", re.IGNOR
 _NO = re.compile(r"\W*(?:no|nope|false|incorrect|never)\b", re.IGNORECASE)
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "quarantine") -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "quarantine"
+) -> Iterator[Finding]:
     """Yields rows that share a prompt and system message and whose answers contradict each other, naming both."""
     open_counts = [0, 0]
     for indices in _same_prompt(rows):

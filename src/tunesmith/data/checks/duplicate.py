@@ -19,7 +19,7 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding,
 SCOPE = "table"
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
+def find_defects(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
     """Yields every later copy, with the origin of the first."""
     first_origins: dict[bytes, Origin] = {}
     for row in rows:

@@ -27,7 +27,7 @@ _MAY_ASK_FOR_NONE = re.compile(
 )
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
+def find_defects(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
     """Yields rows whose last question or last answer is empty; an empty system message is not reported."""
     for row in rows:
         last = [turn for turn in row.turns if turn.role != "system"][-2:]

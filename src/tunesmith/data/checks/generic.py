@@ -44,7 +44,7 @@ _SENTENCE = re.compile(r"[^.!?\n]+")
 _WORD = re.compile(r"[^\W_]{3,}")
 
 
-def look(
+def find_defects(
     rows: Sequence[Conversation], context: CheckContext, *, shared: float = 0.6, do: Proposal = "quarantine"
 ) -> Iterator[Finding]:
     """Yields answers whose words are, by a share of `shared` or more, in sentences that answer other prompts too.

@@ -20,7 +20,7 @@ SCOPE = "table"
 MIN_ROWS = 20  # rows: with fewer, a share means nothing
 
 
-def look(
+def find_defects(
     rows: Sequence[Conversation], context: CheckContext, *, ratio: float = 10.0, share: float = 0.1
 ) -> Iterator[Finding]:
     """Yields a note if the largest group has `ratio` times the rows of the smallest, or one answer a `share` of all."""

@@ -18,7 +18,7 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal, prompt_key, 
 SCOPE = "split"
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
+def find_defects(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
     """Yields training rows that have a held-out prompt, and the number of rows that share only a held-out answer."""
     held_out: dict[tuple[str, ...], Conversation] = {}
     held_out_answers: set[str] = set()

@@ -32,7 +32,9 @@ _ASKS = re.compile(r"\?|^\W*(?:wh\w+|how|is|are|can|do|does)\b", re.IGNORECASE)
 MIN_ROWS = 30  # rows: with fewer, a share means nothing
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None
+) -> Iterator[Finding]:
     """Yields phrases in which a model mentions itself, offers help, or refuses."""
     question_ids = {row.id for row in rows if _ASKS.search(row.question)}
     findings = [

@@ -20,6 +20,8 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal
 SCOPE = "row"
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None
+) -> Iterator[Finding]:
     """Yields HTML tags and entities in prose, and unclosed code fences."""
     yield from defect_findings("markup", rows, defects.markup, do)

@@ -19,6 +19,8 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal
 SCOPE = "row"
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None
+) -> Iterator[Finding]:
     """Yields letters decoded with the wrong encoding, and lost letters."""
     yield from defect_findings("mojibake", rows, defects.mojibake, do, prompts=True)

@@ -18,7 +18,7 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal, dialog_text,
 SCOPE = "table"
 
 
-def look(
+def find_defects(
     rows: Sequence[Conversation], context: CheckContext, *, threshold: float = 0.8, do: Proposal = "drop"
 ) -> Iterator[Finding]:
     """Yields all but the first of each cluster of rows with similarity `threshold` or more, except exact copies."""

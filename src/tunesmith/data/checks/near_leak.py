@@ -18,7 +18,7 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal, dialog_text,
 SCOPE = "split"
 
 
-def look(
+def find_defects(
     rows: Sequence[Conversation], context: CheckContext, *, threshold: float = 0.8, do: Proposal = "drop"
 ) -> Iterator[Finding]:
     """Yields each training row whose prompt has similarity `threshold` or more to a held-out prompt, once."""

@@ -24,7 +24,7 @@ from tunesmith.data.privacy import KINDS, check_kinds, find_personal
 SCOPE = "row"
 
 
-def look(
+def find_defects(
     rows: Sequence[Conversation],
     context: CheckContext,
     *,

@@ -22,7 +22,9 @@ SCOPE = "row"
 EMPLOYERS = frozenset({"hiring company", "company", "company name", "employer", "hiring_company", "company_name"})
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None
+) -> Iterator[Finding]:
     """Yields every placeholder in an answer; made-up employers only if a field names another."""
     for row in rows:
         for turn_index, turn in enumerate(row.turns):

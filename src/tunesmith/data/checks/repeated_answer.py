@@ -20,7 +20,7 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal, prompt_key, 
 SCOPE = "table"
 
 
-def look(
+def find_defects(
     rows: Sequence[Conversation], context: CheckContext, *, words: int = 6, do: Proposal = "keep"
 ) -> Iterator[Finding]:
     """Yields rows with an earlier row's answer and another prompt; answers of fewer than `words` words are values."""

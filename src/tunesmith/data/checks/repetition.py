@@ -19,6 +19,8 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal
 SCOPE = "row"
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None
+) -> Iterator[Finding]:
     """Yields answers half of which is repeated three times or more."""
     yield from defect_findings("repetition", rows, defects.repetition, do, "keep")

@@ -18,7 +18,7 @@ from tunesmith.data.privacy import find_secrets
 SCOPE = "row"
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
+def find_defects(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
     """Yields every key, token and password in any turn and its reasoning."""
     for row in rows:
         for turn_index, turn in enumerate(row.turns):

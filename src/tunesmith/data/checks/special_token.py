@@ -24,7 +24,9 @@ KNOWN = re.compile(  # special tokens of ChatML, Llama 2 and 3, Mistral, Gemma, 
 )
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "quarantine") -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "quarantine"
+) -> Iterator[Finding]:
     """Yields every special token in any turn: well-known ones, and those of the recipe's model."""
     for row in rows:
         for turn_index, turn in enumerate(row.turns):

@@ -18,7 +18,7 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding
 SCOPE = "table"  # only this process has the tokenizer
 
 
-def look(
+def find_defects(
     rows: Sequence[Conversation], context: CheckContext, *, max_tokens: int | None = None, do: Proposal = "drop"
 ) -> Iterator[Finding]:
     """Yields rows of more than `max_tokens` tokens, including the template's; nothing without a tokenizer."""

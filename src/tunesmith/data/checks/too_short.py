@@ -24,7 +24,7 @@ FENCE = 3.0  # interquartile ranges below the first quartile, of logarithms: far
 MAX_SHARE = 0.5  # of the median: upper bound of the limit, for answers that are all of nearly one length
 
 
-def look(
+def find_defects(
     rows: Sequence[Conversation], context: CheckContext, *, words: int | None = None, do: Proposal = "keep"
 ) -> Iterator[Finding]:
     """Yields answers of fewer than `words` words; the default is 15 % of the median.

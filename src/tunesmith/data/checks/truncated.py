@@ -29,7 +29,9 @@ _MARKED = re.compile(r"[.!?…。！？:;)\]}>\"'”’»*_`~|।]\s*\Z|[^\w\s,]
 _ITEM = re.compile(r"[ \t]*(?:[-*•●▪#>|]|\(?\d{1,3}[.)])[ \t]*")
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None
+) -> Iterator[Finding]:
     """Yields answers that end where more must follow, and those that end unlike nearly all others."""
     ends = [_ending(row.answer) for row in rows]
     usual = _usual_ending(ends)

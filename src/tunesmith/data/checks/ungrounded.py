@@ -21,7 +21,7 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal, answer_turn,
 SCOPE = "row"
 
 
-def look(
+def find_defects(
     rows: Sequence[Conversation],
     context: CheckContext,
     *,

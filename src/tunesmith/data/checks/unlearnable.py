@@ -19,7 +19,7 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding
 SCOPE = "table"  # only this process has the tokenizer
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
+def find_defects(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal = "drop") -> Iterator[Finding]:
     """Yields rows that cannot be trained on under the template, each with the reason; nothing without a template."""
     for row in rows if context.refusal else ():
         if context.refusal and (reason := context.refusal(row)):

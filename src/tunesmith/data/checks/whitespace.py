@@ -20,6 +20,8 @@ from tunesmith.data.finding import CheckContext, Finding, Proposal
 SCOPE = "row"
 
 
-def look(rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None) -> Iterator[Finding]:
+def find_defects(
+    rows: Sequence[Conversation], context: CheckContext, *, do: Proposal | None = None
+) -> Iterator[Finding]:
     """Yields broken whitespace, one finding per turn and problem."""
     yield from defect_findings("whitespace", rows, defects.broken_whitespace, do, prompts=True, once=True)

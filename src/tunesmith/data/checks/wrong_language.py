@@ -28,7 +28,7 @@ _NAMES_A_LANGUAGE = re.compile(  # 'Translate …', 'in French'
 )
 
 
-def look(
+def find_defects(
     rows: Sequence[Conversation],
     context: CheckContext,
     *,
