@@ -67,7 +67,7 @@ def spans(findings: Sequence[Finding], rows: Sequence[Conversation]) -> list[tup
 
 def loaded(rows: Sequence[Conversation], folder: Path, broken: Sequence[Finding] = ()) -> LoadedRows:
     """The rows as `load` would hand them on."""
-    return LoadedRows(Table.write(folder / "rows.arrow", rows), list(broken), RepairCounts(), [])
+    return LoadedRows(Table.write(folder / "rows.table", rows), list(broken), RepairCounts(), [])
 
 
 def write(path: Path, rows: Sequence[Any]) -> Path:

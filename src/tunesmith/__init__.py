@@ -6,6 +6,7 @@ Names are imported on first use: importing this package loads no torch and makes
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tunesmith.commands.check import check
     from tunesmith.commands.compare import compare_runs
     from tunesmith.commands.curve import curve
+    from tunesmith.commands.doctor import doctor
     from tunesmith.commands.evaluate import evaluate
     from tunesmith.commands.export import export
     from tunesmith.commands.new import new
@@ -43,6 +45,7 @@ _MODULES = {
     "commands.check": ("check",),
     "commands.compare": ("compare_runs",),
     "commands.curve": ("curve",),
+    "commands.doctor": ("doctor",),
     "commands.evaluate": ("evaluate",),
     "commands.export": ("export",),
     "commands.new": ("new",),
@@ -81,6 +84,7 @@ __all__ = [
     "check",
     "compare_runs",
     "curve",
+    "doctor",
     "evaluate",
     "export",
     "new",
@@ -102,7 +106,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'tunesmith' has no attribute '{name}'")
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    from tunesmith.config.extras import missing_extras_named, names_missing_extras
+
+    with missing_extras_named(name):
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    return names_missing_extras(value) if inspect.isfunction(value) else value
 
 
 def __dir__() -> list[str]:

@@ -481,6 +481,17 @@ def ui(
 
 
 @app.command()
+def doctor() -> None:
+    """Show the machine, what is installed, and what is missing or wrong."""
+    import tunesmith
+    from tunesmith.commands.doctor import describe
+
+    diagnosis = tunesmith.doctor()
+    for line in describe(diagnosis):
+        print(line)
+
+
+@app.command()
 def recipes() -> None:
     """List the shipped recipes."""
     from tunesmith.config.recipe import SHIPPED, read_recipe
@@ -540,11 +551,13 @@ def unpack(
 
 def main() -> None:
     """Entry point: turns errors into one message and an exit code."""
+    from tunesmith.config.extras import missing_extras_named
     from tunesmith.errors import TunesmithError
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that it cannot fetch kernels from a hub
     try:
-        app()
+        with missing_extras_named(next((word for word in sys.argv[1:] if not word.startswith("-")), "")):
+            app()
     except TunesmithError as error:
         print(f"\ntunesmith: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunesmith.errors import RecipeError
 
@@ -93,16 +96,14 @@ def detect_hardware(precision: str = "auto") -> Machine:
 
     `precision` is auto, float32, bfloat16, float16 or fast. Raises RecipeError if the device does not support it.
     """
-    import torch
-
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        has_bf16 = properties.major >= 8  # Ampere and newer
+    gpu = _detect_gpu()
+    if gpu is not None:
+        total, free = gpu.memory_total, gpu.memory_free
+        has_bf16 = gpu.major >= 8  # Ampere and newer
         kind, why = (
             ("bfloat16", "the GPU has bfloat16 units") if has_bf16 else ("float16", "the GPU has no bfloat16 units")
         )
-        device, name, eight = "cuda", properties.name, properties.major >= 9
+        device, name, eight = "cuda", gpu.name, gpu.major >= 9
     else:
         total, free = _host_memory()
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # shared by torchrun's processes
@@ -116,7 +117,45 @@ def detect_hardware(precision: str = "auto") -> Machine:
         why = "with FP8 products of the frozen base, as set in the recipe"
     elif precision != "auto":
         kind, why = precision, "set in the recipe"
-    return Machine(device, name, core_count(), total, free, kind, why, eight, torch.cuda.device_count())
+    return Machine(device, name, core_count(), total, free, kind, why, eight, gpu.gpus if gpu else 0)
+
+
+class _Gpu(NamedTuple):
+    """The GPU in use; memory in bytes, `major` of its compute capability, `gpus` in the machine."""
+
+    name: str
+    memory_total: int
+    memory_free: int
+    major: int
+    gpus: int
+
+
+def _detect_gpu() -> _Gpu | None:
+    """Returns the GPU that torch uses; without torch, the first one that nvidia-smi lists."""
+    if importlib.util.find_spec("torch") is None:
+        return _first_nvidia_gpu()
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return _Gpu(properties.name, total, free, properties.major, torch.cuda.device_count())
+
+
+def _first_nvidia_gpu() -> _Gpu | None:
+    path = shutil.which("nvidia-smi")
+    if path is None:
+        return None
+    query = "--query-gpu=name,memory.total,memory.free,compute_cap"
+    done = subprocess.run(  # noqa: S603 (no user input)
+        [path, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=False
+    )
+    lines = [line.split(", ") for line in done.stdout.splitlines() if line.count(", ") == 3]
+    if done.returncode != 0 or not lines:
+        return None
+    name, total, free, capability = lines[0]
+    return _Gpu(name, int(total) << 20, int(free) << 20, int(capability.partition(".")[0]), len(lines))
 
 
 def precision_error(precision: str, device: str, name: str, *, bfloat16: bool, eight: bool) -> RecipeError | None:

@@ -600,7 +600,7 @@ def planted(count: int) -> list[Conversation]:
 def test_portions_and_processes_find_the_same_in_the_same_order(tmp_path: Path) -> None:
     rows = planted(4100)
     assert len(rows) > MIN_ROWS > BATCH_ROWS
-    table = Table.write(tmp_path / "rows.arrow", rows)
+    table = Table.write(tmp_path / "rows.table", rows)
     given = {"personal": {"kinds": ["email"]}, "near_duplicate": {"threshold": 1.0}}  # lower: pairs of every two rows
     names = [name for name in entries(CHECKS) if entry_constant(CHECKS, name, "SCOPE") != "split"]
     checks = [NamedSetting(name, given.get(name, {})) for name in [*names[::-1], "too_short"]]
@@ -632,7 +632,7 @@ def test_the_tables_own_language_is_what_most_answers_are_written_in(tmp_path: P
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_unknown_kind_is_said_from_another_process_too(tmp_path: Path, processes: int) -> None:
-    table = Table.write(tmp_path / "rows.arrow", [row(n, f"q{n}") for n in range(MIN_ROWS)])
+    table = Table.write(tmp_path / "rows.table", [row(n, f"q{n}") for n in range(MIN_ROWS)])
     wrong = [NamedSetting("personal", {"kinds": ["emial"]})]
     with pytest.raises(RecipeError) as caught:
         list(look_all(table, wrong, context(), scopes=("row",), processes=processes))

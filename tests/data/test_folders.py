@@ -38,7 +38,7 @@ def test_a_report_with_rows_that_were_filtered_out_is_not_read(tmp_path: Path) -
     assert note == "not read from the same folder: report.json (an object that contains a list)"
     (source,) = open_sources(".", tmp_path)
     assert source.notes == (note,)
-    loaded = load_rows([source], NamedSetting("auto", {}), None, into=tmp_path / "rows.arrow")
+    loaded = load_rows([source], NamedSetting("auto", {}), None, into=tmp_path / "rows.table")
     assert len(loaded.rows) == 5
     assert loaded.sources[0]["notes"] == [note]
 
@@ -92,7 +92,7 @@ def test_a_damaged_file_is_not_passed_over_in_silence(tmp_path: Path) -> None:
     names, note = chosen(tmp_path, rows__jsonl=PAIRS, broken__json="{not json")
     assert (names, note) == (["broken.json", "rows.jsonl"], "")
     with pytest.raises(MultipleErrors, match="is not JSON"):
-        load_rows(open_sources(".", tmp_path), NamedSetting("auto", {}), None, into=tmp_path / "rows.arrow")
+        load_rows(open_sources(".", tmp_path), NamedSetting("auto", {}), None, into=tmp_path / "rows.table")
 
 
 def test_a_single_file_a_glob_and_a_list_are_taken_as_they_are_named(tmp_path: Path) -> None:

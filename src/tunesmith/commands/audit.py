@@ -19,6 +19,7 @@ from tunesmith.commands.read_rows import (
     save_pseudonyms,
 )
 from tunesmith.commands.shared import Reporter, load_recipe_template, load_weights, silent
+from tunesmith.config.extras import missing_extras_named
 from tunesmith.config.recipe import CHECKS, Data, NamedSetting, Recipe, is_recipe, read_recipe
 from tunesmith.config.registry import check_name, entries, entry_constant
 from tunesmith.data.clean import CleanedSource, write_clean
@@ -137,7 +138,8 @@ def default_data(source: str, checks: Sequence[str] = ()) -> Data:
 def _template_or_none(recipe: Recipe, log: Reporter) -> Any:
     """Returns the recipe's tokenizer with its template, or logs that the model is not available and returns None."""
     try:
-        return load_recipe_template(recipe, load_weights(recipe, log))
+        with missing_extras_named("base.model"):
+            return load_recipe_template(recipe, load_weights(recipe, log))
     except TunesmithError as error:
         log(f"audit: tokens are not counted, because the model is not available: {error.what}")
         return None

@@ -31,7 +31,7 @@ def row_loader(
         def read_them() -> LoadedRows:
             sources = open_sources(data.source, base, data.encoding)
             drop = any(check.name == "broken" for check in data.checks)
-            table = Path(folder) / "rows.arrow"
+            table = Path(folder) / "rows.table"
             loaded = load_rows(
                 sources,
                 data.format,

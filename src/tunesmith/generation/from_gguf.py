@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from tunesmith.config.extras import missing_extra
 from tunesmith.data.conversation import Turn
-from tunesmith.errors import MissingExtra, ModelError, TunesmithError
+from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.generation.encode_untrusted import bos_ids, encode_untrusted, match_any, turn_markers
 from tunesmith.generation.llama_process import CompletionStream, LlamaProcess, LlamaSettings
 from tunesmith.generation.llama_task import GREEDY, CompletionTask, ThroughputClock, sampling_options
@@ -68,8 +69,7 @@ class GgufModel(SubprocessModel[LlamaProcess]):
         if context > trained_context:
             raise self._context_error(context, trained_context)
         if importlib.util.find_spec("xllamacpp") is None:
-            message, advice = "llama.cpp's runtime (xllamacpp) is not installed", "pip install xllamacpp"
-            raise MissingExtra(message, where=str(path), next=advice)
+            raise missing_extra("xllamacpp", "llama.cpp's runtime", where=str(path))
         adapter = str(lora.absolute()) if lora else ""
         if template is None:
             self.form = self._file_reply_format()

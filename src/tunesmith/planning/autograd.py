@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine
-from tunesmith.kernels.block import Keep
-from tunesmith.kernels.lora_linear import BaseForm
 from tunesmith.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from tunesmith.kernels.block import Keep
+    from tunesmith.kernels.lora_linear import BaseForm
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # codes, an 8-bit scale per 64, a 32-bit scale per 256 scales
 RUNTIME_BYTES = {"cuda": 600 << 20, "cpu": 900 << 20}  # context and libraries without weights, measured

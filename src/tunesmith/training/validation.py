@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith.config.extras import missing_extra
 from tunesmith.config.recipe import Recipe
-from tunesmith.config.registry import check_options, entries, missing_extra, nearest, resolve
+from tunesmith.config.registry import check_options, entries, nearest, resolve
 from tunesmith.errors import RecipeError, TunesmithError
 
 OPTIMIZERS = "tunesmith.training.optimizers"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import MissingExtra
+from tunesmith.config.extras import missing_extra
 from tunesmith.ui.state import TABS, State
 from tunesmith.web.cookie_auth import CookieAuth, StaticPages
 
@@ -168,9 +168,5 @@ def load_gradio(home: Path) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
-        raise MissingExtra(
-            "the pages need the package 'gradio', which is not installed",
-            where="tunesmith ui",
-            next="pip install 'tunesmith[ui]'",
-        ) from error
+        raise missing_extra("gradio", "ui") from error
     return gr

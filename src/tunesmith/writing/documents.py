@@ -8,6 +8,7 @@ import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
+from tunesmith.config.extras import missing_extra
 from tunesmith.errors import MissingExtra
 
 MARGIN = 25.0  # mm
@@ -89,4 +90,4 @@ def _font() -> Path:
 
 
 def _missing(package: str) -> MissingExtra:
-    return MissingExtra(f"{package} is not installed", where="documents", next="pip install 'tunesmith[ui]'")
+    return missing_extra(package, "documents")

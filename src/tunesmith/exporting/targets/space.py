@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from tunesmith.config.extras import missing_extra
 from tunesmith.config.registry import raise_first
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import MissingExtra, TunesmithError
@@ -192,5 +193,4 @@ def _installed_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        where = "export.files: space"
-        raise MissingExtra(f"{name} is not installed", where=where, next=f"pip install {name}") from None
+        raise missing_extra(name, "space", where="export.files: space") from None
