@@ -1,8 +1,9 @@
-"""Writes docs/recipe.md and docs/checks from the code: every setting, and a page for each check."""
+"""Writes docs/recipe.md, docs/library.md and docs/checks from the code: settings, functions, a page for each check."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import textwrap
 import types
 import typing
@@ -13,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+import tunesmith
 from tunesmith.config.recipe import CHECKS, Catalog, NamedSetting, Recipe
 from tunesmith.config.registry import entries, entry_constant, entry_options, resolve
 from tunesmith.data.finding import Proposal
@@ -202,9 +204,71 @@ def _option_default(key: str, parameter: Any) -> str:
     return f"`{parameter.default}`"
 
 
+LIBRARY_HEAD = """# The library
+
+<!-- Written by `make docs` from src/tunesmith/library.py. Change it there. -->
+
+`import tunesmith` gives every command as a function. Importing it loads no torch. A run from Python objects alone:
+
+```python
+import tunesmith
+
+rows = [{"prompt": "Where is order 7?", "answer": "Order 7 is on its way."}, ...]
+recipe = {
+    "name": "orders",
+    "base": {"model": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+    "data": {"source": rows, "format": {"columns": {"prompt": "prompt", "answer": "answer"}}},
+}
+tunesmith.audit(rows)
+run = tunesmith.run(recipe, log=print)
+model = tunesmith.chat(run)
+```
+
+notebooks/library.ipynb is this with real rows. Errors are `tunesmith.TunesmithError`: what is wrong, where, and what to
+do next.
+
+A recipe (`RecipeInput`) is a path, a run's folder, the name of a shipped recipe, a dict with a recipe's sections, a
+`Recipe` or a `Run`. A run (`RunInput`) is a `Run` or the path of its folder; without one, the run is the folder with
+the recipe's name in `runs`. `log` is called with each line that the command line would print.
+"""
+
+
+def library_reference() -> str:
+    """The page of the library: every public function with its signature and docstring."""
+    parts = [LIBRARY_HEAD.rstrip()]
+    for name in tunesmith.__all__:
+        value = inspect.unwrap(getattr(tunesmith, name))
+        if not inspect.isfunction(value):
+            continue
+        doc = inspect.cleandoc(value.__doc__ or "")
+        parts += [f"## {name}", f"```python\n{_call(name, value)}\n```", doc]
+    return "\n\n".join(parts) + "\n"
+
+
+def _call(name: str, function: Any) -> str:
+    """A function's signature, one parameter a line if it is long."""
+    parameters: list[str] = []
+    signature = inspect.signature(function)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not any(word.startswith("*") for word in parameters):
+            parameters.append("*")
+        default = parameter.default
+        text = getattr(default, "__name__", repr(default)).removeprefix("_")
+        stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        equals = "" if default is inspect.Parameter.empty else f" = {text}"
+        parameters.append(f"{stars}{parameter.name}: {parameter.annotation}{equals}")
+    line = f"{name}({', '.join(parameters)}) -> {signature.return_annotation}"
+    if len(line) <= 100:
+        return line
+    return "\n".join(
+        [f"{name}(", *(f"    {parameter}," for parameter in parameters), f") -> {signature.return_annotation}"]
+    )
+
+
 def write() -> None:
     """Writes everything, and removes the pages of deleted checks."""
     (DOCS / "recipe.md").write_text(recipe_reference(), encoding="utf-8")
+    (DOCS / "library.md").write_text(library_reference(), encoding="utf-8")
     pages = check_pages()
     (DOCS / "checks").mkdir(exist_ok=True)
     for file in (DOCS / "checks").glob("*.md"):

@@ -10,60 +10,78 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunesmith.commands.audit import audit
-    from tunesmith.commands.card import card
-    from tunesmith.commands.chat import chat, chat_file
-    from tunesmith.commands.check import check
-    from tunesmith.commands.compare import compare_runs
-    from tunesmith.commands.curve import curve
-    from tunesmith.commands.doctor import doctor
-    from tunesmith.commands.evaluate import evaluate
-    from tunesmith.commands.export import export
-    from tunesmith.commands.new import new
-    from tunesmith.commands.pack import pack
-    from tunesmith.commands.plan import plan
-    from tunesmith.commands.prepare import prepare
-    from tunesmith.commands.push import push
-    from tunesmith.commands.report import report
-    from tunesmith.commands.review import review
-    from tunesmith.commands.shared import open_run
-    from tunesmith.commands.synthesize import synthesize
-    from tunesmith.commands.train import train
-    from tunesmith.commands.undo import undo
-    from tunesmith.commands.unpack import unpack
-    from tunesmith.config.recipe import Recipe, read_recipe
+    from tunesmith.config.recipe import Recipe
     from tunesmith.data.conversation import Conversation
     from tunesmith.errors import TunesmithError
     from tunesmith.generation.text_model import Reply, TextModel
+    from tunesmith.library import (
+        audit,
+        card,
+        chat,
+        chat_file,
+        check,
+        compare_runs,
+        curve,
+        doctor,
+        evaluate,
+        export,
+        import_settings,
+        list_runs,
+        new,
+        open_run,
+        pack,
+        plan,
+        prepare,
+        push,
+        read_recipe,
+        report,
+        review,
+        run,
+        serve,
+        synthesize,
+        train,
+        undo,
+        unpack,
+    )
     from tunesmith.planning.autograd import Plan
     from tunesmith.runs.run import Run
 
+__version__ = "0.1.0"
+
 _MODULES = {
-    "commands.audit": ("audit",),
-    "commands.card": ("card",),
-    "commands.chat": ("chat", "chat_file"),
-    "commands.check": ("check",),
-    "commands.compare": ("compare_runs",),
-    "commands.curve": ("curve",),
-    "commands.doctor": ("doctor",),
-    "commands.evaluate": ("evaluate",),
-    "commands.export": ("export",),
-    "commands.new": ("new",),
-    "commands.pack": ("pack",),
-    "commands.plan": ("plan",),
-    "commands.prepare": ("prepare",),
-    "commands.push": ("push",),
-    "commands.report": ("report",),
-    "commands.review": ("review",),
-    "commands.shared": ("open_run",),
-    "commands.synthesize": ("synthesize",),
-    "commands.train": ("train",),
-    "commands.undo": ("undo",),
-    "commands.unpack": ("unpack",),
-    "config.recipe": ("Recipe", "read_recipe"),
+    "config.recipe": ("Recipe",),
     "data.conversation": ("Conversation",),
     "errors": ("TunesmithError",),
     "generation.text_model": ("Reply", "TextModel"),
+    "library": (
+        "audit",
+        "card",
+        "chat",
+        "chat_file",
+        "check",
+        "compare_runs",
+        "curve",
+        "doctor",
+        "evaluate",
+        "export",
+        "import_settings",
+        "list_runs",
+        "new",
+        "open_run",
+        "pack",
+        "plan",
+        "prepare",
+        "push",
+        "read_recipe",
+        "report",
+        "review",
+        "run",
+        "serve",
+        "synthesize",
+        "train",
+        "undo",
+        "unpack",
+    ),
     "planning.autograd": ("Plan",),
     "runs.run": ("Run",),
 }
@@ -77,6 +95,7 @@ __all__ = [
     "Run",
     "TextModel",
     "TunesmithError",
+    "__version__",
     "audit",
     "card",
     "chat",
@@ -87,6 +106,8 @@ __all__ = [
     "doctor",
     "evaluate",
     "export",
+    "import_settings",
+    "list_runs",
     "new",
     "open_run",
     "pack",
@@ -96,6 +117,8 @@ __all__ = [
     "read_recipe",
     "report",
     "review",
+    "run",
+    "serve",
     "synthesize",
     "train",
     "undo",

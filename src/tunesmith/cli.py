@@ -41,9 +41,9 @@ Again = Annotated[bool, typer.Option("--again", help="Train again; the old adapt
 
 def _print_version(requested: bool) -> None:
     if requested:
-        from importlib.metadata import version
+        from tunesmith import __version__
 
-        print(f"tunesmith {version('tunesmith')}")
+        print(f"tunesmith {__version__}")
         raise typer.Exit
 
 
@@ -107,7 +107,7 @@ def audit(
     set: Set = None,
 ) -> None:
     """Check rows for defects and write a page about them. Needs no model and does not change the rows."""
-    import tunesmith
+    from tunesmith.commands.audit import audit as audit_rows
     from tunesmith.commands.audit import audit_arguments
     from tunesmith.commands.read_rows import cpu_count
 
@@ -115,7 +115,7 @@ def audit(
     name, data, base, recipe = audit_arguments(recipe_or_source, names, small=small, settings=_settings(set))
     pseudonym_setting = {"pseudonyms": str(pseudonyms.resolve())} if pseudonyms else {}
     data = data.model_copy(update={"repair": data.repair or fix, **pseudonym_setting})
-    result = tunesmith.audit(
+    result = audit_rows(
         name, data, base, out or Path("audits") / name, _print, recipe=recipe, fix=fix, processes=cpu_count()
     )
     _show_audit(result)
@@ -482,7 +482,7 @@ def ui(
 
 @app.command()
 def doctor() -> None:
-    """Show the machine, what is installed, and what is missing or wrong."""
+    """Show the machine and what is installed or missing."""
     import tunesmith
     from tunesmith.commands.doctor import describe
 

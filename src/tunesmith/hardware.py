@@ -148,11 +148,11 @@ def _first_nvidia_gpu() -> _Gpu | None:
     if path is None:
         return None
     query = "--query-gpu=name,memory.total,memory.free,compute_cap"
-    done = subprocess.run(  # noqa: S603 (no user input)
+    listing = subprocess.run(  # noqa: S603 (no user input)
         [path, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=False
     )
-    lines = [line.split(", ") for line in done.stdout.splitlines() if line.count(", ") == 3]
-    if done.returncode != 0 or not lines:
+    lines = [line.split(", ") for line in listing.stdout.splitlines() if line.count(", ") == 3]
+    if listing.returncode != 0 or not lines:
         return None
     name, total, free, capability = lines[0]
     return _Gpu(name, int(total) << 20, int(free) << 20, int(capability.partition(".")[0]), len(lines))

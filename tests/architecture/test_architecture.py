@@ -97,9 +97,10 @@ def test_help_answers_at_once() -> None:
 
 def test_public_names() -> None:
     assert set(tunesmith.__all__) == {
-        "Conversation", "Plan", "Recipe", "Reply", "Run", "TextModel", "TunesmithError",
-        "audit", "card", "chat", "chat_file", "check", "compare_runs", "curve", "evaluate", "export", "new", "open_run",
-        "pack", "plan", "prepare", "push", "read_recipe", "report", "review", "synthesize", "train", "undo", "unpack",
+        "Conversation", "Plan", "Recipe", "Reply", "Run", "TextModel", "TunesmithError", "__version__",
+        "audit", "card", "chat", "chat_file", "check", "compare_runs", "curve", "doctor", "evaluate", "export",
+        "import_settings", "list_runs", "new", "open_run", "pack", "plan", "prepare", "push", "read_recipe", "report",
+        "review", "run", "serve", "synthesize", "train", "undo", "unpack",
     }  # fmt: skip
     for name in tunesmith.__all__:
         assert getattr(tunesmith, name).__doc__
@@ -152,6 +153,12 @@ def test_recipe_reference_is_written_from_the_code() -> None:
     from tools.reference import recipe_reference
 
     assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == recipe_reference(), "run: make docs"
+
+
+def test_library_reference_is_written_from_the_code() -> None:
+    from tools.reference import library_reference
+
+    assert (ROOT / "docs" / "library.md").read_text(encoding="utf-8") == library_reference(), "run: make docs"
 
 
 def test_check_pages_are_written_from_the_code() -> None:

@@ -247,6 +247,7 @@ def test_some_hundred_damaged_files() -> None:
     assert min(seen["clean"], seen["bad rows"], seen["error"]) > 20
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ten_thousand_damaged_files() -> None:
     began = time.perf_counter()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import tunesmith
 from handmade import mended, opened
+from tunesmith.commands.audit import audit
 from tunesmith.config.recipe import Data, read_recipe
 from tunesmith.data.clean import undo_clean
 from tunesmith.data.privacy import PseudonymMap, restore
@@ -237,7 +238,7 @@ def test_cleaning_is_undone_to_the_sources_rows(tmp_path: Path, kind: str) -> No
     path, rows = store(tmp_path, kind)
     assert [dict(each.values) for each in read(path)] == rows  # the file holds what was meant
     bytes_before = path.read_bytes()
-    found = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True)
+    found = audit("rows", data_for(path), Path(), tmp_path / "out", fix=True)
     (cleaned,) = found.cleaned
     ending = kind.removesuffix(".gz") if kind.startswith((".csv", ".tsv")) else ".jsonl"
     assert cleaned.file == tmp_path / f"out/rows.cleaned{ending}"
@@ -282,15 +283,15 @@ def test_cleaning_is_undone_to_the_sources_rows(tmp_path: Path, kind: str) -> No
 def test_clean_rows_are_kept_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("prompt,answer\nHow?,Tap it.\nWho?,Nobody.\n")
-    (cleaned,) = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
+    (cleaned,) = audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
     assert (cleaned.kept, cleaned.changed, cleaned.left_out) == (2, 0, 0)
     assert cleaned.file.read_text() == path.read_text()
 
 
 def test_a_second_cleaning_finds_nothing_to_do(tmp_path: Path) -> None:
     path, _ = store(tmp_path, ".jsonl")
-    (first,) = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
-    (second,) = tunesmith.audit("rows", data_for(first.file), Path(), tmp_path / "again", fix=True).cleaned
+    (first,) = audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
+    (second,) = audit("rows", data_for(first.file), Path(), tmp_path / "again", fix=True).cleaned
     assert (second.kept, second.changed, second.left_out) == (first.kept, 0, 0)
     assert second.file.read_bytes() == first.file.read_bytes()
 
@@ -299,7 +300,7 @@ def test_rows_nobody_can_read_are_left_out_and_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     good = {"prompt": "How?", "answer": "Tap it.\r\n"}
     path.write_text("".join(line + "\n" for line in (json.dumps(good), "{", json.dumps({"prompt": "x"}))))
-    found = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True)
+    found = audit("rows", data_for(path), Path(), tmp_path / "out", fix=True)
     (cleaned,) = found.cleaned
     assert (found.account["read"], found.account["dropped"]) == (3, {"broken": 2})
     assert (cleaned.kept, cleaned.left_out) == (1, 2)
@@ -315,7 +316,7 @@ def test_another_encoding_and_separator_become_the_usual_ones(tmp_path: Path) ->
     with (tmp_path / "rows.csv").open("w", encoding="cp1252", newline="") as sink:
         table = csv.writer(sink, delimiter=";")
         table.writerows([list(rows[0]), *(list(each.values()) for each in rows)])
-    (cleaned,) = tunesmith.audit("rows", data_for(tmp_path / "rows.csv"), Path(), tmp_path / "out", fix=True).cleaned
+    (cleaned,) = audit("rows", data_for(tmp_path / "rows.csv"), Path(), tmp_path / "out", fix=True).cleaned
     assert (cleaned.kept, cleaned.changed) == (30, 30)
     tunesmith.undo(cleaned.diff, tmp_path / "back.csv")
     assert [dict(each.values) for each in read(tmp_path / "back.csv")] == rows
@@ -331,7 +332,7 @@ def test_files_of_one_name_are_cleaned_side_by_side(tmp_path: Path) -> None:
             "\n".join(lines if kind == "jsonl" else ["prompt,answer", f"How {folder}?,Tap &amp; it."]) + "\n"
         )
         files.append(path)
-    cleaned = tunesmith.audit("rows", data_for(files), Path(), tmp_path / "out", fix=True).cleaned
+    cleaned = audit("rows", data_for(files), Path(), tmp_path / "out", fix=True).cleaned
     assert len({each.file for each in cleaned}) == len({each.diff for each in cleaned}) == 3
     for number, (source, each) in enumerate(zip(files, cleaned, strict=True)):
         back = tmp_path / f"back{number}{source.suffix}"
@@ -341,7 +342,7 @@ def test_files_of_one_name_are_cleaned_side_by_side(tmp_path: Path) -> None:
 
 def test_a_file_that_is_named_twice_is_cleaned_as_two(tmp_path: Path) -> None:
     path, rows = store(tmp_path, ".jsonl")
-    first, second = tunesmith.audit("rows", data_for([path, path]), Path(), tmp_path / "out", fix=True).cleaned
+    first, second = audit("rows", data_for([path, path]), Path(), tmp_path / "out", fix=True).cleaned
     assert (first.kept, first.left_out) == (4, 3)
     assert (second.kept, second.left_out) == (0, 7)  # all copies, or left out as in the first
     for each in (first, second):
@@ -356,7 +357,7 @@ def test_a_file_that_is_named_twice_is_cleaned_as_two(tmp_path: Path) -> None:
 @pytest.fixture
 def cleaned(tmp_path: Path) -> Any:
     path, _ = store(tmp_path, ".csv")
-    (done,) = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
+    (done,) = audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
     return done
 
 
@@ -388,12 +389,12 @@ def test_undo_writes_no_other_kind_of_file(cleaned: Any, tmp_path: Path) -> None
 
 def test_rows_that_are_no_table_are_not_pressed_into_one(tmp_path: Path) -> None:
     path, _ = store(tmp_path, ".jsonl")
-    (done,) = tunesmith.audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
+    (done,) = audit("rows", data_for(path), Path(), tmp_path / "out", fix=True).cleaned
     with pytest.raises(DataError, match=r"is not text.*Name a \.jsonl file"):
         undo_clean(done.diff, tmp_path / "back.csv")
     loose = tmp_path / "loose.jsonl"
     loose.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d", "more": "e"}\n')
-    (done,) = tunesmith.audit("loose", data_for(loose), Path(), tmp_path / "out2", fix=True).cleaned
+    (done,) = audit("loose", data_for(loose), Path(), tmp_path / "out2", fix=True).cleaned
     with pytest.raises(DataError, match=r"different columns.*Name a \.jsonl file"):
         undo_clean(done.diff, tmp_path / "back.csv")
     assert not (tmp_path / "back.csv").exists()
@@ -431,7 +432,7 @@ def test_a_cleaning_with_stand_ins_holds_no_value_and_is_not_undone(tmp_path: Pa
     path, book_file = people(tmp_path), tmp_path / "kept apart" / "book.json"
     book_file.parent.mkdir()
     data = data_for(path, checks=PERSONAL, pseudonyms=str(book_file))
-    found = tunesmith.audit("people", data, Path(), tmp_path / "out", fix=True)
+    found = audit("people", data, Path(), tmp_path / "out", fix=True)
     (cleaned,) = found.cleaned
     assert (cleaned.kept, cleaned.left_out) == (3, 1)
     assert found.account["mended"]["stand_ins"] > 0
@@ -452,9 +453,7 @@ def test_a_cleaning_with_stand_ins_holds_no_value_and_is_not_undone(tmp_path: Pa
     ]
     assert kept[0]["Applicant"] == kept[2]["Applicant"]
     before = book_file.read_bytes()
-    tunesmith.audit(
-        "people", data, Path(), tmp_path / "again", fix=True
-    )  # the book is opened again: the same stand-ins
+    audit("people", data, Path(), tmp_path / "again", fix=True)  # the book is opened again: the same stand-ins
     assert (tmp_path / "again/people.cleaned.jsonl").read_bytes() == cleaned.file.read_bytes()
     assert book_file.read_bytes() == before
 
@@ -495,7 +494,7 @@ def test_a_run_holds_neither_the_values_nor_the_book(recipe_file: Callable[..., 
 def test_an_unknown_kind_of_personal_data_is_said_before_rows_are_read(tmp_path: Path) -> None:
     data = data_for(people(tmp_path), checks=[{"personal": {"kinds": ["emial"]}}], pseudonyms=str(tmp_path / "book"))
     with pytest.raises(RecipeError, match=r"unknown kind 'emial'\. Did you mean 'email'"):
-        tunesmith.audit("people", data, Path(), tmp_path / "out")
+        audit("people", data, Path(), tmp_path / "out")
     assert not (tmp_path / "book").exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import tunesmith
 from handmade import write
-from tunesmith.commands.audit import audit_arguments
+from tunesmith.commands.audit import audit, audit_arguments
 from tunesmith.commands.read_rows import log_sources, row_loader
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.detect_format import MARKS, detect_format
@@ -72,7 +72,7 @@ def read(recipe: Recipe) -> tuple[int, list[str]]:
 def audited(source: str) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
     name, data, base, recipe = audit_arguments(source)
-    return tunesmith.audit(name, data, base, Path("out"), said.append, recipe=recipe).account, said
+    return audit(name, data, base, Path("out"), said.append, recipe=recipe).account, said
 
 
 def agree(source: str, rows: int, remarks: list[str], format: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from tunesmith.config.recipe import read_recipe
 from tunesmith.evaluation.review import read_replies
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_voice_says_what_it_said_when_it_was_compared(tmp_path: Path) -> None:
     make_convertible(tmp_path / "base", ends=True, tie_word_embeddings=False)

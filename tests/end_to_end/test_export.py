@@ -507,6 +507,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     assert {name: digest for name, digest in files(run.path).items() if name.startswith("export/gguf/")} == expected
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_at_ten_moments(trained: Path, tmp_path: Path) -> None:
     """SIGKILL of the whole command; what it wrote in the end is what it writes undisturbed, byte by byte."""

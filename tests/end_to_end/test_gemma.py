@@ -70,6 +70,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(str(error))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_from_the_file_to_a_conversation(
     gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

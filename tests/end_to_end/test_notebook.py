@@ -287,6 +287,7 @@ def test_on_colab_after_a_disconnect_and_after_a_stop_it_goes_on(
     assert file.read_bytes()[:4] == b"GGUF"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_demo_on_its_embedded_model(tmp_path: Path) -> None:
     """The shipped recipe and its small section, with one epoch instead of three and few questions."""

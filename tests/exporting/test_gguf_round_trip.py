@@ -34,6 +34,7 @@ BOTH: list[tuple[str, Any]] = [
     (TYPED, 4),
 ]  # fmt: skip
 CASES = [(PIECES, *case) for case in BOTH] + [(BYTES, *case) for case in BOTH] + [(BYTES, "pre", "starcoder")]
+LONG = (pytest.mark.slow, pytest.mark.long)
 QUICK = [(PIECES, "add_space_prefix", True), (PIECES, TYPED, 4), (BYTES, "add_eos_token", True)]
 DECIDED = ("add_bos_token", "add_eos_token", "add_sep_token", "eos_token_id", "eot_token_id", TYPED)  # by the training
 
@@ -66,7 +67,8 @@ def changed(source: Path, target: Path, key: str, value: Any, at: int) -> dict[s
 
 
 @pytest.mark.parametrize(
-    ("kind", "key", "value"), [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+    ("kind", "key", "value"),
+    [case if case in QUICK else pytest.param(*case, marks=LONG) for case in CASES],
 )
 def test_a_key_comes_back(tmp_path: Path, base_file: Callable[[str], Path], kind: str, key: str, value: Any) -> None:
     at = 300 if kind == PIECES else 5  # a word, found before anything is split then; by others the converter knows BPE

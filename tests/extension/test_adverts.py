@@ -238,6 +238,7 @@ def letters_file(folder: Path) -> Path:
     return quantize(plain, {"q4_k_m": folder / "letters.gguf"})["q4_k_m"].path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_with_a_real_model_on_all_pages(browser: Browser, tmp_path: Path) -> None:
     from tunesmith.generation.from_gguf import GgufModel

@@ -484,6 +484,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder, file
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 4])
 def test_the_embedded_model_says_what_it_says_in_transformers(embedded: tuple[Path, Path], slots: int) -> None:

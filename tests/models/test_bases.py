@@ -304,6 +304,7 @@ def test_errors_of_the_hub_come_with_advice(name: str, message: str) -> None:
         fetch_weights(name)
 
 
+@pytest.mark.long
 @pytest.mark.slow  # huggingface_hub retries many times
 def test_an_unreachable_hub_is_an_error(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants

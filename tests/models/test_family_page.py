@@ -10,6 +10,8 @@ from tools.families import page, read_page
 from families import FAMILY
 from family_checks import QUICK, SLOW, YES, quick, slow
 
+OFTEN = ("llama3", "mistral", "qwen3", "qwen3_5", "gemma3", "gpt_oss", "gpt2")  # the others take ten minutes by name
+
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_page_has_the_results_of_the_quick_checks(tmp_path: Path, name: str) -> None:
@@ -20,7 +22,9 @@ def test_the_page_has_the_results_of_the_quick_checks(tmp_path: Path, name: str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.long) for name in FAMILY]
+)
 def test_the_page_has_the_results_of_the_slow_checks(tmp_path: Path, name: str) -> None:
     quick(name, tmp_path / "model")
     results, row = slow(name, tmp_path / "model", tmp_path / "slow"), read_page()[name]

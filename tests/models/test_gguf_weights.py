@@ -119,7 +119,8 @@ def logits(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "which", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MADE]
+    "which",
+    [name if name in QUICK else pytest.param(name, marks=(pytest.mark.slow, pytest.mark.long)) for name in MADE],
 )
 def test_a_model_comes_back_from_its_file(tmp_path: Path, which: str) -> None:
     base = made(tmp_path / "base", which)

@@ -154,6 +154,7 @@ def test_no_row_of_random_conversations_is_silent() -> None:
     assert counts["refused"] < MORE / 5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_no_row_of_random_conversations_is_silent_under_any_template(name: str) -> None:

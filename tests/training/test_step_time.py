@@ -62,6 +62,7 @@ def processor_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("processor_time")
 @pytest.mark.parametrize("adapter", [{"dropout": 0.05}, {"dora": True}, {"dropout": 0.05, "rank": 32}], ids=str)
@@ -69,6 +70,7 @@ def test_a_tiny_model(recipe_file: Callable[..., Path], tmp_path: Path, adapter:
     within_two(recipe_file(adapter={"rank": 4, "alpha": 8, **adapter}, train__epochs=3), tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("processor_time")
 @pytest.mark.parametrize("recompute", ["no", "yes"])

@@ -14,6 +14,7 @@ import pytest
 
 from finished_runs import finish, journal, make_recipe
 from strict_pages import EVIL, Page
+from tunesmith.commands.audit import audit
 from tunesmith.errors import DataError, RunError
 from tunesmith.runs.run import Run, child_folder
 from tunesmith.ui import audits, jobs, planned, progress, text_html
@@ -171,11 +172,10 @@ def write_rows(path: Path) -> Path:
 
 
 def audited(folder: Path, source: Path, *, fix: bool) -> Path:
-    import tunesmith
     from tunesmith.commands.audit import audit_arguments
 
     name, data, base, _ = audit_arguments(str(source), ["empty", "mojibake"])
-    tunesmith.audit(name, data.model_copy(update={"repair": fix}), base, folder, fix=fix)
+    audit(name, data.model_copy(update={"repair": fix}), base, folder, fix=fix)
     return folder
 
 

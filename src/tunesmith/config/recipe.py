@@ -466,7 +466,32 @@ def read_recipe(name: str, *, small: bool = False, settings: Mapping[str, Any] |
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read: {error}", where=str(path), next="Save it as UTF-8 text") from error
     plain, lines = parse_yaml(text, str(path))
-    places = {loc: f"{path} line {line}" for loc, line in lines.items()}
+    recipe = _make_recipe(plain, path, {loc: f"{path} line {line}" for loc, line in lines.items()}, small, settings)
+    recipe._folder = path.parent.resolve()
+    options = [f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in (settings or {}).items()]
+    recipe._arguments = (name, *["--small"] * small, *(word for option in options for word in ("--set", option)))
+    return recipe
+
+
+def recipe_from_values(
+    plain: Mapping[str, Any], *, small: bool = False, settings: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Returns the recipe with these values, as in a recipe's file; paths are relative to the working directory.
+
+    Raises MultipleErrors with all errors.
+    """
+    recipe = _make_recipe(dict(plain), Path("the recipe"), {}, small, settings)
+    recipe._folder = Path.cwd()
+    return recipe
+
+
+def _make_recipe(
+    plain: dict[str, Any],
+    path: Path,
+    places: dict[tuple[Any, ...], str],
+    small: bool,
+    settings: Mapping[str, Any] | None,
+) -> Recipe:
     values = copy.deepcopy(plain)
     errors: list[TunesmithError] = []
     if small:
@@ -479,9 +504,6 @@ def read_recipe(name: str, *, small: bool = False, settings: Mapping[str, Any] |
     recipe, problems = _validate(values, path, places)
     if recipe is None or errors or problems:
         raise MultipleErrors([*errors, *problems])
-    recipe._folder = path.parent.resolve()
-    options = [f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in (settings or {}).items()]
-    recipe._arguments = (name, *["--small"] * small, *(word for option in options for word in ("--set", option)))
     return recipe
 
 
