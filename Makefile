@@ -2,7 +2,7 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: setup demo test lint docs slow clean
+.PHONY: setup demo test lint docs docs-site slow clean
 
 setup: $(READY)
 
@@ -26,9 +26,13 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/codespell
 
 docs: $(READY)
 	.venv/bin/python -m tools.reference
+
+docs-site: $(READY)
+	.venv/bin/zensical build --strict -f mkdocs.yml
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

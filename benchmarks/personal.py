@@ -1,6 +1,6 @@
 """How much personal data is found, and how much of what is found is some, by kind.
 
-Run as python benchmarks/personal.py [LABELLED.json] [--ner PIPELINE]. LABELLED.json is a list of texts with marked
+Run as python benchmarks/personal.py [LABELED.json] [--ner PIPELINE]. LABELED.json is a list of texts with marked
 spans as presidio-research writes them (`full_text`, `spans` with `entity_type`, `start_position`, `end_position`); it
 was read while the patterns were chosen, so its figures are development figures. The held-out ones are of
 personal_texts.py: 2,000 texts with values made by seed and 500 that only look like it. With --ner names are found by
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 
-from personal_texts import Marked, labelled, look_alikes
+from personal_texts import Marked, labeled, look_alikes
 
 from tunesmith.data.ner import find_names
 from tunesmith.data.privacy import KINDS, find_personal
@@ -43,7 +43,7 @@ Text = tuple[str, list[Marked]]
 
 
 def read_marked(path: Path) -> Iterator[Text]:
-    """The texts of a labelled file, with the spans of the kinds in OURS."""
+    """The texts of a labeled file, with the spans of the kinds in OURS."""
     for row in json.loads(path.read_text(encoding="utf-8")):
         spans = [(span["start_position"], span["end_position"], span["entity_type"]) for span in row["spans"]]
         yield row["full_text"], [(start, end, OURS[kind]) for start, end, kind in spans if kind in OURS]
@@ -88,12 +88,12 @@ def _share(part: int, whole: int) -> str:
 def main() -> None:
     """Measures, prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("labelled", type=Path, nargs="?", help="texts with marked spans")
+    parser.add_argument("labeled", type=Path, nargs="?", help="texts with marked spans")
     parser.add_argument("--ner", default="", metavar="PIPELINE", help="an installed spaCy pipeline")
     parser.add_argument("--seed", type=int, default=0, help="of the held-out values")
     given = parser.parse_args()
-    sets: dict[str, list[Text]] = {"development": list(read_marked(given.labelled))} if given.labelled else {}
-    sets["held-out"] = list(labelled(2_000, given.seed))
+    sets: dict[str, list[Text]] = {"development": list(read_marked(given.labeled))} if given.labeled else {}
+    sets["held-out"] = list(labeled(2_000, given.seed))
     sets["look-alikes"] = [(text, []) for text in look_alikes(500, given.seed)]
     table = [HEAD]
     for ner in ["", given.ner] if given.ner else [""]:

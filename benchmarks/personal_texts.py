@@ -172,7 +172,7 @@ PHONES = (  # N is 2 to 9, d any digit: the countries' own ways of writing
 )
 
 
-def labelled(count: int, seed: int = 0) -> Iterator[tuple[str, list[Marked]]]:
+def labeled(count: int, seed: int = 0) -> Iterator[tuple[str, list[Marked]]]:
     """`count` texts, the frames in turn, each with the spans of its values."""
     draw = random.Random(seed)
     for number in range(count):

@@ -182,7 +182,7 @@ def check_plots_and_ids(page: str) -> None:
 
 
 def check_read_by_ear_and_keyboard(read: Page) -> list[str]:
-    """What scrolls can be reached and has a name, tables and sections are labelled; the headings' ids in order."""
+    """What scrolls can be reached and has a name, tables and sections are labeled; the headings' ids in order."""
     scrolled = [each for each in read.named("div") if "scroll" in str(each.get("class"))]
     assert scrolled and all(each["tabindex"] == "0" and each["role"] == "region" for each in scrolled)
     assert len({each["aria-label"] for each in scrolled}) == len(scrolled)

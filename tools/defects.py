@@ -333,7 +333,7 @@ def whitespace(row: Row, draw: random.Random, rows: Sequence[Row]) -> Damaged:
     return with_letter(row, changed), f"{way}: {_strange(changed) or 'blanks alone'}"
 
 
-# --- what the catalogue is made of ---------------------------------------------------------------------------
+# --- what the catalog is made of ---------------------------------------------------------------------------
 
 
 def _slots(text: str, row: Row) -> str:

@@ -4,7 +4,7 @@
 
 LLAMA_QUANTIZE is llama.cpp's llama-quantize of the release VERSION on x86-64, EMBEDDED.gguf the embedded model as its
 converter writes it in f16. Kept are, for each source and mix, the file's SHA-256 and the first 16 digits of each
-quantised tensor's.
+quantized tensor's.
 """
 
 from __future__ import annotations

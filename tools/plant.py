@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from tools.letter_parts import Row
 from tunesmith.config.registry import entries, resolve
 
-CATALOGUE = "tools.defects"
+CATALOG = "tools.defects"
 Defect = Callable[[Row, random.Random, Sequence[Row]], tuple[Row, str] | None]
 
 
 def kinds() -> list[str]:
     """The defects that can be planted; each is named as the check that should find it."""
-    return entries(CATALOGUE)
+    return entries(CATALOG)
 
 
 def plant(rows: Sequence[Row], kind: str, seed: int) -> list[tuple[Row, str]]:
@@ -34,5 +34,5 @@ def plant_one(row: Row, kind: str, seed: str, rows: Sequence[Row]) -> tuple[Row,
 
     Raises RecipeError for an unknown kind.
     """
-    damage: Defect = resolve(CATALOGUE, kind, where="kind")
+    damage: Defect = resolve(CATALOG, kind, where="kind")
     return damage(dict(row), random.Random(f"{seed} {kind}"), rows)  # noqa: S311

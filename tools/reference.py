@@ -20,10 +20,11 @@ from tunesmith.config.registry import entries, entry_constant, entry_options, re
 from tunesmith.data.finding import Proposal
 
 DOCS = Path(__file__).parents[1] / "docs"
-FOLDERS = {
+FOLDERS = {  # catalogs whose entries are files, and their function
     "data.checks": "find_defects",
+    "exporting.targets": "write",
     "training.engines": "train",
-}  # catalogues whose entries are files, and their function
+}
 
 HEAD = """# The recipe
 
@@ -38,7 +39,7 @@ whose keys are written with dots (`train.epochs: 3`), and adds `-small` to the r
 
 def recipe_reference() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *_section(Recipe, ""), *_catalogues()]).rstrip() + "\n"
+    return "\n".join([HEAD, *_section(Recipe, ""), *_catalogs()]).rstrip() + "\n"
 
 
 def _section(model: type[BaseModel], path: str) -> list[str]:
@@ -97,7 +98,7 @@ def _default(field: Any) -> str:
     return "none" if value is None else f"`{value}`" if value != "" else ""
 
 
-def _catalogues() -> list[str]:
+def _catalogs() -> list[str]:
     lines: list[str] = []
     for module in (
         "data.formats",
@@ -108,6 +109,7 @@ def _catalogues() -> list[str]:
         "training.optimizers",
         "evaluation.metrics",
         "evaluation.perturbations",
+        "exporting.targets",
     ):
         lines += [f"## {module.rsplit('.', 1)[-1]}", ""]
         for name in entries(f"tunesmith.{module}"):

@@ -59,7 +59,7 @@ def random_ids(batch: int, length: int, vocabulary: int, device: str) -> Callabl
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of `values` lies, between neighbours by proportion."""
+    """The value below which `share` of `values` lies, between neighbors by proportion."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     below = int(place)

@@ -79,7 +79,7 @@ def _about(rows: Sequence[Row]) -> list[str]:
         "holds no figure that is not there.",
         "",
         "What is timed are whole optimizer steps: forward, backward, clipping, AdamW. The base is NF4 with doubly",
-        "quantised scales and random weights, the adapter a LoRA on every linear layer of the decoder without dropout.",
+        "quantized scales and random weights, the adapter a LoRA on every linear layer of the decoder without dropout.",
         "With random tokens the loss is taken on every token, and a figure is the median of the steps after the third:",
         "ten steps, or as many as fit into five seconds, at least three. Peak memory is what torch allocated, the",
         "card's context apart; on a processor it is the process's resident size. Each engine, shape and way of",

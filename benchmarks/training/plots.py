@@ -1,4 +1,4 @@
-"""Tokens a second against peak memory, one SVG a shape, readable without colour."""
+"""Tokens a second against peak memory, one SVG a shape, readable without color."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.training.table import Row
 
-INK, GREY = "#1f2933", "#9aa5b1"
-STYLES = {  # colours by Okabe and Ito, which the common kinds of colour blindness tell apart; a mark of its own each
+INK, GRAY = "#1f2933", "#9aa5b1"
+STYLES = {  # color by Okabe and Ito, which the common kinds of color blindness tell apart; a mark of its own each
     "native": ("#0072b2", "o"),
     "native-fast": ("#d55e00", "D"),
     "unsloth": ("#009e73", "s"),
@@ -69,26 +69,26 @@ def recomputed(row: Row) -> bool:
 
 
 def _series(axes: Any, engine: str, rows: Sequence[Row]) -> list[tuple[float, float, str, str]]:
-    colour, mark = STYLES[engine]
+    color, mark = STYLES[engine]
     points = sorted((float(row.peak_gib), float(row.tokens_s), row) for row in rows)
     front: list[tuple[float, float]] = []
     for memory, speed, _ in points:
         if not front or speed > front[-1][1]:
             front.append((memory, speed))
-    axes.plot(*zip(*front, strict=True), color=colour, linewidth=1.2, alpha=0.7, zorder=2)
-    axes.plot([], [], linestyle="", marker=mark, color=colour, markersize=6.5, label=engine)
+    axes.plot(*zip(*front, strict=True), color=color, linewidth=1.2, alpha=0.7, zorder=2)
+    axes.plot([], [], linestyle="", marker=mark, color=color, markersize=6.5, label=engine)
     for memory, speed, row in points:
         axes.plot(
             [memory],
             [speed],
             linestyle="",
             marker=mark,
-            color=colour,
-            markerfacecolor="white" if recomputed(row) else colour,
+            color=color,
+            markerfacecolor="white" if recomputed(row) else color,
             markersize=6.5,
             zorder=3,
         )
-    return [(memory, speed, f"{row.batch}×{row.length}", colour) for memory, speed, row in points]
+    return [(memory, speed, f"{row.batch}×{row.length}", color) for memory, speed, row in points]
 
 
 def _ticks(axes: Any) -> None:
@@ -103,8 +103,8 @@ def _label(axes: Any, renderer: Any, points: Sequence[tuple[float, float, str, s
     pixels = axes.transData.transform([(memory, speed) for memory, speed, *_ in points]) if points else []
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
     frame = axes.get_window_extent(renderer)
-    for (memory, speed, text, colour), (x, y) in zip(points, pixels, strict=True):
-        found = axes.annotate(text, (memory, speed), fontsize=7, color=colour, annotation_clip=False)
+    for (memory, speed, text, color), (x, y) in zip(points, pixels, strict=True):
+        found = axes.annotate(text, (memory, speed), fontsize=7, color=color, annotation_clip=False)
         extent = found.get_window_extent(renderer)
         wide, high = extent.width, extent.height
         found.remove()
@@ -123,9 +123,9 @@ def _label(axes: Any, renderer: Any, points: Sequence[tuple[float, float, str, s
             ha="center",
             va="center",
             fontsize=7,
-            color=colour,
+            color=color,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4},
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5} if far else None,
+            arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.5} if far else None,
         )
 
 

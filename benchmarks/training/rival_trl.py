@@ -55,7 +55,7 @@ def lora(rank: int) -> dict[str, Any]:
 
 
 def four_bits(folder: Path) -> dict[str, Any]:
-    """What `from_pretrained` needs to quantise a folder of plain weights; nothing for one that is quantised."""
+    """What `from_pretrained` needs to quantise a folder of plain weights; nothing for one that is quantized."""
     from transformers import BitsAndBytesConfig
 
     if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):

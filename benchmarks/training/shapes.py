@@ -1,6 +1,6 @@
 """The models that are measured, as transformers' configurations, and a folder of each with random NF4 weights.
 
-Weights are made and quantised layer by layer, so a folder takes no more memory to make than its largest layer. What
+Weights are made and quantized layer by layer, so a folder takes no more memory to make than its largest layer. What
 is written is what `save_pretrained` of a bitsandbytes 4-bit model writes, and every engine reads the same folder.
 """
 

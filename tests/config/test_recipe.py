@@ -90,8 +90,8 @@ ONE: dict[str, tuple[str, Wrong]] = {
         ("toy.yaml line 7, trian", "unknown key 'trian'", choose(Recipe, "train")),
     ),
     "unknown key, nothing near": (
-        MINIMAL + "colour: blue\n",
-        ("toy.yaml line 7, colour", "unknown key 'colour'", choose(Recipe)),
+        MINIMAL + "color: blue\n",
+        ("toy.yaml line 7, color", "unknown key 'color'", choose(Recipe)),
     ),
     "misspelt nested key": (
         MINIMAL + "train:\n  epochs: 2\n  learnig_rate: 2e-4\n",
@@ -165,7 +165,7 @@ ONE: dict[str, tuple[str, Wrong]] = {
         changed("  source: rows.jsonl\n", ""),
         ("toy.yaml line 4, data.source", "'source' is missing", "Add source: …"),
     ),
-    "unknown catalogue name": (
+    "unknown catalog name": (
         changed("columns", "colums"),
         (
             "toy.yaml line 6, data.format",
@@ -173,11 +173,11 @@ ONE: dict[str, tuple[str, Wrong]] = {
             f"Did you mean 'columns'? Choose from: {FORMATS}",
         ),
     ),
-    "unknown catalogue name, nothing near": (
+    "unknown catalog name, nothing near": (
         MINIMAL + "train: {schedule: zigzag}\n",
         ("toy.yaml line 7, train.schedule", "unknown name 'zigzag'", "Choose from: constant, cosine, linear"),
     ),
-    "unknown catalogue name in a list": (
+    "unknown catalog name in a list": (
         MINIMAL + "  checks:\n    - empty\n    - duplicates\n",
         ("toy.yaml line 9, data.checks.1", "unknown name 'duplicates'", f"Did you mean 'duplicate'? {CHECKS}"),
     ),
@@ -646,9 +646,9 @@ def test_schema_takes_recipes_and_refuses_mistakes() -> None:
         assert not fits(plain, json_schema, json_schema["$defs"]), bad_name
 
 
-# --- catalogues ----------------------------------------------------------------------------------------------
+# --- catalogs ----------------------------------------------------------------------------------------------
 
-CONTRACTS = {  # catalogue -> (function of its modules, the arguments every entry takes, some entries)
+CONTRACTS = {  # catalog -> (function of its modules, the arguments every entry takes, some entries)
     "data.formats": ("", ["values"], {"alpaca", "chat", "columns", "sharegpt"}),
     "data.checks": ("find_defects", ["rows", "context"], {"duplicate", "empty", "leak", "too_long"}),
     "evaluation.metrics": ("", ["view"], {"expected", "length", "loss", "numbered_steps", "rouge", "stops"}),

@@ -261,15 +261,15 @@ COLOURS = "crimson ochre indigo turquoise"
 
 
 def described(count: int) -> list[Conversation]:
-    things, places, colours = THINGS.split(), PLACES.split(), COLOURS.split()
+    things, places, color = THINGS.split(), PLACES.split(), COLOURS.split()
     rows = []
     for number in range(count):
         thing, place = things[number % len(things)], places[(number * 5 + number // 14) % len(places)]
-        colour = colours[number % len(colours)] + "ish" * (number // 28)
+        color = color[number % len(color)] + "ish" * (number // 28)
         rows.append(
             row(
                 number + 1,
-                f"{thing}{number} {place}{number} {colour}{number}",
+                f"{thing}{number} {place}{number} {color}{number}",
                 f"The {thing}{number} stands near {place}{number}, quite alone.",
             )
         )

@@ -283,7 +283,7 @@ def test_a_preference_pair_is_refused_with_its_reason() -> None:
         columns({"prompt": "q", "chosen": "a", "rejected": "b"})
 
 
-# --- recognised ----------------------------------------------------------------------------------------------
+# --- recognized ----------------------------------------------------------------------------------------------
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SPOKEN = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]

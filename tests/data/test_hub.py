@@ -88,7 +88,7 @@ def parquet(*rows: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def labelled() -> bytes:
+def labeled() -> bytes:
     from datasets import ClassLabel, Dataset, Features, Value
 
     features = Features({"text": Value("string"), "kind": ClassLabel(names=["green", "black"])})
@@ -228,7 +228,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     keep(home, "tea/recipes", MAIN, "main", tea())
     keep(home, "tea/recipes", OLD, "v1", old_tea())
     for name, files in DATA_SETS.items():
-        keep(home, name, MAIN, "main", {**files, "train.parquet": labelled()} if name == "tea/labels" else files)
+        keep(home, name, MAIN, "main", {**files, "train.parquet": labeled()} if name == "tea/labels" else files)
     return ask([*OFFLINE, *REFUSED, *VAGUE], home, HF_HUB_OFFLINE="1")[0]
 
 

@@ -111,7 +111,7 @@ def test_chosen_checks_alone_are_made(call: Call, table: Path, here: Path) -> No
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
-        (["rows.csv", "--checks", "emtpy"], 2, "--checks: unknown check 'emtpy'. Did you mean 'empty'?"),
+        (["rows.csv", "--checks", "emtpy"], 2, "--checks: unknown name 'emtpy'. Did you mean 'empty'?"),
         (["rows.csv", "--small"], 2, "rows.csv: --small and --set need a recipe"),
         (["rows.csv", "--set", "seed=3"], 2, "rows.csv: --small and --set need a recipe"),
         (["gone.csv"], 3, "gone.csv: no such file"),

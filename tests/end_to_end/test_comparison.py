@@ -22,7 +22,7 @@ WISH: dict[str, Any] = {
         "steps",
         "run_on",
         "repetition",
-        "memorised",
+        "memorized",
         "likeness",
         "perplexity",
         "length",

@@ -169,7 +169,7 @@ def test_every_file_is_made_proven_and_shown(exported: Path, recipe: Recipe) -> 
         assert entry["replies"]["scores"]["stops"]["file"] == 1.0
         assert len((exported / f"replies/export-{name}.jsonl").read_text().splitlines()) == 8
     assert entry_of["q4_k_m"]["bytes"] < entry_of["q8_0"]["bytes"] < entry_of["f16"]["bytes"]
-    assert json.loads((exported / "export.json").read_text())["onto"] == "quantised"
+    assert json.loads((exported / "export.json").read_text())["onto"] == "quantized"
     assert not list(exported.rglob("*.part*")) and not (exported / "export/.work").exists()
     assert not list(exported.rglob("*.UNVERIFIED.txt"))
     page = tunesmith.report(recipe, Run(exported)).read_text(encoding="utf-8")

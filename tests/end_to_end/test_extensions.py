@@ -87,7 +87,8 @@ def test_a_run_with_an_entry_of_every_kind(recipe: Callable[..., Path], site: Pa
     audit = json.loads((run / "audit.json").read_text())
     assert audit["checks"]["shouting"]["rows"] == 4
     assert "The model learns to shout" in (run / "audit.html").read_text()
-    prepared = [json.loads(line) for part in ("train", "valid", "test") for line in (run / f"data/{part}.jsonl").open()]
+    texts = [(run / f"data/{part}.jsonl").read_text() for part in ("train", "valid", "test")]
+    prepared = [json.loads(line) for text in texts for line in text.splitlines()]
     assert len(prepared) == 36
     assert prepared[0]["messages"][0]["content"].startswith("Order ")
     scores = json.loads((run / "scores.json").read_text())
@@ -140,6 +141,7 @@ def test_wrong_entries_are_named(
     assert expected in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_failing_target_is_named_and_the_others_are_written(
     recipe: Callable[..., Path], site: Path, tmp_path: Path
 ) -> None:

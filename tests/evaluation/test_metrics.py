@@ -377,27 +377,27 @@ SEEN = ("the kettle sings at four", "put the milk in first")
         ("", 0.0),
     ],
 )
-def test_memorised(text: str, share: float) -> None:
-    assert metrics.memorised(view(text, training=SEEN))[0] == Score("memorised", pytest.approx(share), "lower")
+def test_memorized(text: str, share: float) -> None:
+    assert metrics.memorized(view(text, training=SEEN))[0] == Score("memorized", pytest.approx(share), "lower")
 
 
 @pytest.mark.parametrize(("run", "value"), [(4, 1.0), (5, 0.0)])
-def test_a_whole_run_is_memorised(run: int, value: float) -> None:
-    scores = metrics.memorised(view("well the kettle sings at five", training=SEEN), run=run)
-    assert scores[1] == Score("memorised_whole", value, "lower")
+def test_a_whole_run_is_memorized(run: int, value: float) -> None:
+    scores = metrics.memorized(view("well the kettle sings at five", training=SEEN), run=run)
+    assert scores[1] == Score("memorized_whole", value, "lower")
 
 
-def test_fifty_words_are_a_memorised_whole() -> None:
+def test_fifty_words_are_a_memorized_whole() -> None:
     words = [f"w{n}" for n in range(60)]
     training = (" ".join(words),)
-    assert values(metrics.memorised(view(" ".join(words[5:55]), training=training)))["memorised_whole"] == 1.0
-    assert values(metrics.memorised(view(" ".join(words[5:54]), training=training)))["memorised_whole"] == 0.0
+    assert values(metrics.memorized(view(" ".join(words[5:55]), training=training)))["memorized_whole"] == 1.0
+    assert values(metrics.memorized(view(" ".join(words[5:54]), training=training)))["memorized_whole"] == 0.0
 
 
-def test_memorised_needs_answers_and_a_run() -> None:
-    assert metrics.memorised(view("the kettle")) == []
+def test_memorized_needs_answers_and_a_run() -> None:
+    assert metrics.memorized(view("the kettle")) == []
     with pytest.raises(RecipeError, match="'run' must be 1 or more, not 0"):
-        metrics.memorised(view("the kettle", training=SEEN), run=0)
+        metrics.memorized(view("the kettle", training=SEEN), run=0)
 
 
 def test_likeness() -> None:
@@ -452,7 +452,7 @@ def test_odd_letters_are_no_error() -> None:
 
 def test_every_metric_says_what_it_means_and_gives_scores() -> None:
     names = entries("tunesmith.evaluation.metrics")
-    assert {"expected", "length", "loss", "memorised", "numbered_steps", "rouge", "stops"} <= set(names)
+    assert {"expected", "length", "loss", "memorized", "numbered_steps", "rouge", "stops"} <= set(names)
     for name in names:
         metric = resolve("tunesmith.evaluation.metrics", name)
         assert 15 < len((metric.__doc__ or "").split("\n\n")[0]) < 400

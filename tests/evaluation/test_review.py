@@ -1,4 +1,4 @@
-"""Pairs, sides, judgements on disk, and what they add up to, against published and hand-computed figures."""
+"""Pairs, sides, judgments on disk, and what they add up to, against published and hand-computed figures."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def says(
     base: Mapping[str, Answer] | None = None,
     tuned: Mapping[str, Answer] | None = None,
 ) -> Judgment:
-    """A judgement told by model: who was preferred, and the answers that are not yes."""
+    """A judgment told by model: who was preferred, and the answers that are not yes."""
     whole: dict[str, dict[str, Answer]] = {
         "base": {**dict.fromkeys(QUESTIONS, "yes"), **(base or {})},  # type: ignore[dict-item]
         "tuned": {**dict.fromkeys(QUESTIONS, "yes"), **(tuned or {})},  # type: ignore[dict-item]

@@ -59,7 +59,7 @@ def test_distinct(words: str, n: int, share: float | None) -> None:
         'Tap "Save; then close the app. Done."',
         "Tap “Open and then close”.",
         "Tap Save (top right; then it turns green).",
-        "Choose a colour and size.",
+        "Choose a color and size.",
         "Enter the size and type of the box.",
         "Press and hold the button.",
         "Copy and paste the code.",

@@ -44,7 +44,7 @@ def job(tmp_path: Path) -> Job:
     write_gguf(folder / "gguf" / "toy.q8_0.gguf")
     return Job(
         "toy", folder, Weights("tea/base", tmp_path, ""), adapter, Template(make_tokenizer(), CHATML, "its own"), (),
-        "quantised", 4, "float32", 40, 256, 1, lambda: CARD,
+        "quantized", 4, "float32", 40, 256, 1, lambda: CARD,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def job_of(model: Model, tmp_path: Path, **changes: Any) -> Job:
     folder = model.weights.folder
     given: dict[str, Any] = {
         "name": "tiny", "folder": tmp_path / "export", "weights": model.weights, "adapter": adapter,
-        "template": load_template(load_tokenizer(folder), "model", folder), "stop": (), "onto": "quantised", "bits": 4,
+        "template": load_template(load_tokenizer(folder), "model", folder), "stop": (), "onto": "quantized", "bits": 4,
         "precision": "float32", "limit": 20, "context": 128, "seed": 1, "card": lambda: "",
     }  # fmt: skip
     return Job(**{**given, **changes})

@@ -37,7 +37,7 @@ LAYOUTS = ("qwen3_moe", "mixtral", "gpt_oss", "granitemoe", "llama4_text")  # ea
 def test_merged_experts_are_what_was_trained_in_the_files_of_the_base(tmp_path: Path, family: str) -> None:
     base = make_moe(tmp_path / "base", family)
     layout = {name: shape for name, (_, shape, _) in tensor_headers(base).items()}
-    for bits, onto in ((4, "quantised"), (16, "original")):
+    for bits, onto in ((4, "quantized"), (16, "original")):
         model = trained(base, bits)
         folder = merge(job_of(model, tmp_path, onto=onto, bits=bits), tmp_path / onto, torch.float32)
         torch.testing.assert_close(logits(loaded(folder)), logits(model.network), rtol=0, atol=1e-4)
@@ -50,7 +50,7 @@ def test_merged_experts_are_what_was_trained_in_the_files_of_the_base(tmp_path: 
 
 def test_experts_stored_in_mxfp4_are_merged_in_16_bits(tmp_path: Path) -> None:
     base = make_mxfp4(tmp_path / "base")
-    for bits, onto in ((4, "quantised"), (16, "original")):
+    for bits, onto in ((4, "quantized"), (16, "original")):
         model = trained(base, bits)
         folder = merge(job_of(model, tmp_path, onto=onto, bits=bits), tmp_path / onto, torch.float32)
         torch.testing.assert_close(logits(loaded(folder)), logits(model.network), rtol=0, atol=1e-4)

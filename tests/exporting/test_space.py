@@ -41,7 +41,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     write_model(folder / "export" / "gguf" / "toy.q4_k_m.gguf", network)
     return Job(
         "toy", folder / "export", Weights("tea/base", folder, ""), folder,
-        Template(make_tokenizer(), CHATML, "its own"), ("zz",), "quantised", 4, "float32", 16, 256, 1, lambda: CARD,
+        Template(make_tokenizer(), CHATML, "its own"), ("zz",), "quantized", 4, "float32", 16, 256, 1, lambda: CARD,
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def test_what_is_not_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="owner/name"):
         write(job, repo="toy")
     monkeypatch.setattr(space, "version", lambda name: (_ for _ in ()).throw(space.PackageNotFoundError(name)))
-    with pytest.raises(MissingExtra, match="pip install gradio"):
+    with pytest.raises(MissingExtra, match=r"pip install .tunesmith\[ui\]"):
         write(job)
 
 

@@ -133,7 +133,7 @@ def test_the_letter_comes_with_its_marks(browser: Browser, letters: Scripted) ->
         panel.locator("#letter").evaluate(f"e => getComputedStyle(e, '::highlight({name})').textDecorationStyle")
         for name in ("unsupported", "contradicted")
     ]
-    assert styles == ["dotted", "wavy"]  # told apart without colours
+    assert styles == ["dotted", "wavy"]  # told apart without color
     expect(panel.locator("#tally")).to_have_text(
         "1 statement supported by your fields, 1 contradicted (wavy line), 1 not supported (dotted line)."
     )

@@ -455,7 +455,7 @@ def test_a_runtime_that_ends_while_loading(
 
 def test_without_the_runtime(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"pip install xllamacpp"):
+    with pytest.raises(MissingExtra, match=r"pip install .tunesmith\[export\]"):
         opened(file)
 
 

@@ -98,7 +98,7 @@ def test_no_disturbance_no_table() -> None:
     assert robustness_section({"primary": "stops"}, []) == []
 
 
-def judgement(folder: Path, won: int, lost: int, split: int, missing: int = 0) -> None:
+def judgment(folder: Path, won: int, lost: int, split: int, missing: int = 0) -> None:
     """judge.json of so many pairs; the place decides split ones, and one pair more has equal replies."""
     pairs, verdicts = [JudgePair("equal", "g", (), "same", "same")], {}
     for place, kind in enumerate(["tuned"] * won + ["base"] * lost + ["split"] * split + ["missing"] * missing):
@@ -138,14 +138,14 @@ def judgement(folder: Path, won: int, lost: int, split: int, missing: int = 0) -
     ],
 )
 def test_the_judge_is_quoted(tmp_path: Path, won: int, lost: int, split: int, preferred: str, sentence: str) -> None:
-    judgement(tmp_path, won, lost, split)
+    judgment(tmp_path, won, lost, split)
     judge = judge_section(tmp_path, toy_recipe(), {})
     assert judge is not None
     assert judge["verdict"] == f"The judge {preferred}: {sentence}"
 
 
 def test_how_far_a_judge_may_be_trusted_is_said(tmp_path: Path) -> None:
-    judgement(tmp_path, 3, 0, 1, missing=2)
+    judgment(tmp_path, 3, 0, 1, missing=2)
     judge = judge_section(tmp_path, toy_recipe(), {})
     assert judge is not None
     assert judge["doubts"] == [
@@ -158,7 +158,7 @@ def test_how_far_a_judge_may_be_trusted_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("of", "stale"), [("now", False), ("before", True), (None, False)])
 def test_verdicts_on_earlier_replies_are_known(tmp_path: Path, of: str | None, stale: bool) -> None:
-    judgement(tmp_path, 3, 1, 0)
+    judgment(tmp_path, 3, 1, 0)
     people(tmp_path)
     seals: dict[str, Any] = {"evaluate": {"files": {"scores.json": "now"}}}
     if of:

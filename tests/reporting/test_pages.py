@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_opinions import judgement, people, robustness
+from test_opinions import judgment, people, robustness
 
 from strict_pages import (
     EVIL,
@@ -363,7 +363,7 @@ def test_the_kept_step_is_marked() -> None:
 
 
 def test_all_that_was_measured_stands_on_the_page_as_text(reported: Callable[..., str], tmp_path: Path) -> None:
-    judgement(tmp_path, 18, 2, 2, missing=1)
+    judgment(tmp_path, 18, 2, 2, missing=1)
     people(tmp_path)
     text = reported(change=lambda scores: scores.update(robustness={**robustness(), TOPIC: robustness()["typos"]}))
     check_foreign_text(text)
@@ -418,9 +418,9 @@ def test_every_colour_of_a_plot_is_the_pages() -> None:
         plots.histogram([1, 2, 3], [1, 2], "words"),
     ]
     for plot in svgs:
-        colours = re.findall(r"(?:var\((--\w+), )?(#[0-9a-f]{6})", plot)
-        assert colours
-        assert {name for name, _ in colours} <= set(plots.VARIABLES.values())
+        color = re.findall(r"(?:var\((--\w+), )?(#[0-9a-f]{6})", plot)
+        assert color
+        assert {name for name, _ in color} <= set(plots.VARIABLES.values())
         texts = re.findall("<text([^>]*)>", plot)
         assert texts
         assert all("var(--ink" in attributes for attributes in texts)  # else black, which a dark page hides
@@ -446,10 +446,10 @@ def test_the_page_is_readable_in_light_and_dark(reported: Callable[..., str]) ->
 
 
 def contrast(first: str, second: str) -> float:
-    """The contrast of two colours (WCAG 2.2, relative luminance)."""
+    """The contrast of two color (WCAG 2.2, relative luminance)."""
 
-    def luminance(colour: str) -> float:
-        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    def luminance(color: str) -> float:
+        parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

@@ -102,7 +102,7 @@ def test_a_judgement_is_kept_with_its_sides(tmp_path: Path) -> None:
     assert (output["left"], output["right"], output["given"]) == (blind[1].left, blind[1].right, None)
     assert output["turns"] == [{"role": "user", "text": blind[1].pair.turns[0].text}]
     assert [field["name"] for field in output["fields"]] == ["skill"]
-    assert page.post("/api/judgements", json=given(page, 1)).json() == {"of": 3, "done": 1, "open": 0}
+    assert page.post("/api/judgments", json=given(page, 1)).json() == {"of": 3, "done": 1, "open": 0}
     (stored,) = read_reviews(reviews.path.parent)["r1"].values()
     assert (stored.pair, stored.part, stored.left_is, stored.preference) == (
         blind[1].pair.id,
@@ -120,23 +120,23 @@ def test_a_judgement_is_kept_with_its_sides(tmp_path: Path) -> None:
 
 
 def test_back_and_another_answer(page: TestClient, tmp_path: Path) -> None:
-    page.post("/api/judgements", json=given(page, 0))
+    page.post("/api/judgments", json=given(page, 0))
     before = page.get("/api/pairs/0").json()["given"]
     assert before == {**GIVEN, "seconds": 2.5, "note": "one"}
-    assert page.post("/api/judgements", json=given(page, 0, preference="tie")).json()["done"] == 1
+    assert page.post("/api/judgments", json=given(page, 0, preference="tie")).json()["done"] == 1
     assert page.get("/api/pairs/0").json()["given"]["preference"] == "tie"
     assert len((tmp_path / "runs/toy/reviews/r1.jsonl").read_text().splitlines()) == 2
 
 
 def test_it_goes_on_where_it_was_left(tmp_path: Path) -> None:
     first = client_of(app_of(tmp_path)[0])
-    first.post("/api/judgements", json=given(first, 0))
+    first.post("/api/judgments", json=given(first, 0))
     path = tmp_path / "runs/toy/reviews/r1.jsonl"
     path.write_bytes(path.read_bytes() + b'{"pair": "torn')
     again = client_of(app_of(tmp_path)[0])
     assert again.get("/api/state").json()["open"] == 1
     for place in (1, 2):
-        text = again.post("/api/judgements", json=given(again, place)).json()
+        text = again.post("/api/judgments", json=given(again, place)).json()
     assert text == {"of": 3, "done": 3, "open": None}
     assert len(path.read_text().splitlines()) == 3
     other_client = client_of(app_of(tmp_path, "r2")[0])
@@ -148,9 +148,9 @@ def test_nothing_tells_which_reply_is_whose(tmp_path: Path) -> None:
     page = client_of(app)
     answers = [page.get(path) for path in ("/", "/review.js", "/review.css", "/api/state")]
     for place in range(len(blind)):
-        answers += [page.get(f"/api/pairs/{place}"), page.post("/api/judgements", json=given(page, place))]
+        answers += [page.get(f"/api/pairs/{place}"), page.post("/api/judgments", json=given(page, place))]
         answers += [page.get(f"/api/pairs/{place}")]
-    answers += [page.post("/api/judgements", json={}), page.get("/api/pairs/99"), page.get("/api/summary")]
+    answers += [page.post("/api/judgments", json={}), page.get("/api/pairs/99"), page.get("/api/summary")]
     for answer in answers:
         headers = {name: value for name, value in answer.headers.items() if name != "content-security-policy"}
         whole = answer.text.lower() + str(headers).lower()
@@ -175,7 +175,7 @@ def test_nothing_tells_which_reply_is_whose(tmp_path: Path) -> None:
     ]
 
 
-ASKED: list[tuple[str, str]] = [("GET", "/api/state"), ("GET", "/api/pairs/0"), ("POST", "/api/judgements")]
+ASKED: list[tuple[str, str]] = [("GET", "/api/state"), ("GET", "/api/pairs/0"), ("POST", "/api/judgments")]
 
 
 @pytest.mark.parametrize(("method", "path"), ASKED)
@@ -209,14 +209,14 @@ def test_another_host_is_refused(tmp_path: Path, host: str, path: str) -> None:
 )
 def test_another_pages_writing_is_refused(tmp_path: Path, origin: str) -> None:
     client = client_of(app_of(tmp_path)[0], Origin=origin)
-    assert client.post("/api/judgements", json=given(client, 0)).status_code == 403
+    assert client.post("/api/judgments", json=given(client, 0)).status_code == 403
     assert client.get("/api/state").json()["done"] == 0
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""])
 def test_only_json_is_read(page: TestClient, kind: str) -> None:
     headers = {"Content-Type": kind} if kind else {}
-    answer = page.post("/api/judgements", content=json.dumps(given(page, 0)), headers=headers)
+    answer = page.post("/api/judgments", content=json.dumps(given(page, 0)), headers=headers)
     assert answer.status_code == 415
     assert page.get("/api/state").json()["done"] == 0
 
@@ -238,18 +238,18 @@ WRONG: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", WRONG, ids=lambda change: str(change)[:40])
 def test_a_judgement_of_another_shape_is_refused(page: TestClient, change: dict[str, Any]) -> None:
-    assert page.post("/api/judgements", json=given(page, 0, **change)).status_code == 422
+    assert page.post("/api/judgments", json=given(page, 0, **change)).status_code == 422
     assert page.get("/api/state").json()["done"] == 0
 
 
 def test_replies_that_are_gone_and_places_that_are_none(page: TestClient) -> None:
-    assert page.post("/api/judgements", json=given(page, 0, key="another")).status_code == 409
+    assert page.post("/api/judgments", json=given(page, 0, key="another")).status_code == 409
     assert [page.get(f"/api/pairs/{place}").status_code for place in ("3", "-1", "x")] == [404, 404, 422]
     assert page.get("/api/state").json()["done"] == 0
 
 
 def test_the_longest_note_fits(page: TestClient) -> None:
-    answer = page.post("/api/judgements", json=given(page, 0, note="🙂" * MAX_NOTE))
+    answer = page.post("/api/judgments", json=given(page, 0, note="🙂" * MAX_NOTE))
     assert answer.status_code == 200
 
 
@@ -266,7 +266,7 @@ def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
             try:
                 connection.request(
-                    "POST", "/api/judgements", body, {**headers, **more}, encode_chunked="Transfer-Encoding" in more
+                    "POST", "/api/judgments", body, {**headers, **more}, encode_chunked="Transfer-Encoding" in more
                 )
                 return connection.getresponse().status
             finally:
@@ -291,7 +291,7 @@ def test_every_answer_has_the_headers(page: TestClient) -> None:
         page.get("/nothing"),
         page.get("/", headers={"Host": "evil.example"}),
     ]
-    answers.append(page.post("/api/judgements", json={}))
+    answers.append(page.post("/api/judgments", json={}))
     for answer in answers:
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -358,11 +358,11 @@ def test_a_full_disk_is_told_and_nothing_is_kept(tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patched:
         patched.setattr("tunesmith.evaluation.review.os.fsync", full)
-        answer = page.post("/api/judgements", json=given(page, 0))
+        answer = page.post("/api/judgments", json=given(page, 0))
     assert answer.status_code == 507
     assert "disk is full" in answer.json()["detail"]
     assert page.get("/api/state").json()["done"] == 0
-    assert page.post("/api/judgements", json=given(page, 0)).status_code == 200
+    assert page.post("/api/judgments", json=given(page, 0)).status_code == 200
 
 
 def post(url: str, **changes: Any) -> dict[str, Any]:
@@ -376,7 +376,7 @@ def post(url: str, **changes: Any) -> dict[str, Any]:
             return json.load(answer)
 
     key = ask(f"/api/pairs/{ask('/api/state')['open']}")["key"]
-    return dict(ask("/api/judgements", {"key": key, **GIVEN, **changes}))
+    return dict(ask("/api/judgments", {"key": key, **GIVEN, **changes}))
 
 
 def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:

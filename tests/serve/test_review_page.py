@@ -117,19 +117,19 @@ def test_a_server_that_goes_and_comes_back(page: Any, tmp_path: Path) -> None:
         at_pair(page, 1)
         port = int(served.url.split(":")[2].split("/")[0])
     press(page, "x 1 Enter")
-    sync_api.expect(page.locator("#trouble")).to_contain_text("Your judgement is kept here")
+    sync_api.expect(page.locator("#trouble")).to_contain_text("Your judgment is kept here")
     at_pair(page, 1)
     with serve_review(recipe, run, "r1", port=port) as served:
         sync_api.expect(page.locator("#trouble")).to_contain_text("no longer valid")
         assert served.reviews.judgments == {}
         page.goto("about:blank")
         page.goto(served.url)
-        at_pair(page, 2)  # the kept judgement was sent
+        at_pair(page, 2)  # the kept judgment was sent
         assert len(served.reviews.judgments) == 1
-        page.route("**/api/judgements", lambda route: route.abort())
+        page.route("**/api/judgments", lambda route: route.abort())
         press(page, "x 2 Enter")
         sync_api.expect(page.locator("#trouble")).to_be_visible()
-        page.unroute("**/api/judgements")
+        page.unroute("**/api/judgments")
         page.locator("#again").click()
         at_pair(page, 3)
         sync_api.expect(page.locator("#trouble")).to_be_hidden()
@@ -137,7 +137,7 @@ def test_a_server_that_goes_and_comes_back(page: Any, tmp_path: Path) -> None:
         at_pair(page, 3)
         page.evaluate("old => sessionStorage.setItem('tunesmith-review-pending', old)", json.dumps(OTHERS))
         page.reload()
-        sync_api.expect(page.locator("#missing")).to_contain_text("Not saved: this judgement is about replies")
+        sync_api.expect(page.locator("#missing")).to_contain_text("Not saved: this judgment is about replies")
         press(page, "x")
         sync_api.expect(page.locator("#missing")).to_contain_text("your preference")
     assert [item["preference"] for item in lines(run / "reviews/r1.jsonl")] == ["left", "right"]

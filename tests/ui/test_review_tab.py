@@ -43,7 +43,7 @@ def judge(url: str, place: int, preference: str) -> None:
     key = ask(url, f"/api/pairs/{place}")["key"]
     answers = dict.fromkeys(QUESTIONS, "yes")
     body = {"key": key, "left": answers, "right": answers, "preference": preference, "seconds": 2.0}
-    ask(url, "/api/judgements", body)
+    ask(url, "/api/judgments", body)
 
 
 def test_pairs_are_served_found_again_and_summarized(

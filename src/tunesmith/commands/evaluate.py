@@ -153,7 +153,7 @@ def _judge(recipe: Recipe, run: Run, log: Reporter) -> None:
         )  # fmt: skip
         judged = judge.judge(pairs, log).describe()
     run.write_json("judge.json", judged)
-    if not judged["missing"]:  # missing judgements are requested again next time
+    if not judged["missing"]:  # missing judgments are requested again next time
         run.write_fingerprints("judge", inputs, ["judge.json"])
     counts = ", ".join(f"{judged[key]} {label}" for key, label in JUDGE_LABELS.items())
     log(f"judge: {counts}")

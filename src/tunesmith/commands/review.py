@@ -31,7 +31,7 @@ LOCK_TIMEOUT = 10.0  # seconds; writing reviews.json takes milliseconds
 
 @dataclass(frozen=True)
 class RunningReview:
-    """A running review server: its URL with the token, the number of pairs, the judgements, and the thread."""
+    """A running review server: its URL with the token, the number of pairs, the judgments, and the thread."""
 
     url: str
     pairs: int
@@ -40,21 +40,21 @@ class RunningReview:
 
 
 def review(recipe: Recipe, run: Run, reviewer: str, log: Reporter = silent, *, port: int = 0) -> Path:
-    """Serves the pairs until Ctrl-C, then writes the judgements of all reviewers to reviews.json.
+    """Serves the pairs until Ctrl-C, then writes the judgments of all reviewers to reviews.json.
 
     `port` 0 takes any free port. Raises RunError if the run is not evaluated, all replies are equal, or `reviewer` is
     not a valid name or is already judging; ResourceError if the port is in use.
     """
     with contextlib.suppress(KeyboardInterrupt), serve_review(recipe, run, reviewer, log, port=port) as served:
         log(f"review: open {served.url}")
-        log("review: every judgement is saved at once; Ctrl-C ends the review")
+        log("review: every judgment is saved at once; Ctrl-C ends the review")
         while served.thread.is_alive():
             served.thread.join(0.5)
     summary = write_summary(recipe, run)
     for name, count in summary.reviewers.items():
         log(f"review: {name} has judged {count} of {summary.pairs} pairs")
     if summary.stale:
-        log(f"review: {summary.stale} judgements of older replies are not counted")
+        log(f"review: {summary.stale} judgments of older replies are not counted")
     log(f"review: {summary.verdict}")
     return run / "reviews.json"
 
@@ -75,7 +75,7 @@ def serve_review(
     with _locked(run, f".{check_reviewer(reviewer)}.lock", problem, hint), listen(port) as listener:
         reviews = Reviews.open(run / FOLDER, reviewer)
         if reviews.torn:
-            log(f"review: the last judgement in {reviews.path.name} is incomplete; its pair is shown again")
+            log(f"review: the last judgment in {reviews.path.name} is incomplete; its pair is shown again")
         if equal:
             log(f"review: {equal} of {equal + len(pairs)} rows have two equal replies and are not shown")
         token, number = secrets.token_urlsafe(32), listener.getsockname()[1]
@@ -87,7 +87,7 @@ def serve_review(
 
 
 def write_summary(recipe: Recipe, run: Run) -> ReviewSummary:
-    """Writes the judgements of all reviewers so far to reviews.json. Raises RunError if the run is not evaluated."""
+    """Writes the judgments of all reviewers so far to reviews.json. Raises RunError if the run is not evaluated."""
     pairs, equal = review_pairs(recipe, run)
     with _locked(run, ".summary.lock", "another process is writing reviews.json", "Try again", seconds=LOCK_TIMEOUT):
         summary = summarize(pairs, equal, read_reviews(run / FOLDER))

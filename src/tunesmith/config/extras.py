@@ -5,6 +5,7 @@ The core (`pip install tunesmith`) holds no torch; everything that loads a model
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -40,7 +41,8 @@ def install_command(extra: str) -> str:
 
     PyPI's torch for Linux brings 3.6 GB of CUDA libraries.
     """
-    cpu = sys.platform == "linux" and extra in _WITH_TORCH and shutil.which("nvidia-smi") is None
+    brings_torch = extra in _WITH_TORCH and importlib.util.find_spec("torch") is None
+    cpu = brings_torch and sys.platform == "linux" and shutil.which("nvidia-smi") is None
     return f"pip install 'tunesmith[{extra}]'" + (f" --extra-index-url {CPU_INDEX}" if cpu else "")
 
 

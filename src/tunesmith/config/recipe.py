@@ -351,8 +351,8 @@ class Export(Section):
     """Files for other runtimes. Each is verified by its replies to test rows in its runtime."""
 
     files: list[Target] = Field([], description="export targets; empty: no export")
-    onto: Literal["quantised", "original"] = Field(
-        "quantised",
+    onto: Literal["quantized", "original"] = Field(
+        "quantized",
         description="weights that the adapter is merged into: the dequantized weights that it was trained on, or the "
         "original weights",
     )

@@ -19,6 +19,7 @@ from tunesmith.data.conversation import Conversation, conversation_from_dict, co
 from tunesmith.runs.run import translate_disk_errors
 
 _NUMBER = np.dtype("<u8")
+_NO_ROWS = np.zeros(1, _NUMBER).tobytes()
 
 
 class Table(Sequence[Conversation]):
@@ -28,7 +29,8 @@ class Table(Sequence[Conversation]):
         """Opens a file that `write` wrote; `indices` selects rows, in that order."""
         self.path = path
         with path.open("rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            empty = path.stat().st_size == 0  # cannot be mapped
+            self._data = _NO_ROWS if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         count = int(np.frombuffer(self._data[-_NUMBER.itemsize :], _NUMBER)[0])
         ends = np.frombuffer(self._data, _NUMBER, count, len(self._data) - (count + 1) * _NUMBER.itemsize)
         self._bounds = np.concatenate([np.zeros(1, _NUMBER), ends]).astype(np.int64)

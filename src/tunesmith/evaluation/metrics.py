@@ -186,10 +186,10 @@ def contradicted(view: View, *, fields: list | None = None) -> list[Score]:  # t
 
 # --- against what was trained on --------------------------------------------------------------------------------
 
-MEMORISED = ("memorised", "memorised_whole")
+MEMORIZED = ("memorized", "memorized_whole")
 
 
-def memorised(view: View, *, run: int = 50) -> list[Score]:
+def memorized(view: View, *, run: int = 50) -> list[Score]:
     """The longest run of words that the reply copies verbatim from one training answer, as a share of the reply's
     words, 0 to 1; and 1 if that run has `run` words or more (50 as in Carlini et al. 2023, arXiv:2202.07646, who count
     tokens), else 0.
@@ -200,7 +200,7 @@ def memorised(view: View, *, run: int = 50) -> list[Score]:
     if run < 1:
         raise RecipeError(
             f"'run' must be 1 or more, not {run}",
-            where="evaluate.metrics.memorised",
+            where="evaluate.metrics.memorized",
             next="Change it, or leave it out for the default, 50",
         )
     if not view.training.answers:
@@ -210,7 +210,7 @@ def memorised(view: View, *, run: int = 50) -> list[Score]:
     words = view.reply.text.split()
     longest = phrase_index(view.training).longest(words)
     values = (longest / max(1, len(words)), float(longest >= run))
-    return [Score(name, value, "lower") for name, value in zip(MEMORISED, values, strict=True)]
+    return [Score(name, value, "lower") for name, value in zip(MEMORIZED, values, strict=True)]
 
 
 def likeness(view: View) -> list[Score]:

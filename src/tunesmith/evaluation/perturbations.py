@@ -44,7 +44,7 @@ SIDE_TALK = (
     "It has rained here since Monday and the cat refuses to leave the sofa.",
     "I am writing this on the train, with one hand, the other one holds a coffee.",
     "My sister gets married in spring, so everybody talks of cake.",
-    "The neighbours have been drilling all morning, it sounds like a dentist for giants.",
+    "The neighbors have been drilling all morning, it sounds like a dentist for giants.",
     "By the way, I finally finished that long novel about lighthouses.",
     "We had soup for lunch, too much pepper, but the bread was good.",
 )

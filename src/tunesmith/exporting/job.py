@@ -29,7 +29,7 @@ from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore
 from tunesmith.models.weights import Weights
 from tunesmith.prompt.template import Template
 
-MergeBase = Literal["quantised", "original"]
+MergeBase = Literal["quantized", "original"]
 
 
 @dataclass(frozen=True)

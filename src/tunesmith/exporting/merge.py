@@ -269,7 +269,7 @@ def _experts(
 
     `stored` are the tensors of the files with their paths; `files` maps names in the text model to names in the files.
     """
-    packed_from = getattr(torch, job.precision) if job.onto == "quantised" and job.bits == 4 else None
+    packed_from = getattr(torch, job.precision) if job.onto == "quantized" and job.bits == 4 else None
 
     def read(name: str) -> Tensor:
         stored_name = files[name]
@@ -333,12 +333,12 @@ def _base_weight(job: Job, path: Path, name: str, size: tuple[int, int], *, tran
     tensor = _read_tensor(path, name)
     if tensor.dtype == torch.uint8:  # the files store 4-bit weights
         if job.onto == "original":
-            advice = "Set export.onto to quantised, or train on the unquantized model"
+            advice = "Set export.onto to quantized, or train on the unquantized model"
             raise ModelError("the base's files hold 4 bits, not the original weights", where=job.weights.name, next=advice)  # noqa: E501  # fmt: skip
         dequantized: Tensor = dequantize_4bit(tensor, _nf4_state(path, name))
         return dequantized.reshape(size).float()
     weight = (tensor.T if transposed else tensor).contiguous()
-    if job.onto == "quantised" and job.bits == 4:
+    if job.onto == "quantized" and job.bits == 4:
         weight = weight.to(getattr(torch, job.precision))
         weight = dequantize_4bit(*quantize_4bit(weight, quant_type="nf4", compress_statistics=True))
     return weight.float()

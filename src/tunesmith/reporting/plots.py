@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 WIDTH = 9.0  # inches at 96 pixels: the width of a card on the page
-INK, GREY, FIRST, SECOND, PAPER = "#1f2933", "#7b8794", "#0b5cad", "#b44d12", "#ffffff"
+INK, GRAY, FIRST, SECOND, PAPER = "#1f2933", "#7b8794", "#0b5cad", "#b44d12", "#ffffff"
 VARIABLES = {
     INK: "--ink",
-    GREY: "--soft",
+    GRAY: "--soft",
     FIRST: "--first",
     SECOND: "--second",
     PAPER: "--paper",
@@ -29,7 +29,7 @@ def loss_curves(train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, f
             *zip(*valid, strict=True), color=SECOND, linestyle="--", marker="o", markersize=4, label="validation rows"
         )
     if best:
-        axes.axvline(best, color=GREY, linewidth=1, linestyle=":")
+        axes.axvline(best, color=GRAY, linewidth=1, linestyle=":")
         axes.annotate(f"kept: step {best}", (best, axes.get_ylim()[1]), ha="right", va="top", fontsize=8, color=INK)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")

@@ -38,7 +38,7 @@ Answers = Annotated[dict[str, Answer], AfterValidator(_require_all_answers)]
 
 
 class JudgementRequest(BaseModel):
-    """A judgement as the page sends it."""
+    """A judgment as the page sends it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     key: str
@@ -78,10 +78,10 @@ def review_app(
             raise HTTPException(404, f"pair {place} does not exist")
         return {"place": place, **_describe(blind_pairs[place], reviews)}
 
-    @app.post("/api/judgements")
+    @app.post("/api/judgments")
     async def judge(payload: JudgementRequest) -> dict[str, Any]:
         if payload.key not in by_key:
-            raise HTTPException(409, "this judgement is about replies that are no longer shown; reload the page")
+            raise HTTPException(409, "this judgment is about replies that are no longer shown; reload the page")
         reviews.add(_judgement(payload, blind_pairs[by_key[payload.key]]))
         return _progress(blind_pairs, reviews)
 
@@ -107,8 +107,8 @@ def _progress(blind_pairs: Sequence[PresentedPair], reviews: Reviews) -> dict[st
 
 
 def _describe(blind_pair: PresentedPair, reviews: Reviews) -> dict[str, Any]:
-    judgement = reviews.judgments.get(blind_pair.pair.id)
-    oriented = judgement.with_left(blind_pair.left_is) if judgement else None
+    judgment = reviews.judgments.get(blind_pair.pair.id)
+    oriented = judgment.with_left(blind_pair.left_is) if judgment else None
     return {
         "key": blind_pair.key,
         "turns": [{"role": turn.role, "text": turn.text} for turn in blind_pair.pair.turns],

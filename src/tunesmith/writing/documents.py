@@ -36,7 +36,7 @@ def to_docx(text: str, title: str) -> bytes:
     try:
         import docx
     except ImportError as error:
-        raise _missing("python-docx") from error
+        raise missing_extra("docx", "documents") from error
     document = docx.Document()
     for lines in paragraphs(text):
         paragraph = document.add_paragraph()
@@ -59,7 +59,7 @@ def to_pdf(text: str, title: str) -> bytes:
     try:
         import fpdf
     except ImportError as error:
-        raise _missing("fpdf2") from error
+        raise missing_extra("fpdf", "documents") from error
     page = fpdf.FPDF(format="A4")
     page.set_margins(MARGIN, MARGIN, MARGIN)
     page.set_auto_page_break(True, MARGIN)
@@ -87,7 +87,3 @@ def _font() -> Path:
     if not font.is_file():
         raise MissingExtra("DejaVuSans.ttf is missing", where="matplotlib", next="pip install matplotlib")
     return font
-
-
-def _missing(package: str) -> MissingExtra:
-    return missing_extra(package, "documents")

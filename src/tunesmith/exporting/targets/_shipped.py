@@ -42,7 +42,7 @@ def merge_errors(request: Request, target: str) -> Iterator[TunesmithError]:
     if job.onto == "original" and config.get("quantization_config", {}).get("load_in_4bit"):
         yield RecipeError(
             "the base's files hold 4 bits, not the original weights", where=f"export.files: {target}",
-            next="Set export.onto to quantised, or train on the unquantized model",
+            next="Set export.onto to quantized, or train on the unquantized model",
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ const ANSWERS = ["yes", "no", "cannot say"];
 const KEYS = { left: ["q", "w", "e", "r"], right: ["u", "i", "o", "p"] };
 const PREFERENCES = [["left", "Left", "1"], ["tie", "Tie", "0"], ["right", "Right", "2"]];
 const RETRY_MS = 2000;
-const PENDING = "tunesmith-review-pending"; // a judgement that the server has not taken yet, kept over a reload
+const PENDING = "tunesmith-review-pending"; // a judgment that the server has not taken yet, kept over a reload
 const TOKEN = "tunesmith-review-token";
 
 const at = (id) => document.getElementById(id);
@@ -47,7 +47,7 @@ async function ask(path, body) {
     } catch {
       answer = null;
     }
-    const kept = body ? " Your judgement is kept here." : "";
+    const kept = body ? " Your judgment is kept here." : "";
     if (answer === null) trouble(`The server does not answer.${kept} Trying again every ${RETRY_MS / 1000} seconds.`);
     else if (answer.status === 401) stop(`This address is no longer valid.${kept} Open the address that the terminal shows now in this tab.`);
     else if (answer.status >= 500) trouble(`${await detail(answer)}${kept} Trying again every ${RETRY_MS / 1000} seconds.`);
@@ -270,9 +270,9 @@ async function save() {
   await go(place + 1 < state.of ? place + 1 : state.open);
 }
 
-async function send(judgement) {
-  sessionStorage.setItem(PENDING, JSON.stringify(judgement));
-  const told = await ask("api/judgements", judgement);
+async function send(judgment) {
+  sessionStorage.setItem(PENDING, JSON.stringify(judgment));
+  const told = await ask("api/judgments", judgment);
   sessionStorage.removeItem(PENDING);
   if (told.refused) {
     lost = `Not saved: ${told.detail}.`;
