@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         report,
         review,
         run,
-        serve,
+        serve_models,
         synthesize,
         train,
         undo,
@@ -48,44 +48,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "config.recipe": ("Recipe",),
-    "data.conversation": ("Conversation",),
-    "errors": ("TunesmithError",),
-    "generation.text_model": ("Reply", "TextModel"),
-    "library": (
-        "audit",
-        "card",
-        "chat",
-        "chat_file",
-        "check",
-        "compare_runs",
-        "curve",
-        "doctor",
-        "evaluate",
-        "export",
-        "import_settings",
-        "list_runs",
-        "new",
-        "open_run",
-        "pack",
-        "plan",
-        "prepare",
-        "push",
-        "read_recipe",
-        "report",
-        "review",
-        "run",
-        "serve",
-        "synthesize",
-        "train",
-        "undo",
-        "unpack",
-    ),
-    "planning.autograd": ("Plan",),
-    "runs.run": ("Run",),
+_TYPES = {
+    "Conversation": "data.conversation",
+    "Plan": "planning.autograd",
+    "Recipe": "config.recipe",
+    "Reply": "generation.text_model",
+    "Run": "runs.run",
+    "TextModel": "generation.text_model",
+    "TunesmithError": "errors",
 }
-_MODULE_OF = {name: f"tunesmith.{module}" for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Conversation",
@@ -118,7 +89,7 @@ __all__ = [
     "report",
     "review",
     "run",
-    "serve",
+    "serve_models",
     "synthesize",
     "train",
     "undo",
@@ -127,12 +98,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name not in __all__:
         raise AttributeError(f"module 'tunesmith' has no attribute '{name}'")
     from tunesmith.config.extras import missing_extras_named, names_missing_extras
 
     with missing_extras_named(name):
-        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        value = getattr(importlib.import_module(f"tunesmith.{_TYPES.get(name, 'library')}"), name)
     return names_missing_extras(value) if inspect.isfunction(value) else value
 
 

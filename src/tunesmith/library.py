@@ -386,7 +386,7 @@ def chat_file(path: PathInput) -> Any:
     return command(Path(path))
 
 
-def serve(*models: PathInput, log: Log = print, **options: Any) -> None:
+def serve_models(*models: PathInput, log: Log = print, **options: Any) -> None:
     """Serves runs and GGUF files over an OpenAI-compatible API until Ctrl-C.
 
     `options` are the fields of tunesmith.commands.serve.ServeOptions, such as `port`.

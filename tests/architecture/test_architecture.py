@@ -100,10 +100,11 @@ def test_public_names() -> None:
         "Conversation", "Plan", "Recipe", "Reply", "Run", "TextModel", "TunesmithError", "__version__",
         "audit", "card", "chat", "chat_file", "check", "compare_runs", "curve", "doctor", "evaluate", "export",
         "import_settings", "list_runs", "new", "open_run", "pack", "plan", "prepare", "push", "read_recipe", "report",
-        "review", "run", "serve", "synthesize", "train", "undo", "unpack",
+        "review", "run", "serve_models", "synthesize", "train", "undo", "unpack",
     }  # fmt: skip
     for name in tunesmith.__all__:
         assert getattr(tunesmith, name).__doc__
+        assert not (SOURCE / name).exists() and not (SOURCE / f"{name}.py").exists()  # an import would replace it
     with pytest.raises(AttributeError):
         _ = tunesmith.nonsense
 
