@@ -42,8 +42,7 @@ from tunesmith.training.autograd_step import validation_loss
 from tunesmith.training.fused_step import FusedStep
 from tunesmith.training.job import Job, Layout
 from tunesmith.training.optimizers import adamw
-from tunesmith.training.rate import learning_rate_factor
-from tunesmith.training.schedules import cosine
+from tunesmith.training.schedules import cosine, learning_rate_factor
 
 FIELDS = (
     "seed",

@@ -24,7 +24,7 @@ from tunesmith.models.build import Model, add_adapter, default_lora_a, load_mode
 from tunesmith.models.original_weights import OriginalWeights
 from tunesmith.models.qlora import LoraLinear
 from tunesmith.models.weights import fetch_weights
-from tunesmith.training.groups import groups
+from tunesmith.training.optimizers import parameter_groups
 
 
 def base_of(model: Model) -> Any:
@@ -48,7 +48,7 @@ def loss(network: Any) -> Tensor:
 
 def train_steps(model: Model, count: int = 3) -> list[float]:
     parameters = model.trainable()
-    optimizer = torch.optim.AdamW(groups(parameters, 1e-2, 1.0))
+    optimizer = torch.optim.AdamW(parameter_groups(parameters, 1e-2, 1.0))
     losses = []
     torch.manual_seed(1)
     model.network.train()
@@ -409,7 +409,7 @@ def test_lora_plus_rates_are_pefts(tiny: Callable[..., Path]) -> None:
 
     model = made(tiny("gpt2"), dora=True, bias="lora_only", train_also=WHOLE)
     names = {id(p): name for name, p in model.trainable().items()}
-    ours = groups(model.trainable(), 1e-3, 16.0)
+    ours = parameter_groups(model.trainable(), 1e-3, 16.0)
     rates = {names[id(p)]: (g["peak"], g.get("weight_decay", 0.1)) for g in ours for p in g["params"]}
     config = LoraConfig(
         r=4, lora_alpha=8, target_modules=list(model.lora), use_dora=True, bias="lora_only",
@@ -436,7 +436,7 @@ def test_each_optimizer_takes_groups(tiny: Callable[..., Path], name: str, ratio
     make = resolve("tunesmith.training.optimizers", name)
     model = shaken(made(tiny("llama")))
     before = {key: value.detach().clone() for key, value in model.trainable().items()}
-    optimizer = make(groups(model.trainable(), 1e-3, ratio), 1e-3, 0.0)
+    optimizer = make(parameter_groups(model.trainable(), 1e-3, ratio), 1e-3, 0.0)
     assert [group["peak"] for group in optimizer.param_groups] == ([1e-3] if ratio == 1 else [1e-3, 8e-3])
     loss(model.network).backward()
     optimizer.step()
@@ -447,7 +447,7 @@ def test_each_optimizer_takes_groups(tiny: Callable[..., Path], name: str, ratio
 
 def test_groups_of_plain_lora_are_one_in_the_old_order(tiny: Callable[..., Path]) -> None:
     model = made(tiny("llama"))
-    (group,) = groups(model.trainable(), 2e-4, 1.0)
+    (group,) = parameter_groups(model.trainable(), 2e-4, 1.0)
     assert [id(p) for p in group["params"]] == [id(p) for p in model.trainable().values()]
     assert group["lr"] == group["peak"] == 2e-4
     assert "weight_decay" not in group

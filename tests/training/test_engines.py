@@ -25,7 +25,7 @@ from tunesmith.runs.run import Run, hash_file
 from tunesmith.training import autograd_step, checkpoint, progress
 from tunesmith.training.engines import trl
 from tunesmith.training.journal import read_journal
-from tunesmith.training.rate import learning_rate_factor
+from tunesmith.training.schedules import learning_rate_factor
 
 ENGINES = ["native", "trl"]
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from tunesmith.config import extensions
 from tunesmith.config.extras import EXTRAS, missing_extra
@@ -43,7 +43,10 @@ def entries(catalog: str) -> list[str]:
 
 @functools.cache
 def _own_entries(catalog: str) -> tuple[str, ...]:
-    """Returns the entries without importing the catalog, which may need a large library: its public functions."""
+    """Returns the entries without importing the catalog, which may need a large library.
+
+    They are the names in its `__all__`, or else its public functions.
+    """
     spec = importlib.util.find_spec(catalog)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"No module named '{catalog}'", name=catalog)
@@ -51,8 +54,14 @@ def _own_entries(catalog: str) -> tuple[str, ...]:
         names = (info.name for info in pkgutil.iter_modules(spec.submodule_search_locations))
     else:
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        names = (statement.name for statement in tree.body if isinstance(statement, ast.FunctionDef))
+        functions = (statement.name for statement in tree.body if isinstance(statement, ast.FunctionDef))
+        listed = next((item.value for item in tree.body if _assigns(item, "__all__")), None)
+        names = iter(ast.literal_eval(listed)) if listed is not None else functions
     return tuple(sorted(name for name in names if not name.startswith("_")))
+
+
+def _assigns(statement: ast.stmt, name: str) -> TypeGuard[ast.Assign]:
+    return isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]
 
 
 def resolve(catalog: str, name: str, *, function: str = "", where: str = "") -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Optimizers by name: functions of parameters (or parameter groups, see groups.py), peak rate and weight decay.
+"""Optimizers by name: functions of parameters (or parameter groups), peak rate and weight decay.
 
 A group's own rate and weight decay take precedence. Each function returns a torch optimizer.
 """
@@ -12,6 +12,7 @@ import torch
 
 from tunesmith.training.validation import paged_error
 
+__all__ = ["adamw", "adamw_8bit", "paged_adamw_8bit"]  # the names that a recipe may give
 Parameters: TypeAlias = Sequence[torch.nn.Parameter] | Sequence[dict[str, Any]]
 
 
@@ -76,3 +77,24 @@ def _bitsandbytes_optimizer(
 
     optimizer: Any = getattr(bnb.optim, kind)(parameters, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay)
     return optimizer  # type: ignore[no-any-return]
+
+
+def parameter_groups(parameters: dict[str, torch.nn.Parameter], rate: float, ratio: float) -> list[dict[str, Any]]:
+    """Returns parameter groups for torch's optimizers, each with its "peak" rate and an equal initial "lr".
+
+    With LoRA+ (Hayou et al. 2024, arXiv:2402.12354) B's rate is `ratio` times A's `rate`. As in PEFT's LoRA+ optimizer,
+    vectors (biases, DoRA's magnitudes) go with B, embeddings and head with A, and biases have no weight decay. With a
+    `ratio` of 1 and no trained biases there is one group, in the order of `parameters`.
+    """
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        fast = name.endswith(".lora_B") or (
+            parameter.dim() == 1 and not name.endswith(".lora_A")
+        )  # the fused decoder's A is flat
+        peak = rate * ratio if fast else rate
+        decays = not name.endswith(".bias")
+        group = groups.setdefault((peak, decays), {"params": [], "lr": peak, "peak": peak})
+        if not decays:
+            group["weight_decay"] = 0.0
+        group["params"].append(parameter)
+    return list(groups.values())

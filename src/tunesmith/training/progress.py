@@ -18,7 +18,7 @@ from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Checkpoint
 from tunesmith.training.job import Job
 from tunesmith.training.journal import Journal
-from tunesmith.training.rate import warm_steps
+from tunesmith.training.schedules import warm_steps
 
 
 @dataclass

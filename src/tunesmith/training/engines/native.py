@@ -20,12 +20,12 @@ from tunesmith.models.fuse import unfused_reasons
 from tunesmith.prompt import pack
 from tunesmith.runs.run import is_main_process
 from tunesmith.training import autograd_step, distributed, fused_step
-from tunesmith.training.groups import groups
 from tunesmith.training.job import Job, Outcome
 from tunesmith.training.journal import Journal, open_journal
 from tunesmith.training.loss import check_head
+from tunesmith.training.optimizers import parameter_groups
 from tunesmith.training.progress import Checkpoints, Progress, plan_steps, step_event
-from tunesmith.training.rate import learning_rate_factor
+from tunesmith.training.schedules import learning_rate_factor
 from tunesmith.training.signals import StopRequest, stop_on_signals
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class _Loop:
         self.gradients: Gradients = step_class(job, job.micro_tokens)
         build_optimizer = resolve("tunesmith.training.optimizers", self.settings.optimizer.name)
         self.optimizer: torch.optim.Optimizer = build_optimizer(
-            groups(self.gradients.trained, self.settings.learning_rate, job.adapter.rate_ratio),
+            parameter_groups(self.gradients.trained, self.settings.learning_rate, job.adapter.rate_ratio),
             self.settings.learning_rate,
             self.settings.weight_decay,
             **self.settings.optimizer.options,

@@ -32,11 +32,11 @@ from tunesmith.models.qlora import FrozenLinear
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
 from tunesmith.training.autograd_step import OVERHEAD, check_recompute, halve_micro_batch, validation_loss
-from tunesmith.training.groups import groups
 from tunesmith.training.job import Job, Outcome
 from tunesmith.training.journal import Journal, open_journal
+from tunesmith.training.optimizers import parameter_groups
 from tunesmith.training.progress import Checkpoints, plan_steps, step_event
-from tunesmith.training.rate import learning_rate_factor
+from tunesmith.training.schedules import learning_rate_factor
 from tunesmith.training.signals import StopRequest, stop_on_signals
 from tunesmith.training.validation import packed_error
 
@@ -189,7 +189,7 @@ def _optimizer(job: Job, parameters: dict[str, nn.Parameter]) -> torch.optim.Opt
     """Returns the recipe's optimizer with the native engine's parameter groups."""
     settings = job.settings
     renamed = {name.removesuffix(".weight").removesuffix(".default"): part for name, part in parameters.items()}
-    param_groups = groups(renamed, settings.learning_rate, job.adapter.rate_ratio)
+    param_groups = parameter_groups(renamed, settings.learning_rate, job.adapter.rate_ratio)
     param_groups.sort(
         key=lambda group: group["peak"] != settings.learning_rate
     )  # the trainer logs the first group's rate

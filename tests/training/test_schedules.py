@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tunesmith.training.rate import learning_rate_factor, warm_steps
-from tunesmith.training.schedules import constant, cosine, linear
+from tunesmith.training.schedules import constant, cosine, learning_rate_factor, linear, warm_steps
 
 
 @pytest.mark.parametrize(
