@@ -12,7 +12,7 @@ from tools.templates import conversation, names, template
 
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import DataError, ModelError
-from tunesmith.prompt.reply import ReplyFormat, ReplyStream
+from tunesmith.prompt.reply import ReplyStream
 from tunesmith.prompt.template import Template, pin_date, writes_date
 from tunesmith.prompt.tokens import Example, encode, encode_prompt, expand, special_ids
 
@@ -76,7 +76,7 @@ def test_every_answer_of_every_template(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if not name.endswith("_training")])
 def test_a_reply_is_what_follows_the_opening_and_the_thought(name: str) -> None:
     chat_template = template(name)
-    form = ReplyFormat.of(chat_template)
+    form = chat_template.form
     for reasoning in (False, True) if name not in EMPTY_THOUGHT_PROMPT else (False,):
         row = conversation(1, system=False, reasoning=reasoning)
         (run,) = learned(encode(row, chat_template), chat_template)

@@ -7,10 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tunesmith.data.conversation import Turn
-from tunesmith.errors import TunesmithError
-from tunesmith.prompt.template import ANSWER_MARKER, OPEN_THOUGHT, PROBE_QUESTION, THOUGHT_MARKER, Template
-
 NEVER_MATCHES = re.compile(r"(?!)")
 
 
@@ -35,17 +31,6 @@ class ReplyFormat:
     opening: str = ""
     thoughts: Sequence[ThoughtTags] = (THINK_TAGS,)
     specials: re.Pattern[str] = NEVER_MATCHES
-
-    @classmethod
-    def of(cls, template: Template) -> ReplyFormat:
-        """Returns the format of a template's answers."""
-        answer = template.plain_answer
-        thoughts = []
-        if match := OPEN_THOUGHT.search(answer.prompt):
-            thoughts.append(ThoughtTags("", f"</{match[1]}>"))
-        elif (thought := _thought_of(template)) is not None:
-            thoughts.append(thought)
-        return cls(answer.opening.strip(), tuple(dict.fromkeys((*thoughts, THINK_TAGS))), template.specials)
 
     @property
     def needs_special_tokens(self) -> bool:
@@ -133,14 +118,3 @@ class ReplyStream:
             return ""
         self._thought, self._in_reply, self._strip_start = thought_text, True, True
         return reply
-
-
-def _thought_of(template: Template) -> ThoughtTags | None:
-    """Returns the tags that the template writes around reasoning; None if it writes no reasoning."""
-    try:
-        answer = template.answer((Turn("user", PROBE_QUESTION), Turn("assistant", ANSWER_MARKER, THOUGHT_MARKER)))
-    except TunesmithError:
-        return None
-    before, marker, between = (answer.opening + answer.thought).partition(THOUGHT_MARKER)
-    start, end = before.strip(), between.strip()
-    return ThoughtTags(start, end) if marker and start and end else None

@@ -9,13 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tunesmith.data.conversation import Turn
-from tunesmith.errors import ModelError, RecipeError, raise_all
-
-if TYPE_CHECKING:
-    from tunesmith.prompt.reply import ReplyFormat
+from tunesmith.errors import ModelError, RecipeError, TunesmithError, raise_all
+from tunesmith.prompt.reply import THINK_TAGS, ReplyFormat, ThoughtTags
 
 Reasoning = Literal["learn", "drop"]
 
@@ -137,9 +135,23 @@ class Template:
     @functools.cached_property
     def form(self) -> ReplyFormat:
         """How a model's output under this template splits into a thought and a reply."""
-        from tunesmith.prompt.reply import ReplyFormat
+        answer = self.plain_answer
+        thoughts = []
+        if match := OPEN_THOUGHT.search(answer.prompt):
+            thoughts.append(ThoughtTags("", f"</{match[1]}>"))
+        elif (thought := self._thought_tags()) is not None:
+            thoughts.append(thought)
+        return ReplyFormat(answer.opening.strip(), tuple(dict.fromkeys((*thoughts, THINK_TAGS))), self.specials)
 
-        return ReplyFormat.of(self)
+    def _thought_tags(self) -> ThoughtTags | None:
+        """Returns the tags that the template writes around reasoning; None if it writes no reasoning."""
+        try:
+            answer = self.answer((Turn("user", PROBE_QUESTION), Turn("assistant", ANSWER_MARKER, THOUGHT_MARKER)))
+        except TunesmithError:
+            return None
+        before, marker, between = (answer.opening + answer.thought).partition(THOUGHT_MARKER)
+        start, end = before.strip(), between.strip()
+        return ThoughtTags(start, end) if marker and start and end else None
 
     def _message(self, turn: Turn, with_reasoning: bool) -> dict[str, Any]:
         content: Any = [{"type": "text", "text": turn.text}] if self._wants_parts else turn.text
