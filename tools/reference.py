@@ -219,7 +219,10 @@ rows = [{"prompt": "Where is order 7?", "answer": "Order 7 is on its way."}, ...
 recipe = {
     "name": "orders",
     "base": {"model": "HuggingFaceTB/SmolLM2-135M-Instruct"},
-    "data": {"source": rows, "format": {"columns": {"prompt": "prompt", "answer": "answer"}}},
+    "data": {
+        "source": rows,
+        "format": {"columns": {"prompt": "prompt", "answer": "answer"}},
+    },
 }
 tunesmith.audit(rows)
 run = tunesmith.run(recipe, log=print)
