@@ -74,9 +74,9 @@ def finish(
         )
     told = audit or account()
     run.write_json("audit.json", told)
-    made_from = {"tokenizer": tokenizer, "template file": "model"}
+    inputs = {"tokenizer": tokenizer, "template file": "model"}
     files = [*(f"data/{part}.jsonl" for part in ("train", "valid", "test", "unseen")), "audit.json"]
-    run.write_fingerprints("prepare", made_from, files, seconds=1.0)
+    run.write_fingerprints("prepare", inputs, files, seconds=1.0)
     if "train" in todo:
         _train(run, recipe, weights)
     if "evaluate" in todo:
@@ -95,14 +95,14 @@ def _train(run: Run, recipe: Recipe, weights: str) -> None:
     run.write_json("machine.json", {**machine, "versions": {"torch": "2.9", "peft": "0.21"}})
     run.write_json("plan.json", {"peak": 3 << 30, "measured": 2 << 30})
     run.write("journal.jsonl", "".join(json.dumps(event) + "\n" for event in journal(12, 12)))
-    made_from = {
+    inputs = {
         "data": run.fingerprint("prepare"),
         "adapter": hash_json(recipe.adapter.model_dump(mode="json")),
         "prompt": hash_json(recipe.prompt.model_dump(mode="json", exclude={"stop"})),
         **{f"train.{key}": hash_json(value) for key, value in recipe.train.model_dump(mode="json").items()},
     }
     summary = {"steps": 12, "best_step": 10, "best_loss": 1.1, "tokens": 4321, "seconds": 60.0}
-    run.write_fingerprints("train", made_from, ["adapter"], seconds=62.5, summary=summary, weights=weights)
+    run.write_fingerprints("train", inputs, ["adapter"], seconds=62.5, summary=summary, weights=weights)
 
 
 def journal(done: int, total: int) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def _evaluate(run: Run, recipe: Recipe, rows: Mapping[str, list[Conversation]], 
         seed=recipe.seed,
     )
     run.write_json("scores.json", scores)
-    made_from = {"adapter": run.fingerprint("train"), "data": run.fingerprint("prepare"), "evaluate": "e", "seed": "5"}
+    inputs = {"adapter": run.fingerprint("train"), "data": run.fingerprint("prepare"), "evaluate": "e", "seed": "5"}
     run.write_fingerprints(
-        "evaluate", made_from, ["scores.json", "replies/base.jsonl", "replies/tuned.jsonl"], seconds=9.0
+        "evaluate", inputs, ["scores.json", "replies/base.jsonl", "replies/tuned.jsonl"], seconds=9.0
     )

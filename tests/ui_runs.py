@@ -105,7 +105,7 @@ def exported(run: Run) -> None:
                 "facts": {"load_seconds": 0.3, "memory_bytes": 2 << 28, "rate": 56.0, "slots": 4, "threads": 2},
             }
         )  # fmt: skip
-    run.write_json("export.json", {"onto": "quantized", "files": entries})
+    run.write_json("export.json", {"merge_into": "quantized", "files": entries})
 
 
 def strict(markup: str) -> Page:

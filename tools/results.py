@@ -72,7 +72,7 @@ def _section(folder: Path) -> list[str]:
         _json(folder / "scores.json"),
         _json(folder / "machine.json"),
     )
-    seals = {name: _json(folder / f".seals/{name}.json") for name in ("prepare", "train", "evaluate")}
+    seals = {name: _json(folder / f".fingerprints/{name}.json") for name in ("prepare", "train", "evaluate")}
     summary = seals["train"].get("summary", {})
     lines = [f"## {recipe['name']}", "", recipe["about"], "", f"**{scores['verdict']}**", ""]
     took = [

@@ -105,7 +105,7 @@ def _gradients(folder: Path, rows: list[Example], how: Plan, device: str, rank: 
         recompute=False,
         precision="bfloat16",
         folder=folder,
-        made_from={},
+        inputs={},
         layout=Layout(how.forms, how.keeps, how.chunk, how.table),
     )
     made: FusedStep | None = _ready.get("gradients")

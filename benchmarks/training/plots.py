@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.training.table import Row
 
 INK, GRAY = "#1f2933", "#9aa5b1"
-STYLES = {  # color by Okabe and Ito, which the common kinds of color blindness tell apart; a mark of its own each
+STYLES = {  # colors by Okabe and Ito, which the common kinds of color blindness tell apart; a mark of its own each
     "native": ("#0072b2", "o"),
     "native-fast": ("#d55e00", "D"),
     "unsloth": ("#009e73", "s"),

@@ -140,7 +140,7 @@ def trained(
     many = int(model.network.config.num_hidden_layers)
     job = Job(
         model=model, tokenizer=None, train=train, valid=valid, adapter=Adapter(rank=rank), settings=Train(), seed=seed,
-        pad=0, micro_tokens=4096, recompute=False, precision=machine.precision, folder=Path(), made_from={},
+        pad=0, micro_tokens=4096, recompute=False, precision=machine.precision, folder=Path(), inputs={},
         layout=Layout(forms_of(products, many), ("all",) * many, 512),
     )  # fmt: skip
     before = validation_loss(job, 4096, range(len(valid)))

@@ -169,7 +169,7 @@ def test_the_lock_is_given_back_after_an_error(run: Run) -> None:
         pass
 
 
-# --- seals ---------------------------------------------------------------------------------------------------
+# --- fingerprints ----------------------------------------------------------------------------------------------
 
 INPUTS = {"data": "d1", "seed": "7"}
 
@@ -205,11 +205,11 @@ def touch(run: Run) -> None:
 
 
 def ruin(run: Run) -> None:
-    (run / ".seals" / "train.json").write_text("{")
+    (run / ".fingerprints" / "train.json").write_text("{")
 
 
 def empty(run: Run) -> None:
-    (run / ".seals" / "train.json").write_text("[]")
+    (run / ".fingerprints" / "train.json").write_text("[]")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_what_changed_is_said_precisely(
 def test_a_seal_keeps_its_notes_and_is_of_one_product(sealed: Run) -> None:
     seal = sealed.read_fingerprints("train")
     assert seal is not None
-    assert (seal["product"], seal["made_from"], seal["seconds"]) == ("train", INPUTS, 1.5)
+    assert (seal["product"], seal["inputs"], seal["seconds"]) == ("train", INPUTS, 1.5)
     assert seal["files"]["scores.json"] == hash_bytes(b"{}")
     assert sealed.changed("evaluate", INPUTS) is None
     assert sealed.read_fingerprints("evaluate") is None

@@ -257,15 +257,15 @@ def test_another_system_message_may_want_another_answer() -> None:
 
 THINGS = "kettle lantern bicycle umbrella anvil compass hammock trumpet barrel ladder sundial thimble easel funnel"
 PLACES = "harbour meadow attic cellar orchard quarry belfry stable jetty bakery library terrace boathouse tower"
-COLOURS = "crimson ochre indigo turquoise"
+COLORS = "crimson ochre indigo turquoise"
 
 
 def described(count: int) -> list[Conversation]:
-    things, places, color = THINGS.split(), PLACES.split(), COLOURS.split()
+    things, places, colors = THINGS.split(), PLACES.split(), COLORS.split()
     rows = []
     for number in range(count):
         thing, place = things[number % len(things)], places[(number * 5 + number // 14) % len(places)]
-        color = color[number % len(color)] + "ish" * (number // 28)
+        color = colors[number % len(colors)] + "ish" * (number // 28)
         rows.append(
             row(
                 number + 1,

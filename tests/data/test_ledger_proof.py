@@ -191,7 +191,7 @@ def test_training_on_test_prompts_is_refused_unless_allowed(
     tunesmith.prepare(allowed, run)
     tunesmith.train(allowed, run)
     assert (run / "adapter/adapter_model.safetensors").is_file()
-    mended = read_recipe(str(recipe_file(data__checks=["empty", "leak"], data__split=split, name="mended")))
+    mended = read_recipe(str(recipe_file(data__checks=["empty", "leak"], data__split=split, name="repaired")))
     other = tunesmith.open_run(mended, tmp_path / "runs")
     tunesmith.prepare(mended, other)
     assert other.read_json("audit.json")["leaks"]["prompts"] == 0

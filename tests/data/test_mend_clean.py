@@ -252,7 +252,7 @@ def test_cleaning_is_undone_to_the_sources_rows(tmp_path: Path, kind: str) -> No
     if ending == ".jsonl":
         assert kept[0]["tags"][0] == "a" and kept[0]["n"] == rows[0]["n"]
     lines = [json.loads(line) for line in cleaned.diff.read_text(encoding="utf-8").split("\n") if line]
-    assert [(line["row"], line["fate"], line["check"]) for line in lines if "fate" in line] == [
+    assert [(line["row"], line["decision"], line["check"]) for line in lines if "decision" in line] == [
         (2, "drop", "duplicate"),
         (4, "drop", "empty"),
         (5, "quarantine", "placeholder"),
@@ -435,7 +435,7 @@ def test_a_cleaning_with_stand_ins_holds_no_value_and_is_not_undone(tmp_path: Pa
     found = audit("people", data, Path(), tmp_path / "out", fix=True)
     (cleaned,) = found.cleaned
     assert (cleaned.kept, cleaned.left_out) == (3, 1)
-    assert found.account["mended"]["stand_ins"] > 0
+    assert found.account["repaired"]["stand_ins"] > 0
     text = written(tmp_path / "out")
     assert not [value for value in VALUES if value in text]
     assert stat.S_IMODE(book_file.stat().st_mode) == 0o600

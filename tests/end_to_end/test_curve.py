@@ -172,7 +172,9 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
     beside = compare_run_folders([run / "curve/50", run.path]).sections["all"]["loss"]["against"]["toy"]
     assert (beside["low"], beside["high"]) == (step["scores"]["loss"]["low"], step["scores"]["loss"]["high"])
 
-    before = {name: (started(point_folder), hash_path(point_folder / ".seals")) for name, point_folder in runs.items()}
+    before = {
+        name: (started(point_folder), hash_path(point_folder / ".fingerprints")) for name, point_folder in runs.items()
+    }
     events.clear()
     answered.clear()
     curve(
@@ -184,7 +186,7 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
         raw=True,
     )
     assert {
-        name: (started(point_folder), hash_path(point_folder / ".seals")) for name, point_folder in runs.items()
+        name: (started(point_folder), hash_path(point_folder / ".fingerprints")) for name, point_folder in runs.items()
     } == before
     assert not events and not answered
 

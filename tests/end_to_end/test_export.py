@@ -169,7 +169,7 @@ def test_every_file_is_made_proven_and_shown(exported: Path, recipe: Recipe) -> 
         assert entry["replies"]["scores"]["stops"]["file"] == 1.0
         assert len((exported / f"replies/export-{name}.jsonl").read_text().splitlines()) == 8
     assert entry_of["q4_k_m"]["bytes"] < entry_of["q8_0"]["bytes"] < entry_of["f16"]["bytes"]
-    assert json.loads((exported / "export.json").read_text())["onto"] == "quantized"
+    assert json.loads((exported / "export.json").read_text())["merge_into"] == "quantized"
     assert not list(exported.rglob("*.part*")) and not (exported / "export/.work").exists()
     assert not list(exported.rglob("*.UNVERIFIED.txt"))
     page = tunesmith.report(recipe, Run(exported)).read_text(encoding="utf-8")
@@ -333,9 +333,9 @@ def test_a_target_that_cannot_work_does_not_stop_the_others(
     code, _, err = call("export", str(path), "--runs", str(copy.path.parent))
     assert code == 5 and "trained with other settings or data: adapter changed" in err
     assert (copy / "recipe.yaml").read_bytes() == text
-    seal = json.loads((copy / ".seals/train.json").read_text(encoding="utf-8"))
-    seal["made_from"] |= {"adapter": hash_json(read_recipe(str(path)).adapter.model_dump(mode="json"))}
-    copy.write_json(".seals/train.json", seal)  # as if it had been trained with these magnitudes
+    seal = json.loads((copy / ".fingerprints/train.json").read_text(encoding="utf-8"))
+    seal["inputs"] |= {"adapter": hash_json(read_recipe(str(path)).adapter.model_dump(mode="json"))}
+    copy.write_json(".fingerprints/train.json", seal)  # as if it had been trained with these magnitudes
     code, out, err = call("export", str(path), "--runs", str(copy.path.parent))
     assert code == 2
     assert "gguf_lora: export.files: gguf_lora: a GGUF adapter cannot hold the magnitudes of adapter.dora" in err
@@ -398,7 +398,7 @@ def shipped_as(run: Run, name: str) -> None:
     """Seals what lies there as if it had been written so."""
     seal = run.read_fingerprints("export-gguf")
     assert seal is not None and name in seal["files"]
-    run.write_fingerprints("export-gguf", seal["made_from"], list(seal["files"]))
+    run.write_fingerprints("export-gguf", seal["inputs"], list(seal["files"]))
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def test_the_newest_stands_first(tmp_path: Path) -> None:
         ("scores.json", None, "scores.json is missing"),
         ("scores.json", "[]", "scores.json was edited or is damaged"),
         ("adapter/adapter_config.json", None, ""),
-        (".seals/train.json", "{", "the fingerprint of train cannot be read"),
-        (".seals/evaluate.json", '{"made_from": {}, "files": []}', ""),
+        (".fingerprints/train.json", "{", "the fingerprint of train cannot be read"),
+        (".fingerprints/evaluate.json", '{"inputs": {}, "files": []}', ""),
     ],
 )
 def test_a_damaged_run_has_a_line_and_harms_no_other(

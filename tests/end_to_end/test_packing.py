@@ -163,7 +163,7 @@ def test_runs_that_are_carried_go_on_as_if_they_had_stayed(recipe_file: Callable
     recipe = read_recipe(str(tmp_path / "moved"))  # its inputs lie inside, so it may be moved as any run
     run = tunesmith.open_run(recipe, tmp_path / "runs")
     header = json.loads((run / "replies/base.part").read_text().splitlines()[0])
-    assert header == {"made_from": _evaluation_inputs(recipe, run)}  # what is there is gone on from
+    assert header == {"inputs": _evaluation_inputs(recipe, run)}  # what is there is gone on from
     log_lines = products(recipe, run, "tunesmith run moved")
     assert [text.split(",")[0] for text in log_lines[:2]] == ["prepare: up to date", "train: up to date"]
     assert {name: hash_file(run / name) for name in ("scores.json", "replies/base.jsonl", "replies/tuned.jsonl")} == {
@@ -324,7 +324,7 @@ def test_personal_data_stays(tmp_path: Path, recipe_file: Callable[..., Path]) -
         ("data", "'data' must be packed: data/train.jsonl is a finished product"),
         ("adapter/adapter_config.json", "adapter is a finished product. Omit it from --without"),
         ("recipe.yaml", "recipe.yaml is the recipe"),
-        (".seals/train.json", ".seals is the record of finished products"),
+        (".fingerprints/train.json", ".fingerprints is the record of finished products"),
     ],
 )
 def test_what_cannot_be_left_out(tmp_path: Path, without: str, why: str) -> None:

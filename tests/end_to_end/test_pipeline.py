@@ -179,7 +179,7 @@ def test_a_template_that_was_edited_or_deleted_breaks_no_finished_run(
     run = everything(path, tmp_path / "runs")
     assert (run / "data/template.jinja").read_text() == TEMPLATE
     assert "data/template.jinja" in (run.read_fingerprints("prepare") or {})["files"]
-    rows, seals = hash_path(run / "data"), hash_path(run / ".seals")
+    rows, seals = hash_path(run / "data"), hash_path(run / ".fingerprints")
     prompt = [Turn("user", "how to do 3?")]
     before = "".join(tunesmith.chat(read_recipe(str(path)), run).stream(prompt, max_new_tokens=8))
     if became == "edited":
@@ -211,7 +211,7 @@ def test_a_template_that_was_edited_or_deleted_breaks_no_finished_run(
         return
     assert code == 5 and "own.jinja was changed after the rows were prepared. Undo the change, or continue with" in err
     code, out, err = call("prepare", str(path))  # sees the edit
-    assert code == 0 and "template file changed" in out and hash_path(run / ".seals") != seals
+    assert code == 0 and "template file changed" in out and hash_path(run / ".fingerprints") != seals
     assert (run / "data/template.jinja").read_text() == OTHER and "|USER|" in (run / "audit.html").read_text()
     code, _, err = call("evaluate", str(path))
     assert code == 5 and "trained with other settings or data: prompt changed" in err

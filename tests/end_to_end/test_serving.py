@@ -132,7 +132,7 @@ def finished(folder: Path, file: Path, types: tuple[str, ...] = ("q4_k_m", "q8_0
             "name": name, "target": "gguf", "path": place, "bytes": 100 + number, "sha256": hash_path(run / place),
             "verified": True, "problems": [],
         })  # fmt: skip
-    run.write_json("export.json", {"onto": "dequantised", "files": entries})
+    run.write_json("export.json", {"merge_into": "dequantised", "files": entries})
     run.write_fingerprints("export-gguf", {"adapter": run.fingerprint("train")}, [])
     return read_recipe(str(run.path)), run
 

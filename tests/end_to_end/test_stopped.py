@@ -161,7 +161,7 @@ def test_a_failed_preparing_leaves_rows_date_and_template(
 def test_checkpoints_of_an_older_version_are_said(stopped: Run, call: Call) -> None:
     for path in (stopped / "checkpoints").glob("step-*"):
         state = json.loads((path / "state.json").read_text())
-        del state["made_from"]
+        del state["inputs"]
         (path / "state.json").write_text(json.dumps(state))
         manifest = json.loads((path / "manifest.json").read_text()) | {"state.json": hash_path(path / "state.json")}
         (path / "manifest.json").write_text(json.dumps(manifest))

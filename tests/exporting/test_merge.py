@@ -32,8 +32,9 @@ def job_of(model: Model, tmp_path: Path, **changes: Any) -> Job:
     folder = model.weights.folder
     given: dict[str, Any] = {
         "name": "tiny", "folder": tmp_path / "export", "weights": model.weights, "adapter": adapter,
-        "template": load_template(load_tokenizer(folder), "model", folder), "stop": (), "onto": "quantized", "bits": 4,
-        "precision": "float32", "limit": 20, "context": 128, "seed": 1, "card": lambda: "",
+        "template": load_template(load_tokenizer(folder), "model", folder), "stop": (),
+        "merge_into": "quantized", "bits": 4, "precision": "float32", "limit": 20, "context": 128, "seed": 1,
+        "card": lambda: "",
     }  # fmt: skip
     return Job(**{**given, **changes})
 
@@ -64,7 +65,7 @@ def test_merged_is_what_was_trained(tiny: Callable[..., Path], tmp_path: Path, f
 def test_onto_the_weights_as_they_came(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = shaken(made(tiny("llama"), bits=16))
     wanted = logits(model.network)
-    job = job_of(model, tmp_path, onto="original", bits=4)
+    job = job_of(model, tmp_path, merge_into="original", bits=4)
     torch.testing.assert_close(logits(loaded(merge(job, tmp_path / "a", torch.float32))), wanted, rtol=2e-4, atol=2e-4)
     other = merge(job_of(model, tmp_path), tmp_path / "b", torch.float32)
     assert (logits(loaded(other)) - wanted).abs().max() > 1e-2  # 4 bits have moved the base

@@ -39,7 +39,7 @@ def test_merged_experts_are_what_was_trained_in_the_files_of_the_base(tmp_path: 
     layout = {name: shape for name, (_, shape, _) in tensor_headers(base).items()}
     for bits, onto in ((4, "quantized"), (16, "original")):
         model = trained(base, bits)
-        folder = merge(job_of(model, tmp_path, onto=onto, bits=bits), tmp_path / onto, torch.float32)
+        folder = merge(job_of(model, tmp_path, merge_into=onto, bits=bits), tmp_path / onto, torch.float32)
         torch.testing.assert_close(logits(loaded(folder)), logits(model.network), rtol=0, atol=1e-4)
         assert {name: shape for name, (_, shape, _) in tensor_headers(folder).items()} == layout
     alone = merge(job_of(model, tmp_path), tmp_path / "alone", torch.float32, adapter=False)
@@ -52,13 +52,13 @@ def test_experts_stored_in_mxfp4_are_merged_in_16_bits(tmp_path: Path) -> None:
     base = make_mxfp4(tmp_path / "base")
     for bits, onto in ((4, "quantized"), (16, "original")):
         model = trained(base, bits)
-        folder = merge(job_of(model, tmp_path, onto=onto, bits=bits), tmp_path / onto, torch.float32)
+        folder = merge(job_of(model, tmp_path, merge_into=onto, bits=bits), tmp_path / onto, torch.float32)
         torch.testing.assert_close(logits(loaded(folder)), logits(model.network), rtol=0, atol=1e-4)
         names = [
             name for name in tensor_headers(folder) if name.endswith(("_blocks", "_scales", "experts.gate_up_proj"))
         ]
         assert names == [f"model.layers.{layer}.mlp.experts.gate_up_proj" for layer in (0, 1)]
-    as_stored = merge(job_of(model, tmp_path, onto="original", bits=16), tmp_path / "stored")
+    as_stored = merge(job_of(model, tmp_path, merge_into="original", bits=16), tmp_path / "stored")
     assert tensor_headers(as_stored)["model.layers.0.mlp.experts.down_proj"][1:] == ((8, 64, 64), "BF16")
 
 

@@ -83,7 +83,7 @@ def made(tmp_path: Path) -> Callable[..., Job]:
         given: dict[str, Any] = {
             "name": "toy", "folder": tmp_path / "export", "weights": Weights("toy", tmp_path, ""),
             "adapter": tmp_path, "template": Template(tokenizer, text, "its own"), "stop": ("User:",),
-            "onto": "quantized", "bits": 4, "precision": "float32", "limit": 40, "context": 256, "seed": 1,
+            "merge_into": "quantized", "bits": 4, "precision": "float32", "limit": 40, "context": 256, "seed": 1,
             "card": lambda: "",
         }  # fmt: skip
         job = Job(**{**given, **changes})

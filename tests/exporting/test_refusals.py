@@ -49,7 +49,7 @@ GGUF = {"gguf": {"types": ["q8_0"]}}
         (["gguf_lora"], {"adapter__bias": "all"}, "cannot hold the biases that adapter.bias: all trains"),
         ([GGUF, {"ollama": {}}], {}, "ollama needs a GGUF file of type q4_k_m, which no target before it writes"),
         ([{"ollama": {"of": "q8_0"}}, GGUF], {}, "ollama needs a GGUF file of type q8_0"),
-        ([{"space": {"mix": "q8_0"}}], {}, "space needs a GGUF file of type q8_0"),
+        ([{"space": {"quantization": "q8_0"}}], {}, "space needs a GGUF file of type q8_0"),
         ([{"hub": {"repo": "a/b", "what": "merged"}}, "merged"], {}, "hub needs merged, which no target before it"),
         ([GGUF, "gguf"], {}, "'gguf' is named twice"),
         (
@@ -68,7 +68,15 @@ def test_what_cannot_work_is_said_before_training(
 
 def test_what_can_work_is_not_refused(refused: Callable[..., list[TunesmithError]]) -> None:
     hub = {"hub": {"repo": "a/b", "what": "gguf"}}
-    files = ["adapter", "merged", GGUF, "gguf_lora", {"ollama": {"of": "q8_0"}}, {"space": {"mix": "q8_0"}}, hub]
+    files = [
+        "adapter",
+        "merged",
+        GGUF,
+        "gguf_lora",
+        {"ollama": {"of": "q8_0"}},
+        {"space": {"quantization": "q8_0"}},
+        hub,
+    ]
     assert refused(*files) == []
     assert refused(adapter__dora=True) == []  # nothing is exported
 
@@ -80,7 +88,7 @@ def test_the_original_weights_of_a_base_in_four_bits_are_not_there(
     config = json.loads((stored / "config.json").read_text())
     four = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     (stored / "config.json").write_text(json.dumps({**config, "quantization_config": four}))
-    [error] = refused("merged", model=stored, export__onto="original")
+    [error] = refused("merged", model=stored, export__merge_into="original")
     assert "hold 4 bits, not the original weights" in str(error)
 
 

@@ -149,7 +149,7 @@ def described(base: Path, folder: Path, **changes: Any) -> Path:
     template = template_with(CHATML, {}, load_tokenizer(base))
     given: dict[str, Any] = {
         "name": "toy", "folder": folder, "weights": Weights("owner/Base-1B", base, ""), "adapter": folder,
-        "template": template, "stop": (), "onto": "quantized", "bits": 4, "precision": "float32", "limit": 8,
+        "template": template, "stop": (), "merge_into": "quantized", "bits": 4, "precision": "float32", "limit": 8,
         "context": 64, "seed": 1, "card": lambda: "",
     }  # fmt: skip
     write_config_files(Job(**{**given, **changes}), folder / "model")

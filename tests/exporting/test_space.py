@@ -180,7 +180,7 @@ def test_what_is_damaged_is_noticed(job: Job, file: File, name: str, old: str, n
 
 def test_what_is_not_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match=r"no GGUF file of type q8_0.*before space"):
-        write(job, mix="q8_0")
+        write(job, quantization="q8_0")
     with pytest.raises(RecipeError, match="owner/name"):
         write(job, repo="toy")
     monkeypatch.setattr(space, "version", lambda name: (_ for _ in ()).throw(space.PackageNotFoundError(name)))

@@ -90,5 +90,5 @@ def test_what_was_staged_for_something_else_is_not_taken(run: Run) -> None:
     made = staged(run, adapter="c")
     made.begin()
     assert not made.place.exists()
-    assert json.loads(made.note.read_text()) == {"made_from": MADE_FROM | {"adapter": "c"}}
+    assert json.loads(made.note.read_text()) == {"inputs": MADE_FROM | {"adapter": "c"}}
     assert hash_file(run / "export/gguf/q8") == (run.read_fingerprints("export-gguf") or {})["files"]["export/gguf/q8"]

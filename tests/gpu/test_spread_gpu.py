@@ -41,7 +41,7 @@ def losses(run: Run, kind: str) -> list[float]:
 def test_two_cards_make_the_loss_of_one(
     recipe_file: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path, precision: str, spread: str
 ) -> None:
-    changes: dict[str, Any] = {"train__precision": precision, "train__spread": spread, "train__learning_rate": 1e-3}
+    changes: dict[str, Any] = {"train__precision": precision, "train__parallel": spread, "train__learning_rate": 1e-3}
     path = recipe_file(base__model=str(tiny("llama", **SHAPE)), **changes)
     one, two = (prepared(path, tmp_path / name) for name in ("one", "two"))
     tunesmith.train(read_recipe(str(path)), one)

@@ -326,7 +326,7 @@ def refusals(adapter: Adapter, folder: Path, **more: Any) -> list[TunesmithError
         ("gpt_oss", {"bias": "all"}, {}, "adapter.bias"),
         ("qwen2_moe", {"dora": True, "experts": "none"}, {}, "adapter.dora"),
         ("qwen3_moe", {}, {"engine": "trl"}, "train.engine"),
-        ("qwen3_moe", {}, {"spread": "fsdp"}, "train.spread"),
+        ("qwen3_moe", {}, {"parallel": "fsdp"}, "train.parallel"),
         ("qwen3_moe", {}, {"targets": ["gguf", "gguf_lora"]}, "export.files: gguf_lora"),
     ],
 )

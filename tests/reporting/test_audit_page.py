@@ -44,7 +44,7 @@ def mended(count: int = 1) -> dict[str, Any]:
 
 def split_page(**changes: Any) -> str:
     example = [(f"<s>[INST] {EVIL}", False), (f"{EVIL}</s>", True)]
-    plain = account(**{"mended": mended(), **changes})
+    plain = account(**{"repaired": mended(), **changes})
     return audit_page(
         "toy", toy_recipe().data, plain, limit=1024, example=example, stop="</s>", template=f"{EVIL}.jinja"
     )
@@ -53,7 +53,7 @@ def split_page(**changes: Any) -> str:
 def looked_page(**changes: Any) -> str:
     """The page of rows that were looked at and not split."""
     whole = {"parts": None, "groups": None, "leaks": None, "not_drawn": None, "kept": 1233, "unread": 0}
-    return audit_page("toy", toy_recipe().data, account(**{"mended": mended(), **whole, **changes}))
+    return audit_page("toy", toy_recipe().data, account(**{"repaired": mended(), **whole, **changes}))
 
 
 @pytest.fixture(params=[split_page, looked_page], ids=["split", "looked at"])

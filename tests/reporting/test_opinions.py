@@ -160,11 +160,11 @@ def test_how_far_a_judge_may_be_trusted_is_said(tmp_path: Path) -> None:
 def test_verdicts_on_earlier_replies_are_known(tmp_path: Path, of: str | None, stale: bool) -> None:
     judgment(tmp_path, 3, 1, 0)
     people(tmp_path)
-    seals: dict[str, Any] = {"evaluate": {"files": {"scores.json": "now"}}}
+    records: dict[str, Any] = {"evaluate": {"files": {"scores.json": "now"}}}
     if of:
         fingerprint = hash_json({"scores.json": of})
-        seals |= {"judge": {"made_from": {"scores": fingerprint}}, "review": {"made_from": {"evaluate": fingerprint}}}
-    judge, review = judge_section(tmp_path, toy_recipe(), seals), review_section(tmp_path, seals)
+        records |= {"judge": {"inputs": {"scores": fingerprint}}, "review": {"inputs": {"evaluate": fingerprint}}}
+    judge, review = judge_section(tmp_path, toy_recipe(), records), review_section(tmp_path, records)
     assert judge is not None
     assert review is not None
     assert (judge["stale"], review["outdated"]) == (stale, stale)

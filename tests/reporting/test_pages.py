@@ -114,12 +114,12 @@ def reported(recipe: Recipe, tmp_path: Path) -> Callable[..., str]:
             lines = "".join(json.dumps(item.describe(), ensure_ascii=False) + "\n" for item in items)
             (tmp_path / f"replies/{which}.jsonl").write_text(lines, encoding="utf-8")
         summary = {"steps": 1200, "best_step": 2, "best_loss": 2.1, "tokens": 12345, "seconds": 61.5}
-        seals = {
+        records = {
             "prepare": {"seconds": 1.2},
             "train": {"seconds": 62.0, "summary": summary, "weights": "w" * 64, "files": {"adapter": "a" * 64}},
             "evaluate": {},
         }
-        return report_page(recipe, tmp_path, ROWS, command=f"tunesmith train {EVIL}", seals=seals)
+        return report_page(recipe, tmp_path, ROWS, command=f"tunesmith train {EVIL}", records=records)
 
     return make
 
@@ -446,7 +446,7 @@ def test_the_page_is_readable_in_light_and_dark(reported: Callable[..., str]) ->
 
 
 def contrast(first: str, second: str) -> float:
-    """The contrast of two color (WCAG 2.2, relative luminance)."""
+    """The contrast of two colors (WCAG 2.2, relative luminance)."""
 
     def luminance(color: str) -> float:
         parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]

@@ -412,7 +412,7 @@ def test_the_server_listens_here_alone_and_ends(tmp_path: Path) -> None:
 
 def test_before_evaluate_there_is_nothing_to_judge(tmp_path: Path) -> None:
     recipe, run = write_run(tmp_path)
-    (run / ".seals/evaluate.json").unlink()
+    (run / ".fingerprints/evaluate.json").unlink()
     with pytest.raises(RunError, match="evaluate is not finished") as error:
         review(recipe, run, "r1")
     assert error.value.next == f"Run: tunesmith evaluate {run.path}"

@@ -60,10 +60,10 @@ def test_a_budget_beyond_the_device(recipe_file: Callable[..., Path]) -> None:
 
 def test_gpus(recipe_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for spread in ("ddp", "fsdp"):
-        ((where, what),) = wrong(recipe_file, T4, train__spread=spread)
-        assert where == "train.spread" and "needs several GPUs" in what
-        assert wrong(recipe_file, A100, train__spread=spread) == []
-        assert "train.engine" in dict(wrong(recipe_file, A100, train__spread=spread, train__engine="trl"))
+        ((where, what),) = wrong(recipe_file, T4, train__parallel=spread)
+        assert where == "train.parallel" and "needs several GPUs" in what
+        assert wrong(recipe_file, A100, train__parallel=spread) == []
+        assert "train.engine" in dict(wrong(recipe_file, A100, train__parallel=spread, train__engine="trl"))
     for name, value in {**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     ((where, what),) = wrong(recipe_file, A100)

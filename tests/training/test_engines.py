@@ -412,7 +412,7 @@ def test_a_disk_without_room_is_known_after_the_first_step(
     [
         ({"train__samples": 2}, "train.samples"),
         ({"train__best": "score", "evaluate__primary": "length"}, "train.best"),
-        ({"train__spread": "ddp"}, "train.engine"),
+        ({"train__parallel": "ddp"}, "train.engine"),
         ({"adapter__dora": True}, "adapter.dora"),
         ({"adapter__start": "pissa"}, "adapter.start"),
     ],

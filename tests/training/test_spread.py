@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fused": {},
     "lonely": {"train.batch": "1 rows", "data.sample": {"train": 6}},  # one process has no row
     "autograd": {"adapter.dora": True, "train.evaluate_every": 2},
-    "fsdp": {"train.spread": "fsdp", "train.batch": "3 rows", "data.sample": {"train": 7}},  # three rows: 2 and 1
+    "fsdp": {"train.parallel": "fsdp", "train.batch": "3 rows", "data.sample": {"train": 7}},  # three rows: 2 and 1
 }
 TROUBLES = {"memory": {"trouble": "memory", "on": 1, "at": 2}, "stopped": {"trouble": "stop", "on": 1, "at": 3}}
 TROUBLES["taken on"] = {}

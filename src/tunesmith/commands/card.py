@@ -44,7 +44,7 @@ def card(recipe: Recipe, run: Run, log: Reporter = silent, *, license: str = "")
 
     records = {name: run.read_fingerprints(name) or {} for name in ("prepare", "train", "evaluate")}
     template = _template(recipe, run, records["train"].get("weights"), log)
-    text = model_card(recipe, run.path, seals=records, template=template, license=license)
+    text = model_card(recipe, run.path, records=records, template=template, license=license)
     run.write("card.md", text)
     run.write_fingerprints("card", inputs, ["card.md"])
     log(f"card: {run / 'card.md'}")

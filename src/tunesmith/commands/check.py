@@ -126,7 +126,7 @@ def _later_stages(recipe: Recipe, weights: Any, template: Any) -> list[Tunesmith
     train = recipe.train
     errors = check_training(recipe)
     targets = [target.name for target in recipe.export.files]
-    errors += check_adapter(recipe.adapter, weights, engine=train.engine.name, spread=train.spread, targets=targets)
+    errors += check_adapter(recipe.adapter, weights, engine=train.engine.name, parallel=train.parallel, targets=targets)
     if template is not None:
         errors += check_export(recipe, weights, template)
     return list({str(error): error for error in errors}.values())

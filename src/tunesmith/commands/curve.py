@@ -210,7 +210,7 @@ def _train_share(work: _Curve, share: int, rows: Sequence[Conversation], log: Re
 
 def _whole_inputs(run: Run) -> dict[str, str]:
     """Returns the inputs of the whole run's rows, and their fingerprint."""
-    return {**(run.read_fingerprints("prepare") or {})["made_from"], "the whole run's rows": run.fingerprint("prepare")}
+    return {**(run.read_fingerprints("prepare") or {})["inputs"], "the whole run's rows": run.fingerprint("prepare")}
 
 
 def _write_point(
@@ -262,7 +262,7 @@ def _copy_base_replies(run: Run, part: Run) -> None:
     from tunesmith.evaluation.comparison import read_row_replies
     from tunesmith.evaluation.reply_log import ReplyLog
 
-    whole = (run.read_fingerprints("evaluate") or {})["made_from"]
+    whole = (run.read_fingerprints("evaluate") or {})["inputs"]
     inputs = whole | {"adapter": part.fingerprint("train"), "data": part.fingerprint("prepare")}
     if part.changed("evaluate", inputs) == []:
         return
@@ -299,7 +299,7 @@ def _train_raw(work: _Curve, log: Reporter) -> tuple[Point, dict[str, int]]:
         if not is_up_to_date(part, "prepare", inputs, log):
             rows, counts, repairs = _raw_rows(work)
             dropped = {why: counts[why] for why in DROP_REASONS if counts[why]}
-            account = {"read": counts["read"], "dropped": dropped, "quarantined": {}, "mended": repairs}
+            account = {"read": counts["read"], "dropped": dropped, "quarantined": {}, "repaired": repairs}
             _write_point(work, part, rows, inputs, {**account, "raw": counts})
             left_out = counts["read"] - counts["rows"]
             log(f"prepare: {counts['read']:,} rows read, {left_out:,} left out, {len(rows):,} training rows")

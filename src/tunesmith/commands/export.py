@@ -112,7 +112,7 @@ def export(
                 log(f"export: {target.name} was not written: {error}")
         entry_of = {entry["name"]: entry for entry in [*exported_files.export_entries(run), *entries]}
         if entry_of:
-            run.write_json("export.json", {"onto": recipe.export.onto, "files": list(entry_of.values())})
+            run.write_json("export.json", {"merge_into": recipe.export.merge_into, "files": list(entry_of.values())})
     for entry in entries:
         log(f"export: {describe_entry(entry)}")
     _raise_failures(run, entries, failures)
@@ -223,7 +223,7 @@ class Exporter:
             "adapter": self.run.fingerprint("train"),
             "base": job.weights.fingerprint,
             "template": hash_bytes(shipped_template(job).encode()),
-            "settings": hash_json([options, job.name, job.onto, job.stop, job.limit, job.context, job.system]),
+            "settings": hash_json([options, job.name, job.merge_into, job.stop, job.limit, job.context, job.system]),
             **{key: hash_json(setting.options.get(key)) for key in select},
             **packages(TARGETS, [setting.name]),
         }
@@ -263,7 +263,7 @@ class Exporter:
             "target": setting.name,
             "path": self._relative(file.path),
             "bytes": sum(member.stat().st_size for member in files_in(file.path)),
-            "sha256": verification.made_from["file"],
+            "sha256": verification.inputs["file"],
             "exact": file.exact,
             **verification.measurements,
             "commands": dict(file.commands),  # the run may have been moved since the verification
@@ -276,7 +276,7 @@ class Exporter:
         (self.run / f"replies/export-{file.name}.part").unlink(missing_ok=True)
         self._mark(file.path, entry["problems"])
         self.run.write_json(_verification_file(file.name), entry)
-        self.run.write_fingerprints(f"verify-{file.name}", verification.made_from, [_verification_file(file.name)])
+        self.run.write_fingerprints(f"verify-{file.name}", verification.inputs, [_verification_file(file.name)])
         return entry
 
     def _run_verification(
@@ -370,7 +370,7 @@ class Exporter:
 class _Verification:
     """A file's verification: its inputs, measurements, and replies (None if it was verified before)."""
 
-    made_from: dict[str, str]
+    inputs: dict[str, str]
     measurements: dict[str, Any]
     replies: Sequence[str] | None
 
@@ -393,7 +393,7 @@ def _job(recipe: Recipe, weights: Weights, template: Any, folder: Path, *, adapt
         adapter=adapter,
         template=template,
         stop=tuple(recipe.prompt.stop),
-        onto=recipe.export.onto,
+        merge_into=recipe.export.merge_into,
         bits=recipe.base.bits,
         precision=precision,
         limit=recipe.evaluate.max_new_tokens,

@@ -32,8 +32,8 @@ def verified_ggufs(run: Run) -> list[dict[str, Any]]:
 
 def is_of_current_adapter(run: Run) -> bool:
     """Returns whether the GGUF files were exported from the current adapter."""
-    record = run.read_fingerprints("export-gguf") or {"made_from": {}}
-    return bool(record["made_from"].get("adapter") == run.fingerprint("train"))
+    record = run.read_fingerprints("export-gguf") or {"inputs": {}}
+    return bool(record["inputs"].get("adapter") == run.fingerprint("train"))
 
 
 def _rank(entry: dict[str, Any]) -> tuple[int, int]:

@@ -25,7 +25,11 @@ from tunesmith.runs import archive
 from tunesmith.runs.archive import Member
 from tunesmith.runs.run import Run
 
-ALWAYS = {"recipe.yaml": "the recipe", ".seals": "the record of finished products", INPUTS: "what the recipe reads"}
+ALWAYS = {
+    "recipe.yaml": "the recipe",
+    ".fingerprints": "the record of finished products",
+    INPUTS: "what the recipe reads",
+}
 _SHOWN = 12  # names that are listed; the rest are counted
 
 
@@ -124,7 +128,7 @@ def _is_inside(folder: str, name: str) -> bool:
 
 
 def _seals(run: Run) -> Iterator[dict[str, Any]]:
-    for path in sorted((run / ".seals").glob("*.json")):
+    for path in sorted((run / ".fingerprints").glob("*.json")):
         if record := run.read_fingerprints(path.stem):
             yield record
 
@@ -138,7 +142,7 @@ def _files(run: Run, excluded: Sequence[str]) -> tuple[list[tuple[str, Path]], l
         subfolders = []
         for name in sorted([*folders, *names]):
             full, path = (here / name).as_posix(), Path(folder) / name
-            if name.startswith(".") and name != ".seals":
+            if name.startswith(".") and name != ".fingerprints":
                 if not (name in (".lock", ".lock.owner") or name.endswith((".lock", ".tmp", ".old"))):
                     left_out.append(full)
             elif _is_unfinished(full) or any(_is_inside(entry, full) for entry in excluded) or full == INPUTS:
@@ -255,9 +259,11 @@ def _describe(run: Run, recipe: Recipe, left_out: Sequence[str]) -> dict[str, An
     """Returns the manifest's description of the run."""
     home = run.path.resolve()
     row = next((row for row in list_runs(home.parent) if row.name == home.name), None)
-    records = {path.stem: run.read_fingerprints(path.stem) or {} for path in sorted((run / ".seals").glob("*.json"))}
+    records = {
+        path.stem: run.read_fingerprints(path.stem) or {} for path in sorted((run / ".fingerprints").glob("*.json"))
+    }
     trained, prepared = records.get("train", {}), records.get("prepare", {})
-    fingerprint = trained.get("weights") or prepared.get("made_from", {}).get("tokenizer")
+    fingerprint = trained.get("weights") or prepared.get("inputs", {}).get("tokenizer")
     stopped = row is not None and row.steps is not None and not trained
     return {
         "tunesmith": versions().get("tunesmith", ""),

@@ -84,9 +84,9 @@ def _check_gpus(recipe: Recipe, machine: Any) -> list[TunesmithError]:
     """Returns errors if there are more processes than GPUs, or if the engine supports only one process."""
     world_size, local_world_size = process_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if world_size == 1:
-        if recipe.train.spread != "auto" and machine.gpus == 1 and recipe.train.engine.name == "native":
-            problem = f"train.spread {recipe.train.spread} needs several GPUs, and this machine has one"
-            return [RecipeError(problem, where="train.spread", next="Set it to auto")]
+        if recipe.train.parallel != "auto" and machine.gpus == 1 and recipe.train.engine.name == "native":
+            problem = f"train.parallel {recipe.train.parallel} needs several GPUs, and this machine has one"
+            return [RecipeError(problem, where="train.parallel", next="Set it to auto")]
         return []
     errors: list[TunesmithError] = []
     if recipe.train.engine.name != "native":
@@ -130,8 +130,8 @@ def prepare_training(recipe: Recipe, run: Run, weights: Weights) -> TrainingSetu
     from tunesmith.models.fused_config import fused_layers
     from tunesmith.prompt.tokens import encode
 
-    engine, spread = recipe.train.engine.name, recipe.train.spread
-    raise_all(check_adapter(recipe.adapter, weights, engine=engine, spread=spread))
+    engine, parallel = recipe.train.engine.name, recipe.train.parallel
+    raise_all(check_adapter(recipe.adapter, weights, engine=engine, parallel=parallel))
     machine = detect_hardware(recipe.train.precision)
     template_notes: list[str] = []
     template = load_recipe_template(recipe, weights, run, template_notes.append)
@@ -193,13 +193,13 @@ def _choose_plan(
     from tunesmith.training.distributed import world_size
 
     shards = world_size()
-    why = f"train.spread is fsdp, {shards} processes"
-    if recipe.train.spread != "fsdp":
+    why = f"train.parallel is fsdp, {shards} processes"
+    if recipe.train.parallel != "fsdp":
         make = partial(_fused_plan, layers=fused) if fused else _autograd_plan
         try:
             return make(recipe, machine, shape, examples), []
         except ResourceError:
-            if shards == 1 or recipe.train.spread == "ddp":
+            if shards == 1 or recipe.train.parallel == "ddp":
                 raise
         why = f"the base model does not fit on one GPU, so each of {shards} keeps a part of it (fsdp)"
     return _autograd_plan(recipe, machine, shape, examples, shards=shards), [why]

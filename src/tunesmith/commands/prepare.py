@@ -185,6 +185,6 @@ def _rows_hash(recipe: Recipe, run: Run, log: Reporter) -> str:
     record = run.read_fingerprints("prepare")
     if record and packed_without_sources(recipe, run):
         log("prepare: the files of data.source were not packed with the run; its rows stay as they were prepared")
-        return str(record["made_from"].get("rows"))
+        return str(record["inputs"].get("rows"))
     sources = open_sources(recipe.data.source, recipe.folder, recipe.data.encoding)
     return hash_json([source.fingerprint() for source in sources])

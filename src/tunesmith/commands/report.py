@@ -33,7 +33,7 @@ def report(recipe: Recipe, run: Run, log: Reporter = silent, *, command: str = "
 
     records = {name: run.read_fingerprints(name) or {} for name in ("prepare", "train", "evaluate", "judge", "review")}
     run.write(
-        "report.html", report_page(recipe, run.path, evaluation_rows(recipe, run), command=command, seals=records)
+        "report.html", report_page(recipe, run.path, evaluation_rows(recipe, run), command=command, records=records)
     )
     run.write_fingerprints("report", inputs, ["report.html"])
     log(f"report: {run / 'report.html'}")

@@ -16,7 +16,13 @@ from tunesmith.runs.run import Run, hash_file
 from tunesmith.training.journal import read_journal
 
 STATES = {"report": "reported", "evaluate": "evaluated", "train": "trained", "prepare": "prepared"}
-RUN_FILES = ("recipe.yaml", ".seals", ".lock", "journal.jsonl", "scores.json")  # a folder with one of them is a run
+RUN_FILES = (
+    "recipe.yaml",
+    ".fingerprints",
+    ".lock",
+    "journal.jsonl",
+    "scores.json",
+)  # a folder with one of them is a run
 PRODUCT_CHAIN = (  # a product, the name of one of its inputs, and the product that this input is
     ("train", "data", "prepare"),
     ("evaluate", "adapter", "train"),
@@ -176,7 +182,7 @@ def _running_process(path: Path) -> int | None:
 def _damage(path: Path, records: dict[str, dict[str, Any] | None]) -> str:
     for product, record in records.items():
         if record is None:
-            if (path / f".seals/{product}.json").exists():
+            if (path / f".fingerprints/{product}.json").exists():
                 return f"the fingerprint of {product} cannot be read"
             continue
         for name in record["files"]:
@@ -191,7 +197,7 @@ def outdated_product(run: Run, chain: Sequence[tuple[str, str, str]] = PRODUCT_C
     """Says which product is older than its inputs, or ''. Compares fingerprints; no file is hashed."""
     for product, name, source in chain:
         record, behind = run.read_fingerprints(product), run.read_fingerprints(source)
-        if record and behind and record["made_from"].get(name) != run.fingerprint(source):
+        if record and behind and record["inputs"].get(name) != run.fingerprint(source):
             return f"{STATES[product]} before it was last {STATES[source]}"
     return ""
 
@@ -222,7 +228,7 @@ def _size_and_date(path: Path) -> tuple[int, float]:
             except OSError:
                 continue
             total += status.st_size
-            if file.parent.name == ".seals" or name in ("journal.jsonl", "recipe.yaml"):
+            if file.parent.name == ".fingerprints" or name in ("journal.jsonl", "recipe.yaml"):
                 latest = max(latest, status.st_mtime)
     return total, latest
 

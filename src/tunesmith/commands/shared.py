@@ -151,7 +151,7 @@ def hash_prompt_settings(recipe: Recipe, template: str) -> str:
 
 def training_settings(recipe: Recipe, run: Run) -> dict[str, str]:
     """Returns the settings that an adapter depends on, for its fingerprint. The number of GPUs is not one of them."""
-    settings = recipe.train.model_dump(mode="json", exclude={"spread", "samples"})
+    settings = recipe.train.model_dump(mode="json", exclude={"parallel", "samples"})
     if recipe.train.best == "score":
         settings["score"] = recipe.evaluate.model_dump(mode="json", include={"metrics", "primary", "max_new_tokens"})
     return {
@@ -173,12 +173,12 @@ def hash_data_settings(recipe: Recipe) -> str:
 def training_inputs(run: Run) -> tuple[dict[str, str] | None, str]:
     """Returns the inputs of the run's adapter, or of its stopped training, and a sentence that says which."""
     if trained := run.read_fingerprints("train"):
-        return trained["made_from"], "the adapter was trained with other settings or data"
+        return trained["inputs"], "the adapter was trained with other settings or data"
     if not (run / "checkpoints").is_dir():
         return None, ""
-    from tunesmith.training.checkpoint import made_from
+    from tunesmith.training.checkpoint import checkpoint_inputs
 
-    return made_from(run / "checkpoints"), "the stopped training began with other settings or data"
+    return checkpoint_inputs(run / "checkpoints"), "the stopped training began with other settings or data"
 
 
 def require_same_settings(recipe: Recipe, run: Run) -> None:
@@ -191,7 +191,7 @@ def require_same_settings(recipe: Recipe, run: Run) -> None:
     if trained_inputs is None or prepared is None:
         return
     data = hash_data_settings(recipe)
-    before = {**trained_inputs, "data": prepared["made_from"].get("data", data)}
+    before = {**trained_inputs, "data": prepared["inputs"].get("data", data)}
     current = {**training_settings(recipe, run), "data": data}
     del current["train.precision"]
     raise_changed(
@@ -230,7 +230,7 @@ def require_same_template(recipe: Recipe, run: Run) -> None:
     A template file that was edited or deleted since does not count: the run has a copy of it.
     """
     prepared = run.read_fingerprints("prepare")
-    if prepared and prepared["made_from"].get("template file") != hash_template(template_file(recipe, run)):
+    if prepared and prepared["inputs"].get("template file") != hash_template(template_file(recipe, run)):
         raise RunError(
             "the chat template is not the one that the model was trained with",
             where=recipe.prompt.template,

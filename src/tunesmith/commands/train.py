@@ -81,7 +81,7 @@ def _must_train(recipe: Recipe, run: Run, inputs: Mapping[str, str], log: Report
             log(f"train: up to date, {run / 'adapter'} is kept")
             return False
         raise_changed(recipe, run, problem, changed or [])
-    prepared = (run.read_fingerprints("prepare") or {})["made_from"]
+    prepared = (run.read_fingerprints("prepare") or {})["inputs"]
     current = {"data": hash_data_settings(recipe), "prompt": inputs["prompt"], "seed": inputs["seed"]}
     if changes := [name for name, value in current.items() if prepared.get(name, value) != value]:
         raise RunError(
@@ -130,8 +130,8 @@ def _train(
 
     start = time.time()
     world_size = distributed.world_size()
-    if world_size == 1 and recipe.train.spread != "auto":
-        log(f"train: train.spread is {recipe.train.spread}, but there is one process; use --gpus for several GPUs")
+    if world_size == 1 and recipe.train.parallel != "auto":
+        log(f"train: train.parallel is {recipe.train.parallel}, but there is one process; use --gpus for several GPUs")
     setup = prepare_training(recipe, run, weights)
     memory_plan, slow, shard = distributed.broadcast_object(
         lambda: (setup.plan, setup.slow, setup.shard)
@@ -159,14 +159,14 @@ def _train(
         train=examples["train"],
         valid=examples["valid"],
         adapter=recipe.adapter,
-        settings=recipe.train.model_copy(update={"spread": "fsdp" if shard else "ddp"}),
+        settings=recipe.train.model_copy(update={"parallel": "fsdp" if shard else "ddp"}),
         seed=recipe.seed,
         pad=template.tokenizer.pad_token_id,
         micro_tokens=memory_plan.micro_tokens,
         recompute=memory_plan.recompute,
         precision=machine.precision,
         folder=run.path,
-        made_from={
+        inputs={
             **inputs,
             "precision of this machine": machine.precision,
             "way of writing checkpoints": str(CHECKPOINT_FORMAT),
@@ -310,5 +310,5 @@ def _move_aside(run: Run, log: Reporter) -> None:
         if (run / name).exists():
             (run / name).rename(aside / name)
     for product in ("train", "evaluate", "judge", "review", "report", "card", "curve"):
-        (run / f".seals/{product}.json").unlink(missing_ok=True)
+        (run / f".fingerprints/{product}.json").unlink(missing_ok=True)
     log(f"train: the old adapter and its scores are in {aside}")

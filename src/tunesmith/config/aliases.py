@@ -192,7 +192,7 @@ ALIASES = (
     Alias(("max_memory", "max_memory_mb"), "train.memory", "A budget such as 6GB"),
     Alias(
         ("fsdp", "fsdp_config", "deepspeed"),
-        "train.spread",
+        "train.parallel",
         "auto, ddp or fsdp; GPUs are given as --gpus N",
         lambda value: "auto",
     ),

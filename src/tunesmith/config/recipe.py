@@ -295,7 +295,7 @@ class Train(Section):
         description="number type of matrix products; auto: fastest on this machine; fast: products with frozen weights "
         "in 8 bits, except in the first and the last block",
     )
-    spread: Literal["auto", "ddp", "fsdp"] = Field(
+    parallel: Literal["auto", "ddp", "fsdp"] = Field(
         "auto",
         description="on several GPUs: ddp: each has the whole base model; fsdp: each has a part; auto: ddp if it fits",
     )
@@ -351,7 +351,7 @@ class Export(Section):
     """Files for other runtimes. Each is verified by its replies to test rows in its runtime."""
 
     files: list[Target] = Field([], description="export targets; empty: no export")
-    onto: Literal["quantized", "original"] = Field(
+    merge_into: Literal["quantized", "original"] = Field(
         "quantized",
         description="weights that the adapter is merged into: the dequantized weights that it was trained on, or the "
         "original weights",

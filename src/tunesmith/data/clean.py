@@ -70,7 +70,7 @@ def write_clean(
                     line = {
                         "row": number,
                         "where": str(item.origin),
-                        "fate": decision,
+                        "decision": decision,
                         "check": reason,
                         "values": values,
                     }
@@ -143,7 +143,7 @@ def _original_rows(file: Path, by_number: Mapping[int, Any], total: int) -> Iter
     cleaned = iter(read_all(file))
     for number in range(1, total + 1):
         line = by_number.get(number)
-        if line and "fate" in line:
+        if line and "decision" in line:
             if "unreadable" not in line:
                 yield line["values"]
             continue

@@ -205,7 +205,7 @@ def _summary(ledger: RowDecisions, loaded: LoadedRows) -> dict[str, Any]:
     return {
         "dropped": ledger.counts("drop"),
         "quarantined": ledger.counts("quarantine"),
-        "mended": {**repaired, "examples": repairs.examples},
+        "repaired": {**repaired, "examples": repairs.examples},
         "checks": ledger.describe(),
         "sources": loaded.sources,
         **loaded.account(),

@@ -22,13 +22,13 @@ class ReplyLog:
         self.path = path
         self.replies: dict[tuple[str, str], Reply] = {}
         lines = _read(path)
-        if lines[:1] == [{"made_from": inputs}]:
+        if lines[:1] == [{"inputs": inputs}]:
             for line in lines[1:]:
                 part, row = line.pop("part"), line.pop("id")
                 self.replies[part, row] = Reply(**line)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"made_from": inputs}) + "\n", encoding="utf-8")
+            path.write_text(json.dumps({"inputs": inputs}) + "\n", encoding="utf-8")
         self._file: IO[str] | None = None
 
     def add(self, part: str, row: str, reply: Reply) -> None:

@@ -42,7 +42,7 @@ class Job:
     adapter: Path
     template: Template
     stop: tuple[str, ...]
-    onto: MergeBase
+    merge_into: MergeBase
     bits: int
     precision: str
     limit: int  # of a reply

@@ -1,7 +1,7 @@
 """Merges an adapter into its base model as a transformers folder, with one tensor in memory at a time.
 
 W' = W + s B A, in float32 and rounded once (Hu et al. 2021, arXiv:2106.09685); with DoRA, each row of W' is rescaled to
-its trained magnitude (Liu et al. 2024, arXiv:2402.09353). The recipe's `export.onto` selects W: the weight that
+its trained magnitude (Liu et al. 2024, arXiv:2402.09353). The recipe's `export.merge_into` selects W: the weight that
 training used, quantized to NF4 and dequantized, or the original weight.
 """
 
@@ -269,7 +269,7 @@ def _experts(
 
     `stored` are the tensors of the files with their paths; `files` maps names in the text model to names in the files.
     """
-    packed_from = getattr(torch, job.precision) if job.onto == "quantized" and job.bits == 4 else None
+    packed_from = getattr(torch, job.precision) if job.merge_into == "quantized" and job.bits == 4 else None
 
     def read(name: str) -> Tensor:
         stored_name = files[name]
@@ -332,13 +332,13 @@ def _base_weight(job: Job, path: Path, name: str, size: tuple[int, int], *, tran
 
     tensor = _read_tensor(path, name)
     if tensor.dtype == torch.uint8:  # the files store 4-bit weights
-        if job.onto == "original":
-            advice = "Set export.onto to quantized, or train on the unquantized model"
+        if job.merge_into == "original":
+            advice = "Set export.merge_into to quantized, or train on the unquantized model"
             raise ModelError("the base's files hold 4 bits, not the original weights", where=job.weights.name, next=advice)  # noqa: E501  # fmt: skip
         dequantized: Tensor = dequantize_4bit(tensor, _nf4_state(path, name))
         return dequantized.reshape(size).float()
     weight = (tensor.T if transposed else tensor).contiguous()
-    if job.onto == "quantized" and job.bits == 4:
+    if job.merge_into == "quantized" and job.bits == 4:
         weight = weight.to(getattr(torch, job.precision))
         weight = dequantize_4bit(*quantize_4bit(weight, quant_type="nf4", compress_statistics=True))
     return weight.float()

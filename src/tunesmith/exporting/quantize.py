@@ -229,7 +229,7 @@ def _hash_start(path: Path, size: int) -> str:
 @contextlib.contextmanager
 def _open_part(plan: _FilePlan, inputs: list[Any]) -> Iterator[_PartialFile]:
     """Opens a target's partial file, positioned after the tensors of an interrupted call that are intact."""
-    first_line = _json_line({"made_from": inputs, "mix": plan.quantization_type, "head": hash_bytes(plan.head)})
+    first_line = _json_line({"inputs": inputs, "type": plan.quantization_type, "head": hash_bytes(plan.head)})
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
     with (
         translate_disk_errors(plan.path),

@@ -33,10 +33,10 @@ class Staged:
         self.home, self.place = folder / target, folder / ".new" / target
         self.work = self.place.with_name(f".{target}.work")
         self.note = self.place.with_name(f"{target}.json")
-        seal = run.read_fingerprints(self.product) or {"made_from": {}, "files": {}}
-        former_inputs = {key: value for key, value in seal["made_from"].items() if key not in select}
+        record = run.read_fingerprints(self.product) or {"inputs": {}, "files": {}}
+        former_inputs = {key: value for key, value in record["inputs"].items() if key not in select}
         self.same_inputs = former_inputs == {key: value for key, value in inputs.items() if key not in select}
-        hashes = {**seal["files"], **seal.get("left", {})} if self.same_inputs and select else {}
+        hashes = {**record["files"], **record.get("left", {})} if self.same_inputs and select else {}
         self.standing = frozenset(
             self._inside(name) for name, digest in hashes.items() if self._has_hash(run / name, digest)
         )
@@ -54,10 +54,10 @@ class Staged:
         staged: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
             staged = json.loads(self.note.read_text(encoding="utf-8"))
-        if staged.get("made_from") != self.inputs:
+        if staged.get("inputs") != self.inputs:
             self.clear()
-            write_atomic(self.note, json.dumps({"made_from": self.inputs}))
-        for name, digest in staged.get("files", {}).items() if staged.get("made_from") == self.inputs else ():
+            write_atomic(self.note, json.dumps({"inputs": self.inputs}))
+        for name, digest in staged.get("files", {}).items() if staged.get("inputs") == self.inputs else ():
             if not (self.place / name).exists() and self._has_hash(self.home / name, digest):
                 _move(self.home / name, self.place / name)
 
@@ -70,7 +70,7 @@ class Staged:
     def finish(self) -> None:
         """Records that all files are written, with their hashes."""
         files = {file.relative_to(self.place).as_posix(): hash_file(file) for file in files_in(self.place)}
-        write_atomic(self.note, json.dumps({"made_from": self.inputs, "files": files}))
+        write_atomic(self.note, json.dumps({"inputs": self.inputs, "files": files}))
 
     def swap(self, aside: Path) -> Path | None:
         """Moves the files to the target's folder; returns the folder below `aside` with replaced files, None for none.

@@ -233,12 +233,12 @@ def check_missing(names: Sequence[str], where: str) -> None:
 
 
 def check_adapter(
-    adapter: Adapter, weights: Weights, *, engine: str = "native", spread: str = "auto", targets: Sequence[str] = ()
+    adapter: Adapter, weights: Weights, *, engine: str = "native", parallel: str = "auto", targets: Sequence[str] = ()
 ) -> list[TunesmithError]:
     """Returns an error for each setting in the recipe's `adapter` section that this base does not support.
 
     Nothing is loaded. It also checks that the base is a causal language model and that its files hold every weight.
-    `engine`, `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the names in its
+    `engine`, `parallel` and `targets` are the recipe's `train.engine`, `train.parallel` and the names in its
     `export.files`, some of which mixtures of experts do not support.
     """
     try:
@@ -252,7 +252,9 @@ def check_adapter(
         message = "the model has no linear layer that can be adapted"
         return [ModelError(message, where="adapter.layers", next="Choose another base.model")]
     network = meta_model.network
-    errors = check_experts(adapter, network, list(linear), list(stacked), engine=engine, spread=spread, targets=targets)
+    errors = check_experts(
+        adapter, network, list(linear), list(stacked), engine=engine, parallel=parallel, targets=targets
+    )
     try:
         _check_outer(adapter.train_also, tied=meta_model.tied, head=bool(meta_model.head))
     except ModelError as error:

@@ -124,13 +124,13 @@ def check_experts(
     parts: Sequence[str],
     *,
     engine: str = "native",
-    spread: str = "auto",
+    parallel: str = "auto",
     targets: Sequence[str] = (),
 ) -> list[TunesmithError]:
     """Returns an error for each setting that a mixture of experts does not support; empty for other models.
 
     `names` and `parts` are the linear layers and expert parameters of `network` that the adapter covers; `engine`,
-    `spread` and `targets` are the recipe's `train.engine`, `train.spread` and the names in its `export.files`.
+    `parallel` and `targets` are the recipe's `train.engine`, `train.parallel` and the names in its `export.files`.
     """
     if unread := _unsupported_experts(network):
         return [ModelError(_UNSUPPORTED.format(unread), where="base.model", next="Choose another base.model")]
@@ -145,9 +145,9 @@ def check_experts(
         errors.append(
             RecipeError(f"{engine} cannot train mixtures of experts", where="train.engine", next="Set it to native")
         )
-    if stacked and spread == "fsdp":
-        advice = "Set train.spread to ddp"
-        errors.append(RecipeError("fsdp cannot train mixtures of experts", where="train.spread", next=advice))
+    if stacked and parallel == "fsdp":
+        advice = "Set train.parallel to ddp"
+        errors.append(RecipeError("fsdp cannot train mixtures of experts", where="train.parallel", next=advice))
     if parts and "gguf_lora" in targets:
         advice = "Export gguf instead, or set adapter.experts to none"
         errors.append(RecipeError("GGUF adapters do not support experts", where="export.files: gguf_lora", next=advice))

@@ -175,7 +175,7 @@ def _pieces(excerpt: str) -> Iterator[tuple[str, bool]]:
 def _repair_examples(audit: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns examples of repairs, taking turns between kinds so that the most frequent one does not fill the page."""
     by_kind: dict[str, list[dict[str, Any]]] = {}
-    for example in audit["mended"]["examples"]:
+    for example in audit["repaired"]["examples"]:
         by_kind.setdefault(example["kind"], []).append(example)
     turns = max((len(members) for members in by_kind.values()), default=0)
     return [members[turn] for turn in range(turns) for members in by_kind.values() if turn < len(members)][
@@ -195,13 +195,13 @@ def _summary(audit: dict[str, Any], findings: Sequence[dict[str, Any]]) -> str:
     quarantined, dropped = sum(audit["quarantined"].values()), sum(audit["dropped"].values())
     rows = f"{read:,} {plural('row', read)} read"
     expanded = _expanded_sentence(audit.get("expanded") or {"conversations": 0})
-    if not findings and not audit["mended"]["rows"]:
+    if not findings and not audit["repaired"]["rows"]:
         return " ".join(filter(None, (f"{rows}. Nothing was found.", expanded)))
     verbs = (
         ("were left out", "set aside for review") if "parts" in audit else ("should be left out", "should be reviewed")
     )
     parts = [f"{dropped:,} {verbs[0]}" if dropped else "", f"{quarantined:,} {verbs[1]}" if quarantined else ""]
-    if repaired := audit["mended"]["rows"]:
+    if repaired := audit["repaired"]["rows"]:
         parts.append(f"{repaired:,} were repaired")
     changes = ", ".join(text for text in parts if text) or "some are worth a look, none has to be left out"
     return " ".join(filter(None, (f"{rows}: {changes}.", _most_frequent(findings), expanded)))

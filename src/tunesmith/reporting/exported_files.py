@@ -24,7 +24,7 @@ def read_exported_files(folder: Path) -> Plain | None:
         "problems": {entry["name"]: entry["problems"] for entry in files if entry["problems"]},
         "commands": {entry["name"]: entry["commands"] for entry in files if entry["commands"]},
         "scores": [_scores(entry) for entry in files if entry.get("replies")],
-        "merge_note": _merge_note(files) if export.get("onto") == "original" else "",
+        "merge_note": _merge_note(files) if export.get("merge_into") == "original" else "",
     }
 
 

@@ -19,13 +19,13 @@ CONSISTENCY_LABELS = {
     "same_steps": "as many steps as the plain reply",
 }
 Plain = dict[str, Any]
-Seals = Mapping[str, Plain]
+Records = Mapping[str, Plain]
 
 
 # --- the judging model ------------------------------------------------------------------------------------------
 
 
-def judge_section(folder: Path, recipe: Recipe, seals: Seals) -> Plain | None:
+def judge_section(folder: Path, recipe: Recipe, records: Records) -> Plain | None:
     """Returns judge.json with its result in sentences; None if no judge was asked."""
     content = _read_json(folder / "judge.json")
     if content is None:
@@ -35,7 +35,7 @@ def judge_section(folder: Path, recipe: Recipe, seals: Seals) -> Plain | None:
         "model": recipe.evaluate.judge.model,
         "verdict": _preference_sentence(content),
         "doubts": _reliability_notes(content),
-        "stale": not content["missing"] and _is_outdated(seals, "judge", "scores"),
+        "stale": not content["missing"] and _is_outdated(records, "judge", "scores"),
     }
 
 
@@ -73,12 +73,12 @@ def _reliability_notes(judge: Plain) -> list[str]:
 # --- human reviews ----------------------------------------------------------------------------------------------
 
 
-def review_section(folder: Path, seals: Seals) -> Plain | None:
+def review_section(folder: Path, records: Records) -> Plain | None:
     """Returns reviews.json; None if nobody judged anything."""
     content = _read_json(folder / "reviews.json")
     if content is None or not content["sections"]:
         return None
-    return {**content, "outdated": _is_outdated(seals, "review", "evaluate")}
+    return {**content, "outdated": _is_outdated(records, "review", "evaluate")}
 
 
 # --- robustness -------------------------------------------------------------------------------------------------
@@ -194,10 +194,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {plural(noun, number)}"
 
 
-def _is_outdated(seals: Seals, product: str, key: str) -> bool:
+def _is_outdated(records: Records, product: str, key: str) -> bool:
     """Returns whether the product was made from other replies than the run has now; False if unknown."""
-    seal, files = seals.get(product), seals.get("evaluate", {}).get("files")
-    return bool(seal and files) and seal["made_from"].get(key) != hash_json(files)  # type: ignore[index]
+    record, files = records.get(product), records.get("evaluate", {}).get("files")
+    return bool(record and files) and record["inputs"].get(key) != hash_json(files)  # type: ignore[index]
 
 
 def _read_json(path: Path) -> Plain | None:

@@ -52,15 +52,15 @@ def model_card(
     recipe: Recipe,
     folder: Path,
     *,
-    seals: Mapping[str, dict[str, Any]],
+    records: Mapping[str, dict[str, Any]],
     template: Template | None,
     license: str = "",
 ) -> str:
     """Returns the model card of the run in `folder` as Markdown with the Hub's YAML front matter.
 
-    `seals` holds the fingerprints of prepare, train and evaluate. `template` is the chat template of training, None if
-    unknown. The card contains the recipe's system message, because the model needs it, but no text of rows or replies.
-    Raises OSError or ValueError if a file of the run cannot be read.
+    `records` holds the fingerprints of prepare, train and evaluate. `template` is the chat template of training, None
+    if unknown. The card contains the recipe's system message, because the model needs it, but no text of rows or
+    replies. Raises OSError or ValueError if a file of the run cannot be read.
     """
     scores, audit, machine, plan = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def model_card(
         source=_raw(_source(recipe, audit)),
         personal=_personal_data_notes(audit),
         settings={name: _markdown_text(value, hidden) for name, value in _settings(recipe).items()},
-        training=_training(machine, plan, seals, hidden),
+        training=_training(machine, plan, records, hidden),
         sections=_results(scores, hidden),
         limits=[_markdown_text(text, hidden) for text in limits_of(scores, audit, recipe)],
         snippet=_raw(_snippet(recipe, base, template, str(machine.get("precision")), hidden)),
@@ -217,7 +217,7 @@ def _personal_data_notes(audit: Mapping[str, Any]) -> list[str]:
             if rows
             else f"No {kind} were found."
         )
-    if stand_ins := audit["mended"].get("stand_ins"):
+    if stand_ins := audit["repaired"].get("stand_ins"):
         sentences.append(f"{stand_ins:,} values of personal data were replaced before training.")
     return sentences
 
@@ -245,21 +245,21 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _training(
-    machine: Mapping[str, Any], plan: Mapping[str, Any], seals: Mapping[str, dict[str, Any]], hidden: Sequence[str]
+    machine: Mapping[str, Any], plan: Mapping[str, Any], records: Mapping[str, dict[str, Any]], hidden: Sequence[str]
 ) -> dict[str, Any]:
     """Returns facts about the training: steps, time, memory, machine, versions."""
-    seal = seals["train"]
-    summary = seal["summary"]
+    record = records["train"]
+    summary = record["summary"]
     versions = ", ".join(f"{name} {value}" for name, value in machine.get("versions", {}).items())
     facts = {
         "Steps": f"{summary['steps']:,}, {summary['tokens']:,} tokens",
         "Kept": _kept_step(summary),
-        "Time": f"{seal['seconds']:,.0f} s" if seal.get("seconds") is not None else "",
+        "Time": f"{record['seconds']:,.0f} s" if record.get("seconds") is not None else "",
         "Memory": f"{show_bytes(plan['measured'])} at most" if plan.get("measured") else "",
         "Machine": f"{machine['name']} ({machine['device']}), {machine['precision']}",
         "Versions": versions,
-        "Base fingerprint": str(seal.get("weights", ""))[:16],
-        "Adapter fingerprint": str(seal["files"].get("adapter", ""))[:16],
+        "Base fingerprint": str(record.get("weights", ""))[:16],
+        "Adapter fingerprint": str(record["files"].get("adapter", ""))[:16],
     }
     return {name: _markdown_text(value, hidden) for name, value in facts.items() if value}
 

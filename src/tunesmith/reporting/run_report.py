@@ -32,21 +32,21 @@ def report_page(
     rows: Mapping[str, Sequence[Conversation]],
     *,
     command: str,
-    seals: Mapping[str, dict[str, Any]],
+    records: Mapping[str, dict[str, Any]],
 ) -> str:
     """Renders the report page; `rows` are the evaluated rows by part.
 
-    `seals` holds the fingerprints of prepare, train and evaluate, and of judge and review if they exist: with them the
-    page warns if their verdicts are about earlier replies.
+    `records` holds the fingerprints of prepare, train and evaluate, and of judge and review if they exist: with them
+    the page warns if their verdicts are about earlier replies.
     """
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     events = read_journal(folder / "journal.jsonl")
-    training = seals["train"]["summary"]
+    training = records["train"]["summary"]
     first_section = next(iter(scores["sections"].values()))
     titles = {part: part_title(part, scores["kind"]) for part in scores["sections"]}
     measured = {metric.name for metric in recipe.evaluate.metrics}
-    review = review_section(folder, seals)
+    review = review_section(folder, records)
     replies = read_reply_items(folder, rows, scores, recipe.evaluate.metrics)
     return render_page(
         "report.html",
@@ -69,12 +69,12 @@ def report_page(
         doubt_word="unsupported" if "grounded" in measured else "contradicted",
         logs=first_section.get(scores["primary"], {}).get("fold") == "exp",
         robustness=robustness_section(scores, recipe.evaluate.robustness),
-        judge=judge_section(folder, recipe, seals),
+        judge=judge_section(folder, recipe, records),
         review=review,
         review_titles={part: part_title(part, scores["kind"]) for part in (review or {}).get("sections", {})},
         exported=read_exported_files(folder),
         limits=[*limitations(scores, audit, recipe), *_unfinished_thoughts(folder)],
-        setup=_run_facts(recipe, folder, seals),
+        setup=_run_facts(recipe, folder, records),
         command=command,
         recipe=yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True),
     )
@@ -186,21 +186,21 @@ def _leak_sentence(leaks: dict[str, Any] | None) -> str:
     return f"No training row has the prompt of a held-out row{near}.{same_answers}"
 
 
-def _run_facts(recipe: Recipe, folder: Path, seals: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+def _run_facts(recipe: Recipe, folder: Path, records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     machine = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     used = {
         "Machine": f"{machine['name']} ({machine['device']}), {machine['cores']} cores",
         "Number type": f"{machine['precision']} ({machine['why']})",
-        "Base weights": f"{recipe.base.bits} bit, fingerprint {seals['train']['weights'][:16]}",
+        "Base weights": f"{recipe.base.bits} bit, fingerprint {records['train']['weights'][:16]}",
         "Seed": str(recipe.seed),
         "Memory": f"planned {show_bytes(plan['peak'])}, measured {show_bytes(plan['measured'])} while training",
         "Versions": versions,
     }
     for product in ("prepare", "train", "evaluate"):
-        seconds = seals[product].get("seconds")
+        seconds = records[product].get("seconds")
         used[f"Time to {product}"] = f"{seconds:.0f} s" if seconds is not None else "–"
-    adapter = seals["train"]["files"].get("adapter", "")
+    adapter = records["train"]["files"].get("adapter", "")
     used["Adapter"] = f"fingerprint {adapter[:16]}"
     return used

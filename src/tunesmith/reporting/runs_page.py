@@ -69,7 +69,7 @@ class _RunData:
     run: Run
     recipe: dict[str, Any]
     scores: dict[str, Any]
-    seals: dict[str, dict[str, Any]]
+    fingerprints: dict[str, dict[str, Any]]
     asked: dict[str, tuple[str, str, Any]]
     tuned: dict[str, dict[str, float]]
     base: dict[str, dict[str, float]]
@@ -181,12 +181,12 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 def _read(folder: Path, label: str) -> _RunData:
     run = Run(folder)
-    seals = {product: run.read_fingerprints(product) for product in ("prepare", "train", "evaluate")}
-    for product, seal in seals.items():
-        if seal is None:
+    records = {product: run.read_fingerprints(product) for product in ("prepare", "train", "evaluate")}
+    for product, record in records.items():
+        if record is None:
             raise RunError(f"{product} is not finished", where=str(folder), next=command_for_product(product, folder))
-    whole = {product: seal for product, seal in seals.items() if seal}
-    if whole["evaluate"]["made_from"].get("adapter") != run.fingerprint("train"):
+    whole = {product: record for product, record in records.items() if record}
+    if whole["evaluate"]["inputs"].get("adapter") != run.fingerprint("train"):
         raise RunError(
             "its scores are older than its adapter", where=str(folder), next=command_for_product("evaluate", run.path)
         )
@@ -215,7 +215,7 @@ def _recipe(folder: Path, trained: Mapping[str, Any]) -> tuple[dict[str, Any], s
     except (OSError, UnicodeDecodeError) as error:
         advice = "Restore it from a backup"
         raise RunError(f"recipe.yaml cannot be read: {error}", where=str(folder), next=advice) from error
-    changed = _changed_sections(recipe, trained["made_from"])
+    changed = _changed_sections(recipe, trained["inputs"])
     note = f"the recipe was changed after training ({', '.join(changed)}), so what differs may not be why" * bool(
         changed
     )
@@ -225,7 +225,7 @@ def _recipe(folder: Path, trained: Mapping[str, Any]) -> tuple[dict[str, Any], s
         return recipe, note or "the recipe is from another version: settings that it lacks are shown as –"
 
 
-def _changed_sections(recipe: Mapping[str, Any], made_from: Mapping[str, str]) -> list[str]:
+def _changed_sections(recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
     """Returns the sections of recipe.yaml that differ from those that the adapter was trained with."""
     prompt = {
         key: value for key, value in (recipe.get("prompt") or {}).items() if key != "stop"
@@ -234,16 +234,16 @@ def _changed_sections(recipe: Mapping[str, Any], made_from: Mapping[str, str]) -
     sections |= {f"train.{key}": value for key, value in (recipe.get("train") or {}).items()}
     if prompt.get("template") != "model":
         del sections["prompt"]  # the fingerprint has the resolved path, not that of the recipe
-    return [name for name, value in sections.items() if name in made_from and hash_json(value) != made_from[name]]
+    return [name for name, value in sections.items() if name in inputs and hash_json(value) != inputs[name]]
 
 
 def _asked_rows(
-    run: Run, scores: Mapping[str, Any], seals: Mapping[str, Any], recipe: Mapping[str, Any]
+    run: Run, scores: Mapping[str, Any], records: Mapping[str, Any], recipe: Mapping[str, Any]
 ) -> dict[str, tuple[str, str, Any]]:
     """Returns, by row id, its part, its group, and its identity, which must be equal to be the same row elsewhere."""
     files = [run / f"data/{part}.jsonl" for part in HELD_OUT]
     held_out = {row.id: row for file in files if file.exists() for row in read_rows(file)}
-    made_from, system = seals["evaluate"]["made_from"], (recipe.get("prompt") or {}).get("system")
+    inputs, system = records["evaluate"]["inputs"], (recipe.get("prompt") or {}).get("system")
     asked_rows = {}
     for scored_row in scores["rows"]:
         name, _, perturbation = str(scored_row["id"]).partition(
@@ -251,10 +251,10 @@ def _asked_rows(
         )  # a perturbed twin: its text follows from the settings
         if row := held_out.get(name):
             turns = [(turn.role, turn.text) for turn in row.turns]
-            identity: Any = (turns, made_from["evaluate"], made_from["seed"]) if perturbation else turns
+            identity: Any = (turns, inputs["evaluate"], inputs["seed"]) if perturbation else turns
         else:
             identity = (
-                (made_from["probes"], system) if made_from.get("probes") else run.path
+                (inputs["probes"], system) if inputs.get("probes") else run.path
             )  # unknown: equal to no other run
         asked_rows[scored_row["id"]] = (scored_row["part"], row.group if row else "", identity)
     return asked_rows
@@ -307,9 +307,9 @@ def _incomparable_scores(members: Sequence[_RunData]) -> list[str]:
     """Returns the per-token scores of these runs that cannot be compared, because their tokens differ."""
     tokenizations = {
         (
-            member.seals["prepare"]["made_from"].get("tokenizer"),
+            member.fingerprints["prepare"]["inputs"].get("tokenizer"),
             learn := member.setting("prompt", "learn"),
-            member.seals["prepare"]["made_from"].get("template file") if learn == "everything" else "",
+            member.fingerprints["prepare"]["inputs"].get("template file") if learn == "everything" else "",
         )
         for member in members
     }
@@ -329,7 +329,7 @@ def _settings_notes(members: Sequence[_RunData]) -> list[str]:
 
 def _base_note(members: Sequence[_RunData], common: Sequence[str]) -> str:
     """Returns why the base has no column; '' if all runs have the same base with the same replies."""
-    bases = {(member.seals["train"].get("weights"), member.setting("base", "bits")) for member in members}
+    bases = {(member.fingerprints["train"].get("weights"), member.setting("base", "bits")) for member in members}
     if len(bases) > 1:
         return "the base has no column, because the runs have different ones"
     replies = [[member.replies.get(key) for key in common] for member in members]
@@ -423,9 +423,9 @@ def _verdicts(
 _FACTS: dict[str, Callable[[_RunData], Any]] = {
     "Base model": lambda member: member.setting("base", "model"),
     "Rows to learn from": lambda member: f"{member.run.read_json('audit.json')['parts']['train']:,}",
-    "Steps": lambda member: f"{member.seals['train']['summary']['steps']:,}",
-    "Training, seconds": lambda member: format_number(member.seals["train"]["seconds"]),
-    "Adapter": lambda member: member.seals["train"]["files"]["adapter"][:16],
+    "Steps": lambda member: f"{member.fingerprints['train']['summary']['steps']:,}",
+    "Training, seconds": lambda member: format_number(member.fingerprints["train"]["seconds"]),
+    "Adapter": lambda member: member.fingerprints["train"]["files"]["adapter"][:16],
     "Its own verdict": lambda member: member.scores["verdict"],
 }
 

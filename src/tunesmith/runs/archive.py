@@ -64,7 +64,7 @@ def name_problem(name: str) -> str:
     parts = name.split("/")
     if not name or any(part in ("", ".", "..") for part in parts):
         return "is outside the run's folder"
-    if any(part.startswith(".") and part != ".seals" for part in parts):
+    if any(part.startswith(".") and part != ".fingerprints" for part in parts):
         return "is hidden"
     if _FORBIDDEN.search(name):
         return "has a character that some systems do not allow"

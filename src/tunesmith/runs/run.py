@@ -1,7 +1,7 @@
 """The folder of one run: products and their fingerprints, the lock, atomic writes, the log.
 
 A product is written under a temporary name, flushed and renamed. The fingerprints of its inputs and of its files are
-stored in .seals/. A product is up to date if both still match.
+stored in .fingerprints/. A product is up to date if both still match.
 """
 
 from __future__ import annotations
@@ -288,28 +288,28 @@ class Run:
                 f"{name} is damaged", where=str(self.path), next="Delete it and run the step that creates it again"
             ) from error
 
-    def write_fingerprints(self, product: str, made_from: Mapping[str, str], files: list[str], **notes: Any) -> None:
+    def write_fingerprints(self, product: str, inputs: Mapping[str, str], files: list[str], **notes: Any) -> None:
         """Records that `product` is finished: fingerprints of its inputs and files, and `notes`."""
         hashes = {name: hash_path(self / name) for name in files}
-        record = {"product": product, "made_from": dict(made_from), "files": hashes, **notes}
-        self.write_json(f".seals/{product}.json", record)
+        record = {"product": product, "inputs": dict(inputs), "files": hashes, **notes}
+        self.write_json(f".fingerprints/{product}.json", record)
 
     def read_fingerprints(self, product: str) -> dict[str, Any] | None:
         """Returns the record of a finished product, or None."""
         try:
-            record = json.loads((self / f".seals/{product}.json").read_text(encoding="utf-8"))
+            record = json.loads((self / f".fingerprints/{product}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return record if isinstance(record, dict) and {"made_from", "files"} <= record.keys() else None
+        return record if isinstance(record, dict) and {"inputs", "files"} <= record.keys() else None
 
-    def changed(self, product: str, made_from: Mapping[str, str]) -> list[str] | None:
+    def changed(self, product: str, inputs: Mapping[str, str]) -> list[str] | None:
         """Returns what changed since `product` was finished: [] if it is up to date, None if it was never finished."""
         record = self.read_fingerprints(product)
         if record is None:
             return None
-        before = record["made_from"]
-        keys = sorted({*before, *made_from})
-        reasons = [f"{key} changed" for key in keys if before.get(key) != made_from.get(key)]
+        before = record["inputs"]
+        keys = sorted({*before, *inputs})
+        reasons = [f"{key} changed" for key in keys if before.get(key) != inputs.get(key)]
         for name, stored in record["files"].items():
             path = self / name
             if not path.exists():

@@ -108,7 +108,7 @@ def halve_micro_batch(micro_tokens: int, longest: int, where: str) -> int:
 
 def is_sharded(job: Job) -> bool:
     """Returns whether the base is sharded over the processes (fsdp)."""
-    return job.settings.spread == "fsdp" and distributed.world_size() > 1
+    return job.settings.parallel == "fsdp" and distributed.world_size() > 1
 
 
 def make_idle_batches(job: Job, count: int) -> list[pack.Batch]:

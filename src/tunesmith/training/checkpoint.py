@@ -120,11 +120,11 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[int]]:
     return None, damaged
 
 
-def made_from(folder: Path) -> dict[str, str] | None:
+def checkpoint_inputs(folder: Path) -> dict[str, str] | None:
     """Returns the inputs that the newest readable checkpoint recorded, or None if there is none."""
     for step in steps(folder):
         try:
-            inputs: dict[str, str] = json.loads((folder / f"step-{step:07d}/state.json").read_text())["made_from"]
+            inputs: dict[str, str] = json.loads((folder / f"step-{step:07d}/state.json").read_text())["inputs"]
         except (OSError, ValueError, LookupError):  # damaged, or written by an older version
             continue
         return inputs

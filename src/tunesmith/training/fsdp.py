@@ -30,7 +30,7 @@ def shard_base(model: Model) -> None:
     """
     if model.experts():
         raise RecipeError(
-            "a mixture of experts cannot be sharded", where="train.spread", next="Set train.spread to ddp"
+            "a mixture of experts cannot be sharded", where="train.parallel", next="Set train.parallel to ddp"
         )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

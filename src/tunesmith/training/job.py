@@ -33,7 +33,7 @@ class Layout:
 class Job:
     """A fine-tune to run.
 
-    `made_from` holds the fingerprints of the adapter's inputs. `keeping` is called before each checkpoint is written,
+    `inputs` holds the fingerprints of the adapter's inputs. `keeping` is called before each checkpoint is written,
     to store what resuming from it needs.
     """
 
@@ -49,7 +49,7 @@ class Job:
     recompute: bool
     precision: str
     folder: Path
-    made_from: Mapping[str, str]
+    inputs: Mapping[str, str]
     keeping: Callable[[], None] = lambda: None
     watcher: Watcher | None = None
     layout: Layout = Layout()

@@ -69,7 +69,7 @@ class Checkpoints:
         newest, damaged = checkpoint.newest(self.folder)
         if newest is None:
             return damaged
-        saved, current = newest.state.get("made_from"), self.job.made_from
+        saved, current = newest.state.get("inputs"), self.job.inputs
         if saved is None:
             advice = "Give --again to start over (the old run is set aside)"
             raise RunError("the checkpoints were written by an older version", where=str(self.folder), next=advice)
@@ -197,7 +197,7 @@ class Checkpoints:
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {f"adapter.{name}": value.data for name, value in self.parameters.items()}
         optimizer, plain = checkpoint.pack_optimizer(self.optimizer)
-        state = {"progress": asdict(self.progress), "optimizer": plain, "made_from": dict(self.job.made_from)}
+        state = {"progress": asdict(self.progress), "optimizer": plain, "inputs": dict(self.job.inputs)}
         return tensors | optimizer | checkpoint.random_state(), state
 
     # --- the end --------------------------------------------------------------------------------------------

@@ -86,9 +86,9 @@ def check_engine(recipe: Recipe) -> list[TunesmithError]:
         if is_set:
             message = f"engine {engine} cannot generate replies during training"
             errors.append(RecipeError(message, where=setting, next=f"{advice}, or train.engine to native"))
-    if train.spread != "auto":
-        message = f"engine {engine} trains in one process, so it ignores train.spread {train.spread}"
-        errors.append(RecipeError(message, where="train.engine", next="Set it to native, or train.spread to auto"))
+    if train.parallel != "auto":
+        message = f"engine {engine} trains in one process, so it ignores train.parallel {train.parallel}"
+        errors.append(RecipeError(message, where="train.engine", next="Set it to native, or train.parallel to auto"))
     if train.precision == "fast":
         message = f"engine {engine} has no 8-bit products"
         errors.append(RecipeError(message, where="train.precision", next="Set it to auto, or train.engine to native"))

@@ -114,8 +114,8 @@ def diff_html(diff: Path) -> str:
         where = re.sub(r"^.*/", "", str(line.get("where", "")))
         if "end" in line:
             footer = line["end"]
-        elif "fate" in line:
-            decision = "left out" if line["fate"] == "drop" else "set aside"
+        elif "decision" in line:
+            decision = "left out" if line["decision"] == "drop" else "set aside"
             removed_rows.append(
                 _table_row(
                     where, f"{decision}: {_readable(line.get('check'))}", escape(_row_preview(line.get("values", {})))

@@ -82,7 +82,7 @@ def draw_for_run(
             folder = state.folder(name)
         except TunesmithError:
             return lines[0]
-        for file in (*(f".seals/{product}.json" for product in products), *files):
+        for file in (*(f".fingerprints/{product}.json" for product in products), *files):
             with contextlib.suppress(OSError):
                 lines.append(f"{file} {(folder / file).stat().st_mtime_ns}")
         return "\n".join(lines)

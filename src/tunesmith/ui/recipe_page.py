@@ -386,7 +386,7 @@ def _make_run(state: State, text: str) -> str:
     if recipe is None or errors:
         raise MultipleErrors(errors)
     folder = state.runs / recipe.name
-    if (folder / ".seals").is_dir() and (folder / "recipe.yaml").is_file():
+    if (folder / ".fingerprints").is_dir() and (folder / "recipe.yaml").is_file():
         from tunesmith.config.recipe import read_recipe
 
         if read_recipe(str(folder)).dump() != recipe.dump():

@@ -39,10 +39,10 @@ def merge_errors(request: Request, target: str) -> Iterator[TunesmithError]:
     """Yields why base and adapter cannot be merged: a base stored in 4 bits has no original weights."""
     job = request.job
     config = read_config(job.weights.folder, job.weights.name)
-    if job.onto == "original" and config.get("quantization_config", {}).get("load_in_4bit"):
+    if job.merge_into == "original" and config.get("quantization_config", {}).get("load_in_4bit"):
         yield RecipeError(
             "the base's files hold 4 bits, not the original weights", where=f"export.files: {target}",
-            next="Set export.onto to quantized, or train on the unquantized model",
+            next="Set export.merge_into to quantized, or train on the unquantized model",
         )  # fmt: skip
 
 

@@ -37,12 +37,12 @@ ALLOWED = {"gradio", "xllamacpp", "huggingface_hub"}
 QUESTION = "What can you help me with?"
 
 
-def wrong_options(repo: Any = "", mix: Any = "q4_k_m") -> Iterator[tuple[str, str, str]]:
+def wrong_options(repo: Any = "", quantization: Any = "q4_k_m") -> Iterator[tuple[str, str, str]]:
     """Yields problems of the options that do not depend on the model."""
     if repo and (problem := repo_error(repo)):
         yield "repo", *problem
-    if problem := type_error(mix):
-        yield "mix", *problem
+    if problem := type_error(quantization):
+        yield "quantization", *problem
 
 
 def needs(**_: Any) -> str:
@@ -50,9 +50,9 @@ def needs(**_: Any) -> str:
     return "gguf"
 
 
-def validate(request: Request, *, repo: str = "", mix: str = "q4_k_m") -> Iterator[TunesmithError]:
+def validate(request: Request, *, repo: str = "", quantization: str = "q4_k_m") -> Iterator[TunesmithError]:
     """Yields why the Space cannot be written: no GGUF file is written before it, or a package is not installed."""
-    yield from missing_gguf_errors(request, mix, target="space")
+    yield from missing_gguf_errors(request, quantization, target="space")
     for name in _packages(repo):
         try:
             _installed_version(name)
@@ -60,13 +60,13 @@ def validate(request: Request, *, repo: str = "", mix: str = "q4_k_m") -> Iterat
             yield error
 
 
-def write(job: Job, *, repo: str = "", mix: str = "q4_k_m") -> list[File]:
-    """Writes the Space for the GGUF file of type `mix`, in the repository `repo` (owner/name) or beside app.py.
+def write(job: Job, *, repo: str = "", quantization: str = "q4_k_m") -> list[File]:
+    """Writes the Space for the GGUF file of type `quantization`, in the repository `repo` or beside app.py.
 
     Raises RecipeError for an invalid name, ModelError if gguf has not written the file, MissingExtra without Gradio.
     """
-    raise_first(wrong_options(repo, mix), "export.files: space")
-    model = find_gguf(job, mix, target="space", option="mix")
+    raise_first(wrong_options(repo, quantization), "export.files: space")
+    model = find_gguf(job, quantization, target="space", option="quantization")
     folder = job.out("space")
     if not job.standing:
         with atomic_folder(folder) as new:
