@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import platform
@@ -138,6 +139,8 @@ def _detect_gpu() -> _Gpu | None:
 
     if not torch.cuda.is_available():
         return None
+    gc.collect()  # models of earlier runs in this process may hold memory in reference cycles
+    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return _Gpu(properties.name, total, free, properties.major, torch.cuda.device_count())
@@ -220,6 +223,7 @@ def watch_memory(device: str, budget: int | None) -> Callable[[], int]:
         return peak_memory
     import torch
 
+    gc.collect()  # what earlier runs left would count as this one's
     torch.cuda.reset_peak_memory_stats()
     if budget is not None:
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
