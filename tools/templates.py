@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.errors import DataError, ModelError
-from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.prompt.template import OPEN_THOUGHT, Reasoning, Template
 from tunesmith.prompt.tokens import expand, stop_ids
 
@@ -86,7 +85,7 @@ def table() -> str:
         if name.endswith("_training"):
             continue
         chat_template = template(name)
-        form, prompt = ReplyFormat.of(chat_template), chat_template.plain_answer.prompt
+        form, prompt = chat_template.form, chat_template.plain_answer.prompt
         reasoning = outcome(chat_template, conversation(1, reasoning=True))
         if reasoning == "in place":
             start = form.thoughts[0].start or "(opened by the prompt)"

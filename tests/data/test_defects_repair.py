@@ -48,7 +48,7 @@ def test_the_catalogue_holds_the_kinds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "repaired"),
+    ("text", "mended"),
     [
         ("1. Mix the dough 2. Let it rest 3. Bake", "1. Mix the dough\n2. Let it rest\n3. Bake"),
         ("Do this: 1) Open it. 2) Press Go. 3) Wait.", "Do this:\n1) Open it.\n2) Press Go.\n3) Wait."),
@@ -239,7 +239,7 @@ def test_what_people_write(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "places", "repaired"),
+    ("text", "places", "mended"),
     [
         ("a cafÃ© here", ["Ã©"], "a café here"),
         ("a masterâ€™s degree", ["â€™"], "a master’s degree"),
@@ -257,7 +257,7 @@ def test_letters_in_the_wrong_encoding(text: str, places: list[str], mended: str
 
 
 @pytest.mark.parametrize(
-    ("text", "repaired"),
+    ("text", "mended"),
     [
         ("one\r\ntwo\rthree", "one\ntwo\nthree"),
         ("one \ntwo\t\nthree", "one\ntwo\nthree"),
@@ -313,7 +313,7 @@ def test_a_slip_is_mended_but_only_a_note() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "places", "repaired"),
+    ("text", "places", "mended"),
     [
         ("Fish &amp; chips", ["&amp;"], "Fish & chips"),
         ("Fish &amp;amp; chips", ["&amp;amp;"], "Fish & chips"),

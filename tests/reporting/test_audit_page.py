@@ -160,7 +160,7 @@ def test_a_page_without_groups_findings_or_repeats() -> None:
         profile=profile,
         checks={"empty": told(), "too_long": told()},
         dropped={},
-        mended={"rows": 0, "stand_ins": 0, "kinds": {}, "examples": []},
+        repaired={"rows": 0, "stand_ins": 0, "kinds": {}, "examples": []},
         parts=parts,
         groups={part: [] for part in parts},
     )
@@ -202,13 +202,13 @@ def test_more_findings_than_a_page_holds_are_counted() -> None:
 
 
 def test_repairs_are_shown_in_turns_of_their_kinds_and_visibly() -> None:
-    page = split_page(mended=mended(9))
+    page = split_page(repaired=mended(9))
     section = page[page.index('id="repairs"') : page.index('id="seen"')]
     assert section.count("<tr>") == SHOWN_REPAIRS + 1
     assert "9 rows; 9 mojibake, 9 broken whitespace, 9 collapsed list" in Page(page).text
     assert "␍⏎" in section  # a carriage return can be seen
     assert "rows.jsonl line 3" in section and "rows.jsonl line 4" not in section  # a kind does not fill the page
-    replaced = split_page(mended={**mended(), "stand_ins": 5})
+    replaced = split_page(repaired={**mended(), "stand_ins": 5})
     assert "1 rows were repaired, 5 personal values replaced." in Page(replaced).text
 
 

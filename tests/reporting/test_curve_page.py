@@ -39,7 +39,7 @@ def answered(loss: float, spread: float, seed: int, held_out: dict[str, list[Con
 def point(share: int | None, rows: int, loss: float, **changes: Any) -> Point:
     """A point whose replies have about this loss, where the base has 2."""
     settings: dict[str, Any] = {
-        "parallel": 0.1,
+        "spread": 0.1,
         "held": HELD,
         "primary": "loss",
         "kind": "topic",

@@ -28,7 +28,7 @@ def written(folder: Path, onto: str, *entries: dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("merge_into", ["quantized", "original"])
+@pytest.mark.parametrize("onto", ["quantized", "original"])
 def test_what_merging_onto_the_original_weights_changes_is_a_figure(tmp_path: Path, onto: str) -> None:
     rough = entry("q4_k_m", exact=False, likelihood={**LIKELY, "agreement": 0.9})
     section = read_exported_files(written(tmp_path, onto, rough, entry("f16", exact=True, likelihood=LIKELY)))
