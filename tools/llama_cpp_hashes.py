@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.export.gguf_sources import SOURCES
+from tests.exporting.gguf_sources import SOURCES
 
 from tunesmith.exporting.quantization_types import QUANTIZATION_TYPES
 from tunesmith.models.gguf_header import BLOCKS, read_header

@@ -259,7 +259,8 @@ def _call(name: str, function: Any) -> str:
             parameters.append("*")
         default = parameter.default
         text = getattr(default, "__name__", repr(default)).removeprefix("_")
-        stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        kind = parameter.kind
+        stars = "*" * (kind is inspect.Parameter.VAR_POSITIONAL) + "**" * (kind is inspect.Parameter.VAR_KEYWORD)
         equals = "" if default is inspect.Parameter.empty else f" = {text}"
         parameters.append(f"{stars}{parameter.name}: {parameter.annotation}{equals}")
     line = f"{name}({', '.join(parameters)}) -> {signature.return_annotation}"
