@@ -255,6 +255,7 @@ def test_packed_it_is_taken_up_on_another_machine(
     assert Path("kept/toy-small.tar").read_bytes() == packed
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_on_colab_after_a_disconnect_and_after_a_stop_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -64,7 +64,7 @@ def fuzz(server: Running, requests: int) -> Counter[Any]:
     return visited
 
 
-@pytest.mark.parametrize("requests", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("requests", [300, pytest.param(10_000, marks=(pytest.mark.slow, pytest.mark.long))])
 def test_nothing_is_served_that_should_not_be(requests: int) -> None:
     parrot = Parrot(context=64)
     with running(parrot, limits=FREE) as server:
