@@ -15,6 +15,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tunesmith.commands.shared import Reporter, silent
 from tunesmith.config import recipe as recipes
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import DataError, RecipeError, RunError, TunesmithError
@@ -33,13 +34,8 @@ if TYPE_CHECKING:
 PathInput: TypeAlias = str | PathLike[str]
 RecipeInput: TypeAlias = Recipe | Run | Mapping[str, Any] | str | PathLike[str]
 RunInput: TypeAlias = Run | str | PathLike[str] | None
-Log: TypeAlias = Callable[[str], None]
 OnProgress: TypeAlias = Callable[[str, int, int], None]
 ROWS_FOLDER = ".rows"  # in the folder of runs: rows that were given as Python objects
-
-
-def _silent(text: str) -> None:
-    pass
 
 
 # --- recipes and runs ----------------------------------------------------------------------------------------
@@ -97,11 +93,10 @@ def _with_row_file(values: Mapping[str, Any], runs: Path) -> dict[str, Any]:
 def _opened(recipe: RecipeInput, run: RunInput, runs: PathInput) -> Iterator[tuple[Recipe, Run]]:
     """Yields recipe and run; a run that is not given as a Run is locked, and keeps the recipe if the block succeeds."""
     loaded = read_recipe(recipe, runs=runs)
+    if run is None and isinstance(recipe, Run):
+        run = recipe
     if isinstance(run, Run):
         yield loaded, run
-        return
-    if isinstance(recipe, Run) and run is None:
-        yield loaded, recipe
         return
     if run is not None and not isinstance(run, (str, PathLike)):
         raise RunError(f"a run is a Run or the path of its folder, not {type(run).__name__}", where="run")
@@ -122,7 +117,7 @@ def _opened(recipe: RecipeInput, run: RunInput, runs: PathInput) -> Iterator[tup
 def audit(
     rows: Any,
     out: PathInput | None = None,
-    log: Log = _silent,
+    log: Reporter = silent,
     *,
     checks: Sequence[str] = (),
     fix: bool = False,
@@ -137,12 +132,8 @@ def audit(
     from tunesmith.commands.audit import audit_arguments
     from tunesmith.data.rows_in_memory import is_rows, write_rows
 
-    recipe: Recipe | None
     if isinstance(rows, (Recipe, Run, Mapping)):
-        recipe = read_recipe(rows)
-        name, data, base = recipe.name, recipe.data, recipe.folder
-        if checks:
-            data = data.model_copy(update={"checks": [recipes.NamedSetting(check, {}) for check in checks]})
+        name, data, base, recipe = audit_arguments(read_recipe(rows), checks)
     elif isinstance(rows, (str, PathLike)):
         name, data, base, recipe = audit_arguments(fspath(rows), checks)
     elif is_rows(rows):
@@ -163,7 +154,7 @@ def undo(diff: PathInput, out: PathInput) -> int:
     return restore(Path(diff), Path(out))
 
 
-def new(name: str, rows: Any, path: PathInput | None = None, log: Log = _silent) -> Path:
+def new(name: str, rows: Any, path: PathInput | None = None, log: Reporter = silent) -> Path:
     """Writes a recipe called `name` for rows (a file, a list of dicts, a DataFrame) to `path`, NAME.yaml by default.
 
     Each line has its reason. Raises RunError if `path` exists, DataError if the rows cannot be trained on.
@@ -176,7 +167,7 @@ def new(name: str, rows: Any, path: PathInput | None = None, log: Log = _silent)
 
 
 def import_settings(
-    source: PathInput, name: str, path: PathInput | None = None, log: Log = _silent, *, rows: str | None = None
+    source: PathInput, name: str, path: PathInput | None = None, log: Reporter = silent, *, rows: str | None = None
 ) -> ImportedSettings:
     """Writes the recipe `name` from a configuration of Axolotl or LLaMA-Factory, or from a training script."""
     from tunesmith.commands.import_settings import import_settings as convert
@@ -184,7 +175,7 @@ def import_settings(
     return convert(Path(source), name, Path(path or f"{name}.yaml"), log, rows=rows)
 
 
-def synthesize(plan: PathInput, folder: PathInput, log: Log = _silent, *, again: bool = False) -> SynthesisResult:
+def synthesize(plan: PathInput, folder: PathInput, log: Reporter = silent, *, again: bool = False) -> SynthesisResult:
     """Writes the rows of a plan into `folder`, through the plan's server or from its templates."""
     from tunesmith.commands.synthesize import synthesize as write
 
@@ -195,7 +186,7 @@ def synthesize(plan: PathInput, folder: PathInput, log: Log = _silent, *, again:
 
 
 def run(
-    recipe: RecipeInput, run: RunInput = None, log: Log = _silent, *, again: bool = False, runs: PathInput = "runs"
+    recipe: RecipeInput, run: RunInput = None, log: Reporter = silent, *, again: bool = False, runs: PathInput = "runs"
 ) -> Run:
     """Runs check, prepare, train, evaluate, export and report, as far as they are not up to date. Returns the run.
 
@@ -219,14 +210,14 @@ def run(
     return folder
 
 
-def check(recipe: RecipeInput, log: Log = _silent, *, runs: PathInput = "runs") -> CheckResult:
+def check(recipe: RecipeInput, log: Reporter = silent, *, runs: PathInput = "runs") -> CheckResult:
     """Validates recipe, rows, model and chat template, and reports all problems at once, before any work is done."""
     from tunesmith.commands.check import check as validate
 
     return validate(read_recipe(recipe, runs=runs), log)
 
 
-def prepare(recipe: RecipeInput, run: RunInput = None, log: Log = _silent, *, runs: PathInput = "runs") -> Path:
+def prepare(recipe: RecipeInput, run: RunInput = None, log: Reporter = silent, *, runs: PathInput = "runs") -> Path:
     """Checks the rows and splits them into data/*.jsonl; writes audit.json, audit.html and findings.jsonl."""
     from tunesmith.commands.prepare import prepare as command
 
@@ -234,7 +225,7 @@ def prepare(recipe: RecipeInput, run: RunInput = None, log: Log = _silent, *, ru
         return command(loaded, folder, log)
 
 
-def plan(recipe: RecipeInput, run: RunInput = None, log: Log = _silent, *, runs: PathInput = "runs") -> Plan:
+def plan(recipe: RecipeInput, run: RunInput = None, log: Reporter = silent, *, runs: PathInput = "runs") -> Plan:
     """Returns the memory and time that training on the prepared rows needs here. Loads no weights, writes nothing."""
     from tunesmith.commands.plan import plan as command
 
@@ -245,7 +236,7 @@ def plan(recipe: RecipeInput, run: RunInput = None, log: Log = _silent, *, runs:
 def train(
     recipe: RecipeInput,
     run: RunInput = None,
-    log: Log = _silent,
+    log: Reporter = silent,
     watch: Callable[[dict[str, Any]], None] | None = None,
     *,
     again: bool = False,
@@ -264,7 +255,7 @@ def train(
 def evaluate(
     recipe: RecipeInput,
     run: RunInput = None,
-    log: Log = _silent,
+    log: Reporter = silent,
     on_progress: OnProgress | None = None,
     *,
     runs: PathInput = "runs",
@@ -279,7 +270,7 @@ def evaluate(
 def export(
     recipe: RecipeInput,
     run: RunInput = None,
-    log: Log = _silent,
+    log: Reporter = silent,
     on_progress: OnProgress | None = None,
     *,
     only: Sequence[str] = (),
@@ -296,7 +287,12 @@ def export(
 
 
 def push(
-    recipe: RecipeInput, run: RunInput = None, log: Log = _silent, *, dry_run: bool = False, runs: PathInput = "runs"
+    recipe: RecipeInput,
+    run: RunInput = None,
+    log: Reporter = silent,
+    *,
+    dry_run: bool = False,
+    runs: PathInput = "runs",
 ) -> None:
     """Uploads the folder of the export target `hub`; with `dry_run` only logs what would be uploaded."""
     from tunesmith.commands.push import push as command
@@ -306,7 +302,7 @@ def push(
 
 
 def report(
-    recipe: RecipeInput, run: RunInput = None, log: Log = _silent, *, command: str = "", runs: PathInput = "runs"
+    recipe: RecipeInput, run: RunInput = None, log: Reporter = silent, *, command: str = "", runs: PathInput = "runs"
 ) -> Path:
     """Writes report.html: one offline page that shows whether fine-tuning helped. `command` is shown on it."""
     from tunesmith.commands.report import report as write_report
@@ -316,7 +312,7 @@ def report(
 
 
 def card(
-    recipe: RecipeInput, run: RunInput = None, log: Log = _silent, *, license: str = "", runs: PathInput = "runs"
+    recipe: RecipeInput, run: RunInput = None, log: Reporter = silent, *, license: str = "", runs: PathInput = "runs"
 ) -> Path:
     """Writes card.md, the README.md of a model repository, from the run's measurements."""
     from tunesmith.commands.card import card as command
@@ -328,7 +324,7 @@ def card(
 def curve(
     recipe: RecipeInput,
     run: RunInput = None,
-    log: Log = _silent,
+    log: Reporter = silent,
     watch: Callable[[dict[str, Any]], None] | None = None,
     on_progress: OnProgress | None = None,
     *,
@@ -354,7 +350,7 @@ def review(
     recipe: RecipeInput,
     run: RunInput = None,
     reviewer: str = "reviewer",
-    log: Log = _silent,
+    log: Reporter = silent,
     *,
     port: int = 0,
     runs: PathInput = "runs",
@@ -367,7 +363,7 @@ def review(
 
 
 def chat(
-    recipe: RecipeInput, run: RunInput = None, log: Log = _silent, *, tuned: bool = True, runs: PathInput = "runs"
+    recipe: RecipeInput, run: RunInput = None, log: Reporter = silent, *, tuned: bool = True, runs: PathInput = "runs"
 ) -> Any:
     """Loads the run's tuned model, or its base model, to `stream` replies."""
     from tunesmith.commands.chat import chat as command
@@ -386,7 +382,7 @@ def chat_file(path: PathInput) -> Any:
     return command(Path(path))
 
 
-def serve_models(*models: PathInput, log: Log = print, **options: Any) -> None:
+def serve_models(*models: PathInput, log: Reporter = print, **options: Any) -> None:
     """Serves runs and GGUF files over an OpenAI-compatible API until Ctrl-C.
 
     `options` are the fields of tunesmith.commands.serve.ServeOptions, such as `port`.
@@ -408,7 +404,7 @@ def list_runs(runs: PathInput = "runs") -> list[RunRow]:
 
 
 def compare_runs(
-    names: Sequence[PathInput], runs: PathInput = "runs", log: Log = _silent, *, out: PathInput | None = None
+    names: Sequence[PathInput], runs: PathInput = "runs", log: Reporter = silent, *, out: PathInput | None = None
 ) -> RunComparison:
     """Compares finished runs (folders, or names in `runs`) with the first, on the rows that all were evaluated on."""
     from tunesmith.commands.compare import compare_runs as command
@@ -416,7 +412,7 @@ def compare_runs(
     return command([fspath(name) for name in names], Path(runs), log, out=Path(out) if out is not None else None)
 
 
-def pack(run: RunInput, target: PathInput, log: Log = _silent, *, without: Sequence[str] = ()) -> Path:
+def pack(run: RunInput, target: PathInput, log: Reporter = silent, *, without: Sequence[str] = ()) -> Path:
     """Writes the run, and the files that its recipe reads, into one archive `target`, .tar or .tar.gz."""
     from tunesmith.commands.pack import pack as command
 
@@ -425,7 +421,7 @@ def pack(run: RunInput, target: PathInput, log: Log = _silent, *, without: Seque
     return command(run if isinstance(run, Run) else Run(Path(run)), Path(target), log, without=without)
 
 
-def unpack(path: PathInput, folder: PathInput | None = None, log: Log = _silent) -> Path:
+def unpack(path: PathInput, folder: PathInput | None = None, log: Reporter = silent) -> Path:
     """Restores the run packed in `path` into the new `folder` (runs/NAME by default)."""
     from tunesmith.commands.unpack import unpack as command
 

@@ -143,3 +143,13 @@ def test_the_notebook(here: Path, tiny: Callable[..., Path]) -> None:
     assert any("report: " in text for text in texts)
     assert "base:\n" in texts[-1] and "tuned:\n" in texts[-1]
     assert {path.name for path in here.iterdir()} == {"audits", "runs"}  # nothing else is written
+
+
+def test_chosen_checks_of_a_recipe_keep_their_options_and_are_checked(tiny: Callable[..., Path], here: Path) -> None:
+    rows = [*ROWS, {"prompt": "Hello there, who are you?", "answer": "A shop assistant, at your service."}]
+    values = recipe(tiny, rows)
+    values["data"]["checks"] = [{"too_short": {"words": 7}}, "duplicate"]
+    found = tunesmith.audit(values, checks=["too_short"]).account["checks"]["too_short"]
+    assert found["rows"] == 1  # the default, 15 % of the median, finds none
+    with pytest.raises(RecipeError, match="unknown name 'too_shrot'"):
+        tunesmith.audit(values, checks=["too_shrot"])

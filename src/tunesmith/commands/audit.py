@@ -90,7 +90,11 @@ def audit(
 
 
 def audit_arguments(
-    recipe_or_source: str, checks: Sequence[str] = (), *, small: bool = False, settings: Mapping[str, Any] | None = None
+    recipe_or_source: Recipe | str,
+    checks: Sequence[str] = (),
+    *,
+    small: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[str, Data, Path, Recipe | None]:
     """Returns what `audit` takes for a recipe or a source of rows: a name, the data section, its folder, the recipe.
 
@@ -98,8 +102,10 @@ def audit_arguments(
     """
     for name in checks:
         check_name(CHECKS, name, where="--checks")
-    if is_recipe(recipe_or_source):
-        recipe = read_recipe(recipe_or_source, small=small, settings=settings)
+    if isinstance(recipe_or_source, Recipe) or is_recipe(recipe_or_source):
+        recipe = recipe_or_source
+        if not isinstance(recipe, Recipe):
+            recipe = read_recipe(recipe, small=small, settings=settings)
         data = recipe.data
         if checks:
             own_checks = {check.name: check for check in data.checks}

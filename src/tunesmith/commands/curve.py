@@ -262,8 +262,8 @@ def _copy_base_replies(run: Run, part: Run) -> None:
     from tunesmith.evaluation.comparison import read_row_replies
     from tunesmith.evaluation.reply_log import ReplyLog
 
-    whole = (run.read_fingerprints("evaluate") or {})["inputs"]
-    inputs = whole | {"adapter": part.fingerprint("train"), "data": part.fingerprint("prepare")}
+    run_inputs = (run.read_fingerprints("evaluate") or {})["inputs"]
+    inputs = run_inputs | {"adapter": part.fingerprint("train"), "data": part.fingerprint("prepare")}
     if part.changed("evaluate", inputs) == []:
         return
     for which in ("base", "base-disturbed"):

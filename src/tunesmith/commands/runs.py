@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,15 @@ def list_runs(folder: Path) -> list[RunRow]:
     """
     if not folder.is_dir():
         raise RunError("this folder does not exist", where=str(folder), next="Give the folder of your runs with --runs")
-    inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    rows = [_row(path) for path in inside if any((path / marker).exists() for marker in RUN_FILES)]
-    return sorted(rows, key=lambda row: (-row.date, row.name))
+    return sorted(map(_row, run_folders(folder)), key=lambda row: (-row.date, row.name))
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Yields the folders of the runs in `folder`, in any order."""
+    for path in folder.iterdir():
+        is_visible_folder = path.is_dir() and not path.name.startswith(".")
+        if is_visible_folder and any((path / marker).exists() for marker in RUN_FILES):
+            yield path
 
 
 # --- one run's line ----------------------------------------------------------------------------------------

@@ -191,11 +191,11 @@ def require_same_settings(recipe: Recipe, run: Run) -> None:
     if trained_inputs is None or prepared is None:
         return
     data = hash_data_settings(recipe)
-    before = {**trained_inputs, "data": prepared["inputs"].get("data", data)}
+    former = {**trained_inputs, "data": prepared["inputs"].get("data", data)}
     current = {**training_settings(recipe, run), "data": data}
     del current["train.precision"]
     raise_changed(
-        recipe, run, problem, [f"{name} changed" for name, value in current.items() if before.get(name, value) != value]
+        recipe, run, problem, [f"{name} changed" for name, value in current.items() if former.get(name, value) != value]
     )
 
 

@@ -1,8 +1,8 @@
 """Entries of catalogs that other packages bring: installed entry points, and `module:function`.
 
 An entry point belongs to a group: tunesmith.metrics, .formats and .optimizers name functions, tunesmith.checks and
-.targets modules. An entry has the form of tunesmith's own entries: the same
-number of positional parameters, and keyword-only parameters as options.
+.targets modules. An entry has the form of tunesmith's own entries: the same number of positional parameters, and
+keyword-only parameters as options.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ GROUPS = {
 @functools.cache
 def installed(catalog: str) -> dict[str, EntryPoint]:
     """Returns the entry points for a catalog by name."""
-    return (
-        {point.name: point for point in entry_points(group=f"tunesmith.{GROUPS[catalog]}")} if catalog in GROUPS else {}
-    )
+    if catalog not in GROUPS:
+        return {}
+    return {point.name: point for point in entry_points(group=f"tunesmith.{GROUPS[catalog]}")}
 
 
 def package_of(catalog: str, name: str) -> str:
@@ -75,9 +75,9 @@ def import_entry(
         advice = f"{module.__name__} defines: {', '.join(names)}" if names else ""
         message = f"'{name}' is not a function: {module.__name__} defines no function '{attribute}'"
         raise RecipeError(message, where=where, next=advice)
-    required = [_positional(function) for function in (like, entry)]
-    if len(required[0]) != len(required[1]):
-        message = f"'{name}' takes ({', '.join(required[1])}), but is called with ({', '.join(required[0])})"
+    expected, actual = _positional(like), _positional(entry)
+    if len(expected) != len(actual):
+        message = f"'{name}' takes ({', '.join(actual)}), but is called with ({', '.join(expected)})"
         advice = f"Change its parameters; options are keyword-only. See docs/extending.md ({package_of(catalog, name)})"
         raise RecipeError(message, where=where, next=advice)
     return _guarded(entry, name)

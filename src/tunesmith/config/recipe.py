@@ -693,12 +693,12 @@ def _elsewhere(key: str) -> str:
 def _check_names(plain: dict[str, Any], path: Path, places: Places) -> list[TunesmithError]:
     errors: list[TunesmithError] = []
     for loc, catalog, setting in _named_settings(Recipe, plain, ()):
-        where = _place(loc, path, places)
+        place = _place(loc, path, places)
         try:
-            check_name(catalog.module, setting.name, where=where)
+            check_name(catalog.module, setting.name, where=place)
             if catalog.heavy and not setting.options and not is_foreign(catalog.module, setting.name):
                 continue
-            entry = resolve(catalog.module, setting.name, function=catalog.function, where=where)
+            entry = resolve(catalog.module, setting.name, function=catalog.function, where=place)
         except MissingExtra as error:
             if importlib.util.find_spec("torch"):  # without it nothing is trained or exported, and the command says so
                 errors.append(error)

@@ -21,7 +21,7 @@ from types import UnionType
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from tunesmith.config import extensions
-from tunesmith.config.extras import EXTRAS, missing_extra
+from tunesmith.config.extras import missing_extras_named
 from tunesmith.errors import RecipeError, TunesmithError
 
 
@@ -72,13 +72,8 @@ def resolve(catalog: str, name: str, *, function: str = "", where: str = "") -> 
     """
     own_names = _own_entries(catalog)
     if name in own_names:
-        try:
+        with missing_extras_named(name, where=where):
             module = importlib.import_module(f"{catalog}.{name}" if function else catalog)
-        except ModuleNotFoundError as error:
-            package = (error.name or "").split(".")[0]
-            if package not in EXTRAS:
-                raise
-            raise missing_extra(package, name, where=where) from error
         return getattr(module, function or name)  # type: ignore[no-any-return]
     check_name(catalog, name, where=where)
     like = resolve(catalog, own_names[0], function=function)

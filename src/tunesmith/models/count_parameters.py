@@ -91,10 +91,10 @@ def check_loaded(shape: ModelShape, model: Any, *, bits: int, bytes_per_element:
     """
     planned = shape.base_bytes(bits, bytes_per_element)
     loaded = loaded_bytes(model.network, tied=model.tied)
-    whole = sum(planned.values())
+    planned_total = sum(planned.values())
     for group in sorted({*planned, *loaded}):
         expected, actual = planned.get(group, 0), loaded.get(group, 0)
-        if abs(expected - actual) > max(TOLERANCE * expected, 0.001 * whole):
+        if abs(expected - actual) > max(TOLERANCE * expected, 0.001 * planned_total):
             raise InternalError(
                 f"the plan has {expected:,} bytes of {group}, but {actual:,} were loaded", where=model.weights.name
             )

@@ -149,8 +149,8 @@ class Template:
             answer = self.answer((Turn("user", PROBE_QUESTION), Turn("assistant", ANSWER_MARKER, THOUGHT_MARKER)))
         except TunesmithError:
             return None
-        before, marker, between = (answer.opening + answer.thought).partition(THOUGHT_MARKER)
-        start, end = before.strip(), between.strip()
+        opening, marker, closing = (answer.opening + answer.thought).partition(THOUGHT_MARKER)
+        start, end = opening.strip(), closing.strip()
         return ThoughtTags(start, end) if marker and start and end else None
 
     def _message(self, turn: Turn, with_reasoning: bool) -> dict[str, Any]:

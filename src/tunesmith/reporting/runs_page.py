@@ -185,18 +185,27 @@ def _read(folder: Path, label: str) -> _RunData:
     for product, record in records.items():
         if record is None:
             raise RunError(f"{product} is not finished", where=str(folder), next=command_for_product(product, folder))
-    whole = {product: record for product, record in records.items() if record}
-    if whole["evaluate"]["inputs"].get("adapter") != run.fingerprint("train"):
+    finished = {product: record for product, record in records.items() if record}
+    if finished["evaluate"]["inputs"].get("adapter") != run.fingerprint("train"):
         raise RunError(
             "its scores are older than its adapter", where=str(folder), next=command_for_product("evaluate", run.path)
         )
     for product, names in (("prepare", ("data/test.jsonl", "data/unseen.jsonl")), ("evaluate", None)):
-        _check_files(run, whole[product]["files"], names)
+        _check_files(run, finished[product]["files"], names)
     scores = run.read_json("scores.json")
-    recipe, note = _recipe(folder, whole["train"])
+    recipe, note = _recipe(folder, finished["train"])
     base, tuned = ({row["id"]: row[which] for row in scores["rows"]} for which in ("base", "tuned"))
     return _RunData(
-        label, run, recipe, scores, whole, _asked_rows(run, scores, whole, recipe), tuned, base, _replies(run), note
+        label,
+        run,
+        recipe,
+        scores,
+        finished,
+        _asked_rows(run, scores, finished, recipe),
+        tuned,
+        base,
+        _replies(run),
+        note,
     )
 
 

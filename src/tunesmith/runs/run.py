@@ -307,9 +307,9 @@ class Run:
         record = self.read_fingerprints(product)
         if record is None:
             return None
-        before = record["inputs"]
-        keys = sorted({*before, *inputs})
-        reasons = [f"{key} changed" for key in keys if before.get(key) != inputs.get(key)]
+        former = record["inputs"]
+        keys = sorted({*former, *inputs})
+        reasons = [f"{key} changed" for key in keys if former.get(key) != inputs.get(key)]
         for name, stored in record["files"].items():
             path = self / name
             if not path.exists():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.extras import missing_extra
+from tunesmith.config.extras import missing_extras_named
 from tunesmith.ui.state import TABS, State
 from tunesmith.web.cookie_auth import CookieAuth, StaticPages
 
@@ -160,13 +160,8 @@ def load_gradio(home: Path) -> Any:
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ["GRADIO_SSR_MODE"] = "False"
     os.environ["GRADIO_MCP_SERVER"] = "False"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of packages that Gradio imports
-            import gradio as gr
-            import gradio.routes
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "gradio":
-            raise
-        raise missing_extra("gradio", "ui") from error
+    with missing_extras_named("ui"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of packages that Gradio imports
+        import gradio as gr
+        import gradio.routes
     return gr

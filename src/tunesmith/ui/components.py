@@ -75,7 +75,7 @@ def draw_for_run(
     version = gr.Textbox(visible="hidden")  # the run's name, then the modification times, one a line
 
     def read_version(name: str | None) -> Any:
-        if not name and state.run_names():
+        if not name and state.has_runs():
             return gr.skip()  # the browser has not chosen a run yet
         lines = [name or ""]
         try:

@@ -53,6 +53,12 @@ class State:
         recipe = read_recipe(str(self.folder(name)))
         return recipe, tunesmith.open_run(recipe, self.runs, create=False)
 
+    def has_runs(self) -> bool:
+        """Returns whether there is a run, without reading any."""
+        from tunesmith.commands.runs import run_folders
+
+        return self.runs.is_dir() and any(run_folders(self.runs))
+
     def run_names(self) -> list[str]:
         """Returns the names of the runs, newest first."""
         from tunesmith.commands.runs import list_runs
