@@ -1,4 +1,4 @@
-"""Checks and splits rows for training."""
+"""Checks and splits rows for training; rows are tokenized here to measure and refuse them."""
 
 from __future__ import annotations
 

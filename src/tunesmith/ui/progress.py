@@ -1,4 +1,4 @@
-"""Progress of a run, read from its folder."""
+"""Progress of a run, read from its folder: stages, figures and SVG curves."""
 
 from __future__ import annotations
 

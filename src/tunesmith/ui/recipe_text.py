@@ -1,4 +1,4 @@
-"""Edits a recipe's YAML one setting at a time and keeps its comments and order."""
+"""Edits a recipe's YAML one setting at a time, keeps its comments and order, and shows its errors and plan."""
 
 from __future__ import annotations
 
