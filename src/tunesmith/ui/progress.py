@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from tunesmith.runs.run import Run
 from tunesmith.training.job import read_journal
-from tunesmith.ui import jobs, text_html
+from tunesmith.ui import html, jobs
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 360, 170
@@ -170,7 +168,7 @@ def stages_html(progress: Progress) -> str:
     for name, title in STAGES.items():
         kind, sign = ("now", "●") if name == current else ("done", "✓") if name in progress.finished else ("", "○")
         status = {"now": "running", "done": "done", "": "pending"}[kind]
-        parts.append(f'<li class="{kind}">{sign} {escape(title)}<span class="sr-only"> {status}</span></li>')
+        parts.append(f'<li class="{kind}">{sign} {html.escape(title)}<span class="sr-only"> {status}</span></li>')
     return f'<ul class="stages">{"".join(parts)}</ul>'
 
 
@@ -189,26 +187,24 @@ def headline(progress: Progress) -> str:
     """Returns the state of the run in one sentence; if the command failed or is gone, why."""
     job, (step, total) = progress.job, progress.steps
     if progress.pid:
-        since = f" since {text_html.clock(job.started)}" if job.started and job.status == "running" else ""
+        since = f" since {html.clock(job.started)}" if job.started and job.status == "running" else ""
         title = STAGES.get(progress.stage, progress.stage or "A command")
         process = f"process {progress.pid}" if job.status == "running" else f"process {progress.pid}, started elsewhere"
-        return text_html.paragraph(f"{title}: running{since} ({process}). It continues if you close this page.", "good")
+        return html.paragraph(f"{title}: running{since} ({process}). It continues if you close this page.", "good")
     if job.status == "failed":
-        return text_html.error_box(
-            f"The command '{job.command}' failed", text_html.clock(job.ended), job.reason.rstrip(".")
-        )
+        return html.error_box(f"The command '{job.command}' failed", html.clock(job.ended), job.reason.rstrip("."))
     if job.status == "gone":
-        return text_html.error_box(
+        return html.error_box(
             f"The process of '{job.command}' is gone",
-            f"started {text_html.clock(job.started)}",
+            f"started {html.clock(job.started)}",
             f"{job.reason[:1].upper()}{job.reason[1:]}. Start it again to resume from the last checkpoint",
         )
     if "train" in progress.finished:
-        return text_html.paragraph("Trained." if "report" not in progress.finished else "Finished.", "good")
+        return html.paragraph("Trained." if "report" not in progress.finished else "Finished.", "good")
     if job.status == "stopped" or progress.events:
         at_step = f" at step {step} of {total}" if total else ""
-        return text_html.paragraph(f"Stopped{at_step}. Everything is saved: start it again to resume.", "warn")
-    return text_html.paragraph("Not trained yet.", "soft")
+        return html.paragraph(f"Stopped{at_step}. Everything is saved: start it again to resume.", "warn")
+    return html.paragraph("Not trained yet.", "soft")
 
 
 def figure_tiles(progress: Progress) -> str:
@@ -225,15 +221,15 @@ def figure_tiles(progress: Progress) -> str:
         if "tokens_per_second" in last:
             figures.append((f"{last['tokens_per_second']:,.0f}", "tokens/s"))
         if progress.pid and step < total and "eta" in last:
-            figures.append((text_html.duration(last["eta"]), "time left"))
+            figures.append((html.duration(last["eta"]), "time left"))
         elif "time" in last and "time" in progress.events[0]:
-            figures.append((text_html.duration(last["time"] - progress.events[0]["time"]), "training time"))
+            figures.append((html.duration(last["time"] - progress.events[0]["time"]), "training time"))
     memory = jobs.read_memory(progress.folder)
     if progress.pid and memory:
-        figures.append((text_html.byte_size(memory[-1][1]), "memory in use"))
+        figures.append((html.byte_size(memory[-1][1]), "memory in use"))
     elif peak := _peak_memory(progress.folder):
-        figures.append((text_html.byte_size(peak[1]), peak[0]))
-    return text_html.tiles(figures)
+        figures.append((html.byte_size(peak[1]), peak[0]))
+    return html.tiles(figures)
 
 
 def _peak_memory(folder: Path) -> tuple[str, int] | None:
@@ -254,7 +250,7 @@ def curves_html(progress: Progress) -> str:
     steps = [event for event in progress.events if event.get("kind") == "step"]
     valid = [event for event in progress.events if event.get("kind") == "valid"]
     if not steps and not valid:
-        return text_html.paragraph("Curves appear after the first step.", "soft")
+        return html.paragraph("Curves appear after the first step.", "soft")
 
     def line(events: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
         return [
@@ -280,9 +276,7 @@ def curves_html(progress: Progress) -> str:
     if memory := jobs.read_memory(progress.folder):
         points = [(seconds - memory[0][0], count / (1 << 30)) for seconds, count in memory]
         figures.append(
-            curve(
-                "Memory of the process, GiB", points, latest=text_html.byte_size(memory[-1][1]), x_label="", x_unit="s"
-            )
+            curve("Memory of the process, GiB", points, latest=html.byte_size(memory[-1][1]), x_label="", x_unit="s")
         )
     return f'<div class="curves">{"".join(figures)}</div>'
 
@@ -298,7 +292,7 @@ def samples_html(progress: Progress) -> str:
         for item in event["samples"]:
             if isinstance(item, dict):
                 prompt, reply = str(item.get("prompt", "")), str(item.get("reply", ""))
-                pieces.append(f'<p class="soft text">{escape(prompt)}</p><p class="text">{escape(reply)}</p>')
+                pieces.append(f'<p class="soft text">{html.escape(prompt)}</p><p class="text">{html.escape(reply)}</p>')
         attribute = " open" if event is with_samples[-1] else ""
         blocks.append(
             f"<details{attribute}><summary>After step {int(event.get('step', 0))}</summary>{''.join(pieces)}</details>"
@@ -307,8 +301,8 @@ def samples_html(progress: Progress) -> str:
         return "".join(blocks)
     if "train" in progress.finished or any(event.get("kind") == "valid" for event in progress.events):
         text = "This training wrote no sample replies. Set train.samples to get them at each validation."
-        return text_html.paragraph(text, "soft")
-    return text_html.paragraph("Sample replies appear after the first validation.", "soft")
+        return html.paragraph(text, "soft")
+    return html.paragraph("Sample replies appear after the first validation.", "soft")
 
 
 def notes_html(progress: Progress) -> str:
@@ -319,4 +313,4 @@ def notes_html(progress: Progress) -> str:
             lines.append(f"Step {event.get('step', 0)}: {event['text']}")
         elif event.get("kind") == "resume":
             lines.append(f"Resumed after step {event.get('step', 0)}")
-    return "".join(text_html.paragraph(text, "soft") for text in lines[-8:])
+    return "".join(html.paragraph(text, "soft") for text in lines[-8:])
