@@ -215,7 +215,7 @@ def test_what_is_damaged_is_noticed(job: Job) -> None:
     assert any("is not a GGUF file" in each for each in check(job, file))
     for card, wrong in {
         "": "has no front matter",
-        "---\na: [\n---\n": "front matter of README.md cannot be read",
+        "---\na: [\n---\n": "README.md cannot be read: front matter line 2: is not YAML",
     }.items():
         (file.path / "README.md").write_text(card)
         assert any(wrong in each for each in check(job, file))
