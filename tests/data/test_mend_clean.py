@@ -243,7 +243,7 @@ def test_cleaning_is_undone_to_the_sources_rows(tmp_path: Path, kind: str) -> No
     ending = kind.removesuffix(".gz") if kind.startswith((".csv", ".tsv")) else ".jsonl"
     assert cleaned.file == tmp_path / f"out/rows.cleaned{ending}"
     assert path.read_bytes() == bytes_before
-    assert (cleaned.kept, cleaned.left_out) == (4, 3)  # a copy and a silent row dropped, a slot set aside
+    assert (cleaned.kept, cleaned.left_out) == (4, 3)  # a copy and a silent row dropped, a slot quarantined
     kept = [dict(each.values) for each in read(cleaned.file)]
     assert [each["prompt"] for each in kept] == ["How do I pay?", 'What, "then"?', "Where\tto?", "When?"]
     assert kept[0]["answer"] == LINES and kept[0]["topic"] == "café"

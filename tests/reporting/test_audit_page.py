@@ -83,7 +83,7 @@ def test_the_page_accounts_for_the_rows() -> None:
     read = Page(page)
     assert items(page) == [
         "<b>1,234</b> rows read",
-        "<b>−1</b> too long",
+        "<b>−1</b> dropped: too long",
         "<b>1,000</b> for training",
         "<b>9</b> for validation",
         "<b>4</b> for testing, topics known",
@@ -108,12 +108,12 @@ def test_the_page_accounts_for_the_rows() -> None:
     assert MONEY in read.text and "返品 <b>" in read.text  # labels of bars too, $ included
 
 
-def test_rows_set_aside_and_not_drawn_are_told_apart() -> None:
+def test_rows_quarantined_and_not_drawn_are_told_apart() -> None:
     page = split_page(quarantined={"machine_tell": 3}, not_drawn=7)
     assert items(page)[:4] == [
         "<b>1,234</b> rows read",
-        "<b>−1</b> too long",
-        "<b>−3</b> set aside: machine tell",
+        "<b>−1</b> dropped: too long",
+        "<b>−3</b> quarantined: machine tell",
         "<b>−7</b> not drawn",
     ]
 
@@ -122,8 +122,8 @@ def test_rows_that_were_looked_at_want_a_decision() -> None:
     page = looked_page(quarantined={"generic": 2})
     assert items(page) == [
         "<b>1,234</b> rows read",
-        "<b>−1</b> too long",
-        "<b>−2</b> set aside: generic",
+        "<b>−1</b> drop: too long",
+        "<b>−2</b> quarantine: generic",
         "<b>1,233</b> to keep",
     ]
     text = Page(page).text
@@ -185,7 +185,7 @@ def test_findings_are_told_with_their_words_and_why_they_matter() -> None:
     assert order == ["empty", "machine_tell", "too_short", "imbalance"]  # the gravest first, then the most rows
     assert "As an AI" in re.findall(r"<mark>(.*?)</mark>", page)
     read = " ".join(Page(page).text.split())
-    assert "2 rows, 2 findings: set aside" in read
+    assert "2 rows, 2 findings: quarantine" in read
     assert "the whole table" in read
     for check in order:
         assert check_documentation(check).what.split("`")[0] in read

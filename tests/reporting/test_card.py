@@ -76,8 +76,8 @@ def test_it_tells_the_reports_figures(tmp_path: Path) -> None:
     assert text.count("| score | base |") == len(scores["sections"]) == 3
     for words in (
         "1,234 rows from files that are not published",
-        "| 200 | left out: too long |",
-        "| 17 | set aside: personal |",
+        "| 200 | dropped: too long |",
+        "| 17 | quarantined: personal |",
         "| 1,000 | training |",
         "23 of 1,234 rows were found to hold personal data. Of these rows 17 were left out.",
         "2 of 1,234 rows were found to hold keys and passwords.",

@@ -195,7 +195,7 @@ def test_findings_diffs_accept_and_undo(tmp_path: Path) -> None:
     audited(folder / audits.PROPOSED, source, fix=True)
     (diff,) = audits.find_diffs(folder / audits.PROPOSED)
     page = strict(text_html.part(audits.diff_html(diff)))
-    assert "â€™" in page.text and "mojibake" in page.text and "left out: empty" in page.text
+    assert "â€™" in page.text and "mojibake" in page.text and "dropped: empty" in page.text
     assert EVIL[:60] in page.text
 
     (cleaned,) = audits.accept_repair(folder)

@@ -44,7 +44,7 @@ def page(state: State) -> None:
     with gr.Accordion("Train again", open=False):
         again = gr.Checkbox(
             False,
-            label="Set the old adapter aside and train again",
+            label="Train again; the old adapter is kept in old/",
             info="Needed after a change of the recipe or the rows. The old adapter is kept in old/.",
             elem_id="train-again",
         )
