@@ -205,7 +205,9 @@ def _defect_checks(facts: Survey, of_rows: str) -> list[str]:
             copies = any(reason == REPEATS_ANSWER for reason in facts.format.left.values())
             options_text = f": {{fields: {_yaml_inline(facts.format.options['fields'])}}}" if copies else ""
             lines.append(
-                _line(f"    {name}{options_text},", f"{count} {of_rows} state what their fields do not say: quarantined")
+                _line(
+                    f"    {name}{options_text},", f"{count} {of_rows} state what their fields do not say: quarantined"
+                )
             )
         elif name == "generic" and facts.format.name == "fields":
             lines.append(_line(f"    {name},", f"{count} {of_rows} would fit any other row: quarantined"))
