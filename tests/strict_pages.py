@@ -87,7 +87,7 @@ def finding(**changes: Any) -> dict[str, Any]:
 
 
 def told(*findings: dict[str, Any]) -> dict[str, Any]:
-    """What the ledger tells of a check with these findings."""
+    """The audit of a check with these findings."""
     proposals = {each["proposal"]: 0 for each in findings}
     for each in findings:
         proposals[each["proposal"]] += 1

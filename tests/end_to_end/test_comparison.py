@@ -1,4 +1,4 @@
-"""The comparison through the verbs: stopped and gone on with, rows disturbed, a judge on a real server."""
+"""The comparison through the commands: stopped and gone on with, rows perturbed, a judge on a real server."""
 
 from __future__ import annotations
 

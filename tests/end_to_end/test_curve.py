@@ -45,7 +45,7 @@ POINTS = (".", "curve/50", "curve/raw")
 
 @pytest.fixture
 def dirty(rows_file: Path) -> Path:
-    """The toy rows; two of them once more, one that only mending makes readable, and one that is no row."""
+    """The toy rows; two of them once more, one that only repair makes readable, and one that is no row."""
     rows = [*toy_rows(), *toy_rows()[:2]]
     rows.append({"topic": "t1", "prompt": "where is the cafÃ© list kept?", "completion": "1. Open the cafÃ©.  "})
     rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"topic": "t1"}\n')

@@ -85,7 +85,7 @@ def newest(run: Path) -> int:
 
 
 def disturbed(notebook: Any, folder: Path, run: Path, disturb: Callable[[NotebookClient], Any]) -> Exception:
-    """Executes until a checkpoint more is written, then disturbs; returns what the execution ended with."""
+    """Executes until a checkpoint more is written, then interrupts it; returns what the execution ended with."""
     before = newest(run)
 
     async def executing() -> None:

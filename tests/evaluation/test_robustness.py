@@ -1,4 +1,4 @@
-"""Disturbed twins of rows, and what is measured in the replies to them."""
+"""Perturbed twins of rows, and what is measured in the replies to them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_catalogue() -> None:
     assert check_options(perturbations.padded, {"kind": "rude"}, where=str)
 
 
-# --- every disturbance --------------------------------------------------------------------------------------
+# --- every perturbation --------------------------------------------------------------------------------------
 
 ANY = st.text(st.characters(), max_size=60) | st.sampled_from(
     [
@@ -285,7 +285,7 @@ def named(*names: Any) -> list[NamedSetting]:
 PARTS = {"test": [row(f"t{n}", f"Please, where is it, number {'i' * n}?", f"g{n % 5}") for n in range(20)]}
 
 
-def test_the_same_rows_are_disturbed_in_every_way() -> None:
+def test_the_same_rows_are_perturbed_in_every_way() -> None:
     perturbed = perturbed_rows(PARTS, named("typos", "upper", "paraphrase", "outside"), seed=1, limit=10)
     assert {title: len(rows) for title, rows in perturbed.rows.items()} == {
         "typos": 10, "upper": 10, "paraphrase": 10, "outside": 40,
@@ -304,7 +304,7 @@ def test_rows_without_a_twin_are_counted() -> None:
     assert perturbed.left_out == {"lower": 2} and len(perturbed.rows["lower"]) == 20
 
 
-def test_the_same_disturbance_with_other_options() -> None:
+def test_the_same_perturbation_with_other_options() -> None:
     twice = named(NamedSetting("typos", {"rate": 0.1}), NamedSetting("typos", {"rate": 0.5}))
     perturbed = perturbed_rows(PARTS, twice, seed=1)
     assert list(perturbed.rows) == ["typos(rate=0.1)", "typos(rate=0.5)"]
@@ -347,7 +347,7 @@ def shaky(conversation: Conversation) -> str:
     return STEPS if "~" not in conversation.id else "Well, open it and tap it."
 
 
-def test_a_model_that_a_disturbance_throws_is_told_from_one_that_bears_it() -> None:
+def test_a_model_that_a_perturbation_throws_is_told_from_one_that_bears_it() -> None:
     table = tables(named("typos"), shaky, lambda conversation: STEPS)["typos"]
     assert (table["rows"], table["left_out"]) == (20, 0)
     alike = table["consistency"]["rouge_l"]
