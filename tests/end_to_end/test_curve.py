@@ -123,7 +123,7 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
     evaluated = run.read_json("curve.json")["asked"]
     assert answered == {
         "tuned": 2 * evaluated,
-        "tuned-disturbed": 2 * 2,
+        "tuned-perturbed": 2 * 2,
     }  # the base answered in the first call, for all points
     replies = {name: (point_folder / "replies/base.jsonl").read_text() for name, point_folder in runs.items()}
     texts = {tuple(json.loads(line)["text"] for line in text.splitlines()) for text in replies.values()}

@@ -71,7 +71,7 @@ def test_perturbations_are_told_in_words() -> None:
     ]  # fmt: skip
     assert [line["name"] for line in injected["rest"]] == ["stops"]
     line = injected["first"][-1]
-    assert (line["tuned"]["plain"], line["tuned"]["disturbed"]) == (1.0, 0.95)
+    assert (line["tuned"]["plain"], line["tuned"]["perturbed"]) == (1.0, 0.95)
     assert (line["beside"]["base"], line["beside"]["tuned"]) == (0.0, 0.95)
 
 
