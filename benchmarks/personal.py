@@ -23,8 +23,7 @@ from pathlib import Path
 
 from personal_texts import Marked, labeled, look_alikes
 
-from tunesmith.data.ner import find_names
-from tunesmith.data.privacy import KINDS, find_personal
+from tunesmith.data.privacy import KINDS, find_names, find_personal
 from tunesmith.data.privacy_patterns import Span
 
 RESULTS = Path(__file__).parent / "results" / "personal.csv"

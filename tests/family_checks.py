@@ -62,10 +62,10 @@ def losses(folder: Path, name: str) -> None:
     import transformers
 
     from tunesmith.models.build import load_model
-    from tunesmith.models.count_parameters import check_loaded, read_shape
+    from tunesmith.models.shape import check_loaded, read_shape
     from tunesmith.models.weights import fetch_weights
     from tunesmith.prompt.pack import Batch
-    from tunesmith.training.loss import sum_cross_entropy
+    from tunesmith.training.autograd_step import sum_cross_entropy
 
     batch = Batch(IDS.tolist(), torch.ones_like(IDS).tolist(), IDS.tolist())
     for bits in (16, 4):
@@ -144,7 +144,7 @@ def training(folder: Path, scratch: Path) -> Cells:
     import tunesmith
     from tunesmith.config.recipe import read_recipe
     from tunesmith.runs.run import hash_file
-    from tunesmith.training.journal import read_journal
+    from tunesmith.training.job import read_journal
 
     scratch.mkdir(parents=True, exist_ok=True)
     (scratch / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows(4, 4)))

@@ -12,8 +12,8 @@ from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.data.finding import CheckContext, Finding
 from tunesmith.data.load import LoadedRows, RepairCounts
-from tunesmith.data.open_sources import open_sources
 from tunesmith.data.repair_rows import RowRepair
+from tunesmith.data.sources import open_sources
 from tunesmith.data.table import Table
 
 

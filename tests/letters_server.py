@@ -12,12 +12,10 @@ from typing import Any
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.serve.app import create_app
-from tunesmith.serve.backend import Backend, Finish, Sampling, State
+from tunesmith.serve.backend import Backend, Finish, RequestQueue, Sampling, ServedModel, State
 from tunesmith.serve.pairing import Pairing
-from tunesmith.serve.request_queue import RequestQueue, ServedModel
-from tunesmith.web.limits import Limits
-from tunesmith.web.local_server import listen
-from tunesmith.web.server import serve_with_limits
+from tunesmith.web.errors import Limits
+from tunesmith.web.server import listen, serve_with_limits
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.profile import distribution
+from tunesmith.data.prepare import distribution
 
 TOPIC = "<img onerror>"
 MONEY = 'costs $5 & $6 "a\'b"'

@@ -30,7 +30,7 @@ from tunesmith.evaluation.score import View
 from tunesmith.evaluation.statistics import paired_difference
 from tunesmith.generation.from_weights import WeightsModel
 from tunesmith.hardware import detect_hardware
-from tunesmith.kernels import fp8
+from tunesmith.kernels import base_weights
 from tunesmith.models.build import add_adapter, load_model
 from tunesmith.models.fuse import Forms
 from tunesmith.models.weights import Weights, fetch_weights
@@ -190,22 +190,22 @@ def finer(group: int = 128) -> Iterator[None]:
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
         wide = torch.nn.functional.pad(x, (0, -x.shape[1] % group)).unflatten(1, (-1, group))
-        codes, scale = fp8.quantise(wide)
+        codes, scale = base_weights.quantise(wide)
         return (codes.float() * scale).flatten(1)[:, : x.shape[1]].to(x.dtype)
 
-    def from_dense(weight: torch.Tensor) -> fp8.Fp8:
+    def from_dense(weight: torch.Tensor) -> base_weights.Fp8:
         none = torch.empty(0)
-        return fp8.Fp8(rounded(weight), none, rounded(weight.T.contiguous()), none)
+        return base_weights.Fp8(rounded(weight), none, rounded(weight.T.contiguous()), none)
 
     def multiplied(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return rounded(x) @ codes.T
 
-    kept = fuse._has_triton, fp8.from_dense, fp8.product
-    fuse._has_triton, fp8.from_dense, fp8.product = (lambda: False), from_dense, multiplied
+    kept = fuse._has_triton, base_weights.from_dense, base_weights.product
+    fuse._has_triton, base_weights.from_dense, base_weights.product = (lambda: False), from_dense, multiplied
     try:
         yield
     finally:
-        fuse._has_triton, fp8.from_dense, fp8.product = kept
+        fuse._has_triton, base_weights.from_dense, base_weights.product = kept
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from claims.planted import DEVELOPMENT, HELD_OUT, ROWS, check_row, errors, fields_of, measure
-from tunesmith.claims.score import score_claims
+from tunesmith.claims.match import score_claims
 
 
 @pytest.mark.parametrize("rows", [DEVELOPMENT, HELD_OUT], ids=["development", "held-out"])

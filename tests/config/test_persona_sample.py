@@ -13,12 +13,12 @@ from tokenizers import processors
 
 from tiny import CHATML, make_tokenizer
 from tunesmith.config.recipe import Recipe, read_recipe
-from tunesmith.config.registry import entries, resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn, normalize
-from tunesmith.data.defects import Defect
 from tunesmith.data.duplicates import near_pairs
+from tunesmith.data.finding import Defect
 from tunesmith.data.formats import lines
 from tunesmith.data.privacy import find_personal, find_secrets
+from tunesmith.data.run_checks import text_detectors
 from tunesmith.data.sources import Row, read
 from tunesmith.data.split import split
 from tunesmith.errors import ModelError
@@ -120,10 +120,8 @@ def test_no_two_lines_begin_with_the_same_four_words() -> None:
 
 
 def test_no_line_is_damaged() -> None:
-    catalogue = "tunesmith.data.defects"
     defects: list[Defect] = []
-    for kind in entries(catalogue):
-        check = resolve(catalogue, kind, where="test")
+    for check in text_detectors().values():
         defects += [defect for text in LINES + PROMPTS for defect in check(text) if defect.severity != "note"]
     assert defects == []
 

@@ -17,11 +17,12 @@ from tokenizers import processors
 
 from tiny import make_tokenizer
 from tunesmith.config.recipe import read_recipe
-from tunesmith.config.registry import entries, resolve
+from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn, normalize
-from tunesmith.data.defects import Defect
 from tunesmith.data.duplicates import near_pairs
+from tunesmith.data.finding import Defect
 from tunesmith.data.privacy import find_personal, find_secrets
+from tunesmith.data.run_checks import text_detectors
 from tunesmith.data.sources import read
 from tunesmith.errors import ModelError
 from tunesmith.prompt.template import Template, load_template
@@ -94,10 +95,8 @@ def test_no_row_nearly_repeats_another(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_answer_is_damaged(name: str) -> None:
-    catalogue = "tunesmith.data.defects"
     defects: list[Defect] = []
-    for kind in entries(catalogue):
-        check = resolve(catalogue, kind, where="test")
+    for check in text_detectors().values():
         defects += [defect for text in texts(name, "assistant") for defect in check(text) if defect.severity != "note"]
     assert defects == []
 

@@ -15,8 +15,8 @@ from handmade import context, defects_of, row, spans, talk
 from tunesmith.config.recipe import CHECKS, NamedSetting
 from tunesmith.config.registry import check_options, entries, entry_constant, entry_options, resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn, normalize
-from tunesmith.data.defects import Language
 from tunesmith.data.finding import CheckContext, Finding, Proposal, excerpt
+from tunesmith.data.language import Language
 from tunesmith.data.run_checks import BATCH_ROWS, MIN_ROWS, majority_language
 from tunesmith.data.run_checks import run_checks as look_all
 from tunesmith.data.split import PARTS

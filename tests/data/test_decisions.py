@@ -16,9 +16,18 @@ import tunesmith
 from handmade import row, talk
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Conversation, normalize
-from tunesmith.data.decisions import EXAMPLES, EXAMPLES_PER_ROW, ORDER, RowDecisions
-from tunesmith.data.finding import Finding, Proposal, prompt_key, row_finding, table_finding
-from tunesmith.data.overlap import overlap
+from tunesmith.data.finding import (
+    EXAMPLES,
+    EXAMPLES_PER_ROW,
+    ORDER,
+    Finding,
+    Proposal,
+    RowDecisions,
+    prompt_key,
+    row_finding,
+    table_finding,
+)
+from tunesmith.data.split import overlap
 from tunesmith.errors import DataError, RunError
 
 FINDINGS = st.lists(

@@ -8,19 +8,19 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.config.registry import entries, resolve
-from tunesmith.data.defects import Defect, Language
-from tunesmith.data.repair_text import Edit, RepairedText, repair, undo
+from tunesmith.data.finding import Defect
+from tunesmith.data.language import Language
+from tunesmith.data.repair_rows import Edit, RepairedText, repair, undo
+from tunesmith.data.run_checks import text_detectors
 from tunesmith.errors import DataError
 
-CATALOGUE = "tunesmith.data.defects"
 KINDS = [
-    "broken_whitespace",
+    "whitespace",
     "collapsed_list",
-    "machine_tells",
+    "machine_tell",
     "markup",
     "mojibake",
-    "placeholders",
+    "placeholder",
     "repetition",
     "truncated",
     "wrong_language",
@@ -28,7 +28,7 @@ KINDS = [
 
 
 def defects_of(kind: str, text: str, **options: str) -> list[Defect]:
-    defects = list(resolve(CATALOGUE, kind)(text, **options))
+    defects = list(text_detectors()[kind](text, **options))
     for defect in defects:
         assert defect.kind == kind
         assert defect.text == text[defect.start : defect.end]
@@ -41,7 +41,7 @@ def texts(kind: str, text: str) -> list[str]:
 
 
 def test_the_catalogue_holds_the_kinds() -> None:
-    assert entries(CATALOGUE) == KINDS
+    assert sorted(text_detectors()) == KINDS
 
 
 # --- lists ---------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_what_is_no_list_in_one_line(text: str) -> None:
     ],
 )
 def test_slots_nobody_filled(text: str, slots: list[str]) -> None:
-    assert texts("placeholders", text) == slots
+    assert texts("placeholder", text) == slots
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,11 @@ def test_slots_nobody_filled(text: str, slots: list[str]) -> None:
     ],
 )
 def test_what_is_no_slot(text: str) -> None:
-    assert not defects_of("placeholders", text)
+    assert not defects_of("placeholder", text)
 
 
 def test_a_made_up_name_is_only_a_note() -> None:
-    assert [defect.severity for defect in defects_of("placeholders", "At XYZ Corp, {{name}}")] == ["error", "note"]
+    assert [defect.severity for defect in defects_of("placeholder", "At XYZ Corp, {{name}}")] == ["error", "note"]
 
 
 # --- machine tells -------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_a_made_up_name_is_only_a_note() -> None:
     ],
 )
 def test_traces_of_the_machine(text: str, severity: str) -> None:
-    assert {defect.severity for defect in defects_of("machine_tells", text)} == {severity}
+    assert {defect.severity for defect in defects_of("machine_tell", text)} == {severity}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_traces_of_the_machine(text: str, severity: str) -> None:
     ],
 )
 def test_what_people_write(text: str) -> None:
-    assert not defects_of("machine_tells", text)
+    assert not defects_of("machine_tell", text)
 
 
 # --- letters and blanks --------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_letters_in_the_wrong_encoding(text: str, places: list[str], mended: str
     ],
 )
 def test_broken_blanks(text: str, mended: str) -> None:
-    assert defects_of("broken_whitespace", text)
+    assert defects_of("whitespace", text)
     assert repair(text).text == mended
 
 
@@ -299,14 +299,14 @@ def test_broken_blanks(text: str, mended: str) -> None:
     ],
 )
 def test_sound_blanks(text: str) -> None:
-    assert not defects_of("broken_whitespace", text)
+    assert not defects_of("whitespace", text)
 
 
 def test_a_slip_is_repaired_but_only_a_note() -> None:
     slip = "one \ntwo  three is all that I wanted to say\n"
-    assert {defect.severity for defect in defects_of("broken_whitespace", slip)} == {"note"}
+    assert {defect.severity for defect in defects_of("whitespace", slip)} == {"note"}
     assert repair(slip).text == "one\ntwo three is all that I wanted to say"
-    assert {d.severity for d in defects_of("broken_whitespace", "one    \ntwo")} == {"warning"}
+    assert {d.severity for d in defects_of("whitespace", "one    \ntwo")} == {"warning"}
 
 
 # --- markup --------------------------------------------------------------------------------------------------
@@ -522,7 +522,7 @@ def test_edits_have_the_originals_places() -> None:
     assert done.edits == (
         Edit(3, 5, "Ã©", "é", "mojibake"),
         Edit(6, 11, "&amp;", "&", "markup"),
-        Edit(23, 26, " \r\n", "", "broken_whitespace"),
+        Edit(23, 26, " \r\n", "", "whitespace"),
     )
 
 

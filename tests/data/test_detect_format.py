@@ -9,8 +9,7 @@ import pytest
 
 from tunesmith.config.registry import resolve
 from tunesmith.data.detect_format import detect_format
-from tunesmith.data.detect_row import DetectedFormat, detect_row_format
-from tunesmith.data.formats import auto
+from tunesmith.data.formats import DetectedFormat, auto, detect_row_format
 from tunesmith.errors import DataError
 
 Row = dict[str, Any]

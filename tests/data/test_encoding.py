@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.data.encoding import Encoding, detect_encoding
-from tunesmith.data.stream import CHUNK, as_utf8
+from tunesmith.data.rows import CHUNK, as_utf8
 
 TEXTS = {
     "German": (

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from tunesmith.config.recipe import NamedSetting
-from tunesmith.data.folders import select_tables
 from tunesmith.data.load import load_rows
-from tunesmith.data.open_sources import open_sources
+from tunesmith.data.sources import open_sources, select_tables
 from tunesmith.errors import MultipleErrors
 
 PAIRS = [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(5)]

@@ -15,8 +15,7 @@ from tunesmith.data.conversation import (
     conversation_to_dict,
     read_rows,
 )
-from tunesmith.data.detect_row import detect_row_format
-from tunesmith.data.formats import alpaca, auto, chat, columns, fields, lines, sharegpt
+from tunesmith.data.formats import alpaca, auto, chat, columns, detect_row_format, fields, lines, sharegpt
 from tunesmith.data.messages import ROLES
 from tunesmith.errors import DataError
 

@@ -12,10 +12,10 @@ from handmade import context, opened, write
 from tunesmith.config.recipe import Data, NamedSetting
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.load import SHOWN_CHANGES, SHOWN_ERRORS, LoadedRows, load_rows
-from tunesmith.data.open_sources import open_sources
 from tunesmith.data.prepare import prepare
 from tunesmith.data.privacy import PseudonymMap
 from tunesmith.data.repair_rows import RowRepair, changes_from_plain, changes_to_dicts, undo_row
+from tunesmith.data.sources import open_sources
 from tunesmith.errors import DataError, MultipleErrors
 
 COLUMNS = NamedSetting("columns", {"group": "topic"})
@@ -160,7 +160,7 @@ def test_rows_are_repaired_on_the_way_in_and_told(here: Path) -> None:
     assert first.fields == {"prompt": "Why\n?", "answer": "1. Open\n2. Tap\n3. Close", "topic": "café"}
     assert second.answer == "a"
     assert loaded.repairs.rows == 1
-    assert loaded.repairs.kinds == {"broken_whitespace": 1, "collapsed_list": 1, "mojibake": 1}
+    assert loaded.repairs.kinds == {"whitespace": 1, "collapsed_list": 1, "mojibake": 1}
     assert {(each["where"], each["column"]) for each in loaded.repairs.examples} == {
         ("rows.jsonl line 1", "prompt"),
         ("rows.jsonl line 1", "answer"),
@@ -177,7 +177,7 @@ def test_rows_are_repaired_on_the_way_in_and_told(here: Path) -> None:
 def test_examples_of_a_kind_are_few_and_the_count_is_whole(here: Path) -> None:
     rows = [{"prompt": f"q{n}", "answer": f"a{n}\r", "topic": "t"} for n in range(SHOWN_CHANGES + 9)]
     repairs = read([write(here / "rows.jsonl", rows)], repair=RowRepair(damage=True)).repairs
-    assert (repairs.kinds["broken_whitespace"], len(repairs.examples)) == (SHOWN_CHANGES + 9, SHOWN_CHANGES)
+    assert (repairs.kinds["whitespace"], len(repairs.examples)) == (SHOWN_CHANGES + 9, SHOWN_CHANGES)
 
 
 def test_no_example_of_a_repair_holds_what_got_a_pseudonym(here: Path) -> None:

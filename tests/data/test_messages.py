@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from handmade import opened, write
 from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Turn, conversation_from_dict, conversation_to_dict, split_reasoning
-from tunesmith.data.detect_row import detect_row_format
-from tunesmith.data.formats import alpaca, auto, chat, columns, fields, lines, sharegpt
+from tunesmith.data.formats import alpaca, auto, chat, columns, detect_row_format, fields, lines, sharegpt
 from tunesmith.data.load import LoadedRows, load_rows, summarize_notes
 from tunesmith.data.messages import decoded_messages
 from tunesmith.data.repair_rows import RowRepair, undo_row

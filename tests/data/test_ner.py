@@ -12,9 +12,8 @@ import pytest
 from handmade import defects_of, row, spans, talk
 from tunesmith.commands.read_rows import repair_settings
 from tunesmith.config.recipe import Data
-from tunesmith.data import ner
-from tunesmith.data.ner import find_names
-from tunesmith.data.privacy import PseudonymMap, find_personal, restore
+from tunesmith.data import privacy
+from tunesmith.data.privacy import PseudonymMap, find_names, find_personal, restore
 from tunesmith.data.privacy_patterns import Span
 from tunesmith.data.repair_rows import RowRepair
 from tunesmith.errors import MissingExtra, RecipeError
@@ -25,9 +24,9 @@ TERN = "en_tern"
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
     """Each test loads its own pipeline."""
-    ner._pipeline.cache_clear()
+    privacy._pipeline.cache_clear()
     yield
-    ner._pipeline.cache_clear()
+    privacy._pipeline.cache_clear()
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, label: str = "PERSON", more: str = "") -> None:
@@ -103,7 +102,7 @@ def test_without_spacy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_trimmed(text: str, name: str) -> None:
-    span = ner._trimmed_name(text, 7)
+    span = privacy._trimmed_name(text, 7)
     assert (span.text if span else "") == name
     assert span is None or text[span.start - 7 : span.end - 7] == name
 
@@ -118,12 +117,18 @@ def test_names_by_other_means_give_way_to_certain_kinds() -> None:
 
 
 def test_texts_are_cut_at_blanks_and_nothing_is_lost() -> None:
-    for text in ("", "a b", "ab " * 40_000, "a" * (2 * ner.PIECE_CHARACTERS + 1), "\n" + "a" * ner.PIECE_CHARACTERS):
-        pieces = list(ner._pieces(text))
+    for text in (
+        "",
+        "a b",
+        "ab " * 40_000,
+        "a" * (2 * privacy.PIECE_CHARACTERS + 1),
+        "\n" + "a" * privacy.PIECE_CHARACTERS,
+    ):
+        pieces = list(privacy._pieces(text))
         assert "".join(piece for _, piece in pieces) == text
-        assert all(text[start:].startswith(piece) and len(piece) <= ner.PIECE_CHARACTERS for start, piece in pieces)
+        assert all(text[start:].startswith(piece) and len(piece) <= privacy.PIECE_CHARACTERS for start, piece in pieces)
     assert all(
-        piece.strip().startswith("ab") and piece.rstrip().endswith("ab") for _, piece in ner._pieces("ab " * 40_000)
+        piece.strip().startswith("ab") and piece.rstrip().endswith("ab") for _, piece in privacy._pieces("ab " * 40_000)
     )
 
 
@@ -154,10 +159,10 @@ def test_names_deep_in_a_long_text_keep_their_place(tern: str) -> None:
 
 def test_one_pipeline_a_process_with_needed_components_alone(tern: str) -> None:
     assert found("Ansel") == ["Ansel"]
-    nlp = ner._pipeline(tern)
+    nlp = privacy._pipeline(tern)
     assert nlp.pipe_names == ["entity_ruler"]
     found("Mira Quill")
-    assert ner._pipeline(tern) is nlp
+    assert privacy._pipeline(tern) is nlp
 
 
 def test_every_turn_is_looked_through_beside_the_rows_own_names(tern: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from handmade import many, row, talk, words
-from tunesmith.data.profile import BINS, distribution, frequent_ngrams, profile
+from tunesmith.data.prepare import BINS, distribution, frequent_ngrams, profile
 
 ENGLISH = "The lamp in the hall is switched on by hand."
 

@@ -44,7 +44,7 @@ def test_lists_and_slots_are_repaired_in_answers_alone() -> None:
     assert done.values["letter"] == done.values["note"] == "Sincerely yours, Mira Quill of Tern"  # the same text
     other = mended({"letter": letter, "note": f"{letter}!", "Applicant": "Mira Quill", "Company": "Tern"}, [letter])
     assert other.values["note"] == f"{letter}!"
-    assert set(edit_kinds(other.changes)) == {"placeholders"}
+    assert set(edit_kinds(other.changes)) == {"placeholder"}
 
 
 def test_fields_are_repaired_before_the_slots_they_fill() -> None:

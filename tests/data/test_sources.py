@@ -545,9 +545,9 @@ def test_a_long_file_is_never_whole_in_memory(kind: str) -> None:
 
 
 def test_a_row_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunesmith.data import delimited, json_rows, stream
+    from tunesmith.data import delimited, json_rows, rows
 
-    for module in (limits, json_rows, delimited, stream):
+    for module in (limits, json_rows, delimited, rows):
         monkeypatch.setattr(module, "MAX_ROW", 1 << 20)
     long = "x" * (5 << 19)
     told = "is longer than 1 MiB"

@@ -216,7 +216,7 @@ def test_an_answer_keeps_its_steps() -> None:
     [
         (" ", "empty"),
         ("As an AI language model, I cannot ask.", "machine tells"),
-        ("Dear [Your Name], where is it?", "placeholders"),
+        ("Dear [Your Name], where is it?", "placeholder"),
         ("I would like to know where my parcel is and the", "truncated"),
         ("Write to jane.roe@mail.example.com about it.", "personal: email"),
         ("My key is sk-proj-" + "a1B2c3D4" * 6, "secret"),
@@ -587,8 +587,8 @@ def test_templates_and_a_table(tmp_path: Path) -> None:
         for city, hour in (("Axton", 8), ("Byford", 9))
         for mark in ("?", " on Sunday?")
     }
-    assert made.rejected == {"placeholders": 2}
-    assert sum("rejected in 'hours', placeholders" in line for line in said) == 2
+    assert made.rejected == {"placeholder": 2}
+    assert sum("rejected in 'hours', placeholder" in line for line in said) == 2
     fingerprint = plan.fingerprint()
     (tmp_path / "cities.csv").write_text("city,hour\nAxton,7\n")
     assert plan.fingerprint() != fingerprint

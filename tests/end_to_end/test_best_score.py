@@ -15,7 +15,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.models.adapter import read_adapter
 from tunesmith.runs.run import Run
 from tunesmith.training import checkpoint
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 WISH: dict[str, Any] = {
     "train__evaluate_every": 2,

@@ -23,7 +23,7 @@ from tunesmith.data.conversation import Conversation, read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.reporting.runs_page import compare_run_folders
 from tunesmith.runs.run import Run, hash_path
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 QUICK = {
     "train__epochs": 1,

@@ -11,7 +11,7 @@ from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
 from tunesmith.models.weights import fetch_weights
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 
 @pytest.mark.slow

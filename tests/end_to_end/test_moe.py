@@ -15,7 +15,7 @@ from stopping import at, crash
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import RecipeError
 from tunesmith.runs.run import Run, hash_file
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 QUICK: dict[str, Any] = {
     "train__schedule": "linear",

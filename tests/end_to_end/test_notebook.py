@@ -23,7 +23,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from gguf_models import make_convertible
 from tiny import toy_rows
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "tunesmith.ipynb"

@@ -20,7 +20,7 @@ from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import RunError
 from tunesmith.runs.run import Run, hash_path
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 TUNESMITH = str(Path(sys.executable).with_name("tunesmith"))
 

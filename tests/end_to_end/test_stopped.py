@@ -15,7 +15,7 @@ from tiny import CHATML
 from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import ResourceError, TrainingDiverged
 from tunesmith.runs.run import Run, hash_path
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 Call = Callable[..., tuple[int, str, str]]
 

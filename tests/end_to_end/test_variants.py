@@ -26,8 +26,8 @@ from tunesmith.prompt import pack
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode
 from tunesmith.runs.run import Run, hash_file
-from tunesmith.training.journal import read_journal
-from tunesmith.training.loss import sum_cross_entropy
+from tunesmith.training.autograd_step import sum_cross_entropy
+from tunesmith.training.job import read_journal
 
 QUICK = {  # 10 steps; two rows are compared, by loss alone
     "train__schedule": "linear",

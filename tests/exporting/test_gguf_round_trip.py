@@ -15,7 +15,7 @@ from gguf_models import make_convertible, make_smol, opened
 from models.test_gguf_weights import written
 from tiny import make_tokenizer
 from tunesmith.data.conversation import Turn
-from tunesmith.exporting.gguf_metadata import _PHI_3_TOKENS, _model_name
+from tunesmith.exporting.convert import _PHI_3_TOKENS, _model_name
 from tunesmith.exporting.quantize import rewrite_header
 from tunesmith.exporting.targets import gguf as gguf_target
 from tunesmith.models.gguf_header import read_header

@@ -16,8 +16,7 @@ from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.exporting.job import Job
 from tunesmith.exporting.targets._go_template import escape, execute
-from tunesmith.exporting.targets._modelfile import parse, quote
-from tunesmith.exporting.targets.ollama import SHAPES, check, write
+from tunesmith.exporting.targets.ollama import SHAPES, check, parse, quote, write
 from tunesmith.models.weights import Weights
 from tunesmith.prompt.template import PLAIN_TEMPLATE, Template
 

@@ -22,7 +22,7 @@ from tiny import CHATML, make_model, make_tokenizer
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
 from tunesmith.exporting.chat_template import literal, pinned_for_llama_cpp, strip_generation_tags, with_defaults
-from tunesmith.exporting.gguf_metadata import base_name
+from tunesmith.exporting.convert import base_name
 from tunesmith.exporting.job import Job
 from tunesmith.exporting.merge import shipped_template, write_config_files
 from tunesmith.exporting.quantize import rewrite_header
@@ -180,7 +180,7 @@ def test_the_tokenizer_has_a_class_that_others_know(tiny: Callable[..., Path], t
 def test_the_familys_own_class_is_kept(
     tiny: Callable[..., Path], tmp_path: Path, own: dict[str, Any], expected: str
 ) -> None:
-    from tunesmith.exporting.tokenizer_config import portable_config
+    from tunesmith.exporting.chat_template import portable_config
 
     shutil.copytree(tiny("llama"), tmp_path / "base")
     path = tmp_path / "base/tokenizer_config.json"

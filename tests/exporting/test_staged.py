@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.exporting.staging import Staged, _move, files_in
+from tunesmith.exporting.job import Staged, _move, files_in
 from tunesmith.runs.run import Run, hash_file
 
 MADE_FROM = {"adapter": "a", "types": "one"}

@@ -13,7 +13,7 @@ from gguf_models import opened, write_model
 from tiny import make_model, make_tokenizer
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.generation.from_weights import WeightsModel
-from tunesmith.generation.stop_strings import ReplyFilter, build_reply
+from tunesmith.generation.text_model import ReplyFilter, build_reply
 from tunesmith.models.build import load_model
 from tunesmith.models.weights import Weights
 from tunesmith.prompt.reply import ReplyFormat, ThoughtTags

@@ -17,7 +17,7 @@ from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import Paused, ResourceError
 from tunesmith.models.fuse import FusedDecoder
 from tunesmith.runs.run import Run
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

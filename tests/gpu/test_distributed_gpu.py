@@ -15,7 +15,7 @@ import tunesmith
 from tunesmith.config.recipe import read_recipe
 from tunesmith.models.adapter import read_adapter
 from tunesmith.runs.run import Run
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")]
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}

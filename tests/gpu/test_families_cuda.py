@@ -16,8 +16,8 @@ from tunesmith.models.build import load_model
 from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
-from tunesmith.training.journal import read_journal
-from tunesmith.training.loss import sum_cross_entropy
+from tunesmith.training.autograd_step import sum_cross_entropy
+from tunesmith.training.job import read_journal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 NAMES = [

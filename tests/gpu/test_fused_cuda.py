@@ -16,8 +16,8 @@ from tunesmith.models.offload import HostEmbedding
 from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
-from tunesmith.training.cuda_graph import CapturedGraph
-from tunesmith.training.loss import sum_cross_entropy
+from tunesmith.training.autograd_step import sum_cross_entropy
+from tunesmith.training.fused_step import CapturedGraph
 
 pytestmark = pytest.mark.gpu
 LENGTHS = (57, 130, 9, 1, 88)

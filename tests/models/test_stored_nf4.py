@@ -17,13 +17,13 @@ from adapters import BASIC, IDS
 from gguf_models import make_convertible
 from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import ModelError
-from tunesmith.kernels import nf4
+from tunesmith.kernels import base_weights
 from tunesmith.models.build import Model, add_adapter, load_model
 from tunesmith.models.fuse import FusedDecoder, flat_batch
 from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt.pack import pack_examples
 from tunesmith.prompt.tokens import Example
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 TYPES = ["float32", "bfloat16", "float16"]
 NOISE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 4e-3}  # of a loss of 5.6 nats
@@ -148,7 +148,7 @@ def test_layers_quantized_in_two_ways_are_not_joined(stored: Callable[..., Path]
         for d in (True, False)
     )
     states = [next(iter(model.frozen().values())).state for model in (first, second)]
-    assert nf4.alike(states[:1] * 2) and not nf4.alike(states)
+    assert base_weights.alike(states[:1] * 2) and not base_weights.alike(states)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.01], ids=["fused", "autograd"])

@@ -24,7 +24,7 @@ from tunesmith.config.recipe import CHECKS
 from tunesmith.config.registry import entries
 from tunesmith.reporting.audit_page import SHOWN, SHOWN_REPAIRS, audit_page, check_documentation
 
-KINDS = ("mojibake", "broken_whitespace", "collapsed_list")
+KINDS = ("mojibake", "whitespace", "collapsed_list")
 
 
 def mended(count: int = 1) -> dict[str, Any]:

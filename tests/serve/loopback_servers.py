@@ -20,12 +20,9 @@ from tiny import make_model, make_tokenizer
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.serve.app import create_app
-from tunesmith.serve.backend import Finish, Sampling
-from tunesmith.serve.request_queue import RequestQueue, ServedModel
-from tunesmith.web.errors import BackendFailed, RequestRefused
-from tunesmith.web.limits import Limits
-from tunesmith.web.local_server import listen
-from tunesmith.web.server import serve_with_limits
+from tunesmith.serve.backend import Finish, RequestQueue, Sampling, ServedModel
+from tunesmith.web.errors import BackendFailed, Limits, RequestRefused
+from tunesmith.web.server import listen, serve_with_limits
 
 TOKEN = "a-token-of-the-tests-that-is-long-enough-0123"
 FREE = Limits(rate=1e9, burst=1 << 30)  # where the rate is not what is tested

@@ -14,8 +14,8 @@ from fastapi import APIRouter
 from tests.serve.loopback_servers import FREE, TOKEN, Parrot, Running, events, raw, running
 
 from strict_pages import EVIL
-from tunesmith.serve.docs_page import DOCS_FILES
-from tunesmith.web.limits import Limits
+from tunesmith.serve.app import DOCS_FILES
+from tunesmith.web.errors import Limits
 
 EXTENSION = "chrome-extension://abcdefghijklmnopabcdefghijklmnop"
 CHAT = "/v1/chat/completions"
@@ -504,7 +504,7 @@ def test_an_error_repeats_nothing_that_was_sent(server: Running) -> None:
 
 
 def test_the_page_holds_to_its_policy() -> None:
-    from tunesmith.serve.docs_page import DOCS_FOLDER
+    from tunesmith.serve.app import DOCS_FOLDER
 
     texts = {name: (DOCS_FOLDER / name).read_text() for name in ("docs.html", "docs.css", "docs.js")}
     for text in texts.values():

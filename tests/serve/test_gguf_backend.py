@@ -18,11 +18,10 @@ from tests.serve.loopback_servers import Running, events, make_file, running
 from gguf_models import opened
 from tiny import make_tokenizer
 from tunesmith.data.conversation import Turn
-from tunesmith.generation.encode_untrusted import encode_untrusted, match_any, turn_markers
 from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.generation.llama_process import LlamaProcess
 from tunesmith.generation.model_process import ProcessEnded
-from tunesmith.generation.stop_strings import StopStrings
+from tunesmith.generation.text_model import StopStrings, encode_untrusted, match_any, turn_markers
 from tunesmith.prompt.template import PLAIN_TEMPLATE, Template
 from tunesmith.prompt.tokens import encode_prompt
 from tunesmith.serve.backend import Sampling

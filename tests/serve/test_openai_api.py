@@ -16,7 +16,7 @@ from tests.serve.loopback_servers import FREE, TOKEN, Parrot, Running, events, r
 
 from finished_runs import make_recipe
 from tunesmith.data.conversation import Turn
-from tunesmith.web.limits import Limits
+from tunesmith.web.errors import Limits
 
 TEXT = "one two three four"
 

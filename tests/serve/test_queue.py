@@ -9,10 +9,8 @@ import pytest
 from tests.serve.loopback_servers import Parrot
 
 from tunesmith.data.conversation import Turn
-from tunesmith.serve.backend import Sampling
-from tunesmith.serve.request_queue import RequestQueue
-from tunesmith.web.errors import BackendFailed, QueueFull, ReplyTimeout
-from tunesmith.web.limits import RateLimiter
+from tunesmith.serve.backend import RequestQueue, Sampling
+from tunesmith.web.errors import BackendFailed, QueueFull, RateLimiter, ReplyTimeout
 
 PLENTY = Sampling(100)
 

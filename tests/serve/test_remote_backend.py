@@ -16,7 +16,7 @@ from tests.serve.loopback_servers import TOKEN, Parrot, Running, events, make_fi
 from chat_server import Once, serve
 from gguf_models import opened
 from tunesmith.data.conversation import Turn
-from tunesmith.generation.from_server_async import AsyncServerModel
+from tunesmith.generation.from_server import AsyncServerModel
 from tunesmith.serve.gguf_backend import GgufBackend
 from tunesmith.serve.remote_backend import RemoteBackend
 

@@ -24,7 +24,7 @@ from tunesmith.errors import ResourceError, RunError
 from tunesmith.evaluation.review import QUESTIONS, Reviews, read_reviews, shuffle_for_reviewer
 from tunesmith.runs.run import Run
 from tunesmith.serve.review_app import MAX_BODY, MAX_NOTE, PAGES_FOLDER, review_app
-from tunesmith.web.local_server import listen
+from tunesmith.web.server import listen
 
 HOST = "127.0.0.1:8000"
 TOKEN = "t0ken"

@@ -13,7 +13,7 @@ import torch
 
 import tunesmith.models.fuse as fuse
 from tiny import make_model
-from tunesmith.kernels import block_cuda, cross_entropy, nf4, triton_parts
+from tunesmith.kernels import base_weights, block_cuda, ops, triton_parts
 from tunesmith.prompt import pack
 
 
@@ -21,13 +21,10 @@ def interpreted_head(logits: Any, targets: Any, cap: float, share: Any) -> Any:
     """The loss's kernel has a loop that the interpreter cannot run under every numpy; tests/gpu covers it."""
     identity = torch.eye(logits.shape[1], dtype=logits.dtype)
     losses = torch.stack(
-        [
-            cross_entropy.loss(row[None], wanted[None], identity, None, cap)
-            for row, wanted in zip(logits, targets, strict=True)
-        ]
+        [ops.loss(row[None], wanted[None], identity, None, cap) for row, wanted in zip(logits, targets, strict=True)]
     )
     if share is not None:
-        logits.copy_(cross_entropy.loss_and_gradient(logits.clone(), targets, identity, None, cap, share)[1])
+        logits.copy_(ops.loss_and_gradient(logits.clone(), targets, identity, None, cap, share)[1])
     return losses
 
 
@@ -43,7 +40,7 @@ def at_home() -> None:
     fuse._form = packed  # type: ignore[assignment]
     block_cuda.attend = lambda *given: attend(*given[:-1], given[-1]._replace(way="rows"))  # type: ignore[assignment]
     block_cuda.attend_back = lambda *given: attend_back(*given[:-1], given[-1]._replace(way="rows"))  # type: ignore[assignment]
-    nf4._dequantize_kernel = lambda out: triton_parts.dequantise  # type: ignore[assignment]
+    base_weights._dequantize_kernel = lambda out: triton_parts.dequantise  # type: ignore[assignment]
     triton_parts.head = interpreted_head
 
 

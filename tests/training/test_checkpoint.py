@@ -15,7 +15,7 @@ from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import Paused, RecipeError, ResourceError, RunError, TrainingDiverged
 from tunesmith.runs.run import Run, hash_file
 from tunesmith.training import checkpoint
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 
 def tensors() -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ from tunesmith.errors import Paused
 from tunesmith.models.adapter import read_adapter
 from tunesmith.runs.run import Run
 from tunesmith.training import distributed
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "fused": {},

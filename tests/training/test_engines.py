@@ -24,7 +24,7 @@ from tunesmith.prompt.tokens import Example
 from tunesmith.runs.run import Run, hash_file
 from tunesmith.training import autograd_step, checkpoint, progress
 from tunesmith.training.engines import trl
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 from tunesmith.training.schedules import learning_rate_factor
 
 ENGINES = ["native", "trl"]

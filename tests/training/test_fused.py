@@ -14,7 +14,7 @@ from torch import nn
 
 import tunesmith
 from tunesmith.config.recipe import read_recipe
-from tunesmith.kernels import attention, cross_entropy, lora_linear, nf4, onednn
+from tunesmith.kernels import attention, base_weights, lora_linear, ops
 from tunesmith.kernels.attention import SequenceBounds
 from tunesmith.models.build import Model, add_adapter, load_model
 from tunesmith.models.fuse import FlatBatch, FusedDecoder, flat_batch, unfused_reasons
@@ -23,8 +23,8 @@ from tunesmith.models.qlora import FrozenLinear, LoraLinear
 from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
-from tunesmith.training.journal import read_journal
-from tunesmith.training.loss import sum_cross_entropy
+from tunesmith.training.autograd_step import sum_cross_entropy
+from tunesmith.training.job import read_journal
 
 LENGTHS = (24, 9, 1, 40)  # of the rows; the windows below are shorter than two of them
 WINDOW = {"sliding_window": 16, "num_hidden_layers": 3}
@@ -198,17 +198,17 @@ def test_attention_of_short_and_long_examples(keys: int, window: int) -> None:
 def test_head_against_autograd(cap: float) -> None:
     """More tokens than stand in 32 bits at one time, two of them padding."""
     generator = torch.Generator().manual_seed(4)
-    many = 2 * cross_entropy.ROWS + 5
+    many = 2 * ops.ROWS + 5
     hidden = torch.randn(many, 12, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 12, generator=generator, dtype=torch.float64) * 3
     targets = torch.randint(0, 50, (many,), generator=generator)
-    targets[[3, many - 1]] = cross_entropy.IGNORED
+    targets[[3, many - 1]] = ops.IGNORED
     logits = hidden @ weight.T
     wanted = nn.functional.cross_entropy(torch.tanh(logits / cap) * cap if cap else logits, targets, reduction="sum")
     (wanted * 0.25).backward()
     with torch.no_grad():
-        found, gradient = cross_entropy.loss_and_gradient(hidden, targets, weight, None, cap, torch.tensor(0.25))
-        assert cross_entropy.loss(hidden, targets, weight, None, cap).item() == pytest.approx(wanted.item(), rel=1e-12)
+        found, gradient = ops.loss_and_gradient(hidden, targets, weight, None, cap, torch.tensor(0.25))
+        assert ops.loss(hidden, targets, weight, None, cap).item() == pytest.approx(wanted.item(), rel=1e-12)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
     torch.testing.assert_close(gradient, hidden.grad, rtol=1e-9, atol=1e-12)
 
@@ -250,9 +250,9 @@ def test_a_small_update_is_not_rounded_away(way: str) -> None:
         layer.lora_B.data.copy_(b)
         y = layer(x)
     else:
-        frozen = nf4.from_states([base.weight.data], [base.state], torch.bfloat16) if base.state else weight
+        frozen = base_weights.from_states([base.weight.data], [base.state], torch.bfloat16) if base.state else weight
         if way == "packed":
-            frozen = onednn.pack(weight, 16) if onednn.can_pack(weight) else weight
+            frozen = base_weights.pack(weight, 16) if base_weights.can_pack(weight) else weight
         y, _ = lora_linear.forward(
             x, lora_linear.JoinedLinear(frozen, None, a, None, ((b, slice(0, 256), slice(0, 4)),))
         )

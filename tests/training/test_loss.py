@@ -14,14 +14,14 @@ from tunesmith.errors import ModelError
 from tunesmith.models.build import add_adapter, load_model
 from tunesmith.models.weights import fetch_weights
 from tunesmith.prompt.pack import Batch
-from tunesmith.training import loss
-from tunesmith.training.loss import _HeadLoss, _trained_head_loss, check_head, sum_cross_entropy
+from tunesmith.training import autograd_step
+from tunesmith.training.autograd_step import _HeadLoss, _trained_head_loss, check_head, sum_cross_entropy
 
 
 @pytest.mark.parametrize("cap", [0.0, 3.0])
 @pytest.mark.parametrize("tokens", [1, 5, 8, 13])
 def test_against_float64(monkeypatch: pytest.MonkeyPatch, cap: float, tokens: int) -> None:
-    monkeypatch.setattr(loss, "CHUNK", 4)
+    monkeypatch.setattr(autograd_step, "CHUNK", 4)
     torch.manual_seed(tokens)
     hidden, weight = torch.randn(tokens, 12), torch.randn(37, 12)
     bias, targets = torch.randn(37), torch.randint(0, 37, (tokens,))
@@ -41,7 +41,7 @@ def test_against_float64(monkeypatch: pytest.MonkeyPatch, cap: float, tokens: in
 @pytest.mark.parametrize("cap", [0.0, 3.0])
 @pytest.mark.parametrize("tokens", [1, 8, 13])
 def test_a_trained_heads_gradients_against_float64(monkeypatch: pytest.MonkeyPatch, cap: float, tokens: int) -> None:
-    monkeypatch.setattr(loss, "CHUNK", 4)
+    monkeypatch.setattr(autograd_step, "CHUNK", 4)
     torch.manual_seed(tokens)
     given = torch.randn(tokens, 12), torch.randn(37, 12), torch.randn(37)
     targets = torch.randint(0, 37, (tokens,))
@@ -90,7 +90,7 @@ def test_equals_the_models_own_loss(tiny: Callable[..., Path], family: str) -> N
 def test_a_trained_head_learns_as_through_the_models_own_loss(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, family: str, tied: bool, also: list[str]
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK", 3)
+    monkeypatch.setattr(autograd_step, "CHUNK", 3)
     folder = tiny(family) if tied else tiny(family, tie_word_embeddings=False)
     model = load_model(fetch_weights(str(folder)), bits=4, device="cpu", precision="float32")
     add_adapter(model, rank=2, alpha=4, layers="all", dropout=0, seed=1, train_also=also)

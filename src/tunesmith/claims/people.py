@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from tunesmith.claims.claim import Claim
+from tunesmith.claims.abilities import Vocabulary
+from tunesmith.claims.claim import Claim, Degree
 from tunesmith.claims.fold import split_words, word_list, word_spans, words
 
 _NO_NAME = (
@@ -147,3 +148,140 @@ def find_people(text: str) -> Iterator[Claim]:
             folded = words(match["name"])
             if not _NO_PERSON & set(folded):
                 yield Claim("name", match.start("name"), match.end("name"), match["name"], folded)
+
+
+_WORD = r"(?:[A-Z](?:\w|\.(?=\w))*(?:['’-][A-Z]?[a-z]\w+)*|\d+ers)"
+_NAME = re.compile(rf"(?<![\w'’.-]){_WORD}(?:\s(?:&\s|of\s(?:the\s)?|\d+\s)?{_WORD})*")
+_START = re.compile(r"(?:^|[.!?:\n]\s*|[.!?]\W\s*)$")
+_PLAIN_WORDS = frozenset(
+    split_words(
+        "the a an it he she they we you i this that these those there here his her their its our my your in on at to "
+        "of for with by from as and but or so if when while after before since during despite although though "
+        "however meanwhile also both next up not no only what which who how where one two three four five six seven "
+        "eight nine ten all each every other another some many most more out off over under against behind between"
+    )
+)
+
+
+def find_proper_names(text: str) -> Iterator[Claim]:
+    """Yield runs of capitalized words, except a single word that opens a sentence: it may be a plain word."""
+    for match in _NAME.finditer(text):
+        start, end = match.span()
+        opens = bool(_START.search(text[max(0, start - 4) : start]))
+        name = match[0]
+        while (first := name.split(" ")[0]).lower() in _PLAIN_WORDS and " " in name:
+            start += len(first) + 1
+            name, opens = text[start:end], False
+        if (opens and " " not in name) or name.lower() in _PLAIN_WORDS:
+            continue
+        name = re.sub(r"['’]s?$|\.$", "", name)
+        yield Claim("name", start, start + len(name), name, words(name))
+
+
+_WORKPLACE_NAME = rf"(?P<name>{NAME_PART}(?:[ ](?:&[ ]|of[ ](?:the[ ])?)?{NAME_PART})+)"
+_PLACE = re.compile(
+    rf"(?:\b(?:[Aa]t|[Ff]or|[Ww]ith|[Ff]rom|[Bb]y|[Tt]o|[Oo]f|[Oo]n|[Jj]oined|[Ll]eft|is|was)\s(?:the\s)?|"
+    rf"(?P<opens>^|[.!?:;]\s|\n)){_WORKPLACE_NAME}"
+)
+_DOES = re.compile(
+    r"\s(?:has|had|is|was|gave|gives|pays|paid|employs|employed|taught|teaches|trained|trains|took|takes|made|makes|let|lets|"
+    r"put|puts|trusted|trusts|hired|promoted|showed)\b"
+)
+_PERSON = re.compile(r"\b(?:I|I['’]\w+|[Mm]y|me)\b")
+_WORKPLACE = re.compile(
+    r"\b(?:employ\w*|work(?:ed|ing|place)?|job|post|position|role|second(?:ed|ment)|internship|apprentice\w*|trained|"
+    r"stint|spell|days|years|staff|lent|posted|joined|left|moved|came|start(?:ed)?|since|earlier|previous\w*|before)\b"
+)
+_NO_EMPLOYER_END = re.compile(
+    r"\b(?:Science|Sciences|Team|Department|Skills?|Degree|Experience|Manager|University|College)$"
+)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+
+
+def find_workplaces(text: str, stated: Sequence[Claim], known_skills: Vocabulary) -> Iterator[Claim]:
+    """Yield names in first-person sentences about work that are no title, skill, degree or person."""
+    heads = word_list("titles.txt")
+    for match in _PLACE.finditer(text):
+        start, end = match.span("name")
+        if match["opens"] is not None and not _DOES.match(text, end):
+            continue
+        if text[end : end + 1] == "/" or any(claim.start < end and start < claim.end for claim in stated):
+            continue
+        name = re.sub(r"['’]s?$", "", match["name"])
+        folded = words(name)
+        if _about_work(text, start, end, stated) and not (
+            folded[-1] in heads or _NO_EMPLOYER_END.search(name) or next(known_skills.find(name), None)
+        ):
+            yield Claim("employer", start, start + len(name), name, folded)
+
+
+def _about_work(text: str, start: int, end: int, stated: Sequence[Claim]) -> bool:
+    """Return whether the sentence around a span has a first person, and a title or a word of work."""
+    first = max(text.rfind(mark, 0, start) for mark in (". ", "! ", "? ", "\n")) + 1
+    stop = _SENTENCE_END.search(text, end)
+    last = stop.start() if stop else len(text)
+    sentence = text[first:last]
+    titled = any(claim.kind == "title" and first <= claim.start < last for claim in stated)
+    return bool(_PERSON.search(sentence)) and (titled or bool(_WORKPLACE.search(sentence)))
+
+
+_LEVELS = {  # in order of precedence
+    "doctorate": (
+        r"Ph\.?\s?D\b\.?|D\.?Phil\b|[Dd]octorate|[Dd]octor[’']s(?= degree)|[Dd]octoral degree|Doctor of|Pharm\.?D\b"
+    ),
+    "master": (
+        r"Masters? of|M\.?B\.?A\b\.?|M\.\s?S[Cc]?\b\.?|MSc\b|M\.?Eng\b\.?|M\.?F\.?A\b|"
+        r"M\.A\.|MA(?= in\b)|MS(?= in\b)|M\.?Ed\b|M\.?Phil\b|"
+        r"M\.?[Tt]ech\b|[Mm]aster[’']?s?(?= degree| in )|[Mm]aster[’']s|[Mm]asters? [Dd]egree"
+    ),
+    "bachelor": (
+        r"Bachelors? of|B\.?\s?S[Cc]\b\.?|B\.S\.|BS(?= in\b)|B\.?Eng\b\.?|B\.?F\.?A\b|B\.A\.|BA\b|"
+        r"B\.?B\.?A\b|B\.?[Tt]ech\b|B\.?Com\b|LL\.?B\b|"
+        r"B\.?Ed\b|BE(?= in\b)|[Bb]achelor[’']?s?(?= degree| in )|"
+        r"[Bb]achelor[’']?s|[Bb]achelors?\b"
+    ),
+    "associate": r"[Aa]ssociate[’']?s?(?= degree)|Associate of|[Aa]ssociate[’']s",
+    "school": r"[Hh]igh[- ][Ss]chool (?:diploma|Diploma|degree)|GED\b|A[- ][Ll]evels\b",
+    "certificate": r"PGCE\b|NVQ\b|GCSEs?\b|[Cc]ertificate(?= in\b)",
+    "diploma": r"[Dd]iploma\b",
+}
+_IMPLIED = {"mba": "business administration", "bba": "business administration", "pharmd": "pharmacy", "llb": "law",
+            "mfa": "fine arts", "bfa": "fine arts", "bcom": "commerce"}  # fmt: skip
+_NO_SUBJECT = {("science",), ("art",), ("philosophy",)}  # 'Bachelor of Science' says no more than BSc
+_LEVEL = "|".join(f"(?P<{level}>{pattern})" for level, pattern in _LEVELS.items())
+_STOP_WORDS = (
+    r"(?:and|or|from|at|with|which|who|where|to|as|for|have|has|is|was|that|a|an|the|my|i|plus|along|by|but|while|"
+    r"combined|coupled|required|preferred|degree|equivalent|related|will|make|minimum|among|in|of)\b"
+)
+_DEGREE_WORD = rf"(?!{_STOP_WORDS})[A-Za-z][\w’'-]*"
+_CAP = r"(?!(?:Master|Bachelor|Doctor|MBA|BSc|MSc|PhD|BA|PGCE|I)\b)[A-Z][\w’'-]*"
+_GAP = r"(?:(?!\n\s*\n)\s)+"  # a subject ends with its paragraph at the latest
+_SUBJECT = (
+    rf"(?P<subject>{_DEGREE_WORD}(?:{_GAP}(?:(?:and|&|of){_GAP})?{_CAP}"
+    rf"|[ ](?!(?i:{_STOP_WORDS}))[a-z][\w’'-]*){{0,4}})"
+)
+_DEGREE_TAIL = (
+    rf"(?:{_GAP}Level{_GAP}\d+)?(?:{_GAP}(?:[Dd]egrees?|[Hh]onours))?(?:\s*\([^)]{{1,12}}\))?"
+    rf"(?:{_GAP}(?:in|of){_GAP}(?:the{_GAP})?{_SUBJECT})?"
+)
+_FIRST = "(?=[ABCDGHLMNPabcdhm])"  # first letters of all levels: rejects most words at once
+_DEGREE = re.compile(rf"(?<![\w.]){_FIRST}(?:Level{_GAP}\d+{_GAP})?(?:{_LEVEL}){_DEGREE_TAIL}")
+_OF = re.compile(rf"(?:{_GAP})?{_SUBJECT}")
+_IN = re.compile(rf"{_GAP}in{_GAP}(?:the{_GAP})?{_SUBJECT}")
+
+
+def find_degrees(text: str) -> Iterator[Claim]:
+    """Yield every degree of a text. 'Scrum Master' and 'to master' are none."""
+    for match in _DEGREE.finditer(text):
+        level = match.lastgroup if match.lastgroup != "subject" else None
+        level = level or next(name for name in _LEVELS if match[name])
+        subject_text, end = match["subject"], match.end()
+        if match[level].endswith(" of") and (first := _OF.match(text, match.end(level))):
+            subject_text, end = first["subject"], first.end()
+            if second := _IN.match(text, end):
+                subject_text, end = second["subject"], second.end()
+        abbreviation = match[level].lower().replace(".", "").replace(" ", "")
+        subject = words(subject_text or _IMPLIED.get(abbreviation, ""))
+        empty = match[level].endswith(" of") and subject in _NO_SUBJECT
+        value = Degree(level, () if empty else subject)
+        yield Claim("degree", match.start(), end, text[match.start() : end], value)

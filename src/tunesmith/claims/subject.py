@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from tunesmith.claims.claim import Claim
+from tunesmith.claims.claim import CheckedClaim, Claim
 from tunesmith.claims.fold import Words, contains_phrase, words
 
 _ASIDE = re.compile(  # 'Kim led the way for the Hawks with 20', 'Kim paced the Hawks with 20'
@@ -138,3 +138,127 @@ def _mentions(text: str, by_phrase: Mapping[str, str]) -> Iterator[Mention]:
 def _sentence_start(text: str, position: int) -> int:
     """Return the position before the sentence at a position, -1 at the start of the text."""
     return max(text.rfind(mark, 0, position) for mark in (". ", "\n", "; "))
+
+
+MIN_GAIN = 2  # supported numbers that the other subject must be ahead of the named one
+ALLOW_ONE_MISS_FROM = 4  # with this many numbers, the other subject may miss one
+
+Judge = Callable[[Claim, str], CheckedClaim | None]
+
+
+def reattribute(
+    results: Sequence[CheckedClaim], text: str, subjects: Subjects, names: Sequence[str], judge: Judge
+) -> list[CheckedClaim]:
+    """Return the results, with each wrong name contradicted and its numbers checked against the right subject.
+
+    A name is wrong if another subject's field supports at least MIN_GAIN more of the numbers stated of it, and all of
+    them (all but one if there are ALLOW_ONE_MISS_FROM or more).
+    """
+    groups: dict[Mention, list[CheckedClaim]] = {}
+    for result in results:
+        anchor = subjects.anchor(text, result.claim.start)
+        if anchor and result.claim.kind in {"number", "percentage"}:
+            groups.setdefault(anchor, []).append(result)
+    replacements: dict[Claim, CheckedClaim] = {}
+    for anchor, group in groups.items():
+        own_count = sum(result.verdict == "supported" for result in group)
+        name_result = next(
+            (result for result in results if result.claim.kind == "name" and _covers(result, anchor)), None
+        )
+        if name_result is None or len(group) - own_count < MIN_GAIN:
+            continue
+        best_name, verdicts = _best_subject(group, [name for name in names if name != anchor.name], judge)
+        fit_count = sum(result.verdict == "supported" for result in verdicts)
+        if fit_count - own_count >= MIN_GAIN and fit_count >= len(group) - (len(group) >= ALLOW_ONE_MISS_FROM):
+            replacements.update({result.claim: result for result in verdicts})
+            replacements[name_result.claim] = replace(
+                name_result, verdict="contradicted", field=best_name, reason=f"{best_name} has these figures"
+            )
+    return [replacements.get(result.claim, result) for result in results]
+
+
+def _best_subject(
+    results: Sequence[CheckedClaim], names: Sequence[str], judge: Judge
+) -> tuple[str, list[CheckedClaim]]:
+    """Return the subject whose field supports most of the claims, and the results against it."""
+    best: tuple[str, list[CheckedClaim]] = ("", [])
+    best_count = 0
+    for name in names:
+        verdicts = [
+            _from_own_field(judge(result.claim, name), name) or replace(result, verdict="unsupported")
+            for result in results
+        ]
+        count = sum(result.verdict == "supported" for result in verdicts)
+        if count > best_count:
+            best, best_count = (name, verdicts), count
+    return best
+
+
+def _from_own_field(result: CheckedClaim | None, name: str) -> CheckedClaim | None:
+    """Return the result, or None if it is supported by the field of another subject."""
+    return result if result and (result.verdict != "supported" or result.field == name) else None
+
+
+def _covers(result: CheckedClaim, mention: Mention) -> bool:
+    return result.claim.start <= mention.start < result.claim.end
+
+
+_END = re.compile(
+    r"[.!?](?<!\b[A-Z]\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bMrs\.)(?<!\bInc\.)(?<!\bLtd\.)(?=\s|$)|[;\n]"
+)
+_TURN = re.compile(r",\s+(?:but|I|my|and I|yet|and my|so)\b|\b(?:but|however)\b|\band (?:I|my)\b", re.IGNORECASE)
+_COMMA = re.compile(r",|\b(?:but|however)\b", re.IGNORECASE)
+_DENIAL = re.compile(
+    r"\b(?:cannot|not(?!\s+(?:only|just|merely))|never|no(?!\s+"
+    r"(?:doubt|stranger|matter|less|fewer))|without|lack|lacking|yet to|neither|nor|new to)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_DENIAL_AFTER = re.compile(
+    r"^[^,.;]*(?:,\s*which I (?:do not|don['’]t|lack|have not|haven['’]t|have yet)|\b(?:would be|is|are) new to me|"
+    r",\s*(?:which|a field that)\b[^.;]*\blearn|"
+    r",?\s(?:is|are|was|were|would be)\s(?:(?:still|sadly|simply)\s)?"
+    r"(?:missing|absent|lacking|beyond me|(?:not|nothing)\s(?:(?:something|anything|what|one|a thing)\s)?(?:that\s)?"
+    r"(?:I|in my|on my|among my|part of my)\b))",
+    re.IGNORECASE,
+)
+_CONDITION = re.compile(r"\b(?:if|unless|whether|should you)\b[^,;:]*$", re.IGNORECASE)
+_WISH = re.compile(
+    r"\b(?:learn|(?<!machine )(?<!deep )(?<!-)learning|study|studying|taking|enrol(?:led|ling)|course in|"
+    r"grow into|hop(?:e|ing) to (?:gain|acquire|get)|"
+    r"interest(?:ed)? in (?:learning|gaining)|working towards?)\b",
+    re.IGNORECASE,
+)
+
+
+def sentence_ends(text: str) -> tuple[list[int], list[int]]:
+    """Return where sentences end: positions of the final marks, and positions after them."""
+    spans = [match.span() for match in _END.finditer(text)]
+    return [start for start, _ in spans], [end for _, end in spans]
+
+
+def sentence_span(text: str, claim: Claim, ends: tuple[list[int], list[int]]) -> tuple[int, int]:
+    """Return the span of the claim's sentence, given the text's `sentence_ends`."""
+    earlier, later = bisect_right(ends[1], claim.start), bisect_left(ends[0], claim.end)
+    return ends[1][earlier - 1] if earlier else 0, ends[0][later] if later < len(ends[0]) else len(text)
+
+
+def is_asserted(before: str, after: str, report: bool = False) -> bool:
+    """Return whether a claim is asserted, given the words of its sentence before and after it.
+
+    In a `report` every comma ends a denial: 'Lee was not far behind, with 11' asserts the 11.
+    """
+    clause = before[max((match.start() for match in (_COMMA if report else _TURN).finditer(before)), default=0) :]
+    return not (_DENIAL.search(clause) or _WISH.search(clause) or _DENIAL_AFTER.match(after))
+
+
+def is_conditional(before: str) -> bool:
+    """Return whether a letter names something only as a condition: 'if a license is needed'."""
+    return bool(_CONDITION.search(before))
+
+
+def next_sentence(text: str, end: int, ends: tuple[list[int], list[int]]) -> str:
+    """Return the sentence after the one that ends at `end`, or '' at the end of a paragraph."""
+    index = bisect_left(ends[0], end)
+    if index >= len(ends[0]) or "\n" in text[ends[0][index] : ends[1][index] + 1]:
+        return ""
+    return text[ends[1][index] : ends[0][index + 1] if index + 1 < len(ends[0]) else len(text)]

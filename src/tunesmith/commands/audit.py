@@ -25,8 +25,8 @@ from tunesmith.config.registry import check_name, entries, entry_constant
 from tunesmith.data.clean import CleanedSource, write_clean
 from tunesmith.data.finding import CheckContext
 from tunesmith.data.finding import finding_to_dict as finding_to_plain
-from tunesmith.data.open_sources import open_sources
 from tunesmith.data.prepare import audit as audit_rows
+from tunesmith.data.sources import open_sources
 from tunesmith.errors import DataError, RecipeError, TunesmithError
 from tunesmith.runs.run import Run
 

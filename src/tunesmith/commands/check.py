@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.commands.encoded_rows import (
+from tunesmith.commands.prepare import (
     RowEncoder,
     check_context,
     count_reasoning,
@@ -24,8 +24,8 @@ from tunesmith.commands.shared import (
 )
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.decisions import RowDecisions
-from tunesmith.data.detect_row import detect_row_format
+from tunesmith.data.finding import RowDecisions
+from tunesmith.data.formats import detect_row_format
 from tunesmith.data.load import LoadedRows
 from tunesmith.data.prepare import check_rows, drop_reasons
 from tunesmith.errors import DataError, ModelError, MultipleErrors, TunesmithError

@@ -217,7 +217,7 @@ def _write_point(
     work: _Curve, part: Run, rows: Sequence[Conversation], inputs: Mapping[str, str], notes: Mapping[str, Any]
 ) -> None:
     """Writes a point's rows as `prepare` would: its own training rows, and the held-out rows of the whole run."""
-    from tunesmith.data.overlap import overlap
+    from tunesmith.data.split import overlap
 
     start, recipe = time.time(), work.recipe
     with_template = [name for name in (DATE, TEMPLATE) if (work.run / name).is_file()]

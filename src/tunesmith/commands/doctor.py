@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from tunesmith.config.extensions import GROUPS, installed, package_of
 from tunesmith.config.extras import EXTRA_PACKAGES, install_command
-from tunesmith.config.registry import is_foreign
+from tunesmith.config.registry import GROUPS, installed, is_foreign, package_of
 from tunesmith.hardware import Machine, core_count, detect_hardware
 
 USES = {

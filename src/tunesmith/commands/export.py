@@ -23,9 +23,8 @@ from tunesmith.commands.shared import (
     silent,
     train_index,
 )
-from tunesmith.config.extensions import own_errors
 from tunesmith.config.recipe import TARGETS, NamedSetting, Recipe
-from tunesmith.config.registry import check_options, entry_module, is_foreign, nearest, packages
+from tunesmith.config.registry import check_options, entry_module, is_foreign, nearest, own_errors, packages
 from tunesmith.data.conversation import Conversation, read_rows
 from tunesmith.errors import (
     ExportFailed,
@@ -37,7 +36,7 @@ from tunesmith.errors import (
     VerificationFailed,
     raise_all,
 )
-from tunesmith.exporting.staging import MARK, Staged, files_in
+from tunesmith.exporting.job import MARK, Staged, files_in
 from tunesmith.models.weights import Weights
 from tunesmith.runs.run import Run, command_for_product, hash_bytes, hash_json, hash_path
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.commands.shared import Reporter, silent
-from tunesmith.data.open_sources import open_sources
 from tunesmith.data.rows import Row
+from tunesmith.data.sources import open_sources
 from tunesmith.errors import RunError
 from tunesmith.runs.run import write_atomic
 

@@ -13,17 +13,57 @@ from typing import Any
 
 import yaml
 
-from tunesmith.commands.archive_text import INPUTS, SOURCES, describe_base, describe_files, describe_run, show_size
 from tunesmith.commands.runs import list_runs
 from tunesmith.commands.shared import TEMPLATE, Reporter, packed_without_sources, silent, template_file
 from tunesmith.config.recipe import Recipe, read_recipe
-from tunesmith.data.folders import select_tables
-from tunesmith.data.sources import locate
+from tunesmith.data.sources import locate, select_tables
 from tunesmith.errors import DataError, RecipeError, RunError, TunesmithError
 from tunesmith.hardware import versions
 from tunesmith.runs import archive
 from tunesmith.runs.archive import Member
 from tunesmith.runs.run import Run
+
+INPUTS = "inputs"
+SOURCES = "sources"  # stands for the files of data.source in `without`
+
+
+def describe_run(manifest: dict[str, Any]) -> str:
+    """Returns the run's name, state and training steps."""
+    steps = manifest.get("steps")
+    progress = f", {steps[0]:,} of {steps[1]:,} steps" if isinstance(steps, list) and len(steps) == 2 else ""
+    note = f" ({manifest['note']})" if manifest.get("note") else ""
+    return f"{manifest['name']}, {manifest.get('state')}{note}{progress}"
+
+
+def describe_files(members: Sequence[dict[str, Any]]) -> str:
+    """Returns the number and total size of the files."""
+    return f"{len(members):,} files, {show_size(sum(member['size'] for member in members))}"
+
+
+def describe_base(base: dict[str, Any], *, packed: bool) -> str:
+    """Says where the base model comes from, on another machine or here."""
+    model, revision, fingerprint = str(base.get("model")), base.get("revision"), str(base.get("fingerprint") or "")[:12]
+    with_fingerprint = f", fingerprint {fingerprint}" if fingerprint else ""
+    if model.startswith((".", "/", "~")) or Path(model).is_absolute():
+        advice = "it must exist at the same path, or be given with --set base.model=FOLDER"
+        kind = "file" if Path(model).is_file() or model.endswith(".gguf") else "folder"
+        if packed:
+            return f"the base model is not packed: the {kind} {model}{with_fingerprint}; {advice}"
+        return (
+            f"the base model is the {kind} {model}{with_fingerprint}; {'it exists' if Path(model).exists() else advice}"
+        )
+    at_revision = f" at {revision}" if revision else ""
+    fetching = "is not packed; it is downloaded there" if packed else "is downloaded by the first command if necessary"
+    return f"the base model {model}{at_revision}{with_fingerprint} {fetching}"
+
+
+def show_size(count: int) -> str:
+    """Formats a number of bytes."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
 
 ALWAYS = {
     "recipe.yaml": "the recipe",

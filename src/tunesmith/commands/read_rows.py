@@ -13,11 +13,11 @@ from tunesmith.commands.shared import Reporter
 from tunesmith.config.recipe import Data
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.load import LoadedRows, Sink, load_rows, summarize_notes
-from tunesmith.data.open_sources import open_sources
 from tunesmith.data.privacy import PseudonymMap, check_kinds
 from tunesmith.data.repair_rows import RowRepair
 from tunesmith.data.repair_rows import changes_to_dicts as changes_to_plain
 from tunesmith.data.rows import Row
+from tunesmith.data.sources import open_sources
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def serve_review(
 ) -> Iterator[RunningReview]:
     """Serves the reviewer's pairs inside the block; raises what `review` raises."""
     from tunesmith.serve.review_app import review_app
-    from tunesmith.web.local_server import LOOPBACK, listen, serve_in_thread
+    from tunesmith.web.server import LOOPBACK, listen, serve_in_thread
 
     pairs, equal = review_pairs(recipe, run)
     if not pairs:

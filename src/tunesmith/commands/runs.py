@@ -13,7 +13,7 @@ from tunesmith.config.recipe import parse_yaml
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.reporting.html_page import format_number
 from tunesmith.runs.run import Run, hash_file
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 STATES = {"report": "reported", "evaluate": "evaluated", "train": "trained", "prepare": "prepared"}
 RUN_FILES = (

@@ -26,9 +26,9 @@ from tunesmith.errors import ModelError, RecipeError, ResourceError
 from tunesmith.runs.run import Run, hash_path
 
 if TYPE_CHECKING:
+    from tunesmith.serve.backend import ServedModel
     from tunesmith.serve.pairing import Pairing
-    from tunesmith.serve.request_queue import ServedModel
-    from tunesmith.web.limits import Limits
+    from tunesmith.web.errors import Limits
 
 PORT = 8765
 SLOTS = 4
@@ -89,9 +89,8 @@ def start_server(
     run that is not finished or a token file that others can read, ResourceError if the port is in use.
     """
     from tunesmith.serve.app import create_app
-    from tunesmith.web.limits import Limits
-    from tunesmith.web.local_server import LOOPBACK, listen
-    from tunesmith.web.server import serve_with_limits
+    from tunesmith.web.errors import Limits
+    from tunesmith.web.server import LOOPBACK, listen, serve_with_limits
     from tunesmith.web.token_file import read_token, token_path
 
     limits = limits or Limits()
@@ -151,7 +150,7 @@ def _hosts(host: str, port: int, allow: Sequence[str]) -> list[str]:
 @contextlib.contextmanager
 def _models(wish: ServeOptions, limits: Limits, log: Reporter) -> Iterator[list[ServedModel]]:
     """Loads all models to serve; closes them at the end of the block."""
-    from tunesmith.serve.request_queue import RequestQueue, ServedModel
+    from tunesmith.serve.backend import RequestQueue, ServedModel
 
     file_recipe = read_recipe(wish.recipe) if wish.recipe else None
     served: list[ServedModel] = []
@@ -230,7 +229,7 @@ def _adapter(recipe: Recipe, run: Run, log: Reporter) -> Any:
 
 
 def _remote(wish: ServeOptions, recipe: Recipe | None) -> Any:
-    from tunesmith.generation.from_server_async import AsyncServerModel
+    from tunesmith.generation.from_server import AsyncServerModel
     from tunesmith.serve.remote_backend import SLOTS as MANY
     from tunesmith.serve.remote_backend import RemoteBackend
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tunesmith.commands.archive_text import SOURCES, describe_base, describe_files, describe_run, show_size
+from tunesmith.commands.pack import SOURCES, describe_base, describe_files, describe_run, show_size
 from tunesmith.commands.shared import Reporter, silent
 from tunesmith.errors import DataError, ResourceError, RunError
 from tunesmith.runs import archive

@@ -15,8 +15,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.errors import RecipeError
 from tunesmith.runs.run import Run
 from tunesmith.writing import documents, repair
-from tunesmith.writing.claim_stream import claim_events
-from tunesmith.writing.events import ClaimEvent, Event
+from tunesmith.writing.events import ClaimEvent, Event, claim_events
 from tunesmith.writing.form import build_form, build_prompt
 from tunesmith.writing.stream_filter import StreamFilter
 

@@ -17,11 +17,10 @@ from typing import IO, Any
 
 from tunesmith.config.recipe import NamedSetting
 from tunesmith.config.registry import resolve
-from tunesmith.data.decisions import RowDecisions
-from tunesmith.data.open_sources import Source
+from tunesmith.data.finding import RowDecisions
 from tunesmith.data.repair_rows import RowRepair, changes_from_plain, changes_to_dicts, undo_row
 from tunesmith.data.rows import BadRow, Row
-from tunesmith.data.sources import read_all
+from tunesmith.data.sources import Source, read_all
 from tunesmith.data.table import Table
 from tunesmith.errors import DataError
 from tunesmith.runs.run import atomic_text_file, hash_file

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.conversation import Origin
-from tunesmith.data.rows import BadRow, Row
-from tunesmith.data.stream import decompressed, is_gzip
+from tunesmith.data.rows import BadRow, Row, decompressed, is_gzip
 from tunesmith.errors import DataError
 
 BATCH = 1024  # rows converted to Python values at a time

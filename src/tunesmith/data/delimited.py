@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.conversation import Origin
-from tunesmith.data.rows import MAX_ROW, BadRow, Reader, Row, not_text_error, too_long_error
-from tunesmith.data.stream import as_utf8, split_lines
+from tunesmith.data.rows import MAX_ROW, BadRow, Reader, Row, as_utf8, not_text_error, split_lines, too_long_error
 from tunesmith.errors import DataError
 
 csv.field_size_limit(1 << 25)  # 32 Mi characters; the default of 128 KiB cuts long documents

@@ -10,9 +10,8 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from tunesmith.data.detect_row import DetectedFormat, detect_row_format, is_preference_pair
-from tunesmith.data.labels import are_labels, label_column
-from tunesmith.data.messages import message_list, uses_tools
+from tunesmith.data.formats import DetectedFormat, detect_row_format, is_preference_pair
+from tunesmith.data.messages import are_labels, label_column, message_list, uses_tools
 from tunesmith.errors import DataError
 
 

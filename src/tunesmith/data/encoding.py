@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunesmith.data.stream import bom_encoding, codec_name, decompressed
+from tunesmith.data.rows import bom_encoding, codec_name, decompressed
 
 SAMPLE = 1 << 16  # bytes of non-ASCII lines for the guess
 _CANDIDATES = {  # Python's names -> the usual names; the likelier first, which decides ties

@@ -16,13 +16,14 @@ from tunesmith.data.rows import (
     MAX_ROW,
     BadRow,
     Row,
+    as_utf8,
     check_surrogates,
     not_text_error,
     parse_json,
     require_object,
+    split_lines,
     too_long_error,
 )
-from tunesmith.data.stream import as_utf8, split_lines
 from tunesmith.errors import DataError
 
 MAX_OBJECT_BYTES = 1 << 28  # bytes of a JSON object with a table; it is read at once

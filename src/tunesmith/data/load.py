@@ -15,11 +15,10 @@ from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.data.finding import Finding, redacted
 from tunesmith.data.formats import ParsedRow
-from tunesmith.data.labels import AnswerLabels
-from tunesmith.data.messages import ReadNotes, message_list
-from tunesmith.data.open_sources import Source
+from tunesmith.data.messages import AnswerLabels, ReadNotes, message_list
 from tunesmith.data.repair_rows import Change, RowRepair, edit_kinds
 from tunesmith.data.rows import BadRow, Row
+from tunesmith.data.sources import Source
 from tunesmith.data.table import Table
 from tunesmith.errors import DataError, ExtensionError, MultipleErrors, TunesmithError
 

@@ -13,11 +13,149 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tunesmith.data.checks import collapsed_list, markup, mojibake, placeholder, whitespace
 from tunesmith.data.conversation import Turn, split_reasoning
+from tunesmith.data.finding import Defect, Detector
 from tunesmith.data.messages import decoded_messages
-from tunesmith.data.ner import find_names
-from tunesmith.data.privacy import KINDS, PseudonymMap, find_personal, pseudonymize
-from tunesmith.data.repair_text import Edit, RepairedText, repair, undo
+from tunesmith.data.privacy import KINDS, PseudonymMap, find_names, find_personal, pseudonymize
+from tunesmith.errors import DataError
+
+_MAX_PASSES = 8  # 11,667 real texts need one; a text that still changes after eight is left unrepaired
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replaces `before`, at start:end of the original text (characters from 0), with `after`.
+
+    `kind` is the kind of defect that was repaired; overlapping kinds are joined by '+'.
+    """
+
+    start: int
+    end: int
+    before: str
+    after: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class RepairedText:
+    """A repaired text and its edits, in order, at positions in the original text; no two touch."""
+
+    text: str
+    edits: tuple[Edit, ...] = ()
+
+
+def repair(text: str, fields: Mapping[str, Any] | None = None, *, base: bool = False) -> RepairedText:
+    """Repairs encoding, whitespace, entities, collapsed lists, and placeholders that one value of `fields` fits.
+
+    With `base`, only the first three. `repair(repair(x).text)` changes nothing, and `undo` restores x.
+    """
+    result = RepairedText(text)
+    passes = (*map(_fixable, (mojibake.detect, whitespace.detect, markup.detect)),)
+    if not base:
+        passes += (placeholder.filler(fields), _fixable(collapsed_list.detect))
+    for _ in range(_MAX_PASSES):
+        before = result.text
+        for detect in passes:
+            if edits := _to_edits(detect(result.text)):
+                result = _compose(text, result, edits)
+        if result.text == before:
+            return result
+    return RepairedText(text)
+
+
+def undo(text: str, edits: Sequence[Edit]) -> str:
+    """The text before `edits`. Raises DataError if `text` is not the result of the edits."""
+    parts, position, shift = [], 0, 0
+    for edit in edits:
+        start = edit.start + shift
+        end = start + len(edit.after)
+        if text[start:end] != edit.after or start < position:
+            raise DataError(
+                f"cannot undo '{edit.kind}' at character {start}: the text was changed after the repair",
+                next="Pass the text and the edits of the same repair",
+            )
+        parts += [text[position:start], edit.before]
+        position, shift = end, shift + len(edit.after) - len(edit.before)
+    return "".join([*parts, text[position:]])
+
+
+# --- fixes ---------------------------------------------------------------------------------------------------
+
+
+def _fixable(detect: Detector) -> Detector:
+    return lambda text: (defect for defect in detect(text) if defect.fix is not None)
+
+
+# --- edits ---------------------------------------------------------------------------------------------------
+
+
+def _to_edits(defects: Iterator[Defect]) -> list[Edit]:
+    """The fixes of the defects as edits, in order; of two that overlap, the first."""
+    edits: list[Edit] = []
+    for defect in sorted(defects, key=lambda defect: (defect.start, defect.end)):
+        if (not edits or defect.start >= edits[-1].end) and defect.fix not in (None, defect.text):
+            edits.append(Edit(defect.start, defect.end, defect.text, str(defect.fix), defect.kind))
+    return edits
+
+
+def _compose(original: str, earlier: RepairedText, later: Sequence[Edit]) -> RepairedText:
+    """Applies `later`, with positions in `earlier.text`, after `earlier`, whose edits have positions in `original`.
+
+    Overlapping or touching edits are merged. A position outside all edits shifts by the lengths gained before it.
+    """
+    text = _apply(earlier.text, later)
+    earlier_spans = [(edit.start, edit.end, edit.kind, gain) for edit, gain in _in_repaired(earlier.edits)]
+    later_spans = [(edit.start, edit.end, edit.kind, len(edit.after) - len(edit.before)) for edit in later]
+    edits: list[Edit] = []
+    earlier_gain, later_gain = 0, 0  # subtracted from a position in earlier.text for `original`, added for `text`
+    for group in _group_touching(
+        sorted([(*span, True) for span in earlier_spans] + [(*span, False) for span in later_spans])
+    ):
+        start, end = group[0][0], max(span[1] for span in group)
+        original_start, final_start = start - earlier_gain, start + later_gain
+        earlier_gain += sum(span[3] for span in group if span[4])
+        later_gain += sum(span[3] for span in group if not span[4])
+        before, after = original[original_start : end - earlier_gain], text[final_start : end + later_gain]
+        kinds = "+".join(sorted({kind for span in group for kind in span[2].split("+")}))
+        if before != after:
+            edits.append(Edit(original_start, end - earlier_gain, before, after, kinds))
+    return RepairedText(text, tuple(edits))
+
+
+def _apply(text: str, edits: Sequence[Edit]) -> str:
+    parts, position = [], 0
+    for edit in edits:
+        parts += [text[position : edit.start], edit.after]
+        position = edit.end
+    return "".join([*parts, text[position:]])
+
+
+def _in_repaired(edits: Sequence[Edit]) -> Iterator[tuple[Edit, int]]:
+    """The edits with positions in the repaired text, and the number of characters each one adds."""
+    shift = 0
+    for edit in edits:
+        start, gain = edit.start + shift, len(edit.after) - len(edit.before)
+        yield replace(edit, start=start, end=start + len(edit.after)), gain
+        shift += gain
+
+
+_Span = tuple[int, int, str, int, bool]  # start, end, kind, characters added, whether from an earlier edit
+
+
+def _group_touching(spans: Sequence[_Span]) -> Iterator[list[_Span]]:
+    """Groups sorted spans that overlap or touch."""
+    group: list[_Span] = []
+    end = 0
+    for span in spans:
+        if group and span[0] > end:
+            yield group
+            group = []
+        end = max(end, span[1]) if group else span[1]
+        group.append(span)
+    if group:
+        yield group
+
 
 Path = tuple[str | int, ...]  # the keys and indices that lead to a text inside a row
 

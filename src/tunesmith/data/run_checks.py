@@ -7,7 +7,7 @@ import functools
 import itertools
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.config.recipe import CHECKS, NamedSetting
-from tunesmith.config.registry import entry_constant, resolve
+from tunesmith.config.registry import entries, entry_constant, entry_module, is_foreign, resolve
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.defects import Language
-from tunesmith.data.finding import CheckContext, Finding
+from tunesmith.data.finding import CheckContext, Defect, Finding
+from tunesmith.data.language import Language
 from tunesmith.data.table import Table
 from tunesmith.errors import ExtensionError
 
@@ -144,3 +144,9 @@ def _check_batch_at(
 def _run_at(path: Path, check: NamedSetting, context: CheckContext, indices: Indices) -> list[Finding]:
     """Runs a check of the whole table in another process."""
     return list(_run(check, Table(path, indices), context))
+
+
+def text_detectors() -> dict[str, Callable[..., Iterator[Defect]]]:
+    """Returns `detect` of tunesmith's own checks that look for defects inside one text, by the check's name."""
+    modules = {name: entry_module(CHECKS, name) for name in entries(CHECKS) if not is_foreign(CHECKS, name)}
+    return {name: module.detect for name, module in modules.items() if hasattr(module, "detect")}

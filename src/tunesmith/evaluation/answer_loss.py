@@ -11,7 +11,7 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.generation.from_weights import WeightsModel
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example, Learn, encode_expanded
-from tunesmith.training.loss import sum_cross_entropy
+from tunesmith.training.autograd_step import sum_cross_entropy
 
 
 def answer_losses(model: WeightsModel, rows: Sequence[Conversation], *, learn: str) -> list[float]:

@@ -234,8 +234,7 @@ def _is_numbered_list(text: str, least: int) -> bool:
 
 def _claim_score(view: View, fields: list[str] | None) -> Any:
     """Returns the claims.score.Score of the reply's claims; None if the row has no fields."""
-    from tunesmith.claims.match import check_claims
-    from tunesmith.claims.score import score_claims
+    from tunesmith.claims.match import check_claims, score_claims
 
     columns = view.row.own_fields(fields)
     return score_claims(view.reply.text, columns, check_claims(view.reply.text, columns)) if columns else None

@@ -24,10 +24,15 @@ from torch import Tensor
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
-from tunesmith.exporting.chat_template import literal, strip_generation_tags, with_defaults
+from tunesmith.exporting.chat_template import (
+    eos_token_ids,
+    literal,
+    portable_config,
+    strip_generation_tags,
+    with_defaults,
+)
 from tunesmith.exporting.job import Job
 from tunesmith.exporting.merge_experts import ExpertTensors, ExpertUpdate, dequantized_headers, expert_updates
-from tunesmith.exporting.tokenizer_config import eos_token_ids, portable_config
 from tunesmith.models.adapter import read_adapter
 from tunesmith.models.architecture import Architecture, architecture_from_weights
 from tunesmith.models.expert_packing import MXFP4_BLOCKS, MXFP4_SCALES, from_mxfp4

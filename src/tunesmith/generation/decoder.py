@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import detect_hardware
-from tunesmith.kernels import decode, norm
+from tunesmith.kernels import decode, ops
 from tunesmith.kernels.attention import SequenceBounds
+from tunesmith.kernels.base_weights import OneDnnWeight, can_pack, linear, pack
 from tunesmith.kernels.block import BlockShape
 from tunesmith.kernels.decode import Cache, Stack
 from tunesmith.kernels.lora_linear import BaseForm, JoinedLinear
-from tunesmith.kernels.onednn import OneDnnWeight, can_pack, linear, pack
 from tunesmith.models.build import Model
 from tunesmith.models.fuse import FusedDecoder, flat_batch
 from tunesmith.models.fused_config import config_reasons
@@ -215,7 +215,7 @@ class _Batch:
         self.positions.add_(self.active)
 
     def _argmax(self, h: Tensor) -> Tensor:
-        hidden = norm.rms(h, *self.fused.last_norm)
+        hidden = ops.rms(h, *self.fused.last_norm)
         scores = self.fused.logits(hidden) if self.decoder.head is None else linear(hidden, self.decoder.head, None)
         return scores.argmax(-1)  # soft-capping the logits would not change their order
 

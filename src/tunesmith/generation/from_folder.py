@@ -18,11 +18,11 @@ from typing import Any
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.generation.model_process import ModelProcess
-from tunesmith.generation.subprocess_model import (
+from tunesmith.generation.model_process import (
     CONTEXT,
     PATIENCE,
     PROBE,
+    ModelProcess,
     SubprocessModel,
 )
 from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore

@@ -18,11 +18,18 @@ from typing import Any
 from tunesmith.config.extras import missing_extra
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, TunesmithError
-from tunesmith.generation.encode_untrusted import bos_ids, encode_untrusted, match_any, turn_markers
 from tunesmith.generation.llama_process import CompletionStream, LlamaProcess, LlamaSettings
 from tunesmith.generation.llama_task import GREEDY, CompletionTask, ThroughputClock, sampling_options
-from tunesmith.generation.subprocess_model import CONTEXT, PATIENCE, PROBE, SubprocessModel
-from tunesmith.generation.text_model import Reply, RuntimeStats, TokenScore
+from tunesmith.generation.model_process import CONTEXT, PATIENCE, PROBE, SubprocessModel
+from tunesmith.generation.text_model import (
+    Reply,
+    RuntimeStats,
+    TokenScore,
+    bos_ids,
+    encode_untrusted,
+    match_any,
+    turn_markers,
+)
 from tunesmith.hardware import idle_cores
 from tunesmith.models.gguf_header import read_header
 from tunesmith.models.gguf_tokenizer import CONTROL, USER_DEFINED

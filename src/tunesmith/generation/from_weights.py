@@ -13,9 +13,15 @@ import torch
 
 from tunesmith.data.conversation import Turn
 from tunesmith.generation.decoder import Decoder, unsupported_reasons
-from tunesmith.generation.encode_untrusted import bos_ids, encode_untrusted, turn_markers
-from tunesmith.generation.stop_strings import IncrementalDetokenizer, ReplyFilter, build_reply
-from tunesmith.generation.text_model import Reply
+from tunesmith.generation.text_model import (
+    IncrementalDetokenizer,
+    Reply,
+    ReplyFilter,
+    bos_ids,
+    build_reply,
+    encode_untrusted,
+    turn_markers,
+)
 from tunesmith.models.build import Model
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import encode_prompt, stop_ids

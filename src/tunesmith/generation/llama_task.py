@@ -9,8 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from tunesmith.generation.llama_process import CompletionStream
-from tunesmith.generation.stop_strings import ReplyFilter, build_reply
-from tunesmith.generation.text_model import Reply
+from tunesmith.generation.text_model import Reply, ReplyFilter, build_reply
 from tunesmith.prompt.reply import ReplyFormat
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "samplers": ["top_k"], "top_k": 1, "mirostat": 0}

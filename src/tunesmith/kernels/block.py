@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tunesmith.kernels import gated_mlp, lora_linear, norm, rope
+from tunesmith.kernels import lora_linear, ops
 from tunesmith.kernels.attention import AttentionRule, SequenceBounds, attend, attend_back
 from tunesmith.kernels.lora_linear import GradientTarget, JoinedLinear
 
@@ -134,40 +134,40 @@ def backward(
     )
     eps, offset = shape.eps, shape.offset
     dout = dout if block.scalar is None else dout * block.scalar
-    dpart = dout if block.after_2 is None else norm.rms_back(dout, not_none(saved.mlp_out), block.after_2, eps, offset)
+    dpart = dout if block.after_2 is None else ops.rms_back(dout, not_none(saved.mlp_out), block.after_2, eps, offset)
     dactivated, dinner = lora_linear.input_gradient(dpart, block.down)
-    dgate_up, activated = gated_mlp.gated_backward(dactivated, gate_up_out, shape.activation)
+    dgate_up, activated = ops.gated_backward(dactivated, gate_up_out, shape.activation)
     lora_linear.accumulate_gradients(targets[3], dpart, activated, inner[3], dinner)
-    normed, saved_norm = norm.rms_with_saved(h2, block.norm_2, eps, offset)
+    normed, saved_norm = ops.rms_with_saved(h2, block.norm_2, eps, offset)
     dnormed = lora_linear.backward(dgate_up, normed, inner[2], block.gate_up, targets[2])
-    dh2 = norm.rms_backward_from_saved(dnormed, saved_norm).add_(dout)
-    dpart = dh2 if block.after_1 is None else norm.rms_back(dh2, not_none(saved.attn_out), block.after_1, eps, offset)
+    dh2 = ops.rms_backward_from_saved(dnormed, saved_norm).add_(dout)
+    dpart = dh2 if block.after_1 is None else ops.rms_back(dh2, not_none(saved.attn_out), block.after_1, eps, offset)
     dmixed = lora_linear.backward(dpart, mixed, inner[1], block.out, targets[1])
     dqkv = _attention_backward(dmixed, saved, block, rope_tables, bounds, shape)
-    normed, saved_norm = norm.rms_with_saved(h, block.norm_1, eps, offset)
+    normed, saved_norm = ops.rms_with_saved(h, block.norm_1, eps, offset)
     dnormed = lora_linear.backward(dqkv, normed, inner[0], block.qkv, targets[0])
-    return norm.rms_backward_from_saved(dnormed, saved_norm).add_(dh2)
+    return ops.rms_backward_from_saved(dnormed, saved_norm).add_(dh2)
 
 
 def _forward_all(
     h: Tensor, block: Block, rope_tables: RopeTables, bounds: SequenceBounds, shape: BlockShape, *, with_output: bool
 ) -> tuple[Tensor | None, SavedActivations]:
     """Returns the output and everything that can be saved; without `with_output` it skips the last product."""
-    normed = norm.rms(h, block.norm_1, shape.eps, shape.offset)
+    normed = ops.rms(h, block.norm_1, shape.eps, shape.offset)
     qkv, inner_qkv = lora_linear.forward(normed, block.qkv)
     q, k, v = _rotated_qkv(qkv, block, rope_tables, shape)
     mixed, lse = attend(q, k, v, bounds, shape.rule)
     mixed = mixed.flatten(1)
     attn_out, inner_out = lora_linear.forward(mixed, block.out)
-    h2 = h + (attn_out if block.after_1 is None else norm.rms(attn_out, block.after_1, shape.eps, shape.offset))
-    gate_up_out, inner_gate = lora_linear.forward(norm.rms(h2, block.norm_2, shape.eps, shape.offset), block.gate_up)
+    h2 = h + (attn_out if block.after_1 is None else ops.rms(attn_out, block.after_1, shape.eps, shape.offset))
+    gate_up_out, inner_gate = lora_linear.forward(ops.rms(h2, block.norm_2, shape.eps, shape.offset), block.gate_up)
     out, mlp_out, inner_down = None, None, None
     if with_output or block.after_2 is not None:
-        mlp_out, inner_down = lora_linear.forward(gated_mlp.gated(gate_up_out, shape.activation), block.down)
-        out = h2 + (mlp_out if block.after_2 is None else norm.rms(mlp_out, block.after_2, shape.eps, shape.offset))
+        mlp_out, inner_down = lora_linear.forward(ops.gated(gate_up_out, shape.activation), block.down)
+        out = h2 + (mlp_out if block.after_2 is None else ops.rms(mlp_out, block.after_2, shape.eps, shape.offset))
         out = out if block.scalar is None else out.mul_(block.scalar)
     elif block.down.a is not None:
-        inner_down = gated_mlp.gated(gate_up_out, shape.activation) @ block.down.a.T
+        inner_down = ops.gated(gate_up_out, shape.activation) @ block.down.a.T
     kept_attn_out, kept_mlp_out = (
         (attn_out if block.after_1 is not None else None),
         (mlp_out if block.after_2 is not None else None),
@@ -190,7 +190,7 @@ def _recompute(
         return _forward_all(saved.h, block, rope_tables, bounds, shape, with_output=False)[1]
     if saved.gate_up is not None:
         return saved
-    normed = norm.rms(saved.h2, block.norm_2, shape.eps, shape.offset)
+    normed = ops.rms(saved.h2, block.norm_2, shape.eps, shape.offset)
     return saved._replace(gate_up=lora_linear.forward(normed, block.gate_up)[0])
 
 
@@ -212,10 +212,10 @@ def _rotated_qkv(
     """Returns normalized and rotated queries, keys and values; without norms they are rotated in place in `qkv`."""
     cos, sin = rope_tables.cos_sin()
     if block.norm_q is None:
-        rope.rotate_(_queries_and_keys(qkv, shape), cos, sin)
+        ops.rotate_(_queries_and_keys(qkv, shape), cos, sin)
         return split(qkv, shape)
     q, k, v = normed_qkv(qkv, block, shape)
-    return rope.rotate_(q, cos, sin), rope.rotate_(k, cos, sin), v
+    return ops.rotate_(q, cos, sin), ops.rotate_(k, cos, sin), v
 
 
 def normed_qkv(qkv: Tensor, block: Block, shape: BlockShape) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,8 +223,8 @@ def normed_qkv(qkv: Tensor, block: Block, shape: BlockShape) -> tuple[Tensor, Te
     q, k, v = split(qkv, shape)
     if block.norm_q is None:
         return q, k, v
-    q, k_normed = (norm.rms(x, w, shape.eps, shape.offset) for x, w in ((q, block.norm_q), (k, not_none(block.norm_k))))
-    return q, k_normed, norm.rms(v, None, shape.eps, 0.0) if shape.norm_values else v
+    q, k_normed = (ops.rms(x, w, shape.eps, shape.offset) for x, w in ((q, block.norm_q), (k, not_none(block.norm_k))))
+    return q, k_normed, ops.rms(v, None, shape.eps, 0.0) if shape.norm_values else v
 
 
 def _queries_and_keys(qkv: Tensor, shape: BlockShape) -> Tensor:
@@ -251,12 +251,12 @@ def _attention_backward(
     for part, gradient in zip(destinations, gradients, strict=True):
         if part is not gradient:
             part.copy_(gradient)
-    rope.rotate_backward_(_queries_and_keys(dqkv, shape), *rope_tables.cos_sin())
+    ops.rotate_backward_(_queries_and_keys(dqkv, shape), *rope_tables.cos_sin())
     if block.norm_q is not None and block.norm_k is not None:
-        destinations[0].copy_(norm.rms_back(destinations[0], raw_q, block.norm_q, shape.eps, shape.offset))
-        destinations[1].copy_(norm.rms_back(destinations[1], raw_k, block.norm_k, shape.eps, shape.offset))
+        destinations[0].copy_(ops.rms_back(destinations[0], raw_q, block.norm_q, shape.eps, shape.offset))
+        destinations[1].copy_(ops.rms_back(destinations[1], raw_k, block.norm_k, shape.eps, shape.offset))
     if shape.norm_values:
-        destinations[2].copy_(norm.rms_back(destinations[2], raw_v, None, shape.eps, 0.0))
+        destinations[2].copy_(ops.rms_back(destinations[2], raw_v, None, shape.eps, 0.0))
     if shape.shared_values:
         destinations[1].add_(destinations[2])
     return dqkv

@@ -13,14 +13,12 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional
 
-from tunesmith.kernels import nf4
+from tunesmith.kernels import base_weights
 from tunesmith.kernels import triton_parts as parts
 from tunesmith.kernels.attention import SequenceBounds, attend, attend_back
+from tunesmith.kernels.base_weights import Fp8, Nf4, OneDnnWeight, scaled_matmul
 from tunesmith.kernels.block import Block, BlockShape, Keep, RopeTables, SavedActivations, Targets, heads, not_none
-from tunesmith.kernels.fp8 import Fp8, scaled_matmul
 from tunesmith.kernels.lora_linear import GradientTarget, JoinedLinear, accumulate_gradients
-from tunesmith.kernels.nf4 import Nf4
-from tunesmith.kernels.onednn import OneDnnWeight
 
 Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # rotated q, k, v -> output, what backward needs
 
@@ -161,7 +159,7 @@ def _dense_weight(joined: JoinedLinear, *, with_b: bool) -> Tensor:
     """Returns the weight (out x in), followed by the scaled B if `with_b`; a dense base always contains it."""
     base = joined.base
     if isinstance(base, Nf4):
-        return nf4.matrix(base, joined.pieces if with_b else ())
+        return base_weights.matrix(base, joined.pieces if with_b else ())
     if isinstance(base, Fp8 | OneDnnWeight):
         raise AssertionError("an 8-bit or packed weight has no dense form")
     return base if with_b or joined.a is None else base[:, : joined.a.shape[1]]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tunesmith.kernels import gated_mlp, lora_linear, norm, rope
+from tunesmith.kernels import lora_linear, ops
 from tunesmith.kernels.attention import AttentionRule, SequenceBounds, attend
 from tunesmith.kernels.block import Block, BlockShape, normed_qkv
-from tunesmith.kernels.rope import RopeTable
+from tunesmith.kernels.ops import RopeTable
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # rotated q, k, v (tokens x heads x head) -> tokens x queries
 
@@ -62,14 +62,14 @@ def write(h: Tensor, stack: Stack, positions: Tensor) -> Tensor:
 def _forward(h: Tensor, block: Block, cos: Tensor, sin: Tensor, shape: BlockShape, mix: Attend) -> Tensor:
     """Returns a block's output for `h` (tokens x hidden); `cos` and `sin` are tokens x rotated width."""
     eps, offset = shape.eps, shape.offset
-    qkv, _ = lora_linear.forward(norm.rms(h, block.norm_1, eps, offset), block.qkv)
+    qkv, _ = lora_linear.forward(ops.rms(h, block.norm_1, eps, offset), block.qkv)
     q, k, v = normed_qkv(qkv, block, shape)
-    mixed = mix(rope.rotate_(q, cos, sin), rope.rotate_(k, cos, sin), v)
+    mixed = mix(ops.rotate_(q, cos, sin), ops.rotate_(k, cos, sin), v)
     part, _ = lora_linear.forward(mixed, block.out)
-    h = h + (part if block.after_1 is None else norm.rms(part, block.after_1, eps, offset))
-    gate_up_out, _ = lora_linear.forward(norm.rms(h, block.norm_2, eps, offset), block.gate_up)
-    part, _ = lora_linear.forward(gated_mlp.gated(gate_up_out, shape.activation), block.down)
-    h = h + (part if block.after_2 is None else norm.rms(part, block.after_2, eps, offset))
+    h = h + (part if block.after_1 is None else ops.rms(part, block.after_1, eps, offset))
+    gate_up_out, _ = lora_linear.forward(ops.rms(h, block.norm_2, eps, offset), block.gate_up)
+    part, _ = lora_linear.forward(ops.gated(gate_up_out, shape.activation), block.down)
+    h = h + (part if block.after_2 is None else ops.rms(part, block.after_2, eps, offset))
     return h if block.scalar is None else h.mul_(block.scalar)
 
 

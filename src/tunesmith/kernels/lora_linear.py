@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tunesmith.kernels import fp8, nf4, onednn
-from tunesmith.kernels.fp8 import Fp8
-from tunesmith.kernels.nf4 import Nf4
-from tunesmith.kernels.onednn import OneDnnWeight
+from tunesmith.kernels import base_weights
+from tunesmith.kernels.base_weights import Fp8, Nf4, OneDnnWeight
 
 BaseForm = Literal["stored", "dense", "fp8"]  # NF4 dequantized at each use, dequantized once, FP8 products
 
@@ -50,7 +48,7 @@ def matrix(joined: JoinedLinear) -> Tensor:
     """Returns the dense weight, out x in."""
     base = joined.base
     if isinstance(base, Nf4):
-        return nf4.matrix(base)
+        return base_weights.matrix(base)
     if not isinstance(base, Tensor):
         raise AssertionError("an 8-bit or packed weight has no dense form")
     return base if joined.a is None else base[:, : joined.a.shape[1]]
@@ -66,11 +64,11 @@ def forward(x: Tensor, joined: JoinedLinear) -> tuple[Tensor, Tensor | None]:
     inner = None if joined.a is None else x @ joined.a.T
     update = None if inner is None else _update(inner, joined)
     if isinstance(base, Fp8):
-        y = fp8.product(x, base.forward, base.forward_scale)
+        y = base_weights.product(x, base.forward, base.forward_scale)
         y = y if update is None else y.add_(update)
         return y if joined.bias is None else y + joined.bias, inner
     if isinstance(base, OneDnnWeight):
-        return onednn.linear(x, base, joined.bias, update), inner
+        return base_weights.linear(x, base, joined.bias, update), inner
     if update is None:
         return functional.linear(x, matrix(joined), joined.bias), inner
     y = update.addmm_(x, matrix(joined).T)
@@ -105,7 +103,7 @@ def backward(dy: Tensor, x: Tensor, inner: Tensor | None, joined: JoinedLinear, 
 def input_gradient(dy: Tensor, joined: JoinedLinear) -> tuple[Tensor, Tensor | None]:
     """Returns the gradients of x and of x Aᵀ."""
     base, a = joined.base, joined.a
-    dx = fp8.product(dy, base.backward, base.backward_scale) if isinstance(base, Fp8) else dy @ matrix(joined)
+    dx = base_weights.product(dy, base.backward, base.backward_scale) if isinstance(base, Fp8) else dy @ matrix(joined)
     if a is None:
         return dx, None
     dinner = torch.empty(len(dy), len(a), dtype=dy.dtype, device=dy.device)

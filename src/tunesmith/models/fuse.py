@@ -15,11 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tunesmith.kernels import attention, block, cross_entropy, fp8, nf4, norm
+from tunesmith.kernels import attention, base_weights, block, ops
 from tunesmith.kernels.attention import SequenceBounds
 from tunesmith.kernels.block import Block, Keep
 from tunesmith.kernels.lora_linear import BaseForm, GradientTarget, JoinedLinear
-from tunesmith.kernels.rope import RopeTable
+from tunesmith.kernels.ops import RopeTable
 from tunesmith.models import fused_config
 from tunesmith.models.build import Model
 from tunesmith.models.offload import BlockInputOffload, offload_embeddings
@@ -88,13 +88,15 @@ class _Group:
         self.base = self._joined(form, self.ranks if behind else 0)
         self.bias = self._bias()
 
-    def _joined(self, form: BaseForm, extra: int) -> Tensor | nf4.Nf4 | fp8.Fp8:
+    def _joined(self, form: BaseForm, extra: int) -> Tensor | base_weights.Nf4 | base_weights.Fp8:
         packed = all(base.state is not None and base.dense is None for base in self.bases)
-        packed = packed and nf4.alike([base.state for base in self.bases])
+        packed = packed and base_weights.alike([base.state for base in self.bases])
         if packed and form == "stored":
-            return nf4.from_states([base.weight.data for base in self.bases], [b.state for b in self.bases], self.dtype)
+            return base_weights.from_states(
+                [base.weight.data for base in self.bases], [b.state for b in self.bases], self.dtype
+            )
         if form == "fp8":
-            return fp8.from_dense(torch.cat([base.matrix() for base in self.bases]))
+            return base_weights.from_dense(torch.cat([base.matrix() for base in self.bases]))
         if len(self.bases) == 1 and not extra:
             self.bases[0].keep_dense()
             if self.bases[0].state is not None:
@@ -249,7 +251,7 @@ class FusedDecoder:
         """Moves a group's adapter into the flat arrays; returns the next offsets."""
         begin_a, ranks, gradients = at_a, 0, []
         pieces = []
-        at_use = not self.own_kernels or (isinstance(group.base, nf4.Nf4) and len(group.bases) > 1)
+        at_use = not self.own_kernels or (isinstance(group.base, base_weights.Nf4) and len(group.bases) > 1)
         if group.b is None and len(group.bases) > 1 and not at_use:
             group.b = torch.zeros(group.height, group.ranks, device=self.small_b.device, dtype=self.dtype)
         for layer, rows in zip(group.lora, group.rows, strict=True):
@@ -361,7 +363,7 @@ class FusedDecoder:
     def _last_norm(self, hidden: Tensor) -> Tensor:
         weight, eps, offset = self.last_norm
         if not self.own_kernels:
-            return norm.rms(hidden, weight, eps, offset)
+            return ops.rms(hidden, weight, eps, offset)
         from tunesmith.kernels import triton_parts
 
         return triton_parts.norm(hidden, None, weight, eps, offset, 0, eight=False)[1]
@@ -369,7 +371,7 @@ class FusedDecoder:
     def _last_norm_back(self, dy: Tensor, hidden: Tensor) -> Tensor:
         weight, eps, offset = self.last_norm
         if not self.own_kernels:
-            return norm.rms_back(dy, hidden, weight, eps, offset)
+            return ops.rms_back(dy, hidden, weight, eps, offset)
         from tunesmith.kernels import triton_parts
 
         return triton_parts.norm_back(dy, hidden, weight, eps, offset, None)
@@ -392,8 +394,8 @@ class FusedDecoder:
             total = triton_parts.head(logits, targets, cap, share).sum()
             return total, hidden if share is None else logits @ weight
         if share is None:
-            return cross_entropy.loss(hidden, targets, weight, bias, cap), hidden
-        return cross_entropy.loss_and_gradient(hidden, targets, weight, bias, cap, share)
+            return ops.loss(hidden, targets, weight, bias, cap), hidden
+        return ops.loss_and_gradient(hidden, targets, weight, bias, cap, share)
 
 
 def _decoder(model: Model) -> Any:

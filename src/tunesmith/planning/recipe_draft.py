@@ -14,7 +14,7 @@ import yaml
 
 from tunesmith.config.recipe import recipe_schema
 from tunesmith.data.detect_format import REPEATS_ANSWER
-from tunesmith.data.detect_row import DetectedFormat
+from tunesmith.data.formats import DetectedFormat
 from tunesmith.data.load import bad_answer_reason
 from tunesmith.errors import RecipeError, ResourceError
 from tunesmith.hardware import Machine

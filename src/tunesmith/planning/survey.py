@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 from tunesmith.config.recipe import CHECKS
 from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation, Origin, normalize
-from tunesmith.data.defects import Language
 from tunesmith.data.detect_format import detect_format
-from tunesmith.data.detect_row import DetectedFormat
 from tunesmith.data.finding import CheckContext, prompt_key
-from tunesmith.data.labels import AnswerLabels
+from tunesmith.data.formats import DetectedFormat
+from tunesmith.data.language import Language
 from tunesmith.data.load import bad_answer_reason, count_reasons, no_good_answer_error, summarize_notes
-from tunesmith.data.messages import ReadNotes
+from tunesmith.data.messages import AnswerLabels, ReadNotes
 from tunesmith.errors import DataError
 
 SAMPLE_ROWS = 2000  # lengths and repetitions are stable long before

@@ -21,7 +21,7 @@ from tunesmith.reporting.exported_files import read_exported_files
 from tunesmith.reporting.html_page import render_page
 from tunesmith.reporting.judgments import judge_section, review_section, robustness_section
 from tunesmith.reporting.replies import part_title, read_reply_items, reply_filters, worst_items
-from tunesmith.training.journal import read_journal
+from tunesmith.training.job import read_journal
 
 TOO_FEW = 5  # groups: their 2⁵ sign flips cannot give p < 0.0625 (statistics.permuted)
 

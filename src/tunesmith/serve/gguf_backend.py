@@ -13,9 +13,8 @@ from tunesmith.generation.from_gguf import GgufModel
 from tunesmith.generation.llama_async import AsyncCompletionStream
 from tunesmith.generation.llama_process import LlamaProcess
 from tunesmith.generation.llama_task import sampling_options as drawn
-from tunesmith.generation.model_process import ProcessEnded
-from tunesmith.generation.stop_strings import ReplyFilter
-from tunesmith.generation.subprocess_model import PROBE
+from tunesmith.generation.model_process import PROBE, ProcessEnded
+from tunesmith.generation.text_model import ReplyFilter
 from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.serve.backend import Finish, Sampling, State
 from tunesmith.web.errors import BackendFailed, RequestRefused

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tunesmith.serve.request_queue import RequestQueue
+from tunesmith.serve.backend import RequestQueue, State
+
+if TYPE_CHECKING:
+    from tunesmith.serve.backend import ServedModel
+
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
@@ -117,3 +124,31 @@ class _QueueCollector(Collector):
         for name, queue in self._queues:
             restarts.add_metric([name], getattr(queue.backend, "restarts", 0))
         yield restarts
+
+
+STATES: list[State] = ["ok", "loading", "down"]
+
+
+class Health(BaseModel):
+    """`ok`: all models accept requests; `loading`: a model is being started; `down`: a model cannot be started."""
+
+    status: State
+    version: str
+
+
+def health_router(models: Sequence[ServedModel], metrics: Metrics, version: str) -> APIRouter:
+    """Routes: GET /health and GET /metrics."""
+    router = APIRouter()
+
+    @router.get("/health", response_model=Health)
+    async def health() -> Health:
+        """Return whether the models accept requests. Needs no token."""
+        states = [model.queue.backend.state for model in models]
+        return Health(status=max(states, key=STATES.index, default="ok"), version=version)
+
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def read() -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    return router

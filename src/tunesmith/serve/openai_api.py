@@ -23,11 +23,10 @@ from tunesmith.serve.openai_models import (
     ModelCard,
     ModelList,
 )
-from tunesmith.web.errors import ApiError
-from tunesmith.web.limits import Limits
+from tunesmith.web.errors import ApiError, Limits
 
 if TYPE_CHECKING:
-    from tunesmith.serve.request_queue import ServedModel
+    from tunesmith.serve.backend import ServedModel
 
 DEFAULT_MAX_TOKENS = 1024  # of a reply, if the request sets no limit
 DONE = b"data: [DONE]\n\n"

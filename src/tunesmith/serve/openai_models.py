@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from tunesmith.web.limits import Limits
+from tunesmith.web.errors import Limits
 
 _LIMITS = Limits()
 

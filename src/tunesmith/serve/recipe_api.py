@@ -18,8 +18,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.serve.backend import Sampling
 from tunesmith.serve.events import EVENT_STREAM_RESPONSE, EventStream, run_unless_disconnected
 from tunesmith.serve.openai_models import MAX_TOKENS, Text
-from tunesmith.web.errors import ApiError
-from tunesmith.web.limits import Limits
+from tunesmith.web.errors import ApiError, Limits
 from tunesmith.writing.events import ClaimEvent, CutEvent, DoneEvent, Event
 from tunesmith.writing.events import TextEvent as TextEvent
 from tunesmith.writing.form import Form, build_form, build_prompt
@@ -27,7 +26,7 @@ from tunesmith.writing.stream_filter import StreamFilter
 
 if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
-    from tunesmith.serve.request_queue import ServedModel
+    from tunesmith.serve.backend import ServedModel
 
 MAX_SYSTEM = 20_000  # characters
 MAX_FIELDS = 64  # per form

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError, ResourceError
-from tunesmith.generation.from_server_async import AsyncServerModel, Overloaded, ReplyChunk
-from tunesmith.generation.stop_strings import ReplyFilter
+from tunesmith.generation.from_server import AsyncServerModel, Overloaded, ReplyChunk
+from tunesmith.generation.text_model import ReplyFilter
 from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.serve.backend import Finish, Sampling, State
 from tunesmith.web.errors import BackendFailed, QueueFull, RequestRefused

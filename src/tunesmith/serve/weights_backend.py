@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
-from tunesmith.generation.stop_strings import IncrementalDetokenizer, ReplyFilter
+from tunesmith.generation.text_model import IncrementalDetokenizer, ReplyFilter
 from tunesmith.prompt.reply import ReplyFormat
 from tunesmith.serve.backend import Finish, Sampling, State
 from tunesmith.web.errors import BackendFailed, RequestRefused

@@ -19,9 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tunesmith.errors import Paused, ResourceError, RunError
+from tunesmith.errors import Paused, RecipeError, ResourceError, RunError
+from tunesmith.models.build import Model
+from tunesmith.models.qlora import FrozenLinear
 from tunesmith.runs.run import is_main_process, process_count
-from tunesmith.training.journal import Journal
+from tunesmith.training.job import Journal
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # longer than writing a checkpoint or capturing graphs takes one process
@@ -198,3 +200,59 @@ class SilentJournal(Journal):
 
     def close(self) -> None:
         """Closes nothing."""
+
+
+def shard_base(model: Model) -> None:
+    """Moves `model` to this process's device, keeping 1/N of each decoder layer's frozen weights.
+
+    A model on the CPU is moved layer by layer, so the GPU never holds all of it. Raises RecipeError for experts.
+    """
+    if model.experts():
+        raise RecipeError(
+            "a mixture of experts cannot be sharded", where="train.parallel", next="Set train.parallel to ddp"
+        )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")
+    mesh = init_device_mesh(device_type, (world_size(),))
+    decoder = model.decoder_network
+    trained = set(model.trainable().values())
+    for parameter in trained:
+        parameter.data = parameter.data.to(device)
+    for layer in _decoder_layers(decoder):
+        _move_scales(layer, device)
+        _view_codes_as_float8(layer)
+        fully_shard(layer, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
+    unsharded = {p for p in decoder.parameters() if not hasattr(p, "to_local")}
+    for owner in model.network.modules():
+        _move_unsharded(owner, device)
+    fully_shard(decoder, mesh=mesh, ignored_params=unsharded | trained)  # the root enables prefetching of layers
+
+
+def _decoder_layers(decoder: Any) -> nn.ModuleList:
+    return next(child for child in decoder.children() if isinstance(child, nn.ModuleList))
+
+
+def _move_scales(layer: nn.Module, device: torch.device) -> None:
+    """Moves a layer's scales and code books, which are not parameters."""
+    for module in layer.modules():
+        if isinstance(module, FrozenLinear) and module.state is not None:
+            module.state.to(device)
+
+
+def _view_codes_as_float8(layer: nn.Module) -> None:
+    """Views the codes as float8: before torch 2.13 FSDP2's shards require gradients, which uint8 cannot have."""
+    for module in layer.modules():
+        if isinstance(module, FrozenLinear) and module.state is not None:
+            module.weight = nn.Parameter(module.weight.detach().view(torch.float8_e4m3fn), requires_grad=False)
+
+
+def _move_unsharded(module: nn.Module, device: torch.device) -> None:
+    """Moves a module's own parameters and buffers except those that FSDP2 manages."""
+    for parameter in module.parameters(recurse=False):
+        if not hasattr(parameter, "to_local"):
+            parameter.data = parameter.data.to(device)
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, buffer.to(device))

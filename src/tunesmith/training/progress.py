@@ -16,8 +16,7 @@ from tunesmith.prompt import pack
 from tunesmith.runs.run import is_main_process
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Checkpoint
-from tunesmith.training.job import Job
-from tunesmith.training.journal import Journal
+from tunesmith.training.job import Job, Journal
 from tunesmith.training.schedules import warm_steps
 
 

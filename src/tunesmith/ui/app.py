@@ -44,7 +44,7 @@ def serve_ui(runs: Path, *, run: str = "", port: int = 0, here: Path | None = No
 
     Raises MissingExtra without gradio, ResourceError if the port is in use, RunError if the run does not exist.
     """
-    from tunesmith.web.local_server import LOOPBACK, listen, serve_in_thread
+    from tunesmith.web.server import LOOPBACK, listen, serve_in_thread
 
     with tempfile.TemporaryDirectory(prefix="tunesmith-ui-") as home, listen(port) as socket:
         bound_port = socket.getsockname()[1]
@@ -73,7 +73,7 @@ def make_app(runs: Path, here: Path, home: Path, run: str = "") -> Any:
 
 
 def _build_app(gr: Any, runs: Path, here: Path, home: Path, run: str) -> Any:
-    from tunesmith.ui.theme import CSS, HEAD, theme
+    from tunesmith.ui.components import CSS, HEAD, theme
 
     runs.mkdir(parents=True, exist_ok=True)
     with gr.Blocks(title="tunesmith", analytics_enabled=False, fill_width=True) as blocks:

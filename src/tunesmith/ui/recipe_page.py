@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.ui import form, planned, recipe_text, text_html
+from tunesmith.ui import form, recipe_text, text_html
 from tunesmith.ui.form import FormField
 from tunesmith.ui.state import QUIET, SLOW, State
 
@@ -76,11 +76,11 @@ def page(state: State) -> None:
         if after == before and not unreadable:
             return [gr.skip()] * (2 + len(field_errors))
         errors = [*unreadable, *_validate(state, after)[1]]
-        return [after, planned.errors_html(errors) if errors else gr.skip(), *_field_errors(errors)]
+        return [after, recipe_text.errors_html(errors) if errors else gr.skip(), *_field_errors(errors)]
 
     def from_text(after: str) -> Any:
         _, errors = _validate(state, after)
-        problems = planned.errors_html(errors) if errors else gr.skip()
+        problems = recipe_text.errors_html(errors) if errors else gr.skip()
         return [problems, *_field_errors(errors), *_form_values(after)]
 
     def choose(name: str | None) -> Any:
@@ -121,17 +121,20 @@ def page(state: State) -> None:
             return
         recipe, errors = _validate(state, content)
         if recipe is None or errors:
-            yield planned.errors_html(errors), gr.Button(visible=False)
+            yield recipe_text.errors_html(errors), gr.Button(visible=False)
             return
-        if not force and not planned.is_base_local(recipe):
+        if not force and not recipe_text.is_base_local(recipe):
             note = "The base model may have to be downloaded first, so the plan is not computed automatically."
-            yield planned.overview(recipe, note), gr.Button(visible=True)
+            yield recipe_text.overview(recipe, note), gr.Button(visible=True)
             return
-        yield planned.overview(recipe, "Reading the rows …"), gr.Button(visible=False)
+        yield recipe_text.overview(recipe, "Reading the rows …"), gr.Button(visible=False)
         try:
-            yield planned.overview(recipe) + planned.preview(recipe, state.home / "plans"), gr.Button(visible=False)
+            yield (
+                recipe_text.overview(recipe) + recipe_text.preview(recipe, state.home / "plans"),
+                gr.Button(visible=False),
+            )
         except TunesmithError as error:
-            yield planned.overview(recipe) + text_html.error_boxes(error), gr.Button(visible=True)
+            yield recipe_text.overview(recipe) + text_html.error_boxes(error), gr.Button(visible=True)
 
     def plan_again(content: str) -> Iterator[Any]:
         yield from plan(content, force=False)
@@ -293,7 +296,7 @@ def _field_errors(errors: Sequence[TunesmithError]) -> list[Any]:
     for error in errors:
         by_key.setdefault(recipe_text.setting_of(error), []).append(error)
     return [
-        gr.HTML(planned.field_errors_html(by_key.get(field.key, [])), visible=field.key in by_key)
+        gr.HTML(recipe_text.field_errors_html(by_key.get(field.key, [])), visible=field.key in by_key)
         for field in form.fields()
     ]
 

@@ -12,8 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tunesmith.web.errors import ApiError, rate_limit_error
-from tunesmith.web.limits import Limits, RateLimiter
+from tunesmith.web.errors import ApiError, Limits, RateLimiter, rate_limit_error
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

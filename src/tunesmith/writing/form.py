@@ -15,10 +15,10 @@ from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.config.registry import nearest
 from tunesmith.data import formats
 from tunesmith.data.conversation import Turn
-from tunesmith.data.detect_row import detect_row_format
+from tunesmith.data.formats import detect_row_format
 from tunesmith.data.messages import ROLES, message_list
-from tunesmith.data.open_sources import open_sources
 from tunesmith.data.rows import Row
+from tunesmith.data.sources import open_sources
 from tunesmith.errors import DataError, TunesmithError, raise_all
 
 REQUEST_FIELD = "request"  # the one field of recipes for chat

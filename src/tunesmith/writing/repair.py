@@ -13,8 +13,15 @@ from datetime import date
 from tunesmith.claims.extract import extract
 from tunesmith.claims.fields import Fact, read_fields
 from tunesmith.claims.match import check_claims
-from tunesmith.writing.events import ClaimEvent, filled_fields
-from tunesmith.writing.spans import DETERMINER, correct_article, list_line_start, sentence_span, widen_start
+from tunesmith.writing.events import (
+    DETERMINER,
+    ClaimEvent,
+    correct_article,
+    filled_fields,
+    list_line_start,
+    sentence_span,
+    widen_start,
+)
 
 _PREPOSITION = (
     r"(?:at|for|with|from|in|as|since|by|of|during|over|on|under|to|through|via|within|after|before|including|using|"

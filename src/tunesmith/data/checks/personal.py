@@ -18,8 +18,7 @@ from itertools import repeat
 
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.finding import CheckContext, Finding, Proposal, row_finding, span_finding
-from tunesmith.data.ner import find_names
-from tunesmith.data.privacy import KINDS, check_kinds, find_personal
+from tunesmith.data.privacy import KINDS, check_kinds, find_names, find_personal
 
 SCOPE = "row"
 

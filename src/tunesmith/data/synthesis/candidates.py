@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 
-from tunesmith.config.registry import entries, resolve
 from tunesmith.data.conversation import normalize
-from tunesmith.data.defects import Defect
 from tunesmith.data.duplicates import leaks
+from tunesmith.data.finding import Defect
 from tunesmith.data.privacy import KINDS, find_personal, find_secrets
+from tunesmith.data.run_checks import text_detectors
 
-DEFECTS = "tunesmith.data.defects"
 PERSONAL = tuple(kind for kind in KINDS if kind != "url")
 WITHHELD = ("personal", "secret")  # texts rejected for these reasons are never stored
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -95,7 +94,7 @@ def fault(text: str, *, language: str | None = None) -> str:
 @cache
 def _detectors(language: str | None) -> list[tuple[str, Callable[[str], Iterator[Defect]]]]:
     """The kinds of defects that are rejected, with their functions."""
-    detectors = {kind: resolve(DEFECTS, kind) for kind in entries(DEFECTS)}
+    detectors = text_detectors()
     foreign = detectors.pop("wrong_language")
     if language is not None:
         detectors["wrong_language"] = partial(foreign, script="Latin", language=language)

@@ -12,8 +12,7 @@ import torch
 
 from tunesmith.config.registry import raise_first
 from tunesmith.errors import TunesmithError
-from tunesmith.exporting.convert import check_base, conversion_errors, convert, known_differences
-from tunesmith.exporting.gguf_metadata import gguf_metadata
+from tunesmith.exporting.convert import check_base, conversion_errors, convert, gguf_metadata, known_differences
 from tunesmith.exporting.job import File, Job, Request, Runtime
 from tunesmith.exporting.merge import merge
 from tunesmith.exporting.quantize import quantize

@@ -17,9 +17,9 @@ from tunesmith.exporting.convert import (
     conversion_errors,
     convert,
     convert_adapter,
+    gguf_metadata,
     known_differences,
 )
-from tunesmith.exporting.gguf_metadata import gguf_metadata
 from tunesmith.exporting.job import File, Job, Request, Runtime
 from tunesmith.exporting.merge import merge
 from tunesmith.exporting.quantize import quantize, rewrite_header

@@ -15,18 +15,16 @@ from tunesmith.config.registry import resolve
 from tunesmith.errors import ResourceError, RunError
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.build import add_adapter
-from tunesmith.models.count_parameters import check_trained
 from tunesmith.models.fuse import unfused_reasons
+from tunesmith.models.shape import check_trained
 from tunesmith.prompt import pack
 from tunesmith.runs.run import is_main_process
 from tunesmith.training import autograd_step, distributed, fused_step
-from tunesmith.training.job import Job, Outcome
-from tunesmith.training.journal import Journal, open_journal
-from tunesmith.training.loss import check_head
+from tunesmith.training.autograd_step import check_head
+from tunesmith.training.job import Job, Journal, Outcome, StopRequest, open_journal, stop_on_signals
 from tunesmith.training.optimizers import parameter_groups
 from tunesmith.training.progress import Checkpoints, Progress, plan_steps, step_event
 from tunesmith.training.schedules import learning_rate_factor
-from tunesmith.training.signals import StopRequest, stop_on_signals
 
 T = TypeVar("T")
 Gradients: TypeAlias = autograd_step.AutogradStep | fused_step.FusedStep

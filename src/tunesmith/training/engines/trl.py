@@ -26,18 +26,16 @@ from tunesmith.errors import RecipeError
 from tunesmith.models.adapter import from_peft_names, peft_config
 from tunesmith.models.architecture import select_layers
 from tunesmith.models.build import check_trainable, initial_factors
-from tunesmith.models.count_parameters import check_trained
 from tunesmith.models.original_weights import OriginalWeights
 from tunesmith.models.qlora import FrozenLinear
+from tunesmith.models.shape import check_trained
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
 from tunesmith.training.autograd_step import OVERHEAD, check_recompute, halve_micro_batch, validation_loss
-from tunesmith.training.job import Job, Outcome
-from tunesmith.training.journal import Journal, open_journal
+from tunesmith.training.job import Job, Journal, Outcome, StopRequest, open_journal, stop_on_signals
 from tunesmith.training.optimizers import parameter_groups
 from tunesmith.training.progress import Checkpoints, plan_steps, step_event
 from tunesmith.training.schedules import learning_rate_factor
-from tunesmith.training.signals import StopRequest, stop_on_signals
 from tunesmith.training.validation import packed_error
 
 SAVE_SECONDS = 120.0  # as the native engine

@@ -1,14 +1,53 @@
-"""Texts in another script or language."""
+"""What a text is written in: its script and language, and which of its parts are code."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from tunesmith.data.defects._code import mask
-from tunesmith.data.defects._defect import Defect, make_defect
+HIDDEN = "\ue000"  # private use: not a letter, a space, or anything that a pattern here matches
+_CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,400}`", re.DOTALL)
+_TAGS = re.compile(r"<[^<>]{1,300}>")
+MENTIONS_CODE = re.compile(
+    r"(?<!/)\b(?:HTML5?|XML|CSS|JavaScript|JSX|markup)\b|<!DOCTYPE|<(?:html|body|head|script|style)\b", re.IGNORECASE
+)
+_SIGNS_OF_CODE = re.compile(
+    r"^[ \t]*(?:def \w+\(|class \w+[:({]|import \w+|from \w+ import |#include|public |private |(?<=[ \t])return "
+    r"|function \w*\(|elif |print\(|(?:var|let|const) \w+ ?=|(?:if|for|while) ?\([^\n]*\{"
+    r"|SELECT\b|INSERT INTO|CREATE TABLE|</?(?!(?:br|p|hr)\b)[a-z]+[^>\n]{0,80}>$"
+    r"|[\w.]+ = [\w\"'\[{(])|[;{}][ \t]*$|\w\([^()\n]{0,60}\)[;:][ \t]*$|=> ?\{|\w\[\w+\] ?=",
+    re.MULTILINE,
+)
+
+
+@lru_cache(maxsize=4)  # the detectors run on one text after the other
+def mask(text: str) -> str:
+    """The text with its code, line ends included, replaced by `HIDDEN`; all positions stay the same."""
+    if _is_code(text):
+        return HIDDEN * len(text)
+    if "`" not in text and "~~~" not in text:
+        return text
+    return _CODE.sub(lambda code: HIDDEN * len(code[0]), text)
+
+
+def _is_code(text: str) -> bool:
+    """Whether the whole text is code: JSON, markup from end to end, or a third of its lines look like code."""
+    bare = text.strip()
+    if bare[:1] + bare[-1:] == "<>" and len(_TAGS.sub("", bare)) > 0.6 * len(bare) and not MENTIONS_CODE.search(bare):
+        return False  # the prose of a web page
+    if bare[:1] + bare[-1:] in ("{}", "[]", "<>") and len(bare) > 40:
+        return not (bare.startswith("{{") and bare.endswith("}}") and "\n" not in bare)
+    signs = sum(1 for _ in _SIGNS_OF_CODE.finditer(text))
+    return signs >= 2 and signs * 3 >= 1 + sum(1 for line in text.split("\n") if line.strip())
+
+
+def line_end(text: str, position: int) -> int:
+    """The index of the end of the line that contains `position`."""
+    end = text.find("\n", position)
+    return len(text) if end < 0 else end
 
 
 @dataclass(frozen=True)
@@ -72,70 +111,18 @@ _STOP_WORDS = {  # the commonest function words of each language, own lists
     " hij wij we uw u of hebben heeft is bent kan zal nog dan zo over",
     "pl": "w na nie się jest że jak po przez dla od są oraz ale czy może które był tym jego tak już tylko",
 }
-_VOTES: dict[str, list[str]] = {}
+STOP_WORD_VOTES: dict[str, list[str]] = {}
 for _code, _listed in _STOP_WORDS.items():
     for _word in _listed.split():
-        _VOTES.setdefault(_word, []).append(_code)
-_WORD = re.compile(r"[^\W\d_]+")
-_PROSE = re.compile(r"[^\W\d_]{2,} [^\W\d_]{2,} [^\W\d_]{2,}[^.!?\n]{0,200}[.!?]")
-_READ = 4000  # characters of a text that are read: more do not change the result
+        STOP_WORD_VOTES.setdefault(_word, []).append(_code)
+WORD = re.compile(r"[^\W\d_]+")
+READ = 4000  # characters of a text that are read: more do not change the result
 _LETTERS_NEEDED = 20
-_MIN_PARAGRAPH = 60  # characters: a shorter paragraph is not judged alone
-_MIN_SHARE = 0.3  # of the letters: less in another language is a quotation
 
 
-def wrong_language(text: str, *, script: str = "Latin", language: str = "en") -> Iterator[Defect]:
-    """Yields a text, or paragraphs of it, in another script or language than `Language.of` the data set.
-
-    Paragraphs count if they have three tenths of the letters. Languages are English, German, French, Spanish, Italian,
-    Portuguese, Dutch and Polish; prose in another one is recognized by its accents and the lack of stop words. A text
-    of fewer than 20 letters is not judged.
-    """
-    detected = _detect(text)
-    if detected is None:
-        return
-    if detected.script != script:
-        yield make_defect("wrong_language", text, 0, len(text), f"written in {detected.script}, not {script}")
-    elif language and detected.code and detected.code != language:
-        yield make_defect("wrong_language", text, 0, len(text), f"reads as '{detected.code}', not '{language}'")
-    elif language and not detected.code and _foreign(text, language):
-        yield make_defect("wrong_language", text, 0, len(text), f"does not read as '{language}'")
-    elif language and "\n" in text and (part := _foreign_paragraphs(text, language)):
-        start, end, code = part
-        yield make_defect("wrong_language", text, start, end, f"continues as '{code}', not '{language}'")
-
-
-def _foreign_paragraphs(text: str, language: str) -> tuple[int, int, str] | None:
-    """The start, end and language code of the paragraphs in another language; None if they are too few."""
-    votes = _votes(_WORD.findall(text[:_READ].lower()))
-    if all(count < 6 for code, count in votes.items() if code != language):
-        return None
-    parts, letters, start = [], 0, 0
-    for paragraph in text[:_READ].split("\n"):
-        detected = _detect(paragraph) if len(paragraph) >= _MIN_PARAGRAPH else None
-        if detected and detected.code and detected.code != language:
-            parts.append((start, start + len(paragraph), detected.code))
-            letters += len(paragraph)
-        start += len(paragraph) + 1
-    if not parts or letters < _MIN_SHARE * min(len(text), _READ):
-        return None
-    return parts[0][0], parts[-1][1], parts[0][2]
-
-
-def _foreign(text: str, language: str) -> bool:
-    """Whether prose of 20 or more words has almost no stop words of `language`, but words with accents."""
-    part = mask(text[:_READ])
-    if part.isascii() or not _PROSE.search(part):
-        return False
-    words = _WORD.findall(part)
-    accented = sum(not word.isascii() for word in words)
-    usual = sum(language in _VOTES.get(word.lower(), ()) for word in words)
-    small = sum(map(str.islower, words))
-    return len(words) >= 20 and small >= 0.7 * len(words) and accented >= 0.1 * len(words) and usual < 0.08 * len(words)
-
-
-def _votes(words: Sequence[str]) -> Counter[str]:
-    return Counter(code for word in words if word in _VOTES for code in _VOTES[word])
+def stop_word_votes(words: Sequence[str]) -> Counter[str]:
+    """How many of the words are stop words of each language."""
+    return Counter(code for word in words if word in STOP_WORD_VOTES for code in STOP_WORD_VOTES[word])
 
 
 def _detect(text: str) -> Language | None:
@@ -143,7 +130,7 @@ def _detect(text: str) -> Language | None:
 
     A language needs 15 % stop words, three different ones, and 1.5 times as many as the next language.
     """
-    part = mask(text[:_READ])
+    part = mask(text[:READ])
     scripts = ["Latin"] if part.isascii() else list(_SCRIPTS)
     share = {name: sum(map(len, _LETTERS[name].findall(part))) for name in scripts}
     script = max(share, key=lambda name: share[name])
@@ -151,9 +138,9 @@ def _detect(text: str) -> Language | None:
         return None
     if script != "Latin":
         return Language(script)
-    words = _WORD.findall(part.lower())
-    votes = _votes(words)
+    words = WORD.findall(part.lower())
+    votes = stop_word_votes(words)
     (first, best_votes), (_, next_votes) = (*votes.most_common(2), ("", 0), ("", 0))[:2]
-    different = len({word for word in words if first in _VOTES.get(word, ())})
+    different = len({word for word in words if first in STOP_WORD_VOTES.get(word, ())})
     clear = different >= 3 and best_votes >= 0.15 * len(words) and best_votes >= 1.5 * next_votes
     return Language(script, first if clear else "")

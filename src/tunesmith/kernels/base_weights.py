@@ -112,3 +112,72 @@ def _dequantize_with_bitsandbytes(out: Tensor, nf4: Nf4, part: int) -> None:
         quant_type="nf4", **nested_state,
     )  # fmt: skip
     out.copy_(dequantize_4bit(nf4.codes[part].reshape(-1, 1), state))
+
+
+E4M3_MAX = 448.0  # of e4m3fn
+_MIN_AMAX = 1e-12  # keeps the scale of a row of zeros above 0
+
+
+class Fp8(NamedTuple):
+    """A frozen weight for forward (out x in, one scale per output) and backward (in x out, one scale per input)."""
+
+    forward: Tensor
+    forward_scale: Tensor  # 1 x out, float32
+    backward: Tensor
+    backward_scale: Tensor  # 1 x in, float32
+
+
+def from_dense(weight: Tensor) -> Fp8:
+    """Returns `weight` (out x in) quantized along its rows, and along its columns for the gradient."""
+    codes, scale = quantise(weight)
+    columns, columns_scale = quantise(weight.T.contiguous())
+    return Fp8(codes, scale.T.contiguous(), columns, columns_scale.T.contiguous())
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `x` (rows x width) as e4m3 codes and float32 scales (rows x 1): x is about codes times scale."""
+    wide = x.float()
+    scale = wide.abs().amax(-1, keepdim=True).clamp(min=_MIN_AMAX) / E4M3_MAX
+    return (wide / scale).to(torch.float8_e4m3fn), scale
+
+
+def product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """Quantizes `x` (rows x inner) and multiplies it by the transposed `codes` (out x inner), in x's type."""
+    return scaled_matmul(*quantise(x), codes, scale, x.dtype)
+
+
+def scaled_matmul(x_codes: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiplies a quantized x (`x_codes`, rows x inner; `x_scale`, rows x 1) by the transposed `codes`."""
+    if x_codes.is_cuda:
+        return torch._scaled_mm(x_codes, codes.T, scale_a=x_scale, scale_b=scale, out_dtype=dtype, use_fast_accum=True)
+    return ((x_codes.float() @ codes.float().T) * x_scale * scale).to(dtype)  # the same result, slower
+
+
+_ops: Any = torch.ops.mkldnn
+
+
+class OneDnnWeight(NamedTuple):
+    """A weight (out x in) in oneDNN's blocked layout; `out` and `width` are its sizes."""
+
+    blocks: Tensor
+    out: int
+    width: int
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Returns whether oneDNN can pack `weight`: bfloat16 on a CPU."""
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def pack(weight: Tensor, rows: int) -> OneDnnWeight:
+    """Returns a packed copy of `weight` (out x in) for products of about `rows` rows."""
+    return OneDnnWeight(_ops._reorder_linear_weight(weight.contiguous(), rows), *weight.shape)
+
+
+def linear(x: Tensor, packed: OneDnnWeight, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
+    """Returns `x` (rows x in) times the transposed weight plus `bias` (out) and `add` (rows x out), rounded once."""
+    if add is not None:
+        out: Tensor = _ops._linear_pointwise.binary(x, add, packed.blocks, bias, "add")
+        return out
+    out = _ops._linear_pointwise(x, packed.blocks, bias, "none", [], "")
+    return out
