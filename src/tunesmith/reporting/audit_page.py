@@ -197,9 +197,7 @@ def _summary(audit: dict[str, Any], findings: Sequence[dict[str, Any]]) -> str:
     expanded = _expanded_sentence(audit.get("expanded") or {"conversations": 0})
     if not findings and not audit["repaired"]["rows"]:
         return " ".join(filter(None, (f"{rows}. Nothing was found.", expanded)))
-    verbs = (
-        ("were dropped", "were quarantined") if "parts" in audit else ("should be dropped", "should be quarantined")
-    )
+    verbs = ("were dropped", "were quarantined") if "parts" in audit else ("should be dropped", "should be quarantined")
     parts = [f"{dropped:,} {verbs[0]}" if dropped else "", f"{quarantined:,} {verbs[1]}" if quarantined else ""]
     if repaired := audit["repaired"]["rows"]:
         parts.append(f"{repaired:,} were repaired")
