@@ -11,6 +11,7 @@ from the runs' own models, so a picture changes only if the pages or the runs do
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import sys
 import tempfile
@@ -63,6 +64,8 @@ class Camera:
     def open(self, tab: str, run: str = DEMO) -> None:
         """Opens a tab with a run chosen."""
         self.page.goto(self.url)
+        self.page.wait_for_url(lambda url: "token" not in url)
+        self.page.get_by_role("tab", name=tab, exact=True).wait_for()
         self.page.evaluate(SETTLE_JS)
         choice = self.page.locator("#chosen-run input").first
         if choice.input_value() != run:
@@ -185,6 +188,7 @@ def main(arguments: list[str]) -> int:
         folder = Path(temporary)
         for run in (path for path in Path(arguments[0]).iterdir() if path.name in (DEMO, LETTERS)):
             shutil.copytree(run, folder / "runs" / run.name, ignore=shutil.ignore_patterns("checkpoints", "old"))
+        os.chdir(folder)  # for short paths on the pages
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         with serve_ui(folder / "runs", run=DEMO, here=folder) as served:
             for name in arguments[1:] or pictures:
