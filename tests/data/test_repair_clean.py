@@ -435,7 +435,7 @@ def test_a_cleaning_with_pseudonyms_holds_no_value_and_is_not_undone(tmp_path: P
     found = audit("people", data, Path(), tmp_path / "out", fix=True)
     (cleaned,) = found.cleaned
     assert (cleaned.kept, cleaned.left_out) == (3, 1)
-    assert found.account["repaired"]["stand_ins"] > 0
+    assert found.account["repaired"]["pseudonyms"] > 0
     text = written(tmp_path / "out")
     assert not [value for value in VALUES if value in text]
     assert stat.S_IMODE(book_file.stat().st_mode) == 0o600

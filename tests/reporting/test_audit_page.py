@@ -39,7 +39,7 @@ def mended(count: int = 1) -> dict[str, Any]:
         for kind in KINDS
         for n in range(count)
     ]
-    return {"rows": count, "stand_ins": 0, "kinds": dict.fromkeys(KINDS, count), "examples": examples}
+    return {"rows": count, "pseudonyms": 0, "kinds": dict.fromkeys(KINDS, count), "examples": examples}
 
 
 def split_page(**changes: Any) -> str:
@@ -160,7 +160,7 @@ def test_a_page_without_groups_findings_or_repeats() -> None:
         profile=profile,
         checks={"empty": told(), "too_long": told()},
         dropped={},
-        repaired={"rows": 0, "stand_ins": 0, "kinds": {}, "examples": []},
+        repaired={"rows": 0, "pseudonyms": 0, "kinds": {}, "examples": []},
         parts=parts,
         groups={part: [] for part in parts},
     )
@@ -208,7 +208,7 @@ def test_repairs_are_shown_in_turns_of_their_kinds_and_visibly() -> None:
     assert "9 rows; 9 mojibake, 9 whitespace, 9 collapsed list" in Page(page).text
     assert "␍⏎" in section  # a carriage return can be seen
     assert "rows.jsonl line 3" in section and "rows.jsonl line 4" not in section  # a kind does not fill the page
-    replaced = split_page(repaired={**mended(), "stand_ins": 5})
+    replaced = split_page(repaired={**mended(), "pseudonyms": 5})
     assert "1 rows were repaired, 5 personal values replaced." in Page(replaced).text
 
 

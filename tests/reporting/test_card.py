@@ -63,7 +63,7 @@ def test_the_front_says_what_is_known_and_no_more(tmp_path: Path) -> None:
 def test_it_tells_the_reports_figures(tmp_path: Path) -> None:
     audit = account(dropped={"too_long": 200, "secrets": 2}, quarantined={"personal": 17})
     audit["checks"] |= {"personal": {**told(), "rows": 23}, "secrets": {**told(), "rows": 2}}
-    audit["repaired"] = {"rows": 5, "stand_ins": 7, "kinds": {"email": 7}, "examples": []}
+    audit["repaired"] = {"rows": 5, "pseudonyms": 7, "kinds": {"email": 7}, "examples": []}
     recipe = make_recipe("one")
     run = finish(recipe, tmp_path / "one", audit=audit, gain=0.5)
     text, scores = card(recipe, run), run.read_json("scores.json")

@@ -305,7 +305,7 @@ def _account(
 def _summary(ledger: RowDecisions, loaded: LoadedRows) -> dict[str, Any]:
     """Findings, decisions, repairs and sources as plain values."""
     repairs = loaded.repairs
-    repaired = {"rows": repairs.rows, "stand_ins": repairs.pseudonym_count, "kinds": dict(repairs.kinds)}
+    repaired = {"rows": repairs.rows, "pseudonyms": repairs.pseudonym_count, "kinds": dict(repairs.kinds)}
     return {
         "dropped": ledger.counts("drop"),
         "quarantined": ledger.counts("quarantine"),

@@ -217,8 +217,8 @@ def _personal_data_notes(audit: Mapping[str, Any]) -> list[str]:
             if rows
             else f"No {kind} were found."
         )
-    if stand_ins := audit["repaired"].get("stand_ins"):
-        sentences.append(f"{stand_ins:,} values of personal data were replaced before training.")
+    if pseudonyms := audit["repaired"].get("pseudonyms"):
+        sentences.append(f"{pseudonyms:,} values of personal data were replaced before training.")
     return sentences
 
 
