@@ -1,23 +1,25 @@
 """Makes the pictures of the pages in docs: docs/ui, docs/images/review.png, docs/audit.png and docs/report.png.
 
     tunesmith run shopsphere --small --set train.samples=2
-    tunesmith run cover-letter --small
-    python -m tools.page_pictures runs [NAME …]
+    python -m tools.page_pictures runs/shopsphere-small [NAME …]
 
-The runs are copied and stay as they are. NAME is a picture, for example `write`; without one all are made. Replies come
-from the runs' own models, so a picture changes only if the pages or the runs do, apart from dates and times.
+The run is copied and stays as it is. NAME is a picture, for example `write`; without one all are made. The replies are
+those of the run's models. Only the letter on the page Write is a recorded one, of a `cover-letter --small` run: it is
+streamed to the page, where its statements are checked against the form.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from PIL import Image
 
@@ -28,6 +30,20 @@ WIDTH = 1280
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 300_000  # milliseconds for a model's reply on a busy machine
 SHOWN_FOLDER = "/home/me"  # stands in pictures for the temporary folder
+LETTER = """Dear selection panel,
+
+Windlecombe Tailors is the place where I hold the work I enjoy. I hold the post of Alterations Tailor for 4 years at \
+Windlecombe Tailors, and I cut 13 suits a month.
+
+I sew 36 veils, and I have been a Sewing Machinist since Tarnleigh Theatre Works opened its doors. I have a Diploma in \
+Pattern Cutting.
+
+I would like to be considered for the job of Alterations Tailor.
+
+I would also like to be asked to come in for a trial run.
+
+With best wishes,
+Kofi Jigsaw"""
 POSTSCRIPT = "P.S. I led a team of 12 at Windlecombe Tailors for 9 years and hold a Certificate in Corsetry."
 SETTLE_JS = """() => new Promise((resolve) => {
     let quiet = setTimeout(resolve, 600);
@@ -41,6 +57,22 @@ REPLACE_JS = """([folder, shown]) => {
     const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     while (walk.nextNode()) walk.currentNode.data = walk.currentNode.data.replaceAll(folder, shown);
 }"""
+
+
+class RecordedModel:
+    """A TextModel that streams LETTER."""
+
+    def stream(self, prompt: Any, *, max_new_tokens: int) -> Iterator[str]:
+        """Yields the letter in pieces of a few characters."""
+        yield from (LETTER[start : start + 8] for start in range(0, len(LETTER), 8))
+
+
+@contextlib.contextmanager
+def open_recorded_writer(recipe: Any, run: Any) -> Iterator[Any]:
+    """Stands in for `commands.writer.open_writer`."""
+    from tunesmith.commands.writer import Writer
+
+    yield Writer(recipe, RecordedModel(), f"the model of {recipe.name}")
 
 
 class Camera:
@@ -100,7 +132,7 @@ class Camera:
 
     def recipe(self) -> None:
         """The form of the letters' recipe with its plan."""
-        self.open("Recipe", LETTERS)
+        self.open("Recipe")
         choice = self.page.locator("#recipe-which input").first
         choice.click()
         choice.fill("cover-letter --small")
@@ -124,6 +156,7 @@ class Camera:
 
     def write(self) -> None:
         """The letter that the model writes for the example, with a postscript typed by hand."""
+        make_letters_run(self.folder / "runs" / LETTERS)
         self.open("Write", LETTERS)
         self.button("Fill in the example").click()
         self.page.evaluate(SETTLE_JS)
@@ -136,6 +169,7 @@ class Camera:
         self.page.get_by_text("Checked again.").wait_for()
         self.page.evaluate(SETTLE_JS)
         self.save("ui/write.png", 900)
+        shutil.rmtree(self.folder / "runs" / LETTERS)
 
     def review(self) -> None:
         """The page Review while pairs are judged, and the pair that is judged next."""
@@ -145,10 +179,10 @@ class Camera:
             self.button("Start or resume").click()
         pairs = popup.value
         for number in range(1, 13):
-            pairs.get_by_text(f"Pair {number} of").wait_for()
+            pairs.locator("#place", has_text=f"Pair {number} of").wait_for()
             for key in ("x", "1", "Enter"):
                 pairs.keyboard.press(key)
-        pairs.get_by_text("Pair 13 of").wait_for()
+        pairs.locator("#place", has_text="Pair 13 of").wait_for()
         for key in ("q", "q", "w", "e", "r", "u", "i", "o", "p", "2"):
             pairs.keyboard.press(key)
         self.save("images/review.png", 760, page=pairs, width=1200, whole=False)
@@ -170,6 +204,16 @@ class Camera:
         popup.value.close()
 
 
+def make_letters_run(folder: Path) -> None:
+    """Writes a run of the recipe cover-letter that has only what the page Write reads."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from finished_runs import finish
+    from tunesmith.config.recipe import read_recipe
+
+    finish(read_recipe("cover-letter", small=True), folder, until="train")
+    (folder / ".lock").touch()
+
+
 def main(arguments: list[str]) -> int:
     """Writes the PNG files that are named, or all."""
     from playwright.sync_api import sync_playwright
@@ -186,11 +230,15 @@ def main(arguments: list[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         folder = Path(temporary)
-        for run in (path for path in Path(arguments[0]).iterdir() if path.name in (DEMO, LETTERS)):
-            shutil.copytree(run, folder / "runs" / run.name, ignore=shutil.ignore_patterns("checkpoints", "old"))
+        runs = folder / "runs"
+        ignored = shutil.ignore_patterns("checkpoints", "old")
+        shutil.copytree(Path(arguments[0]), runs / DEMO, ignore=ignored, symlinks=True)
         os.chdir(folder)  # for short paths on the pages
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        with serve_ui(folder / "runs", run=DEMO, here=folder) as served:
+        with (
+            mock.patch("tunesmith.ui.write_page.open_writer", open_recorded_writer),
+            serve_ui(runs, run=DEMO, here=folder) as served,
+        ):
             for name in arguments[1:] or pictures:
                 context = browser.new_context(viewport={"width": WIDTH, "height": 900}, locale="en-US")
                 page = context.new_page()

@@ -155,6 +155,7 @@ def _without_trailing_comments(text: str) -> str:
     return "\n".join(lines).rstrip()
 
 
+MAX_WARNING = 240  # characters of a warning that is shown whole
 MAX_PIECE = 700  # characters shown of each piece of an example row
 
 
@@ -225,8 +226,7 @@ def preview(recipe: Recipe, scratch: Path) -> str:
         text_html.heading("Plan"),
         text_html.tiles(tiles),
         text_html.paragraph(f"Split: {parts}", "soft"),
-        "".join(f'<p class="warn">{escape(text)}</p>' for text in warnings)
-        or text_html.paragraph("No warnings.", "good"),
+        "".join(map(_warning_html, warnings)) or text_html.paragraph("No warnings.", "good"),
         "<details><summary>Details</summary>",
         *(text_html.paragraph(line, "soft") for line in [*check_lines, *plan_lines]),
         "</details>",
@@ -240,6 +240,15 @@ def preview(recipe: Recipe, scratch: Path) -> str:
             f"The marked part is trained on and ends with {checked.stop}. Template: {checked.template}.", "soft"
         ),
     )
+
+
+def _warning_html(text: str) -> str:
+    """Returns a warning; of a long one only what is wrong, and the rest to be opened."""
+    text = text.removeprefix("WARNING: ")
+    what, _, rest = text.partition(": ")
+    if len(text) <= MAX_WARNING or not rest:
+        return f'<p class="warn">{escape(text)}</p>'
+    return f'<details><summary class="warn">{escape(what)}</summary><p>{escape(rest)}</p></details>'
 
 
 def _pieces_html(pieces: Sequence[tuple[str, bool]]) -> str:
