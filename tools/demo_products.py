@@ -1,10 +1,12 @@
 """Hashes of what `tunesmith run shopsphere --small` makes, to show that a change of the code changes nothing else.
 
-    python -m tools.demo_products RUN            compares a finished demo run with the recorded hashes
-    python -m tools.demo_products RUN --record   records those of RUN
+    python -m tools.demo_products run FOLDER       runs the demo into FOLDER/shopsphere-small
+    python -m tools.demo_products compare RUN      compares a finished demo run with the recorded hashes
+    python -m tools.demo_products record RUN       records those of RUN
 
-Kernels for CPUs differ in the last digits between machines and versions, so the hashes are valid only where
-`describe_machine` returns what was recorded.
+The measured speed of the machine decides how a step is divided into micro-batches, which changes the last digits of the
+adapter; `run` therefore plans with a fixed speed. Kernels for CPUs differ between machines and versions too, so the
+hashes are valid only where `describe_machine` returns what was recorded.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 RECORD = Path(__file__).parents[1] / "tests/end_to_end/demo_products.json"
 PATTERNS = ("data/*.jsonl", "adapter/*", "replies/*.jsonl", "scores.json", "export/gguf/*")
@@ -33,6 +36,17 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def run_demo(folder: str) -> None:
+    """Runs the demo's command as the command line does, with a fixed speed of two cores."""
+    from tunesmith.cli import main
+    from tunesmith.hardware import Speed
+
+    speed = Speed(products=3e11, eight=3e11, bandwidth=1e10, launch=5e-6)
+    command = ["tunesmith", "run", "shopsphere", "--small", "--runs", folder]
+    with mock.patch("tunesmith.hardware.measure_speed", return_value=speed), mock.patch.object(sys, "argv", command):
+        main()
+
+
 def hash_products(run: Path) -> dict[str, str]:
     """Returns the SHA-256 of each product by its path in the run's folder."""
     files = sorted({path for pattern in PATTERNS for path in run.glob(pattern) if path.is_file()})
@@ -49,23 +63,32 @@ def differences(expected: dict[str, str], actual: dict[str, str]) -> list[str]:
     return lines
 
 
-def main(arguments: list[str]) -> int:
-    """Compares or records the products of a run."""
-    folders = [argument for argument in arguments if not argument.startswith("-")]
-    if len(folders) != 1:
-        sys.stderr.write(f"{(__doc__ or '').strip()}\n")
-        return 2
-    products = hash_products(Path(folders[0]))
-    if "--record" in arguments:
-        RECORD.write_text(json.dumps({"machine": describe_machine(), "products": products}, indent=2) + "\n")
-        return 0
+def compare(run: Path) -> int:
+    """Prints the products that differ from the recorded ones. Returns 1 for any, 2 on another machine."""
     recorded = json.loads(RECORD.read_text())
     if recorded["machine"] != describe_machine():
         sys.stderr.write(f"The hashes were recorded on another machine: {recorded['machine']}\n")
         return 2
+    products = hash_products(run)
     lines = differences(recorded["products"], products)
     sys.stdout.write("".join(f"{line}\n" for line in lines) or f"All {len(products)} products are equal.\n")
     return bool(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the demo, compares or records its products."""
+    if len(arguments) != 2 or arguments[0] not in ("run", "compare", "record"):
+        sys.stderr.write(f"{(__doc__ or '').strip()}\n")
+        return 2
+    task, folder = arguments
+    if task == "run":
+        run_demo(folder)
+    elif task == "compare":
+        return compare(Path(folder))
+    else:
+        record = {"machine": describe_machine(), "products": hash_products(Path(folder))}
+        RECORD.write_text(json.dumps(record, indent=2) + "\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_the_demo_makes_the_recorded_bytes(tmp_path: Path) -> None:
         unequal = [f"{key}: {machine.get(key)}, not {value}" for key, value in recorded["machine"].items()
                    if machine.get(key) != value]  # fmt: skip
         pytest.skip(f"the hashes were recorded on another machine ({'; '.join(unequal)})")
-    command = [sys.executable, "-m", "tunesmith", "run", "shopsphere", "--small", "--runs", str(tmp_path)]
+    command = [sys.executable, "-m", "tools.demo_products", "run", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
