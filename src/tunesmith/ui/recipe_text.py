@@ -243,12 +243,12 @@ def preview(recipe: Recipe, scratch: Path) -> str:
 
 
 def _warning_html(text: str) -> str:
-    """Returns a warning; of a long one only what is wrong, and the rest to be opened."""
+    """Returns a warning; a long one as its first part, with the rest to be opened."""
     text = text.removeprefix("WARNING: ")
-    what, _, rest = text.partition(": ")
-    if len(text) <= MAX_WARNING or not rest:
+    what, _, details = text.partition(": ")
+    if len(text) <= MAX_WARNING or not details:
         return f'<p class="warn">{escape(text)}</p>'
-    return f'<details><summary class="warn">{escape(what)}</summary><p>{escape(rest)}</p></details>'
+    return f'<details><summary class="warn">{escape(what)}</summary><p>{escape(details)}</p></details>'
 
 
 def _pieces_html(pieces: Sequence[tuple[str, bool]]) -> str:
