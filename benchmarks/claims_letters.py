@@ -30,8 +30,8 @@ from tools.plant import plant  # noqa: E402
 
 from claims.planted import DEVELOPMENT, HELD_OUT, measure  # noqa: E402
 from tunesmith.claims.claim import CheckedClaim  # noqa: E402
-from tunesmith.claims.fold import word_spans  # noqa: E402
 from tunesmith.claims.match import check_claims  # noqa: E402
+from tunesmith.claims.words import word_spans  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "claims_letters.csv"
 PARTS = ("development", "held-out")

@@ -190,7 +190,7 @@ def finer(group: int = 128) -> Iterator[None]:
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
         wide = torch.nn.functional.pad(x, (0, -x.shape[1] % group)).unflatten(1, (-1, group))
-        codes, scale = base_weights.quantise(wide)
+        codes, scale = base_weights.fp8_quantize(wide)
         return (codes.float() * scale).flatten(1)[:, : x.shape[1]].to(x.dtype)
 
     def from_dense(weight: torch.Tensor) -> base_weights.Fp8:
@@ -200,12 +200,12 @@ def finer(group: int = 128) -> Iterator[None]:
     def multiplied(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return rounded(x) @ codes.T
 
-    kept = fuse._has_triton, base_weights.from_dense, base_weights.product
-    fuse._has_triton, base_weights.from_dense, base_weights.product = (lambda: False), from_dense, multiplied
+    kept = fuse._has_triton, base_weights.fp8_from_dense, base_weights.fp8_product
+    fuse._has_triton, base_weights.fp8_from_dense, base_weights.fp8_product = (lambda: False), from_dense, multiplied
     try:
         yield
     finally:
-        fuse._has_triton, base_weights.from_dense, base_weights.product = kept
+        fuse._has_triton, base_weights.fp8_from_dense, base_weights.fp8_product = kept
 
 
 if __name__ == "__main__":

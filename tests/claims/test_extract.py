@@ -6,7 +6,7 @@ import pytest
 
 from tunesmith.claims.claim import Degree, Period, Quantity
 from tunesmith.claims.extract import extract
-from tunesmith.claims.fold import core_words, find_numbers, nearly_equal, parse_spelled, words
+from tunesmith.claims.words import core_words, find_numbers, nearly_equal, parse_spelled, words
 
 
 def extracted(text: str, kind: str) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tunesmith.claims.claim import CheckedClaim
-from tunesmith.claims.fold import Phrases
 from tunesmith.claims.match import check_claims
+from tunesmith.claims.words import Phrases
 
 FIELDS = {
     "Match": "Marsh Herons at Quarry Foxes, Thursday 14 May 2026, Lime Hall",

@@ -250,9 +250,11 @@ def test_a_small_update_is_not_rounded_away(way: str) -> None:
         layer.lora_B.data.copy_(b)
         y = layer(x)
     else:
-        frozen = base_weights.from_states([base.weight.data], [base.state], torch.bfloat16) if base.state else weight
+        frozen = (
+            base_weights.nf4_from_states([base.weight.data], [base.state], torch.bfloat16) if base.state else weight
+        )
         if way == "packed":
-            frozen = base_weights.pack(weight, 16) if base_weights.can_pack(weight) else weight
+            frozen = base_weights.pack_onednn(weight, 16) if base_weights.can_pack_onednn(weight) else weight
         y, _ = lora_linear.forward(
             x, lora_linear.JoinedLinear(frozen, None, a, None, ((b, slice(0, 256), slice(0, 4)),))
         )

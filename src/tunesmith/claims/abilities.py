@@ -1,4 +1,7 @@
-"""Extracts skills that no list names: phrases after "proficient in", or listed beside a known skill."""
+"""Finds skills: the built-in list, the items of the fields, and phrases after "proficient in" or beside a known skill.
+
+Sentences that state nothing about anybody, such as general remarks, are recognized here too.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tunesmith.claims.claim import Claim
-from tunesmith.claims.fold import Words, split_words, word_list, word_spans, words
-from tunesmith.claims.fold import fold_word as folded
+from tunesmith.claims.words import Words, split_words, word_list, word_spans, words
+from tunesmith.claims.words import fold_word as folded
 
 SOFT_SKILL_WORDS = frozenset(
     split_words(

@@ -1,4 +1,4 @@
-"""Extracts dates, durations, money, percentages and plain numbers from prose."""
+"""Finds dates, durations, money, percentages and numbers in prose, and numbers that reports state without a numeral."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tunesmith.claims.claim import Bound, Claim, Kind, Period, Quantity
-from tunesmith.claims.fold import WORD, Number, PhraseMatch, ReportOptions, find_numbers, fold, split_words
+from tunesmith.claims.words import WORD, Number, PhraseMatch, ReportOptions, find_numbers, fold, split_words
 
 MONTHS = {name: number for number, name in enumerate(split_words("jan feb mar apr may jun jul aug sep oct nov dec"), 1)}
 UNITS = {"day": 12 / 365.25, "week": 12 * 7 / 365.25, "month": 1.0, "year": 12.0, "yr": 12.0, "decade": 120.0}  # months

@@ -1,4 +1,4 @@
-"""The frozen types of this package: claims of a text, their values and the verdicts on them."""
+"""The frozen types of this package, claims, their values and verdicts, and when two values agree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 from rapidfuzz import fuzz
 
-from tunesmith.claims.fold import Words
+from tunesmith.claims.words import Words
 
 Kind = Literal[
     "number", "date", "duration", "money", "percentage",

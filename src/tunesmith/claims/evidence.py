@@ -1,4 +1,4 @@
-"""The evidence for a claim: fields and facts of its side, and the claims next to it."""
+"""The evidence for a claim: fields and facts of its side, the claims next to it, and misplaced claims."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from itertools import pairwise
 from tunesmith.claims.abilities import stem
 from tunesmith.claims.claim import CheckedClaim, Claim, Side
 from tunesmith.claims.fields import SKILL_FIELD, Fact, ParsedFields, SourceField
-from tunesmith.claims.fold import Words, contains_phrase, core_words, words
 from tunesmith.claims.subject import Mention, Subjects
+from tunesmith.claims.words import Words, contains_phrase, core_words, words
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Extracts the claims of a text, from left to right and without overlaps."""
+"""Extracts the claims of a text, from left to right and without overlaps, with the side that each is about."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from itertools import chain
 from tunesmith.claims.abilities import find_abilities, load_vocabulary
 from tunesmith.claims.amounts import add_phrase_nouns, find_article_counts, find_dates, find_ordinals, find_quantities
 from tunesmith.claims.claim import Claim, Side
-from tunesmith.claims.fold import ReportOptions, words
 from tunesmith.claims.people import (
     find_degrees,
     find_employers,
@@ -18,6 +17,7 @@ from tunesmith.claims.people import (
     find_titles,
     find_workplaces,
 )
+from tunesmith.claims.words import ReportOptions, words
 
 FIRST_PERSON = re.compile(r"\bI\b|\b[Mm]y\b")  # a text with one of these is read as a letter
 _BULLETS = frozenset("-*•–")

@@ -1,4 +1,7 @@
-"""Reads fields as facts: which side they belong to, what they state, and which phrases to look for in the text."""
+"""Reads fields as facts: which side they belong to, what they state, and which phrases to look for in the text.
+
+Facts that follow from others (a sum, a difference of scores) are derived here.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from itertools import combinations, permutations
 from tunesmith.claims.abilities import is_specific, specific_items
 from tunesmith.claims.claim import Claim, Quantity, Side
 from tunesmith.claims.extract import extract
-from tunesmith.claims.fold import ReportOptions, Words, words
 from tunesmith.claims.people import CAPITALS
+from tunesmith.claims.words import ReportOptions, Words, words
 
 _WRITER = re.compile(
     r"\b(?:applicant|candidate|my|user|past|previous|current|working|work|experience|skill\w*|qualifications?|education|"

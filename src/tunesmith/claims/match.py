@@ -1,4 +1,4 @@
-"""Checks a text against the fields it was written from: a verdict and a reason for every claim."""
+"""Checks a text against the fields it was written from: a verdict and a reason for every claim, and the shares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from tunesmith.claims.evidence import (
 )
 from tunesmith.claims.extract import FIRST_PERSON, claim_side, extract
 from tunesmith.claims.fields import ParsedFields, read_fields
-from tunesmith.claims.fold import Phrases, ReportOptions, contains_phrase, core_words, nearly_equal, words
 from tunesmith.claims.reported import check_quantity, check_reported
 from tunesmith.claims.subject import (
     Names,
@@ -33,6 +32,7 @@ from tunesmith.claims.subject import (
     sentence_ends,
     sentence_span,
 )
+from tunesmith.claims.words import Phrases, ReportOptions, contains_phrase, core_words, nearly_equal, words
 
 ClaimsAbout = Literal["sentence", "writer", "reader", "both"]
 

@@ -1,4 +1,4 @@
-"""Extracts employers, other organizations, job titles and names of people from prose."""
+"""Finds employers and other organizations, workplaces, degrees, job titles and names of people in prose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from tunesmith.claims.abilities import Vocabulary
 from tunesmith.claims.claim import Claim, Degree
-from tunesmith.claims.fold import split_words, word_list, word_spans, words
+from tunesmith.claims.words import split_words, word_list, word_spans, words
 
 _NO_NAME = (
     r"(?:I|I['’]m|I['’]ve|My|We|You|Your|The(?=\s+[a-z])|This|It|As|In|At|For|With|Since|Before|After|During|Level|Year|"

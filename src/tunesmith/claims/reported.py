@@ -22,7 +22,7 @@ from tunesmith.claims.claim import (
 )
 from tunesmith.claims.evidence import Evidence, applies_to, contradicted, only_demanded, supported, unsupported
 from tunesmith.claims.fields import Fact
-from tunesmith.claims.fold import is_group
+from tunesmith.claims.words import is_group
 
 SMALL_NUMBER = 3  # 'two schools', 'three reasons': a claim only if a field counts the same noun
 

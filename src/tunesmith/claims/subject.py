@@ -1,4 +1,7 @@
-"""Finds which subject a number belongs to in a report about several, each with its own field."""
+"""Finds which subject a number belongs to in a report about several, each with its own field.
+
+Also who says a sentence of whom, and whether the text asserts it or denies, wishes or asks.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 
 from tunesmith.claims.claim import CheckedClaim, Claim
-from tunesmith.claims.fold import Words, contains_phrase, words
+from tunesmith.claims.words import Words, contains_phrase, words
 
 _ASIDE = re.compile(  # 'Kim led the way for the Hawks with 20', 'Kim paced the Hawks with 20'
     r"\b(?:for|of|over|against|from|than|led|leads|leading|paced|pacing|carried|carrying)\s+(?:the\s+)?$", re.IGNORECASE

@@ -1,7 +1,7 @@
-"""Resolves names in recipes to functions of a catalog.
+"""Resolves names in recipes to functions of a catalog, and of installed packages.
 
 A catalog is a module whose public functions are its entries, or a package whose modules are its entries; each of these
-modules defines the same function.
+modules defines the same function. Other packages add entries by entry points, or are named as `module:function`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A check's finding: the row, the span that proves it, and the proposal."""
+"""What a check finds: a defect in a text, its finding with row, span and proposal, and the decision for each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row formats: each function converts a row's values into turns and the row's group.
+"""Row formats: each function converts a row's values into turns and the row's group; `auto` detects the format.
 
 Keyword-only parameters are the options that a recipe may set. A function raises DataError, without a location, for a
 row that does not fit; the caller adds file and line.

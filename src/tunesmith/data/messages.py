@@ -1,4 +1,7 @@
-"""Converts chat messages into turns: content parts, reasoning, loss flags, order; counts what is not used."""
+"""Converts chat messages into turns: content parts, reasoning, loss flags, order; counts what is not used.
+
+A column of labels marks answers that must not be learned.
+"""
 
 from __future__ import annotations
 

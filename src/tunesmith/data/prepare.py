@@ -1,4 +1,4 @@
-"""Checks, splits and samples rows, and accounts for every one of them."""
+"""Checks, splits and samples rows, accounts for every one of them, and measures the prepared table."""
 
 from __future__ import annotations
 

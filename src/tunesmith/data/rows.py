@@ -1,4 +1,4 @@
-"""The results of a reader: a row as it is in the file, or the error of a row that cannot be read."""
+"""What a reader returns (a row, or the error of a row that cannot be read) and how it reads bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Locates and reads files of rows; the file suffix selects the reader, with or without .gz."""
+"""Opens the sources of a recipe, files, folders and Hub data sets, and reads them row by row.
+
+The file suffix selects the reader, with or without .gz. Of a folder, the tables of one kind are read; other files are
+reported in a note.
+"""
 
 from __future__ import annotations
 

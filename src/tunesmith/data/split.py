@@ -1,4 +1,4 @@
-"""Splits rows into parts, depending on seed, group and content, but not on their order.
+"""Splits rows into parts, depending on seed, group and content, but not on their order, and counts leaks between parts.
 
 Rows with equal or similar prompts form a cluster, which goes to one part as a whole.
 """

@@ -1,4 +1,4 @@
-"""Adapts the chat template for export, so that plain Jinja and llama.cpp render the same text as training."""
+"""Adapts chat template and tokenizer files for export, so that plain Jinja and llama.cpp render the training text."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tunesmith.errors import ResourceError
 from tunesmith.hardware import detect_hardware
 from tunesmith.kernels import decode, ops
 from tunesmith.kernels.attention import SequenceBounds
-from tunesmith.kernels.base_weights import OneDnnWeight, can_pack, linear, pack
+from tunesmith.kernels.base_weights import OneDnnWeight, can_pack_onednn, onednn_linear, pack_onednn
 from tunesmith.kernels.block import BlockShape
 from tunesmith.kernels.decode import Cache, Stack
 from tunesmith.kernels.lora_linear import BaseForm, JoinedLinear
@@ -216,7 +216,9 @@ class _Batch:
 
     def _argmax(self, h: Tensor) -> Tensor:
         hidden = ops.rms(h, *self.fused.last_norm)
-        scores = self.fused.logits(hidden) if self.decoder.head is None else linear(hidden, self.decoder.head, None)
+        scores = (
+            self.fused.logits(hidden) if self.decoder.head is None else onednn_linear(hidden, self.decoder.head, None)
+        )
         return scores.argmax(-1)  # soft-capping the logits would not change their order
 
 
@@ -244,7 +246,7 @@ def _pack_weights(fused: FusedDecoder, model: Model) -> OneDnnWeight | None:
     layers = [layer for block in fused.blocks for layer in (block.qkv, block.out, block.gate_up, block.down)]
     weights = [layer.base for layer in layers if isinstance(layer.base, torch.Tensor)]
     size = sum(weight.nbytes for weight in weights)
-    if len(weights) < len(layers) or not can_pack(weights[0]) or size > 0.25 * detect_hardware().memory_free:
+    if len(weights) < len(layers) or not can_pack_onednn(weights[0]) or size > 0.25 * detect_hardware().memory_free:
         return None
     fused.blocks = [
         block._replace(
@@ -256,11 +258,11 @@ def _pack_weights(fused: FusedDecoder, model: Model) -> OneDnnWeight | None:
         for block in fused.blocks
     ]
     plain = type(head) is nn.Linear and head.bias is None
-    return pack(head.weight.data, SLOTS[-1]) if plain else None
+    return pack_onednn(head.weight.data, SLOTS[-1]) if plain else None
 
 
 def _pack_layer(layer: JoinedLinear) -> JoinedLinear:
-    return layer._replace(base=pack(layer.base, SLOTS[-1])) if isinstance(layer.base, torch.Tensor) else layer
+    return layer._replace(base=pack_onednn(layer.base, SLOTS[-1])) if isinstance(layer.base, torch.Tensor) else layer
 
 
 def _base_format(model: Model) -> BaseForm:

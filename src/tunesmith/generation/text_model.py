@@ -1,4 +1,7 @@
-"""The interface that everything which generates replies implements."""
+"""The interface that everything which generates replies implements, and what all of them share.
+
+Stop strings end a reply and are not part of it. Special tokens in a user's text are encoded as plain text.
+"""
 
 from __future__ import annotations
 

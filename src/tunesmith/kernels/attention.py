@@ -2,7 +2,7 @@
 
 `packed` stays on the GPU and needs no list of lengths, as CUDA graphs require. `rows` computes one example at a time,
 on a CPU, on a GPU without flash attention, or with capped scores: examples that are short or have a short window by
-`attention_rows`, long ones by the CPU's flash kernel, which saves less.
+`forward` and `backward` in stripes of query rows, long ones by the CPU's flash kernel, which saves less.
 """
 
 from __future__ import annotations

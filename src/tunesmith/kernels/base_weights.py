@@ -1,7 +1,8 @@
-"""Dequantizes NF4 with double quantization (Dettmers et al. 2023, arXiv:2305.14314).
+"""Frozen base weights: NF4, FP8, and oneDNN's packed layout for CPUs.
 
-bitsandbytes needs two launches per layer and a matrix for each. Here layers with the same input become one matrix,
-with Triton in one launch per layer. The results are identical.
+NF4 uses double quantization (Dettmers et al. 2023, arXiv:2305.14314). bitsandbytes needs two launches per layer and a
+matrix for each. Here layers with the same input become one matrix, with Triton in one launch per layer. The results are
+identical.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Nf4(NamedTuple):
         return sum(self.heights)
 
 
-def from_states(packed: list[Tensor], states: list[Any], dtype: torch.dtype) -> Nf4:
+def nf4_from_states(packed: list[Tensor], states: list[Any], dtype: torch.dtype) -> Nf4:
     """Joins bitsandbytes' packed weights and their QuantStates, all quantized the same way."""
     first = states[0]
     double_quantized = first.nested
@@ -56,7 +57,7 @@ def from_states(packed: list[Tensor], states: list[Any], dtype: torch.dtype) -> 
     )
 
 
-def alike(states: Sequence[Any]) -> bool:
+def same_nf4_layout(states: Sequence[Any]) -> bool:
     """Returns whether layers are quantized the same way, so that they can be joined."""
     return len({(state.nested, state.blocksize) for state in states}) == 1
 
@@ -64,7 +65,7 @@ def alike(states: Sequence[Any]) -> bool:
 Piece = tuple[Tensor, slice, slice]  # values, and the rows and columns that they fill
 
 
-def matrix(nf4: Nf4, pieces: Sequence[Piece] = ()) -> Tensor:
+def nf4_matrix(nf4: Nf4, pieces: Sequence[Piece] = ()) -> Tensor:
     """Returns the joined weight (height x width), each row followed by its `pieces`, else zeros."""
     extra = max((columns.stop for _, _, columns in pieces), default=0)
     out = torch.empty(nf4.height, nf4.width + extra, dtype=nf4.dtype, device=nf4.codes[0].device)
@@ -127,23 +128,23 @@ class Fp8(NamedTuple):
     backward_scale: Tensor  # 1 x in, float32
 
 
-def from_dense(weight: Tensor) -> Fp8:
+def fp8_from_dense(weight: Tensor) -> Fp8:
     """Returns `weight` (out x in) quantized along its rows, and along its columns for the gradient."""
-    codes, scale = quantise(weight)
-    columns, columns_scale = quantise(weight.T.contiguous())
+    codes, scale = fp8_quantize(weight)
+    columns, columns_scale = fp8_quantize(weight.T.contiguous())
     return Fp8(codes, scale.T.contiguous(), columns, columns_scale.T.contiguous())
 
 
-def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+def fp8_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Returns `x` (rows x width) as e4m3 codes and float32 scales (rows x 1): x is about codes times scale."""
     wide = x.float()
     scale = wide.abs().amax(-1, keepdim=True).clamp(min=_MIN_AMAX) / E4M3_MAX
     return (wide / scale).to(torch.float8_e4m3fn), scale
 
 
-def product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+def fp8_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """Quantizes `x` (rows x inner) and multiplies it by the transposed `codes` (out x inner), in x's type."""
-    return scaled_matmul(*quantise(x), codes, scale, x.dtype)
+    return scaled_matmul(*fp8_quantize(x), codes, scale, x.dtype)
 
 
 def scaled_matmul(x_codes: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -164,17 +165,17 @@ class OneDnnWeight(NamedTuple):
     width: int
 
 
-def can_pack(weight: Tensor) -> bool:
+def can_pack_onednn(weight: Tensor) -> bool:
     """Returns whether oneDNN can pack `weight`: bfloat16 on a CPU."""
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
-def pack(weight: Tensor, rows: int) -> OneDnnWeight:
+def pack_onednn(weight: Tensor, rows: int) -> OneDnnWeight:
     """Returns a packed copy of `weight` (out x in) for products of about `rows` rows."""
     return OneDnnWeight(_ops._reorder_linear_weight(weight.contiguous(), rows), *weight.shape)
 
 
-def linear(x: Tensor, packed: OneDnnWeight, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
+def onednn_linear(x: Tensor, packed: OneDnnWeight, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
     """Returns `x` (rows x in) times the transposed weight plus `bias` (out) and `add` (rows x out), rounded once."""
     if add is not None:
         out: Tensor = _ops._linear_pointwise.binary(x, add, packed.blocks, bias, "add")

@@ -159,7 +159,7 @@ def _dense_weight(joined: JoinedLinear, *, with_b: bool) -> Tensor:
     """Returns the weight (out x in), followed by the scaled B if `with_b`; a dense base always contains it."""
     base = joined.base
     if isinstance(base, Nf4):
-        return base_weights.matrix(base, joined.pieces if with_b else ())
+        return base_weights.nf4_matrix(base, joined.pieces if with_b else ())
     if isinstance(base, Fp8 | OneDnnWeight):
         raise AssertionError("an 8-bit or packed weight has no dense form")
     return base if with_b or joined.a is None else base[:, : joined.a.shape[1]]

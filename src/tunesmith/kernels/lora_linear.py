@@ -48,7 +48,7 @@ def matrix(joined: JoinedLinear) -> Tensor:
     """Returns the dense weight, out x in."""
     base = joined.base
     if isinstance(base, Nf4):
-        return base_weights.matrix(base)
+        return base_weights.nf4_matrix(base)
     if not isinstance(base, Tensor):
         raise AssertionError("an 8-bit or packed weight has no dense form")
     return base if joined.a is None else base[:, : joined.a.shape[1]]
@@ -64,11 +64,11 @@ def forward(x: Tensor, joined: JoinedLinear) -> tuple[Tensor, Tensor | None]:
     inner = None if joined.a is None else x @ joined.a.T
     update = None if inner is None else _update(inner, joined)
     if isinstance(base, Fp8):
-        y = base_weights.product(x, base.forward, base.forward_scale)
+        y = base_weights.fp8_product(x, base.forward, base.forward_scale)
         y = y if update is None else y.add_(update)
         return y if joined.bias is None else y + joined.bias, inner
     if isinstance(base, OneDnnWeight):
-        return base_weights.linear(x, base, joined.bias, update), inner
+        return base_weights.onednn_linear(x, base, joined.bias, update), inner
     if update is None:
         return functional.linear(x, matrix(joined), joined.bias), inner
     y = update.addmm_(x, matrix(joined).T)
@@ -103,7 +103,11 @@ def backward(dy: Tensor, x: Tensor, inner: Tensor | None, joined: JoinedLinear, 
 def input_gradient(dy: Tensor, joined: JoinedLinear) -> tuple[Tensor, Tensor | None]:
     """Returns the gradients of x and of x Aᵀ."""
     base, a = joined.base, joined.a
-    dx = base_weights.product(dy, base.backward, base.backward_scale) if isinstance(base, Fp8) else dy @ matrix(joined)
+    dx = (
+        base_weights.fp8_product(dy, base.backward, base.backward_scale)
+        if isinstance(base, Fp8)
+        else dy @ matrix(joined)
+    )
     if a is None:
         return dx, None
     dinner = torch.empty(len(dy), len(a), dtype=dy.dtype, device=dy.device)

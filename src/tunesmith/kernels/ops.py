@@ -1,4 +1,7 @@
-"""RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32 or wider."""
+"""The parts of a decoder block on a CPU: RMSNorm, rotary embedding, gated MLP; and cross-entropy in chunks.
+
+RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467) and losses are computed in float32 or wider.
+"""
 
 from __future__ import annotations
 
@@ -161,10 +164,7 @@ def loss(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, c
     logits = functional.linear(hidden, weight, bias)
     parts = zip(torch.split(logits, ROWS), torch.split(targets, ROWS), strict=True)
     return torch.stack(
-        [
-            _token_losses(_softcap(part.to(_cross_entropy_accumulation_dtype(part)), cap)[0], target).sum()
-            for part, target in parts
-        ]
+        [_token_losses(_softcap(part.to(_accumulation_dtype(part)), cap)[0], target).sum() for part, target in parts]
     ).sum()
 
 
@@ -179,13 +179,13 @@ def loss_and_gradient(
     logits = functional.linear(hidden, weight, bias)
     totals = []
     for part, target in zip(torch.split(logits, ROWS), torch.split(targets, ROWS), strict=True):
-        wide, slope = _softcap(part.to(_cross_entropy_accumulation_dtype(part)), cap)
+        wide, slope = _softcap(part.to(_accumulation_dtype(part)), cap)
         gradient = torch.softmax(wide, dim=-1)
         totals.append(_token_losses(wide, target, gradient).sum())
         gradient.scatter_add_(1, target.clamp(min=0)[:, None], torch.full_like(gradient[:, :1], -1.0))
         part.copy_(gradient if slope is None else gradient.mul_(slope))
     dhidden = logits @ weight
-    factor = ((targets != IGNORED) * scale).to(_cross_entropy_accumulation_dtype(dhidden))[:, None]
+    factor = ((targets != IGNORED) * scale).to(_accumulation_dtype(dhidden))[:, None]
     return torch.stack(totals).sum(), (dhidden * factor).to(hidden.dtype)
 
 
@@ -194,10 +194,6 @@ def _token_losses(logits: Tensor, targets: Tensor, probs: Tensor | None = None) 
     target_logits = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
     norm = torch.logsumexp(logits, dim=-1) if probs is None else logits.amax(-1) - probs.amax(-1).log()
     return torch.where(targets != IGNORED, norm - target_logits, 0.0)
-
-
-def _cross_entropy_accumulation_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _softcap(logits: Tensor, cap: float) -> tuple[Tensor, Tensor | None]:

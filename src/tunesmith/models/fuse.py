@@ -90,13 +90,13 @@ class _Group:
 
     def _joined(self, form: BaseForm, extra: int) -> Tensor | base_weights.Nf4 | base_weights.Fp8:
         packed = all(base.state is not None and base.dense is None for base in self.bases)
-        packed = packed and base_weights.alike([base.state for base in self.bases])
+        packed = packed and base_weights.same_nf4_layout([base.state for base in self.bases])
         if packed and form == "stored":
-            return base_weights.from_states(
+            return base_weights.nf4_from_states(
                 [base.weight.data for base in self.bases], [b.state for b in self.bases], self.dtype
             )
         if form == "fp8":
-            return base_weights.from_dense(torch.cat([base.matrix() for base in self.bases]))
+            return base_weights.fp8_from_dense(torch.cat([base.matrix() for base in self.bases]))
         if len(self.bases) == 1 and not extra:
             self.bases[0].keep_dense()
             if self.bases[0].state is not None:

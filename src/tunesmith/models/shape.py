@@ -1,4 +1,4 @@
-"""The sizes of a model, known before its weights are loaded."""
+"""The sizes of a model, known before its weights are loaded, and the comparison with what is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's ASGI application: the OpenAI-compatible API, recipe API, pairing, health, metrics and docs."""
+"""The server's ASGI application: the OpenAI-compatible API, recipe API, pairing, health, metrics, docs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface between the server's event loop and the models that generate."""
+"""The interface to the models that generate, and the admission queue in front of each."""
 
 from __future__ import annotations
 

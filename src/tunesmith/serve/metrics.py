@@ -1,4 +1,4 @@
-"""Prometheus metrics. Labels contain names of models and routes, never text of requests."""
+"""Prometheus metrics and the health route. Labels contain names of models and routes, never text of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients by autograd through the model's own layers, for every family and adapter, in padded micro-batches."""
+"""Gradients by autograd through the model's own layers, for every family and adapter, and their loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input and result of a training engine."""
+"""Input and result of a training engine, the journal of its steps, and the signals that stop it."""
 
 from __future__ import annotations
 

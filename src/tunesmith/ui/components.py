@@ -1,4 +1,4 @@
-"""Components that several pages use: a pane for escaped HTML, the text editor, and pages drawn for the chosen run."""
+"""The theme, and components that several pages use: escaped HTML, the text editor, pages drawn for the chosen run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Error responses in OpenAI's format: {"error": {"message", "type", "param", "code"}}."""
+"""Error responses in OpenAI's format: {"error": {"message", "type", "param", "code"}}, and limits of requests."""
 
 from __future__ import annotations
 

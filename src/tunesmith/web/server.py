@@ -1,4 +1,4 @@
-"""An HTTP server that closes connections of clients that are too slow."""
+"""An HTTP server on a listening socket, in a thread; it closes connections of clients that are too slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The events of the stream filter. Offsets count Unicode code points of the visible text."""
+"""The events of the stream filter, and the claims of each finished sentence. Offsets count Unicode code points."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _starts_with_vowel_sound(word: str) -> bool:
     return lower[0] in "aeiou" and not re.match(r"uni|use|usu|eu|one|ut[io]", lower)
 
 
-_CLAIM_STREAM_SENTENCE_END = re.compile(  # neither '2.' at the start of a line nor 'Dr.' ends a sentence
+_STREAM_SENTENCE_END = re.compile(  # neither '2.' at the start of a line nor 'Dr.' ends a sentence
     r"(?<!\n\d)(?<!\n\d\d)(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bInc)(?<!\bLtd)"
     r"[.!?;][\"'”’)\]*_]*(?=\s)|\n"
 )
@@ -158,7 +158,7 @@ class ClaimStream:
 
     def update(self, text: str) -> list[ClaimEvent]:
         """Return the claims that are settled now that the visible text is `text`."""
-        ends = [match.end() for match in _CLAIM_STREAM_SENTENCE_END.finditer(text, max(0, self._end - 1))]
+        ends = [match.end() for match in _STREAM_SENTENCE_END.finditer(text, max(0, self._end - 1))]
         ends = [end for end in ends if end > self._end]
         complete = text[: ends[-1]] if ends else ""
         if not (FIRST_PERSON.search(complete) or len(complete) > MAX_IMPERSONAL):
@@ -186,10 +186,10 @@ def _is_settled(result: CheckedClaim, text: str) -> bool:
         return False
     if "\n" in text[result.claim.end :]:
         return True
-    ends = [match.end() for match in _CLAIM_STREAM_SENTENCE_END.finditer(text, result.claim.end)]
+    ends = [match.end() for match in _STREAM_SENTENCE_END.finditer(text, result.claim.end)]
     if len(ends) > 1:
         return True
-    start = max((match.end() for match in _CLAIM_STREAM_SENTENCE_END.finditer(text, 0, result.claim.start)), default=0)
+    start = max((match.end() for match in _STREAM_SENTENCE_END.finditer(text, 0, result.claim.start)), default=0)
     return not _READER_CUE.search(text[start : result.claim.start])
 
 

@@ -33,7 +33,7 @@ _HANGS += (
     " were has have had will would can could should to with for by at der die das und oder le la les et ou el los las"
 )
 _FUNCTION_WORDS = frozenset(_HANGS.split())
-_TRUNCATED_ITEM = re.compile(r"[ \t]*(?:[-*•●▪]|\(?\d{1,3}[.)])(?:[ \t]|$)")
+_LIST_MARKER = re.compile(r"[ \t]*(?:[-*•●▪]|\(?\d{1,3}[.)])(?:[ \t]|$)")
 _SHORT = 8  # words: a shorter answer is a phrase or a title, which needs no full stop
 
 
@@ -55,9 +55,9 @@ def detect(text: str) -> Iterator[Defect]:
 def _cut_reason(line: str, above: str) -> str:
     """Why a text whose last line is `line` is cut; '' if it is not."""
     last, word = line[-1], line.split()[-1]
-    if _TRUNCATED_ITEM.fullmatch(line) and _TRUNCATED_ITEM.match(above[above.rfind("\n") + 1 :]):
+    if _LIST_MARKER.fullmatch(line) and _LIST_MARKER.match(above[above.rfind("\n") + 1 :]):
         return "a list marker without its item"
-    if _TRUNCATED_ITEM.match(line) or not (last.isalnum() or last in ",([{“«"):
+    if _LIST_MARKER.match(line) or not (last.isalnum() or last in ",([{“«"):
         return ""
     if last == ",":
         return "" if len(line.split()) < 5 else "ends in a comma"  # 'Kind regards,'

@@ -1,4 +1,4 @@
-"""Escapes text for Go's text/template and renders the few constructs that a chat layout needs, as Ollama does.
+"""Writes a chat layout in Go's text/template, and renders the few constructs that it needs, as Ollama does.
 
 Constructs: https://pkg.go.dev/text/template. Values and merged messages follow Ollama's `template.Execute`: `.System`
 holds all system messages, `.Messages` all messages, with neighbors of the same role joined. Any other construct is

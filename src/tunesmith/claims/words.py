@@ -1,4 +1,8 @@
-"""Folds words so that case, plural, hyphens, abbreviations and legal forms do not matter in comparisons."""
+"""Words, phrases and numbers of a text, compared without regard to case, plural, hyphens or spelling.
+
+Abbreviations and legal forms of company names are folded too; numbers are read in digits and words: 3,000, 2.5k,
+a dozen.
+"""
 
 from __future__ import annotations
 
