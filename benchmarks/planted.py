@@ -129,7 +129,7 @@ def _conversation(row: Row, place: int) -> Conversation:
 
 
 def _found(kind: str, rows: Sequence[Conversation]) -> set[str]:
-    """The ids of the rows that the kind's check finds; of a contradiction, those that it would set aside."""
+    """The ids of the rows that the kind's check finds; of a contradiction, those that it would quarantine."""
     find_defects = resolve(CHECKS, CALLED.get(kind, kind), function="find_defects")
     found = find_defects(rows, CheckContext(language=majority_language(rows)))
     return {each.row for each in found if each.row and (kind != "contradiction" or each.proposal != "keep")}

@@ -27,7 +27,7 @@ async function server() {
   try {
     const told = await health(known);
     if (!known.token) said = `A server ${told === "ok" ? "runs" : "starts"} at ${known.address}. This browser is not paired with it yet.`;
-    else said = (await recipes(known), `Paired with ${known.address}, and it answers.`);
+    else said = (await recipes(known), `Paired with ${known.address}. The server is running.`);
   } catch (error) {
     if (!(error instanceof Trouble)) throw error;
     said = error.message;
@@ -71,12 +71,12 @@ const saved = () => { at("discard").disabled = JSON.stringify(typed()) === JSON.
 async function take(source) {
   const { profile, notes } = imported(source);
   if (!filled(profile)) {
-    tell(at("import-told"), notes.join(" ") || "Nothing was found in it.");
+    tell(at("import-told"), notes.join(" ") || "No profile data was found in it.");
     return;
   }
   show(profile);
   saved();
-  tell(at("import-told"), ["Read into the form below. Look it over, then save it.", ...notes].join(" "));
+  tell(at("import-told"), ["Read into the form below. Check it, then save it.", ...notes].join(" "));
   at("profile-title").focus();
 }
 
@@ -99,7 +99,7 @@ async function save(event) {
 function discard() {
   show(stored.profile);
   saved();
-  tell(at("profile-told"), "As it was saved.");
+  tell(at("profile-told"), "The changes were discarded.");
 }
 
 function download() {

@@ -81,5 +81,5 @@ def opened(*files: Path) -> list[Any]:
 
 
 def mended(values: dict[str, Any], answers: Sequence[str] = (), **options: Any) -> Any:
-    """`values` mended; `answers` are the texts that the format took as answers."""
+    """`values` repaired; `answers` are the texts that the format took as answers."""
     return RowRepair(**{"damage": True, **options}).row(values, [Turn("assistant", text) for text in answers])

@@ -18,7 +18,7 @@ def interrupt() -> None:
 
 
 def at(kind: str, step: int, action: Callable[[], Any]) -> Callable[[dict[str, Any]], None]:
-    """A `watch` for `verbs.train` that acts once, at the first event of this kind from this step on."""
+    """A `watch` for `commands.train` that acts once, at the first event of this kind from this step on."""
     acted = False
 
     def watch(event: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def finding(**changes: Any) -> dict[str, Any]:
 
 
 def told(*findings: dict[str, Any]) -> dict[str, Any]:
-    """What the ledger tells of a check with these findings."""
+    """The audit of a check with these findings."""
     proposals = {each["proposal"]: 0 for each in findings}
     for each in findings:
         proposals[each["proposal"]] += 1
@@ -104,7 +104,7 @@ def account(**changes: Any) -> dict[str, Any]:
         "dropped": {"too_long": 1},
         "quarantined": {},
         "not_drawn": 0,
-        "repaired": {"rows": 0, "stand_ins": 0, "kinds": {}, "examples": []},
+        "repaired": {"rows": 0, "pseudonyms": 0, "kinds": {}, "examples": []},
         "sources": [
             {"file": "rows.jsonl", "bytes": 10, "encoding": "", "notes": [], "rows": 1000},
             {

@@ -18,6 +18,12 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "extension"
 PANEL, HIGH, WIDE = 400, 800, 1280
+SHOW_DEFAULT_PORT = """(address) => {
+    const shown = "http://127.0.0.1:8765";
+    for (const box of document.querySelectorAll("input")) box.value = box.value.replace(address, shown);
+    const told = document.querySelector("#server-told");
+    told.textContent = told.textContent.replace(address, shown);
+}"""
 PROFILE = {
     "name": "Vesna Pebble",
     "current": "Letting Assistant at Elmsgarth Estates since 2022; 12 viewings a week",
@@ -95,6 +101,7 @@ def main() -> None:
         settings = browser.own("options.html", WIDE)
         settings.set_viewport_size({"width": WIDE, "height": HIGH})
         settings.locator("#server-told:not(:empty)").wait_for()
+        settings.evaluate(SHOW_DEFAULT_PORT, letters.address)
         settings.screenshot(path=FOLDER / "settings.png")
 
 

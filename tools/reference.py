@@ -134,9 +134,10 @@ INDEX = f"""# The checks
 {WRITTEN}
 
 A check finds one kind of problem in rows and proposes what to do with the affected rows: **keep** (report only),
-**repair**, **quarantine** (set aside for a person to read) or **drop**. Of several proposals for a row, the last in
-this order wins. `tunesmith audit` runs all checks that apply to the data; a recipe lists those it wants in
-`data.checks`, and `do` overrides what a check proposes: `checks: [empty, {{too_short: {{do: drop}}}}]`.
+**repair**, **quarantine** (leave out, and keep in `data/quarantine.jsonl` for a person to read) or **drop**. Of several
+proposals for a row, the last in this order wins. `tunesmith audit` runs all checks that apply to the data; a recipe
+lists those it wants in `data.checks`, and `do` overrides what a check proposes: `checks: [empty, {{too_short: {{do:
+drop}}}}]`.
 
 | check | what it finds | proposes |
 |---|---|---|

@@ -20,13 +20,13 @@ const year = (date) => clean(date).slice(0, 10);
 // {profile, notes}: what was understood, and what a person should look at.
 export function imported(source) {
   const read = text(source, LONGEST.imported).trim();
-  if (!read) return { profile: profileOf({}), notes: ["There is nothing to read."] };
+  if (!read) return { profile: profileOf({}), notes: ["The text is empty."] };
   if (read.startsWith("{")) {
     let resume = null;
     try {
       resume = JSON.parse(read);
     } catch {
-      return { profile: profileOf({}), notes: ["This begins like JSON but is not JSON. Nothing was taken over."] };
+      return { profile: profileOf({}), notes: ["This begins like JSON but is not valid JSON. Nothing was imported."] };
     }
     return fromResume(resume);
   }

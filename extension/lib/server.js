@@ -22,10 +22,10 @@ export function loopback(address) {
   try {
     read = new URL(/^[a-z]+:\/\//i.test(address.trim()) ? address.trim() : `http://${address.trim()}`);
   } catch {
-    throw new Trouble("refused", "This is not an address. It looks like http://127.0.0.1:8765.");
+    throw new Trouble("refused", "This is not an address. An address looks like http://127.0.0.1:8765.");
   }
   if (read.protocol !== "http:" || !["127.0.0.1", "localhost"].includes(read.hostname)) {
-    throw new Trouble("refused", "Only a server on this computer will do: http://127.0.0.1 or http://localhost, with a port.");
+    throw new Trouble("refused", "Only a server on this computer is allowed: http://127.0.0.1 or http://localhost, with a port.");
   }
   if (read.username || read.password || read.search || read.hash || read.pathname !== "/") {
     throw new Trouble("refused", "The address has only a host and a port, such as http://127.0.0.1:8765.");
@@ -59,11 +59,11 @@ async function refusal(answer, server) {
   const said = await message(answer);
   const { status } = answer;
   if (status === 401) return new Trouble("unpaired", server.token ? "The server no longer knows this browser: its token was revoked or is another server's. Pair again." : "This browser is not paired with the server yet.");
-  if (status === 403) return new Trouble("unpaired", "The server does not know this extension. Pair it in the settings.");
+  if (status === 403) return new Trouble("unpaired", "This extension is not paired with the server. Pair it in the settings.");
   if (status === 429) return new Trouble("busy", "The server is busy with other letters.", seconds(answer.headers.get("Retry-After")));
   if (status === 503) return new Trouble("loading", said || "The server is still loading its model. Try again in a moment.");
   if (status === 404) return new Trouble("refused", said || `The server at ${server.address} does not have this. Is it a tunesmith server?`);
-  return new Trouble("refused", said || `The server could not do it (${status}).`);
+  return new Trouble("refused", said || `The request failed (${status}).`);
 }
 
 function seconds(header) {
@@ -148,11 +148,11 @@ export async function* write(server, name, asked, signal) {
       yield event;
       if (event.name === "done") return;
     }
-    throw new Trouble("broken", "The letter broke off: the connection to the server ended before its end.");
+    throw new Trouble("broken", "The letter is incomplete: the server ended the connection.");
   } catch (error) {
     if (error instanceof Trouble || signal.aborted) throw error;
-    if (silence.signal.aborted) throw new Trouble("broken", `The server has said nothing for ${SILENCE_MS / 60_000} minutes.`);
-    throw new Trouble("broken", "The letter broke off: the connection to the server was lost.");
+    if (silence.signal.aborted) throw new Trouble("broken", `The server has sent nothing for ${SILENCE_MS / 60_000} minutes.`);
+    throw new Trouble("broken", "The letter is incomplete: the connection to the server was lost.");
   } finally {
     clearTimeout(timer);
   }

@@ -37,7 +37,7 @@ async function connect() {
       healthy("The model is loading…");
       timer = setTimeout(connect, LOADING_MS);
     } else if (told !== "ok") {
-      throw new Trouble("loading", "The server runs, but its model does not answer. Look at the terminal where it runs.");
+      throw new Trouble("loading", "The server is running, but its model does not answer. See its terminal.");
     } else if (!server.token) {
       throw new Trouble("unpaired", "This browser is not paired with the server yet. Open the settings and type the code that the terminal shows.");
     } else {
@@ -55,7 +55,7 @@ async function connect() {
 async function learn(server, mine) {
   const known = await recipes(server);
   const names = known.map((each) => each.name);
-  if (!names.length) throw new Trouble("refused", "The server serves no recipe with fields. Start it with one: tunesmith serve YOUR-RUN --recipe cover-letter");
+  if (!names.length) throw new Trouble("refused", "The server has no recipe with fields. Start it with one: tunesmith serve YOUR-RUN --recipe cover-letter");
   const name = names.includes(state.kept.recipe) ? state.kept.recipe : names[0];
   const told = await recipe(server, name);
   if (mine !== turn) return;

@@ -11,7 +11,7 @@ export function build() {
   rows.clear();
   const recipe = state.recipe;
   at("fields-told").textContent = recipe
-    ? "Exactly these texts go to the server on this computer. Check them; change where each comes from, or type."
+    ? "Exactly these texts go to the server on this computer. Check them, choose another source, or type."
     : "The letter's fields appear here once the server is connected.";
   at("system-box").hidden = !recipe;
   at("system").value = recipe?.system ?? "";

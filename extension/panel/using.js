@@ -71,7 +71,7 @@ const put = (field) => guarded(async () => {
 
 const putBack = () => guarded(async () => {
   const told = await insert(last.number, last.before);
-  tell(at("used"), told.done ? "The field holds again what it held before." : WHY[told.why] ?? WHY.refused);
+  tell(at("used"), told.done ? "The field's previous text was restored." : WHY[told.why] ?? WHY.refused);
   at("restore").hidden = told.done;
   at("insert").focus();
 });

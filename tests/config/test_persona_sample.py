@@ -1,4 +1,4 @@
-"""The persona: the sample is what its tutorial says, both recipes can be read, only line and stop token are learnt."""
+"""The persona: the sample is what its tutorial says, both recipes can be read, only line and stop token carry loss."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_row_stands_under_three_headings_and_ends(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", STOPS)
-def test_of_every_row_the_line_and_its_stop_are_learnt_and_nothing_else(family: str) -> None:
+def test_of_every_row_the_line_and_its_stop_are_trained_on_and_nothing_else(family: str) -> None:
     template = template_for(family)
     for row in conversations(read_recipe("persona")):
         example, prompt = encode(row, template), encode_prompt(row.prompt, template)
@@ -213,7 +213,7 @@ def test_of_every_row_the_line_and_its_stop_are_learnt_and_nothing_else(family: 
         assert example.ids.count(example.stop) == 1
 
 
-def test_a_second_question_leaves_the_first_answer_learnt() -> None:
+def test_a_second_question_leaves_the_first_answer_trained_on() -> None:
     template = template_for("llama")
     row = spoken(("user", " Rain? "), ("assistant", "Good."), ("user", "Sun?"), ("assistant", "Bright."))
     assert loss_pieces(encode(row, template), template) == [

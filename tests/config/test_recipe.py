@@ -516,7 +516,7 @@ def test_dump_reads_back_to_an_equal_recipe(here: Path) -> None:
     assert read_recipe(str(here / "again.yaml")) == absolute
 
 
-def test_a_dump_keeps_data_sets_of_the_hub_and_says_where_the_book_lies(here: Path) -> None:
+def test_a_dump_keeps_data_sets_of_the_hub_and_says_where_the_pseudonym_map_lies(here: Path) -> None:
     sources = ["hub:owner/name@main?split=train", "a.csv"]
     recipe = read(MINIMAL, settings={"data.source": sources, "data.pseudonyms": "apart/book.json"})
     plain = recipe.dump()["data"]

@@ -241,7 +241,7 @@ def test_what_changed_is_said_precisely(
     assert sealed.changed("train", inputs) == expected
 
 
-def test_a_seal_keeps_its_notes_and_is_of_one_product(sealed: Run) -> None:
+def test_a_fingerprint_keeps_its_notes_and_is_of_one_product(sealed: Run) -> None:
     seal = sealed.read_fingerprints("train")
     assert seal is not None
     assert (seal["product"], seal["inputs"], seal["seconds"]) == ("train", INPUTS, 1.5)

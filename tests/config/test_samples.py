@@ -266,7 +266,7 @@ def spoken(*turns: tuple[Any, str]) -> Conversation:
 
 
 @pytest.mark.parametrize(("adds_bos", "begin"), [(True, "<s>"), (False, "")])
-def test_the_answer_and_its_end_are_learnt(adds_bos: bool, begin: str) -> None:
+def test_the_answer_and_its_end_are_trained_on(adds_bos: bool, begin: str) -> None:
     template = alpaca_template(adds_bos=adds_bos)
     row = spoken(("user", "What is 2 x 3?\n\nInput."), ("assistant", "Six."))
     prompt_text = f"{begin}{OPENING}### Instruction:\nWhat is 2 x 3?\n\nInput.\n\n### Response:\n"
@@ -291,7 +291,7 @@ def test_other_orders_are_refused(roles: str) -> None:
         alpaca_template().render(spoken(*((role, "x") for role in roles.split())).turns)
 
 
-def test_every_row_of_the_sample_can_be_learnt() -> None:
+def test_every_row_of_the_sample_can_be_trained_on() -> None:
     template = alpaca_template()
     for row in ROWS["finance"][::20]:
         example = encode(row, template)

@@ -55,7 +55,7 @@ def test_a_check_keeps_the_contract(name: str) -> None:
     assert entry_constant(CHECKS, name, "SCOPE") in ("row", "table", "split")
     assert entry.__doc__
     if "do" not in entry_options(entry):
-        assert name in ("bad_answer", "broken", "imbalance")  # the one has one fate, the other is about the table
+        assert name in ("bad_answer", "broken", "imbalance")  # the one has one decision, the other is about the table
         return
     assert check_options(entry, {"do": "quarantine"}, where=str) == []
     (wrong,) = check_options(entry, {"do": "delete"}, where=lambda option: f"data.checks.{option}")
@@ -431,7 +431,7 @@ def test_damage_is_told_with_its_place_and_what_can_be_done(name: str) -> None:
     assert [f.turn for f in asked] == ([0] if name in ("mojibake", "whitespace") else [])  # others: answers alone
 
 
-def test_markup_that_must_be_kept_by_hand_is_set_aside() -> None:
+def test_markup_that_must_be_kept_by_hand_is_quarantined() -> None:
     rows = [row(1, "q", "Fish<br>are &amp; were served.")]
     assert [
         (place, f.proposal)

@@ -302,7 +302,7 @@ def test_sound_blanks(text: str) -> None:
     assert not defects_of("whitespace", text)
 
 
-def test_a_slip_is_mended_but_only_a_note() -> None:
+def test_a_slip_is_repaired_but_only_a_note() -> None:
     slip = "one \ntwo  three is all that I wanted to say\n"
     assert {defect.severity for defect in defects_of("whitespace", slip)} == {"note"}
     assert repair(slip).text == "one\ntwo three is all that I wanted to say"

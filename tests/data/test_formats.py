@@ -185,7 +185,7 @@ NO_PAIR = ("has no question with an answer", "A conversation needs a user and an
         ([], *NO_PAIR),
     ],
 )
-def test_a_conversation_that_cannot_be_learnt_is_refused(messages: list[Any], what: str, next: str) -> None:
+def test_a_conversation_that_cannot_be_trained_on_is_refused(messages: list[Any], what: str, next: str) -> None:
     with pytest.raises(DataError) as caught:
         chat({"messages": messages})
     assert (caught.value.what, caught.value.next, caught.value.where) == (what, next, "")

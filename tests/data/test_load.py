@@ -1,4 +1,4 @@
-"""Rows are loaded with their place, or everything wrong with them is said at once; what is mended is counted."""
+"""Rows are loaded with their place, or everything wrong with them is said at once; what is repaired is counted."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_source_in_another_encoding_is_read_and_said(here: Path) -> None:
 DAMAGED = {"prompt": "Why\r\n?", "answer": "1. Open 2. Tap 3. Close", "topic": "caf\u00c3\u00a9"}
 
 
-def test_rows_are_mended_on_the_way_in_and_told(here: Path) -> None:
+def test_rows_are_repaired_on_the_way_in_and_told(here: Path) -> None:
     path = write(here / "rows.jsonl", [DAMAGED, {"prompt": "q", "answer": "a", "topic": "t"}])
     told: list[Any] = []
     loaded = read([path], repair=RowRepair(damage=True), on_change=lambda row, changes: told.append((row, changes)))
@@ -180,7 +180,7 @@ def test_examples_of_a_kind_are_few_and_the_count_is_whole(here: Path) -> None:
     assert (repairs.kinds["whitespace"], len(repairs.examples)) == (SHOWN_CHANGES + 9, SHOWN_CHANGES)
 
 
-def test_no_example_of_a_repair_holds_what_got_a_stand_in(here: Path) -> None:
+def test_no_example_of_a_repair_holds_what_got_a_pseudonym(here: Path) -> None:
     answer = "1. Write to sam.tern@mill.example.net 2. Ask [Your Name] 3. Wait"
     rows = [{"prompt": "q\r", "answer": answer, "topic": "t", "Applicant": "Mira Quill"}, DAMAGED]
     mend = RowRepair(True, PseudonymMap(), names=("Applicant",))

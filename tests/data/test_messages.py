@@ -328,7 +328,7 @@ THOUGHT = "Let me see:\n\n    if  x:\t\n        y()\n\n\n\n\nSo 1. this 2. that 
         ({"messages": [ASKED, answered(LIST, reasoning_content=THOUGHT)]}, chat, ("messages", 1, "content")),
     ],
 )
-def test_an_answer_is_mended_behind_its_thought_which_stays(values: dict[str, Any], parse: Any, path: Any) -> None:
+def test_an_answer_is_repaired_behind_its_thought_which_stays(values: dict[str, Any], parse: Any, path: Any) -> None:
     done = RowRepair(damage=True).row(values, parse(values)[0])
     turn = parse(done.values)[0][-1]
     assert (turn.text, turn.reasoning) == (LINES, THOUGHT.strip("\n"))
@@ -338,7 +338,7 @@ def test_an_answer_is_mended_behind_its_thought_which_stays(values: dict[str, An
 
 
 @pytest.mark.parametrize("cell", [json.dumps([ASKED, answered(LIST)]), repr({"messages": [ASKED, answered(LIST)]})])
-def test_messages_in_a_cell_are_mended_and_undone(cell: str) -> None:
+def test_messages_in_a_cell_are_repaired_and_undone(cell: str) -> None:
     values = {"nr": "1", "messages": cell}
     done = RowRepair(damage=True).row(values, chat(values)[0])
     assert chat(done.values)[0][1].text == LINES

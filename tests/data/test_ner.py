@@ -132,7 +132,7 @@ def test_texts_are_cut_at_blanks_and_nothing_is_lost() -> None:
     )
 
 
-def test_a_recipe_hands_the_pipeline_to_the_mender(tmp_path: Path) -> None:
+def test_a_recipe_hands_the_pipeline_to_the_repairer(tmp_path: Path) -> None:
     checks = [{"personal": {"ner": TERN, "names": ["Applicant"]}}]
     data = Data.model_validate({"source": "rows.csv", "pseudonyms": "book.json", "checks": checks})
     _, mend = repair_settings(data, tmp_path)
@@ -178,7 +178,7 @@ def test_every_turn_is_looked_through_beside_the_rows_own_names(tern: str) -> No
     assert {finding.excerpt for finding in findings} == {""}
 
 
-def test_stand_ins_for_names_are_the_same_in_every_row(tern: str) -> None:
+def test_pseudonyms_for_names_are_the_same_in_every_row(tern: str) -> None:
     book = PseudonymMap()
     mend = RowRepair(book=book, ner=tern)
     values = {"prompt": "Is Mira Quill in?", "answer": "No, but Ansel is. Mira Quill's at sea."}

@@ -1,4 +1,4 @@
-"""No row is lost: what is read is kept, set aside or dropped, each for one reason."""
+"""No row is lost: what is read is kept, quarantined or dropped, each for one reason."""
 
 from __future__ import annotations
 

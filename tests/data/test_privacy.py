@@ -1,4 +1,4 @@
-"""Personal data is found by shape and checksum, what only looks like it is left, and stand-ins can be undone.
+"""Personal data is found by shape and checksum, what only looks like it is left, and pseudonyms can be undone.
 
 Every value here is from a range that its owner reserved for examples or voided.
 """
@@ -250,7 +250,7 @@ def test_a_key_cut_off_is_a_secret_still() -> None:
     assert [span.text for span in find_secrets(f"a\n{cut}\n")] == [cut]
 
 
-# --- stand-ins -------------------------------------------------------------------------------------------------
+# --- pseudonyms -------------------------------------------------------------------------------------------------
 
 NAMES = ["Mira Quill", "Ada Elm-Lund"]
 VALUES = [value for cases in TAKEN.values() for value in cases.values()] + list(SECRETS.values())
@@ -261,7 +261,7 @@ def spans_of(text: str) -> list[Span]:
     return [*find_secrets(text), *find_personal(text, names=NAMES)]
 
 
-def test_stand_ins_belong_to_nobody_and_keep_their_shape() -> None:
+def test_pseudonyms_belong_to_nobody_and_keep_their_shape() -> None:
     book = PseudonymMap()
     text = "; ".join(value for cases in TAKEN.values() for value in list(cases.values())[:2]) + "; Mira Quill, Mira"
     assert pseudonymize(text, spans_of(text), book) == (
@@ -274,14 +274,14 @@ def test_stand_ins_belong_to_nobody_and_keep_their_shape() -> None:
     assert len(book) == 18
 
 
-def test_a_value_has_one_stand_in_in_every_row() -> None:
+def test_a_value_has_one_pseudonym_in_every_row() -> None:
     book = PseudonymMap()
     rows = ["Ask mira@example.net", "mira@example.net or ada@example.net", "ada@example.net"]
     made = [pseudonymize(row, spans_of(row), book) for row in rows]
     assert made == ["Ask person1@example.org", "person1@example.org or person2@example.org", "person2@example.org"]
 
 
-def test_a_stand_in_is_never_what_the_text_already_says() -> None:
+def test_a_pseudonym_is_never_what_the_text_already_says() -> None:
     book = PseudonymMap()
     text = "mira@example.net is not person1@example.org, 192.0.2.7 is not 192.0.2.1"
     made = pseudonymize(text, spans_of(text), book)
@@ -296,7 +296,7 @@ def test_a_stand_in_is_never_what_the_text_already_says() -> None:
     assert restore(made, book) == "|".join(rows)
 
 
-def test_a_stand_in_within_a_word_is_none() -> None:
+def test_a_pseudonym_within_a_word_is_none() -> None:
     book = PseudonymMap()
     assert pseudonymize("Mira", spans_of("Mira"), book) == "Person1"
     assert restore("Person12 xPerson1 Person1's", book) == "Person12 xPerson1 Mira's"
@@ -307,7 +307,7 @@ def test_a_span_of_another_text_is_refused() -> None:
         pseudonymize("Hello", [Span(0, 4, "name", "Mira")], PseudonymMap())
 
 
-def test_many_stand_ins_differ_and_a_full_book_says_so() -> None:
+def test_many_pseudonyms_differ_and_a_full_pseudonym_map_says_so() -> None:
     book = PseudonymMap()
     made = {book.pseudonym("ip", f"value {number}") for number in range(2000)}
     assert len(made) == 2000
@@ -325,7 +325,7 @@ piece = (
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.lists(piece, max_size=6).map(" ".join), max_size=3))
-def test_stand_ins_are_undone_exactly_and_given_once(rows: list[str]) -> None:
+def test_pseudonyms_are_undone_exactly_and_given_once(rows: list[str]) -> None:
     text = " | ".join(rows)
     book = PseudonymMap()
     spans = spans_of(text)
@@ -348,7 +348,7 @@ def test_spans_are_in_order_apart_and_no_part_of_a_word(text: str) -> None:
             assert not (0 < at < len(text) and text[at - 1].isalnum() and text[at].isalnum()), span
 
 
-def test_a_book_is_kept_for_its_owner_only(tmp_path: Path) -> None:
+def test_a_pseudonym_map_is_kept_for_its_owner_only(tmp_path: Path) -> None:
     path, book = tmp_path / "keys" / "book.json", PseudonymMap()
     text = "Mira Quill, mira@example.net, \ud800@example.net"
     made = pseudonymize(text, spans_of(text), book)
@@ -365,7 +365,7 @@ def test_a_book_is_kept_for_its_owner_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"entries": [1]}', '{"entries": [["a"]]}'])
-def test_a_file_that_is_no_book_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_a_file_that_is_no_pseudonym_map_is_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "book.json"
     if content is not None:
         path.write_text(content)

@@ -131,7 +131,7 @@ def test_what_cannot_be_audited_is_said(
     assert not (here / "audits").exists()
 
 
-def test_stand_ins_come_with_fix_and_the_book_lies_apart(call: Call, table: Path, here: Path) -> None:
+def test_pseudonyms_come_with_fix_and_the_pseudonym_map_lies_apart(call: Call, table: Path, here: Path) -> None:
     (here / "apart").mkdir()
     code, output, wrong = call("audit", "rows.csv", "--fix", "--out", "o", "--pseudonyms", "apart/book.json")
     assert (code, wrong) == (0, "")

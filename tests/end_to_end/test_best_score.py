@@ -37,7 +37,7 @@ def trained(path: Path, runs: Path) -> Run:
 
 
 @pytest.mark.parametrize("variant", [{}, {"adapter__dora": True}], ids=["fused", "by autograd"])
-def test_the_best_reply_score_decides_and_disturbs_nothing(
+def test_the_best_reply_score_decides_and_changes_nothing(
     recipe_file: Callable[..., Path], tmp_path: Path, variant: dict[str, Any]
 ) -> None:
     plain = trained(recipe_file(**WISH, **variant), tmp_path / "loss")
@@ -64,7 +64,7 @@ def test_the_best_reply_score_decides_and_disturbs_nothing(
     assert (saved == best_state.tensors[first]).all()
 
 
-def test_samples_are_written_at_each_validation_and_disturb_nothing(
+def test_samples_are_written_at_each_validation_and_change_nothing(
     recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     plain = trained(recipe_file(**WISH), tmp_path / "plain")

@@ -1,4 +1,4 @@
-"""The comparison through the verbs: stopped and gone on with, rows disturbed, a judge on a real server."""
+"""The comparison through the commands: stopped and gone on with, rows perturbed, a judge on a real server."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_evaluation_that_stopped_goes_on(recipe_file: Callable[..., Path], tm
         assert not (run / "scores.json").exists()
     tunesmith.evaluate(recipe, run, on_progress=tell)
     kinds = {which: of for which, _, of in progress}
-    assert set(kinds) == {"base", "tuned", "base-disturbed", "tuned-disturbed"}
+    assert set(kinds) == {"base", "tuned", "base-perturbed", "tuned-perturbed"}
     assert len(progress) == sum(kinds.values())  # no reply was written twice, the two that were stopped at included
     assert not list((run / "replies").glob("*.part"))
     _, whole = trained(path, tmp_path / "whole")

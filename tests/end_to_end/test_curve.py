@@ -45,7 +45,7 @@ POINTS = (".", "curve/50", "curve/raw")
 
 @pytest.fixture
 def dirty(rows_file: Path) -> Path:
-    """The toy rows; two of them once more, one that only mending makes readable, and one that is no row."""
+    """The toy rows; two of them once more, one that only repair makes readable, and one that is no row."""
     rows = [*toy_rows(), *toy_rows()[:2]]
     rows.append({"topic": "t1", "prompt": "where is the cafÃ© list kept?", "completion": "1. Open the cafÃ©.  "})
     rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"topic": "t1"}\n')
@@ -123,7 +123,7 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
     evaluated = run.read_json("curve.json")["asked"]
     assert answered == {
         "tuned": 2 * evaluated,
-        "tuned-disturbed": 2 * 2,
+        "tuned-perturbed": 2 * 2,
     }  # the base answered in the first call, for all points
     replies = {name: (point_folder / "replies/base.jsonl").read_text() for name, point_folder in runs.items()}
     texts = {tuple(json.loads(line)["text"] for line in text.splitlines()) for text in replies.values()}

@@ -510,7 +510,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
 @pytest.mark.long
 @pytest.mark.slow
 def test_killed_at_ten_moments(trained: Path, tmp_path: Path) -> None:
-    """SIGKILL of the whole command; what it wrote in the end is what it writes undisturbed, byte by byte."""
+    """SIGKILL of the whole command; what it wrote in the end is what it writes uninterrupted, byte by byte."""
     path = write_recipe(trained, export__files=[{"gguf": {"types": TYPES}}, "gguf_lora", "merged"])
     log, chance, reached = tmp_path / "said.log", random.Random(KILLS), list[str]()
 

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: the same command goes on, and the adapter is the undisturbed run's, bit for bit."""
+"""SIGKILL at random moments: the same command goes on, and the adapter is the uninterrupted run's, bit for bit."""
 
 from __future__ import annotations
 

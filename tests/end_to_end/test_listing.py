@@ -164,7 +164,7 @@ def test_runs_are_found_by_name_or_folder_and_named_once(tmp_path: Path) -> None
         list_runs(tmp_path / "nowhere")
 
 
-def test_a_card_is_sealed_and_made_again_when_its_facts_change(tmp_path: Path) -> None:
+def test_a_card_is_written_again_when_its_facts_change(tmp_path: Path) -> None:
     recipe = make_recipe("one", base__model=str(tmp_path / "gone"))
     run = finish(recipe, tmp_path / "one")
     log_lines: list[str] = []

@@ -85,7 +85,7 @@ def newest(run: Path) -> int:
 
 
 def disturbed(notebook: Any, folder: Path, run: Path, disturb: Callable[[NotebookClient], Any]) -> Exception:
-    """Executes until a checkpoint more is written, then disturbs; returns what the execution ended with."""
+    """Executes until a checkpoint more is written, then interrupts it; returns what the execution ended with."""
     before = newest(run)
 
     async def executing() -> None:
@@ -208,7 +208,7 @@ def test_every_cell_says_what_it_should(executed: tuple[Path, Any]) -> None:
     assert "No Colab drive here: the run is as safe as this machine's disk." in said(notebook, "drive")
     assert f"The run is {run}" in said(notebook, "drive")
     assert "train: step 10 of 60, loss" in said(notebook, "run") and "\x1b" not in said(notebook, "run")
-    assert "began, 60 steps to do\nfinished at step 60" in said(notebook, "journal")
+    assert "started, 60 steps in all\nfinished at step 60" in said(notebook, "journal")
     assert re.search(r"memory: about [\d.]+ [MG]iB of", said(notebook, "plan"))
     assert f"tunesmith pack {run}" in said(notebook, "pack")
     assert said(notebook, "ask").startswith("> ")
@@ -280,7 +280,7 @@ def test_on_colab_after_a_disconnect_and_after_a_stop_it_goes_on(
     assert steps == list(range(1, 301))  # none lost, none twice
     assert f"resuming after step {resumed[1]} of 300" in said(notebook, "run")
     for step in resumed:
-        assert f"went on after step {step} of 300" in said(notebook, "journal")
+        assert f"resumed after step {step} of 300" in said(notebook, "journal")
     assert "prepare: up to date" in said(notebook, "plan")
     assert "The run is drive/MyDrive/runs/toy-small" in said(notebook, "drive")
     file = run / "export/gguf/toy-small.q8_0.gguf"

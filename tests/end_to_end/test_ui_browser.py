@@ -237,7 +237,7 @@ def test_a_run_from_its_recipe_to_its_report(
     expect(page.locator("#train-curves svg[aria-label^='Training']")).to_be_visible(timeout=PATIENCE)
     page.reload()
     open_tab(page, "train")
-    expect(page.locator("#train-state")).to_contain_text("Training: running")
+    expect(page.locator("#train-state")).to_contain_text("Train: running")
     expect(page.locator("#train-curves svg[aria-label^='Memory']")).to_be_visible(timeout=PATIENCE)
     expect(page.locator("#train-begin")).to_be_disabled()
     page.locator("#train-stop").click()
@@ -254,7 +254,7 @@ def test_a_run_from_its_recipe_to_its_report(
         page.wait_for_timeout(500)
     expect(page.locator("#train-state")).to_contain_text("Finished.", timeout=PATIENCE)
     expect(page.locator("#train-curves")).to_contain_text("Resumed after step")
-    expect(page.locator("#train-state").get_by_role("link", name="The report")).to_be_visible()
+    expect(page.locator("#train-state").get_by_role("link", name="Read the report")).to_be_visible()
 
 
 @pytest.mark.slow  # the demo's command with a tiny model: half a minute

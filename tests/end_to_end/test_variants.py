@@ -1,4 +1,4 @@
-"""Each variant of the adapter through the verbs: trained by both engines, stopped and gone on with, read again.
+"""Each variant of the adapter through the commands: trained by both engines, stopped and gone on with, read again.
 
 The engines are compared on the same rows from the same start, so their losses differ by rounding alone.
 """
@@ -157,7 +157,7 @@ def test_each_variant_is_trained_saved_read_back_and_compared(
     ("variant", "engine"),
     [("pissa", "native"), ("whole", "native"), ("whole", "trl"), ("pissa-rs-dora-16", "trl")],
 )
-def test_a_stopped_run_goes_on_to_the_undisturbed_ones_adapter(
+def test_a_stopped_run_goes_on_to_the_uninterrupted_ones_adapter(
     recipe_of: Callable[..., Recipe], tmp_path: Path, variant: str, engine: str
 ) -> None:
     recipe = recipe_of(variant, train__engine=engine)

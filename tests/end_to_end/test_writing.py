@@ -49,7 +49,7 @@ def test_synthesize_writes_a_shipped_plans_rows_once(call: Call, tmp_path: Path)
 def test_a_row_that_holds_the_models_special_token(
     recipe_file: Callable[..., Path], rows_file: Path, call: Call
 ) -> None:
-    """Without the check it is an error that names the row and the check; with it the row is set aside."""
+    """Without the check it is an error that names the row and the check; with it the row is quarantined."""
     with rows_file.open("a") as file:
         file.write(json.dumps({"topic": "t1", "prompt": "how odd?", "completion": "1. Go.<|im_end|>\n2. Stop."}) + "\n")
     path = recipe_file()

@@ -143,7 +143,7 @@ def test_the_effect_by_hand() -> None:
 
 
 @pytest.mark.parametrize("gain", [[0.3] * 5, [0.1 + 0.2, 0.3, 0.3], [2.0], [0.0, 0.0]])
-def test_no_spread_no_effect(gain: list[float]) -> None:
+def test_no_variance_no_effect(gain: list[float]) -> None:
     assert cohens_d(np.array(gain)) == 0.0
     assert paired_difference([0.0] * len(gain), gain, [""] * len(gain), better="higher", seed=1).effect == 0.0
 
@@ -169,7 +169,7 @@ def test_the_detectable_difference_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("gain", "groups"), [([1.0, 2.0], ["a", "a"]), ([0.5, 0.5, 0.5], ["", "", ""])])
-def test_nothing_is_known_of_a_single_group_or_without_spread(gain: list[float], groups: list[str]) -> None:
+def test_nothing_is_known_of_a_single_group_or_without_variance(gain: list[float], groups: list[str]) -> None:
     result = paired_difference([0.0] * len(gain), gain, groups, better="higher", seed=1)
     assert result.detectable is None
     assert result.describe()["detectable"] is None

@@ -1,6 +1,6 @@
-"""Small GGUF files made from seeds, the same bytes everywhere, that bring out every rule of the quantiser.
+"""Small GGUF files made from seeds, the same bytes everywhere, that bring out every rule of the quantizer.
 
-llama.cpp's own quantiser read these very files for tests/exporting/hashes.json; it asks for metadata, not for a model
+llama.cpp's own quantizer read these very files for tests/exporting/hashes.json; it asks for metadata, not for a model
 that works.
 """
 

@@ -53,7 +53,7 @@ def pair(browser: Browser, server: LetterServer) -> None:
     settings = opened_settings(browser, server)
     settings.get_by_label("Code", exact=True).fill(server.pairing.code())
     press(settings.get_by_role("button", name="Pair"))
-    expect(settings.locator("#server-told")).to_contain_text("and it answers")
+    expect(settings.locator("#server-told")).to_contain_text("The server is running")
     settings.close()
     browser.keep(profile=PROFILE)
 
@@ -130,7 +130,7 @@ def test_from_click_to_inserted_letter(browser: Browser, server: LetterServer, m
     assert output.endswith("Lior Fernleaf")
     assert sent[:100].split("\n")[0] in model.prompts[-1][-1].text  # what was seen is what was sent
     marked = panel.locator("#claims li").all_inner_texts()
-    assert [item.split("“")[0] for item in marked] == ["Contradicted", "Not supported"]
+    assert [item.split("“")[0] for item in marked] == ["Contradicted", "Unsupported"]
     assert panel.locator("#claims strong").all_inner_texts() == ["75", ODD]
     press(panel.get_by_role("button", name="Remove the sentence: 75"))
     insert(panel, label)
@@ -189,7 +189,7 @@ def test_wrong_and_used_codes(browser: Browser, server: LetterServer) -> None:
     text, refused = settings.locator("#server-told"), settings.locator("#pair-told")
     for value, region, words in (
         ("22222222", refused, "wrong, used or older"),
-        (code, text, "and it answers"),
+        (code, text, "The server is running"),
         (code, refused, "wrong, used or older"),
     ):
         settings.get_by_label("Code", exact=True).fill(value)
@@ -198,7 +198,7 @@ def test_wrong_and_used_codes(browser: Browser, server: LetterServer) -> None:
     expect(settings.get_by_label("Code", exact=True)).to_be_focused()
     settings.get_by_label("Address").fill("http://192.168.1.4:8765")
     press(settings.get_by_role("button", name="Pair"))
-    expect(settings.locator("#pair-told")).to_contain_text("Only a server on this computer will do")
+    expect(settings.locator("#pair-told")).to_contain_text("Only a server on this computer is allowed")
 
 
 def test_with_a_model_in_llama_cpp(browser: Browser, tiny: Any, tmp_path: Path) -> None:

@@ -135,11 +135,11 @@ def test_the_letter_comes_with_its_marks(browser: Browser, letters: Scripted) ->
     ]
     assert styles == ["dotted", "wavy"]  # told apart without color
     expect(panel.locator("#tally")).to_have_text(
-        "1 statement supported by your fields, 1 contradicted (wavy line), 1 not supported (dotted line)."
+        "1 statement supported by your fields, 1 contradicted (wavy line), 1 unsupported (dotted line)."
     )
-    items = panel.get_by_role("list", name="Statements to look at").get_by_role("listitem")
+    items = panel.get_by_role("list", name="Statements to review").get_by_role("listitem")
     expect(items).to_have_count(2)
-    expect(items.nth(0)).to_contain_text("Not supported“I hold a doctorate in bridges. I have worked at Lundreth …”")
+    expect(items.nth(0)).to_contain_text("Unsupported“I hold a doctorate in bridges. I have worked at Lundreth …”")
     expect(items.nth(0)).to_contain_text("No field names a doctorate. (field: Qualifications)")
     expect(items.nth(1)).to_contain_text("Contradicted“… Bridges since 2019. There I built 75 culverts.”")
     heard = panel.get_by_role("log").locator("p").all_text_contents()
@@ -163,7 +163,7 @@ def test_a_marked_sentence_is_removed_and_put_back(browser: Browser, letters: Sc
         " There I built 75 culverts.", ""
     )
     expect(panel.locator("#tally")).to_have_text("1 statement supported by your fields; nothing to look at.")
-    back = panel.get_by_role("button", name="Put the sentence back")
+    back = panel.get_by_role("button", name="Restore the sentence")
     expect(back).to_be_focused()
     press(back)
     press(back)
@@ -249,7 +249,7 @@ def test_stopping_keeps_what_is_there_and_ends_the_request(browser: Browser, let
     ("pieces", "words"),
     [
         ([b'event: text\ndata: {"text":"Dear"}\n\n'], "ended before its end"),
-        ([b'event: text\ndata: {"text":"Dear"}\n\n', b"event: text\ndata: {not json\n\n"], "broke off"),
+        ([b'event: text\ndata: {"text":"Dear"}\n\n', b"event: text\ndata: {not json\n\n"], "is incomplete"),
         ([b'event: text\ndata: {"text":"Dear"}\n\n', (b'event: error\ndata: {"message":"the model died",'
 b'"code":"broken"}\n\n')], "the model died"),
     ],
@@ -260,7 +260,7 @@ def test_a_stream_that_breaks_off(browser: Browser, letters: Scripted, pieces: l
     letters.pieces = pieces
     press(panel.get_by_role("button", name="Write the letter"))
     expect(panel.locator("#trouble")).to_contain_text(words)
-    expect(panel.locator("#progress")).to_contain_text("Broken off. What was written so far is kept.")
+    expect(panel.locator("#progress")).to_contain_text("Interrupted. What was written so far is kept.")
     assert text(panel) == "Dear"
     letters.pieces = None
     press(panel.locator("#trouble").get_by_role("button", name="Write again"))
@@ -343,8 +343,8 @@ def test_the_field_is_picked_where_there_are_several(browser: Browser, letters: 
     )
     assert tab.locator("#note").input_value() == LETTER
     assert tab.locator("#cover").input_value() == ""
-    press(panel.get_by_role("button", name="Put back what the field held"))
-    expect(panel.locator("#used")).to_contain_text("holds again")
+    press(panel.get_by_role("button", name="Restore the field's previous text"))
+    expect(panel.locator("#used")).to_contain_text("was restored")
     assert tab.locator("#note").input_value() == "Ring twice."
 
 

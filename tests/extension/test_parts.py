@@ -110,8 +110,8 @@ def test_text_without_headings_and_nothing(call: Any) -> None:
     result = call("profile", "return m.imported(given[0])", "I bake bread at night.\nFor nine years.")
     assert result["profile"]["other"] == "I bake bread at night.\nFor nine years."
     assert "No section headings" in result["notes"][0]
-    assert "nothing to read" in call("profile", "return m.imported(given[0]).notes[0]", " \n ")
-    assert "not JSON" in call("profile", "return m.imported(given[0]).notes[0]", '{"basics": ')
+    assert "is empty" in call("profile", "return m.imported(given[0]).notes[0]", " \n ")
+    assert "not valid JSON" in call("profile", "return m.imported(given[0]).notes[0]", '{"basics": ')
 
 
 def test_a_json_resume(call: Any) -> None:

@@ -20,7 +20,7 @@ expect = sync_api.expect
 def settings(browser: Browser, letters: Scripted) -> Any:
     browser.keep(server={"address": letters.address, "token": TOKEN})
     settings_page = browser.own("options.html")
-    expect(settings_page.locator("#server-told")).to_contain_text("and it answers")
+    expect(settings_page.locator("#server-told")).to_contain_text("The server is running")
     return settings_page
 
 
@@ -28,7 +28,7 @@ def test_pasted_text_is_looked_over_before_it_is_kept(browser: Browser, settings
     settings.get_by_label("CV or JSON Resume").fill(CV)
     press(settings.get_by_role("button", name="Read it into the form"))
     expect(settings.locator("#import-told")).to_contain_text(
-        "Look it over, then save it. Lines that fit no section are under Other."
+        "Check it, then save it. Lines that fit no section are under Other."
     )
     expect(settings.locator("#profile-title")).to_be_focused()
     expect(settings.get_by_label("Name", exact=True)).to_have_value("Lior Fernleaf")
@@ -65,7 +65,7 @@ def test_markup_in_an_imported_file_is_text(settings: Any) -> None:
     assert settings.evaluate("window.hurt") is None
     settings.get_by_label("CV or JSON Resume").fill('{"basics"')
     press(settings.get_by_role("button", name="Read it into the form"))
-    expect(settings.locator("#import-told")).to_contain_text("not JSON")
+    expect(settings.locator("#import-told")).to_contain_text("not valid JSON")
     expect(settings.get_by_label("Skills")).to_have_value(evil)  # what was there stays
 
 

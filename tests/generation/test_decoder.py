@@ -95,7 +95,7 @@ def test_long_prompts_have_caches_of_their_own(tiny: Callable[..., Path]) -> Non
     assert result == {n: slowly(model, prompt, 5) for n, prompt in enumerate(prompts)}
 
 
-def test_what_the_adapter_learnt_since_is_used(tiny: Callable[..., Path]) -> None:
+def test_what_the_adapter_was_trained_on_since_is_used(tiny: Callable[..., Path]) -> None:
     model = loaded(tiny("llama"), "float32")
     decoder = Decoder(model)
     before = dict(decoder.write(PROMPTS, 10, 16, never, tuned=True))

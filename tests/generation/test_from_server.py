@@ -156,7 +156,7 @@ def test_nobody_there() -> None:
     ],
     ids=lambda value: f"{value.status} {value.body[:12]!r}" if isinstance(value, Once) else "",
 )
-def test_what_asking_again_does_not_mend(
+def test_what_asking_again_does_not_fix(
     server: ChatServer, named: str, once: Once, expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -170,9 +170,9 @@ def test_a_models_own_wish_for_penalties_changes_nothing(
 
 def test_two_streams_at_once_do_not_meet(model: Model, template: Template) -> None:
     """A page shows base and tuned side by side: each piece comes with the adapter as it was found."""
-    speakers = [WeightsModel(model, template, tuned=tuned) for tuned in (False, True, False)]
-    alone = [list(text.stream(PROMPTS[0], max_new_tokens=WORDS)) for text in speakers]
-    streams = [text.stream(PROMPTS[0], max_new_tokens=WORDS) for text in speakers]
+    loopback_servers = [WeightsModel(model, template, tuned=tuned) for tuned in (False, True, False)]
+    alone = [list(text.stream(PROMPTS[0], max_new_tokens=WORDS)) for text in loopback_servers]
+    streams = [text.stream(PROMPTS[0], max_new_tokens=WORDS) for text in loopback_servers]
     heard: list[list[str]] = [[] for _ in streams]
     for turn in range(WORDS):
         for stream, pieces in zip(streams, heard, strict=True):

@@ -1,4 +1,4 @@
-"""The decoder of many replies on a card: the families' own numbers, and the same reply alone and in company."""
+"""The decoder of many replies on a GPU: the families' own numbers, and the same reply alone and in company."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused decoder's kernels on a card: against float64 on the processor, judged beside plain autograd's own error."""
+"""The fused decoder's kernels on a GPU: against float64 on the processor, judged beside plain autograd's own error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
-PLAIN = ("gemma2", "gemma4_text")  # capped scores; normed values and a scalar: not by the kernels for cards
+PLAIN = ("gemma2", "gemma4_text")  # capped scores; normed values and a scalar: not by the kernels for GPUs
 
 
 def examples() -> list[Example]:

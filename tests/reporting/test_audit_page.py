@@ -39,7 +39,7 @@ def mended(count: int = 1) -> dict[str, Any]:
         for kind in KINDS
         for n in range(count)
     ]
-    return {"rows": count, "stand_ins": 0, "kinds": dict.fromkeys(KINDS, count), "examples": examples}
+    return {"rows": count, "pseudonyms": 0, "kinds": dict.fromkeys(KINDS, count), "examples": examples}
 
 
 def split_page(**changes: Any) -> str:
@@ -83,7 +83,7 @@ def test_the_page_accounts_for_the_rows() -> None:
     read = Page(page)
     assert items(page) == [
         "<b>1,234</b> rows read",
-        "<b>−1</b> too long",
+        "<b>−1</b> dropped: too long",
         "<b>1,000</b> for training",
         "<b>9</b> for validation",
         "<b>4</b> for testing, topics known",
@@ -108,12 +108,12 @@ def test_the_page_accounts_for_the_rows() -> None:
     assert MONEY in read.text and "返品 <b>" in read.text  # labels of bars too, $ included
 
 
-def test_rows_set_aside_and_not_drawn_are_told_apart() -> None:
+def test_rows_quarantined_and_not_drawn_are_told_apart() -> None:
     page = split_page(quarantined={"machine_tell": 3}, not_drawn=7)
     assert items(page)[:4] == [
         "<b>1,234</b> rows read",
-        "<b>−1</b> too long",
-        "<b>−3</b> set aside: machine tell",
+        "<b>−1</b> dropped: too long",
+        "<b>−3</b> quarantined: machine tell",
         "<b>−7</b> not drawn",
     ]
 
@@ -122,8 +122,8 @@ def test_rows_that_were_looked_at_want_a_decision() -> None:
     page = looked_page(quarantined={"generic": 2})
     assert items(page) == [
         "<b>1,234</b> rows read",
-        "<b>−1</b> too long",
-        "<b>−2</b> set aside: generic",
+        "<b>−1</b> drop: too long",
+        "<b>−2</b> quarantine: generic",
         "<b>1,233</b> to keep",
     ]
     text = Page(page).text
@@ -160,7 +160,7 @@ def test_a_page_without_groups_findings_or_repeats() -> None:
         profile=profile,
         checks={"empty": told(), "too_long": told()},
         dropped={},
-        repaired={"rows": 0, "stand_ins": 0, "kinds": {}, "examples": []},
+        repaired={"rows": 0, "pseudonyms": 0, "kinds": {}, "examples": []},
         parts=parts,
         groups={part: [] for part in parts},
     )
@@ -185,7 +185,7 @@ def test_findings_are_told_with_their_words_and_why_they_matter() -> None:
     assert order == ["empty", "machine_tell", "too_short", "imbalance"]  # the gravest first, then the most rows
     assert "As an AI" in re.findall(r"<mark>(.*?)</mark>", page)
     read = " ".join(Page(page).text.split())
-    assert "2 rows, 2 findings: set aside" in read
+    assert "2 rows, 2 findings: quarantine" in read
     assert "the whole table" in read
     for check in order:
         assert check_documentation(check).what.split("`")[0] in read
@@ -208,7 +208,7 @@ def test_repairs_are_shown_in_turns_of_their_kinds_and_visibly() -> None:
     assert "9 rows; 9 mojibake, 9 whitespace, 9 collapsed list" in Page(page).text
     assert "␍⏎" in section  # a carriage return can be seen
     assert "rows.jsonl line 3" in section and "rows.jsonl line 4" not in section  # a kind does not fill the page
-    replaced = split_page(repaired={**mended(), "stand_ins": 5})
+    replaced = split_page(repaired={**mended(), "pseudonyms": 5})
     assert "1 rows were repaired, 5 personal values replaced." in Page(replaced).text
 
 

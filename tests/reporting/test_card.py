@@ -63,7 +63,7 @@ def test_the_front_says_what_is_known_and_no_more(tmp_path: Path) -> None:
 def test_it_tells_the_reports_figures(tmp_path: Path) -> None:
     audit = account(dropped={"too_long": 200, "secrets": 2}, quarantined={"personal": 17})
     audit["checks"] |= {"personal": {**told(), "rows": 23}, "secrets": {**told(), "rows": 2}}
-    audit["repaired"] = {"rows": 5, "stand_ins": 7, "kinds": {"email": 7}, "examples": []}
+    audit["repaired"] = {"rows": 5, "pseudonyms": 7, "kinds": {"email": 7}, "examples": []}
     recipe = make_recipe("one")
     run = finish(recipe, tmp_path / "one", audit=audit, gain=0.5)
     text, scores = card(recipe, run), run.read_json("scores.json")
@@ -76,8 +76,8 @@ def test_it_tells_the_reports_figures(tmp_path: Path) -> None:
     assert text.count("| score | base |") == len(scores["sections"]) == 3
     for words in (
         "1,234 rows from files that are not published",
-        "| 200 | left out: too long |",
-        "| 17 | set aside: personal |",
+        "| 200 | dropped: too long |",
+        "| 17 | quarantined: personal |",
         "| 1,000 | training |",
         "23 of 1,234 rows were found to hold personal data. Of these rows 17 were left out.",
         "2 of 1,234 rows were found to hold keys and passwords.",

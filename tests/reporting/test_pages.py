@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_opinions import judgment, people, robustness
+from test_judgments import judgment, people, robustness
 
 from strict_pages import (
     EVIL,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter
-from tests.serve.speakers import FREE, TOKEN, Parrot, Running, events, raw, running
+from tests.serve.loopback_servers import FREE, TOKEN, Parrot, Running, events, raw, running
 
 from strict_pages import EVIL
 from tunesmith.serve.app import DOCS_FILES

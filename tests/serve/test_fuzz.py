@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from tests.serve.speakers import FREE, TOKEN, Parrot, Running, running
+from tests.serve.loopback_servers import FREE, TOKEN, Parrot, Running, running
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 

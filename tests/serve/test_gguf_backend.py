@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serve.speakers import Running, events, make_file, running
+from tests.serve.loopback_servers import Running, events, make_file, running
 
 from gguf_models import opened
 from tiny import make_tokenizer

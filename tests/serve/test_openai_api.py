@@ -12,7 +12,7 @@ from typing import Any
 
 import openai
 import pytest
-from tests.serve.speakers import FREE, TOKEN, Parrot, Running, events, running
+from tests.serve.loopback_servers import FREE, TOKEN, Parrot, Running, events, running
 
 from finished_runs import make_recipe
 from tunesmith.data.conversation import Turn

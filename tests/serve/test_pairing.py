@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.serve.speakers import Parrot, Running, running
+from tests.serve.loopback_servers import Parrot, Running, running
 
 from tunesmith.errors import RunError
 from tunesmith.serve import pairing

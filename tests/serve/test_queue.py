@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.serve.speakers import Parrot
+from tests.serve.loopback_servers import Parrot
 
 from tunesmith.data.conversation import Turn
 from tunesmith.serve.backend import RequestQueue, Sampling

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.serve.speakers import Parrot, Running, running
+from tests.serve.loopback_servers import Parrot, Running, running
 
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.conversation import Turn

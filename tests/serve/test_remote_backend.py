@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serve.speakers import TOKEN, Parrot, Running, events, make_file, running
+from tests.serve.loopback_servers import TOKEN, Parrot, Running, events, make_file, running
 
 from chat_server import Once, serve
 from gguf_models import opened

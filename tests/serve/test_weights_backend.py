@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.serve.speakers import make_speaker, running
+from tests.serve.loopback_servers import make_speaker, running
 from transformers import (
     LogitsProcessorList,
     TemperatureLogitsWarper,

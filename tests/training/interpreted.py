@@ -1,4 +1,4 @@
-"""Runs the kernels for cards on the processor, through Triton's interpreter, against autograd; see test_interpreted."""
+"""Runs the kernels for GPUs on the processor, through Triton's interpreter, against autograd; see test_interpreted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def interpreted_head(logits: Any, targets: Any, cap: float, share: Any) -> Any:
 
 
 def at_home() -> None:
-    """Lets the code for cards run here; attention alone goes row by row."""
+    """Lets the code for GPUs run here; attention alone goes row by row."""
     form, attend, attend_back = fuse._form, block_cuda.attend, block_cuda.attend_back
 
     def packed(*given: Any) -> Any:

@@ -77,7 +77,7 @@ def test_optimizer_state_survives(kind: str) -> None:
     assert torch.equal(run(reload_at=2), run(reload_at=99))
 
 
-def test_paged_optimizer_needs_a_card() -> None:
+def test_paged_optimizer_needs_a_gpu() -> None:
     from tunesmith.training import optimizers
 
     with pytest.raises(RecipeError, match="needs a CUDA device"):

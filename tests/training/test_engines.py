@@ -258,7 +258,7 @@ def test_engines_choose_the_same_checkpoint_and_stop_at_the_same_time(
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped", "damaged"])
-def test_a_resumed_trl_run_is_the_undisturbed_one(uneven: Callable[..., Path], tmp_path: Path, how: str) -> None:
+def test_a_resumed_trl_run_is_the_uninterrupted_one(uneven: Callable[..., Path], tmp_path: Path, how: str) -> None:
     path = uneven(train__engine="trl", adapter__dropout=0.1, train__epochs=3, train__keep=9)
     whole = trained(path, tmp_path / "whole")
     recipe, run = prepared(path, tmp_path / "run")

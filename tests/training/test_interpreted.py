@@ -1,4 +1,4 @@
-"""The kernels for cards, without a card: in Triton's interpreter. Needs `pip install triton`; run by name."""
+"""The kernels for GPUs, without a GPU: in Triton's interpreter. Needs `pip install triton`; run by name."""
 
 from __future__ import annotations
 

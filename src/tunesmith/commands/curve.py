@@ -266,7 +266,7 @@ def _copy_base_replies(run: Run, part: Run) -> None:
     inputs = run_inputs | {"adapter": part.fingerprint("train"), "data": part.fingerprint("prepare")}
     if part.changed("evaluate", inputs) == []:
         return
-    for which in ("base", "base-disturbed"):
+    for which in ("base", "base-perturbed"):
         if (run / f"replies/{which}.jsonl").exists():
             copied = ReplyLog(part / f"replies/{which}.part", inputs)
             for item in read_row_replies(run / f"replies/{which}.jsonl"):
@@ -324,7 +324,7 @@ def _raw_rows(work: _Curve) -> tuple[list[Conversation], dict[str, int], dict[st
     with row_loader(data, recipe.folder, recipe.prompt.system) as read_all:
         loaded = read_all()
         all_rows = list(loaded.rows)
-    replaced = {"rows": loaded.repairs.rows, "stand_ins": loaded.repairs.pseudonym_count, "kinds": {}, "examples": []}
+    replaced = {"rows": loaded.repairs.rows, "pseudonyms": loaded.repairs.pseudonym_count, "kinds": {}, "examples": []}
     counts["unreadable"], counts["bad_answer"] = len(loaded.broken), len(loaded.left_out)
     read = loaded.count
     rows = [row for row in all_rows if row.origin not in places]

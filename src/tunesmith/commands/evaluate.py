@@ -73,7 +73,7 @@ def _evaluate(
     perturbed_answers: dict[str, list[RowReply]] = {}
     for name, model in load_models(recipe, run, log):
         answers_of[name] = _replies(recipe, run, name, model, parts, inputs, on_progress)
-        perturbed_answers[name] = _replies(recipe, run, f"{name}-disturbed", model, perturbed.rows, inputs, on_progress)
+        perturbed_answers[name] = _replies(recipe, run, f"{name}-perturbed", model, perturbed.rows, inputs, on_progress)
     kind = str(recipe.data.format.options.get("group") or "group")
     scores = compare(
         parts, answers_of["base"], answers_of["tuned"], settings.metrics,
@@ -89,7 +89,7 @@ def _evaluate(
             seed=recipe.seed,
         )
     run.write_json("scores.json", scores)
-    names = [*answers_of, *(f"{name}-disturbed" for name, answers in perturbed_answers.items() if answers)]
+    names = [*answers_of, *(f"{name}-perturbed" for name, answers in perturbed_answers.items() if answers)]
     files = ["scores.json", *(f"replies/{name}.jsonl" for name in names)]
     run.write_recipe()
     run.write_fingerprints("evaluate", inputs, files, seconds=round(time.time() - start, 1))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def synthesize(name: str, folder: Path, log: Reporter = silent, *, again: bool = False) -> SynthesisResult:
     """Writes the rows of the plan `name` into `folder`, through the plan's server or from its templates.
 
-    An interrupted run is resumed; with `again` the old rows are kept aside and all rows are written anew. Raises
+    An interrupted run is resumed; with `again` the old files are renamed and all rows are written anew. Raises
     MultipleErrors for an invalid plan, ResourceError if the server cannot be reached.
     """
     from tunesmith.data.synthesis.generate import generate_rows

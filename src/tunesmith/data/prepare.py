@@ -207,7 +207,7 @@ def _with_required(checks: Sequence[NamedSetting]) -> list[NamedSetting]:
 
 def drop_reasons(ledger: RowDecisions) -> str:
     """The checks that leave rows out and their numbers of rows, largest first."""
-    reasons = ledger.counts("drop") | {f"{name} (set aside)": n for name, n in ledger.counts("quarantine").items()}
+    reasons = ledger.counts("drop") | {f"{name} (quarantined)": n for name, n in ledger.counts("quarantine").items()}
     return ", ".join(f"{name} {count}" for name, count in sorted(reasons.items(), key=lambda item: -item[1]))
 
 
@@ -291,7 +291,7 @@ def _account(
     total = loaded.count
     if len(kept_rows) + len(quarantined) + sum(dropped.values()) != total:
         raise AssertionError(
-            f"{total} rows came in: {len(kept_rows)} kept, {len(quarantined)} set aside, {dropped} dropped"
+            f"{total} rows came in: {len(kept_rows)} kept, {len(quarantined)} quarantined, {dropped} dropped"
         )
     return {
         "read": total,
@@ -305,7 +305,7 @@ def _account(
 def _summary(ledger: RowDecisions, loaded: LoadedRows) -> dict[str, Any]:
     """Findings, decisions, repairs and sources as plain values."""
     repairs = loaded.repairs
-    repaired = {"rows": repairs.rows, "stand_ins": repairs.pseudonym_count, "kinds": dict(repairs.kinds)}
+    repaired = {"rows": repairs.rows, "pseudonyms": repairs.pseudonym_count, "kinds": dict(repairs.kinds)}
     return {
         "dropped": ledger.counts("drop"),
         "quarantined": ledger.counts("quarantine"),

@@ -145,7 +145,7 @@ class _TwinResult:
 
 
 TableDifferences = dict[tuple[str, str], Difference]  # by section of the table and score
-_SIDE_NAMES = {"base": "plain", "tuned": "disturbed"}  # names of a Difference's sides if both are the same model
+_SIDE_NAMES = {"base": "plain", "tuned": "perturbed"}  # names of a Difference's sides if both are the same model
 
 
 def _table(results: Sequence[_TwinResult], left_out: int, seed: int) -> dict[str, Any]:

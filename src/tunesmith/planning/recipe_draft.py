@@ -205,10 +205,12 @@ def _defect_checks(facts: Survey, of_rows: str) -> list[str]:
             copies = any(reason == REPEATS_ANSWER for reason in facts.format.left.values())
             options_text = f": {{fields: {_yaml_inline(facts.format.options['fields'])}}}" if copies else ""
             lines.append(
-                _line(f"    {name}{options_text},", f"{count} {of_rows} state what their fields do not say: set aside")
+                _line(
+                    f"    {name}{options_text},", f"{count} {of_rows} state what their fields do not say: quarantined"
+                )
             )
         elif name == "generic" and facts.format.name == "fields":
-            lines.append(_line(f"    {name},", f"{count} {of_rows} would fit any other row: set aside"))
+            lines.append(_line(f"    {name},", f"{count} {of_rows} would fit any other row: quarantined"))
         elif name == "generic":
             lines.append(
                 _line(f"    {name}: {{do: keep}},", f"{count} {of_rows} seem to fit any prompt; reported and kept")
@@ -218,7 +220,7 @@ def _defect_checks(facts: Survey, of_rows: str) -> list[str]:
     for names in (too_common[start : start + 2] for start in range(0, len(too_common), 2)):
         counts = " and ".join(str(facts.check_counts[name].removed) for name in names)
         options = ", ".join(f"{name}: {{do: keep}}" for name in names)
-        lines.append(_line(f"    {options},", f"{counts} {of_rows}: too many to set aside unread; kept"))
+        lines.append(_line(f"    {options},", f"{counts} {of_rows}: too many to quarantine unread; kept"))
     for names in (plain[start : start + 4] for start in range(0, len(plain), 4)):
         counts = ", ".join(str(facts.check_counts[name].removed + facts.check_counts[name].repaired) for name in names)
         lines.append(_line(f"    {', '.join(names)},", f"found in {counts} {of_rows}"))

@@ -19,8 +19,8 @@ from tunesmith.wording import counted
 
 SHOWN = 12  # examples per check; findings.jsonl has all
 SHOWN_REPAIRS = 10
-PROPOSED = {"drop": "leave out", "quarantine": "set aside", "repair": "repair", "keep": "look at"}
-DONE = {"drop": "left out", "quarantine": "set aside", "repair": "not repaired", "keep": "kept"}
+PROPOSED = {"drop": "drop", "quarantine": "quarantine", "repair": "repair", "keep": "review"}
+DONE = {"drop": "dropped", "quarantine": "quarantined", "repair": "not repaired", "keep": "kept"}
 LANGUAGES = {
     "en": "English",
     "de": "German",
@@ -197,13 +197,11 @@ def _summary(audit: dict[str, Any], findings: Sequence[dict[str, Any]]) -> str:
     expanded = _expanded_sentence(audit.get("expanded") or {"conversations": 0})
     if not findings and not audit["repaired"]["rows"]:
         return " ".join(filter(None, (f"{rows}. Nothing was found.", expanded)))
-    verbs = (
-        ("were left out", "set aside for review") if "parts" in audit else ("should be left out", "should be reviewed")
-    )
+    verbs = ("were dropped", "were quarantined") if "parts" in audit else ("should be dropped", "should be quarantined")
     parts = [f"{dropped:,} {verbs[0]}" if dropped else "", f"{quarantined:,} {verbs[1]}" if quarantined else ""]
     if repaired := audit["repaired"]["rows"]:
         parts.append(f"{repaired:,} were repaired")
-    changes = ", ".join(text for text in parts if text) or "some are worth a look, none has to be left out"
+    changes = ", ".join(text for text in parts if text) or "some should be reviewed, none has to be left out"
     return " ".join(filter(None, (f"{rows}: {changes}.", _most_frequent(findings), expanded)))
 
 

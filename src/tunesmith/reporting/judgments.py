@@ -148,7 +148,7 @@ def _sentences(table: Plain, primary: str) -> list[str]:
 
 
 def _change_text(change: Plain) -> str:
-    return f"went from {change['plain']:.2f} to {change['disturbed']:.2f} ({change['verdict']})"
+    return f"went from {change['plain']:.2f} to {change['perturbed']:.2f} ({change['verdict']})"
 
 
 def _compared_with_base(difference: Plain, good: str, bad: str) -> str:

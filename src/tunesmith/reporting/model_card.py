@@ -189,8 +189,8 @@ def _source(recipe: Recipe, audit: Mapping[str, Any]) -> str:
 def _rows(audit: Mapping[str, Any], hidden: Sequence[str]) -> list[tuple[str, int]]:
     """Returns what happened to the rows, as descriptions and counts that add up to the rows read."""
     check_names = {name: name.replace("_", " ") for name in (*audit["dropped"], *audit["quarantined"])}
-    rows = [(f"left out: {check_names[name]}", count) for name, count in audit["dropped"].items()]
-    rows += [(f"set aside: {check_names[name]}", count) for name, count in audit["quarantined"].items()]
+    rows = [(f"dropped: {check_names[name]}", count) for name, count in audit["dropped"].items()]
+    rows += [(f"quarantined: {check_names[name]}", count) for name, count in audit["quarantined"].items()]
     rows += [("not drawn", audit["not_drawn"])] if audit.get("not_drawn") else []
     parts = {
         "train": "training",
@@ -217,8 +217,8 @@ def _personal_data_notes(audit: Mapping[str, Any]) -> list[str]:
             if rows
             else f"No {kind} were found."
         )
-    if stand_ins := audit["repaired"].get("stand_ins"):
-        sentences.append(f"{stand_ins:,} values of personal data were replaced before training.")
+    if pseudonyms := audit["repaired"].get("pseudonyms"):
+        sentences.append(f"{pseudonyms:,} values of personal data were replaced before training.")
     return sentences
 
 

@@ -70,13 +70,13 @@ class Checkpoints:
             return damaged
         saved, current = newest.state.get("inputs"), self.job.inputs
         if saved is None:
-            advice = "Give --again to start over (the old run is set aside)"
+            advice = "Give --again to start over (the old adapter is kept in old/)"
             raise RunError("the checkpoints were written by an older version", where=str(self.folder), next=advice)
         if changed := [name for name in sorted({*saved, *current}) if saved.get(name) != current.get(name)]:
             raise RunError(
                 f"the checkpoints have other inputs: {', '.join(f'{name} changed' for name in changed)}",
                 where=str(self.folder),
-                next="Undo the change, or give --again to start over (the old run is set aside)",
+                next="Undo the change, or give --again to start over (the old adapter is kept in old/)",
             )
         self._fill(newest)
         self.progress = Progress(**newest.state["progress"])

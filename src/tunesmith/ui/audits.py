@@ -17,7 +17,7 @@ PROPOSED = "proposed"  # subfolder of an audit in which repairs are tried
 UNDONE = "taken-back"
 MAX_EXAMPLES = 8  # shown for each check
 MAX_CHANGES = 60  # shown of a diff; the file has all
-ACTIONS = {"drop": "leave out", "quarantine": "set aside", "repair": "repair", "keep": "review"}
+ACTIONS = {"drop": "drop", "quarantine": "quarantine", "repair": "repair", "keep": "review"}
 
 
 def read_audit(folder: Path) -> dict[str, Any] | None:
@@ -37,8 +37,8 @@ def summary_tiles(audit: dict[str, Any]) -> str:
         [
             (f"{audit['read']:,}", "rows read"),
             (f"{audit.get('kept', 0):,}", "to keep"),
-            (f"{dropped:,}", "should be left out"),
-            (f"{quarantined:,}", "need a review"),
+            (f"{dropped:,}", "to drop"),
+            (f"{quarantined:,}", "to quarantine"),
             (f"{with_findings} of {len(audit['checks'])}", "checks with findings"),
         ]
     )
@@ -117,7 +117,7 @@ def diff_html(diff: Path) -> str:
         if "end" in line:
             footer = line["end"]
         elif "decision" in line:
-            decision = "left out" if line["decision"] == "drop" else "set aside"
+            decision = "dropped" if line["decision"] == "drop" else "quarantined"
             removed_rows.append(
                 _change_row(
                     where,

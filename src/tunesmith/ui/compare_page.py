@@ -115,7 +115,7 @@ def column_header(model: ReplyModel) -> tuple[str, str, str]:
 def scores_html(results: EvaluatedReplies | None) -> str:
     """Returns the verdict and the scores of base and tuned model."""
     if results is None:
-        return note("This run has no scores yet. Run the comparison on the page Train.")
+        return note("This run has no scores yet. Run “evaluate only” on the page Train.")
     scores = results.scores
     part, metrics = next(iter(scores["sections"].items()))
     rows = [

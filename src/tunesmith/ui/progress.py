@@ -109,10 +109,10 @@ def _axis_range(low: float, high: float) -> tuple[float, float]:
 
 
 STAGES = {
-    "prepare": "Rows",
-    "train": "Training",
-    "evaluate": "Comparison",
-    "export": "Files",
+    "prepare": "Prepare",
+    "train": "Train",
+    "evaluate": "Evaluate",
+    "export": "Export",
     "report": "Report",
 }  # in the order of `tunesmith run`
 

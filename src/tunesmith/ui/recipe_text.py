@@ -155,6 +155,7 @@ def _without_trailing_comments(text: str) -> str:
     return "\n".join(lines).rstrip()
 
 
+MAX_WARNING = 240  # characters of a warning that is shown whole
 MAX_PIECE = 700  # characters shown of each piece of an example row
 
 
@@ -223,8 +224,7 @@ def preview(recipe: Recipe, scratch: Path) -> str:
         html.heading("Plan"),
         html.tiles(tiles),
         html.paragraph(f"Split: {parts}", "soft"),
-        "".join(f'<p class="warn">{html.escape(text)}</p>' for text in warnings)
-        or html.paragraph("No warnings.", "good"),
+        "".join(map(_warning_html, warnings)) or html.paragraph("No warnings.", "good"),
         "<details><summary>Details</summary>",
         *(html.paragraph(line, "soft") for line in [*check_lines, *plan_lines]),
         "</details>",
@@ -238,6 +238,15 @@ def preview(recipe: Recipe, scratch: Path) -> str:
             f"The marked part is trained on and ends with {checked.stop}. Template: {checked.template}.", "soft"
         ),
     )
+
+
+def _warning_html(text: str) -> str:
+    """Returns a warning; a long one as its first part, with the rest to be opened."""
+    text = text.removeprefix("WARNING: ")
+    what, _, details = text.partition(": ")
+    if len(text) <= MAX_WARNING or not details:
+        return f'<p class="warn">{html.escape(text)}</p>'
+    return f'<details><summary class="warn">{html.escape(what)}</summary><p>{html.escape(details)}</p></details>'
 
 
 def _pieces_html(pieces: Sequence[tuple[str, bool]]) -> str:

@@ -102,7 +102,7 @@ def _intro_html() -> str:
         "<li>A model with 135 million parameters is trained on 144 of them.</li>"
         "<li>The tuned and the base model answer the same held-out questions and are compared.</li>"
         "<li>A file for llama.cpp and Ollama is exported and verified on the same questions.</li>"
-        "<li>A report says whether training helped. Then you can write with the model.</li></ol>",
+        "<li>A report says whether tuning helped. Then you can write with the model.</li></ol>",
         html.tiles(
             [
                 ("≈ 10 min", "on two CPU cores, no GPU needed"),

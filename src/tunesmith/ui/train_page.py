@@ -14,10 +14,10 @@ from tunesmith.ui.state import QUIET, State
 REFRESH_SECONDS = 2.0  # between two refreshes
 SAMPLES = ("--set", "train.samples=2")  # sample replies at each validation
 COMMANDS = [
-    ("all remaining steps: rows, training, comparison, files, report", "run"),
-    ("rows only", "prepare"),
-    ("training only", "train"),
-    ("comparison only", "evaluate"),
+    ("all remaining steps: prepare, train, evaluate, export, report", "run"),
+    ("prepare only", "prepare"),
+    ("train only", "train"),
+    ("evaluate only", "evaluate"),
     ("report only", "report"),
 ]
 
@@ -44,7 +44,7 @@ def page(state: State) -> None:
     with gr.Accordion("Train again", open=False):
         again = gr.Checkbox(
             False,
-            label="Set the old adapter aside and train again",
+            label="Train again; the old adapter is kept in old/",
             info="Needed after a change of the recipe or the rows. The old adapter is kept in old/.",
             elem_id="train-again",
         )
@@ -71,7 +71,7 @@ def page(state: State) -> None:
         stoppable = current.job.status == "running"
         return (
             _state_html(str(name), current),
-            gr.Button("Resume" if current.events and not current.pid else "Start", interactive=not current.pid),
+            gr.Button("Resume" if is_resumable(current) else "Start", interactive=not current.pid),
             gr.Button(interactive=stoppable),
             html.part(progress.curves_html(current), progress.notes_html(current)),
             html.part(progress.samples_html(current)),
@@ -105,10 +105,15 @@ def page(state: State) -> None:
     state.run.change(lambda name: ("", *refresh(name)), state.run, [error_box, *outputs], **QUIET)
 
 
+def is_resumable(current: progress.Progress) -> bool:
+    """Whether the run was stopped before its report."""
+    return bool(current.events) and not current.pid and "report" not in current.finished
+
+
 def _state_html(name: str, current: progress.Progress) -> str:
     pages = [
         html.link(f"/pages/runs/{name}/{file}", text)
-        for file, text in (("audit.html", "The rows"), ("report.html", "The report"))
+        for file, text in (("audit.html", "Audit of the rows"), ("report.html", "Read the report"))
         if (current.folder / file).is_file()
     ]
     return html.part(

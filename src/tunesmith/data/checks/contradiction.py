@@ -6,7 +6,7 @@ wordings of one answer are not a contradiction, and several answers to an open q
 Example: "How long is the trial?" answered "14 days" in one row and "30 days" in another; two letters from the same
 fields, one of which mentions none of them.
 
-What to do: find out which is right. Rows that contradict each other are set aside (quarantine), because none of them
+What to do: find out which is right. Rows that contradict each other are quarantined, because none of them
 can be trusted. A prompt with more than four different answers is an open question; one note counts them.
 """
 

@@ -4,7 +4,7 @@ Why it hurts: the model learns that the input does not matter, and writes the te
 
 Example: ten applicants, ten jobs, one letter: "I am excited to apply for this position at your esteemed company …"
 
-What to do: write real answers, or set the rows aside (quarantine). If most rows have one of several canonical answers,
+What to do: write real answers, or quarantine the rows. If most rows have one of several canonical answers,
 which answer many prompts on purpose, their copies do not count as a template (`repeated_answer` reports them).
 """
 

@@ -4,7 +4,7 @@ Why it hurts: the tuned model repeats them to its users; refusals spread to ques
 
 Example: "As an AI language model, I cannot write cover letters. Sure! Here is one:"
 
-What to do: remove the phrase if the rest is good, or set the row aside (quarantine). Preambles, offers and notes are
+What to do: remove the phrase if the rest is good, or quarantine the row. Preambles, offers and notes are
 not reported if a tenth or more of the answers have them: then they are the style of the chat.
 """
 

@@ -4,7 +4,7 @@ Why it hurts: a page copied with its markup teaches the model to write tags, whi
 
 Example: "Fish &amp; chips<br>are served hot."
 
-What to do: entities are repaired; rows with tags are set aside (quarantine), because only a person can keep what a tag
+What to do: entities are repaired; rows with tags are quarantined, because only a person can keep what a tag
 means (a list, a link). Texts about HTML are left alone.
 """
 

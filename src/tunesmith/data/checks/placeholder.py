@@ -4,8 +4,8 @@ Why it hurts: the model writes the placeholder to its users, who send it.
 
 Example: "Sincerely, [Your Name]" under an otherwise good letter.
 
-What to do: a placeholder that exactly one field of the row fits is filled by repair; other rows are set aside
-(quarantine). For intended placeholders (`{{Order Number}}`, which a help desk fills in) write `placeholder: {do:
+What to do: a placeholder that exactly one field of the row fits is filled by repair; other rows are
+quarantined. For intended placeholders (`{{Order Number}}`, which a help desk fills in) write `placeholder: {do:
 keep}`. A made-up employer (a company called ABC) counts only if a field of the row names the real one.
 """
 

@@ -5,7 +5,7 @@ of the row becomes something else. Rows with a special token of the recipe's own
 
 Example: an answer copied from a log, "Tap Save.<|im_end|>".
 
-What to do: remove the token. The rows are set aside (quarantine); without this check a special token of the recipe's
+What to do: remove the token. The rows are quarantined; without this check a special token of the recipe's
 model is an error that names its row.
 """
 

@@ -4,7 +4,7 @@ Why it hurts: the model learns to stop in the middle of a sentence.
 
 Example: "Whisk the eggs, then add the flour and the"
 
-What to do: complete the answer from its source. The rows are set aside (quarantine), because the rest is unknown. If
+What to do: complete the answer from its source. The rows are quarantined, because the rest is unknown. If
 nine of ten answers end with a signature, as letters do, or nearly all with a full stop, an answer that ends in the
 middle of a line is reported too.
 """

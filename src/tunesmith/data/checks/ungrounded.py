@@ -6,7 +6,7 @@ from the requirements in the job ad.
 Example: fields say "BSc in Biology, 2 years as a lab assistant", the letter says "with my Master's degree and five
 years".
 
-What to do: correct the answer from its fields. The rows are set aside (quarantine). `fields` names the columns to
+What to do: correct the answer from its fields. The rows are quarantined. `fields` names the columns to
 trust; by default all but the answer's. The check suits rows written from fields, not open questions.
 """
 

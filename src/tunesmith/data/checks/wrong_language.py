@@ -4,7 +4,7 @@ Why it hurts: a few rows in another language make a model switch languages in th
 
 Example: a German letter among 240 English ones.
 
-What to do: translate the answer, or let the row be set aside (quarantine). If several languages are intended, omit this
+What to do: translate the answer, or let the row be quarantined. If several languages are intended, omit this
 check; `language` and `script` set what is expected. It distinguishes English, German, French, Spanish, Italian,
 Portuguese, Dutch and Polish, and other languages by their script. An answer in the language of its question, or after
 a question that names a language, is left alone.

@@ -1,4 +1,4 @@
-"""Rows are mended cell by cell and cleaned files are undone exactly; what was personal stays with its book."""
+"""Rows are repaired cell by cell and cleaned files are undone exactly; what was personal stays with its book."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIST = "1. Open the tab. 2. Tap the cart. 3. Tap the button."
 LINES = "1. Open the tab.\n2. Tap the cart.\n3. Tap the button."
 
 
-def test_lists_and_slots_are_mended_in_answers_alone() -> None:
+def test_lists_and_slots_are_repaired_in_answers_alone() -> None:
     values = {"prompt": f"{LIST} [Company Name]\r\n", "answer": f"{LIST}", "company": "Tern & Daughters"}
     done = mended(values, [LIST])
     assert done.values == {
@@ -47,7 +47,7 @@ def test_lists_and_slots_are_mended_in_answers_alone() -> None:
     assert set(edit_kinds(other.changes)) == {"placeholder"}
 
 
-def test_fields_are_mended_before_the_slots_they_fill() -> None:
+def test_fields_are_repaired_before_the_slots_they_fill() -> None:
     for names in (("letter", "Company"), ("Company", "letter")):
         plain = {"letter": "I would like to join [Company Name] soon.", "Company": "Caf\u00c3\u00a9 Tern &amp; Co\r\n"}
         done = mended({name: plain[name] for name in names}, [plain["letter"]])
@@ -122,7 +122,7 @@ VALUE = st.recursive(
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "Company", "Applicant"]), VALUE, max_size=4), st.lists(TEXT, max_size=2)
 )
-def test_mending_is_idempotent_and_undone_cell_by_cell(values: dict[str, Any], answers: list[str]) -> None:
+def test_repair_is_idempotent_and_undone_cell_by_cell(values: dict[str, Any], answers: list[str]) -> None:
     texts = [value for value in values.values() if isinstance(value, str)]
     learnt = [*answers, *texts[:1]]
     done = mended(values, learnt)
@@ -142,7 +142,7 @@ def test_a_row_that_was_changed_since_is_not_undone() -> None:
         undo_row({"answer": LINES.replace("\n", " ")}, done.changes)
 
 
-# --- stand-ins -----------------------------------------------------------------------------------------------
+# --- pseudonyms -----------------------------------------------------------------------------------------------
 
 
 def test_a_person_is_the_same_in_every_field_and_row() -> None:
@@ -243,7 +243,7 @@ def test_cleaning_is_undone_to_the_sources_rows(tmp_path: Path, kind: str) -> No
     ending = kind.removesuffix(".gz") if kind.startswith((".csv", ".tsv")) else ".jsonl"
     assert cleaned.file == tmp_path / f"out/rows.cleaned{ending}"
     assert path.read_bytes() == bytes_before
-    assert (cleaned.kept, cleaned.left_out) == (4, 3)  # a copy and a silent row dropped, a slot set aside
+    assert (cleaned.kept, cleaned.left_out) == (4, 3)  # a copy and a silent row dropped, a slot quarantined
     kept = [dict(each.values) for each in read(cleaned.file)]
     assert [each["prompt"] for each in kept] == ["How do I pay?", 'What, "then"?', "Where\tto?", "When?"]
     assert kept[0]["answer"] == LINES and kept[0]["topic"] == "café"
@@ -428,20 +428,20 @@ def written(folder: Path) -> str:
     )
 
 
-def test_a_cleaning_with_stand_ins_holds_no_value_and_is_not_undone(tmp_path: Path) -> None:
+def test_a_cleaning_with_pseudonyms_holds_no_value_and_is_not_undone(tmp_path: Path) -> None:
     path, book_file = people(tmp_path), tmp_path / "kept apart" / "book.json"
     book_file.parent.mkdir()
     data = data_for(path, checks=PERSONAL, pseudonyms=str(book_file))
     found = audit("people", data, Path(), tmp_path / "out", fix=True)
     (cleaned,) = found.cleaned
     assert (cleaned.kept, cleaned.left_out) == (3, 1)
-    assert found.account["repaired"]["stand_ins"] > 0
+    assert found.account["repaired"]["pseudonyms"] > 0
     text = written(tmp_path / "out")
     assert not [value for value in VALUES if value in text]
     assert stat.S_IMODE(book_file.stat().st_mode) == 0o600
     assert MAIL in book_file.read_text()
     assert not [each for each in (tmp_path / "out").rglob("*") if "book" in each.name]
-    assert found.account["checks"]["personal"]["found"] > 0  # stand-ins look like what they stand for
+    assert found.account["checks"]["personal"]["found"] > 0  # pseudonyms look like what they stand for
     with pytest.raises(DataError, match="personal data was replaced"):
         tunesmith.undo(cleaned.diff, tmp_path / "back.jsonl")
     book = PseudonymMap.load(book_file)
@@ -453,12 +453,12 @@ def test_a_cleaning_with_stand_ins_holds_no_value_and_is_not_undone(tmp_path: Pa
     ]
     assert kept[0]["Applicant"] == kept[2]["Applicant"]
     before = book_file.read_bytes()
-    audit("people", data, Path(), tmp_path / "again", fix=True)  # the book is opened again: the same stand-ins
+    audit("people", data, Path(), tmp_path / "again", fix=True)  # the book is opened again: the same pseudonyms
     assert (tmp_path / "again/people.cleaned.jsonl").read_bytes() == cleaned.file.read_bytes()
     assert book_file.read_bytes() == before
 
 
-def test_a_run_holds_neither_the_values_nor_the_book(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_holds_neither_the_values_nor_the_pseudonym_map(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     lines = [
         {**PEOPLE[n % 2], "prompt": f"{PEOPLE[n % 2]['prompt']} And how to do {n} of them?", "topic": f"t{n % 3}"}
         for n in range(18)

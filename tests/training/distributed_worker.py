@@ -1,4 +1,4 @@
-"""What each process of tests/training/test_spread.py does: `torchrun … spread_worker.py TASKS OUT`."""
+"""What each process of tests/training/test_distributed.py does: `torchrun … distributed_worker.py TASKS OUT`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disturbed twins of rows, and what is measured in the replies to them."""
+"""Perturbed twins of rows, and what is measured in the replies to them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_catalogue() -> None:
     assert check_options(perturbations.padded, {"kind": "rude"}, where=str)
 
 
-# --- every disturbance --------------------------------------------------------------------------------------
+# --- every perturbation --------------------------------------------------------------------------------------
 
 ANY = st.text(st.characters(), max_size=60) | st.sampled_from(
     [
@@ -285,7 +285,7 @@ def named(*names: Any) -> list[NamedSetting]:
 PARTS = {"test": [row(f"t{n}", f"Please, where is it, number {'i' * n}?", f"g{n % 5}") for n in range(20)]}
 
 
-def test_the_same_rows_are_disturbed_in_every_way() -> None:
+def test_the_same_rows_are_perturbed_in_every_way() -> None:
     perturbed = perturbed_rows(PARTS, named("typos", "upper", "paraphrase", "outside"), seed=1, limit=10)
     assert {title: len(rows) for title, rows in perturbed.rows.items()} == {
         "typos": 10, "upper": 10, "paraphrase": 10, "outside": 40,
@@ -304,7 +304,7 @@ def test_rows_without_a_twin_are_counted() -> None:
     assert perturbed.left_out == {"lower": 2} and len(perturbed.rows["lower"]) == 20
 
 
-def test_the_same_disturbance_with_other_options() -> None:
+def test_the_same_perturbation_with_other_options() -> None:
     twice = named(NamedSetting("typos", {"rate": 0.1}), NamedSetting("typos", {"rate": 0.5}))
     perturbed = perturbed_rows(PARTS, twice, seed=1)
     assert list(perturbed.rows) == ["typos(rate=0.1)", "typos(rate=0.5)"]
@@ -329,15 +329,15 @@ def replies(parts: Any, text: Callable[[Conversation], str]) -> list[RowReply]:
 
 
 def tables(names: list[NamedSetting], base: Callable[[Conversation], str], tuned: Callable[[Conversation], str]) -> Any:
-    disturbed = perturbed_rows(PARTS, names, seed=1)
+    perturbed = perturbed_rows(PARTS, names, seed=1)
     metrics = named("numbered_steps", "expected", "length", "rouge")
 
     def scorer(conversation: Conversation, item: RowReply) -> dict[str, Score]:
         assert not {"canary", "injected"} & set(conversation.fields)
         return score_row(conversation, item, metrics)
 
-    answers = [{"base": replies(rows, base), "tuned": replies(rows, tuned)} for rows in (PARTS, disturbed.rows)]
-    result = robustness_tables(PARTS, disturbed, answers[0], answers[1], scorer, seed=1)
+    answers = [{"base": replies(rows, base), "tuned": replies(rows, tuned)} for rows in (PARTS, perturbed.rows)]
+    result = robustness_tables(PARTS, perturbed, answers[0], answers[1], scorer, seed=1)
     json.dumps(result, allow_nan=False)
     return result
 
@@ -347,7 +347,7 @@ def shaky(conversation: Conversation) -> str:
     return STEPS if "~" not in conversation.id else "Well, open it and tap it."
 
 
-def test_a_model_that_a_disturbance_throws_is_told_from_one_that_bears_it() -> None:
+def test_a_model_that_a_perturbation_throws_is_told_from_one_that_bears_it() -> None:
     table = tables(named("typos"), shaky, lambda conversation: STEPS)["typos"]
     assert (table["rows"], table["left_out"]) == (20, 0)
     alike = table["consistency"]["rouge_l"]
@@ -355,10 +355,10 @@ def test_a_model_that_a_disturbance_throws_is_told_from_one_that_bears_it() -> N
     assert 0 < alike["base"] < 1 and alike["verdict"] == "better" and alike["groups"] == 5
     assert (table["consistency"]["same_steps"]["base"], table["consistency"]["same_steps"]["tuned"]) == (0, 1)
     steps = table["base"]["numbered_steps"]
-    assert (steps["plain"], steps["disturbed"], steps["difference"], steps["verdict"]) == (1, 0, -1, "worse")
+    assert (steps["plain"], steps["perturbed"], steps["difference"], steps["verdict"]) == (1, 0, -1, "worse")
     assert table["tuned"]["numbered_steps"]["difference"] == 0
     assert table["tuned_against_base"]["numbered_steps"]["difference"] == 1
-    assert table["base"]["rougeL"]["plain"] == 1 > table["base"]["rougeL"]["disturbed"]
+    assert table["base"]["rougeL"]["plain"] == 1 > table["base"]["rougeL"]["perturbed"]
     assert "obeyed" not in table and "expected" not in table["base"]
 
 
@@ -398,18 +398,18 @@ def test_obeying_an_injection() -> None:
 
 
 def test_folded_and_missing_scores_are_compared_as_elsewhere() -> None:
-    disturbed = perturbed_rows(PARTS, named("upper"), seed=1)
+    perturbed = perturbed_rows(PARTS, named("upper"), seed=1)
 
     def scorer(conversation: Conversation, item: RowReply) -> dict[str, Score]:
         twin = "~" in conversation.id
         perplexity = {"perplexity": Score("perplexity", 2.0 if twin else 1.0, "lower", "exp")}
         return perplexity if twin or conversation.id != "t3" else {}
 
-    answers = [{which: replies(rows, shaky) for which in ("base", "tuned")} for rows in (PARTS, disturbed.rows)]
-    difference = robustness_tables(PARTS, disturbed, answers[0], answers[1], scorer, seed=1)["upper"]["base"][
+    answers = [{which: replies(rows, shaky) for which in ("base", "tuned")} for rows in (PARTS, perturbed.rows)]
+    difference = robustness_tables(PARTS, perturbed, answers[0], answers[1], scorer, seed=1)["upper"]["base"][
         "perplexity"
     ]
-    assert (difference["plain"], difference["disturbed"]) == pytest.approx((math.e, math.e**2))
+    assert (difference["plain"], difference["perturbed"]) == pytest.approx((math.e, math.e**2))
     assert (difference["rows"], difference["missing"], difference["verdict"]) == (19, 1, "worse")
     assert difference["adjusted"] is not None
 

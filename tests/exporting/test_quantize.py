@@ -1,4 +1,4 @@
-"""The quantiser's bytes are llama.cpp's own; it survives kills, damage and full disks; its memory is bounded."""
+"""The quantizer's bytes are llama.cpp's own; it survives kills, damage and full disks; its memory is bounded."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_what_llama_cpp_refuses_is_refused(tmp_path: Path) -> None:
     assert left(tmp_path) == ["source.gguf"]
 
 
-def test_the_test_data_covers_every_type_and_mix() -> None:
+def test_the_test_data_covers_every_type() -> None:
     assert all(set(source["mixes"]) == set(QUANTIZATION_TYPES) for source in HASHES.values())
     assert len(HASHES["embedded"]["mixes"]["q4_k_m"]["tensors"].split()) == 211
 

@@ -1,4 +1,4 @@
-"""The ledger decides each row's fate once; the proof counts what training and held-out rows share."""
+"""Each row is decided once; the overlap check counts what training and held-out rows share."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FINDINGS = st.lists(
 
 @settings(max_examples=150, derandomize=True, deadline=None)
 @given(FINDINGS, st.integers(0, 40))
-def test_the_strongest_fate_wins_and_the_first_that_asked_for_it_is_the_reason(
+def test_the_strongest_decision_wins_and_the_first_that_asked_for_it_is_the_reason(
     findings: list[Finding], cut: int
 ) -> None:
     told: list[Finding] = []
@@ -83,7 +83,7 @@ def test_a_finding_about_the_table_has_no_row() -> None:
     assert (facts["found"], facts["rows"], len(facts["examples"])) == (2, 0, 2)
 
 
-def test_rows_that_could_not_be_read_have_their_fate_by_place() -> None:
+def test_rows_that_could_not_be_read_have_their_decision_by_place() -> None:
     ledger = RowDecisions(["broken"])
     ledger.add(Finding("broken", f"f line {n}", "f", n, "line", "m", "drop") for n in (3, 4))
     assert ledger.counts("drop") == {"broken": 2}
@@ -112,7 +112,7 @@ LONG = (
 )
 
 
-def test_the_proof_counts_training_rows_by_what_they_share() -> None:
+def test_the_overlap_counts_training_rows_by_what_they_share() -> None:
     parts = {
         "train": [
             row(1, "How do I pay?", "Tap Pay."),  # prompt and answer
@@ -153,7 +153,7 @@ ROWS = st.lists(st.tuples(WORDS, WORDS), max_size=8)
 
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(ROWS, ROWS)
-def test_the_proof_equals_counting_one_by_one(train: list[tuple[str, str]], held: list[tuple[str, str]]) -> None:
+def test_the_overlap_equals_counting_one_by_one(train: list[tuple[str, str]], held: list[tuple[str, str]]) -> None:
     learnt, kept = ([row(n, *texts) for n, texts in enumerate(part)] for part in (train, held))
 
     def both(one: Conversation, other: Conversation) -> tuple[bool, bool]:
@@ -166,7 +166,7 @@ def test_the_proof_equals_counting_one_by_one(train: list[tuple[str, str]], held
     assert found["near_prompts"] == found["prompts"]  # at 1.0 the texts are so short that like is equal
 
 
-# --- the verb that refuses -----------------------------------------------------------------------------------
+# --- the command that refuses -----------------------------------------------------------------------------------
 
 
 def leaking(rows_file: Path) -> None:

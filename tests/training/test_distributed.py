@@ -106,7 +106,7 @@ def both(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
         tunesmith.train(read_recipe(str(folder / "fused/toy.yaml")), two["taken on"], watch=stop_at(2))
     (folder / "tasks.json").write_text(json.dumps(tasks))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(Path(__file__).with_name("spread_worker.py")), str(folder / "tasks.json"), str(folder)]
+    command += [str(Path(__file__).with_name("distributed_worker.py")), str(folder / "tasks.json"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return Both(one, two, [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)])

@@ -1,4 +1,4 @@
-"""Which type a tensor gets, held against the table that llama.cpp's own quantiser gave."""
+"""Which type a tensor gets, held against the table that llama.cpp's own quantizer gave."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_table_tells_the_rules_apart() -> None:
 
 
 @pytest.mark.parametrize(("mix", "kind"), [("f32", "F32"), ("f16", "F16"), ("bf16", "BF16")])
-def test_the_plain_mixes_take_every_matrix_but_what_is_kept(mix: str, kind: str) -> None:
+def test_the_plain_types_take_every_matrix_but_what_is_kept(mix: str, kind: str) -> None:
     tensors = [
         tensor("token_embd.weight", 48, 9),
         tensor("blk.0.attn_norm.weight", 48),
@@ -147,7 +147,7 @@ def test_facts_come_from_the_metadata() -> None:
             read_facts(broken, "m.gguf")
 
 
-def test_an_unknown_mix_is_named_with_the_nearest() -> None:
+def test_an_unknown_type_is_named_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"unknown quantization type 'q4_km'.*Did you mean 'q4_k_m'"):
         tensor_types([], DENSE, "q4_km")
     assert list(QUANTIZATION_TYPES) == ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s"]

@@ -1,4 +1,4 @@
-"""Two cards train one run: the same loss as one card."""
+"""Two GPUs train one run: the same loss as one GPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def losses(run: Run, kind: str) -> list[float]:
 
 @pytest.mark.parametrize("spread", ["ddp", "fsdp"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_two_cards_make_the_loss_of_one(
+def test_two_gpus_make_the_loss_of_one(
     recipe_file: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path, precision: str, spread: str
 ) -> None:
     changes: dict[str, Any] = {"train__precision": precision, "train__parallel": spread, "train__learning_rate": 1e-3}

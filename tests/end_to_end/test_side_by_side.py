@@ -1,4 +1,4 @@
-"""Base, tuned and every exported file asked through the verb beside, on a tiny model: the replies that were kept."""
+"""Base, tuned and every exported file asked side by side, on a tiny model: the replies that were kept."""
 
 from __future__ import annotations
 

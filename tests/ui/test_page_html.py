@@ -80,7 +80,7 @@ def test_a_running_run(tmp_path: Path) -> None:
     before = progress.read_progress(folder)
     page = everything(before)
     assert (before.stage, before.steps) == ("train", (3, 4))
-    assert "Training: running" in page.text and "continues if you close this page" in page.text
+    assert "Train: running" in page.text and "continues if you close this page" in page.text
     for text in ("3 / 4", "2.250", "103", "1:01 min", "1.0 GiB", "3.000"):
         assert text in page.text
     labels = [str(label["aria-label"]) for label in page.named("svg")]
@@ -195,7 +195,7 @@ def test_findings_diffs_accept_and_undo(tmp_path: Path) -> None:
     audited(folder / audits.PROPOSED, source, fix=True)
     (diff,) = audits.find_diffs(folder / audits.PROPOSED)
     page = strict(html.part(audits.diff_html(diff)))
-    assert "â€™" in page.text and "mojibake" in page.text and "left out: empty" in page.text
+    assert "â€™" in page.text and "mojibake" in page.text and "dropped: empty" in page.text
     assert EVIL[:60] in page.text
 
     (cleaned,) = audits.accept_repair(folder)

@@ -186,7 +186,7 @@ def test_every_kind_of_rope_has_its_tables(tmp_path: Path) -> None:
     assert phi4 == [LayerAttention(3072, 3072, 128, 0, "", 4096)] * 2
 
 
-def test_plain_kernels_on_a_card_keep_everything_there(tmp_path: Path) -> None:
+def test_plain_kernels_on_a_gpu_keep_everything_there(tmp_path: Path) -> None:
     """Heads of 512 have no flash attention: nothing waits on the host, and the weights of attention are kept."""
     config = {**GEMMA_270M, "head_dim": 512}
     shape, layers = read_shape_of(tmp_path, config), fused_layers(config)

@@ -1,4 +1,4 @@
-"""What a judging model, people and disturbed requests say of a run, in the words of the page."""
+"""What a judging model, people and perturbed requests say of a run, in the words of the page."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def robustness(tuned_obeys: int = 1, perturbations: list[NamedSetting] | None = 
     return robustness_tables(parts, perturbed, plain, twins, lambda row, item: score_row(row, item, METRICS), seed=1)
 
 
-def test_disturbances_are_told_in_words() -> None:
+def test_perturbations_are_told_in_words() -> None:
     scores = {"primary": "numbered_steps", "robustness": robustness()}
     injected, typos = robustness_section(scores, [NamedSetting("injected", {}), NamedSetting("typos", {"rate": 0.5})])
     assert injected["what"].startswith("An order to ignore the instructions")
@@ -71,7 +71,7 @@ def test_disturbances_are_told_in_words() -> None:
     ]  # fmt: skip
     assert [line["name"] for line in injected["rest"]] == ["stops"]
     line = injected["first"][-1]
-    assert (line["tuned"]["plain"], line["tuned"]["disturbed"]) == (1.0, 0.95)
+    assert (line["tuned"]["plain"], line["tuned"]["perturbed"]) == (1.0, 0.95)
     assert (line["beside"]["base"], line["beside"]["tuned"]) == (0.0, 0.95)
 
 
@@ -87,14 +87,14 @@ def test_requests_that_are_nobodys_twin_have_no_plain_side() -> None:
     assert [line["name"] for line in table["first"]] == ["stops"]
 
 
-def test_rows_that_a_disturbance_leaves_out_are_counted_and_unknown_ones_shown() -> None:
+def test_rows_that_a_perturbation_leaves_out_are_counted_and_unknown_ones_shown() -> None:
     table = {**robustness()["typos"], "rows": 1, "left_out": 2}
     (result,) = robustness_section({"primary": "stops", "robustness": {"of_a_later_version(x=1)": table}}, [])
     assert result["what"] == ""
     assert result["said"][0] == "1 request was asked in this form; 2 rows could not be changed like this."
 
 
-def test_no_disturbance_no_table() -> None:
+def test_no_perturbation_no_table() -> None:
     assert robustness_section({"primary": "stops"}, []) == []
 
 
