@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from tests.serve.speakers import make_file, make_speaker
 
+from serve.speakers import make_file, make_speaker
 from tunesmith.commands.serve import ServeOptions, _hosts, best_verified_gguf, start_server
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn

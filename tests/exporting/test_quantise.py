@@ -21,8 +21,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from gguf_sources import SOURCES, dense, in_blocks, wide, write
 
+from exporting.gguf_sources import SOURCES, dense, in_blocks, wide, write
 from tunesmith.errors import ModelError, RecipeError, ResourceError
 from tunesmith.exporting import quantize as module
 from tunesmith.exporting.quantization_types import QUANTIZATION_TYPES

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_opinions import judgment, people, robustness
 
+from reporting.test_opinions import judgment, people, robustness
 from strict_pages import (
     EVIL,
     LINE,

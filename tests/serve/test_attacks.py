@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter
-from tests.serve.speakers import FREE, TOKEN, Parrot, Running, events, raw, running
 
+from serve.speakers import FREE, TOKEN, Parrot, Running, events, raw, running
 from strict_pages import EVIL
 from tunesmith.serve.app import DOCS_FILES
 from tunesmith.web.errors import Limits

@@ -8,7 +8,8 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from tests.serve.speakers import FREE, TOKEN, Parrot, Running, running
+
+from serve.speakers import FREE, TOKEN, Parrot, Running, running
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import openai
 import pytest
-from tests.serve.speakers import FREE, TOKEN, Parrot, Running, events, running
 
 from finished_runs import make_recipe
+from serve.speakers import FREE, TOKEN, Parrot, Running, events, running
 from tunesmith.data.conversation import Turn
 from tunesmith.web.errors import Limits
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.serve.speakers import Parrot, Running, running
 
+from serve.speakers import Parrot, Running, running
 from tunesmith.errors import RunError
 from tunesmith.serve import pairing
 from tunesmith.serve.pairing import CODE_LETTERS, CODE_SECONDS, MAX_TRIES, Pairing, pairs_path, read_pairs, unpair
