@@ -99,8 +99,8 @@ def _ship(given: argparse.Namespace) -> dict[str, Any]:
     template = load_template(load_tokenizer(base), "model", base)
     job = Job(
         name=given.shape, folder=given.scratch / "export", weights=fetch_weights(str(base)),
-        adapter=given.scratch / "adapter", template=template, stop=(), merge_into="quantized", bits=4, precision="bfloat16",
-        limit=256, context=1024, seed=1, card=lambda: "",
+        adapter=given.scratch / "adapter", template=template, stop=(), merge_into="quantized", bits=4,
+        precision="bfloat16", limit=256, context=1024, seed=1, card=lambda: "",
     )  # fmt: skip
     began = time.perf_counter()
     files = gguf.write(job, types=given.types)

@@ -14,7 +14,8 @@ from serve.speakers import FREE, TOKEN, Parrot, Running, running
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
 OPEN = {("GET", "/health"), ("POST", "/v1/pair")}
-NO_KEY, WRONG = {}, {"Authorization": "Bearer wrong"}
+NO_KEY: dict[str, str] = {}
+WRONG = {"Authorization": "Bearer wrong"}
 RIGHT = {"Authorization": f"Bearer {TOKEN}"}
 
 
