@@ -15,7 +15,6 @@ from tunesmith.data.run_checks import text_detectors
 from tunesmith.errors import DataError
 
 KINDS = [
-    "whitespace",
     "collapsed_list",
     "machine_tell",
     "markup",
@@ -23,6 +22,7 @@ KINDS = [
     "placeholder",
     "repetition",
     "truncated",
+    "whitespace",
     "wrong_language",
 ]
 
@@ -40,7 +40,7 @@ def texts(kind: str, text: str) -> list[str]:
     return [defect.text for defect in defects_of(kind, text)]
 
 
-def test_the_catalogue_holds_the_kinds() -> None:
+def test_the_checks_that_look_inside_a_text() -> None:
     assert sorted(text_detectors()) == KINDS
 
 

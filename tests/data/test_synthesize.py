@@ -215,7 +215,7 @@ def test_an_answer_keeps_its_steps() -> None:
     ("text", "kind"),
     [
         (" ", "empty"),
-        ("As an AI language model, I cannot ask.", "machine tells"),
+        ("As an AI language model, I cannot ask.", "machine tell"),
         ("Dear [Your Name], where is it?", "placeholder"),
         ("I would like to know where my parcel is and the", "truncated"),
         ("Write to jane.roe@mail.example.com about it.", "personal: email"),
@@ -284,7 +284,7 @@ def test_rows_are_balanced_checked_and_say_where_they_are_from(tmp_path: Path) -
     rejected = [entry for entry in entries if entry.get("why")]
     assert rejected
     assert sum(made.rejected.values()) == len(rejected) == sum("rejected in" in line for line in said)
-    assert {"machine tells", "cut off", "empty"} >= set(made.rejected)
+    assert {"machine tell", "cut off", "empty"} >= set(made.rejected)
     assert made.requests == len([entry for entry in entries if entry["kind"] in ("answer", "prompt")])
     assert any("20 of 20 rows" in line for line in made.describe())
 
@@ -325,7 +325,7 @@ def test_what_cannot_be_had_is_counted_and_nothing_takes_its_place(tmp_path: Pat
     assert made.by_topic == {"reset password": 5, "track a parcel": 0, "cancel an order": 1, "return an item": 5}
     assert made.missing == {"track a parcel": 5, "cancel an order": 4}
     assert made.rejected["repeated"] == 4 * 8
-    assert made.rejected["machine tells"] >= 8
+    assert made.rejected["machine tell"] >= 8
     assert any("9 rows could not be generated: track a parcel 5, cancel an order 4" in line for line in made.describe())
     once_more = generate_rows(plan, stubborn, tmp_path)
     assert (once_more.requests, once_more.rows, once_more.missing) == (0, 11, made.missing)

@@ -21,7 +21,8 @@ from tunesmith.hardware import Machine
 from tunesmith.models.build import Model, add_adapter, load_model
 from tunesmith.models.shape import ModelShape, read_shape
 from tunesmith.models.weights import fetch_weights
-from tunesmith.planning.autograd import Plan, parse_bytes, plan_autograd, show_bytes, token_bytes, variant_bytes
+from tunesmith.planning.autograd import Plan, parse_bytes, plan_autograd, token_bytes, variant_bytes
+from tunesmith.wording import show_bytes
 
 GB, MIB = 10**9, 1 << 20
 CPU = Machine("cpu", "a processor", 2, 64 * GB, 32 * GB, "float32", "for the test")
@@ -83,7 +84,15 @@ def test_other_sizes_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 MiB"), (500 * MIB, "500 MiB"), (2**30 - 1, "1024 MiB"), (2**30, "1.0 GiB"), (7e9, "6.5 GiB")],
+    [
+        (0, "0 bytes"),
+        (3 * MIB // 1024, "3 KiB"),
+        (5 * MIB, "5.0 MiB"),
+        (500 * MIB, "500 MiB"),
+        (2**30 - 1, "1024 MiB"),
+        (2**30, "1.0 GiB"),
+        (7e9, "6.5 GiB"),
+    ],
 )
 def test_sizes_are_shown(count: float, text: str) -> None:
     assert show_bytes(count) == text

@@ -207,7 +207,7 @@ def test_repairs_are_shown_in_turns_of_their_kinds_and_visibly() -> None:
     page = split_page(repaired=mended(9))
     section = page[page.index('id="repairs"') : page.index('id="seen"')]
     assert section.count("<tr>") == SHOWN_REPAIRS + 1
-    assert "9 rows; 9 mojibake, 9 broken whitespace, 9 collapsed list" in Page(page).text
+    assert "9 rows; 9 mojibake, 9 whitespace, 9 collapsed list" in Page(page).text
     assert "␍⏎" in section  # a carriage return can be seen
     assert "rows.jsonl line 3" in section and "rows.jsonl line 4" not in section  # a kind does not fill the page
     replaced = split_page(repaired={**mended(), "stand_ins": 5})

@@ -44,7 +44,7 @@ def test_a_type_that_was_not_exported_is_shown(run: tuple[Any, Any], tmp_path: P
 def test_sizes_and_speeds_with_unverified_files_marked(run: tuple[Any, Any]) -> None:
     page = strict(export_page.files_html(run[1]))
     assert "56 tokens/s" in page.text
-    assert "105 MB" in page.text
+    assert "100 MiB" in page.text
     assert "99.0 %" in page.text
     assert page.text.count("NOT VERIFIED") == 1
 

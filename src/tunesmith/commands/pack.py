@@ -22,6 +22,7 @@ from tunesmith.hardware import versions
 from tunesmith.runs import archive
 from tunesmith.runs.archive import Member
 from tunesmith.runs.run import Run
+from tunesmith.wording import show_bytes
 
 INPUTS = "inputs"
 SOURCES = "sources"  # stands for the files of data.source in `without`
@@ -37,7 +38,7 @@ def describe_run(manifest: dict[str, Any]) -> str:
 
 def describe_files(members: Sequence[dict[str, Any]]) -> str:
     """Returns the number and total size of the files."""
-    return f"{len(members):,} files, {show_size(sum(member['size'] for member in members))}"
+    return f"{len(members):,} files, {show_bytes(sum(member['size'] for member in members))}"
 
 
 def describe_base(base: dict[str, Any], *, packed: bool) -> str:
@@ -55,14 +56,6 @@ def describe_base(base: dict[str, Any], *, packed: bool) -> str:
     at_revision = f" at {revision}" if revision else ""
     fetching = "is not packed; it is downloaded there" if packed else "is downloaded by the first command if necessary"
     return f"the base model {model}{at_revision}{with_fingerprint} {fetching}"
-
-
-def show_size(count: int) -> str:
-    """Formats a number of bytes."""
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
 
 
 ALWAYS = {
@@ -105,7 +98,7 @@ def pack(run: Run, target: Path, log: Reporter = silent, *, without: Sequence[st
         log(f"pack: {line}")
     if left_out:
         log(f"pack: not packed: {', '.join(left_out)}")
-    log(f"pack: {target}, {show_size(target.stat().st_size)}{replaced}")
+    log(f"pack: {target}, {show_bytes(target.stat().st_size)}{replaced}")
     log(f"pack: {describe_base(description['base'], packed=True)}")
     log(f"pack: copy it to the other machine, then run there: tunesmith unpack {shlex.quote(target.name)}")
     return target
@@ -366,7 +359,7 @@ def _packed_parts(members: Sequence[dict[str, Any]]) -> Iterator[str]:
     sizes = Counter[str]()
     for member in members:
         sizes[member["name"].partition("/")[0]] += member["size"]
-    lines = [f"{name} ({show_size(size)})" for name, size in sizes.most_common()]
+    lines = [f"{name} ({show_bytes(size)})" for name, size in sizes.most_common()]
     for start in range(0, len(lines), _SHOWN):
         yield f"packed {', '.join(lines[start : start + _SHOWN])}"
     inputs = [member["name"] for member in members if member["name"].startswith(f"{INPUTS}/")]

@@ -15,8 +15,9 @@ from tunesmith.errors import RecipeError, ResourceError, TunesmithError, raise_a
 from tunesmith.models.architecture import Architecture, architecture_from_weights
 from tunesmith.models.shape import ModelShape
 from tunesmith.models.weights import Weights
-from tunesmith.planning.autograd import Plan, show_bytes
+from tunesmith.planning.autograd import Plan
 from tunesmith.runs.run import Run, process_count
+from tunesmith.wording import show_bytes, show_seconds
 
 SAMPLE_STEPS = 64  # steps that the plan packs into micro-batches to estimate memory and time
 
@@ -339,12 +340,3 @@ def show_count(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f}"
-
-
-def show_seconds(seconds: float) -> str:
-    """Formats a duration."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

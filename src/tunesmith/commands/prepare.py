@@ -37,8 +37,8 @@ from tunesmith.data.prepare import NoRowsLeft, Prepared
 from tunesmith.data.prepare import prepare as prepare_rows
 from tunesmith.data.sources import open_sources
 from tunesmith.errors import DataError, ModelError, MultipleErrors, TunesmithError
-from tunesmith.evaluation.comparison import plural
 from tunesmith.runs.run import Run, hash_json
+from tunesmith.wording import counted
 
 if TYPE_CHECKING:
     from tunesmith.prompt.template import Template
@@ -169,7 +169,7 @@ def reasoning_hints(template: Template, reasoned: int) -> list[str]:
     from tunesmith.prompt.template import OPEN_THOUGHT
 
     if reasoned and template.reasoning == "drop":
-        rows = f"{reasoned:,} {plural('row', reasoned)}"
+        rows = f"{counted(reasoned, 'row')}"
         return [f"the reasoning of {rows} is dropped, because prompt.reasoning is drop"]
     if not reasoned and OPEN_THOUGHT.search(template.plain_answer.prompt):
         hint = "the generation prompt opens a thought, but no row has reasoning: the model learns an empty thought"

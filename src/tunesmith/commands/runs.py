@@ -14,6 +14,7 @@ from tunesmith.errors import RunError, TunesmithError
 from tunesmith.reporting.html_page import format_number
 from tunesmith.runs.run import Run, hash_file
 from tunesmith.training.job import read_journal
+from tunesmith.wording import show_bytes
 
 STATES = {"report": "reported", "evaluate": "evaluated", "train": "trained", "prepare": "prepared"}
 RUN_FILES = (
@@ -73,7 +74,7 @@ class RunRow:
             else "",
             "verdict": self.verdict,
             "date": time.strftime("%Y-%m-%d %H:%M", time.localtime(self.date)) if self.date else "",
-            "size": _size(self.bytes),
+            "size": show_bytes(self.bytes),
             "note": self.note,
         }
 
@@ -237,7 +238,3 @@ def _size_and_date(path: Path) -> tuple[int, float]:
             if file.parent.name == ".fingerprints" or name in ("journal.jsonl", "recipe.yaml"):
                 latest = max(latest, status.st_mtime)
     return total, latest
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"

@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tunesmith.commands.pack import SOURCES, describe_base, describe_files, describe_run, show_size
+from tunesmith.commands.pack import SOURCES, describe_base, describe_files, describe_run
 from tunesmith.commands.shared import Reporter, silent
 from tunesmith.errors import DataError, ResourceError, RunError
 from tunesmith.runs import archive
 from tunesmith.runs.run import atomic_folder
+from tunesmith.wording import show_bytes
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")  # a recipe's name
 
@@ -73,7 +74,7 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(parent_folder).free
     if needed > free:
         raise ResourceError(
-            f"the disk has {show_size(free)} left, but the run needs {show_size(needed)}",
+            f"the disk has {show_bytes(free)} left, but the run needs {show_bytes(needed)}",
             where=str(parent_folder),
             next="Free some space, or use another disk with --into",
         )

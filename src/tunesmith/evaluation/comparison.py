@@ -19,6 +19,7 @@ from tunesmith.evaluation.reply_log import ReplyLog
 from tunesmith.evaluation.score import Score, TrainingAnswers, View
 from tunesmith.evaluation.statistics import Difference, apply_holm, paired_difference
 from tunesmith.generation.text_model import Reply, TextModel
+from tunesmith.wording import plural
 
 NO_TRAINING_ANSWERS = TrainingAnswers()
 MAX_LOSS = 230.0  # nats; exp(230) = 1e100, far above the perplexity of any working model
@@ -235,13 +236,6 @@ def _detectable_sentence(result: Difference) -> str:
         return ""
     size = f"{result.detectable:.2f}" if result.detectable >= 0.01 else f"{result.detectable:.1g}"
     return f" A change of {size} would have been detected 4 times in 5."
-
-
-def plural(kind: str, count: int = 2) -> str:
-    """Returns the plural of a noun, such as 'topics' or 'categories'; the noun itself if `count` is 1."""
-    if count == 1:
-        return kind
-    return kind[:-1] + "ies" if kind.endswith("y") and kind[-2:-1] not in "aeiou" else f"{kind}s"
 
 
 RowKey = tuple[str, str]  # a row's part and id

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine
 from tunesmith.models.shape import ModelShape
+from tunesmith.wording import show_bytes
 
 if TYPE_CHECKING:
     from tunesmith.kernels.block import Keep
@@ -196,8 +197,3 @@ def parse_bytes(text: str) -> int:
         raise ValueError(text)
     power = {"M": 2, "G": 3}[match[2]]
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-def show_bytes(count: float) -> str:
-    """Returns bytes as text in GiB or MiB."""
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

@@ -17,8 +17,9 @@ from tunesmith.kernels.block import Keep
 from tunesmith.kernels.lora_linear import BaseForm
 from tunesmith.models.fused_config import LATER_GEMMAS, LayerAttention
 from tunesmith.models.shape import ModelShape
-from tunesmith.planning.autograd import MEMORY_SHARE, NF4_BYTES, OPTIMIZER_BYTES, Plan, parse_bytes, show_bytes
+from tunesmith.planning.autograd import MEMORY_SHARE, NF4_BYTES, OPTIMIZER_BYTES, Plan, parse_bytes
 from tunesmith.prompt.pack import best_fit_batches
+from tunesmith.wording import show_bytes
 
 CHUNK = 1024  # tokens with loss whose logits are in memory at a time
 LAUNCH_SECONDS = 2.5e-6  # per kernel, launched from a CUDA graph on an H200

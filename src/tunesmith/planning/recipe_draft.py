@@ -18,9 +18,9 @@ from tunesmith.data.formats import DetectedFormat
 from tunesmith.data.load import bad_answer_reason
 from tunesmith.errors import RecipeError, ResourceError
 from tunesmith.hardware import Machine
-from tunesmith.planning.autograd import show_bytes
 from tunesmith.planning.base_models import BASES, DRAFT_RANK, EXAMPLE_GPU, PACKAGED, Choice, choose, needs
 from tunesmith.planning.survey import DEFECT_CHECKS, SampledRow, Survey, is_too_common, percentile, survey
+from tunesmith.wording import show_bytes
 
 MAX_LINES = 50  # a recipe should fit on a screen
 MAX_TOKENS = 4096  # longer rows are documents, and memory grows with them

@@ -13,9 +13,9 @@ from tunesmith.config.registry import entry_module
 from tunesmith.data.load import summarize_notes
 from tunesmith.data.messages import ReadNotes
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.comparison import plural
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import render_page
+from tunesmith.wording import counted
 
 SHOWN = 12  # examples per check; findings.jsonl has all
 SHOWN_REPAIRS = 10
@@ -125,7 +125,7 @@ def _remarks(audit: dict[str, Any]) -> list[str]:
     notes = ReadNotes(Counter(audit.get("unused", {})), Counter(audit.get("turns", {})))
     lines = summarize_notes(notes, audit.get("left_out", {}), audit.get("unread_because", {}), audit["read"])
     if dropped := audit.get("reasoning_left_out"):
-        lines.append(f"the reasoning of {dropped:,} {plural('row', dropped)} is left out (prompt.reasoning: drop)")
+        lines.append(f"the reasoning of {counted(dropped, 'row')} is left out (prompt.reasoning: drop)")
     return lines
 
 
@@ -193,7 +193,7 @@ def _summary(audit: dict[str, Any], findings: Sequence[dict[str, Any]]) -> str:
     """Returns the audit as one or two sentences."""
     read = audit["read"]
     quarantined, dropped = sum(audit["quarantined"].values()), sum(audit["dropped"].values())
-    rows = f"{read:,} {plural('row', read)} read"
+    rows = f"{counted(read, 'row')} read"
     expanded = _expanded_sentence(audit.get("expanded") or {"conversations": 0})
     if not findings and not audit["repaired"]["rows"]:
         return " ".join(filter(None, (f"{rows}. Nothing was found.", expanded)))
@@ -225,7 +225,7 @@ def _most_frequent(findings: Sequence[dict[str, Any]]) -> str:
     most = max(findings, key=lambda finding: finding["rows"])
     if not most["rows"]:
         return ""
-    return f"Most frequent: {most['check'].replace('_', ' ')} ({most['rows']:,} {plural('row', most['rows'])})."
+    return f"Most frequent: {most['check'].replace('_', ' ')} ({counted(most['rows'], 'row')})."
 
 
 def _plots(profile: dict[str, Any]) -> dict[str, str]:

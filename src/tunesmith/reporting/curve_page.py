@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.evaluation.comparison import plural
 from tunesmith.evaluation.statistics import FEW_GROUPS, Difference, apply_holm, paired_difference
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import format_number, render_page
+from tunesmith.wording import plural
 
 HELD_OUT = ("test", "unseen")
 MUCH = 0.5  # share of the gain of tuning: if a step may gain more than this, "unlikely to help" is not said

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tunesmith.wording import show_bytes
+
 Plain = dict[str, Any]
 
 
@@ -67,9 +69,9 @@ def _cost_row(entry: Plain) -> Plain:
     return {
         "name": entry["name"],
         "path": entry["path"].rpartition("/")[2],
-        "size": _megabytes(entry["bytes"]),
+        "size": show_bytes(entry["bytes"]),
         "load": f"{facts['load_seconds']:.1f} s" if facts else "",
-        "memory": _megabytes(facts["memory_bytes"]) if facts else "",
+        "memory": show_bytes(facts["memory_bytes"]) if facts else "",
         "rate": f"{facts['rate']:.0f}" if facts else "",
         "slots": facts["slots"] if facts else "",
         "threads": facts["threads"] if facts else "",
@@ -101,7 +103,3 @@ def _percent(value: float | None) -> str:
 
 def _two_digits(value: float | None) -> str:
     return "–" if value is None else f"{value:.2g}"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"

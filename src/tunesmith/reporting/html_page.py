@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunesmith.evaluation.comparison import plural
+from tunesmith.wording import plural
 
 
 def render_page(page: str, /, **values: Any) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.config.registry import entries, entry_options, resolve
-from tunesmith.evaluation.comparison import plural
 from tunesmith.runs.run import hash_json
+from tunesmith.wording import counted
 
 PERTURBATIONS = "tunesmith.evaluation.perturbations"
 CONSISTENCY_LABELS = {
@@ -41,7 +41,7 @@ def judge_section(folder: Path, recipe: Recipe, records: Records) -> Plain | Non
 
 def _preference_sentence(judge: Plain) -> str:
     preference = judge["preference"]
-    ties = f"{judge['ties']} {plural('tie', judge['ties'])}"
+    ties = f"{counted(judge['ties'], 'tie')}"
     if not preference:
         return f"The judge showed no preference: {ties}, no pair decided."
     opening = "The judge showed no clear preference"
@@ -62,11 +62,11 @@ def _reliability_notes(judge: Plain) -> list[str]:
         )
     if judge["equal"]:
         was = "was not judged and counts as a tie" if judge["equal"] == 1 else "were not judged and count as ties"
-        sentences.append(f"{_count(judge['equal'], 'pair')} with equal replies {was}.")
+        sentences.append(f"{counted(judge['equal'], 'pair')} with equal replies {was}.")
     if judge["missing"]:
         were = "was" if judge["missing"] == 1 else "were"
         reasons = ", ".join(f"{count} {reason}" for reason, count in judge["failures"].items())
-        sentences.append(f"{_count(judge['missing'], 'pair')} without two verdicts {were} left out ({reasons}).")
+        sentences.append(f"{counted(judge['missing'], 'pair')} without two verdicts {were} left out ({reasons}).")
     return sentences
 
 
@@ -125,8 +125,8 @@ def _description(title: str, perturbations: Sequence[NamedSetting]) -> str:
 
 
 def _sentences(table: Plain, primary: str) -> list[str]:
-    requests = f"{_count(table['rows'], 'request')} {'was' if table['rows'] == 1 else 'were'} asked in this form"
-    without_twin = f"; {_count(table['left_out'], 'row')} could not be changed like this" if table["left_out"] else ""
+    requests = f"{counted(table['rows'], 'request')} {'was' if table['rows'] == 1 else 'were'} asked in this form"
+    without_twin = f"; {counted(table['left_out'], 'row')} could not be changed like this" if table["left_out"] else ""
     sentences = [f"{requests}{without_twin}."]
     name = primary.replace("_", " ")
     if consistency := table.get("consistency", {}).get("rouge_l"):
@@ -188,10 +188,6 @@ def format_share(share: Mapping[str, Any]) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {plural(noun, number)}"
 
 
 def _is_outdated(records: Records, product: str, key: str) -> bool:

@@ -18,12 +18,12 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.hub import parse_hub_source
 from tunesmith.data.privacy import find_personal, find_secrets
 from tunesmith.errors import DataError, ModelError
-from tunesmith.planning.autograd import show_bytes
 from tunesmith.prompt.template import Template
 from tunesmith.prompt.tokens import stop_ids
 from tunesmith.reporting.html_page import format_number, render_page
 from tunesmith.reporting.replies import part_title
 from tunesmith.reporting.run_report import limitations as limits_of
+from tunesmith.wording import show_bytes
 
 REMOVED = "[removed]"
 PRIVATE = ("email", "phone", "card", "iban", "ssn", "ip")

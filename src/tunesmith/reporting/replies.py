@@ -10,9 +10,9 @@ from typing import Any
 
 from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Conversation
-from tunesmith.evaluation.comparison import plural
 from tunesmith.evaluation.power import TOLERANCE
 from tunesmith.reporting.unsupported import split_at_statements, unsupported_statements
+from tunesmith.wording import plural
 
 WORST = 10
 HEADING = 140  # characters of a question shown as its heading

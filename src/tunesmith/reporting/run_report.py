@@ -14,14 +14,14 @@ from tunesmith.config.recipe import METRICS, Recipe
 from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import TunesmithError
-from tunesmith.evaluation.comparison import plural, read_row_replies
-from tunesmith.planning.autograd import show_bytes
+from tunesmith.evaluation.comparison import read_row_replies
 from tunesmith.reporting import plots
 from tunesmith.reporting.exported_files import read_exported_files
 from tunesmith.reporting.html_page import render_page
 from tunesmith.reporting.judgments import judge_section, review_section, robustness_section
 from tunesmith.reporting.replies import part_title, read_reply_items, reply_filters, worst_items
 from tunesmith.training.job import read_journal
+from tunesmith.wording import counted, plural, show_bytes
 
 TOO_FEW = 5  # groups: their 2⁵ sign flips cannot give p < 0.0625 (statistics.permuted)
 
@@ -129,9 +129,7 @@ def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -
             "were asked for their last answer."
         )
     if dropped := audit.get("reasoning_left_out"):
-        sentences.append(
-            f"The reasoning of {dropped:,} {plural('row', dropped)} was left out (prompt.reasoning: drop)."
-        )
+        sentences.append(f"The reasoning of {counted(dropped, 'row')} was left out (prompt.reasoning: drop).")
     if not audit["parts"]["unseen"]:
         sentences.append("No whole group was held out, so nothing is known about topics that the rows do not cover.")
     outside = scores["sections"].get("outside the domain", {}).get("expected")

@@ -14,11 +14,11 @@ from typing import Any
 from tunesmith.config.recipe import parse_yaml, read_recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.evaluation.comparison import plural
 from tunesmith.evaluation.statistics import FEW_GROUPS, Difference, apply_holm, paired_difference
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import format_number, render_page
 from tunesmith.runs.run import Run, command_for_product, hash_file, hash_json
+from tunesmith.wording import plural
 
 HELD_OUT = ("test", "unseen")
 BY_TOKEN = ("loss", "perplexity")  # means over tokens, which depend on the tokenizer

@@ -12,6 +12,7 @@ from typing import Any
 
 from tunesmith.errors import DataError
 from tunesmith.ui import text_html
+from tunesmith.wording import counted
 
 PROPOSED = "proposed"  # subfolder of an audit in which repairs are tried
 UNDONE = "taken-back"
@@ -60,14 +61,14 @@ def findings_html(audit: dict[str, Any]) -> str:
 
 
 def _check_section(name: str, result: dict[str, Any], only_file: str, *, is_open: bool) -> str:
-    from tunesmith.evaluation.comparison import plural
+
     from tunesmith.reporting.audit_page import check_documentation
 
     actions = ", ".join(
         ACTIONS[item] for item in sorted(result["proposals"], key=list(ACTIONS).index) if result["proposals"][item]
     )
     title = escape(name.replace("_", " ").capitalize())
-    count = f"{result['rows']:,} {plural('row', result['rows'])}: {actions}" if result["rows"] else actions
+    count = f"{counted(result['rows'], 'row')}: {actions}" if result["rows"] else actions
     head = f"<summary><strong>{title}</strong> <span class='soft'>{escape(count)}</span></summary>"
     help_text = check_documentation(name)
     paragraphs = (

@@ -11,6 +11,7 @@ from tunesmith.errors import DataError, TunesmithError
 from tunesmith.runs.run import child_folder
 from tunesmith.ui import audits, jobs, text_html
 from tunesmith.ui.state import QUIET, SLOW, State
+from tunesmith.wording import show_time
 
 REFRESH_SECONDS = 1.0  # while an audit is running
 FILE_TYPES = [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".gz"]
@@ -236,7 +237,7 @@ def _audit_html(name: str, job: jobs.Job, audit: dict[str, Any] | None) -> str:
     pieces = [text_html.heading(f"Audit of {name}")]
     if job.status == "running":
         pieces += [
-            text_html.paragraph(f"Auditing since {text_html.clock(job.started)} …", "good"),
+            text_html.paragraph(f"Auditing since {show_time(job.started)} …", "good"),
             text_html.log(job.log, 6),
         ]
     elif job.status in ("failed", "gone"):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tunesmith.errors import MultipleErrors, TunesmithError
+from tunesmith.wording import counted
 
 VERDICTS = {
     "contradicted": "Contradicted",
@@ -90,13 +91,15 @@ def claim_list(claims: Sequence[Mapping[str, Any]], checked: bool) -> str:
     supported = [claim for claim in claims if claim["verdict"] == "supported"]
     if not claims:
         return note("No statements yet. Each one is checked as soon as its sentence is complete.")
-    heading = f"{_count(len(doubted), 'statement')} to review" if doubted else "Every statement is supported by a field"
+    heading = (
+        f"{counted(len(doubted), 'statement')} to review" if doubted else "Every statement is supported by a field"
+    )
     parts = [f"<h3>{heading}</h3>"]
     if doubted:
         parts.append(f'<ol class="claims">{"".join(map(_claim_item, doubted))}</ol>')
     if supported:
         items = "".join(f"<li><q>{escape(claim['text'])}</q>{_source(claim)}</li>" for claim in supported)
-        summary = f"{_count(len(supported), 'statement')} supported by a field"
+        summary = f"{counted(len(supported), 'statement')} supported by a field"
         parts.append(f"<details><summary>{summary}</summary><ul>{items}</ul></details>")
     return "".join(parts)
 
@@ -144,7 +147,3 @@ def code(text: str, name: str) -> str:
         f'<div class="code"><pre tabindex="0"{attribute}><code id="{escape(name)}">{escape(text)}</code></pre>'
         f'<button type="button" data-copy="{escape(name)}" aria-label="Copy the command">Copy</button></div>'
     )
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -14,6 +14,7 @@ from typing import Any
 from tunesmith.runs.run import Run
 from tunesmith.training.job import read_journal
 from tunesmith.ui import jobs, text_html
+from tunesmith.wording import show_bytes, show_duration, show_time
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 360, 170
@@ -189,18 +190,16 @@ def headline(progress: Progress) -> str:
     """Returns the state of the run in one sentence; if the command failed or is gone, why."""
     job, (step, total) = progress.job, progress.steps
     if progress.pid:
-        since = f" since {text_html.clock(job.started)}" if job.started and job.status == "running" else ""
+        since = f" since {show_time(job.started)}" if job.started and job.status == "running" else ""
         title = STAGES.get(progress.stage, progress.stage or "A command")
         process = f"process {progress.pid}" if job.status == "running" else f"process {progress.pid}, started elsewhere"
         return text_html.paragraph(f"{title}: running{since} ({process}). It continues if you close this page.", "good")
     if job.status == "failed":
-        return text_html.error_box(
-            f"The command '{job.command}' failed", text_html.clock(job.ended), job.reason.rstrip(".")
-        )
+        return text_html.error_box(f"The command '{job.command}' failed", show_time(job.ended), job.reason.rstrip("."))
     if job.status == "gone":
         return text_html.error_box(
             f"The process of '{job.command}' is gone",
-            f"started {text_html.clock(job.started)}",
+            f"started {show_time(job.started)}",
             f"{job.reason[:1].upper()}{job.reason[1:]}. Start it again to resume from the last checkpoint",
         )
     if "train" in progress.finished:
@@ -225,14 +224,14 @@ def figure_tiles(progress: Progress) -> str:
         if "tokens_per_second" in last:
             figures.append((f"{last['tokens_per_second']:,.0f}", "tokens/s"))
         if progress.pid and step < total and "eta" in last:
-            figures.append((text_html.duration(last["eta"]), "time left"))
+            figures.append((show_duration(last["eta"]), "time left"))
         elif "time" in last and "time" in progress.events[0]:
-            figures.append((text_html.duration(last["time"] - progress.events[0]["time"]), "training time"))
+            figures.append((show_duration(last["time"] - progress.events[0]["time"]), "training time"))
     memory = jobs.read_memory(progress.folder)
     if progress.pid and memory:
-        figures.append((text_html.byte_size(memory[-1][1]), "memory in use"))
+        figures.append((show_bytes(memory[-1][1]), "memory in use"))
     elif peak := _peak_memory(progress.folder):
-        figures.append((text_html.byte_size(peak[1]), peak[0]))
+        figures.append((show_bytes(peak[1]), peak[0]))
     return text_html.tiles(figures)
 
 
@@ -280,9 +279,7 @@ def curves_html(progress: Progress) -> str:
     if memory := jobs.read_memory(progress.folder):
         points = [(seconds - memory[0][0], count / (1 << 30)) for seconds, count in memory]
         figures.append(
-            curve(
-                "Memory of the process, GiB", points, latest=text_html.byte_size(memory[-1][1]), x_label="", x_unit="s"
-            )
+            curve("Memory of the process, GiB", points, latest=show_bytes(memory[-1][1]), x_label="", x_unit="s")
         )
     return f'<div class="curves">{"".join(figures)}</div>'
 

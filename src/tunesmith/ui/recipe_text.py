@@ -24,6 +24,7 @@ from tunesmith.ui.form import (
     set_value,
     without_defaults,
 )
+from tunesmith.wording import show_bytes, show_duration
 
 
 def load_text(name: str, *, small: bool = False) -> str:
@@ -216,10 +217,10 @@ def preview(recipe: Recipe, scratch: Path) -> str:
         (f"{checked.rows:,}", "rows"),
         (f"{counts.get('train', 0):,}", "to train on"),
         (f"{checked.longest:,}", "tokens in the longest row"),
-        (text_html.byte_size(plan.peak), f"of memory, {text_html.byte_size(plan.budget)} available"),
+        (show_bytes(plan.peak), f"of memory, {show_bytes(plan.budget)} available"),
     ]
     if plan.total_seconds is not None:
-        tiles.append((text_html.duration(plan.total_seconds), "estimated training time"))
+        tiles.append((show_duration(plan.total_seconds), "estimated training time"))
     warnings = [*checked.warnings, *(line for line in plan_lines if line.startswith(("not fused", "better")))]
     return text_html.part(
         text_html.heading("Plan"),

@@ -17,13 +17,13 @@ import gradio as gr
 from tunesmith.commands.review import FOLDER, RunningReview, review_pairs, serve_review, write_summary
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
-from tunesmith.evaluation.comparison import plural
 from tunesmith.evaluation.review import QUESTIONS, check_reviewer, read_reviews
 from tunesmith.reporting.replies import part_title
 from tunesmith.runs.run import Run
 from tunesmith.ui.components import draw_for_run, pane
 from tunesmith.ui.html import error_note, escape, note, table
 from tunesmith.ui.state import QUIET, State
+from tunesmith.wording import counted
 
 REFRESH_SECONDS = 2.0  # while a review is open
 KEYS = (
@@ -222,7 +222,7 @@ def results_html(summary: dict[str, Any] | None, kind: str) -> str:
             for name, shares in section["questions"].items()
         ]
         name, count = part_title(part, kind), section["pairs"]
-        caption = f"{name[:1].upper()}{name[1:]}: {count} {plural('pair', count)} judged"
+        caption = f"{name[:1].upper()}{name[1:]}: {counted(count, 'pair')} judged"
         tables.append(table(("", "base", "tuned"), rows, caption))
     more = f"<details><summary>By part</summary>{''.join(tables[1:])}</details>" if tables[1:] else ""
     parts += [*tables[:1], more]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -76,24 +75,3 @@ def log(text: str, lines: int = 200) -> str:
     tail = "\n".join(text.rstrip().splitlines()[-lines:])
     attributes = 'tabindex="0" role="region" aria-label="Output of the command"'
     return f'<pre class="log" {attributes}><code>{escape(tail)}</code></pre>' if tail else ""
-
-
-def duration(seconds: float) -> str:
-    """Formats a duration: 42 s, 3:05 min, 1:12 h."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60}:{seconds % 60:02d} min"
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d} h"
-
-
-def clock(seconds: float) -> str:
-    """Formats a Unix timestamp as local time, with the date if it is not today."""
-    date, today = time.localtime(seconds), time.localtime()
-    return time.strftime("%H:%M" if date[:3] == today[:3] else "%Y-%m-%d %H:%M", date)
-
-
-def byte_size(count: float) -> str:
-    """Formats a number of bytes: 12 MiB, 3.4 GiB."""
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

@@ -14,11 +14,11 @@ import gradio as gr
 from tunesmith.commands.writer import Writer, best_gguf, open_writer
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import TunesmithError
-from tunesmith.evaluation.comparison import plural
 from tunesmith.runs.run import Run
 from tunesmith.ui.components import draw_for_run, empty_text, pane, text_editor
 from tunesmith.ui.html import claim_list, error_note, escape, note
 from tunesmith.ui.state import QUIET, State
+from tunesmith.wording import counted
 from tunesmith.writing.events import ClaimEvent, DoneEvent, Event, TextEvent
 
 UPDATE_SECONDS = 0.06  # between two updates of the text while it is generated
@@ -121,7 +121,7 @@ class CheckedText:
     def doubt_count(self) -> str:
         """Returns how many statements no field supports, as a sentence; '' for none."""
         count = sum(claim.verdict != "supported" for claim in self.claims.values())
-        return f"{count} {plural('statement', count)} to review." if count else ""
+        return f"{counted(count, 'statement')} to review." if count else ""
 
     def value(self, status: str, *, busy: bool) -> dict[str, Any]:
         """Returns the editor's value."""
