@@ -68,7 +68,9 @@ def topics(sizes: list[int], topic: Callable[[np.random.Generator, int], Floats]
 def shares(rows: int, base: float, tuned: float) -> Shape:
     """0/1 scores, drawn apart."""
     return Shape(
-        lambda rng: ((rng.random(rows) < base) * 1.0, (rng.random(rows) < tuned) * 1.0), [1] * rows, tuned - base
+        lambda rng: ((rng.random(rows) < base).astype(np.float64), (rng.random(rows) < tuned).astype(np.float64)),
+        [1] * rows,
+        tuned - base,
     )
 
 
@@ -85,7 +87,7 @@ def changed(rows: int, up: float, down: float) -> Shape:
 def topic_shares(rng: np.random.Generator) -> tuple[Floats, Floats]:
     """0/1 scores of 20 topics of 5 rows, of which some gain all and some nothing (base 0.2, tuned 0.5)."""
     odds = np.repeat(rng.beta(1, 1, 20), 5)
-    return (rng.random(100) < 0.2) * 1.0, (rng.random(100) < odds) * 1.0
+    return (rng.random(100) < 0.2).astype(np.float64), (rng.random(100) < odds).astype(np.float64)
 
 
 def losses(rng: np.random.Generator) -> tuple[Floats, Floats]:

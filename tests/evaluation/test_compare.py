@@ -380,8 +380,8 @@ def test_scores_of_a_section_are_corrected_for_one_another_and_the_primary_is_no
     # 6 groups: the least p is 2 / 2^6 = 0.031, which holds alone and not as one of two
     parts = {"test": rows("test", 6, 2)}
     metrics = [NamedSetting("numbered_steps", {}), NamedSetting("loss", {}), NamedSetting("length", {})]
-    answers = [answered(parts, BAD, 2.0), answered(parts, GOOD, 1.5)]
-    differences = compare(parts, *answers, metrics, primary="loss", kind="topic", seed=1)["sections"]["test"]
+    base, tuned = answered(parts, BAD, 2.0), answered(parts, GOOD, 1.5)
+    differences = compare(parts, base, tuned, metrics, primary="loss", kind="topic", seed=1)["sections"]["test"]
     assert {
         name: (difference["p"], difference["adjusted"], difference["holds"]) for name, difference in differences.items()
     } == {
@@ -391,8 +391,8 @@ def test_scores_of_a_section_are_corrected_for_one_another_and_the_primary_is_no
     }
     assert differences["numbered_steps"]["verdict"] == "better"  # the interval's word, as ever
     probes = {**parts, "mine": [row(f"p{n}", f"g{n}") for n in range(6)]}
-    answers = [answered(probes, BAD, 2.0), answered(probes, GOOD, 1.5)]
-    probe_differences = compare(probes, *answers, metrics, primary="loss", kind="topic", seed=1)["sections"]["mine"]
+    base, tuned = answered(probes, BAD, 2.0), answered(probes, GOOD, 1.5)
+    probe_differences = compare(probes, base, tuned, metrics, primary="loss", kind="topic", seed=1)["sections"]["mine"]
     assert not probe_differences["loss"]["holds"]  # alone only where the verdict is found
 
 
@@ -402,9 +402,9 @@ def test_exchanged_replies_show_no_change() -> None:
     for seed in range(200):
         pairs = [(BAD if rng.random() < 0.4 else GOOD, GOOD) for _ in range(60)]  # truly apart
         pairs = [pair[::-1] if rng.random() < 0.5 else pair for pair in pairs]
-        answers = [[RowReply(str(n), "test", Reply(pair[side], True, 5), None) for n, pair in enumerate(pairs)]
-                for side in (0, 1)]  # fmt: skip
-        scores = compare(parts, *answers, STEPS, primary="numbered_steps", kind="topic", seed=seed)
+        base, tuned = ([RowReply(str(n), "test", Reply(pair[side], True, 5), None) for n, pair in enumerate(pairs)]
+                for side in (0, 1))  # fmt: skip
+        scores = compare(parts, base, tuned, STEPS, primary="numbered_steps", kind="topic", seed=seed)
         wrong += scores["helped"] != "no detectable change"
     assert 2 <= wrong <= 20  # 10 of 200 are expected
 

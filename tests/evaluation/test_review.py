@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import binomtest
@@ -58,15 +59,23 @@ def says(
 ) -> Judgment:
     """A judgment told by model: who was preferred, and the answers that are not yes."""
     whole: dict[str, dict[str, Answer]] = {
-        "base": {**dict.fromkeys(QUESTIONS, "yes"), **(base or {})},  # type: ignore[dict-item]
-        "tuned": {**dict.fromkeys(QUESTIONS, "yes"), **(tuned or {})},  # type: ignore[dict-item]
+        "base": {**dict.fromkeys(QUESTIONS, "yes"), **(base or {})},
+        "tuned": {**dict.fromkeys(QUESTIONS, "yes"), **(tuned or {})},
     }
     right_is: Model = "tuned" if left_is == "base" else "base"
     preference: Preference = "tie" if preferred == "tie" else "left" if preferred == left_is else "right"
-    sides = {"left_is": left_is, "left": whole[left_is], "right": whole[right_is]}
     return Judgment(
-        pair.id, pair.part, reviewer, preference=preference, seconds=4.0, note="", time="2026-01-01T00:00:00Z", **sides
-    )  # type: ignore[arg-type]
+        pair.id,
+        pair.part,
+        reviewer,
+        left_is=left_is,
+        left=whole[left_is],
+        right=whole[right_is],
+        preference=preference,
+        seconds=4.0,
+        note="",
+        time="2026-01-01T00:00:00Z",
+    )
 
 
 @pytest.mark.parametrize(("count", "of"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 9), (50, 100), (3, 1000)])
@@ -109,7 +118,7 @@ def test_cohens_kappa_by_hand() -> None:
 
 
 def test_pairs_leave_out_equal_replies_and_tell_no_answer() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "skill": "sewing",
         "asked": "ask one",
         "letter": "the answer",

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tunesmith.config.recipe import NamedSetting
 from tunesmith.config.registry import check_options, entries, resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn, conversation_to_dict, normalize, read_rows
+from tunesmith.data.rows import Row
 from tunesmith.data.sources import read_all
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation import perturbations
@@ -268,7 +269,9 @@ def test_outside_is_asked_under_the_rows_system_message() -> None:
 
 
 def test_the_file_outside_serves_as_probes_too() -> None:
-    rows = [probe.values for probe in read_all(ROOT / "recipes" / "probes" / "outside.jsonl")]
+    read = list(read_all(ROOT / "recipes" / "probes" / "outside.jsonl"))
+    rows = [probe.values for probe in read if isinstance(probe, Row)]
+    assert len(rows) == len(read)
     assert all(set(probe) == {"kind", "topic", "prompt", "expect"} for probe in rows)
     assert len({probe["topic"] for probe in rows}) == len({normalize(probe["prompt"]) for probe in rows}) == 40
     domain = re.compile(r"\b(app|order|parcel|refund|account|password|voucher|cover letter)\b", re.IGNORECASE)

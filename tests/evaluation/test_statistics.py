@@ -87,7 +87,7 @@ def test_the_interval_is_the_wider_of_two_slow_cluster_bootstraps(better: Better
 
 def test_a_0_or_1_score_has_the_percentiles_alone() -> None:
     rng = np.random.default_rng(4)
-    base, tuned = (rng.random(60) < 0.9) * 1.0, (rng.random(60) < 0.97) * 1.0
+    base, tuned = (rng.random(60) < 0.9).astype(np.float64), (rng.random(60) < 0.97).astype(np.float64)
     ci = bootstrap_interval(base, tuned, np.arange(60), seed=1)
     assert (ci.low, ci.high) == ci.percentiles
     assert ci.studentized != pytest.approx(ci.percentiles)

@@ -126,7 +126,12 @@ def test_what_a_dry_run_lists(job: Job, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_the_client_is_asked_for(job: Job, api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str | None] = []
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token=None: seen.append(token) or api)
+
+    def client(token: str | None = None) -> Any:
+        seen.append(token)
+        return api
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", client)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     names = sent(job, dry_run=False, private=False)
     assert seen == [TOKEN]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_judgments import judgment, people, robustness
 
+from reporting.test_judgments import judgment, people, robustness
 from strict_pages import (
     EVIL,
     LINE,
@@ -114,7 +114,7 @@ def reported(recipe: Recipe, tmp_path: Path) -> Callable[..., str]:
             lines = "".join(json.dumps(item.describe(), ensure_ascii=False) + "\n" for item in items)
             (tmp_path / f"replies/{which}.jsonl").write_text(lines, encoding="utf-8")
         summary = {"steps": 1200, "best_step": 2, "best_loss": 2.1, "tokens": 12345, "seconds": 61.5}
-        records = {
+        records: dict[str, dict[str, Any]] = {
             "prepare": {"seconds": 1.2},
             "train": {"seconds": 62.0, "summary": summary, "weights": "w" * 64, "files": {"adapter": "a" * 64}},
             "evaluate": {},

@@ -34,8 +34,8 @@ def test_differences_are_those_of_the_rows(tmp_path: Path) -> None:
     loss = comparison.sections["all"]["loss"]
     gains = [tuned[1][key] - tuned[0][key] for key in groups]
     assert loss["against"]["two"]["difference"] == pytest.approx(float(np.mean(gains)), abs=1e-12)
-    values = [[item[key] for key in groups] for item in tuned]
-    by_hand = paired_difference(*values, list(groups.values()), better="lower", seed=5)
+    one, other = ([item[key] for key in groups] for item in tuned)
+    by_hand = paired_difference(one, other, list(groups.values()), better="lower", seed=5)
     assert (loss["against"]["two"]["low"], loss["against"]["two"]["high"]) == (by_hand.low, by_hand.high)
     assert (loss["rows"], loss["groups"]) == (60, 20)  # whole topics are drawn, not rows
     assert loss["runs"] == {"one": pytest.approx(np.mean([*tuned[0].values()])), "two": pytest.approx(by_hand.tuned)}

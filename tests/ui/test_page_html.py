@@ -20,7 +20,7 @@ from tunesmith.runs.run import Run, child_folder
 from tunesmith.ui import audits, html, jobs, progress, recipe_text
 from tunesmith.ui.progress import MAX_POINTS, curve, short_number
 
-STEPS = [
+STEPS: list[dict[str, Any]] = [
     {"kind": "start", "step": 0, "total": 4, "time": 100.0},
     {"kind": "valid", "step": 0, "loss": 3.0, "time": 100.0},
     *(
