@@ -239,7 +239,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "Batch": f"{train.batch} a step",
         "Learning rate": f"{train.learning_rate:g}, {train.schedule.name}, warm-up {train.warmup:g}",
         "Optimizer": f"{train.optimizer.name}, decay {train.weight_decay:g}, gradients clipped at {train.clip:g}",
-        "Seed": recipe.seed,
+        "Seed": recipe.seed if recipe.train.seed is None else f"{recipe.seed}, training {recipe.train.seed}",
     }
     return settings
 
