@@ -10,8 +10,8 @@ from typing import Any
 
 from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Conversation
-from tunesmith.evaluation.comparison import plural
-from tunesmith.evaluation.power import TOLERANCE
+from tunesmith.evaluation.sentences import plural
+from tunesmith.evaluation.statistics import TOLERANCE
 from tunesmith.reporting.unsupported import split_at_statements, unsupported_statements
 
 WORST = 10
