@@ -146,8 +146,8 @@ HELD = {"test": rows("test", 6, 2), "unseen": rows("unseen", 3, 2)}
             BAD,
             GOOD,
             "better",
-            "Tuning helped: numbered steps went from 0.00 to 1.00 (higher is better), measured in 18 of 18 held-out rows "
-            "in 9 topics (p = 0.004). With other questions of this kind the difference would probably lie between +0.81 "
+            "Tuning helped: numbered steps went from 0.00 to 1.00 (higher is better), measured in 18 of 18 held-out "
+            "rows in 9 topics (p = 0.004). With other questions of this kind the difference would probably lie between +0.81 "
             "and +1.00.",
         ),
         (
@@ -155,16 +155,16 @@ HELD = {"test": rows("test", 6, 2), "unseen": rows("unseen", 3, 2)}
             BAD,
             "worse",
             "Tuning made it worse: numbered steps went from 1.00 to 0.00 (higher is better), measured in 18 of 18 "
-            "held-out rows in 9 topics (p = 0.004). With other questions of this kind the difference would probably lie "
-            "between -1.00 and -0.81.",
+            "held-out rows in 9 topics (p = 0.004). With other questions of this kind the difference would probably "
+            "lie between -1.00 and -0.81.",
         ),
         (
             GOOD,
             GOOD,
             "no change shown",
             "No change was shown: numbered steps went from 1.00 to 1.00 (higher is better), measured in 18 of 18 "
-            "held-out rows in 9 topics (p = 1.000). With other questions of this kind the difference would probably lie "
-            "between -0.19 and +0.19. Smaller changes than 0.49 would usually be missed.",
+            "held-out rows in 9 topics (p = 1.000). With other questions of this kind the difference would probably "
+            "lie between -0.19 and +0.19. Smaller changes than 0.49 would usually be missed.",
         ),
     ],
 )

@@ -108,6 +108,12 @@ def test_an_interval_without_a_small_p_shows_nothing() -> None:
     assert made(0.001, -0.3, -0.1).outcome == "worse"
 
 
+def test_zero_stays_in_the_interval_if_p_says_so() -> None:
+    verdict = judged([0.0] * 6, [1.0] * 5 + [0.0])  # five of six: the exact interval of the share alone is above zero
+    assert (verdict.p, verdict.low, verdict.outcome) == (2 / 2**5, 0.0, "no change shown")
+    assert judged([0.0] * 6, [1.0] * 6).low == pytest.approx(0.025 ** (1 / 6))
+
+
 def test_eighty_of_eighty_is_not_certainty() -> None:
     exact = stats.binomtest(80, 80).proportion_ci(0.95, method="exact").low
     verdict = judged([0.0] * 80, [1.0] * 80)
@@ -155,7 +161,10 @@ def test_a_few_missing_rows_count_against_the_result() -> None:
     assert verdict.worst.difference == pytest.approx((8 - 6) / 40)
     assert shown_direction(verdict.low, verdict.high, verdict.p) == 1  # what the measured rows alone say
     assert verdict.outcome == "no change shown"
-    assert "6 rows have a score for one of the models only; if all spoke against this, the difference would be +0.05."in said(verdict)  # fmt: skip
+    missing = (
+        "6 rows have a score for one of the models only; if all spoke against this, the difference would be +0.05."
+    )
+    assert missing in said(verdict)
     # the other way round, a missing base score is taken as right
     other, filled = judged([None, *[0.0] * 11], [1.0] * 12), judged([1.0, *[0.0] * 11], [1.0] * 12)
     assert other.worst == WorstCase(filled.difference, filled.low, filled.high, filled.p)

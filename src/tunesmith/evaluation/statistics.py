@@ -67,8 +67,8 @@ def mean_interval(sums: Floats, sizes: Ints, *, skewed: bool = True) -> Interval
     groups' summed residuals s and their shares w of the rows (Bell & McCaffrey 2002), and the degrees of freedom of
     `degrees_of_freedom`. With `skewed`, each end is moved outwards to that of Hall's transformed t, which corrects for
     skewness (Hall 1992, doi:10.1111/j.2517-6161.1992.tb01872.x), if that is wider; half of the skewness is corrected,
-    because it is estimated badly, and none for fewer than `SKEWNESS_GROUPS`. The interval is infinite for one group, and
-    has no width if all groups have the same mean.
+    because it is estimated badly, and none of fewer than `SKEWNESS_GROUPS`. The interval is infinite for one group,
+    and has no width if all groups have the same mean.
     """
     groups, rows = len(sizes), sizes.sum()
     mean = sums.sum(-1) / rows

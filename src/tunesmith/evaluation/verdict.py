@@ -124,6 +124,15 @@ def shown_direction(low: Any, high: Any, p: Any) -> Any:
     return (certain & (np.asarray(low) > 0)).astype(int) - (certain & (np.asarray(high) < 0)).astype(int)
 
 
+def with_zero(low: Any, high: Any, p: Any) -> tuple[Any, Any]:
+    """Returns the ends of an interval, moved to zero if they exclude it although p is above 0.05.
+
+    A difference of zero that one of the two tests does not reject is still possible. Takes numbers, or arrays.
+    """
+    possible = np.asarray(p) > ALPHA
+    return np.where(possible, np.minimum(low, 0.0), low), np.where(possible, np.maximum(high, 0.0), high)
+
+
 def decide(
     base: Sequence[float | None],
     tuned: Sequence[float | None],
@@ -145,8 +154,9 @@ def decide(
     The interval is that of statistics.py: for shares score-based or exact, otherwise a t interval over groups with a
     correction for skewness. The p-value is that of a sign-flip test over groups, whose false alarms are at most 5 % in
     both directions together whatever the scores' distribution, as long as the models' replies are exchangeable. Both
-    must agree. Differences below a billionth of the largest score are rounding noise and count as zero. With fewer than
-    six groups nothing can be shown, because their sign flips cannot give p <= 0.05.
+    must agree: zero stays in the interval if p is above 0.05. Differences below a billionth of the largest score are
+    rounding noise and count as zero. With fewer than six groups nothing can be shown, because their sign flips cannot
+    give p <= 0.05.
 
     If rows are missing and the score has limits, the comparison is repeated with every missing score set to the limit
     that speaks against what the measured rows show, and both must agree. If more than 20 % of the rows are missing, or
@@ -251,6 +261,8 @@ def _compare(
     low, high = _ends(influence, ids, gain, limits)
     unit = noise * max(1.0, abs(difference)) if fold == "exp" else noise
     difference, low, high = (0.0 if abs(value) <= unit else value for value in (difference, low, high))
+    if len(np.unique(ids)) >= MIN_GROUPS:  # p is never small for fewer
+        low, high = (float(end) for end in with_zero(low, high, p))
     return difference, low, high, p
 
 

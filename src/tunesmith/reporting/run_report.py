@@ -15,7 +15,7 @@ from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.comparison import read_row_replies
-from tunesmith.evaluation.sentences import measured_text, missed_sentences, plural
+from tunesmith.evaluation.sentences import measured_text, missed_sentences, plural, too_few_sentence
 from tunesmith.evaluation.verdict import MIN_GROUPS
 from tunesmith.planning.autograd import show_bytes
 from tunesmith.reporting import plots
@@ -112,8 +112,9 @@ def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -
     """Returns sentences on what the scores do not show."""
     first_section = next(iter(scores["sections"].values()))
     primary = first_section.get(scores["primary"]) or next(iter(first_section.values()))
+    kind = scores["kind"]
     sentences = [
-        f"The primary score was {measured_text(primary, scores['kind'])}. {_detectable_sentence(primary)}",
+        f"The primary score was {measured_text(primary, kind)}. {_detectable_sentence(primary, kind)}",
         "The scores measure form and similarity to the rows' answers. Only people can tell whether an answer is true.",
         "Replies were generated with greedy decoding; other settings give other replies.",
     ]
@@ -157,8 +158,10 @@ def _unfinished_thoughts(folder: Path) -> list[str]:
     return sentences
 
 
-def _detectable_sentence(primary: Mapping[str, Any]) -> str:
+def _detectable_sentence(primary: Mapping[str, Any], kind: str) -> str:
     """Returns a sentence on the smallest change that these rows usually show."""
+    if primary["verdict"] == "too few to tell":
+        return too_few_sentence(primary, kind)
     unknown = "It is not known how small a change these rows would usually show."
     return next(iter(missed_sentences(primary)), unknown)
 
