@@ -291,7 +291,8 @@ def test_shares_of_one_reviewer() -> None:
     assert description["seconds"] == 4
     assert description["agreement"] == {}
     assert summary.verdict == (
-        "No preference was shown: tuned won 6 of 8 decided pairs (75 %, 95 % interval 41 to 93 %); 2 ties."
+        "No preference was shown: tuned won 6 of 8 decided pairs; 2 ties (p = 0.289). With other questions of this "
+        "kind, the share won less the share lost would probably lie between -0.15 and +0.75."
     )
     json.dumps(description, allow_nan=False)
 
@@ -307,6 +308,20 @@ def test_verdicts() -> None:
     probes = some_pairs(1, "odd")
     odd = {"r1": {probes[0].id: says(probes[0], "r1", "tuned")}}
     assert "1 of 1 decided pairs of odd" in summarize(probes, 0, odd).verdict
+
+
+@pytest.mark.parametrize(
+    ("topics", "opening"), [(5, "Too few pairs"), (7, "No preference was shown"), (60, "People preferred")]
+)
+def test_topics_are_counted_and_not_single_pairs(topics: int, opening: str) -> None:
+    pairs = [replace(pair, group=f"g{number % topics}") for number, pair in enumerate(some_pairs(60))]
+    reviews = {"r1": {p.id: says(p, "r1", "base" if n % topics == 0 else "tuned") for n, p in enumerate(pairs)}}
+    summary = summarize(pairs, 0, reviews)
+    preference = summary.sections["test"].preference
+    assert (preference.groups, preference.rows) == (topics, 60)
+    assert summary.verdict.startswith(opening)
+    if topics == 7:  # one topic for the base, six for the tuned model: rows alone would give p < 0.001
+        assert preference.p > 0.05
 
 
 def test_sections_stand_as_in_the_scores() -> None:

@@ -285,7 +285,7 @@ def named(*names: Any) -> list[NamedSetting]:
     return [name if isinstance(name, NamedSetting) else NamedSetting(name, {}) for name in names]
 
 
-PARTS = {"test": [row(f"t{n}", f"Please, where is it, number {'i' * n}?", f"g{n % 5}") for n in range(20)]}
+PARTS = {"test": [row(f"t{n}", f"Please, where is it, number {'i' * n}?", f"g{n % 10}") for n in range(20)]}
 
 
 def test_the_same_rows_are_perturbed_in_every_way() -> None:
@@ -355,7 +355,7 @@ def test_a_model_that_a_perturbation_throws_is_told_from_one_that_bears_it() -> 
     assert (table["rows"], table["left_out"]) == (20, 0)
     alike = table["consistency"]["rouge_l"]
     assert alike["tuned"] == 1 and alike["base"] == pytest.approx(rouge_l(STEPS, "Well, open it and tap it."))
-    assert 0 < alike["base"] < 1 and alike["verdict"] == "better" and alike["groups"] == 5
+    assert 0 < alike["base"] < 1 and alike["verdict"] == "better" and alike["groups"] == 10
     assert (table["consistency"]["same_steps"]["base"], table["consistency"]["same_steps"]["tuned"]) == (0, 1)
     steps = table["base"]["numbered_steps"]
     assert (steps["plain"], steps["perturbed"], steps["difference"], steps["verdict"]) == (1, 0, -1, "worse")

@@ -98,9 +98,7 @@ def retention_table(
         "asked": len(rows),
         "shipped": len(read_probes()),
         "all": overall.describe(),
-        "abilities": {
-            name: {**verdict.describe(), "unlearned": unlearned[name]} for name, verdict in settled.items()
-        },
+        "abilities": {name: {**verdict.describe(), "unlearned": unlearned[name]} for name, verdict in settled.items()},
     }
 
 

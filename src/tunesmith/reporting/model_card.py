@@ -283,7 +283,8 @@ def _results(scores: Mapping[str, Any], hidden: Sequence[str]) -> list[tuple[Any
             figures = [format_number(difference[key]) for key in ("base", "tuned", "difference")]
             label = _markdown_text(name.replace("_", " ") + lower, hidden) + star
             lines.append([label, *figures, ends, difference["verdict"]])
-        rows = next(iter(differences.values()))["rows"]
+        first = next(iter(differences.values()))
+        rows = f"{first['rows']:,} of {first['asked']:,} rows measured"
         results.append((_markdown_text(_first_upper(part_title(part, scores["kind"])), hidden), rows, lines))
     return results
 
