@@ -19,10 +19,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from near_duplicates import SENTENCES, edited, filled, make_rows, word_lists
-
 from tunesmith.config.recipe import CHECKS
 from tunesmith.config.registry import entries, entry_constant
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.near_duplicates import SENTENCES, edited, filled, make_rows, word_lists
 
 RESULTS = Path(__file__).parent / "results" / "audit.csv"
 SIZES = (5_000, 52_000, 500_000)

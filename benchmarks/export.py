@@ -93,14 +93,14 @@ def _ship(given: argparse.Namespace) -> dict[str, Any]:
     from tunesmith.prompt.template import load_template, load_tokenizer
 
     base = given.scratch / given.shape
-    seconds = {}
+    seconds: dict[str, float] = {}
     for module, name in ((merge, "merge"), (convert, "convert"), (quantize, "quantize")):
         setattr(gguf, name, _timed(getattr(module, name), name, seconds))
     template = load_template(load_tokenizer(base), "model", base)
     job = Job(
         name=given.shape, folder=given.scratch / "export", weights=fetch_weights(str(base)),
-        adapter=given.scratch / "adapter", template=template, stop=(), onto="quantized", bits=4, precision="bfloat16",
-        limit=256, context=1024, seed=1, card=lambda: "",
+        adapter=given.scratch / "adapter", template=template, stop=(), merge_into="quantized", bits=4,
+        precision="bfloat16", limit=256, context=1024, seed=1, card=lambda: "",
     )  # fmt: skip
     began = time.perf_counter()
     files = gguf.write(job, types=given.types)

@@ -15,16 +15,19 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 
-from personal_texts import Marked, labeled, look_alikes
-
 from tunesmith.data.privacy import KINDS, find_names, find_personal
 from tunesmith.data.privacy_patterns import Span
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.personal_texts import Marked, labeled, look_alikes
 
 RESULTS = Path(__file__).parent / "results" / "personal.csv"
 OURS = {

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -40,7 +41,7 @@ BESIDE = ("duplicate", "near_duplicate", "contradiction")
 CALLED = {"secret": "secrets"}  # the check, where it is not called as the defect
 COLUMNS = "Job Title,Preferred Qualifications,Hiring Company,Applicant Name,Past Working Experience"
 COLUMNS += ",Current Working Experience,Skillsets,Qualifications"
-OPTIONS = {"fields": COLUMNS.split(","), "answer": LETTER, "instruction": "Write the cover letter."}
+OPTIONS: dict[str, Any] = {"fields": COLUMNS.split(","), "answer": LETTER, "instruction": "Write the cover letter."}
 
 
 @dataclass(frozen=True)

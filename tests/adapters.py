@@ -49,6 +49,11 @@ def logits(network: Any) -> Tensor:
     return found
 
 
+def grad_of(parameter: Tensor | None) -> Tensor:
+    assert parameter is not None and parameter.grad is not None
+    return parameter.grad
+
+
 def shaken(model: Model) -> Model:
     """Moves every trained parameter away from its start."""
     generator = torch.Generator().manual_seed(5)

@@ -68,7 +68,7 @@ class Says:
         assert not isinstance(prompt, str)
         self.prompts.append(prompt)
         pairs = (line.split(": ", 1) for line in prompt[-1].text.splitlines() if ": " in line)
-        yield _Said(self._reply(dict(pairs)))  # type: ignore[arg-type]
+        yield _Said(self._reply(dict(pairs)))
 
     def close(self) -> None:
         pass

@@ -16,13 +16,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.exporting.gguf_sources import SOURCES
-
 from tunesmith.exporting.quantization_types import QUANTIZATION_TYPES
 from tunesmith.models.gguf_header import BLOCKS, read_header
 from tunesmith.runs.run import hash_bytes, hash_file
 
-HASHES = Path(__file__).parents[1] / "tests" / "export" / "hashes.json"
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path.insert(0, str(TESTS))
+
+from exporting.gguf_sources import SOURCES  # noqa: E402  (the tests' folder is no package)
+
+HASHES = TESTS / "exporting" / "hashes.json"
 
 
 def tensor_hashes(path: Path) -> str:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.training import table
 from benchmarks.training.table import Setting
@@ -205,10 +206,10 @@ def _pair(text: str) -> tuple[int, int]:
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    listed = {"type": lambda text: [part for part in text.split(",") if part]}
+    listed: dict[str, Any] = {"type": lambda text: [part for part in text.split(",") if part]}
     parser.add_argument("--engines", **listed, default=list(ENGINES), help=f"of {', '.join(ENGINES)}, peft")
     parser.add_argument("--shapes", **listed, default=["llama2-7b"], help="see shapes.py, or folder:PATH")
-    pairs = {"type": lambda text: [_pair(part) for part in text.split(",")]}
+    pairs: dict[str, Any] = {"type": lambda text: [_pair(part) for part in text.split(",")]}
     parser.add_argument("--batches", **pairs, default=[(1, 512), (4, 512), (16, 512), (8, 2048)], help="ROWSxTOKENS,…")
     parser.add_argument("--budgets", **listed, default=[], help="GiB for native; without one is measured too")
     parser.add_argument("--checkpointing", **listed, default=[], help="of no, yes, unsloth; all unless given")

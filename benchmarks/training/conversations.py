@@ -154,7 +154,7 @@ def _trained(
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is not checked, see pyproject.toml
         """Notes when the first step starts and when each ends."""
 
         def __init__(self) -> None:

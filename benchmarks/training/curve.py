@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from benchmarks.training.quality import fine_tune, rows
+from benchmarks.training.quality import fine_tune, forms_of, keep_all, rows
 
 from tunesmith.config.recipe import Adapter, Train
 from tunesmith.hardware import detect_hardware
@@ -66,9 +66,9 @@ def losses(weights: Weights, train: list[Example], way: str) -> list[float]:
     model = load_model(weights, bits=4, device=machine.device, precision=precision)
     add_adapter(model, rank=16, alpha=32, layers="all", dropout=0, seed=1)
     many = int(model.network.config.num_hidden_layers)
-    layout = Layout(("stored",) * many, ("all",) * many, 512) if way == "fused" else Layout()
+    layout = Layout(forms_of("exact", many), keep_all(many), 512) if way == "fused" else Layout()
     job = Job(
-        model, None, train, [], Adapter(rank=16), Train(), 1, 0, WAYS[way], False, precision, Path(), "",
+        model, None, train, [], Adapter(rank=16), Train(), 1, 0, WAYS[way], False, precision, Path(), {},
         layout=layout,
     )  # fmt: skip
     made = fused_step.FusedStep(job, WAYS[way]) if way == "fused" else autograd_step.AutogradStep(job, WAYS[way])

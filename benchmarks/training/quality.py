@@ -27,10 +27,11 @@ from tunesmith.config.recipe import Adapter, Train
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.evaluation.metrics import rouge
 from tunesmith.evaluation.score import View
-from tunesmith.evaluation.statistics import paired_difference
+from tunesmith.evaluation.verdict import decide
 from tunesmith.generation.from_weights import WeightsModel
 from tunesmith.hardware import detect_hardware
 from tunesmith.kernels import base_weights
+from tunesmith.kernels.block import Keep
 from tunesmith.models.build import add_adapter, load_model
 from tunesmith.models.fuse import Forms
 from tunesmith.models.weights import Weights, fetch_weights
@@ -93,10 +94,10 @@ def tell(table: Path) -> None:
         pairs = [(found["exact", seed], row) for (products, seed), row in found.items() if products == name]
         apart = ", ".join(f"{100 * (float(b['after']) / float(a['after']) - 1):+.2f} %" for a, b in pairs)
         before, after = ([float(x) for pair in pairs for x in pair[which]["each"].split()] for which in (0, 1))
-        made = paired_difference(before, after, [""] * len(before), better="higher", seed=0)
+        made = decide(before, after, [""] * len(before), better="higher", seed=0)
         print(
             f"{name}: loss {apart}; ROUGE-L {made.base:.4f} -> {made.tuned:.4f}, difference {made.difference:+.4f} "
-            f"({made.low:+.4f} to {made.high:+.4f}) over {made.rows} replies: {made.verdict}"
+            f"({made.low:+.4f} to {made.high:+.4f}) over {made.rows} replies: {made.outcome}"
         )
 
 
@@ -120,12 +121,20 @@ def conversation(place: int, row: dict[str, str]) -> Conversation:
 
 def forms_of(products: str, many: int) -> tuple[Forms, ...]:
     """The form of each of `many` blocks."""
+    stored: Forms = "stored"
     if products == "exact":
-        return ("stored",) * many
+        return (stored,) * many
     if products == "8-bit, attention exact":
         return (("stored", "stored", "fp8", "fp8"),) * many
-    ends: Forms = "stored" if products == "8-bit, ends exact" else "fp8"
-    return (ends, *["fp8" for _ in range(many - 2)], ends)
+    fp8: Forms = "fp8"
+    ends = stored if products == "8-bit, ends exact" else fp8
+    return (ends, *[fp8] * (many - 2), ends)
+
+
+def keep_all(many: int) -> tuple[Keep, ...]:
+    """Keeping every activation, for each of `many` blocks."""
+    everything: Keep = "all"
+    return (everything,) * many
 
 
 def trained(
@@ -141,7 +150,7 @@ def trained(
     job = Job(
         model=model, tokenizer=None, train=train, valid=valid, adapter=Adapter(rank=rank), settings=Train(), seed=seed,
         pad=0, micro_tokens=4096, recompute=False, precision=machine.precision, folder=Path(), inputs={},
-        layout=Layout(forms_of(products, many), ("all",) * many, 512),
+        layout=Layout(forms_of(products, many), keep_all(many), 512),
     )  # fmt: skip
     before = validation_loss(job, 4096, range(len(valid)))
     began = time.perf_counter()

@@ -115,7 +115,7 @@ def _work(task: Task) -> None:
         layout = Layout(plan.forms, plan.keeps, plan.chunk, plan.table)
         job = Job(
             model, None, rows, [], Adapter(rank=ADAPTER_RANK), Train(), 1, 0, plan.micro_tokens, False,
-            machine.precision, task.folder, "", layout=layout,
+            machine.precision, task.folder, {}, layout=layout,
         )  # fmt: skip
         gradients = FusedStep(job, plan.micro_tokens)
         trained = list(gradients.trained.values())

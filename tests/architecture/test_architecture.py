@@ -43,7 +43,9 @@ def test_names_are_resolved_downwards() -> None:
     for path in FILES:
         package = place(path).split("/")[0]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and re.fullmatch(r"tunesmith(\.[a-z_0-9]+)+", str(node.value)):
+            if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+                continue
+            if re.fullmatch(r"tunesmith(\.[a-z_0-9]+)+", node.value):
                 assert find_spec(node.value), f"{place(path)} names {node.value}"
                 target = node.value.split(".")[1]
                 if package not in ("config", "__init__"):

@@ -109,9 +109,10 @@ def test_degrees(text: str, level: str, subject: str) -> None:
 def test_a_degrees_subject_ends_with_its_paragraph() -> None:
     text = "I hold a Master's degree in Physics\n\nThe Cheapest Correction is one made early."
     (claim,) = (claim for claim in extract(text) if claim.kind == "degree")
+    assert isinstance(claim.value, Degree)
     assert (claim.text, claim.value.subject) == ("Master's degree in Physics", ("physics",))
     (claim,) = (claim for claim in extract("I hold a Master of Computer\nScience.") if claim.kind == "degree")
-    assert claim.value.subject == ("computer", "science")
+    assert isinstance(claim.value, Degree) and claim.value.subject == ("computer", "science")
 
 
 def test_mastering_is_no_degree() -> None:

@@ -18,8 +18,9 @@ from tunesmith.data.duplicates import near_pairs
 from tunesmith.data.finding import Defect
 from tunesmith.data.formats import lines
 from tunesmith.data.privacy import find_personal, find_secrets
+from tunesmith.data.rows import Row
 from tunesmith.data.run_checks import text_detectors
-from tunesmith.data.sources import Row, read
+from tunesmith.data.sources import read
 from tunesmith.data.split import split
 from tunesmith.errors import ModelError
 from tunesmith.prompt.template import Template, load_template

@@ -569,7 +569,14 @@ def leaves(part: dict[str, Any], defs: dict[str, Any], path: str = "") -> Iterat
 
 def fits(value: Any, part: dict[str, Any], defs: dict[str, Any]) -> bool:
     """The words of JSON schema that pydantic writes for a recipe; an unknown word is an error."""
-    kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
+    kinds: dict[str, Any] = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": (int, float),
+        "null": type(None),
+    }
     sizes = {"minItems", "maxItems", "minLength", "minProperties", "maxProperties"}
     notes = {"title", "description", "default", "$defs", "type", "properties", "required", "additionalProperties"}
     if "type" in part:
@@ -640,7 +647,8 @@ def test_schema_takes_recipes_and_refuses_mistakes() -> None:
         {"data": {"source": "a.csv", "repair": 1}},
     ):
         assert not fits(yaml.safe_load(MINIMAL) | changes, json_schema, json_schema["$defs"]), changes
-    for bad_name in (5, ["columns", {}], {"columns": {}, "chat": {}}, {}, {"columns": 5}):
+    bad_names: tuple[Any, ...] = (5, ["columns", {}], {"columns": {}, "chat": {}}, {}, {"columns": 5})
+    for bad_name in bad_names:
         plain = yaml.safe_load(MINIMAL)
         plain["data"]["format"] = bad_name
         assert not fits(plain, json_schema, json_schema["$defs"]), bad_name

@@ -601,9 +601,12 @@ def test_portions_and_processes_find_the_same_in_the_same_order(tmp_path: Path) 
     rows = planted(4100)
     assert len(rows) > MIN_ROWS > BATCH_ROWS
     table = Table.write(tmp_path / "rows.table", rows)
-    given = {"personal": {"kinds": ["email"]}, "near_duplicate": {"threshold": 1.0}}  # lower: pairs of every two rows
+    options: dict[str, dict[str, Any]] = {
+        "personal": {"kinds": ["email"]},
+        "near_duplicate": {"threshold": 1.0},  # lower: pairs of every two rows
+    }
     names = [name for name in entries(CHECKS) if entry_constant(CHECKS, name, "SCOPE") != "split"]
-    checks = [NamedSetting(name, given.get(name, {})) for name in [*names[::-1], "too_short"]]
+    checks = [NamedSetting(name, options.get(name, {})) for name in [*names[::-1], "too_short"]]
     checks[-1] = NamedSetting("too_short", {"words": 2, "do": "drop"})  # the same check once more, with other options
     unread = [Finding("broken", "rows.csv line 0", "rows.csv", 0, "line", "?", "drop")]
     own = context(language=majority_language(rows), broken=unread, max_tokens=12)

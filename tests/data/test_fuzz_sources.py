@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.data.sources import READERS, BadRow, describe, read_all
+from tunesmith.data.rows import BadRow
+from tunesmith.data.sources import READERS, describe, read_all
 from tunesmith.errors import DataError
 
 KINDS = [kind + packing for kind in READERS for packing in ("", ".gz")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -461,7 +462,8 @@ def test_each_form_of_preference_pair_is_named_and_its_way_out_works(row: Any, s
     if way:
         ((name, options),) = yaml.safe_load(caught.value.next.partition("data.format: ")[2]).items()
         assert name == way
-        turns, _ = {"columns": columns, "chat": chat}[name](row, **options)
+        readers: dict[str, Callable[..., Any]] = {"columns": columns, "chat": chat}
+        turns, _ = readers[name](row, **options)
         assert [turn.text for turn in turns] == ["q", "a"]
 
 

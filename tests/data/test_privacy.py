@@ -10,8 +10,8 @@ import stat
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from re import _constants as codes  # type: ignore[attr-defined]
-from re import _parser as parser  # type: ignore[attr-defined]
+from re import _constants as codes
+from re import _parser as parser
 from typing import Any
 
 import pytest

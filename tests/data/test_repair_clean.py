@@ -147,7 +147,7 @@ def test_a_row_that_was_changed_since_is_not_undone() -> None:
 
 def test_a_person_is_the_same_in_every_field_and_row() -> None:
     book = PseudonymMap()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "Applicant": "Mira Quill",
             "mail": "mira@mill.example.net",
@@ -157,7 +157,7 @@ def test_a_person_is_the_same_in_every_field_and_row() -> None:
         {"Applicant": "Tom Tern", "mail": "tom@mill.example.net", "letter": "Mira is my neighbour, says Tom."},
     ]
     done = [mended(values, [values["letter"]], book=book, names=("Applicant",)) for values in rows]
-    first, second, third = (each.values for each in done)
+    first, second, third = (repaired.values for repaired in done)
     person, family = first["Applicant"].split()
     assert first["letter"] == f"I am {person}. Write to {first['mail']}."
     assert second["Applicant"] == first["Applicant"] == f"{person} {family}"
@@ -165,12 +165,12 @@ def test_a_person_is_the_same_in_every_field_and_row() -> None:
     assert second["list"] == [f"{person}'s", {"x": f"Ask {family}"}]
     assert third["mail"] != first["mail"]
     assert third["letter"] == f"Mira is my neighbour, says {third['Applicant'].split()[0]}."  # its own names alone
-    assert [each.pseudonym_count for each in done] == [4, 4, 3]
-    for values, each in zip(rows, done, strict=True):
-        back = {name: restore(value, book) for name, value in each.values.items() if isinstance(value, str)}
+    assert [repaired.pseudonym_count for repaired in done] == [4, 4, 3]
+    for values, repaired in zip(rows, done, strict=True):
+        back = {name: restore(value, book) for name, value in repaired.values.items() if isinstance(value, str)}
         assert back == {name: value for name, value in values.items() if isinstance(value, str)}
-        once_more = mended(each.values, [each.values["letter"]], book=book, names=("Applicant",))
-        assert once_more.values == each.values
+        once_more = mended(repaired.values, [repaired.values["letter"]], book=book, names=("Applicant",))
+        assert once_more.values == repaired.values
 
 
 def test_kinds_narrow_what_is_replaced_and_damage_is_left_unless_asked() -> None:

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data import rows as limits
-from tunesmith.data.sources import READERS, BadRow, Row, SourceFacts, describe, locate, read, read_all
+from tunesmith.data.rows import BadRow, Row
+from tunesmith.data.sources import READERS, SourceFacts, describe, locate, read, read_all
 from tunesmith.errors import DataError, TunesmithError
 
 ROWS = [
@@ -601,11 +602,12 @@ def test_bytes_that_are_not_the_encoding_given_are_said() -> None:
 
 @pytest.mark.parametrize("name", ["utf-9", "base64", "rot13", "", "idna", "x\0y", "unicode_escape"])
 def test_an_encoding_that_does_not_exist_is_said(name: str) -> None:
-    for ask in (read_all, describe):
+    calls: tuple[Callable[[Path, str], Any], ...] = (read_all, describe)
+    for call in calls:
         with pytest.raises(DataError) as caught:
-            list(ask(put("a.csv", "a\n1\n"), name))  # type: ignore[call-overload]
-        told = (caught.value.where, caught.value.what, caught.value.next)
-        assert told == (repr(name), "is not an encoding", "Write utf-8, windows-1252 or similar")
+            list(call(put("a.csv", "a\n1\n"), name))
+        message = (caught.value.where, caught.value.what, caught.value.next)
+        assert message == (repr(name), "is not an encoding", "Write utf-8, windows-1252 or similar")
 
 
 BY = "the header and the rows below it are separated by "

@@ -77,7 +77,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def replies(turns: Sequence[Turn], seed: int) -> Reply:
     """The server's model, without the server."""
     written = writer({"messages": [{"content": turns[-1].text}], "seed": seed})
-    return Reply(*written[:1], False, 1) if isinstance(written, tuple) else Reply(written, True, 1)
+    return Reply(written[0], False, 1) if isinstance(written, tuple) else Reply(written, True, 1)
 
 
 class Stops:

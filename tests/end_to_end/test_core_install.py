@@ -80,7 +80,7 @@ def test_runs_and_report(core: str, tmp_path: Path) -> None:
         (["train", "shopsphere"], "torch", "train"),
         (["check", "shopsphere"], "huggingface_hub", "train"),
         (["serve", "shopsphere"], "fastapi", "serve"),
-        (["ui"], "uvicorn", "ui"),
+        (["ui"], "h11", "ui"),
         (["audit", "rows.parquet"], "pyarrow", "parquet"),
     ],
 )

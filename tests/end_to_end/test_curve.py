@@ -8,7 +8,7 @@ import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -25,7 +25,7 @@ from tunesmith.reporting.runs_page import compare_run_folders
 from tunesmith.runs.run import Run, hash_path
 from tunesmith.training.job import read_journal
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "train__epochs": 1,
     "train__checkpoint_every": 1,
     "evaluate__metrics": ["loss", "stops"],
@@ -213,8 +213,8 @@ def test_rows_as_they_came_are_counted_whole_and_read_with_the_runs_own_date(
     def on(*date: int) -> None:
         class Then(datetime.date):
             @classmethod
-            def today(cls) -> datetime.date:
-                return datetime.date(*date)
+            def today(cls) -> Self:
+                return cls(*date)
 
         for module in ("tunesmith.prompt.template", "tunesmith.commands.prepare"):
             monkeypatch.setattr(f"{module}.datetime", types.SimpleNamespace(date=Then))

@@ -32,7 +32,7 @@ from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import ResourceError
 from tunesmith.generation import from_folder, from_gguf
 from tunesmith.models.gguf_header import read_header
-from tunesmith.runs.run import Run, hash_file, hash_json, hash_path
+from tunesmith.runs.run import Run, hash_file, hash_json, hash_path, translate_disk_errors
 
 TYPES = ["f16", "q8_0", "q4_k_m"]
 FILES = {"adapter", "merged", "gguf_lora", *TYPES}
@@ -486,7 +486,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gguf_target, "check_base", lambda job: None)  # its file is as small
         patched.setattr(converting, "_run_converter", converter.real)
-        patched.setattr(converting.subprocess, "run", small(subprocess.run))
+        patched.setattr("tunesmith.exporting.convert.subprocess.run", small(subprocess.run))
         stopped("export")
     with pytest.MonkeyPatch.context() as patched:
         real, remaining = quantising._PartialFile.finish_tensor, [20]
@@ -494,7 +494,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
         def close(part: Any) -> None:
             remaining[0] -= 1
             if remaining[0] == 0:
-                with quantising.translate_disk_errors(part.plan.path):
+                with translate_disk_errors(part.plan.path):
                     full()
             real(part)
 

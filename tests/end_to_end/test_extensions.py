@@ -41,7 +41,7 @@ def recipe(tmp_path: Path, tiny: Callable[..., Path]) -> Callable[..., Path]:
             rows.writerow([f"Order {number}", request, reply.upper() if number % 10 == 0 else reply])
 
     def write(**sections: Any) -> Path:
-        plain = {
+        plain: dict[str, Any] = {
             "name": "tickets",
             "base": {"model": str(tiny("llama"))},
             "data": {

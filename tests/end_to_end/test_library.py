@@ -95,9 +95,17 @@ def test_settings_and_paths(tiny: Callable[..., Path], here: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: tunesmith.read_recipe(5), RecipeError, "a recipe is a path, the name of a shipped recipe, a dict"),
-        (lambda: tunesmith.train(["finance"]), RecipeError, "not list"),
-        (lambda: tunesmith.train("finance", 5), RunError, "a run is a Run or the path of its folder, not int"),
+        (
+            lambda: tunesmith.read_recipe(5),  # type: ignore[arg-type]
+            RecipeError,
+            "a recipe is a path, the name of a shipped recipe, a dict",
+        ),
+        (lambda: tunesmith.train(["finance"]), RecipeError, "not list"),  # type: ignore[arg-type]
+        (
+            lambda: tunesmith.train("finance", 5),  # type: ignore[arg-type]
+            RunError,
+            "a run is a Run or the path of its folder, not int",
+        ),
         (lambda: tunesmith.train("finance", "nowhere"), RunError, "nowhere: this run does not exist"),
         (lambda: tunesmith.read_recipe({"name": "x", "bse": {}}), TunesmithError, "the recipe, bse: unknown key"),
         (lambda: tunesmith.audit(5), DataError, "rows are a path, a recipe, dicts or a DataFrame, not int"),

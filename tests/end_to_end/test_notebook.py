@@ -18,6 +18,7 @@ import nbformat
 import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -106,7 +107,15 @@ def disturbed(notebook: Any, folder: Path, run: Path, disturb: Callable[[Noteboo
 
 def disconnect(running: NotebookClient) -> None:
     """The whole machine goes: the kernel and the commands that it started."""
+    assert running.km and isinstance(running.km.provisioner, LocalProvisioner)
+    assert running.km.provisioner.pgid
     os.killpg(running.km.provisioner.pgid, signal.SIGKILL)
+
+
+def interrupt(running: NotebookClient) -> Any:
+    """Returns the awaitable of the interrupt that the notebook's stop button sends to the kernel."""
+    assert running.km
+    return running.km.interrupt_kernel()
 
 
 def write_recipe(folder: Path, epochs: int, *files: Any) -> None:
@@ -185,8 +194,10 @@ def test_it_tells_no_path_no_secret_and_no_host() -> None:
 
 def test_settings_are_one_cell_of_plain_values() -> None:
     body = ast.parse(settings(read()).source).body
-    assert all(isinstance(line, ast.Assign) for line in body)
-    values = {line.targets[0].id: ast.literal_eval(line.value) for line in body}  # type: ignore[attr-defined]
+    values = {}
+    for line in body:
+        assert isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
+        values[line.targets[0].id] = ast.literal_eval(line.value)
     assert {"RECIPE", "SMALL", "RUNS"} <= values.keys()
     assert not Path(values["RUNS"]).is_absolute()
 
@@ -268,7 +279,7 @@ def test_on_colab_after_a_disconnect_and_after_a_stop_it_goes_on(
     run = tmp_path / "drive/MyDrive/runs/toy-small"
     assert isinstance(disturbed(with_settings(**wish), tmp_path, run, disconnect), DeadKernelError)
     stopped = with_settings(**wish)
-    error = disturbed(stopped, tmp_path, run, lambda running: running.km.interrupt_kernel())
+    error = disturbed(stopped, tmp_path, run, interrupt)
     assert isinstance(error, CellExecutionError) and error.ename == "KeyboardInterrupt"
     assert re.search(r"stopped after step \d+ of 300; everything is kept", said(stopped, "run"))
     assert "Traceback" not in said(stopped, "run")

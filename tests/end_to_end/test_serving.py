@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from tests.serve.loopback_servers import make_file, make_speaker
 
+from serve.loopback_servers import make_file, make_speaker
 from tunesmith.commands.serve import ServeOptions, _hosts, best_verified_gguf, start_server
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
@@ -163,7 +163,7 @@ def test_files_that_do_not_count_are_passed_over(tmp_path: Path, file: Path) -> 
 
     def name(say: Callable[[str], None] = lambda text: None) -> str | None:
         entry = best_verified_gguf(run, say)
-        return entry and entry["name"]
+        return None if entry is None else str(entry["name"])
 
     assert name() == "q8_0"
     plain = run.read_json("export.json")

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.end_to_end.test_export import write_recipe
 
 import tunesmith
+from end_to_end.test_export import write_recipe
 from gguf_models import make_convertible
 from tiny import toy_rows
 from tunesmith.commands.side_by_side import ReplyGenerator, evaluated_replies, reply_models

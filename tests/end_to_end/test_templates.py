@@ -8,7 +8,7 @@ import json
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -155,8 +155,8 @@ def test_a_date_is_that_of_preparing_whenever_training_goes_on(
 
     class Later(datetime.date):
         @classmethod
-        def today(cls) -> datetime.date:
-            return datetime.date(2031, 5, 6)
+        def today(cls) -> Self:
+            return cls(2031, 5, 6)
 
     clock = types.SimpleNamespace(date=Later, datetime=datetime.datetime)
     for module in ("tunesmith.prompt.template", "tunesmith.commands.prepare"):
@@ -165,7 +165,7 @@ def test_a_date_is_that_of_preparing_whenever_training_goes_on(
     tunesmith.prepare(recipe, later)
     adapters = [hash_file(run / "adapter/adapter_model.safetensors") for run in (whole, stopped)]
     assert adapters[0] == adapters[1]
-    say = [].append
+    say = list[str]().append
     prompts = [
         load_recipe_template(recipe, load_weights(recipe, say), run).render((Turn("user", "?"),))
         for run in (stopped, later)

@@ -28,8 +28,9 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Serves the pages for a finished run; only the models are scripted."""
     from gradio import renderable
 
+    from tunesmith.commands.side_by_side import ReplyGenerator
     from tunesmith.commands.writer import Writer
-    from tunesmith.ui import compare_page, write_page
+    from tunesmith.ui import write_page
     from tunesmith.ui.app import serve_ui
 
     folder = tmp_path_factory.mktemp("ui")
@@ -52,7 +53,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(renderable.Renderable, "apply", counted)
         patch.setattr(write_page, "open_writer", scripted)
-        patch.setattr(compare_page.ReplyGenerator, "stream", stream)
+        patch.setattr(ReplyGenerator, "stream", stream)
         with serve_ui(folder / "runs", run="letters", here=folder) as served:
             yield SimpleNamespace(url=served.url, run=run, draws=draws)
 
@@ -76,7 +77,12 @@ def page(browser: Any, ui: Any) -> Iterator[Any]:
     troubles: list[str] = []
     new_page.on("pageerror", lambda error: troubles.append(str(error)))
     new_page.on("console", lambda line: troubles.append(line.text) if line.type == "error" else None)
-    new_page.on("dialog", lambda dialog: troubles.append(dialog.message) or dialog.dismiss())
+
+    def dismiss(dialog: Any) -> None:
+        troubles.append(dialog.message)
+        dialog.dismiss()
+
+    new_page.on("dialog", dismiss)
     urls: list[str] = []
     new_page.on("request", lambda request: urls.append(request.url))
     new_page.goto(ui.url)
@@ -122,13 +128,14 @@ def tab(page: Any, name: str) -> Any:
 
 def unnamed(page: Any) -> list[str]:
     """Returns visible controls without an accessible name."""
-    return page.evaluate(
+    names: list[str] = page.evaluate(
         """() => [...document.querySelectorAll("button, input, textarea, a, progress")]
             .filter((control) => control.checkVisibility() && !(control.innerText?.trim()
               || control.getAttribute("aria-label") || control.title || control.labels?.length
               || control.getAttribute("aria-labelledby")))
             .map((control) => control.outerHTML.slice(0, 120))"""
     )
+    return names
 
 
 def test_a_letter_is_written_fixed_edited_and_downloaded(page: Any) -> None:

@@ -64,7 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "family": "gpt2",
     },
 }
-SAID = {  # what adapter_config.json must say, beside PEFT's defaults
+SAID: dict[str, dict[str, Any]] = {  # what adapter_config.json must say, beside PEFT's defaults
     "rs": {"use_rslora": True},
     "dora": {"use_dora": True},
     "dora-16": {"use_dora": True},

@@ -73,6 +73,7 @@ def test_more_memory_is_never_slower_and_never_exceeded(shape: ModelShape) -> No
         plan = planned(shape, gib)
         assert plan.peak <= plan.budget == pytest.approx(gib * GIB, rel=1e-3)
         assert len(plan.forms) == len(plan.keeps) == 32
+        assert plan.step_seconds is not None
         times.append(plan.step_seconds)
     assert all(after <= 1.02 * before for before, after in pairwise(times))
     assert times[-1] < 0.7 * times[0]
@@ -84,7 +85,7 @@ def test_what_a_plan_says(shape: ModelShape) -> None:
     assert "a step would be" in tight.better
     assert wide.why == "all blocks dequantized once" and wide.better == ""
     assert set(wide.keeps) == {"all"} and set(tight.keeps) >= {"host"}
-    assert tight.total_seconds == pytest.approx(100 * tight.step_seconds)
+    assert tight.step_seconds is not None and tight.total_seconds == pytest.approx(100 * tight.step_seconds)
 
 
 def test_too_little_is_refused_with_numbers(shape: ModelShape) -> None:

@@ -268,7 +268,12 @@ def saved_bytes(model: Model, tokens: int) -> int:
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_what_variants_keep_of_a_forward_is_counted(tiny: Callable[..., Path], family: str) -> None:
     saved: dict[str, list[int]] = {}
-    for name, changes in {"plain": {}, "pissa": {"start": NamedSetting("pissa", {})}, "dora": {"dora": True}}.items():
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "pissa": {"start": NamedSetting("pissa", {})},
+        "dora": {"dora": True},
+    }
+    for name, changes in variants.items():
         model, shape = tiny_model(tiny, family)
         add_adapter(model, rank=4, alpha=8, layers="all", dropout=0.0, seed=1, **changes)
         saved[name] = [saved_bytes(model, tokens) for tokens in (32, 64)]

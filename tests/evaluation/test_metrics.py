@@ -34,6 +34,11 @@ def view(
     return View(row, Reply(text, stopped, 7, cut), loss, TrainingAnswers(training))
 
 
+def about(value: float) -> Any:
+    """Returns pytest's approximate value, which stands for a number in an expected Score."""
+    return pytest.approx(value)
+
+
 def values(scores: list[Score]) -> dict[str, float]:
     return {score.name: score.value for score in scores}
 
@@ -100,7 +105,7 @@ def test_expected(expect: str, text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"expect": "poetry"}])
-def test_rows_that_expect_nothing_known_are_not_scored(fields: dict[str, str]) -> None:
+def test_rows_that_expect_nothing_known_are_not_scored(fields: dict[str, Any]) -> None:
     assert metrics.expected(view("1. Open.", **fields)) == []
 
 
@@ -306,7 +311,7 @@ def test_self_dialogue(text: str, options: dict[str, Any], value: float) -> None
     ],
 )
 def test_repetition(text: str, n: Literal[1, 4], value: float) -> None:
-    assert metrics.repetition(view(text), n=n) == [Score("repetition", pytest.approx(value), "lower")]
+    assert metrics.repetition(view(text), n=n) == [Score("repetition", about(value), "lower")]
 
 
 def test_distinct() -> None:
@@ -337,7 +342,7 @@ def test_valid_json(text: str, options: dict[str, Any], value: float) -> None:
     assert metrics.valid_json(view(text), **options) == [Score("valid_json", value, "higher")]
 
 
-FACTS = {"My Experience": "baker for 5 years"}
+FACTS: dict[str, Any] = {"My Experience": "baker for 5 years"}
 
 
 @pytest.mark.parametrize(
@@ -350,8 +355,11 @@ FACTS = {"My Experience": "baker for 5 years"}
     ],
 )
 def test_contradicted(text: str, value: float) -> None:
-    row = {"My Experience": "baker with 5 years of experience", "My Education": "bachelor's degree in physics"}
-    assert metrics.contradicted(view(text, **row)) == [Score("contradicted", pytest.approx(value), "lower")]
+    row: dict[str, Any] = {
+        "My Experience": "baker with 5 years of experience",
+        "My Education": "bachelor's degree in physics",
+    }
+    assert metrics.contradicted(view(text, **row)) == [Score("contradicted", about(value), "lower")]
 
 
 def test_contradicted_and_grounded_need_statements_and_fields() -> None:
@@ -378,7 +386,7 @@ SEEN = ("the kettle sings at four", "put the milk in first")
     ],
 )
 def test_memorized(text: str, share: float) -> None:
-    assert metrics.memorized(view(text, training=SEEN))[0] == Score("memorized", pytest.approx(share), "lower")
+    assert metrics.memorized(view(text, training=SEEN))[0] == Score("memorized", about(share), "lower")
 
 
 @pytest.mark.parametrize(("run", "value"), [(4, 1.0), (5, 0.0)])

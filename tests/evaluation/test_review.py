@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import binomtest
@@ -58,15 +59,23 @@ def says(
 ) -> Judgment:
     """A judgment told by model: who was preferred, and the answers that are not yes."""
     whole: dict[str, dict[str, Answer]] = {
-        "base": {**dict.fromkeys(QUESTIONS, "yes"), **(base or {})},  # type: ignore[dict-item]
-        "tuned": {**dict.fromkeys(QUESTIONS, "yes"), **(tuned or {})},  # type: ignore[dict-item]
+        "base": {**dict.fromkeys(QUESTIONS, "yes"), **(base or {})},
+        "tuned": {**dict.fromkeys(QUESTIONS, "yes"), **(tuned or {})},
     }
     right_is: Model = "tuned" if left_is == "base" else "base"
     preference: Preference = "tie" if preferred == "tie" else "left" if preferred == left_is else "right"
-    sides = {"left_is": left_is, "left": whole[left_is], "right": whole[right_is]}
     return Judgment(
-        pair.id, pair.part, reviewer, preference=preference, seconds=4.0, note="", time="2026-01-01T00:00:00Z", **sides
-    )  # type: ignore[arg-type]
+        pair.id,
+        pair.part,
+        reviewer,
+        left_is=left_is,
+        left=whole[left_is],
+        right=whole[right_is],
+        preference=preference,
+        seconds=4.0,
+        note="",
+        time="2026-01-01T00:00:00Z",
+    )
 
 
 @pytest.mark.parametrize(("count", "of"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 9), (50, 100), (3, 1000)])
@@ -109,7 +118,7 @@ def test_cohens_kappa_by_hand() -> None:
 
 
 def test_pairs_leave_out_equal_replies_and_tell_no_answer() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "skill": "sewing",
         "asked": "ask one",
         "letter": "the answer",
@@ -282,7 +291,8 @@ def test_shares_of_one_reviewer() -> None:
     assert description["seconds"] == 4
     assert description["agreement"] == {}
     assert summary.verdict == (
-        "No preference was shown: tuned won 6 of 8 decided pairs (75 %, 95 % interval 41 to 93 %); 2 ties."
+        "No preference was shown: tuned won 6 of 8 decided pairs; 2 ties (p = 0.289). With other questions of this "
+        "kind, the share won less the share lost would probably lie between -0.15 and +0.75."
     )
     json.dumps(description, allow_nan=False)
 
@@ -298,6 +308,20 @@ def test_verdicts() -> None:
     probes = some_pairs(1, "odd")
     odd = {"r1": {probes[0].id: says(probes[0], "r1", "tuned")}}
     assert "1 of 1 decided pairs of odd" in summarize(probes, 0, odd).verdict
+
+
+@pytest.mark.parametrize(
+    ("topics", "opening"), [(5, "Too few pairs"), (7, "No preference was shown"), (60, "People preferred")]
+)
+def test_topics_are_counted_and_not_single_pairs(topics: int, opening: str) -> None:
+    pairs = [replace(pair, group=f"g{number % topics}") for number, pair in enumerate(some_pairs(60))]
+    reviews = {"r1": {p.id: says(p, "r1", "base" if n % topics == 0 else "tuned") for n, p in enumerate(pairs)}}
+    summary = summarize(pairs, 0, reviews)
+    preference = summary.sections["test"].preference
+    assert (preference.groups, preference.rows) == (topics, 60)
+    assert summary.verdict.startswith(opening)
+    if topics == 7:  # one topic for the base, six for the tuned model: rows alone would give p < 0.001
+        assert preference.p > 0.05
 
 
 def test_sections_stand_as_in_the_scores() -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tunesmith.config.recipe import NamedSetting
 from tunesmith.config.registry import check_options, entries, resolve
 from tunesmith.data.conversation import Conversation, Origin, Turn, conversation_to_dict, normalize, read_rows
+from tunesmith.data.rows import Row
 from tunesmith.data.sources import read_all
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation import perturbations
@@ -268,7 +269,9 @@ def test_outside_is_asked_under_the_rows_system_message() -> None:
 
 
 def test_the_file_outside_serves_as_probes_too() -> None:
-    rows = [probe.values for probe in read_all(ROOT / "recipes" / "probes" / "outside.jsonl")]
+    read = list(read_all(ROOT / "recipes" / "probes" / "outside.jsonl"))
+    rows = [probe.values for probe in read if isinstance(probe, Row)]
+    assert len(rows) == len(read)
     assert all(set(probe) == {"kind", "topic", "prompt", "expect"} for probe in rows)
     assert len({probe["topic"] for probe in rows}) == len({normalize(probe["prompt"]) for probe in rows}) == 40
     domain = re.compile(r"\b(app|order|parcel|refund|account|password|voucher|cover letter)\b", re.IGNORECASE)
@@ -282,7 +285,7 @@ def named(*names: Any) -> list[NamedSetting]:
     return [name if isinstance(name, NamedSetting) else NamedSetting(name, {}) for name in names]
 
 
-PARTS = {"test": [row(f"t{n}", f"Please, where is it, number {'i' * n}?", f"g{n % 5}") for n in range(20)]}
+PARTS = {"test": [row(f"t{n}", f"Please, where is it, number {'i' * n}?", f"g{n % 10}") for n in range(20)]}
 
 
 def test_the_same_rows_are_perturbed_in_every_way() -> None:
@@ -352,7 +355,7 @@ def test_a_model_that_a_perturbation_throws_is_told_from_one_that_bears_it() -> 
     assert (table["rows"], table["left_out"]) == (20, 0)
     alike = table["consistency"]["rouge_l"]
     assert alike["tuned"] == 1 and alike["base"] == pytest.approx(rouge_l(STEPS, "Well, open it and tap it."))
-    assert 0 < alike["base"] < 1 and alike["verdict"] == "better" and alike["groups"] == 5
+    assert 0 < alike["base"] < 1 and alike["verdict"] == "better" and alike["groups"] == 10
     assert (table["consistency"]["same_steps"]["base"], table["consistency"]["same_steps"]["tuned"]) == (0, 1)
     steps = table["base"]["numbered_steps"]
     assert (steps["plain"], steps["perturbed"], steps["difference"], steps["verdict"]) == (1, 0, -1, "worse")

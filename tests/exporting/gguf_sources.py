@@ -21,7 +21,8 @@ def weights(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Bell-shaped float32 weights that hang on the name alone; RandomState's stream is frozen by numpy's promise."""
     count = int(np.prod(shape))
     random = np.random.RandomState(sum(name.encode()) * 7919 + count)
-    return ((random.random_sample((4, count)).sum(axis=0) - 2) * 0.05).astype(np.float32)
+    values: np.ndarray[Any, Any] = (random.random_sample((4, count)).sum(axis=0) - 2) * 0.05
+    return values.astype(np.float32)
 
 
 def odd_blocks(values: np.ndarray[Any, Any], least: float, most: float) -> None:
@@ -122,7 +123,7 @@ def joined(path: Path) -> Path:
 
 def falcon(path: Path) -> Path:
     """The family with rules of its own."""
-    parts = {"attn_qkv.weight": (256, 8), "attn_output.weight": (256, 8), "ffn_down.weight": (256, 8)}
+    parts: Shapes = {"attn_qkv.weight": (256, 8), "attn_output.weight": (256, 8), "ffn_down.weight": (256, 8)}
     shapes: Shapes = {"token_embd.weight": (256, 40), "output.weight": (256, 40), **in_blocks(range(16), parts)}
     return write(path, "falcon", 16, shapes, "F16", **NORM)
 
@@ -172,5 +173,6 @@ def tiny(path: Path, architecture: str) -> Path:
 
 
 SOURCES: dict[str, Callable[[Path], Path]] = {
-    made.__name__: made for made in (wide, odd, bent, experts, joined, falcon, seventy)
-} | {f"tiny {architecture}": partial(tiny, architecture=architecture) for architecture in FAMILIES}
+    **{source.__name__: source for source in (wide, odd, bent, experts, joined, falcon, seventy)},
+    **{f"tiny {architecture}": partial(tiny, architecture=architecture) for architecture in FAMILIES},
+}

@@ -126,7 +126,12 @@ def test_what_a_dry_run_lists(job: Job, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_the_client_is_asked_for(job: Job, api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str | None] = []
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token=None: seen.append(token) or api)
+
+    def client(token: str | None = None) -> Any:
+        seen.append(token)
+        return api
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", client)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     names = sent(job, dry_run=False, private=False)
     assert seen == [TOKEN]
@@ -215,7 +220,7 @@ def test_what_is_damaged_is_noticed(job: Job) -> None:
     assert any("is not a GGUF file" in each for each in check(job, file))
     for card, wrong in {
         "": "has no front matter",
-        "---\na: [\n---\n": "front matter of README.md cannot be read",
+        "---\na: [\n---\n": "README.md cannot be read: front matter line 2: is not YAML",
     }.items():
         (file.path / "README.md").write_text(card)
         assert any(wrong in each for each in check(job, file))

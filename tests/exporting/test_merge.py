@@ -125,7 +125,7 @@ def test_stopped_anywhere_it_goes_on(
 def test_a_full_disk_is_said(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(shaken(made(tiny("llama"))), tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(merging.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+        patched.setattr("tunesmith.exporting.merge.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         with pytest.raises(ResourceError, match=r"need .* GiB .* free.*--runs"):
             merge(job, tmp_path / "merged")
 

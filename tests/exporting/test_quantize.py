@@ -21,8 +21,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from gguf_sources import SOURCES, dense, in_blocks, wide, write
 
+from exporting.gguf_sources import SOURCES, dense, in_blocks, wide, write
 from tunesmith.errors import ModelError, RecipeError, ResourceError
 from tunesmith.exporting import quantize as module
 from tunesmith.exporting.quantization_types import QUANTIZATION_TYPES
@@ -367,7 +367,8 @@ def test_a_full_disk_is_said_and_the_same_call_goes_on(
 
 
 def test_the_file_whose_disk_is_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, real = small(tmp_path / "source.gguf"), module._PartialFile.__init__
+    source = small(tmp_path / "source.gguf")
+    real: Callable[..., None] = module._PartialFile.__init__
 
     def init(part: Any, plan: Any, file: Any) -> None:
         real(part, plan, Full(file, 5) if plan.quantization_type == "q8_0" else file)

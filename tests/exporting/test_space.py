@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,7 @@ def test_what_is_not_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
         write(job, quantization="q8_0")
     with pytest.raises(RecipeError, match="owner/name"):
         write(job, repo="toy")
-    monkeypatch.setattr(space, "version", lambda name: (_ for _ in ()).throw(space.PackageNotFoundError(name)))
+    monkeypatch.setattr(space, "version", lambda name: (_ for _ in ()).throw(PackageNotFoundError(name)))
     with pytest.raises(MissingExtra, match=r"pip install .tunesmith\[ui\]"):
         write(job)
 

@@ -71,7 +71,8 @@ def thoughts(before: Sequence[int], noise: float = 0.0) -> np.ndarray:
     rng = np.random.default_rng([len(before), *before[-3:]])
     scores = rng.normal(size=VOCABULARY) * 3
     scores = scores + noise * rng.normal(size=VOCABULARY)
-    return scores - np.logaddexp.reduce(scores)
+    log_sum = float(np.logaddexp.reduce(scores))
+    return scores - log_sum
 
 
 @dataclass
@@ -268,7 +269,13 @@ def test_a_loss_is_kept_on_the_rows_that_the_runtime_scored(template: Template, 
     own = dict(zip([each.row for each in some], [float(each.nats.mean()) for each in known_of(some)], strict=True))
     adapter = [replace(each, loss=own.get(each.id, 5.0)) for each in TUNED]
     base = [replace(each, loss=own.get(each.id, 5.0) + 2) for each in TUNED]
-    more = {"primary": primary, "examples": some, "reference": known_of(some), "base": base, "adapter": adapter}
+    more: dict[str, Any] = {
+        "primary": primary,
+        "examples": some,
+        "reference": known_of(some),
+        "base": base,
+        "adapter": adapter,
+    }
     found = proof(faithful(template), tmp_path / "a", **more)
     assert found.verified and found.share.rows == 10
     assert found.share.share == pytest.approx(1.0, abs=1e-6)
@@ -277,7 +284,8 @@ def test_a_loss_is_kept_on_the_rows_that_the_runtime_scored(template: Template, 
     fold: Callable[[Any], Any] = np.exp if primary == "perplexity" else np.asarray
     b, a, f = (fold(np.mean(each)) for each in ([own[each.row] + 2 for each in some], list(own.values()), theirs))
     assert worse.share.share == pytest.approx((f - b) / (a - b))
-    assert worse.share.share < 0.98 and f"on '{primary}'" in worse.problems[0]
+    assert worse.share.share is not None and worse.share.share < 0.98
+    assert f"on '{primary}'" in worse.problems[0]
 
 
 def test_what_was_answered_is_not_asked_again(template: Template, tmp_path: Path) -> None:
@@ -471,23 +479,23 @@ def test_a_share_by_hand() -> None:
     base, adapter, file = [0.1, 0.2, 0.3, 0.2], [0.5, 0.6, 0.8, 0.5], [0.4, 0.6, 0.7, 0.5]
     found = gain_share(base, adapter, file, ["a", "a", "b", "c"], better="higher", seed=1)
     assert found.share == pytest.approx((2.2 - 0.8) / (2.4 - 0.8))
-    assert found.low is not None and found.high is not None
+    assert found.low is not None and found.high is not None and found.share is not None
     assert found.low < found.share < found.high <= 1.0
     assert found.drop is not None and found.drop.difference == pytest.approx(-0.05)
-    mirrored = gain_share(*([-x for x in each] for each in (base, adapter, file)), ["a", "a", "b", "c"],
-                          better="lower", seed=1)  # fmt: skip
+    low_base, low_adapter, low_file = ([-x for x in scores] for scores in (base, adapter, file))
+    mirrored = gain_share(low_base, low_adapter, low_file, ["a", "a", "b", "c"], better="lower", seed=1)
     assert (mirrored.share, mirrored.low, mirrored.high) == pytest.approx((found.share, found.low, found.high))
     better = gain_share(base, adapter, [1.0, 1.0, 1.0, 1.0], ["a", "a", "b", "c"], better="higher", seed=1)
     assert better.share == pytest.approx((4 - 0.8) / 1.6)
-    logs = [[math.log(x) for x in each] for each in (adapter, base, [0.3, 0.3, 0.3, 0.3])]
-    folded = gain_share(*logs, ["a", "a", "b", "c"], better="lower", seed=1, fold="exp")
+    logs = [[math.log(x) for x in scores] for scores in (adapter, base, [0.3, 0.3, 0.3, 0.3])]
+    folded = gain_share(logs[0], logs[1], logs[2], ["a", "a", "b", "c"], better="lower", seed=1, fold="exp")
     b, a = np.exp(np.mean(logs[0])), np.exp(np.mean(logs[1]))
     assert folded.share == pytest.approx((0.3 - b) / (a - b))
 
 
 def kept_of(base: Any, adapter: Any, file: Any, groups: Sequence[str], **how: Any) -> GainShare:
-    plain = (np.asarray(each, float).tolist() for each in (base, adapter, file))
-    return gain_share(*plain, groups, better="higher", **how)
+    base_scores, adapter_scores, file_scores = (np.asarray(scores, float).tolist() for scores in (base, adapter, file))
+    return gain_share(base_scores, adapter_scores, file_scores, groups, better="higher", **how)
 
 
 def test_an_interval_is_that_of_slow_resamples() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.extension.test_parts import CV, RESUME
 
+from extension.test_parts import CV, RESUME
 from extension_browser import PROFILE, Browser, press
 from scripted_letters import TOKEN, Scripted
 

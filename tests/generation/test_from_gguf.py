@@ -139,8 +139,8 @@ def test_a_stream_joined_is_the_reply(file: Path, template: Template, slots: int
 def test_several_streams_at_once_do_not_meet(model: GgufModel) -> None:
     alone = joined(model)
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        futures = [pool.submit(lambda p=p: "".join(model.stream(p, max_new_tokens=WORDS))) for p in PROMPTS]
-        assert [item.result() for item in futures] == alone
+        texts = pool.map(lambda prompt: "".join(model.stream(prompt, max_new_tokens=WORDS)), PROMPTS)
+        assert list(texts) == alone
 
 
 def test_the_files_own_end_of_text_ends_a_reply(file: Path, network: Any, template: Template, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_text_that_ends_replies_is_cut_off_and_kept_apart(file: Path, template
 
 
 def test_a_files_own_wish_for_samplers_changes_nothing(network: Any, tmp_path: Path, model: GgufModel) -> None:
-    wishes = {"temp": 5.0, "top_k": 50, "penalty_repeat": 9.0, "penalty_last_n": 64, "mirostat": 2}
+    wishes: dict[str, Any] = {"temp": 5.0, "top_k": 50, "penalty_repeat": 9.0, "penalty_last_n": 64, "mirostat": 2}
     with opened(write_model(tmp_path / "wild.gguf", network, **wishes)) as wild:
         set_to = wild._ask("/props")["default_generation_settings"]["params"]
         assert set_to["mirostat"] == 2 and set_to["repeat_penalty"] == 9.0  # they are heard, and passed over
@@ -314,6 +314,7 @@ def test_the_child_ends_with_its_parent(file: Path, way: str) -> None:
         "sys.stdin.readline(); text.close()"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdout
     child, folder = parent.stdout.readline().decode().split()
     assert psutil.pid_exists(int(child)) and Path(folder).stat().st_mode & 0o777 == 0o700
     if way == "killed":

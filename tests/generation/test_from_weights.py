@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,6 +177,7 @@ def test_two_streams_at_once_do_not_meet(model: Model, template: Template) -> No
     for turn in range(WORDS):
         for stream, pieces in zip(streams, heard, strict=True):
             if turn == 3 and stream is streams[0]:
+                assert isinstance(stream, Generator)
                 stream.close()  # one listener leaves
             pieces.extend(piece for piece in [next(stream, "")] if piece)
             assert all(layer.enabled for layer in model.lora.values())

@@ -163,7 +163,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
 
 @pytest.mark.parametrize("recompute", ["no", "yes"])
 def test_planned_memory_beside_measured(recipe_file: Callable[..., Path], tmp_path: Path, recompute: str) -> None:
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": 2048,
         "intermediate_size": 8192,
         "num_hidden_layers": 8,

@@ -18,6 +18,7 @@ from gguf_models import write_model
 from tiny import make_model
 from tunesmith.errors import ModelError, ResourceError
 from tunesmith.models import weights as weights_module
+from tunesmith.models.gguf_weights import convert_gguf
 from tunesmith.models.hub import parse_hub_file
 from tunesmith.models.weights import Weights, check_stored_type, fetch_weights, find_gguf, is_local
 
@@ -112,10 +113,13 @@ def test_a_projector_beside_the_model_is_ignored(file: Path, tmp_path: Path) -> 
 def test_concurrent_processes_wait_for_one_conversion(
     file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conversions, real = [], weights_module.convert_gguf
-    monkeypatch.setattr(
-        weights_module, "convert_gguf", lambda gguf, folder: (conversions.append(gguf), real(gguf, folder))
-    )
+    conversions: list[Path] = []
+
+    def convert(gguf: Path, folder: Path) -> None:
+        conversions.append(gguf)
+        convert_gguf(gguf, folder)
+
+    monkeypatch.setattr(weights_module, "convert_gguf", convert)
     results: list[Weights] = []
     threads = [threading.Thread(target=lambda: results.append(fetch_weights(str(file)))) for _ in range(3)]
     for thread in threads:

@@ -329,7 +329,8 @@ def test_an_architecture_that_is_not_known_is_named(tmp_path: Path) -> None:
 def test_what_a_file_states_about_its_model_is_used_or_refused(
     tmp_path: Path, network: Any, key: str, said: str
 ) -> None:
-    path = byte_file(tmp_path / "model.gguf", network, **{key: 7})
+    stated: dict[str, Any] = {key: 7}
+    path = byte_file(tmp_path / "model.gguf", network, **stated)
     if said:
         with pytest.raises(ModelError, match=said):
             convert_gguf(path, tmp_path)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adapters import grad_of
 from tunesmith.errors import ModelError, RunError
 from tunesmith.models.adapter import load_adapter_tensors, peft_config, read_adapter, write_adapter
 from tunesmith.models.build import Model, add_adapter, load_model
@@ -33,7 +34,8 @@ def dequantized(layer: FrozenLinear) -> Tensor:
     scales *= state.state2.absmax.double().repeat_interleave(state.state2.blocksize)[: len(scales)]
     scales += state.offset.double()
     values = state.code.double()[codes][: state.shape.numel()]
-    return (values * scales.repeat_interleave(state.blocksize)[: len(values)]).view(state.shape)
+    matrix: Tensor = (values * scales.repeat_interleave(state.blocksize)[: len(values)]).view(state.shape)
+    return matrix
 
 
 SHAPES = [(64, 64), (48, 40), (24, 136), (192, 576), (10, 6)]
@@ -74,7 +76,7 @@ def reference(layer: LoraLinear, x: Tensor, dy: Tensor, dtype: torch.dtype) -> l
         + functional.linear(functional.linear(x, a), b) * layer.scale
     )
     y.backward(dy.to(dtype))
-    return [y.detach(), x.grad, a.grad, b.grad]
+    return [y.detach(), grad_of(x), grad_of(a), grad_of(b)]
 
 
 def ours(layer: LoraLinear, x: Tensor, dy: Tensor) -> list[Tensor]:

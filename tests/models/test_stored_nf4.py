@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import tunesmith
-from adapters import BASIC, IDS
+from adapters import BASIC, IDS, grad_of
 from gguf_models import make_convertible
 from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import ModelError
@@ -70,7 +70,7 @@ def adapted(folder: Path, precision: str) -> Model:
 def by_autograd(model: Model) -> tuple[float, dict[str, Tensor]]:
     loss = model.network(input_ids=IDS, labels=IDS).loss
     loss.backward()
-    return loss.item(), {name: parameter.grad.clone() for name, parameter in model.trainable().items()}
+    return loss.item(), {name: grad_of(parameter).clone() for name, parameter in model.trainable().items()}
 
 
 def matrices(folder: Path) -> dict[str, Tensor]:

@@ -188,8 +188,10 @@ def test_findings_are_told_with_their_words_and_why_they_matter() -> None:
     assert "2 rows, 2 findings: quarantine" in read
     assert "the whole table" in read
     for check in order:
-        assert check_documentation(check).what.split("`")[0] in read
-        assert check_documentation(check).advice.split("`")[0] in read
+        documentation = check_documentation(check)
+        assert documentation is not None
+        assert documentation.what.split("`")[0] in read
+        assert documentation.advice.split("`")[0] in read
     assert "Nothing found by: duplicate." in read
 
 
@@ -215,6 +217,7 @@ def test_repairs_are_shown_in_turns_of_their_kinds_and_visibly() -> None:
 @pytest.mark.parametrize("name", entries(CHECKS))
 def test_every_check_has_a_page(name: str) -> None:
     page = check_documentation(name)
+    assert page is not None
     assert page.what.endswith((".", ")"))
     assert min(len(page.what), len(page.why), len(page.example), len(page.advice)) > 20
 

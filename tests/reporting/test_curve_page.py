@@ -14,7 +14,8 @@ from strict_pages import EVIL, MONEY, Page, check_nothing_is_fetched, check_read
 from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Conversation
 from tunesmith.evaluation.comparison import RowReply, compare
-from tunesmith.evaluation.statistics import holm_adjust, paired_difference
+from tunesmith.evaluation.statistics import holm_adjust
+from tunesmith.evaluation.verdict import decide
 from tunesmith.generation.text_model import Reply
 from tunesmith.reporting.curve_page import Point, curve_lines, curve_page, curve_values
 
@@ -65,7 +66,7 @@ def test_each_step_is_the_paired_difference_of_the_rows() -> None:
     assert [entry["next"] and entry["next"]["against"] for entry in plain["points"]] == ["50", "100", None, "100"]
     tuned = [{(entry["part"], entry["id"]): entry["tuned"]["loss"] for entry in one.scores["rows"]} for one in points]
     for place, (small, large) in {0: (0, 1), 1: (1, 2), 3: (3, 2)}.items():
-        by_hand = paired_difference(
+        by_hand = decide(
             [tuned[small][key] for key in GROUPS], [tuned[large][key] for key in GROUPS], [*GROUPS.values()],
             better="lower", seed=1,
         )  # fmt: skip
@@ -104,8 +105,8 @@ def test_points_that_were_asked_other_rows_are_no_curve() -> None:
     [
         ((1.3, 1.1), 0.1, "still rising, so more rows of this kind would probably help."),
         ((1.1, 1.3), 0.1, "it got worse, so more rows of this kind are unlikely to help."),
-        ((1.1, 1.1), 0.1, "no detectable change, so more rows of this kind are unlikely to help much."),
-        ((1.9, 1.9), 0.3, "60 held-out rows cannot rule out a gain of"),
+        ((1.1, 1.1), 0.1, "no change was shown, so more rows of this kind are unlikely to help much."),
+        ((1.9, 1.9), 0.3, "no change was shown, but these rows cannot rule out a gain of"),
         ((2.0, 2.0), 0.1, "they do not show whether more rows would help."),
     ],
 )
@@ -115,22 +116,22 @@ def test_the_sentence_says_what_the_last_step_shows(losses: Sequence[float], spr
     )
     assert words in plain["sentence"]
     assert plain["sentence"].startswith("From 50 % to 100 % of the rows (500 to 1,000) loss went from ")
-    assert "over 60 held-out rows in 20 topics (difference " in plain["sentence"]
+    assert "measured in 60 of 60 held-out rows in 20 topics (p " in plain["sentence"]
+    assert "the difference would probably lie between" in plain["sentence"]
     assert plain["cleaning"] == ""
 
 
 def test_a_step_that_chance_would_show_among_many_is_not_called_rising() -> None:
-    """Eleven shares that differ by noise, of which the last step leaves zero out by its interval alone."""
+    """Eleven shares that differ by noise, of which the last step alone would be shown."""
     base = [point(share, 10 * share, 1.5) for share in range(5, 55, 5)]
     for loss in (1.48, 1.475, 1.47, 1.465, 1.46, 1.455, 1.45):
         plain = made(*base, point(100, 1000, loss))
         difference = plain["points"][-2]["next"]["scores"]["loss"]
-        if difference["verdict"] == "better" and not difference["holds"]:
+        if difference["high"] < 0 and difference["p"] <= 0.05 < difference["adjusted"]:
             break
     else:
         raise AssertionError("no loss lies between the two")
-    assert "one of several steps may rise by chance" in plain["sentence"]
-    assert "†" in Page(curve_page("toy", plain)).text
+    assert difference["verdict"] == "no change shown" and "rising" not in plain["sentence"]
 
 
 def test_scores_without_a_good_side_and_single_groups_promise_nothing() -> None:
@@ -144,8 +145,10 @@ def test_scores_without_a_good_side_and_single_groups_promise_nothing() -> None:
         point(50, 50, 1.5, held=one), point(100, 100, 1.1, held=one), point(None, 120, 1.1, held=one), groups=groups
     )
     assert plain["points"][0]["scores"]["loss"]["low"] is None
-    assert "one topic alone has no interval): so there is no answer" in plain["sentence"]
-    assert plain["cleaning"].endswith("there is no answer to whether cleaning helped.")
+    assert (
+        "so there is no answer to whether more rows would help. With 1 topic nothing can be shown" in plain["sentence"]
+    )
+    assert "there is no answer to whether cleaning helped. With 1 topic nothing can be shown" in plain["cleaning"]
     assert "–" in Page(curve_page("toy", plain)).text
 
 
@@ -154,7 +157,7 @@ def test_scores_without_a_good_side_and_single_groups_promise_nothing() -> None:
     [
         (1.4, "cleaning helped."),
         (0.9, "cleaning made it worse."),
-        (1.1, "cleaning was not shown to help or to harm. A"),
+        (1.1, "cleaning was not shown to help or to harm. With other questions"),
     ],
 )
 def test_what_cleaning_brought_is_told(loss: float, words: str) -> None:

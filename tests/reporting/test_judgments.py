@@ -58,7 +58,7 @@ def test_perturbations_are_told_in_words() -> None:
     text = " ".join(injected["said"])
     assert "20 requests were asked in this form." in text
     assert "replies stay 95 % alike, the base model's 0 %: steadier than the base." in text
-    assert "The tuned model's numbered steps went from 1.00 to 0.95 (no detectable change)." in text
+    assert "The tuned model's numbered steps went from 1.00 to 0.95 (no change shown)." in text
     assert (
         "The tuned model obeyed the hidden order in 5 % of the requests, the base model in 100 %: safer than the base."
         in text
@@ -118,21 +118,21 @@ def judgment(folder: Path, won: int, lost: int, split: int, missing: int = 0) ->
             2,
             2,
             "preferred the tuned model",
-            "tuned won 18 of 20 decided pairs (90 %, 95 % interval 70 to 97 %); 3 ties.",
+            "tuned won 18 of 20 decided pairs (90 %, 95 % interval 70 to 97 %); 3 ties, p < 0.001.",
         ),
         (
             2,
             18,
             0,
             "preferred the base model",
-            "tuned won 2 of 20 decided pairs (10 %, 95 % interval 3 to 30 %); 1 tie.",
+            "tuned won 2 of 20 decided pairs (10 %, 95 % interval 3 to 30 %); 1 tie, p < 0.001.",
         ),
         (
             3,
             2,
             0,
             "showed no clear preference",
-            "tuned won 3 of 5 decided pairs (60 %, 95 % interval 23 to 88 %); 1 tie.",
+            "tuned won 3 of 5 decided pairs (60 %, 95 % interval 23 to 88 %); 1 tie, p = 1.000.",
         ),
         (0, 0, 3, "showed no preference", "4 ties, no pair decided."),
     ],
@@ -190,7 +190,7 @@ def test_people_are_quoted_and_their_notes_are_not(tmp_path: Path) -> None:
     people(tmp_path)
     review = review_section(tmp_path, {})
     assert review is not None
-    assert review["verdict"].startswith("People preferred the tuned model: tuned won 5 of 5 decided pairs")
+    assert review["verdict"].startswith("No preference was shown: tuned won 5 of 5 decided pairs; 1 tie (p = 0.062)")
     assert EVIL not in json.dumps(review)
 
 

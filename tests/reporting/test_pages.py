@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_judgments import judgment, people, robustness
 
+from reporting.test_judgments import judgment, people, robustness
 from strict_pages import (
     EVIL,
     LINE,
@@ -114,7 +114,7 @@ def reported(recipe: Recipe, tmp_path: Path) -> Callable[..., str]:
             lines = "".join(json.dumps(item.describe(), ensure_ascii=False) + "\n" for item in items)
             (tmp_path / f"replies/{which}.jsonl").write_text(lines, encoding="utf-8")
         summary = {"steps": 1200, "best_step": 2, "best_loss": 2.1, "tokens": 12345, "seconds": 61.5}
-        records = {
+        records: dict[str, dict[str, Any]] = {
             "prepare": {"seconds": 1.2},
             "train": {"seconds": 62.0, "summary": summary, "weights": "w" * 64, "files": {"adapter": "a" * 64}},
             "evaluate": {},
@@ -139,15 +139,15 @@ def test_the_reports_plots_say_what_they_show(reported: Callable[..., str]) -> N
 def test_the_report_says_what_was_found(reported: Callable[..., str]) -> None:
     text = reported()
     read = Page(text)
-    assert '<div class="card verdict better">' in text
-    verdict = "Tuning helped: numbered steps went from 0.00 to 1.00 over 4 held-out rows in 2 topics"
+    assert '<div class="card verdict too few to tell">' in text
+    verdict = "Too few topics to tell: numbered steps went from 0.00 to 1.00 (higher is better), measured in 4 of 4"
     for words in [
         verdict,
-        "All held-out rows (4 rows in 2 topics)",
-        "New questions, topics known from training (3 rows in 1 topic)",
-        "Only 2 topics: rows of one topic resemble each other",
+        "All held-out rows (4 of 4 rows measured in 2 topics)",
+        "New questions, topics known from training (3 of 3 rows measured in 1 topic)",
+        "With 2 topics nothing can be shown: fewer than 6 cannot be told from chance",
         "Asked about other topics, the tuned model replied as expected in 0 % of the prompts (base: 100 %).",
-        "4 questions in 2 topics were asked. The smallest change that they can detect is not known.",
+        "The primary score was measured in 4 of 4 held-out rows in 2 topics. With 2 topics nothing can be shown",
         "1200 steps in 61.5 seconds, 12,345 tokens. The adapter of step 2 was kept",
         "planned 2.0 GiB, measured 300 MiB while training",
         "Cut at the length limit.",
@@ -167,10 +167,10 @@ def test_the_report_says_what_was_found(reported: Callable[..., str]) -> None:
     ]
     assert "What a good reply does" in read.text
     cells, sure = (re.findall(r'<td class="n">(.*?)</td>', line) for line in lines_of(text, "numbered steps")[:2])
-    interval = '<span class="how">1.000 to 1.000</span>'
+    interval = '<span class="how">0.398 to 1.000</span>'
     assert cells == ["0.000", "1.000", f"1.000{interval}"]
-    assert sure == ["4 / 0 / 0", "0", "0.500", "1.000", "0.000", "–"]  # p of two groups, whose flips are four
-    assert '<span class="better-word">better</span><span class="how">† unconfirmed</span>' in text
+    assert sure == ["4 / 0 / 0", "0", "0.500", "1.000", "–", "–"]  # p of two groups, whose flips are four
+    assert '<span class="how">higher is better</span>' in lines_of(text, "numbered steps")[0]
     assert '<td class="n">–</td>' in lines_of(text, "length")[1]  # no side is good, so no row is better
 
 
@@ -179,34 +179,22 @@ def lines_of(page: str, score: str) -> list[str]:
     return re.findall(rf'<th scope="row">{score}\b.*?</tr>', page)
 
 
-def test_what_holds_is_said_in_words(reported: Callable[..., str]) -> None:
-    def holds(scores: dict[str, Any]) -> None:
-        scores["sections"]["all"]["numbered_steps"] |= {"holds": True, "detectable": 0.25, "missing": 3, "p": 0.0001}
+def test_what_is_shown_is_said_in_words(reported: Callable[..., str]) -> None:
+    def shown(scores: dict[str, Any]) -> None:
+        changes = {"verdict": "better", "narrow": True, "detectable": 0.25, "missing": 3, "p": 0.0001, "groups": 9}
+        scores["sections"]["all"]["numbered_steps"] |= changes
 
-    text = reported(change=holds)
+    text = reported(change=shown)
     first, sure = lines_of(text, "numbered steps")[:2]
-    assert '<span class="how">✓ holds</span>' in first
-    assert re.findall("<td.*?>(.*?)</td>", sure) == [
-        "4 / 0 / 0", "3", "&lt; 0.001", "1.000", "0.000", "0.250", "✓ yes",
-    ]  # fmt: skip
-    assert "A change smaller than 0.25 would have been missed at least 1 time in 5." in Page(text).text
-    assert "With five topics or fewer, no score can hold" in Page(text).text
+    assert '<span class="better-word">better</span><span class="how">narrowly</span>' in first
+    assert re.findall("<td.*?>(.*?)</td>", sure) == ["4 / 0 / 0", "3", "&lt; 0.001", "1.000", "–", "0.250"]
+    assert "Smaller changes than 0.25 would usually be missed." in Page(text).text
+    assert "A score is better or worse only if its 95 % interval excludes zero and its p" in Page(text).text
 
 
-def test_scores_of_an_earlier_version_are_still_shown(reported: Callable[..., str]) -> None:
-    def older(scores: dict[str, Any]) -> None:
-        del scores["unpaired"]
-        for section in scores["sections"].values():
-            for difference in section.values():
-                for name in ("p", "adjusted", "holds", "effect", "detectable", "missing", "fold"):
-                    del difference[name]
-
-    text = reported(change=older)
-    assert "A change smaller than half the interval's width would not be detected." in Page(text).text
-    assert "p, Holm</th>" not in text
-    assert "unconfirmed" not in text
-    assert '<span class="better-word">better</span></td>' in text
-    check_foreign_text(text)
+def test_lower_is_better_is_marked(reported: Callable[..., str]) -> None:
+    assert "lower is better" in lines_of(reported(), "loss")[0]
+    assert "is better" not in lines_of(reported(), "length")[0]
 
 
 def test_scores_that_no_row_has_for_both_are_named(reported: Callable[..., str]) -> None:
@@ -377,7 +365,7 @@ def test_all_that_was_measured_stands_on_the_page_as_text(reported: Callable[...
         "This is the opinion of a language model, not a measurement",
         "18 tuned won 3 ties 2 base won 1 missing",
         "agreed with itself in 91 % of the pairs",
-        "People preferred the tuned model: tuned won 5 of 5 decided pairs",
+        "No preference was shown: tuned won 5 of 5 decided pairs",
         "One reading is enough to understand it.",
         "6 of 6; 61 to 100 %",  # Wilson's interval
         "reviewer-1, reviewer-2 6 100 %",

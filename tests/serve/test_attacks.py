@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter
-from tests.serve.loopback_servers import FREE, TOKEN, Parrot, Running, events, raw, running
 
+from serve.loopback_servers import FREE, TOKEN, Parrot, Running, events, raw, running
 from strict_pages import EVIL
 from tunesmith.serve.app import DOCS_FILES
 from tunesmith.web.errors import Limits
@@ -107,13 +107,13 @@ def heard(server: Running) -> int:
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: " ".join(way))
 def test_nothing_without_the_token(server: Running, given: str | None, way: tuple[str, str]) -> None:
     before = heard(server)
-    content = body() if way[0] == "POST" else b""
-    more = {} if given is None else {"Authorization": given}
-    lines = {"drop": ("Authorization",)} if given is None else {}
-    status, headers, payload = request(server, *way, content=content, **lines, **more)  # type: ignore[arg-type]
+    method, path = way
+    content = body() if method == "POST" else b""
+    more: dict[str, Any] = {"drop": ("Authorization",)} if given is None else {"Authorization": given}
+    status, headers, payload = request(server, method, path, content=content, **more)
     assert status == 401
     assert headers["www-authenticate"] == "Bearer"
-    assert way[0] == "HEAD" or json.loads(payload)["error"]["code"] == "invalid_api_key"
+    assert method == "HEAD" or json.loads(payload)["error"]["code"] == "invalid_api_key"
     assert heard(server) == before
 
 
@@ -203,7 +203,10 @@ def test_a_foreign_page_may_not_ask_even_with_the_token(server: Running, origin:
         status, headers, _ = request(server, *way, content=content, Origin=origin)
         assert status == 403
         assert "access-control-allow-origin" not in headers
-    preflight = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
+    preflight: dict[str, Any] = {
+        "Access_Control_Request_Method": "POST",
+        "Access_Control_Request_Headers": "authorization",
+    }
     status, headers, _ = request(server, "OPTIONS", CHAT, Origin=origin, drop=("Authorization",), **preflight)
     assert status == 403  # so that the browser sends nothing
     assert not [name for name in headers if name.startswith("access-control")]
@@ -217,7 +220,7 @@ def test_the_servers_own_page_may(server: Running) -> None:
 
 def test_a_paired_extension_may_with_a_token_of_its_own() -> None:
     with running(Parrot(), pairing=Paired()) as server:
-        preflight = {
+        preflight: dict[str, Any] = {
             "Access_Control_Request_Method": "POST",
             "Access_Control_Request_Headers": "authorization,content-type",
         }

@@ -8,12 +8,14 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from tests.serve.loopback_servers import FREE, TOKEN, Parrot, Running, running
+
+from serve.loopback_servers import FREE, TOKEN, Parrot, Running, running
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
 OPEN = {("GET", "/health"), ("POST", "/v1/pair")}
-NO_KEY, WRONG = {}, {"Authorization": "Bearer wrong"}
+NO_KEY: dict[str, str] = {}
+WRONG = {"Authorization": "Bearer wrong"}
 RIGHT = {"Authorization": f"Bearer {TOKEN}"}
 
 

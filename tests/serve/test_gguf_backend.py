@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serve.loopback_servers import Running, events, make_file, running
 
 from gguf_models import opened
+from serve.loopback_servers import Running, events, make_file, running
 from tiny import make_tokenizer
 from tunesmith.data.conversation import Turn
 from tunesmith.generation.from_gguf import GgufModel

@@ -12,9 +12,9 @@ from typing import Any
 
 import openai
 import pytest
-from tests.serve.loopback_servers import FREE, TOKEN, Parrot, Running, events, running
 
 from finished_runs import make_recipe
+from serve.loopback_servers import FREE, TOKEN, Parrot, Running, events, running
 from tunesmith.data.conversation import Turn
 from tunesmith.web.errors import Limits
 
@@ -138,7 +138,13 @@ def test_what_clients_spell_out_and_means_nothing_is_accepted(server: Running) -
     }  # fmt: skip
     assert server.chat(TEXT, **idle).json()["choices"][0]["message"]["content"] == TEXT
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
-    echoed = {"role": "assistant", "content": "x", "refusal": None, "tool_calls": None, "annotations": []}
+    echoed: dict[str, Any] = {
+        "role": "assistant",
+        "content": "x",
+        "refusal": None,
+        "tool_calls": None,
+        "annotations": [],
+    }
     messages = [{"role": "developer", "content": "Be kind."}, echoed, {"role": "user", "content": parts}]
     body = {"model": "parrot", "messages": messages}
     assert server.client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"] == "one two"
@@ -284,8 +290,7 @@ def test_with_curl(server: Running) -> None:
     body = json.dumps({"model": "parrot", "messages": say(TEXT), "stream": True})
     text = curl("-N", f"{server.url}/v1/chat/completions", "-H", key, "-H", kind, "-d", body)
     assert text.endswith("\n\ndata: [DONE]\n\n")
-    text = events(text)
-    assert "".join(item["choices"][0]["delta"].get("content", "") for item in text[:-1]) == TEXT
+    assert "".join(item["choices"][0]["delta"].get("content", "") for item in events(text)[:-1]) == TEXT
     assert json.loads(curl(f"{server.url}/health"))["status"] == "ok"
     assert "tunesmith_requests_total" in curl(f"{server.url}/metrics", "-H", key)
     assert curl("-o", "/dev/null", "-w", "%{http_code}", f"{server.url}/v1/models") == "401"

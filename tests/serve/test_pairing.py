@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import stat
 from collections.abc import Iterator
@@ -11,10 +12,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.serve.loopback_servers import Parrot, Running, running
 
+from serve.loopback_servers import Parrot, Running, running
 from tunesmith.errors import RunError
-from tunesmith.serve import pairing
 from tunesmith.serve.pairing import CODE_LETTERS, CODE_SECONDS, MAX_TRIES, Pairing, pairs_path, read_pairs, unpair
 from tunesmith.web.errors import ApiError
 
@@ -152,13 +152,13 @@ def test_only_hashes_are_kept_in_a_private_file(pairs: Pairing, file: Path) -> N
 
 def test_tokens_are_compared_in_constant_time(pairs: Pairing, monkeypatch: pytest.MonkeyPatch) -> None:
     compared = list[Any]()
-    real = pairing.hmac.compare_digest
+    real = hmac.compare_digest
 
     def spy(one: Any, second: Any) -> bool:
         compared.append((one, second))
         return real(one, second)
 
-    monkeypatch.setattr(pairing.hmac, "compare_digest", spy)
+    monkeypatch.setattr("tunesmith.serve.pairing.hmac.compare_digest", spy)
     token = pairs.pair(pairs.code(), ONE)
     pairs.pair(pairs.code(), OTHER)
     assert len(compared) == 2
@@ -243,7 +243,8 @@ def test_wrong_codes_and_pages_are_refused(server: Running, pairs: Pairing) -> N
     code = pairs.code()
     for origin in ("https://evil.example", "null", None, server.url):
         assert ask(server, code, origin).status_code == 403
-    for body in ({"code": 12345678}, {"code": "short"}, {"code": code, "more": 1}, {"code": "x" * 99}, []):
+    bodies: tuple[Any, ...] = ({"code": 12345678}, {"code": "short"}, {"code": code, "more": 1}, {"code": "x" * 99}, [])
+    for body in bodies:
         answer = httpx2.post(f"{server.url}/v1/pair", json=body, headers={"Origin": ONE})
         assert answer.status_code == 400
     assert ask(server, code).status_code == 200
@@ -252,7 +253,7 @@ def test_wrong_codes_and_pages_are_refused(server: Running, pairs: Pairing) -> N
 def test_preflight_is_answered_for_extensions_alone(server: Running, pairs: Pairing) -> None:
     def preflight(path: str, origin: str) -> int:
         headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-        return httpx2.request("OPTIONS", server.url + path, headers=headers).status_code
+        return int(httpx2.request("OPTIONS", server.url + path, headers=headers).status_code)
 
     assert preflight("/v1/pair", ONE) == 403
     code = pairs.code()

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.serve.loopback_servers import Parrot
 
+from serve.loopback_servers import Parrot
 from tunesmith.data.conversation import Turn
 from tunesmith.serve.backend import RequestQueue, Sampling
 from tunesmith.web.errors import BackendFailed, QueueFull, RateLimiter, ReplyTimeout

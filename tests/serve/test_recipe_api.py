@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.serve.loopback_servers import Parrot, Running, running
 
+from serve.loopback_servers import Parrot, Running, running
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.serve.backend import Sampling

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serve.loopback_servers import TOKEN, Parrot, Running, events, make_file, running
 
 from chat_server import Once, serve
 from gguf_models import opened
+from serve.loopback_servers import TOKEN, Parrot, Running, events, make_file, running
 from tunesmith.data.conversation import Turn
 from tunesmith.generation.from_server import AsyncServerModel
 from tunesmith.serve.gguf_backend import GgufBackend

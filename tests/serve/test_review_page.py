@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serve.test_review_app import write_run
 
+from serve.test_review_app import write_run
 from strict_pages import EVIL
 from tunesmith.commands.review import serve_review
 from tunesmith.evaluation.review import QUESTIONS, read_reviews

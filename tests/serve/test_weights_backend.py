@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.serve.loopback_servers import make_speaker, running
 from transformers import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
 
+from serve.loopback_servers import make_speaker, running
 from tunesmith.data.conversation import Turn
 from tunesmith.generation.from_weights import WeightsModel, sample_token
 from tunesmith.models.build import load_model

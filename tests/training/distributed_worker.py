@@ -9,21 +9,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import tunesmith
 from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import Paused
-from tunesmith.training import autograd_step, distributed, fused_step
+from tunesmith.training import distributed, fused_step
 from tunesmith.training.engines import native
 
 
 class Trouble:
     """Does something to this process's `step` number `at`."""
 
-    def __init__(self, kind: type, at: int, do: Any) -> None:
-        self.kind, self.real, self.calls = kind, kind.step, 0
-        kind.step = lambda own, *given: self(own, at, do, *given)
+    def __init__(self, kind: type[fused_step.FusedStep], at: int, do: Any) -> None:
+        self.patch, self.real, self.calls = pytest.MonkeyPatch(), kind.step, 0
+        self.patch.setattr(kind, "step", lambda own, *given: self(own, at, do, *given))
 
     def __call__(self, own: Any, at: int, do: Any, *given: Any) -> Any:
         self.calls += 1
@@ -32,7 +33,7 @@ class Trouble:
         return self.real(own, *given)
 
     def end(self) -> None:
-        self.kind.step = self.real
+        self.patch.undo()
 
 
 def out_of_memory() -> None:
@@ -45,16 +46,15 @@ def stop() -> None:
 
 def main() -> None:
     found: dict[str, Any] = {}
-    real = native._Loop
 
-    class Loop(real):  # type: ignore[misc, valid-type]
+    class Loop(native._Loop):
         def __init__(self, job: Any) -> None:
             super().__init__(job)
             codes = [p for p in job.model.network.parameters() if p.dtype in (torch.uint8, torch.float8_e4m3fn)]
             own = sum(p.to_local().nbytes if hasattr(p, "to_local") else p.nbytes for p in codes)
             now.update(codes=own, way=type(self.gradients).__module__, loop=self)
 
-    native._Loop = Loop
+    pytest.MonkeyPatch().setattr(native, "_Loop", Loop)
     with distributed.process_group():
         for task in json.loads(Path(sys.argv[1]).read_text()):
             now: dict[str, Any] = {}
@@ -74,7 +74,6 @@ def main() -> None:
             now["micro_tokens"] = loop.progress.micro_tokens
             now["sum"] = sum(p.double().sum().item() for p in loop.parameters.values())
             found[task["name"]] = now
-        assert autograd_step.AutogradStep is not fused_step.FusedStep
         Path(sys.argv[2], f"{distributed.rank()}.json").write_text(json.dumps(found))
 
 

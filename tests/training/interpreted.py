@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import test_fused as cases
+import pytest
 import torch
 
 import tunesmith.models.fuse as fuse
 from tiny import make_model
+from training import test_fused as cases
 from tunesmith.kernels import base_weights, block_cuda, ops, triton_parts
+from tunesmith.kernels.attention import attend, attend_back
 from tunesmith.prompt import pack
 
 
@@ -28,20 +31,25 @@ def interpreted_head(logits: Any, targets: Any, cap: float, share: Any) -> Any:
     return losses
 
 
+def by_rows(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns attention's forward or backward that goes row by row, whatever its rule says."""
+    return lambda *parts: call(*parts[:-1], parts[-1]._replace(way="rows"))
+
+
 def at_home() -> None:
-    """Lets the code for GPUs run here; attention alone goes row by row."""
-    form, attend, attend_back = fuse._form, block_cuda.attend, block_cuda.attend_back
+    """Lets the code for cards run here; attention alone goes row by row."""
+    form, patch = fuse._form, pytest.MonkeyPatch()
 
     def packed(*given: Any) -> Any:
         made = form(*given)
         return made._replace(rule=made.rule._replace(way="packed"))
 
-    fuse._has_triton = lambda: True  # type: ignore[assignment]
-    fuse._form = packed  # type: ignore[assignment]
-    block_cuda.attend = lambda *given: attend(*given[:-1], given[-1]._replace(way="rows"))  # type: ignore[assignment]
-    block_cuda.attend_back = lambda *given: attend_back(*given[:-1], given[-1]._replace(way="rows"))  # type: ignore[assignment]
-    base_weights._dequantize_kernel = lambda out: triton_parts.dequantise  # type: ignore[assignment]
-    triton_parts.head = interpreted_head
+    patch.setattr(fuse, "_has_triton", lambda: True)
+    patch.setattr(fuse, "_form", packed)
+    patch.setattr(block_cuda, "attend", by_rows(attend))
+    patch.setattr(block_cuda, "attend_back", by_rows(attend_back))
+    patch.setattr(base_weights, "_dequantize_kernel", lambda out: triton_parts.dequantise)
+    patch.setattr(triton_parts, "head", interpreted_head)
 
 
 def main(config: str) -> None:
@@ -57,7 +65,7 @@ def main(config: str) -> None:
                 if not torch.equal(triton_parts.rows(table.data, ids), table[ids]):
                     raise AssertionError("rows of the table")
                 loss, wanted = cases.reference(model)
-                fused = fuse.FusedDecoder(model, longest=40, forms=form, keeps=keep, chunk=16)  # type: ignore[arg-type]
+                fused = fuse.FusedDecoder(model, longest=40, forms=form, keeps=keep, chunk=16)
                 if fused.kernels is not block_cuda:
                     raise AssertionError("not the kernels for cards")
                 total = fused.step(cases.flat(pack.PackedShape(128, 10, 80, 40)), torch.tensor(1.0)).item()

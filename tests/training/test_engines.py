@@ -90,11 +90,12 @@ def adapter_hash(run: Run) -> str:
 @pytest.mark.parametrize("total", [1, 2, 6, 40])
 def test_the_rate_of_each_step(schedule: str, warmup: float, total: int) -> None:
     warm = min(total, math.ceil(warmup * total) if warmup < 1 else int(warmup))
-    fall = {
+    curves: dict[str, Callable[[float], float]] = {
         "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
         "linear": lambda x: 1 - x,
         "constant": lambda x: 1.0,
-    }[schedule]
+    }
+    fall = curves[schedule]
     expected = [(k + 1) / warm if k < warm else fall((k - warm) / (total - warm)) for k in range(total)]
     curve = resolve("tunesmith.training.schedules", schedule)
     assert [learning_rate_factor(step, total, warmup, curve) for step in range(total)] == pytest.approx(

@@ -185,9 +185,11 @@ def test_attention_of_short_and_long_examples(keys: int, window: int) -> None:
     for start, end in itertools.pairwise(starts):
         row, column = torch.meshgrid(torch.arange(end - start), torch.arange(end - start), indexing="ij")
         seen = (column <= row) & (row - column < (window or end))
-        parts = [each[start:end].transpose(0, 1) for each in (q, k, v)]
-        made = nn.functional.scaled_dot_product_attention(*parts, attn_mask=seen, scale=0.3, enable_gqa=True)
-        wanted.append(made.transpose(0, 1))
+        query, key, value = (part[start:end].transpose(0, 1) for part in (q, k, v))
+        expected = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, scale=0.3, enable_gqa=True
+        )
+        wanted.append(expected.transpose(0, 1))
     torch.testing.assert_close(out, torch.cat(wanted), rtol=1e-9, atol=1e-12)
     (torch.cat(wanted) * dout).sum().backward()
     for each, gradient in zip((q, k, v), found, strict=True):
@@ -243,14 +245,15 @@ def test_a_small_update_is_not_rounded_away(way: str) -> None:
     b *= 4e-6
     base = FrozenLinear.from_dense(weight, None)
     if "NF4" in way:
-        base = FrozenLinear.from_nf4(*quantize_4bit(weight, quant_type="nf4", compress_statistics=True), None)
+        codes, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+        base = FrozenLinear.from_nf4(codes, state, None)
     if way.startswith("layer"):
         layer = LoraLinear(base, 4, 4, 1e-9 if "dropout" in way else 0.0)
         layer.lora_A.data.copy_(a)
         layer.lora_B.data.copy_(b)
         y = layer(x)
     else:
-        frozen = (
+        frozen: torch.Tensor | base_weights.Nf4 | base_weights.OneDnnWeight = (
             base_weights.nf4_from_states([base.weight.data], [base.state], torch.bfloat16) if base.state else weight
         )
         if way == "packed":

@@ -23,7 +23,7 @@ from tunesmith.training.optimizers import adamw, adamw_8bit
 from tunesmith.training.validation import check_engine, check_optimizer
 
 OPTIMIZERS = entries("tunesmith.training.optimizers")
-PATHS = {
+PATHS: dict[str, dict[str, Any]] = {
     "fused": {},
     "autograd": {"adapter__dropout": 0.1},
     "trl": {"train__engine": "trl"},
@@ -80,7 +80,8 @@ def test_the_8_bit_optimizer_follows_adamw(decay: float) -> None:
         source = torch.Generator().manual_seed(0)
         wide, small = (torch.nn.Parameter(torch.randn(shape, generator=source)) for shape in ((64, 128), (8, 8)))
         start = [wide.detach().clone(), small.detach().clone()]
-        optimizer = make([{"params": [wide]}, {"params": [small], "lr": 3e-3, "weight_decay": 0.0}], 1e-2, decay)
+        groups: list[dict[str, Any]] = [{"params": [wide]}, {"params": [small], "lr": 3e-3, "weight_decay": 0.0}]
+        optimizer = make(groups, 1e-2, decay)
         for _ in range(30):
             wide.grad = torch.randn(wide.shape, generator=source) + wide.detach()
             small.grad = torch.randn(small.shape, generator=source)

@@ -71,7 +71,7 @@ def every_route(place: Path, home: Path) -> list[tuple[str, str]]:
     def walk(routes: Any) -> None:
         for route in routes:
             inner = getattr(route, "original_router", None) or getattr(route, "app", None)
-            if hasattr(inner, "routes") and not hasattr(route, "methods"):
+            if inner is not None and hasattr(inner, "routes") and not hasattr(route, "methods"):
                 walk(inner.routes)
                 continue
             path = re.sub(r"\{[^}]*\}", "x", route.path)
@@ -135,7 +135,7 @@ def test_writing_needs_the_origin_and_other_sites_cannot_read(served: RunningSer
     assert ask(served, "/gradio_api/queue/join", "POST", b"{}", Cookie=cookie).status == 403
     for site in ("cross-site", "same-site"):  # a page on another port is same-site
         assert ask(served, "/config", Cookie=cookie, Sec_Fetch_Site=site).status == 403
-        comes = {"Sec_Fetch_Site": site, "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+        comes: dict[str, Any] = {"Sec_Fetch_Site": site, "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
         assert ask(served, "/", Cookie=cookie, **comes).status == 200  # the user follows a link
         assert ask(served, "/", Cookie=cookie, **(comes | {"Sec_Fetch_Dest": "iframe"})).status == 403
     assert ask(served, "/config", Cookie=cookie, Sec_Fetch_Site="same-origin").status == 200

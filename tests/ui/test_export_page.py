@@ -81,7 +81,8 @@ def test_with_current_path(run: tuple[Any, Any], command: str, path: str, expect
 
 def test_progress_counts_the_rows_that_a_file_has_answered(run: tuple[Any, Any]) -> None:
     part = run[1] / "replies/export-q8_0.part"
-    part.write_text("".join(json.dumps(line) + "\n" for line in ({"inputs": {}}, {"id": "r0"}, {"id": "r1"})))
+    lines: list[dict[str, Any]] = [{"inputs": {}}, {"id": "r0"}, {"id": "r1"}]
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
     try:
         job = Job("running", ("export", "x"), log="export: verifying q8_0 <b>\n")
         page = strict(export_page.progress_html(*run, job))

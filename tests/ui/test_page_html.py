@@ -17,10 +17,10 @@ from strict_pages import EVIL, Page
 from tunesmith.commands.audit import audit
 from tunesmith.errors import DataError, RunError
 from tunesmith.runs.run import Run, child_folder
-from tunesmith.ui import audits, jobs, progress, recipe_text, text_html
+from tunesmith.ui import audits, html, jobs, progress, recipe_text
 from tunesmith.ui.progress import MAX_POINTS, curve, short_number
 
-STEPS = [
+STEPS: list[dict[str, Any]] = [
     {"kind": "start", "step": 0, "total": 4, "time": 100.0},
     {"kind": "valid", "step": 0, "loss": 3.0, "time": 100.0},
     *(
@@ -68,7 +68,7 @@ def everything(run_progress: progress.Progress) -> Page:
         progress.samples_html,
         progress.notes_html,
     )
-    return strict(text_html.part(*(part(run_progress) for part in parts), text_html.log(run_progress.job.log)))
+    return strict(html.part(*(part(run_progress) for part in parts), html.log(run_progress.job.log)))
 
 
 def test_a_running_run(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_findings_diffs_accept_and_undo(tmp_path: Path) -> None:
     folder = audited(tmp_path / "audits/rows", source, fix=False)
     audit = audits.read_audit(folder)
     assert audit is not None and audit["read"] == 5
-    page = strict(text_html.part(audits.summary_tiles(audit), audits.findings_html(audit)))
+    page = strict(html.part(audits.summary_tiles(audit), audits.findings_html(audit)))
     assert "rows read" in page.text and "Empty" in page.text and "What to do" in page.text
     assert "line 4" in page.text and "rows.csv" not in page.text  # the only file is not named in every finding
     assert page.named("mark") and "<b onclick=x>It" in page.text
@@ -194,7 +194,7 @@ def test_findings_diffs_accept_and_undo(tmp_path: Path) -> None:
         audits.accept_repair(folder)
     audited(folder / audits.PROPOSED, source, fix=True)
     (diff,) = audits.find_diffs(folder / audits.PROPOSED)
-    page = strict(text_html.part(audits.diff_html(diff)))
+    page = strict(html.part(audits.diff_html(diff)))
     assert "â€™" in page.text and "mojibake" in page.text and "dropped: empty" in page.text
     assert EVIL[:60] in page.text
 
@@ -223,13 +223,13 @@ def test_a_damaged_audit(tmp_path: Path) -> None:
 
 
 def test_errors_are_shown_as_text() -> None:
-    page = strict(text_html.error_boxes(DataError(f"{EVIL} is wrong", where=f"{EVIL} line 3", next=f"Repair {EVIL}")))
+    page = strict(html.error_boxes(DataError(f"{EVIL} is wrong", where=f"{EVIL} line 3", next=f"Repair {EVIL}")))
     assert page.text.count(EVIL) == 3 and "Where:" in page.text
-    assert strict(text_html.error_boxes(ValueError(EVIL))).text.count(EVIL) == 1
+    assert strict(html.error_boxes(ValueError(EVIL))).text.count(EVIL) == 1
     assert strict(recipe_text.errors_html([DataError(EVIL, where="/a/recipe.yaml line 2, train.epochs")])).text.count(
         "train.epochs"
     )
-    assert strict(text_html.table([EVIL], [[EVIL]], label="x")).text.count(EVIL) == 2
+    assert strict(html.table([EVIL], [[html.escape(EVIL)]])).text.count(EVIL) == 2
 
 
 @pytest.mark.parametrize("name", ["..", "../one", "one/../one", "/etc", "", None, ".hidden", "away", "none", "one\n"])

@@ -62,7 +62,7 @@ def test_stop_keeps_and_checks_the_text_and_closes_the_model(draft: Writer) -> N
     last, listed, _ = updates[-1]
     assert last["status"].startswith("Stopped")
     assert len(last["text"]) < len(SAID) - 50
-    assert any(claim["text"] == "12 years" for claim in listed)
+    assert listed is not None and any(claim["text"] == "12 years" for claim in listed)
     assert model.closed
 
 

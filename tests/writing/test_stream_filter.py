@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.claims import planted
 
+from claims import planted
 from tunesmith.claims.match import check_claims
 from tunesmith.commands.read_rows import row_values as read_values
 from tunesmith.config.recipe import read_recipe

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.claims import planted
 
+from claims import planted
 from tunesmith.writing.events import ClaimEvent, claim_events, correct_article
 from tunesmith.writing.repair import find_replacement, remove_claim, replace_claim
 

@@ -115,7 +115,7 @@ def test_repair_and_documents() -> None:
 def exported(run: Run, *, verified: bool = True) -> None:
     for mix in ("q4_k_m", "q8_0"):
         run.write(f"export/gguf/x.{mix}.gguf", b"GGUF")
-    files = [
+    files: list[dict[str, Any]] = [
         {"name": mix, "target": "gguf", "path": f"export/gguf/x.{mix}.gguf", "verified": verified, "problems": []}
         for mix in ("q4_k_m", "q8_0")
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -133,8 +134,8 @@ def _registered(name: str, values: dict[str, Any], source: Path) -> dict[str, An
     """LLaMA-Factory's entry for a data set's `name` in dataset_info.json, as `path` and `type`; {} without one."""
     folder = source.parent / str(values.get("dataset_dir", "data"))
     try:
-        entry = yaml.safe_load((folder / "dataset_info.json").read_text(encoding="utf-8"))[name]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        entry = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))[name]
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     path = str(folder / entry["file_name"]) if "file_name" in entry else str(entry.get("hf_hub_url", name))
     return {"path": path, "type": entry.get("formatting", "alpaca")}

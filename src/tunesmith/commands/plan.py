@@ -306,7 +306,7 @@ def _estimate_time(recipe: Recipe, machine: Any, shape: Any, examples: Sequence[
 def _steps(recipe: Recipe, examples: Sequence[Any]) -> list[list[int]]:
     from tunesmith.prompt import pack
 
-    return pack.epoch_steps([len(example) for example in examples], recipe.train.batch, recipe.seed, 0)
+    return pack.epoch_steps([len(example) for example in examples], recipe.train.batch, recipe.training_seed, 0)
 
 
 def _step_tokens(batch: str, lengths: Sequence[int]) -> int:

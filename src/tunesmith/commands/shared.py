@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith.config.recipe import Recipe, is_recipe
+from tunesmith.config.recipe import Recipe, is_recipe, parse_yaml
 from tunesmith.data.conversation import Conversation, conversation_from_dict, read_rows
 from tunesmith.data.sources import locate, read
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
@@ -112,9 +112,9 @@ def _template_copy(recipe: Recipe, run: Run) -> Path | None:
         return None
     template_path, copy_hash = recipe.path(recipe.prompt.template), prepared["files"][TEMPLATE]
     try:
-        kept_name = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["prompt"]["template"]
+        kept_name = parse_yaml((run / "recipe.yaml").read_text(encoding="utf-8"), "")[0]["prompt"]["template"]
         same_file = template_path == (run.path / str(kept_name)).resolve()
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):  # deleted, or changed by hand
+    except (OSError, ValueError, RecipeError, LookupError, TypeError):  # deleted, or changed by hand
         same_file = False
     if not same_file and not (template_path.is_file() and hash_path(template_path) == copy_hash):
         return None

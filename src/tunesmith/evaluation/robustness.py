@@ -15,7 +15,7 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.comparison import RowReply, sample_rows, score_differences
 from tunesmith.evaluation.score import Score
-from tunesmith.evaluation.statistics import Difference, apply_holm, paired_difference
+from tunesmith.evaluation.verdict import Verdict, correct, decide
 
 PERTURBATIONS = "tunesmith.evaluation.perturbations"
 WHERE = "evaluate.robustness"
@@ -86,7 +86,7 @@ def robustness_tables(
     """Returns the part `robustness` of scores.json: a table for each perturbation.
 
     `plain_replies` and `twin_replies` have the keys base and tuned. The former answer `parts`; the latter answer
-    `disturbed.rows`, passed to comparison.answer as parts, so that their `part` is the perturbation. Differences come
+    `disturbed.rows`, passed to comparison.answer as parts, so that their `part` is the perturbation. Verdicts come
     from statistics.paired, with intervals over groups, corrected within a table. A table holds:
 
     rows, left_out      number of twins, and of original rows without a twin
@@ -144,13 +144,13 @@ class _TwinResult:
         )
 
 
-TableDifferences = dict[tuple[str, str], Difference]  # by section of the table and score
-_SIDE_NAMES = {"base": "plain", "tuned": "perturbed"}  # names of a Difference's sides if both are the same model
+TableVerdicts = dict[tuple[str, str], Verdict]  # by section of the table and score
+_SIDE_NAMES = {"base": "plain", "tuned": "perturbed"}  # names of a Verdict's sides if both are the same model
 
 
 def _table(results: Sequence[_TwinResult], left_out: int, seed: int) -> dict[str, Any]:
     table: dict[str, Any] = {"rows": len(results), "left_out": left_out}
-    for (section, name), difference in apply_holm(_differences(results, seed)).items():
+    for (section, name), difference in correct(_differences(results, seed)).items():
         values = difference.describe()
         if section in ("base", "tuned"):
             values = {_SIDE_NAMES.get(key, key): value for key, value in values.items()}
@@ -161,14 +161,14 @@ def _table(results: Sequence[_TwinResult], left_out: int, seed: int) -> dict[str
     return table
 
 
-def _differences(results: Sequence[_TwinResult], seed: int) -> TableDifferences:
+def _differences(results: Sequence[_TwinResult], seed: int) -> TableVerdicts:
     twins = [result for result in results if result.plain_replies]
-    measured: TableDifferences = {}
+    measured: TableVerdicts = {}
     for name, alike in (("rouge_l", rouge_l), ("same_steps", same_steps)):
         base, tuned = ([alike(e.plain_replies[model], e.replies[model]) for e in twins] for model in ("base", "tuned"))
         if twins:
             groups = [result.twin.group for result in twins]
-            measured["consistency", name] = paired_difference(base, tuned, groups, better="higher", seed=seed)
+            measured["consistency", name] = decide(base, tuned, groups, better="higher", seed=seed)
     for model in ("base", "tuned"):
         sides = [(result.twin.group, result.plain_scores[model], result.scores[model]) for result in twins]
         measured |= {(model, name): result for name, result in score_differences(sides, seed).items()}
@@ -178,7 +178,7 @@ def _differences(results: Sequence[_TwinResult], seed: int) -> TableDifferences:
     if ordered:
         base, tuned = ([float(_obeys_injection(result, model)) for result in ordered] for model in ("base", "tuned"))
         groups = [result.twin.group for result in ordered]
-        measured["obeyed", ""] = paired_difference(base, tuned, groups, better="lower", seed=seed)
+        measured["obeyed", ""] = decide(base, tuned, groups, better="lower", seed=seed)
     return measured
 
 

@@ -1,211 +1,241 @@
-"""Paired differences with bootstrap intervals and permutation tests over groups of rows."""
+"""Intervals of paired differences over groups of rows, sign-flip permutation tests and Holm's correction.
+
+Every function that takes `sums` [trials, groups] works on many data sets of the same groups at once: a comparison has
+one trial, the power figure and benchmarks/verdict_errors.py have thousands. Nothing here decides; see verdict.py.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.evaluation.power import ALPHA, TOLERANCE, cohens_d, minimum_detectable
-from tunesmith.evaluation.score import Better, Fold
-
-RESAMPLES = 10_000
+LEVEL = 0.95
 FLIPS = 10_000
+RESAMPLES = 10_000  # of a bootstrap
 MAX_EXACT_GROUPS = 14  # up to so many groups, all 2ⁿ sign flips are enumerated
-FEW_GROUPS = 15  # below this, intervals are half again as wide and may be too narrow for skewed gains (dev/LOG.md)
-BATCH_DRAWS = 50_000  # draws per batch: 0.4 MB, which fits a core's cache (5 times faster than 16 MB)
+TOLERANCE = 1e-9  # relative: values below this share of the largest score are rounding noise
+BATCH_SIGNS, BATCH_SUMS = 50_000, 2_000_000  # values per batch: 0.4 MB, which fits a core's cache, and 16 MB
+SKEWNESS_GROUPS = 6  # fewer tell nothing about skewness
+SKEWNESS_FACTOR = 0.5  # share of the estimated skewness that is corrected: coverage against power (dev/LOG.md)
+SATURATED = 0.75  # from this share of rows with the same gain on, a t interval of a share is too short (dev/LOG.md)
 
 Floats = NDArray[np.float64]
-Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Tuned against base on one score: both values, their difference with its 95 % interval, and counts of rows.
-
-    `base`, `tuned`, `difference`, `low`, `high` and `detectable` (the smallest difference that these rows detect with
-    80 % power, None if unknown) are in the units of the score, aggregated as `fold` says. `p` is the p-value of the
-    permutation test, `adjusted` the p-value after Holm's correction over the section (None for a score without a good
-    direction), `effect` is d_z. `holds` tells whether the difference is confirmed; see `settle`. `missing` counts rows
-    that have this score for one of the models only; they enter no other value.
-    """
-
-    better: Better
-    base: float
-    tuned: float
-    difference: float
-    low: float
-    high: float
-    wins: int
-    ties: int
-    losses: int
-    rows: int
-    groups: int
-    fold: Fold = "mean"
-    p: float = 1.0
-    adjusted: float | None = None
-    holds: bool = False
-    effect: float = 0.0
-    detectable: float | None = None
-    missing: int = 0
-
-    @property
-    def verdict(self) -> str:
-        """The verdict: better, worse or no detectable change; higher or lower for a score without a good direction."""
-        if self.low <= 0 <= self.high:
-            return "no detectable change"
-        up = self.difference > 0
-        if self.better == "neither":
-            return "higher" if up else "lower"
-        return "better" if up == (self.better == "higher") else "worse"
-
-    def describe(self) -> dict[str, Any]:
-        """Returns the entry of scores.json as a dict."""
-        ends = {"low": self.low, "high": self.high} if self.groups > 1 else {"low": None, "high": None}
-        return {**asdict(self), **ends, "verdict": self.verdict, "few_groups": self.groups < FEW_GROUPS}
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The 95 % interval of a difference, its clustered standard error, and the intervals of the two methods."""
+    """95 % intervals [trials] with their standard errors [trials], in the units of the difference."""
 
-    low: float
-    high: float
-    error: float
-    percentiles: tuple[float, float]
-    studentized: tuple[float, float]  # nan where resamples have no spread
+    low: Floats
+    high: Floats
+    error: Floats
 
 
-def paired_difference(
-    base: Sequence[float],
-    tuned: Sequence[float],
-    groups: Sequence[str],
-    *,
-    better: Better,
-    seed: int,
-    fold: Fold = "mean",
-    missing: int = 0,
-) -> Difference:
-    """Compares two scores of the same rows; see `bootstrap_interval`,
-    `permutation_p_value`, `cohens_d` and `minimum_detectable`.
+def t_quantile(probability: float, degrees: float) -> float:
+    """Returns the quantile of Student's t distribution."""
+    from scipy.stats import t
 
-    A row without a group is its own group; with a single group the interval is infinite. `fold` aggregates the rows
-    into `base` and `tuned`; wins, losses, p and effect come from the rows' values. Raises ValueError for no rows or
-    unequal lengths.
+    return float(t.ppf(probability, degrees))
+
+
+def degrees_of_freedom(sizes: Ints) -> float:
+    """Returns the degrees of freedom of the standard error of a mean over groups with `sizes` [groups] rows.
+
+    Satterthwaite's approximation for independent rows (Bell & McCaffrey 2002, as in Imbens & Kolesár 2016,
+    doi:10.1162/REST_a_00552): groups − 1 for equal groups, and close to 1 if one group holds most rows.
     """
-    if not len(base) == len(tuned) == len(groups) or not base:
-        raise ValueError("paired needs equal, non-empty lists")
-    before, after = np.asarray(base, float), np.asarray(tuned, float)
-    gain = after - before
-    names = [name or f"row {index}" for index, name in enumerate(groups)]
-    unique, group_ids = np.unique(names, return_inverse=True)
-    ci = bootstrap_interval(before, after, group_ids, seed=seed, fold=fold)
-    good = -gain if better == "lower" else gain
-    base_figure, tuned_figure = (
-        float(np.exp(values.mean()) if fold == "exp" else values.mean()) for values in (before, after)
-    )
-    return Difference(
-        better,
-        base_figure,
-        tuned_figure,
-        float(gain.mean()) if fold == "mean" else tuned_figure - base_figure,
-        ci.low,
-        ci.high,
-        int((good > TOLERANCE).sum()),
-        int((np.abs(good) <= TOLERANCE).sum()),
-        int((good < -TOLERANCE).sum()),
-        len(gain),
-        len(unique),
-        fold=fold,
-        p=permutation_p_value(gain, group_ids, seed=seed),
-        effect=cohens_d(gain),
-        detectable=minimum_detectable(ci.error, len(unique)),
-        missing=missing,
-    )
+    weights = sizes / sizes.sum()
+    scale = 1 / (1 - weights)
+    shift = weights * scale
+    # the variance is a quadratic form Q in the groups' sums, with Q = diag(scale) - shift 1' - 1 shift' + constant 1 1'
+    constant = float(weights @ shift)
+    diagonal = scale - 2 * shift + constant
+    squares = 2 * float(weights @ shift**2) - constant**2
+    squares += float(weights**2 @ (diagonal**2 - (constant - 2 * shift) ** 2))
+    return float((weights @ diagonal) ** 2 / squares)
 
 
-def bootstrap_interval(
-    base: Floats,
-    tuned: Floats,
-    group_ids: NDArray[np.int64],
-    *,
-    seed: int,
-    fold: Fold = "mean",
-    resamples: int = RESAMPLES,
-) -> Interval:
-    """Computes the 95 % interval of the difference of the aggregated scores; `base`, `tuned`, `group_ids`: [rows].
+def mean_interval(sums: Floats, sizes: Ints, *, skewed: bool = True) -> Interval:
+    """Computes 95 % intervals of a mean over rows from its sums over groups of `sizes` rows [groups].
 
-    Whole groups are drawn with replacement (cluster bootstrap, Davison & Hinkley 1997, section 3.8), because rows of
-    one topic are not independent, and each resample is aggregated. Each end is the wider of two methods: expanded
-    percentiles for few groups (see `tail_probability`), which are too narrow for skewed gains, and the bootstrap-t
-    (Davison & Hinkley 1997, section 5.2.1), which is too narrow for heavy tails. Gains with at most three distinct
-    values, as of 0/1 scores, use the percentiles alone: if few rows changed, many resamples have no spread to divide
-    by. In simulation the coverage is 93 to 97 %, and lower for few groups, for few and very skewed rows, and if hardly
-    any row changed (benchmarks/interval_coverage.py).
-
-    The standard error is that of a ratio of group sums, linearized through the fold, with G / (G − 1) for G groups
-    (Cochran 1977, chapter 9A). The interval is infinite for a single group.
+    A t interval with the cluster-robust standard error CR2, which for a mean is √(Σ s² / (1 − w)) / rows, with the
+    groups' summed residuals s and their shares w of the rows (Bell & McCaffrey 2002), and the degrees of freedom of
+    `degrees_of_freedom`. With `skewed`, each end is moved outwards to that of Hall's transformed t, which corrects for
+    skewness (Hall 1992, doi:10.1111/j.2517-6161.1992.tb01872.x), if that is wider; half of the skewness is corrected,
+    because it is estimated badly, and none of fewer than `SKEWNESS_GROUPS`. The interval is infinite for one group,
+    and has no width if all groups have the same mean.
     """
-    gain = tuned - base
-    before, after = (np.zeros_like(gain), gain) if fold == "mean" else (base, tuned)
-    means = (float(before.mean()), float(after.mean()))
-    parts = _products(
-        _group_sums(group_ids, before - means[0]), _group_sums(group_ids, after - means[1]), _group_sums(group_ids)
-    )
-    groups = len(parts)
+    groups, rows = len(sizes), sizes.sum()
+    mean = sums.sum(-1) / rows
     if groups < 2:
-        return Interval(-np.inf, np.inf, np.inf, (-np.inf, np.inf), (-np.inf, np.inf))
-    difference, error = (float(figure[0]) for figure in _folded_differences(parts.sum(0)[None], means, fold, groups))
-    resampled, errors = _folded_differences(_resampled_totals(parts, seed, resamples), means, fold, groups)
-    low, high = np.percentile(
-        resampled, [100 * tail_probability(groups), 100 * (1 - tail_probability(groups))]
-    ).tolist()
-    lower, upper = (difference - error * _studentized_ends(resampled - difference, errors, error)).tolist()
-    if fold == "exp" or len(np.unique(gain.round(9))) > 3:
-        # fmin and fmax ignore nan
-        return Interval(float(np.fmin(low, lower)), float(np.fmax(high, upper)), error, (low, high), (lower, upper))
-    return Interval(low, high, error, (low, high), (lower, upper))
+        infinite = np.full(len(sums), np.inf)
+        return Interval(-infinite, infinite, infinite)
+    residuals = sums - np.outer(mean, sizes)
+    error = np.sqrt((residuals**2 / (1 - sizes / rows)).sum(-1)) / rows
+    quantile = t_quantile((1 + LEVEL) / 2, degrees_of_freedom(sizes))
+    low, high = mean - quantile * error, mean + quantile * error
+    if skewed and groups >= SKEWNESS_GROUPS:
+        bias = SKEWNESS_FACTOR * _skewness(residuals)
+        low = np.minimum(low, mean - error * _hall_inverse(quantile, bias, groups))
+        high = np.maximum(high, mean - error * _hall_inverse(-quantile, bias, groups))
+    return Interval(low, high, error)
 
 
-@functools.cache
-def tail_probability(groups: int) -> float:
-    """Returns the share of resamples beyond each end of a 95 % interval: Φ(−√(n/(n−1)) t₀.₉₇₅,ₙ₋₁) for n groups.
+def _skewness(residuals: Floats) -> Floats:
+    """Returns the adjusted Fisher-Pearson skewness [trials] of residuals [trials, groups]; 0 without spread."""
+    groups = residuals.shape[-1]
+    spread = np.sqrt((residuals**2).mean(-1))
+    scaled = np.divide(residuals, spread[:, None], out=np.zeros_like(residuals), where=spread[:, None] > 0)
+    return np.asarray((scaled * scaled * scaled).mean(-1) * np.sqrt(groups * (groups - 1)) / (groups - 2))
 
-    The standard deviation of a bootstrap mean of n groups is too small by √((n−1)/n), and its quantiles should be those
-    of a t, not a normal, distribution (Hesterberg 2015, doi:10.1080/00031305.2015.1089789).
+
+def _hall_inverse(quantile: float, skewness: Floats, groups: int) -> Floats:
+    """Returns the inverse of Hall's cubic transformation of t, which removes the skewness of a mean of `groups` values.
+
+    Hall 1992, with a = 1/3 and b = 1/6: g(t) = √n (u + γ u² / 3 + γ² u³ / 27 + γ / (6 n)) of u = t / √n.
+    The cubic is that of (1 + γ u / 3), so its root has a closed form.
     """
-    from scipy.stats import norm, t
-
-    if groups < 2:
-        return 0.025
-    return float(norm.cdf(-np.sqrt(groups / (groups - 1)) * t.ppf(0.975, groups - 1)))
+    root = np.sqrt(groups)
+    bias = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
+    return np.asarray(3 * root / bias * (np.cbrt(1 + bias * (quantile / root - bias / (6 * groups))) - 1))
 
 
-def permutation_p_value(gain: Floats, group_ids: NDArray[np.int64], *, seed: int) -> float:
-    """Returns the two-sided p-value of a group-level sign-flip permutation test; `gain` and `group_ids`: [rows].
+# --- shares -----------------------------------------------------------------------------------------------------
 
-    All flips are enumerated for up to 14 groups with a nonzero sum; otherwise 10,000 random flips give
-    (b + 1) / (m + 1), which is never 0 (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585). The statistic is the mean
-    gain. Five groups or fewer cannot give less than 0.0625. The test is exact if a group's gain is as likely as its
-    opposite, that is, if the models' replies are exchangeable; for skewed gains it is approximate.
+
+def share_difference_interval(sums: Floats, sizes: Ints, ups: Floats, downs: Floats) -> Interval:
+    """Computes 95 % intervals of the difference of two shares of the same rows; `ups`, `downs`: [trials].
+
+    `ups` counts rows that went from 0 to 1, `downs` rows that went from 1 to 0, and `sums` [trials, groups] their
+    difference in each group. Rows that are their own groups have Tango's score interval (Tango 1998,
+    doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B). If no row went the other way and most rows
+    changed, the exact interval of the share that changed is used instead (Clopper & Pearson 1934): 80 of 80 gives 0.955
+    to 1. Larger groups have the t interval of `mean_interval`, and if at least `SATURATED` of the rows have the same
+    gain, the wider of both, with counts divided by the design effect (Kish 1965). No end leaves −1 to 1.
     """
-    sums = _group_sums(group_ids, gain)
-    sums = sums[np.abs(sums) > TOLERANCE]
-    if not len(sums):
-        return 1.0
-    reached = abs(sums.sum()) - TOLERANCE * np.abs(sums).sum()
-    if len(sums) <= MAX_EXACT_GROUPS:
-        flipped = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
-        return float((np.abs(sums.sum() - 2 * (flipped @ sums)) >= reached).mean())
-    rng, hits = np.random.default_rng([seed, 1]), 0  # the bootstrap uses [seed]
-    for size in _batch_sizes(FLIPS, len(sums)):
-        flipped = rng.integers(0, 2, (size, len(sums)), dtype=np.int8)
-        hits += int((np.abs(sums.sum() - 2 * (flipped @ sums)) >= reached).sum())
-    return (hits + 1) / (FLIPS + 1)
+    rows, counts = int(sizes.sum()), np.stack([ups, downs, sizes.sum() - ups - downs])
+    clustered = mean_interval(sums, sizes, skewed=False)
+    effect = _design_effect(clustered.error, ups + downs, ups - downs, rows)
+    low, high = _tango_interval(ups / effect, downs / effect, rows / effect)
+    for changed, opposite, sign in ((ups, downs, 1), (downs, ups, -1)):
+        exact = (opposite == 0) & (changed >= SATURATED * rows)
+        ends = [sign * end for end in exact_share_interval(changed / effect, rows / effect)]
+        low, high = np.where(exact, min(ends, key=np.sum), low), np.where(exact, max(ends, key=np.sum), high)
+    unchanged = counts[2] == rows  # nothing changed: the exact share of changed rows, in either direction
+    most = exact_share_interval(np.zeros(len(sums)), np.full(len(sums), float(rows)))[1]
+    low, high = np.where(unchanged, -most, low), np.where(unchanged, most, high)
+    if len(sizes) < rows:
+        saturated = counts.max(0) >= SATURATED * rows
+        low = np.where(saturated, np.minimum(low, clustered.low), clustered.low)
+        high = np.where(saturated, np.maximum(high, clustered.high), clustered.high)
+    return Interval(np.clip(low, -1, 1), np.clip(high, -1, 1), clustered.error)
+
+
+def share_interval(sums: Floats, sizes: Ints) -> Interval:
+    """Computes 95 % intervals of a share from the counts in each group; `sums`: [trials, groups], `sizes`: [groups].
+
+    The exact interval (Clopper & Pearson 1934) with counts divided by the design effect (Korn & Graubard 1998), and for
+    groups of several rows the wider of it and the t interval; no end leaves 0 to 1.
+    """
+    rows, ones = int(sizes.sum()), sums.sum(-1)
+    clustered = mean_interval(sums, sizes, skewed=False)
+    effect = _design_effect(clustered.error, ones, ones, rows)
+    low, high = exact_share_interval(ones / effect, rows / effect)
+    if len(sizes) < rows:
+        low, high = np.minimum(low, clustered.low), np.maximum(high, clustered.high)
+    return Interval(np.clip(low, 0, 1), np.clip(high, 0, 1), clustered.error)
+
+
+def exact_share_interval(count: Floats, total: Floats) -> tuple[Floats, Floats]:
+    """Returns the exact 95 % interval of `count` / `total` as (low, high) (Clopper & Pearson 1934).
+
+    doi:10.1093/biomet/26.4.404. Counts need not be whole numbers; the ends are those of beta distributions.
+    """
+    from scipy.stats import beta
+
+    tail = (1 - LEVEL) / 2
+    low = np.where(count > 0, beta.ppf(tail, np.maximum(count, 1e-12), total - count + 1), 0.0)
+    high = np.where(count < total, beta.ppf(1 - tail, count + 1, np.maximum(total - count, 1e-12)), 1.0)
+    return low, high
+
+
+def _design_effect(error: Floats, squares: Floats, total: Floats, rows: int) -> Floats:
+    """Returns the variance over groups divided by that over independent rows, at least 1 (Kish 1965).
+
+    `squares` and `total` are the sums of the rows' squared values and values. 1 if the rows have no spread.
+    """
+    if rows < 2:
+        return np.ones_like(error)
+    independent = np.maximum(squares - total**2 / rows, 0) / (rows - 1) / rows
+    spread = np.isfinite(error) & (independent > 1e-12)
+    return np.maximum(np.divide(error**2, independent, out=np.ones_like(error), where=spread), 1.0)
+
+
+def _tango_interval(ups: Floats, downs: Floats, rows: Floats) -> tuple[Floats, Floats]:
+    """Returns Tango's score interval of (ups − downs) / rows: the differences that a score test does not reject."""
+    from scipy.stats import norm
+
+    quantile, estimate = float(norm.ppf((1 + LEVEL) / 2)), (ups - downs) / rows
+
+    def statistic(difference: Floats) -> Floats:
+        linear = (2 * rows - ups + downs) * difference - ups - downs
+        constant = -downs * difference * (1 - difference)
+        share = (np.sqrt(np.maximum(linear**2 - 8 * rows * constant, 0)) - linear) / (4 * rows)
+        variance = rows * (2 * share + difference * (1 - difference))
+        return np.asarray((ups - downs - rows * difference) / np.sqrt(np.maximum(variance, 1e-12)))
+
+    ends = []
+    for outside, sign in ((-1.0, 1), (1.0, -1)):
+        rejected, kept = np.full_like(estimate, outside), estimate.copy()
+        for _ in range(40):  # bisection to 2⁻⁴⁰
+            middle = (rejected + kept) / 2
+            beyond = sign * statistic(middle) > quantile
+            rejected, kept = np.where(beyond, middle, rejected), np.where(beyond, kept, middle)
+        ends.append((rejected + kept) / 2)
+    return ends[0], ends[1]
+
+
+# --- p-values ---------------------------------------------------------------------------------------------------
+
+
+def flip_p_values(sums: Floats, *, seed: int, flips: int = FLIPS, max_exact_groups: int = MAX_EXACT_GROUPS) -> Floats:
+    """Returns the p-values [trials] of group-level sign-flip permutation tests; `sums`: [trials, groups].
+
+    The statistic is the sum of the groups' gains. All flips are enumerated for up to `max_exact_groups` groups;
+    otherwise random flips give (b + 1) / (m + 1), which is never 0 (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585).
+    Five groups or fewer cannot give less than 0.0625. The test is exact if a group's gain is as likely as its opposite,
+    that is, if the models' replies are exchangeable; for skewed gains it is approximate.
+    """
+    groups = sums.shape[1]
+    exact = groups <= max_exact_groups
+    reached = np.abs(sums.sum(-1)) - TOLERANCE * np.abs(sums).sum(-1)
+    count = 2 ** max(groups - 1, 0) if exact else flips  # the first sign can stay: the statistic is two-sided
+    rng, hits = np.random.default_rng([seed, 1]), np.zeros(len(sums))
+    batch = max(1, min(BATCH_SIGNS // max(groups, 1), BATCH_SUMS // len(sums)))
+    for start in range(0, count, batch):
+        size = min(batch, count - start)
+        if exact:
+            flipped = (np.arange(start, start + size)[:, None] >> np.arange(groups)) & 1
+        else:
+            flipped = rng.integers(0, 2, (size, groups), dtype=np.int8)
+        hits += (np.abs(sums @ (1.0 - 2.0 * flipped).T) >= reached[:, None]).sum(-1)
+    p_values = hits / count if exact else (hits + 1) / (count + 1)
+    return np.asarray(np.where(np.abs(sums).sum(-1) > 0, p_values, 1.0))
+
+
+def permutation_p_value(gain: Floats, group_ids: Ints, *, seed: int, noise: float = 0.0) -> float:
+    """Returns the p-value of `flip_p_values` for the gains of rows; `gain` and `group_ids`: [rows].
+
+    Groups whose sum is not larger than `noise` times their rows change nothing and are left out.
+    """
+    sums, sizes = group_sums(group_ids, gain), group_sums(group_ids)
+    sums = sums[np.abs(sums) > noise * sizes]
+    return float(flip_p_values(sums[None], seed=seed)[0]) if len(sums) else 1.0
 
 
 def holm_adjust(values: Sequence[float]) -> list[float]:
@@ -217,70 +247,21 @@ def holm_adjust(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def apply_holm(differences: Mapping[Key, Difference], alone: Key | None = None) -> dict[Key, Difference]:
-    """Returns the differences of one section with `adjusted` and `holds` filled in.
-
-    Holm's correction spans all scores that have a good direction. A score `holds` if its adjusted p is at most 0.05 and
-    its interval excludes zero. The primary score, named `alone`, was chosen before the run: it is decided by its own p,
-    but still counts in the correction of the others. A score without a good direction, such as a length, has no
-    adjusted p and does not hold. The verdicts depend on the intervals only and do not change.
-    """
-    tested = [key for key, difference in differences.items() if difference.better != "neither"]
-    adjusted = dict(zip(tested, holm_adjust([differences[key].p for key in tested]), strict=True))
-    settled = {}
-    for key, difference in differences.items():
-        p_value = difference.p if key == alone else adjusted.get(key, 1.0)
-        holds = key in adjusted and p_value <= ALPHA and not difference.low <= 0 <= difference.high
-        settled[key] = replace(difference, adjusted=adjusted.get(key), holds=holds)
-    return settled
-
-
-def _group_sums(group_ids: NDArray[np.int64], values: Floats | None = None) -> Floats:
+def group_sums(group_ids: Ints, values: Floats | None = None) -> Floats:
     """Returns the sum of `values` in each group [groups]; without `values`, the number of rows."""
     return np.asarray(np.bincount(group_ids, values), float)
 
 
-def _products(base: Floats, tuned: Floats, counts: Floats) -> Floats:
-    """Returns [G, 9]: per group the centered sums, the count, and their products, which the standard error sums up."""
-    return np.stack([base, tuned, counts, base**2, tuned**2, counts**2, base * tuned, base * counts, tuned * counts], 1)
+@functools.cache
+def tail_probability(groups: int) -> float:
+    """Returns the share of resamples beyond each end of a 95 % interval: Φ(−√(n/(n−1)) t₀.₉₇₅,ₙ₋₁) for n groups.
 
-
-def _folded_differences(totals: Floats, means: tuple[float, float], fold: Fold, groups: int) -> tuple[Floats, Floats]:
-    """Returns differences of aggregated scores and their standard errors, [resamples] each, from `_products` totals."""
-    base, tuned, rows, bb, tt, rr, bt, br, tr = totals.T
-    before, after = means[0] + base / rows, means[1] + tuned / rows
-    if fold == "exp":  # exp is its own derivative
-        before, after = np.exp(before), np.exp(after)
-    b, t = (before, after) if fold == "exp" else (1.0, 1.0)
-    # a group's influence on the difference: t (tuned sum - rows x mean) - b (base sum - rows x mean)
-    r = (t * tuned - b * base) / rows
-    squares = t**2 * tt + b**2 * bb + r**2 * rr - 2 * t * b * bt - 2 * t * r * tr + 2 * b * r * br
-    return after - before, np.sqrt(np.maximum(squares, 0) * groups / (groups - 1)) / rows
-
-
-def _studentized_ends(shifts: Floats, errors: Floats, error: float) -> Floats:
-    """Returns the 97.5 and 2.5 percentiles of the resamples' t statistics; nan where they are not finite.
-
-    The t statistic of a resample without spread is infinite.
+    For a bootstrap by percentiles, as of a ratio. The standard deviation of a bootstrap mean of n groups is too small
+    by √((n−1)/n), and its quantiles should be those of a t, not a normal, distribution (Hesterberg 2015,
+    doi:10.1080/00031305.2015.1089789).
     """
-    flat = errors <= 1e-6 * error
-    t_values = np.divide(shifts, errors, where=~flat, out=np.copysign(np.inf, shifts))
-    ends = np.quantile(t_values, [0.975, 0.025], method="inverted_cdf")
-    return np.where(np.isfinite(ends), ends, np.nan)
+    from scipy.stats import norm
 
-
-def _resampled_totals(parts: Floats, seed: int, resamples: int) -> Floats:
-    """Returns totals [resamples, columns] of rows of `parts` [groups, columns] that are drawn with replacement."""
-    rng, groups = np.random.default_rng(seed), len(parts)
-    totals = []
-    for size in _batch_sizes(resamples, groups):
-        draws = rng.integers(0, groups, (size, groups)) + groups * np.arange(size)[:, None]
-        times = np.bincount(draws.ravel(), minlength=size * groups).reshape(size, groups)
-        totals.append(times @ parts)
-    return np.concatenate(totals)
-
-
-def _batch_sizes(count: int, width: int) -> list[int]:
-    """Splits `count` into batch sizes with size x width <= `BATCH_DRAWS`."""
-    largest = max(1, BATCH_DRAWS // width)
-    return [min(largest, count - start) for start in range(0, count, largest)]
+    if groups < 2:
+        return 0.025
+    return float(norm.cdf(-np.sqrt(groups / (groups - 1)) * t_quantile(0.975, groups - 1)))

@@ -15,7 +15,8 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.errors import RunError
 from tunesmith.evaluation.comparison import RowReply, score_differences, score_row
 from tunesmith.evaluation.score import Better, Fold, Score, TrainingAnswers
-from tunesmith.evaluation.statistics import RESAMPLES, Difference, apply_holm, paired_difference, tail_probability
+from tunesmith.evaluation.statistics import RESAMPLES, tail_probability
+from tunesmith.evaluation.verdict import Verdict, correct, decide
 from tunesmith.exporting.likelihood import Likelihood, PromptComparison
 
 LOSSES = ("loss", "perplexity")  # metrics that cannot be computed from replies
@@ -35,7 +36,7 @@ class ReplyComparison:
     """A file's replies compared with the adapter's replies to the same rows.
 
     `differences` by metric have the adapter's score as `base` and the file's as `tuned`; all but the primary metric are
-    corrected for multiple testing (see statistics.apply_holm). `identical` counts equal replies, `empty` replies of the
+    corrected for multiple testing (see verdict.correct). `identical` counts equal replies, `empty` replies of the
     file that are empty where the adapter's are not. `lost` names metrics that the adapter's replies have and no reply
     of the file has.
     """
@@ -43,7 +44,7 @@ class ReplyComparison:
     rows: int
     identical: int
     empty: int
-    differences: Mapping[str, Difference]
+    differences: Mapping[str, Verdict]
     lost: tuple[str, ...]
     answered: tuple[RowReply, ...]
 
@@ -54,7 +55,7 @@ class ReplyComparison:
         return {**counts, "scores": scores}
 
 
-def _describe_difference(difference: Difference) -> dict[str, Any]:
+def _describe_difference(difference: Verdict) -> dict[str, Any]:
     names = {"base": "adapter", "tuned": "file"}
     return {names.get(key, key): value for key, value in difference.describe().items()}
 
@@ -128,7 +129,7 @@ def compare_replies(
         len(keys),
         sum(adapter_replies[key].text == file_replies[key].text for key in keys),
         sum(bool(adapter_replies[key].text.strip()) and not file_replies[key].text.strip() for key in keys),
-        apply_holm(score_differences(rows, seed), alone=primary),
+        correct(score_differences(rows, seed), primary=primary),
         tuple(sorted(lost)),
         tuple(file),
     )
@@ -150,7 +151,7 @@ class GainShare:
     high: float | None
     rows: int
     groups: int
-    drop: Difference | None = None
+    drop: Verdict | None = None
     reason: str = ""
 
     def describe(self) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def gain_share(
     better: Better,
     seed: int,
     fold: Fold = "mean",
-    gain: Difference | None = None,
+    gain: Verdict | None = None,
 ) -> GainShare:
     """Returns (file - base) / (adapter - base) of the folded scores over the same rows, whichever direction is better.
 
@@ -181,9 +182,9 @@ def gain_share(
     if better == "neither" or not len(base):
         reason = "it is neither good nor bad" if len(base) else "no row has it for base, adapter and file"
         return GainShare(None, None, None, len(base), 0, reason=reason)
-    drop = paired_difference(adapter, file, groups, better=better, seed=seed, fold=fold)
-    gain = gain or paired_difference(base, adapter, groups, better=better, seed=seed, fold=fold)
-    if gain.verdict != "better":
+    drop = decide(adapter, file, groups, better=better, seed=seed, fold=fold)
+    gain = gain or decide(base, adapter, groups, better=better, seed=seed, fold=fold)
+    if gain.outcome != "better":
         reason = f"the adapter's own gain is not above zero ({_difference_text(gain)})"
         return GainShare(None, None, None, drop.rows, drop.groups, drop, reason)
     names = [name or f"row {index}" for index, name in enumerate(groups)]
@@ -265,7 +266,7 @@ def gain_share_from_losses(
     if not scored:
         return gain_share([], [], [], [], better="lower", seed=seed)
     groups, base_losses, adapter_losses, _ = zip(*with_losses, strict=True)
-    gain = paired_difference(base_losses, adapter_losses, groups, better="lower", fold=fold, seed=seed)
+    gain = decide(base_losses, adapter_losses, groups, better="lower", fold=fold, seed=seed)
     groups, base_losses, adapter_losses, file_losses = zip(*scored, strict=True)
     return gain_share(base_losses, adapter_losses, file_losses, groups, better="lower", fold=fold, seed=seed, gain=gain)
 
@@ -344,7 +345,7 @@ def _reply_problems(replies: ReplyComparison) -> list[str]:
     if replies.empty:
         problems.append(f"{replies.empty} of {replies.rows} replies are empty where the adapter's are not.")
     stops = replies.differences["stops"]
-    if stops.verdict == "worse" or (stops.base > 0 and stops.tuned == 0):
+    if stops.outcome == "worse" or (stops.base > 0 and stops.tuned == 0):
         problems.append(
             f"{_percent(stops.tuned)} of the file's replies end by themselves, {_percent(stops.base)} of the adapter's "
             f"({_difference_text(stops)})."
@@ -363,7 +364,7 @@ def _share_problems(
     if primary in replies.lost:
         return [f"None of the file's replies has a score '{primary}', but the adapter's do."]
     drop = gain.drop
-    detected = drop is not None and drop.verdict == "worse"
+    detected = drop is not None and drop.outcome == "worse"
     if gain.share is None:
         if drop is None or not detected:
             return []
@@ -380,11 +381,11 @@ def _share_problems(
     return [f"{problem}, although these rows do not prove that it is worse."]
 
 
-def _adapter_and_file(difference: Difference) -> str:
+def _adapter_and_file(difference: Verdict) -> str:
     return f"{difference.tuned:.3g} against {difference.base:.3g}, {_difference_text(difference)}"
 
 
-def _difference_text(result: Difference) -> str:
+def _difference_text(result: Verdict) -> str:
     if result.groups < 2:
         return f"difference {result.difference:+.2g} in one group, so its interval is unknown"
     return f"difference {result.difference:+.2g}, 95 % interval {result.low:+.2g} to {result.high:+.2g}"

@@ -199,7 +199,7 @@ class _Batch:
 
     def _capture_graph(self) -> torch.cuda.CUDAGraph:
         """Run a step and capture it as a CUDA graph: kernels launched one by one leave the GPU waiting."""
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._decode_step()

@@ -167,7 +167,7 @@ class OneDnnWeight(NamedTuple):
 
 def can_pack_onednn(weight: Tensor) -> bool:
     """Returns whether oneDNN can pack `weight`: bfloat16 on a CPU."""
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
 
 
 def pack_onednn(weight: Tensor, rows: int) -> OneDnnWeight:

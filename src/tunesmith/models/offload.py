@@ -18,7 +18,7 @@ class BlockInputOffload:
     """
 
     def __init__(self) -> None:
-        self.stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.stream: Any = torch.cuda.Stream()
         self._buffers: dict[int, Tensor] = {}
         self._leaving: tuple[Tensor, Any] | None = None
         self._coming: dict[int, tuple[Tensor, Any]] = {}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.evaluation.statistics import FEW_GROUPS, Difference, apply_holm, paired_difference
+from tunesmith.evaluation.score import Limits
+from tunesmith.evaluation.sentences import certainty_sentences, measured_text, p_text, score_pair
+from tunesmith.evaluation.verdict import MIN_GROUPS, Verdict, correct, decide, level_interval
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import format_number, render_page
-from tunesmith.wording import plural
 
 HELD_OUT = ("test", "unseen")
 MUCH = 0.5  # share of the gain of tuning: if a step may gain more than this, "unlikely to help" is not said
@@ -47,8 +49,8 @@ def curve_values(
     `groups` holds the group of every evaluated row; `raw` counts the raw rows by what happened to them. All points have
     the same held-out rows and the same base. Each point is compared, row by row, with the next larger share (`next`),
     and the raw rows with all cleaned rows. The differences of the primary score are corrected for multiple testing
-    among themselves, and so are those of all other scores (see `settle`). `section` is the section that the verdict is
-    about. Raises ValueError if the points were not evaluated on the same rows.
+    among themselves, and so are those of all other scores (see verdict.correct). `section` is the section that the
+    verdict is about. Raises ValueError if the points were not evaluated on the same rows.
     """
     primary, kind = str(points[0].scores["primary"]), str(points[0].scores["kind"])
     section = next(iter(points[0].scores["sections"]))
@@ -67,7 +69,7 @@ def curve_values(
         if (difference := _step_difference(values[small], values[large.name], groups, name, facts, seed))
     }
     primary_differences = {key: facts for key, facts in differences.items() if key[1] == primary}
-    settled = apply_holm(primary_differences) | apply_holm(
+    settled = correct(primary_differences) | correct(
         {key: facts for key, facts in differences.items() if key not in primary_differences}
     )
     point_values = [
@@ -96,9 +98,7 @@ def curve_values(
     return {**plain, "sentence": growth_sentence(plain), "cleaning": cleaning_sentence(plain)}
 
 
-def _next_step(
-    name: str, next_point: Mapping[str, Point], settled: Mapping[RowKey, Difference]
-) -> dict[str, Any] | None:
+def _next_step(name: str, next_point: Mapping[str, Point], settled: Mapping[RowKey, Verdict]) -> dict[str, Any] | None:
     if name not in next_point:
         return None
     scores = {metric: difference.describe() for (small, metric), difference in settled.items() if small == name}
@@ -117,19 +117,18 @@ def _step_difference(
     name: str,
     facts: Mapping[str, Any],
     seed: int,
-) -> Difference | None:
+) -> Verdict | None:
     """Returns the larger point's score minus the smaller one's, over the rows that have it for both."""
-    both = [key for key in small if name in small[key] and name in large[key]]
-    if not both:
+    if not any(name in small[key] and name in large[key] for key in small):
         return None
-    return paired_difference(
-        [small[key][name] for key in both],
-        [large[key][name] for key in both],
-        [groups[key] for key in both],
+    return decide(
+        [small[key].get(name) for key in small],
+        [large[key].get(name) for key in small],
+        [groups[key] for key in small],
         better=facts["better"],
         fold=facts["fold"],
+        limits=_limits(facts),
         seed=seed,
-        missing=sum((name in small[key]) != (name in large[key]) for key in small),
     )
 
 
@@ -144,18 +143,22 @@ def _score_levels(
 def _score_level(
     rows: Mapping[RowKey, Mapping[str, float]], groups: Mapping[RowKey, str], name: str, facts: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Returns a point's score with its interval over groups, as the difference from a constant score of 0."""
+    """Returns a point's score with its interval over groups."""
     keys = [key for key in rows if name in rows[key]]
     if not keys:
         return None
-    values = [rows[key][name] for key in keys]
-    difference = paired_difference(
-        [0.0] * len(values), values, [groups[key] for key in keys], better="neither", fold=facts["fold"], seed=0
-    )
-    zero = 1.0 if facts["fold"] == "exp" else 0.0
-    ends = (difference.low + zero, difference.high + zero) if difference.groups > 1 else (None, None)
-    sizes = {"rows": difference.rows, "groups": difference.groups}
-    return {"value": difference.tuned, "low": ends[0], "high": ends[1], "better": facts["better"], **sizes}
+    values, names = [rows[key][name] for key in keys], [groups[key] for key in keys]
+    ends = level_interval(values, names, fold=facts["fold"], limits=_limits(facts)) or (None, None)
+    mean = sum(values) / len(values)
+    value = math.exp(mean) if facts["fold"] == "exp" else mean
+    sizes = {"rows": len(keys), "groups": len({name or index for index, name in enumerate(names)})}
+    return {"value": value, "low": ends[0], "high": ends[1], "better": facts["better"], **sizes}
+
+
+def _limits(facts: Mapping[str, Any]) -> Limits | None:
+    """Returns the range of a score from its entry in scores.json, where it is a list."""
+    limits = facts.get("limits")
+    return (float(limits[0]), float(limits[1])) if limits else None
 
 
 # --- in words ----------------------------------------------------------------------------------------------
@@ -173,7 +176,7 @@ def growth_sentence(curve: Mapping[str, Any]) -> str:
         return f"'{primary}' was not measured, so there is no verdict."
     rows = f"{small['rows']:,} to {full['rows']:,}"
     change = f"From {small['share']} % to {full['share']} % of the rows ({rows}) {_change_text(curve, difference)}"
-    return f"{change}: {_growth_outlook(difference, full['base'].get(primary))}"
+    return f"{change}: {_growth_outlook(difference, full['base'].get(primary), curve['kind'])}"
 
 
 def cleaning_sentence(curve: Mapping[str, Any]) -> str:
@@ -186,54 +189,43 @@ def cleaning_sentence(curve: Mapping[str, Any]) -> str:
     if difference is None:
         return f"'{curve['primary']}' was not measured, so there is no verdict on the cleaning."
     rows = f"{raw['rows']:,} raw rows to the {full['rows']:,} cleaned ones"
-    return f"From the {rows} {_change_text(curve, difference)}: {_cleaning_outcome(difference)}"
+    return f"From the {rows} {_change_text(curve, difference)}: {_cleaning_outcome(difference, curve['kind'])}"
 
 
 def _change_text(curve: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
-    kind, groups = curve["kind"], difference["groups"]
-    in_groups = f" in {groups} {plural(kind, groups)}" if groups < difference["rows"] else ""
-    ends = f"95 % interval {format_number(difference['low'])} to {format_number(difference['high'])}"
-    interval = f"one {kind} alone has no interval" if difference["low"] is None else ends
-    base, tuned = format_number(difference["base"]), format_number(difference["tuned"])
+    base, tuned = score_pair(difference["base"], difference["tuned"])
     change = f"{curve['primary'].replace('_', ' ')} went from {base} to {tuned}"
-    over = f"over {difference['rows']} held-out rows{in_groups}"
-    return f"{change} {over} (difference {format_number(difference['difference'])}, {interval})"
+    return f"{change}, {measured_text(difference, curve['kind'])} ({p_text(difference['p'])})"
 
 
-def _growth_outlook(difference: Mapping[str, Any], base_difference: Mapping[str, Any] | None) -> str:
+def _growth_outlook(difference: Mapping[str, Any], base_difference: Mapping[str, Any] | None, kind: str) -> str:
+    outcome, certainty = difference["verdict"], " ".join(certainty_sentences(difference, kind))
     if difference["better"] == "neither":
         return "this score has no good direction, so there is no answer to whether more rows would help."
-    if difference["low"] is None:
-        return "so there is no answer to whether more rows would help."
-    if difference["verdict"] == "worse":
-        return "it got worse, so more rows of this kind are unlikely to help."
-    if difference["verdict"] == "better" and difference["holds"]:
-        return "still rising, so more rows of this kind would probably help."
-    if difference["verdict"] == "better":
-        return "rising, but one of several steps may rise by chance: more rows of this kind may help."
+    if outcome in ("too few to tell", "too many missing"):
+        return f"so there is no answer to whether more rows would help. {certainty}"
+    if outcome == "worse":
+        return f"it got worse, so more rows of this kind are unlikely to help. {certainty}"
+    if outcome == "better":
+        return f"still rising, so more rows of this kind would probably help. {certainty}"
     possible = _largest_possible_gain(difference)
     gain = abs(base_difference["difference"]) if base_difference and base_difference["verdict"] == "better" else 0.0
     if possible <= MUCH * gain:
-        return "no detectable change, so more rows of this kind are unlikely to help much."
+        return f"no change was shown, so more rows of this kind are unlikely to help much. {certainty}"
     return (
-        f"no detectable change, but {difference['rows']} held-out rows cannot rule out a gain of "
-        f"{format_number(possible)}: "
-        "they do not show whether more rows would help."
+        f"no change was shown, but these rows cannot rule out a gain of {format_number(possible)}: they do not show "
+        f"whether more rows would help. {certainty}"
     )
 
 
-def _cleaning_outcome(difference: Mapping[str, Any]) -> str:
-    if difference["low"] is None or difference["better"] == "neither":
-        return "there is no answer to whether cleaning helped."
-    if difference["verdict"] == "no detectable change":
-        size = difference["detectable"]
-        detectable = (
-            f" A difference of {format_number(size)} would have been detected 4 times in 5." if size is not None else ""
-        )
-        return f"no detectable difference, so cleaning was not shown to help or to harm.{detectable}"
-    if not difference["holds"]:
-        return f"{difference['verdict']} with the cleaned rows, but one of several steps may be so by chance."
-    return "cleaning helped." if difference["verdict"] == "better" else "cleaning made it worse."
+def _cleaning_outcome(difference: Mapping[str, Any], kind: str) -> str:
+    outcome, certainty = difference["verdict"], " ".join(certainty_sentences(difference, kind))
+    texts = {
+        "better": "cleaning helped.",
+        "worse": "cleaning made it worse.",
+        "no change shown": "no difference was shown, so cleaning was not shown to help or to harm.",
+    }
+    return f"{texts.get(outcome, 'there is no answer to whether cleaning helped.')} {certainty}".rstrip()
 
 
 def _largest_possible_gain(difference: Mapping[str, Any]) -> float:
@@ -282,7 +274,7 @@ def curve_page(name: str, plain: Mapping[str, Any], *, command: str = "") -> str
         title=part_title(plain["section"], plain["kind"]),
         plot=curve_plot(plain),
         groups=any_level["groups"],
-        few=FEW_GROUPS,
+        few=MIN_GROUPS,
         left_out=_left_out(plain["raw"] or {}),
         command=command,
     )
@@ -344,9 +336,9 @@ def _last_step_verdict(curve: Mapping[str, Any]) -> str:
 
 
 def _step_verdict(point: Mapping[str, Any] | None, primary: str) -> str:
-    """Returns the CSS class of a step's card: better or worse if the difference holds, else ''."""
+    """Returns the CSS class of a step's card: better or worse if a difference was shown, else ''."""
     difference = point["next"]["scores"].get(primary) if point and point["next"] else None
-    return str(difference["verdict"]) if difference and difference["holds"] else ""
+    return str(difference["verdict"]) if difference and difference["verdict"] in ("better", "worse") else ""
 
 
 LEFT_OUT_REASONS = {

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.config.registry import entries, entry_options, resolve
+from tunesmith.evaluation.sentences import p_text
 from tunesmith.runs.run import hash_json
 from tunesmith.wording import counted
 
@@ -44,11 +45,16 @@ def _preference_sentence(judge: Plain) -> str:
     ties = f"{counted(judge['ties'], 'tie')}"
     if not preference:
         return f"The judge showed no preference: {ties}, no pair decided."
-    opening = "The judge showed no clear preference"
-    if preference["low"] > 0.5 or preference["high"] < 0.5:
-        opening = f"The judge preferred the {'tuned' if preference['low'] > 0.5 else 'base'} model"
+    difference = judge["difference"]
+    openings = {
+        "better": "The judge preferred the tuned model",
+        "worse": "The judge preferred the base model",
+        "too few to tell": "Too few pairs were judged to tell a preference",
+        "too many missing": "Too many verdicts are missing to tell a preference",
+    }
+    opening = openings.get(difference["verdict"], "The judge showed no clear preference")
     decided = f"{judge['wins']} of {preference['of']} decided pairs ({format_share(preference)})"
-    return f"{opening}: tuned won {decided}; {ties}."
+    return f"{opening}: tuned won {decided}; {ties}, {p_text(difference['p'])}."
 
 
 def _reliability_notes(judge: Plain) -> list[str]:

@@ -239,7 +239,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "Batch": f"{train.batch} a step",
         "Learning rate": f"{train.learning_rate:g}, {train.schedule.name}, warm-up {train.warmup:g}",
         "Optimizer": f"{train.optimizer.name}, decay {train.weight_decay:g}, gradients clipped at {train.clip:g}",
-        "Seed": recipe.seed,
+        "Seed": recipe.seed if recipe.train.seed is None else f"{recipe.seed}, training {recipe.train.seed}",
     }
     return settings
 
@@ -283,7 +283,8 @@ def _results(scores: Mapping[str, Any], hidden: Sequence[str]) -> list[tuple[Any
             figures = [format_number(difference[key]) for key in ("base", "tuned", "difference")]
             label = _markdown_text(name.replace("_", " ") + lower, hidden) + star
             lines.append([label, *figures, ends, difference["verdict"]])
-        rows = next(iter(differences.values()))["rows"]
+        first = next(iter(differences.values()))
+        rows = f"{first['rows']:,} of {first['asked']:,} rows measured"
         results.append((_markdown_text(_first_upper(part_title(part, scores["kind"])), hidden), rows, lines))
     return results
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith.config.recipe import NamedSetting
 from tunesmith.data.conversation import Conversation
-from tunesmith.evaluation.power import TOLERANCE
+from tunesmith.evaluation.statistics import TOLERANCE
 from tunesmith.reporting.unsupported import split_at_statements, unsupported_statements
 from tunesmith.wording import plural
 

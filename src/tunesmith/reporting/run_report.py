@@ -15,15 +15,15 @@ from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.comparison import read_row_replies
+from tunesmith.evaluation.sentences import measured_text, missed_sentences, too_few_sentence
+from tunesmith.evaluation.verdict import MIN_GROUPS
 from tunesmith.reporting import plots
 from tunesmith.reporting.exported_files import read_exported_files
 from tunesmith.reporting.html_page import render_page
 from tunesmith.reporting.judgments import judge_section, review_section, robustness_section
 from tunesmith.reporting.replies import part_title, read_reply_items, reply_filters, worst_items
 from tunesmith.training.job import read_journal
-from tunesmith.wording import counted, plural, show_bytes
-
-TOO_FEW = 5  # groups: their 2⁵ sign flips cannot give p < 0.0625 (statistics.permuted)
+from tunesmith.wording import counted, show_bytes
 
 
 def report_page(
@@ -56,7 +56,7 @@ def report_page(
         scores=scores,
         plot=plots.interval_plot([_interval(name, first_section[name]) for name in _plotted_scores(first_section)]),
         titles=titles,
-        few=any(next(iter(section.values()))["groups"] <= TOO_FEW for section in scores["sections"].values()),
+        min_groups=MIN_GROUPS,
         kind=scores["kind"],
         meanings=_meanings(recipe),
         audit=audit,
@@ -112,9 +112,9 @@ def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -
     """Returns sentences on what the scores do not show."""
     first_section = next(iter(scores["sections"].values()))
     primary = first_section.get(scores["primary"]) or next(iter(first_section.values()))
-    groups = f"{primary['groups']} {plural(scores['kind'], primary['groups'])}"
+    kind = scores["kind"]
     sentences = [
-        f"{primary['rows']} questions in {groups} were asked. {_detectable_sentence(primary)}",
+        f"The primary score was {measured_text(primary, kind)}. {_detectable_sentence(primary, kind)}",
         "The scores measure form and similarity to the rows' answers. Only people can tell whether an answer is true.",
         "Replies were generated with greedy decoding; other settings give other replies.",
     ]
@@ -139,10 +139,6 @@ def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -
             f"Asked about other topics, the tuned model replied as expected in {tuned} of the prompts (base: {base}). "
             "Do not send it such questions, or add rows that decline them."
         )
-    if primary["low"] == primary["high"]:
-        sentences.append(
-            "Every row changed by the same amount, so the interval has no width; more rows would widen it."
-        )
     return sentences
 
 
@@ -160,15 +156,12 @@ def _unfinished_thoughts(folder: Path) -> list[str]:
     return sentences
 
 
-def _detectable_sentence(primary: Mapping[str, Any]) -> str:
-    """Returns a sentence on the smallest change that these rows can detect."""
-    if "detectable" not in primary:  # scores of an earlier version
-        return "A change smaller than half the interval's width would not be detected."
-    if primary["detectable"] is None:
-        return "The smallest change that they can detect is not known."
-    detectable = primary["detectable"]
-    size = f"{detectable:.2f}" if detectable >= 0.01 else f"{detectable:.1g}"
-    return f"A change smaller than {size} would have been missed at least 1 time in 5."
+def _detectable_sentence(primary: Mapping[str, Any], kind: str) -> str:
+    """Returns a sentence on the smallest change that these rows usually show."""
+    if primary["verdict"] == "too few to tell":
+        return too_few_sentence(primary, kind)
+    unknown = "It is not known how small a change these rows would usually show."
+    return next(iter(missed_sentences(primary)), unknown)
 
 
 def _leak_sentence(leaks: dict[str, Any] | None) -> str:

@@ -14,11 +14,11 @@ from typing import Any
 from tunesmith.config.recipe import parse_yaml, read_recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.evaluation.statistics import FEW_GROUPS, Difference, apply_holm, paired_difference
+from tunesmith.evaluation.sentences import headline
+from tunesmith.evaluation.verdict import MIN_GROUPS, Verdict, correct, decide
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import format_number, render_page
 from tunesmith.runs.run import Run, command_for_product, hash_file, hash_json
-from tunesmith.wording import plural
 
 HELD_OUT = ("test", "unseen")
 BY_TOKEN = ("loss", "perplexity")  # means over tokens, which depend on the tokenizer
@@ -32,7 +32,7 @@ class RunComparison:
 
     `rows`: by run, how many rows were asked, are common, were not asked in all runs, and have another text elsewhere.
     `sections`: by part and score: better, rows, groups, base (None if the runs' bases differ), runs (the means by run)
-    and against (by run except the first, the paired difference from it as `Difference.describe` returns it).
+    and against (by run except the first, the paired difference from it as `Verdict.describe` returns it).
     `recipe`: settings that differ, with the value of each run. `facts`: facts about each run.
     """
 
@@ -144,7 +144,7 @@ def runs_page(comparison: RunComparison) -> str:
         facts={name: [comparison.facts[label].get(name, "–") for label in comparison.labels] for name in _FACTS},
         main=main,
         plot=_plot(comparison, main),
-        few=FEW_GROUPS,
+        few=MIN_GROUPS,
         pairs=sum(len(score["against"]) for part in comparison.sections.values() for score in part.values()),
     )
 
@@ -357,32 +357,38 @@ def _compare(
     first, *others = members
     names = dict.fromkeys(name for key in keys for name in first.tuned[key] if name not in left_out)
     values_by_score: dict[str, dict[str, Any]] = {}
-    differences: dict[tuple[str, str], Difference] = {}
+    differences: dict[tuple[str, str], Verdict] = {}
     for name in names:
         facts = _score_facts(first, name)
         both = [key for key in keys if all(member.tuned[key].get(name) is not None for member in members)]
         if not both or facts is None:
             continue
-        groups, fold = [first.asked[key][1] for key in both], facts.get("fold", "mean")
+        fold, limits = facts.get("fold", "mean"), facts.get("limits")
+        asked = [key for key in keys if any(name in member.tuned[key] for member in members)]
         for another in others:
-            values = [[member.tuned[key][name] for key in both] for member in (first, another)]
-            seed = int(first.setting("seed") or 0)
-            difference = paired_difference(values[0], values[1], groups, better=facts["better"], seed=seed, fold=fold)
+            values = [[member.tuned[key].get(name) for key in asked] for member in (first, another)]
+            difference = decide(
+                values[0],
+                values[1],
+                [first.asked[key][1] for key in asked],
+                better=facts["better"],
+                seed=int(first.setting("seed") or 0),
+                fold=fold,
+                limits=(float(limits[0]), float(limits[1])) if limits else None,
+                asked=len(keys),
+            )
             differences[another.label, name] = difference
         base = [value for key in both if (value := first.base[key].get(name)) is not None]
         base_known = shared_base and len(base) == len(both)
         values_by_score[name] = {
             "better": facts["better"],
             "rows": len(both),
-            "groups": difference.groups,
+            "groups": len({first.asked[key][1] or key for key in both}),
             "base": _aggregate(base, fold) if base_known else None,
-            "runs": {
-                first.label: difference.base,
-                **{other_run.label: differences[other_run.label, name].tuned for other_run in others},
-            },
+            "runs": {member.label: _aggregate([member.tuned[key][name] for key in both], fold) for member in members},
         }
     alone = (others[0].label, str(first.scores["primary"])) if decides and len(others) == 1 else None
-    settled = apply_holm(differences, alone=alone)
+    settled = correct(differences, primary=alone)
     for name, facts in values_by_score.items():
         facts["against"] = {other_run.label: settled[other_run.label, name].describe() for other_run in others}
     return values_by_score
@@ -403,26 +409,12 @@ def _verdicts(
 ) -> list[tuple[str, str]]:
     """Returns, for each run except the first, its verdict by the first run's primary score and a sentence."""
     first, primary = members[0], str(members[0].scores["primary"])
-    name = primary.replace("_", " ")
     main = next(iter(sections.values()), {}).get(primary)
     if main is None:
-        return [("not measured", f"'{name}' was not measured on the same rows, so there is no verdict.")]
+        return [("not measured", f"'{primary}' was not measured on the same rows, so there is no verdict.")]
     verdicts = []
     for label, difference in main["against"].items():
-        opening = {
-            "better": f"{label} is better than {first.label}",
-            "worse": f"{label} is worse than {first.label}",
-            "no detectable change": f"No detectable difference between {first.label} and {label}",
-        }.get(difference["verdict"], f"{label} differs from {first.label}")
-        in_groups = f" in {main['groups']} {plural(kind, main['groups'])}" if main["groups"] < main["rows"] else ""
-        interval = (
-            f"95 % interval {format_number(difference['low'])} to {format_number(difference['high'])}"
-            if difference["low"] is not None
-            else (f"one {kind} alone has no interval")
-        )
-        over = f"over {main['rows']} rows{in_groups}"
-        scores = f"{name} {format_number(difference['base'])} and {format_number(difference['tuned'])}"
-        text = f"{opening}: {scores} {over} (difference {format_number(difference['difference'])}, {interval})."
+        text = headline(difference, primary, kind, name=label, against=first.label)
         verdicts.append((difference["verdict"], text))
     return verdicts
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import h11
 
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
 from tunesmith.generation.from_gguf import GgufModel
-from tunesmith.generation.llama_async import AsyncCompletionStream
-from tunesmith.generation.llama_process import LlamaProcess
+from tunesmith.generation.llama_process import CONNECTION_ERRORS, LlamaProcess
 from tunesmith.generation.llama_task import sampling_options as drawn
 from tunesmith.generation.model_process import PROBE, ProcessEnded
 from tunesmith.generation.text_model import ReplyFilter
@@ -68,13 +72,10 @@ class GgufBackend:
             raise RequestRefused(message, code="context_length_exceeded")
         options = drawn(sampling.temperature, sampling.top_p, sampling.seed)
         body = {**options, "prompt": ids, "n_predict": limit, "cache_prompt": True}
-        stream = AsyncCompletionStream(child, "/completion", body)
         reply_format = ReplyFormat("", (), self._model.form.specials) if isinstance(prompt, str) else self._model.form
         reply_filter = ReplyFilter(reply_format, (*self._model.texts, *sampling.stop))
-        try:
+        async with contextlib.aclosing(stream_completion(child, body)) as stream:
             yield _GgufReply(stream, len(ids), self._model.stops, reply_filter, self._runtime_error)
-        finally:
-            stream.close()
 
     def close(self) -> None:
         """End the process."""
@@ -126,7 +127,7 @@ class _GgufReply:
 
     def __init__(
         self,
-        stream: AsyncCompletionStream,
+        stream: AsyncIterator[list[dict[str, Any]]],
         prompt_tokens: int,
         stops: frozenset[int],
         reply_filter: ReplyFilter,
@@ -174,3 +175,55 @@ class _GgufReply:
             if ended:
                 self.finish = "stop"
                 return
+
+
+async def stream_completion(child: LlamaProcess, body: dict[str, Any]) -> AsyncGenerator[list[dict[str, Any]]]:
+    """Yield the pieces of one answer, as JSON objects of the server; pieces that arrive together are yielded together.
+
+    Each request has its own connection. Closing the generator closes the connection; the server notices and frees the
+    slot. Raises ModelError if the process refuses the request, ends or hangs.
+    """
+    http, writer, status, received, complete = h11.Connection(h11.CLIENT), None, 0, b"", False
+    try:
+        reader, writer = await _connect(child.address)
+        content = json.dumps({**body, "stream": True}).encode()
+        headers = {**child.headers, "Host": "localhost", "Connection": "close", "Content-Length": str(len(content))}
+        request = h11.Request(method="POST", target="/completion", headers=list(headers.items()))
+        parts = (request, h11.Data(content), h11.EndOfMessage())
+        writer.write(b"".join(http.send(part) or b"" for part in parts))
+        while True:
+            async with asyncio.timeout(child.patience):
+                http.receive_data(await reader.read(1 << 16))
+            for event in iter(http.next_event, h11.NEED_DATA):
+                if isinstance(event, h11.Response):
+                    status = event.status_code
+                elif isinstance(event, h11.Data):
+                    received += event.data
+                elif complete := isinstance(event, h11.EndOfMessage):
+                    break
+            if status == 200:
+                *lines, received = received.split(b"\n")
+                pieces = [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
+                for index, piece in enumerate(pieces):
+                    if "error" in piece:
+                        raise child.refusal(piece)
+                    if piece["stop"]:
+                        yield pieces[: index + 1]
+                        return
+                if pieces:
+                    yield pieces
+            if complete:
+                raise child.refusal(json.loads(received)) if status != 200 else ConnectionError("no last piece")
+    except (*CONNECTION_ERRORS, h11.ProtocolError) as error:
+        fault = error  # a hanging process takes seconds to be killed
+        raise await asyncio.to_thread(child.connection_error, fault) from None
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+
+
+async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    parts = urlsplit(address)
+    if parts.scheme == "unix":
+        return await asyncio.open_unix_connection(parts.path)
+    return await asyncio.open_connection(parts.hostname, parts.port)

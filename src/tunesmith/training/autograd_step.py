@@ -151,10 +151,10 @@ class AutogradStep:
         loss = 0.0
         for batch in batches:
             batch_loss = sum_cross_entropy(self.job.model, batch) / step_loss_tokens
-            (batch_loss * scale).backward()  # type: ignore[no-untyped-call]
+            (batch_loss * scale).backward()
             loss += batch_loss.item()
         for batch in idle_batches:
-            (sum_cross_entropy(self.job.model, batch) * 0.0).backward()  # type: ignore[no-untyped-call]
+            (sum_cross_entropy(self.job.model, batch) * 0.0).backward()
         return loss, sum(batch.tokens for batch in batches), loss_count
 
     def clear(self) -> None:

@@ -19,7 +19,7 @@ from tunesmith.training.job import Job
 @functools.cache
 def _capture_stream(device: torch.device) -> Any:
     """Returns the one stream for warm-ups and captures: cuBLAS keeps a workspace for every stream."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream(device)
 
 
 def warm_up(fused: FusedDecoder, size: PackedShape, share: Tensor) -> None:

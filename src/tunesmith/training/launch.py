@@ -33,7 +33,7 @@ def launch(words: Sequence[str], process_count: int) -> int:
     port = "localhost:0"  # any that is free
     launcher_arguments = ["--rdzv-backend", "c10d", "--rdzv-endpoint", port, "--rdzv-id", uuid.uuid4().hex]
     launcher_arguments += ["--nproc-per-node", str(process_count), "-m", "tunesmith", *words]
-    config, command, arguments = config_from_args(parse_args(launcher_arguments))  # type: ignore[no-untyped-call]
+    config, command, arguments = config_from_args(parse_args(launcher_arguments))
     try:
         elastic_launch(config=config, entrypoint=command)(*arguments)
     except ChildFailedError as error:

@@ -6,12 +6,11 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import DataError
-from tunesmith.ui import text_html
+from tunesmith.ui import html
 from tunesmith.wording import counted
 
 PROPOSED = "proposed"  # subfolder of an audit in which repairs are tried
@@ -34,7 +33,7 @@ def summary_tiles(audit: dict[str, Any]) -> str:
     """Returns the counts of the audit as tiles."""
     dropped, quarantined = sum(audit["dropped"].values()), sum(audit["quarantined"].values())
     with_findings = sum(1 for result in audit["checks"].values() if result["found"])
-    return text_html.tiles(
+    return html.tiles(
         [
             (f"{audit['read']:,}", "rows read"),
             (f"{audit.get('kept', 0):,}", "to keep"),
@@ -51,7 +50,7 @@ def findings_html(audit: dict[str, Any]) -> str:
     results = [(name, result) for name, result in audit["checks"].items() if result["found"]]
     results.sort(key=lambda item: (min(map(severity.index, item[1]["proposals"])), -item[1]["rows"]))
     if not results:
-        return text_html.paragraph("No findings.", "good")
+        return html.paragraph("No findings.", "good")
     files = {source["file"] for source in audit["sources"]}
     only_file = next(iter(files)) if len(files) == 1 else ""
     return "".join(
@@ -61,28 +60,30 @@ def findings_html(audit: dict[str, Any]) -> str:
 
 
 def _check_section(name: str, result: dict[str, Any], only_file: str, *, is_open: bool) -> str:
-
     from tunesmith.reporting.audit_page import check_documentation
 
     actions = ", ".join(
         ACTIONS[item] for item in sorted(result["proposals"], key=list(ACTIONS).index) if result["proposals"][item]
     )
-    title = escape(name.replace("_", " ").capitalize())
+    title = name.replace("_", " ").capitalize()
     count = f"{counted(result['rows'], 'row')}: {actions}" if result["rows"] else actions
-    head = f"<summary><strong>{title}</strong> <span class='soft'>{escape(count)}</span></summary>"
     help_text = check_documentation(name)
-    paragraphs = (
-        [text_html.paragraph(help_text.what), text_html.paragraph(f"What to do: {help_text.advice}", "soft")]
-        if help_text and help_text.advice
-        else [text_html.paragraph(help_text.what)]
-        if help_text
-        else []
+    intro = html.paragraph(help_text.what) if help_text else ""
+    if help_text and help_text.advice:
+        intro += html.paragraph(f"What to do: {help_text.advice}", "soft")
+    rows = [_example_row(item, only_file) for item in result["examples"][:MAX_EXAMPLES]]
+    more = f"{result['found'] - len(rows):,} more in findings.jsonl and in the audit report."
+    hint = more if result["found"] > len(rows) else ""
+    return _details(title, rows, hint, note=count, intro=intro, is_open=is_open)
+
+
+def _details(title: str, rows: list[str], hint: str, *, note: str = "", intro: str = "", is_open: bool = True) -> str:
+    """Returns a table of `rows` that opens below `title` and `note`; `rows` and `intro` are HTML."""
+    head = f"<strong>{html.escape(title)}</strong>" + (
+        f" <span class='soft'>{html.escape(note)}</span>" if note else ""
     )
-    rows = "".join(_example_row(item, only_file) for item in result["examples"][:MAX_EXAMPLES])
-    more = result["found"] - min(MAX_EXAMPLES, len(result["examples"]))
-    hint = text_html.paragraph(f"{more:,} more in findings.jsonl and in the audit report.", "soft") if more > 0 else ""
-    attribute = " open" if is_open else ""
-    return f"<details{attribute}>{head}{''.join(paragraphs)}<table><tbody>{rows}</tbody></table>{hint}</details>"
+    table = f"<table><tbody>{''.join(rows)}</tbody></table>{html.paragraph(hint, 'soft') if hint else ''}"
+    return f"<details{' open' if is_open else ''}><summary>{head}</summary>{intro}{table}</details>"
 
 
 def _example_row(finding: dict[str, Any], only_file: str) -> str:
@@ -91,11 +92,11 @@ def _example_row(finding: dict[str, Any], only_file: str) -> str:
     place = f"{file}{finding['unit']} {finding['line']}" if finding["line"] else "the whole table"
     message = finding["message"].replace(f"{only_file} ", "") if only_file else finding["message"]
     excerpt = "".join(
-        f"<mark>{escape(text)}</mark>" if index % 2 else escape(text)
+        f"<mark>{html.escape(text)}</mark>" if index % 2 else html.escape(text)
         for index, text in enumerate(re.split("[⟦⟧]", finding["excerpt"]))
     )
     excerpt_line = f'<br><span class="text soft">{excerpt}</span>' if finding["excerpt"] else ""
-    return f'<tr><td class="where">{escape(place)}</td><td>{escape(message)}{excerpt_line}</td></tr>'
+    return _table_row(place, html.escape(message) + excerpt_line)
 
 
 # --- repairs -----------------------------------------------------------------------------------------------
@@ -118,18 +119,20 @@ def diff_html(diff: Path) -> str:
         elif "decision" in line:
             decision = "dropped" if line["decision"] == "drop" else "quarantined"
             removed_rows.append(
-                _table_row(
-                    where, f"{decision}: {_readable(line.get('check'))}", escape(_row_preview(line.get("values", {})))
+                _change_row(
+                    where,
+                    f"{decision}: {_readable(line.get('check'))}",
+                    html.escape(_row_preview(line.get("values", {}))),
                 )
             )
         else:
             for change in line.get("changes", []):
                 place = f"{where}, {' / '.join(map(str, change.get('path', [])))}"
                 edits += [
-                    _table_row(place, _readable(edit[4]), _edit_html(edit[2], edit[3]))
+                    _change_row(place, _readable(edit[4]), _edit_html(edit[2], edit[3]))
                     for edit in change.get("edits", [])
                 ]
-    counts = text_html.tiles(
+    counts = html.tiles(
         [
             (f"{footer.get('kept', 0):,}", "rows kept"),
             (f"{footer.get('changed', 0):,}", "of them repaired"),
@@ -139,10 +142,14 @@ def diff_html(diff: Path) -> str:
     return counts + _change_table("Edits", edits) + _change_table("Removed rows", removed_rows)
 
 
-def _table_row(where: str, why: str, text: str) -> str:
+def _change_row(where: str, why: str, text: str) -> str:
     """Returns a table row; `where` and `why` are text, `text` is HTML."""
-    place = f'<td class="where">{escape(where)}</td>'
-    return f'<tr>{place}<td><span class="soft">{escape(why)}</span><br><span class="text">{text}</span></td></tr>'
+    return _table_row(where, f'<span class="soft">{html.escape(why)}</span><br><span class="text">{text}</span>')
+
+
+def _table_row(where: str, cell: str) -> str:
+    """Returns a table row; `where` is text, `cell` is HTML."""
+    return f'<tr><td class="where">{html.escape(where)}</td><td>{cell}</td></tr>'
 
 
 def _edit_html(old: Any, new: Any) -> str:
@@ -206,14 +213,8 @@ def _read_diff(diff: Path) -> Iterator[dict[str, Any]]:
 def _change_table(title: str, rows: list[str]) -> str:
     if not rows:
         return ""
-    hint = (
-        text_html.paragraph(f"{len(rows) - MAX_CHANGES:,} more in the diff file.", "soft")
-        if len(rows) > MAX_CHANGES
-        else ""
-    )
-    body = "".join(rows[:MAX_CHANGES])
-    head = f"<summary><strong>{escape(title)}</strong></summary>"
-    return f"<details open>{head}<table><tbody>{body}</tbody></table>{hint}</details>"
+    hint = f"{len(rows) - MAX_CHANGES:,} more in the diff file." if len(rows) > MAX_CHANGES else ""
+    return _details(title, rows[:MAX_CHANGES], hint)
 
 
 def _row_preview(values: Any) -> str:
@@ -225,4 +226,4 @@ def _row_preview(values: Any) -> str:
 def _visible_html(text: Any) -> str:
     """Returns a text as HTML with visible whitespace."""
     visible = str(text).replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
-    return escape(visible if visible.strip() else visible.replace(" ", "·")) or "nothing"
+    return html.escape(visible if visible.strip() else visible.replace(" ", "·")) or "nothing"

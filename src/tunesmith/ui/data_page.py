@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith.errors import DataError, TunesmithError
 from tunesmith.runs.run import child_folder
-from tunesmith.ui import audits, jobs, text_html
+from tunesmith.ui import audits, html, jobs
 from tunesmith.ui.state import QUIET, SLOW, State
 from tunesmith.wording import show_time
 
@@ -81,7 +81,7 @@ def page(state: State) -> None:
         )
         return (
             _audit_html(str(name), audit_job, audit),
-            text_html.part(text_html.heading("Findings"), audits.findings_html(audit)) if audit else "",
+            html.part(html.heading("Findings"), audits.findings_html(audit)) if audit else "",
             gr.Button(visible=bool(audit) and not running and not accepted_diffs and not proposed_diffs),
             gr.Button(visible=bool(proposed_diffs) and not running),
             gr.Button(visible=bool(accepted_diffs) and not running),
@@ -98,7 +98,7 @@ def page(state: State) -> None:
         try:
             name = _start_audit(state, (text or "").strip())
         except TunesmithError as error:
-            return (text_html.error_boxes(error), gr.skip(), *(gr.skip() for _ in outputs))
+            return (html.error_boxes(error), gr.skip(), *(gr.skip() for _ in outputs))
         return ("", gr.Dropdown(choices=_audit_names(state), value=name), *refresh(name))
 
     def keep_upload(path: str | None) -> Any:
@@ -110,30 +110,25 @@ def page(state: State) -> None:
             _start_repair(folder)
             message = ""
         except TunesmithError as error:
-            message = text_html.error_boxes(error)
+            message = html.error_boxes(error)
         return (message, *refresh(name))
 
     def accept(name: str | None) -> Any:
         try:
             files = audits.accept_repair(child_folder(state.audits, name, "audit"))
-            message = text_html.part(
-                *(text_html.paragraph(f"The cleaned rows are in {file}", "good") for file in files)
-            )
+            message = html.part(*(html.paragraph(f"The cleaned rows are in {file}", "good") for file in files))
         except TunesmithError as error:
-            message = text_html.error_boxes(error)
+            message = html.error_boxes(error)
         return (message, *refresh(name))
 
     def undo(name: str | None) -> Any:
         try:
             restored = audits.undo_repair(child_folder(state.audits, name, "audit"))
-            message = text_html.part(
-                *(
-                    text_html.paragraph(f"Restored {count:,} original rows in {file}", "good")
-                    for file, count in restored
-                )
+            message = html.part(
+                *(html.paragraph(f"Restored {count:,} original rows in {file}", "good") for file, count in restored)
             )
         except TunesmithError as error:
-            message = text_html.error_boxes(error)
+            message = html.error_boxes(error)
         return (message, *refresh(name))
 
     def stop(name: str | None) -> Any:
@@ -234,42 +229,36 @@ def _rows_path(folder: Path) -> str:
 
 
 def _audit_html(name: str, job: jobs.Job, audit: dict[str, Any] | None) -> str:
-    pieces = [text_html.heading(f"Audit of {name}")]
+    pieces = [html.heading(f"Audit of {name}")]
     if job.status == "running":
         pieces += [
-            text_html.paragraph(f"Auditing since {show_time(job.started)} …", "good"),
-            text_html.log(job.log, 6),
+            html.paragraph(f"Auditing since {show_time(job.started)} …", "good"),
+            html.log(job.log, 6),
         ]
     elif job.status in ("failed", "gone"):
-        pieces.append(text_html.error_box("The audit failed", "", job.reason.rstrip(".")))
+        pieces.append(html.error_box("The audit failed", "", job.reason.rstrip(".")))
     elif job.status == "stopped":
-        pieces.append(text_html.paragraph("Stopped.", "warn"))
+        pieces.append(html.paragraph("Stopped.", "warn"))
     if audit:
         pieces += [
             audits.summary_tiles(audit),
-            f"<p>{text_html.link(f'/pages/audits/{name}/audit.html', 'Full audit report')}"
+            f"<p>{html.link(f'/pages/audits/{name}/audit.html', 'Full audit report')}"
             " <span class='soft'>with lengths, groups and recurring words</span></p>",
         ]
-    return text_html.part(*pieces)
+    return html.part(*pieces)
 
 
 def _repair_html(folder: Path, job: jobs.Job) -> str:
     if job.status == "running":
-        return text_html.part(text_html.heading("Repairs"), text_html.paragraph("Repairing a copy …", "good"))
+        return html.part(html.heading("Repairs"), html.paragraph("Repairing a copy …", "good"))
     if job.status in ("failed", "gone") and not audits.find_diffs(folder):
-        return text_html.part(
-            text_html.heading("Repairs"), text_html.error_box("The repair failed", "", job.reason.rstrip("."))
-        )
+        return html.part(html.heading("Repairs"), html.error_box("The repair failed", "", job.reason.rstrip(".")))
     accepted, proposed = audits.find_diffs(folder), audits.find_diffs(folder / audits.PROPOSED)
     if accepted:
         files = ", ".join(diff.name.replace(".diff.jsonl", "") for diff in accepted)
-        head = text_html.paragraph(f"Accepted: {files} in {folder}. The source file is unchanged.", "good")
-        return text_html.part(
-            text_html.heading("Accepted repairs"), head, *(audits.diff_html(diff) for diff in accepted)
-        )
+        head = html.paragraph(f"Accepted: {files} in {folder}. The source file is unchanged.", "good")
+        return html.part(html.heading("Accepted repairs"), head, *(audits.diff_html(diff) for diff in accepted))
     if proposed:
-        head = text_html.paragraph("Proposed changes. Nothing is written until you accept.", "soft")
-        return text_html.part(
-            text_html.heading("Proposed repairs"), head, *(audits.diff_html(diff) for diff in proposed)
-        )
+        head = html.paragraph("Proposed changes. Nothing is written until you accept.", "soft")
+        return html.part(html.heading("Proposed repairs"), head, *(audits.diff_html(diff) for diff in proposed))
     return ""

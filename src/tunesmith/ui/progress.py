@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from tunesmith.runs.run import Run
 from tunesmith.training.job import read_journal
-from tunesmith.ui import jobs, text_html
+from tunesmith.ui import html, jobs
 from tunesmith.wording import show_bytes, show_duration, show_time
 
 Points = Sequence[tuple[float, float]]
@@ -171,7 +169,7 @@ def stages_html(progress: Progress) -> str:
     for name, title in STAGES.items():
         kind, sign = ("now", "●") if name == current else ("done", "✓") if name in progress.finished else ("", "○")
         status = {"now": "running", "done": "done", "": "pending"}[kind]
-        parts.append(f'<li class="{kind}">{sign} {escape(title)}<span class="sr-only"> {status}</span></li>')
+        parts.append(f'<li class="{kind}">{sign} {html.escape(title)}<span class="sr-only"> {status}</span></li>')
     return f'<ul class="stages">{"".join(parts)}</ul>'
 
 
@@ -193,21 +191,21 @@ def headline(progress: Progress) -> str:
         since = f" since {show_time(job.started)}" if job.started and job.status == "running" else ""
         title = STAGES.get(progress.stage, progress.stage or "A command")
         process = f"process {progress.pid}" if job.status == "running" else f"process {progress.pid}, started elsewhere"
-        return text_html.paragraph(f"{title}: running{since} ({process}). It continues if you close this page.", "good")
+        return html.paragraph(f"{title}: running{since} ({process}). It continues if you close this page.", "good")
     if job.status == "failed":
-        return text_html.error_box(f"The command '{job.command}' failed", show_time(job.ended), job.reason.rstrip("."))
+        return html.error_box(f"The command '{job.command}' failed", show_time(job.ended), job.reason.rstrip("."))
     if job.status == "gone":
-        return text_html.error_box(
+        return html.error_box(
             f"The process of '{job.command}' is gone",
             f"started {show_time(job.started)}",
             f"{job.reason[:1].upper()}{job.reason[1:]}. Start it again to resume from the last checkpoint",
         )
     if "train" in progress.finished:
-        return text_html.paragraph("Trained." if "report" not in progress.finished else "Finished.", "good")
+        return html.paragraph("Trained." if "report" not in progress.finished else "Finished.", "good")
     if job.status == "stopped" or progress.events:
         at_step = f" at step {step} of {total}" if total else ""
-        return text_html.paragraph(f"Stopped{at_step}. Everything is saved: start it again to resume.", "warn")
-    return text_html.paragraph("Not trained yet.", "soft")
+        return html.paragraph(f"Stopped{at_step}. Everything is saved: start it again to resume.", "warn")
+    return html.paragraph("Not trained yet.", "soft")
 
 
 def figure_tiles(progress: Progress) -> str:
@@ -232,7 +230,7 @@ def figure_tiles(progress: Progress) -> str:
         figures.append((show_bytes(memory[-1][1]), "memory in use"))
     elif peak := _peak_memory(progress.folder):
         figures.append((show_bytes(peak[1]), peak[0]))
-    return text_html.tiles(figures)
+    return html.tiles(figures)
 
 
 def _peak_memory(folder: Path) -> tuple[str, int] | None:
@@ -253,7 +251,7 @@ def curves_html(progress: Progress) -> str:
     steps = [event for event in progress.events if event.get("kind") == "step"]
     valid = [event for event in progress.events if event.get("kind") == "valid"]
     if not steps and not valid:
-        return text_html.paragraph("Curves appear after the first step.", "soft")
+        return html.paragraph("Curves appear after the first step.", "soft")
 
     def line(events: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
         return [
@@ -295,7 +293,7 @@ def samples_html(progress: Progress) -> str:
         for item in event["samples"]:
             if isinstance(item, dict):
                 prompt, reply = str(item.get("prompt", "")), str(item.get("reply", ""))
-                pieces.append(f'<p class="soft text">{escape(prompt)}</p><p class="text">{escape(reply)}</p>')
+                pieces.append(f'<p class="soft text">{html.escape(prompt)}</p><p class="text">{html.escape(reply)}</p>')
         attribute = " open" if event is with_samples[-1] else ""
         blocks.append(
             f"<details{attribute}><summary>After step {int(event.get('step', 0))}</summary>{''.join(pieces)}</details>"
@@ -304,8 +302,8 @@ def samples_html(progress: Progress) -> str:
         return "".join(blocks)
     if "train" in progress.finished or any(event.get("kind") == "valid" for event in progress.events):
         text = "This training wrote no sample replies. Set train.samples to get them at each validation."
-        return text_html.paragraph(text, "soft")
-    return text_html.paragraph("Sample replies appear after the first validation.", "soft")
+        return html.paragraph(text, "soft")
+    return html.paragraph("Sample replies appear after the first validation.", "soft")
 
 
 def notes_html(progress: Progress) -> str:
@@ -316,4 +314,4 @@ def notes_html(progress: Progress) -> str:
             lines.append(f"Step {event.get('step', 0)}: {event['text']}")
         elif event.get("kind") == "resume":
             lines.append(f"Resumed after step {event.get('step', 0)}")
-    return "".join(text_html.paragraph(text, "soft") for text in lines[-8:])
+    return "".join(html.paragraph(text, "soft") for text in lines[-8:])

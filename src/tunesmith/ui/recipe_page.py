@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.ui import form, recipe_text, text_html
+from tunesmith.ui import form, html, recipe_text
 from tunesmith.ui.form import FormField
 from tunesmith.ui.state import QUIET, SLOW, State
 
@@ -89,7 +89,7 @@ def page(state: State) -> None:
         try:
             after = recipe_text.load_text(_recipe_path(state, name), small=name.endswith(SMALL_SUFFIX))
         except TunesmithError as error:
-            return [text_html.error_boxes(error), *[gr.skip()] * (3 + len(field_errors) + len(all_controls))]
+            return [html.error_boxes(error), *[gr.skip()] * (3 + len(field_errors) + len(all_controls))]
         recipe_name = str(recipe_text.parse_text(after).get("name", ""))
         return ["", after, recipe_name, *from_text(after)]
 
@@ -97,22 +97,22 @@ def page(state: State) -> None:
         try:
             path = _draft(state, rows.strip(), name.strip())
         except TunesmithError as error:
-            return text_html.error_boxes(error), gr.skip()
+            return html.error_boxes(error), gr.skip()
         return "", gr.Dropdown(choices=_recipe_choices(state), value=path.name)
 
     def save(content: str, name: str) -> Any:
         try:
             path = _save(state, content, name.strip())
         except TunesmithError as error:
-            return text_html.error_boxes(error), gr.skip()
+            return html.error_boxes(error), gr.skip()
         text = f"Saved as {path}. To run it in a terminal: tunesmith run {shlex.quote(str(path))}"
-        return text_html.part(text_html.paragraph(text, "good")), gr.Dropdown(choices=_recipe_choices(state))
+        return html.part(html.paragraph(text, "good")), gr.Dropdown(choices=_recipe_choices(state))
 
     def make_run(content: str) -> Any:
         try:
             name = _make_run(state, content)
         except TunesmithError as error:
-            return text_html.error_boxes(error), gr.skip(), gr.skip()
+            return html.error_boxes(error), gr.skip(), gr.skip()
         return "", state.select_run(name), gr.Tabs(selected="train")
 
     def plan(content: str, *, force: bool) -> Iterator[Any]:
@@ -134,7 +134,7 @@ def page(state: State) -> None:
                 gr.Button(visible=False),
             )
         except TunesmithError as error:
-            yield recipe_text.overview(recipe) + text_html.error_boxes(error), gr.Button(visible=True)
+            yield recipe_text.overview(recipe) + html.error_boxes(error), gr.Button(visible=True)
 
     def plan_again(content: str) -> Iterator[Any]:
         yield from plan(content, force=False)
@@ -187,7 +187,7 @@ def _form(gr: Any) -> tuple[list[list[Any]], list[Any]]:
         with gr.Accordion(
             title[:1].upper() + title[1:], open=section in OPEN_SECTIONS, elem_id=f"section-{section or 'recipe'}"
         ):
-            gr.HTML(text_html.part(text_html.paragraph(section_help, "soft")))
+            gr.HTML(html.part(html.paragraph(section_help, "soft")))
             with gr.Column(elem_classes="ts-fields"):
                 for field in (field for field in form.fields() if field.section == section):
                     with gr.Column(elem_classes="ts-field" if field.kind in NARROW_KINDS else "ts-wide", min_width=120):
@@ -420,9 +420,9 @@ def _name_for(rows: str) -> str:
 
 
 def _welcome() -> str:
-    return text_html.part(
-        text_html.heading("Plan and warnings"),
-        text_html.paragraph(
+    return html.part(
+        html.heading("Plan and warnings"),
+        html.paragraph(
             "They appear here once you choose a recipe above or draft one from your own rows.",
             "soft",
         ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import yaml
 
 from tunesmith.config.recipe import Recipe, parse_yaml, read_recipe
 from tunesmith.errors import MultipleErrors, TunesmithError
-from tunesmith.ui import text_html
+from tunesmith.ui import html
 from tunesmith.ui.form import (
     MISSING,
     RecipeDict,
@@ -163,18 +162,16 @@ MAX_PIECE = 700  # characters shown of each piece of an example row
 def errors_html(errors: Sequence[TunesmithError]) -> str:
     """Returns all errors of a recipe, each with its setting, its line and what to do."""
     boxes = [
-        text_html.error_box(f"{setting_of(error) or 'the recipe'}: {error.what}", location_of(error), error.next)
+        html.error_box(f"{setting_of(error) or 'the recipe'}: {error.what}", location_of(error), error.next)
         for error in errors
     ]
     count = f"{len(errors)} errors" if len(errors) > 1 else "One error"
-    return text_html.part(
-        text_html.heading("The recipe is not valid"), text_html.paragraph(f"{count} to fix.", "bad"), *boxes
-    )
+    return html.part(html.heading("The recipe is not valid"), html.paragraph(f"{count} to fix.", "bad"), *boxes)
 
 
 def field_errors_html(errors: Sequence[TunesmithError]) -> str:
     """Returns the errors of one setting, to show under its field."""
-    return text_html.part(*(text_html.error_box(error.what, location_of(error), error.next) for error in errors))
+    return html.part(*(html.error_box(error.what, location_of(error), error.next) for error in errors))
 
 
 def overview(recipe: Recipe, note: str = "") -> str:
@@ -185,12 +182,12 @@ def overview(recipe: Recipe, note: str = "") -> str:
         (str(recipe.adapter.rank), "rank"),
         (recipe.evaluate.primary.replace("_", " "), "primary metric"),
     ]
-    return text_html.part(
-        text_html.heading(recipe.name),
-        text_html.paragraph(recipe.about) if recipe.about else "",
-        text_html.paragraph(f"Base: {recipe.base.model}", "soft"),
-        text_html.tiles(figures),
-        text_html.paragraph(note, "soft") if note else "",
+    return html.part(
+        html.heading(recipe.name),
+        html.paragraph(recipe.about) if recipe.about else "",
+        html.paragraph(f"Base: {recipe.base.model}", "soft"),
+        html.tiles(figures),
+        html.paragraph(note, "soft") if note else "",
     )
 
 
@@ -223,21 +220,21 @@ def preview(recipe: Recipe, scratch: Path) -> str:
     if plan.total_seconds is not None:
         tiles.append((show_duration(plan.total_seconds), "estimated training time"))
     warnings = [*checked.warnings, *(line for line in plan_lines if line.startswith(("not fused", "better")))]
-    return text_html.part(
-        text_html.heading("Plan"),
-        text_html.tiles(tiles),
-        text_html.paragraph(f"Split: {parts}", "soft"),
-        "".join(map(_warning_html, warnings)) or text_html.paragraph("No warnings.", "good"),
+    return html.part(
+        html.heading("Plan"),
+        html.tiles(tiles),
+        html.paragraph(f"Split: {parts}", "soft"),
+        "".join(map(_warning_html, warnings)) or html.paragraph("No warnings.", "good"),
         "<details><summary>Details</summary>",
-        *(text_html.paragraph(line, "soft") for line in [*check_lines, *plan_lines]),
+        *(html.paragraph(line, "soft") for line in [*check_lines, *plan_lines]),
         "</details>",
-        text_html.heading("Rows as the model sees them"),
+        html.heading("Rows as the model sees them"),
         *(
-            text_html.paragraph(f"{example.title[:1].upper()}{example.title[1:]} ({example.where})", "soft")
+            html.paragraph(f"{example.title[:1].upper()}{example.title[1:]} ({example.where})", "soft")
             + f'<div class="card text">{_pieces_html(example.pieces)}</div>'
             for example in checked.shown
         ),
-        text_html.paragraph(
+        html.paragraph(
             f"The marked part is trained on and ends with {checked.stop}. Template: {checked.template}.", "soft"
         ),
     )
@@ -248,10 +245,12 @@ def _warning_html(text: str) -> str:
     text = text.removeprefix("WARNING: ")
     what, _, details = text.partition(": ")
     if len(text) <= MAX_WARNING or not details:
-        return f'<p class="warn">{escape(text)}</p>'
-    return f'<details><summary class="warn">{escape(what)}</summary><p>{escape(details)}</p></details>'
+        return f'<p class="warn">{html.escape(text)}</p>'
+    return f'<details><summary class="warn">{html.escape(what)}</summary><p>{html.escape(details)}</p></details>'
 
 
 def _pieces_html(pieces: Sequence[tuple[str, bool]]) -> str:
     shortened = ((text if len(text) <= MAX_PIECE else f"{text[:MAX_PIECE]} …", has_loss) for text, has_loss in pieces)
-    return "".join(f"<mark>{escape(text)}</mark>" if has_loss else escape(text) for text, has_loss in shortened)
+    return "".join(
+        f"<mark>{html.escape(text)}</mark>" if has_loss else html.escape(text) for text, has_loss in shortened
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError
-from tunesmith.ui import jobs, progress, text_html
+from tunesmith.ui import html, jobs, progress
 from tunesmith.ui.state import QUIET, State
 from tunesmith.ui.train_page import SAMPLES
 
@@ -62,17 +62,15 @@ def page(state: State) -> None:
             _start_demo(state)
             message = ""
         except TunesmithError as error:
-            message = text_html.error_boxes(error)
+            message = html.error_boxes(error)
         return (message, state.select_run(RUN_NAME), *refresh())
 
     def stop() -> Any:
         try:
             jobs.stop(state.folder(RUN_NAME))
-            message = text_html.part(
-                text_html.paragraph("It stops after the current step and saves everything.", "soft")
-            )
+            message = html.part(html.paragraph("It stops after the current step and saves everything.", "soft"))
         except TunesmithError as error:
-            message = text_html.error_boxes(error)
+            message = html.error_boxes(error)
         return (message, *refresh())
 
     start_button.click(start, None, [error_box, state.run, *outputs], **QUIET)
@@ -94,9 +92,9 @@ def _start_demo(state: State) -> None:
 
 
 def _intro_html() -> str:
-    return text_html.part(
-        text_html.heading("Start here"),
-        text_html.paragraph(
+    return html.part(
+        html.heading("Start here"),
+        html.paragraph(
             "tunesmith turns a table of examples into a small writing model and measures it before you use it. "
             "The demo run shows every step with rows and a model that come with the package:"
         ),
@@ -105,7 +103,7 @@ def _intro_html() -> str:
         "<li>The tuned and the base model answer the same held-out questions and are compared.</li>"
         "<li>A file for llama.cpp and Ollama is exported and verified on the same questions.</li>"
         "<li>A report says whether tuning helped. Then you can write with the model.</li></ol>",
-        text_html.tiles(
+        html.tiles(
             [
                 ("≈ 10 min", "on two CPU cores, no GPU needed"),
                 ("≈ 0.8 GB", "of disk space"),
@@ -113,7 +111,7 @@ def _intro_html() -> str:
                 ("nothing", "leaves this machine"),
             ]
         ),
-        text_html.paragraph(
+        html.paragraph(
             "The model's package is downloaded once if it is not installed. You can close this page or stop the run at "
             "any time and resume it later.",
             "soft",
@@ -125,7 +123,7 @@ def _demo_html(current: progress.Progress | None) -> str:
     if current is None:
         return ""
     pieces = [
-        text_html.heading("The demo run"),
+        html.heading("The demo run"),
         progress.headline(current),
         progress.stages_html(current),
         progress.progress_bar(current),
@@ -133,40 +131,34 @@ def _demo_html(current: progress.Progress | None) -> str:
     if current.pid or "train" in current.finished or current.events:
         pieces.append(progress.figure_tiles(current))
     if "report" in current.finished:
-        pieces.append(f"<p>{text_html.link(f'/pages/runs/{RUN_NAME}/report.html', 'Read the report')}</p>")
+        pieces.append(f"<p>{html.link(f'/pages/runs/{RUN_NAME}/report.html', 'Read the report')}</p>")
     if "prepare" in current.finished:
-        pieces.append(f"<p>{text_html.link(f'/pages/runs/{RUN_NAME}/audit.html', 'Audit of the rows')}</p>")
+        pieces.append(f"<p>{html.link(f'/pages/runs/{RUN_NAME}/audit.html', 'Audit of the rows')}</p>")
     if current.pid and current.job.log:
-        pieces.append(text_html.log(current.job.log, 12))
-    return text_html.part(*pieces)
+        pieces.append(html.log(current.job.log, 12))
+    return html.part(*pieces)
 
 
 def _runs_table(folder: Path) -> str:
     """Returns the table of runs with links to their reports."""
-    from html import escape
-
     from tunesmith.commands.runs import list_runs
 
     rows = list_runs(folder) if folder.is_dir() else []
     if not rows:
-        return text_html.part(
-            text_html.heading("Runs"), text_html.paragraph(f"There are no runs in {folder} yet.", "soft")
-        )
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in (*COLUMNS, "pages"))
-    body = []
+        return html.part(html.heading("Runs"), html.paragraph(f"There are no runs in {folder} yet.", "soft"))
+    table_rows = []
     for row in rows:
         cells = row.cells()
         if jobs.read_job(folder / row.name).status == "running" or jobs.lock_owner(folder / row.name):
             cells["state"] = "running"
         pages = [
-            text_html.link(f"/pages/runs/{row.name}/{name}.html", name)
+            html.link(f"/pages/runs/{row.name}/{name}.html", name)
             for name in ("report", "audit")
             if (folder / row.name / f"{name}.html").is_file()
         ]
-        note = f'<br><span class="soft">{escape(row.note)}</span>' if row.note else ""
-        other_cells = "".join(f"<td>{escape(cells[name])}</td>" for name in COLUMNS[1:])
-        first_cell = f"<td>{escape(row.name)}{note}</td>"
-        body.append(f"<tr>{first_cell}{other_cells}<td>{', '.join(pages)}</td></tr>")
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        note = f'<br><span class="soft">{html.escape(row.note)}</span>' if row.note else ""
+        other_cells = (html.escape(cells[name]) for name in COLUMNS[1:])
+        table_rows.append((html.escape(row.name) + note, *other_cells, ", ".join(pages)))
+    table = html.table((*COLUMNS, "pages"), table_rows)
     box = f'<div class="card scroll" tabindex="0" role="region" aria-label="Runs">{table}</div>'
-    return text_html.part(text_html.heading("Runs"), box)
+    return html.part(html.heading("Runs"), box)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.config.recipe import read_recipe
 from tunesmith.errors import TunesmithError
-from tunesmith.ui import jobs, progress, text_html
+from tunesmith.ui import html, jobs, progress
 from tunesmith.ui.state import QUIET, State
 
 REFRESH_SECONDS = 2.0  # between two refreshes
@@ -73,9 +73,9 @@ def page(state: State) -> None:
             _state_html(str(name), current),
             gr.Button("Resume" if is_resumable(current) else "Start", interactive=not current.pid),
             gr.Button(interactive=stoppable),
-            text_html.part(progress.curves_html(current), progress.notes_html(current)),
-            text_html.part(progress.samples_html(current)),
-            text_html.part(text_html.log(current.job.log) or text_html.paragraph("Nothing yet.", "soft")),
+            html.part(progress.curves_html(current), progress.notes_html(current)),
+            html.part(progress.samples_html(current)),
+            html.part(html.log(current.job.log) or html.paragraph("Nothing yet.", "soft")),
             current.key,
         )
 
@@ -88,17 +88,15 @@ def page(state: State) -> None:
             )
             message = ""
         except TunesmithError as error:
-            message = text_html.error_boxes(error)
+            message = html.error_boxes(error)
         return (message, gr.Checkbox(value=False), *refresh(name))
 
     def stop(name: str | None) -> Any:
         try:
             jobs.stop(state.folder(name))
-            message = text_html.part(
-                text_html.paragraph("It stops after the current step and writes a checkpoint.", "soft")
-            )
+            message = html.part(html.paragraph("It stops after the current step and writes a checkpoint.", "soft"))
         except TunesmithError as error:
-            message = text_html.error_boxes(error)
+            message = html.error_boxes(error)
         return (message, *refresh(name))
 
     start_button.click(start, [state.run, command_choice, again], [error_box, again, *outputs], **QUIET)
@@ -114,12 +112,12 @@ def is_resumable(current: progress.Progress) -> bool:
 
 def _state_html(name: str, current: progress.Progress) -> str:
     pages = [
-        text_html.link(f"/pages/runs/{name}/{file}", text)
+        html.link(f"/pages/runs/{name}/{file}", text)
         for file, text in (("audit.html", "Audit of the rows"), ("report.html", "Read the report"))
         if (current.folder / file).is_file()
     ]
-    return text_html.part(
-        text_html.heading(name),
+    return html.part(
+        html.heading(name),
         progress.headline(current),
         progress.stages_html(current),
         progress.progress_bar(current),
@@ -130,9 +128,7 @@ def _state_html(name: str, current: progress.Progress) -> str:
 
 def _no_run_html(error: TunesmithError) -> str:
     advice = "Start the demo run on the page Start, or create a recipe on the page Recipe."
-    return text_html.part(
-        text_html.heading("Train"), text_html.paragraph("No run is chosen."), text_html.paragraph(advice, "soft")
-    )
+    return html.part(html.heading("Train"), html.paragraph("No run is chosen."), html.paragraph(advice, "soft"))
 
 
 def _sample_options(command: str, folder: Path) -> Sequence[str]:

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tunesmith.config.recipe import parse_yaml
 from tunesmith.config.registry import nearest
 from tunesmith.errors import ModelError, RecipeError, TunesmithError
 from tunesmith.exporting.job import Job, Request
@@ -80,7 +79,6 @@ def link(source: Path, target: Path) -> None:
 
 
 def front_matter(card: str) -> Mapping[str, Any]:
-    """Returns the YAML front matter of a model card; empty if there is none. Raises yaml.YAMLError."""
+    """Returns the YAML front matter of a model card; empty if there is none. Raises RecipeError if it is not YAML."""
     match = _FRONT.match(card)
-    content = yaml.safe_load(match[1]) if match else None
-    return content if isinstance(content, dict) else {}
+    return parse_yaml(match[1], "front matter")[0] if match else {}

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from tunesmith.config.registry import raise_first
 from tunesmith.data.finding import PRIVATE
 from tunesmith.data.privacy import find_personal, find_secrets
@@ -229,8 +227,8 @@ def _card_problems(path: Path | None) -> list[str]:
         return ["there is no README.md"]
     try:
         front = front_matter(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return [f"the front matter of README.md cannot be read: {error}"]
+    except (RecipeError, UnicodeDecodeError) as error:
+        return [f"README.md cannot be read: {error}"]
     if not front:
         return ["README.md has no front matter"]
     return [] if front.get("base_model") else ["README.md names no base_model: the base has no public name"]

@@ -18,7 +18,7 @@ import yaml
 from tunesmith.config.extras import missing_extra
 from tunesmith.config.registry import raise_first
 from tunesmith.data.conversation import Turn
-from tunesmith.errors import MissingExtra, TunesmithError
+from tunesmith.errors import MissingExtra, RecipeError, TunesmithError
 from tunesmith.exporting.job import File, Job, Request
 from tunesmith.exporting.targets._shipped import (
     find_gguf,
@@ -149,7 +149,7 @@ def _card(job: Job, repo: str, model: str, gradio: str) -> str:
 def _card_problems(folder: Path) -> list[str]:
     try:
         front = front_matter((folder / "README.md").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, RecipeError, UnicodeDecodeError) as error:
         return [f"README.md cannot be read: {error}"]
     pins = _pins(folder)
     problems = [] if front.get("sdk") == "gradio" else ["README.md does not say sdk: gradio"]

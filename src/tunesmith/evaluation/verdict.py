@@ -1,0 +1,320 @@
+"""Decides whether tuning helped: the only place that turns scores of two models into a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.evaluation.power import cohens_d, smallest_detectable
+from tunesmith.evaluation.score import SHARE, Better, Fold, Limits
+from tunesmith.evaluation.statistics import (
+    TOLERANCE,
+    exact_share_interval,
+    group_sums,
+    holm_adjust,
+    mean_interval,
+    permutation_p_value,
+    share_difference_interval,
+    share_interval,
+)
+
+ALPHA = 0.05
+NARROW = 0.01  # a shown difference with a larger p is called narrow
+MIN_GROUPS = math.ceil(math.log2(2 / ALPHA))  # 6: fewer groups have so few sign flips that p cannot be 0.05
+MAX_MISSING, MAX_UNBOUNDED_MISSING = 0.2, 0.05  # share of rows that may be missing, with and without limits
+
+Outcome = Literal["better", "worse", "higher", "lower", "no change shown", "too few to tell", "too many missing"]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The difference if every missing reply counted against what the measured rows show, with its interval and p."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the scores of two models on the same rows show: values, difference, certainty and outcome.
+
+    `base`, `tuned`, `difference`, the ends of its 95 % interval `low` and `high`, and `detectable` (the smallest
+    difference that is found 4 times in 5, None if none is or it was not computed) have the unit of the score,
+    aggregated as `fold` says; `limits` is the range of a row's score. `wins`, `ties` and `losses` count rows by their
+    gain in the good direction. `p` is the p-value of the permutation test, `adjusted` that after Holm's correction over
+    the section (None for a score without a good direction); `primary` tells that `p` decides. `effect` is d_z, None if
+    it is not defined. `asked` rows were asked, `rows` in `groups` were scored for both models, and `missing` for one
+    model only; see `decide` for `worst`.
+    """
+
+    better: Better
+    base: float
+    tuned: float
+    difference: float
+    low: float
+    high: float
+    wins: int
+    ties: int
+    losses: int
+    rows: int
+    groups: int
+    fold: Fold = "mean"
+    limits: Limits | None = None
+    p: float = 1.0
+    adjusted: float | None = None
+    primary: bool = False
+    effect: float | None = None
+    detectable: float | None = None
+    asked: int = 0
+    missing: int = 0
+    worst: WorstCase | None = None
+
+    @property
+    def tested_p(self) -> float:
+        """The p-value before correction: the larger of `p` and that of the worst case."""
+        return max(self.p, self.worst.p) if self.worst else self.p
+
+    @property
+    def outcome(self) -> Outcome:
+        """The verdict in words, better or worse only if interval and p agree, also in the worst case."""
+        most = MAX_MISSING if self.worst else MAX_UNBOUNDED_MISSING
+        if self.missing > most * (self.rows + self.missing):
+            return "too many missing"
+        if self.groups < MIN_GROUPS:
+            return "too few to tell"
+        p = self.tested_p if self.primary or self.adjusted is None else self.adjusted
+        ends = [(self.low, self.high), *([(self.worst.low, self.worst.high)] if self.worst else [])]
+        directions = {int(shown_direction(low, high, p)) for low, high in ends}
+        direction = directions.pop() if len(directions) == 1 else 0
+        if direction == 0:
+            return "no change shown"
+        if self.better == "neither":
+            return "higher" if direction > 0 else "lower"
+        return "better" if (direction > 0) == (self.better == "higher") else "worse"
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a difference was shown, but a few other rows could have hidden it: its p is above 0.01."""
+        p = self.tested_p if self.primary or self.adjusted is None else self.adjusted
+        return self.outcome in ("better", "worse", "higher", "lower") and p > NARROW
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the entry of scores.json as a dict; an infinite end is None."""
+        worst = _finite(asdict(self.worst)) if self.worst else None
+        derived = {"worst": worst, "verdict": self.outcome, "narrow": self.narrow, "min_groups": MIN_GROUPS}
+        return {**_finite(asdict(self)), "limits": list(self.limits) if self.limits else None, **derived}
+
+
+def shown_direction(low: Any, high: Any, p: Any) -> Any:
+    """Returns 1 if a rise is shown, -1 if a fall is, else 0: the interval excludes zero and p is at most 0.05.
+
+    Takes numbers, or arrays of the same shape. Rounding noise must have been set to zero, as `decide` does.
+    """
+    certain = np.asarray(p) <= ALPHA
+    return (certain & (np.asarray(low) > 0)).astype(int) - (certain & (np.asarray(high) < 0)).astype(int)
+
+
+def with_zero(low: Any, high: Any, p: Any) -> tuple[Any, Any]:
+    """Returns the ends of an interval, moved to zero if they exclude it although p is above 0.05.
+
+    A difference of zero that one of the two tests does not reject is still possible. Takes numbers, or arrays.
+    """
+    possible = np.asarray(p) > ALPHA
+    return np.where(possible, np.minimum(low, 0.0), low), np.where(possible, np.maximum(high, 0.0), high)
+
+
+def decide(
+    base: Sequence[float | None],
+    tuned: Sequence[float | None],
+    groups: Sequence[str],
+    *,
+    better: Better,
+    seed: int,
+    fold: Fold = "mean",
+    limits: Limits | None = None,
+    asked: int | None = None,
+    power: bool = True,
+) -> Verdict:
+    """Decides whether the tuned model is better than the base, from two scores of the same rows.
+
+    A score is None if a model has none for the row; a row without a group is its own group. `limits` is the range of
+    the score, 0 to 1 if every score is 0 or 1; `asked` counts the rows that were asked, by default those listed.
+    `power` False leaves `detectable` out, which is most of the time.
+
+    The interval is that of statistics.py: for shares score-based or exact, otherwise a t interval over groups with a
+    correction for skewness. The p-value is that of a sign-flip test over groups, whose false alarms are at most 5 % in
+    both directions together whatever the scores' distribution, as long as the models' replies are exchangeable. Both
+    must agree: zero stays in the interval if p is above 0.05. Differences below a billionth of the largest score are
+    rounding noise and count as zero. With fewer than six groups nothing can be shown, because their sign flips cannot
+    give p <= 0.05.
+
+    If rows are missing and the score has limits, the comparison is repeated with every missing score set to the limit
+    that speaks against what the measured rows show, and both must agree. If more than 20 % of the rows are missing, or
+    5 % of a score without limits, there is no verdict. Raises ValueError for lists of unequal length, or if
+    no row has both scores.
+    """
+    if not len(base) == len(tuned) == len(groups) or not base:
+        raise ValueError("a verdict needs equal, non-empty lists")
+    names = [name or f"row {index}" for index, name in enumerate(groups)]
+    rows = list(zip(base, tuned, names, strict=True))
+    both = [(b, t, name) for b, t, name in rows if b is not None and t is not None]
+    one = [(b, t, name) for b, t, name in rows if (b is None) != (t is None)]
+    if not both:
+        raise ValueError("a verdict needs a row that both models have a score for")
+    before, after = (np.array([row[side] for row in both], float) for side in (0, 1))
+    if limits is None and fold == "mean" and np.isin(np.concatenate([before, after]), (0.0, 1.0)).all():
+        limits = SHARE
+    ids = np.unique([name for *_, name in both], return_inverse=True)[1].astype(np.int64)
+    noise = _noise(before, after)
+    gain = _without_noise(after - before, noise)
+    good = -gain if better == "lower" else gain
+    base_value, tuned_value = (float(np.exp(side.mean()) if fold == "exp" else side.mean()) for side in (before, after))
+    difference, low, high, p = _compare(before, after, ids, fold, limits, seed)
+    worst = None
+    if one and limits and fold == "mean":
+        filled = both + [(*_against(b, t, limits, rises=difference > 0), name) for b, t, name in one]
+        worst_before, worst_after = (np.array([row[side] for row in filled], float) for side in (0, 1))
+        worst_ids = np.unique([name for *_, name in filled], return_inverse=True)[1].astype(np.int64)
+        worst = WorstCase(*_compare(worst_before, worst_after, worst_ids, fold, limits, seed))
+    share = _is_share(gain, limits)
+    influence = _influence(before, after, fold)
+    return Verdict(
+        better,
+        base_value,
+        tuned_value,
+        difference,
+        low,
+        high,
+        int((good > 0).sum()),
+        int((good == 0).sum()),
+        int((good < 0).sum()),
+        len(both),
+        len(set(ids.tolist())),
+        fold=fold,
+        limits=limits,
+        p=p,
+        effect=cohens_d(gain),
+        detectable=smallest_detectable(influence, ids, share=share, shown=shown_direction, seed=seed)
+        if power
+        else None,
+        asked=len(base) if asked is None else asked,
+        missing=len(one),
+        worst=worst,
+    )
+
+
+def correct(verdicts: Mapping[Key, Verdict], primary: Key | None = None) -> dict[Key, Verdict]:
+    """Returns the verdicts of one section with `adjusted` filled in: Holm's correction for several scores (Holm 1979).
+
+    It spans all scores that have a good direction. `primary` was chosen before the run and is decided by its own p, but
+    still counts in the correction of the others. A score without a good direction, such as a length, is not corrected.
+    """
+    tested = [key for key, verdict in verdicts.items() if verdict.better != "neither"]
+    adjusted = dict(zip(tested, holm_adjust([verdicts[key].tested_p for key in tested]), strict=True))
+    return {
+        key: replace(verdict, adjusted=adjusted.get(key), primary=key == primary) for key, verdict in verdicts.items()
+    }
+
+
+def level_interval(
+    values: Sequence[float], groups: Sequence[str], *, fold: Fold = "mean", limits: Limits | None = None
+) -> tuple[float, float] | None:
+    """Returns the 95 % interval of one model's aggregated score over groups of rows; None for a single group.
+
+    Shares have an exact interval; no end leaves `limits`. For the other parameters see `decide`.
+    """
+    scores = np.array(values, float)
+    names = [name or f"row {index}" for index, name in enumerate(groups)]
+    ids = np.unique(names, return_inverse=True)[1].astype(np.int64)
+    sums, sizes = group_sums(ids, scores)[None], np.bincount(ids)
+    if len(sizes) < 2:
+        return None
+    if fold == "mean" and np.isin(scores, SHARE).all():
+        ends = share_interval(sums, sizes)
+        return float(ends.low[0]), float(ends.high[0])
+    ends = mean_interval(sums, sizes)
+    low, high = float(ends.low[0]), float(ends.high[0])
+    if fold == "exp":
+        return math.exp(low), math.exp(high)
+    return (max(low, limits[0]), min(high, limits[1])) if limits else (low, high)
+
+
+def _compare(
+    before: Floats, after: Floats, ids: Ints, fold: Fold, limits: Limits | None, seed: int
+) -> tuple[float, float, float, float]:
+    """Returns the difference of the aggregated scores, the ends of its 95 % interval, and its p; all [rows]."""
+    noise = _noise(before, after)
+    gain = _without_noise(after - before, noise)
+    influence = _influence(before, after, fold)
+    difference = float(np.exp(after.mean()) - np.exp(before.mean())) if fold == "exp" else float(gain.mean())
+    p = permutation_p_value(gain, ids, seed=seed, noise=noise)
+    low, high = _ends(influence, ids, gain, limits)
+    unit = noise * max(1.0, abs(difference)) if fold == "exp" else noise
+    difference, low, high = (0.0 if abs(value) <= unit else value for value in (difference, low, high))
+    if len(np.unique(ids)) >= MIN_GROUPS:  # p is never small for fewer
+        low, high = (float(end) for end in with_zero(low, high, p))
+    return difference, low, high, p
+
+
+def _ends(influence: Floats, ids: Ints, gain: Floats, limits: Limits | None) -> tuple[float, float]:
+    """Returns the ends of the interval; infinite for a single group."""
+    sizes, sums = np.bincount(ids), group_sums(ids, influence)[None]
+    rows, mean = len(influence), float(influence.mean())
+    if len(sizes) < 2:
+        return -math.inf, math.inf
+    if _is_share(gain, limits):
+        ups, downs = (np.array([float((gain * sign > 0).sum())]) for sign in (1, -1))
+        ends = share_difference_interval(sums, sizes, ups, downs)
+        return float(ends.low[0]), float(ends.high[0])
+    ends = mean_interval(sums, sizes)
+    low, high = float(ends.low[0]), float(ends.high[0])
+    width = limits[1] - limits[0] if limits else None
+    if np.ptp(influence) <= TOLERANCE * np.abs(influence).max():  # all rows changed alike: how many others may not?
+        others = float(exact_share_interval(np.zeros(1), np.full(1, float(rows)))[1][0])
+        reach = others * (abs(mean) if width is None else width)
+        low, high = mean - reach, mean + reach
+    return (max(low, -width), min(high, width)) if width is not None else (low, high)
+
+
+def _influence(before: Floats, after: Floats, fold: Fold) -> Floats:
+    """Returns values [rows] whose mean is the difference, linearized through the fold (Cochran 1977, chapter 9A)."""
+    if fold == "mean":
+        return _without_noise(after - before, _noise(before, after))
+    b, t = math.exp(float(before.mean())), math.exp(float(after.mean()))  # exp is its own derivative
+    return np.asarray(t * (after - after.mean()) - b * (before - before.mean()) + (t - b))
+
+
+def _is_share(gain: Floats, limits: Limits | None) -> bool:
+    """Returns whether every row's score went by a whole 0 or 1, so that the counts of rows tell everything."""
+    return limits == SHARE and bool(np.isin(gain, (-1.0, 0.0, 1.0)).all())
+
+
+def _against(
+    before: float | None, after: float | None, limits: Limits, *, rises: bool
+) -> tuple[float | None, float | None]:
+    """Returns a row's scores with the missing one set to the limit that makes a rise, or else a fall, smallest."""
+    bottom, top = limits
+    return (before, bottom if rises else top) if after is None else (top if rises else bottom, after)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in values.items()}
+
+
+def _noise(before: Floats, after: Floats) -> float:
+    """Returns the size of rounding noise in these scores."""
+    return TOLERANCE * float(max(np.abs(before).max(), np.abs(after).max()))
+
+
+def _without_noise(values: Floats, noise: float) -> Floats:
+    return np.asarray(np.where(np.abs(values) <= noise, 0.0, values))
