@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-RECORD = Path(__file__).parents[1] / "tests/end_to_end/demo_products.json"
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "tests/end_to_end/demo_products.json"
 PATTERNS = ("data/*.jsonl", "adapter/*", "replies/*.jsonl", "scores.json", "export/gguf/*")
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "scipy", "rouge-score", "safetensors", "xllamacpp")
 
@@ -48,9 +49,14 @@ def run_demo(folder: str) -> None:
 
 
 def hash_products(run: Path) -> dict[str, str]:
-    """Returns the SHA-256 of each product by its path in the run's folder."""
-    files = sorted({path for pattern in PATTERNS for path in run.glob(pattern) if path.is_file()})
-    return {path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    """Returns the SHA-256 of each product by its path in the run's folder; this checkout's path is left out of rows."""
+    hashes = {}
+    for path in sorted({path for pattern in PATTERNS for path in run.glob(pattern) if path.is_file()}):
+        content = path.read_bytes()
+        if path.suffix == ".jsonl":
+            content = content.replace(str(ROOT).encode(), b"")
+        hashes[path.relative_to(run).as_posix()] = hashlib.sha256(content).hexdigest()
+    return hashes
 
 
 def differences(expected: dict[str, str], actual: dict[str, str]) -> list[str]:

@@ -53,9 +53,11 @@ SETTLE_JS = """() => new Promise((resolve) => {
         quiet = setTimeout(resolve, 600);
     }).observe(document.body, { childList: true, subtree: true });
 })"""
-REPLACE_JS = """([folder, shown]) => {
+REPLACE_JS = """(pairs) => {
     const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    while (walk.nextNode()) walk.currentNode.data = walk.currentNode.data.replaceAll(folder, shown);
+    while (walk.nextNode()) {
+        for (const [path, shown] of pairs) walk.currentNode.data = walk.currentNode.data.replaceAll(path, shown);
+    }
 }"""
 
 
@@ -86,7 +88,7 @@ class Camera:
         shown = page or self.page
         shown.set_viewport_size({"width": width, "height": height})
         shown.evaluate("scrollTo(0, 0)")
-        shown.evaluate(REPLACE_JS, [str(self.folder), SHOWN_FOLDER])
+        shown.evaluate(REPLACE_JS, [[str(self.folder), SHOWN_FOLDER], [f"{ROOT}/", ""]])
         shown.mouse.move(0, 0)
         shown.wait_for_timeout(500)  # for transitions
         picture = Image.open(io.BytesIO(shown.screenshot(full_page=whole, animations="disabled"))).convert("RGB")
@@ -183,12 +185,14 @@ class Camera:
             for key in ("x", "1", "Enter"):
                 pairs.keyboard.press(key)
         pairs.locator("#place", has_text="Pair 13 of").wait_for()
-        for key in ("q", "q", "w", "e", "r", "u", "i", "o", "p", "2"):
+        for key in ("q", "q", "w", "e", "r", "u", "u", "i", "i", "o", "p", "1"):
             pairs.keyboard.press(key)
-        self.save("images/review.png", 760, page=pairs, width=1200, whole=False)
+        pairs.set_viewport_size({"width": 1200, "height": 760})
+        height = pairs.evaluate("document.documentElement.scrollHeight")
+        self.save("images/review.png", height, page=pairs, width=1200, whole=False)
         self.page.bring_to_front()
         self.page.get_by_text("has judged 12 of").wait_for()
-        self.save("ui/review.png", 700, whole=False)
+        self.save("ui/review.png", 680, whole=False)
 
     def export(self) -> None:
         """The exported files, their state and the commands that use them."""
