@@ -3,8 +3,8 @@
 Run as python benchmarks/verdict_errors.py [--trials 20000] [--flips 2000] [--only WORD]. Each trial draws the scores of
 two models on the rows of a known shape: once from the same distribution, so that 'better' and 'worse' are false, and
 once with a difference that a t test finds in about 80 % of normal data. The verdict's own interval, p-value and rule
-are applied to all trials at once; shapes with missing rows call `decide` for a tenth of the trials. Beside it stand other
-tests, each alone: a t test over the groups' means, the sign flips, and a wild cluster bootstrap with Webb's weights
+are applied to all trials at once; shapes with missing rows call `decide` for a tenth of the trials. Beside it stand
+other tests, each alone: a t test over the groups' means, the sign flips, and a wild cluster bootstrap with Webb's weights
 (Webb 2023, doi:10.1111/caje.12661). Writes results/verdict_errors.csv; --table prints the table of docs/comparison.md.
 """
 

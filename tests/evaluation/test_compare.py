@@ -147,8 +147,8 @@ HELD = {"test": rows("test", 6, 2), "unseen": rows("unseen", 3, 2)}
             GOOD,
             "better",
             "Tuning helped: numbered steps went from 0.00 to 1.00 (higher is better), measured in 18 of 18 held-out "
-            "rows in 9 topics (p = 0.004). With other questions of this kind the difference would probably lie between +0.81 "
-            "and +1.00.",
+            "rows in 9 topics (p = 0.004). With other questions of this kind the difference would probably lie between "
+            "+0.81 and +1.00.",
         ),
         (
             GOOD,
