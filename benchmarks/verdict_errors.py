@@ -1,6 +1,6 @@
 """How often a verdict is wrong, shape by shape, in simulation: false 'better', coverage of the interval, and power.
 
-Run as python benchmarks/verdict_errors.py [--trials 20000] [--flips 2000] [--only WORD]. Each trial draws the scores of
+Run as python benchmarks/verdict_errors.py [--trials 10000] [--flips 2000] [--only WORD]. Each trial draws the scores of
 two models on the rows of a known shape: once from the same distribution, so that 'better' and 'worse' are false, and
 once with a difference that a t test finds in about 80 % of normal data. The verdict's own interval, p-value and rule
 are applied to all trials at once; shapes with missing rows call `decide` for a tenth of the trials. Beside it stand
@@ -399,7 +399,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 def main() -> None:
     """Writes the CSV file, or prints the table of the one that exists."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=20_000)
+    parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--flips", type=int, default=2000)
     parser.add_argument("--only", default="", help="measure the shapes whose kind or name has this word; write no file")
     parser.add_argument("--table", action="store_true", help="print the table of the CSV file")

@@ -33,7 +33,7 @@ def certainty_sentences(verdict: Described, kind: str) -> list[str]:
         return [*missing_sentences(verdict), too_few_sentence(verdict, kind)]
     if verdict["verdict"] == "too many missing":
         return missing_sentences(verdict)
-    sentences = [*missing_sentences(verdict), *likely_sentences(verdict)]
+    sentences = [*missing_sentences(verdict), *likely_sentences(verdict), *narrow_sentences(verdict)]
     return [*sentences, *(missed_sentences(verdict) if verdict["verdict"] == "no change shown" else [])]
 
 
@@ -50,6 +50,11 @@ def likely_sentences(verdict: Described) -> list[str]:
         return []
     low, high = signed(verdict["low"]), signed(verdict["high"])
     return [f"With other questions of this kind the difference would probably lie between {low} and {high}."]
+
+
+def narrow_sentences(verdict: Described) -> list[str]:
+    """Returns the sentence on a difference that was shown, but not clearly; none otherwise."""
+    return ["The result is narrow: a few other rows could have hidden it."] if verdict["narrow"] else []
 
 
 def missed_sentences(verdict: Described) -> list[str]:
@@ -185,7 +190,7 @@ def _rounded(value: float) -> str:
 
 
 def _opening(verdict: Described, kind: str, name: str, against: str) -> str:
-    outcome, narrowly = verdict["verdict"], ", though narrowly" if verdict["narrow"] else ""
+    outcome = verdict["verdict"]
     shared = {
         "too few to tell": f"Too few {plural(unit(verdict, kind))} to tell",
         "too many missing": "Too many replies are missing to tell",
@@ -198,10 +203,10 @@ def _opening(verdict: Described, kind: str, name: str, against: str) -> str:
             "worse": f"{name} is worse than {against}",
             "no change shown": f"No difference was shown between {name} and {against}",
         }
-        return openings.get(outcome, f"{name} differs from {against}") + narrowly
+        return openings.get(outcome, f"{name} differs from {against}")
     openings = {
         "better": "Tuning helped",
         "worse": "Tuning made it worse",
         "no change shown": "No change was shown",
     }
-    return openings.get(outcome, "Tuning changed it") + narrowly
+    return openings.get(outcome, "Tuning changed it")
