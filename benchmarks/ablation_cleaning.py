@@ -30,7 +30,7 @@ from tools.plant import kinds, plant_one  # noqa: E402
 import tunesmith  # noqa: E402
 from tunesmith.config.recipe import Recipe, read_recipe  # noqa: E402
 from tunesmith.data.conversation import read_rows  # noqa: E402
-from tunesmith.evaluation.statistics import paired_difference  # noqa: E402
+from tunesmith.evaluation.verdict import decide  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "ablation_cleaning.csv"
 HELD_JOBS = 20
@@ -121,7 +121,7 @@ def compare(folder: Path, share: float, seeds: int) -> list[list[str]]:
         shared = sorted(row for row in ways["raw"] if row in ways["cleaned"])
         raw, cleaned = ([sum(ways[way][row]) / len(ways[way][row]) for row in shared] for way in ("raw", "cleaned"))
         base = [value for row in shared for value in ways["base"][row] if value == value]
-        found = paired_difference(raw, cleaned, [groups[row] for row in shared], better="higher", seed=1)
+        found = decide(raw, cleaned, [groups[row] for row in shared], better="higher", seed=1)
         means = [sum(values) / len(values) if values else float("nan") for values in (base, raw, cleaned)]
         figures = [*means, found.difference, found.low, found.high]
         lines.append([str(share), str(rows), name, *(f"{value:.4f}" for value in figures), str(len(shared))])

@@ -27,7 +27,7 @@ from tunesmith.config.recipe import Adapter, Train
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.evaluation.metrics import rouge
 from tunesmith.evaluation.score import View
-from tunesmith.evaluation.statistics import paired_difference
+from tunesmith.evaluation.verdict import decide
 from tunesmith.generation.from_weights import WeightsModel
 from tunesmith.hardware import detect_hardware
 from tunesmith.kernels import fp8
@@ -93,10 +93,10 @@ def tell(table: Path) -> None:
         pairs = [(found["exact", seed], row) for (products, seed), row in found.items() if products == name]
         apart = ", ".join(f"{100 * (float(b['after']) / float(a['after']) - 1):+.2f} %" for a, b in pairs)
         before, after = ([float(x) for pair in pairs for x in pair[which]["each"].split()] for which in (0, 1))
-        made = paired_difference(before, after, [""] * len(before), better="higher", seed=0)
+        made = decide(before, after, [""] * len(before), better="higher", seed=0)
         print(
             f"{name}: loss {apart}; ROUGE-L {made.base:.4f} -> {made.tuned:.4f}, difference {made.difference:+.4f} "
-            f"({made.low:+.4f} to {made.high:+.4f}) over {made.rows} replies: {made.verdict}"
+            f"({made.low:+.4f} to {made.high:+.4f}) over {made.rows} replies: {made.outcome}"
         )
 
 

@@ -109,8 +109,8 @@ def signed(value: float) -> str:
 
 def score_pair(base: float, tuned: float) -> tuple[str, str]:
     """Formats two scores with two decimals, or three if they would look equal without being so."""
-    same = f"{base:.2f}" == f"{tuned:.2f}" and f"{base:.3f}" != f"{tuned:.3f}"
-    return (f"{base:.3f}", f"{tuned:.3f}") if same else (f"{base:.2f}", f"{tuned:.2f}")
+    looks_equal = f"{base:.2f}" == f"{tuned:.2f}" and f"{base:.3f}" != f"{tuned:.3f}"
+    return (f"{base:.3f}", f"{tuned:.3f}") if looks_equal else (f"{base:.2f}", f"{tuned:.2f}")
 
 
 def _rounded(value: float) -> str:

@@ -192,12 +192,12 @@ def _tango_interval(ups: Floats, downs: Floats, rows: Floats) -> tuple[Floats, F
 
     ends = []
     for outside, sign in ((-1.0, 1), (1.0, -1)):
-        rejected, kept = np.full_like(estimate, outside), estimate.copy()
+        rejected, accepted = np.full_like(estimate, outside), estimate.copy()
         for _ in range(30):  # bisection to 2⁻³⁰
-            middle = (rejected + kept) / 2
+            middle = (rejected + accepted) / 2
             beyond = sign * statistic(middle) > quantile
-            rejected, kept = np.where(beyond, middle, rejected), np.where(beyond, kept, middle)
-        ends.append((rejected + kept) / 2)
+            rejected, accepted = np.where(beyond, middle, rejected), np.where(beyond, accepted, middle)
+        ends.append((rejected + accepted) / 2)
     return ends[0], ends[1]
 
 
