@@ -40,7 +40,7 @@ def cohens_d(gain: Floats) -> float | None:
 
 
 def smallest_detectable(gain: Floats, group_ids: Ints, *, share: bool, rule: Rule, seed: int) -> float | None:
-    """Returns the smallest true difference that the `rule` finds in 80 % of simulated data sets like this one.
+    """Returns the smallest true difference that `rule` finds in 80 % of simulated data sets like this one.
 
     `gain` and `group_ids`: [rows]; the result has the unit of `gain`. `share` tells that the gains are differences of
     0/1 scores. Each of the simulated data sets has the same groups; the difference is found by bisection. None if no

@@ -364,13 +364,13 @@ def _compare(
         if not both or facts is None:
             continue
         fold, limits = facts.get("fold", "mean"), facts.get("limits")
-        measured_keys = [key for key in keys if any(name in member.tuned[key] for member in members)]
+        scored_keys = [key for key in keys if any(name in member.tuned[key] for member in members)]
         for another in others:
-            values = [[member.tuned[key].get(name) for key in measured_keys] for member in (first, another)]
+            values = [[member.tuned[key].get(name) for key in scored_keys] for member in (first, another)]
             difference = decide(
                 values[0],
                 values[1],
-                [first.asked[key][1] for key in measured_keys],
+                [first.asked[key][1] for key in scored_keys],
                 better=facts["better"],
                 seed=int(first.setting("seed") or 0),
                 fold=fold,
