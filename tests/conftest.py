@@ -152,6 +152,7 @@ def recipe_file(tmp_path: Path, rows_file: Path, tiny: Callable[..., Path]) -> C
                 "primary": "loss",
                 "max_new_tokens": 12,
                 "rows": 8,
+                "retention": 0,
             },
         }
         for key, value in changes.items():

@@ -766,3 +766,9 @@ def test_primary_may_be_any_score_that_a_metric_gives(metric: str) -> None:
         assert read(MINIMAL, settings=settings).evaluate.primary == name
     errors = wrong(MINIMAL, settings={"evaluate.metrics": [metric], "evaluate.primary": "nonsense"})
     assert errors == [("--set, evaluate.primary", "'nonsense' is not measured", f"Choose from: {', '.join(names)}")]
+
+
+def test_a_training_has_a_seed_of_its_own() -> None:
+    assert read(MINIMAL + "seed: 11\n").training_seed == 11
+    recipe = read(MINIMAL + "seed: 11\ntrain: {seed: 0}\n")
+    assert (recipe.seed, recipe.training_seed) == (11, 0)

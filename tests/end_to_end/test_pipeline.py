@@ -106,6 +106,43 @@ def test_again_is_at_once_and_says_so(recipe_file: Callable[..., Path], tmp_path
     assert [text.split(":")[1].split(",")[0].strip() for text in log_lines] == ["up to date"] * 4
 
 
+def test_general_abilities_are_asked_and_a_changed_primary_score_is_said(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = everything(recipe_file(train__epochs=1, evaluate__retention=15), tmp_path / "runs")
+    scores = run.read_json("scores.json")
+    assert scores["retention"]["asked"] == 15 and len(scores["retention"]["abilities"]) == 15
+    for name in ("base", "tuned"):
+        replies = (run / f"replies/{name}-abilities.jsonl").read_text(encoding="utf-8").splitlines()
+        assert {json.loads(line)["part"] for line in replies} == {"abilities"} and len(replies) == 15
+    assert scores["planned"] == "loss"
+    assert "What tuning lost elsewhere" in (run / "report.html").read_text(encoding="utf-8")
+
+    recipe = read_recipe(str(recipe_file(train__epochs=1, evaluate__retention=0, evaluate__primary="rougeL")))
+    tunesmith.evaluate(recipe, run)
+    tunesmith.report(recipe, run)
+    scores = run.read_json("scores.json")
+    assert "retention" not in scores and "chosen after a first look" in scores["verdict"]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "before the training the primary score was loss" in page
+    assert "General abilities were not tested (evaluate.retention: 0)" in page
+
+
+def test_another_training_seed_trains_another_adapter_on_the_same_rows(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    files: list[tuple[bytes, bytes]] = []
+    for seed in (3, 4, 3):  # 3 is the recipe's own seed
+        recipe = read_recipe(str(recipe_file(train__epochs=1, train__seed=seed)))
+        run = tunesmith.open_run(recipe, tmp_path / str(len(files)))
+        tunesmith.prepare(recipe, run)
+        tunesmith.train(recipe, run)
+        weights = (run / "adapter/adapter_model.safetensors").read_bytes()
+        files.append(((run / "data/train.jsonl").read_bytes(), weights))
+    assert files[0][0] == files[1][0] and files[0][1] != files[1][1]
+    assert files[2] == files[0]
+
+
 def test_tensorboard_shows_the_journal(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -288,7 +288,7 @@ def test_metrics_see_what_the_tuned_model_has_seen(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(comparing, "resolve", lambda catalog, name: metric)
     trained_answers = TrainingAnswers(("an answer",))
     for argument in (trained_answers, TrainingAnswers()):
-        options = {"training": argument} if argument.answers else {}
+        options: dict[str, Any] = {"training": argument} if argument.answers else {}
         compare(ONE, answered(ONE, BAD), answered(ONE, GOOD), STEPS, primary="x", kind="topic", seed=1, **options)
     assert received == [trained_answers] * 32 + [TrainingAnswers()] * 32
 
@@ -345,6 +345,20 @@ def test_scores_of_a_section_are_corrected_for_one_another_and_the_primary_is_no
     base, tuned = answered(probes, BAD, 2.0), answered(probes, GOOD, 1.5)
     probe_differences = compare(probes, base, tuned, metrics, primary="loss", kind="topic", seed=1)["sections"]["mine"]
     assert probe_differences["loss"]["verdict"] == "no change shown"  # alone only where the verdict is found
+
+
+def test_a_primary_score_that_was_changed_after_a_first_look_is_corrected_and_said() -> None:
+    parts = {"test": rows("test", 6, 2)}
+    metrics = [NamedSetting("numbered_steps", {}), NamedSetting("loss", {})]
+    base, tuned = answered(parts, BAD, 2.0), answered(parts, GOOD, 1.5)
+    as_planned = compare(parts, base, tuned, metrics, primary="loss", planned="loss", kind="topic", seed=1)
+    assert as_planned["helped"] == "better" and "p = 0.031" in as_planned["verdict"]
+    assert "first look" not in as_planned["verdict"]
+    changed = compare(parts, base, tuned, metrics, primary="loss", planned="numbered_steps", kind="topic", seed=1)
+    assert changed["planned"] == "numbered_steps" and changed["helped"] == "no change shown"
+    assert "p = 0.062" in changed["verdict"]  # 4 / 64
+    assert "chosen after a first look (before the training it was numbered steps)" in changed["verdict"]
+    assert [item["verdict"] for item in changed["sections"]["test"].values()] == ["no change shown"] * 2
 
 
 def test_exchanged_replies_show_no_change() -> None:

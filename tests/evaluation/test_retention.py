@@ -17,6 +17,7 @@ from tunesmith.evaluation.retention import (
     retention_rows,
     retention_table,
 )
+from tunesmith.evaluation.sentences import worse_elsewhere
 from tunesmith.generation.text_model import Reply
 
 # A right and a wrong reply to some prompts, as models write them.
@@ -124,3 +125,37 @@ def test_equal_replies_show_no_change() -> None:
     replies = replies_of({row.id: "Lisbon" for row in rows})
     table = retention_table(rows, {"base": replies, "tuned": replies}, seed=1)
     assert table["all"]["verdict"] == "no change shown" and table["all"]["difference"] == 0
+
+
+def test_what_got_worse_elsewhere_is_said_after_the_verdict() -> None:
+    rows = retention_rows(10_000, seed=0)
+    right = {row.id: " ".join(json.loads(row.fields["check"]).get("any", [])) for row in rows}
+    nothing = {row.id: "1. Open the app." for row in rows}
+    lost = retention_table(rows, {"base": replies_of(right), "tuned": replies_of(nothing)}, seed=1)
+    kept = retention_table(rows, {"base": replies_of(right), "tuned": replies_of(right)}, seed=1)
+
+    def entry(base: float, tuned: float, verdict: str) -> dict[str, Any]:
+        return {"base": base, "tuned": tuned, "verdict": verdict, "p": 0.0004, "adjusted": 0.0008, "primary": False}
+
+    scores = {
+        "primary": "numbered_steps",
+        "sections": {
+            "all": {"numbered_steps": entry(0, 1, "better"), "rougeL": entry(0.4, 0.3, "worse")},
+            "test": {"rougeL": entry(0.4, 0.3, "worse")},
+            "mine": {"expected": entry(1, 0, "worse"), "stops": entry(1, 1, "no change shown")},
+        },
+        "robustness": {
+            "outside": {"tuned_against_base": {"expected": entry(1, 0, "worse")}},
+            "typos": {"consistency": {}, "tuned_against_base": {"numbered_steps": entry(1, 0, "worse")}},
+        },
+    }
+    first, *others = worse_elsewhere({**scores, "retention": lost})
+    assert first.startswith(f"But of {len(rows)} general prompts outside the task the tuned model solved ")
+    assert "(p = 0.004). Most was lost in " in first  # 2 of 2^9 sign flips: nine abilities changed
+    assert others == [
+        "But on mine, expected got worse, from 1.00 to 0.00 (p < 0.001).",
+        "But on requests of the kind 'outside', expected got worse, from 1.00 to 0.00 (p < 0.001).",
+        "But rougeL got worse, from 0.40 to 0.30 (p < 0.001) on the same rows.",
+    ]
+    assert worse_elsewhere({**scores, "retention": kept}) == others
+    assert worse_elsewhere({"primary": "loss", "sections": {"test": {"loss": entry(2, 1, "better")}}}) == []

@@ -91,7 +91,7 @@ def _evaluate(
     kind = str(recipe.data.format.options.get("group") or "group")
     scores = compare(
         parts, answers_of["base"], answers_of["tuned"], settings.metrics,
-        primary=settings.primary, kind=kind, seed=recipe.seed, training=index,
+        primary=settings.primary, planned=_planned_primary(run), kind=kind, seed=recipe.seed, training=index,
     )  # fmt: skip
     if perturbed.rows:
         scores["robustness"] = robustness_tables(
@@ -118,6 +118,11 @@ def _evaluate(
         part.unlink()
     for sentence in (scores["verdict"], *scores["but"]):
         log(f"evaluate: {sentence}")
+
+
+def _planned_primary(run: Run) -> str:
+    """Returns the primary score that the recipe named when the adapter was trained; '' if that is not recorded."""
+    return str(((run.read_fingerprints("train") or {}).get("summary") or {}).get("primary", ""))
 
 
 def _replies(

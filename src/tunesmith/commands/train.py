@@ -184,7 +184,10 @@ def _train(
     )  # after all checks that need no training
     outcome = engine(job, **recipe.train.engine.options)
     if is_main_process():
-        _save(run, memory_plan, outcome, measure(), loaded, inputs, weights, round(time.time() - start, 1), log)
+        summary = {**outcome.summary, "primary": recipe.evaluate.primary}  # the score named before any result is known
+        _save(
+            run, memory_plan, outcome, summary, measure(), loaded, inputs, weights, round(time.time() - start, 1), log
+        )
     distributed.barrier()
 
 
@@ -266,6 +269,7 @@ def _save(
     run: Run,
     plan: Plan,
     outcome: Any,
+    summary: Mapping[str, Any],
     measured: int,
     loaded: dict[str, dict[str, int]],
     inputs: Mapping[str, str],
@@ -287,9 +291,7 @@ def _save(
     ).loader  # the transformers class that loads the base model
     run.write_recipe()
     run.write_json("plan.json", {**plan.describe(), **measurements, "trained": outcome.trained})
-    run.write_fingerprints(
-        "train", inputs, ["adapter"], seconds=seconds, summary=outcome.summary, weights=weights.fingerprint
-    )
+    run.write_fingerprints("train", inputs, ["adapter"], seconds=seconds, summary=summary, weights=weights.fingerprint)
     log(f"train: {outcome.summary['steps']} steps in {seconds:.0f} s. The adapter is {run / 'adapter'}")
 
 

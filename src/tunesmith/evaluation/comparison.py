@@ -17,7 +17,7 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.errors import ExtensionError, RunError
 from tunesmith.evaluation.reply_log import ReplyLog
 from tunesmith.evaluation.score import Score, TrainingAnswers, View
-from tunesmith.evaluation.sentences import headline
+from tunesmith.evaluation.sentences import chosen_later_sentence, headline
 from tunesmith.evaluation.verdict import Verdict, correct, decide
 from tunesmith.generation.text_model import Reply, TextModel
 
@@ -137,24 +137,32 @@ def compare(
     metrics: Sequence[NamedSetting],
     *,
     primary: str,
+    planned: str = "",
     kind: str,
     seed: int,
     training: TrainingAnswers = NO_TRAINING_ANSWERS,
 ) -> dict[str, Any]:
     """Compares the tuned model with the base; returns the content of scores.json.
 
+    `planned` is the primary score that was named before the training, by default `primary`. If it is another one,
+    `primary` was chosen after a first look, and its p is corrected like that of every other score.
     `kind` is what a group of rows is called, such as "topic". The scores of a section are corrected for multiple
     testing (see verdict.correct), except the primary score in the first section, which the verdict is about. `unpaired`
     counts, by section, the rows of scores that no row has for both models. Raises as `score` does, and RunError if the
     two models did not answer the same rows.
     """
     scored = _score_all(parts, {"base": base, "tuned": tuned}, metrics, training)
-    sections = _differences_by_model(parts, scored, "base", primary, seed)["tuned"]
+    planned = planned or primary
+    sections = _differences_by_model(parts, scored, "base", primary if planned == primary else "", seed)["tuned"]
     main = _first_section(sections).get(primary)
+    sentence = verdict_sentence(primary, main, kind)
+    if planned != primary:
+        sentence += f" {chosen_later_sentence(planned)}"
     return {
         "primary": primary,
+        "planned": planned,
         "kind": kind,
-        "verdict": verdict_sentence(primary, main, kind),
+        "verdict": sentence,
         "helped": main.outcome if main else "not measured",
         "sections": _describe_sections(sections),
         "unpaired": _unpaired(parts, scored["base"], scored["tuned"]),

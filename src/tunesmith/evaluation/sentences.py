@@ -23,8 +23,22 @@ def headline(verdict: Described, metric: str, kind: str, *, name: str = "", agai
     change = f"{label} is {tuned} against {base}" if name else f"{label} went from {base} to {tuned}"
     direction = f" ({DIRECTIONS[verdict['better']]})" if DIRECTIONS[verdict["better"]] else ""
     opening = _opening(verdict, kind, name, against)
-    sentences = [f"{opening}: {change}{direction}, {measured_text(verdict, kind)} ({p_text(verdict['p'])})."]
+    sentences = [f"{opening}: {change}{direction}, {measured_text(verdict, kind)} ({p_text(deciding_p(verdict))})."]
     return " ".join([*sentences, *certainty_sentences(verdict, kind)])
+
+
+def chosen_later_sentence(planned: str) -> str:
+    """Returns the sentence on a primary score that is not the one named before the training."""
+    return (
+        f"This score was chosen after a first look (before the training it was {planned.replace('_', ' ')}), "
+        "so its p is corrected for all scores."
+    )
+
+
+def deciding_p(verdict: Described) -> float:
+    """Returns the p-value that decides: the score's own, or the corrected one if the score is not the primary one."""
+    corrected = verdict["adjusted"]
+    return float(verdict["p"] if verdict["primary"] or corrected is None else corrected)
 
 
 def certainty_sentences(verdict: Described, kind: str) -> list[str]:
@@ -104,7 +118,7 @@ def worse_elsewhere(scores: Mapping[str, Any]) -> list[str]:
 
 def _change(name: str, verdict: Described) -> str:
     base, tuned = score_pair(verdict["base"], verdict["tuned"])
-    return f"{name.replace('_', ' ')} got worse, from {base} to {tuned} ({p_text(verdict['p'])})"
+    return f"{name.replace('_', ' ')} got worse, from {base} to {tuned} ({p_text(deciding_p(verdict))})"
 
 
 def _lost_abilities(retention: Mapping[str, Any] | None) -> list[str]:
