@@ -253,6 +253,19 @@ def test_exact_files_are_held_to_more(template: Template, tmp_path: Path) -> Non
     assert matches(r"less than 95 % \(export\.agree_exact\)", *proof(nearly_same, tmp_path / "d", exact=True).problems)
 
 
+def test_a_loss_that_the_primary_score_hides_fails_the_file(template: Template, tmp_path: Path) -> None:
+    other_replies = changed(lambda n, each: TUNED[(n + 11) % 30].reply)  # all stop, as the adapter's do
+    found = proof(faithful(template, other_replies), tmp_path / "a", primary="stops", exact=True)
+    assert found.share.drop is not None and found.share.drop.difference == 0
+    (problem,) = found.problems
+    assert matches(
+        r"^On 'rouge\w+' the file's replies are worse than the adapter's by more than 5 % of its range", problem
+    )
+    assert found.replies.identical < found.replies.rows
+    generous = Export(margin=1.0)
+    assert proof(faithful(template, other_replies), tmp_path / "b", primary="stops", settings=generous).verified
+
+
 def test_an_adapter_without_gain_has_no_share_but_a_worse_file_is_seen(template: Template, tmp_path: Path) -> None:
     found = proof(faithful(template), tmp_path / "same", base=TUNED)
     assert found.verified and found.share.share is None

@@ -140,6 +140,8 @@ def describe_entry(entry: dict[str, Any]) -> str:
     share = entry.get("share") or {}
     if share.get("share") is not None:
         words.append(f"keeps {100 * share['share']:.1f} % of the gain")
+    if replies := entry.get("replies"):
+        words.append(f"{replies['identical']} of {replies['rows']} replies are the adapter's to the letter")
     if entry.get("facts"):
         words.append(f"{entry['facts']['rate']:.0f} tokens/s here")
     return f"{'verified' if not entry['problems'] else 'NOT VERIFIED'}: {'; '.join(words)}"

@@ -375,6 +375,13 @@ class Export(Section):
         0.98, ge=0, le=1, description="share of the adapter's gain on evaluate.primary that a quantized file must keep"
     )
     keep_exact: float = Field(0.995, ge=0, le=1, description="the same for merged, f32, f16, bf16 and q8_0")
+    margin: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="largest loss against the adapter on any other score of the replies, as a share of its range "
+        "(of the adapter's value for scores without a range); a larger one that is shown fails the file",
+    )
     likelihood_rows: int = Field(
         6,
         ge=1,

@@ -297,7 +297,10 @@ def find_problems(
         *_prompt_problems(prompts),
         *_likelihood_problems(likelihood, min_agreement, f"export.agree{suffix}"),
         *_reply_problems(replies),
-        *_share_problems(replies, share, primary, min_share, f"export.keep{suffix}", exact=exact),
+        *(
+            _share_problems(replies, share, primary, min_share, f"export.keep{suffix}", exact=exact)
+            or _score_problems(replies, primary, settings.margin)
+        ),
     ]
 
 
@@ -381,6 +384,28 @@ def _share_problems(
     if drop is not None and detected:
         return [f"{problem}, and is detectably worse: {_adapter_and_file(drop)}."]
     return [f"{problem}, although these rows do not prove that it is worse."]
+
+
+def _score_problems(replies: ReplyComparison, primary: str, margin: float) -> list[str]:
+    """Returns the problem of the other scores: a loss that is shown, corrected for all scores, and exceeds the margin.
+
+    The primary score may hide such a loss, for instance because every reply has its best value.
+    """
+    losses: dict[str, float] = {}
+    for name, verdict in replies.differences.items():
+        if name != primary and name not in STOP_METRICS and verdict.outcome == "worse":
+            scale = verdict.limits[1] - verdict.limits[0] if verdict.limits else abs(verdict.base)
+            losses[name] = abs(verdict.difference) / scale if scale else math.inf
+    excessive = sorted((name for name, loss in losses.items() if loss > margin), key=lambda name: -losses[name])
+    if not excessive:
+        return []
+    first, *others = excessive
+    also = f"; also worse: {', '.join(others)}" if others else ""
+    detail = _adapter_and_file(replies.differences[first])
+    return [
+        f"On '{first}' the file's replies are worse than the adapter's by more than {_percent(margin)} of its range "
+        f"(export.margin): {detail}{also}."
+    ]
 
 
 def _adapter_and_file(difference: Verdict) -> str:
