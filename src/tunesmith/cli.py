@@ -58,7 +58,14 @@ def options(
 
 @app.command()
 def run(
-    name: RecipeName, small: Small = False, set: Set = None, runs: Runs = Path("runs"), again: Again = False
+    name: RecipeName,
+    small: Small = False,
+    set: Set = None,
+    runs: Runs = Path("runs"),
+    again: Again = False,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Train this many times with different seeds, to judge the recipe.")
+    ] = 1,
 ) -> None:
     """Run check, prepare, train, evaluate, export and report."""
     from tunesmith.commands.run import run_stages
@@ -66,7 +73,7 @@ def run(
     with _open_run(name, small, set, runs) as (recipe, folder):
         failure = run_stages(
             recipe, folder, _print, on_check=_show_check, training=_training_progress, answering=_reply_progress,
-            again=again, command=_command(),
+            again=again, seeds=seeds, command=_command(),
         )  # fmt: skip
         _show_commands(folder)
         if failure:

@@ -186,12 +186,19 @@ def synthesize(plan: PathInput, folder: PathInput, log: Reporter = silent, *, ag
 
 
 def run(
-    recipe: RecipeInput, run: RunInput = None, log: Reporter = silent, *, again: bool = False, runs: PathInput = "runs"
+    recipe: RecipeInput,
+    run: RunInput = None,
+    log: Reporter = silent,
+    *,
+    again: bool = False,
+    seeds: int = 1,
+    runs: PathInput = "runs",
 ) -> Run:
     """Runs check, prepare, train, evaluate, export and report, as far as they are not up to date. Returns the run.
 
-    With `again` a new adapter is trained and the old one is kept. Raises what the stages raise; the report is written
-    also if a file failed its verification.
+    With `again` a new adapter is trained and the old one is kept. With `seeds` above 1 the recipe is trained so many
+    times with different seeds and judged over all trainings (seeds.json). Raises what the stages raise; the report is
+    written also if a file failed its verification.
     """
     from tunesmith.commands.run import run_stages
 
@@ -204,6 +211,7 @@ def run(
             training=lambda: contextlib.nullcontext(lambda event: None),
             answering=lambda command: contextlib.nullcontext(lambda label, count, total: None),
             again=again,
+            seeds=seeds,
         )
     if failure is not None:
         raise failure

@@ -13,7 +13,7 @@ from scipy import stats
 
 from tunesmith.evaluation.power import cohens_d
 from tunesmith.evaluation.score import Better
-from tunesmith.evaluation.sentences import headline, signed
+from tunesmith.evaluation.sentences import ONE_TRAINING, headline, signed
 from tunesmith.evaluation.verdict import (
     MIN_GROUPS,
     Verdict,
@@ -373,7 +373,7 @@ def test_the_headline_says_what_a_reader_needs() -> None:
 def test_the_headline_says_what_would_be_missed() -> None:
     unsure = made(0.4, -0.05, 0.25, detectable=0.214)
     assert said(unsure).endswith(
-        "would probably lie between -0.05 and +0.25. Smaller changes than 0.21 would usually be missed."
+        f"would probably lie between -0.05 and +0.25. Smaller changes than 0.21 would usually be missed. {ONE_TRAINING}"
     )
     assert "Smaller changes than 0.004 would" in said(made(0.4, -0.05, 0.25, detectable=0.0042))
     for verdict in (made(0.001, 0.01, 0.25, detectable=0.2), made(0.4, -0.05, 0.25)):

@@ -13,6 +13,7 @@ from finished_runs import finish, held_rows, make_recipe
 from handmade import row
 from strict_pages import EVIL, Page, check_nothing_is_fetched, check_read_by_ear_and_keyboard
 from tunesmith.errors import RunError
+from tunesmith.evaluation.statistics import holm_adjust
 from tunesmith.evaluation.verdict import decide
 from tunesmith.reporting.runs_page import RunComparison, compare_run_folders, page_name, runs_page
 from tunesmith.runs.run import Run
@@ -47,6 +48,29 @@ def test_differences_are_those_of_the_rows(tmp_path: Path) -> None:
         "two is better than one: loss is 1.10 against 1.50 (lower is better), measured in 60 of 60"
     )
     assert "60 held-out rows in 20 topics (p < 0.001). With other questions of this kind" in verdict[1]
+
+
+def test_trainings_of_one_recipe_are_called_so(tmp_path: Path) -> None:
+    trained = [
+        finish(make_recipe(f"seed-{seed}", train__seed=seed), tmp_path / f"seed-{seed}", gain=gain).path
+        for seed, gain in ((7, 0.5), (8, 0.9), (9, 0.5))
+    ]
+    comparison = compare_run_folders(trained)
+    assert [key for key, _ in comparison.recipe] == ["train.seed"]
+    texts = [text for _, text in comparison.verdicts]
+    assert texts[0].startswith("Of these two trainings, seed-8 is better than seed-7: loss is 1.10 against 1.50")
+    assert texts[1].startswith("Of these two trainings, no difference was shown between seed-9 and seed-7: loss is")
+    note = "these are trainings of one recipe, so a difference is between adapters, not between recipes"
+    assert note in comparison.notes and note in Page(runs_page(comparison)).text
+    loss = [scores["against"] for scores in comparison.sections["all"].values() if scores["better"] != "neither"]
+    adjusted = [item["adjusted"] for against in loss for item in against.values()]
+    assert len(adjusted) == 4 and adjusted == pytest.approx(
+        holm_adjust([item["p"] for against in loss for item in against.values()])
+    )  # over both comparisons and both scores
+    other = finish(make_recipe("rank", adapter__rank=64), tmp_path / "rank", gain=0.9)
+    comparison = compare_run_folders([trained[0], other.path])
+    assert comparison.verdicts[0][1].startswith("rank is better than seed-7")
+    assert any(note.startswith("each run counts with one training") for note in comparison.notes)
 
 
 def test_only_rows_with_the_same_words_are_compared(tmp_path: Path) -> None:

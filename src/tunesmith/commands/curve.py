@@ -9,20 +9,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tunesmith.commands.evaluate import evaluate
 from tunesmith.commands.prepare import prepare
 from tunesmith.commands.read_rows import row_loader
 from tunesmith.commands.shared import (
-    DATE,
     SPLIT_PARTS,
-    TEMPLATE,
     Reporter,
     evaluation_rows,
     is_up_to_date,
@@ -31,18 +25,28 @@ from tunesmith.commands.shared import (
     require_same_rows,
     silent,
 )
-from tunesmith.commands.train import train
-from tunesmith.config.recipe import Judge, NamedSetting, Recipe
+from tunesmith.commands.sub_runs import (
+    ROW_FILES,
+    OnProgress,
+    SubRuns,
+    Watch,
+    copy_template,
+    row_inputs,
+    sub_run_recipe_text,
+    sub_runs,
+    train_and_evaluate,
+    with_prefix,
+)
+from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.data.conversation import Conversation, conversation_to_dict, normalize, read_rows
 from tunesmith.data.finding import dialog_text, prompt_key
-from tunesmith.errors import DataError, ModelError, RecipeError, RunError
+from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.reporting.curve_page import RAW, Point, curve_lines, curve_page, curve_values
 from tunesmith.runs.run import Run, hash_json
 
 SHARES = (25, 50, 100)
 MIN_ROWS = 8  # of a share: one step of the default batch
 GOLDEN = 0.6180339887498949  # fractional parts of its multiples fill 0 to 1 evenly (Knuth, volume 3, section 6.4)
-FILES = [*(f"data/{part}.jsonl" for part in SPLIT_PARTS), "audit.json"]
 DROP_REASONS = (
     "unreadable",
     "bad_answer",
@@ -51,19 +55,6 @@ DROP_REASONS = (
     "too_long",
     "unfit",
 )  # of raw rows
-Watch = Callable[[dict[str, Any]], None]
-OnProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """What all points share: the recipe, its run, and the callbacks."""
-
-    recipe: Recipe
-    run: Run
-    watch: Watch | None
-    on_progress: OnProgress | None
-    again: bool
 
 
 def curve(
@@ -86,10 +77,7 @@ def curve(
     RunError if a point has other settings or another process is using it.
     """
     _check_shares(shares)
-    without_judge = recipe.evaluate.model_copy(
-        update={"judge": Judge.model_validate({})}
-    )  # only `tunesmith evaluate` asks the judge
-    work = _Curve(recipe.model_copy(update={"evaluate": without_judge}), run, watch, on_progress, again)
+    work = sub_runs(recipe, run, watch, on_progress, again=again)
     if not again:
         require_same_rows(work.recipe, run)
     prepare(work.recipe, run, log)
@@ -97,14 +85,14 @@ def curve(
     rows_of_share = nested_shares(rows, [share for share in shares if share < 100], recipe.seed)
     _check_sizes(rows_of_share, len(rows))
     log(f"curve: the recipe's own run is 100 % of the rows, {len(rows):,}")
-    _train_and_evaluate(work, run, _with_prefix(log, "100 %"))
+    train_and_evaluate(work, run, with_prefix(log, "100 %"))
     points = [
-        _train_share(work, share, members, _with_prefix(log, f"{share} %")) for share, members in rows_of_share.items()
+        _train_share(work, share, members, with_prefix(log, f"{share} %")) for share, members in rows_of_share.items()
     ]
     points.append(_point(run, ".", 100))
     counts = None
     if raw:
-        point, counts = _train_raw(work, _with_prefix(log, "raw rows"))
+        point, counts = _train_raw(work, with_prefix(log, "raw rows"))
         points.append(point)
     inputs = {point.run: Run(run / point.run).fingerprint("evaluate") for point in points}
     if not is_up_to_date(run, "curve", inputs, log):
@@ -125,7 +113,7 @@ def parse_shares(text: str) -> tuple[int, ...]:
 
 
 def _write(
-    work: _Curve, points: Sequence[Point], counts: dict[str, int] | None, inputs: Mapping[str, str], command: str
+    work: SubRuns, points: Sequence[Point], counts: dict[str, int] | None, inputs: Mapping[str, str], command: str
 ) -> None:
     recipe, run = work.recipe, work.run
     groups = {(part, row.id): row.group for part, members in evaluation_rows(recipe, run).items() for row in members}
@@ -189,40 +177,29 @@ def _check_sizes(rows_of_share: Mapping[int, Sequence[Conversation]], count: int
     raise DataError(problem, where="--shares", next=advice)
 
 
-def _with_prefix(log: Reporter, point: str) -> Reporter:
-    return lambda text: log(f"{point}: {text}")
-
-
 # --- one point ---------------------------------------------------------------------------------------------
 
 
-def _train_share(work: _Curve, share: int, rows: Sequence[Conversation], log: Reporter) -> Point:
+def _train_share(work: SubRuns, share: int, rows: Sequence[Conversation], log: Reporter) -> Point:
     """Prepares, trains and evaluates a share of the rows in its own folder."""
     part = Run(work.run / f"curve/{share}")
     with part.lock():
-        inputs = {**_whole_inputs(work.run), "rows drawn": hash_json([row.id for row in rows])}
+        inputs = {**row_inputs(work.run), "rows drawn": hash_json([row.id for row in rows])}
         if not is_up_to_date(part, "prepare", inputs, log):
             _write_point(work, part, rows, inputs, {})
             log(f"prepare: {len(rows):,} training rows")
-        _train_and_evaluate(work, part, log)
+        train_and_evaluate(work, part, log)
         return _point(part, f"curve/{share}", share)
 
 
-def _whole_inputs(run: Run) -> dict[str, str]:
-    """Returns the inputs of the whole run's rows, and their fingerprint."""
-    return {**(run.read_fingerprints("prepare") or {})["inputs"], "the whole run's rows": run.fingerprint("prepare")}
-
-
 def _write_point(
-    work: _Curve, part: Run, rows: Sequence[Conversation], inputs: Mapping[str, str], notes: Mapping[str, Any]
+    work: SubRuns, part: Run, rows: Sequence[Conversation], inputs: Mapping[str, str], notes: Mapping[str, Any]
 ) -> None:
     """Writes a point's rows as `prepare` would: its own training rows, and the held-out rows of the whole run."""
     from tunesmith.data.split import overlap
 
-    start, recipe = time.time(), work.recipe
-    with_template = [name for name in (DATE, TEMPLATE) if (work.run / name).is_file()]
-    for name in with_template:
-        part.write(name, (work.run / name).read_bytes())
+    start = time.time()
+    copied = copy_template(work.run, part)
     parts = {name: read_rows(work.run / f"data/{name}.jsonl") for name in SPLIT_PARTS} | {"train": list(rows)}
     for name, members in parts.items():
         with part.lines(f"data/{name}.jsonl") as write:
@@ -235,44 +212,12 @@ def _write_point(
         **notes,
         "parts": {name: len(members) for name, members in parts.items()},
         "groups": {name: sorted({row.group for row in members}) for name, members in parts.items()},
-        "leaks": overlap(parts, together=recipe.data.split.together),
+        "leaks": overlap(parts, together=work.recipe.data.split.together),
     }
     usable = account["read"] - sum(account["dropped"].values()) - sum(account["quarantined"].values())
     part.write_json("audit.json", {**account, "not_drawn": usable - sum(account["parts"].values())})
-    plain = recipe.dump() | {"name": f"{recipe.name}-{part.path.name}"}
-    part.write("recipe.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-    part.write_fingerprints("prepare", inputs, [*FILES, *with_template], seconds=round(time.time() - start, 1))
-
-
-def _train_and_evaluate(work: _Curve, part: Run, log: Reporter) -> None:
-    """Trains and evaluates a point if necessary; a point other than the whole run reuses the base model's replies."""
-    try:
-        train(work.recipe, part, log, work.watch)
-    except RunError:
-        if not work.again:
-            raise
-        train(work.recipe, part, log, work.watch, again=True)
-    if part is not work.run:
-        _copy_base_replies(work.run, part)
-    evaluate(work.recipe, part, log, work.on_progress)
-
-
-def _copy_base_replies(run: Run, part: Run) -> None:
-    """Copies the base model's replies from the whole run to where the point's evaluation looks for partial replies."""
-    from tunesmith.evaluation.comparison import read_row_replies
-    from tunesmith.evaluation.reply_log import ReplyLog
-
-    run_inputs = (run.read_fingerprints("evaluate") or {})["inputs"]
-    inputs = run_inputs | {"adapter": part.fingerprint("train"), "data": part.fingerprint("prepare")}
-    if part.changed("evaluate", inputs) == []:
-        return
-    for which in ("base", "base-perturbed", "base-abilities"):
-        if (run / f"replies/{which}.jsonl").exists():
-            copied = ReplyLog(part / f"replies/{which}.part", inputs)
-            for item in read_row_replies(run / f"replies/{which}.jsonl"):
-                if (item.part, item.id) not in copied.replies:
-                    copied.add(item.part, item.id, item.reply)
-            copied.close()
+    part.write("recipe.yaml", sub_run_recipe_text(work.recipe, part))
+    part.write_fingerprints("prepare", inputs, [*ROW_FILES, *copied], seconds=round(time.time() - start, 1))
 
 
 def _point(part: Run, folder: str, share: int | None) -> Point:
@@ -291,11 +236,11 @@ def _point(part: Run, folder: str, share: int | None) -> Point:
 # --- raw rows --------------------------------------------------------------------------------------
 
 
-def _train_raw(work: _Curve, log: Reporter) -> tuple[Point, dict[str, int]]:
+def _train_raw(work: SubRuns, log: Reporter) -> tuple[Point, dict[str, int]]:
     """Trains and evaluates on the raw rows; also returns how many rows were dropped, by reason."""
     part = Run(work.run / f"curve/{RAW}")
     with part.lock():
-        inputs = {**_whole_inputs(work.run), "rows drawn": "as they came"}
+        inputs = {**row_inputs(work.run), "rows drawn": "as they came"}
         if not is_up_to_date(part, "prepare", inputs, log):
             rows, counts, repairs = _raw_rows(work)
             dropped = {why: counts[why] for why in DROP_REASONS if counts[why]}
@@ -305,11 +250,11 @@ def _train_raw(work: _Curve, log: Reporter) -> tuple[Point, dict[str, int]]:
             log(f"prepare: {counts['read']:,} rows read, {left_out:,} left out, {len(rows):,} training rows")
             if work.recipe.data.pseudonyms:
                 log("prepare: personal data is replaced in these rows too")
-        _train_and_evaluate(work, part, log)
+        train_and_evaluate(work, part, log)
         return _point(part, f"curve/{RAW}", None), part.read_json("audit.json")["raw"]
 
 
-def _raw_rows(work: _Curve) -> tuple[list[Conversation], dict[str, int], dict[str, Any]]:
+def _raw_rows(work: SubRuns) -> tuple[list[Conversation], dict[str, int], dict[str, Any]]:
     """Returns training rows without repairs and checks, how many were left out by reason, and the pseudonyms used.
 
     Rows are left out that cannot be trained on, that are held out, or that are close to a held-out row. Personal data
@@ -368,7 +313,7 @@ def _without_leaks(
 
 
 def _trainable(
-    work: _Curve, rows: Sequence[Conversation], counts: Counter[str]
+    work: SubRuns, rows: Sequence[Conversation], counts: Counter[str]
 ) -> tuple[list[Conversation], dict[str, list[Conversation]]]:
     """Returns the rows that can be trained on, and each split into one row for each answer if necessary.
 

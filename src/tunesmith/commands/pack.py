@@ -108,8 +108,9 @@ def pack(run: Run, target: Path, log: Reporter = silent, *, without: Sequence[st
 
 
 def _roots(run: Run) -> list[str]:
-    """Returns the folder of the run and those of the runs inside it (points of a learning curve), relative to it."""
-    inner = sorted(path.parent.relative_to(run.path).as_posix() for path in run.path.glob("curve/*/recipe.yaml"))
+    """Returns the folder of the run and, relative to it, those of the runs inside it: shares of a curve, seeds."""
+    recipes = (path for folder in ("curve", "seeds") for path in run.path.glob(f"{folder}/*/recipe.yaml"))
+    inner = sorted(path.parent.relative_to(run.path).as_posix() for path in recipes)
     return [".", *inner]
 
 

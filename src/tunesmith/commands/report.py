@@ -14,7 +14,7 @@ from tunesmith.commands.shared import (
 from tunesmith.config.recipe import Recipe
 from tunesmith.runs.run import Run, hash_file, hash_json
 
-OPTIONAL = ("judge.json", "reviews.json", "export.json")  # shown in the report if they exist
+OPTIONAL = ("judge.json", "reviews.json", "export.json", "seeds.json")  # shown in the report if they exist
 
 
 def report(recipe: Recipe, run: Run, log: Reporter = silent, *, command: str = "") -> Path:
@@ -31,7 +31,8 @@ def report(recipe: Recipe, run: Run, log: Reporter = silent, *, command: str = "
         return run / "report.html"
     from tunesmith.reporting.run_report import report_page
 
-    records = {name: run.read_fingerprints(name) or {} for name in ("prepare", "train", "evaluate", "judge", "review")}
+    products = ("prepare", "train", "evaluate", "judge", "review", "seeds")
+    records = {name: run.read_fingerprints(name) or {} for name in products}
     run.write(
         "report.html", report_page(recipe, run.path, evaluation_rows(recipe, run), command=command, records=records)
     )

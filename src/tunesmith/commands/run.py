@@ -11,6 +11,7 @@ from tunesmith.commands.evaluate import evaluate
 from tunesmith.commands.export import check_export, export
 from tunesmith.commands.prepare import prepare
 from tunesmith.commands.report import report
+from tunesmith.commands.seeds import check_seeds, train_seeds
 from tunesmith.commands.shared import Reporter, load_recipe_template, load_weights, require_same_rows, silent
 from tunesmith.commands.train import train
 from tunesmith.config.recipe import Recipe
@@ -30,13 +31,17 @@ def run_stages(
     training: Training,
     answering: Answering,
     again: bool = False,
+    seeds: int = 1,
     command: str = "",
 ) -> TunesmithError | None:
     """Runs the stages that are not up to date. Returns the error of a failed export, after the report is written.
 
     `training()` and `answering(command)` show the progress of training and of generated replies. With `again` a new
-    adapter is trained and the old one is kept in old/. Raises what the other stages raise.
+    adapter is trained and the old one is kept in old/. With `seeds` above 1 the recipe is then trained so many times in
+    all, with different seeds, and judged over all trainings; only the first adapter is exported. Raises what the other
+    stages raise.
     """
+    check_seeds(seeds)
     if not again:
         require_same_rows(recipe, run)
     prepared = run.read_fingerprints("prepare") is not None
@@ -58,6 +63,10 @@ def run_stages(
     except TunesmithError as error:
         failure = error
     report(recipe, run, log, command=command)
+    if seeds > 1:
+        with training() as watch, answering("evaluate") as on_progress:
+            train_seeds(recipe, run, seeds, log, watch, on_progress, again=again)
+        report(recipe, run, log, command=command)
     return failure
 
 

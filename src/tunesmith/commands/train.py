@@ -299,6 +299,7 @@ ADAPTER_PRODUCTS = (
     "checkpoints", "adapter", "journal.jsonl", "tensorboard", "replies", "reviews", "scores.json", "judge.json",
     "reviews.json", "report.html", "card.md", "curve.json",
     "curve.html",
+    "seeds.json",
 )  # fmt: skip
 
 
@@ -311,6 +312,6 @@ def _move_aside(run: Run, log: Reporter) -> None:
     for name in ADAPTER_PRODUCTS:
         if (run / name).exists():
             (run / name).rename(aside / name)
-    for product in ("train", "evaluate", "judge", "review", "report", "card", "curve"):
+    for product in ("train", "evaluate", "judge", "review", "report", "card", "curve", "seeds"):
         (run / f".fingerprints/{product}.json").unlink(missing_ok=True)
     log(f"train: the old adapter and its scores are in {aside}")

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.wording import plural
 
 Described = Mapping[str, Any]  # what Verdict.describe returns
+NO_VERDICT = ("too few to tell", "too many missing")
+ONE_TRAINING = "This rests on one training: it is about this adapter, and another training of the recipe may differ."
+TWO_TRAININGS = "This is about these two trainings: it rests on one for each, and others may differ."
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": ""}
 
 
-def headline(verdict: Described, metric: str, kind: str, *, name: str = "", against: str = "") -> str:
+def headline(
+    verdict: Described, metric: str, kind: str, *, name: str = "", against: str = "", same_recipe: bool = False
+) -> str:
     """Returns a verdict on one score in sentences: what was shown, on how many rows, how certain it is.
 
     It is about base and tuned, or about the model `name` compared with `against`. `kind` is what a group of rows is
-    called, such as "topic".
+    called, such as "topic". A verdict on base and tuned says whether it is about the recipe, trained several times, or
+    about one adapter. `same_recipe` tells that the two models are trainings of a recipe that differ in seed alone.
     """
     base, tuned = score_pair(verdict["base"], verdict["tuned"])
     label = metric.replace("_", " ")
     change = f"{label} is {tuned} against {base}" if name else f"{label} went from {base} to {tuned}"
     direction = f" ({DIRECTIONS[verdict['better']]})" if DIRECTIONS[verdict["better"]] else ""
-    opening = _opening(verdict, kind, name, against)
+    opening = _opening(verdict, kind, name, against, same_recipe=same_recipe)
+    if trainings := verdict.get("trainings", []):
+        opening = f"This recipe, trained {len(trainings)} times: {opening[0].lower()}{opening[1:]}"
+        change += f" on average ({trainings_text(trainings)})"
     sentences = [f"{opening}: {change}{direction}, {measured_text(verdict, kind)} ({p_text(deciding_p(verdict))})."]
-    return " ".join([*sentences, *certainty_sentences(verdict, kind)])
+    sentences += certainty_sentences(verdict, kind)
+    one_training = not name and not trainings and verdict["verdict"] not in NO_VERDICT
+    return " ".join([*sentences, *([ONE_TRAINING] if one_training else [])])
+
+
+def trainings_text(values: Sequence[float]) -> str:
+    """Returns each training's value, with two decimals, or three if they would look equal without being so."""
+    two, three = ([f"{value:.{digits}f}" for value in values] for digits in (2, 3))
+    return ", ".join(three if len(set(two)) == 1 < len(set(three)) else two)
 
 
 def chosen_later_sentence(planned: str) -> str:
@@ -63,7 +80,8 @@ def likely_sentences(verdict: Described) -> list[str]:
     if verdict["low"] is None or verdict["low"] == verdict["high"]:
         return []
     low, high = signed(verdict["low"]), signed(verdict["high"])
-    return [f"With other questions of this kind the difference would probably lie between {low} and {high}."]
+    others = "other questions of this kind" + " and another training" * bool(verdict.get("trainings"))
+    return [f"With {others} the difference would probably lie between {low} and {high}."]
 
 
 def narrow_sentences(verdict: Described) -> list[str]:
@@ -203,7 +221,7 @@ def _rounded(value: float) -> str:
     return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
 
 
-def _opening(verdict: Described, kind: str, name: str, against: str) -> str:
+def _opening(verdict: Described, kind: str, name: str, against: str, *, same_recipe: bool) -> str:
     outcome = verdict["verdict"]
     shared = {
         "too few to tell": f"Too few {plural(unit(verdict, kind))} to tell",
@@ -215,9 +233,12 @@ def _opening(verdict: Described, kind: str, name: str, against: str) -> str:
         openings = {
             "better": f"{name} is better than {against}",
             "worse": f"{name} is worse than {against}",
-            "no change shown": f"No difference was shown between {name} and {against}",
+            "no change shown": f"no difference was shown between {name} and {against}",
         }
-        return openings.get(outcome, f"{name} differs from {against}")
+        text = openings.get(outcome, f"{name} differs from {against}")
+        if same_recipe:
+            return f"Of these two trainings, {text}"
+        return f"N{text[1:]}" if outcome == "no change shown" else text
     openings = {
         "better": "Tuning helped",
         "worse": "Tuning made it worse",

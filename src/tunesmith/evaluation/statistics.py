@@ -201,6 +201,49 @@ def _tango_interval(ups: Floats, downs: Floats, rows: Floats) -> tuple[Floats, F
     return ends[0], ends[1]
 
 
+# --- trainings --------------------------------------------------------------------------------------------------
+
+
+def widen_by_trainings(low: Floats, high: Floats, by_training: Floats) -> tuple[Floats, Floats]:
+    """Returns 95 % intervals of a mean over rows and trainings; `by_training` [trials, trainings] are the differences.
+
+    `low` and `high` [trials] are the ends over groups of rows, of the gains averaged over trainings. The estimate has
+    an error from the rows and one from the trainings, so the distances of the two intervals' ends are combined as
+    √(rows² + trainings²): the method of variance estimates recovery (Howe 1974,
+    doi:10.1111/j.2517-6161.1974.tb01020.x; Zou & Donner 2008, doi:10.1002/sim.3095). The interval over trainings is a t
+    interval with trainings − 1 degrees of freedom. The rows' part of the trainings' variance is counted twice, as in
+    two-way clustering without the term of the intersection (Cameron, Gelbach & Miller 2011,
+    doi:10.1198/jbes.2010.07136), which makes the interval too wide rather than too short.
+    """
+    estimate, reach = by_training.mean(-1), _training_reach(by_training, 1 - LEVEL)
+    return estimate - np.hypot(estimate - low, reach), estimate + np.hypot(high - estimate, reach)
+
+
+def trainings_p_values(error: Floats, degrees: float, by_training: Floats) -> Floats:
+    """Returns two-sided p-values [trials]: the level at which `widen_by_trainings` of a t interval just has zero.
+
+    `error` [trials] is the standard error over groups of rows, with `degrees` of freedom.
+    """
+    from scipy.stats import t
+
+    square = by_training.mean(-1) ** 2
+    low, high = np.zeros_like(square), np.ones_like(square)
+    for _ in range(40):  # bisection to 2⁻⁴⁰
+        level = (low + high) / 2
+        reached = square >= (t.isf(level / 2, degrees) * error) ** 2 + _training_reach(by_training, level) ** 2
+        low, high = np.where(reached, low, level), np.where(reached, level, high)
+    return np.asarray(np.where(square > 0, high, 1.0))
+
+
+def _training_reach(by_training: Floats, level: Floats | float) -> Floats:
+    """Returns half the length of t intervals over trainings, which miss the truth with probability `level`."""
+    from scipy.stats import t
+
+    trainings = by_training.shape[-1]
+    error = by_training.std(-1, ddof=1) / np.sqrt(trainings)
+    return np.asarray(t.isf(np.asarray(level) / 2, trainings - 1) * error)
+
+
 # --- p-values ---------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from tunesmith.evaluation.power import cohens_d, smallest_detectable
 from tunesmith.evaluation.score import SHARE, Better, Fold, Limits
 from tunesmith.evaluation.statistics import (
     TOLERANCE,
+    degrees_of_freedom,
     exact_share_interval,
     group_sums,
     holm_adjust,
@@ -21,6 +22,8 @@ from tunesmith.evaluation.statistics import (
     permutation_p_value,
     share_difference_interval,
     share_interval,
+    trainings_p_values,
+    widen_by_trainings,
 )
 
 ALPHA = 0.05
@@ -54,7 +57,8 @@ class Verdict:
     gain in the good direction. `p` is the p-value of the permutation test, `adjusted` that after Holm's correction over
     the section (None for a score without a good direction); `primary` tells that `p` decides. `effect` is d_z, None if
     it is not defined. `asked` rows were asked, `rows` in `groups` were scored for both models, and `missing` for one
-    model only; see `decide` for `worst`.
+    model only; see `decide` for `worst`. Over several `trainings` (see `decide_over_trainings`), `tuned` is the mean of
+    their values and gains are averaged over them; without them the verdict is about one adapter.
     """
 
     better: Better
@@ -78,6 +82,7 @@ class Verdict:
     asked: int = 0
     missing: int = 0
     worst: WorstCase | None = None
+    trainings: tuple[float, ...] = ()
 
     @property
     def tested_p(self) -> float:
@@ -109,10 +114,12 @@ class Verdict:
         return self.outcome in ("better", "worse", "higher", "lower") and p > NARROW
 
     def describe(self) -> dict[str, Any]:
-        """Returns the entry of scores.json as a dict; an infinite end is None."""
+        """Returns the entry of scores.json as a dict; an infinite end is None. One training has no `trainings`."""
         worst = _finite(asdict(self.worst)) if self.worst else None
         derived = {"worst": worst, "verdict": self.outcome, "narrow": self.narrow, "min_groups": MIN_GROUPS}
-        return {**_finite(asdict(self)), "limits": list(self.limits) if self.limits else None, **derived}
+        values = {**_finite(asdict(self)), "limits": list(self.limits) if self.limits else None, **derived}
+        del values["trainings"]
+        return {**values, "trainings": list(self.trainings)} if self.trainings else values
 
 
 def shown_direction(low: Any, high: Any, p: Any) -> Any:
@@ -163,51 +170,76 @@ def decide(
     5 % of a score without limits, there is no verdict. Raises ValueError for lists of unequal length, or if
     no row has both scores.
     """
-    if not len(base) == len(tuned) == len(groups) or not base:
+    return decide_over_trainings(
+        base, [tuned], groups, better=better, seed=seed, fold=fold, limits=limits, rows_asked=rows_asked, power=power
+    )
+
+
+def decide_over_trainings(
+    base: Sequence[float | None],
+    tuned: Sequence[Sequence[float | None]],
+    groups: Sequence[str],
+    *,
+    better: Better,
+    seed: int,
+    fold: Fold = "mean",
+    limits: Limits | None = None,
+    rows_asked: int | None = None,
+    power: bool = True,
+) -> Verdict:
+    """Decides whether a recipe's tuned models are better than the base, from the scores of several trainings.
+
+    `tuned` holds a list like that of `decide` for each training; one is decided as by `decide`. Rows' gains are
+    averaged over trainings. The uncertainty is that over groups of rows and that over trainings
+    (statistics.widen_by_trainings), so that the verdict holds for another training of the recipe on other rows of this
+    kind. p is the larger of that of this interval and that of the permutation test over groups of the averaged gains.
+    A row counts if it has a score for the base and in every training. `detectable` is computed for one training only.
+    """
+    if not tuned or any(len(scores) != len(base) for scores in tuned) or len(base) != len(groups) or not base:
         raise ValueError("a verdict needs equal, non-empty lists")
     names = [name or f"row {index}" for index, name in enumerate(groups)]
-    rows = list(zip(base, tuned, names, strict=True))
-    both = [(b, t, name) for b, t, name in rows if b is not None and t is not None]
-    one = [(b, t, name) for b, t, name in rows if (b is None) != (t is None)]
-    if not both:
+    rows = list(zip(zip(base, *tuned, strict=True), names, strict=True))  # a row: scores of the base and each training
+    complete = [(scores, name) for scores, name in rows if None not in scores]
+    partial = [(scores, name) for scores, name in rows if None in scores and set(scores) != {None}]
+    if not complete:
         raise ValueError("a verdict needs a row that both models have a score for")
-    before, after = (np.array([row[side] for row in both], float) for side in (0, 1))
-    if limits is None and fold == "mean" and np.isin(np.concatenate([before, after]), (0.0, 1.0)).all():
+    before, after, ids = _arrays(complete)
+    if limits is None and fold == "mean" and np.isin(before, SHARE).all() and np.isin(after, SHARE).all():
         limits = SHARE
-    ids = np.unique([name for *_, name in both], return_inverse=True)[1].astype(np.int64)
-    noise = _noise(before, after)
-    gain = _without_noise(after - before, noise)
+    gain = _mean_gain(before, after)
     good = -gain if better == "lower" else gain
-    base_value, tuned_value = (float(np.exp(side.mean()) if fold == "exp" else side.mean()) for side in (before, after))
+    values = [_aggregated(side, fold) for side in after]
     difference, low, high, p = _compare(before, after, ids, fold, limits, seed)
     worst = None
-    if one and limits and fold == "mean":
-        filled = both + [(*_against(b, t, limits, rises=difference > 0), name) for b, t, name in one]
-        worst_before, worst_after = (np.array([row[side] for row in filled], float) for side in (0, 1))
-        worst_ids = np.unique([name for *_, name in filled], return_inverse=True)[1].astype(np.int64)
-        worst = WorstCase(*_compare(worst_before, worst_after, worst_ids, fold, limits, seed))
-    share = _is_share(gain, limits)
-    influence = _influence(before, after, fold)
+    if partial and limits and fold == "mean":
+        filled = [(_against(scores, limits, rises=difference > 0), name) for scores, name in partial]
+        worst = WorstCase(*_compare(*_arrays([*complete, *filled]), fold, limits, seed))
+    detectable = None
+    if power and len(tuned) == 1:
+        share = _is_share(gain, limits)
+        influence = _influence(before, after[0], fold)
+        detectable = smallest_detectable(influence, ids, share=share, rule=shown_direction, seed=seed)
     return Verdict(
         better,
-        base_value,
-        tuned_value,
+        _aggregated(before, fold),
+        sum(values) / len(values),
         difference,
         low,
         high,
         int((good > 0).sum()),
         int((good == 0).sum()),
         int((good < 0).sum()),
-        len(both),
+        len(complete),
         len(set(ids.tolist())),
         fold=fold,
         limits=limits,
         p=p,
         effect=cohens_d(gain),
-        detectable=smallest_detectable(influence, ids, share=share, rule=shown_direction, seed=seed) if power else None,
+        detectable=detectable,
         asked=len(base) if rows_asked is None else rows_asked,
-        missing=len(one),
+        missing=len(partial),
         worst=worst,
+        trainings=tuple(values) if len(tuned) > 1 else (),
     )
 
 
@@ -247,31 +279,62 @@ def level_interval(
     return (max(low, limits[0]), min(high, limits[1])) if limits else (low, high)
 
 
+def _arrays(rows: Sequence[tuple[Sequence[float | None], str]]) -> tuple[Floats, Floats, Ints]:
+    """Returns the scores of the base [rows], those of the trainings [trainings, rows], and the groups' ids [rows]."""
+    scores = np.array([scores for scores, _ in rows], float).T
+    return scores[0], scores[1:], np.unique([name for _, name in rows], return_inverse=True)[1].astype(np.int64)
+
+
+def _aggregated(scores: Floats, fold: Fold) -> float:
+    return float(np.exp(scores.mean()) if fold == "exp" else scores.mean())
+
+
+def _mean_gain(before: Floats, after: Floats) -> Floats:
+    """Returns the rows' gains [rows], averaged over trainings."""
+    noise = _noise(before, after)
+    return _without_noise(_without_noise(after - before, noise).mean(0), noise)
+
+
 def _compare(
     before: Floats, after: Floats, ids: Ints, fold: Fold, limits: Limits | None, seed: int
 ) -> tuple[float, float, float, float]:
-    """Returns the difference of the aggregated scores, the ends of its 95 % interval, and its p; all [rows]."""
+    """Returns the difference of the aggregated scores, the ends of its 95 % interval, and its p.
+
+    `before`: [rows], `after`: [trainings, rows].
+    """
     noise = _noise(before, after)
-    gain = _without_noise(after - before, noise)
-    influence = _influence(before, after, fold)
-    difference = float(np.exp(after.mean()) - np.exp(before.mean())) if fold == "exp" else float(gain.mean())
+    gain = _mean_gain(before, after)
+    influences = np.stack([_influence(before, one, fold) for one in after])
+    differences = np.array([_aggregated(one, fold) - _aggregated(before, fold) for one in after])
+    difference = float(differences.mean()) if fold == "exp" else float(gain.mean())
     p = permutation_p_value(gain, ids, seed=seed, noise=noise)
-    low, high = _ends(influence, ids, gain, limits)
+    low, high = _ends(influences.mean(0), ids, _without_noise(after - before, noise), limits)
+    sizes = np.bincount(ids)
+    if len(after) > 1 and len(sizes) > 1:
+        by_training = influences.mean(1)[None]
+        low, high = (float(end[0]) for end in widen_by_trainings(np.array([low]), np.array([high]), by_training))
+        error = mean_interval(group_sums(ids, influences.mean(0))[None], sizes, skewed=False).error
+        p = max(p, float(trainings_p_values(error, degrees_of_freedom(sizes), by_training)[0]))
+        if limits and fold == "mean":
+            low, high = max(low, limits[0] - limits[1]), min(high, limits[1] - limits[0])
     unit = noise * max(1.0, abs(difference)) if fold == "exp" else noise
     difference, low, high = (0.0 if abs(value) <= unit else value for value in (difference, low, high))
-    if len(np.unique(ids)) >= MIN_GROUPS:  # p is never small for fewer
+    if len(sizes) >= MIN_GROUPS:  # p is never small for fewer
         low, high = (float(end) for end in with_zero(low, high, p))
     return difference, low, high, p
 
 
-def _ends(influence: Floats, ids: Ints, gain: Floats, limits: Limits | None) -> tuple[float, float]:
-    """Returns the ends of the interval; infinite for a single group."""
+def _ends(influence: Floats, ids: Ints, gains: Floats, limits: Limits | None) -> tuple[float, float]:
+    """Returns the ends of the interval over groups of rows; infinite for a single group.
+
+    `influence` [rows] is averaged over trainings, `gains` is [trainings, rows].
+    """
     sizes, sums = np.bincount(ids), group_sums(ids, influence)[None]
     rows, mean = len(influence), float(influence.mean())
     if len(sizes) < 2:
         return -math.inf, math.inf
-    if _is_share(gain, limits):
-        ups, downs = (np.array([float((gain * sign > 0).sum())]) for sign in (1, -1))
+    if _is_share(gains, limits):  # the rows of several trainings count as those of one: replies to a row are alike
+        ups, downs = (np.array([(gains * sign > 0).sum() / len(gains)]) for sign in (1, -1))
         ends = share_difference_interval(sums, sizes, ups, downs)
         return float(ends.low[0]), float(ends.high[0])
     ends = mean_interval(sums, sizes)
@@ -297,12 +360,15 @@ def _is_share(gain: Floats, limits: Limits | None) -> bool:
     return limits == SHARE and bool(np.isin(gain, (-1.0, 0.0, 1.0)).all())
 
 
-def _against(
-    before: float | None, after: float | None, limits: Limits, *, rises: bool
-) -> tuple[float | None, float | None]:
-    """Returns a row's scores with the missing one set to the limit that makes a rise, or else a fall, smallest."""
+def _against(scores: Sequence[float | None], limits: Limits, *, rises: bool) -> list[float]:
+    """Returns a row's scores, those of the base first, with the missing ones set to the limits that speak against.
+
+    They make a rise, or else a fall, smallest.
+    """
     bottom, top = limits
-    return (before, bottom if rises else top) if after is None else (top if rises else bottom, after)
+    base, *tuned = scores
+    against, for_base = (bottom, top) if rises else (top, bottom)
+    return [for_base if base is None else base, *(against if score is None else score for score in tuned)]
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

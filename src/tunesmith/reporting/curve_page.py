@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.evaluation.score import Limits
-from tunesmith.evaluation.sentences import certainty_sentences, measured_text, p_text, score_pair
+from tunesmith.evaluation.sentences import TWO_TRAININGS, certainty_sentences, measured_text, p_text, score_pair
 from tunesmith.evaluation.verdict import MIN_GROUPS, Verdict, correct, decide, level_interval
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import format_number, render_page
@@ -204,6 +204,7 @@ def _growth_outlook(difference: Mapping[str, Any], base_difference: Mapping[str,
         return "this score has no good direction, so there is no answer to whether more rows would help."
     if outcome in ("too few to tell", "too many missing"):
         return f"so there is no answer to whether more rows would help. {certainty}"
+    certainty = f"{certainty} {TWO_TRAININGS}"
     if outcome == "worse":
         return f"it got worse, so more rows of this kind are unlikely to help. {certainty}"
     if outcome == "better":
@@ -221,10 +222,12 @@ def _growth_outlook(difference: Mapping[str, Any], base_difference: Mapping[str,
 def _cleaning_outcome(difference: Mapping[str, Any], kind: str) -> str:
     outcome, certainty = difference["verdict"], " ".join(certainty_sentences(difference, kind))
     texts = {
-        "better": "cleaning helped.",
-        "worse": "cleaning made it worse.",
-        "no change shown": "no difference was shown, so cleaning was not shown to help or to harm.",
+        "better": "of these two trainings, the one on cleaned rows is better, so cleaning probably helped.",
+        "worse": "of these two trainings, the one on cleaned rows is worse, so cleaning probably made it worse.",
+        "no change shown": "no difference was shown between these two trainings, so cleaning was not shown to help or "
+        "to harm.",
     }
+    certainty += f" {TWO_TRAININGS}" * (outcome in ("better", "worse"))
     return f"{texts.get(outcome, 'there is no answer to whether cleaning helped.')} {certainty}".rstrip()
 
 

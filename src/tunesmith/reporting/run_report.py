@@ -28,6 +28,7 @@ from tunesmith.reporting.exported_files import read_exported_files
 from tunesmith.reporting.html_page import render_page
 from tunesmith.reporting.judgments import judge_section, review_section, robustness_section
 from tunesmith.reporting.replies import part_title, read_reply_items, reply_filters, worst_items
+from tunesmith.runs.run import hash_json
 from tunesmith.training.job import read_journal
 from tunesmith.wording import counted, show_bytes
 
@@ -42,8 +43,8 @@ def report_page(
 ) -> str:
     """Renders the report page; `rows` are the evaluated rows by part.
 
-    `records` holds the fingerprints of prepare, train and evaluate, and of judge and review if they exist: with them
-    the page warns if their verdicts are about earlier replies.
+    `records` holds the fingerprints of prepare, train and evaluate, and of judge, review and seeds if they exist: with
+    them the page warns if their verdicts are about earlier replies, and leaves out a verdict over other trainings.
     """
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
@@ -54,6 +55,8 @@ def report_page(
     measured = {metric.name for metric in recipe.evaluate.metrics}
     review = review_section(folder, records)
     replies = read_reply_items(folder, rows, scores, recipe.evaluate.metrics)
+    seeds = _seeds(folder, records)
+    trainings = len(seeds["trainings"]) if seeds else 1
     return render_page(
         "report.html",
         name=recipe.name,
@@ -74,17 +77,31 @@ def report_page(
         worst=worst_items(replies),
         doubt_word="unsupported" if "grounded" in measured else "contradicted",
         logs=first_section.get(scores["primary"], {}).get("fold") == "exp",
+        seeds=seeds,
+        seeds_titles={part: part_title(part, scores["kind"]) for part in (seeds or {}).get("sections", {})},
         **_retention_section(scores.get("retention")),
         robustness=robustness_section(scores, recipe.evaluate.robustness),
         judge=judge_section(folder, recipe, records),
         review=review,
         review_titles={part: part_title(part, scores["kind"]) for part in (review or {}).get("sections", {})},
         exported=read_exported_files(folder),
-        limits=[*limitations(scores, audit, recipe), *_unfinished_thoughts(folder)],
+        limits=[
+            *limitations(scores, audit, recipe, trainings),
+            *_unfinished_thoughts(folder),
+        ],
         setup=_run_facts(recipe, folder, records),
         command=command,
         recipe=yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True),
     )
+
+
+def _seeds(folder: Path, records: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """Returns the content of seeds.json; None if the recipe was trained once, or if it is older than the scores."""
+    record = records.get("seeds")
+    if not record or record["inputs"].get(".") != hash_json(records["evaluate"]["files"]):
+        return None
+    seeds: dict[str, Any] = json.loads((folder / "seeds.json").read_text(encoding="utf-8"))
+    return seeds
 
 
 def _retention_section(retention: dict[str, Any] | None) -> dict[str, Any]:
@@ -128,8 +145,8 @@ def _meanings(recipe: Recipe) -> dict[str, str]:
     return meanings
 
 
-def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -> list[str]:
-    """Returns sentences on what the scores do not show."""
+def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe, trainings: int = 1) -> list[str]:
+    """Returns sentences on what the scores of a recipe that was trained so many times do not show."""
     first_section = next(iter(scores["sections"].values()))
     primary = first_section.get(scores["primary"]) or next(iter(first_section.values()))
     kind = scores["kind"]
@@ -137,6 +154,11 @@ def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -
         f"The primary score was {measured_text(primary, kind)}. {_detectable_sentence(primary, kind)}",
         "The scores measure form and similarity to the rows' answers. Only people can tell whether an answer is true.",
         "Replies were generated with greedy decoding; other settings give other replies.",
+        "The recipe was trained once. How much another seed changes the scores is not known; `tunesmith run` with "
+        "`--seeds 3` measures it."
+        if trainings == 1
+        else f"The recipe was trained {trainings} times. Only the scores of the held-out rows were compared over all "
+        "trainings; everything else on this page is about the adapter of this run.",
     ]
     if leaks := _leak_sentence(audit.get("leaks")):
         sentences.append(leaks)
@@ -207,7 +229,7 @@ def _run_facts(recipe: Recipe, folder: Path, records: Mapping[str, dict[str, Any
         "Machine": f"{machine['name']} ({machine['device']}), {machine['cores']} cores",
         "Number type": f"{machine['precision']} ({machine['why']})",
         "Base weights": f"{recipe.base.bits} bit, fingerprint {records['train']['weights'][:16]}",
-        "Seed": str(recipe.seed),
+        "Seed": str(recipe.seed) if recipe.train.seed is None else f"{recipe.seed}, training {recipe.train.seed}",
         "Memory": f"planned {show_bytes(plan['peak'])}, measured {show_bytes(plan['measured'])} while training",
         "Versions": versions,
     }

@@ -22,6 +22,7 @@ from tunesmith.runs.run import Run, command_for_product, hash_file, hash_json
 
 HELD_OUT = ("test", "unseen")
 BY_TOKEN = ("loss", "perplexity")  # means over tokens, which depend on the tokenizer
+SEEDS = ("seed", "train.seed")
 IDENTITY = ("name", "small")  # keys that are not compared: the run's name, and what --small would change
 MAX_NAME_LENGTH = 150  # characters of a page's file name; file systems allow 255 bytes
 
@@ -115,7 +116,10 @@ def compare_run_folders(folders: Sequence[Path]) -> RunComparison:
         if (section := _compare(members, keys, left_out, shared_base=not base_note, decides=place == 0))
     }
     kind = str(first.scores.get("kind", "group"))
-    verdicts = _verdicts(members, sections, kind)
+    recipe_differences = _recipe_differences(members)
+    same_recipe = bool(recipe_differences) and all(key in SEEDS for key, _ in recipe_differences)
+    notes += [_trainings_note(same_recipe=same_recipe)]
+    verdicts = _verdicts(members, sections, kind, same_recipe=same_recipe)
     return RunComparison(
         labels=tuple(member.label for member in members),
         primary=first.scores["primary"],
@@ -123,7 +127,7 @@ def compare_run_folders(folders: Sequence[Path]) -> RunComparison:
         rows={member.label: _count_rows(member, members, set(common)) for member in members},
         sections=sections,
         verdicts=verdicts,
-        recipe=_recipe_differences(members),
+        recipe=recipe_differences,
         facts={member.label: _facts(member) for member in members},
         notes=[*notes, *([base_note] if base_note else [])],
     )
@@ -336,6 +340,12 @@ def _settings_notes(members: Sequence[_RunData]) -> list[str]:
     return notes
 
 
+def _trainings_note(*, same_recipe: bool) -> str:
+    if same_recipe:
+        return "these are trainings of one recipe, so a difference is between adapters, not between recipes"
+    return "each run counts with one training, so a difference may come from its seed as well as from its settings"
+
+
 def _base_note(members: Sequence[_RunData], common: Sequence[str]) -> str:
     """Returns why the base has no column; '' if all runs have the same base with the same replies."""
     bases = {(member.fingerprints["train"].get("weights"), member.setting("base", "bits")) for member in members}
@@ -405,7 +415,7 @@ def _score_facts(member: _RunData, name: str) -> dict[str, Any] | None:
 
 
 def _verdicts(
-    members: Sequence[_RunData], sections: Mapping[str, Mapping[str, Any]], kind: str
+    members: Sequence[_RunData], sections: Mapping[str, Mapping[str, Any]], kind: str, *, same_recipe: bool
 ) -> list[tuple[str, str]]:
     """Returns, for each run except the first, its verdict by the first run's primary score and a sentence."""
     first, primary = members[0], str(members[0].scores["primary"])
@@ -414,7 +424,7 @@ def _verdicts(
         return [("not measured", f"'{primary}' was not measured on the same rows, so there is no verdict.")]
     verdicts = []
     for label, difference in main["against"].items():
-        text = headline(difference, primary, kind, name=label, against=first.label)
+        text = headline(difference, primary, kind, name=label, against=first.label, same_recipe=same_recipe)
         verdicts.append((difference["verdict"], text))
     return verdicts
 
