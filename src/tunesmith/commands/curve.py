@@ -35,6 +35,7 @@ from tunesmith.commands.train import train
 from tunesmith.config.recipe import Judge, NamedSetting, Recipe
 from tunesmith.data.conversation import Conversation, conversation_to_dict, normalize, read_rows
 from tunesmith.data.finding import dialog_text, prompt_key
+from tunesmith.data.mix_in import drawn_from, is_mixed_in
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.reporting.curve_page import RAW, Point, curve_lines, curve_page, curve_values
 from tunesmith.runs.run import Run, hash_json
@@ -238,6 +239,9 @@ def _write_point(
         "leaks": overlap(parts, together=recipe.data.split.together),
     }
     usable = account["read"] - sum(account["dropped"].values()) - sum(account["quarantined"].values())
+    if "mixed_in" in account:
+        account["mixed_in"] = drawn_from(account["mixed_in"], parts["train"])
+        usable += account["mixed_in"]["drawn"]
     part.write_json("audit.json", {**account, "not_drawn": usable - sum(account["parts"].values())})
     plain = recipe.dump() | {"name": f"{recipe.name}-{part.path.name}"}
     part.write("recipe.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
@@ -345,7 +349,8 @@ def _raw_rows(work: _Curve) -> tuple[list[Conversation], dict[str, int], dict[st
         raise DataError("no raw rows remain to train on", next="Omit --raw")
     reasons = {why: counts[why] for why in (*DROP_REASONS, "held_out", "not_drawn")}
     row_counts = {"read": read, "rows": len(drawn_rows), **reasons}
-    return [answer for row in drawn_rows for answer in answers_of[row.id]], row_counts, replaced
+    mixed = [row for row in read_rows(work.run / "data/train.jsonl") if is_mixed_in(row)]  # as in the cleaned rows
+    return [*(answer for row in drawn_rows for answer in answers_of[row.id]), *mixed], row_counts, replaced
 
 
 def _without_leaks(

@@ -138,6 +138,7 @@ def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -
         "The scores measure form and similarity to the rows' answers. Only people can tell whether an answer is true.",
         "Replies were generated with greedy decoding; other settings give other replies.",
     ]
+    sentences += scores.get("notes", [])
     if leaks := _leak_sentence(audit.get("leaks")):
         sentences.append(leaks)
     expanded = audit.get("expanded") or {"conversations": 0}
