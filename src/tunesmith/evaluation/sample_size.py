@@ -9,7 +9,7 @@ from tunesmith.evaluation.comparison import sample_rows
 from tunesmith.evaluation.verdict import MIN_GROUPS
 from tunesmith.wording import counted, plural
 
-MIN_ROWS = 10  # with fewer test rows only differences are shown that nearly every row has
+MIN_ROWS = 10  # with fewer test rows only a difference that nearly every row has is shown
 ENOUGH_ROWS = 40
 
 
@@ -26,32 +26,35 @@ def sample_size_warnings(
         return [
             "WARNING: no rows are held out, so base and tuned model cannot be compared. Set data.split.test above 0"
         ]
-    warnings = []
-    if count < MIN_ROWS:
-        warnings.append(
-            f"the test has only {counted(count, 'row')}, which show only differences that nearly every row has. Use "
-            f"{MIN_ROWS} or more, better {ENOUGH_ROWS}: raise data.split.test, or add rows"
-        )
-    if limit < MIN_ROWS and limit < count:
-        warnings.append(
-            f"evaluate.rows is {limit}, and so few rows show only differences that nearly every row has. Set it to "
-            f"{min(count, ENOUGH_ROWS)} or more"
-        )
     asked = sample_rows({part: rows for part, rows in parts.items() if rows}, limit, seed)
+    asked_count = sum(map(len, asked.values()))
     groups = _count_groups([row for rows in asked.values() for row in rows])
-    noun = kind if groups < sum(map(len, asked.values())) else "row"
-    if groups < MIN_GROUPS:
-        warnings.append(
-            f"WARNING: the test asks rows of {counted(groups, noun)}. With fewer than {MIN_GROUPS} no difference can "
-            "be shown, however large it is, because chance alone often gives such a result. Hold out rows of "
-            f"{MIN_GROUPS} or more {plural(noun)}"
-        )
     unseen = _count_groups(asked.get("unseen", ()))
-    if 0 < unseen < MIN_GROUPS <= groups:
+    warnings = []
+    if asked_count < MIN_ROWS:
+        weak = (
+            "so few rows show no difference" if groups < MIN_GROUPS else "so few rows show only very large differences"
+        )
+        advice = (
+            f"set evaluate.rows to {min(count, ENOUGH_ROWS)} or more"
+            if count >= MIN_ROWS
+            else "raise data.split.test, or add rows"
+        )
         warnings.append(
-            f"the test asks rows of {counted(unseen, kind)} that training does not see. With fewer than {MIN_GROUPS} "
-            f"nothing can be shown about such {plural(kind)} alone; the verdict is about all test rows. Hold out "
-            f"{MIN_GROUPS} or more (data.split.unseen_groups) to learn it"
+            f"{'WARNING: ' * (groups < MIN_GROUPS)}base and tuned model are compared on {counted(asked_count, 'row')}; "
+            f"{weak}. Use {MIN_ROWS} or more, better {ENOUGH_ROWS}: {advice}"
+        )
+    if groups < MIN_GROUPS and groups < asked_count:
+        warnings.append(
+            f"WARNING: the test rows belong to {counted(groups, kind)}. With fewer than {MIN_GROUPS} no difference can "
+            "be shown, however large it is, because chance alone often gives such a result. Hold out rows of "
+            f"{MIN_GROUPS} or more {plural(kind)}"
+        )
+    elif 0 < unseen < MIN_GROUPS and unseen < len(asked["unseen"]):
+        warnings.append(
+            f"the test has {counted(unseen, kind)} that training does not see. With fewer than {MIN_GROUPS} nothing "
+            f"can be shown about such {plural(kind)} alone; the verdict is about all test rows. Set "
+            f"data.split.unseen_groups to {MIN_GROUPS} or more to learn it"
         )
     return warnings
 

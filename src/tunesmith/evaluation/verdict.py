@@ -223,7 +223,7 @@ def is_saturated(verdict: Mapping[str, Any]) -> bool:
         return False
     low, high = verdict["limits"]
     room = high - verdict["base"] if verdict["better"] == "higher" else verdict["base"] - low
-    return bool(room <= SATURATED * (high - low))
+    return bool(room <= (SATURATED + TOLERANCE) * (high - low))
 
 
 def correct(verdicts: Mapping[Key, Verdict], primary: Key | None = None) -> dict[Key, Verdict]:
