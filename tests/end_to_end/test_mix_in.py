@@ -13,7 +13,7 @@ import pytest
 import tunesmith
 from finished_runs import finish, make_recipe
 from strict_pages import Page
-from tunesmith.commands.curve import nested_shares
+from tunesmith.commands.curve import curve, nested_shares
 from tunesmith.commands.shared import hash_data_settings, held_out
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import read_rows
@@ -206,3 +206,31 @@ def test_check_warns_if_an_earlier_evaluation_left_no_room_for_a_gain(recipe_fil
     other = Run(finish(make_recipe("toy"), tmp_path / "other/toy").path)  # of another base
     other.write_json("scores.json", scores)
     assert not [text for text in tunesmith.check(recipe, runs=tmp_path / "other").warnings if "evaluated" in text]
+
+
+def test_a_curve_counts_mixed_in_rows_in_every_share_and_beside_the_raw_rows(
+    mixed_recipe: Write, tmp_path: Path
+) -> None:
+    quick = {
+        "evaluate__primary": "self_dialogue",
+        "train__epochs": 1, "evaluate__metrics": ["loss", "self_dialogue"], "evaluate__max_new_tokens": 3,
+        "evaluate__retention": 0, "data__checks": ["empty", "duplicate", "leak"],
+    }  # fmt: skip
+    recipe = read_recipe(str(mixed_recipe(mix_in={"rows": 12}, **quick)))
+    run = tunesmith.open_run(recipe, tmp_path / "runs")
+    curve(recipe, run, shares=(50, 100), raw=True)
+    whole = [row for row in read_rows(run / "data/train.jsonl") if is_mixed_in(row)]
+    assert len(whole) == 12
+    for name in (".", "curve/50", "curve/raw"):
+        rows, account = read_rows(run / name / "data/train.jsonl"), Run(run / name).read_json("audit.json")
+        mixed = [row for row in rows if is_mixed_in(row)]
+        assert account["parts"]["train"] == len(rows) and account["mixed_in"]["drawn"] == len(mixed) > 0
+        own_parts = sum(account["parts"].values()) - len(mixed)
+        assert account["read"] == own_parts + sum(account["dropped"].values()) + account["not_drawn"]
+        counts = account["mixed_in"]
+        assert counts["read"] == counts["drawn"] + counts["not_drawn"] + sum(counts["left_out"].values())
+    assert [row for row in read_rows(run / "curve/raw/data/train.jsonl") if is_mixed_in(row)] == whole
+    (note,) = run.read_json("scores.json")["notes"]  # the untrained model writes nothing of the kind
+    assert note.startswith("The base model's self dialogue is already 0.00 (at least 0 is possible), so tuning cannot")
+    (warning,) = [text for text in tunesmith.check(recipe, runs=tmp_path / "runs").warnings if "evaluated" in text]
+    assert warning.endswith(note)
