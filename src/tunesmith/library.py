@@ -51,8 +51,8 @@ def read_recipe(
     """Returns a recipe from a file, a run's folder, the name of a shipped recipe, or a dict with a recipe's sections.
 
     `settings` maps dotted keys to values ({"train.epochs": 3}); `small` applies the section `small` first. In a dict,
-    `data.source` may be rows: a list of dicts, a DataFrame, a dataset; they are written to `runs`/.rows. Raises
-    MultipleErrors with all errors, RecipeError for another type.
+    `data.source` and `data.mix_in.source` may be rows: a list of dicts, a DataFrame, a dataset; they are written to
+    `runs`/.rows. Raises MultipleErrors with all errors, RecipeError for another type.
     """
     if isinstance(recipe, Recipe):
         if small or settings:
@@ -79,14 +79,19 @@ def open_run(recipe: RecipeInput, runs: PathInput = "runs", *, create: bool = Tr
 
 
 def _with_row_file(values: Mapping[str, Any], runs: Path) -> dict[str, Any]:
-    """Returns a recipe's values with the rows of data.source in a file."""
+    """Returns a recipe's values with the rows of data.source and data.mix_in.source in files."""
     from tunesmith.data.rows_in_memory import is_rows, write_rows
 
+    def in_file(section: Mapping[str, Any]) -> dict[str, Any]:
+        if not is_rows(section.get("source")):
+            return dict(section)
+        return {**section, "source": str(write_rows(section["source"], runs / ROWS_FOLDER).resolve())}
+
     data = values.get("data")
-    if not isinstance(data, Mapping) or not is_rows(data.get("source")):
+    if not isinstance(data, Mapping):
         return dict(values)
-    source = write_rows(data["source"], runs / ROWS_FOLDER)
-    return {**values, "data": {**data, "source": str(source.resolve())}}
+    mix_in = data.get("mix_in")
+    return {**values, "data": in_file({**data, "mix_in": in_file(mix_in)} if isinstance(mix_in, Mapping) else data)}
 
 
 @contextlib.contextmanager
@@ -219,10 +224,16 @@ def run(
 
 
 def check(recipe: RecipeInput, log: Reporter = silent, *, runs: PathInput = "runs") -> CheckResult:
-    """Validates recipe, rows, model and chat template, and reports all problems at once, before any work is done."""
-    from tunesmith.commands.check import check as validate
+    """Validates recipe, rows, model and chat template, and reports all problems at once, before any work is done.
 
-    return validate(read_recipe(recipe, runs=runs), log)
+    The warnings also say what the held-out rows can never show, and, if the recipe's run in `runs` was evaluated
+    before, whether the base model left no room for a gain.
+    """
+    from tunesmith.commands.check import check as validate
+    from tunesmith.commands.shared import existing_run
+
+    loaded = read_recipe(recipe, runs=runs)
+    return validate(loaded, log, existing_run(loaded, Path(runs)))
 
 
 def prepare(recipe: RecipeInput, run: RunInput = None, log: Reporter = silent, *, runs: PathInput = "runs") -> Path:

@@ -231,3 +231,27 @@ def test_what_became_of_conversations_and_reasoning_is_said() -> None:
     assert "<dd>the reasoning of 1 row is left out (prompt.reasoning: drop)</dd>" in page
     many = split_page(expanded={"conversations": 1200, "rows": 3600}, reasoning_left_out=2)
     assert "1,200 conversations became 3,600 rows" in many and "the reasoning of 2 rows is left out" in many
+
+
+MIXED_IN: dict[str, Any] = {
+    "asked": 300, "read": 191, "drawn": 188, "not_drawn": 0, "left_out": {"held_out_prompt": 2, "too_long": 1},
+    "pseudonyms": 4,
+    "sources": [{"file": f"{TOPIC}.jsonl", "bytes": 1, "encoding": "", "notes": [EVIL], "rows": 191}],
+}  # fmt: skip
+
+
+def test_rows_mixed_into_the_training_are_counted_on_the_page() -> None:
+    html = split_page(mixed_in=MIXED_IN, parts={"train": 1188, "valid": 9, "test": 4, "unseen": 2})
+    check_foreign_text(html)
+    check_plots_and_ids(html)
+    text = Page(html).text
+    for words in (
+        "188 of the 1,188 training rows are mixed in (data.mix_in); 191 rows were read, 3 were left out "
+        "(the prompt of a held-out row, or nearly: 2, too long: 1). data.mix_in.rows asks for 300 rows, but only 188 "
+        "can be used.",
+        "+188 mixed in from another table (data.mix_in)",
+        "1,188 for training, 188 of them mixed in",
+        "4 personal values were replaced.",
+    ):
+        assert words in text, words
+    assert "mixed in" not in Page(split_page()).text

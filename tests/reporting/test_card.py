@@ -205,3 +205,16 @@ def test_a_gguf_base_is_named_by_its_repository(tmp_path: Path, name: str, descr
     text = card(recipe, finish(recipe, tmp_path / "one"))
     assert description in text and front(text).get("base_model") == hub
     assert "gguf_file=" in snippet(text) and "/home/me" not in text
+
+
+def test_rows_mixed_in_are_told_beside_the_rows_of_the_source(tmp_path: Path) -> None:
+    mixed = {"asked": 200, "read": 191, "drawn": 150, "not_drawn": 41, "left_out": {}, "sources": [{"file": "/home/t"}]}
+    audit = account(mixed_in=mixed, parts={"train": 1150, "valid": 9, "test": 4, "unseen": 2})
+    recipe = make_recipe("one", data__mix_in={"source": ["hub:someone/talk", "/home/t"]})
+    text = card(recipe, finish(recipe, tmp_path / "one", audit=audit))
+    assert "| 1,000 | training |" in text  # the table adds up to the rows of the source
+    source = (
+        "[someone/talk](https://huggingface.co/datasets/someone/talk) and a file that is not published with this card"
+    )
+    assert f"150 rows from {source} were mixed into the training rows to keep other abilities." in text
+    assert front(text)["datasets"] == ["someone/talk"]

@@ -26,6 +26,7 @@ from strict_pages import (
 from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.data.conversation import Conversation, Origin, Turn
 from tunesmith.evaluation.comparison import RowReply, compare
+from tunesmith.evaluation.verdict import decide
 from tunesmith.generation.text_model import Reply
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import format_number, markup_code
@@ -177,6 +178,30 @@ def test_the_report_says_what_was_found(reported: Callable[..., str]) -> None:
 def lines_of(page: str, score: str) -> list[str]:
     """The lines about a score in all tables."""
     return re.findall(rf'<th scope="row">{score}\b.*?</tr>', page)
+
+
+def test_a_score_that_the_base_has_at_its_best_is_told_on_top_and_among_the_limits(
+    reported: Callable[..., str],
+) -> None:
+    sentence = "The base model's stops is already 0.98 (at most 1 is possible), so tuning cannot show a gain on it."
+    page = reported(change=lambda scores: scores.update(notes=[sentence]))
+    text = Page(page).text
+    assert text.count(sentence) == 2
+    first, second = (place.start() for place in re.finditer(re.escape(sentence), text))
+    assert text.index("The verdict") < first < text.index("What this does not show") < second
+    assert "cannot show a gain" not in Page(reported()).text
+
+
+def test_the_report_says_whether_rows_were_mixed_in(reported: Callable[..., str]) -> None:
+    verdict = decide([1.0] * 8, [0.0] * 8, [f"{n}" for n in range(8)], better="higher", seed=1).describe()
+    retention = {"asked": 8, "shipped": 164, "all": verdict, "abilities": {"facts": {**verdict, "unlearned": []}}}
+    mixed = {"asked": 200, "read": 191, "drawn": 150, "not_drawn": 41, "left_out": {}, "pseudonyms": 0, "sources": []}
+    for audit, words in (
+        (account(), "Rows of general conversation among the training rows (data.mix_in) can keep more"),
+        (account(mixed_in=mixed), "150 of the 1,000 training rows were mixed in from another table to keep these"),
+    ):
+        page = reported(audit=audit, change=lambda scores: scores.update(retention=retention))
+        assert words in Page(page).text
 
 
 def test_what_is_shown_is_said_in_words(reported: Callable[..., str]) -> None:

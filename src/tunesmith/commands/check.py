@@ -11,11 +11,18 @@ from tunesmith.commands.prepare import (
     check_context,
     count_reasoning,
     describe_expanded,
+    draw_mixed_rows,
     keep_advice,
     reasoning_hints,
     special_token_errors,
 )
-from tunesmith.commands.read_rows import cpu_count, log_sources, row_loader, row_values
+from tunesmith.commands.read_rows import (
+    cpu_count,
+    log_sources,
+    mixed_row_fingerprints,
+    row_loader,
+    row_values,
+)
 from tunesmith.commands.shared import (
     Reporter,
     load_recipe_template,
@@ -24,11 +31,14 @@ from tunesmith.commands.shared import (
 )
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.conversation import Conversation
-from tunesmith.data.finding import RowDecisions
+from tunesmith.data.finding import CheckContext, RowDecisions
 from tunesmith.data.formats import detect_row_format
 from tunesmith.data.load import LoadedRows
-from tunesmith.data.prepare import check_rows, drop_reasons
+from tunesmith.data.mix_in import describe as describe_mixed
+from tunesmith.data.mix_in import too_few
+from tunesmith.data.prepare import check_rows, drop_reasons, split_rows
 from tunesmith.errors import DataError, ModelError, MultipleErrors, TunesmithError
+from tunesmith.runs.run import Run
 
 if TYPE_CHECKING:
     pass
@@ -65,17 +75,21 @@ class CheckResult:
     answers: int = 0
 
 
-def check(recipe: Recipe, log: Reporter = silent) -> CheckResult:
+def check(recipe: Recipe, log: Reporter = silent, run: Run | None = None) -> CheckResult:
     """Validates recipe, rows, model and chat template, and reports all problems at once, before any work is done.
 
-    Raises MultipleErrors: for rows that cannot be read, a template that no row can be trained with, more dropped rows
-    than data.max_dropped allows, and whatever the later stages would refuse.
+    With a `run` that was evaluated before, it also warns if the base model's primary score left no room for a gain.
+    Raises MultipleErrors: for rows that cannot be read, split or mixed in, a template that no row can be trained with,
+    more dropped rows than data.max_dropped allows, and whatever the later stages would refuse.
     """
     from tunesmith.commands.export import export_warnings
+    from tunesmith.evaluation.sample_size import sample_size_warnings
 
     errors: list[TunesmithError] = []
     with row_loader(recipe.data, recipe.folder, recipe.prompt.system) as read_rows:
         loaded = _collect(read_rows, errors)
+        if recipe.data.mix_in.source is not None:
+            _collect(lambda: mixed_row_fingerprints(recipe.data, recipe.folder), errors)
         weights = _collect(lambda: load_weights(recipe, log), errors)
         template = _collect(lambda: load_recipe_template(recipe, weights), errors) if weights else None
         if template is not None:
@@ -92,6 +106,11 @@ def check(recipe: Recipe, log: Reporter = silent) -> CheckResult:
         errors += special_token_errors(encoder, kept_ids)
         errors += _check_vocabulary(encoder, weights)
         examples, stop = _examples(loaded.rows, ledger, encoder)
+        held_out = _collect(lambda: _held_out_rows(loaded, ledger, recipe, context), errors) if kept_ids else None
+        mixed = None
+        if held_out is not None:
+            held_out_rows = [row for rows in held_out.values() for row in rows]
+            mixed = _collect(lambda: draw_mixed_rows(recipe, encoder, held_out_rows, log), errors)
         hints = reasoning_hints(
             template, count_reasoning(row for row in loaded.rows if ledger.decision(row.id) in ("keep", "repair"))
         )
@@ -110,11 +129,45 @@ def check(recipe: Recipe, log: Reporter = silent) -> CheckResult:
         warnings.append(f"{'WARNING: ' * (dropped.share > WARNING_SHARE)}{dropped.text}. {dropped.advice}")
     if expanded := [encoder.expanded[row] for row in kept_ids if row in encoder.expanded]:
         warnings.append(describe_expanded(expanded, template.source))
+    if mixed and too_few(mixed.audit):
+        warnings.append(describe_mixed(mixed.audit))
+    elif mixed:
+        log(f"check: {describe_mixed(mixed.audit)}")
     warnings += hints
+    if held_out is not None:
+        parts = {part: held_out[part] for part in ("test", "unseen")}
+        kind = str(recipe.data.format.options.get("group") or "group")
+        warnings += sample_size_warnings(parts, limit=recipe.evaluate.rows, seed=recipe.seed, kind=kind)
+    warnings += _saturation_warnings(recipe, run, weights) if run else []
     warnings += export_warnings(recipe, weights, template)
     longest = max((encoder.lengths[row] for row in kept_ids), default=0)
     answers = sum(encoder.answers.get(row, 0) for row in kept_ids)
     return CheckResult(len(kept_ids), examples, stop, template.source, longest, warnings, answers)
+
+
+def _held_out_rows(
+    loaded: LoadedRows, ledger: RowDecisions, recipe: Recipe, context: CheckContext
+) -> dict[str, list[Conversation]]:
+    """Returns the rows of each part but the training, as `prepare` splits them. Raises DataError if it cannot."""
+    rows = loaded.rows
+    kept = rows.take(index for index, row in enumerate(rows) if ledger.decision(row.id) in ("keep", "repair"))
+    _, parts = split_rows(kept, recipe.data, recipe.seed, context, RowDecisions(()))
+    return {part: list(parts[part]) for part in ("valid", "test", "unseen")}
+
+
+def _saturation_warnings(recipe: Recipe, run: Run, weights: Any) -> list[str]:
+    """Returns a warning if the run's evaluation showed that the same base model has the best primary score already."""
+    from tunesmith.evaluation.sentences import saturated_sentences
+
+    trained = run.read_fingerprints("train")
+    if not trained or trained.get("weights") != weights.fingerprint or run.read_fingerprints("evaluate") is None:
+        return []
+    try:
+        verdict = next(iter(run.read_json("scores.json")["sections"].values())).get(recipe.evaluate.primary)
+        sentences = saturated_sentences(verdict, recipe.evaluate.primary)
+    except (TunesmithError, LookupError, TypeError, AttributeError, StopIteration):  # deleted, or changed by hand
+        return []
+    return [f"the run {run.path} was evaluated before. {sentence}" for sentence in sentences]
 
 
 def _later_stages(recipe: Recipe, weights: Any, template: Any) -> list[TunesmithError]:

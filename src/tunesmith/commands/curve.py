@@ -40,6 +40,7 @@ from tunesmith.commands.sub_runs import (
 from tunesmith.config.recipe import NamedSetting, Recipe
 from tunesmith.data.conversation import Conversation, conversation_to_dict, normalize, read_rows
 from tunesmith.data.finding import dialog_text, prompt_key
+from tunesmith.data.mix_in import drawn_from, is_mixed_in
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.reporting.curve_page import RAW, Point, curve_lines, curve_page, curve_values
 from tunesmith.runs.run import Run, hash_json
@@ -215,6 +216,9 @@ def _write_point(
         "leaks": overlap(parts, together=work.recipe.data.split.together),
     }
     usable = account["read"] - sum(account["dropped"].values()) - sum(account["quarantined"].values())
+    if "mixed_in" in account:
+        account["mixed_in"] = drawn_from(account["mixed_in"], parts["train"])
+        usable += account["mixed_in"]["drawn"]
     part.write_json("audit.json", {**account, "not_drawn": usable - sum(account["parts"].values())})
     part.write("recipe.yaml", sub_run_recipe_text(work.recipe, part))
     part.write_fingerprints("prepare", inputs, [*ROW_FILES, *copied], seconds=round(time.time() - start, 1))
@@ -290,7 +294,8 @@ def _raw_rows(work: SubRuns) -> tuple[list[Conversation], dict[str, int], dict[s
         raise DataError("no raw rows remain to train on", next="Omit --raw")
     reasons = {why: counts[why] for why in (*DROP_REASONS, "held_out", "not_drawn")}
     row_counts = {"read": read, "rows": len(drawn_rows), **reasons}
-    return [answer for row in drawn_rows for answer in answers_of[row.id]], row_counts, replaced
+    mixed = [row for row in read_rows(work.run / "data/train.jsonl") if is_mixed_in(row)]  # as in the cleaned rows
+    return [*(answer for row in drawn_rows for answer in answers_of[row.id]), *mixed], row_counts, replaced
 
 
 def _without_leaks(

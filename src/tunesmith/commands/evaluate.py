@@ -65,7 +65,7 @@ def _evaluate(
     from tunesmith.evaluation.comparison import RowReply, compare, score_row
     from tunesmith.evaluation.retention import MAX_NEW_TOKENS, PART, retention_rows, retention_table
     from tunesmith.evaluation.robustness import perturbed_rows, robustness_tables
-    from tunesmith.evaluation.sentences import worse_elsewhere
+    from tunesmith.evaluation.sentences import saturated_sentences, worse_elsewhere
 
     start, settings = time.time(), recipe.evaluate
     parts = evaluation_rows(recipe, run)
@@ -105,6 +105,9 @@ def _evaluate(
     if general_rows:
         scores["retention"] = retention_table(general_rows, general_answers, seed=recipe.seed)
     scores["but"] = worse_elsewhere(scores)
+    scores["notes"] = saturated_sentences(
+        next(iter(scores["sections"].values())).get(settings.primary), settings.primary
+    )
     run.write_json("scores.json", scores)
     names = [
         *answers_of,
@@ -116,7 +119,7 @@ def _evaluate(
     run.write_fingerprints("evaluate", inputs, files, seconds=round(time.time() - start, 1))
     for part in (run / "replies").glob("*.part"):
         part.unlink()
-    for sentence in (scores["verdict"], *scores["but"]):
+    for sentence in (scores["verdict"], *scores["notes"], *scores["but"]):
         log(f"evaluate: {sentence}")
 
 

@@ -218,8 +218,9 @@ class _Inputs:
     def rewritten(self, recipe: Recipe, root: str) -> str:
         """Returns the recipe as text, with input paths relative to its folder `root`."""
         values, up = recipe.dump(), "" if root == "." else "../" * len(PurePosixPath(root).parts)
-        sources = values["data"]["source"]
-        values["data"]["source"] = [up + name for source in sources for name in self._source(source, recipe)]
+        for key, section in (("data.source", values["data"]), ("data.mix_in.source", values["data"]["mix_in"])):
+            if (sources := section["source"]) is not None:
+                section["source"] = [up + name for source in sources for name in self._source(source, recipe, key)]
         if recipe.evaluate.probes:
             values["evaluate"]["probes"] = up + self._probes(recipe)
         if recipe.prompt.template != "model":
@@ -232,7 +233,7 @@ class _Inputs:
         """The files to be packed."""
         return [Member(self.names[path], path, int(path.stat().st_mtime)) for path in self.taken]
 
-    def _source(self, source: str, recipe: Recipe) -> list[str]:
+    def _source(self, source: str, recipe: Recipe, key: str) -> list[str]:
         if source.startswith("hub:"):
             return [source]
         if self.bare and packed_without_sources(recipe, self.run):
@@ -242,9 +243,9 @@ class _Inputs:
         except DataError as error:
             if self.bare:
                 return [self._name(Path(source))]
-            advice = f"Put it where data.source says, or exclude it: --without {SOURCES}"
+            advice = f"Put it where {key} says, or exclude it: --without {SOURCES}"
             raise DataError(error.what, where=error.where, next=advice) from error
-        return [self._name(file) if self.bare else self._take(file, "data.source") for file in files]
+        return [self._name(file) if self.bare else self._take(file, key) for file in files]
 
     def _template(self, recipe: Recipe, run: Run) -> str:
         """Returns the name of the run's template copy if the recipe's file is gone or is that copy, else ''."""

@@ -6,12 +6,19 @@ import contextlib
 import datetime
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.commands.read_rows import cpu_count, log_sources, repair_writer, row_loader
+from tunesmith.commands.read_rows import (
+    cpu_count,
+    log_sources,
+    mixed_row_fingerprints,
+    mixed_row_loader,
+    repair_writer,
+    row_loader,
+)
 from tunesmith.commands.shared import (
     DATE,
     SPLIT_PARTS,
@@ -30,10 +37,12 @@ from tunesmith.commands.shared import (
 from tunesmith.config.recipe import CHECKS, FORMATS, Recipe
 from tunesmith.config.registry import packages
 from tunesmith.data.conversation import Conversation, conversation_to_dict
-from tunesmith.data.finding import CheckContext
+from tunesmith.data.finding import CheckContext, Finding
 from tunesmith.data.finding import finding_to_dict as finding_to_plain
 from tunesmith.data.load import LoadedRows
-from tunesmith.data.prepare import NoRowsLeft, Prepared
+from tunesmith.data.mix_in import HeldOut, MixedRows, add_to_account, draw
+from tunesmith.data.mix_in import describe as describe_mixed
+from tunesmith.data.prepare import NoRowsLeft
 from tunesmith.data.prepare import prepare as prepare_rows
 from tunesmith.data.sources import open_sources
 from tunesmith.errors import DataError, ModelError, MultipleErrors, TunesmithError
@@ -192,6 +201,7 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
         "tokenizer": weights.fingerprint,
         **packages(CHECKS, [check.name for check in recipe.data.checks]),
         **packages(FORMATS, [recipe.data.format.name]),
+        **_mixed_inputs(recipe, run),
     }
     if is_up_to_date(run, "prepare", inputs, log):
         return run / "data"
@@ -210,21 +220,23 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
         )()
         log_sources(loaded, log)
         write_finding = stack.enter_context(run.lines("findings.jsonl"))
+
+        def sink(finding: Finding) -> None:
+            write_finding(finding_to_plain(finding))
+
+        context = check_context(encoder, loaded, recipe)
         try:
-            prepared = prepare_rows(
-                loaded,
-                recipe.data,
-                recipe.seed,
-                check_context(encoder, loaded, recipe),
-                sink=lambda finding: write_finding(finding_to_plain(finding)),
-                processes=cpu_count(),
-            )
+            prepared = prepare_rows(loaded, recipe.data, recipe.seed, context, sink=sink, processes=cpu_count())
         except NoRowsLeft as error:
             raise _no_rows_error(error, recipe, run, encoder) from error
+        held_out = [row for part in SPLIT_PARTS[1:] for row in prepared.parts[part]]
+        mixed = draw_mixed_rows(recipe, encoder, held_out, log, sink=sink)
+        mixed_rows = mixed.rows if mixed else []
+        trained = {**prepared.parts, "train": [*prepared.parts["train"], *mixed_rows]} if mixed else prepared.parts
         if errors := special_token_errors(encoder, (row.id for part in SPLIT_PARTS for row in prepared.parts[part])):
             raise MultipleErrors(errors)
         for part in SPLIT_PARTS:
-            _write(run, part, prepared, encoder)
+            _write(run, part, trained[part], encoder)
         run.write_json(DATE, {"date": today.isoformat()})
         if template_bytes is not None:
             run.write(TEMPLATE, template_bytes)
@@ -234,11 +246,11 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
         example = encode_expanded(prepared.parts["train"][0], template, recipe.prompt.learn, recipe.prompt.expand)[-1][
             1
         ]
-    trained_ids = (row.id for part in EXPANDED for row in prepared.parts[part])
+    trained_ids = (row.id for part in EXPANDED for row in trained[part])
     expanded_counts = {name: encoder.expanded[name] for name in trained_ids if name in encoder.expanded}
-    reasoned = count_reasoning(row for part in SPLIT_PARTS for row in prepared.parts[part])
+    reasoned = count_reasoning(row for part in SPLIT_PARTS for row in trained[part])
     account = {
-        **prepared.audit,
+        **add_to_account(prepared.audit, mixed, held_out),
         "expanded": {"conversations": len(expanded_counts), "rows": sum(expanded_counts.values())},
         "reasoning_left_out": reasoned if recipe.prompt.reasoning == "drop" else 0,
     }
@@ -250,9 +262,14 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
     run.write_fingerprints("prepare", inputs, files, seconds=round(time.time() - start, 1))
     if file is None:
         (run / TEMPLATE).unlink(missing_ok=True)
-    counts = ", ".join(f"{len(prepared.parts[part])} {part}" for part in SPLIT_PARTS if len(prepared.parts[part]))
+    notes = {"train": f" ({len(mixed_rows)} mixed in)" if mixed else ""}
+    counts = ", ".join(
+        f"{len(trained[part])} {part}{notes.get(part, '')}" for part in SPLIT_PARTS if len(trained[part])
+    )
     dropped, quarantine_count = sum(account["dropped"].values()), len(prepared.quarantined)
     log(f"prepare: {account['read']} rows read, {dropped} dropped, {quarantine_count} quarantined: {counts}")
+    if mixed:
+        log(f"prepare: {describe_mixed(account['mixed_in'], account['parts']['train'])}")
     if expanded_counts:
         log(f"prepare: {describe_expanded(expanded_counts.values(), template.source)}")
     for hint in reasoning_hints(template, reasoned):
@@ -270,12 +287,39 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
 EXPANDED = ("train", "valid")  # in the other parts only the last answer is compared
 
 
-def _write(run: Run, part: str, prepared: Prepared, encoder: RowEncoder) -> None:
+def draw_mixed_rows(
+    recipe: Recipe,
+    encoder: RowEncoder,
+    held_out: Sequence[Conversation],
+    log: Reporter = silent,
+    *,
+    sink: Callable[[Finding], None] | None = None,
+) -> MixedRows | None:
+    """Returns the rows of data.mix_in that are added to the training rows, with their account; None without a source.
+
+    Left out are also rows with the prompt of one of the shipped prompts on general abilities (evaluate.retention),
+    which would otherwise be trained on and asked. Raises DataError or MultipleErrors if no row can be read or used.
+    """
+    if recipe.data.mix_in.source is None:
+        return None
+    from tunesmith.evaluation.retention import read_probes, retention_rows
+
+    data = recipe.data
+    abilities = retention_rows(len(read_probes()), recipe.seed)
+    with mixed_row_loader(data, recipe.folder) as read_rows:
+        loaded = read_rows()
+        log_sources(loaded, lambda text: log(f"mix_in: {text}"))
+        context = check_context(encoder, loaded, recipe)
+        prompts = HeldOut(held_out, abilities, data.split.together)
+        return draw(loaded, data.mix_in, prompts, context, recipe.seed, checks=data.checks, sink=sink)
+
+
+def _write(run: Run, part: str, rows: Iterable[Conversation], encoder: RowEncoder) -> None:
     """Writes the rows of a part; in the parts for training, one row for each answer if the template requires it."""
     from tunesmith.prompt.tokens import split_answers
 
     with run.lines(f"data/{part}.jsonl") as write:
-        for row in prepared.parts[part]:
+        for row in rows:
             for answer in split_answers(row) if part in EXPANDED and row.id in encoder.expanded else (row,):
                 write(conversation_to_dict(answer))
 
@@ -309,6 +353,18 @@ def _describe_leaks(leaks: dict[str, Any]) -> str:
         f"{max(leaks['prompts'], near)} training rows have the same or nearly the same prompt as a held-out row"
         f"{' (' + leaks['example'] + ')' if 'example' in leaks else ''}"
     )
+
+
+def _mixed_inputs(recipe: Recipe, run: Run) -> dict[str, str]:
+    """Returns the inputs of the rows of data.mix_in; of a run packed without them, those from when it was prepared."""
+    if recipe.data.mix_in.source is None:
+        return {}
+    record = run.read_fingerprints("prepare")
+    if record and packed_without_sources(recipe, run):
+        rows = str(record["inputs"].get("mixed-in rows"))
+    else:
+        rows = hash_json(mixed_row_fingerprints(recipe.data, recipe.folder))
+    return {"mixed-in rows": rows, **packages(FORMATS, [recipe.data.mix_in.format.name])}
 
 
 def _rows_hash(recipe: Recipe, run: Run, log: Reporter) -> str:

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tunesmith.commands.shared import Reporter
-from tunesmith.config.recipe import Data
+from tunesmith.config.recipe import Data, NamedSetting, source_list
 from tunesmith.data.conversation import Conversation
 from tunesmith.data.load import LoadedRows, Sink, load_rows, summarize_notes
+from tunesmith.data.mix_in import mark
 from tunesmith.data.privacy import PseudonymMap, check_kinds
 from tunesmith.data.repair_rows import RowRepair
 from tunesmith.data.repair_rows import changes_to_dicts as changes_to_plain
 from tunesmith.data.rows import Row
 from tunesmith.data.sources import open_sources
+from tunesmith.errors import DataError, MultipleErrors, TunesmithError
 
 
 @contextlib.contextmanager
 def row_loader(
-    data: Data, base: Path, system: str | None, on_repair: Sink | None = None
+    data: Data,
+    base: Path,
+    system: str | None,
+    on_repair: Sink | None = None,
+    *,
+    mark: Callable[[Conversation], Conversation] | None = None,
 ) -> Iterator[Callable[[], LoadedRows]]:
-    """Yields a function that reads the rows into a table on disk, which exists until the block ends."""
+    """Yields a function that reads the rows into a table on disk, which exists until the block ends.
+
+    `mark` changes each row before it is stored.
+    """
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         pseudonym_map, mend = repair_settings(data, base)
 
@@ -42,6 +53,7 @@ def row_loader(
                 on_change=on_repair
                 if pseudonym_map is None
                 else None,  # personal data must not get into the run's folder
+                mark=mark,
             )
             if data.split.column:  # used by the split
                 del loaded.notes.unused[data.split.column]
@@ -49,6 +61,46 @@ def row_loader(
             return loaded
 
         yield read_them
+
+
+@contextlib.contextmanager
+def mixed_row_loader(data: Data, base: Path) -> Iterator[Callable[[], LoadedRows]]:
+    """Yields a function that reads the rows of data.mix_in; rows that cannot be read are findings.
+
+    They get no system message and no repairs, but pseudonyms if `data.pseudonyms` is set. Errors name data.mix_in.
+    """
+    options = [check for check in data.checks if check.name == "personal"]
+    changes = {
+        "source": source_list(data.mix_in.source),
+        "format": data.mix_in.format,
+        "checks": [*options, NamedSetting("broken", {})],
+        "repair": False,
+        "encoding": None,
+    }
+    with _mix_in_named(), row_loader(data.model_copy(update=changes), base, None, mark=mark) as read_them:
+        yield read_them
+
+
+@contextlib.contextmanager
+def _mix_in_named() -> Iterator[None]:
+    """Makes the errors of the block name the settings of data.mix_in instead of those of data."""
+
+    def renamed(error: TunesmithError) -> TunesmithError:
+        advice = re.sub(r"\bdata\.(source|format)\b", r"data.mix_in.\1", error.next)
+        return type(error)(error.what, where=error.where, next=advice)
+
+    try:
+        yield
+    except MultipleErrors as error:
+        raise MultipleErrors([renamed(inner) for inner in error.errors]) from error
+    except DataError as error:
+        raise renamed(error) from error
+
+
+def mixed_row_fingerprints(data: Data, base: Path) -> list[str]:
+    """Returns the hashes of the sources of data.mix_in. Raises DataError if one cannot be read."""
+    with _mix_in_named():
+        return [source.fingerprint() for source in open_sources(source_list(data.mix_in.source), base)]
 
 
 def repair_settings(data: Data, base: Path) -> tuple[PseudonymMap | None, RowRepair]:

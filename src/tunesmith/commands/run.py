@@ -46,7 +46,7 @@ def run_stages(
         require_same_rows(recipe, run)
     prepared = run.read_fingerprints("prepare") is not None
     if not prepared:
-        on_check(check(recipe, log))
+        on_check(check(recipe, log, run))
     prepare(recipe, run, log)
     if prepared:
         _check_export(recipe, run, log)

@@ -37,10 +37,7 @@ def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
 
     Raises RunError if the run does not exist and `create` is False.
     """
-    own_folder = (
-        recipe.folder if (recipe.folder / "recipe.yaml").is_file() and (recipe.folder / ".lock").exists() else None
-    )
-    path = own_folder or runs / recipe.name
+    path = _run_folder(recipe, runs)
     if not create and not path.is_dir():
         raise RunError("this run does not exist yet", where=str(path), next=f"Create it: {run_command(recipe, path)}")
     run = Run(path)
@@ -50,6 +47,18 @@ def open_run(recipe: Recipe, runs: Path, *, create: bool = True) -> Run:
     if not (run / "recipe.yaml").exists():
         run.write_recipe()
     return run
+
+
+def existing_run(recipe: Recipe, runs: Path) -> Run | None:
+    """Returns the run of `recipe` if there is one; nothing is written."""
+    path = _run_folder(recipe, runs)
+    return Run(path) if path.is_dir() else None
+
+
+def _run_folder(recipe: Recipe, runs: Path) -> Path:
+    """Returns the folder of the recipe's run: its own folder if it was read from a run, else one in `runs`."""
+    is_run = (recipe.folder / "recipe.yaml").is_file() and (recipe.folder / ".lock").exists()
+    return recipe.folder if is_run else runs / recipe.name
 
 
 def find_run(name: str, runs: Path) -> Path:
@@ -80,7 +89,9 @@ def recipe_text(recipe: Recipe, folder: Path) -> str:
         return path.relative_to(run_folder).as_posix() if path.is_relative_to(run_folder) else text
 
     values = recipe.dump()
-    values["data"]["source"] = [inside(source) for source in values["data"]["source"]]
+    for section in (values["data"], values["data"]["mix_in"]):
+        if section["source"] is not None:
+            section["source"] = [inside(source) for source in section["source"]]
     if recipe.evaluate.probes:
         values["evaluate"]["probes"] = inside(values["evaluate"]["probes"])
     values["prompt"]["template"] = inside(values["prompt"]["template"])
@@ -164,10 +175,11 @@ def training_settings(recipe: Recipe, run: Run) -> dict[str, str]:
 
 def hash_data_settings(recipe: Recipe) -> str:
     """Returns a hash of the settings in the section `data` that prepared rows depend on."""
-    has_pseudonyms = {
-        "pseudonyms": bool(recipe.data.pseudonyms) or None
-    }  # whether it is set, not the path: a run can be moved
-    return hash_json(recipe.data.model_dump(mode="json", exclude={"source", "max_dropped"}) | has_pseudonyms)
+    settings = recipe.data.model_dump(mode="json", exclude={"source", "max_dropped", "mix_in"})
+    settings["pseudonyms"] = bool(recipe.data.pseudonyms) or None  # whether it is set: a run can be moved
+    if recipe.data.mix_in.source is not None:
+        settings["mix_in"] = recipe.data.mix_in.model_dump(mode="json", exclude={"source"})
+    return hash_json(settings)
 
 
 def training_inputs(run: Run) -> tuple[dict[str, str] | None, str]:
@@ -239,9 +251,8 @@ def require_same_template(recipe: Recipe, run: Run) -> None:
 
 
 def packed_without_sources(recipe: Recipe, run: Run) -> bool:
-    """Returns whether the run was packed without its sources: data.source names missing files in its inputs/."""
-    sources = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
-    files = [recipe.path(source) for source in sources if not source.startswith("hub:")]
+    """Returns whether the run was packed without its sources: the recipe names missing files in its inputs/."""
+    files = [recipe.path(source) for source in recipe.data.sources if not source.startswith("hub:")]
     inputs = run.path.resolve() / "inputs"
     return bool(files) and not any(file.exists() or not file.is_relative_to(inputs) for file in files)
 

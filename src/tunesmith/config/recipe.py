@@ -148,6 +148,24 @@ class Sample(Section):
     unseen: int | None = Field(None, ge=1, description="test rows of unseen groups; null: all")
 
 
+class MixIn(Section):
+    """Rows of another table, usually general conversation, that are added to the training rows only.
+
+    They keep abilities that training on one task would otherwise cost (rehearsal). They have no system message of the
+    recipe and belong to the group "mixed in".
+    """
+
+    source: str | list[str] | None = Field(
+        None, description="a file, folder, glob or hub: as in data.source, or a list; null: no rows are mixed in"
+    )
+    format: Format = Field(
+        _name("auto"), description="how a row becomes a conversation; auto: detected from the columns"
+    )
+    rows: int = Field(
+        200, ge=1, description="number of rows drawn with `seed`; if fewer can be used, all of those are used"
+    )
+
+
 class Data(Section):
     """The rows: source, format, checks and split."""
 
@@ -179,6 +197,19 @@ class Data(Section):
     sample: Sample = Field(
         default_factory=lambda: Sample.model_validate({}), description="number of rows used of each part"
     )
+    mix_in: MixIn = Field(
+        default_factory=lambda: MixIn.model_validate({}), description="rows of another table for the training"
+    )
+
+    @property
+    def sources(self) -> list[str]:
+        """Every source that rows are read from: those of `source`, then those of `mix_in.source`."""
+        return [*source_list(self.source), *source_list(self.mix_in.source)]
+
+
+def source_list(source: str | list[str] | None) -> list[str]:
+    """Returns a source setting as a list; empty for null."""
+    return [source] if isinstance(source, str) else list(source or ())
 
 
 def _plain_values(value: Any) -> Any:
@@ -433,8 +464,9 @@ class Recipe(Section):
     def dump(self) -> dict[str, Any]:
         """Returns the recipe's values with every default and absolute paths."""
         plain = self.model_dump(mode="json")
-        sources = [self.data.source] if isinstance(self.data.source, str) else self.data.source
-        plain["data"]["source"] = [item if item.startswith("hub:") else str(self.path(item)) for item in sources]
+        plain["data"]["source"] = self._absolute(self.data.source)
+        if self.data.mix_in.source is not None:
+            plain["data"]["mix_in"]["source"] = self._absolute(self.data.mix_in.source)
         if self.data.pseudonyms:
             plain["data"]["pseudonyms"] = str(self.path(self.data.pseudonyms))
         if self.evaluate.probes:
@@ -444,6 +476,10 @@ class Recipe(Section):
         if self.base.model and self.path(self.base.model).exists():
             plain["base"]["model"] = str(self.path(self.base.model))
         return plain
+
+    def _absolute(self, source: str | list[str]) -> list[str]:
+        """Returns the sources with absolute paths."""
+        return [item if item.startswith("hub:") else str(self.path(item)) for item in source_list(source)]
 
 
 SHIPPED = (Path(__file__).parents[3] / "recipes", Path(__file__).parents[1] / "recipes")  # a checkout, a wheel

@@ -95,8 +95,11 @@ def load_rows(
     drop_broken: bool = False,
     repair: RowRepair | None = None,
     on_change: Sink | None = None,
+    mark: Callable[[Conversation], Conversation] | None = None,
 ) -> LoadedRows:
     """Loads every row of `sources` as a conversation into a table at `into`; `on_change` is called for repaired rows.
+
+    `mark` changes each conversation before it is stored.
 
     Raises MultipleErrors with the rows that do not fit, by file and line (equal errors once, at most 20); with
     `drop_broken` such rows are findings, as long as others fit.
@@ -105,7 +108,8 @@ def load_rows(
     reader = _Reader(
         resolve("tunesmith.data.formats", format.name), format.options, system, repair or RowRepair(), on_change, labels
     )
-    table = Table.write(into, reader.conversations(sources))
+    conversations = reader.conversations(sources)
+    table = Table.write(into, map(mark, conversations) if mark else conversations)
     broken = reader.broken
     if reader.fatal or (broken and not (drop_broken and len(table))):
         advice = "Correct them, or add broken to data.checks: such rows are then dropped and counted"

@@ -224,14 +224,7 @@ def prepare(
             next="Read audit.html, or ask for fewer checks in data.checks",
             audit={**_audit_counts(loaded, ledger), "profile": profile(rows, context.count_tokens)},
         )
-    parts = split(kept_rows, seed=seed, **data.split.model_dump())
-    ledger.add(run_checks(kept_rows, data.checks, replace(context, parts=parts), scopes=("split",)))
-    kept_rows = _kept_rows(kept_rows, ledger)
-    names = [parts[row.id] for row in kept_rows]
-    by_part = {part: kept_rows.take(index for index, name in enumerate(names) if name == part) for part in PARTS}
-    if not len(by_part["train"]):
-        raise DataError("every training row leaks into the test", next="Split by group, or remove repeated prompts")
-    sampled = {part: _sample(part_rows, data.sample, part, seed) for part, part_rows in by_part.items()}
+    kept_rows, sampled = split_rows(kept_rows, data, seed, context, ledger)
     quarantined = rows.take(index for index, row in enumerate(rows) if ledger.decision(row.id) == "quarantine")
     account = _account(loaded, kept_rows, sampled, quarantined, ledger)
     account |= {
@@ -239,6 +232,24 @@ def prepare(
         "profile": profile(_joined_parts(sampled, rows), context.count_tokens),
     }
     return Prepared(sampled, quarantined, account)
+
+
+def split_rows(
+    kept_rows: Table, data: Data, seed: int, context: CheckContext, ledger: RowDecisions
+) -> tuple[Table, dict[str, Table]]:
+    """Splits rows that the checks kept; returns those that the checks of the split keep too, and each part's sample.
+
+    Raises DataError if the rows cannot be split, no training row is left, or a part has fewer rows than
+    `data.sample` asks for.
+    """
+    parts = split(kept_rows, seed=seed, **data.split.model_dump())
+    ledger.add(run_checks(kept_rows, data.checks, replace(context, parts=parts), scopes=("split",)))
+    kept_rows = _kept_rows(kept_rows, ledger)
+    names = [parts[row.id] for row in kept_rows]
+    by_part = {part: kept_rows.take(index for index, name in enumerate(names) if name == part) for part in PARTS}
+    if not len(by_part["train"]):
+        raise DataError("every training row leaks into the test", next="Split by group, or remove repeated prompts")
+    return kept_rows, {part: _sample(part_rows, data.sample, part, seed) for part, part_rows in by_part.items()}
 
 
 class _Stoppable(Sequence[Conversation]):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunesmith.evaluation.verdict import is_saturated
 from tunesmith.wording import plural
 
 Described = Mapping[str, Any]  # what Verdict.describe returns
@@ -103,6 +104,18 @@ def too_few_sentence(verdict: Described, kind: str) -> str:
         f"With {verdict['groups']} {plural(noun, verdict['groups'])} nothing can be shown, because chance alone often "
         f"gives such a result; at least {verdict['min_groups']} {plural(noun)} are needed."
     )
+
+
+def saturated_sentences(verdict: Described | None, metric: str) -> list[str]:
+    """Returns the sentence on a score that the base model has nearly at its best already; none otherwise."""
+    if verdict is None or not is_saturated(verdict):
+        return []
+    best = verdict["limits"][1 if verdict["better"] == "higher" else 0]
+    end = "at most" if verdict["better"] == "higher" else "at least"
+    return [
+        f"The base model's {metric.replace('_', ' ')} is already {verdict['base']:.2f} ({end} {best:g} is possible), "
+        "so tuning cannot show a gain on it. Choose another evaluate.primary, or harder rows."
+    ]
 
 
 def worse_elsewhere(scores: Mapping[str, Any]) -> list[str]:

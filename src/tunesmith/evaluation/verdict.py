@@ -29,6 +29,7 @@ from tunesmith.evaluation.statistics import (
 ALPHA = 0.05
 NARROW = 0.01  # a shown difference with a larger p is called narrow
 MIN_GROUPS = math.ceil(math.log2(2 / ALPHA))  # 6: fewer groups have so few sign flips that p cannot be 0.05
+SATURATED = 0.05  # share of a score's range: a base model this close to the best score leaves no room for a gain
 MAX_MISSING, MAX_UNBOUNDED_MISSING = 0.2, 0.05  # share of rows that may be missing, with and without limits
 
 Outcome = Literal["better", "worse", "higher", "lower", "no change shown", "too few to tell", "too many missing"]
@@ -241,6 +242,18 @@ def decide_over_trainings(
         worst=worst,
         trainings=tuple(values) if len(tuned) > 1 else (),
     )
+
+
+def is_saturated(verdict: Mapping[str, Any]) -> bool:
+    """Returns whether the base model is within 5 % of the best possible score, so that tuning cannot show a gain.
+
+    `verdict` is what `Verdict.describe` returns. False for scores without limits or a good direction.
+    """
+    if not verdict["limits"] or verdict["better"] == "neither":
+        return False
+    low, high = verdict["limits"]
+    room = high - verdict["base"] if verdict["better"] == "higher" else verdict["base"] - low
+    return bool(room <= (SATURATED + TOLERANCE) * (high - low))
 
 
 def correct(verdicts: Mapping[Key, Verdict], primary: Key | None = None) -> dict[Key, Verdict]:

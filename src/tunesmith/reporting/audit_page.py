@@ -12,6 +12,7 @@ from tunesmith.config.recipe import CHECKS, Data
 from tunesmith.config.registry import entry_module
 from tunesmith.data.load import summarize_notes
 from tunesmith.data.messages import ReadNotes
+from tunesmith.data.mix_in import describe as describe_mixed
 from tunesmith.errors import RecipeError
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import render_page
@@ -117,6 +118,7 @@ def audit_page(
         fields=profile["fields"],
         languages=_language_names(profile["languages"]),
         remarks=_remarks(audit),
+        mixed_in=describe_mixed(audit["mixed_in"], audit["parts"]["train"]) if "mixed_in" in audit else "",
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith.config.recipe import Recipe
+from tunesmith.config.recipe import Recipe, source_list
 from tunesmith.data.hub import parse_hub_source
 from tunesmith.data.privacy import find_personal, find_secrets
 from tunesmith.errors import DataError, ModelError
@@ -23,7 +23,7 @@ from tunesmith.prompt.tokens import stop_ids
 from tunesmith.reporting.html_page import format_number, render_page
 from tunesmith.reporting.replies import part_title
 from tunesmith.reporting.run_report import limitations as limits_of
-from tunesmith.wording import show_bytes
+from tunesmith.wording import counted, show_bytes
 
 REMOVED = "[removed]"
 PRIVATE = ("email", "phone", "card", "iban", "ssn", "ip")
@@ -83,6 +83,7 @@ def model_card(
         audit=audit,
         rows=_rows(audit, hidden),
         source=_raw(_source(recipe, audit)),
+        mixed_in=_raw(_mixed_in(recipe, audit)),
         personal=_personal_data_notes(audit),
         settings={name: _markdown_text(value, hidden) for name, value in _settings(recipe).items()},
         training=_training(machine, plan, records, hidden),
@@ -148,7 +149,7 @@ def _front_matter(recipe: Recipe, base: Mapping[str, str], languages: Sequence[s
     tags = ["tunesmith", "lora", *(["qlora"] if recipe.base.bits == 4 else [])]
     plain: dict[str, Any] = {
         "base_model": base["hub"],
-        "datasets": _hub_sources(recipe),
+        "datasets": _hub_sources(recipe.data.sources),
         "language": list(languages),
         "license": license,
         "library_name": "peft",
@@ -164,8 +165,7 @@ def _languages(audit: Mapping[str, Any]) -> list[str]:
     return [name for name, count in counts.items() if LANGUAGE.fullmatch(name) and count >= enough]
 
 
-def _hub_sources(recipe: Recipe) -> list[str]:
-    sources = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
+def _hub_sources(sources: Sequence[str]) -> list[str]:
     names = []
     for source in sources:
         if source.startswith("hub:"):
@@ -177,10 +177,22 @@ def _hub_sources(recipe: Recipe) -> list[str]:
 
 
 def _source(recipe: Recipe, audit: Mapping[str, Any]) -> str:
-    sources = [recipe.data.source] if isinstance(recipe.data.source, str) else recipe.data.source
-    descriptions = [f"[{name}](https://huggingface.co/datasets/{name})" for name in _hub_sources(recipe)]
+    return _describe_sources(source_list(recipe.data.source), len(audit.get("sources", [])))
+
+
+def _mixed_in(recipe: Recipe, audit: Mapping[str, Any]) -> str:
+    """Returns the sentence on rows of another table among the training rows, or ''."""
+    mixed = audit.get("mixed_in")
+    if not mixed:
+        return ""
+    source = _describe_sources(source_list(recipe.data.mix_in.source), len(mixed["sources"]))
+    return f"{counted(mixed['drawn'], 'row')} from {source} were mixed into the training rows to keep other abilities."
+
+
+def _describe_sources(sources: Sequence[str], file_count: int) -> str:
+    descriptions = [f"[{name}](https://huggingface.co/datasets/{name})" for name in _hub_sources(sources)]
     if any(not source.startswith("hub:") for source in sources):
-        files = len(audit.get("sources", [])) or len(sources)
+        files = file_count or len(sources)
         descriptions.append(
             "files that are not published with this card"
             if files > 1
@@ -201,7 +213,8 @@ def _rows(audit: Mapping[str, Any], hidden: Sequence[str]) -> list[tuple[str, in
         "test": "test",
         "unseen": "test, of groups never seen",
     }
-    rows += [(words, audit["parts"][part]) for part, words in parts.items() if audit["parts"].get(part)]
+    own_rows = {**audit["parts"], "train": audit["parts"]["train"] - audit.get("mixed_in", {}).get("drawn", 0)}
+    rows += [(words, own_rows[part]) for part, words in parts.items() if own_rows.get(part)]
     return [(_markdown_text(words, hidden), count) for words, count in rows]
 
 

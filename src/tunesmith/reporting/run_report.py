@@ -160,6 +160,7 @@ def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe, t
         else f"The recipe was trained {trainings} times. Only the scores of the held-out rows were compared over all "
         "trainings; everything else on this page is about the adapter of this run.",
     ]
+    sentences += scores.get("notes", [])
     if leaks := _leak_sentence(audit.get("leaks")):
         sentences.append(leaks)
     expanded = audit.get("expanded") or {"conversations": 0}

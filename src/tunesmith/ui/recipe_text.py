@@ -39,7 +39,14 @@ def load_text(name: str, *, small: bool = False) -> str:
         return to_text(values)
     text = find_recipe(name).read_text(encoding="utf-8-sig")
     values, resolved = parse_yaml(text, name)[0], recipe.dump()
-    for key in ("data.source", "data.pseudonyms", "evaluate.probes", "prompt.template", "base.model"):
+    for key in (
+        "data.source",
+        "data.mix_in.source",
+        "data.pseudonyms",
+        "evaluate.probes",
+        "prompt.template",
+        "base.model",
+    ):
         before, after = get_value(values, key), get_value(resolved, key)
         if before is not MISSING and before != after and [before] != after:
             text = with_value(text, key, after[0] if isinstance(before, str) and isinstance(after, list) else after)
