@@ -1,17 +1,19 @@
 """How often a verdict is wrong, shape by shape, in simulation: false 'better', coverage of the interval, and power.
 
-Run as python benchmarks/verdict_errors.py [--trials 20000] [--flips 2000] [--only WORD]. Each trial draws the scores of
+Run as python benchmarks/verdict_errors.py [--trials 10000] [--flips 2000] [--only WORD]. Each trial draws the scores of
 two models on the rows of a known shape: once from the same distribution, so that 'better' and 'worse' are false, and
 once with a difference that a t test finds in about 80 % of normal data. The verdict's own interval, p-value and rule
-are applied to all trials at once; shapes with missing rows call `decide` for a tenth of the trials. Beside it stand other
-tests, each alone: a t test over the groups' means, the sign flips, and a wild cluster bootstrap with Webb's weights
-(Webb 2023, doi:10.1111/caje.12661). Writes results/verdict_errors.csv; --table prints the table of docs/comparison.md.
+are applied to all trials at once; shapes with missing rows call `decide` for a tenth of the trials. Beside it stand
+other tests, each alone: a t test over the groups' means, the sign flips, and a wild cluster bootstrap with Webb's
+weights (Webb 2023, doi:10.1111/caje.12661). Writes results/verdict_errors.csv; --table prints the table of
+docs/comparison.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -122,13 +124,13 @@ def shares(
     def draw(rng: np.random.Generator, trials: int, difference: float) -> tuple[Floats, Floats]:
         sides = []
         for mean in (share - difference, share):
-            odds = np.full((trials, len(sizes)), mean)
+            odds: Floats = np.full((trials, len(sizes)), mean)
             if 0 < alike < 1:
                 spread = (1 - alike) / alike
                 odds = rng.beta(mean * spread, (1 - mean) * spread, (trials, len(sizes)))
             elif alike == 1:
-                odds = (rng.random((trials, len(sizes))) < mean) * 1.0
-            sides.append((rng.random((trials, len(place))) < odds[:, place]) * 1.0)
+                odds = (rng.random((trials, len(sizes))) < mean).astype(np.float64)
+            sides.append((rng.random((trials, len(place))) < odds[:, place]).astype(np.float64))
         return sides[0], sides[1]
 
     kind = "missing rows" if silent else "shares"
@@ -152,7 +154,7 @@ def minus_exponential(rng: np.random.Generator, shape: tuple[int, ...]) -> Float
 
 def log_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     """Log-normal values less their mean: skewness 6.2."""
-    return rng.lognormal(0, 1, shape) - np.exp(0.5)
+    return rng.lognormal(0, 1, shape) - math.exp(0.5)
 
 
 def minus_log_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
@@ -172,12 +174,12 @@ def ties(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
 
 def marks(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     """Marks of 1 to 5."""
-    return rng.choice(5, shape, p=[0.05, 0.1, 0.2, 0.35, 0.3]) + 1.0
+    return (rng.choice(5, shape, p=[0.05, 0.1, 0.2, 0.35, 0.3]) + 1).astype(np.float64)
 
 
 def losses(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     """Losses in nats per token, about 1.5 in sum."""
-    return 0.75 / np.sqrt(0.5) + rng.normal(0, 0.35, shape)
+    return 0.75 / math.sqrt(0.5) + rng.normal(0, 0.35, shape)
 
 
 SHAPES: tuple[Shape, ...] = (
@@ -266,7 +268,8 @@ def webb_directions(shape: Shape, sums: Floats, rng: np.random.Generator, draws:
     def t_values(total: Floats, squares: Floats, products: Floats) -> Floats:
         mean = total / rows
         spread = squares - 2 * mean * products + mean**2 * (sizes**2).sum()
-        return np.divide(mean, np.sqrt(np.maximum(spread, 1e-12)))
+        t_value: Floats = np.divide(mean, np.sqrt(np.maximum(spread, 1e-12)))
+        return t_value
 
     resampled = t_values(sums @ weights.T, (sums**2) @ (weights**2).T, (sums * sizes) @ weights.T)
     observed = t_values(sums.sum(1), (sums**2).sum(1), (sums * sizes).sum(1))
@@ -339,17 +342,31 @@ def _measure_missing(shape: Shape, *, trials: int, difference: float, rng: np.ra
         for name, count in counts.items():
             found[name].append(100 * count / trials)
     alone = (found["naive"][0], found["naive"][1])
+    covered, covered_changed = found["covered"]
     return Errors(
-        found["better"][0], found["worse"][0], *found["covered"], found["better"][1], {"measured rows alone": alone}
+        found["better"][0],
+        found["worse"][0],
+        covered,
+        covered_changed,
+        found["better"][1],
+        {"measured rows alone": alone},
     )
 
 
 def as_row(shape: Shape, errors: Errors, trials: int) -> list[str]:
     """Returns the line of the CSV file; an empty cell was not measured."""
-    others = [errors.others.get(name, (None, None)) for name in ("t", "flips", "webb")]
+    others: list[tuple[float | None, float | None]] = [
+        errors.others.get(name, (None, None)) for name in ("t", "flips", "webb")
+    ]
     if shape.silent:
         others[1] = errors.others["measured rows alone"]
-    figures = [errors.false_better, errors.false_worse, errors.coverage, errors.coverage_changed, errors.power]
+    figures: list[float | None] = [
+        errors.false_better,
+        errors.false_worse,
+        errors.coverage,
+        errors.coverage_changed,
+        errors.power,
+    ]
     figures += [power for _, power in others] + [false for false, _ in others]
     texts = ["" if figure is None else f"{figure:.1f}" for figure in figures]
     return [shape.kind, shape.name, str(shape.sizes.sum()), str(len(shape.sizes)), str(trials), *texts]
@@ -382,7 +399,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 def main() -> None:
     """Writes the CSV file, or prints the table of the one that exists."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=20_000)
+    parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--flips", type=int, default=2000)
     parser.add_argument("--only", default="", help="measure the shapes whose kind or name has this word; write no file")
     parser.add_argument("--table", action="store_true", help="print the table of the CSV file")

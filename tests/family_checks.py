@@ -62,7 +62,7 @@ def losses(folder: Path, name: str) -> None:
     import transformers
 
     from tunesmith.models.build import load_model
-    from tunesmith.models.shape import check_loaded, read_shape
+    from tunesmith.models.count_parameters import check_loaded, read_shape
     from tunesmith.models.weights import fetch_weights
     from tunesmith.prompt.pack import Batch
     from tunesmith.training.autograd_step import sum_cross_entropy

@@ -21,8 +21,8 @@ HEAD = """# What the tuning brought
 
 Base and tuned model answered the same held-out rows with greedy decoding, on the same loaded weights. A difference
 stands with its 95 % interval; p is corrected over the scores of a section (Holm), the score that was chosen beforehand
-(★) is decided alone. *holds*: the interval is on one side of zero and p is at most 0.05. Where an interval includes
-zero, nothing was shown. [How two models are compared](comparison.md) says how all of it is computed.
+(★) is decided alone. *better* and *worse* need an interval on one side of zero and a p of at most 0.05; *narrowly*: p
+is above 0.01. [How two models are compared](comparison.md) says how all of it is computed.
 
 The first six are `tunesmith run NAME --small`; the others learn public rows that are not part of this project, by the
 recipes in benchmarks/public. Training on a card differs in its last bits from run to run, so the figures do a
@@ -105,7 +105,7 @@ def _table(part: str, found: dict[str, Any], primary: str) -> list[str]:
         star = " ★" if name == primary else ""
         adjusted = each.get("adjusted")
         shown = "" if adjusted is None else f"{adjusted:.3f}" if adjusted >= 0.001 else "< 0.001"
-        word = each["verdict"] + (", holds" if each.get("holds") else "")
+        word = each["verdict"] + (", narrowly" if each.get("narrow") else "")
         lines.append(
             f"| {_words(name)}{star} | {_number(each['base'])} | {_number(each['tuned'])} | {_span(each)} "
             f"| {shown} | {word} |"

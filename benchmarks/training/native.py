@@ -15,7 +15,7 @@ from tunesmith.config.recipe import Adapter, Train
 from tunesmith.hardware import Machine, Speed, detect_hardware
 from tunesmith.hardware import measure_speed as measure_speed
 from tunesmith.models.build import Model, add_adapter, load_model
-from tunesmith.models.shape import read_shape
+from tunesmith.models.count_parameters import read_shape
 from tunesmith.models.weights import fetch_weights
 from tunesmith.planning.autograd import Plan
 from tunesmith.planning.fused import PlanSettings, StepWork, plan_fused

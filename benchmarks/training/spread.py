@@ -87,7 +87,7 @@ def _work(task: Task) -> None:
     from tunesmith.config.recipe import Adapter, Train
     from tunesmith.hardware import detect_hardware, measure_speed
     from tunesmith.models.build import add_adapter, load_model
-    from tunesmith.models.shape import read_shape
+    from tunesmith.models.count_parameters import read_shape
     from tunesmith.models.weights import fetch_weights
     from tunesmith.planning.fused import PlanSettings, StepWork, plan_fused
     from tunesmith.prompt.tokens import Example

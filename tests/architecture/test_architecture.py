@@ -10,6 +10,7 @@ import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -135,7 +136,8 @@ def test_readme_commands() -> None:
 
     from tunesmith.cli import app
 
-    commands = set(get_command(app).commands)  # type: ignore[attr-defined]
+    group: Any = get_command(app)
+    commands = set(group.commands)
     blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     used = set(re.findall(r"^(?:\.venv/bin/)?tunesmith ([a-z]+)", blocks, re.MULTILINE))
     assert used

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -15,7 +16,7 @@ from tunesmith.config.recipe import parse_setting, read_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-GROUP = get_command(app)
+GROUP: Any = get_command(app)
 
 
 def commands(text: str) -> Iterator[str]:
@@ -32,12 +33,12 @@ def commands(text: str) -> Iterator[str]:
 def problem(command: str) -> str:
     """Why the command line would refuse a command; '' if it would run it."""
     name, *words = ["2" if word == "N" else word for word in shlex.split(command, comments=True)]
-    if name not in GROUP.commands:  # type: ignore[attr-defined]
+    if name not in GROUP.commands:
         return f"no command {name}"
     if not words or any(word.isupper() and word.startswith("-") for word in words):
         return ""  # the name of a command alone
     try:
-        context = GROUP.commands[name].make_context(name, words)  # type: ignore[attr-defined]
+        context = GROUP.commands[name].make_context(name, words)
     except Exception as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         return "" if "Missing" in message and len(words) < 2 else message

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tunesmith.config.recipe import Recipe, read_recipe
 from tunesmith.errors import DataError, RecipeError, ResourceError
 from tunesmith.hardware import Machine
-from tunesmith.models.shape import read_shape
+from tunesmith.models.count_parameters import read_shape
 from tunesmith.planning.base_models import BASES, ROOM, choose, needs
 from tunesmith.planning.recipe_draft import draft, written_source
 from tunesmith.planning.survey import draw_sample, survey, tokens

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tunesmith.data.conversation import (
     Conversation,
     Origin,
+    Role,
     Turn,
     conversation_from_dict,
     conversation_to_dict,
@@ -195,7 +196,7 @@ def test_a_conversation_that_cannot_be_trained_on_is_refused(messages: list[Any]
 
 
 def conversation(*pairs: Pair, **more: Any) -> Conversation:
-    return Conversation("id", tuple(Turn(role, text) for role, text in pairs), Origin("f", 3), **more)  # type: ignore[arg-type]
+    return Conversation("id", tuple(Turn(cast(Role, role), text) for role, text in pairs), Origin("f", 3), **more)
 
 
 def test_the_parts_of_a_conversation() -> None:

@@ -18,10 +18,16 @@ SAMPLE = ROOT / "recipes/samples/shopsphere.jsonl"
 MAIN = "import sys; sys.path[:0] = sys.argv.pop(1).split('|'); from tunesmith.cli import main; main()"
 
 
+def package_name(requirement: str) -> str:
+    name = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert name, requirement
+    return name[0]
+
+
 def distributions(name: str, seen: set[str]) -> set[str]:
     """The names of a distribution's requirements without extras, and theirs."""
     for line in metadata.requires(name) or ():
-        requirement = re.match(r"[A-Za-z0-9._-]+", line)[0]  # type: ignore[index]
+        requirement = package_name(line)
         marker = line.partition(";")[2]
         if "extra ==" in marker or any(other in marker for other in ("win32", "Windows", "python_version <")):
             continue
@@ -113,7 +119,7 @@ def test_every_import_of_an_extra_is_declared() -> None:
     indirect = {"starlette", "tokenizers"}  # by fastapi, by transformers
     for extra, packages in EXTRA_PACKAGES.items():
         required = {
-            re.match(r"[A-Za-z0-9._-]+", line)[0].lower().replace("-", "_")  # type: ignore[index]
+            package_name(line).lower().replace("-", "_")
             for line in requires
             if f"extra == '{extra}'" in line.replace('"', "'")
         }

@@ -154,7 +154,9 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
         point_run = runs[point["run"]]
         scores = point_run.read_json("scores.json")
         assert point["rows"] == len(read_rows(point_run / "data/train.jsonl"))
-        assert point["steps"] == point_run.read_fingerprints("train")["summary"]["steps"] == -(-point["rows"] // 4)  # type: ignore[index]
+        record = point_run.read_fingerprints("train")
+        assert record is not None
+        assert point["steps"] == record["summary"]["steps"] == -(-point["rows"] // 4)
         assert point["scores"]["loss"]["value"] == pytest.approx(scores["sections"]["all"]["loss"]["tuned"])
         assert point["base"]["loss"]["base"] == pytest.approx(plain["points"][0]["base"]["loss"]["base"])
     step = plain["points"][0]["next"]

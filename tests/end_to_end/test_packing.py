@@ -207,15 +207,21 @@ def stocked(folder: Path, **changes: Any) -> Run:
     return run
 
 
+def content(tar: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
 def test_the_manifest_tells_what_is_inside(tmp_path: Path) -> None:
     run = stocked(tmp_path)
     log_lines: list[str] = []
     target = tunesmith.pack(run, tmp_path / "toy.tar", log_lines.append)
     with tarfile.open(target) as tar:
         assert tar.getnames()[0] == MANIFEST
-        manifest = json.load(tar.extractfile(MANIFEST))  # type: ignore[arg-type]
+        manifest = json.loads(content(tar, MANIFEST))
         for member in manifest["members"]:
-            data = tar.extractfile(member["name"]).read()  # type: ignore[union-attr]
+            data = content(tar, member["name"])
             assert (len(data), hashlib.sha256(data).hexdigest()) == (member["size"], member["sha256"])
         owners = {(info.uid, info.gid, info.uname, info.gname, info.mode) for info in tar}
     assert owners == {(0, 0, "", "", 0o644)}
@@ -514,7 +520,7 @@ def forge(
 ) -> Path:
     """The archive with its manifest and members changed; `check`: the manifest vouches for itself again."""
     with tarfile.open(packed) as tar:
-        members = [(info, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+        members = [(info, content(tar, info)) for info in tar]
     manifest = json.loads(members[0][1])
     change(manifest, members)
     if check:
@@ -660,7 +666,8 @@ def test_a_header_that_would_fill_the_memory(packed: Path, tmp_path: Path) -> No
 
 def test_too_little_room(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(unpack.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))  # type: ignore[attr-defined]
+        almost_full = type(shutil.disk_usage(tmp_path))(10, 5, 5)
+        patched.setattr(f"{unpack.__name__}.shutil.disk_usage", lambda path: almost_full)
         assert "the disk has 5 bytes left, but the run needs" in refused(packed, ResourceError)
     plain = Path.open
 

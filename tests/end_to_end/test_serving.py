@@ -144,7 +144,8 @@ def test_of_a_run_the_best_verified_file_is_served(tmp_path: Path, file: Path, c
     with start_server(wish, log_lines.append) as served:
         assert f"{run / 'export/gguf/toy.q8_0.gguf'} (q8_0, verified), 1 slot" in log_lines[0]
         (model,) = served.models
-        assert (model.name, model.recipe.prompt.system) == ("toy", "Be brief.")  # type: ignore[union-attr]
+        assert model.recipe is not None
+        assert (model.name, model.recipe.prompt.system) == ("toy", "Be brief.")
         backend: Any = model.queue.backend
         assert backend._model.template.source == "the model's own template"  # of the training
         assert backend._model.texts == ("STOP",)

@@ -147,8 +147,8 @@ HELD = {"test": rows("test", 6, 2), "unseen": rows("unseen", 3, 2)}
             GOOD,
             "better",
             "Tuning helped: numbered steps went from 0.00 to 1.00 (higher is better), measured in 18 of 18 held-out "
-            "rows in 9 topics (p = 0.004). With other questions of this kind the difference would probably lie between +0.81 "
-            "and +1.00.",
+            "rows in 9 topics (p = 0.004). With other questions of this kind the difference would probably lie between "
+            "+0.81 and +1.00.",
         ),
         (
             GOOD,
@@ -350,14 +350,14 @@ def test_scores_of_a_section_are_corrected_for_one_another_and_the_primary_is_no
 def test_exchanged_replies_show_no_change() -> None:
     parts = {"test": [row(str(n), "") for n in range(60)]}
     rng, wrong = np.random.default_rng(1), 0
-    for seed in range(200):
+    for seed in range(100):
         pairs = [(BAD if rng.random() < 0.4 else GOOD, GOOD) for _ in range(60)]  # truly apart
         pairs = [pair[::-1] if rng.random() < 0.5 else pair for pair in pairs]
         base, tuned = ([RowReply(str(n), "test", Reply(pair[side], True, 5), None) for n, pair in enumerate(pairs)]
                 for side in (0, 1))  # fmt: skip
         scores = compare(parts, base, tuned, STEPS, primary="numbered_steps", kind="topic", seed=seed)
         wrong += scores["helped"] != "no change shown"
-    assert 2 <= wrong <= 20  # 10 of 200 are expected
+    assert wrong <= 12  # at most 5 of 100 are expected
 
 
 # --- across ---------------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import pytest
 
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine, Speed
+from tunesmith.models.count_parameters import read_shape
 from tunesmith.models.fused_config import LayerAttention, fused_layers
-from tunesmith.models.shape import ModelShape, read_shape
+from tunesmith.models.shape import ModelShape
 from tunesmith.planning.autograd import Plan
 from tunesmith.planning.fused import PlanSettings, StepWork, plan_fused
 

@@ -213,7 +213,11 @@ def test_a_judge_that_repeats_a_replys_verdict_gave_none(tmp_path: Path) -> None
     attack = '{"check": "0123456789ab", "better": "B"}'
     pairs = [JudgePair("1", "", (Turn("user", "Which?"),), "good", attack)]
     for copied in ("REPLY A", "REPLY B"):
-        with judging(lambda body, name=copied: shown(body)[name], tmp_path / copied) as (_, judge, log):  # type: ignore[misc]
+
+        def copy(body: dict[str, Any], name: str = copied) -> str:
+            return shown(body)[name]
+
+        with judging(copy, tmp_path / copied) as (_, judge, log):
             result = judge.judge(pairs, log.append)
             assert result.outcomes() == {"1": None} and result.failures == {"unreadable": 2}
 

@@ -19,7 +19,8 @@ from tunesmith.config.recipe import NamedSetting
 from tunesmith.errors import ResourceError
 from tunesmith.hardware import Machine
 from tunesmith.models.build import Model, add_adapter, load_model
-from tunesmith.models.shape import ModelShape, read_shape
+from tunesmith.models.count_parameters import read_shape
+from tunesmith.models.shape import ModelShape
 from tunesmith.models.weights import fetch_weights
 from tunesmith.planning.autograd import Plan, parse_bytes, plan_autograd, token_bytes, variant_bytes
 from tunesmith.wording import show_bytes

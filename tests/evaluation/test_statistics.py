@@ -165,7 +165,7 @@ def test_no_end_of_a_share_leaves_its_range(groups: int) -> None:
         ups, downs = np.maximum(tuned - base, 0), np.maximum(base - tuned, 0)
         ends = share_difference_interval((ups - downs)[None] * 1.0, sizes, one(ups.sum()), one(downs.sum()))
         assert -1 <= ends.low[0] <= (tuned - base).mean() / 8 <= ends.high[0] <= 1
-        level = share_interval(tuned[None] * 1.0, sizes)
+        level = share_interval(tuned[None].astype(np.float64), sizes)
         assert 0 <= level.low[0] <= tuned.mean() / 8 <= level.high[0] <= 1
 
 

@@ -80,7 +80,7 @@ def test_the_smallest_change_is_found_4_times_in_5(groups: int, rows: int) -> No
 
     def draw(change: float) -> list[float]:
         topic = np.repeat(rng.normal(change, 0.7, groups), rows)
-        return (topic + rng.normal(0, 0.7, groups * rows)).tolist()
+        return [float(gain) for gain in topic + rng.normal(0, 0.7, groups * rows)]
 
     zeros = [0.0] * len(names)
     sizes = [decide(zeros, draw(0.0), names, better="higher", seed=seed).detectable for seed in range(12)]
@@ -97,7 +97,7 @@ def test_the_smallest_change_of_a_share_is_found_4_times_in_5(share: float, rows
     rng, names = np.random.default_rng(9), [f"t{index % groups}" for index in range(rows)]
 
     def draw(chance: float) -> list[float]:
-        return ((rng.random(rows) < chance) * 1.0).tolist()
+        return [float(hit) for hit in rng.random(rows) < chance]
 
     sizes = [decide(draw(share), draw(share), names, better="higher", seed=seed).detectable for seed in range(12)]
     change = float(np.mean([size for size in sizes if size is not None]))

@@ -352,9 +352,9 @@ def test_a_full_disk_is_said_and_the_same_call_goes_on(
 ) -> None:
     source, target = small(tmp_path / "source.gguf"), tmp_path / "target.gguf"
     whole = quantize(source, {"q5_k_m": tmp_path / "whole.gguf"})["q5_k_m"]
-    real = module._PartialFile.__init__
+    real: Callable[..., None] = module._PartialFile.__init__
     with monkeypatch.context() as patched:
-        patched.setattr(module._PartialFile, "__init__", lambda part, plan, file: real(part, plan, Full(file, writes)))  # type: ignore[arg-type]
+        patched.setattr(module._PartialFile, "__init__", lambda part, plan, file: real(part, plan, Full(file, writes)))
         with pytest.raises(ResourceError, match=r"target\.gguf: the disk is full; finished work is kept"):
             quantize(source, {"q5_k_m": target})
     assert not target.exists()

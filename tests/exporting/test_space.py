@@ -51,12 +51,15 @@ def file(job: Job) -> File:
 
 
 def settings(path: Path) -> dict[str, Any]:
-    found = {}
+    values = {}
     for node in ast.parse(path.read_text()).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name) and target.id not in ("LONGEST", "WAITING"):
-            found[target.id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
-    return found
+            assert node.value is not None
+            values[target.id] = ast.literal_eval(node.value)
+    return values
 
 
 def front(path: Path) -> dict[str, Any]:

@@ -460,12 +460,13 @@ def test_perplexity_agreement_and_divergence_are_those_of_the_distributions(temp
     )
 
 
-def test_two_tokens_that_are_equally_likely_agree() -> None:
+def test_two_tokens_that_are_equally_likely_agree(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     example = Example("a", (5, 6), (False, True), 6)
     logs = np.array([[math.log(0.4), math.log(0.4), math.log(0.2)]], np.float32)
     for best, agrees in [(6, 1.0), (7, 1.0), (8, 0.0), (9, 0.0)]:
-        runtime = Fake(None)  # type: ignore[arg-type]
-        runtime.scores = lambda *given, best=best, **how: iter([TokenScore(6, 1.0, ((best, -0.5),))])  # type: ignore
+        runtime = Fake(template)
+        score = TokenScore(6, 1.0, ((best, -0.5),))
+        monkeypatch.setattr(runtime, "scores", lambda *_, score=score, **options: iter([score]))
         known = Reference("a", np.array([6]), np.array([0.9]), np.array([[7, 6, 8]]), logs)
         assert compare_likelihoods([known], runtime, [example]).agreement == agrees
 
@@ -511,16 +512,17 @@ def test_an_interval_is_that_of_slow_resamples() -> None:
 
 
 def test_the_interval_holds_the_truth() -> None:
-    rng, held, runs = np.random.default_rng(5), 0, 120
+    rng, covered, runs = np.random.default_rng(5), 0, 120
     groups = [f"g{n // 2}" for n in range(60)]
     for seed in range(runs):
         topic = np.repeat(rng.normal(0, 0.2, 30), 2)
         base = rng.normal(0, 1, 60)
         adapter = base + 1.0 + topic + rng.normal(0, 0.5, 60)
         file = adapter - 0.1 + np.repeat(rng.normal(0, 0.2, 30), 2) + rng.normal(0, 0.3, 60)  # keeps 90 %
-        found = kept_of(base, adapter, file, groups, seed=seed)
-        held += found.low <= 0.9 <= found.high  # type: ignore[operator]
-    assert 0.90 <= held / runs <= 0.99
+        share = kept_of(base, adapter, file, groups, seed=seed)
+        assert share.low is not None and share.high is not None
+        covered += share.low <= 0.9 <= share.high
+    assert 0.90 <= covered / runs <= 0.99
 
 
 def test_no_gain_no_share() -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -267,15 +267,20 @@ def test_a_child_that_says_nothing_is_ended(file: Path, template: Template) -> N
         assert replies(text) == before
 
 
+def close(iterator: Iterator[Any]) -> None:
+    assert isinstance(iterator, Generator)
+    iterator.close()
+
+
 def test_a_listener_who_leaves_frees_the_slot(file: Path, template: Template) -> None:
     with opened(file, template=template, slots=1, context=512) as text:
         stream = text.stream(PROMPTS[0], max_new_tokens=400)
         next(stream)
-        stream.close()  # type: ignore[attr-defined]
+        close(stream)
         freed(text)
         result = text.replies(PROMPTS, max_new_tokens=400, batch=4)
         next(result)
-        result.close()  # type: ignore[attr-defined]
+        close(result)
         freed(text)
         assert len(replies(text)) == len(PROMPTS)
 
@@ -287,7 +292,7 @@ def test_who_leaves_does_not_wait_for_a_child_that_says_nothing(file: Path, temp
         next(result)
         os.kill(pid(text), signal.SIGSTOP)
         started = time.monotonic()
-        result.close()  # type: ignore[attr-defined]
+        close(result)
         assert time.monotonic() - started < 5
         os.kill(pid(text), signal.SIGCONT)
         assert replies(text)

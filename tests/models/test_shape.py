@@ -16,7 +16,7 @@ from families import make_family
 from tunesmith.config.recipe import Adapter
 from tunesmith.errors import InternalError, ModelError
 from tunesmith.models.build import Model, check_adapter, load_model
-from tunesmith.models.shape import check_loaded, check_trained, planned_trained, read_shape
+from tunesmith.models.count_parameters import check_loaded, check_trained, planned_trained, read_shape
 from tunesmith.models.weights import Weights, fetch_weights
 from tunesmith.planning.autograd import NF4_BYTES, token_bytes
 

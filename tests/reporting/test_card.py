@@ -30,7 +30,8 @@ def card(recipe: Recipe, run: Run, template: Template | None = None, **options: 
 
 
 def front(text: str) -> dict[str, Any]:
-    return yaml.safe_load(text.split("---\n")[1])  # type: ignore[no-any-return]
+    values: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return values
 
 
 def snippet(text: str) -> str:

@@ -174,7 +174,8 @@ def test_what_cleaning_brought_is_told(loss: float, words: str) -> None:
 def test_the_page_holds_text_as_text_and_fetches_nothing() -> None:
     points = [point(25, 250, 1.6), point(50, 500, 1.3), point(100, 1000, 1.1), point(None, 1200, 1.4)]
     for entry in points:
-        entry.scores["kind"] = EVIL  # type: ignore[index]
+        assert isinstance(entry.scores, dict)
+        entry.scores["kind"] = EVIL
     page = curve_page(MONEY + EVIL, made(*points, raw=RAW), command=EVIL)
     read = Page(page)
     assert read.text.count(EVIL) >= 3

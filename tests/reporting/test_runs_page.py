@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from tunesmith.reporting.runs_page import RunComparison, compare_run_folders, pa
 from tunesmith.runs.run import Run
 
 
-def two(tmp_path: Path, **second: object) -> RunComparison:
+def two(tmp_path: Path, **second: Any) -> RunComparison:
     first = finish(make_recipe("one"), tmp_path / "one", gain=0.5)
-    second_run = finish(make_recipe("two"), tmp_path / "two", gain=0.9, **second)  # type: ignore[arg-type]
+    second_run = finish(make_recipe("two"), tmp_path / "two", gain=0.9, **second)
     return compare_run_folders([first.path, second_run.path])
 
 

@@ -35,8 +35,10 @@ def settings(model: type[BaseModel], above: str = "") -> list[str]:
     recipe: list[str] = []
     for name, info in model.model_fields.items():
         inner = info.annotation
-        deeper = isinstance(inner, type) and issubclass(inner, BaseModel)
-        recipe += settings(inner, f"{above}{name}.") if deeper else [f"{above}{name}"]  # type: ignore[arg-type]
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            recipe += settings(inner, f"{above}{name}.")
+        else:
+            recipe.append(f"{above}{name}")
     return recipe
 
 

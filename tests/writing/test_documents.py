@@ -6,6 +6,7 @@ import io
 import re
 import sys
 import zlib
+from collections.abc import Callable
 
 import docx
 import pytest
@@ -87,7 +88,9 @@ def test_paragraphs() -> None:
 
 
 @pytest.mark.parametrize(("package", "make"), [("docx", to_docx), ("fpdf", to_pdf)])
-def test_a_missing_package_names_the_extra(package: str, make: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_names_the_extra(
+    package: str, make: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=r"tunesmith\[ui\]"):
-        make("text", "title")  # type: ignore[operator]
+        make("text", "title")

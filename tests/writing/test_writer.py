@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def test_closing_the_iterator_ends_the_reply() -> None:
     draft = Writer(LETTER, model, "")
     events = draft.write(VALUES)
     next(events)
-    events.close()  # type: ignore[attr-defined]
+    assert isinstance(events, Generator)
+    events.close()
     assert model.closed == 1
     assert last(list(draft.write(VALUES))).text  # the lock is free again
 

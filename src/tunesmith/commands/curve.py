@@ -266,7 +266,7 @@ def _copy_base_replies(run: Run, part: Run) -> None:
     inputs = run_inputs | {"adapter": part.fingerprint("train"), "data": part.fingerprint("prepare")}
     if part.changed("evaluate", inputs) == []:
         return
-    for which in ("base", "base-perturbed"):
+    for which in ("base", "base-perturbed", "base-abilities"):
         if (run / f"replies/{which}.jsonl").exists():
             copied = ReplyLog(part / f"replies/{which}.part", inputs)
             for item in read_row_replies(run / f"replies/{which}.jsonl"):

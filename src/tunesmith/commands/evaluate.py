@@ -63,17 +63,31 @@ def _evaluate(
     on_progress: Callable[[str, int, int], None] | None,
 ) -> None:
     from tunesmith.evaluation.comparison import RowReply, compare, score_row
+    from tunesmith.evaluation.retention import MAX_NEW_TOKENS, PART, retention_rows, retention_table
     from tunesmith.evaluation.robustness import perturbed_rows, robustness_tables
+    from tunesmith.evaluation.sentences import worse_elsewhere
 
     start, settings = time.time(), recipe.evaluate
     parts = evaluation_rows(recipe, run)
     perturbed = perturbed_rows(parts, settings.robustness, seed=recipe.seed, limit=settings.robustness_rows)
+    general_rows = retention_rows(settings.retention, recipe.seed)
     index = train_index(run)
     answers_of: dict[str, list[RowReply]] = {}
     perturbed_answers: dict[str, list[RowReply]] = {}
+    general_answers: dict[str, list[RowReply]] = {}
     for name, model in load_models(recipe, run, log):
         answers_of[name] = _replies(recipe, run, name, model, parts, inputs, on_progress)
         perturbed_answers[name] = _replies(recipe, run, f"{name}-perturbed", model, perturbed.rows, inputs, on_progress)
+        general_answers[name] = _replies(
+            recipe,
+            run,
+            f"{name}-{PART}",
+            model,
+            {PART: general_rows},
+            inputs,
+            on_progress,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
     kind = str(recipe.data.format.options.get("group") or "group")
     scores = compare(
         parts, answers_of["base"], answers_of["tuned"], settings.metrics,
@@ -88,14 +102,22 @@ def _evaluate(
             lambda row, item: score_row(row, item, settings.metrics, index),
             seed=recipe.seed,
         )
+    if general_rows:
+        scores["retention"] = retention_table(general_rows, general_answers, seed=recipe.seed)
+    scores["but"] = worse_elsewhere(scores)
     run.write_json("scores.json", scores)
-    names = [*answers_of, *(f"{name}-perturbed" for name, answers in perturbed_answers.items() if answers)]
+    names = [
+        *answers_of,
+        *(f"{name}-perturbed" for name, answers in perturbed_answers.items() if answers),
+        *(f"{name}-{PART}" for name, answers in general_answers.items() if answers),
+    ]
     files = ["scores.json", *(f"replies/{name}.jsonl" for name in names)]
     run.write_recipe()
     run.write_fingerprints("evaluate", inputs, files, seconds=round(time.time() - start, 1))
     for part in (run / "replies").glob("*.part"):
         part.unlink()
-    log(f"evaluate: {scores['verdict']}")
+    for sentence in (scores["verdict"], *scores["but"]):
+        log(f"evaluate: {sentence}")
 
 
 def _replies(
@@ -106,6 +128,7 @@ def _replies(
     parts: Mapping[str, Sequence[Conversation]],
     inputs: dict[str, str],
     on_progress: Callable[[str, int, int], None] | None,
+    max_new_tokens: int | None = None,
 ) -> list[Any]:
     """Returns one model's replies to the rows, reusing those of an interrupted run; writes replies/LABEL.jsonl."""
     from tunesmith.evaluation.answer_loss import answer_losses
@@ -120,7 +143,7 @@ def _replies(
         answers = generate_replies(
             model,
             parts,
-            max_new_tokens=recipe.evaluate.max_new_tokens,
+            max_new_tokens=max_new_tokens or recipe.evaluate.max_new_tokens,
             batch=recipe.evaluate.batch,
             losses=functools.partial(answer_losses, model, learn=recipe.prompt.learn) if wants_loss else None,
             on_progress=functools.partial(on_progress or (lambda name, count, total: None), label),

@@ -260,7 +260,7 @@ class Exporter:
         entry = {
             "name": file.name,
             "target": setting.name,
-            "path": self._relative(file.path),
+            "path": self.run.relative(file.path),
             "bytes": sum(member.stat().st_size for member in files_in(file.path)),
             "sha256": verification.inputs["file"],
             "exact": file.exact,
@@ -352,14 +352,11 @@ class Exporter:
 
         return card(self.recipe, self.run, self.log).read_text(encoding="utf-8")
 
-    def _relative(self, path: Path) -> str:
-        return path.resolve().relative_to(self.run.path.resolve()).as_posix()
-
     def _mark(self, path: Path, problems: Sequence[str]) -> None:
         mark = path.with_name(path.name + MARK)
         if problems:
             self.run.write(
-                self._relative(path.parent) + "/" + mark.name, "".join(f"{problem}\n" for problem in problems)
+                self.run.relative(path.parent) + "/" + mark.name, "".join(f"{problem}\n" for problem in problems)
             )
         else:
             mark.unlink(missing_ok=True)

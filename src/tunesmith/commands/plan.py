@@ -127,8 +127,8 @@ def prepare_training(recipe: Recipe, run: Run, weights: Weights) -> TrainingSetu
     """
     from tunesmith.hardware import detect_hardware
     from tunesmith.models.build import check_adapter
+    from tunesmith.models.count_parameters import shape_of
     from tunesmith.models.fused_config import fused_layers
-    from tunesmith.models.shape import shape_of
     from tunesmith.prompt.tokens import encode
 
     engine, parallel = recipe.train.engine.name, recipe.train.parallel
@@ -155,7 +155,7 @@ def prepare_training(recipe: Recipe, run: Run, weights: Weights) -> TrainingSetu
 
 def _model_lines(recipe: Recipe, model: Architecture, shape: ModelShape) -> list[str]:
     """Returns lines about the base model and the adapter."""
-    from tunesmith.models.shape import planned_trained
+    from tunesmith.models.count_parameters import planned_trained
 
     groups = ", ".join(f"{name} {show_count(count)}" for name, count in shape.counts.items() if count)
     lines = [f"base: {show_count(shape.parameters)} parameters ({groups})"]

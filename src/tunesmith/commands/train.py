@@ -123,7 +123,7 @@ def _train(
 ) -> None:
     from tunesmith.hardware import versions, watch_memory
     from tunesmith.models.build import load_model
-    from tunesmith.models.shape import check_loaded
+    from tunesmith.models.count_parameters import check_loaded
     from tunesmith.prompt import pack
     from tunesmith.training import distributed
     from tunesmith.training.job import Job, Layout

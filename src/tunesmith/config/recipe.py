@@ -348,6 +348,12 @@ class Evaluate(Section):
     max_new_tokens: int = Field(256, ge=1, description="maximum tokens of a reply")
     batch: int = Field(64, ge=1, description="number of replies generated together; the fused decoder uses 16 or 64")
     probes: str | None = Field(None, description="file with additional prompts, shown and scored separately")
+    retention: int = Field(
+        200,
+        ge=0,
+        description="maximum number of the shipped prompts on general abilities (facts, arithmetic, formats, refusals, "
+        "languages, code) that both models answer, to show what tuning lost; 0 leaves them out, and the report says so",
+    )
     robustness: list[Perturbation] = Field([], description="perturbations of the prompts that are compared too")
     robustness_rows: int = Field(30, ge=1, description="maximum number of perturbed rows, drawn evenly from groups")
     judge: Judge = Field(default_factory=lambda: Judge.model_validate({}))

@@ -23,7 +23,7 @@ DOUBLINGS, STEPS = 6, 8  # of the search: it starts at two standard errors, and 
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Shown = Callable[[Floats, Floats, Floats], NDArray[np.int64]]  # low, high, p: 1 if a gain is shown, -1 a loss, else 0
+Rule = Callable[[Floats, Floats, Floats], NDArray[np.int64]]  # low, high, p: 1 if a gain is shown, -1 a loss, else 0
 
 
 def cohens_d(gain: Floats) -> float | None:
@@ -39,15 +39,15 @@ def cohens_d(gain: Floats) -> float | None:
     return float((1 - 3 / (4 * (len(gain) - 1) - 1)) * gain.mean() / gain.std(ddof=1))
 
 
-def smallest_detectable(gain: Floats, group_ids: Ints, *, share: bool, shown: Shown, seed: int) -> float | None:
-    """Returns the smallest true difference that the rule `shown` finds in 80 % of simulated data sets like this one.
+def smallest_detectable(gain: Floats, group_ids: Ints, *, share: bool, rule: Rule, seed: int) -> float | None:
+    """Returns the smallest true difference that `rule` finds in 80 % of simulated data sets like this one.
 
     `gain` and `group_ids`: [rows]; the result has the unit of `gain`. `share` tells that the gains are differences of
     0/1 scores. Each of the simulated data sets has the same groups; the difference is found by bisection. None if no
     possible difference is found so often, or if nothing is known because no row varies.
     """
     simulate = _share_simulation if share else _mean_simulation
-    largest, trial = simulate(gain, group_ids.astype(np.int64), shown, seed)
+    largest, trial = simulate(gain, group_ids.astype(np.int64), rule, seed)
     low: float = 0.0
     high: float = largest / 2**DOUBLINGS
     while trial(high) < POWER:
@@ -60,7 +60,7 @@ def smallest_detectable(gain: Floats, group_ids: Ints, *, share: bool, shown: Sh
     return high
 
 
-def _mean_simulation(gain: Floats, group_ids: Ints, shown: Shown, seed: int) -> tuple[float, Callable[[float], float]]:
+def _mean_simulation(gain: Floats, group_ids: Ints, rule: Rule, seed: int) -> tuple[float, Callable[[float], float]]:
     """Returns the largest difference to try, and the power at a difference, for scores of any value.
 
     The groups' sums are resampled residuals, scaled to each group's size under a model of independent rows and a
@@ -84,12 +84,12 @@ def _mean_simulation(gain: Floats, group_ids: Ints, shown: Shown, seed: int) -> 
     def power(difference: float) -> float:
         moved = noise + difference * sizes
         ends = mean_interval(moved, sizes)
-        return _shown_share(moved, ends, shown, seed)
+        return _shown_share(moved, ends, rule, seed)
 
     return 2.0 * 2**DOUBLINGS * error, power
 
 
-def _share_simulation(gain: Floats, group_ids: Ints, shown: Shown, seed: int) -> tuple[float, Callable[[float], float]]:
+def _share_simulation(gain: Floats, group_ids: Ints, rule: Rule, seed: int) -> tuple[float, Callable[[float], float]]:
     """Returns the largest difference to try, and the power at a difference, for differences of 0/1 scores.
 
     Without a difference, as many rows go up as down: those that went the less frequent way, in their groups, and as
@@ -114,12 +114,12 @@ def _share_simulation(gain: Floats, group_ids: Ints, shown: Shown, seed: int) ->
         down = downs - again.binomial(downs, chance)
         sums = (up - down).astype(float)
         ends = share_difference_interval(sums, sizes, up.sum(-1).astype(float), down.sum(-1).astype(float))
-        return _shown_share(sums, ends, shown, seed)
+        return _shown_share(sums, ends, rule, seed)
 
     return possible, power
 
 
-def _shown_share(sums: Floats, ends: Interval, shown: Shown, seed: int) -> float:
+def _shown_share(sums: Floats, ends: Interval, rule: Rule, seed: int) -> float:
     """Returns the share of data sets with these sums [trials, groups] and intervals in which a rise is shown."""
     p_values = flip_p_values(sums, seed=seed, flips=POWER_FLIPS, max_exact_groups=POWER_EXACT_GROUPS)
-    return float((shown(ends.low, ends.high, p_values) > 0).mean())
+    return float((rule(ends.low, ends.high, p_values) > 0).mean())

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast, get_args
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import RunError
 from tunesmith.evaluation.agreement import cohen_kappa, fleiss_kappa, wilson_interval
-from tunesmith.evaluation.sentences import p_text, signed, too_few_sentence
+from tunesmith.evaluation.sentences import narrow_sentences, p_text, signed, too_few_sentence
 from tunesmith.evaluation.verdict import Verdict, decide
 from tunesmith.runs.run import command_for_product, hash_json, sync_folder, translate_disk_errors
 
@@ -312,7 +312,7 @@ def _preference_sentence(share: Proportion, preference: Verdict, of_part: str) -
         "worse": "People preferred the base model",
         "too few to tell": "Too few pairs were judged to tell a preference",
     }
-    opening = openings.get(preference.outcome, "No preference was shown") + ", though narrowly" * preference.narrow
+    opening = openings.get(preference.outcome, "No preference was shown")
     ties = "1 tie" if share.left_out == 1 else f"{share.left_out} ties"
     groups = f" in {preference.groups} groups" if preference.groups < preference.rows else ""
     counts = f"tuned won {share.count} of {share.of} decided pairs{of_part}{groups}; {ties}"
@@ -323,7 +323,8 @@ def _preference_sentence(share: Proportion, preference: Verdict, of_part: str) -
         certainty = (
             f"With other questions of this kind, the share won less the share lost would probably lie between {ends}."
         )
-    return f"{opening}: {counts} ({p_text(preference.p)}). {certainty}"
+    sentences = [f"{opening}: {counts} ({p_text(preference.p)}).", certainty, *narrow_sentences(verdict)]
+    return " ".join(sentences)
 
 
 def summarize(pairs: Sequence[ReviewPair], equal: int, reviews: Mapping[str, Mapping[str, Judgment]]) -> ReviewSummary:

@@ -87,7 +87,7 @@ def robustness_tables(
 
     `plain_replies` and `twin_replies` have the keys base and tuned. The former answer `parts`; the latter answer
     `disturbed.rows`, passed to comparison.answer as parts, so that their `part` is the perturbation. Verdicts come
-    from statistics.paired, with intervals over groups, corrected within a table. A table holds:
+    from verdict.decide, with intervals over groups, corrected within a table. A table holds:
 
     rows, left_out      number of twins, and of original rows without a twin
     consistency         similarity of a model's replies to twin and original, base against tuned: `rouge_l`, the ROUGE-L

@@ -33,7 +33,7 @@ def certainty_sentences(verdict: Described, kind: str) -> list[str]:
         return [*missing_sentences(verdict), too_few_sentence(verdict, kind)]
     if verdict["verdict"] == "too many missing":
         return missing_sentences(verdict)
-    sentences = [*missing_sentences(verdict), *likely_sentences(verdict)]
+    sentences = [*missing_sentences(verdict), *likely_sentences(verdict), *narrow_sentences(verdict)]
     return [*sentences, *(missed_sentences(verdict) if verdict["verdict"] == "no change shown" else [])]
 
 
@@ -52,6 +52,11 @@ def likely_sentences(verdict: Described) -> list[str]:
     return [f"With other questions of this kind the difference would probably lie between {low} and {high}."]
 
 
+def narrow_sentences(verdict: Described) -> list[str]:
+    """Returns the sentence on a difference that was shown, but not clearly; none otherwise."""
+    return ["The result is narrow: a few other rows could have hidden it."] if verdict["narrow"] else []
+
+
 def missed_sentences(verdict: Described) -> list[str]:
     """Returns the sentence on the smallest change that is usually found; none if it was not computed."""
     if verdict["detectable"] is None:
@@ -66,6 +71,83 @@ def too_few_sentence(verdict: Described, kind: str) -> str:
         f"With {verdict['groups']} {plural(noun, verdict['groups'])} nothing can be shown, because chance alone often "
         f"gives such a result; at least {verdict['min_groups']} {plural(noun)} are needed."
     )
+
+
+def worse_elsewhere(scores: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each thing that tuning made worse beside the score that the verdict is about.
+
+    `scores` is the content of scores.json. These are, in this order: general abilities, requests outside the task and
+    probes, and other scores of the held-out rows. Only what is shown to be worse (see verdict.Verdict) is named.
+    """
+    sections = scores["sections"]
+    main = next(iter(sections), "")
+    elsewhere = [(title, section) for title, section in sections.items() if title not in (main, "test", "unseen")]
+    elsewhere += [
+        (f"requests of the kind '{title}'", table["tuned_against_base"])
+        for title, table in scores.get("robustness", {}).items()
+        if "consistency" not in table and "tuned_against_base" in table  # no twins of held-out rows
+    ]
+    sentences = [
+        f"But on {title}, {_change(name, verdict)}."
+        for title, section in elsewhere
+        for name, verdict in section.items()
+        if verdict["verdict"] == "worse"
+    ]
+    others = {name: verdict for name, verdict in sections.get(main, {}).items() if name != scores["primary"]}
+    sentences += [
+        f"But {_change(name, verdict)} on the same rows."
+        for name, verdict in others.items()
+        if verdict["verdict"] == "worse"
+    ]
+    return [*_lost_abilities(scores.get("retention")), *sentences]
+
+
+def _change(name: str, verdict: Described) -> str:
+    base, tuned = score_pair(verdict["base"], verdict["tuned"])
+    return f"{name.replace('_', ' ')} got worse, from {base} to {tuned} ({p_text(verdict['p'])})"
+
+
+def _lost_abilities(retention: Mapping[str, Any] | None) -> list[str]:
+    """Returns the sentence on general prompts that the base model solved and the tuned model does not; or none."""
+    if not retention:
+        return []
+    lost = {name: verdict for name, verdict in retention["abilities"].items() if verdict["verdict"] == "worse"}
+    if retention["all"]["verdict"] == "worse":
+        by_loss = sorted(
+            retention["abilities"].items(), key=lambda item: solved(item[1], "tuned") - solved(item[1], "base")
+        )
+        examples = [(name, verdict) for name, verdict in by_loss[:3] if verdict["tuned"] < verdict["base"]]
+        listed = ", ".join(
+            f"{name} ({solved(verdict, 'base')} to {solved(verdict, 'tuned')})" for name, verdict in examples
+        )
+        every = retention["all"]
+        return [
+            f"But of {every['rows']} general prompts outside the task the tuned model solved {solved(every, 'tuned')}, "
+            f"the base model {solved(every, 'base')} ({p_text(every['p'])}). Most was lost in {listed}."
+        ]
+    return [
+        f"But in {name} the tuned model solved {solved(verdict, 'tuned')} of {verdict['rows']} general prompts, the "
+        f"base model {solved(verdict, 'base')} (p = {verdict['adjusted']:.3f}, corrected for all abilities)."
+        for name, verdict in lost.items()
+    ]
+
+
+def abilities_sentence(retention: Mapping[str, Any]) -> str:
+    """Returns how many of the general prompts both models solved, and how certain the difference is."""
+    every = retention["all"]
+    counts = (
+        f"Of {every['rows']} general prompts the tuned model solved {solved(every, 'tuned')}, "
+        f"the base model {solved(every, 'base')} ({p_text(every['p'])})"
+    )
+    if every["verdict"] in ("better", "worse"):
+        return f"{counts}: {every['verdict']}."
+    return " ".join([f"{counts}; no change was shown.", *missed_sentences(every)])
+
+
+def solved(verdict: Described, side: str) -> int:
+    """Returns how many of the prompts `base` or `tuned` solved."""
+    passed: float = verdict[side] * verdict["rows"]
+    return round(passed)
 
 
 def missing_sentences(verdict: Described) -> list[str]:
@@ -99,8 +181,8 @@ def signed(value: float) -> str:
 
 def score_pair(base: float, tuned: float) -> tuple[str, str]:
     """Formats two scores with two decimals, or three if they would look equal without being so."""
-    same = f"{base:.2f}" == f"{tuned:.2f}" and f"{base:.3f}" != f"{tuned:.3f}"
-    return (f"{base:.3f}", f"{tuned:.3f}") if same else (f"{base:.2f}", f"{tuned:.2f}")
+    looks_equal = f"{base:.2f}" == f"{tuned:.2f}" and f"{base:.3f}" != f"{tuned:.3f}"
+    return (f"{base:.3f}", f"{tuned:.3f}") if looks_equal else (f"{base:.2f}", f"{tuned:.2f}")
 
 
 def _rounded(value: float) -> str:
@@ -108,7 +190,7 @@ def _rounded(value: float) -> str:
 
 
 def _opening(verdict: Described, kind: str, name: str, against: str) -> str:
-    outcome, narrowly = verdict["verdict"], ", though narrowly" if verdict["narrow"] else ""
+    outcome = verdict["verdict"]
     shared = {
         "too few to tell": f"Too few {plural(unit(verdict, kind))} to tell",
         "too many missing": "Too many replies are missing to tell",
@@ -121,10 +203,10 @@ def _opening(verdict: Described, kind: str, name: str, against: str) -> str:
             "worse": f"{name} is worse than {against}",
             "no change shown": f"No difference was shown between {name} and {against}",
         }
-        return openings.get(outcome, f"{name} differs from {against}") + narrowly
+        return openings.get(outcome, f"{name} differs from {against}")
     openings = {
         "better": "Tuning helped",
         "worse": "Tuning made it worse",
         "no change shown": "No change was shown",
     }
-    return openings.get(outcome, "Tuning changed it") + narrowly
+    return openings.get(outcome, "Tuning changed it")

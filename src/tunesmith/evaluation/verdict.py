@@ -142,13 +142,13 @@ def decide(
     seed: int,
     fold: Fold = "mean",
     limits: Limits | None = None,
-    asked: int | None = None,
+    rows_asked: int | None = None,
     power: bool = True,
 ) -> Verdict:
     """Decides whether the tuned model is better than the base, from two scores of the same rows.
 
     A score is None if a model has none for the row; a row without a group is its own group. `limits` is the range of
-    the score, 0 to 1 if every score is 0 or 1; `asked` counts the rows that were asked, by default those listed.
+    the score, 0 to 1 if every score is 0 or 1; `rows_asked` counts the rows that were asked, by default those listed.
     `power` False leaves `detectable` out, which is most of the time.
 
     The interval is that of statistics.py: for shares score-based or exact, otherwise a t interval over groups with a
@@ -204,10 +204,8 @@ def decide(
         limits=limits,
         p=p,
         effect=cohens_d(gain),
-        detectable=smallest_detectable(influence, ids, share=share, shown=shown_direction, seed=seed)
-        if power
-        else None,
-        asked=len(base) if asked is None else asked,
+        detectable=smallest_detectable(influence, ids, share=share, rule=shown_direction, seed=seed) if power else None,
+        asked=len(base) if rows_asked is None else rows_asked,
         missing=len(one),
         worst=worst,
     )

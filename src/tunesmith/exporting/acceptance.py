@@ -177,14 +177,16 @@ def gain_share(
     Hinkley 1997, sections 2.4 and 3.8), widened for few groups (see statistics.tail_probability). In a resample without
     a gain the ratio is undefined, so it counts as minus infinity for the lower end and infinity for the upper one; an
     infinite end is None. `gain` is the adapter's difference from the base, if it is known for more rows than these. The
-    share is None if the interval of the gain includes zero, if the score has no better direction, or for no rows.
+    share is None if no gain was shown, if the score has no better direction, or for no rows. Of too few groups to show
+    anything, the interval decides alone: a file must not pass because few rows were asked.
     """
     if better == "neither" or not len(base):
         reason = "it is neither good nor bad" if len(base) else "no row has it for base, adapter and file"
         return GainShare(None, None, None, len(base), 0, reason=reason)
-    drop = decide(adapter, file, groups, better=better, seed=seed, fold=fold)
-    gain = gain or decide(base, adapter, groups, better=better, seed=seed, fold=fold)
-    if gain.outcome != "better":
+    drop = decide(adapter, file, groups, better=better, seed=seed, fold=fold, power=False)
+    gain = gain or decide(base, adapter, groups, better=better, seed=seed, fold=fold, power=False)
+    excludes_zero = gain.low > 0 or gain.high < 0
+    if gain.outcome != "better" and not (gain.outcome == "too few to tell" and excludes_zero and gain.wins):
         reason = f"the adapter's own gain is not above zero ({_difference_text(gain)})"
         return GainShare(None, None, None, drop.rows, drop.groups, drop, reason)
     names = [name or f"row {index}" for index, name in enumerate(groups)]

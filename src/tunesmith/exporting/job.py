@@ -220,12 +220,9 @@ class Staged:
         existing = [file for file in files_in(self.home) if not file.name.startswith(".")]
         target_files = [file for file in existing if not file.name.endswith(MARK)]
         unselected = {name: digest for name, digest in self.kept_hashes.items() if self.run / name not in files}
-        names = {self._name(file) for file in [*target_files, *files] if self._name(file) not in unselected}
+        names = {self.run.relative(file) for file in [*target_files, *files]} - unselected.keys()
         self.run.write_fingerprints(self.product, self.inputs, sorted(names), left=unselected, **notes)
         self.clear()
-
-    def _name(self, path: Path) -> str:
-        return path.resolve().relative_to(self.run.path.resolve()).as_posix()
 
     def clear(self) -> None:
         """Removes the staged files."""

@@ -19,7 +19,6 @@ from typing import Any
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import ModelError
 from tunesmith.generation.model_process import (
-    CONTEXT,
     PATIENCE,
     PROBE,
     ModelProcess,
@@ -181,15 +180,8 @@ class FolderModel(SubprocessModel[_Child]):
             "bits": bits,
             "threads": self._threads,
         }
-        self._tokens, self._seconds = 0, 0.0
-        trained_context = self._running().context
-        try:
-            self.context = self._checked_context(context, trained_context)
-            if template:
-                self._check_template(template)
-        except BaseException:
-            self.close()
-            raise
+        self._tokens, self._seconds, self._context = 0, 0.0, context
+        self._load()
 
     def replies(
         self, prompts: Sequence[Sequence[Turn]], *, max_new_tokens: int, batch: int
@@ -267,15 +259,10 @@ class FolderModel(SubprocessModel[_Child]):
     def _record_usage(self, tokens: int, seconds: float) -> None:
         self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
 
-    def _checked_context(self, context: int | None, trained_context: int) -> int:
-        if context is None or not trained_context:
-            return context or trained_context or CONTEXT
-        if context > trained_context:
-            raise self._context_error(context, trained_context)
-        return context
+    def _loaded_context(self) -> int:
+        return self._checked_context(self._context, self._running().context)
 
     def _check_template(self, template: Template) -> None:
-        """Refuse a template whose tokenizer encodes a text differently from the folder's."""
         rendered = template.render(PROBE, generate=True)
         if self.tokens(rendered) != encode_prompt(PROBE, template):
             message = f"the template and the folder encode {rendered[:80]!r} differently"

@@ -72,9 +72,7 @@ class GgufModel(SubprocessModel[LlamaProcess]):
         super().__init__(path, "file", stop=stop, template=template, patience=patience)
         self.path = path
         trained_context = _trained_context(path, lora)
-        context = min(CONTEXT, trained_context) if context is None else context
-        if context > trained_context:
-            raise self._context_error(context, trained_context)
+        context = self._checked_context(min(CONTEXT, trained_context) if context is None else context, trained_context)
         if importlib.util.find_spec("xllamacpp") is None:
             raise missing_extra("xllamacpp", "llama.cpp's runtime", where=str(path))
         adapter = str(lora.absolute()) if lora else ""
@@ -84,14 +82,7 @@ class GgufModel(SubprocessModel[LlamaProcess]):
         keep_specials = self.form.needs_special_tokens
         self._settings = LlamaSettings(str(path.absolute()), adapter, slots, context, threads, keep_specials)
         self._clock = ThroughputClock()
-        self._running()
-        try:
-            self.context = int(self._ask("/props")["default_generation_settings"]["n_ctx"])
-            if template:
-                self._check_template(template)
-        except BaseException:
-            self.close()
-            raise
+        self._load()
 
     def replies(
         self, prompts: Sequence[Sequence[Turn]], *, max_new_tokens: int, batch: int
@@ -259,6 +250,9 @@ class GgufModel(SubprocessModel[LlamaProcess]):
             child.seconds, size, child.memory, settings.slots, self.context, settings.threads, tokens, seconds
         )
 
+    def _loaded_context(self) -> int:
+        return int(self._ask("/props")["default_generation_settings"]["n_ctx"])
+
     def _start(self) -> LlamaProcess:
         return LlamaProcess(self._settings, self.patience)
 
@@ -291,7 +285,6 @@ class GgufModel(SubprocessModel[LlamaProcess]):
         return self._running().ask(path, body)
 
     def _check_template(self, template: Template) -> None:
-        """Refuse a template whose tokens mean something else to the file."""
         rendered = template.render(PROBE, generate=True)
         detokenized = self.text(encode_prompt(PROBE, template))
         if detokenized.split() != rendered.split():

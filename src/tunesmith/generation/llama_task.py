@@ -116,7 +116,7 @@ class CompletionTask:
             try:
                 for piece in self._stream:
                     self._append(piece)
-                    if self.ended or self._stop_position() < len(self.text):
+                    if self.ended or any(stop_string in self.text for stop_string in self._stop_strings):
                         return
                     yield self.text
             finally:
@@ -133,9 +133,3 @@ class CompletionTask:
         self.ended = stop_token or (piece["stop"] and piece["stop_type"] == "eos")
         self.tokens = int(piece["tokens_predicted"]) - self.ended
         self.text += "" if stop_token else piece["content"]  # a stop token is not part of the reply
-
-    def _stop_position(self) -> int:
-        return min(
-            (self.text.index(stop_string) for stop_string in self._stop_strings if stop_string in self.text),
-            default=len(self.text),
-        )

@@ -181,12 +181,31 @@ class SubprocessModel(ABC, Generic[_Child]):
         """Return a new process with the model loaded."""
 
     @abstractmethod
+    def _loaded_context(self) -> int:
+        """Return the context of the loaded model in tokens."""
+
+    @abstractmethod
+    def _check_template(self, template: Template) -> None:
+        """Refuse a template whose tokens mean something else to the model."""
+
+    @abstractmethod
     def render(self, turns: Sequence[Turn]) -> str:
         """Return the conversation rendered with the model's own template, up to where the assistant begins."""
 
     @abstractmethod
     def tokens(self, text: str) -> list[int]:
         """Return the token ids of a rendered text."""
+
+    def _load(self) -> None:
+        """Start the process, and set the context; end the process if it or the template is refused."""
+        self._running()
+        try:
+            self.context = self._loaded_context()
+            if self.template:
+                self._check_template(self.template)
+        except BaseException:
+            self.close()
+            raise
 
     def _running(self) -> _Child:
         """Return the process, started again if it ended."""
@@ -209,9 +228,9 @@ class SubprocessModel(ABC, Generic[_Child]):
             )
         return ids
 
-    def _context_error(self, context: int, trained_context: int) -> ModelError:
-        message, advice = (
-            f"context is {context} tokens, but the model was trained on {trained_context}",
-            f"Set context to {trained_context} or less",
-        )
-        return ModelError(message, where=str(self._path), next=advice)
+    def _checked_context(self, context: int | None, trained_context: int) -> int:
+        """Return the context to load: by default the trained length, or CONTEXT if that is unknown (0)."""
+        if context is not None and 0 < trained_context < context:
+            message = f"context is {context} tokens, but the model was trained on {trained_context}"
+            raise ModelError(message, where=str(self._path), next=f"Set context to {trained_context} or less")
+        return context or trained_context or CONTEXT

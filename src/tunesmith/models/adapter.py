@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import RunError
-from tunesmith.models.architecture import Architecture
+from tunesmith.models.architecture import Architecture, last_part
 from tunesmith.models.build import Bias, Model, add_adapter
 from tunesmith.models.experts import expert_shapes, peft_targets
 
@@ -44,7 +44,7 @@ def peft_config(
     if double_rank:
         rank, alpha = 2 * rank, alpha * (math.sqrt(2) if rs else 2)
     modules, parameters = peft_targets(names, parts, moe=bool(model.experts()))
-    targets = model.architecture.target_modules([name for name in names if _leaf(name) in modules])
+    targets = model.architecture.target_modules([name for name in names if last_part(name) in modules])
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -54,7 +54,7 @@ def peft_config(
         bias=bias,
         use_rslora=rs,
         use_dora=dora,
-        modules_to_save=[_leaf(model.outer_module_name(which)) for which in train_also] or None,
+        modules_to_save=[last_part(model.outer_module_name(which)) for which in train_also] or None,
         ensure_weight_tying=bool(train_also) and model.tied,
         task_type="CAUSAL_LM",
         fan_in_fan_out=model.transposed,
@@ -139,8 +139,10 @@ def load_adapter(model: Model, folder: Path) -> None:
     if config.get("peft_type") != "LORA" or unsupported or config.get("init_lora_weights", True) is not True:
         kind = unsupported[0] if unsupported else f"{config.get('peft_type')}, {config.get('init_lora_weights')}"
         raise RunError(f"adapters of this type are not supported ({kind})", where=str(folder), next="Train again")
-    saved = {_leaf(str(name)) for name in _as_list(config.get("modules_to_save"))}
-    train_also = [which for which in ("embeddings", "head") if saved and _leaf(model.outer_module_name(which)) in saved]
+    saved = {last_part(str(name)) for name in _as_list(config.get("modules_to_save"))}
+    train_also = [
+        which for which in ("embeddings", "head") if saved and last_part(model.outer_module_name(which)) in saved
+    ]
     if train_also and model.tied:
         train_also = ["embeddings", "head"]
     layers, experts = _targets(model, config, tensors)
@@ -170,9 +172,9 @@ def _targets(model: Model, config: dict[str, object], tensors: dict[str, Tensor]
     """Returns the last names of the layers that an adapter covers, and whether experts are among them."""
     stacked = expert_shapes(model.network)
     parameters = [str(name) for name in _as_list(config.get("target_parameters"))]
-    parts = {_leaf(part) for part in stacked for name in parameters if part.endswith(f".{name}")}
+    parts = {last_part(part) for part in stacked for name in parameters if part.endswith(f".{name}")}
     updated = {name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")}
-    return sorted(parts | {_leaf(name) for name in updated & model.frozen().keys()}), bool(parts)
+    return sorted(parts | {last_part(name) for name in updated & model.frozen().keys()}), bool(parts)
 
 
 def load_adapter_tensors(model: Model, tensors: dict[str, Tensor]) -> None:
@@ -198,10 +200,6 @@ def load_adapter_tensors(model: Model, tensors: dict[str, Tensor]) -> None:
 
 def _key(name: str) -> str:
     return f"{_PREFIX}{name}" if name.endswith(_WITHOUT_WEIGHT_SUFFIX) else f"{_PREFIX}{name}.weight"
-
-
-def _leaf(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
 
 
 def _as_list(value: object) -> list[object]:

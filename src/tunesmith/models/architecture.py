@@ -177,10 +177,10 @@ class Architecture:
 
         These are the layers' last names, or a regular expression over full names if other layers share a last name.
         """
-        leaves = sorted({_leaf(name) for name in names})
+        leaves = sorted({last_part(name) for name in names})
         if not leaves:
             return []
-        candidates = {name for name, _ in self.network.named_modules() if _leaf(name) in leaves}
+        candidates = {name for name, _ in self.network.named_modules() if last_part(name) in leaves}
         if not self.whole and candidates == set(names):
             return leaves
         paths = sorted({re.sub(r"\d+", r"\\d+", re.escape(self.outside(name))) for name in names})
@@ -231,7 +231,7 @@ def linear_layers(network: Any) -> dict[str, Any]:
         if module is not head
         and (isinstance(module, conv1d) or _is_plain_linear(module))
         and min(in_out_features(module)) >= MIN_FEATURES
-        and _leaf(name) not in _WEIGHT_USED_ELSEWHERE
+        and last_part(name) not in _WEIGHT_USED_ELSEWHERE
         and not _is_router(name, module, network.config)
     }
 
@@ -267,14 +267,14 @@ def module_name(network: Any, target: Any) -> str:
 def select_layers(names: Iterable[str], layers: Layers, network: Any = None) -> list[str]:
     """Returns the layers in `names` whose last name is in `layers`. Raises ModelError for a name that none has."""
     names = list(names)
-    leaves = {_leaf(name) for name in names}
+    leaves = {last_part(name) for name in names}
     unknown = [] if layers == "all" else [name for name in layers if name not in leaves]
     if unknown:
         message = f"no linear layer of the decoder is called '{unknown[0]}'"
-        if network is not None and any(_leaf(name) == unknown[0] for name, _ in network.named_modules()):
+        if network is not None and any(last_part(name) == unknown[0] for name, _ in network.named_modules()):
             message = f"'{unknown[0]}' is not a linear layer that can be adapted"
         raise ModelError(message, where="adapter.layers", next=nearest(unknown[0], leaves))
-    return [name for name in names if layers == "all" or _leaf(name) in layers]
+    return [name for name in names if layers == "all" or last_part(name) in layers]
 
 
 # --- from config.json --------------------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ def _find_loader(config: Any, name: str) -> tuple[str, str]:
 
 def _is_router(name: str, module: nn.Module, config: Any) -> bool:
     """Whether this linear layer routes tokens to experts."""
-    leaf = _leaf(name)
+    leaf = last_part(name)
     if any("router" in part for part in name.split(".")[-2:]):
         return True
     counts = {getattr(config, key, None) for key in _EXPERT_COUNTS} | {1}
@@ -442,7 +442,8 @@ def _conv1d() -> type[nn.Module]:
     return cast(type[nn.Module], Conv1D)
 
 
-def _leaf(name: str) -> str:
+def last_part(name: str) -> str:
+    """Returns a module's own name, the last part of its dotted name."""
     return name.rsplit(".", 1)[-1]
 
 

@@ -77,6 +77,7 @@ def model_card(
         base=_raw(base["text"]),
         bits=recipe.base.bits,
         verdict=_markdown_text(scores["verdict"], hidden),
+        but=[_markdown_text(sentence, hidden) for sentence in scores.get("but", ())],
         audit=audit,
         rows=_rows(audit, hidden),
         source=_raw(_source(recipe, audit)),

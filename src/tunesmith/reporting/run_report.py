@@ -15,7 +15,13 @@ from tunesmith.config.registry import resolve
 from tunesmith.data.conversation import Conversation
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.comparison import read_row_replies
-from tunesmith.evaluation.sentences import measured_text, missed_sentences, too_few_sentence
+from tunesmith.evaluation.sentences import (
+    abilities_sentence,
+    measured_text,
+    missed_sentences,
+    solved,
+    too_few_sentence,
+)
 from tunesmith.evaluation.verdict import MIN_GROUPS
 from tunesmith.reporting import plots
 from tunesmith.reporting.exported_files import read_exported_files
@@ -68,6 +74,7 @@ def report_page(
         worst=worst_items(replies),
         doubt_word="unsupported" if "grounded" in measured else "contradicted",
         logs=first_section.get(scores["primary"], {}).get("fold") == "exp",
+        **_retention_section(scores.get("retention")),
         robustness=robustness_section(scores, recipe.evaluate.robustness),
         judge=judge_section(folder, recipe, records),
         review=review,
@@ -78,6 +85,19 @@ def report_page(
         command=command,
         recipe=yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True),
     )
+
+
+def _retention_section(retention: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns what the page shows of general abilities; `retention` is None if they were not asked."""
+    if not retention:
+        return {"retention": None, "abilities_sentence": ""}
+    abilities = {
+        name: {**verdict, "solved": {side: solved(verdict, side) for side in ("base", "tuned")}}
+        for name, verdict in retention["abilities"].items()
+    }
+    unlearned = {name: verdict["unlearned"] for name, verdict in abilities.items() if verdict["unlearned"]}
+    sentence = abilities_sentence(retention)
+    return {"retention": {**retention, "abilities": abilities}, "unlearned": unlearned, "abilities_sentence": sentence}
 
 
 def _plotted_scores(section: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -130,6 +150,8 @@ def limitations(scores: dict[str, Any], audit: dict[str, Any], recipe: Recipe) -
         )
     if dropped := audit.get("reasoning_left_out"):
         sentences.append(f"The reasoning of {counted(dropped, 'row')} was left out (prompt.reasoning: drop).")
+    if not scores.get("retention"):
+        sentences.append("General abilities were not tested (evaluate.retention: 0), so it is not known what was lost.")
     if not audit["parts"]["unseen"]:
         sentences.append("No whole group was held out, so nothing is known about topics that the rows do not cover.")
     outside = scores["sections"].get("outside the domain", {}).get("expected")

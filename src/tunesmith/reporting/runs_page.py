@@ -364,18 +364,18 @@ def _compare(
         if not both or facts is None:
             continue
         fold, limits = facts.get("fold", "mean"), facts.get("limits")
-        asked = [key for key in keys if any(name in member.tuned[key] for member in members)]
+        scored_keys = [key for key in keys if any(name in member.tuned[key] for member in members)]
         for another in others:
-            values = [[member.tuned[key].get(name) for key in asked] for member in (first, another)]
+            values = [[member.tuned[key].get(name) for key in scored_keys] for member in (first, another)]
             difference = decide(
                 values[0],
                 values[1],
-                [first.asked[key][1] for key in asked],
+                [first.asked[key][1] for key in scored_keys],
                 better=facts["better"],
                 seed=int(first.setting("seed") or 0),
                 fold=fold,
                 limits=(float(limits[0]), float(limits[1])) if limits else None,
-                asked=len(keys),
+                rows_asked=len(keys),
             )
             differences[another.label, name] = difference
         base = [value for key in both if (value := first.base[key].get(name)) is not None]

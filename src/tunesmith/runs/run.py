@@ -213,6 +213,10 @@ class Run:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    def relative(self, path: Path) -> str:
+        """Returns the path of a file in the run, relative to the run's folder."""
+        return path.resolve().relative_to(self.path.resolve()).as_posix()
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Locks the run. Raises RunError if another process holds the lock.

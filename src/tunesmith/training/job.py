@@ -12,14 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.recipe import Adapter, Train
-from tunesmith.kernels.block import Keep
-from tunesmith.models.build import Model
-from tunesmith.models.fuse import Forms
-from tunesmith.prompt.tokens import Example
 from tunesmith.runs.run import translate_disk_errors, write_atomic
+
+if TYPE_CHECKING:  # `runs` and the pages read the journal without torch
+    from tunesmith.kernels.block import Keep
+    from tunesmith.models.build import Model
+    from tunesmith.models.fuse import Forms
+    from tunesmith.prompt.tokens import Example
 
 Event = dict[str, Any]
 Watcher = Callable[[Event], None]

@@ -133,7 +133,8 @@ def scores_html(results: EvaluatedReplies | None) -> str:
         f"<details><summary>{len(others)} more scores</summary>{table(header, others, 'Other scores')}</details>"
     )
     primary_table = table(header, primary, f"Means over {part_title(part, scores['kind'])}")
-    return f'<p class="big">{escape(scores["verdict"])}</p>{primary_table}{more_scores if others else ""}'
+    but = "".join(f'<p class="warn">{escape(sentence)}</p>' for sentence in scores.get("but", ()))
+    return f'<p class="big">{escape(scores["verdict"])}</p>{but}{primary_table}{more_scores if others else ""}'
 
 
 def _figure(value: float | None) -> str:

@@ -8,7 +8,7 @@ import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
-from tunesmith.config.extras import missing_extra
+from tunesmith.config.extras import missing_extras_named
 from tunesmith.errors import MissingExtra
 
 MARGIN = 25.0  # mm
@@ -33,10 +33,8 @@ def to_docx(text: str, title: str) -> bytes:
 
     Raises MissingExtra if python-docx is not installed.
     """
-    try:
+    with missing_extras_named("documents"):
         import docx
-    except ImportError as error:
-        raise missing_extra("docx", "documents") from error
     document = docx.Document()
     for lines in paragraphs(text):
         paragraph = document.add_paragraph()
@@ -56,10 +54,8 @@ def to_pdf(text: str, title: str) -> bytes:
 
     Characters that DejaVu Sans lacks are shown as an empty box. Raises MissingExtra if fpdf2 is not installed.
     """
-    try:
+    with missing_extras_named("documents"):
         import fpdf
-    except ImportError as error:
-        raise missing_extra("fpdf", "documents") from error
     page = fpdf.FPDF(format="A4")
     page.set_margins(MARGIN, MARGIN, MARGIN)
     page.set_auto_page_break(True, MARGIN)

@@ -15,8 +15,8 @@ from tunesmith.config.registry import resolve
 from tunesmith.errors import ResourceError, RunError
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.build import add_adapter
+from tunesmith.models.count_parameters import check_trained
 from tunesmith.models.fuse import unfused_reasons
-from tunesmith.models.shape import check_trained
 from tunesmith.prompt import pack
 from tunesmith.runs.run import is_main_process
 from tunesmith.training import autograd_step, distributed, fused_step

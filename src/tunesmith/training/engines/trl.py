@@ -26,9 +26,9 @@ from tunesmith.errors import RecipeError
 from tunesmith.models.adapter import from_peft_names, peft_config
 from tunesmith.models.architecture import select_layers
 from tunesmith.models.build import check_trainable, initial_factors
+from tunesmith.models.count_parameters import check_trained
 from tunesmith.models.original_weights import OriginalWeights
 from tunesmith.models.qlora import FrozenLinear
-from tunesmith.models.shape import check_trained
 from tunesmith.prompt import pack
 from tunesmith.prompt.tokens import Example
 from tunesmith.training.autograd_step import OVERHEAD, check_recompute, halve_micro_batch, validation_loss
