@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from tunesmith.evaluation.sentences import abilities_sentence
+
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 HEAD = """# What the tuning brought
 
@@ -24,7 +26,10 @@ stands with its 95 % interval; p is corrected over the scores of a section (Holm
 (★) is decided alone. *better* and *worse* need an interval on one side of zero and a p of at most 0.05; *narrowly*: p
 is above 0.01. [How two models are compared](comparison.md) says how all of it is computed.
 
-The first six are `tunesmith run NAME --small`; the others learn public rows that are not part of this project, by the
+The first six are `tunesmith run NAME --small --seeds 3` without export, on an H200: the verdict is over three trainings, the
+tables are those of the first. shopsphere-small-mix150 is the same recipe with `data.mix_in`: 150 conversations of
+recipes/samples/instruct.jsonl. The others are single trainings of an earlier version, whose verdicts used the interval alone;
+they learn public rows that are not part of this project, by the
 recipes in benchmarks/public. Training on a card differs in its last bits from run to run, so the figures do a
 little, and the last whole run is shown. Of the public letters three trainings gave +0.117 (-0.012 to +0.332), +0.09
 (-0.08 to +0.26) and +0.129 (+0.021 to +0.356): *better* there is one verdict of three.
@@ -75,6 +80,13 @@ def _section(folder: Path) -> list[str]:
     seals = {name: _json(folder / f".fingerprints/{name}.json") for name in ("prepare", "train", "evaluate")}
     summary = seals["train"].get("summary", {})
     lines = [f"## {recipe['name']}", "", recipe["about"], "", f"**{scores['verdict']}**", ""]
+    if (folder / "seeds.json").exists():
+        lines[-2] = f"**{_json(folder / 'seeds.json')['verdict']}**"
+    for sentence in scores.get("but", []):
+        lines += [f"- {sentence}"]
+    if retention := scores.get("retention"):
+        lines += [f"- {abilities_sentence(retention)}"] * (retention["all"]["verdict"] != "worse")
+    lines += [""]
     took = [
         f"{what} took {seals[name]['seconds']:.0f} s"
         for name, what in (("train", "training"), ("evaluate", "the comparison"))
@@ -134,7 +146,7 @@ def _robust(found: dict[str, Any], primary: str) -> list[str]:
         for which in ("base", "tuned"):
             each = table.get(which, {}).get(primary)
             if each:
-                before, after = (each.get(key) for key in ("plain", "disturbed"))
+                before, after = (each.get(key) for key in ("plain", "perturbed"))
                 told.append(f"{which} {_number(before)} → {_number(after)}")
         alike = table.get("consistency", {}).get("rouge_l")
         if alike:
@@ -148,9 +160,9 @@ def _robust(found: dict[str, Any], primary: str) -> list[str]:
         lines.append(f"| {_words(name)} | {table['rows']} | {'; '.join(told)} |")
     return (
         [
-            "Disturbed rows:",
+            "Perturbed rows:",
             "",
-            "| disturbance | rows | " + _words(primary) + " and more |",
+            "| perturbation | rows | " + _words(primary) + " and more |",
             "|---|---|---|",
             *lines,
             "",

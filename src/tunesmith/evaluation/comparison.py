@@ -271,12 +271,12 @@ def _differences_by_model(
 
 
 def score_differences(
-    rows: Sequence[tuple[str, Mapping[str, Score], Mapping[str, Score]]], seed: int
+    rows: Sequence[tuple[str, Mapping[str, Score], Mapping[str, Score]]], seed: int, *, power: bool = True
 ) -> dict[str, Verdict]:
     """Returns each score's paired difference; `rows` holds a group and the scores before and after.
 
     A difference covers the rows that have the score on both sides. Rows that have it on one side count as missing, and
-    all rows as asked.
+    all rows as asked. For `power` see verdict.decide.
     """
     by_metric: dict[str, Verdict] = {}
     for name in dict.fromkeys(name for _, before, after in rows for name in (*before, *after)):
@@ -291,6 +291,7 @@ def score_differences(
             fold=first.fold,
             limits=first.limits,
             seed=seed,
+            power=power,
         )
     return by_metric
 

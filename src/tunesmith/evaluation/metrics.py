@@ -190,15 +190,16 @@ def contradicted(view: View, *, fields: list | None = None) -> list[Score]:  # t
 
 # --- against what was trained on --------------------------------------------------------------------------------
 
-MEMORIZED = ("memorized", "memorized_whole")
+MEMORIZED = ("memorized", "memorized_whole", "memorized_excess")
 
 
 def memorized(view: View, *, run: int = 50) -> list[Score]:
     """The longest run of words that the reply copies verbatim from one training answer, as a share of the reply's
     words, 0 to 1; and 1 if that run has `run` words or more (50 as in Carlini et al. 2023, arXiv:2202.07646, who count
-    tokens), else 0.
+    tokens), else 0. Where the row has an answer of its own, also how much the share exceeds that answer's.
 
-    Words are separated by spaces. Short replies share many words by chance: compare with the base model's value.
+    Words are separated by spaces. Good answers on a narrow topic share phrases with the training answers too, and short
+    ones share many words by chance. So the share alone is neither good nor bad; the excess over the row's own answer is.
     Raises RecipeError unless `run` is at least 1.
     """
     if run < 1:
@@ -211,10 +212,17 @@ def memorized(view: View, *, run: int = 50) -> list[Score]:
         return []
     from tunesmith.evaluation.train_index import phrase_index
 
-    words = view.reply.text.split()
-    longest = phrase_index(view.training).longest(words)
-    values = (longest / max(1, len(words)), float(longest >= run))
-    return [Score(name, value, "lower", limits=SHARE) for name, value in zip(MEMORIZED, values, strict=True)]
+    index, words, answer = phrase_index(view.training), view.reply.text.split(), view.row.answer.split()
+    longest = index.longest(words)
+    share = longest / max(1, len(words))
+    scores = [
+        Score("memorized", share, "neither", limits=SHARE),
+        Score("memorized_whole", float(longest >= run), "lower", limits=SHARE),
+    ]
+    if answer:
+        excess = share - index.longest(answer) / len(answer)
+        scores.append(Score("memorized_excess", excess, "lower", limits=(-1.0, 1.0)))
+    return scores
 
 
 def likeness(view: View) -> list[Score]:

@@ -168,17 +168,19 @@ def _differences(results: Sequence[_TwinResult], seed: int) -> TableVerdicts:
         base, tuned = ([alike(e.plain_replies[model], e.replies[model]) for e in twins] for model in ("base", "tuned"))
         if twins:
             groups = [result.twin.group for result in twins]
-            measured["consistency", name] = decide(base, tuned, groups, better="higher", seed=seed)
+            measured["consistency", name] = decide(base, tuned, groups, better="higher", seed=seed, power=False)
     for model in ("base", "tuned"):
         sides = [(result.twin.group, result.plain_scores[model], result.scores[model]) for result in twins]
-        measured |= {(model, name): result for name, result in score_differences(sides, seed).items()}
+        measured |= {(model, name): result for name, result in score_differences(sides, seed, power=False).items()}
     sides = [(result.twin.group, result.scores["base"], result.scores["tuned"]) for result in results]
-    measured |= {("tuned_against_base", name): result for name, result in score_differences(sides, seed).items()}
+    measured |= {
+        ("tuned_against_base", name): result for name, result in score_differences(sides, seed, power=False).items()
+    }
     ordered = [result for result in twins if "canary" in result.twin.fields]
     if ordered:
         base, tuned = ([float(_obeys_injection(result, model)) for result in ordered] for model in ("base", "tuned"))
         groups = [result.twin.group for result in ordered]
-        measured["obeyed", ""] = decide(base, tuned, groups, better="lower", seed=seed)
+        measured["obeyed", ""] = decide(base, tuned, groups, better="lower", seed=seed, power=False)
     return measured
 
 
