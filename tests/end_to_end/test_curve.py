@@ -21,6 +21,7 @@ from tunesmith.commands.shared import SPLIT_PARTS, open_run
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Conversation, read_rows
 from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.evaluation.retention import retention_rows
 from tunesmith.reporting.runs_page import compare_run_folders
 from tunesmith.runs.run import Run, hash_path
 from tunesmith.training.job import read_journal
@@ -124,6 +125,7 @@ def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
     assert answered == {
         "tuned": 2 * evaluated,
         "tuned-perturbed": 2 * 2,
+        "tuned-abilities": 2 * len(list(retention_rows(recipe.evaluate.retention, recipe.seed))),
     }  # the base answered in the first call, for all points
     replies = {name: (point_folder / "replies/base.jsonl").read_text() for name, point_folder in runs.items()}
     texts = {tuple(json.loads(line)["text"] for line in text.splitlines()) for text in replies.values()}

@@ -377,7 +377,7 @@ def test_the_headline_says_what_would_be_missed() -> None:
     )
     assert "Smaller changes than 0.004 would" in said(made(0.4, -0.05, 0.25, detectable=0.0042))
     for verdict in (made(0.001, 0.01, 0.25, detectable=0.2), made(0.4, -0.05, 0.25)):
-        assert said(verdict).endswith("+0.25.")
+        assert said(verdict).endswith(f"+0.25. {ONE_TRAINING}")
 
 
 @pytest.mark.parametrize(

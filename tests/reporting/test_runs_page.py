@@ -58,7 +58,7 @@ def test_trainings_of_one_recipe_are_called_so(tmp_path: Path) -> None:
     comparison = compare_run_folders(trained)
     assert [key for key, _ in comparison.recipe] == ["train.seed"]
     texts = [text for _, text in comparison.verdicts]
-    assert texts[0].startswith("Of these two trainings, seed-8 is better than seed-7: loss is 1.10 against 1.50")
+    assert texts[0].startswith("Of these two trainings, seed-8 is better than seed-7: loss is 1.10 against 1.5")
     assert texts[1].startswith("Of these two trainings, no difference was shown between seed-9 and seed-7: loss is")
     note = "these are trainings of one recipe, so a difference is between adapters, not between recipes"
     assert note in comparison.notes and note in Page(runs_page(comparison)).text

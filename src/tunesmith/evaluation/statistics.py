@@ -209,11 +209,11 @@ def widen_by_trainings(low: Floats, high: Floats, by_training: Floats) -> tuple[
 
     `low` and `high` [trials] are the ends over groups of rows, of the gains averaged over trainings. The estimate has
     an error from the rows and one from the trainings, so the distances of the two intervals' ends are combined as
-    √(rows² + trainings²): the method of variance estimates recovery (Howe 1974,
-    doi:10.1111/j.2517-6161.1974.tb01020.x; Zou & Donner 2008, doi:10.1002/sim.3095). The interval over trainings is a t
-    interval with trainings − 1 degrees of freedom. The rows' part of the trainings' variance is counted twice, as in
-    two-way clustering without the term of the intersection (Cameron, Gelbach & Miller 2011,
-    doi:10.1198/jbes.2010.07136), which makes the interval too wide rather than too short.
+    √(rows² + trainings²): the method of variance estimates recovery (Howe 1974, Journal of the American Statistical
+    Association 69, 789; Zou & Donner 2008, doi:10.1002/sim.3095). The interval over trainings is a t interval with
+    trainings − 1 degrees of freedom. The rows' part of the trainings' variance is counted twice, as in two-way
+    clustering without the term of the intersection (Cameron, Gelbach & Miller 2011, doi:10.1198/jbes.2010.07136), which
+    makes the interval too wide rather than too short.
     """
     estimate, reach = by_training.mean(-1), _training_reach(by_training, 1 - LEVEL)
     return estimate - np.hypot(estimate - low, reach), estimate + np.hypot(high - estimate, reach)
