@@ -26,10 +26,10 @@ stands with its 95 % interval; p is corrected over the scores of a section (Holm
 (★) is decided alone. *better* and *worse* need an interval on one side of zero and a p of at most 0.05; *narrowly*: p
 is above 0.01. [How two models are compared](comparison.md) says how all of it is computed.
 
-The first six are `tunesmith run NAME --small --seeds 3` without export, on an H200: the verdict is over three trainings, the
-tables are those of the first. shopsphere-small-mix150 is the same recipe with `data.mix_in`: 150 conversations of
-recipes/samples/instruct.jsonl. The others are single trainings of an earlier version, whose verdicts used the interval alone;
-they learn public rows that are not part of this project, by the
+The first six are `tunesmith run NAME --small --seeds 3` without export, on an H200: the verdict is over three
+trainings, the tables are those of the first. shopsphere-small-mix150 is the same recipe with `data.mix_in`: 150
+conversations of recipes/samples/instruct.jsonl. The others are single trainings of an earlier version, whose verdicts
+used the interval alone; they learn public rows that are not part of this project, by the
 recipes in benchmarks/public. Training on a card differs in its last bits from run to run, so the figures do a
 little, and the last whole run is shown. Of the public letters three trainings gave +0.117 (-0.012 to +0.332), +0.09
 (-0.08 to +0.26) and +0.129 (+0.021 to +0.356): *better* there is one verdict of three.

@@ -14,7 +14,7 @@ import tunesmith
 from finished_runs import finish, make_recipe
 from strict_pages import Page
 from tunesmith.commands.curve import curve, nested_shares
-from tunesmith.commands.shared import hash_data_settings, held_out
+from tunesmith.commands.shared import hash_data_settings, held_out, load_weights
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.data.mix_in import is_mixed_in
@@ -195,7 +195,7 @@ def test_check_warns_if_an_earlier_evaluation_left_no_room_for_a_gain(recipe_fil
     recipe = read_recipe(str(path))
     assert not [text for text in tunesmith.check(recipe, runs=tmp_path / "runs").warnings if "evaluated" in text]
     assert not (tmp_path / "runs").exists()  # check writes nothing
-    fingerprint = tunesmith.commands.shared.load_weights(recipe, print).fingerprint
+    fingerprint = load_weights(recipe, print).fingerprint
     run = finish(make_recipe("toy"), tmp_path / "runs/toy", weights=fingerprint)
     scores = run.read_json("scores.json")
     section = next(iter(scores["sections"].values()))

@@ -150,8 +150,8 @@ def _held_out_rows(
 ) -> dict[str, list[Conversation]]:
     """Returns the rows of each part but the training, as `prepare` splits them. Raises DataError if it cannot."""
     rows = loaded.rows
-    kept = rows.take(index for index, row in enumerate(rows) if ledger.decision(row.id) in ("keep", "repair"))
-    _, parts = split_rows(kept, recipe.data, recipe.seed, context, RowDecisions(()))
+    usable_rows = rows.take(index for index, row in enumerate(rows) if ledger.decision(row.id) in ("keep", "repair"))
+    _, parts = split_rows(usable_rows, recipe.data, recipe.seed, context, RowDecisions(()))
     return {part: list(parts[part]) for part in ("valid", "test", "unseen")}
 
 

@@ -90,47 +90,47 @@ def draw(
     ledger.add([*loaded.broken, *loaded.left_out])
     selected = [*CHECKS, *(check for check in checks if check.name in PRIVACY_CHECKS)]
     order = _order(loaded.rows, seed)
-    drawn: dict[int, Conversation] = {}
-    seen: set[tuple[str, ...]] = set()
+    row_by_index: dict[int, Conversation] = {}
+    contents: set[tuple[str, ...]] = set()
     examined = 0
-    while examined < len(order) and len(drawn) < mix_in.rows:
-        size = max(mix_in.rows - len(drawn), _MIN_BATCH)
+    while examined < len(order) and len(row_by_index) < mix_in.rows:
+        size = max(mix_in.rows - len(row_by_index), _MIN_BATCH)
         indices = order[examined : examined + size]
         batch = loaded.rows.take(indices)
         ledger.add(run_checks(batch, selected, context, scopes=("row", "table")))
         usable = [row for row in batch if ledger.decision(row.id) in ("keep", "repair")]
-        asked = _asked_elsewhere(usable, held_out)
+        leaking = _asked_elsewhere(usable, held_out)
         for index, row in zip(indices, batch, strict=True):
-            if len(drawn) == mix_in.rows:
+            if len(row_by_index) == mix_in.rows:
                 break
             examined += 1
             if ledger.decision(row.id) not in ("keep", "repair"):
                 left_out[ledger.reason(row.id)] += 1
-            elif reason := asked.get(row.id):
+            elif reason := leaking.get(row.id):
                 left_out[reason] += 1
-            elif (key := turns_key(row.turns)) in seen:
+            elif (key := turns_key(row.turns)) in contents:
                 left_out["duplicate"] += 1
             else:
-                seen.add(key)
-                drawn[index] = row
+                contents.add(key)
+                row_by_index[index] = row
     account: dict[str, Any] = {
         "asked": mix_in.rows,
         "read": loaded.count,
-        "drawn": len(drawn),
+        "drawn": len(row_by_index),
         "not_drawn": len(order) - examined,
         "left_out": {reason: count for reason, count in left_out.most_common() if count},
         "pseudonyms": loaded.repairs.pseudonym_count,
         "sources": loaded.sources,
     }
-    if loaded.count != len(drawn) + account["not_drawn"] + left_out.total():
+    if loaded.count != len(row_by_index) + account["not_drawn"] + left_out.total():
         raise AssertionError(f"{loaded.count} rows to mix in were read, but the account is {account}")
-    if not drawn:
+    if not row_by_index:
         raise DataError(
             f"no row can be mixed in: {_reasons(account['left_out'])}",
             where=", ".join(source["file"] for source in loaded.sources),
             next="Give other rows in data.mix_in.source, or set it to null",
         )
-    return MixedRows([drawn[index] for index in sorted(drawn)], account)
+    return MixedRows([row_by_index[index] for index in sorted(row_by_index)], account)
 
 
 def add_to_account(
@@ -152,8 +152,8 @@ def add_to_account(
 
 def drawn_from(whole: Mapping[str, Any], rows: Sequence[Conversation]) -> dict[str, Any]:
     """Returns the account `whole` of mixed-in rows for a selection `rows` of the training rows."""
-    drawn = sum(map(is_mixed_in, rows))
-    return {**whole, "drawn": drawn, "not_drawn": max(0, whole["not_drawn"] + whole["drawn"] - drawn)}
+    count = sum(map(is_mixed_in, rows))
+    return {**whole, "drawn": count, "not_drawn": max(0, whole["not_drawn"] + whole["drawn"] - count)}
 
 
 def describe(account: Mapping[str, Any], training_rows: int | None = None) -> str:

@@ -26,12 +26,12 @@ def sample_size_warnings(
         return [
             "WARNING: no rows are held out, so base and tuned model cannot be compared. Set data.split.test above 0"
         ]
-    asked = sample_rows({part: rows for part, rows in parts.items() if rows}, limit, seed)
-    asked_count = sum(map(len, asked.values()))
-    groups = _count_groups([row for rows in asked.values() for row in rows])
-    unseen = _count_groups(asked.get("unseen", ()))
+    sampled = sample_rows({part: rows for part, rows in parts.items() if rows}, limit, seed)
+    row_count = sum(map(len, sampled.values()))
+    groups = _count_groups([row for rows in sampled.values() for row in rows])
+    unseen = _count_groups(sampled.get("unseen", ()))
     warnings = []
-    if asked_count < MIN_ROWS:
+    if row_count < MIN_ROWS:
         weak = (
             "so few rows show no difference" if groups < MIN_GROUPS else "so few rows show only very large differences"
         )
@@ -41,16 +41,16 @@ def sample_size_warnings(
             else "raise data.split.test, or add rows"
         )
         warnings.append(
-            f"{'WARNING: ' * (groups < MIN_GROUPS)}base and tuned model are compared on {counted(asked_count, 'row')}; "
+            f"{'WARNING: ' * (groups < MIN_GROUPS)}base and tuned model are compared on {counted(row_count, 'row')}; "
             f"{weak}. Use {MIN_ROWS} or more, better {ENOUGH_ROWS}: {advice}"
         )
-    if groups < MIN_GROUPS and groups < asked_count:
+    if groups < MIN_GROUPS and groups < row_count:
         warnings.append(
             f"WARNING: the test rows belong to {counted(groups, kind)}. With fewer than {MIN_GROUPS} no difference can "
             "be shown, however large it is, because chance alone often gives such a result. Hold out rows of "
             f"{MIN_GROUPS} or more {plural(kind)}"
         )
-    elif 0 < unseen < MIN_GROUPS and unseen < len(asked["unseen"]):
+    elif 0 < unseen < MIN_GROUPS and unseen < len(sampled["unseen"]):
         warnings.append(
             f"the test has {counted(unseen, kind)} that training does not see. With fewer than {MIN_GROUPS} nothing "
             f"can be shown about such {plural(kind)} alone; the verdict is about all test rows. Set "

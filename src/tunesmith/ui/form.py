@@ -144,6 +144,8 @@ def from_controls(field: FormField, *controls: Any) -> Any:
             return None if not text and field.optional else _parse_number(text)
         case "lines":
             lines = [_unquote_line(line) for line in str(entered or "").split("\n") if line.strip()]
+            if field.optional and not lines:
+                return None
             return lines[0] if len(lines) == 1 and "one" in field.choices else lines
         case "name":
             options = _parse_yaml(controls[1], "the options") if controls[1] and str(controls[1]).strip() else None
