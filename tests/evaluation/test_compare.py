@@ -24,6 +24,7 @@ from tunesmith.evaluation.comparison import (
     sample_rows,
 )
 from tunesmith.evaluation.score import Score, TrainingAnswers, View
+from tunesmith.evaluation.sentences import ONE_TRAINING
 from tunesmith.generation.text_model import Reply
 
 GOOD, BAD = "1. Open.\n2. Tap.", "Well, open it."
@@ -172,7 +173,8 @@ def test_the_verdict_is_about_all_held_out_rows(before: str, after: str, helped:
     scores = compare(
         HELD, answered(HELD, before), answered(HELD, after), STEPS, primary="numbered_steps", kind="topic", seed=1
     )
-    assert (scores["helped"], scores["verdict"], scores["primary"]) == (helped, verdict, "numbered_steps")
+    assert (scores["helped"], scores["primary"]) == (helped, "numbered_steps")
+    assert scores["verdict"] == f"{verdict} {ONE_TRAINING}"
     counts = {title: (section["numbered_steps"]["rows"], section["numbered_steps"]["groups"])
               for title, section in scores["sections"].items()}  # fmt: skip
     assert counts == {"all": (18, 9), "test": (12, 6), "unseen": (6, 3)}
