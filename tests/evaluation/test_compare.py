@@ -366,14 +366,14 @@ def test_a_primary_score_that_was_changed_after_a_first_look_is_corrected_and_sa
 def test_exchanged_replies_show_no_change() -> None:
     parts = {"test": [row(str(n), "") for n in range(60)]}
     rng, wrong = np.random.default_rng(1), 0
-    for seed in range(100):
+    for seed in range(25):
         pairs = [(BAD if rng.random() < 0.4 else GOOD, GOOD) for _ in range(60)]  # truly apart
         pairs = [pair[::-1] if rng.random() < 0.5 else pair for pair in pairs]
         base, tuned = ([RowReply(str(n), "test", Reply(pair[side], True, 5), None) for n, pair in enumerate(pairs)]
                 for side in (0, 1))  # fmt: skip
         scores = compare(parts, base, tuned, STEPS, primary="numbered_steps", kind="topic", seed=seed)
         wrong += scores["helped"] != "no change shown"
-    assert wrong <= 12  # at most 5 of 100 are expected
+    assert wrong <= 4  # about one of 25 is expected
 
 
 # --- across ---------------------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ def memorized(view: View, *, run: int = 50) -> list[Score]:
     tokens), else 0. Where the row has an answer of its own, also how much the share exceeds that answer's.
 
     Words are separated by spaces. Good answers on a narrow topic share phrases with the training answers too, and short
-    ones share many words by chance. So the share alone is neither good nor bad; its excess over the row's own answer is.
+    ones share words by chance. So the share alone is neither good nor bad; its excess over the row's own answer is.
     Raises RecipeError unless `run` is at least 1.
     """
     if run < 1:
