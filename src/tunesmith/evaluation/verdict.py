@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -216,10 +217,9 @@ def decide_over_trainings(
         filled = [(_against(scores, limits, rises=difference > 0), name) for scores, name in partial]
         worst = WorstCase(*_compare(*_arrays([*complete, *filled]), fold, limits, seed))
     detectable = None
-    if power and len(tuned) == 1:
-        share = _is_share(gain, limits)
+    if power and len(tuned) == 1 and ids.max() + 1 >= MIN_GROUPS:
         influence = _influence(before, after[0], fold)
-        detectable = smallest_detectable(influence, ids, share=share, rule=shown_direction, seed=seed)
+        detectable = _smallest_detectable(influence.tobytes(), ids.tobytes(), _is_share(gain, limits), seed)
     return Verdict(
         better,
         _aggregated(before, fold),
@@ -242,6 +242,13 @@ def decide_over_trainings(
         worst=worst,
         trainings=tuple(values) if len(tuned) > 1 else (),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _smallest_detectable(gain: bytes, group_ids: bytes, share: bool, seed: int) -> float | None:
+    """Returns `smallest_detectable` of arrays as bytes: several scores of one section often change alike."""
+    gains, ids = np.frombuffer(gain, np.float64), np.frombuffer(group_ids, np.int64)
+    return smallest_detectable(gains, ids, share=share, rule=shown_direction, seed=seed)
 
 
 def is_saturated(verdict: Mapping[str, Any]) -> bool:
