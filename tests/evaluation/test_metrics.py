@@ -401,7 +401,7 @@ def test_memorizing_more_than_the_rows_own_answer_counts() -> None:
 
     assert excess("the kettle sings at five", "nothing of it") == about(4 / 5)
     assert excess("the kettle sings at five", "sings at five") == about(4 / 5 - 2 / 3)
-    assert excess("nothing of it", "the kettle sings at") == about(-1)
+    assert excess("nothing of it", "the kettle sings at") == 0
     probe = values(metrics.memorized(view("the kettle", answer="", training=SEEN)))
     assert set(probe) == {"memorized", "memorized_whole"}
 

@@ -220,8 +220,8 @@ def memorized(view: View, *, run: int = 50) -> list[Score]:
         Score("memorized_whole", float(longest >= run), "lower", limits=SHARE),
     ]
     if answer:
-        excess = share - index.longest(answer) / len(answer)
-        scores.append(Score("memorized_excess", excess, "lower", limits=(-1.0, 1.0)))
+        excess = max(0.0, share - index.longest(answer) / len(answer))
+        scores.append(Score("memorized_excess", excess, "lower", limits=SHARE))
     return scores
 
 
