@@ -19,6 +19,7 @@ from tunesmith.commands.serve import ServeOptions, start_server
 from tunesmith.config.recipe import read_recipe
 from tunesmith.data.conversation import Turn
 from tunesmith.errors import RunError
+from tunesmith.evaluation.comparison import read_row_replies
 from tunesmith.runs.run import Run, hash_path
 from tunesmith.training.job import read_journal
 
@@ -116,6 +117,10 @@ def test_general_abilities_are_asked_and_a_changed_primary_score_is_said(
         replies = (run / f"replies/{name}-abilities.jsonl").read_text(encoding="utf-8").splitlines()
         assert {json.loads(line)["part"] for line in replies} == {"abilities"} and len(replies) == 15
     assert scores["planned"] == "loss"
+    costs = (run.read_fingerprints("evaluate") or {})["costs"]
+    lengths = [item.reply.tokens for item in read_row_replies(run / "replies/tuned.jsonl")]
+    assert costs["tuned"]["tokens"] == pytest.approx(sum(lengths) / len(lengths), abs=0.05)
+    assert costs["base"]["seconds"] > 0
     assert "What tuning lost elsewhere" in (run / "report.html").read_text(encoding="utf-8")
 
     recipe = read_recipe(str(recipe_file(train__epochs=1, evaluate__retention=0, evaluate__primary="rougeL")))

@@ -75,8 +75,11 @@ def _evaluate(
     answers_of: dict[str, list[RowReply]] = {}
     perturbed_answers: dict[str, list[RowReply]] = {}
     general_answers: dict[str, list[RowReply]] = {}
+    costs: dict[str, dict[str, float | None]] = {}
     for name, model in load_models(recipe, run, log):
+        resumed, started = (run / f"replies/{name}.part").exists(), time.perf_counter()
         answers_of[name] = _replies(recipe, run, name, model, parts, inputs, on_progress)
+        costs[name] = _reply_costs(answers_of[name], None if resumed else time.perf_counter() - started)
         perturbed_answers[name] = _replies(recipe, run, f"{name}-perturbed", model, perturbed.rows, inputs, on_progress)
         general_answers[name] = _replies(
             recipe,
@@ -116,11 +119,18 @@ def _evaluate(
     ]
     files = ["scores.json", *(f"replies/{name}.jsonl" for name in names)]
     run.write_recipe()
-    run.write_fingerprints("evaluate", inputs, files, seconds=round(time.time() - start, 1))
+    run.write_fingerprints("evaluate", inputs, files, seconds=round(time.time() - start, 1), costs=costs)
     for part in (run / "replies").glob("*.part"):
         part.unlink()
     for sentence in (scores["verdict"], *scores["notes"], *scores["but"]):
         log(f"evaluate: {sentence}")
+
+
+def _reply_costs(answers: Sequence[Any], seconds: float | None) -> dict[str, float | None]:
+    """Returns mean tokens and seconds of a reply; seconds, losses included, are None if earlier replies were reused."""
+    count = max(1, len(answers))
+    tokens = round(sum(answer.reply.tokens for answer in answers) / count, 1)
+    return {"tokens": tokens, "seconds": None if seconds is None else round(seconds / count, 3)}
 
 
 def _planned_primary(run: Run) -> str:

@@ -237,6 +237,12 @@ def _run_facts(recipe: Recipe, folder: Path, records: Mapping[str, dict[str, Any
     for product in ("prepare", "train", "evaluate"):
         seconds = records[product].get("seconds")
         used[f"Time to {product}"] = f"{seconds:.0f} s" if seconds is not None else "–"
+    if costs := records["evaluate"].get("costs"):
+        used["A reply"] = "; ".join(
+            f"{name}: {cost['tokens']:.0f} tokens on average"
+            + (f", {cost['seconds']:.2f} s" if cost["seconds"] else "")
+            for name, cost in costs.items()
+        )
     adapter = records["train"]["files"].get("adapter", "")
     used["Adapter"] = f"fingerprint {adapter[:16]}"
     return used
