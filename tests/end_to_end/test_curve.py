@@ -98,7 +98,8 @@ def started(run: Run) -> int:
 def test_a_curve_is_stopped_goes_on_and_trains_nothing_twice(
     recipe_file: Callable[..., Path], dirty: Path, tmp_path: Path
 ) -> None:
-    recipe = read_recipe(str(recipe_file(**{**QUICK, "data__checks": ["broken", *QUICK["data__checks"]]})))
+    settings = {**QUICK, "data__checks": ["broken", *QUICK["data__checks"]], "evaluate__retention": 15}
+    recipe = read_recipe(str(recipe_file(**settings)))
     run = open_run(recipe, tmp_path / "runs")
     runs = {name: Run(run / name) for name in POINTS}
     events: list[int] = []

@@ -63,7 +63,7 @@ def test_a_line_tells_the_runs_figures(tmp_path: Path) -> None:
     assert row.bytes == sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
     cells = row.cells()
     assert cells["base → tuned"].startswith("2.000 → 0.9") and cells["verdict"] == "better"
-    assert (cells["rows"], cells["steps"], cells["size"]) == ("1,000", "12", "0.1 MiB")
+    assert (cells["rows"], cells["steps"], cells["size"]) == ("1,000", "12", "57 KiB")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", cells["date"])
     assert RunRow("x", "stopped", steps=(7, 54)).cells()["steps"] == "7/54"
 
