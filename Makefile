@@ -27,6 +27,7 @@ lint: $(READY)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/codespell
+	.venv/bin/proselint check README.md CONTRIBUTING.md SECURITY.md docs/*.md docs/*/*.md
 
 docs: $(READY)
 	.venv/bin/python -m tools.reference
