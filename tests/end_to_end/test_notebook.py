@@ -216,7 +216,7 @@ def test_every_cell_says_what_it_should(executed: tuple[Path, Any]) -> None:
     _, notebook = executed
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     run = Path("tunesmith-runs/toy-small")
-    assert "No Colab drive here: the run is as safe as this machine's disk." in said(notebook, "drive")
+    assert "There is no Colab drive: the run is on this machine's disk." in said(notebook, "drive")
     assert f"The run is {run}" in said(notebook, "drive")
     assert "train: step 10 of 60, loss" in said(notebook, "run") and "\x1b" not in said(notebook, "run")
     assert "started, 60 steps in all\nfinished at step 60" in said(notebook, "journal")
@@ -313,7 +313,7 @@ def test_the_demo_on_its_embedded_model(tmp_path: Path) -> None:
     plain["small"] |= {"train.epochs": 1, "train.learning_rate": 1e-3, "export.files": files}
     (tmp_path / "shopsphere.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
     notebook = execute(with_settings(RECIPE="shopsphere.yaml"), tmp_path)
-    match = re.search(r"numbered steps went from (\S+) to (\S+) over", said(notebook, "run"))
+    match = re.search(r"numbered steps went from (\S+) to (\S+) \(", said(notebook, "run"))
     assert match and float(match[2]) > float(match[1]) + 0.5
     assert f"numbered steps went from {match[1]} to {match[2]}" in said(notebook, "report")
     assert said(notebook, "ask").startswith("> 1.")

@@ -30,6 +30,7 @@ QUICK: dict[str, Any] = {
     "evaluate__max_new_tokens": 3,
     "evaluate__robustness": ["upper"],
     "evaluate__robustness_rows": 2,
+    "evaluate__retention": 15,
 }
 TRAININGS = (".", "seeds/2", "seeds/3")
 

@@ -248,7 +248,7 @@ def test_stopping_keeps_what_is_there_and_ends_the_request(browser: Browser, let
 @pytest.mark.parametrize(
     ("pieces", "words"),
     [
-        ([b'event: text\ndata: {"text":"Dear"}\n\n'], "ended before its end"),
+        ([b'event: text\ndata: {"text":"Dear"}\n\n'], "the server ended the connection"),
         ([b'event: text\ndata: {"text":"Dear"}\n\n', b"event: text\ndata: {not json\n\n"], "is incomplete"),
         ([b'event: text\ndata: {"text":"Dear"}\n\n', (b'event: error\ndata: {"message":"the model died",'
 b'"code":"broken"}\n\n')], "the model died"),
@@ -314,7 +314,7 @@ def test_a_server_that_is_away_loading_or_not_paired(browser: Browser, letters: 
     browser.keep(server={"address": letters.address, "token": ""})
     expect(panel.locator("#health")).to_have_text("The model is loading…")
     letters.health = {"status": "down"}
-    expect(panel.locator("#trouble")).to_contain_text("Look at the terminal")
+    expect(panel.locator("#trouble")).to_contain_text("See its terminal")
     letters.health = {"status": "ok"}
     press(panel.locator("#trouble").get_by_role("button", name="Try again"))
     expect(panel.locator("#health")).to_have_text("Not paired")
