@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunesmith.commands.prepare import (
     RowEncoder,
@@ -36,13 +36,9 @@ from tunesmith.data.formats import detect_row_format
 from tunesmith.data.load import LoadedRows
 from tunesmith.data.mix_in import describe as describe_mixed
 from tunesmith.data.mix_in import too_few
-from tunesmith.data.prepare import check_rows, drop_reasons, split_rows
+from tunesmith.data.prepare import check_rows, drop_reasons, rows_kept, split_rows
 from tunesmith.errors import DataError, ModelError, MultipleErrors, TunesmithError
 from tunesmith.runs.run import Run
-
-if TYPE_CHECKING:
-    pass
-
 
 WARNING_SHARE = 0.1  # share of dropped rows above which the message starts with WARNING
 
@@ -102,7 +98,7 @@ def check(recipe: Recipe, log: Reporter = silent, run: Run | None = None) -> Che
         context = check_context(encoder, loaded, recipe)
         ledger = check_rows(loaded, recipe.data.checks, context, processes=cpu_count())
         lengths = [encoder.length(row) for row in loaded.rows]
-        kept_ids = [row.id for row in loaded.rows if ledger.decision(row.id) in ("keep", "repair")]
+        kept_ids = [row.id for row in loaded.rows if ledger.keeps(row.id)]
         errors += special_token_errors(encoder, kept_ids)
         errors += _check_vocabulary(encoder, weights)
         examples, stop = _examples(loaded.rows, ledger, encoder)
@@ -111,9 +107,7 @@ def check(recipe: Recipe, log: Reporter = silent, run: Run | None = None) -> Che
         if held_out is not None:
             held_out_rows = [row for rows in held_out.values() for row in rows]
             mixed = _collect(lambda: draw_mixed_rows(recipe, encoder, held_out_rows, log), errors)
-        hints = reasoning_hints(
-            template, count_reasoning(row for row in loaded.rows if ledger.decision(row.id) in ("keep", "repair"))
-        )
+        hints = reasoning_hints(template, count_reasoning(row for row in loaded.rows if ledger.keeps(row.id)))
     dropped = _count_dropped(ledger, loaded, lengths, recipe, encoder)
     if dropped.share > recipe.data.max_dropped:
         without = f", or set data.max_dropped above {dropped.share:.2f} to continue without them" * (dropped.share < 1)
@@ -149,9 +143,7 @@ def _held_out_rows(
     loaded: LoadedRows, ledger: RowDecisions, recipe: Recipe, context: CheckContext
 ) -> dict[str, list[Conversation]]:
     """Returns the rows of each part but the training, as `prepare` splits them. Raises DataError if it cannot."""
-    rows = loaded.rows
-    usable_rows = rows.take(index for index, row in enumerate(rows) if ledger.decision(row.id) in ("keep", "repair"))
-    _, parts = split_rows(usable_rows, recipe.data, recipe.seed, context, RowDecisions(()))
+    _, parts = split_rows(rows_kept(loaded.rows, ledger), recipe.data, recipe.seed, context, RowDecisions(()))
     return {part: list(parts[part]) for part in ("valid", "test", "unseen")}
 
 
@@ -224,7 +216,7 @@ def _examples(rows: Iterable[Conversation], ledger: RowDecisions, encoder: RowEn
     template, loss_on, limit = encoder.template, encoder.recipe.prompt.learn, encoder.recipe.prompt.max_tokens
     row_of_title: dict[str, Conversation] = {}
     for row in rows:
-        if ledger.decision(row.id) not in ("keep", "repair") or row.id in encoder.faulty:
+        if not ledger.keeps(row.id) or row.id in encoder.faulty:
             continue
         length = encoder.length(row)
         longest = row_of_title.get(LONGEST)

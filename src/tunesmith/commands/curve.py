@@ -18,7 +18,7 @@ from tunesmith.commands.read_rows import row_loader
 from tunesmith.commands.shared import (
     SPLIT_PARTS,
     Reporter,
-    evaluation_rows,
+    evaluated_groups,
     is_up_to_date,
     load_recipe_template,
     load_weights,
@@ -117,7 +117,7 @@ def _write(
     work: SubRuns, points: Sequence[Point], counts: dict[str, int] | None, inputs: Mapping[str, str], command: str
 ) -> None:
     recipe, run = work.recipe, work.run
-    groups = {(part, row.id): row.group for part, members in evaluation_rows(recipe, run).items() for row in members}
+    groups = evaluated_groups(recipe, run)
     plain = {"name": recipe.name, **curve_values(points, groups, seed=recipe.seed, raw=counts)}
     run.write_json("curve.json", plain)
     run.write("curve.html", curve_page(recipe.name, plain, command=command))

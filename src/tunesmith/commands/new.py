@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tunesmith.commands.shared import Reporter, silent
 from tunesmith.data.rows import Row
 from tunesmith.data.sources import open_sources
 from tunesmith.errors import RunError
 from tunesmith.runs.run import write_atomic
-
-if TYPE_CHECKING:
-    pass
 
 
 def new(name: str, source: str, path: Path, log: Reporter = silent) -> Path:

@@ -37,8 +37,7 @@ from tunesmith.commands.shared import (
 from tunesmith.config.recipe import CHECKS, FORMATS, Recipe
 from tunesmith.config.registry import packages
 from tunesmith.data.conversation import Conversation, conversation_to_dict
-from tunesmith.data.finding import CheckContext, Finding
-from tunesmith.data.finding import finding_to_dict as finding_to_plain
+from tunesmith.data.finding import CheckContext, Finding, finding_to_dict
 from tunesmith.data.load import LoadedRows
 from tunesmith.data.mix_in import HeldOut, MixedRows, add_to_account, draw
 from tunesmith.data.mix_in import describe as describe_mixed
@@ -178,8 +177,7 @@ def reasoning_hints(template: Template, reasoned: int) -> list[str]:
     from tunesmith.prompt.template import OPEN_THOUGHT
 
     if reasoned and template.reasoning == "drop":
-        rows = f"{counted(reasoned, 'row')}"
-        return [f"the reasoning of {rows} is dropped, because prompt.reasoning is drop"]
+        return [f"the reasoning of {counted(reasoned, 'row')} is dropped, because prompt.reasoning is drop"]
     if not reasoned and OPEN_THOUGHT.search(template.plain_answer.prompt):
         hint = "the generation prompt opens a thought, but no row has reasoning: the model learns an empty thought"
         has_switch = "enable_thinking" in template.text
@@ -222,7 +220,7 @@ def prepare(recipe: Recipe, run: Run, log: Reporter = silent) -> Path:
         write_finding = stack.enter_context(run.lines("findings.jsonl"))
 
         def sink(finding: Finding) -> None:
-            write_finding(finding_to_plain(finding))
+            write_finding(finding_to_dict(finding))
 
         context = check_context(encoder, loaded, recipe)
         try:

@@ -6,7 +6,7 @@ train.seed alone.
 
 from __future__ import annotations
 
-from tunesmith.commands.shared import Reporter, evaluation_rows, is_up_to_date, silent
+from tunesmith.commands.shared import Reporter, evaluated_groups, is_up_to_date, silent
 from tunesmith.commands.sub_runs import (
     OnProgress,
     SubRuns,
@@ -53,10 +53,7 @@ def train_seeds(
         trainings.append(_train_seed(work, number, recipe.training_seed + number - 1, log_line))
     inputs = {training.run: Run(run / training.run).fingerprint("evaluate") for training in trainings}
     if not is_up_to_date(run, "seeds", inputs, log):
-        groups = {
-            (part, row.id): row.group for part, members in evaluation_rows(recipe, run).items() for row in members
-        }
-        run.write_json("seeds.json", compare_trainings(trainings, groups, seed=recipe.seed))
+        run.write_json("seeds.json", compare_trainings(trainings, evaluated_groups(recipe, run), seed=recipe.seed))
         run.write_fingerprints("seeds", inputs, ["seeds.json"])
     log(f"seeds: {run.read_json('seeds.json')['verdict']}")
 

@@ -348,6 +348,11 @@ def evaluation_rows(recipe: Recipe, run: Run) -> dict[str, list[Conversation]]:
     return parts
 
 
+def evaluated_groups(recipe: Recipe, run: Run) -> dict[tuple[str, str], str]:
+    """Returns the group of each evaluated row by its part and id."""
+    return {(part, row.id): row.group for part, members in evaluation_rows(recipe, run).items() for row in members}
+
+
 def held_out(recipe: Recipe, run: Run) -> dict[str, list[Conversation]]:
     """Returns the rows of `evaluation_rows` without the probes."""
     from tunesmith.evaluation.comparison import sample_rows

@@ -236,6 +236,10 @@ class RowDecisions:
         """The decision about a row: the strongest proposal of its findings."""
         return self._decisions.get(row, ("keep", ""))[0]
 
+    def keeps(self, row: str) -> bool:
+        """Whether a row stays in the table, as it is or repaired."""
+        return self.decision(row) in ("keep", "repair")
+
     def reason(self, row: str) -> str:
         """The check that decided about a row; '' if no check found anything."""
         return self._decisions.get(row, ("keep", ""))[1]

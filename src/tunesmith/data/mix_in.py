@@ -98,13 +98,13 @@ def draw(
         indices = order[examined : examined + size]
         batch = loaded.rows.take(indices)
         ledger.add(run_checks(batch, selected, context, scopes=("row", "table")))
-        usable = [row for row in batch if ledger.decision(row.id) in ("keep", "repair")]
+        usable = [row for row in batch if ledger.keeps(row.id)]
         leaking = _asked_elsewhere(usable, held_out)
         for index, row in zip(indices, batch, strict=True):
             if len(row_by_index) == mix_in.rows:
                 break
             examined += 1
-            if ledger.decision(row.id) not in ("keep", "repair"):
+            if not ledger.keeps(row.id):
                 left_out[ledger.reason(row.id)] += 1
             elif reason := leaking.get(row.id):
                 left_out[reason] += 1

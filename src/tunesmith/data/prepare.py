@@ -179,7 +179,7 @@ def _audit_counts(loaded: LoadedRows, ledger: RowDecisions) -> dict[str, Any]:
     return {
         "read": loaded.count,
         "unread": len(loaded.broken),
-        "kept": sum(ledger.decision(row.id) in ("keep", "repair") for row in loaded.rows),
+        "kept": sum(ledger.keeps(row.id) for row in loaded.rows),
         **_summary(ledger, loaded),
     }
 
@@ -217,7 +217,7 @@ def prepare(
     """Checks the rows, drops or quarantines as proposed, splits the others, and accounts for every row."""
     rows = loaded.rows
     ledger = check_rows(loaded, data.checks, context, sink=sink, processes=processes)
-    kept_rows = _kept_rows(rows, ledger)
+    kept_rows = rows_kept(rows, ledger)
     if not len(kept_rows):
         raise NoRowsLeft(
             f"the checks leave no row of {loaded.count}: {drop_reasons(ledger)}",
@@ -244,7 +244,7 @@ def split_rows(
     """
     parts = split(kept_rows, seed=seed, **data.split.model_dump())
     ledger.add(run_checks(kept_rows, data.checks, replace(context, parts=parts), scopes=("split",)))
-    kept_rows = _kept_rows(kept_rows, ledger)
+    kept_rows = rows_kept(kept_rows, ledger)
     names = [parts[row.id] for row in kept_rows]
     by_part = {part: kept_rows.take(index for index, name in enumerate(names) if name == part) for part in PARTS}
     if not len(by_part["train"]):
@@ -272,8 +272,9 @@ def _scope(check: NamedSetting) -> str:
     return str(entry_constant(CHECKS, check.name, "SCOPE"))
 
 
-def _kept_rows(rows: Table, ledger: RowDecisions) -> Table:
-    return rows.take(index for index, row in enumerate(rows) if ledger.decision(row.id) in ("keep", "repair"))
+def rows_kept(rows: Table, ledger: RowDecisions) -> Table:
+    """Returns the rows that no check leaves out."""
+    return rows.take(index for index, row in enumerate(rows) if ledger.keeps(row.id))
 
 
 def _joined_parts(parts: Mapping[str, Table], rows: Table) -> Table:

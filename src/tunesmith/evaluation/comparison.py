@@ -22,6 +22,7 @@ from tunesmith.evaluation.verdict import Verdict, correct, decide
 from tunesmith.generation.text_model import Reply, TextModel
 
 NO_TRAINING_ANSWERS = TrainingAnswers()
+HELD_OUT = ("test", "unseen")  # the held-out parts; probes are scored separately
 MAX_LOSS = 230.0  # nats; exp(230) = 1e100, far above the perplexity of any working model
 
 
@@ -244,7 +245,7 @@ def _score_all(
 def _rows_by_section(parts: Mapping[str, Sequence[Conversation]]) -> dict[str, list[tuple[RowKey, str]]]:
     """Returns rows and their groups by section: `all` if both held-out parts have rows, then each part."""
     rows_by_part = {part: [((part, row.id), row.group) for row in rows] for part, rows in parts.items() if rows}
-    held_out = [rows_by_part[part] for part in rows_by_part if part in ("test", "unseen")]
+    held_out = [rows_by_part[part] for part in rows_by_part if part in HELD_OUT]
     return {"all": [row for rows in held_out for row in rows], **rows_by_part} if len(held_out) > 1 else rows_by_part
 
 

@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.evaluation.sentences import headline
+from tunesmith.evaluation.comparison import HELD_OUT, RowKey, verdict_sentence
 from tunesmith.evaluation.verdict import Verdict, correct, decide_over_trainings
-
-HELD_OUT = ("test", "unseen")
-RowKey = tuple[str, str]  # a row's part and id
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,7 @@ def compare_trainings(trainings: Sequence[Training], groups: Mapping[RowKey, str
         "primary": primary,
         "kind": kind,
         "trainings": [{"run": training.run, "seed": training.seed} for training in trainings],
-        "verdict": headline(main.describe(), primary, kind)
-        if main
-        else f"'{primary}' was not measured, so there is no verdict.",
+        "verdict": verdict_sentence(primary, main, kind),
         "helped": main.outcome if main else "not measured",
         "sections": {
             title: {name: verdict.describe() for name, verdict in verdicts.items()}

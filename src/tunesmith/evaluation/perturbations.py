@@ -8,17 +8,16 @@ depends only on the seed and the row's id. URLs, email addresses, words with dig
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
-from tunesmith.config.recipe import SHIPPED
 from tunesmith.data.conversation import Conversation, Origin, Turn, normalize
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import RecipeError
+from tunesmith.evaluation.retention import read_shipped_probes
 
 Change = Callable[[Conversation, str, random.Random], str | None]
 
@@ -196,7 +195,7 @@ def outside(rows: Sequence[Conversation], seed: int, *, count: int = 40) -> list
     `expect`: no_steps. They take the first row's system message. Raises RecipeError unless `count` is between 1 and the
     number of lines, DataError if the file is missing.
     """
-    probes = _read_outside_probes()
+    probes = read_shipped_probes("outside.jsonl", "remove `outside` from evaluate.robustness")
     if not 1 <= count <= len(probes):
         raise RecipeError(f"'count' must be 1 to {len(probes)}, not {count}", where="evaluate.robustness, outside")
     system = [turn for turn in rows[0].turns[:1] if turn.role == "system"] if rows else []
@@ -209,14 +208,6 @@ def outside(rows: Sequence[Conversation], seed: int, *, count: int = 40) -> list
         )
         for line, probe in enumerate(probes[:count], start=1)
     ]
-
-
-def _read_outside_probes() -> list[dict[str, Any]]:
-    for folder in SHIPPED:
-        if (file := folder / "probes" / "outside.jsonl").is_file():
-            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    advice = "Reinstall tunesmith, or remove `outside` from evaluate.robustness"
-    raise DataError("the shipped file probes/outside.jsonl is missing", where=str(SHIPPED[0]), next=advice)
 
 
 def _make_twins(rows: Sequence[Conversation], seed: int, name: str, change: Change) -> list[Conversation]:

@@ -38,14 +38,19 @@ _REFUSAL = re.compile(
 )
 
 
+def read_shipped_probes(name: str, advice: str) -> list[dict[str, Any]]:
+    """The lines of the shipped file probes/`name`. Raises DataError with `advice` if it is missing."""
+    for folder in SHIPPED:
+        if (file := folder / "probes" / name).is_file():
+            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    advice = f"Reinstall tunesmith, or {advice}"
+    raise DataError(f"the shipped file probes/{name} is missing", where=str(SHIPPED[0]), next=advice)
+
+
 @functools.cache
 def read_probes() -> tuple[dict[str, Any], ...]:
     """The shipped prompts, in the order of the file. Raises DataError if the file is missing."""
-    for folder in SHIPPED:
-        if (file := folder / "probes" / FILE).is_file():
-            return tuple(json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    advice = "Reinstall tunesmith, or set evaluate.retention to 0"
-    raise DataError(f"the shipped file probes/{FILE} is missing", where=str(SHIPPED[0]), next=advice)
+    return tuple(read_shipped_probes(FILE, "set evaluate.retention to 0"))
 
 
 def retention_rows(limit: int, seed: int) -> list[Conversation]:
@@ -128,7 +133,7 @@ def _is_json(reply: str, expected: Mapping[str, Any]) -> bool:
         value = json.loads(_code(reply))
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and all(str(value.get(key)) == str(expected) for key, expected in expected.items())
+    return isinstance(value, dict) and all(str(value.get(key)) == str(item) for key, item in expected.items())
 
 
 def _defines(reply: str, name: str) -> bool:

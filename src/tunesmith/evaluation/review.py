@@ -17,6 +17,7 @@ from typing import Any, Literal, cast, get_args
 from tunesmith.data.conversation import Conversation, Turn
 from tunesmith.errors import RunError
 from tunesmith.evaluation.agreement import cohen_kappa, fleiss_kappa, wilson_interval
+from tunesmith.evaluation.comparison import HELD_OUT
 from tunesmith.evaluation.sentences import narrow_sentences, p_text, signed, too_few_sentence
 from tunesmith.evaluation.verdict import Verdict, decide
 from tunesmith.runs.run import command_for_product, hash_json, sync_folder, translate_disk_errors
@@ -31,7 +32,6 @@ QUESTIONS = {
     "clear": "One reading is enough to understand it.",
     "robust": "It holds up: nothing is guessed, nothing is repeated over and over, it does not break off.",
 }
-HELD_OUT = ("test", "unseen")  # the held-out parts; probes are reported separately, as in scores.json
 
 
 @dataclass(frozen=True)

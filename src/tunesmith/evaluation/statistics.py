@@ -291,6 +291,12 @@ def holm_adjust(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def index_groups(groups: Sequence[str]) -> NDArray[np.int64]:
+    """Returns the number of each row's group [rows], from 0; a row without a group is its own group."""
+    names = [name or f"row {index}" for index, name in enumerate(groups)]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
 def group_sums(group_ids: Ints, values: Floats | None = None) -> Floats:
     """Returns the sum of `values` in each group [groups]; without `values`, the number of rows."""
     return np.asarray(np.bincount(group_ids, values), float)

@@ -19,6 +19,7 @@ from tunesmith.evaluation.statistics import (
     exact_share_interval,
     group_sums,
     holm_adjust,
+    index_groups,
     mean_interval,
     permutation_p_value,
     share_difference_interval,
@@ -92,6 +93,11 @@ class Verdict:
         return max(self.p, self.worst.p) if self.worst else self.p
 
     @property
+    def _deciding_p(self) -> float:
+        """The p-value that decides: before correction for the primary score and for scores that are not corrected."""
+        return self.tested_p if self.primary or self.adjusted is None else self.adjusted
+
+    @property
     def outcome(self) -> Outcome:
         """The verdict in words, better or worse only if interval and p agree, also in the worst case."""
         most = MAX_MISSING if self.worst else MAX_UNBOUNDED_MISSING
@@ -99,9 +105,8 @@ class Verdict:
             return "too many missing"
         if self.groups < MIN_GROUPS:
             return "too few to tell"
-        p = self.tested_p if self.primary or self.adjusted is None else self.adjusted
         ends = [(self.low, self.high), *([(self.worst.low, self.worst.high)] if self.worst else [])]
-        directions = {int(shown_direction(low, high, p)) for low, high in ends}
+        directions = {int(shown_direction(low, high, self._deciding_p)) for low, high in ends}
         direction = directions.pop() if len(directions) == 1 else 0
         if direction == 0:
             return "no change shown"
@@ -112,8 +117,7 @@ class Verdict:
     @property
     def narrow(self) -> bool:
         """Whether a difference was shown, but a few other rows could have hidden it: its p is above 0.01."""
-        p = self.tested_p if self.primary or self.adjusted is None else self.adjusted
-        return self.outcome in ("better", "worse", "higher", "lower") and p > NARROW
+        return self.outcome in ("better", "worse", "higher", "lower") and self._deciding_p > NARROW
 
     def describe(self) -> dict[str, Any]:
         """Returns the entry of scores.json as a dict; an infinite end is None. One training has no `trainings`."""
@@ -214,8 +218,8 @@ def decide_over_trainings(
     difference, low, high, p = _compare(before, after, ids, fold, limits, seed)
     worst = None
     if partial and limits and fold == "mean":
-        filled = [(_against(scores, limits, rises=difference > 0), name) for scores, name in partial]
-        worst = WorstCase(*_compare(*_arrays([*complete, *filled]), fold, limits, seed))
+        worst_rows = [(_against(scores, limits, rises=difference > 0), name) for scores, name in partial]
+        worst = WorstCase(*_compare(*_arrays([*complete, *worst_rows]), fold, limits, seed))
     detectable = None
     if power and len(tuned) == 1 and ids.max() + 1 >= MIN_GROUPS:
         influence = _influence(before, after[0], fold)
@@ -284,8 +288,7 @@ def level_interval(
     Shares have an exact interval; no end leaves `limits`. For the other parameters see `decide`.
     """
     scores = np.array(values, float)
-    names = [name or f"row {index}" for index, name in enumerate(groups)]
-    ids = np.unique(names, return_inverse=True)[1].astype(np.int64)
+    ids = index_groups(groups)
     sums, sizes = group_sums(ids, scores)[None], np.bincount(ids)
     if len(sizes) < 2:
         return None
@@ -302,7 +305,7 @@ def level_interval(
 def _arrays(rows: Sequence[tuple[Sequence[float | None], str]]) -> tuple[Floats, Floats, Ints]:
     """Returns the scores of the base [rows], those of the trainings [trainings, rows], and the groups' ids [rows]."""
     scores = np.array([scores for scores, _ in rows], float).T
-    return scores[0], scores[1:], np.unique([name for _, name in rows], return_inverse=True)[1].astype(np.int64)
+    return scores[0], scores[1:], index_groups([name for _, name in rows])
 
 
 def _aggregated(scores: Floats, fold: Fold) -> float:

@@ -15,7 +15,7 @@ from tunesmith.data.conversation import Conversation
 from tunesmith.errors import RunError
 from tunesmith.evaluation.comparison import RowReply, score_differences, score_row
 from tunesmith.evaluation.score import Better, Fold, Score, TrainingAnswers
-from tunesmith.evaluation.statistics import RESAMPLES, tail_probability
+from tunesmith.evaluation.statistics import RESAMPLES, index_groups, tail_probability
 from tunesmith.evaluation.verdict import Verdict, correct, decide
 from tunesmith.exporting.likelihood import Likelihood, PromptComparison
 
@@ -189,9 +189,8 @@ def gain_share(
     if gain.outcome != "better" and not (gain.outcome == "too few to tell" and excludes_zero and gain.wins):
         reason = f"the adapter's own gain is not above zero ({_difference_text(gain)})"
         return GainShare(None, None, None, drop.rows, drop.groups, drop, reason)
-    names = [name or f"row {index}" for index, name in enumerate(groups)]
-    group_index = np.unique(names, return_inverse=True)[1]
-    columns = np.array([base, adapter, file, [1.0] * len(names)])
+    group_index = index_groups(groups)
+    columns = np.array([base, adapter, file, [1.0] * len(groups)])
     sums = np.stack([np.bincount(group_index, column).astype(float) for column in columns], 1)
     ((share, gained),) = _shares(sums.sum(0)[None], better, fold)
     if not gained:

@@ -8,16 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.evaluation.comparison import HELD_OUT, RowKey
 from tunesmith.evaluation.score import Limits
 from tunesmith.evaluation.sentences import TWO_TRAININGS, certainty_sentences, measured_text, p_text, score_pair
 from tunesmith.evaluation.verdict import MIN_GROUPS, Verdict, correct, decide, level_interval
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import format_number, render_page
 
-HELD_OUT = ("test", "unseen")
 MUCH = 0.5  # share of the gain of tuning: if a step may gain more than this, "unlikely to help" is not said
 RAW = "raw"
-RowKey = tuple[str, str]  # a row's part and id
 
 
 @dataclass(frozen=True)

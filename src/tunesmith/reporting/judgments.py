@@ -42,7 +42,7 @@ def judge_section(folder: Path, recipe: Recipe, records: Records) -> Plain | Non
 
 def _preference_sentence(judge: Plain) -> str:
     preference = judge["preference"]
-    ties = f"{counted(judge['ties'], 'tie')}"
+    ties = counted(judge["ties"], "tie")
     if not preference:
         return f"The judge showed no preference: {ties}, no pair decided."
     difference = judge["difference"]

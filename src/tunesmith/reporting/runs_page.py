@@ -14,13 +14,13 @@ from typing import Any
 from tunesmith.config.recipe import parse_yaml, read_recipe
 from tunesmith.data.conversation import read_rows
 from tunesmith.errors import RunError, TunesmithError
+from tunesmith.evaluation.comparison import HELD_OUT
 from tunesmith.evaluation.sentences import headline
 from tunesmith.evaluation.verdict import MIN_GROUPS, Verdict, correct, decide
 from tunesmith.reporting import plots
 from tunesmith.reporting.html_page import format_number, render_page
 from tunesmith.runs.run import Run, command_for_product, hash_file, hash_json
 
-HELD_OUT = ("test", "unseen")
 BY_TOKEN = ("loss", "perplexity")  # means over tokens, which depend on the tokenizer
 SEEDS = ("seed", "train.seed")
 IDENTITY = ("name", "small")  # keys that are not compared: the run's name, and what --small would change

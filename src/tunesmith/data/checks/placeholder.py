@@ -122,9 +122,9 @@ def find_defects(
                 for defect in detect(turn.text)
                 if defect.severity != "note" or _names_other_employer(row, defect.text)
             ]
-            filled = {defect.start for defect in filler(row.fields)(turn.text)} if slots else set()
+            fill_starts = {defect.start for defect in filler(row.fields)(turn.text)} if slots else set()
             for slot in slots:
-                proposal: Proposal = do or ("repair" if slot.start in filled else "quarantine")
+                proposal: Proposal = do or ("repair" if slot.start in fill_starts else "quarantine")
                 yield span_finding("placeholder", row, turn_index, (slot.start, slot.end), slot.why, proposal)
 
 
